@@ -1,0 +1,34 @@
+# Two commands on a machine with only Python 3.11, git, make and a package registry: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+OUTPUT ?= runs/quickstart
+
+.PHONY: run install lint test test-all benchmark clean
+
+run: .venv/installed
+	$(BIN)/fftmoe run --output $(OUTPUT)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: lint
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+install: .venv/installed
+
+# torch goes first and alone: the exact pin takes a CPU wheel where one is offered, and everything after it
+# is satisfied by it, so no CUDA build is pulled in.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist
