@@ -1,0 +1,38 @@
+"""The sparse mixture-of-experts adapter, registered with PEFT on import.
+
+After `import fftmoe.adapter`, `peft.get_peft_model(model, MoeAdapterConfig(...))` attaches it and
+`peft.PeftModel.from_pretrained` loads it.
+"""
+
+from fftmoe.adapter.config import MoeAdapterConfig
+from fftmoe.adapter.losses import (
+    balance_loss,
+    expert_load,
+    mean_probs,
+    router_z_loss,
+    skew,
+    target_load,
+)
+from fftmoe.adapter.model import MoeModel, blocks
+from fftmoe.adapter.moe import SparseMoe
+from fftmoe.adapter.recording import record_routing
+from fftmoe.adapter.register import register
+from fftmoe.adapter.routing import Router, Routing
+
+__all__ = [
+    "MoeAdapterConfig",
+    "MoeModel",
+    "Router",
+    "Routing",
+    "SparseMoe",
+    "balance_loss",
+    "blocks",
+    "expert_load",
+    "mean_probs",
+    "record_routing",
+    "router_z_loss",
+    "skew",
+    "target_load",
+]
+
+register(MoeAdapterConfig, MoeModel)

@@ -1,0 +1,69 @@
+"""The adapter's configuration as PEFT stores it in adapter_config.json."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig, PeftType
+
+from fftmoe.adapter.compute import ACTIVATIONS, check_compute
+from fftmoe.adapter.families import select_blocks
+from fftmoe.adapter.routing import GATES
+from fftmoe.errors import InputError, did_you_mean
+
+
+@dataclass
+class MoeAdapterConfig(PeftConfig):
+    """A sparse mixture of experts beside each feed-forward network (docs/math.md, Adapter).
+
+    Raises:
+        InputError: a value is out of range or unknown. Whether the model has those blocks is checked when
+            the adapter is attached.
+    """
+
+    num_experts: int = field(default=16, metadata={"help": "Experts per block, M."})
+    expert_dim: int = field(default=16, metadata={"help": "Hidden units per expert, H; multiples of 16 are fastest."})
+    top_k: int = field(default=2, metadata={"help": "Experts per token, K."})
+    blocks: list[int] | str | None = field(
+        default=None, metadata={"help": "Blocks to adapt: 'all' or None, 'last-N', or a list of indices."}
+    )
+    activation: str = field(default="gelu", metadata={"help": "relu, gelu or silu."})
+    gates: str = field(default="detached", metadata={"help": "detached, renormalized or softmax."})
+    scale: float = field(default=1.0, metadata={"help": "Factor s on the mixture's output."})
+    compute: str = field(default="auto", metadata={"help": "auto, loop, wide or grouped."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial router and expert weights."})
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "The feed-forward modules to wrap: a regular expression for the whole name, or a list "
+            "of endings. None: chosen by the model's family."
+        },
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules not to wrap, in the same form as target_modules."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules beside the adapter that are trained and saved, e.g. ['classifier']."},
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        super().__post_init__()
+        self.peft_type = PeftType["FFT_MOE"]
+        if self.num_experts < 1 or self.expert_dim < 1:
+            raise InputError(
+                f"num_experts={self.num_experts} and expert_dim={self.expert_dim}: both must be at least 1"
+            )
+        if not 1 <= self.top_k <= self.num_experts:
+            raise InputError(
+                f"top_k={self.top_k} with num_experts={self.num_experts}; "
+                f"choose top_k between 1 and {self.num_experts}, or more experts"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"unknown activation {self.activation!r}{did_you_mean(self.activation, ACTIVATIONS)}")
+        if self.gates not in GATES:
+            raise InputError(f"unknown gates {self.gates!r}{did_you_mean(self.gates, GATES)}")
+        check_compute(self.compute)
+        # Only the form: how many blocks there are is known when the adapter is attached.
+        if isinstance(self.blocks, str) and self.blocks != "all":
+            last = self.blocks.removeprefix("last-")
+            select_blocks(self.blocks, int(last) if last.isdecimal() else 1)

@@ -1,0 +1,167 @@
+"""Where the adapter attaches in each model family, and how a block there is wrapped.
+
+The adapter's output joins the feed-forward network's before the residual addition and the norm that follow:
+y = FFN(x) + s * MoE(x), x being the feed-forward network's input.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from fftmoe.errors import InputError
+
+# How the wrapped module is called.
+#   "input":    base(x);           becomes base(x) + MoE(x)
+#   "residual": base(h, x), which computes norm(dense(h) + x); becomes base(h, x + MoE(x))
+Call = Literal["input", "residual"]
+
+Names = str | Sequence[str]
+
+
+class Family(NamedTuple):
+    """One row of the table: which modules of the whole model are wrapped; the group is the block index."""
+
+    pattern: str
+    call: Call
+
+
+# BertOutput and its copies: layer N's `output` (not `attention.output`), a post-norm block. x is its second
+# argument, the attention block's output, so MoE(x) is added within LayerNorm(dense(h) + x).
+_BERT = Family(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
+# Pre-norm decoders: layer N's `mlp`; x has passed the norm, MoE(x) joins before the residual addition.
+_DECODER = Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    # Layer N's `ffn`, post-norm: MoE(x) joins before output_layer_norm(ffn(x) + x).
+    "distilbert": Family(r"(?:.*\.)?layer\.(\d+)\.ffn", "input"),
+    # Layer N's `mlp`, pre-norm: x has passed layernorm_after.
+    "vit": Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
+    # Block N's `mlp`, pre-norm: x has passed ln_2.
+    "gpt2": Family(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
+    "gemma": _DECODER,
+    "llama": _DECODER,
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+}
+
+# Names that feed-forward networks usually have, to suggest modules of an unknown model.
+_LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff)")
+
+
+class Site(NamedTuple):
+    """One feed-forward network to adapt: module name, block index, model dim, and how it is called."""
+
+    name: str
+    block: int
+    dim: int
+    call: Call
+
+
+def find_sites(
+    model: nn.Module,
+    *,
+    target_modules: Names | None = None,
+    exclude_modules: Names | None = None,
+    blocks: Sequence[int] | str | None = None,
+) -> list[Site]:
+    """The feed-forward networks to adapt, in depth order.
+
+    Without `target_modules` they follow from the model's family. With it (a regular expression for the whole
+    module name, or a list of names or endings), the block index is the order of appearance, and modules that
+    the family's row does not name are called with x alone.
+
+    Raises:
+        InputError: the family is unknown, nothing matches, or `blocks` is out of range.
+    """
+    config = getattr(model, "config", None)
+    model_type = str(getattr(config, "model_type", None))
+    family = FAMILIES.get(model_type)
+    if family is None and target_modules is None:
+        raise InputError(_unknown_family(model, model_type))
+    sites: list[Site] = []
+    for name, module in model.named_modules():
+        match = re.fullmatch(family.pattern, name) if family else None
+        wanted = match is not None if target_modules is None else _matches(name, target_modules)
+        if not wanted or (exclude_modules is not None and _matches(name, exclude_modules)):
+            continue
+        block = int(match[1]) if match and target_modules is None else len(sites)
+        call = family.call if family and match else "input"
+        dim = _hidden_size(config) if match else _input_dim(name, module)
+        sites.append(Site(name, block, dim, call))
+    if not sites:
+        wanted_modules = family.pattern if target_modules is None and family else target_modules
+        raise InputError(
+            f"no module of this {model_type} model matches {wanted_modules!r}; {_how_to_name_modules(model)}"
+        )
+    chosen = select_blocks(blocks, len(sites))
+    return [site for site in sorted(sites, key=lambda site: site.block) if site.block in chosen]
+
+
+def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[int]:
+    """The block indices that `blocks` names: "all" or None, "last-N", or a list of indices.
+
+    Raises:
+        InputError: malformed, or beyond the model's `num_blocks` blocks.
+    """
+    if blocks is None or blocks == "all":
+        return set(range(num_blocks))
+    if isinstance(blocks, str):
+        match = re.fullmatch(r"last-([1-9]\d*)", blocks)
+        if match is None:
+            raise InputError(f"blocks={blocks!r}; use 'all', 'last-N' such as 'last-2', or a list of indices")
+        if int(match[1]) > num_blocks:
+            raise InputError(f"blocks={blocks!r}, but the model has {num_blocks} blocks")
+        return set(range(num_blocks - int(match[1]), num_blocks))
+    outside = [block for block in blocks if not 0 <= block < num_blocks]
+    if outside or not blocks:
+        raise InputError(
+            f"blocks={list(blocks)}, but the model has {num_blocks} blocks; "
+            f"name at least one index between 0 and {num_blocks - 1}"
+        )
+    return set(blocks)
+
+
+def _matches(name: str, names: Names) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(name == ending or name.endswith(f".{ending}") for ending in names)
+
+
+def _hidden_size(config: Any) -> int:
+    return int(config.hidden_size)
+
+
+def _input_dim(name: str, module: nn.Module) -> int:
+    # The first matrix of a feed-forward network reads its input.
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            return child.in_features
+    raise InputError(f"target module {name!r} ({type(module).__name__}) holds no nn.Linear; name feed-forward modules")
+
+
+def _unknown_family(model: nn.Module, model_type: str) -> str:
+    return (
+        f"model_type={model_type!r} is not among the families whose feed-forward networks are known "
+        f"({', '.join(sorted(FAMILIES))}); {_how_to_name_modules(model)}"
+    )
+
+
+def _how_to_name_modules(model: nn.Module) -> str:
+    candidates = [name for name, _ in model.named_modules() if _LIKELY_NAMES.fullmatch(name)]
+    advice = (
+        "pass target_modules naming the feed-forward modules, each called with its input alone, as a regular "
+        "expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "
+        "target_modules=['mlp']"
+    )
+    if candidates:
+        shown = [*candidates[:4], *(["..."] if candidates[4:] else [])]
+        advice += f". Candidates in this model: {', '.join(shown)}"
+    return advice

@@ -1,0 +1,93 @@
+"""A feed-forward network with the adapter beside it, as a PEFT layer."""
+
+from typing import NoReturn
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from fftmoe.adapter.config import MoeAdapterConfig
+from fftmoe.adapter.families import Site
+from fftmoe.adapter.moe import SparseMoe
+from fftmoe.errors import InputError
+from fftmoe.rng import generator
+
+
+class MoeLayer(nn.Module, BaseTunerLayer):
+    """Wraps one feed-forward module; each named adapter is a SparseMoe in `moe_experts`.
+
+    Active adapters are added one to another. While adapters are disabled the wrapped module is called alone.
+
+    Args:
+        base_layer: the wrapped module.
+        site: its block index, model dim and calling convention.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("moe_experts",)
+
+    def __init__(self, base_layer: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.site = site
+        self.moe_experts = nn.ModuleDict()
+        self.merged_adapters = []
+
+    @property
+    def block(self) -> int:
+        """The index of the Transformer block, counted from the input."""
+        return self.site.block
+
+    def update_layer(self, adapter_name: str, config: MoeAdapterConfig) -> None:
+        """Adds the adapter `adapter_name`, initialised from the config's seed and the block index alone."""
+        moe = SparseMoe(
+            config.num_experts,
+            config.expert_dim,
+            self.site.dim,
+            config.top_k,
+            generator(config.seed, "adapter", self.site.block),
+            scale=config.scale,
+            activation=config.activation,
+            gates=config.gates,
+            compute=config.compute,
+        )
+        device = next((p.device for p in self.base_layer.parameters()), None)
+        # Experts stay float32 beside a bfloat16 backbone: small updates would be lost in its 8 bits.
+        if device is not None and moe.up.device.type != "meta" and device.type != "meta":
+            moe.to(device)
+        self.moe_experts[adapter_name] = moe
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def active_moe(self) -> list[SparseMoe]:
+        """The active adapters of this layer."""
+        named = ((name, self.moe_experts[name]) for name in self.active_adapters if name in self.moe_experts)
+        return [moe for _, moe in named if isinstance(moe, SparseMoe)]
+
+    def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Calls the wrapped module and adds the active adapters' output."""
+        if self.disable_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if self.site.call == "input":
+            y = self.base_layer(x, *args, **kwargs)
+            for moe in self._present():
+                y = y + moe(x)
+            return y
+        return self._forward_residual(x, *args, **kwargs)
+
+    def _forward_residual(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        # The wrapped module adds its second argument before its norm; the adapter's output goes the same way.
+        residual = input_tensor
+        for moe in self._present():
+            residual = residual + moe(input_tensor)
+        return self.base_layer(hidden_states, residual)
+
+    def _present(self) -> list[SparseMoe]:
+        return [moe for moe in self.active_moe() if moe.num_experts > 0]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        """Refuses: which experts act depends on the input, so no fixed weight equals the adapter."""
+        raise InputError(
+            "a mixture-of-experts adapter cannot be merged into the backbone, because the experts it uses "
+            "depend on the input; keep it attached, or call unload() to drop it"
+        )
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""

@@ -1,0 +1,107 @@
+"""Auxiliary losses as pure functions of a Routing (docs/math.md, Balance loss and z-loss).
+
+They return values and store nothing. Each takes an optional token mask, so that padding neither counts as
+load nor pulls on the router. Where a client holds R < M experts, every vector here is over those R.
+
+Shape letters: T tokens, M experts, K top-k.
+"""
+
+import torch
+from torch import Tensor
+
+from fftmoe.adapter.routing import Routing
+
+
+def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
+    """f_M: the fraction of routed slots that went to each expert.
+
+    At balance 1/M each; sums to 1 for every top-k (to 0 where the mask leaves no token). Carries no gradient.
+
+    Args:
+        routing: of T tokens.
+        mask: [T] bool or 0/1, true for the tokens that count; None: all.
+
+    Returns:
+        float32 [M].
+    """
+    num_tokens, num_experts = routing.probs_TM.shape
+    top_k = routing.expert_ids_TK.shape[1]
+    weight_T = _weights(routing, mask)
+    # Sums of ones are exact in float32 (below 2^24 slots per expert), so their order does not matter.
+    counts_M = routing.probs_TM.new_zeros(num_experts)
+    slots_TK = weight_T[:, None].expand(num_tokens, top_k)
+    counts_M = counts_M.index_add(0, routing.expert_ids_TK.flatten(), slots_TK.flatten())
+    return counts_M / (weight_T.sum() * top_k).clamp_min(1)
+
+
+def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
+    """P_M: the mean router probability of each expert; 1/M each at balance, and it carries the gradient.
+
+    Args:
+        routing: of T tokens.
+        mask: [T] bool or 0/1; None: all tokens.
+
+    Returns:
+        float32 [M].
+    """
+    weight_T = _weights(routing, mask)
+    return (routing.probs_TM * weight_T[:, None]).sum(0) / weight_T.sum().clamp_min(1)
+
+
+def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
+    """q_M, the load to aim for: proportional to (u_m + epsilon)^-beta, and summing to 1.
+
+    beta = 0 is the classical uniform target, 1/M each, whatever the global load; a larger beta sends more
+    tokens to the experts that the whole federation uses least.
+
+    Args:
+        global_load_M: u, the federation's load of these experts.
+        beta: at least 0.
+        epsilon: above 0, keeps an unused expert's target finite.
+    """
+    # As a softmax of logs: (u + epsilon)^-beta overflows for a large beta.
+    return (-beta * (global_load_M + epsilon).log()).softmax(0)
+
+
+def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
+    """Sum over experts of f_m P_m / q_m (docs/math.md, Balance loss).
+
+    At balance, f = P = q, it is exactly 1 in exact arithmetic, for every number of experts, top-k and target.
+
+    Args:
+        load_M: f, from `expert_load`.
+        probs_M: P, from `mean_probs`.
+        target_M: q, from `target_load`.
+    """
+    return (load_M * probs_M / target_M).sum()
+
+
+def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens of logsumexp(logits)^2 over the resident experts; keeps the logits small.
+
+    Balance does not fix its value: with all logits 0 it is log(R)^2.
+
+    Args:
+        routing: of T tokens.
+        mask: [T] bool or 0/1; None: all tokens.
+    """
+    weight_T = _weights(routing, mask)
+    return (routing.logits_TM.logsumexp(-1).square() * weight_T).sum() / weight_T.sum().clamp_min(1)
+
+
+def skew(load_M: Tensor, global_load_M: Tensor) -> Tensor:
+    """The skew s in [0, 1]: total variation 0.5 * sum |f - u| between a client's load and the global one.
+
+    0 where they agree, 1 where the client only uses experts that nobody else does. The global load is first
+    rescaled to sum to 1 over these experts, as a client may hold only some; if none was used, it is uniform.
+    """
+    total = global_load_M.sum()
+    uniform_M = torch.full_like(global_load_M, 1 / global_load_M.numel())
+    reference_M = torch.where(total > 0, global_load_M / total, uniform_M)
+    return 0.5 * (load_M - reference_M).abs().sum()
+
+
+def _weights(routing: Routing, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return routing.probs_TM.new_ones(routing.probs_TM.shape[0])
+    return mask.to(routing.probs_TM)

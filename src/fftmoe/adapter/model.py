@@ -1,0 +1,80 @@
+"""The adapter as a PEFT tuner: it finds the feed-forward networks and wraps them."""
+
+import copy
+import re
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from fftmoe.adapter.config import MoeAdapterConfig
+from fftmoe.adapter.families import Site, find_sites
+from fftmoe.adapter.layer import MoeLayer
+from fftmoe.adapter.moe import SparseMoe
+
+
+class MoeModel(BaseTuner):
+    """What `get_peft_model(model, MoeAdapterConfig(...))` puts around the model."""
+
+    prefix: str = "moe_"
+    tuner_layer_cls = MoeLayer
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        assert isinstance(peft_config, MoeAdapterConfig)
+        self._sites: dict[str, Site] = {
+            site.name: site
+            for site in find_sites(
+                self.model,
+                target_modules=peft_config.target_modules,
+                exclude_modules=peft_config.exclude_modules,
+                blocks=peft_config.blocks,
+            )
+        }
+        # A copy: what is saved stays what the user asked for, not this model's module names.
+        resolved = copy.copy(peft_config)
+        resolved.target_modules = "|".join(re.escape(name) for name in self._sites)
+        resolved.exclude_modules = None
+        return resolved
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        assert isinstance(peft_config, MoeAdapterConfig)
+        if isinstance(target, MoeLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = MoeLayer(target, self._sites[current_key])
+        layer.set_adapter(self.active_adapters)
+        layer.update_layer(adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft's rule looks at the last two parts of a name; a router's weight lies one module deeper.
+        shorter = key.replace(f".moe_experts.{adapter_name}.", ".moe_experts.")
+        return shorter if shorter != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def blocks(model: nn.Module) -> dict[int, SparseMoe]:
+    """The active adapter of each adapted block, by block index in depth order.
+
+    Args:
+        model: a PeftModel, or any module that holds adapted layers. Where several adapters are active at
+            once, the first is given.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MoeLayer) and module.active_moe()]
+    return {layer.block: layer.active_moe()[0] for layer in sorted(layers, key=lambda layer: layer.block)}

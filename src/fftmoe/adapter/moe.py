@@ -1,0 +1,160 @@
+"""The sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
+
+Shape letters: T tokens, D model dim, H expert hidden units, M experts of the pool, R experts held, K top-k.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fftmoe.adapter import compute as computes
+from fftmoe.adapter.routing import Router, Routing
+from fftmoe.errors import InputError
+
+
+class SparseMoe(nn.Module):
+    """`s * sum_{m in S(x)} g_m(x) E_m(x)`: what is added to a block's feed-forward network.
+
+    The pool starts as M experts. A client replaces it by its resident experts (`load_experts`), any number of
+    them including none; the server keeps all and can look at them as a client would (`view`). Masking the
+    pool and slicing it give the same function.
+
+    Args:
+        num_experts: M.
+        expert_dim: H. A multiple of 16 is fastest; any positive number works.
+        dim: model dim D.
+        top_k: experts per token.
+        generator: source of the initial weights; the same generator gives the same pool in every process.
+        scale: s.
+        activation: "relu", "gelu" or "silu".
+        gates: "detached", "renormalized" or "softmax".
+        compute: "auto", "loop", "wide" or "grouped".
+    """
+
+    # Declared for type checkers; a non-persistent buffer, so that it follows the module's device.
+    resident: Tensor | None
+
+    def __init__(
+        self,
+        num_experts: int,
+        expert_dim: int,
+        dim: int,
+        top_k: int,
+        generator: torch.Generator,
+        *,
+        scale: float = 1.0,
+        activation: str = "gelu",
+        gates: str = "detached",
+        compute: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_top_k(top_k, num_experts)
+        self.router = Router(num_experts, dim, generator)
+        up_MHD = torch.randn(num_experts, expert_dim, dim, generator=generator) * dim**-0.5
+        self.up = nn.Parameter(up_MHD)
+        # Zero, so that an untrained adapter is exactly the backbone.
+        self.down = nn.Parameter(torch.zeros(num_experts, expert_dim, dim))
+        self.register_buffer("resident", None, persistent=False)
+        self.top_k = top_k
+        self.scale = scale
+        self.activation = activation
+        self.gates = gates
+        self.compute = compute
+
+    @property
+    def num_experts(self) -> int:
+        """Experts held here: M for the pool, R on a client."""
+        return self.up.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., D] to [..., D] in x's dtype, or in autocast's dtype where that is on."""
+        if self.num_experts == 0:
+            return torch.zeros_like(x)
+        x_TD = x.flatten(0, -2)
+        routing: Routing = self.router(x_TD, self.top_k, self.resident, self.gates)
+        return self.mix(x_TD, routing).view(x.shape)
+
+    def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """The experts' scaled output y_TD for tokens whose routing is known."""
+        # grouped_mm is not known to autocast, so every operand is cast here, for all implementations alike.
+        dtype = _compute_dtype(x_TD)
+        _, expert_dim, dim = self.up.shape
+        name = computes.choose(self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.device, dtype)
+        y_TD = computes.COMPUTES[name](
+            x_TD.to(dtype),
+            routing.gates_TK.to(dtype),
+            routing.expert_ids_TK,
+            self.up.to(dtype),
+            self.down.to(dtype),
+            computes.ACTIVATIONS[self.activation],
+        )
+        return y_TD if self.scale == 1.0 else self.scale * y_TD
+
+    def load_experts(self, router: Tensor, up: Tensor, down: Tensor, top_k: int) -> None:
+        """Replaces the experts held here by copies of these R (0 is allowed: the block then adds nothing).
+
+        The new parameters keep the old ones' `requires_grad`; any `view` is dropped.
+
+        Args:
+            router: [R, D].
+            up: [R, H, D].
+            down: [R, H, D].
+            top_k: experts per token; at most R, ignored when R is 0.
+
+        Raises:
+            InputError: top_k is not in 1..R, or the shapes disagree with each other or with this block.
+        """
+        num_experts, dim = router.shape[0], self.router.weight.shape[1]
+        expected = (num_experts, self.up.shape[1], dim)
+        if router.shape != (num_experts, dim) or up.shape != expected or down.shape != expected:
+            shapes = [tuple(tensor.shape) for tensor in (router, up, down)]
+            raise InputError(
+                f"experts of shapes router {shapes[0]}, up {shapes[1]}, down {shapes[2]} do not fit a block "
+                f"with expert_dim={self.up.shape[1]} and model dim={dim}"
+            )
+        if num_experts > 0:
+            _check_top_k(top_k, num_experts)
+        self.router.weight = _replace(self.router.weight, router)
+        self.up = _replace(self.up, up)
+        self.down = _replace(self.down, down)
+        self.top_k = top_k
+        self.resident = None
+
+    def view(self, top_k: int, resident: Tensor | None = None) -> None:
+        """Looks at the experts held here as a client with `top_k` and these residents would.
+
+        Args:
+            top_k: experts per token; at most the number of residents.
+            resident: bool, [num_experts]; None: all.
+
+        Raises:
+            InputError: top_k is not in 1..number of residents, or the mask has another shape.
+        """
+        if resident is not None and (resident.shape != (self.num_experts,) or resident.dtype != torch.bool):
+            raise InputError(
+                f"resident must be a bool mask of {self.num_experts} experts, "
+                f"got {tuple(resident.shape)} of {resident.dtype}"
+            )
+        if self.num_experts > 0:
+            _check_top_k(top_k, self.num_experts if resident is None else int(resident.sum()))
+        self.top_k = top_k
+        self.resident = None if resident is None else resident.to(self.up.device, copy=True)
+
+
+def _check_top_k(top_k: int, num_resident: int) -> None:
+    if not 1 <= top_k <= num_resident:
+        raise InputError(
+            f"top_k={top_k} with {num_resident} resident experts; choose top_k between 1 and {num_resident}, "
+            "or hold more experts"
+        )
+
+
+def _replace(old: nn.Parameter, new: Tensor) -> nn.Parameter:
+    # A copy: training the client's experts must not reach into the tensors they were loaded from.
+    value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
+    return nn.Parameter(value, requires_grad=old.requires_grad)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

@@ -1,0 +1,22 @@
+"""Makes the adapter a PEFT method: `get_peft_model` and `PeftModel.from_pretrained` know it afterwards."""
+
+from aenum import extend_enum
+from peft import PeftType
+from peft.utils import register_peft_method
+
+NAME = "FFT_MOE"
+
+
+def add_peft_type() -> None:
+    """Adds the member FFT_MOE to peft's closed enumeration; a second call does nothing."""
+    if NAME not in PeftType.__members__:
+        extend_enum(PeftType, NAME, NAME)
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Registers the configuration and tuner under FFT_MOE; a second call does nothing."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    add_peft_type()
+    if PeftType[NAME] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name=NAME.lower(), prefix="moe_", config_cls=config_cls, model_cls=model_cls)

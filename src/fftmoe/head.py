@@ -1,0 +1,73 @@
+"""How logits become a loss for classification: one small class per kind of head.
+
+Shape letters: B batch, C classes.
+"""
+
+import math
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fftmoe.errors import InputError, did_you_mean
+
+
+class Head(Protocol):
+    """What training needs to know of a classification head; its weights belong to the model."""
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The mean loss of a batch with int64 labels, a scalar."""
+        ...
+
+    def init_bias(self, num_labels: int) -> float:
+        """The bias that every class starts with."""
+        ...
+
+
+class Averaged:
+    """Softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
+
+    The classes share one normaliser, so a client pushes down every class that it never sees; under label skew
+    these pushes are what federated averaging mixes.
+    """
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The mean over the batch."""
+        return F.cross_entropy(logits_BC, labels_B)
+
+    def init_bias(self, num_labels: int) -> float:
+        """0: softmax of equal logits already is the prior 1/C."""
+        return 0.0
+
+
+class OneVsAll:
+    """Each class is told from all others: L = mean_b sum_c BCE(sigmoid(z_bc), [y_b = c]).
+
+    One row's logit does not appear in another row's loss, so rows of different clients can be averaged.
+    """
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The sum over the classes, mean over the batch."""
+        targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
+        losses_BC = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none")
+        return losses_BC.sum(-1).mean()
+
+    def init_bias(self, num_labels: int) -> float:
+        """-log(C - 1): sigmoid of it is 1/C, so an untrained row predicts the prior."""
+        if num_labels < 2:
+            raise InputError(f"a one-vs-all head needs at least 2 labels, got {num_labels}")
+        return -math.log(num_labels - 1)
+
+
+HEADS: dict[str, type[Averaged] | type[OneVsAll]] = {"averaged": Averaged, "one-vs-all": OneVsAll}
+
+
+def make_head(kind: str) -> Head:
+    """The head named `kind`.
+
+    Raises:
+        InputError: no such head.
+    """
+    if kind not in HEADS:
+        raise InputError(f"unknown head {kind!r}{did_you_mean(kind, HEADS)}")
+    return HEADS[kind]()

@@ -1,0 +1,122 @@
+"""Tiny random models of every family, for tests that need a real architecture but no real weights."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+LABELS = {0: "a", 1: "b", 2: "c"}
+NUM_BLOCKS = 3
+VOCAB = 31
+HIDDEN = 20
+
+
+class Tiny(NamedTuple):
+    """How to build one tiny model; `make()` gives equal weights each time."""
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[], dict[str, Tensor]]
+
+
+def tokens() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    # Id 1 pads in RoBERTa, 0 in BERT: neither is drawn.
+    input_ids = torch.randint(2, VOCAB, (2, 7), generator=generator)
+    attention_mask = torch.ones(2, 7, dtype=torch.int64)
+    attention_mask[1, 5:] = 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))}
+
+
+def _encoder(model_class: type, config_class: type, **extra: object) -> Tiny:
+    def make() -> nn.Module:
+        config = config_class(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=NUM_BLOCKS,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=17,
+            id2label=LABELS,
+            **extra,
+        )
+        return _build(model_class, config)
+
+    return Tiny(make, tokens)
+
+
+def _decoder(model_class: type, config_class: type) -> Tiny:
+    return _encoder(model_class, config_class, num_key_value_heads=1, head_dim=10, pad_token_id=0)
+
+
+def _build(model_class: type, config: object) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return model_class(config).requires_grad_(False).eval()
+
+
+def _distilbert() -> nn.Module:
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCAB,
+        dim=HIDDEN,
+        n_layers=NUM_BLOCKS,
+        n_heads=2,
+        hidden_dim=24,
+        max_position_embeddings=17,
+        id2label=LABELS,
+    )
+    return _build(transformers.DistilBertForSequenceClassification, config)
+
+
+def _gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB,
+        n_embd=HIDDEN,
+        n_layer=NUM_BLOCKS,
+        n_head=2,
+        n_positions=17,
+        id2label=LABELS,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return _build(transformers.GPT2ForSequenceClassification, config)
+
+
+def _vit() -> nn.Module:
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=HIDDEN,
+        num_hidden_layers=NUM_BLOCKS,
+        num_attention_heads=2,
+        intermediate_size=24,
+        id2label=LABELS,
+    )
+    return _build(transformers.ViTForImageClassification, config)
+
+
+FAMILIES: dict[str, Tiny] = {
+    "bert": _encoder(transformers.BertForSequenceClassification, transformers.BertConfig),
+    "camembert": _encoder(transformers.CamembertForSequenceClassification, transformers.CamembertConfig),
+    "distilbert": Tiny(_distilbert, tokens),
+    "electra": _encoder(transformers.ElectraForSequenceClassification, transformers.ElectraConfig),
+    "gemma": _decoder(transformers.GemmaForSequenceClassification, transformers.GemmaConfig),
+    "gpt2": Tiny(_gpt2, tokens),
+    "llama": _decoder(transformers.LlamaForSequenceClassification, transformers.LlamaConfig),
+    "mistral": _decoder(transformers.MistralForSequenceClassification, transformers.MistralConfig),
+    "qwen2": _decoder(transformers.Qwen2ForSequenceClassification, transformers.Qwen2Config),
+    "qwen3": _decoder(transformers.Qwen3ForSequenceClassification, transformers.Qwen3Config),
+    "roberta": _encoder(transformers.RobertaForSequenceClassification, transformers.RobertaConfig),
+    "vit": Tiny(_vit, images),
+    "xlm-roberta": _encoder(transformers.XLMRobertaForSequenceClassification, transformers.XLMRobertaConfig),
+}
+
+
+def tiny_bert() -> nn.Module:
+    return FAMILIES["bert"].make()
