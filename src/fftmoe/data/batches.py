@@ -1,0 +1,81 @@
+"""Which examples go into which batch: orders of indices, never the data itself."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fftmoe.data.tokens import TokenizedText
+
+# Batches that are sorted by length together: enough to remove most padding, few enough to keep batches random.
+POOL_BATCHES = 8
+
+
+def evaluation_batches(
+    examples: TokenizedText, batch_size: int, indices: Tensor | np.ndarray | Sequence[int] | None = None
+) -> list[Tensor]:
+    """Every example once, neighbours of like length, so that padding is small and memory peaks in the first
+    batch.
+
+    Args:
+        examples: the data.
+        batch_size: examples per batch; the last may be smaller.
+        indices: the examples to take; all by default.
+
+    Returns:
+        int64 index tensors, longest texts first, equal lengths in index order.
+    """
+    chosen = torch.arange(len(examples)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+    by_length = examples.lengths[chosen].argsort(descending=True, stable=True)
+    return list(chosen[by_length].split(batch_size)) if len(chosen) else []
+
+
+def training_batches(
+    indices: Tensor | np.ndarray | Sequence[int] | int,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    lengths: Tensor | None = None,
+) -> list[Tensor]:
+    """Shuffled batches of a client's local training, a new order in every epoch.
+
+    With `lengths`, texts of like length share a batch, so that little of it is padding: each run of `POOL_BATCHES`
+    shuffled batches is sorted by length and its batches are shuffled again.
+
+    Args:
+        indices: the client's example indices, or their number n for 0..n-1; at least one.
+        batch_size: examples per batch; an epoch's last batch may be smaller.
+        generator: the randomness of the orders.
+        epochs: passes over the data.
+        steps: batches in all, over as many epochs as it takes; give either this or `epochs`.
+        lengths: int64, tokens of every example of the data set that `indices` point into.
+
+    Returns:
+        int64 index tensors, one per optimizer step.
+    """
+    pool = torch.arange(indices) if isinstance(indices, int) else torch.as_tensor(indices, dtype=torch.int64)
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"give epochs or steps, and not both: epochs={epochs}, steps={steps}")
+    if len(pool) == 0 or batch_size < 1:
+        raise ValueError(f"nothing to train on: {len(pool)} examples in batches of {batch_size}")
+    num_epochs = epochs if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))
+    assert num_epochs is not None
+    batches: list[Tensor] = []
+    for _ in range(num_epochs):
+        order = pool[torch.randperm(len(pool), generator=generator)]
+        batches.extend(
+            order.split(batch_size) if lengths is None else _by_length(order, batch_size, lengths, generator)
+        )
+    return batches[:steps]
+
+
+def _by_length(order: Tensor, batch_size: int, lengths: Tensor, generator: torch.Generator) -> list[Tensor]:
+    batches: list[Tensor] = []
+    for run in order.split(POOL_BATCHES * batch_size):
+        alike = run[lengths[run].argsort(stable=True)].split(batch_size)
+        batches.extend(alike[i] for i in torch.randperm(len(alike), generator=generator).tolist())
+    return batches

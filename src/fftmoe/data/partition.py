@@ -1,0 +1,194 @@
+"""Which client holds which examples: exact, disjoint covers, fixed by the seed alone."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fftmoe.data import assign
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.rng import derive
+
+# The parameters that each kind needs; it takes no others. `num_clients` is checked apart.
+PARAMETERS = {
+    "iid": (),
+    "dirichlet": ("alpha",),
+    "shards": ("shards_per_client",),
+    "bernoulli-dirichlet": ("alpha", "holder_fraction"),
+    "natural": ("groups",),
+}
+# Draws of the random kinds before giving up on `min_examples`.
+MAX_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A disjoint cover of the examples.
+
+    Attributes:
+        indices: by `client_id`, sorted int64 example indices.
+        names: by `client_id`, the natural group's name, or the number as text.
+    """
+
+    indices: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Examples of each client, int64 [C]."""
+        return np.array([len(rows) for rows in self.indices], dtype=np.int64)
+
+    def label_distribution(self, labels: np.ndarray, num_labels: int) -> np.ndarray:
+        """Share of each label among each client's examples, float64 [C, L]; rows sum to 1."""
+        counts = [np.bincount(labels[rows], minlength=num_labels) for rows in self.indices]
+        return np.stack(counts) / self.sizes[:, None]
+
+
+def make_partition(
+    kind: str,
+    *,
+    labels: np.ndarray,
+    num_clients: int | None,
+    seed: int,
+    alpha: float | None = None,
+    shards_per_client: int | None = None,
+    holder_fraction: float | None = None,
+    groups: Sequence[Hashable] | None = None,
+    min_examples: int | None = None,
+) -> Partition:
+    """Divide the examples among clients.
+
+    `iid`, `dirichlet`, `shards` and `natural` are flwr-datasets' partitioners (`fftmoe.data.assign` says
+    where their defaults had to be met with care); `bernoulli-dirichlet` is our own.
+
+    Args:
+        kind: `iid`: random, sizes equal up to one. `dirichlet`: each class is divided by a draw from
+            Dirichlet(alpha). `shards`: examples sorted by label are cut into equal shards, each client gets
+            `shards_per_client` of them. `bernoulli-dirichlet`: each client holds each class with probability
+            `holder_fraction`, every class has at least one holder, and its holders divide it by
+            Dirichlet(alpha). `natural`: one client per distinct group.
+        labels: integers [N].
+        num_clients: for `natural` None, or exactly the number of groups.
+        seed: of the division; global random state is neither read nor changed.
+        alpha: concentration > 0; smaller is more skewed.
+        shards_per_client: at least 1.
+        holder_fraction: in (0, 1].
+        groups: N values that can be sorted.
+        min_examples: every client has at least so many. Random divisions are drawn again, up to 100 times,
+            until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
+
+    Raises:
+        InputError: unknown kind, a parameter that is missing, foreign or out of range, more clients than
+            examples, or a client with too few examples.
+    """
+    if kind not in PARAMETERS:
+        raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, PARAMETERS)}")
+    given = {
+        "alpha": alpha,
+        "shards_per_client": shards_per_client,
+        "holder_fraction": holder_fraction,
+        "groups": groups,
+    }
+    _check_parameters(kind, given)
+    labels = np.asarray(labels, dtype=np.int64)
+    if kind == "natural":
+        assert groups is not None
+        return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
+    least = 2 if min_examples is None else min_examples
+    num_clients = _checked_num_clients(kind, num_clients, len(labels), least)
+    parameters = {name: given[name] for name in PARAMETERS[kind]}
+    names = tuple(map(str, range(num_clients)))
+    num_draws = MAX_DRAWS if "alpha" in parameters else 1  # the others' sizes do not depend on the draw
+    partition = Partition((), ())
+    for draw in range(num_draws):
+        rows = _DIVISIONS[kind](labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
+        partition = Partition(tuple(map(np.sort, rows)), names)
+        if partition.sizes.min() >= least:
+            return partition
+    raise _too_few(partition, least, f" after {num_draws} draws" if num_draws > 1 else "", _REMEDIES[kind])
+
+
+_DIVISIONS: dict[str, Callable[..., list[np.ndarray]]] = {
+    "iid": assign.iid,
+    "dirichlet": assign.dirichlet,
+    "shards": assign.shards,
+    "bernoulli-dirichlet": assign.bernoulli_dirichlet,
+}
+_REMEDIES = {
+    "iid": "lower partition.num_clients or partition.min_examples",
+    "dirichlet": "raise partition.alpha, or lower partition.num_clients or partition.min_examples",
+    "shards": "lower partition.num_clients, partition.shards_per_client or partition.min_examples",
+    "bernoulli-dirichlet": "raise partition.holder_fraction or partition.alpha, or lower partition.num_clients or"
+    " partition.min_examples",
+    "natural": "name a coarser column with partition.by, or lower partition.min_examples",
+}
+
+
+def _too_few(partition: Partition, least: int, when: str, remedy: str) -> InputError:
+    client = int(partition.sizes.argmin())
+    return InputError(
+        f"client {partition.names[client]} has {partition.sizes[client]} examples{when}, fewer than"
+        f" partition.min_examples={least}; {remedy}"
+    )
+
+
+def _check_parameters(kind: str, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        shown = "partition.by" if name == "groups" else f"partition.{name}"
+        if name in PARAMETERS[kind] and value is None:
+            raise InputError(f"partition.kind={kind} needs {shown}, which is not set; add it to the recipe")
+        if name not in PARAMETERS[kind] and value is not None:
+            wanted = ", ".join(PARAMETERS[kind]) or "num_clients only"
+            raise InputError(f"partition.kind={kind} does not use {shown}; remove it (it takes {wanted})")
+    alpha, share, shards = given["alpha"], given["holder_fraction"], given["shards_per_client"]
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise InputError(
+            f"partition.alpha={alpha} must be a finite number greater than 0; try 0.1 (skewed) to 100 (even)"
+        )
+    if share is not None and not 0 < share <= 1:
+        raise InputError(f"partition.holder_fraction={share} must be greater than 0 and at most 1")
+    if shards is not None and shards < 1:
+        raise InputError(f"partition.shards_per_client={shards} must be at least 1")
+
+
+def _checked_num_clients(kind: str, num_clients: int | None, num_examples: int, least: int) -> int:
+    if num_clients is None:
+        raise InputError(f"partition.kind={kind} needs partition.num_clients, which is not set; add it to the recipe")
+    if num_clients < 1 or least < 1:
+        raise InputError(
+            f"partition.num_clients={num_clients} and partition.min_examples={least} must both be at least 1"
+        )
+    if num_clients * least > num_examples:
+        raise InputError(
+            f"partition.num_clients={num_clients} with at least {least} examples each needs"
+            f" {num_clients * least} training examples, but there are {num_examples}; lower"
+            " partition.num_clients or partition.min_examples, or add data"
+        )
+    return num_clients
+
+
+def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: int, least: int) -> Partition:
+    if len(groups) != num_examples:
+        raise ValueError(f"{len(groups)} groups for {num_examples} labels; give one group per example")
+    empty = next((row for row, group in enumerate(groups, start=1) if group is None or group == ""), None)
+    if empty is not None:
+        raise InputError(f"the column of partition.by is empty in training row {empty}; remove the row or fill it in")
+    try:
+        values, rows = assign.natural(groups)
+    except TypeError as error:
+        raise InputError(
+            f"the column of partition.by holds values that cannot name clients ({error}); use text or whole numbers"
+        ) from error
+    partition = Partition(tuple(rows), tuple(map(str, values)))
+    if num_clients is not None and num_clients != len(values):
+        raise InputError(
+            f"partition.num_clients={num_clients}, but the column of partition.by has {len(values)} distinct"
+            " values, one client each; remove partition.num_clients, or name another column"
+        )
+    if partition.sizes.min() < least:
+        raise _too_few(partition, least, "", _REMEDIES["natural"])
+    return partition

@@ -1,0 +1,139 @@
+"""Tables from a local folder or from the Hugging Face hub, as they are: nothing here knows texts or labels."""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow
+from pyarrow import csv
+
+from fftmoe.errors import InputError
+
+SPLITS = ("train", "test", "validation")
+SUFFIXES = ("parquet", "csv", "jsonl")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one split, and the words that tell a user where they came from."""
+
+    where: str
+    rows: datasets.Dataset
+
+
+def read_folder(folder: Path, text_columns: tuple[str, ...] = ()) -> dict[str, Table]:
+    """The splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
+
+    Args:
+        folder: files end in .parquet, .csv (comma, header line) or .jsonl (one object a line).
+        text_columns: columns of csv files to keep as the text they are, where `123` is not a number.
+
+    Raises:
+        InputError: train or test is missing, a split has two files, or a file cannot be read.
+    """
+    tables = {}
+    for split in SPLITS:
+        found = [path for path in (folder / f"{split}.{suffix}" for suffix in SUFFIXES) if path.is_file()]
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
+        if found:
+            tables[split] = Table(str(found[0]), _read_file(found[0], text_columns))
+    _require_train_and_test(tables, f"the folder {folder}")
+    return tables
+
+
+def read_hub(source: str) -> dict[str, Table]:
+    """The splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
+
+    Raises:
+        InputError: the hub cannot be reached or has no such data set, or it has no train or no test split.
+    """
+    name, _, configuration = source.partition(":")
+    try:
+        with quiet():
+            loaded = datasets.load_dataset(name, configuration or None)
+    # Whatever a hub client raises, from a name lookup to a changed file layout, the user's way out is the
+    # same.
+    except Exception as error:
+        raise InputError(
+            f"data.source={source!r} is not a local folder, and loading it from the Hugging Face hub failed"
+            f" ({type(error).__name__}: {error}); check the spelling and the network, or give a local folder"
+            f" that holds train.* and test.* ({', '.join(SUFFIXES)})"
+        ) from error
+    tables = {split: Table(f"{source} ({split})", loaded[split]) for split in SPLITS if split in loaded}
+    _require_train_and_test(tables, f"the data set {source} with splits {', '.join(map(str, loaded))}")
+    return tables
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no log lines below errors from the libraries that read data, while it lasts."""
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    had_bars = not datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def _read_file(path: Path, text_columns: tuple[str, ...]) -> datasets.Dataset:
+    # The reader's own cache knows a file by its name and time stamp; a folder of its own can never be stale.
+    with quiet(), tempfile.TemporaryDirectory(prefix="fftmoe-read-") as cache:
+        try:
+            return _READERS[path.suffix](str(path), cache, text_columns)
+        # Every reader fails in its own way (parser, encoding, arrow, builder), and mostly in a chained cause.
+        except Exception as error:
+            reason = str(error.__cause__ or error).strip() or type(error).__name__
+            raise InputError(
+                f"{path} cannot be read as {path.suffix[1:]}: {reason}; mend the file, or write it anew with"
+                " a library such as pandas or datasets"
+            ) from error
+
+
+def _read_parquet(path: str, cache: str, _: tuple[str, ...]) -> datasets.Dataset:
+    return _loaded(datasets.Dataset.from_parquet(path, cache_dir=cache, keep_in_memory=True))
+
+
+def _read_csv(path: str, _: str, text_columns: tuple[str, ...]) -> datasets.Dataset:
+    # Arrow's own reader: the one in datasets leaves its file open, fails on a file without rows, and reads the words
+    # "null" and "None" as missing values.
+    table = csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pyarrow.string())),
+    )
+    return datasets.Dataset.from_dict(table.to_pydict())
+
+
+def _read_jsonl(path: str, cache: str, _: tuple[str, ...]) -> datasets.Dataset:
+    return _loaded(datasets.Dataset.from_json(path, cache_dir=cache, keep_in_memory=True))
+
+
+def _loaded(rows: object) -> datasets.Dataset:
+    assert isinstance(rows, datasets.Dataset)  # the readers' declared type covers streaming, which is off
+    return rows
+
+
+_READERS = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+
+
+def _require_train_and_test(tables: dict[str, Table], what: str) -> None:
+    missing = [split for split in ("train", "test") if split not in tables]
+    if missing:
+        files = " and ".join(f"{split}.parquet (or .csv, .jsonl)" for split in missing)
+        raise InputError(
+            f"{what} has no {' and no '.join(missing)} split; data.source needs train and test: add {files}"
+            " to a local folder and name that folder"
+        )

@@ -1,0 +1,177 @@
+"""Labelled texts from where they are: the builtin set, a local folder, or the Hugging Face hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from fftmoe.data.read import Table, read_folder, read_hub
+from fftmoe.data.stdlib_docs import stdlib_docs
+from fftmoe.errors import InputError, did_you_mean
+
+BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    Attributes:
+        texts: N texts, none empty.
+        labels: int64 [N], indices into `LabelledText.label_names`.
+        columns: further columns by name, N values each, e.g. the one that names each example's natural
+            client.
+    """
+
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Splits `train`, `test` and perhaps `validation`, and the name of each label."""
+
+    splits: dict[str, Split]
+    label_names: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+
+def load_source(
+    source: str, *, text: str = "text", label: str = "label", extra_columns: Sequence[str] = ()
+) -> LabelledText:
+    """Read a text classification data set.
+
+    Labels that are a `datasets.ClassLabel` keep their names and order; other labels (text or whole numbers)
+    are numbered in the sorted order of the distinct training labels.
+
+    Args:
+        source: `builtin:stdlib-docs`, a local folder with `train.*` and `test.*` (parquet, csv or jsonl), or
+            a hub id, optionally `id:configuration`.
+        text: column that holds the texts.
+        label: column that holds the labels.
+        extra_columns: further columns to keep.
+
+    Raises:
+        InputError: the source, a file or a column is missing; a text or label is empty; a label does not
+            occur in training.
+    """
+    tables = _read(source, text)
+    for table in tables.values():
+        for column in dict.fromkeys((text, label, *extra_columns)):
+            _require_column(table, column)
+    labels = {name: _labels(table, label) for name, table in tables.items()}
+    feature = tables["train"].rows.features[label]
+    known = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(labels["train"]))
+    if len(known) < 2:
+        raise InputError(
+            f"{tables['train'].where}: column {label!r} holds one label only ({known[0]!r}); a classifier"
+            " needs at least two: name another column with data.label"
+        )
+    # By name, because one file may hold the number 1 and another the text "1".
+    label_ids = {str(value): index for index, value in enumerate(known)}
+    splits = {
+        name: Split(
+            texts=_texts(table, text),
+            labels=_label_ids(labels[name], label_ids, table),
+            columns={column: list(table.rows[column]) for column in extra_columns},
+        )
+        for name, table in tables.items()
+    }
+    return LabelledText(splits, tuple(label_ids))
+
+
+def _read(source: str, text: str) -> dict[str, Table]:
+    if source.startswith(BUILTIN):
+        return _read_builtin(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return read_folder(folder, text_columns=(text,))
+    if folder.exists():
+        raise InputError(f"data.source={source!r} is a file: name the folder that holds it, as train.* beside test.*")
+    if not source or source[0] in "./~\\" or source.count("/") > 1:
+        raise InputError(
+            f"data.source={source!r} is no folder (looked for {folder.absolute()}); give a folder that holds"
+            f" train.* and test.*, a hub id such as fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
+        )
+    return read_hub(source)
+
+
+def _read_builtin(source: str) -> dict[str, Table]:
+    name = source.removeprefix(BUILTIN)
+    if name != "stdlib-docs":
+        raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, ['stdlib-docs'])}")
+    return {
+        split: Table(
+            f"{source} ({split})",
+            datasets.Dataset.from_dict(
+                {name: [row[i] for row in rows] for i, name in enumerate(("text", "label", "module"))}
+            ),
+        )
+        for split, rows in stdlib_docs().items()
+    }
+
+
+def _require_column(table: Table, column: str) -> None:
+    present = table.rows.column_names
+    if column not in present:
+        near = did_you_mean(column, present)
+        near = near if "did you mean" in near else ""
+        raise InputError(
+            f"{table.where} has no column {column!r}{near}; it has {', '.join(present)}: name one of them with"
+            " data.text, data.label or partition.by"
+        )
+    if table.rows.num_rows == 0:
+        raise InputError(f"{table.where} has no rows; every split needs at least one")
+
+
+def _texts(table: Table, column: str) -> tuple[str, ...]:
+    texts = tuple(table.rows[column])
+    for row, value in enumerate(texts, start=1):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(f"{table.where}: column {column!r} is empty in row {row}; remove the row or fill it in")
+        if not isinstance(value, str):
+            raise InputError(
+                f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r} (row"
+                f" {row}); texts must be strings: name another column with data.text"
+            )
+    return texts
+
+
+def _labels(table: Table, column: str) -> list[Any]:
+    """The column's values, class numbers replaced by their names."""
+    feature = table.rows.features[column]
+    values: list[Any] = list(table.rows[column])
+    for row, value in enumerate(values, start=1):
+        missing = value is None or (isinstance(value, str) and not value.strip())
+        if missing or (isinstance(feature, datasets.ClassLabel) and value == -1):
+            raise InputError(
+                f"{table.where}: column {column!r} has no label in row {row} (value {value!r}); remove the"
+                " row or fill it in"
+            )
+        if not isinstance(value, str | int):
+            raise InputError(
+                f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r} (row"
+                f" {row}); labels must be strings or whole numbers: name another column with data.label"
+            )
+    return [feature.names[value] for value in values] if isinstance(feature, datasets.ClassLabel) else values
+
+
+def _label_ids(values: list[Any], label_ids: dict[str, int], table: Table) -> np.ndarray:
+    unseen = [str(value) for value in values if str(value) not in label_ids]
+    if unseen:
+        raise InputError(
+            f"{table.where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows but never in"
+            " training; add training rows with it, or remove those rows"
+        )
+    return np.array([label_ids[str(value)] for value in values], dtype=np.int64)

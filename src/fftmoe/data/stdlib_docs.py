@@ -1,0 +1,202 @@
+"""The builtin set: what the docstrings of the running Python's standard library are about.
+
+Each text is the first paragraph of one docstring, its label the chapter of the Python Library Reference that
+the docstring's module belongs to. `stdlib_chapters.json` is transcribed from the 3.11 reference's table of
+contents, with private implementation modules under the chapter of the module they serve (`_pydecimal` under
+`decimal`'s). Nothing is downloaded, and no Python file of the library is executed: sources are parsed. Only
+modules written in C, which have no source to parse, are imported, from the fixed list `C_MODULES`.
+"""
+
+import ast
+import contextlib
+import gc
+import importlib
+import inspect
+import json
+import os
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from fftmoe.errors import InputError
+from fftmoe.rng import numpy_generator
+
+# C modules whose import does no more than define names.
+C_MODULES = (
+    "_abc _asyncio _bisect _blake2 _bz2 _codecs _collections _contextvars _csv _datetime _decimal _functools"
+    " _heapq _imp _io _json _locale _lzma _md5 _opcode _operator _pickle _queue _random _sha1 _sha3 _signal"
+    " _socket _sqlite3 _sre _ssl _statistics _struct _symtable _thread _tracemalloc _warnings _weakref"
+    " _zoneinfo array atexit binascii builtins cmath errno faulthandler fcntl gc grp itertools marshal math"
+    " mmap posix pwd pyexpat resource select sys syslog termios time unicodedata zlib"
+).split()
+# idlelib is an application that the reference does not describe module by module.
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
+MIN_CHARACTERS = 20
+MIN_CHAPTER_TEXTS = 60
+# With fewer than three texts a module could have a single training example once every fifth text is the test's.
+MIN_MODULE_TEXTS = 3
+TEST_EVERY = 5
+# A constant: the test set is part of the data, so it must not change with a run's seed.
+SPLIT_SEED = 20_250_818
+
+Row = tuple[str, str, str]  # text, chapter, top-level module
+
+
+def stdlib_docs() -> dict[str, list[Row]]:
+    """The builtin set's rows by split.
+
+    Rules, in order: texts of fewer than 20 characters are dropped; a text that occurs under several chapters
+    is ambiguous and dropped, one that repeats under one chapter is kept where it first occurs; modules with
+    fewer than 3 texts and then chapters with fewer than 60 are dropped. A fifth of every chapter, spread over
+    its modules, is the test split; the draw is the same in every run.
+
+    Returns:
+        `{"train": rows, "test": rows}`, each row `(text, chapter, top-level module)`, in a fixed order.
+
+    Raises:
+        InputError: the running Python was installed without its library's source files.
+    """
+    with _collector_paused():
+        rows = _keep_frequent(_drop_repeats(_all_rows()))
+    chapters = sorted({chapter for _, chapter, _ in rows})
+    if len(chapters) < 2:
+        raise InputError(
+            f"builtin:stdlib-docs found {len(rows)} docstrings in {sysconfig.get_path('stdlib')!r}: this"
+            " Python was installed without the sources of its standard library; use an interpreter that has"
+            " them, or give data.source a folder with train and test files"
+        )
+    splits: dict[str, list[Row]] = {"train": [], "test": []}
+    for chapter in chapters:
+        for name, part in _split([row for row in rows if row[1] == chapter], chapter).items():
+            splits[name].extend(part)
+    return splits
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    # Syntax trees hold no cycles, yet looking for some in millions of nodes takes as long as parsing.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def chapter_of(module: str) -> str | None:
+    """The reference's chapter for a dotted module name, by its longest listed prefix; None if it has none."""
+    return _lookup(_module_chapters(), module)
+
+
+def _module_chapters() -> dict[str, str]:
+    table = json.loads(resources.files("fftmoe.data").joinpath("stdlib_chapters.json").read_text("utf-8"))
+    return {module: chapter for chapter, modules in table.items() for module in modules}
+
+
+def _lookup(chapters: dict[str, str], module: str) -> str | None:
+    while module not in chapters and "." in module:
+        module = module.rpartition(".")[0]
+    return chapters.get(module)
+
+
+def _all_rows() -> Iterator[Row]:
+    chapters = _module_chapters()
+    for module, docstrings in [*_source_docstrings(Path(sysconfig.get_path("stdlib"))), *_c_docstrings()]:
+        chapter = _lookup(chapters, module)
+        if chapter is None:
+            continue
+        for text in map(_first_paragraph, docstrings):
+            if len(text) >= MIN_CHARACTERS:
+                yield text, chapter, module.partition(".")[0]
+
+
+def _first_paragraph(docstring: str) -> str:
+    """The first paragraph on one line, whitespace collapsed, characters that UTF-8 cannot carry replaced."""
+    lines = inspect.cleandoc(docstring).split("\n\n", 1)[0]
+    return " ".join(lines.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+def _source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
+    """The dotted name and the docstrings of every module under `root`, in path order."""
+    paths: list[Path] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - SKIPPED_FOLDERS  # not entered at all: site-packages may be huge
+        paths.extend(Path(folder, file) for file in files if file.endswith(".py"))
+    for path in sorted(paths):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(parts).removesuffix(".__init__"), _parsed(path)
+
+
+def _parsed(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # the library ships a few templates that are not valid Python
+    yield from _docstrings(tree)
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """The docstrings of `node` and of every definition in it, in source order."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield ast.get_docstring(node, clean=False) or ""
+    # Only statements can hold definitions; leaving expressions out makes the walk several times faster.
+    for field in ("body", "handlers", "orelse", "finalbody"):
+        for child in getattr(node, field, ()) if not isinstance(node, ast.expr) else ():
+            yield from _docstrings(child)
+
+
+def _c_docstrings() -> Iterator[tuple[str, Iterator[str]]]:
+    """The name and the docstrings of every C module that this Python has."""
+    for name in C_MODULES:
+        with contextlib.suppress(ImportError):  # not on this platform, or not in this build
+            yield name, _member_docstrings(importlib.import_module(name))
+
+
+def _member_docstrings(module: ModuleType) -> Iterator[str]:
+    """The docstrings of a module, of its functions and classes, and of the classes' own members."""
+    yield module.__doc__ or ""
+    for _, member in sorted(vars(module).items()):
+        # A re-exported member belongs to the module that it names, which may lie in another chapter.
+        if callable(member) and getattr(member, "__module__", None) == module.__name__:
+            yield _own_doc(member)
+            for _, value in sorted(vars(member).items()) if isinstance(member, type) else ():
+                yield _own_doc(value)
+
+
+def _own_doc(member: object) -> str:
+    doc = getattr(member, "__doc__", None)
+    # A plain value shows its class's docstring, which is not its own.
+    return doc if isinstance(doc, str) and doc is not type(member).__doc__ else ""
+
+
+def _drop_repeats(rows: Iterator[Row]) -> list[Row]:
+    first: dict[str, Row] = {}
+    ambiguous: set[str] = set()
+    for row in rows:
+        if first.setdefault(row[0], row)[1] != row[1]:
+            ambiguous.add(row[0])
+    return [row for text, row in first.items() if text not in ambiguous]
+
+
+def _keep_frequent(rows: list[Row]) -> list[Row]:
+    modules = Counter(module for _, _, module in rows)
+    rows = [row for row in rows if modules[row[2]] >= MIN_MODULE_TEXTS]
+    chapters = Counter(chapter for _, chapter, _ in rows)
+    return [row for row in rows if chapters[row[1]] >= MIN_CHAPTER_TEXTS]
+
+
+def _split(rows: list[Row], chapter: str) -> dict[str, list[Row]]:
+    """Every fifth row of a chapter to the test, after shuffling inside each module: stratified by both."""
+    rng = numpy_generator(SPLIT_SEED, "stdlib-docs", chapter)
+    by_module = np.lexsort((rng.random(len(rows)), np.array([module for _, _, module in rows])))
+    chosen = set(by_module[int(rng.integers(TEST_EVERY)) :: TEST_EVERY].tolist())
+    return {
+        "train": [row for index, row in enumerate(rows) if index not in chosen],
+        "test": [row for index, row in enumerate(rows) if index in chosen],
+    }

@@ -1,0 +1,101 @@
+"""Tokenize once: a cache on disk whose key is the content that went in, so it can never be stale."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fftmoe.data.sources import Split
+from fftmoe.data.tokens import TokenizedText, pad_id_of, tokenize_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Part of every key: raise it when the file's layout or the way of tokenizing changes.
+FORMAT_VERSION = 1
+
+
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """`$FFTMOE_CACHE`, else `$XDG_CACHE_HOME/fftmoe`, else `~/.cache/fftmoe`."""
+    if environment.get("FFTMOE_CACHE"):
+        return Path(environment["FFTMOE_CACHE"]).expanduser()
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fftmoe"
+
+
+def tokenize_cached(
+    split: Split, tokenizer: "PreTrainedTokenizerBase", max_length: int, cache_dir: Path | None
+) -> TokenizedText:
+    """What `tokenize_texts` gives, from `cache_dir` where it holds this very content (None: no cache).
+
+    A file is written whole or not at all. One that cannot be read is made anew, and a folder that cannot be
+    written is only logged: the cache saves time, nothing depends on it.
+
+    Raises:
+        InputError: as `tokenize_texts`.
+    """
+    if cache_dir is None:
+        return tokenize_texts(split.texts, split.labels, tokenizer, max_length)
+    path = Path(cache_dir) / f"tokens-{cache_key(split, tokenizer, max_length)}.safetensors"
+    cached = _load(path, len(split), pad_id_of(tokenizer))
+    if cached is not None:
+        return cached
+    examples = tokenize_texts(split.texts, split.labels, tokenizer, max_length)
+    try:
+        _save(path, examples)
+    except OSError as error:
+        logging.getLogger(__name__).warning("cannot write the token cache %s: %s", path, error)
+    return examples
+
+
+def cache_key(split: Split, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> str:
+    """SHA-256 over the texts, the labels, the tokenizer's content, `max_length` and the format's version."""
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {max_length} {len(split)}\n".encode())
+    digest.update(_tokenizer_content(tokenizer).encode())
+    digest.update(split.labels.astype("<i8").tobytes())
+    for text in split.texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)} ".encode())  # lengths keep ("ab", "c") and ("a", "bc") apart
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content: dict[str, Any] = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    # These two hold the settings of whichever call came last, not the tokenizer's own.
+    content.update(truncation=None, padding=None)
+    content.update(
+        kind=type(tokenizer).__name__,
+        special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        truncation_side=tokenizer.truncation_side,
+    )
+    return json.dumps(content, sort_keys=True)
+
+
+def _load(path: Path, num_examples: int, pad_id: int) -> TokenizedText | None:
+    try:
+        tensors = load_file(path)  # memory-mapped
+        examples = TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
+    except (OSError, SafetensorError, KeyError):
+        return None
+    whole = len(examples) == num_examples == len(examples.offsets) - 1
+    return examples if whole and int(examples.offsets[-1]) == len(examples.input_ids) else None
+
+
+def _save(path: Path, examples: TokenizedText) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        tensors = {"input_ids": examples.input_ids, "offsets": examples.offsets, "labels": examples.labels}
+        save_file(tensors, temporary)
+        os.replace(temporary, path)  # atomic: another process sees the old file, the new one, or none
+    finally:
+        Path(temporary).unlink(missing_ok=True)
