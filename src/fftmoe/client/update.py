@@ -1,0 +1,97 @@
+"""What a client does: a function of (tensors, plan, client state, data), the same in every engine."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fftmoe.backbones import logits
+from fftmoe.data import TokenizedText, training_batches
+from fftmoe.head import Head
+from fftmoe.methods.base import Method
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, Training
+from fftmoe.rng import generator
+
+
+def update_client(
+    model: Any,
+    method: Method,
+    head: Head,
+    plan: ClientPlan,
+    tensors: Tensors,
+    client_state: Tensors,
+    examples: TokenizedText,
+    indices: np.ndarray,
+    measure: Callable[[Any], float] | None = None,
+) -> tuple[ClientUpdate, Tensors]:
+    """Train the client's part of the adapter on its own examples (docs/math.md, Local training).
+
+    Args:
+        model: the resident backbone with the adapter attached; only its adapter and head are written.
+        tensors: what the server sent, `Method.download`.
+        client_state: what this client kept from its earlier rounds; empty the first time.
+        indices: the client's examples, int64 [N].
+        measure: if given, called with the trained model, and its value is sent as metric `holdout_accuracy`.
+
+    Returns:
+        the update to send, and the client's new state.
+    """
+    training = plan.training
+    batches = training_batches(
+        indices,
+        training.batch_size,
+        generator(plan.seed, "batches"),
+        epochs=training.local_epochs,
+        steps=training.local_steps,
+        lengths=examples.lengths,
+    )
+    with method.session(model, plan, tensors, client_state) as session:
+        parameters = list(session.parameters.values())
+        start = [p.detach().clone() for p in parameters] if training.proximal else []
+        optimizers = make_optimizers(session.parameters, training)
+        task_losses: list[float] = []
+        for rows in batches:
+            batch = examples.batch(rows)
+            task_loss = head.loss(logits(model, batch), batch["labels"])
+            loss = task_loss + session.penalty(token_mask(batch)) + proximal(parameters, start, training.proximal)
+            # Gradients only where something trains: autograd prunes the rest of the backbone.
+            loss.backward(inputs=parameters)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            task_losses.append(float(task_loss.detach()))
+        metrics = {"loss": float(np.mean(task_losses))}
+        if measure is not None:
+            metrics["holdout_accuracy"] = measure(model)
+        return session.finish(len(indices), metrics)
+
+
+def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:
+    """AdamW for the adapter, plain SGD for the head (docs/math.md, Local training).
+
+    AdamW gives every coordinate a step of like size. Under label skew that makes each client push the rows of its
+    absent classes down as hard as it pushes its own up, and the average forgets; SGD keeps the gradient's size,
+    which vanishes for a class that is already unlikely.
+    """
+    adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
+    head = [p for name, p in parameters.items() if name.startswith("head.")]
+    adamw = partial(torch.optim.AdamW, weight_decay=training.weight_decay, fused=True)
+    head_optimizer = torch.optim.SGD if training.head_optimizer == "sgd" else adamw
+    pairs = [(adamw, adapter, training.learning_rate), (head_optimizer, head, training.head_learning_rate)]
+    return [make(params, lr=rate) for make, params, rate in pairs if params]
+
+
+def token_mask(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Bool [T], False on padding; None where every position is a token (images)."""
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.flatten().bool()
+
+
+def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> Tensor | float:
+    """(mu / 2) * |theta - theta_t|^2 (FedProx, arXiv 1812.06127); 0 when mu is 0."""
+    if not mu:
+        return 0.0
+    return mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(parameters, start, strict=True))

@@ -1,0 +1,1 @@
+"""What is trained, sent and merged."""

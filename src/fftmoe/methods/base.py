@@ -1,0 +1,62 @@
+"""What a federated method decides: what is trained, what is sent, and how it is merged.
+
+Rounds, engines and the client's training loop know a method only through these two protocols.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+
+
+class Session(Protocol):
+    """One client's local training, from the loaded tensors to the update."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """What the client trains, under the names of `fftmoe.records`."""
+
+    def penalty(self, mask: Tensor | None) -> Tensor:
+        """The method's auxiliary loss of the last forward pass, a scalar; `mask` [T] is False on padding."""
+        ...
+
+    def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
+        """The update to send and the client's new state."""
+        ...
+
+
+class Method(Protocol):
+    """A federated method. Pure on the server's side: a new state for every call."""
+
+    @property
+    def name(self) -> str:
+        """As recipes call it."""
+        ...
+
+    def init(self, model: Any) -> ServerState:
+        """The state before the first round, from a freshly attached model."""
+        ...
+
+    def assign(self, state: ServerState, cohort: Sequence[int], seed: int) -> dict[int, Experts]:
+        """Resident experts of every client of the cohort."""
+        ...
+
+    def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
+        """The tensors that a client needs for its plan, and no others."""
+        ...
+
+    def session(
+        self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors
+    ) -> AbstractContextManager[Session]:
+        """Load the downloaded tensors into the resident model and open a client's training session."""
+        ...
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """Merge updates, which arrive in `client_id` order and are consumed one at a time."""
+        ...
+
+    def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
+        """Put the global model into `model` as a client of this budget would use it, with all experts."""
+        ...

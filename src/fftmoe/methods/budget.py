@@ -1,0 +1,138 @@
+"""From a client's budget to what it activates: top_k, resident experts, adapted blocks (docs/math.md, Budgets).
+
+Costs of one expert follow from its shape: U, V of [h, d] and a router row of [d], in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fftmoe.errors import InputError
+from fftmoe.records import Budget
+from fftmoe.rng import numpy_generator
+
+BYTES = 4  # float32, in memory and on the wire
+TRAINING_COPIES = 4  # weight, gradient and AdamW's two moments
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Shape of one expert: model dimension d, hidden units h."""
+
+    dim: int
+    expert_dim: int
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one expert with its router row."""
+        return 2 * self.expert_dim * self.dim + self.dim
+
+    def flops_per_token(self, top_k: int, experts: int) -> int:
+        """Adapter FLOPs of one token in one block, forward and backward (3 x forward), router included."""
+        return 3 * (2 * experts * self.dim + top_k * 4 * self.expert_dim * self.dim)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A tier as a recipe states it: either `top_k` and `experts`, or limits from which they are derived.
+
+    Attributes:
+        memory_mib: memory for the adapter while training (weights, gradients, AdamW moments).
+        uplink_mib: upload per round, head excluded.
+        gflops: adapter compute per round.
+        gflops_per_second: the machine's speed; with `deadline_seconds` it stands for `gflops`.
+    """
+
+    name: str
+    fraction: float
+    top_k: int | None = None
+    experts: int | None = None
+    blocks: tuple[int, ...] | None = None
+    memory_mib: float | None = None
+    uplink_mib: float | None = None
+    gflops: float | None = None
+    gflops_per_second: float | None = None
+    deadline_seconds: float | None = None
+
+
+def resolve(
+    limits: Limits, *, shape: ExpertShape, num_experts: int, blocks: tuple[int, ...], tokens_per_round: int
+) -> Budget:
+    """The budget of one tier: stated numbers as they are, the others as large as every limit allows.
+
+    Raises:
+        InputError: the limits cannot hold one expert, or the stated numbers contradict each other.
+    """
+    blocks = limits.blocks if limits.blocks is not None else blocks
+    experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, len(blocks)))
+    if experts < 1:
+        raise InputError(
+            f"budget {limits.name!r} cannot hold one expert per adapted block: it needs "
+            f"{len(blocks) * shape.parameters * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
+            f"{len(blocks) * shape.parameters * BYTES / MIB:.3f} MiB of uplink, but has "
+            f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
+            "raise the limit, lower adapter.expert_dim, or give the tier fewer `blocks`"
+        )
+    top_k = limits.top_k or min(experts, _affordable_top_k(limits, shape, experts, len(blocks), tokens_per_round))
+    if top_k < 1:
+        raise InputError(
+            f"budget {limits.name!r} cannot compute one expert per token within its limit of "
+            f"{_gflops(limits):.2f} GFLOPs a round over {tokens_per_round} tokens; "
+            "raise gflops or deadline_seconds, lower federation.local_steps, or give the tier fewer `blocks`"
+        )
+    if top_k > experts:
+        raise InputError(
+            f"budget {limits.name!r} has top_k={top_k} above its experts={experts}; "
+            f"lower top_k to {experts} or raise experts to {top_k}"
+        )
+    if experts > num_experts:
+        raise InputError(
+            f"budget {limits.name!r} has experts={experts} above adapter.num_experts={num_experts}; "
+            f"lower experts to {num_experts} or raise adapter.num_experts"
+        )
+    return Budget(limits.name, top_k, experts, blocks)
+
+
+def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int) -> int:
+    per_expert = num_blocks * shape.parameters * BYTES / MIB
+    bounds = []
+    if limits.memory_mib is not None:
+        bounds.append(limits.memory_mib / (per_expert * TRAINING_COPIES))
+    if limits.uplink_mib is not None:
+        bounds.append(limits.uplink_mib / per_expert)
+    return int(min(bounds, default=2**31))
+
+
+def _gflops(limits: Limits) -> float | None:
+    if limits.gflops is not None:
+        return limits.gflops
+    if limits.deadline_seconds is not None and limits.gflops_per_second is not None:
+        return limits.deadline_seconds * limits.gflops_per_second
+    return None
+
+
+def _affordable_top_k(limits: Limits, shape: ExpertShape, experts: int, num_blocks: int, tokens: int) -> int:
+    gflops = _gflops(limits)
+    if gflops is None:
+        return experts
+    router = shape.flops_per_token(0, experts)
+    one_expert = shape.flops_per_token(1, experts) - router
+    return int((gflops * 1e9 / (tokens * num_blocks) - router) / one_expert)
+
+
+def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.ndarray:
+    """Tier index of every client, int64 [C]: largest-remainder shares of the fractions, dealt at random.
+
+    Raises:
+        InputError: the fractions do not sum to 1, or some tier gets no client.
+    """
+    if abs(sum(fractions) - 1.0) > 1e-6:
+        raise InputError(f"the fractions of `budgets` sum to {sum(fractions):g}; make them sum to 1")
+    exact = np.array(fractions) * num_clients
+    counts = np.floor(exact).astype(int)
+    for tier in np.argsort(counts - exact, kind="stable")[: num_clients - counts.sum()]:
+        counts[tier] += 1
+    tiers = np.repeat(np.arange(len(counts)), counts)
+    return numpy_generator(seed, "tiers").permutation(tiers)

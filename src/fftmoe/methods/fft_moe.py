@@ -1,0 +1,133 @@
+"""FFT-MoE on the server: sparse mixture-of-experts adapters, averaged per expert (arXiv 2508.18663; docs/math.md).
+
+Every client holds a personal subset of a pool of M experts per block; the pool is the global model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fftmoe import adapter
+from fftmoe.backbones import head_parameters
+from fftmoe.methods.aggregate import WeightedSum, block_of
+from fftmoe.methods.budget import ExpertShape
+from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings
+from fftmoe.methods.residents import balanced_design, personal_residents
+from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+
+
+@dataclass(frozen=True)
+class FftMoe:
+    """The method as a value; every part that an ablation switches is a field.
+
+    Attributes:
+        budgets: client_id -> budget, every client of the population.
+        shape: d and h of one expert.
+        num_experts: M, the size of the pool per block.
+        local: what happens on the client (router mode, balance loss).
+        aggregation: `per-expert` (ours) or `fedavg` (the paper's formula).
+        activation_power: gamma in `w = |D_n| * share ** gamma`; 0 weighs by examples, as FedAvg does.
+        residents: `personal` (from routing statistics) or `balanced` (a fixed seeded design).
+        explore: keep one resident slot for the expert that fewest clients hold.
+        load_decay: rho of the moving average of global expert load.
+        seed: of the balanced design.
+    """
+
+    budgets: Mapping[int, Budget]
+    shape: ExpertShape
+    num_experts: int
+    local: LocalSettings = field(default_factory=LocalSettings)
+    aggregation: str = "per-expert"
+    activation_power: float = 0.0
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    residents: str = "personal"
+    explore: bool = True
+    load_decay: float = 0.5
+    seed: int = 0
+    name: str = "fft-moe"
+
+    def init(self, model: Any) -> ServerState:
+        """The freshly initialised pool and head, and a uniform load."""
+        tensors: Tensors = {f"head.{k}": p.detach().clone() for k, p in head_parameters(model).items()}
+        load: Tensors = {}
+        for block, moe in adapter.blocks(model).items():
+            tensors[f"blocks.{block}.router"] = moe.router.weight.detach().clone()
+            tensors[f"blocks.{block}.up"] = moe.up.detach().clone()
+            tensors[f"blocks.{block}.down"] = moe.down.detach().clone()
+            load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
+        return ServerState(round=0, tensors=tensors, load=load)
+
+    def assign(self, state: ServerState, cohort: Sequence[int], seed: int) -> dict[int, Experts]:
+        """Resident experts of the cohort (docs/math.md, Residents)."""
+        population = sorted(self.budgets)
+        design = balanced_design(population, [self.budgets[c] for c in population], self.num_experts, self.seed)
+        preferences = state.preferences if self.residents == "personal" else {}
+        budgets = {client_id: self.budgets[client_id] for client_id in cohort}
+        return personal_residents(budgets, preferences, design, self.num_experts, self.explore)
+
+    def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
+        """The head, and for each of the client's blocks its resident experts with their load."""
+        tensors = {name: t for name, t in state.tensors.items() if block_of(name) is None}
+        for block, experts in plan.experts.items():
+            ids = torch.tensor(experts, dtype=torch.long)
+            for part in ("router", "up", "down"):
+                tensors[f"blocks.{block}.{part}"] = state.tensors[f"blocks.{block}.{part}"][ids]
+            tensors[f"blocks.{block}.load"] = state.load[f"blocks.{block}"][ids].float()
+        return tensors
+
+    def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> FftMoeSession:
+        """A client's local training (`fft_moe_client`)."""
+        return FftMoeSession(model, plan, tensors, client_state, self.local, self.num_experts)
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """Average every expert over the clients that trained it; update the load and the clients' preferences."""
+        shapes = {name: t.shape for name, t in state.tensors.items()}
+        mean = WeightedSum(shapes, self.aggregation, self.activation_power)
+        preferences = dict(state.preferences)
+        routed = {name: torch.zeros_like(u) for name, u in state.load.items()}
+        losses: list[float] = []
+        for update in updates:
+            mean.add(update)
+            preferences[update.client_id] = update.preferences
+            losses.append(update.metrics.get("loss", float("nan")))
+            for block, experts in update.experts.items():
+                shares = torch.tensor(update.shares[block], dtype=torch.float64)
+                routed[f"blocks.{block}"][list(experts)] += update.num_examples * shares
+        deltas, trained = mean.mean()
+        tensors, optimizer = self.optimizer.apply(state.tensors, deltas, trained, state.optimizer)
+        load = {name: self._moving_load(u, routed[name]) for name, u in state.load.items()}
+        new_state = ServerState(state.round + 1, tensors, optimizer, load, preferences)
+        return new_state, {
+            "train_loss": sum(losses) / max(len(losses), 1),
+            "expert_load_cv": load_variation(routed),
+            "experts_trained": _fraction_trained(trained),
+        }
+
+    def _moving_load(self, load: torch.Tensor, routed: torch.Tensor) -> torch.Tensor:
+        if routed.sum() == 0:  # no client of the cohort adapts this block
+            return load
+        return self.load_decay * load + (1 - self.load_decay) * routed / routed.sum()
+
+    def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
+        """The whole pool, used as this budget would: its top_k, in its blocks."""
+        for block, moe in adapter.blocks(model).items():
+            router, up, down = (tensors[f"blocks.{block}.{part}"] for part in ("router", "up", "down"))
+            rows = slice(None) if block in budget.blocks else slice(0)
+            moe.load_experts(router[rows], up[rows], down[rows], budget.top_k)
+        with torch.no_grad():
+            for name, parameter in head_parameters(model).items():
+                parameter.copy_(tensors[f"head.{name}"])
+
+
+def load_variation(load: Tensors) -> float:
+    """Coefficient of variation of expert load, averaged over the blocks; 0 when all experts are used alike."""
+    values = [float(u.std(correction=0) / u.mean()) for u in load.values() if u.sum() > 0]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _fraction_trained(trained: Tensors) -> float:
+    rows = [mask for name, mask in trained.items() if name.endswith(".up")]
+    return float(torch.cat(rows).double().mean()) if rows else 0.0

@@ -1,0 +1,80 @@
+"""Which experts a client holds: R_n, personal once the client has routing statistics (docs/math.md, Residents)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fftmoe.records import Budget, Experts
+from fftmoe.rng import numpy_generator
+
+
+def balanced_design(
+    client_ids: Sequence[int], budgets: Sequence[Budget], num_experts: int, seed: int
+) -> dict[int, Experts]:
+    """Residents before any statistics: each client takes the experts that fewest hold so far, ties at random.
+
+    Within a block the numbers of holders of any two experts differ by at most one.
+    """
+    design: dict[int, Experts] = {client_id: {} for client_id in client_ids}
+    for block in sorted({b for budget in budgets for b in budget.blocks}):
+        random = numpy_generator(seed, "residents", block)
+        holders = np.zeros(num_experts, dtype=int)
+        for client_id, budget in zip(client_ids, budgets, strict=True):
+            if block in budget.blocks:
+                dealt = np.lexsort((random.random(num_experts), holders))[: budget.experts]
+                holders[dealt] += 1
+                design[client_id][block] = tuple(sorted(dealt.tolist()))
+    return design
+
+
+def personal_residents(
+    budgets: Mapping[int, Budget],
+    preferences: Mapping[int, Experts],
+    fallback: Mapping[int, Experts],
+    num_experts: int,
+    explore: bool,
+) -> dict[int, Experts]:
+    """Residents of a cohort: each client's preferred experts, and one exploration slot.
+
+    A client without statistics takes `fallback` (the balanced design). The exploration slot goes, in
+    `client_id` order, to the expert that fewest clients of the cohort hold so far (lowest id on a tie), so
+    that no expert starves; a client with a single slot, or with the whole pool, has nothing to explore.
+
+    Args:
+        budgets: client_id -> budget, the cohort.
+        preferences: client_id -> block -> expert ids, best first.
+        fallback: client_id -> block -> expert ids.
+    """
+    residents: dict[int, Experts] = {client_id: {} for client_id in sorted(budgets)}
+    for block in sorted({b for budget in budgets.values() for b in budget.blocks}):
+        holders = [c for c in residents if block in budgets[c].blocks]
+        chosen = {c: _favourites(c, block, budgets[c], preferences, fallback, num_experts, explore) for c in holders}
+        coverage = np.bincount([m for ids in chosen.values() for m in ids], minlength=num_experts)
+        for client_id in holders:
+            ids = list(chosen[client_id])
+            while len(ids) < budgets[client_id].experts:
+                candidates = [m for m in range(num_experts) if m not in ids]
+                least = min(candidates, key=lambda m: (coverage[m], m))
+                coverage[least] += 1
+                ids.append(least)
+            residents[client_id][block] = tuple(sorted(ids))
+    return residents
+
+
+def _favourites(
+    client_id: int,
+    block: int,
+    budget: Budget,
+    preferences: Mapping[int, Experts],
+    fallback: Mapping[int, Experts],
+    num_experts: int,
+    explore: bool,
+) -> tuple[int, ...]:
+    """The slots that are not explored."""
+    known = preferences.get(client_id, {}).get(block)
+    if known is None:
+        return fallback[client_id][block]
+    slots = budget.experts
+    if explore and 1 < slots < num_experts:
+        slots -= 1
+    return known[:slots]

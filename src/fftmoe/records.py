@@ -1,0 +1,150 @@
+"""The values that pass between server and client, and their form on the wire (safetensors with a JSON header).
+
+Both sides meet only here. Tensors are float32 on the CPU at this boundary. Names of tensors:
+`blocks.{i}.router` [M, d], `blocks.{i}.up` and `blocks.{i}.down` [M, h, d], `head.{name}`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import safetensors.torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one tier of clients can afford: `top_k` experts a token, `experts` resident ones, in `blocks`."""
+
+    name: str
+    top_k: int
+    experts: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains. Exactly one of `local_epochs` and `local_steps` is set."""
+
+    batch_size: int
+    learning_rate: float  # of the adapter, AdamW
+    head_learning_rate: float
+    head_optimizer: str = "sgd"  # or "adamw"
+    local_epochs: int | None = None
+    local_steps: int | None = None
+    weight_decay: float = 0.0
+    proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What the server asks of one client in one round; `experts` are its resident experts, ascending."""
+
+    round: int
+    client_id: int
+    seed: int
+    budget: Budget
+    experts: Experts
+    training: Training
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round: the cohort's plans in `client_id` order."""
+
+    round: int
+    clients: tuple[ClientPlan, ...]
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client sends back.
+
+    Attributes:
+        tensors: deltas (client - global). Tensors of a block hold rows of the trained experts alone.
+        experts: the experts it trained (those that received a token), per block, ascending.
+        shares: float32, beside `experts`: the share of the client's routed slots that went to each.
+        preferences: every expert the client knows, best first (mean gate probability on its data).
+    """
+
+    round: int
+    client_id: int
+    num_examples: int
+    tensors: Tensors
+    experts: Experts = field(default_factory=dict)
+    shares: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    preferences: Experts = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """Everything the server carries from one round to the next.
+
+    Attributes:
+        tensors: the global model (all M experts of every adapted block, and the head).
+        optimizer: moments of the server optimiser, shaped as the tensors they belong to.
+        load: `blocks.{i}` -> float64 [M], moving average of the share of routed slots per expert; sums to 1.
+        preferences: client_id -> what that client last reported.
+    """
+
+    round: int
+    tensors: Tensors
+    optimizer: Tensors = field(default_factory=dict)
+    load: Tensors = field(default_factory=dict)
+    preferences: dict[int, Experts] = field(default_factory=dict)
+
+
+def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
+    """Serialise a JSON header and tensors; equal values give equal bytes."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, {"header": text})
+
+
+def unpack(message: bytes) -> tuple[dict, Tensors]:
+    """Inverse of `pack`."""
+    length = int.from_bytes(message[:8], "little")
+    header = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
+    return header, safetensors.torch.load(message)
+
+
+def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
+    """One message from server to client: the plan and the tensors it needs."""
+    return pack(dataclasses.asdict(plan), tensors)
+
+
+def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:
+    """Inverse of `pack_plan`."""
+    header, tensors = unpack(message)
+    budget = header.pop("budget")
+    budget["blocks"] = tuple(budget["blocks"])
+    plan = ClientPlan(
+        budget=Budget(**budget),
+        training=Training(**header.pop("training")),
+        experts=_experts(header.pop("experts")),
+        **header,
+    )
+    return plan, tensors
+
+
+def pack_update(update: ClientUpdate) -> bytes:
+    """One message from client to server."""
+    header = {f.name: getattr(update, f.name) for f in dataclasses.fields(update) if f.name != "tensors"}
+    return pack(header, update.tensors)
+
+
+def unpack_update(message: bytes) -> ClientUpdate:
+    """Inverse of `pack_update`."""
+    header, tensors = unpack(message)
+    for name in ("experts", "shares", "preferences"):
+        header[name] = _experts(header[name])
+    return ClientUpdate(tensors=tensors, **header)
+
+
+def _experts(table: dict[str, list]) -> dict:
+    """JSON has string keys and lists where the records have integers and tuples."""
+    return {int(block): tuple(values) for block, values in table.items()}
