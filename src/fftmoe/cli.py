@@ -1,0 +1,205 @@
+"""The command line: verbs only."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fftmoe.errors import FftmoeError, InputError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Federated fine-tuning of foundation models with sparse mixture-of-experts adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the recipe, e.g. --set federation.rounds=5."),
+]
+RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Experts a token uses; default: the largest tier's.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = "quickstart",
+    output: Annotated[Path | None, typer.Option(help="The run folder; default runs/<name>.")] = None,
+    set_: SetOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this one.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where clients run: local.")] = None,
+) -> None:
+    """Run an experiment and write its folder."""
+    from fftmoe import experiment
+    from fftmoe.config import load_recipe
+    from fftmoe.report.progress import Progress
+
+    overrides = list(set_ or [])
+    overrides += [f"engine.workers={workers}"] if workers else []
+    overrides += [f"engine.kind={engine}"] if engine else []
+    loaded = load_recipe(recipe, overrides)
+    console = Console()
+    folder = output or Path("runs") / loaded.name
+    result = experiment.run(loaded, folder, Progress(console))
+    _print_outcome(console, result.summary, result.folder, loaded.backbone.model, loaded.backbone.pooling)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "quickstart",
+    set_: SetOption = None,
+    clients: Annotated[bool, typer.Option("--clients", help="Also list every client's experts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show who gets which experts and what a round costs, before anything trains."""
+    from fftmoe import experiment
+    from fftmoe.config import load_recipe
+
+    forecast = experiment.forecast(load_recipe(recipe, set_ or []))
+    if as_json:
+        import dataclasses
+
+        sys.stdout.write(json.dumps(dataclasses.asdict(forecast), indent=2) + "\n")
+        return
+    _print_forecast(Console(), forecast, clients)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: Annotated[str | None, typer.Option(help="Another source; default: the run's own.")] = None,
+    split: Annotated[str, typer.Option(help="train, test or validation.")] = "test",
+    top_k: TopKOption = None,
+) -> None:
+    """Measure a finished run; prints JSON."""
+    from fftmoe import experiment
+
+    sys.stdout.write(json.dumps(experiment.evaluate_run(run, data, split, top_k), indent=2) + "\n")
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; default: the lines of standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one text per line.")] = None,
+    top_k: TopKOption = None,
+) -> None:
+    """Label texts with a finished run; prints one JSON object a line."""
+    from fftmoe import experiment
+
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read --file {file}: {error}") from error
+    else:
+        lines = texts or sys.stdin.read().splitlines()
+    for row in experiment.predict_run(run, [line for line in lines if line.strip()], top_k):
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _print_outcome(console: Console, summary: dict, folder: Path, model: str, pooling: str) -> None:
+    console.print(f"\naccuracy {summary['accuracy']:.3f} on the whole test set", highlight=False)
+    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary["accuracy_by_tier"].items())
+    console.print(f"  used as each tier would: {tiers}", highlight=False)
+    per_client = summary["client_accuracy"]
+    console.print(
+        f"  on each client's own label mix: mean {per_client['mean']:.3f}, "
+        f"worst decile {per_client['worst_decile']:.3f}",
+        highlight=False,
+    )
+    if alone := summary.get("local_only_accuracy"):
+        gain = summary["accuracy"] - alone["mean"]
+        console.print(
+            f"  a client that trains alone reaches {alone['mean']:.3f} on average: the federation gains {gain:+.3f}",
+            highlight=False,
+        )
+    pool = "" if pooling == "mean" else f", pooling={pooling!r}"
+    labels = len(json.loads((folder / "adapter" / "labels.json").read_text())["labels"])
+    lines = (
+        f"\nadapter  {folder / 'adapter'}",
+        f"report   {folder / 'report.html'}",
+        "\nload it in Python:",
+        "  import fftmoe",
+        "  from peft import PeftModel",
+        f"  backbone = fftmoe.load_backbone({model!r}, num_labels={labels}{pool})",
+        f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
+        f"\nor label a text:  fftmoe predict {folder} 'some text'",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_forecast(console: Console, forecast, clients: bool) -> None:
+    from fftmoe.report.progress import size
+
+    table = Table(
+        "tier",
+        "clients",
+        "top_k",
+        "experts",
+        "blocks",
+        "down/round",
+        "up/round ≤",
+        "trainable",
+        "memory",
+        "MFLOP/token",
+    )
+    for tier in forecast.tiers:
+        budget = tier.budget
+        table.add_row(
+            budget.name,
+            str(len(tier.clients)),
+            str(budget.top_k),
+            str(budget.experts),
+            ",".join(map(str, budget.blocks)),
+            size(tier.bytes_down),
+            size(tier.bytes_up),
+            f"{tier.trainable_parameters:,}",
+            size(tier.training_bytes),
+            f"{tier.flops_per_token / 1e6:.3f}",
+        )
+    console.print(table)
+    console.print(
+        "memory: adapter and head with gradients and AdamW moments; MFLOP/token: the adapter's, forward and backward",
+        highlight=False,
+    )
+    console.print(
+        f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
+        f"{size(forecast.backbone_bytes)} in each process",
+        highlight=False,
+    )
+    if clients:
+        for client_id, experts in forecast.experts.items():
+            ids = "; ".join(f"block {block}: {' '.join(map(str, held))}" for block, held in experts.items())
+            console.print(f"client {client_id}: {forecast.num_examples[client_id]} examples; {ids}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: exit 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    try:
+        app(args=arguments, standalone_mode=False)
+    except FftmoeError as error:
+        sys.stderr.write(f"fftmoe: {error}\n")
+        raise SystemExit(error.exit_status) from None
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("fftmoe: interrupted; the state after the last whole round is in checkpoints/\n")
+        raise SystemExit(INTERRUPTED) from None
+    except click.ClickException as error:  # a wrong flag or verb
+        sys.stderr.write(f"fftmoe: {error.format_message()}\n")
+        raise SystemExit(InputError.exit_status) from None

@@ -1,0 +1,295 @@
+"""Recipes: strict YAML, `--set a.b=c` overrides, and messages that name the nearest valid key."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fftmoe.errors import InputError, did_you_mean
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads `2e-3` as a string; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-[1-9]\d*)$")] | list[int]
+
+
+class Section(BaseModel):
+    """A part of a recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Backbone(Section):
+    """The frozen foundation model: a hub id, a local folder, or `builtin:minilm`."""
+
+    model: str
+    task: Literal["sequence-classification"] = "sequence-classification"
+    pooling: Literal["mean", "native"] = "mean"
+
+
+class Data(Section):
+    """A hub id, a folder with train and test files, or `builtin:stdlib-docs`."""
+
+    source: str
+    text: str = "text"
+    label: str = "label"
+    max_length: Count = 128
+
+
+class PartitionSection(Section):
+    """Who holds which training example; each kind needs its own parameters."""
+
+    kind: Literal["iid", "dirichlet", "shards", "bernoulli-dirichlet", "natural"]
+    num_clients: Count | None = None
+    alpha: Positive | None = None
+    shards_per_client: Count | None = None
+    holder_fraction: Fraction | None = None
+    by: str | None = None
+    min_examples: Count | None = None
+
+
+class Adapter(Section):
+    """The pool of experts and what the method does with it; the ablations of docs/math.md are switched here."""
+
+    num_experts: Count
+    expert_dim: Count
+    blocks: Blocks = "all"
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    gates: Literal["detached", "renormalized", "softmax"] = "detached"
+    scale: Positive = 1.0
+    compute: Literal["auto", "loop", "wide", "grouped"] = "auto"
+    router: Literal["shared", "personal", "shared+personal"] = "shared"
+    personal_fraction: Fraction = 0.5
+    residents: Literal["personal", "balanced"] = "personal"
+    explore: bool = True
+    balance: Literal["heterogeneity-aware", "switch", "none"] = "heterogeneity-aware"
+    balance_strength: NotNegative = 0.01
+    balance_beta: NotNegative = 1.0
+    balance_epsilon: Positive = 0.01
+    z_strength: NotNegative = 0.001
+    load_decay: Fraction = 0.5
+
+
+class Head(Section):
+    """How logits become a loss, and how the head is trained on the client."""
+
+    kind: Literal["averaged", "one-vs-all"]
+    learning_rate: Positive
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+
+
+class BudgetSection(Section):
+    """A tier of clients: stated `top_k` and `experts`, or limits from which they follow."""
+
+    name: str
+    fraction: Fraction
+    top_k: Count | None = None
+    experts: Count | None = None
+    blocks: Blocks | None = None
+    memory_mib: Positive | None = None
+    uplink_mib: Positive | None = None
+    gflops: Positive | None = None
+    gflops_per_second: Positive | None = None
+    deadline_seconds: Positive | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "BudgetSection":
+        if (self.gflops_per_second is None) != (self.deadline_seconds is None):
+            raise ValueError("gflops_per_second and deadline_seconds belong together; give both or neither")
+        limits = (self.memory_mib, self.uplink_mib)
+        if self.experts is None and all(limit is None for limit in limits):
+            raise ValueError("say `experts`, or a limit to derive it from (memory_mib, uplink_mib)")
+        if self.top_k is None and self.gflops is None and self.deadline_seconds is None:
+            raise ValueError(
+                "say `top_k`, or a limit to derive it from (gflops, or deadline_seconds with gflops_per_second)"
+            )
+        return self
+
+
+class Federation(Section):
+    """Rounds, local training and aggregation."""
+
+    rounds: Count
+    clients_per_round: Count
+    batch_size: Count
+    learning_rate: Positive
+    local_epochs: Count | None = None
+    local_steps: Count | None = None
+    weight_decay: NotNegative = 0.0
+    proximal: NotNegative = 0.0
+    aggregation: Literal["per-expert", "fedavg"] = "per-expert"
+    activation_power: NotNegative = 0.0
+    server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    server_learning_rate: Positive = 1.0
+    server_beta1: Fraction = 0.9
+    server_beta2: Fraction = 0.99
+    server_epsilon: Positive = 1e-3
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Federation":
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("say exactly one of local_epochs and local_steps")
+        return self
+
+
+class EngineSection(Section):
+    """Where clients run: `workers: 1` is this process, `auto` one worker per core."""
+
+    kind: Literal["local"] = "local"
+    workers: Literal["auto"] | Count = 1
+
+
+class Evaluation(Section):
+    """When and on how much the global model is measured; after the last round always on the whole test set."""
+
+    every: Count = 1
+    max_examples: Count | None = None
+    local_only: bool = False
+    local_only_examples: Count = 500
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: str = "run"
+    seed: int = 0
+    backbone: Backbone
+    data: Data
+    partition: PartitionSection
+    method: Literal["fft-moe"] = "fft-moe"
+    adapter: Adapter
+    head: Head
+    budgets: Annotated[list[BudgetSection], Field(min_length=1)]
+    federation: Federation
+    engine: EngineSection = EngineSection()
+    evaluation: Evaluation = Evaluation()
+    trackers: list[str] = ["tensorboard"]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        clients, cohort = self.partition.num_clients, self.federation.clients_per_round
+        if clients is not None and cohort > clients:
+            raise ValueError(
+                f"federation.clients_per_round={cohort} is above partition.num_clients={clients}; lower it to {clients}"
+            )
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tiers of `budgets` share a name ({', '.join(names)}); give each its own")
+        return self
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
+
+    Args:
+        overrides: `a.b=c` each; the value is YAML; a list's items are reached by index or by their `name`.
+
+    Raises:
+        InputError: an unreadable file, unknown key, wrong type or contradiction.
+    """
+    path = find_recipe(str(source))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe's values; `where` names their origin in messages."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {where}: " + "; ".join(_explain(e, values) for e in error.errors())) from None
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, or at the top of a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(source: str) -> Path:
+    """The recipe's file, given as a path or as the name of a shipped one."""
+    if Path(source).is_file():
+        return Path(source)
+    shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
+    if source in shipped:
+        return shipped[source]
+    raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
+    if not isinstance(node, dict):
+        raise InputError(f"--set {override!r}: {'.'.join(parents)} is a value and has no key {last!r}")
+    node[last] = value
+
+
+def _item(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            if key in (str(index), item.get("name") if isinstance(item, dict) else None):
+                return item
+    raise InputError(f"--set {override!r}: there is nothing at {key!r}")
+
+
+def _explain(error: Any, values: Any) -> str:
+    """One pydantic error as a sentence: where, what, which value, what would be valid."""
+    path = ".".join(
+        str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
+    )
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {path!r}; add it (recipes/quickstart.yaml shows every section)"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
+        return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" (value: {error['input']!r})"
+    return f"{path + ': ' if path else ''}{message}{shown}"
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The valid keys of the section at `location`."""
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        nested = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            break
+        section = nested[0]
+    return list(section.model_fields)

@@ -1,0 +1,101 @@
+"""`fftmoe plan`: who gets what and what it costs, before anything trains."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fftmoe.config import Recipe
+from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.methods.aggregate import block_of
+from fftmoe.methods.budget import TRAINING_COPIES
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Tensors, pack_plan, pack_update
+from fftmoe.server.rounds import plan_round
+
+
+@dataclass(frozen=True)
+class TierCost:
+    """What one client of a tier costs in a round.
+
+    Attributes:
+        bytes_down: of the real first message. bytes_up: at most (every resident expert was trained).
+        adapter_bytes: resident experts, router rows and head. training_bytes: with gradients and AdamW moments.
+        flops_per_token: adapter only, forward and backward.
+    """
+
+    budget: Budget
+    clients: tuple[int, ...]
+    bytes_down: int
+    bytes_up: int
+    trainable_parameters: int
+    adapter_bytes: int
+    training_bytes: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a run: costs by tier, every client's first experts, and the backbone's size in each process."""
+
+    tiers: tuple[TierCost, ...]
+    experts: dict[int, Experts]
+    num_examples: tuple[int, ...]
+    backbone_bytes: int
+    rounds: int
+    clients_per_round: int
+
+
+def forecast(recipe: Recipe) -> Forecast:
+    """Compose the experiment and cost its first round; trains nothing and writes no run folder.
+
+    Raises:
+        InputError: as `run`, among others a budget that cannot hold one expert.
+    """
+    experiment = compose(recipe)
+    state = experiment.method.init(experiment.model)
+    everyone = range(experiment.num_clients)
+    plan = plan_round(experiment.method, state, 1, everyone, experiment.budgets, experiment.training, recipe.seed)
+    plans = {client.client_id: client for client in plan.clients}
+    adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+    backbone = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
+    return Forecast(
+        tiers=tuple(_cost(experiment, tier, plans, state.tensors) for tier in experiment.tiers),
+        experts={client_id: client.experts for client_id, client in plans.items()},
+        num_examples=tuple(len(rows) for rows in experiment.partition.indices),
+        backbone_bytes=backbone,
+        rounds=recipe.federation.rounds,
+        clients_per_round=recipe.federation.clients_per_round,
+    )
+
+
+def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], tensors: Tensors) -> TierCost:
+    clients = tuple(c for c, budget in experiment.budgets.items() if budget == tier)
+    shape = experiment.method.shape
+    head = sum(t.numel() for name, t in tensors.items() if block_of(name) is None)
+    parameters = len(tier.blocks) * tier.experts * shape.parameters + head
+    first = plans[clients[0]]
+    download = experiment.method.download(experiment.method.init(experiment.model), first)
+    return TierCost(
+        budget=tier,
+        clients=clients,
+        bytes_down=len(pack_plan(first, download)),
+        bytes_up=len(pack_update(_largest_update(first, download))),
+        trainable_parameters=parameters,
+        adapter_bytes=4 * parameters,
+        training_bytes=4 * parameters * TRAINING_COPIES,
+        flops_per_token=len(tier.blocks) * shape.flops_per_token(tier.top_k, tier.experts),
+    )
+
+
+def _largest_update(plan: ClientPlan, download: Tensors) -> ClientUpdate:
+    """An update in which every resident expert was trained; lengths as on the wire."""
+    share = 1 / 3  # as many digits as a real share has
+    return ClientUpdate(
+        round=plan.round,
+        client_id=plan.client_id,
+        num_examples=99_999,
+        tensors={n: torch.zeros_like(t) for n, t in download.items() if not n.endswith(".load")},
+        experts=plan.experts,
+        shares={block: (share,) * len(ids) for block, ids in plan.experts.items()},
+        preferences=plan.experts,
+        metrics={"loss": share},
+    )

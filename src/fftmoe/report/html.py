@@ -1,0 +1,79 @@
+"""One self-contained page per run: the outcome, the curves, who uses which expert."""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fftmoe.report.progress import size
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}}
+table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem .2rem 0;text-align:left}}
+svg{{max-width:100%;height:auto}}</style>
+<h1>{title}</h1><table>{outcome}</table>
+<h2>Accuracy and bytes</h2>{curves}
+<h2>Load of each expert</h2><p>Share of routed slots, moving average over rounds; even use is 1/M.</p>{load}
+</html>
+"""
+
+
+def write_report(
+    path: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], load: Mapping[str, Tensor]
+) -> None:
+    """Write `report.html`; it needs no network."""
+    facts = {
+        "accuracy on all test data": f"{summary['accuracy']:.3f}",
+        **{f"… as tier {name}": f"{value:.3f}" for name, value in summary["accuracy_by_tier"].items()},
+        "a client's accuracy, mean": f"{summary['client_accuracy']['mean']:.3f}",
+        "a client's accuracy, worst decile": f"{summary['client_accuracy']['worst_decile']:.3f}",
+        **_local_only(summary),
+        "rounds": str(summary["rounds_completed"]),
+        "bytes down / up": f"{size(summary['bytes_down'])} / {size(summary['bytes_up'])}",
+        "seconds": f"{summary['seconds']:.0f}",
+    }
+    outcome = "".join(f"<tr><td>{html.escape(k)}</td><th>{html.escape(v)}</th></tr>" for k, v in facts.items())
+    title = html.escape(f"{summary['method']}, seed {summary['seed']}")
+    page = _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_svg(_load_map(load)))
+    path.write_text(page, encoding="utf-8")
+
+
+def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:
+    alone = summary.get("local_only_accuracy")
+    return {"a client that trains alone, mean": f"{alone['mean']:.3f}"} if alone else {}
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    measured = [(row["round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+    left.plot(*zip(*measured, strict=True), marker="o", color="#1f5fa8")
+    left.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
+    for key, label, color in (("bytes_down", "down", "#1f5fa8"), ("bytes_up", "up", "#c2571a")):
+        right.plot([r["round"] for r in rows], [r[key] / 2**20 for r in rows], label=label, color=color)
+    right.set(xlabel="round", ylabel="MiB so far")
+    right.legend(frameon=False)
+    return figure
+
+
+def _load_map(load: Mapping[str, Tensor]) -> Figure:
+    names = sorted(load, key=lambda name: int(name.split(".")[1]))
+    values = np.stack([load[name].numpy() for name in names])
+    figure = Figure(figsize=(8, 0.6 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
+    axes.set(xlabel="expert", yticks=range(len(names)), yticklabels=[n.replace("blocks.", "block ") for n in names])
+    figure.colorbar(image)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -1,0 +1,166 @@
+"""The run folder: every file is written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+
+from fftmoe.errors import InputError
+from fftmoe.records import ServerState, Tensors, pack, unpack
+
+MARGIN_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`config.yaml`, `summary.json`, `metrics.jsonl`, `adapter/`, `checkpoints/`, `clients/`, `report.html`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], needed_bytes: int) -> "RunFolder":
+        """Make a new run folder with its resolved recipe.
+
+        Raises:
+            InputError: the folder holds another run or other files, cannot be made, or the disk has less than
+                `needed_bytes` (with a margin) left. Nothing has been written then.
+        """
+        if path.is_dir() and any(path.iterdir()):
+            what = "another run" if (path / "config.yaml").exists() else "other files"
+            raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
+        if path.exists() and not path.is_dir():
+            raise InputError(f"the output {path} is a file; name a folder with --output")
+        parent = next(p for p in path.absolute().parents if p.exists())
+        free = shutil.disk_usage(parent).free
+        if free < needed_bytes + MARGIN_BYTES:
+            raise InputError(
+                f"the disk of {parent} has {free / 2**20:.0f} MiB left and the run needs about "
+                f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some, or name another disk with --output"
+            )
+        with disk_errors(path):
+            for folder in (path, path / "checkpoints", path / "clients"):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        return cls(path)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """One line of `metrics.jsonl`."""
+        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """`summary.json`, strict JSON."""
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        write_atomically(self.path / "summary.json", text.encode() + b"\n")
+
+    def save_state(self, state: ServerState) -> None:
+        """`checkpoints/latest.safetensors`: the whole server state after a round."""
+        write_atomically(self.path / "checkpoints" / "latest.safetensors", pack_state(state))
+
+    @property
+    def client_states(self) -> "ClientStateFiles":
+        """Where this run's clients keep their state."""
+        return ClientStateFiles(self.path / "clients")
+
+
+@dataclass(frozen=True)
+class ClientStateFiles:
+    """One safetensors file per client that has kept something."""
+
+    folder: Path
+
+    def load(self, client_id: int) -> Tensors:
+        """Empty for a client that has kept nothing yet."""
+        path = self._path(client_id)
+        return safetensors.torch.load(path.read_bytes()) if path.exists() else {}
+
+    def save(self, client_id: int, state: Tensors) -> None:
+        """Replace the client's state, atomically."""
+        if state:
+            write_atomically(self._path(client_id), safetensors.torch.save(state))
+
+    def _path(self, client_id: int) -> Path:
+        return self.folder / f"{client_id:06d}.safetensors"
+
+
+def pack_state(state: ServerState) -> bytes:
+    """The server state as safetensors with a JSON header; equal states give equal bytes."""
+    groups = {"tensors": state.tensors, "optimizer": state.optimizer, "load": state.load}
+    flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
+    return pack({"round": state.round, "preferences": state.preferences}, flat)
+
+
+def unpack_state(data: bytes) -> ServerState:
+    """Inverse of `pack_state`."""
+    header, flat = unpack(data)
+    groups: dict[str, Tensors] = {"tensors": {}, "optimizer": {}, "load": {}}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    preferences = {
+        int(client): {int(block): tuple(ids) for block, ids in blocks.items()}
+        for client, blocks in header["preferences"].items()
+    }
+    return ServerState(round=header["round"], preferences=preferences, **groups)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, flush it to the disk, rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system refusal (full disk, no permission) into one message for a person."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or name another place with --output"
+        ) from error
+
+
+def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
+    """A PEFT folder (`adapter_config.json`, safetensors) with `labels.json`, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with disk_errors(folder):
+        try:
+            model.save_pretrained(str(temporary))
+            (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The label names beside a saved adapter, in the order of the logits."""
+    return tuple(json.loads((folder / "labels.json").read_text())["labels"])
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a finished run.
+
+    Raises:
+        InputError: the folder is not a run, or the run did not finish.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} is not a run folder: it has no config.yaml; pass the --output of `fftmoe run`")
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        raise InputError(f"the run in {folder} did not finish: it has no adapter/; run it again into a new folder")
+    return yaml.safe_load((folder / "config.yaml").read_text())
