@@ -10,11 +10,11 @@ import transformers
 from peft import PeftModel
 from torch import nn
 
-from fftmoe import backbones
 from fftmoe.adapter import MoeAdapterConfig, blocks
 from fftmoe.backbones import (
     MeanPoolClassifier,
     attach_adapter,
+    find,
     head_parameters,
     load_backbone,
     load_tokenizer,
@@ -172,7 +172,7 @@ def test_wrong_arguments_are_refused_with_the_remedy(bert_folder: str):
 
 @pytest.fixture
 def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(find, "try_to_load_from_cache", lambda *_: None)
 
 
 def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
@@ -183,13 +183,13 @@ def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: p
 
 @has_minilm
 def test_an_altered_builtin_model_is_refused(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
-    monkeypatch.setattr(backbones, "_MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(find, "_MINILM_SHA256", "0" * 64)
     with pytest.raises(InputError, match="is not the official sentence-transformers/all-MiniLM-L6-v2"):
         resolve_model("builtin:minilm")
 
 
 def test_a_hub_cache_is_preferred(monkeypatch: pytest.MonkeyPatch, bert_folder: str):
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda _, name: f"{bert_folder}/{name}")
+    monkeypatch.setattr(find, "try_to_load_from_cache", lambda _, name: f"{bert_folder}/{name}")
     assert resolve_model("builtin:minilm") == bert_folder
 
 

@@ -1,0 +1,68 @@
+"""Put an adapter and a trainable head on a frozen backbone."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from fftmoe.backbones.load import HEAD_MODULES
+
+
+def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
+    """Wraps the backbone so that only the adapter and the classification head are trained and saved.
+
+    The adapter's weights are float32 whatever the backbone's dtype. `config` is left as it was.
+    """
+    config = copy.deepcopy(config)
+    heads = [name for name, _ in backbone.named_children() if name in HEAD_MODULES]
+    wanted = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or []), *heads]))
+    cast(Any, config).modules_to_save = wanted or None
+    with _quiet_peft():
+        model = get_peft_model(backbone, config, adapter_name, autocast_adapter_dtype=True)
+    return cast(PeftModel, model.eval())
+
+
+def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+    """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives."""
+    with _quiet_peft():
+        model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+    return cast(PeftModel, model.eval())
+
+
+def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The model's logits for a batch of named inputs: [B, C] for classes, [B, S, V] for a language model.
+
+    `labels` are left out: how logits become a loss is not the model's business.
+    """
+    output = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable classification head of an adapted model, by name: "weight" and "bias" for a linear head.
+
+    A head of several modules has their names in front ("pre_classifier.weight"); a language model has none.
+    """
+    heads: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
+            heads[path.rpartition(".")[2]] = module.modules_to_save[module.active_adapters[0]]
+    return {
+        (f"{head}.{name}" if len(heads) > 1 else name): parameter
+        for head, module in heads.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Silences a deprecation between peft and transformers about which a caller can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield

