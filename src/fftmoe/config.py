@@ -160,7 +160,7 @@ class Evaluation(Section):
     every: Count = 1
     max_examples: Count | None = None
     local_only: bool = False
-    local_only_examples: Count = 500
+    local_only_examples: Count = 300
 
 
 class Recipe(Section):
@@ -206,7 +206,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+        raise InputError(f"cannot read the recipe {path}: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
     values.setdefault("name", path.stem)
@@ -239,6 +239,11 @@ def find_recipe(source: str) -> Path:
     raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
 
 
+def _one_line(error: Exception) -> str:
+    """YAML's messages draw the place under the line; ours take one line."""
+    return " ".join(str(error).split())
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -246,7 +251,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not YAML: {error}") from error
+        raise InputError(f"--set {override!r}: the value is not YAML: {_one_line(error)}") from error
     *parents, last = key.split(".")
     node: Any = values
     for parent in parents:

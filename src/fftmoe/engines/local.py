@@ -63,15 +63,17 @@ class WorkerPool:
 
     def run_clients(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, float]]:
         """See `Engine`."""
-        futures = [(client_id, self._pool.submit(_run_in_worker, client_id, msg)) for client_id, msg in requests]
+        futures = []
+        for client_id, message in requests:
+            try:
+                futures.append((client_id, self._pool.submit(_run_in_worker, client_id, message)))
+            except BrokenProcessPool as error:  # a worker died before everyone was queued
+                raise _worker_died(client_id) from error
         for client_id, future in futures:
             try:
                 reply, seconds, (pid, peak) = future.result()
             except BrokenProcessPool as error:
-                raise RunError(
-                    f"a worker process died while client {client_id} was running or queued; "
-                    "it may have been killed for memory: try fewer workers (--workers 1)"
-                ) from error
+                raise _worker_died(client_id) from error
             self._worker_peaks[pid] = peak
             yield client_id, reply, seconds
 
@@ -82,6 +84,13 @@ class WorkerPool:
     def peak_rss_mib(self) -> float:
         """See `Engine`."""
         return _peak_rss_mib() + sum(self._worker_peaks.values())
+
+
+def _worker_died(client_id: int) -> RunError:
+    return RunError(
+        f"a worker process died while client {client_id} was running or queued; "
+        "it may have been killed for memory: try fewer workers (--workers 1)"
+    )
 
 
 # The handler of a worker process. A process pool can hand an initializer's result to its tasks only so.

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,11 +41,22 @@ class Result:
 
 
 class Ledger:
-    """Counts the bytes that were really serialised, per direction, and what each client took."""
+    """Counts the bytes that were really serialised, per tier and direction, and the seconds clients took."""
 
     def __init__(self) -> None:
         self.bytes_down = self.bytes_up = 0
         self.seconds = 0.0
+        self.tiers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def per_client_round(self) -> dict[str, dict[str, float]]:
+        """By tier: client-rounds so far, and their mean bytes and seconds."""
+        return {
+            name: {
+                "client_rounds": sums["client_rounds"],
+                **{key: sums[key] / sums["client_rounds"] for key in ("bytes_down", "bytes_up", "seconds")},
+            }
+            for name, sums in sorted(self.tiers.items())
+        }
 
     def exchange(
         self, engine: Engine, plan: RoundPlan, download: Callable, done: Callable[[int], None]
@@ -52,9 +64,13 @@ class Ledger:
         """Send every client its plan and tensors; yield the updates in `client_id` order."""
         requests = [(c.client_id, pack_plan(c, download(c))) for c in plan.clients]
         self.bytes_down += sum(len(message) for _, message in requests)
-        for client_id, reply, seconds in engine.run_clients(requests):
+        replies = engine.run_clients(requests)
+        for client, (_, message), (client_id, reply, seconds) in zip(plan.clients, requests, replies, strict=True):
             self.bytes_up += len(reply)
             self.seconds += seconds
+            took = {"client_rounds": 1, "bytes_down": len(message), "bytes_up": len(reply), "seconds": seconds}
+            for key, value in took.items():
+                self.tiers[client.budget.name][key] += value
             done(client_id)
             yield unpack_update(reply)
 
@@ -219,6 +235,7 @@ def _summary(
         "expert_load_cv": rows[-1]["expert_load_cv"],
         "seconds": round(time.perf_counter() - started, 1),
         "client_seconds": round(ledger.seconds, 1),
+        "per_client_round_by_tier": ledger.per_client_round(),
         "peak_rss_mib": round(engine.peak_rss_mib(), 1),
         "clients_failed": 0,
         "faults": {},

@@ -79,7 +79,7 @@ def resolve(
     if top_k < 1:
         raise InputError(
             f"budget {limits.name!r} cannot compute one expert per token within its limit of "
-            f"{_gflops(limits):.2f} GFLOPs a round over {tokens_per_round} tokens; "
+            f"{_gflops(limits):g} GFLOPs a round over {tokens_per_round} tokens; "
             "raise gflops or deadline_seconds, lower federation.local_steps, or give the tier fewer `blocks`"
         )
     if top_k > experts:
@@ -134,5 +134,11 @@ def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.
     counts = np.floor(exact).astype(int)
     for tier in np.argsort(counts - exact, kind="stable")[: num_clients - counts.sum()]:
         counts[tier] += 1
+    for fraction, count in zip(fractions, counts, strict=True):
+        if count == 0:
+            raise InputError(
+                f"a tier of `budgets` gets no client: its fraction {fraction:g} of {num_clients} clients rounds to "
+                "none; raise the fraction, remove the tier, or raise partition.num_clients"
+            )
     tiers = np.repeat(np.arange(len(counts)), counts)
     return numpy_generator(seed, "tiers").permutation(tiers)
