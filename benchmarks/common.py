@@ -1,0 +1,80 @@
+"""What every benchmark needs: the machine and commit beside the figures, and runs that resume where they stopped."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fftmoe.config import load_recipe
+from fftmoe.experiment import run
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+class Results:
+    """Summaries by name in one JSON file, written after every run, so that a stopped grid goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
+
+    def run(self, name: str, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+        """The summary of this run, from the file or by running it."""
+        if name not in self.runs:
+            with tempfile.TemporaryDirectory() as folder:
+                summary = run(load_recipe(recipe, overrides), Path(folder) / "run").summary
+            self.runs[name] = {"recipe": recipe, "overrides": list(overrides), "machine": machine(), "summary": summary}
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n")
+            print(f"{name}: accuracy {summary['accuracy']:.3f} in {summary['seconds']:.0f} s", flush=True)
+        return self.runs[name]["summary"]
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """`mean ± standard deviation (n)` of runs that differ in the seed alone."""
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def column(summaries: Sequence[Mapping[str, Any]], *path: str) -> list[float]:
+    """One number from each summary."""
+    values = []
+    for summary in summaries:
+        node: Any = summary
+        for key in path:
+            node = node[key]
+        values.append(float(node))
+    return values

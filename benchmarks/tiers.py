@@ -1,0 +1,107 @@
+"""What each budget tier really costs, measured on live objects: `python benchmarks/tiers.py [recipe]`.
+
+Bytes: the messages of one round. Memory: the tensors of the adapter and head in training (weights, gradients,
+optimiser moments). FLOPs: counted by torch on one batch, backbone with adapter less backbone alone.
+"""
+
+import argparse
+import json
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import RESULTS, machine, markdown
+from fftmoe.backbones import logits
+from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.config import load_recipe
+from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.head import make_head
+from fftmoe.records import Budget, ClientPlan, pack_plan, pack_update
+from fftmoe.server.rounds import plan_round
+
+
+def measure(experiment: Experiment, tier: Budget) -> dict[str, float]:
+    method, model = experiment.method, experiment.model
+    state = method.init(model)
+    client_id = next(c for c, budget in experiment.budgets.items() if budget == tier)
+    plan = plan_round(method, state, 1, [client_id], experiment.budgets, experiment.training, 0).clients[0]
+    tensors = method.download(state, plan)
+    rows = experiment.partition.indices[client_id][: experiment.training.batch_size]
+    batch = experiment.train.batch(rows)
+    head = make_head(experiment.recipe.head.kind)
+    with method.session(model, plan, tensors, {}) as session:
+        parameters = list(session.parameters.values())
+        optimizers = make_optimizers(session.parameters, experiment.training)
+        with FlopCounterMode(display=False) as counter:
+            loss = head.loss(logits(model, batch), batch["labels"]) + session.penalty(token_mask(batch))
+            loss.backward(inputs=parameters)
+        for optimizer in optimizers:
+            optimizer.step()
+        moments = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
+        live = [*parameters, *(p.grad for p in parameters if p.grad is not None), *moments]
+        update, _ = session.finish(len(rows), {"loss": 0.0})
+    return {
+        "top_k": tier.top_k,
+        "experts": tier.experts,
+        "bytes_down": len(pack_plan(plan, tensors)),
+        "bytes_up": len(pack_update(update)),
+        "weights_bytes": sum(p.nbytes for p in parameters),
+        "training_bytes": sum(t.nbytes for t in live),
+        "step_flops": counter.get_total_flops(),
+        "adapter_flops": counter.get_total_flops() - backbone_flops(experiment, plan, batch),
+        "tokens": batch["input_ids"].numel(),
+    }
+
+
+def backbone_flops(experiment: Experiment, plan: ClientPlan, batch: dict[str, torch.Tensor]) -> int:
+    """The same step with a lowest-cost adapter (one expert of rank zero cannot exist): adapters switched off.
+
+    The backward pass must still reach the first adapted block, so its input is made to require a gradient.
+    """
+    model = experiment.model
+    first = min(plan.experts)
+    layers = [module for name, module in model.named_modules() if name.endswith(f"layer.{first}.output")]
+    hook = layers[0].register_forward_pre_hook(partial(_require_gradient))
+    try:
+        with FlopCounterMode(display=False) as counter, model.disable_adapter():
+            output = logits(model, batch)
+            output.sum().backward()
+    finally:
+        hook.remove()
+    return counter.get_total_flops()
+
+
+def _require_gradient(module: torch.nn.Module, inputs: tuple) -> tuple:
+    hidden, residual = inputs
+    return hidden, residual.detach().requires_grad_()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="?", default="quickstart")
+    arguments = parser.parse_args()
+    # The loop computes only what was routed, and torch can count its products.
+    experiment = compose(load_recipe(arguments.recipe, ["adapter.compute=loop"]))
+    tiers = {tier.name: measure(experiment, tier) for tier in experiment.tiers}
+    RESULTS.mkdir(exist_ok=True)
+    result = {"recipe": arguments.recipe, "machine": machine(), "tiers": tiers}
+    (RESULTS / "tiers.json").write_text(json.dumps(result, indent=1) + "\n")
+    header = ["tier", "k", "experts", "KiB down", "KiB up", "adapter KiB", "in training KiB", "adapter MFLOP/token"]
+    header.append("share of the step")
+    rows = [
+        [
+            name,
+            str(t["top_k"]),
+            str(t["experts"]),
+            *(f"{t[key] / 1024:.0f}" for key in ("bytes_down", "bytes_up", "weights_bytes", "training_bytes")),
+            f"{t['adapter_flops'] / t['tokens'] / 1e6:.3f}",
+            f"{t['adapter_flops'] / t['step_flops']:.1%}",
+        ]
+        for name, t in tiers.items()
+    ]
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()
