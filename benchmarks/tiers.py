@@ -17,13 +17,12 @@ from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.config import load_recipe
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.head import make_head
-from fftmoe.records import Budget, ClientPlan, pack_plan, pack_update
+from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
 
 
-def measure(experiment: Experiment, tier: Budget) -> dict[str, float]:
+def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[str, float]:
     method, model = experiment.method, experiment.model
-    state = method.init(model)
     client_id = next(c for c, budget in experiment.budgets.items() if budget == tier)
     plan = plan_round(method, state, 1, [client_id], experiment.budgets, experiment.training, 0).clients[0]
     tensors = method.download(state, plan)
@@ -83,7 +82,8 @@ def main() -> None:
     arguments = parser.parse_args()
     # The loop computes only what was routed, and torch can count its products.
     experiment = compose(load_recipe(arguments.recipe, ["adapter.compute=loop"]))
-    tiers = {tier.name: measure(experiment, tier) for tier in experiment.tiers}
+    state = experiment.method.init(experiment.model)
+    tiers = {tier.name: measure(experiment, state, tier) for tier in experiment.tiers}
     RESULTS.mkdir(exist_ok=True)
     result = {"recipe": arguments.recipe, "machine": machine(), "tiers": tiers}
     (RESULTS / "tiers.json").write_text(json.dumps(result, indent=1) + "\n")

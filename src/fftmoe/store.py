@@ -11,8 +11,9 @@ from typing import Any
 
 import safetensors.torch
 import yaml
+from safetensors import SafetensorError
 
-from fftmoe.errors import InputError
+from fftmoe.errors import FftmoeError, InputError, RunError
 from fftmoe.records import ServerState, Tensors, pack, unpack
 
 MARGIN_BYTES = 64 * 2**20
@@ -44,7 +45,7 @@ class RunFolder:
                 f"the disk of {parent} has {free / 2**20:.0f} MiB left and the run needs about "
                 f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some, or name another disk with --output"
             )
-        with disk_errors(path):
+        with disk_errors(path, InputError):
             for folder in (path, path / "checkpoints", path / "clients"):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
@@ -59,6 +60,10 @@ class RunFolder:
         """`summary.json`, strict JSON."""
         text = json.dumps(summary, indent=2, allow_nan=False)
         write_atomically(self.path / "summary.json", text.encode() + b"\n")
+
+    def write_report(self, page: str) -> None:
+        """`report.html`."""
+        write_atomically(self.path / "report.html", page.encode())
 
     def save_state(self, state: ServerState) -> None:
         """`checkpoints/latest.safetensors`: the whole server state after a round."""
@@ -126,14 +131,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system refusal (full disk, no permission) into one message for a person."""
+def disk_errors(path: Path, kind: type[FftmoeError] = RunError) -> Iterator[None]:
+    """Turn a refusal to write (full disk, no permission) into one message for a person."""
     try:
         yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free space or name another place with --output"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"cannot write {path}: {reason}; free space or name another place with --output") from error
 
 
 def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:

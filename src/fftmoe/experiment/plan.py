@@ -8,7 +8,7 @@ from fftmoe.config import Recipe
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.methods.aggregate import block_of
 from fftmoe.methods.budget import TRAINING_COPIES
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Tensors, pack_plan, pack_update
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
 
 
@@ -58,7 +58,7 @@ def forecast(recipe: Recipe) -> Forecast:
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     return Forecast(
-        tiers=tuple(_cost(experiment, tier, plans, state.tensors) for tier in experiment.tiers),
+        tiers=tuple(_cost(experiment, tier, plans, state) for tier in experiment.tiers),
         experts={client_id: client.experts for client_id, client in plans.items()},
         num_examples=tuple(len(rows) for rows in experiment.partition.indices),
         backbone_bytes=backbone,
@@ -67,13 +67,13 @@ def forecast(recipe: Recipe) -> Forecast:
     )
 
 
-def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], tensors: Tensors) -> TierCost:
+def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], state: ServerState) -> TierCost:
     clients = tuple(c for c, budget in experiment.budgets.items() if budget == tier)
     shape = experiment.method.shape
-    head = sum(t.numel() for name, t in tensors.items() if block_of(name) is None)
+    head = sum(t.numel() for name, t in state.tensors.items() if block_of(name) is None)
     parameters = len(tier.blocks) * tier.experts * shape.parameters + head
     first = plans[clients[0]]
-    download = experiment.method.download(experiment.method.init(experiment.model), first)
+    download = experiment.method.download(state, first)
     return TierCost(
         budget=tier,
         clients=clients,

@@ -23,7 +23,7 @@ from fftmoe.evaluate import (
 )
 from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose, holdout
 from fftmoe.records import ClientUpdate, RoundPlan, ServerState, Training, pack_plan, unpack_update
-from fftmoe.report.html import write_report
+from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
@@ -92,7 +92,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     check_trackers(recipe.trackers)
     experiment = compose(recipe)
     method, federation = experiment.method, recipe.federation
-    state = method.init(experiment.model)
+    initial = state = method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(state)))
     shown = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
     rows: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         _publish(rows[-1], folder, trackers, progress)
         if recipe.evaluation.local_only:
             progress.say("training every client alone, for comparison")
-            final["local_only_accuracy"] = _local_only(experiment, engine)
+            final["local_only_accuracy"] = _local_only(experiment, initial, engine)
         summary = _summary(experiment, state, rows, ledger, final, started, engine)
     finally:
         engine.close()
@@ -188,10 +188,9 @@ def _final_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]
     }
 
 
-def _local_only(experiment: Experiment, engine: Engine) -> dict[str, float]:
-    """What each client reaches alone with the compute it spends in the federation, on a common held-out sample."""
+def _local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, float]:
+    """What each client reaches alone from the initial `state`, with the compute it spends in the federation."""
     federation, method = experiment.recipe.federation, experiment.method
-    state = method.init(experiment.model)
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     training = _repeat(experiment.training, rounds_each)
     everyone = tuple(range(experiment.num_clients))
@@ -252,5 +251,5 @@ def _save(
     """The adapter as a PEFT folder, then the report, then the summary: a summary means a whole run."""
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
-    write_report(folder.path / "report.html", summary, rows, state.load)
+    folder.write_report(report_page(summary, rows, state.load))
     folder.write_summary(summary)

@@ -3,7 +3,6 @@
 import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,8 @@ svg{{max-width:100%;height:auto}}</style>
 """
 
 
-def write_report(
-    path: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], load: Mapping[str, Tensor]
-) -> None:
-    """Write `report.html`; it needs no network."""
+def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], load: Mapping[str, Tensor]) -> str:
+    """The text of `report.html`; it needs no network."""
     facts = {
         "accuracy on all test data": f"{summary['accuracy']:.3f}",
         **{f"… as tier {name}": f"{value:.3f}" for name, value in summary["accuracy_by_tier"].items()},
@@ -40,8 +37,7 @@ def write_report(
     }
     outcome = "".join(f"<tr><td>{html.escape(k)}</td><th>{html.escape(v)}</th></tr>" for k, v in facts.items())
     title = html.escape(f"{summary['method']}, seed {summary['seed']}")
-    page = _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_svg(_load_map(load)))
-    path.write_text(page, encoding="utf-8")
+    return _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_svg(_load_map(load)))
 
 
 def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:
