@@ -1,11 +1,14 @@
 """Tiny random models of every family, for tests that need a real architecture but no real weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import tokenizers
 import torch
 import transformers
 from torch import Tensor, nn
+
+from fftmoe.data import TokenizedText
 
 LABELS = {0: "a", 1: "b", 2: "c"}
 NUM_BLOCKS = 3
@@ -120,3 +123,28 @@ FAMILIES: dict[str, Tiny] = {
 
 def tiny_bert() -> nn.Module:
     return FAMILIES["bert"].make()
+
+
+def tiny_tokenizer(words: Sequence[str]) -> transformers.PreTrainedTokenizerFast:
+    """Words at spaces, in `[CLS] … [SEP]`; the vocabulary of `tiny_bert` has room for 27 words."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    vocabulary = {word: i for i, word in enumerate((*special, *words))}
+    assert len(vocabulary) <= VOCAB
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=17, **dict(zip(names, special, strict=True))
+    )
+
+
+def token_examples(num_examples: int, seed: int) -> TokenizedText:
+    """Random token ids of 3 to 11 tokens, with labels 0 to 2 in turn, for the tiny models."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 12, (num_examples,), generator=generator)
+    ids = torch.randint(2, VOCAB, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return TokenizedText(ids, offsets, torch.arange(num_examples) % len(LABELS))

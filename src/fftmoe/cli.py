@@ -5,16 +5,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fftmoe.errors import FftmoeError, InputError
 
+if TYPE_CHECKING:
+    from fftmoe.experiment import Forecast
+
 INTERRUPTED = 130
+CLIENTS_SHOWN = 20
 
 app = typer.Typer(
     help="Federated fine-tuning of foundation models with sparse mixture-of-experts adapters.",
@@ -60,7 +65,7 @@ def run(
 def plan(
     recipe: RecipeArgument = "quickstart",
     set_: SetOption = None,
-    clients: Annotated[bool, typer.Option("--clients", help="Also list every client's experts.")] = False,
+    clients: Annotated[bool, typer.Option("--clients", help="List every client, not the first twenty alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show who gets which experts and what a round costs, before anything trains."""
@@ -142,64 +147,70 @@ def _print_outcome(console: Console, summary: dict, folder: Path, model: str, po
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_forecast(console: Console, forecast, clients: bool) -> None:
+def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -> None:
     from fftmoe.report.progress import size
 
-    table = Table(
-        "tier",
-        "clients",
-        "top_k",
-        "experts",
-        "blocks",
-        "down/round",
-        "up/round ≤",
-        "trainable",
-        "memory",
-        "MFLOP/token",
-    )
+    heads = ("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
+    table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for tier in forecast.tiers:
         budget = tier.budget
         table.add_row(
             budget.name,
             str(len(tier.clients)),
-            str(budget.top_k),
-            str(budget.experts),
-            ",".join(map(str, budget.blocks)),
+            f"{budget.top_k} of {budget.experts}",
+            ranges(budget.blocks),
             size(tier.bytes_down),
             size(tier.bytes_up),
             f"{tier.trainable_parameters:,}",
             size(tier.training_bytes),
-            f"{tier.flops_per_token / 1e6:.3f}",
+            f"{tier.flops_per_token / 1e6:.2f}",
         )
     console.print(table)
-    console.print(
-        "memory: adapter and head with gradients and AdamW moments; MFLOP/token: the adapter's, forward and backward",
-        highlight=False,
-    )
-    console.print(
+    for line in (
+        "uses: experts a token activates, of those a client holds in each block.",
+        "down, up: one client's messages in one round.",
+        "memory: adapter and head with gradients and AdamW moments.",
+        "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)} in each process",
-        highlight=False,
-    )
-    if clients:
-        for client_id, experts in forecast.experts.items():
-            ids = "; ".join(f"block {block}: {' '.join(map(str, held))}" for block, held in experts.items())
-            console.print(f"client {client_id}: {forecast.num_examples[client_id]} examples; {ids}", highlight=False)
+        f"{size(forecast.backbone_bytes)} in each process.\n",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    shown = list(forecast.experts.items())[: None if all_clients else CLIENTS_SHOWN]
+    tier_of = {client: tier.budget.name for tier in forecast.tiers for client in tier.clients}
+    for client_id, experts in shown:
+        held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in experts.items())
+        facts = f"client {client_id:>3}  {tier_of[client_id]:<8} {forecast.num_examples[client_id]:>6} examples  "
+        console.print(facts + held, highlight=False, soft_wrap=True)
+    if len(shown) < len(forecast.experts):
+        console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `0-3 7 9-11`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exit 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
     try:
-        app(args=arguments, standalone_mode=False)
+        # Outside standalone mode typer returns the status of an early exit: 0 after --help, 130 after Ctrl-C.
+        status = app(args=arguments, standalone_mode=False) or 0
     except FftmoeError as error:
         sys.stderr.write(f"fftmoe: {error}\n")
         raise SystemExit(error.exit_status) from None
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("fftmoe: interrupted; the state after the last whole round is in checkpoints/\n")
-        raise SystemExit(INTERRUPTED) from None
+        status = INTERRUPTED
     except click.ClickException as error:  # a wrong flag or verb
         sys.stderr.write(f"fftmoe: {error.format_message()}\n")
         raise SystemExit(InputError.exit_status) from None
+    if status == INTERRUPTED:
+        sys.stderr.write("fftmoe: interrupted; the state after the last whole round is in checkpoints/\n")
+    if status:
+        raise SystemExit(status)

@@ -153,18 +153,32 @@ def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
-    """The label names beside a saved adapter, in the order of the logits."""
-    return tuple(json.loads((folder / "labels.json").read_text())["labels"])
+    """The label names beside a saved adapter, in the order of the logits.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / "labels.json"
+    try:
+        return tuple(json.loads(path.read_text())["labels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {path}: {error}; the run's folder is damaged, run it again") from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The resolved recipe of a finished run.
 
     Raises:
-        InputError: the folder is not a run, or the run did not finish.
+        InputError: the folder is not a run, is damaged, or the run did not finish.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml; pass the --output of `fftmoe run`")
     if not (folder / "adapter" / "adapter_config.json").is_file():
         raise InputError(f"the run in {folder} did not finish: it has no adapter/; run it again into a new folder")
-    return yaml.safe_load((folder / "config.yaml").read_text())
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's messages take several lines
+        raise InputError(
+            f"cannot read {folder / 'config.yaml'}: {reason}; the run's folder is damaged, run it again"
+        ) from error

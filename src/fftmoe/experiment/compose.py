@@ -80,6 +80,7 @@ def compose(recipe: Recipe) -> Experiment:
         for name in ("train", "test")
     )
     model = build_model(recipe, text.label_names)
+    _check_max_length(recipe, tokenizer.model_max_length, model)
     modules = adapter.blocks(model)
     shape = ExpertShape(dim=next(iter(modules.values())).router.weight.shape[1], expert_dim=recipe.adapter.expert_dim)
     training = _training(recipe)
@@ -171,6 +172,16 @@ def _partition(recipe: Recipe, text: LabelledText) -> Partition:
         groups=train.columns[section.by] if section.by else None,
         min_examples=section.min_examples,
     )
+
+
+def _check_max_length(recipe: Recipe, model_max_length: int, model: Any) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None) or model_max_length
+    limit = min(model_max_length, positions)
+    if recipe.data.max_length > limit:
+        raise InputError(
+            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} "
+            f"can read; lower it to {limit}"
+        )
 
 
 def _training(recipe: Recipe) -> Training:

@@ -78,7 +78,7 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
         budget=tier,
         clients=clients,
         bytes_down=len(pack_plan(first, download)),
-        bytes_up=len(pack_update(_largest_update(first, download))),
+        bytes_up=len(pack_update(largest_update(first, download, experiment.method.num_experts))),
         trainable_parameters=parameters,
         adapter_bytes=4 * parameters,
         training_bytes=4 * parameters * TRAINING_COPIES,
@@ -86,9 +86,9 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
     )
 
 
-def _largest_update(plan: ClientPlan, download: Tensors) -> ClientUpdate:
-    """An update in which every resident expert was trained; lengths as on the wire."""
-    share = 1 / 3  # as many digits as a real share has
+def largest_update(plan: ClientPlan, download: Tensors, num_experts: int) -> ClientUpdate:
+    """An update of a client that trained all its resident experts, and knows the whole pool; lengths as on the wire."""
+    share = 1 / 30_000  # 3.3333333333333335e-05: no share is written with more digits
     return ClientUpdate(
         round=plan.round,
         client_id=plan.client_id,
@@ -96,6 +96,6 @@ def _largest_update(plan: ClientPlan, download: Tensors) -> ClientUpdate:
         tensors={n: torch.zeros_like(t) for n, t in download.items() if not n.endswith(".load")},
         experts=plan.experts,
         shares={block: (share,) * len(ids) for block, ids in plan.experts.items()},
-        preferences=plan.experts,
+        preferences=dict.fromkeys(plan.experts, tuple(range(num_experts))),
         metrics={"loss": share},
     )

@@ -61,9 +61,9 @@ class Progress:
 
 
 def size(num_bytes: float) -> str:
-    """A byte count for people: `512 B`, `3.4 MiB`."""
+    """A byte count for people: `512 B`, `3.4 MiB`, `433 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"

@@ -1,0 +1,192 @@
+"""Local training against an independent loop: with one client that holds everything, federated is ordinary."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel, get_peft_model
+
+from fftmoe import adapter
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.backbones import attach_adapter, load_backbone
+from fftmoe.client.update import make_optimizers, proximal, token_mask, update_client
+from fftmoe.data import training_batches
+from fftmoe.head import make_head
+from fftmoe.methods.budget import ExpertShape
+from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.fft_moe_client import LocalSettings
+from fftmoe.records import Budget, ClientUpdate, Tensors, Training
+from fftmoe.rng import generator
+from fftmoe.server.rounds import apply_round, plan_round
+from models import HIDDEN, token_examples
+
+M, H, N = 5, 3, 23
+BLOCKS = (1, 2)
+EVERYTHING = Budget("everything", 2, M, BLOCKS)
+TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_epochs=2)
+EXAMPLES = token_examples(N, seed=1)
+CONFIG = MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=2, blocks="last-2", modules_to_save=["classifier"])
+PLAIN = LocalSettings(balance="none", z_strength=0.0)
+
+
+@pytest.fixture
+def fresh(backbone_folder: Path) -> Callable[[], Any]:
+    """Makes a model that has not been trained yet."""
+    return lambda: attach_adapter(load_backbone(str(backbone_folder), num_labels=3), CONFIG)
+
+
+def one_client(**fields: Any) -> FftMoe:
+    return FftMoe(budgets={0: EVERYTHING}, shape=ExpertShape(HIDDEN, H), num_experts=M, local=PLAIN, **fields)
+
+
+def updated(model: Any, training: Training) -> tuple[ClientUpdate, Tensors]:
+    """One client's update from a fresh model, and the global tensors it started from."""
+    moe = one_client()
+    state = moe.init(model)
+    plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, training, seed=5).clients[0]
+    downloaded = moe.download(state, plan)
+    update, _ = update_client(model, moe, make_head("averaged"), plan, downloaded, {}, EXAMPLES, np.arange(N))
+    return update, state.tensors
+
+
+def test_one_client_with_all_data_and_all_experts_is_ordinary_fine_tuning(
+    backbone_folder: Path, fresh: Callable[[], Any]
+):
+    model, moe = fresh(), one_client()
+    state = moe.init(model)
+    plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, TRAINING, seed=5)
+    downloaded = moe.download(state, plan.clients[0])
+    update, _ = update_client(
+        model, moe, make_head("averaged"), plan.clients[0], downloaded, {}, EXAMPLES, np.arange(N)
+    )
+    federated, _ = apply_round(moe, state, plan, [update])
+
+    reference = get_peft_model(load_backbone(str(backbone_folder), num_labels=3), CONFIG)
+    assert isinstance(reference, PeftModel)
+    fine_tune(reference.eval(), plan.clients[0].seed)
+    expected = {f"head.{n}": p for n, p in reference.get_submodule(HEAD).named_parameters()}
+    for block, moe_layer in adapter.blocks(reference).items():
+        expected |= {f"blocks.{block}.{n.removesuffix('.weight')}": p for n, p in moe_layer.named_parameters()}
+    assert set(expected) == set(federated.tensors)
+    for name, parameter in expected.items():
+        # Not bit for bit: the server adds a difference, and g + (c - g) need not equal c in floats.
+        torch.testing.assert_close(federated.tensors[name], parameter.detach())
+        assert not torch.equal(parameter.detach(), state.tensors[name])
+
+
+HEAD = "base_model.model.classifier.modules_to_save.default"
+
+
+def fine_tune(model: PeftModel, seed: int) -> None:
+    """What anyone would write with peft and torch: AdamW for the adapter, SGD for the head."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    head = [p for name, p in trained.items() if "classifier" in name]
+    rest = [p for name, p in trained.items() if "classifier" not in name]
+    assert len(head) == 2
+    assert len(rest) == 3 * len(BLOCKS)
+    adamw = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.0, fused=True)
+    sgd = torch.optim.SGD(head, lr=0.5)
+    for rows in training_batches(np.arange(N), 7, generator(seed, "batches"), epochs=2, lengths=EXAMPLES.lengths):
+        batch = EXAMPLES.batch(rows)
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        loss = F.cross_entropy(output, batch["labels"])
+        loss.backward()
+        for optimizer in (adamw, sgd):
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_without_a_proximal_term_nothing_is_computed_differently(fresh: Callable[[], Any]):
+    plain, _ = updated(fresh(), TRAINING)
+    zero, _ = updated(fresh(), dataclasses.replace(TRAINING, proximal=0.0))
+    assert all(torch.equal(plain.tensors[name], zero.tensors[name]) for name in plain.tensors)
+    # Far below the rounding of the loss, but not zero: the term itself is in place.
+    tiny, _ = updated(fresh(), dataclasses.replace(TRAINING, proximal=1e-3))
+    assert any(not torch.equal(plain.tensors[name], tiny.tensors[name]) for name in plain.tensors)
+
+
+@pytest.mark.parametrize("part", ["blocks.1.up", "head.weight"])
+def test_a_larger_proximal_term_moves_less(fresh: Callable[[], Any], part: str):
+    moved = []
+    for mu in (0.0, 0.1, 1.0):
+        update, _ = updated(fresh(), dataclasses.replace(TRAINING, proximal=mu, local_epochs=5))
+        moved.append(float(update.tensors[part].norm()))
+    assert moved[0] > moved[1] > moved[2] > 0
+
+
+def test_the_proximal_term_is_half_mu_times_the_squared_distance():
+    parameters = [torch.nn.Parameter(torch.tensor([3.0, 1.0])), torch.nn.Parameter(torch.tensor([[2.0]]))]
+    start = [torch.tensor([1.0, 1.0]), torch.tensor([[5.0]])]
+    # Squares 4 and 9: 0.4 / 2 * 13.
+    value = proximal(parameters, start, 0.4)
+    assert isinstance(value, torch.Tensor)
+    assert value.item() == pytest.approx(2.6)
+    assert proximal(parameters, [], 0.0) == 0.0
+
+
+def test_the_head_is_trained_by_sgd_unless_adamw_is_asked_for():
+    parameters = {"blocks.0.up": torch.nn.Parameter(torch.ones(2)), "head.bias": torch.nn.Parameter(torch.ones(3))}
+    adapter_optimizer, head = make_optimizers(parameters, TRAINING)
+    assert isinstance(adapter_optimizer, torch.optim.AdamW)
+    assert isinstance(head, torch.optim.SGD)
+    assert adapter_optimizer.param_groups[0]["lr"] == 0.01
+    assert head.param_groups[0]["lr"] == 0.5
+    assert [p.shape for p in head.param_groups[0]["params"]] == [(3,)]
+    _, head = make_optimizers(parameters, dataclasses.replace(TRAINING, head_optimizer="adamw"))
+    assert isinstance(head, torch.optim.AdamW)
+
+
+def test_an_update_is_a_function_of_its_inputs(fresh: Callable[[], Any]):
+    one, _ = updated(fresh(), TRAINING)
+    two, _ = updated(fresh(), TRAINING)
+    assert one.metrics == two.metrics
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_global_randomness_is_neither_read_nor_changed(fresh: Callable[[], Any]):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one, _ = updated(fresh(), TRAINING)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    two, _ = updated(fresh(), TRAINING)
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_training_lowers_the_loss(fresh: Callable[[], Any]):
+    losses = []
+    for epochs in (1, 9):
+        update, _ = updated(fresh(), dataclasses.replace(TRAINING, local_epochs=epochs))
+        losses.append(update.metrics["loss"])
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_a_measurement_is_taken_of_the_trained_model_and_sent_along(fresh: Callable[[], Any]):
+    model, moe = fresh(), one_client()
+    state = moe.init(model)
+    plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, TRAINING, seed=5).clients[0]
+    seen: list[torch.Tensor] = []
+
+    def measure(trained: Any) -> float:
+        seen.append(adapter.blocks(trained)[1].up.detach().clone())
+        return 0.25
+
+    update, _ = update_client(
+        model, moe, make_head("averaged"), plan, moe.download(state, plan), {}, EXAMPLES, np.arange(N), measure
+    )
+    assert update.metrics["holdout_accuracy"] == 0.25
+    assert update.num_examples == N
+    assert not torch.equal(seen[0], state.tensors["blocks.1.up"])
+
+
+def test_a_token_mask_is_flat_and_false_on_padding():
+    batch = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    mask = token_mask(batch)
+    assert mask is not None
+    assert mask.tolist() == [True, True, False, True, False, False]
+    assert token_mask({"pixel_values": torch.zeros(2, 3)}) is None

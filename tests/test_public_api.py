@@ -1,0 +1,50 @@
+"""What others build on, frozen: the names of the package and the verbs of the command line."""
+
+import typer
+
+import fftmoe
+from fftmoe.cli import app
+
+API = [
+    "FftmoeError",
+    "InputError",
+    "MoeAdapterConfig",
+    "Recipe",
+    "Result",
+    "RunError",
+    "attach_adapter",
+    "load_backbone",
+    "load_recipe",
+    "record_routing",
+    "run",
+]
+VERBS = {
+    "run": {"recipe", "--output", "--set", "--workers", "--engine"},
+    "plan": {"recipe", "--set", "--clients", "--json"},
+    "evaluate": {"run", "--data", "--split", "--top-k"},
+    "predict": {"run", "texts", "--file", "--top-k"},
+}
+
+
+def test_the_package_exports_exactly_these_names():
+    assert sorted(fftmoe.__all__) == API
+    assert all(hasattr(fftmoe, name) for name in API)
+
+
+def test_the_command_line_has_exactly_these_verbs_and_options():
+    group = typer.main.get_group(app)
+    found = {
+        name: {
+            part
+            for parameter in command.params
+            for part in (parameter.opts if parameter.param_type_name == "option" else [parameter.name])
+        }
+        for name, command in group.commands.items()
+    }
+    assert found == VERBS
+
+
+def test_bad_input_is_a_value_error_and_a_failed_run_a_runtime_error():
+    assert issubclass(fftmoe.InputError, ValueError)
+    assert issubclass(fftmoe.RunError, RuntimeError)
+    assert (fftmoe.InputError.exit_status, fftmoe.RunError.exit_status) == (2, 1)

@@ -1,0 +1,146 @@
+"""Who holds which experts: balanced before statistics, personal after, with one slot to explore."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fftmoe.methods.residents import balanced_design, personal_residents
+from fftmoe.records import Budget, Experts
+
+M = 7
+BLOCKS = (1, 4)
+
+held = st.lists(st.integers(1, M), min_size=1, max_size=11)
+seeds = st.integers(0, 2**31)
+
+
+def budgets_of(sizes: list[int], blocks: tuple[int, ...] = BLOCKS) -> dict[int, Budget]:
+    return {client_id: Budget("tier", 1, size, blocks) for client_id, size in enumerate(sizes)}
+
+
+def design_of(budgets: dict[int, Budget], seed: int) -> dict[int, Experts]:
+    return balanced_design(list(budgets), list(budgets.values()), M, seed)
+
+
+def assert_complete(residents: dict[int, Experts], budgets: dict[int, Budget]) -> None:
+    """Each client has its number of distinct experts in each of its blocks, ascending."""
+    assert list(residents) == sorted(budgets)
+    for client_id, budget in budgets.items():
+        assert set(residents[client_id]) == set(budget.blocks)
+        for ids in residents[client_id].values():
+            assert list(ids) == sorted(set(ids))
+            assert len(ids) == budget.experts
+            assert set(ids) <= set(range(M))
+
+
+def holders(residents: dict[int, Experts], block: int) -> list[int]:
+    counts = Counter(m for experts in residents.values() for m in experts.get(block, ()))
+    return [counts[m] for m in range(M)]
+
+
+@given(held, seeds)
+@settings(deadline=None)
+def test_a_balanced_design_gives_every_expert_as_many_holders_up_to_one(sizes: list[int], seed: int):
+    budgets = budgets_of(sizes)
+    design = design_of(budgets, seed)
+    assert_complete(design, budgets)
+    for block in BLOCKS:
+        assert max(holders(design, block)) - min(holders(design, block)) <= 1
+
+
+@given(held, seeds)
+@settings(deadline=None, max_examples=25)
+def test_a_balanced_design_balances_among_the_clients_that_adapt_a_block(sizes: list[int], seed: int):
+    budgets = {c: Budget("tier", 1, size, BLOCKS if c % 2 else BLOCKS[1:]) for c, size in enumerate(sizes)}
+    design = design_of(budgets, seed)
+    assert_complete(design, budgets)
+    for block in BLOCKS:
+        assert max(holders(design, block)) - min(holders(design, block)) <= 1
+
+
+def test_a_balanced_design_is_a_function_of_the_seed():
+    budgets = budgets_of([2, 3, 1, 2, 3])
+    assert design_of(budgets, 5) == design_of(budgets, 5)
+    assert design_of(budgets, 5) != design_of(budgets, 6)
+
+
+def test_a_balanced_design_differs_from_block_to_block():
+    design = design_of(budgets_of([3] * 5), 0)
+    assert any(experts[1] != experts[4] for experts in design.values())
+
+
+def rankings(num_clients: int, seed: int) -> dict[int, Experts]:
+    """Every client knows every expert and ranks them at random, as a balanced design with one slot each does."""
+    orders = {}
+    for client_id in range(num_clients):
+        orders[client_id] = {}
+        for block in BLOCKS:
+            dealt = balanced_design(list(range(M)), list(budgets_of([1] * M).values()), M, seed + client_id)
+            orders[client_id][block] = tuple(dealt[n][block][0] for n in range(M))
+    return orders
+
+
+@given(st.lists(st.integers(2, M - 1), min_size=1, max_size=7), seeds)
+@settings(deadline=None)
+def test_all_slots_but_one_go_to_the_favourites(sizes: list[int], seed: int):
+    budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
+    residents = personal_residents(budgets, preferences, design_of(budgets, seed), M, explore=True)
+    assert_complete(residents, budgets)
+    for client_id, budget in budgets.items():
+        for block in BLOCKS:
+            assert set(preferences[client_id][block][: budget.experts - 1]) <= set(residents[client_id][block])
+
+
+@given(held, seeds)
+@settings(deadline=None, max_examples=25)
+def test_without_exploration_a_client_holds_its_favourites_alone(sizes: list[int], seed: int):
+    budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
+    residents = personal_residents(budgets, preferences, design_of(budgets, seed), M, explore=False)
+    for client_id, budget in budgets.items():
+        for block in BLOCKS:
+            assert residents[client_id][block] == tuple(sorted(preferences[client_id][block][: budget.experts]))
+
+
+def test_exploration_takes_the_expert_that_fewest_of_the_cohort_hold():
+    # Both like 0 and 1 best, so 2 is the lowest expert that nobody holds; then it is held, and 3 is next.
+    budgets = budgets_of([3, 3], blocks=(1,))
+    order: Experts = {1: (0, 1, 6, 5, 4, 3, 2)}
+    residents = personal_residents(budgets, {0: order, 1: order}, {}, M, explore=True)
+    assert residents == {0: {1: (0, 1, 2)}, 1: {1: (0, 1, 3)}}
+
+
+@pytest.mark.parametrize("size", [1, M])
+def test_one_slot_or_the_whole_pool_has_nothing_to_explore(size: int):
+    budgets = budgets_of([size], blocks=(1,))
+    order: Experts = {1: (5, 3, 1, 0, 2, 4, 6)}
+    residents = personal_residents(budgets, {0: order}, {}, M, explore=True)
+    assert residents[0][1] == tuple(sorted(order[1][:size]))
+
+
+def test_a_client_without_statistics_takes_the_balanced_design():
+    budgets = budgets_of([2, 3, 4])
+    design = design_of(budgets, 1)
+    known = rankings(3, 0)
+    residents = personal_residents(budgets, {1: known[1]}, design, M, explore=True)
+    assert residents[0] == design[0]
+    assert residents[2] == design[2]
+    assert residents[1] != design[1]
+
+
+def test_slots_beyond_what_a_client_knows_go_to_the_least_held_experts():
+    budgets = budgets_of([4, 2], blocks=(1,))
+    residents = personal_residents(budgets, {0: {1: (6, 2)}}, {1: {1: (0, 1)}}, M, explore=False)
+    assert residents == {0: {1: (2, 3, 4, 6)}, 1: {1: (0, 1)}}
+
+
+@given(st.lists(st.integers(2, M - 1), min_size=2, max_size=7), seeds)
+@settings(deadline=None, max_examples=25)
+def test_residents_depend_on_the_cohort_and_not_on_the_order_it_was_named_in(sizes: list[int], seed: int):
+    budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
+    design = design_of(budgets, seed)
+    backwards = dict(reversed(budgets.items()))
+    assert personal_residents(budgets, preferences, design, M, explore=True) == personal_residents(
+        backwards, preferences, design, M, explore=True
+    )

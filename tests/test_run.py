@@ -1,0 +1,433 @@
+"""Whole runs through the command line on a tiny backbone, and the use of what they leave."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+
+import fftmoe
+from conftest import Cli, Outcome
+from fftmoe.backbones import load_tokenizer
+from fftmoe.cli import ranges
+from fftmoe.config import parse_recipe
+from fftmoe.data import load_source, tokenize_texts
+from fftmoe.evaluate import accuracy
+from fftmoe.experiment.plan import largest_update
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Training, pack_update
+from fftmoe.store import unpack_state
+
+SUMMARY_KEYS = {
+    "schema_version",
+    "method",
+    "seed",
+    "rounds_completed",
+    "num_clients",
+    "accuracy",
+    "accuracy_by_round",
+    "client_accuracy",
+    "bytes_up",
+    "bytes_down",
+    "trainable_parameters",
+    "expert_load_cv",
+    "seconds",
+    "peak_rss_mib",
+    "clients_failed",
+    "faults",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One run that the tests of this file share."""
+
+    folder: Path
+    outcome: Outcome
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture(scope="module")
+def run(cli: Cli, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`run("seed=1", …)` runs the tiny recipe with these overrides into a new folder."""
+
+    def call(*overrides: str, flags: tuple[str, ...] = ()) -> Finished:
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        sets = [part for override in overrides for part in ("--set", override)]
+        outcome = cli("run", recipe_file, "--output", folder, *sets, *flags)
+        assert outcome.status == 0, outcome.err
+        return Finished(folder, outcome)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(run: Run) -> Finished:
+    return run()
+
+
+def timeless(value: Any) -> Any:
+    """Without seconds and memory, at every depth."""
+    if isinstance(value, dict):
+        gone = ("seconds", "rss")
+        return {key: timeless(item) for key, item in value.items() if not any(word in key for word in gone)}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_run_leaves_its_folder_and_nothing_else(finished: Finished):
+    assert sorted(path.name for path in finished.folder.iterdir()) == [
+        "adapter",
+        "checkpoints",
+        "clients",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "summary.json",
+        "trackers",
+    ]
+    adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= adapter
+    assert [path.name for path in (finished.folder / "checkpoints").iterdir()] == ["latest.safetensors"]
+    assert [p.name for p in (finished.folder / "trackers").iterdir() if p.name.startswith("events.")]
+    assert not [path for path in finished.folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_a_run_keeps_its_resolved_recipe(finished: Finished, recipe_values: dict[str, Any]):
+    kept = parse_recipe(yaml.safe_load((finished.folder / "config.yaml").read_text()), "config.yaml")
+    assert kept == parse_recipe(recipe_values, "tiny.yaml")
+
+
+def test_a_summary_has_every_promised_key(finished: Finished):
+    summary = finished.summary
+    assert set(summary) >= SUMMARY_KEYS
+    assert (summary["method"], summary["seed"], summary["num_clients"]) == ("fft-moe", 3, 7)
+    assert summary["rounds_completed"] == 2
+    assert set(summary["client_accuracy"]) == {"mean", "worst_decile"}
+    assert set(summary["accuracy_by_tier"]) == {"small", "large"}
+    assert summary["accuracy"] == summary["accuracy_by_tier"]["large"]
+    assert list(summary["accuracy_by_round"]) == ["0", "1", "2"]
+    assert summary["accuracy_by_round"]["2"] == summary["accuracy"]
+    assert (summary["clients_failed"], summary["faults"]) == (0, {})
+    assert 0 < summary["client_accuracy"]["worst_decile"] <= summary["client_accuracy"]["mean"] < 1
+    assert summary["seconds"] > 0
+    assert summary["peak_rss_mib"] > 10
+
+
+def test_parameters_are_counted_by_their_shapes(finished: Finished):
+    # 2 blocks of 5 experts of 2 * 4 * 20 and a router row of 20; a head of 3 * 20 and 3.
+    assert finished.summary["trainable_parameters"] == 2 * 5 * (2 * 4 * 20 + 20) + 63
+    assert finished.summary["trainable_parameters_by_tier"] == {"small": 2 * 2 * 180 + 63, "large": 2 * 5 * 180 + 63}
+
+
+def test_metrics_have_a_line_per_round_from_round_0(finished: Finished):
+    rows = finished.metrics
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert {str(row["round"]): row["accuracy"] for row in rows} == finished.summary["accuracy_by_round"]
+    assert [row["bytes_down"] for row in rows] == sorted(row["bytes_down"] for row in rows)
+    assert rows[0]["bytes_up"] == rows[0]["bytes_down"] == 0
+    assert (rows[-1]["bytes_up"], rows[-1]["bytes_down"]) == (
+        finished.summary["bytes_up"],
+        finished.summary["bytes_down"],
+    )
+
+
+def test_a_checkpoint_holds_the_state_after_the_last_round(finished: Finished):
+    state = unpack_state((finished.folder / "checkpoints" / "latest.safetensors").read_bytes())
+    assert state.round == 2
+    assert state.tensors["blocks.1.up"].shape == (5, 4, 20)
+    for load in state.load.values():
+        assert float(load.sum()) == pytest.approx(1.0)
+    kept = {int(path.stem) for path in (finished.folder / "clients").iterdir()}
+    assert kept == set(state.preferences)  # whoever trained has told its preferences and kept its affinities
+    assert 5 <= len(kept) <= 7
+
+
+def test_the_command_line_tells_the_outcome_and_how_to_use_it(finished: Finished):
+    assert f"accuracy {finished.summary['accuracy']:.3f} on the whole test set" in finished.outcome.out
+    assert "round   1  loss" in finished.outcome.out
+    assert f"fftmoe predict {finished.folder} 'some text'" in finished.outcome.out
+    assert finished.outcome.err == ""
+
+
+def test_the_printed_python_loads_the_adapter(finished: Finished, data_folder: Path):
+    printed = finished.outcome.out[finished.outcome.out.index("load it in Python:") :].splitlines()[1:5]
+    names: dict[str, Any] = {}
+    exec("\n".join(line.strip() for line in printed), names)
+    assert isinstance(names["model"], PeftModel)
+    assert measured(names["model"], names["backbone"], finished, data_folder) == finished.summary["accuracy"]
+
+
+def test_peft_alone_reproduces_the_accuracy(finished: Finished, backbone_folder: Path, data_folder: Path):
+    backbone = fftmoe.load_backbone(str(backbone_folder), num_labels=3)
+    model = PeftModel.from_pretrained(backbone, str(finished.folder / "adapter"))
+    assert getattr(model.peft_config["default"], "top_k", None) == 2  # the largest tier's
+    assert measured(model, backbone, finished, data_folder) == finished.summary["accuracy"]
+
+
+def measured(model: Any, backbone: Any, finished: Finished, data_folder: Path) -> float:
+    source = load_source(str(data_folder))
+    folder = backbone.config._name_or_path
+    labels = json.loads((finished.folder / "adapter" / "labels.json").read_text())["labels"]
+    assert tuple(labels) == source.label_names
+    test = source.splits["test"]
+    return accuracy(model.eval(), tokenize_texts(test.texts, test.labels, load_tokenizer(folder), 13))
+
+
+def test_the_page_shows_the_outcome_and_loads_nothing(finished: Finished):
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert f"{finished.summary['accuracy']:.3f}" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""", page)
+    assert "<script" not in page
+
+
+def test_evaluate_gives_the_accuracy_of_the_run(cli: Cli, finished: Finished):
+    outcome = cli("evaluate", finished.folder)
+    assert outcome.status == 0
+    measures = json.loads(outcome.out)
+    assert measures["accuracy"] == finished.summary["accuracy"]
+    assert measures["num_examples"] == 41
+    assert set(measures["accuracy_by_label"]) == {"blue", "green", "red"}
+    small = json.loads(cli("evaluate", finished.folder, "--top-k", 1).out)
+    assert small["accuracy"] == finished.summary["accuracy_by_tier"]["small"]
+    train = json.loads(cli("evaluate", finished.folder, "--split", "train").out)
+    assert train["num_examples"] == 113
+
+
+def test_evaluate_numbers_the_labels_of_other_data_by_their_names(cli: Cli, finished: Finished, tmp_path: Path):
+    # Only two of the three labels, so that their numbers differ from the run's.
+    rows = ["text,label", "ash red red,red", "bay green green,green", "red cod red,red"]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    outcome = cli("evaluate", finished.folder, "--data", tmp_path)
+    assert set(json.loads(outcome.out)["accuracy_by_label"]) == {"green", "red"}
+    lines = cli("predict", finished.folder, *(row.partition(",")[0] for row in rows[1:])).out.splitlines()
+    right = [json.loads(line)["label"] == row.partition(",")[2] for line, row in zip(lines, rows[1:], strict=True)]
+    assert json.loads(outcome.out)["accuracy"] == pytest.approx(sum(right) / 3)
+
+
+def test_predict_reads_arguments_a_file_or_standard_input(cli: Cli, finished: Finished, tmp_path: Path):
+    texts = ["red ash red", "blue bay", "cod dew green green"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
+    from_arguments = cli("predict", finished.folder, *texts)
+    assert from_arguments.status == 0
+    rows = [json.loads(line) for line in from_arguments.out.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    assert all(row["label"] in ("blue", "green", "red") and 1 / 3 <= row["score"] <= 1 for row in rows)
+    assert cli("predict", finished.folder, "--file", tmp_path / "texts.txt").out == from_arguments.out
+    assert cli("predict", finished.folder, stdin="\n".join(texts)).out == from_arguments.out
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run: Run, finished: Finished):
+    again, other = run(), run("seed=4")
+    assert timeless(again.summary) == timeless(finished.summary)
+    assert timeless(again.metrics) == timeless(finished.metrics)
+    assert again.metrics[1]["train_loss"] != other.metrics[1]["train_loss"]
+    for name in ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors"):
+        assert (again.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+        assert (again.folder / name).read_bytes() != (other.folder / name).read_bytes()
+
+
+def test_one_worker_and_two_give_the_same_bytes(run: Run):
+    """Two real worker processes, each with a model of its own, against this process and its one model."""
+    settings = (
+        "adapter.router=shared+personal",
+        "federation.server_optimizer=adam",
+        "federation.server_learning_rate=0.1",
+    )
+    one, two = run(*settings), run(*settings, flags=("--workers", "2"))
+    assert timeless(one.metrics) == timeless(two.metrics)
+    assert timeless(one.summary) == timeless(two.summary)
+    names = [path.relative_to(one.folder) for path in sorted(one.folder.rglob("*.safetensors"))]
+    assert len(names) > 5
+    assert names == [path.relative_to(two.folder) for path in sorted(two.folder.rglob("*.safetensors"))]
+    for name in names:
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
+
+
+def test_what_a_client_reaches_alone_does_not_depend_on_the_federation(run: Run, finished: Finished):
+    other = run("federation.server_learning_rate=0.25", "federation.server_optimizer=momentum")
+    assert other.metrics[1]["accuracy"] != finished.metrics[2]["accuracy"]
+    assert other.summary["local_only_accuracy"] == finished.summary["local_only_accuracy"]
+
+
+def test_measuring_less_often_changes_what_is_known_and_not_what_is_learnt(run: Run, finished: Finished):
+    rarely = run("evaluation.every=5", "evaluation.max_examples=7", "evaluation.local_only=false")
+    assert [row["accuracy"] is None for row in rarely.metrics] == [False, True, False]
+    assert rarely.summary["accuracy"] == finished.summary["accuracy"]
+    assert "local_only_accuracy" not in rarely.summary
+    name = "adapter/adapter_model.safetensors"
+    assert (rarely.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_an_unset_tracker_leaves_no_events(run: Run):
+    assert not (run("trackers=[]", "evaluation.local_only=false").folder / "trackers").exists()
+
+
+@pytest.mark.parametrize("how", ["natural", "blocks", "epochs", "limits", "native"])
+def test_other_kinds_of_run_finish(run: Run, recipe_values: dict[str, Any], how: str):
+    overrides = {
+        "natural": ["partition={kind: natural, by: author}", "federation.clients_per_round=4"],
+        "blocks": ["budgets.small.blocks=last-1", "adapter.blocks=all"],
+        "epochs": ["federation.local_steps=null", "federation.local_epochs=1"],
+        "limits": [],
+        "native": ["backbone.pooling=native", "head={kind: averaged, learning_rate: 0.5, optimizer: adamw}"],
+    }[how]
+    if how == "limits":
+        # 2 blocks * 180 parameters * 4 bytes * 4 copies = 5760 bytes an expert; three fit. Plenty of compute.
+        tier = f"{{name: small, fraction: 0.6, memory_mib: {3.5 * 5760 / 2**20}, gflops: 5}}"
+        overrides = [f"budgets=[{tier}, {{name: large, fraction: 0.4, top_k: 2, experts: 5}}]"]
+    finished = run(*overrides, "evaluation.local_only=false")
+    assert finished.summary["rounds_completed"] == 2
+    if how == "limits":
+        assert finished.summary["trainable_parameters_by_tier"]["small"] == 2 * 3 * 180 + 63
+
+
+def test_the_python_call_returns_what_the_folder_holds(recipe_file: Path, finished: Finished, tmp_path: Path):
+    result = fftmoe.run(recipe_file, output=tmp_path / "run", overrides=["evaluation.local_only=false"])
+    assert result.folder == tmp_path / "run"
+    assert result.summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert result.summary["accuracy"] == finished.summary["accuracy"]
+
+
+def test_a_run_goes_to_runs_and_its_name_by_default(
+    cli: Cli, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli("run", recipe_file, "--set", "evaluation.local_only=false").status == 0
+    assert (tmp_path / "runs" / "tiny" / "summary.json").is_file()
+
+
+# One client a tier, so that the forecast of a tier is that of its only client, to the byte.
+THREE_TIERS = [
+    "partition.num_clients=3",
+    "federation.clients_per_round=3",
+    "partition.kind=iid",
+    "partition.alpha=null",
+]
+THREE_TIERS += [
+    f"budgets=[{', '.join(f'{{name: t{e}, fraction: 0.3333333, top_k: 1, experts: {e}}}' for e in (1, 2, 5))}]"
+]
+
+
+def test_a_plan_is_what_the_first_round_then_costs(run: Run, cli: Cli, recipe_file: Path):
+    sets = [part for override in THREE_TIERS for part in ("--set", override)]
+    planned = json.loads(cli("plan", recipe_file, "--json", *sets).out)
+    costs = planned["tiers"]
+    assert [tier["budget"]["name"] for tier in costs] == ["t1", "t2", "t5"]
+    first = run(*THREE_TIERS, "federation.rounds=1", "evaluation.local_only=false").metrics[1]
+    assert first["bytes_down"] == sum(tier["bytes_down"] for tier in costs)
+    # At most: every resident expert may have been trained, and numbers may be as long as they get.
+    assert 0.98 * sum(tier["bytes_up"] for tier in costs) <= first["bytes_up"] <= sum(t["bytes_up"] for t in costs)
+    assert planned["num_examples"] == [38, 38, 37]
+    assert {len(held["1"]) for held in planned["experts"].values()} == {1, 2, 5}
+
+
+def test_no_round_sends_up_more_than_was_planned(run: Run, cli: Cli, recipe_file: Path):
+    """Clients come to know more experts, and rank them all."""
+    sets = [part for override in THREE_TIERS for part in ("--set", override)]
+    most = sum(tier["bytes_up"] for tier in json.loads(cli("plan", recipe_file, "--json", *sets).out)["tiers"])
+    rows = run(*THREE_TIERS, "federation.rounds=5", "evaluation.local_only=false").metrics
+    assert max(after["bytes_up"] - before["bytes_up"] for before, after in pairwise(rows)) <= most
+
+
+@given(st.lists(st.floats(1e-9, 1, exclude_max=True), min_size=4, max_size=4), st.floats(1e-9, 1e9))
+@settings(deadline=None)
+def test_no_digits_make_an_update_longer_than_planned(shares: list[float], loss: float):
+    tensors = {"blocks.1.up": torch.zeros(4, 3, 7)}
+    held, pool = {1: (0, 1, 2, 3)}, {1: tuple(range(13))}
+    training = Training(batch_size=5, learning_rate=0.01, head_learning_rate=0.5, local_steps=1)
+    plan = ClientPlan(12, 345, 6, Budget("t", 1, 4, (1,)), held, training)
+    real = ClientUpdate(12, 345, 6789, tensors, held, {1: tuple(shares)}, pool, {"loss": loss})
+    assert len(pack_update(real)) <= len(pack_update(largest_update(plan, tensors, num_experts=13)))
+
+
+def test_a_plan_writes_nothing_and_reads_well(
+    cli: Cli, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    many = ("--set", "partition={kind: iid, num_clients: 23}")
+    outcome = cli("plan", recipe_file, *many)
+    assert (outcome.status, outcome.err) == (0, "")
+    for word in ("small", "large", "2 rounds of 5 clients", "and 3 more clients"):
+        assert word in outcome.out
+    client = re.compile(r"^client\s+\d+ .*\b[45] examples .*block 1: ", re.MULTILINE)
+    assert len(client.findall(outcome.out)) == 20
+    assert len(client.findall(cli("plan", recipe_file, *many, "--clients").out)) == 23
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), ""), ((4,), "4"), ((0, 1, 2), "0-2"), ((0, 1, 3, 7, 8), "0-1 3 7-8")]
+)
+def test_ranges_are_for_people(numbers: tuple[int, ...], text: str):
+    assert ranges(numbers) == text
+
+
+@pytest.mark.parametrize("num_bytes", [7_000, 30_000])
+def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
+    cli: Cli,
+    recipe_file: Path,
+    finished: Finished,
+    tmp_path: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    num_bytes: int,
+):
+    """The first limit refuses the checkpoint, the second the report."""
+    with full_disk(num_bytes):
+        outcome = cli("run", recipe_file, "--output", tmp_path / "run", "--set", "evaluation.local_only=false")
+    assert outcome.status == 1
+    assert outcome.err.startswith("fftmoe: cannot write ")
+    assert outcome.err.endswith("File too large; free space or name another place with --output\n")
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Path, tmp_path: Path):
+    main = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
+    sets = ["--set", "federation.rounds=1000000", "--set", "trackers=[]", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "run", str(recipe_file), *sets],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        seen = take_until(process.stdout, "round   2")
+        assert seen, process.communicate(timeout=60)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "fftmoe: interrupted; the state after the last whole round is in checkpoints/\n"
+    state = unpack_state((tmp_path / "run" / "checkpoints" / "latest.safetensors").read_bytes())
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert state.round >= 2
+    assert json.loads(rows[-1])["round"] in (state.round, state.round - 1)
+    assert all(torch.isfinite(tensor).all() for tensor in state.tensors.values())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def take_until(lines: Iterator[str], start: str) -> bool:
+    return any(line.startswith(start) for line in lines)
