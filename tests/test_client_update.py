@@ -16,6 +16,7 @@ from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
 from fftmoe.client.update import make_optimizers, proximal, token_mask, update_client
 from fftmoe.data import training_batches
+from fftmoe.errors import RunError
 from fftmoe.head import make_head
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
@@ -190,3 +191,25 @@ def test_a_token_mask_is_flat_and_false_on_padding():
     assert mask is not None
     assert mask.tolist() == [True, True, False, True, False, False]
     assert token_mask({"pixel_values": torch.zeros(2, 3)}) is None
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_client(fresh: Callable[[], Any]):
+    diverging = dataclasses.replace(TRAINING, head_learning_rate=1e38)
+    with pytest.raises(RunError, match=r"client 0: the loss became (nan|inf) in step \d+ of round 1; lower "):
+        updated(fresh(), diverging)
+
+
+def test_an_expert_that_got_tokens_but_no_gradient_is_not_sent(backbone_folder: Path):
+    """The head of `native` pooling reads one token of the last block; the other tokens' experts learn nothing."""
+    one_token = {name: getattr(EXAMPLES, name) for name in ("input_ids", "offsets", "labels", "pad_id")}
+    examples = type(EXAMPLES)(**one_token).select([0])
+    budget = Budget("everything", 1, M, BLOCKS)
+    moe = FftMoe(budgets={0: budget}, shape=ExpertShape(HIDDEN, H), num_experts=M, local=PLAIN)
+    model = attach_adapter(load_backbone(str(backbone_folder), num_labels=3, pooling="native"), CONFIG)
+    plan = plan_round(moe, moe.init(model), 1, [0], {0: budget}, TRAINING, seed=5).clients[0]
+    downloaded = moe.download(moe.init(model), plan)
+    update, _ = update_client(model, moe, make_head("averaged"), plan, downloaded, {}, examples, np.arange(1))
+    last = max(BLOCKS)
+    assert len(update.experts[last]) == 1  # the one example's first token uses one expert
+    assert len(update.experts[min(BLOCKS)]) > 1  # below, every token reaches the head through attention
+    assert all(t.flatten(1).any(1).all() for name, t in update.tensors.items() if name.startswith(f"blocks.{last}.up"))

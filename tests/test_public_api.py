@@ -9,6 +9,7 @@ API = [
     "FftmoeError",
     "InputError",
     "MoeAdapterConfig",
+    "OutputError",
     "Recipe",
     "Result",
     "RunError",

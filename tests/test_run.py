@@ -397,7 +397,7 @@ def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
     """The first limit refuses the checkpoint, the second the report."""
     with full_disk(num_bytes):
         outcome = cli("run", recipe_file, "--output", tmp_path / "run", "--set", "evaluation.local_only=false")
-    assert outcome.status == 1
+    assert outcome.status == 2
     assert outcome.err.startswith("fftmoe: cannot write ")
     assert outcome.err.endswith("File too large; free space or name another place with --output\n")
     assert outcome.err.count("\n") == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fftmoe import store
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
-from fftmoe.errors import InputError, RunError
+from fftmoe.errors import InputError, OutputError
 from fftmoe.records import ServerState
 from fftmoe.rng import generator
 from fftmoe.store import (
@@ -85,7 +85,7 @@ def test_a_write_that_the_disk_refuses_leaves_the_old_file_whole_and_nothing_els
 ):
     path = tmp_path / "latest.safetensors"
     write_atomically(path, b"old")
-    with full_disk(1000), pytest.raises(RunError, match=f"cannot write {path}: File too large; free space or name"):
+    with full_disk(1000), pytest.raises(OutputError, match=f"cannot write {path}: File too large; free space or name"):
         write_atomically(path, b"new" * 1000)
     assert everything_in(tmp_path) == {"latest.safetensors": b"old"}
 
@@ -115,7 +115,7 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
     tmp_path: Path, backbone_folder: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ):
     model = attach_adapter(load_backbone(str(backbone_folder), num_labels=3), MoeAdapterConfig(expert_dim=3))
-    with full_disk(9000), pytest.raises(RunError, match=r"cannot write .*/adapter: .*File too large"):
+    with full_disk(9000), pytest.raises(OutputError, match=r"cannot write .*/adapter: .*File too large"):
         save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
     assert list(tmp_path.iterdir()) == []
     save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
@@ -124,7 +124,7 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
 
 def test_a_device_that_is_full_is_reported_with_its_reason():
     with (
-        pytest.raises(RunError, match=r"cannot write /dev/full: No space left on device; free space or"),
+        pytest.raises(OutputError, match=r"cannot write /dev/full: No space left on device; free space or"),
         store.disk_errors(Path("/dev/full")),
         Path("/dev/full").open("w") as file,
     ):

@@ -17,6 +17,7 @@ from fftmoe.config import Recipe as Recipe
 from fftmoe.config import load_recipe as load_recipe
 from fftmoe.errors import FftmoeError as FftmoeError
 from fftmoe.errors import InputError as InputError
+from fftmoe.errors import OutputError as OutputError
 from fftmoe.errors import RunError as RunError
 from fftmoe.experiment import Result as Result
 from fftmoe.experiment import run as _run
@@ -25,6 +26,7 @@ __all__ = [
     "FftmoeError",
     "InputError",
     "MoeAdapterConfig",
+    "OutputError",
     "Recipe",
     "Result",
     "RunError",

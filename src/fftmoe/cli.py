@@ -211,6 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"fftmoe: {error.format_message()}\n")
         raise SystemExit(InputError.exit_status) from None
     if status == INTERRUPTED:
-        sys.stderr.write("fftmoe: interrupted; the state after the last whole round is in checkpoints/\n")
+        sys.stderr.write("fftmoe: interrupted; a run's state after its last whole round is in its checkpoints/\n")
     if status:
         raise SystemExit(status)

@@ -16,8 +16,14 @@ class InputError(FftmoeError, ValueError):
     exit_status = 2
 
 
+class OutputError(FftmoeError):
+    """The output cannot take the run's files (a full disk). Files are whole or absent; the remedy is the user's."""
+
+    exit_status = 2
+
+
 class RunError(FftmoeError, RuntimeError):
-    """The input was good but the run could not finish (a full disk, a worker that died)."""
+    """The input was good but the run could not finish (a client failed, a worker died)."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

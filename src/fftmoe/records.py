@@ -66,7 +66,7 @@ class ClientUpdate:
 
     Attributes:
         tensors: deltas (client - global). Tensors of a block hold rows of the trained experts alone.
-        experts: the experts it trained (those that received a token), per block, ascending.
+        experts: the experts it trained (those that received a token and a gradient), per block, ascending.
         shares: float32, beside `experts`: the share of the client's routed slots that went to each.
         preferences: every expert the client knows, best first (mean gate probability on its data).
     """

@@ -13,7 +13,7 @@ import safetensors.torch
 import yaml
 from safetensors import SafetensorError
 
-from fftmoe.errors import FftmoeError, InputError, RunError
+from fftmoe.errors import InputError, OutputError
 from fftmoe.records import ServerState, Tensors, pack, unpack
 
 MARGIN_BYTES = 64 * 2**20
@@ -36,16 +36,16 @@ class RunFolder:
         if path.is_dir() and any(path.iterdir()):
             what = "another run" if (path / "config.yaml").exists() else "other files"
             raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
-        if path.exists() and not path.is_dir():
-            raise InputError(f"the output {path} is a file; name a folder with --output")
-        parent = next(p for p in path.absolute().parents if p.exists())
-        free = shutil.disk_usage(parent).free
+        nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise InputError(f"cannot make the output folder {path}: {nearest} is a file; name another with --output")
+        free = shutil.disk_usage(nearest).free
         if free < needed_bytes + MARGIN_BYTES:
             raise InputError(
-                f"the disk of {parent} has {free / 2**20:.0f} MiB left and the run needs about "
+                f"the disk of {nearest} has {free / 2**20:.0f} MiB left and the run needs about "
                 f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some, or name another disk with --output"
             )
-        with disk_errors(path, InputError):
+        with disk_errors(path):
             for folder in (path, path / "checkpoints", path / "clients"):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
@@ -131,13 +131,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path, kind: type[FftmoeError] = RunError) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn a refusal to write (full disk, no permission) into one message for a person."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise kind(f"cannot write {path}: {reason}; free space or name another place with --output") from error
+        raise OutputError(f"cannot write {path}: {reason}; free space or name another place with --output") from error
 
 
 def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
@@ -147,6 +147,8 @@ def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
         try:
             model.save_pretrained(str(temporary))
             (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors makes files that nobody but their owner can read
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fftmoe.backbones.load import HEAD_MODULES
+from fftmoe.errors import InputError
 
 
 def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
@@ -29,9 +31,17 @@ def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = 
 
 
 def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
-    """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives."""
-    with _quiet_peft():
-        model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+    """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives.
+
+    Raises:
+        InputError: the folder is damaged, or was saved for another backbone.
+    """
+    try:
+        with _quiet_peft():
+            model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot load the adapter in {folder}: {reason}; it is damaged or of another model") from error
     return cast(PeftModel, model.eval())
 
 

@@ -1,5 +1,6 @@
 """What a client does: a function of (tensors, plan, client state, data), the same in every engine."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fftmoe.backbones import logits
 from fftmoe.data import TokenizedText, training_batches
+from fftmoe.errors import RunError
 from fftmoe.head import Head
 from fftmoe.methods.base import Method
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, Training
@@ -38,6 +40,9 @@ def update_client(
 
     Returns:
         the update to send, and the client's new state.
+
+    Raises:
+        RunError: the loss became infinite or not a number.
     """
     training = plan.training
     batches = training_batches(
@@ -63,10 +68,21 @@ def update_client(
                 optimizer.step()
                 optimizer.zero_grad()
             task_losses.append(float(task_loss.detach()))
+        _check_finite(task_losses, plan)
         metrics = {"loss": float(np.mean(task_losses))}
         if measure is not None:
             metrics["holdout_accuracy"] = measure(model)
         return session.finish(len(indices), metrics)
+
+
+def _check_finite(losses: list[float], plan: ClientPlan) -> None:
+    bad = [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]
+    if bad:
+        raise RunError(
+            f"client {plan.client_id}: the loss became {losses[bad[0] - 1]} in step {bad[0]} of round {plan.round}; "
+            f"lower federation.learning_rate ({plan.training.learning_rate:g}) "
+            f"or head.learning_rate ({plan.training.head_learning_rate:g})"
+        )
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:

@@ -89,7 +89,7 @@ class WorkerPool:
 def _worker_died(client_id: int) -> RunError:
     return RunError(
         f"a worker process died while client {client_id} was running or queued; "
-        "it may have been killed for memory: try fewer workers (--workers 1)"
+        "it was killed, perhaps for memory, or could not start (its own message is above): try --workers 1"
     )
 
 

@@ -53,8 +53,8 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
     ledger = Ledger()
     with (
-        closing(_engine(experiment, folder)) as engine,
         closing(Trackers(recipe.trackers, folder.path, recipe.name)) as trackers,
+        closing(_engine(experiment, folder)) as engine,
     ):
         journal = Journal(folder, trackers, progress, ledger)
         state, metrics = _rounds(experiment, initial, engine, journal)

@@ -132,12 +132,12 @@ class FftMoeSession:
         return strength * losses.balance_loss(load_now, probs, target.to(probs.dtype))
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """Deltas of the experts that received a token; affinities and personal router rows stay here."""
+        """Deltas of the experts that were trained; affinities and personal router rows stay here."""
         deltas = {name: p.detach() - self.start[name] for name, p in self.parameters.items()}
         tensors = {name: delta for name, delta in deltas.items() if name.startswith("head.")}
         experts, shares, preferences = {}, {}, {}
         for block, resident in self.plan.experts.items():
-            rows = self.slots[block].nonzero().flatten()
+            rows = self._trained_rows(block, deltas)
             experts[block] = tuple(resident[row] for row in rows.tolist())
             shares[block] = tuple((self.slots[block][rows] / self.slots[block].sum()).tolist())
             for part in ("up", "down"):
@@ -159,6 +159,15 @@ class FftMoeSession:
             metrics=dict(metrics),
         )
         return update, self.client_state
+
+    def _trained_rows(self, block: int, deltas: Tensors) -> Tensor:
+        """Rows of the experts that received a token and a gradient; int64.
+
+        Tokens alone do not train: where the head reads one token, the others of the last block have no gradient,
+        and counting their experts would dilute the average with zeros.
+        """
+        moved = deltas[f"blocks.{block}.up"].flatten(1).any(1) | deltas[f"blocks.{block}.down"].flatten(1).any(1)
+        return ((self.slots[block] > 0) & moved).nonzero().flatten()
 
     def _keep(self, name: str, resident: tuple[int, ...], change: Tensor) -> None:
         """Add `change` [R, d] to the client's own router rows, [M, d]."""
