@@ -58,9 +58,9 @@ class Results:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation (n)` of runs that differ in the seed alone."""
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
+    """`mean ± standard deviation` of runs that differ in the seed alone; one run has no spread."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

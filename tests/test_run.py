@@ -420,7 +420,7 @@ def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Pa
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "fftmoe: interrupted; the state after the last whole round is in checkpoints/\n"
+    assert err == "fftmoe: interrupted; a run's state after its last whole round is in its checkpoints/\n"
     state = unpack_state((tmp_path / "run" / "checkpoints" / "latest.safetensors").read_bytes())
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert state.round >= 2
@@ -431,3 +431,11 @@ def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Pa
 
 def take_until(lines: Iterator[str], start: str) -> bool:
     return any(line.startswith(start) for line in lines)
+
+
+def test_a_sample_of_clients_can_train_alone(finished: Finished, run: Run):
+    sampled = run("evaluation.local_only_clients=2")
+    assert sampled.summary["local_only_accuracy"]["num_clients"] == 2
+    assert finished.summary["local_only_accuracy"]["num_clients"] == finished.summary["num_clients"]
+    # The federation itself is the same.
+    assert sampled.summary["accuracy"] == finished.summary["accuracy"]

@@ -128,8 +128,10 @@ def _print_outcome(console: Console, summary: dict, folder: Path, model: str, po
     if alone := summary.get("local_only_accuracy"):
         gain = summary["accuracy"] - alone["mean"]
         console.print(
-            f"  a client that trains alone reaches {alone['mean']:.3f} on average: the federation gains {gain:+.3f}",
+            f"  a client that trains alone: {alone['mean']:.3f}, mean of {alone['num_clients']} clients; "
+            f"the federation gains {gain:+.3f}",
             highlight=False,
+            soft_wrap=True,
         )
     pool = "" if pooling == "mean" else f", pooling={pooling!r}"
     labels = len(json.loads((folder / "adapter" / "labels.json").read_text())["labels"])

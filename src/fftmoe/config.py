@@ -155,11 +155,16 @@ class EngineSection(Section):
 
 
 class Evaluation(Section):
-    """When and on how much the global model is measured; after the last round always on the whole test set."""
+    """When and on how much the global model is measured; after the last round always on the whole test set.
+
+    `local_only` also trains clients alone (all, or a sample of `local_only_clients`) and measures each on
+    `local_only_examples` test rows.
+    """
 
     every: Count = 1
     max_examples: Count | None = None
     local_only: bool = False
+    local_only_clients: Count | None = None
     local_only_examples: Count = 300
 
 

@@ -12,7 +12,7 @@ from fftmoe.evaluate import accuracy, accuracy_by_class, client_accuracies, mean
 from fftmoe.experiment.compose import Experiment
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ServerState, Training
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.rounds import choose_cohort, plan_round
 
 
 def measure(experiment: Experiment, state: ServerState, sample: TokenizedText) -> dict[str, Any]:
@@ -50,11 +50,14 @@ def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> di
     federation, method = experiment.recipe.federation, experiment.method
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     training = _repeat(experiment.training, rounds_each)
-    everyone = tuple(range(experiment.num_clients))
+    seed, population = experiment.recipe.seed, experiment.num_clients
+    num_clients = min(population, experiment.recipe.evaluation.local_only_clients or population)
     # Round 0 marks training alone: the client keeps no state and measures its own model.
-    plan = plan_round(method, state, 0, everyone, experiment.budgets, training, experiment.recipe.seed)
+    chosen = choose_cohort(population, num_clients, seed, round=0)
+    plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed)
     updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
-    return mean_and_worst_decile([update.metrics["holdout_accuracy"] for update in updates])
+    accuracies = [update.metrics["holdout_accuracy"] for update in updates]
+    return {**mean_and_worst_decile(accuracies), "num_clients": num_clients}
 
 
 def _repeat(training: Training, times: float) -> Training:

@@ -59,7 +59,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         journal = Journal(folder, trackers, progress, ledger)
         state, metrics = _rounds(experiment, initial, engine, journal)
         if recipe.evaluation.local_only:
-            progress.say("training every client alone, for comparison")
+            progress.say("training clients alone, for comparison")
             metrics["local_only_accuracy"] = local_only(experiment, initial, engine)
         peak = engine.peak_rss_mib()
     summary = {
