@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -19,6 +20,11 @@ from models import tiny_bert, tiny_tokenizer
 
 # Two threads on busy cores make operations as tiny as these many times slower; workers use one thread as well.
 torch.set_num_threads(1)
+
+# No deadlines: the machine may be busy. Continuous integration tries the same examples each time, so that a red
+# build is a change's doing; elsewhere new ones are drawn.
+hypothesis.settings.register_profile("fftmoe", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("fftmoe")
 
 WORDS = ("ash", "bay", "cod", "dew", "elm", "fig", "gum", "hay", "ivy")
 COLOURS = ("blue", "green", "red")  # the three labels

@@ -90,14 +90,19 @@ def bernoulli_dirichlet(
 ) -> list[np.ndarray]:
     """Each client holds each class with probability `holder_fraction`; its holders divide it by Dirichlet(alpha).
 
-    A class that nobody drew is held by one client chosen uniformly. Clients may be empty.
+    A client that drew no class is given one, and a class that nobody drew one holder, chosen uniformly. Clients
+    may still be empty, because a share may be too small for one example.
     """
     rng = numpy_generator(seed, "holders")
+    classes = np.unique(labels)
+    holds_CL = rng.random((num_clients, len(classes))) < holder_fraction
+    for client in np.flatnonzero(~holds_CL.any(1)):
+        holds_CL[client, rng.integers(len(classes))] = True
+    for column in np.flatnonzero(~holds_CL.any(0)):
+        holds_CL[rng.integers(num_clients), column] = True
     held: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
-    for label in np.unique(labels):
-        holders = np.flatnonzero(rng.random(num_clients) < holder_fraction)
-        if len(holders) == 0:
-            holders = rng.integers(num_clients, size=1)
+    for column, label in enumerate(classes):
+        holders = np.flatnonzero(holds_CL[:, column])
         rows = rng.permutation(np.flatnonzero(labels == label))
         shares = rng.dirichlet(np.full(len(holders), float(alpha)))
         cuts = (shares.cumsum()[:-1] * len(rows)).astype(np.int64)

@@ -69,7 +69,7 @@ def make_partition(
         kind: `iid`: random, sizes equal up to one. `dirichlet`: each class is divided by a draw from
             Dirichlet(alpha). `shards`: examples sorted by label are cut into equal shards, each client gets
             `shards_per_client` of them. `bernoulli-dirichlet`: each client holds each class with probability
-            `holder_fraction`, every class has at least one holder, and its holders divide it by
+            `holder_fraction`, every class has a holder and every client a class, and its holders divide it by
             Dirichlet(alpha). `natural`: one client per distinct group.
         labels: integers [N].
         num_clients: for `natural` None, or exactly the number of groups.
