@@ -33,12 +33,7 @@ class RunFolder:
             InputError: the folder holds another run or other files, cannot be made, or the disk has less than
                 `needed_bytes` (with a margin) left. Nothing has been written then.
         """
-        if path.is_dir() and any(path.iterdir()):
-            what = "another run" if (path / "config.yaml").exists() else "other files"
-            raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
-        nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        if not nearest.is_dir():
-            raise InputError(f"cannot make the output folder {path}: {nearest} is a file; name another with --output")
+        nearest = check_output(path)
         free = shutil.disk_usage(nearest).free
         if free < needed_bytes + MARGIN_BYTES:
             raise InputError(
@@ -73,6 +68,21 @@ class RunFolder:
     def client_states(self) -> "ClientStateFiles":
         """Where this run's clients keep their state."""
         return ClientStateFiles(self.path / "clients")
+
+
+def check_output(path: Path) -> Path:
+    """The nearest folder that exists at or above `path`, where a run could be written.
+
+    Raises:
+        InputError: the folder holds another run or other files, or cannot be made.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        what = "another run" if (path / "config.yaml").exists() else "other files"
+        raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot make the output folder {path}: {nearest} is a file; name another with --output")
+    return nearest
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
-from fftmoe.store import RunFolder, pack_state, save_adapter
+from fftmoe.store import RunFolder, check_output, pack_state, save_adapter
 
 SCHEMA_VERSION = 1
 
@@ -46,8 +46,9 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     """
     progress = progress or Progress.silent()
     started = time.perf_counter()
-    progress.say("loading data and backbone")
     check_trackers(recipe.trackers)
+    check_output(output)  # again when it is made; here to spare a person the wait
+    progress.say("loading data and backbone")
     experiment = compose(recipe)
     initial = experiment.method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
