@@ -34,13 +34,14 @@ def main() -> None:
                     recipe,
                     partition,
                     mean_and_spread(column(runs, "accuracy")),
+                    mean_and_spread(column(runs, "accuracy_by_tier", "small")),
                     mean_and_spread(column(runs, "client_accuracy", "mean")),
                     mean_and_spread(column(runs, "client_accuracy", "worst_decile")),
                     f"{sum(column(runs, 'bytes_up')) / len(runs) / 2**20:.0f}",
                     f"{sum(column(runs, 'seconds')) / len(runs):.0f}",
                 ]
             )
-    header = ["recipe", "partition", "accuracy", "client mean", "client worst decile", "MiB up", "seconds"]
+    header = ["recipe", "partition", "accuracy", "at k = 1", "client mean", "client worst decile", "MiB up", "seconds"]
     print(markdown(header, rows))
 
 
