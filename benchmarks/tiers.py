@@ -54,10 +54,7 @@ def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[st
 
 
 def backbone_flops(experiment: Experiment, plan: ClientPlan, batch: dict[str, torch.Tensor]) -> int:
-    """The same step with a lowest-cost adapter (one expert of rank zero cannot exist): adapters switched off.
-
-    The backward pass must still reach the first adapted block, so its input is made to require a gradient.
-    """
+    """The same step with adapters switched off; it still goes back to the first adapted block, as the real one does."""
     model = experiment.model
     first = min(plan.experts)
     layers = [module for name, module in model.named_modules() if name.endswith(f"layer.{first}.output")]

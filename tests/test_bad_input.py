@@ -220,3 +220,10 @@ def test_help_and_no_verb_are_no_faults(cli: Cli):
     assert (outcome.status, outcome.err) == (0, "")
     for verb in ("run", "plan", "evaluate", "predict"):
         assert verb in outcome.out
+
+
+def test_some_tier_must_hold_every_adapted_block(refused: Refuse):
+    """Otherwise no client could use the whole pool, and what is saved would lack a block that others trained."""
+    refused(
+        "budgets.small.blocks=[1]", "budgets.large.blocks=[2]", words=("no tier of `budgets`", "[1, 2]", "give one")
+    )

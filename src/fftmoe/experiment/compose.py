@@ -60,7 +60,11 @@ class Experiment:
     @property
     def largest(self) -> Budget:
         """The tier whose view of the global model is reported as `accuracy`."""
-        return max(self.tiers, key=lambda tier: (len(tier.blocks), tier.top_k))
+        return _largest(self.tiers)
+
+
+def _largest(tiers: Sequence[Budget]) -> Budget:
+    return max(tiers, key=lambda tier: (len(tier.blocks), tier.top_k))
 
 
 def compose(recipe: Recipe) -> Experiment:
@@ -86,8 +90,8 @@ def compose(recipe: Recipe) -> Experiment:
     training = _training(recipe)
     tokens = _tokens_per_round(train, partition, training)
     tiers = _tiers(recipe, shape, tuple(modules), tokens)
-    # The saved adapter opens with the largest tier's top_k, which may have been derived from limits.
-    model.peft_config["default"].top_k = max(tier.top_k for tier in tiers)
+    # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
+    model.peft_config["default"].top_k = _largest(tiers).top_k
     names = assign_tiers([b.fraction for b in recipe.budgets], len(partition.indices), recipe.seed)
     budgets = {client_id: tiers[tier] for client_id, tier in enumerate(names)}
     cohort = recipe.federation.clients_per_round
@@ -221,6 +225,11 @@ def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: 
                 blocks=blocks,
                 tokens_per_round=tokens,
             )
+        )
+    if set(_largest(tiers).blocks) != set(blocks):
+        raise InputError(
+            f"no tier of `budgets` has all the blocks of adapter.blocks, {list(blocks)}; "
+            "give one tier all of them (leave out its `blocks`), or lower adapter.blocks"
         )
     return tuple(tiers)
 

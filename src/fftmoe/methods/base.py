@@ -39,7 +39,7 @@ class Method(Protocol):
         """The state before the first round, from a freshly attached model."""
         ...
 
-    def assign(self, state: ServerState, cohort: Sequence[int], seed: int) -> dict[int, Experts]:
+    def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Resident experts of every client of the cohort."""
         ...
 

@@ -60,7 +60,7 @@ class FftMoe:
             load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
         return ServerState(round=0, tensors=tensors, load=load)
 
-    def assign(self, state: ServerState, cohort: Sequence[int], seed: int) -> dict[int, Experts]:
+    def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Resident experts of the cohort (docs/math.md, Residents)."""
         population = sorted(self.budgets)
         design = balanced_design(population, [self.budgets[c] for c in population], self.num_experts, self.seed)

@@ -24,7 +24,7 @@ def plan_round(
     seed: int,
 ) -> RoundPlan:
     """Residents, seeds and training of every client of the cohort."""
-    experts = method.assign(state, cohort, derive(seed, "residents", round))
+    experts = method.assign(state, cohort)
     return RoundPlan(
         round,
         tuple(
