@@ -18,12 +18,16 @@ Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
 
 @dataclass(frozen=True)
 class Budget:
-    """What one tier of clients can afford: `top_k` experts a token, `experts` resident ones, in `blocks`."""
+    """What one tier of clients can afford: `top_k` experts a token, `experts` resident ones, in `blocks`.
+
+    `rank` is the LoRA rank that costs as much, for the methods that train LoRA instead of experts.
+    """
 
     name: str
     top_k: int
     experts: int
     blocks: tuple[int, ...]
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Training:
     learning_rate: float  # of the adapter, AdamW
     head_learning_rate: float
     head_optimizer: str = "sgd"  # or "adamw"
+    train_head: bool = True  # False: clients use the head as they got it
     local_epochs: int | None = None
     local_steps: int | None = None
     weight_decay: float = 0.0

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from fftmoe import adapter
-from fftmoe.backbones import head_parameters
 from fftmoe.methods.aggregate import WeightedSum, block_of
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings
 from fftmoe.methods.residents import balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
 
@@ -51,7 +51,7 @@ class FftMoe:
 
     def init(self, model: Any) -> ServerState:
         """The freshly initialised pool and head, and a uniform load."""
-        tensors: Tensors = {f"head.{k}": p.detach().clone() for k, p in head_parameters(model).items()}
+        tensors = head_tensors(model)
         load: Tensors = {}
         for block, moe in adapter.blocks(model).items():
             tensors[f"blocks.{block}.router"] = moe.router.weight.detach().clone()
@@ -117,9 +117,7 @@ class FftMoe:
             router, up, down = (tensors[f"blocks.{block}.{part}"] for part in ("router", "up", "down"))
             rows = slice(None) if block in budget.blocks else slice(0)
             moe.load_experts(router[rows], up[rows], down[rows], budget.top_k)
-        with torch.no_grad():
-            for name, parameter in head_parameters(model).items():
-                parameter.copy_(tensors[f"head.{name}"])
+        load_head(model, tensors)
 
 
 def load_variation(load: Tensors) -> float:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.adapter import losses
-from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 
 BALANCE = ("heterogeneity-aware", "switch", "none")
@@ -95,11 +95,7 @@ class FftMoeSession:
                 f"{prefix}.up": moe.up,
                 f"{prefix}.down": moe.down,
             }
-        with torch.no_grad():
-            for name, parameter in head_parameters(model).items():
-                parameter.copy_(tensors[f"head.{name}"])
-                parameters[f"head.{name}"] = parameter
-        return parameters
+        return parameters | load_head(model, tensors, self.plan.training.train_head)
 
     def _router_residual(self, block: int) -> Tensor | float:
         """Personal rows P of the effective router W = W_global + P, [R, d]; 0 before there are any."""
