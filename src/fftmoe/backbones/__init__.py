@@ -1,12 +1,21 @@
 """Foundation models: find, load, freeze, and attach an adapter and a head."""
 
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
+from fftmoe.backbones.attach import features as features
+from fftmoe.backbones.attach import head_inputs as head_inputs
 from fftmoe.backbones.attach import head_parameters as head_parameters
 from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.load import HEAD_MODULES as HEAD_MODULES
+from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
+from fftmoe.backbones.load import load_image_processor as load_image_processor
 from fftmoe.backbones.load import load_tokenizer as load_tokenizer
 from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
+from fftmoe.backbones.prefix import check_prefix as check_prefix
+from fftmoe.backbones.prefix import enable_resume as enable_resume
+from fftmoe.backbones.prefix import first_adapted_block as first_adapted_block
+from fftmoe.backbones.prefix import prefix_states as prefix_states
+from fftmoe.backbones.prefix import prefix_tensors as prefix_tensors

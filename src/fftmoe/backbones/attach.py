@@ -12,7 +12,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.load import HEAD_MODULES
+from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.errors import InputError
 
 
@@ -48,10 +50,51 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The model's logits for a batch of named inputs: [B, C] for classes, [B, S, V] for a language model.
 
-    `labels` are left out: how logits become a loss is not the model's business.
+    `labels` are left out: how logits become a loss is not the model's business. `prefix_states` [B, S, d] stand for
+    what the first blocks would compute, which then do not run (see `enable_resume`).
     """
-    output = model(**{name: value for name, value in batch.items() if name != "labels"})
+    with resumed(model, batch.get("prefix_states")):
+        output = model(**model_inputs(batch))
     return output if isinstance(output, Tensor) else output.logits
+
+
+def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the classification head reads, [B, D]; of a head of several modules, what the last one reads.
+
+    Raises:
+        InputError: the model has no head, or its head reads a sequence.
+    """
+    heads = [module for path, module in model.named_modules() if path.rpartition(".")[2] in HEAD_MODULES]
+    if not heads:
+        raise InputError(f"a {type(model).__name__} without a classification head has no features for one to read")
+    read: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        read.append(arguments[0])
+
+    handle = heads[-1].register_forward_pre_hook(keep)
+    try:
+        logits(model, batch)
+    finally:
+        handle.remove()
+    (features_BD,) = read
+    if features_BD.ndim != 2:
+        raise InputError(
+            f"this model's head reads a sequence of features per example, shape {list(features_BD.shape)}, where one "
+            "vector is needed; set backbone.pooling to mean"
+        )
+    return features_BD
+
+
+def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the head's weight is multiplied by, [B, F]: `features`, lifted where the head lifts them.
+
+    Raises:
+        InputError: as `features`.
+    """
+    features_BD = features(model, batch)
+    lifting = [module for module in model.modules() if isinstance(module, FourierHead)]
+    return lifting[-1].lift(features_BD) if lifting else features_BD
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,6 +5,7 @@ A backbone is frozen and in evaluation mode, so dropout is off and equal inputs 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import transformers
 from torch import nn
 
 from fftmoe.backbones.find import resolve_model
+from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.pooling import MeanPoolClassifier
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
@@ -40,6 +42,7 @@ def load_backbone(
     label_names: Sequence[str] | None = None,
     seed: int = 0,
     head_bias: float = 0.0,
+    fourier_features: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Loads a frozen backbone in evaluation mode; code that comes with a model is never run.
@@ -52,6 +55,7 @@ def load_backbone(
         label_names: C names, kept in the model's configuration.
         seed: of the weights that the checkpoint does not hold, the head's above all.
         head_bias: the initial bias of every class, see `head.Head.init_bias`.
+        fourier_features: F > 0 puts F random Fourier features before the head (`FourierHead`).
         dtype: of the frozen weights.
 
     Raises:
@@ -68,6 +72,8 @@ def load_backbone(
     loaded = _from_pretrained(auto, model, seed, options)
     if mean_pooled:
         loaded = _mean_pooled(loaded, options["num_labels"], seed)
+    if fourier_features:
+        _lift_head(loaded, fourier_features, seed)
     _fill_head_bias(loaded, head_bias)
     _settle_config(loaded.config)
     return loaded.requires_grad_(False).eval()
@@ -91,6 +97,45 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """The images that a model expects: (pixel * scale - mean) / std, for pixels from 0 to 255.
+
+    Attributes:
+        size: height and width.
+        mean: of each of the three channels. `std`: likewise.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+
+def load_image_processor(model: str) -> ImageFormat:
+    """How the model's image processor (preprocessor_config.json) would prepare an image.
+
+    Raises:
+        InputError: the model or its image processor cannot be found, or it gives no size.
+    """
+    try:
+        with _quiet_transformers():
+            processor: Any = transformers.AutoImageProcessor.from_pretrained(
+                resolve_model(model), trust_remote_code=False
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(_cannot_load(model, "image processor", error)) from error
+    # A processor that crops resizes to somewhat more first; here images are resized to what the model sees.
+    size = dict((processor.crop_size if getattr(processor, "do_center_crop", None) else None) or processor.size)
+    edge = size.get("shortest_edge")
+    height, width = size.get("height", edge), size.get("width", edge)
+    if height is None or width is None:
+        raise InputError(f"the image processor of {model!r} gives no height and width, but size={size}")
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
+    return ImageFormat((int(height), int(width)), tuple(map(float, mean)), tuple(map(float, std)), scale)
 
 
 def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -132,6 +177,18 @@ def _init_linear(linear: nn.Linear, source: torch.Generator) -> None:
         linear.weight.copy_(torch.randn(linear.weight.shape, generator=source) * _HEAD_STD)
         if linear.bias is not None:
             linear.bias.zero_()
+
+
+def _lift_head(model: nn.Module, num_features: int, seed: int) -> None:
+    heads = {name: child for name, child in model.named_children() if name in HEAD_MODULES}
+    name, linear = next(iter(heads.items()), ("", None))
+    if len(heads) != 1 or not isinstance(linear, nn.Linear):
+        raise InputError(
+            f"head.features=fourier needs a model whose head is one linear layer, and this one's is "
+            f"{', '.join(type(head).__name__ for head in heads.values()) or 'absent'}; set backbone.pooling to mean, "
+            "or head.features to linear"
+        )
+    setattr(model, name, FourierHead(linear.in_features, num_features, linear.out_features, seed))
 
 
 def _fill_head_bias(model: nn.Module, value: float) -> None:

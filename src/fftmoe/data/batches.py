@@ -1,21 +1,17 @@
 """Which examples go into which batch: orders of indices, never the data itself."""
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data.tokens import TokenizedText
+from fftmoe.data.examples import Examples, Rows
 
 # Batches that are sorted by length together: enough to remove most padding, few enough to keep batches random.
 POOL_BATCHES = 8
 
 
-def evaluation_batches(
-    examples: TokenizedText, batch_size: int, indices: Tensor | np.ndarray | Sequence[int] | None = None
-) -> list[Tensor]:
+def evaluation_batches(examples: Examples, batch_size: int, indices: Rows | None = None) -> list[Tensor]:
     """Every example once, neighbours of like length, so that padding is small and memory peaks in the first
     batch.
 
@@ -33,7 +29,7 @@ def evaluation_batches(
 
 
 def training_batches(
-    indices: Tensor | np.ndarray | Sequence[int] | int,
+    indices: Rows | int,
     batch_size: int,
     generator: torch.Generator,
     *,

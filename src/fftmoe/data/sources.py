@@ -1,6 +1,6 @@
 """Labelled texts from where they are: the builtin set, a local folder, or the Hugging Face hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,39 @@ def load_source(
         InputError: the source, a file or a column is missing; a text or label is empty; a label does not
             occur in training.
     """
-    tables = _read(source, text)
+    tables, labels, label_names = labelled_tables(source, {"data.text": text}, label, extra_columns)
+    splits = {
+        name: Split(
+            texts=_texts(table, text),
+            labels=labels[name],
+            columns={column: list(table.rows[column]) for column in extra_columns},
+        )
+        for name, table in tables.items()
+    }
+    return LabelledText(splits, label_names)
+
+
+def labelled_tables(
+    source: str, content: Mapping[str, str], label: str, extra_columns: Sequence[str]
+) -> tuple[dict[str, Table], dict[str, np.ndarray], tuple[str, ...]]:
+    """A source's tables, with every column there and every label numbered; its contents are not looked at.
+
+    Args:
+        source: as `load_source`.
+        content: the column that holds the examples, by the recipe's key for it ("data.text").
+        label: column that holds the labels.
+        extra_columns: further columns that must be there.
+
+    Returns:
+        the tables and the labels, int64 [N], by split; the labels' names.
+
+    Raises:
+        InputError: as `load_source`, except for empty texts.
+    """
+    tables = _read(source, tuple(content.values()))
     for table in tables.values():
-        for column in dict.fromkeys((text, label, *extra_columns)):
-            _require_column(table, column)
+        for column in dict.fromkeys((*content.values(), label, *extra_columns)):
+            _require_column(table, column, [*content, "data.label", "partition.by"])
     labels = {name: _labels(table, label) for name, table in tables.items()}
     feature = tables["train"].rows.features[label]
     known = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(labels["train"]))
@@ -80,23 +109,16 @@ def load_source(
         )
     # By name, because one file may hold the number 1 and another the text "1".
     label_ids = {str(value): index for index, value in enumerate(known)}
-    splits = {
-        name: Split(
-            texts=_texts(table, text),
-            labels=_label_ids(labels[name], label_ids, table),
-            columns={column: list(table.rows[column]) for column in extra_columns},
-        )
-        for name, table in tables.items()
-    }
-    return LabelledText(splits, tuple(label_ids))
+    numbered = {name: _label_ids(labels[name], label_ids, table) for name, table in tables.items()}
+    return tables, numbered, tuple(label_ids)
 
 
-def _read(source: str, text: str) -> dict[str, Table]:
+def _read(source: str, text_columns: tuple[str, ...]) -> dict[str, Table]:
     if source.startswith(BUILTIN):
         return _read_builtin(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return read_folder(folder, text_columns=(text,))
+        return read_folder(folder, text_columns)
     if folder.exists():
         raise InputError(f"data.source={source!r} is a file: name the folder that holds it, as train.* beside test.*")
     if not source or source[0] in "./~\\" or source.count("/") > 1:
@@ -122,14 +144,14 @@ def _read_builtin(source: str) -> dict[str, Table]:
     }
 
 
-def _require_column(table: Table, column: str) -> None:
+def _require_column(table: Table, column: str, keys: Sequence[str]) -> None:
     present = table.rows.column_names
     if column not in present:
         near = did_you_mean(column, present)
         near = near if "did you mean" in near else ""
         raise InputError(
             f"{table.where} has no column {column!r}{near}; it has {', '.join(present)}: name one of them with"
-            " data.text, data.label or partition.by"
+            f" {', '.join(keys[:-1])} or {keys[-1]}"
         )
     if table.rows.num_rows == 0:
         raise InputError(f"{table.where} has no rows; every split needs at least one")

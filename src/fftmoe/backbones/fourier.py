@@ -1,0 +1,42 @@
+"""A linear head on random Fourier features of what the backbone gives (Rahimi and Recht, 2007)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fftmoe.rng import generator
+
+# The kernel's width, in units of the features' length. Features of length 1 are at most 2 apart.
+WIDTH = 2.0
+
+
+class FourierHead(nn.Linear):
+    """logits = W phi(z) + b with phi(z) = sqrt(2/F) cos(D z/|z| / WIDTH + phase): in the limit, a Gaussian kernel.
+
+    Directions D and phases follow from the seed, so that only W and b travel. Features are brought to length 1, so
+    that the kernel's width needs no statistics and stays right while adapters change the features.
+
+    Args:
+        dim: of z. num_features: F. num_labels: C.
+    """
+
+    directions: Tensor
+    phases: Tensor
+
+    def __init__(self, dim: int, num_features: int, num_labels: int, seed: int) -> None:
+        super().__init__(num_features, num_labels)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        source = generator(seed, "fourier")
+        self.register_buffer("directions", torch.randn(dim, num_features, generator=source) / WIDTH)
+        self.register_buffer("phases", torch.rand(num_features, generator=source) * 2 * math.pi)
+
+    def lift(self, z: Tensor) -> Tensor:
+        """phi(z) [..., F]."""
+        return math.sqrt(2 / self.in_features) * torch.cos(F.normalize(z, dim=-1) @ self.directions + self.phases)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The logits [..., C] for z [..., dim]."""
+        return super().forward(self.lift(input))

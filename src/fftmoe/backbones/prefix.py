@@ -1,0 +1,199 @@
+"""Resume a frozen model in the middle: what its first blocks compute never changes, so it need be computed once.
+
+The hidden states that enter the first adapted block are a function of the example alone. `prefix_states` computes
+them; a batch that brings them along as "prefix_states" is run from that block on.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from fftmoe.adapter.families import FAMILIES
+from fftmoe.backbones.load import HEAD_MODULES
+from fftmoe.errors import InputError
+
+# What a batch holds beside the model's inputs.
+_NOT_INPUTS = ("labels", "prefix_states")
+
+
+def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> Tensor:
+    """The hidden states [B, S, d] that enter block `block` (from 0), without gradients; nothing later is computed.
+
+    Raises:
+        InputError: as `check_prefix`.
+    """
+    check_prefix(model, block)
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise _Reached(arguments[0])
+
+    handle = _block_list(model).modules[block].register_forward_pre_hook(stop)
+    try:
+        with torch.no_grad():
+            model(**model_inputs(batch))
+    except _Reached as reached:
+        return reached.states
+    finally:
+        handle.remove()
+    raise AssertionError("a forward pass calls every block")
+
+
+def enable_resume(model: nn.Module, block: int) -> None:
+    """Prepares a model so that a batch with "prefix_states" is run from block `block` on (see `resumed`).
+
+    Other batches go through the whole model as before. Nothing is saved with the model.
+
+    Raises:
+        InputError: as `check_prefix`.
+    """
+    check_prefix(model, block)
+    blocks = _block_list(model)
+    stand_in = _StandIn()
+    rest = nn.ModuleList([*[stand_in] * block, *blocks.modules[block:]])
+    # Within an object of its own, so that the model does not count these modules among its children.
+    cast(Any, model).resume = _Resume(blocks, rest, stand_in)
+
+
+@contextmanager
+def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
+    """Within the context a forward pass starts with `states` [B, S, d]; None leaves the model as it is.
+
+    The embeddings are computed still: they are cheap, and masks and positions are derived from their shape.
+
+    Raises:
+        InputError: `enable_resume` was not called.
+    """
+    if states is None:
+        yield
+        return
+    resume = getattr(model, "resume", None)
+    if resume is None:
+        raise InputError(
+            "a batch brings prefix_states, but the model was not prepared: call enable_resume(model, block)"
+        )
+    parent, name = resume.blocks.parent, resume.blocks.name
+    resume.stand_in.states = states
+    setattr(parent, name, resume.rest)
+    try:
+        yield
+    finally:
+        setattr(parent, name, resume.blocks.modules)
+        resume.stand_in.states = None
+
+
+def first_adapted_block(model: nn.Module) -> int:
+    """The first block that holds an adapter or is trained; the last block where none is.
+
+    0 where the model's blocks are unknown, since then nothing is known to be fixed.
+    """
+    try:
+        modules = _block_list(model).modules
+    except InputError:
+        return 0
+    return next((number for number, block in enumerate(modules) if _is_adapted(block)), len(modules) - 1)
+
+
+def check_prefix(model: nn.Module, block: int) -> None:
+    """Whether the states that enter block `block` are fixed.
+
+    Raises:
+        InputError: where the blocks are is unknown, there is no such block or none before it, something before it
+            is adapted or trained, or dropout is active.
+    """
+    modules = _block_list(model).modules
+    if not 0 < block < len(modules):
+        last = len(modules) - 1
+        raise InputError(f"block={block} of a model with {last + 1} blocks: choose between 1 and {last}")
+    if model.training:
+        raise InputError("the model is in training mode, where dropout changes what blocks compute; call model.eval()")
+    for number in range(block):
+        if _is_adapted(modules[number]):
+            raise InputError(f"block {number} is adapted, and block {block} reads what it computes")
+    for name, tensor in prefix_tensors(model, block).items():
+        if tensor.requires_grad:
+            raise InputError(f"{name} is trained, and block {block} reads what it computes")
+
+
+def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
+    """The parameters and buffers that decide the states before block `block`, by name.
+
+    That is everything but the later blocks and the head. Small parts that come after (a final norm) are included.
+    """
+    after = {id(tensor) for later in _block_list(model).modules[block:] for tensor in _tensors(later).values()}
+    return {
+        name: tensor
+        for name, tensor in _tensors(model).items()
+        if id(tensor) not in after and not set(HEAD_MODULES) & set(name.split("."))
+    }
+
+
+def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a batch that the model is called with."""
+    return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+
+
+class _Reached(Exception):
+    """No error: it carries the states out of the model."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+class _StandIn(nn.Module):
+    """In the place of every block before the first adapted one: it returns the states that are known."""
+
+    states: Tensor | None = None
+
+    def forward(self, hidden_BSD: Tensor, *_: object, **__: object) -> Tensor:
+        assert self.states is not None
+        assert self.states.shape == hidden_BSD.shape
+        return self.states.to(hidden_BSD)
+
+
+@dataclass(frozen=True)
+class _BlockList:
+    """Where a model keeps its blocks: the attribute `name` of `parent`."""
+
+    parent: nn.Module
+    name: str
+    modules: nn.ModuleList
+
+
+@dataclass(frozen=True)
+class _Resume:
+    blocks: _BlockList
+    rest: nn.ModuleList  # as many modules, stand-ins at first, because models number their blocks by position
+    stand_in: _StandIn
+
+
+def _block_list(model: nn.Module) -> _BlockList:
+    model_type = str(getattr(getattr(model, "config", None), "model_type", None))
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"where a {model_type} model keeps its blocks is unknown; known are {', '.join(sorted(FAMILIES))}"
+        )
+    # The adapter's pattern names a module within block (\d+); before that comes the list.
+    pattern = FAMILIES[model_type].pattern.partition(r"\.(\d+)")[0]
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and re.fullmatch(pattern, path):
+            parent, _, name = path.rpartition(".")
+            return _BlockList(model.get_submodule(parent), name, module)
+    raise InputError(f"this {model_type} model has no list of blocks named {pattern!r}")
+
+
+def _is_adapted(block: nn.Module) -> bool:
+    # An adapter may be frozen, as one that is loaded to be used; it is replaced all the same.
+    return any(isinstance(module, BaseTunerLayer) for module in block.modules()) or any(
+        parameter.requires_grad for parameter in block.parameters()
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,0 +1,172 @@
+"""Labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fftmoe.data.examples import Rows
+from fftmoe.data.read import Table
+from fftmoe.data.sources import labelled_tables
+from fftmoe.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageExamples:
+    """N images of one size with their labels, as a model reads them: (pixel * scale - mean) / std.
+
+    Attributes:
+        pixels: uint8 [N, 3, H, W], a quarter of what float32 would take.
+        labels: int64 [N].
+        mean: of each of the three channels. `std`: likewise.
+        scale: the factor on pixels from 0 to 255, mostly 1/255.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Ones, int64 [N]: every image costs the same."""
+        return torch.ones(len(self), dtype=torch.int64)
+
+    def select(self, rows: Rows, /) -> "ImageExamples":
+        """The images at `rows`, in that order, as a set of its own."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        return ImageExamples(self.pixels[rows], self.labels[rows], self.mean, self.std, self.scale)
+
+    def batch(self, rows: Rows, /) -> dict[str, Tensor]:
+        """`pixel_values`, float32 [B, 3, H, W], and `labels`, int64 [B], of the images at `rows`."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return {"pixel_values": (self.pixels[rows].float() * self.scale - mean) / std, "labels": self.labels[rows]}
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Images of one split.
+
+    Attributes:
+        pixels: uint8 [N, 3, H, W].
+        labels: int64 [N], indices into `LabelledImages.label_names`.
+        columns: further columns by name, N values each.
+    """
+
+    pixels: Tensor
+    labels: np.ndarray
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def examples(self, *, mean: Sequence[float], std: Sequence[float], scale: float) -> ImageExamples:
+        """The images as a model reads them, see `ImageExamples`."""
+        return ImageExamples(self.pixels, torch.from_numpy(self.labels), tuple(mean), tuple(std), scale)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Splits `train`, `test` and perhaps `validation`, and the name of each label."""
+
+    splits: dict[str, ImageSplit]
+    label_names: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+
+def load_images(
+    source: str,
+    *,
+    size: tuple[int, int],
+    image: str = "image",
+    label: str = "label",
+    extra_columns: Sequence[str] = (),
+) -> LabelledImages:
+    """Read an image classification data set; labels are numbered as `load_source` does.
+
+    Args:
+        source: a local folder with `train.*` and `test.*` (parquet or jsonl), or a hub id, optionally
+            `id:configuration`.
+        size: height and width to which every image is resized (bilinear); grey becomes three equal channels.
+        image: column that holds the images: `datasets.Image`, encoded files (PNG, JPEG) as bytes, or lists of whole
+            numbers from 0 to 255, [H, W] or [H, W, 3].
+        label: column that holds the labels.
+        extra_columns: further columns to keep.
+
+    Raises:
+        InputError: as `load_source`; an image is missing or cannot be read.
+    """
+    tables, labels, label_names = labelled_tables(source, {"data.image": image}, label, extra_columns)
+    splits = {
+        name: ImageSplit(
+            pixels=_pixels(table, image, size),
+            labels=labels[name],
+            columns={column: list(table.rows[column]) for column in extra_columns},
+        )
+        for name, table in tables.items()
+    }
+    return LabelledImages(splits, label_names)
+
+
+def _pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    rows = table.rows
+    if isinstance(rows.features[column], datasets.Image):
+        # Undecoded, so that a damaged file is found in its row.
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    pixels = np.empty((rows.num_rows, height, width, 3), dtype=np.uint8)
+    for row, value in enumerate(rows[column]):
+        try:
+            decoded = _decode(value)
+            pixels[row] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        except (ValueError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(
+                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; images are"
+                " encoded files (PNG, JPEG) or lists of whole numbers from 0 to 255: mend or remove the row, or name"
+                " another column with data.image"
+            ) from error
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode(value: Any) -> Image.Image:
+    """Raises some exception with a reason where the value is no image."""
+    if isinstance(value, dict):  # datasets.Image: the file's bytes, or where it is
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        raise ValueError("the value is empty")
+    if isinstance(value, list | np.ndarray):
+        return Image.fromarray(_array(value))
+    if not isinstance(value, bytes | str):
+        raise TypeError(f"{value!r} is a value of type {type(value).__name__}")
+    decoded = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    if decoded.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels have more than 8 bits (mode {decoded.mode})")
+    return ImageOps.exif_transpose(decoded)
+
+
+def _array(value: Any) -> np.ndarray:
+    array = np.asarray(value)  # ragged lists are a ValueError
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
+        raise ValueError(f"its lists have shape {list(array.shape)} and not [height, width] or [height, width, 3]")
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise ValueError(f"its lists hold {array.dtype} numbers from {array.min()} to {array.max()}")
+    return array.astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    return "the file is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)

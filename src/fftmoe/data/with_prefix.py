@@ -1,0 +1,79 @@
+"""Examples together with the hidden states that the frozen first blocks make of them, which lie in a file.
+
+Shape letters: B batch, S sequence, d model.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftmoe.data.examples import Examples, Rows
+
+
+@dataclass(frozen=True)
+class WithPrefix:
+    """N examples whose batches bring "prefix_states" along (see `backbones.prefix`).
+
+    The file is mapped into memory at the first batch, read-only in effect: processes that map it share its pages.
+    Pickled, this is the file's path and not its content.
+
+    Attributes:
+        examples: the N examples themselves.
+        path: float32 [tokens, dim] in native byte order, without a header.
+        block: the block that the states enter.
+        dim: d.
+        starts: int64 [N]; example i has the rows `starts[i]:starts[i] + num_states[i]` of the file.
+        num_states: int64 [N], at least 1 each.
+    """
+
+    examples: Examples
+    path: Path
+    block: int
+    dim: int
+    starts: Tensor
+    num_states: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> Tensor:
+        """Those of the examples."""
+        return self.examples.labels
+
+    @property
+    def lengths(self) -> Tensor:
+        """Those of the examples, so that batches are the same with the states and without."""
+        return self.examples.lengths
+
+    def batch(self, rows: Rows, /) -> dict[str, Tensor]:
+        """The examples' own batch, and `prefix_states`, float32 [B, S, d], zero where a row is padded."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        num_states = self.num_states[rows]
+        columns = torch.arange(int(num_states.max()))
+        mask_BS = columns < num_states[:, None]
+        # Padding positions read the example's first state, a valid place, before they are overwritten.
+        source_BS = self.starts[rows][:, None] + columns * mask_BS
+        states_BSd = self._states.index_select(0, source_BS.flatten()).view(*source_BS.shape, self.dim)
+        if not mask_BS.all():
+            states_BSd.masked_fill_(~mask_BS[:, :, None], 0.0)
+        return {**self.examples.batch(rows), "prefix_states": states_BSd}
+
+    def select(self, rows: Rows, /) -> "WithPrefix":
+        """The examples at `rows`, in that order; their states stay in the same file."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        return WithPrefix(
+            self.examples.select(rows), self.path, self.block, self.dim, self.starts[rows], self.num_states[rows]
+        )
+
+    @cached_property
+    def _states(self) -> Tensor:
+        size = self.path.stat().st_size // torch.float32.itemsize
+        return torch.from_file(str(self.path), shared=False, size=size, dtype=torch.float32).view(-1, self.dim)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_states"}

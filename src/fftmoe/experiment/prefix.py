@@ -1,0 +1,113 @@
+"""The frozen prefix of every example, computed once and kept on disk: a cache that nothing depends on."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fftmoe.backbones import check_prefix, enable_resume, prefix_states, prefix_tensors
+from fftmoe.data import Examples, WithPrefix, evaluation_batches
+from fftmoe.errors import InputError
+
+# Part of every key: raise it when the file's layout or the way of computing changes.
+FORMAT_VERSION = 1
+BATCH_SIZE = 64
+
+
+def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Path, max_bytes: int) -> Examples:
+    """The examples with the states that enter block `block`, and the model prepared to resume there.
+
+    Where that cannot be had (too large, a full disk, a model that does not allow it) the reason is logged and the
+    examples are returned as they are, which costs time and nothing else.
+
+    Args:
+        model: frozen before that block, in evaluation mode.
+        block: from 0; `first_adapted_block(model)` is the one that saves most.
+        examples: any number, at least one.
+        cache_dir: where the file `prefix-<key>.bin` is, or will be.
+        max_bytes: size above which nothing is cached.
+    """
+    log = logging.getLogger(__name__)
+    try:
+        check_prefix(model, block)
+    except InputError as reason:
+        log.info("no states are cached: %s", reason)
+        return examples
+    num_states, dim = _shape(model, block, examples)
+    num_bytes = int(num_states.sum()) * dim * torch.float32.itemsize
+    if num_bytes > max_bytes:
+        log.info("no states are cached: they take %d bytes, above the limit of %d", num_bytes, max_bytes)
+        return examples
+    batches = evaluation_batches(examples, BATCH_SIZE)
+    path = Path(cache_dir) / f"prefix-{cache_key(model, block, examples)}.bin"
+    if not (path.is_file() and path.stat().st_size == num_bytes):
+        log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
+        try:
+            _write(path, model, block, examples, batches)
+        except OSError as error:
+            log.warning("no states are cached: cannot write %s: %s", path, error)
+            return examples
+    enable_resume(model, block)
+    return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states)
+
+
+def cache_key(model: Any, block: int, examples: Examples) -> str:
+    """SHA-256 over all that decides the states: code versions, configuration, weights, block, and the inputs."""
+    config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # the same model elsewhere
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE}\n".encode())
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in prefix_tensors(model, block).items():
+        _update(digest, name, tensor)
+    for field in dataclasses.fields(cast(Any, examples)):
+        if field.name != "labels":
+            _update(digest, field.name, getattr(examples, field.name))
+    return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        digest.update(f"{name} {value!r}\n".encode())
+        return
+    digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+    # As bytes, because numpy has no bfloat16.
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _shape(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:
+    """States of each example, int64 [N], and d: texts have one a token, images all have as many as the first."""
+    batch = examples.batch([0])
+    _, length, dim = prefix_states(model, block, batch).shape
+    return examples.lengths if "attention_mask" in batch else torch.full((len(examples),), length), dim
+
+
+def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
+    """Where in the file each example's states begin: they follow one another in the order of the batches."""
+    order = torch.cat(batches)
+    starts = torch.empty_like(num_states)
+    starts[order] = num_states[order].cumsum(0) - num_states[order]
+    return starts
+
+
+def _write(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for rows in batches:
+                batch = examples.batch(rows)
+                states = prefix_states(model, block, batch).float().cpu()
+                mask = batch.get("attention_mask")
+                file.write((states if mask is None else states[mask.bool()]).numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # atomic: another process sees the whole file or none
+    finally:
+        Path(temporary).unlink(missing_ok=True)
