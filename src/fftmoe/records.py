@@ -1,7 +1,8 @@
 """The values that pass between server and client, and their form on the wire (safetensors with a JSON header).
 
 Both sides meet only here. Tensors are float32 on the CPU at this boundary. Names of tensors:
-`blocks.{i}.router` [M, d], `blocks.{i}.up` and `blocks.{i}.down` [M, h, d], `head.{name}`.
+`blocks.{i}.router` [M, d], `blocks.{i}.up` and `blocks.{i}.down` [M, h, d], `shared.{i}.up` and `shared.{i}.down`
+[S, d], `head.{name}`; of the LoRA methods `lora.{path}.A` [r, d_in] and `lora.{path}.B` [d_out, r].
 """
 
 import dataclasses
@@ -47,7 +48,11 @@ class Training:
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """What the server asks of one client in one round; `experts` are its resident experts, ascending."""
+    """What the server asks of one client in one round; `experts` are its resident experts, ascending.
+
+    `task` is to "train"; to train "alone" (nothing is kept, and its own model is measured); or to send the "sums"
+    from which a closed-form head is solved, on the model that it gets.
+    """
 
     round: int
     client_id: int
@@ -55,6 +60,7 @@ class ClientPlan:
     budget: Budget
     experts: Experts
     training: Training
+    task: str = "train"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ KINDS = ("per-expert", "fedavg")
 
 
 def block_of(name: str) -> int | None:
-    """Block index of a tensor named `blocks.{i}.{part}`; None for a tensor without experts (the head)."""
+    """Block index of a tensor named `blocks.{i}.{part}`; None for one without experts (the head, a shared expert)."""
     prefix, _, rest = name.partition(".")
     return int(rest.split(".")[0]) if prefix == "blocks" else None
 

@@ -35,12 +35,25 @@ class Method(Protocol):
         """As recipes call it."""
         ...
 
+    @property
+    def personal(self) -> bool:
+        """Whether there is no global model to speak of: accuracy is then the mean over the clients' own models."""
+        ...
+
+    def parameters(self, budget: Budget) -> int:
+        """Adapter parameters that a client of this budget trains; the head is not counted."""
+        ...
+
     def init(self, model: Any) -> ServerState:
         """The state before the first round, from a freshly attached model."""
         ...
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Resident experts of every client of the cohort."""
+        ...
+
+    def whole(self, budget: Budget) -> Experts:
+        """The experts with which a client has the global model as this budget would use it: all of its blocks'."""
         ...
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
@@ -57,6 +70,17 @@ class Method(Protocol):
         """Merge updates, which arrive in `client_id` order and are consumed one at a time."""
         ...
 
+    def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
+        """An update at its largest on the wire, to forecast bytes: zeros of the shapes the client may upload."""
+        ...
+
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
         """Put the global model into `model` as a client of this budget would use it, with all experts."""
+        ...
+
+    def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
+        """Put into `model` what this very client would use: what it downloaded, with what it keeps.
+
+        Where clients keep nothing that matters to the model, the same as `install` with the plan's budget.
+        """
         ...

@@ -1,6 +1,7 @@
 """From a client's budget to what it activates: top_k, resident experts, adapted blocks (docs/math.md, Budgets).
 
-Costs of one expert follow from its shape: U, V of [h, d] and a router row of [d], in float32.
+Costs of one expert follow from its shape: U, V of [h, d] and a router row of [d], in float32. A shared expert, which
+everyone holds, has U, V of [S, d] and no router row.
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,30 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Shape of one expert: model dimension d, hidden units h."""
+    """Shape of one expert: model dimension d, hidden units h; and hidden units S of the shared expert, 0 for none."""
 
     dim: int
     expert_dim: int
+    shared_dim: int = 0
 
     @property
     def parameters(self) -> int:
         """Parameters of one expert with its router row."""
         return 2 * self.expert_dim * self.dim + self.dim
 
+    @property
+    def shared_parameters(self) -> int:
+        """Parameters of the shared expert."""
+        return 2 * self.shared_dim * self.dim
+
+    def block_parameters(self, experts: int) -> int:
+        """Parameters of so many experts and the shared one."""
+        return experts * self.parameters + self.shared_parameters
+
     def flops_per_token(self, top_k: int, experts: int) -> int:
         """Adapter FLOPs of one token in one block, forward and backward (3 x forward), router included."""
-        return 3 * (2 * experts * self.dim + top_k * 4 * self.expert_dim * self.dim)
+        hidden = top_k * self.expert_dim + self.shared_dim
+        return 3 * (2 * experts * self.dim + hidden * 4 * self.dim)
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,10 @@ def resolve(
     if experts < 1:
         raise InputError(
             f"budget {limits.name!r} cannot hold one expert per adapted block: it needs "
-            f"{len(blocks) * shape.parameters * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
-            f"{len(blocks) * shape.parameters * BYTES / MIB:.3f} MiB of uplink, but has "
+            f"{len(blocks) * shape.block_parameters(1) * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
+            f"{len(blocks) * shape.block_parameters(1) * BYTES / MIB:.3f} MiB of uplink, but has "
             f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
-            "raise the limit, lower adapter.expert_dim, or give the tier fewer `blocks`"
+            "raise the limit, lower adapter.expert_dim or adapter.shared_dim, or give the tier fewer `blocks`"
         )
     top_k = limits.top_k or min(experts, _affordable_top_k(limits, shape, experts, len(blocks), tokens_per_round))
     if top_k < 1:
@@ -97,11 +109,12 @@ def resolve(
 
 def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int) -> int:
     per_expert = num_blocks * shape.parameters * BYTES / MIB
+    shared = num_blocks * shape.shared_parameters * BYTES / MIB
     bounds = []
     if limits.memory_mib is not None:
-        bounds.append(limits.memory_mib / (per_expert * TRAINING_COPIES))
+        bounds.append((limits.memory_mib / TRAINING_COPIES - shared) / per_expert)
     if limits.uplink_mib is not None:
-        bounds.append(limits.uplink_mib / per_expert)
+        bounds.append((limits.uplink_mib - shared) / per_expert)
     return int(min(bounds, default=2**31))
 
 

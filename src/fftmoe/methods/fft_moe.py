@@ -4,15 +4,16 @@ Every client holds a personal subset of a pool of M experts per block; the pool 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from fftmoe import adapter
-from fftmoe.methods.aggregate import WeightedSum, block_of
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import ExpertShape
-from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings
+from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest
+from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings, shared_names
 from fftmoe.methods.residents import balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
@@ -49,6 +50,15 @@ class FftMoe:
     seed: int = 0
     name: str = "fft-moe"
 
+    @property
+    def personal(self) -> bool:
+        """There is a global model."""
+        return False
+
+    def parameters(self, budget: Budget) -> int:
+        """Of the resident experts, their router rows, and the shared expert."""
+        return len(budget.blocks) * self.shape.block_parameters(budget.experts)
+
     def init(self, model: Any) -> ServerState:
         """The freshly initialised pool and head, and a uniform load."""
         tensors = head_tensors(model)
@@ -57,6 +67,9 @@ class FftMoe:
             tensors[f"blocks.{block}.router"] = moe.router.weight.detach().clone()
             tensors[f"blocks.{block}.up"] = moe.up.detach().clone()
             tensors[f"blocks.{block}.down"] = moe.down.detach().clone()
+            if moe.shared_up is not None and moe.shared_down is not None:
+                tensors[f"shared.{block}.up"] = moe.shared_up.detach().clone()
+                tensors[f"shared.{block}.down"] = moe.shared_down.detach().clone()
             load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
         return ServerState(round=0, tensors=tensors, load=load)
 
@@ -68,19 +81,33 @@ class FftMoe:
         budgets = {client_id: self.budgets[client_id] for client_id in cohort}
         return personal_residents(budgets, preferences, design, self.num_experts, self.explore)
 
+    def whole(self, budget: Budget) -> Experts:
+        """All experts of the budget's blocks."""
+        return dict.fromkeys(budget.blocks, tuple(range(self.num_experts)))
+
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The head, and for each of the client's blocks its resident experts with their load."""
-        tensors = {name: t for name, t in state.tensors.items() if block_of(name) is None}
+        """The head, and for each of the client's blocks its resident experts with their load, and the shared one."""
+        tensors = {name: t for name, t in state.tensors.items() if name.startswith("head.")}
         for block, experts in plan.experts.items():
             ids = torch.tensor(experts, dtype=torch.long)
             for part in ("router", "up", "down"):
                 tensors[f"blocks.{block}.{part}"] = state.tensors[f"blocks.{block}.{part}"][ids]
+            tensors |= {n: state.tensors[n] for n in shared_names(block) if n in state.tensors}
             tensors[f"blocks.{block}.load"] = state.load[f"blocks.{block}"][ids].float()
         return tensors
 
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> FftMoeSession:
         """A client's local training (`fft_moe_client`)."""
         return FftMoeSession(model, plan, tensors, client_state, self.local, self.num_experts)
+
+    def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
+        """Of a client that trained all its resident experts and knows the whole pool; lengths as on the wire."""
+        own = [n for n in download if not n.endswith(".load") and (plan.training.train_head or n[:5] != "head.")]
+        update = widest(plan, {name: torch.zeros_like(download[name]) for name in own})
+        everything = tuple(range(self.num_experts))
+        shares = {block: (LONGEST_FLOAT,) * len(ids) for block, ids in plan.experts.items()}
+        preferences = dict.fromkeys(plan.experts, everything)
+        return replace(update, experts=plan.experts, shares=shares, preferences=preferences)
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """Average every expert over the clients that trained it; update the load and the clients' preferences."""
@@ -92,7 +119,7 @@ class FftMoe:
         for update in updates:
             mean.add(update)
             preferences[update.client_id] = update.preferences
-            losses.append(update.metrics.get("loss", float("nan")))
+            losses += losses_of(update)
             for block, experts in update.experts.items():
                 shares = torch.tensor(update.shares[block], dtype=torch.float64)
                 routed[f"blocks.{block}"][list(experts)] += update.num_examples * shares
@@ -101,7 +128,7 @@ class FftMoe:
         load = {name: self._moving_load(u, routed[name]) for name, u in state.load.items()}
         new_state = ServerState(state.round + 1, tensors, optimizer, load, preferences)
         return new_state, {
-            "train_loss": sum(losses) / max(len(losses), 1),
+            "train_loss": mean_loss(losses),
             "expert_load_cv": load_variation(routed),
             "experts_trained": _fraction_trained(trained),
         }
@@ -117,7 +144,14 @@ class FftMoe:
             router, up, down = (tensors[f"blocks.{block}.{part}"] for part in ("router", "up", "down"))
             rows = slice(None) if block in budget.blocks else slice(0)
             moe.load_experts(router[rows], up[rows], down[rows], budget.top_k)
+            if moe.shared_up is not None:
+                moe.load_shared(*(tensors[name][rows] for name in shared_names(block)))
         load_head(model, tensors)
+
+    def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
+        """The client's resident experts, and the router with its own rows."""
+        # Opening a session is what puts a client's experts into the model; they stay when it is closed.
+        self.session(model, plan, tensors, client_state)
 
 
 def load_variation(load: Tensors) -> float:

@@ -51,6 +51,11 @@ class LocalSettings:
         return {"shared": 0.0, "personal": 1.0}.get(self.router, self.personal_fraction)
 
 
+def shared_names(block: int) -> tuple[str, str]:
+    """The tensors of a block's shared expert."""
+    return f"shared.{block}.up", f"shared.{block}.down"
+
+
 class FftMoeSession:
     """One client's training of its resident experts, router rows and head. A context manager."""
 
@@ -86,6 +91,8 @@ class FftMoeSession:
         for block, moe in adapter.blocks(model).items():
             if block not in self.plan.experts:
                 moe.load_experts(moe.router.weight[:0], moe.up[:0], moe.down[:0], self.plan.budget.top_k)
+                if moe.shared_up is not None:  # never reached without experts, but what is not held is not kept
+                    moe.load_shared(moe.shared_up[:0], moe.shared_up[:0])
                 continue
             prefix = f"blocks.{block}"
             router = tensors[f"{prefix}.router"] + self._router_residual(block)
@@ -95,6 +102,9 @@ class FftMoeSession:
                 f"{prefix}.up": moe.up,
                 f"{prefix}.down": moe.down,
             }
+            if moe.shared_up is not None and moe.shared_down is not None:
+                moe.load_shared(*(tensors[name] for name in shared_names(block)))
+                parameters |= dict(zip(shared_names(block), (moe.shared_up, moe.shared_down), strict=True))
         return parameters | load_head(model, tensors, self.plan.training.train_head)
 
     def _router_residual(self, block: int) -> Tensor | float:
@@ -130,7 +140,7 @@ class FftMoeSession:
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
         """Deltas of the experts that were trained; affinities and personal router rows stay here."""
         deltas = {name: p.detach() - self.start[name] for name, p in self.parameters.items()}
-        tensors = {name: delta for name, delta in deltas.items() if name.startswith("head.")}
+        tensors = {name: delta for name, delta in deltas.items() if not name.startswith("blocks.")}
         experts, shares, preferences = {}, {}, {}
         for block, resident in self.plan.experts.items():
             rows = self._trained_rows(block, deltas)

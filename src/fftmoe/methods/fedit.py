@@ -1,0 +1,32 @@
+"""FedIT: A and B are averaged separately (Zhang et al., arXiv 2305.05644)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fftmoe.methods.deltas import DeltaMean
+from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.records import Budget, ClientUpdate, ServerState
+
+
+@dataclass(frozen=True)
+class FedIt(LoraMethod):
+    """`A = sum p_n A_n`, `B = sum p_n B_n`, p_n by examples. `B A` is not `sum p_n B_n A_n`: the known bias.
+
+    Factors of unlike rank cannot be averaged, so every client has the smallest rank of the population.
+    """
+
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    name: str = "fedit"
+
+    def rank(self, budget: Budget) -> int:
+        """The smallest rank of the population, whatever the budget."""
+        return min(own.rank for own in self.budgets.values())
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """Each tensor over the clients that sent it."""
+        mean = DeltaMean(state, self.optimizer)
+        for update in updates:
+            mean.add(update)
+        return mean.finish()

@@ -1,0 +1,80 @@
+"""HetLoRA: unlike ranks by truncation and zero-padding, weighted by norm (Cho et al., arXiv 2401.06432, EMNLP 2024)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftmoe.methods.deltas import DeltaMean, head_of
+from fftmoe.methods.lora import LoraMethod, named_factors
+from fftmoe.records import ClientUpdate, ServerState, Tensors
+
+
+@dataclass(frozen=True)
+class HetLora(LoraMethod):
+    """The server keeps rank r_max; client n works on the first r_n rows of A and columns of B.
+
+    The factors come back padded with zeros to r_max and are averaged with `p_n = S_n / sum S`,
+    `S_n = sqrt(sum over modules of |B_n A_n|_F^2)`; with equal weights where all S_n are zero. The sums run over
+    the clients that adapt the module. A row that none of them holds is unchanged, where the padding alone would
+    erase it. The paper's rank self-pruning is left out: ranks are budgets here and stay as they are.
+    """
+
+    name: str = "hetlora"
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """The factors by norm, the head by examples."""
+        heads = DeltaMean(state)
+        by_norm, equal = PaddedSum(state.tensors), PaddedSum(state.tensors)
+        for update in updates:
+            heads.add(head_of(update))
+            factors = self.received(state, update)
+            norm = product_norm(factors)
+            by_norm.add(factors, norm)
+            equal.add(factors, 1.0)
+        new, diagnostics = heads.finish()
+        means = {**equal.means(), **by_norm.means()}
+        return replace(new, tensors={**new.tensors, **means}), diagnostics
+
+
+def product_norm(factors: Mapping[str, tuple[Tensor, Tensor]]) -> float:
+    """sqrt(sum |B A|_F^2) without forming B A: |B A|_F^2 = <B^T B, A A^T>."""
+    squares = [float(((b.T @ b) * (a @ a.T)).sum()) for a, b in factors.values()]
+    return max(sum(squares), 0.0) ** 0.5  # rounding may leave a little less than zero
+
+
+@dataclass
+class PaddedSum:
+    """Streaming weighted mean of zero-padded factors; `old` are the global ones, A [r_max, d_in], B [d_out, r_max]."""
+
+    old: Tensors
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+
+    def add(self, factors: Mapping[str, tuple[Tensor, Tensor]], weight: float) -> None:
+        """Add one client's factors, float64."""
+        for path, (a, b) in factors.items():
+            rank = a.shape[0]
+            if path not in self.sums:
+                old_a, old_b = self.old[f"lora.{path}.A"], self.old[f"lora.{path}.B"]
+                self.sums[path] = (torch.zeros_like(old_a, dtype=a.dtype), torch.zeros_like(old_b, dtype=b.dtype))
+            sum_a, sum_b = self.sums[path]
+            sum_a[:rank] += weight * a
+            sum_b[:, :rank] += weight * b
+            self.weights[path] = self.weights.get(path, 0.0) + weight
+            self.held[path] = max(self.held.get(path, 0), rank)
+
+    def means(self) -> Tensors:
+        """The new factors of the modules whose weights do not sum to zero, float32."""
+        means: Tensors = {}
+        for path, (sum_a, sum_b) in self.sums.items():
+            weight, held = self.weights[path], self.held[path]
+            if weight > 0:
+                a, b = self.old[f"lora.{path}.A"].clone(), self.old[f"lora.{path}.B"].clone()
+                a[:held] = sum_a[:held] / weight
+                b[:, :held] = sum_b[:, :held] / weight
+                means |= named_factors({path: (a, b)})
+        return means

@@ -1,0 +1,203 @@
+"""What the LoRA methods have in common: who holds which factors, how they are named, loaded and trained.
+
+A module with frozen weight W computes `W x + s B A x`, A [r, d_in] and B [d_out, r]. Its tensors are named
+`lora.{path}.A` and `lora.{path}.B`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fftmoe.backbones.lora import block_of_module, load_factors
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.methods.deltas import DeltaSession, widest
+from fftmoe.methods.shared_head import head_tensors, load_head
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+from fftmoe.rng import generator
+
+MATCHES = ("parameters", "uplink")
+Modules = Mapping[str, tuple[int, int]]  # path -> (d_in, d_out)
+
+
+@dataclass(frozen=True)
+class LoraMethod(ABC):
+    """LoRA in a federation, but for how it is merged. A client holds factors of its own rank for its own blocks.
+
+    Factors that a client has neither been sent nor kept start as peft's: A uniform, B zero. That A is drawn from
+    the seed alone and so is the same everywhere without travelling.
+
+    Attributes:
+        budgets: client_id -> budget, every client of the population; `Budget.rank` is its rank r_n.
+        modules: path -> (d_in, d_out), as `fftmoe.backbones.lora.lora_modules(model)` gives.
+        seed: of the first A.
+        trained: which of the factors "A" and "B" a client trains. `sent`: which of those it sends.
+    """
+
+    budgets: Mapping[int, Budget]
+    modules: Modules
+    seed: int = 0
+    name: str = "lora"
+
+    trained: ClassVar[str] = "AB"
+    sent: ClassVar[str] = "AB"
+
+    @property
+    def personal(self) -> bool:
+        """There is a global model."""
+        return False
+
+    def rank(self, budget: Budget) -> int:
+        """The rank of a client of this budget."""
+        return budget.rank
+
+    def parameters(self, budget: Budget) -> int:
+        """Of the factors that a client of this budget trains."""
+        return self.rank(budget) * cost_per_rank(own_modules(self.modules, budget.blocks), self.trained)
+
+    def init(self, model: Any) -> ServerState:
+        """The shared factors at the largest rank that any client has, and the model's head."""
+        assert all(budget.rank > 0 for budget in self.budgets.values()), "every budget needs a rank"
+        tensors = head_tensors(model)
+        rank = max(self.rank(budget) for budget in self.budgets.values())
+        for path in self.modules:
+            first = {"A": self.first_a(path, rank, round=0), "B": self.first_b(path, rank)}
+            tensors |= {f"lora.{path}.{factor}": first[factor] for factor in self.sent}
+        return ServerState(round=0, tensors=tensors)
+
+    def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
+        """There are no experts."""
+        return {client_id: {} for client_id in cohort}
+
+    def whole(self, budget: Budget) -> Experts:
+        """There are no experts."""
+        return {}
+
+    def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
+        """The head, and the shared factors of the client's modules at its rank."""
+        tensors = {name: t for name, t in state.tensors.items() if name.startswith("head.")}
+        rank = self.rank(plan.budget)
+        for path in own_modules(self.modules, plan.budget.blocks):
+            for factor in self.sent:
+                name = f"lora.{path}.{factor}"
+                tensors[name] = truncate(state.tensors[name], factor, rank)
+        return tensors
+
+    def start(self, tensors: Tensors, budget: Budget, round: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The factors with which a client of this budget begins: from `tensors`, or as peft initialises them."""
+        factors, rank = {}, self.rank(budget)
+        for path in own_modules(self.modules, budget.blocks):
+            a, b = tensors.get(f"lora.{path}.A"), tensors.get(f"lora.{path}.B")
+            a = self.first_a(path, rank, round) if a is None else truncate(a, "A", rank)
+            b = self.first_b(path, rank) if b is None else truncate(b, "B", rank)
+            factors[path] = (a, b)
+        return factors
+
+    def first_a(self, path: str, rank: int, round: int) -> Tensor:
+        """A [rank, d_in] before any training, the same in every round."""
+        return uniform_a(rank, self.modules[path][0], generator(self.seed, "lora", path))
+
+    def first_b(self, path: str, rank: int) -> Tensor:
+        """Zeros [d_out, rank]: the adapter adds nothing yet."""
+        return torch.zeros(self.modules[path][1], rank)
+
+    @contextmanager
+    def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
+        """Load the client's factors and head, and train them; what the client kept goes before what was sent."""
+        tensors = {**tensors, **client_state}
+        loaded = load_factors(model, self.start(tensors, plan.budget, plan.round))
+        parameters = {name: p for name, p in named_factors(loaded).items() if name[-1] in self.trained}
+        parameters |= load_head(model, tensors, plan.training.train_head)
+        yield DeltaSession(plan, parameters, kept={name for name in parameters if not self.shares(name)})
+
+    def shares(self, name: str) -> bool:
+        """Whether what a client trains under this name is sent; what is not stays on the client."""
+        return name.startswith("head.") or name[-1] in self.sent
+
+    @abstractmethod
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """What the methods differ in."""
+
+    def received(self, state: ServerState, update: ClientUpdate) -> dict[str, tuple[Tensor, Tensor]]:
+        """The client's trained factors, float64: where it started from, and its change."""
+        factors = {}
+        for path, (a, b) in self.start(state.tensors, self.budgets[update.client_id], update.round).items():
+            delta_a, delta_b = update.tensors[f"lora.{path}.A"], update.tensors[f"lora.{path}.B"]
+            factors[path] = (a.double() + delta_a.double(), b.double() + delta_b.double())
+        return factors
+
+    def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
+        """All shared factors of the client's modules, and the head where it is trained."""
+        zeros: Tensors = {}
+        if plan.training.train_head:
+            zeros = {name: torch.zeros_like(t) for name, t in download.items() if name.startswith("head.")}
+        zeros |= named_factors(self.start({}, plan.budget, plan.round))
+        return widest(plan, {name: torch.zeros_like(t) for name, t in zeros.items() if self.shares(name)})
+
+    def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
+        """The global factors as a client of this budget starts from them; its blocks alone are adapted."""
+        load_factors(model, self.start(tensors, budget, round=0))
+        load_head(model, tensors)
+
+    def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
+        """`install`, with what the client keeps in the place of what it shares."""
+        self.install(model, {**tensors, **client_state}, plan.budget)
+
+
+def uniform_a(rank: int, d_in: int, source: torch.Generator) -> Tensor:
+    """A as peft draws it, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(d_in); float32 [rank, d_in]."""
+    return (2 * torch.rand(rank, d_in, generator=source) - 1) / math.sqrt(d_in)
+
+
+def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Pairs (A, B) by path as `lora.{path}.A`, `lora.{path}.B`."""
+    return {f"lora.{path}.{factor}": t for path, pair in factors.items() for factor, t in zip("AB", pair, strict=True)}
+
+
+def truncate(tensor: Tensor, factor: str, rank: int) -> Tensor:
+    """The first `rank` rows of an A, or columns of a B."""
+    return (tensor[:rank] if factor == "A" else tensor[:, :rank]).contiguous()
+
+
+def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int, int]]:
+    """The modules that lie in these blocks."""
+    wanted = set(blocks)
+    return {path: dims for path, dims in modules.items() if block_of_module(path) in wanted}
+
+
+def cost_per_rank(modules: Modules, factors: str = "AB") -> int:
+    """Parameters of these factors at rank 1, over all the modules."""
+    return sum((d_in if "A" in factors else 0) + (d_out if "B" in factors else 0) for d_in, d_out in modules.values())
+
+
+def matching_rank(
+    tier: str, parameters: int, modules: Modules, blocks: Sequence[int], match: str = "parameters", sent: str = "AB"
+) -> int:
+    """The largest LoRA rank that costs no more than `parameters`.
+
+    Args:
+        tier: its name, for the message.
+        parameters: what the tier may hold in all its blocks, e.g. that of its experts.
+        modules: of the whole model; those in `blocks` count.
+        blocks: the tier's.
+        match: `parameters`: both factors together cost at most this; `uplink`: those that are sent do, so that a
+            method that sends one factor gets a larger rank for as many bytes.
+        sent: the factors that the method sends, `LoraMethod.sent`.
+
+    Raises:
+        InputError: not even rank 1 fits, or `match` is unknown.
+    """
+    if match not in MATCHES:
+        raise InputError(f"unknown match {match!r}{did_you_mean(match, MATCHES)}")
+    cost = cost_per_rank(own_modules(modules, blocks), sent if match == "uplink" else "AB")
+    if cost == 0 or parameters < cost:
+        raise InputError(
+            f"budget {tier!r} allows {parameters // len(blocks)} parameters per block and cannot hold LoRA of rank 1: "
+            f"it needs {cost // len(blocks)} parameters per block; raise the tier's experts, or adapt fewer modules"
+        )
+    return parameters // cost
