@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fftmoe.backbones import logits
-from fftmoe.data import TokenizedText, evaluation_batches
+from fftmoe.data import Examples, evaluation_batches
 
 BATCH_SIZE = 64
 
 
 @torch.inference_mode()
-def predict_logits(model: Any, examples: TokenizedText, batch_size: int = BATCH_SIZE) -> Tensor:
+def predict_logits(model: Any, examples: Examples, batch_size: int = BATCH_SIZE) -> Tensor:
     """Logits of every example, float32 [N, C], in the order of `examples`."""
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
@@ -26,7 +26,7 @@ def predict_logits(model: Any, examples: TokenizedText, batch_size: int = BATCH_
     return result
 
 
-def accuracy(model: Any, examples: TokenizedText) -> float:
+def accuracy(model: Any, examples: Examples) -> float:
     """Share of examples whose highest logit is their label."""
     return float((predict_logits(model, examples).argmax(1) == examples.labels).double().mean())
 

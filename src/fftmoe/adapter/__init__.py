@@ -5,6 +5,7 @@ After `import fftmoe.adapter`, `peft.get_peft_model(model, MoeAdapterConfig(...)
 """
 
 from fftmoe.adapter.config import MoeAdapterConfig
+from fftmoe.adapter.families import block_dims
 from fftmoe.adapter.losses import (
     balance_loss,
     expert_load,
@@ -26,6 +27,7 @@ __all__ = [
     "Routing",
     "SparseMoe",
     "balance_loss",
+    "block_dims",
     "blocks",
     "expert_load",
     "mean_probs",

@@ -21,6 +21,7 @@ class MoeAdapterConfig(PeftConfig):
 
     num_experts: int = field(default=16, metadata={"help": "Experts per block, M."})
     expert_dim: int = field(default=16, metadata={"help": "Hidden units per expert, H; multiples of 16 are fastest."})
+    shared_dim: int = field(default=0, metadata={"help": "Hidden units of an expert that every token uses; 0: none."})
     top_k: int = field(default=2, metadata={"help": "Experts per token, K."})
     blocks: list[int] | str | None = field(
         default=None, metadata={"help": "Blocks to adapt: 'all' or None, 'last-N', or a list of indices."}
@@ -53,6 +54,8 @@ class MoeAdapterConfig(PeftConfig):
             raise InputError(
                 f"num_experts={self.num_experts} and expert_dim={self.expert_dim}: both must be at least 1"
             )
+        if self.shared_dim < 0:
+            raise InputError(f"shared_dim={self.shared_dim} must be at least 0 (no shared expert)")
         if not 1 <= self.top_k <= self.num_experts:
             raise InputError(
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "

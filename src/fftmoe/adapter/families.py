@@ -105,6 +105,15 @@ def find_sites(
     return [site for site in sorted(sites, key=lambda site: site.block) if site.block in chosen]
 
 
+def block_dims(model: nn.Module, blocks: Sequence[int] | str | None = None) -> dict[int, int]:
+    """The model dim of every block that `blocks` names, by block index in depth order.
+
+    Raises:
+        InputError: as `find_sites`.
+    """
+    return {site.block: site.dim for site in find_sites(model, blocks=blocks)}
+
+
 def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[int]:
     """The block indices that `blocks` names: "all" or None, "last-N", or a list of indices.
 

@@ -45,6 +45,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             config.top_k,
             generator(config.seed, "adapter", self.site.block),
             scale=config.scale,
+            shared_dim=config.shared_dim,
             activation=config.activation,
             gates=config.gates,
             compute=config.compute,

@@ -1,6 +1,7 @@
 """The sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
 
-Shape letters: T tokens, D model dim, H expert hidden units, M experts of the pool, R experts held, K top-k.
+Shape letters: T tokens, D model dim, H expert hidden units, S shared hidden units, M experts of the pool, R experts
+held, K top-k.
 """
 
 import torch
@@ -12,7 +13,7 @@ from fftmoe.errors import InputError
 
 
 class SparseMoe(nn.Module):
-    """`s * sum_{m in S(x)} g_m(x) E_m(x)`: what is added to a block's feed-forward network.
+    """`s * (E_shared(x) + sum_{m in S(x)} g_m(x) E_m(x))`: what is added to a block's feed-forward network.
 
     The pool starts as M experts. A client replaces it by its resident experts (`load_experts`), any number of
     them including none; the server keeps all and can look at them as a client would (`view`). Masking the
@@ -25,6 +26,7 @@ class SparseMoe(nn.Module):
         top_k: experts per token.
         generator: source of the initial weights; the same generator gives the same pool in every process.
         scale: s.
+        shared_dim: hidden units of the expert that every token uses besides the routed ones; 0 for none.
         activation: "relu", "gelu" or "silu".
         gates: "detached", "renormalized" or "softmax".
         compute: "auto", "loop", "wide" or "grouped".
@@ -32,6 +34,8 @@ class SparseMoe(nn.Module):
 
     # Declared for type checkers; a non-persistent buffer, so that it follows the module's device.
     resident: Tensor | None
+    shared_up: nn.Parameter | None
+    shared_down: nn.Parameter | None
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class SparseMoe(nn.Module):
         generator: torch.Generator,
         *,
         scale: float = 1.0,
+        shared_dim: int = 0,
         activation: str = "gelu",
         gates: str = "detached",
         compute: str = "auto",
@@ -53,6 +58,11 @@ class SparseMoe(nn.Module):
         self.up = nn.Parameter(up_MHD)
         # Zero, so that an untrained adapter is exactly the backbone.
         self.down = nn.Parameter(torch.zeros(num_experts, expert_dim, dim))
+        # The shared expert is drawn last, so that the routed ones are the same with it and without it.
+        self.shared_up = self.shared_down = None
+        if shared_dim:
+            self.shared_up = nn.Parameter(torch.randn(shared_dim, dim, generator=generator) * dim**-0.5)
+            self.shared_down = nn.Parameter(torch.zeros(shared_dim, dim))
         self.register_buffer("resident", None, persistent=False)
         self.top_k = top_k
         self.scale = scale
@@ -62,7 +72,7 @@ class SparseMoe(nn.Module):
 
     @property
     def num_experts(self) -> int:
-        """Experts held here: M for the pool, R on a client."""
+        """Experts held here: M for the pool, R on a client; the shared one is not counted."""
         return self.up.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +81,10 @@ class SparseMoe(nn.Module):
             return torch.zeros_like(x)
         x_TD = x.flatten(0, -2)
         routing: Routing = self.router(x_TD, self.top_k, self.resident, self.gates)
-        return self.mix(x_TD, routing).view(x.shape)
+        y_TD = self.mix(x_TD, routing)
+        if self.shared_up is not None and self.shared_down is not None:
+            y_TD = y_TD + self.share(x_TD, self.shared_up, self.shared_down)
+        return y_TD.view(x.shape)
 
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The experts' scaled output y_TD for tokens whose routing is known."""
@@ -88,6 +101,28 @@ class SparseMoe(nn.Module):
             computes.ACTIVATIONS[self.activation],
         )
         return y_TD if self.scale == 1.0 else self.scale * y_TD
+
+    def share(self, x_TD: Tensor, up_SD: Tensor, down_SD: Tensor) -> Tensor:
+        """The shared expert's scaled output, `s * V^T activation(U x)`."""
+        dtype = _compute_dtype(x_TD)
+        y_TD = computes.ACTIVATIONS[self.activation](x_TD.to(dtype) @ up_SD.to(dtype).T) @ down_SD.to(dtype)
+        return y_TD if self.scale == 1.0 else self.scale * y_TD
+
+    def load_shared(self, up: Tensor, down: Tensor) -> None:
+        """Replaces the shared expert by a copy of this one, up and down [S, D] each.
+
+        Raises:
+            InputError: there is no shared expert here, or it has another model dim.
+        """
+        if self.shared_up is None or self.shared_down is None:
+            raise InputError("this block was made without a shared expert; set shared_dim")
+        if up.shape != down.shape or up.shape[1:] != self.shared_up.shape[1:]:
+            raise InputError(
+                f"a shared expert of shapes up {tuple(up.shape)}, down {tuple(down.shape)} does not fit a block of "
+                f"model dim={self.shared_up.shape[1]}"
+            )
+        self.shared_up = _replace(self.shared_up, up)
+        self.shared_down = _replace(self.shared_down, down)
 
     def load_experts(self, router: Tensor, up: Tensor, down: Tensor, top_k: int) -> None:
         """Replaces the experts held here by copies of these R (0 is allowed: the block then adds nothing).

@@ -6,11 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
-from fftmoe.data import TokenizedText
+from fftmoe.data import Examples
 from fftmoe.head import Head
 from fftmoe.methods.base import Method
-from fftmoe.records import Tensors, pack_update, unpack_plan
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpack_plan
 
 
 class ClientStates(Protocol):
@@ -27,31 +28,54 @@ class ClientStates(Protocol):
 
 @dataclass(frozen=True)
 class ClientRuntime:
-    """Runs the client's update for whichever client a message names."""
+    """Runs whatever task a message asks of the client that it names.
+
+    Attributes:
+        head: the loss in the federation. `head_alone`: of a client that trains alone, which has no solved head.
+        measure: accuracy of the model as it is now.
+    """
 
     model: Any
     method: Method
     head: Head
-    examples: TokenizedText
+    head_alone: Head
+    num_labels: int
+    examples: Examples
     partition: Sequence[np.ndarray]
     states: ClientStates
     measure: Callable[[Any], float]
 
     def __call__(self, message: bytes) -> bytes:
-        """Plan and tensors in, update out; a plan of round 0 trains alone and keeps no state."""
+        """Plan and tensors in, update out."""
         plan, tensors = unpack_plan(message)
-        alone = plan.round == 0
-        update, state = update_client(
-            self.model,
-            self.method,
-            self.head,
-            plan,
-            tensors,
-            {} if alone else self.states.load(plan.client_id),
-            self.examples,
-            self.partition[plan.client_id],
-            self.measure if alone else None,
-        )
-        if not alone:
-            self.states.save(plan.client_id, state)
-        return pack_update(update)
+        return pack_update(TASKS[plan.task](self, plan, tensors))
+
+    def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """A round of the federation."""
+        kept = self.states.load(plan.client_id)
+        update, state = self._update(self.head, plan, tensors, kept, None)
+        self.states.save(plan.client_id, state)
+        return update
+
+    def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """Training alone: no state is kept, and the client measures its own model."""
+        return self._update(self.head_alone, plan, tensors, {}, self.measure)[0]
+
+    def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
+        if self.method.personal:
+            self.method.personalize(self.model, tensors, plan, self.states.load(plan.client_id))
+        else:
+            self.method.install(self.model, tensors, plan.budget)
+        rows = self.partition[plan.client_id]
+        sums = head_sums(self.model, self.examples, rows, self.num_labels)
+        return ClientUpdate(plan.round, plan.client_id, len(rows), sums.to_tensors())
+
+    def _update(
+        self, head: Head, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Callable[[Any], float] | None
+    ) -> tuple[ClientUpdate, Tensors]:
+        rows = self.partition[plan.client_id]
+        return update_client(self.model, self.method, head, plan, tensors, kept, self.examples, rows, measure)
+
+
+TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.alone, "sums": ClientRuntime.sums}

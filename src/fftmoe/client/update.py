@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe.backbones import logits
-from fftmoe.data import TokenizedText, training_batches
+from fftmoe.data import Examples, training_batches
 from fftmoe.errors import RunError
 from fftmoe.head import Head
 from fftmoe.methods.base import Method
@@ -25,7 +25,7 @@ def update_client(
     plan: ClientPlan,
     tensors: Tensors,
     client_state: Tensors,
-    examples: TokenizedText,
+    examples: Examples,
     indices: np.ndarray,
     measure: Callable[[Any], float] | None = None,
 ) -> tuple[ClientUpdate, Tensors]:
@@ -55,6 +55,8 @@ def update_client(
     )
     with method.session(model, plan, tensors, client_state) as session:
         parameters = list(session.parameters.values())
+        if not parameters:  # a solved head on a backbone without an adapter
+            return session.finish(len(indices), {})
         start = [p.detach().clone() for p in parameters] if training.proximal else []
         optimizers = make_optimizers(session.parameters, training)
         task_losses: list[float] = []

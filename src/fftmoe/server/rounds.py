@@ -22,6 +22,7 @@ def plan_round(
     budgets: Mapping[int, Budget],
     training: Training,
     seed: int,
+    task: str = "train",
 ) -> RoundPlan:
     """Residents, seeds and training of every client of the cohort."""
     experts = method.assign(state, cohort)
@@ -35,6 +36,7 @@ def plan_round(
                 budget=budgets[client_id],
                 experts=experts[client_id],
                 training=training,
+                task=task,
             )
             for client_id in cohort
         ),

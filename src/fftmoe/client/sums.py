@@ -1,0 +1,21 @@
+"""A client's part of a closed-form head: sums over its examples, which tell nothing of any single one."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fftmoe.backbones import head_inputs
+from fftmoe.data import Examples, evaluation_batches
+from fftmoe.head import HeadSums
+
+BATCH_SIZE = 64
+
+
+@torch.inference_mode()
+def head_sums(model: Any, examples: Examples, indices: np.ndarray, num_labels: int) -> HeadSums:
+    """The sums over these examples (int64 [N], at least one) of what the model's head reads."""
+    return HeadSums.total(
+        HeadSums.of(head_inputs(model, batch), batch["labels"], num_labels)
+        for batch in map(examples.batch, evaluation_batches(examples, BATCH_SIZE, indices))
+    )

@@ -1,0 +1,10 @@
+"""Classification heads: how logits become a loss, and the head that sums solve exactly."""
+
+from fftmoe.head.closed_form import HeadSums as HeadSums
+from fftmoe.head.closed_form import solve_ridge as solve_ridge
+from fftmoe.head.losses import HEADS as HEADS
+from fftmoe.head.losses import Averaged as Averaged
+from fftmoe.head.losses import Head as Head
+from fftmoe.head.losses import LeastSquares as LeastSquares
+from fftmoe.head.losses import OneVsAll as OneVsAll
+from fftmoe.head.losses import make_head as make_head

@@ -1,0 +1,91 @@
+"""The ridge-regression head from sums over clients: exact whatever the partition (docs/math.md, Closed-form head).
+
+Shape letters: N examples, F features, C classes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Ridge strengths that are tried, relative to the mean eigenvalue of the features' second moments.
+STRENGTHS = tuple(10.0 ** (e / 2) for e in range(-16, 5))
+
+
+@dataclass(frozen=True)
+class HeadSums:
+    """What the closed form needs to know of a set of examples; sums of two sets are the sums of their union.
+
+    Attributes:
+        gram: sum of x xT, float64 [F + 1, F + 1], where x = [features, 1].
+        moment: sum of x onehot(y)T, float64 [F + 1, C]; its last row counts the labels.
+    """
+
+    gram: Tensor
+    moment: Tensor
+
+    @classmethod
+    def of(cls, features_NF: Tensor, labels_N: Tensor, num_labels: int) -> "HeadSums":
+        """The sums of these examples."""
+        x = torch.cat([features_NF.double(), torch.ones(len(features_NF), 1, dtype=torch.float64)], 1)
+        return cls(x.T @ x, x.T @ F.one_hot(labels_N, num_labels).double())
+
+    @classmethod
+    def total(cls, parts: Iterable["HeadSums"]) -> "HeadSums":
+        """The sums of the union; at least one part."""
+        iterator = iter(parts)
+        total = next(iterator)
+        for part in iterator:
+            total = cls(total.gram + part.gram, total.moment + part.moment)
+        return total
+
+    @property
+    def num_examples(self) -> float:
+        """N."""
+        return float(self.gram[-1, -1])
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For the wire: float32, of the symmetric gram its upper triangle alone."""
+        rows, columns = torch.triu_indices(*self.gram.shape)
+        return {"sums.gram": self.gram[rows, columns].float(), "sums.moment": self.moment.float()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
+        """Inverse of `to_tensors`, up to float32."""
+        moment = tensors["sums.moment"].double()
+        gram = torch.zeros(len(moment), len(moment), dtype=torch.float64)
+        rows, columns = torch.triu_indices(*gram.shape)
+        gram[rows, columns] = gram[columns, rows] = tensors["sums.gram"].double()
+        return cls(gram, moment)
+
+
+def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, Tensor, float]:
+    """W, b that minimise sum_i |W f_i + b - onehot(y_i)|^2 + rho (|W|^2 + |b|^2).
+
+    Args:
+        strength: rho relative to the gram's mean eigenvalue; None chooses it among `STRENGTHS` by generalised
+            cross-validation (Golub, Heath and Wahba, 1979), which needs the sums alone and no held-out data.
+
+    Returns:
+        weight float32 [C, F], bias float32 [C], and the relative strength.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(sums.gram)
+    eigenvalues = eigenvalues.clamp_min(0)
+    unit, projected = float(eigenvalues.mean()), vectors.T @ sums.moment
+    tried = STRENGTHS if strength is None else (strength,)
+    chosen = min(tried, key=lambda s: _gcv(s * unit, eigenvalues, projected, sums.num_examples))
+    solution = vectors @ (projected / (eigenvalues + chosen * unit)[:, None])
+    return solution[:-1].T.float().contiguous(), solution[-1].float().clone(), chosen
+
+
+def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
+    """Mean squared residual over (1 - degrees of freedom / N)^2; infinite where the fit is saturated."""
+    energy, shrunk = projected.square().sum(1), eigenvalues + rho
+    # Every one-hot label has norm 1, so the labels' squared norm is N.
+    residual = num_examples - 2 * (energy / shrunk).sum() + (energy * eigenvalues / shrunk**2).sum()
+    freedom = float((eigenvalues / shrunk).sum())
+    if freedom >= num_examples:
+        return float("inf")
+    return float(residual) / num_examples / (1 - freedom / num_examples) ** 2

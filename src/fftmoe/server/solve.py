@@ -1,0 +1,39 @@
+"""The server's part of a closed-form head: ask everyone for sums, solve, and put the solution into the state."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from fftmoe.head import HeadSums, solve_ridge
+from fftmoe.methods.base import Method
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training
+from fftmoe.rng import derive
+
+
+def plan_sums(
+    method: Method, state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int
+) -> RoundPlan:
+    """Every client measures the same model, the global one as `budget` uses it, whatever its own budget is.
+
+    Sums of unlike models would fit none of them. A client only runs the model forward here, which takes a quarter of
+    the memory that training takes; what it downloads for it is counted.
+    """
+    experts = method.whole(budget)
+    plans = (
+        ClientPlan(
+            round=state.round,
+            client_id=client_id,
+            seed=derive(seed, "sums", client_id, state.round),
+            budget=budget,
+            experts=experts,
+            training=training,
+            task="sums",
+        )
+        for client_id in clients
+    )
+    return RoundPlan(state.round, tuple(plans))
+
+
+def solve_head(state: ServerState, updates: Iterable[ClientUpdate]) -> ServerState:
+    """The state with the head that the sums of these updates give (docs/math.md, Closed-form head)."""
+    weight, bias, _ = solve_ridge(HeadSums.total(HeadSums.from_tensors(update.tensors) for update in updates))
+    return replace(state, tensors=state.tensors | {"head.weight": weight, "head.bias": bias})
