@@ -22,6 +22,18 @@ API = [
 VERBS = {
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
     "plan": {"recipe", "--set", "--clients", "--json"},
+    "compare": {
+        "recipe",
+        "--methods",
+        "--heads",
+        "--partitions",
+        "--seeds",
+        "--target",
+        "--output",
+        "--workers",
+        "--set",
+        "--keep",
+    },
     "evaluate": {"run", "--data", "--split", "--top-k"},
     "predict": {"run", "texts", "--file", "--top-k"},
 }

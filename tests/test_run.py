@@ -26,7 +26,8 @@ from fftmoe.cli import ranges
 from fftmoe.config import parse_recipe
 from fftmoe.data import load_source, tokenize_texts
 from fftmoe.evaluate import accuracy
-from fftmoe.experiment.plan import largest_update
+from fftmoe.methods.budget import ExpertShape
+from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Training, pack_update
 from fftmoe.store import unpack_state
 
@@ -359,8 +360,9 @@ def test_no_digits_make_an_update_longer_than_planned(shares: list[float], loss:
     held, pool = {1: (0, 1, 2, 3)}, {1: tuple(range(13))}
     training = Training(batch_size=5, learning_rate=0.01, head_learning_rate=0.5, local_steps=1)
     plan = ClientPlan(12, 345, 6, Budget("t", 1, 4, (1,)), held, training)
+    method = FftMoe({345: plan.budget}, ExpertShape(dim=7, expert_dim=3), num_experts=13)
     real = ClientUpdate(12, 345, 6789, tensors, held, {1: tuple(shares)}, pool, {"loss": loss})
-    assert len(pack_update(real)) <= len(pack_update(largest_update(plan, tensors, num_experts=13)))
+    assert len(pack_update(real)) <= len(pack_update(method.widest_update(plan, tensors)))
 
 
 def test_a_plan_writes_nothing_and_reads_well(

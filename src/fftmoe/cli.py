@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 import typer
@@ -13,13 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from fftmoe.errors import FftmoeError, InputError
+from fftmoe.errors import FftmoeError, InputError, RunError
 
 if TYPE_CHECKING:
     from fftmoe.experiment import Forecast
 
 INTERRUPTED = 130
 CLIENTS_SHOWN = 20
+PIPE_COLUMNS = 200
 
 app = typer.Typer(
     help="Federated fine-tuning of foundation models with sparse mixture-of-experts adapters.",
@@ -79,6 +80,59 @@ def plan(
         sys.stdout.write(json.dumps(dataclasses.asdict(forecast), indent=2) + "\n")
         return
     _print_forecast(Console(), forecast, clients)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument = "quickstart",
+    methods: Annotated[str | None, typer.Option(help="E.g. fft-moe,fedit+averaged; default: the recipe's.")] = None,
+    heads: Annotated[str | None, typer.Option(help="E.g. averaged,one-vs-all; default: the recipe's.")] = None,
+    partitions: Annotated[
+        str | None,
+        typer.Option(help="E.g. iid,dirichlet:0.1,shards:2,bernoulli-dirichlet:0.3:0.5; default: the recipe's."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 0,1,2; default: 3.")] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The accuracy to reach; default: fedit's with the same head.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder; default runs/<name>-comparison.")] = None,
+    workers: Annotated[str, typer.Option(help="Cells side by side, each on one core; auto: one per core.")] = "auto",
+    set_: SetOption = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the cells' adapters and checkpoints.")] = False,
+) -> None:
+    """Compare methods on equal data, cohorts and seeds; started again, it goes on where it stopped."""
+    from fftmoe import experiment
+    from fftmoe.experiment.cells import parse_override
+    from fftmoe.report.comparison_tables import print_comparison
+    from fftmoe.report.progress import Progress
+
+    # Where nobody's window folds them, tables are as wide as they need.
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
+    folder = output or Path("runs") / f"{Path(recipe).stem}-comparison"
+    try:
+        comparison = experiment.compare(
+            recipe,
+            folder,
+            methods=_listed(methods),
+            heads=_listed(heads),
+            partitions=_listed(partitions),
+            seeds=_seeds(seeds),
+            target=target,
+            overrides=dict(map(parse_override, set_ or [])),
+            workers=_workers(workers),
+            keep=keep,
+            progress=Progress(console),
+        )
+    except KeyboardInterrupt:
+        console.print(f"finished cells stay in {folder}; the same command goes on", highlight=False, soft_wrap=True)
+        raise
+    print_comparison(console, comparison)
+    console.print(f"\npage  {folder / 'comparison.html'}", highlight=False, markup=False, soft_wrap=True)
+    if comparison.failed:
+        raise RunError(
+            f"{len(comparison.failed)} of {len(comparison.cells)} cells failed, for the reasons above; "
+            "the same command tries them again"
+        )
 
 
 @app.command()
@@ -185,6 +239,29 @@ def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -
         console.print(facts + held, highlight=False, soft_wrap=True)
     if len(shown) < len(forecast.experts):
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str | None) -> int | list[int] | None:
+    """`3` is three seeds, `0,1,2` names them, `7,` is seed 7 alone."""
+    try:
+        seeds = [int(part) for part in _listed(text) or []]
+    except ValueError:
+        raise InputError(f"--seeds {text}: write a number of seeds, or a list of them, e.g. 3 or 0,1,2") from None
+    if text is None:
+        return None
+    return seeds if "," in text or not seeds else seeds[0]
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--workers {text}: write a number of processes, at least 1, or auto")
+    return int(text)
 
 
 def ranges(numbers: Sequence[int]) -> str:

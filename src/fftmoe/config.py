@@ -34,11 +34,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+METHODS = Literal[
+    "fft-moe",
+    "fedit",
+    "ffa-lora",
+    "fedsa-lora",
+    "hetlora",
+    "flora",
+    "flexlora",
+    "flame",
+    "head-only",
+    "local-only",
+    "centralized",
+]
+
+
 class Backbone(Section):
     """The frozen foundation model: a hub id, a local folder, or `builtin:minilm`."""
 
     model: str
-    task: Literal["sequence-classification"] = "sequence-classification"
+    task: Literal["sequence-classification", "image-classification"] = "sequence-classification"
     pooling: Literal["mean", "native"] = "mean"
 
 
@@ -47,6 +62,7 @@ class Data(Section):
 
     source: str
     text: str = "text"
+    image: str = "image"
     label: str = "label"
     max_length: Count = 128
 
@@ -68,6 +84,7 @@ class Adapter(Section):
 
     num_experts: Count
     expert_dim: Count
+    shared_dim: Annotated[int, Field(ge=0)] = 0
     blocks: Blocks = "all"
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"
@@ -85,12 +102,43 @@ class Adapter(Section):
     load_decay: Fraction = 0.5
 
 
-class Head(Section):
-    """How logits become a loss, and how the head is trained on the client."""
+class Lora(Section):
+    """What the LoRA methods adapt; a tier's rank follows from the cost of its experts.
 
-    kind: Literal["averaged", "one-vs-all"]
-    learning_rate: Positive
+    `match: parameters` gives a tier as many trainable parameters as its experts have, `uplink` as many bytes to send.
+    """
+
+    targets: Literal["feed-forward", "attention", "all-linear"] = "feed-forward"
+    scale: Positive = 2.0
+    match: Literal["parameters", "uplink"] = "parameters"
+
+
+class Head(Section):
+    """How logits become a loss, and how the head is found: trained on the clients, or solved from their sums.
+
+    A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
+    training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
+    last (`resolved`).
+    """
+
+    kind: Literal["averaged", "one-vs-all", "closed-form"]
+    learning_rate: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    features: Literal["linear", "fourier"] = "linear"
+    num_features: Count = 2048
+    update: Literal["frozen", "trained", "resolved"] = "resolved"
+    every: Count = 1
+
+    @property
+    def trained(self) -> bool:
+        """Whether clients train it."""
+        return self.kind != "closed-form" or self.update == "trained"
+
+    @model_validator(mode="after")
+    def _rate(self) -> "Head":
+        if self.trained and self.learning_rate is None:
+            raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
+        return self
 
 
 class BudgetSection(Section):
@@ -148,21 +196,31 @@ class Federation(Section):
 
 
 class EngineSection(Section):
-    """Where clients run: `workers: 1` is this process, `auto` one worker per core."""
+    """Where clients run: `workers: 1` is this process, `auto` one worker per core.
+
+    `prefix_cache: auto` computes what lies below the first adapted block once per example and keeps it on disk,
+    unless that takes more than `prefix_cache_mib`.
+    """
 
     kind: Literal["local"] = "local"
     workers: Literal["auto"] | Count = 1
+    prefix_cache: Literal["auto", "off"] = "auto"
+    prefix_cache_mib: Count = 4096
 
 
 class Evaluation(Section):
     """When and on how much the global model is measured; after the last round always on the whole test set.
 
+    `personal` also measures each client's own model (its resident experts, its router) after the last round, on
+    `personal_examples` test rows.
     `local_only` also trains clients alone (all, or a sample of `local_only_clients`) and measures each on
     `local_only_examples` test rows.
     """
 
     every: Count = 1
     max_examples: Count | None = None
+    personal: bool = False
+    personal_examples: Count = 300
     local_only: bool = False
     local_only_clients: Count | None = None
     local_only_examples: Count = 300
@@ -176,8 +234,9 @@ class Recipe(Section):
     backbone: Backbone
     data: Data
     partition: PartitionSection
-    method: Literal["fft-moe"] = "fft-moe"
+    method: METHODS = "fft-moe"
     adapter: Adapter
+    lora: Lora = Lora()
     head: Head
     budgets: Annotated[list[BudgetSection], Field(min_length=1)]
     federation: Federation
@@ -187,6 +246,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        if self.head.kind == "closed-form" and self.method == "local-only":
+            raise ValueError("method local-only shares no sums to solve a head from; use head.kind=averaged")
+        if self.federation.server_optimizer != "sgd" and self.method in ("hetlora", "flora", "flexlora"):
+            raise ValueError(
+                f"method {self.method} merges factors in a way of its own and has no server optimizer; "
+                "use federation.server_optimizer=sgd"
+            )
+        if not self.head.trained and self.method == "head-only" and self.head.update != "frozen":
+            raise ValueError(
+                "method head-only changes no features, so its closed-form head is solved once: set head.update=frozen "
+                "(or trained)"
+            )
         clients, cohort = self.partition.num_clients, self.federation.clients_per_round
         if clients is not None and cohort > clients:
             raise ValueError(
@@ -215,6 +286,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
     values.setdefault("name", path.stem)
+    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
     for override in overrides:
         _apply_override(values, override)
     return parse_recipe(values, str(path))

@@ -8,28 +8,24 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.backbones import attach_adapter, load_backbone, load_tokenizer
+from fftmoe.backbones import enable_resume, first_adapted_block, prefix_states
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.config import Recipe
-from fftmoe.data import (
-    LabelledText,
-    Partition,
-    TokenizedText,
-    default_cache_dir,
-    load_source,
-    make_partition,
-    tokenize_cached,
-)
+from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
+from fftmoe.experiment.build import build_method, build_model, fit_budgets, shared_dim
+from fftmoe.experiment.centralize import centralized
+from fftmoe.experiment.load import load_examples
+from fftmoe.experiment.prefix import with_prefix
 from fftmoe.head import make_head
+from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape, Limits, assign_tiers, resolve
-from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import LocalSettings
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, Training
 from fftmoe.rng import derive, numpy_generator
+
+# Of a client that trains alone in a federation whose head is solved.
+DEFAULT_HEAD_RATE = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,18 +35,20 @@ class Experiment:
     Attributes:
         model: the backbone with the adapter attached, resident in this process.
         tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
+        shape: of one expert.
     """
 
     recipe: Recipe
     model: Any
-    train: TokenizedText
-    test: TokenizedText
+    train: Examples
+    test: Examples
     label_names: tuple[str, ...]
     partition: Partition
     tiers: tuple[Budget, ...]
     budgets: Mapping[int, Budget]
     training: Training
-    method: FftMoe
+    shape: ExpertShape
+    method: Method
 
     @property
     def num_clients(self) -> int:
@@ -73,25 +71,23 @@ def compose(recipe: Recipe) -> Experiment:
     Raises:
         InputError: anything in the recipe that cannot be honoured; nothing has been written.
     """
-    tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
-    by = recipe.partition.by
-    text = load_source(
-        recipe.data.source, text=recipe.data.text, label=recipe.data.label, extra_columns=[by] if by else []
+    data = load_examples(recipe)
+    if recipe.method == "centralized":
+        recipe = centralized(recipe, len(data.train))
+    partition = _partition(recipe, data.train.labels.numpy(), data.groups)
+    model = build_model(recipe, data.label_names)
+    _check_max_length(recipe, data.max_length, model)
+    dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
+    shape = ExpertShape(
+        dim=next(iter(dims.values())), expert_dim=recipe.adapter.expert_dim, shared_dim=shared_dim(recipe)
     )
-    partition = _partition(recipe, text)
-    train, test = (
-        tokenize_cached(text.splits[name], tokenizer, recipe.data.max_length, default_cache_dir())
-        for name in ("train", "test")
-    )
-    model = build_model(recipe, text.label_names)
-    _check_max_length(recipe, tokenizer.model_max_length, model)
-    modules = adapter.blocks(model)
-    shape = ExpertShape(dim=next(iter(modules.values())).router.weight.shape[1], expert_dim=recipe.adapter.expert_dim)
     training = _training(recipe)
-    tokens = _tokens_per_round(train, partition, training)
-    tiers = _tiers(recipe, shape, tuple(modules), tokens)
-    # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
-    model.peft_config["default"].top_k = _largest(tiers).top_k
+    tokens = _tokens_per_round(_mean_tokens(data.train, model), len(data.train), partition, training)
+    tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
+    if adapted := adapter.blocks(model):
+        # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
+        assert adapted.keys() == dims.keys()
+        model.peft_config["default"].top_k = _largest(tiers).top_k
     names = assign_tiers([b.fraction for b in recipe.budgets], len(partition.indices), recipe.seed)
     budgets = {client_id: tiers[tier] for client_id, tier in enumerate(names)}
     cohort = recipe.federation.clients_per_round
@@ -99,34 +95,26 @@ def compose(recipe: Recipe) -> Experiment:
         raise InputError(
             f"federation.clients_per_round={cohort} is above the {len(budgets)} clients of the partition; lower it"
         )
-    method = _method(recipe, shape, budgets)
-    return Experiment(recipe, model, train, test, text.label_names, partition, tiers, budgets, training, method)
+    return Experiment(
+        recipe=recipe,
+        model=model,
+        train=_cached(recipe, model, data.train),
+        test=_cached(recipe, model, data.test),
+        label_names=data.label_names,
+        partition=partition,
+        tiers=tiers,
+        budgets=budgets,
+        training=training,
+        shape=shape,
+        method=build_method(recipe, model, shape, budgets),
+    )
 
 
-def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
-    """The frozen backbone with a fresh adapter; the same in every process."""
-    settings = recipe.adapter
-    backbone = load_backbone(
-        recipe.backbone.model,
-        task=recipe.backbone.task,
-        num_labels=len(label_names),
-        pooling=recipe.backbone.pooling,
-        label_names=label_names,
-        seed=derive(recipe.seed, "head"),
-        head_bias=make_head(recipe.head.kind).init_bias(len(label_names)),
-    )
-    config = MoeAdapterConfig(
-        num_experts=settings.num_experts,
-        expert_dim=settings.expert_dim,
-        top_k=1,  # each client's budget sets its own
-        blocks=settings.blocks,
-        activation=settings.activation,
-        gates=settings.gates,
-        scale=settings.scale,
-        compute=settings.compute,
-        seed=derive(recipe.seed, "adapter"),
-    )
-    return attach_adapter(backbone, config)
+def _cached(recipe: Recipe, model: Any, examples: Examples) -> Examples:
+    if recipe.engine.prefix_cache == "off":
+        return examples
+    limit = recipe.engine.prefix_cache_mib * 2**20
+    return with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), limit)
 
 
 @dataclass(frozen=True)
@@ -135,19 +123,27 @@ class ClientSpec:
 
     recipe: Recipe
     label_names: tuple[str, ...]
-    method: FftMoe
-    train: TokenizedText
+    method: Method
+    train: Examples
     partition: Sequence[np.ndarray]
     states: ClientStates
-    holdout: TokenizedText
+    holdout: Examples
 
 
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
+    if model is None:
+        model = build_model(spec.recipe, spec.label_names)
+        for examples in (spec.train, spec.holdout):
+            if isinstance(examples, WithPrefix):
+                enable_resume(model, examples.block)
+    head = spec.recipe.head
     return ClientRuntime(
-        model if model is not None else build_model(spec.recipe, spec.label_names),
+        model,
         spec.method,
-        make_head(spec.recipe.head.kind),
+        make_head(head.kind),
+        make_head(head.kind if head.trained else "averaged"),
+        len(spec.label_names),
         spec.train,
         spec.partition,
         spec.states,
@@ -155,7 +151,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     )
 
 
-def holdout(examples: TokenizedText, size: int | None, seed: int) -> TokenizedText:
+def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
     """A fixed random subset of `size` examples; all of them when `size` is None or larger."""
     if size is None or size >= len(examples):
         return examples
@@ -163,22 +159,24 @@ def holdout(examples: TokenizedText, size: int | None, seed: int) -> TokenizedTe
     return examples.select(np.sort(rows))
 
 
-def _partition(recipe: Recipe, text: LabelledText) -> Partition:
-    section, train = recipe.partition, text.splits["train"]
+def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[Any] | None) -> Partition:
+    section = recipe.partition
     return make_partition(
         section.kind,
-        labels=train.labels,
+        labels=labels,
         num_clients=section.num_clients,
         seed=derive(recipe.seed, "partition"),
         alpha=section.alpha,
         shards_per_client=section.shards_per_client,
         holder_fraction=section.holder_fraction,
-        groups=train.columns[section.by] if section.by else None,
+        groups=groups,
         min_examples=section.min_examples,
     )
 
 
-def _check_max_length(recipe: Recipe, model_max_length: int, model: Any) -> None:
+def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
+    if model_max_length is None:  # images
+        return
     positions = getattr(model.config, "max_position_embeddings", None) or model_max_length
     limit = min(model_max_length, positions)
     if recipe.data.max_length > limit:
@@ -189,12 +187,13 @@ def _check_max_length(recipe: Recipe, model_max_length: int, model: Any) -> None
 
 
 def _training(recipe: Recipe) -> Training:
-    federation = recipe.federation
+    federation, head = recipe.federation, recipe.head
     return Training(
         batch_size=federation.batch_size,
         learning_rate=federation.learning_rate,
-        head_learning_rate=recipe.head.learning_rate,
-        head_optimizer=recipe.head.optimizer,
+        head_learning_rate=head.learning_rate or DEFAULT_HEAD_RATE,
+        head_optimizer=head.optimizer,
+        train_head=head.trained,
         local_epochs=federation.local_epochs,
         local_steps=federation.local_steps,
         weight_decay=federation.weight_decay,
@@ -202,14 +201,21 @@ def _training(recipe: Recipe) -> Training:
     )
 
 
-def _tokens_per_round(train: TokenizedText, partition: Partition, training: Training) -> int:
+def _mean_tokens(examples: Examples, model: Any) -> float:
+    """Tokens of an average example; of images the patches and whatever the model adds to them."""
+    batch = examples.batch([0])
+    if "pixel_values" in batch:
+        return float(prefix_states(model, 1, batch).shape[1])
+    return float(examples.lengths.double().mean())
+
+
+def _tokens_per_round(mean_tokens: float, num_examples: int, partition: Partition, training: Training) -> int:
     """Tokens that an average client trains on in a round."""
-    mean_length = float(train.lengths.double().mean())
     if training.local_steps is not None:
         examples = float(training.local_steps * training.batch_size)
     else:
-        examples = (training.local_epochs or 1) * len(train) / len(partition.indices)
-    return max(1, round(examples * mean_length))
+        examples = (training.local_epochs or 1) * num_examples / len(partition.indices)
+    return max(1, round(examples * mean_tokens))
 
 
 def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: int) -> tuple[Budget, ...]:
@@ -243,34 +249,3 @@ def _own_blocks(tier: str, wanted: str | list[int], adapted: tuple[int, ...]) ->
             f"budget {tier!r} names blocks {list(own)}, but the adapter is in {list(adapted)}; choose among those"
         )
     return own
-
-
-def _method(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) -> FftMoe:
-    settings, federation = recipe.adapter, recipe.federation
-    return FftMoe(
-        budgets=budgets,
-        shape=shape,
-        num_experts=settings.num_experts,
-        local=LocalSettings(
-            balance=settings.balance,
-            balance_strength=settings.balance_strength,
-            balance_beta=settings.balance_beta,
-            balance_epsilon=settings.balance_epsilon,
-            z_strength=settings.z_strength,
-            router=settings.router,
-            personal_fraction=settings.personal_fraction,
-        ),
-        aggregation=federation.aggregation,
-        activation_power=federation.activation_power,
-        optimizer=ServerOptimizer(
-            kind=federation.server_optimizer,
-            learning_rate=federation.server_learning_rate,
-            beta1=federation.server_beta1,
-            beta2=federation.server_beta2,
-            epsilon=federation.server_epsilon,
-        ),
-        residents=settings.residents,
-        explore=settings.explore,
-        load_decay=settings.load_decay,
-        seed=recipe.seed,
-    )

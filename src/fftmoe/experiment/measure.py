@@ -6,28 +6,41 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.data import TokenizedText
+from fftmoe.client.runtime import ClientStates
+from fftmoe.data import Examples
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy, accuracy_by_class, client_accuracies, mean_and_worst_decile, predict_logits
-from fftmoe.experiment.compose import Experiment
+from fftmoe.experiment.compose import Experiment, holdout
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ServerState, Training
 from fftmoe.server.rounds import choose_cohort, plan_round
 
 
-def measure(experiment: Experiment, state: ServerState, sample: TokenizedText) -> dict[str, Any]:
+def measure(experiment: Experiment, state: ServerState, sample: Examples, states: ClientStates) -> dict[str, Any]:
     """What is known after a round: everything after the last, accuracy on `sample` when due, else nothing."""
     recipe = experiment.recipe
     if state.round == recipe.federation.rounds:
-        return final_metrics(experiment, state)
-    if state.round % recipe.evaluation.every:
+        return final_metrics(experiment, state, states)
+    # Measuring every client's own model takes a pass for each, and is left to the end.
+    if state.round % recipe.evaluation.every or experiment.method.personal:
         return {}
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     return {"accuracy": accuracy(experiment.model, sample)}
 
 
-def final_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """The global model with all experts at each tier's top_k, on the whole test set."""
+def final_metrics(experiment: Experiment, state: ServerState, states: ClientStates) -> dict[str, Any]:
+    """The global model, or the mean of the clients' own where there is none; and, if asked for, both."""
+    evaluation = experiment.recipe.evaluation
+    if experiment.method.personal:
+        return personal_metrics(experiment, state, states)
+    metrics = global_metrics(experiment, state)
+    if evaluation.personal:
+        metrics["personal_accuracy"] = personal_metrics(experiment, state, states)["client_accuracy"]
+    return metrics
+
+
+def global_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]:
+    """The global model at each tier's budget, on the whole test set."""
     labels, num_labels = experiment.test.labels, len(experiment.label_names)
     distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
     by_tier, per_client = {}, np.full(experiment.num_clients, np.nan)
@@ -45,16 +58,45 @@ def final_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     }
 
 
+def personal_metrics(experiment: Experiment, state: ServerState, states: ClientStates) -> dict[str, Any]:
+    """Every client's own model (what it downloads, with what it keeps), on a sample of the test set.
+
+    `accuracy` is their mean on the whole sample, `client_accuracy` is on each client's own label mix.
+    """
+    method, recipe = experiment.method, experiment.recipe
+    sample = holdout(experiment.test, recipe.evaluation.personal_examples, recipe.seed)
+    num_labels = len(experiment.label_names)
+    distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
+    everyone = range(experiment.num_clients)
+    plan = plan_round(method, state, state.round, everyone, experiment.budgets, experiment.training, recipe.seed)
+    overall, own = np.zeros(len(everyone)), np.zeros(len(everyone))
+    for client in plan.clients:
+        c = client.client_id
+        method.personalize(experiment.model, method.download(state, client), client, states.load(c))
+        predicted = predict_logits(experiment.model, sample).argmax(1)
+        overall[c] = float((predicted == sample.labels).double().mean())
+        by_class = accuracy_by_class(predicted, sample.labels, num_labels)
+        own[c] = client_accuracies(by_class, distribution[[c]])[0]
+    members = {
+        tier.name: [c for c, budget in experiment.budgets.items() if budget == tier] for tier in experiment.tiers
+    }
+    return {
+        "accuracy": float(overall.mean()),
+        "accuracy_by_tier": {name: float(overall[ids].mean()) for name, ids in members.items()},
+        "client_accuracy": mean_and_worst_decile(own),
+    }
+
+
 def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, float]:
     """What each client reaches alone from the initial `state`, with the compute it spends in the federation."""
     federation, method = experiment.recipe.federation, experiment.method
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
-    training = _repeat(experiment.training, rounds_each)
+    # A solved head holds what the others know, so a client that is alone trains one.
+    training = replace(_repeat(experiment.training, rounds_each), train_head=True)
     seed, population = experiment.recipe.seed, experiment.num_clients
     num_clients = min(population, experiment.recipe.evaluation.local_only_clients or population)
-    # Round 0 marks training alone: the client keeps no state and measures its own model.
     chosen = choose_cohort(population, num_clients, seed, round=0)
-    plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed)
+    plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed, task="alone")
     updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
     accuracies = [update.metrics["holdout_accuracy"] for update in updates]
     return {**mean_and_worst_decile(accuracies), "num_clients": num_clients}

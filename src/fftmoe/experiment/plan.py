@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
-
+from fftmoe import adapter
 from fftmoe.config import Recipe
 from fftmoe.experiment.compose import Experiment, compose
-from fftmoe.methods.aggregate import block_of
 from fftmoe.methods.budget import TRAINING_COPIES
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, pack_plan, pack_update
+from fftmoe.records import Budget, ClientPlan, Experts, ServerState, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
 
 
@@ -62,40 +60,30 @@ def forecast(recipe: Recipe) -> Forecast:
         experts={client_id: client.experts for client_id, client in plans.items()},
         num_examples=tuple(len(rows) for rows in experiment.partition.indices),
         backbone_bytes=backbone,
-        rounds=recipe.federation.rounds,
-        clients_per_round=recipe.federation.clients_per_round,
+        rounds=experiment.recipe.federation.rounds,
+        clients_per_round=experiment.recipe.federation.clients_per_round,
     )
 
 
 def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], state: ServerState) -> TierCost:
     clients = tuple(c for c, budget in experiment.budgets.items() if budget == tier)
-    shape = experiment.method.shape
-    head = sum(t.numel() for name, t in state.tensors.items() if block_of(name) is None)
-    parameters = len(tier.blocks) * tier.experts * shape.parameters + head
+    head = sum(t.numel() for name, t in state.tensors.items() if name.startswith("head."))
+    parameters = experiment.method.parameters(tier) + head
     first = plans[clients[0]]
     download = experiment.method.download(state, first)
     return TierCost(
         budget=tier,
         clients=clients,
         bytes_down=len(pack_plan(first, download)),
-        bytes_up=len(pack_update(largest_update(first, download, experiment.method.num_experts))),
+        bytes_up=len(pack_update(experiment.method.widest_update(first, download))),
         trainable_parameters=parameters,
         adapter_bytes=4 * parameters,
         training_bytes=4 * parameters * TRAINING_COPIES,
-        flops_per_token=len(tier.blocks) * shape.flops_per_token(tier.top_k, tier.experts),
+        flops_per_token=_flops_per_token(experiment, tier),
     )
 
 
-def largest_update(plan: ClientPlan, download: Tensors, num_experts: int) -> ClientUpdate:
-    """An update of a client that trained all its resident experts, and knows the whole pool; lengths as on the wire."""
-    share = 1 / 30_000  # 3.3333333333333335e-05: no share is written with more digits
-    return ClientUpdate(
-        round=plan.round,
-        client_id=plan.client_id,
-        num_examples=99_999,
-        tensors={n: torch.zeros_like(t) for n, t in download.items() if not n.endswith(".load")},
-        experts=plan.experts,
-        shares={block: (share,) * len(ids) for block, ids in plan.experts.items()},
-        preferences=dict.fromkeys(plan.experts, tuple(range(num_experts))),
-        metrics={"loss": share},
-    )
+def _flops_per_token(experiment: Experiment, tier: Budget) -> int:
+    if tier.rank or not adapter.blocks(experiment.model):  # LoRA: a multiply and an add per parameter, three times
+        return 6 * experiment.method.parameters(tier)
+    return len(tier.blocks) * experiment.shape.flops_per_token(tier.top_k, tier.experts)

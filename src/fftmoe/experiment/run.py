@@ -20,6 +20,7 @@ from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
+from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.store import RunFolder, check_output, pack_state, save_adapter
 
 SCHEMA_VERSION = 1
@@ -81,7 +82,9 @@ def _rounds(
     method, recipe = experiment.method, experiment.recipe
     num_rounds, cohort_size = recipe.federation.rounds, recipe.federation.clients_per_round
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
-    metrics = measure(experiment, state, sample)
+    states = journal.folder.client_states
+    state = _solve_if_due(experiment, state, engine, journal.ledger)
+    metrics = measure(experiment, state, sample, states)
     journal.write(state, {}, metrics)
     with journal.progress.rounds(num_rounds, cohort_size):
         for t in range(1, num_rounds + 1):
@@ -90,10 +93,23 @@ def _rounds(
             download = partial(method.download, state)
             updates = journal.ledger.exchange(engine, plan, download, journal.progress.client_done)
             state, diagnostics = apply_round(method, state, plan, updates)
+            state = _solve_if_due(experiment, state, engine, journal.ledger)
             journal.folder.save_state(state)
-            metrics = measure(experiment, state, sample)
+            metrics = measure(experiment, state, sample, states)
             journal.write(state, diagnostics, metrics)
     return state, metrics
+
+
+def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, ledger: Ledger) -> ServerState:
+    """A closed-form head solved before the first round, then as the recipe's `head.update` says."""
+    head, last = experiment.recipe.head, experiment.recipe.federation.rounds
+    again = head.update == "resolved" and (state.round % head.every == 0 or state.round == last)
+    if head.kind != "closed-form" or not (state.round == 0 or again):
+        return state
+    method, everyone = experiment.method, range(experiment.num_clients)
+    plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, experiment.recipe.seed)
+    updates = ledger.exchange(engine, plan, partial(experiment.method.download, state), lambda _: None)
+    return solve_head(state, updates)
 
 
 class Journal:
@@ -123,7 +139,8 @@ class Journal:
         last = self.rows[-1]
         return {
             "accuracy_by_round": {str(r["round"]): r["accuracy"] for r in self.rows if r["accuracy"] is not None},
-            **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds", "expert_load_cv")},
+            **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds")},
+            **{key: last[key] for key in ("expert_load_cv",) if key in last},
             "per_client_round_by_tier": self.ledger.per_client_round(),
         }
 
@@ -131,7 +148,6 @@ class Journal:
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     """What was run. Failed clients end a run, so a finished one has none."""
     head = sum(t.numel() for name, t in state.tensors.items() if name.startswith("head."))
-    per_expert = experiment.method.shape.parameters
     return {
         "schema_version": SCHEMA_VERSION,
         "method": experiment.recipe.method,
@@ -140,7 +156,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
         "num_clients": experiment.num_clients,
         "trainable_parameters": sum(t.numel() for t in state.tensors.values()),
         "trainable_parameters_by_tier": {
-            tier.name: len(tier.blocks) * tier.experts * per_expert + head for tier in experiment.tiers
+            tier.name: experiment.method.parameters(tier) + head for tier in experiment.tiers
         },
         "clients_failed": 0,
         "faults": {},
@@ -148,7 +164,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
 
 
 def _engine(experiment: Experiment, folder: RunFolder) -> Engine:
-    recipe = experiment.recipe
+    recipe = experiment.recipe  # compose may have changed it
     workers = recipe.engine.workers
     if workers == "auto":
         workers = min(os.cpu_count() or 1, recipe.federation.clients_per_round)

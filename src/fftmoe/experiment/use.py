@@ -13,6 +13,7 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import LabelledText, Split, TokenizedText, load_source, tokenize_texts
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy_by_class, predict_logits
+from fftmoe.experiment.build import fourier_features
 from fftmoe.store import read_labels, read_run
 
 
@@ -43,6 +44,7 @@ def load_run(folder: Path, top_k: int | None = None) -> Trained:
         task=recipe.backbone.task,
         num_labels=len(label_names),
         pooling=recipe.backbone.pooling,
+        fourier_features=fourier_features(recipe),
     )
     model = load_adapter(backbone, folder / "adapter")
     if top_k is not None:

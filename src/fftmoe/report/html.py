@@ -18,7 +18,7 @@ table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem .2rem 0;text-align:l
 svg{{max-width:100%;height:auto}}</style>
 <h1>{title}</h1><table>{outcome}</table>
 <h2>Accuracy and bytes</h2>{curves}
-<h2>Load of each expert</h2><p>Share of routed slots, moving average over rounds; even use is 1/M.</p>{load}
+{load}
 </html>
 """
 
@@ -37,7 +37,7 @@ def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], l
     }
     outcome = "".join(f"<tr><td>{html.escape(k)}</td><th>{html.escape(v)}</th></tr>" for k, v in facts.items())
     title = html.escape(f"{summary['method']}, seed {summary['seed']}")
-    return _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_svg(_load_map(load)))
+    return _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_load(load))
 
 
 def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -56,6 +56,14 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     right.set(xlabel="round", ylabel="MiB so far")
     right.legend(frameon=False)
     return figure
+
+
+def _load(load: Mapping[str, Tensor]) -> str:
+    """Nothing for a method without experts."""
+    if not load:
+        return ""
+    explained = "Share of routed slots, moving average over rounds; even use is 1/M."
+    return f"<h2>Load of each expert</h2><p>{explained}</p>{_svg(_load_map(load))}"
 
 
 def _load_map(load: Mapping[str, Tensor]) -> Figure:

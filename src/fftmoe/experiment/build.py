@@ -1,0 +1,168 @@
+"""From a recipe to a model with an adapter, and to the method that trains it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fftmoe import adapter
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.backbones import attach_adapter, load_backbone
+from fftmoe.backbones.lora import lora_config, lora_modules, target_names
+from fftmoe.config import Recipe
+from fftmoe.head import make_head
+from fftmoe.methods.base import Method
+from fftmoe.methods.budget import ExpertShape
+from fftmoe.methods.fedit import FedIt
+from fftmoe.methods.fedsa_lora import FedSaLora
+from fftmoe.methods.ffa_lora import FfaLora
+from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.fft_moe_client import LocalSettings
+from fftmoe.methods.flame import Flame
+from fftmoe.methods.flexlora import FlexLora
+from fftmoe.methods.flora import FLora
+from fftmoe.methods.head_only import HeadOnly
+from fftmoe.methods.hetlora import HetLora
+from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.lora import LoraMethod, matching_rank
+from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.records import Budget
+from fftmoe.rng import derive
+
+LORA: dict[str, type[LoraMethod]] = {
+    "fedit": FedIt,
+    "ffa-lora": FfaLora,
+    "fedsa-lora": FedSaLora,
+    "hetlora": HetLora,
+    "flora": FLora,
+    "flexlora": FlexLora,
+}
+
+
+def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
+    """The frozen backbone with a fresh adapter of the kind that the method trains; the same in every process."""
+    head = recipe.head
+    backbone = load_backbone(
+        recipe.backbone.model,
+        task=recipe.backbone.task,
+        num_labels=len(label_names),
+        pooling=recipe.backbone.pooling,
+        label_names=label_names,
+        seed=derive(recipe.seed, "head"),
+        head_bias=make_head(head.kind).init_bias(len(label_names)),
+        fourier_features=fourier_features(recipe),
+    )
+    blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
+    if recipe.method in LORA:
+        targets = target_names(backbone, blocks, recipe.lora.targets)
+        return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
+    settings = recipe.adapter
+    config = MoeAdapterConfig(
+        num_experts=pool_size(recipe),
+        expert_dim=settings.expert_dim,
+        shared_dim=shared_dim(recipe),
+        top_k=1,  # each client's budget sets its own
+        blocks=list(blocks),
+        activation=settings.activation,
+        gates=settings.gates,
+        scale=settings.scale,
+        compute=settings.compute,
+        seed=derive(recipe.seed, "adapter"),
+    )
+    return attach_adapter(backbone, config)
+
+
+def fourier_features(recipe: Recipe) -> int:
+    """Random features between the backbone and a closed-form head; 0 for none."""
+    head = recipe.head
+    return head.num_features if head.kind == "closed-form" and head.features == "fourier" else 0
+
+
+def shared_dim(recipe: Recipe) -> int:
+    """S. FLAME knows no shared expert."""
+    return 0 if recipe.method == "flame" else recipe.adapter.shared_dim
+
+
+def pool_size(recipe: Recipe) -> int:
+    """M. Clients of FLAME hold the whole pool, so theirs is what the smallest tier can hold."""
+    stated = [budget.experts for budget in recipe.budgets if budget.experts is not None]
+    return min([recipe.adapter.num_experts, *stated]) if recipe.method == "flame" else recipe.adapter.num_experts
+
+
+def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape) -> tuple[Budget, ...]:
+    """The tiers as the method can honour them: a LoRA rank that costs as much as the experts, or a smaller pool.
+
+    Raises:
+        InputError: a tier cannot hold LoRA of rank 1.
+    """
+    if recipe.method == "flame":
+        pool = pool_size(recipe)
+        return tuple(replace(tier, experts=pool, top_k=min(tier.top_k, pool)) for tier in tiers)
+    if recipe.method not in LORA:
+        return tuple(tiers)
+    modules, sent = lora_modules(model), LORA[recipe.method].sent
+    return tuple(
+        replace(
+            tier,
+            rank=matching_rank(
+                tier.name,
+                len(tier.blocks) * shape.block_parameters(tier.experts),
+                modules,
+                tier.blocks,
+                recipe.lora.match,
+                sent,
+            ),
+        )
+        for tier in tiers
+    )
+
+
+def build_method(recipe: Recipe, model: Any, shape: ExpertShape, budgets: Mapping[int, Budget]) -> Method:
+    """The method of the recipe, over this population."""
+    optimizer = _server_optimizer(recipe)
+    if recipe.method in LORA:
+        make = LORA[recipe.method]
+        method = make(budgets=budgets, modules=lora_modules(model), seed=recipe.seed)
+        return replace(method, optimizer=optimizer) if isinstance(method, FedIt) else method
+    if recipe.method == "head-only":
+        return HeadOnly(optimizer)
+    if recipe.method == "flame":
+        pool = pool_size(recipe)
+        return Flame(budgets=budgets, shape=shape, num_experts=pool, optimizer=optimizer, seed=recipe.seed)
+    method = _fft_moe(recipe, shape, budgets)
+    return LocalOnly(method) if recipe.method == "local-only" else method
+
+
+def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) -> FftMoe:
+    settings, federation = recipe.adapter, recipe.federation
+    return FftMoe(
+        budgets=budgets,
+        shape=shape,
+        num_experts=settings.num_experts,
+        local=LocalSettings(
+            balance=settings.balance,
+            balance_strength=settings.balance_strength,
+            balance_beta=settings.balance_beta,
+            balance_epsilon=settings.balance_epsilon,
+            z_strength=settings.z_strength,
+            router=settings.router,
+            personal_fraction=settings.personal_fraction,
+        ),
+        aggregation=federation.aggregation,
+        activation_power=federation.activation_power,
+        optimizer=_server_optimizer(recipe),
+        residents=settings.residents,
+        explore=settings.explore,
+        load_decay=settings.load_decay,
+        seed=recipe.seed,
+    )
+
+
+def _server_optimizer(recipe: Recipe) -> ServerOptimizer:
+    federation = recipe.federation
+    return ServerOptimizer(
+        kind=federation.server_optimizer,
+        learning_rate=federation.server_learning_rate,
+        beta1=federation.server_beta1,
+        beta2=federation.server_beta2,
+        epsilon=federation.server_epsilon,
+    )

@@ -1,0 +1,27 @@
+"""The same adapter trained where all data is in one place: what a federation can hope for."""
+
+from fftmoe.config import Recipe
+
+
+def centralized(recipe: Recipe, num_examples: int) -> Recipe:
+    """The recipe with one client of the largest tier that holds everything and does the work of a whole cohort.
+
+    A round has as many steps as those of a round's clients together, so that curves can be laid over each other.
+    """
+    federation, clients = recipe.federation, recipe.partition.num_clients or 1
+    steps = federation.local_steps
+    if steps is None:
+        steps = round((federation.local_epochs or 1) * num_examples / clients / federation.batch_size)
+    largest = max(recipe.budgets, key=lambda tier: (tier.experts or 0, tier.top_k or 0))
+    tier = largest.model_copy(update={"fraction": 1.0})
+    one_client = type(recipe.partition)(kind="iid", num_clients=1)
+    one_cohort = federation.model_copy(
+        update={
+            "clients_per_round": 1,
+            "local_epochs": None,
+            "local_steps": max(1, steps * federation.clients_per_round),
+            "server_optimizer": "sgd",
+            "server_learning_rate": 1.0,
+        }
+    )
+    return recipe.model_copy(update={"partition": one_client, "budgets": [tier], "federation": one_cohort})

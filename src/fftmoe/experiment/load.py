@@ -1,0 +1,59 @@
+"""From a recipe to examples: texts as tokens, or images as pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fftmoe.backbones import load_image_processor, load_tokenizer
+from fftmoe.config import Recipe
+from fftmoe.data import Examples, default_cache_dir, load_images, load_source, tokenize_cached
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A data set, ready for the model.
+
+    Attributes:
+        groups: the natural client of each training example, where the partition asks for it.
+        max_length: tokens that the tokenizer allows; None for images.
+    """
+
+    train: Examples
+    test: Examples
+    label_names: tuple[str, ...]
+    groups: Sequence[Any] | None
+    max_length: int | None
+
+
+def load_examples(recipe: Recipe) -> Loaded:
+    """The recipe's training and test examples.
+
+    Raises:
+        InputError: the data or the model cannot be read.
+    """
+    return _images(recipe) if recipe.backbone.task == "image-classification" else _texts(recipe)
+
+
+def _texts(recipe: Recipe) -> Loaded:
+    tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
+    by, section = recipe.partition.by, recipe.data
+    data = load_source(section.source, text=section.text, label=section.label, extra_columns=[by] if by else [])
+    train, test = (
+        tokenize_cached(data.splits[name], tokenizer, section.max_length, default_cache_dir())
+        for name in ("train", "test")
+    )
+    groups = data.splits["train"].columns[by] if by else None
+    return Loaded(train, test, data.label_names, groups, tokenizer.model_max_length)
+
+
+def _images(recipe: Recipe) -> Loaded:
+    form = load_image_processor(recipe.backbone.model)
+    by, section = recipe.partition.by, recipe.data
+    data = load_images(
+        section.source, size=form.size, image=section.image, label=section.label, extra_columns=[by] if by else []
+    )
+    train, test = (
+        data.splits[name].examples(mean=form.mean, std=form.std, scale=form.scale) for name in ("train", "test")
+    )
+    groups = data.splits["train"].columns[by] if by else None
+    return Loaded(train, test, data.label_names, groups, None)

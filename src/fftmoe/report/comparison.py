@@ -1,0 +1,241 @@
+"""The statistics of a comparison: finished cells in, numbers out.
+
+A cell is one run at (variant, partition, seed). Everything here leaves out cells that failed or were not run. A
+mean over several partitions takes only seeds for which all of them are there, so that no variant gains by failing
+where it is hard.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# What differences are taken from, and whose final accuracy the others have to reach.
+REFERENCE, BASELINE, IID = "fft-moe", "fedit", "iid"
+
+# 97.5 % quantiles of Student's t with 1 … 10 degrees of freedom (scipy is no dependency).
+_T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+Place = tuple[str, str]  # (data, partition)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell of a comparison.
+
+    Attributes:
+        variant: its row in the tables, `method+head` unless a variant named it otherwise.
+        summary: of its `summary.json`; empty unless done.
+        rows: of its `metrics.jsonl`, where accuracy was measured: round, accuracy, bytes_up, bytes_down and
+            client_seconds, all since the start.
+        reason: why it failed.
+        data: the data set, where cells of several are put together.
+    """
+
+    variant: str
+    method: str
+    head: str
+    partition: str
+    seed: int
+    status: Literal["done", "failed", "not run"]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    reason: str = ""
+    data: str = ""
+
+    @property
+    def place(self) -> Place:
+        """What it was run on, apart from the seed."""
+        return self.data, self.partition
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells, and the accuracy to reach where one was named."""
+
+    name: str
+    cells: tuple[CellResult, ...]
+    target: float | None = None
+
+    @property
+    def failed(self) -> tuple[CellResult, ...]:
+        """The cells whose run failed."""
+        return tuple(cell for cell in self.cells if cell.status == "failed")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of n values with its 95 % interval, mean ± half_width; one value has no interval."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """After a round: accuracy (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far."""
+
+    round: int
+    accuracy: float
+    low: float
+    high: float
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of `reference` minus `other`, pair by pair; `wins` counts the pairs in which it is above 0."""
+
+    reference: str
+    other: str
+    estimate: Estimate
+    wins: int
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, to four digits: a table, then the Cornish-Fisher expansion (A&S 26.7.5)."""
+    if degrees <= len(_T_QUANTILES):
+        return _T_QUANTILES[degrees - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % interval by Student's t with n - 1 degrees of freedom; None of no values."""
+    if not values:
+        return None
+    n = len(values)
+    half_width = t_quantile(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return Estimate(statistics.fmean(values), half_width, n)
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def select(cells: Iterable[CellResult], variant: str, partition: str | None = None) -> list[CellResult]:
+    """The finished cells of a variant, on one partition or all."""
+    return [
+        cell
+        for cell in cells
+        if cell.status == "done" and cell.variant == variant and partition in (None, cell.partition)
+    ]
+
+
+def number(cell: CellResult, *path: str) -> float | None:
+    """A number of the cell's summary; None where it has none."""
+    node: Any = cell.summary
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return None if node is None else float(node)
+
+
+def numbers(cells: Iterable[CellResult], *path: str) -> list[float]:
+    """One number of every cell that has it."""
+    return [value for cell in cells if (value := number(cell, *path)) is not None]
+
+
+def over_grid(cells: Sequence[CellResult], variant: str, *path: str) -> Estimate | None:
+    """The mean over all partitions, estimated over the seeds that have them all."""
+    return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
+
+
+def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
+    """Mean accuracy over the partitions that are not IID, relative to the variant's own IID accuracy.
+
+    Estimated over the seeds that have all partitions; None without an IID partition or without another.
+    """
+    ratios = []
+    for values in _whole_seeds(cells, variant, "accuracy"):
+        iid = [value for (_, partition), value in values.items() if partition == IID]
+        skewed = [value for (_, partition), value in values.items() if partition != IID]
+        if iid and skewed and statistics.fmean(iid):
+            ratios.append(statistics.fmean(skewed) / statistics.fmean(iid))
+    return estimate(ratios)
+
+
+def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: str) -> list[dict[Place, float]]:
+    """For each seed that lacks no place of the grid: place -> the number."""
+    places = {cell.place for cell in cells}
+    by_seed: dict[int, dict[Place, float]] = {}
+    for cell in select(cells, variant):
+        if (value := number(cell, *path)) is not None:
+            by_seed.setdefault(cell.seed, {})[cell.place] = value
+    return [values for values in by_seed.values() if values.keys() == places]
+
+
+def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[CurvePoint]:
+    """Accuracy against cost over the rounds that every finished seed has measured."""
+    runs = [{row["round"]: row for row in cell.rows} for cell in select(cells, variant, partition)]
+    if not runs:
+        return []
+    points = []
+    for t in sorted(set.intersection(*(set(run) for run in runs))):
+        rows = [run[t] for run in runs]
+        accuracies = [row["accuracy"] for row in rows]
+        points.append(
+            CurvePoint(
+                t,
+                statistics.fmean(accuracies),
+                min(accuracies),
+                max(accuracies),
+                statistics.fmean(row["bytes_up"] + row["bytes_down"] for row in rows),
+                statistics.fmean(row["client_seconds"] for row in rows),
+            )
+        )
+    return points
+
+
+def target_accuracy(comparison: Comparison, variant: str, partition: str) -> float | None:
+    """What this variant has to reach: the named target, or else fedit's final mean accuracy with the same head."""
+    if comparison.target is not None:
+        return comparison.target
+    baseline = first_variant(comparison.cells, BASELINE, head_of(comparison.cells, variant))
+    final = numbers(select(comparison.cells, baseline, partition), "accuracy") if baseline else []
+    return statistics.fmean(final) if final else None
+
+
+def cost_to_target(points: Sequence[CurvePoint], target: float) -> CurvePoint | None:
+    """The first point whose mean accuracy is at the target or above; None when none is."""
+    return next((point for point in points if point.accuracy >= target), None)
+
+
+def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
+    """fft-moe minus every other variant with the same head, over the pairs with equal data, partition and seed.
+
+    A variant whose head no fft-moe variant has is compared with the first of them. Cells count as independent.
+    """
+    variants = distinct(cell.variant for cell in cells)
+    references = {head: first_variant(cells, REFERENCE, head) for head in distinct(cell.head for cell in cells)}
+    anywhere = next((label for label in references.values() if label), None)
+    differences = []
+    for variant in variants:
+        reference = references[head_of(cells, variant)] or anywhere
+        if reference is None or variant in references.values():
+            continue
+        ours = {(cell.place, cell.seed): number(cell, "accuracy") for cell in select(cells, reference)}
+        theirs = {(cell.place, cell.seed): number(cell, "accuracy") for cell in select(cells, variant)}
+        gaps = [a - b for key, b in theirs.items() if (a := ours.get(key)) is not None and b is not None]
+        if (found := estimate(gaps)) is not None:
+            differences.append(Difference(reference, variant, found, sum(gap > 0 for gap in gaps)))
+    return differences
+
+
+def head_of(cells: Sequence[CellResult], variant: str) -> str:
+    """The variant's head."""
+    return next(cell.head for cell in cells if cell.variant == variant)
+
+
+def first_variant(cells: Sequence[CellResult], method: str, head: str) -> str | None:
+    """The first variant of this method and head."""
+    return next((cell.variant for cell in cells if (cell.method, cell.head) == (method, head)), None)

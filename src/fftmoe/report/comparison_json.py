@@ -1,0 +1,54 @@
+"""`comparison.json`: the statistics of a comparison and the numbers of every cell."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fftmoe.report.comparison import (
+    Comparison,
+    cost_to_target,
+    curve,
+    distinct,
+    estimate,
+    numbers,
+    over_grid,
+    paired_differences,
+    retained,
+    select,
+    target_accuracy,
+)
+
+SCHEMA_VERSION = 1
+
+
+def comparison_values(comparison: Comparison) -> dict[str, Any]:
+    """`comparison.json`: the statistics, then every cell."""
+    cells = comparison.cells
+    partitions = distinct(cell.partition for cell in cells)
+    rows = {}
+    for variant in distinct(cell.variant for cell in cells):
+        to_target = {}
+        for place in partitions:
+            target = target_accuracy(comparison, variant, place)
+            cost = None if target is None else cost_to_target(curve(cells, variant, place), target)
+            to_target[place] = {"target": target, "cost": _values(cost)}
+        rows[variant] = {
+            "accuracy": {
+                place: _values(estimate(numbers(select(cells, variant, place), "accuracy"))) for place in partitions
+            },
+            "accuracy_over_partitions": _values(over_grid(cells, variant, "accuracy")),
+            "iid_accuracy_retained": _values(retained(cells, variant)),
+            "worst_decile": _values(over_grid(cells, variant, "client_accuracy", "worst_decile")),
+            "to_target": to_target,
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": comparison.name,
+        "target": comparison.target,
+        "variants": rows,
+        "paired_differences": [asdict(found) for found in paired_differences(cells)],
+        "cells": [{key: value for key, value in asdict(cell).items() if key != "data"} for cell in cells],
+    }
+
+
+def _values(found: Any) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
