@@ -1,69 +1,67 @@
 """All methods on several data sets: `python benchmarks/grid.py --data ../shared/data --models ../shared/models`.
 
 Every `recipes/grid/<name>.yaml` says in its `compare:` section what runs on data set `<name>`. Cells that have finished
-are kept under `--work`, so the same command goes on after a stop, and `--seconds` makes it stop by itself. All data
-sets run a seed before any runs the next, so that a grid that stops early still compares everything.
+are kept under `--work`, and their numbers in `--results`, so the same command goes on after a stop, with either of them
+alone; `--seconds` makes it stop by itself. All data sets run a seed before any runs the next, so that a grid that stops
+early still compares everything.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rich.console import Console
 
-from common import RESULTS, machine, markdown
-from fftmoe.config import recipe_folder
+from common import RESULTS, markdown
+from fftmoe.config import read_recipe, recipe_folder
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.experiment import compare
-from fftmoe.experiment.cells import make_grid, read_recipe
-from fftmoe.report.comparison import CellResult, Comparison, distinct, over_grid, retained
+from fftmoe.experiment.cells import make_grid
+from fftmoe.report.comparison import Comparison, distinct, over_grid, retained
 from fftmoe.report.comparison_tables import NOTHING, Table, difference_table, tables, with_interval
 from fftmoe.report.progress import Progress
+from grid_results import GridResults, Piece
 
 # Seeds of each data set; None leaves them to the recipe.
 SEEDS = {"committed": None, "full": 5}
-KEPT = (
-    "accuracy",
-    "accuracy_by_round",
-    "client_accuracy",
-    "personal_accuracy",
-    "bytes_up",
-    "bytes_down",
-    "client_seconds",
-    "seconds",
-    "trainable_parameters",
-)
+
+
+def pieces_of(files: Mapping[str, Path], arguments: argparse.Namespace) -> list[Piece]:
+    """The data sets with all their cells; every recipe is validated here."""
+    pieces = []
+    for name, file in files.items():
+        overrides = places(file, name, arguments.data, arguments.models)
+        cells = make_grid(file, {"seeds": SEEDS[arguments.scale]}, overrides=overrides).cells
+        pieces.append(Piece(name, file, overrides, arguments.work / name, cells))
+    return pieces
 
 
 def run_pieces(
-    pieces: Mapping[str, Path], arguments: argparse.Namespace, deadline: float | None
+    pieces: Sequence[Piece], results: GridResults, workers: int | Literal["auto"], deadline: float | None
 ) -> dict[str, Comparison]:
-    """Every data set's comparison, as far as the deadline allowed."""
+    """Every data set's comparison, as far as the deadline allowed; the results are written after each seed of each."""
     progress = Progress(Console())
-    shared = {"workers": arguments.workers, "progress": progress}
-    overrides = {name: places(file, name, arguments.data, arguments.models) for name, file in pieces.items()}
-    flags = {"seeds": SEEDS[arguments.scale]}
-    seeds = {
-        name: distinct(cell.seed for cell in make_grid(file, flags, overrides=overrides[name]).cells)
-        for name, file in pieces.items()
-    }
-    for nth in range(max(map(len, seeds.values()))):
-        for name, file in pieces.items():
-            if nth < len(seeds[name]):
-                progress.say(f"{name}, seed {seeds[name][nth]}")
-                only = {"seeds": seeds[name][nth : nth + 1], "overrides": overrides[name]}
-                compare(file, arguments.work / name, **only, **shared, deadline=deadline)
+    results.restore(progress.say)
+    results.write()  # a call that was killed may have left cells in the work folder
+    for nth in range(max(len(piece.seeds) for piece in pieces)):
+        for piece in pieces:
+            if seeds := piece.seeds[nth : nth + 1]:
+                progress.say(f"{piece.name}, seed {seeds[0]}")
+                how = {"workers": workers, "deadline": deadline, "progress": progress}
+                try:
+                    compare(piece.file, piece.folder, seeds=seeds, overrides=piece.overrides, **how)
+                finally:  # when it is interrupted, too
+                    results.write()
     # With no time left nothing runs again, failed cells neither: this gathers all seeds.
     return {
-        name: compare(
-            file, arguments.work / name, seeds=seeds[name], overrides=overrides[name], deadline=time.monotonic()
+        piece.name: compare(
+            piece.file, piece.folder, seeds=piece.seeds, overrides=piece.overrides, deadline=time.monotonic()
         )
-        for name, file in pieces.items()
+        for piece in pieces
     }
 
 
@@ -105,20 +103,6 @@ def show(comparisons: Mapping[str, Comparison]) -> None:
             print(f"\n### {name}: {table.title}\n\n{markdown(table.header, table.rows)}")
 
 
-def numbers_of(cell: CellResult, name: str) -> dict[str, Any]:
-    """What is committed of a cell."""
-    coordinates = {key: getattr(cell, key) for key in ("variant", "method", "head", "partition", "seed", "status")}
-    return {"data": name, **coordinates, **{key: cell.summary[key] for key in KEPT if key in cell.summary}}
-
-
-def write(path: Path, scale: str, comparisons: Mapping[str, Comparison]) -> None:
-    """A line for every cell."""
-    cells = [numbers_of(cell, name) for name, comparison in comparisons.items() for cell in comparison.cells]
-    lines = ",\n".join(json.dumps(cell, allow_nan=False) for cell in cells)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{{"scale": "{scale}", "machine": {json.dumps(machine())}, "cells": [\n{lines}\n]}}\n')
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SEEDS, default="committed")
@@ -145,9 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--pieces {name}: no recipe of that name in {parsed.recipes}{did_you_mean(name, files)}")
     if not files:
         raise InputError(f"{parsed.recipes} holds no recipe; name another folder with --recipes")
-    comparisons = run_pieces({name: files[name] for name in parsed.pieces or files}, parsed, deadline)
+    pieces = pieces_of({name: files[name] for name in parsed.pieces or files}, parsed)
+    results = GridResults(parsed.results, parsed.scale, pieces)
+    comparisons = run_pieces(pieces, results, parsed.workers, deadline)
     show(comparisons)
-    write(parsed.results, parsed.scale, comparisons)
     cells = [cell for comparison in comparisons.values() for cell in comparison.cells]
     print(f"\n{sum(cell.status == 'done' for cell in cells)} of {len(cells)} cells done; numbers in {parsed.results}")
 

@@ -1,11 +1,10 @@
 """Comparisons: their statistics on numbers worked by hand, and small grids on the tiny backbone."""
 
-import importlib
+import io
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from conftest import Cli, Outcome
-from fftmoe.config import Recipe, parse_recipe
+from fftmoe.config import Recipe, apply_override, parse_recipe
 from fftmoe.errors import InputError, RunError
 from fftmoe.experiment import Variant, compare
 from fftmoe.experiment.cell_workers import run_jobs
-from fftmoe.experiment.cells import make_grid, override, partition_section
+from fftmoe.experiment.cells import make_grid, partition_section
 from fftmoe.report.comparison import (
     CellResult,
     Comparison,
@@ -45,6 +45,7 @@ from fftmoe.report.comparison_tables import (
     target_table,
     with_interval,
 )
+from fftmoe.report.progress import Progress
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -188,6 +189,27 @@ def test_differences_keep_to_the_head_where_they_can():
     assert paired_differences(cells[2:]) == []
 
 
+def test_centralized_is_shown_where_it_ran_alone():
+    cells = (*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, 0.95))
+    table = accuracy_table(cells)
+    assert table.rows[2] == ("centralized+h", "0.925 ±.318", "–", "–")
+    assert len(table.notes) == 1  # no seed is missing
+    others = accuracy_table(GRID)
+    assert (table.header, table.rows[:2]) == (others.header, others.rows)
+    assert robustness_table(cells).rows[2][:3] == ("centralized+h", "–", "–")
+    # fedit's final accuracy on iid is 0.85.
+    assert target_table(Comparison("x", cells)).rows[2] == ("centralized+h", "2", "–", "600 B", "20")
+    fedit, centralized = paired_differences(cells)
+    assert fedit == paired_differences(GRID)[0]
+    # 0.8 - 0.9 and 0.9 - 0.95, both below 0.
+    assert (centralized.other, centralized.estimate.n, centralized.wins) == ("centralized+h", 2, 0)
+    assert centralized.estimate.mean == pytest.approx(-0.075)
+    lacking = accuracy_table((*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, None)))
+    assert lacking.rows[2] == ("centralized+h", "0.900*", "–", "–")  # this seed did fail
+    curves = comparison_page(Comparison("x", cells)).split("<h3>")[1:]
+    assert ["<!-- centralized+h -->" in drawn for drawn in curves] == [True, False]
+
+
 def test_cells_of_several_data_sets_pair_within_their_own():
     a, b = (
         [CellResult(**{**vars(c), "data": name, "partition": "iid"}) for c in GRID[:2]] for name in ("trec6", "hwu64")
@@ -287,6 +309,45 @@ def test_flags_win_over_the_section_and_overrides_apply_in_order(grid_values: di
     assert [cell.recipe.head.kind for cell in won] == ["averaged", "one-vs-all"]  # a label says what was run
 
 
+def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dict[str, Any]):
+    overrides = {"+closed-form": {"head.features": "fourier"}, "fft-moe+closed-form": {"head.update": "frozen"}}
+    values = {**grid_values, "compare": {"overrides": overrides}}
+    flags = {"heads": ["closed-form", "averaged"], "partitions": ["iid"], "seeds": 1}
+    own = {**flags, "methods": ["fft-moe", "fedit", "head-only+averaged"]}
+    heads = {cell.variant: cell.recipe.head for cell in make_grid(values, own).cells}
+    assert {label: (head.features, head.update) for label, head in heads.items()} == {
+        "fft-moe+closed-form": ("fourier", "frozen"),
+        "fft-moe+averaged": ("linear", "resolved"),
+        "fedit+closed-form": ("fourier", "resolved"),
+        "fedit+averaged": ("linear", "resolved"),
+        "head-only+averaged": ("linear", "resolved"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("partitions", "chosen"),
+    [(["shards:1", "iid"], "iid"), (["shards:1", "dirichlet:1"], "shards:1"), (None, "dirichlet:1.0")],
+)
+def test_centralized_runs_once_per_seed(recipe_values: dict[str, Any], partitions: list[str] | None, chosen: str):
+    flags = {"methods": ["fft-moe", "centralized"], "heads": ["averaged", "one-vs-all"], "partitions": partitions}
+    cells = make_grid(recipe_values, {**flags, "seeds": 2}).cells
+    assert [(c.variant, c.partition, c.seed) for c in cells if c.recipe.method == "centralized"] == [
+        (f"centralized+{head}", chosen, seed) for seed in (0, 1) for head in ("averaged", "one-vs-all")
+    ]
+    others = [cell for cell in cells if cell.recipe.method == "fft-moe"]
+    assert len(others) == 4 * len(partitions or [chosen])
+
+
+@pytest.mark.parametrize("how", ["the recipe's", "overridden", "a variant's"])
+def test_centralized_is_known_however_it_is_asked_for(recipe_values: dict[str, Any], how: str):
+    values = {**recipe_values, "method": "centralized"} if how == "the recipe's" else recipe_values
+    overrides = {"method": "centralized"} if how == "overridden" else None
+    variants = [Variant("all", {"method": "centralized"})] if how == "a variant's" else None
+    flags = {"partitions": ["shards:1", "iid"], "seeds": 1}
+    (only,) = make_grid(values, flags, variants, overrides).cells
+    assert (only.partition, only.recipe.method) == ("iid", "centralized")
+
+
 def test_what_is_not_named_is_the_recipes(recipe_values: dict[str, Any]):
     cells = make_grid(recipe_values, {}).cells
     assert [cell.name for cell in cells] == [f"fft-moe+one-vs-all, dirichlet:1.0, seed {seed}" for seed in (0, 1, 2)]
@@ -321,13 +382,13 @@ def test_partitions_are_written_briefly(text: str, section: dict[str, Any]):
 
 def test_an_override_reaches_lists_and_makes_sections():
     values: dict[str, Any] = {"budgets": [{"name": "small", "top_k": 1}]}
-    override(values, "budgets.small.top_k", 2)
-    override(values, "budgets.0.experts", 3)
-    override(values, "engine.workers", 1)
+    apply_override(values, "budgets.small.top_k", 2)
+    apply_override(values, "budgets.0.experts", 3)
+    apply_override(values, "engine.workers", 1)
     assert values == {"budgets": [{"name": "small", "top_k": 2, "experts": 3}], "engine": {"workers": 1}}
     for key in ("budgets.large.top_k", "engine.workers.x"):
         with pytest.raises(InputError, match="no section"):
-            override(values, key, 2)
+            apply_override(values, key, 2)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +431,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
     [
         ({"seed": 3}, ("'compare.seed'", "did you mean 'seeds'")),
         ({"seeds": "three"}, ("compare.seeds", "'three'")),
-        ({"overrides": {"fft-mo": {}}}, ("'fft-mo'", "fft-moe")),
+        ({"overrides": {"fft-mo": {}}}, ("method 'fft-mo'", "did you mean 'fft-moe'")),
+        ({"overrides": {"+closed-from": {}}}, ("head 'closed-from'", "did you mean 'closed-form'")),
+        ({"overrides": {"fft-moe+avergaed": {}}}, ("head 'avergaed'", "did you mean 'averaged'")),
+        ({"overrides": {"fft-moe+": {}}}, ("'fft-moe+'", "head ''", "closed-form")),
         ({"overrides": {"fft-moe": {"federation.roundz": 3}}}, ("fft-moe+one-vs-all, ", "did you mean 'rounds'")),
         ({"overrides": {"fft-moe": {"partition.num_clients": 5}}}, ("partition.num_clients", "for all")),
         (3, ("compare is 3", "section")),
@@ -604,6 +668,14 @@ def test_no_cell_starts_after_the_deadline(short: Callable, tmp_path: Path):
     assert {"adapter", "checkpoints", "clients"} <= kept
 
 
+def test_a_comparison_says_that_centralized_runs_once(recipe_values: dict[str, Any], tmp_path: Path):
+    said = io.StringIO()
+    progress = Progress(Console(file=said, width=500))
+    rows = {"methods": ["fft-moe", "centralized"], "partitions": ["shards:1", "iid"], "seeds": 1}
+    compare(recipe_values, tmp_path / "out", **rows, deadline=time.monotonic(), progress=progress)
+    assert said.getvalue() == "3 cells (2 variants × 2 partitions × 1 seed; centralized on one partition)\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
@@ -629,47 +701,3 @@ def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
     assert err.count("\n") == 1, err  # nobody tells of leaked semaphores
     assert len(list((tmp_path / "out").rglob("summary.json"))) >= 1
     assert not (tmp_path / "out" / "comparison.json").exists()
-
-
-# ---- the benchmark over several data sets ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def grid_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], grid_values: dict[str, Any], tmp_path: Path
-) -> Callable[..., str]:
-    """`grid_command("--seconds", "0")` on two data sets of two cells each; returns what was printed."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    grid = importlib.import_module("grid")
-    section = {"partitions": ["iid", "shards:1"], "seeds": 1}
-    (tmp_path / "recipes").mkdir()
-    for name in ("first", "second"):
-        values = {**grid_values, "name": name, "compare": section, "data": {"source": "unknown", "max_length": 13}}
-        (tmp_path / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        (tmp_path / "data").mkdir(exist_ok=True)
-        shutil.copytree(grid_values["data"]["source"], tmp_path / "data" / name)
-    places = {"recipes": "recipes", "data": "data", "work": "work", "results": "results.json"}
-    fixed = [part for flag, place in places.items() for part in (f"--{flag}", str(tmp_path / place))]
-
-    def call(*arguments: str) -> str:
-        grid.main([*fixed, "--workers", "1", *arguments])
-        return capsys.readouterr().out
-
-    return call
-
-
-def test_a_grid_over_data_sets_goes_on_where_it_stopped(grid_command: Callable[..., str], tmp_path: Path):
-    assert "0 of 4 cells done" in grid_command("--seconds", "0")
-    assert "2 of 2 cells done" in grid_command("--pieces", "first")
-    out = grid_command()
-    assert "4 of 4 cells done" in out
-    assert out.count("2 of them finished already") == 1
-    assert "|  | first | second | mean |" in out
-    assert "### second: Accuracy" in out
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [(c["data"], c["partition"], c["status"]) for c in results["cells"]] == [
-        (name, partition, "done") for name in ("first", "second") for partition in ("iid", "shards:1")
-    ]
-    assert str(tmp_path) not in json.dumps(results["cells"])
-    with pytest.raises(InputError, match="did you mean 'first'"):
-        grid_command("--pieces", "frist")

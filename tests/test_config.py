@@ -127,6 +127,12 @@ def test_a_wrong_value_is_named_with_its_key(
     [
         ("partition.kind", "dirichelt", "dirichlet"),
         ("method", "fftmoe", "fft-moe"),
+        ("method", "fedsalora", "fedsa-lora"),
+        ("method", "flex-lora", "flexlora"),
+        ("method", "localonly", "local-only"),
+        ("backbone.task", "image-clasification", "image-classification"),
+        ("head.update", "freeze", "frozen"),
+        ("head.features", "forier", "fourier"),
         ("adapter.router", "share", "shared"),
         ("head.kind", "one-vs-al", "one-vs-all"),
         ("federation.aggregation", "fed-avg", "fedavg"),
@@ -134,6 +140,52 @@ def test_a_wrong_value_is_named_with_its_key(
 )
 def test_an_unknown_choice_names_the_nearest(recipe_values: dict[str, Any], key: str, value: str, near: str):
     assert f"{key} is '{value}'; did you mean '{near}'?" in refusal(changed(recipe_values, key, value))
+
+
+CLOSED = {"kind": "closed-form"}
+
+
+@pytest.mark.parametrize("head", [CLOSED, {**CLOSED, "update": "frozen"}, {**CLOSED, "features": "fourier"}])
+def test_a_head_that_is_solved_needs_no_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+    recipe = parse_recipe(changed(recipe_values, "head", head), "mine.yaml")
+    assert recipe.head.learning_rate is None
+    assert not recipe.head.trained
+
+
+@pytest.mark.parametrize("head", [{"kind": "averaged"}, {"kind": "one-vs-all"}, {**CLOSED, "update": "trained"}])
+def test_a_head_that_clients_train_needs_a_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+    message = refusal(changed(recipe_values, "head", head))
+    assert f"head: a head of kind {head['kind']} that clients train needs head.learning_rate, e.g. 1.0" in message
+    assert parse_recipe(changed(recipe_values, "head", {**head, "learning_rate": 0.5}), "mine.yaml").head.trained
+
+
+def test_clients_that_share_nothing_share_no_sums(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "method", "local-only")
+    for update in ("frozen", "resolved"):
+        message = refusal(changed(values, "head", {**CLOSED, "update": update}))
+        assert "local-only shares no sums" in message
+        assert "head.kind=averaged" in message
+    assert parse_recipe(values, "mine.yaml").method == "local-only"
+
+
+def test_features_that_never_change_are_solved_once(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "method", "head-only")
+    message = refusal(changed(values, "head", CLOSED))
+    assert "head-only changes no features" in message
+    assert "head.update=frozen" in message
+    for update in ("frozen", "trained"):
+        head = {**CLOSED, "update": update, "learning_rate": 0.5}
+        assert parse_recipe(changed(values, "head", head), "mine.yaml").head.update == update
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("adapter.shared_dim", -1), ("head.every", 0), ("head.num_features", 0), ("lora.scale", 0.0)]
+)
+def test_sizes_are_positive(recipe_values: dict[str, Any], key: str, value: Any):
+    values = copy.deepcopy(recipe_values) | {"lora": {}}
+    message = refusal(changed(values, key, value))
+    assert f"{key}:" in message
+    assert f"(value: {value})" in message
 
 
 @pytest.mark.parametrize("lengths", [{}, {"local_epochs": 1, "local_steps": 3}])

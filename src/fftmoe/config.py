@@ -1,6 +1,7 @@
 """Recipes: strict YAML, `--set a.b=c` overrides, and messages that name the nearest valid key."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -58,13 +59,18 @@ class Backbone(Section):
 
 
 class Data(Section):
-    """A hub id, a folder with train and test files, or `builtin:stdlib-docs`."""
+    """A hub id, a folder with train and test files, or `builtin:stdlib-docs`.
+
+    `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.
+    """
 
     source: str
     text: str = "text"
     image: str = "image"
     label: str = "label"
     max_length: Count = 128
+    train_examples: Count | None = None
+    test_examples: Count | None = None
 
 
 class PartitionSection(Section):
@@ -108,7 +114,7 @@ class Lora(Section):
     `match: parameters` gives a tier as many trainable parameters as its experts have, `uplink` as many bytes to send.
     """
 
-    targets: Literal["feed-forward", "attention", "all-linear"] = "feed-forward"
+    targets: Literal["query-value", "attention", "feed-forward", "all-linear"] = "query-value"
     scale: Positive = 2.0
     match: Literal["parameters", "uplink"] = "parameters"
 
@@ -278,6 +284,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: an unreadable file, unknown key, wrong type or contradiction.
     """
+    values, where = read_recipe(source)
+    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
+    for text in overrides:
+        apply_override(values, *parse_override(text))
+    return parse_recipe(values, where)
+
+
+def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
+    """A recipe file's values before validation, its `compare:` section among them, and its path for messages."""
     path = find_recipe(str(source))
     try:
         values = yaml.safe_load(path.read_text())
@@ -286,10 +301,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
     values.setdefault("name", path.stem)
-    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_recipe(values, str(path))
+    return values, str(path)
 
 
 def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
@@ -316,34 +328,52 @@ def find_recipe(source: str) -> Path:
     raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
 
 
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=c` as its dotted key and its value, which is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text!r}: the value is not YAML: {_one_line(error)}") from error
+
+
+def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` in nested mappings; a list's items are reached by index or by their `name`."""
+    *parents, last = key.split(".")
+    node: Any = values
+    for depth, part in enumerate(parents):
+        if isinstance(node, dict):
+            node = node.setdefault(part, {})
+        elif part in (items := _items(node)):
+            node = items[part]
+        else:
+            raise _no_place(key, value, depth, items)
+    if not isinstance(node, dict):
+        raise _no_place(key, value, len(parents))
+    node[last] = copy.deepcopy(value)
+
+
+def _items(node: Any) -> dict[str, Any]:
+    """A list's items by their index and by their `name`; what is no list has none."""
+    items = {str(index): item for index, item in enumerate(node)} if isinstance(node, list) else {}
+    return items | {str(item["name"]): item for item in items.values() if isinstance(item, dict) and "name" in item}
+
+
+def _no_place(key: str, value: Any, depth: int, names: Iterable[str] = ()) -> InputError:
+    """What is at the first `depth` parts of `key` has nothing that the next part could name, only `names`."""
+    parts = key.split(".")
+    remedy = did_you_mean(parts[depth], names) if names else ""
+    return InputError(
+        f"the override {key}={value} has no place: {'.'.join(parts[:depth])} is no section of the recipe "
+        f"and has no {parts[depth]!r}{remedy}"
+    )
+
+
 def _one_line(error: Exception) -> str:
     """YAML's messages draw the place under the line; ours take one line."""
     return " ".join(str(error).split())
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not YAML: {_one_line(error)}") from error
-    *parents, last = key.split(".")
-    node: Any = values
-    for parent in parents:
-        node = node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
-    if not isinstance(node, dict):
-        raise InputError(f"--set {override!r}: {'.'.join(parents)} is a value and has no key {last!r}")
-    node[last] = value
-
-
-def _item(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        for index, item in enumerate(node):
-            if key in (str(index), item.get("name") if isinstance(item, dict) else None):
-                return item
-    raise InputError(f"--set {override!r}: there is nothing at {key!r}")
 
 
 def _explain(error: Any, values: Any) -> str:

@@ -15,7 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from fftmoe.errors import InputError, did_you_mean
 
-TARGETS = ("feed-forward", "attention", "all-linear")
+# Which linear modules of a block are meant, by their names.
+TARGETS = {
+    "query-value": r"(query|value|q_proj|v_proj|q_lin|v_lin|c_attn)$",
+    "attention": r"att(n|ention)",
+    "feed-forward": r"^(?!.*att(n|ention))",
+    "all-linear": "",
+}
 _BLOCK = r"(?:^|\.)(\d+)\."
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # path -> A [r, d_in], B [d_out, r]
@@ -46,22 +52,21 @@ def lora_config(
     )
 
 
-def target_names(model: nn.Module, blocks: Iterable[int], targets: str = "feed-forward") -> list[str]:
+def target_names(model: nn.Module, blocks: Iterable[int], targets: str = "query-value") -> list[str]:
     """The linear modules of these blocks, by their whole names.
 
     Args:
-        targets: "feed-forward", "attention" or "all-linear".
+        targets: "query-value" (as in the paper of LoRA), "attention", "feed-forward" or "all-linear".
 
     Raises:
         InputError: unknown `targets`, or no such module.
     """
     if targets not in TARGETS:
         raise InputError(f"unknown lora.targets {targets!r}{did_you_mean(targets, TARGETS)}")
-    wanted, names = set(blocks), []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and re.search(_BLOCK, name) and block_of_module(name) in wanted:
-            part = "attention" if re.search(r"att(n|ention)", name) else "feed-forward"
-            names += [name] if targets in (part, "all-linear") else []
+    wanted = set(blocks)
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    inside = (name for name in linears if re.search(_BLOCK, name) and block_of_module(name) in wanted)
+    names = [name for name in inside if re.search(TARGETS[targets], name)]
     if not names:
         raise InputError(f"blocks {sorted(wanted)} of this model hold no linear {targets} modules for LoRA to adapt")
     return names

@@ -83,9 +83,13 @@ def shared_dim(recipe: Recipe) -> int:
 
 
 def pool_size(recipe: Recipe) -> int:
-    """M. Clients of FLAME hold the whole pool, so theirs is what the smallest tier can hold."""
-    stated = [budget.experts for budget in recipe.budgets if budget.experts is not None]
-    return min([recipe.adapter.num_experts, *stated]) if recipe.method == "flame" else recipe.adapter.num_experts
+    """M. Clients of FLAME hold the whole pool, and share no expert, so theirs is what the smallest tier can hold."""
+    settings = recipe.adapter
+    if recipe.method != "flame":
+        return settings.num_experts
+    experts = min((tier.experts for tier in recipe.budgets if tier.experts is not None), default=settings.num_experts)
+    one = ExpertShape(dim=1, expert_dim=settings.expert_dim, shared_dim=settings.shared_dim)
+    return one.block_parameters(experts) // one.parameters  # the model's dim cancels
 
 
 def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape) -> tuple[Budget, ...]:

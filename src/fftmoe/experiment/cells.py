@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -10,9 +10,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import Field, ValidationError
 
-from fftmoe.config import Fraction, Recipe, Section, find_recipe, parse_recipe
+from fftmoe.config import Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config import parse_override as parse_override
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.report.comparison import IID
 
 # By kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
 _PARAMETERS = {**PARAMETERS, "natural": ("by",)}
@@ -71,7 +73,10 @@ class Choices(Section):
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells in the order in which they run: all of a seed before the next."""
+    """The cells in the order in which they run: all of a seed before the next.
+
+    A centralized variant has one cell for each seed, on the IID partition or else the first.
+    """
 
     name: str
     cells: tuple[Cell, ...]
@@ -100,9 +105,9 @@ def make_grid(
     choices = _choices(values.pop("compare", None), flags, where)
     # A comparison needs neither; a variant or an override may still ask for them.
     values["trackers"] = []
-    override(values, "evaluation.local_only", False)
+    apply_override(values, "evaluation.local_only", False)
     for key, value in (overrides or {}).items():
-        override(values, key, value)
+        apply_override(values, key, value)
     base = parse_recipe(values, where)
     variants = _method_variants(base, choices) if variants is None else variants
     _check_equal_data(variants, overrides or {})
@@ -112,51 +117,10 @@ def make_grid(
         for seed in _seeds(choices.seeds)
         for partition in partitions.items()
         for variant in variants
+        if partition[0] in _partitions_of(variant, base, partitions)
     ]
     _check_distinct(cells)
     return Grid(base.name, tuple(cells), choices.target)
-
-
-def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
-    """A recipe file's values before validation, and its path for messages."""
-    path = find_recipe(str(source))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
-    values.setdefault("name", path.stem)
-    return values, str(path)
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=c` as its dotted key and its value, which is YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-
-
-def override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in nested mappings; a list's items are reached by index or by their `name`."""
-    *parents, last = key.split(".")
-    node: Any = values
-    for parent in parents:
-        if isinstance(node, list):
-            node = next((item for i, item in enumerate(node) if parent in (str(i), _name(item))), None)
-        else:
-            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise InputError(f"the override {key}={value} has no place: {'.'.join(parents)} is no section of the recipe")
-    node[last] = copy.deepcopy(value)
-
-
-def _name(item: Any) -> Any:
-    return item.get("name") if isinstance(item, dict) else None
 
 
 def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,11 +194,18 @@ def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any])
 
 
 def _check_override_keys(overrides: Mapping[str, Any]) -> None:
-    methods = get_args(Recipe.model_fields["method"].annotation)
     for key in overrides:
-        method = key.partition("+")[0]
-        if method and methods and method not in methods:
-            raise InputError(f"compare.overrides names the method {method!r}{did_you_mean(method, methods)}")
+        method, plus, head = key.partition("+")
+        if method or not plus:
+            _check_name(key, "method", method, Recipe.model_fields["method"].annotation)
+        if plus:
+            _check_name(key, "head", head, Head.model_fields["kind"].annotation)
+
+
+def _check_name(key: str, what: str, name: str, literal: Any) -> None:
+    valid = get_args(literal)
+    if name not in valid:
+        raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
 
 
 def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
@@ -246,6 +217,13 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
     own = base.partition
     label = ":".join([own.kind, *(str(getattr(own, name)) for name in _PARAMETERS[own.kind])])
     return {label: dict(section)}
+
+
+def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:
+    """All, but of a centralized variant one: it holds all data in one place, so each would run the same again."""
+    if variant.overrides.get("method", base.method) != "centralized":
+        return partitions
+    return [IID if IID in partitions else next(iter(partitions))]
 
 
 def _seeds(seeds: int | list[int]) -> Sequence[int]:
@@ -263,10 +241,10 @@ def _cell(
     mine = copy.deepcopy(dict(values))
     identity = {key: value for key, value in variant.overrides.items() if key in ("method", "head.kind")}
     for key, value in {**variant.overrides, **last, **identity}.items():
-        override(mine, key, value)
+        apply_override(mine, key, value)
     label, section = partition
     mine.update(partition=section, seed=seed)
-    override(mine, "engine.workers", 1)  # the cells are what runs side by side
+    apply_override(mine, "engine.workers", 1)  # the cells are what runs side by side
     name = f"{variant.label}, {label}, seed {seed}"
     return Cell(variant.label, label, seed, parse_recipe(mine, f"{where} for the cell {name}"))
 

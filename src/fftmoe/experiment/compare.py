@@ -1,6 +1,7 @@
 """`fftmoe compare`: one recipe over methods, heads, partitions and seeds; stopped ones go on where they were."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -74,11 +75,8 @@ def compare(
         "target": target,
     }
     grid = make_grid(recipe, flags, variants, overrides)
-    pending = [cell for cell in grid.cells if not _is_finished(cell, output)]
-    if not (output / "cells").is_dir():
-        check_output(output)  # another comparison's folder would have them
-    with disk_errors(output):
-        (output / "cells").mkdir(parents=True, exist_ok=True)
+    pending = [cell for cell in grid.cells if not is_finished(cell, output)]
+    _make_folder(output)
     _say_what_comes(grid, len(pending), progress)
     _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
     comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
@@ -86,6 +84,13 @@ def compare(
     write_atomically(output / "comparison.json", text.encode() + b"\n")
     write_atomically(output / "comparison.html", comparison_page(comparison).encode())
     return comparison
+
+
+def _make_folder(output: Path) -> None:
+    if not (output / "cells").is_dir():
+        check_output(output)  # another comparison's folder would have them
+    with disk_errors(output):
+        (output / "cells").mkdir(parents=True, exist_ok=True)
 
 
 def _listed(values: Sequence[Any] | None) -> list[Any] | None:
@@ -97,17 +102,18 @@ def _num_workers(workers: int | Literal["auto"], num_cells: int) -> int:
     return max(1, min(wanted, num_cells))
 
 
-def _folder(cell: Cell, output: Path) -> Path:
+def cell_folder(cell: Cell, output: Path) -> Path:
+    """The folder of a cell's run below the comparison's."""
     return output / "cells" / cell.path
 
 
-def _is_finished(cell: Cell, output: Path) -> bool:
+def is_finished(cell: Cell, output: Path) -> bool:
     """Whether the cell has a summary, which is written last.
 
     Raises:
         InputError: it was run with another recipe.
     """
-    folder = _folder(cell, output)
+    folder = cell_folder(cell, output)
     if not (folder / "summary.json").is_file():
         return False
     another = f"; name another folder with --output, or remove {folder}"
@@ -139,8 +145,10 @@ def _first_difference(a: Any, b: Any, path: tuple[str, ...] = ()) -> tuple[str, 
 def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
     counts = {what: len({getattr(cell, what) for cell in grid.cells}) for what in ("variant", "partition", "seed")}
     parts = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items()]
+    once = "; centralized on one partition" * (len(grid.cells) < math.prod(counts.values()))
     done = len(grid.cells) - num_pending
-    progress.say(f"{len(grid.cells)} cells ({' × '.join(parts)})" + (f", {done} of them finished already" * bool(done)))
+    finished = f", {done} of them finished already" * bool(done)
+    progress.say(f"{len(grid.cells)} cells ({' × '.join(parts)}{once}){finished}")
 
 
 def _run_cells(
@@ -148,7 +156,7 @@ def _run_cells(
 ) -> None:
     """Run them all; one that fails leaves `failed.txt` in its folder and stops no other."""
     started = time.monotonic()
-    jobs = [(cell.recipe, _folder(cell, output)) for cell in cells]
+    jobs = [(cell.recipe, cell_folder(cell, output)) for cell in cells]
     with closing(run_jobs(jobs, partial(run_cell, keep=keep), workers, deadline)) as ends:
         for count, (index, reason) in enumerate(ends, 1):
             cell, (_, folder) = cells[index], jobs[index]
@@ -174,7 +182,7 @@ def run_cell(recipe: Recipe, folder: Path, keep: bool = False) -> None:
 
 def read_cell(cell: Cell, output: Path) -> CellResult:
     """What a cell has left: its numbers, why it failed, or nothing."""
-    folder = _folder(cell, output)
+    folder = cell_folder(cell, output)
     recipe = cell.recipe
     place = (cell.variant, recipe.method, recipe.head.kind, cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
@@ -185,6 +193,25 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     if (folder / "failed.txt").is_file():
         return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()))
     return CellResult(*place, "not run")
+
+
+def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A finished cell from its numbers: what `read_cell` reads, and `compare` takes for a cell that it need not run.
+
+    Args:
+        summary: at least `accuracy`.
+        rows: each with `ROW_KEYS`.
+    """
+    _make_folder(output)
+    folder = cell_folder(cell, output)
+    with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    config = yaml.safe_dump(cell.recipe.model_dump(mode="json"), sort_keys=False)
+    write_atomically(folder / "config.yaml", config.encode())
+    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    write_atomically(folder / "summary.json", text.encode() + b"\n")  # last: it means a whole run
 
 
 def _first_line(text: str) -> str:

@@ -1,12 +1,15 @@
 """From a recipe to examples: texts as tokens, or images as pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, default_cache_dir, load_images, load_source, tokenize_cached
+from fftmoe.rng import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,27 @@ class Loaded:
 
 
 def load_examples(recipe: Recipe) -> Loaded:
-    """The recipe's training and test examples.
+    """The recipe's training and test examples, or the subset of them that it asks for.
 
     Raises:
         InputError: the data or the model cannot be read.
     """
-    return _images(recipe) if recipe.backbone.task == "image-classification" else _texts(recipe)
+    loaded = _images(recipe) if recipe.backbone.task == "image-classification" else _texts(recipe)
+    train = _subset(len(loaded.train), recipe.data.train_examples, "train")
+    test = _subset(len(loaded.test), recipe.data.test_examples, "test")
+    return replace(
+        loaded,
+        train=loaded.train if train is None else loaded.train.select(train),
+        test=loaded.test if test is None else loaded.test.select(test),
+        groups=loaded.groups if train is None or loaded.groups is None else [loaded.groups[i] for i in train],
+    )
+
+
+def _subset(num_examples: int, wanted: int | None, split: str) -> np.ndarray | None:
+    """Rows in ascending order; None for all. The recipe's seed has no part in it, so seeds share their data."""
+    if wanted is None or wanted >= num_examples:
+        return None
+    return np.sort(numpy_generator(0, "subset", split).choice(num_examples, wanted, replace=False))
 
 
 def _texts(recipe: Recipe) -> Loaded:

@@ -59,6 +59,8 @@ def _curves(cells: Sequence[CellResult], partition: str) -> Figure:
     looks = _looks(cells, variants)
     for variant in variants:
         points = curve(cells, variant, partition)
+        if not points:
+            continue
         style = ("-", "--", ":", "-.")[heads.index(head_of(cells, variant)) % 4]
         accuracies = [p.accuracy for p in points]
         for axes, across in ((left, [p.round for p in points]), (right, [p.bytes / 2**20 for p in points])):

@@ -1,0 +1,185 @@
+"""The committed numbers of a grid: a line for every cell, from which a machine with an empty work folder goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from fftmoe.config import Recipe
+from fftmoe.errors import InputError
+from fftmoe.experiment.cells import Cell
+from fftmoe.experiment.compare import ROW_KEYS, is_finished, read_cell, write_cell
+from fftmoe.report.comparison import CellResult, distinct
+from fftmoe.store import disk_errors, write_atomically
+
+KEPT = (
+    "accuracy",
+    "client_accuracy",
+    "personal_accuracy",
+    "bytes_up",
+    "bytes_down",
+    "client_seconds",
+    "seconds",
+    "trainable_parameters",
+)
+# Digits kept of the rounds' numbers.
+DIGITS = {"accuracy": 6, "client_seconds": 2}
+# Of a recipe, what differs between machines and changes no figure.
+ELSEWHERE = {"data": {"source"}, "backbone": {"model"}, "engine": True, "trackers": True}
+
+Line = dict[str, Any]
+Key = tuple[str, str, str, int]  # (data, variant, partition, seed)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One data set of the grid.
+
+    Attributes:
+        overrides: where this machine holds what the recipe names.
+        folder: of its comparison.
+        cells: of all seeds.
+    """
+
+    name: str
+    file: Path
+    overrides: Mapping[str, str]
+    folder: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order in which they run."""
+        return distinct(cell.seed for cell in self.cells)
+
+    def lines(self) -> Iterator[Line]:
+        """Of every cell, what is committed of it."""
+        for cell in self.cells:
+            yield numbers_of(cell, read_cell(cell, self.folder), self.name)
+
+
+def digest(recipe: Recipe) -> str:
+    """Equal for cells that give the same figures wherever they are run."""
+    values = recipe.model_dump(mode="json", exclude=ELSEWHERE)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def numbers_of(cell: Cell, result: CellResult, data: str) -> Line:
+    """What is committed of a cell; its rounds as lists in the order of `ROW_KEYS`."""
+    coordinates = {key: getattr(result, key) for key in ("variant", "method", "head", "partition", "seed", "status")}
+    line = {"data": data, **coordinates, "digest": digest(cell.recipe)}
+    if result.status == "done":
+        line |= {key: result.summary[key] for key in KEPT if key in result.summary}
+        line["rows"] = [[_rounded(key, row[key]) for key in ROW_KEYS] for row in result.rows]
+    return line
+
+
+def _rounded(key: str, value: Any) -> Any:
+    return round(value, DIGITS[key]) if key in DIGITS else value
+
+
+def _contents(line: Line) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Of a finished cell's line, what `numbers_of` kept: the summary and the rounds."""
+    rows: list[dict[str, Any]] = [dict(zip(ROW_KEYS, row, strict=True)) for row in line["rows"]]
+    by_round = {str(row["round"]): row["accuracy"] for row in rows}
+    return {**{key: line[key] for key in KEPT if key in line}, "accuracy_by_round": by_round}, rows
+
+
+def _key(line: Line) -> Key:
+    return line["data"], line["variant"], line["partition"], line["seed"]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a results file, each with the record of the machine that ran it; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        values = json.loads(path.read_text())
+        machines = values["machines"]
+        return [{**line, "machine": _at(machines, line["machine"])} for line in values["cells"]]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"cannot read the results {path}: {error!r}; remove it, or name another --results") from error
+
+
+def _at(machines: Sequence[Any], index: int | None) -> Any:
+    return None if index is None else machines[index]
+
+
+class GridResults:
+    """The results file, while one call of the benchmark runs these pieces."""
+
+    def __init__(self, path: Path, scale: str, pieces: Sequence[Piece]) -> None:
+        self.path, self.scale, self.pieces = path, scale, pieces
+        self.machine = machine()
+        self.ran_on: dict[Key, Any] = {}  # of cells that this call need not run; None where nobody knows
+
+    def restore(self, say: Callable[[str], None]) -> None:
+        """Put the stored cells that this call would run the same into the work folder, as finished ones.
+
+        Raises:
+            InputError: the file cannot be read, or the work folder has a cell that was run with another recipe.
+        """
+        stored = {_key(line): line for line in read_lines(self.path) if line["status"] == "done"}
+        finished = [[is_finished(cell, piece.folder) for cell in piece.cells] for piece in self.pieces]
+        restored = outdated = 0
+        for piece, done in zip(self.pieces, finished, strict=True):
+            before = self._take_over(piece)
+            for cell, is_done, now in zip(piece.cells, done, piece.lines(), strict=True):
+                line = stored.get(_key(now))
+                if is_done:
+                    self.ran_on[_key(now)] = line["machine"] if line and _numbers(line) == _numbers(now) else before
+                elif line and line["digest"] == now["digest"]:
+                    write_cell(cell, piece.folder, *_contents(line))
+                    self.ran_on[_key(now)] = line["machine"]
+                    restored += 1
+                else:
+                    outdated += line is not None
+        if restored:
+            say(f"{restored} finished cells taken from {self.path}")
+        if outdated:
+            say(f"{outdated} cells in {self.path} are of other recipes than now and run again")
+
+    def _take_over(self, piece: Piece) -> Any:
+        """The machine of the last call that worked in the piece's folder, which is this one's from now on."""
+        path = piece.folder.with_name(f"{piece.folder.name}.machine.json")
+        before = json.loads(path.read_text()) if path.is_file() else None
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(self.machine).encode())
+        return before
+
+    def write(self) -> None:
+        """The lines of these pieces as they are now, and those of the others as the file has them."""
+        ours = {piece.name for piece in self.pieces}
+        lines = [line for line in read_lines(self.path) if line["data"] not in ours]
+        for piece in self.pieces:
+            lines += ({**line, "machine": self._machine_of(line)} for line in piece.lines())
+        lines.sort(key=lambda line: line["data"])  # stable: a data set's lines keep the order in which they run
+        machines: list[Any] = []
+        for line in lines:
+            line["machine"] = _index(machines, line["machine"])
+        text = ",\n".join(json.dumps(line, allow_nan=False) for line in lines)
+        head = f'{{"scale": {json.dumps(self.scale)}, "machines": {json.dumps(machines)}, "cells": [\n'
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, f"{head}{text}\n]}}\n".encode())
+
+    def _machine_of(self, line: Line) -> Any:
+        return self.ran_on.get(_key(line), self.machine) if line["status"] == "done" else None
+
+
+def _numbers(line: Line) -> Line:
+    """All but where it was run, as JSON gives it back."""
+    return json.loads(json.dumps({key: value for key, value in line.items() if key != "machine"}))
+
+
+def _index(machines: list[Any], record: Any) -> int | None:
+    """Of the record among the machines, to which it is added."""
+    if record is None:
+        return None
+    if record not in machines:
+        machines.append(record)
+    return machines.index(record)
