@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from fftmoe.errors import InputError
-from fftmoe.head import make_head
+from fftmoe.head import HeadSums, LeastSquares, make_head, solve_ridge
+from fftmoe.rng import generator
 
 
 def test_averaged_is_log_c_for_equal_logits():
@@ -45,3 +50,63 @@ def test_unknown_heads_and_single_labels_are_refused():
         make_head("average")
     with pytest.raises(InputError, match="at least 2 labels"):
         make_head("one-vs-all").init_bias(1)
+
+
+# Least squares
+
+
+def test_least_squares_is_the_squared_distance_to_the_label():
+    # Example 1: (0.5, 0.25, 0) to (1, 0, 0) is 0.25 + 0.0625. Example 2: (0, 0, 3) to (0, 0, 1) is 4.
+    logits, labels = torch.tensor([[0.5, 0.25, 0.0], [0.0, 0.0, 3.0]]), torch.tensor([0, 2])
+    assert float(LeastSquares(2.0).loss(logits, labels)) == pytest.approx(2 * (0.3125 + 4) / 2)
+    assert float(LeastSquares(1.0).loss(logits, labels)) == pytest.approx((0.3125 + 4) / 2)
+    assert float(LeastSquares().loss(F.one_hot(labels, 3).float(), labels)) == 0.0
+
+
+def test_a_closed_form_head_is_trained_with_by_least_squares_and_starts_without_bias():
+    head = make_head("closed-form")
+    assert isinstance(head, LeastSquares)
+    assert head.init_bias(5) == 0.0
+    assert make_head("averaged").loss(torch.zeros(1, 2), torch.tensor([0])) != head.loss(
+        torch.zeros(1, 2), torch.tensor([0])
+    )
+
+
+N, DIM, C = 43, 7, 5
+
+
+def linear_loss(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a linear head, and its gradients."""
+    weight, bias = weight.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
+    loss = LeastSquares().loss(x @ weight.T + bias, labels)
+    loss.backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    return loss.detach(), weight.grad, bias.grad
+
+
+@given(st.integers(0, 2**31))
+def test_the_closed_form_is_where_the_losss_gradient_vanishes(seed: int):
+    source = generator(seed, "rows")
+    x, labels = torch.randn(N, DIM, generator=source), torch.randint(0, C, (N,), generator=source)
+    weight, bias, _ = solve_ridge(HeadSums.of(x, labels, C), strength=1e-12)  # as good as without any
+    loss, *gradients = linear_loss(x, labels, weight, bias)
+    # A weight is rounded by 2^-24 of its size, about 0.1, and the gradient's Hessian is 20 times the gram's mean, ~1.
+    assert max(float(g.abs().max()) for g in gradients) < 1e-5
+    # Beside it it does not, and the loss is larger.
+    moved, *gradients = linear_loss(x, labels, weight + 0.1, bias)
+    assert max(float(g.abs().max()) for g in gradients) > 0.1
+    assert moved > loss
+
+
+def test_a_client_of_one_class_stops_pushing_once_its_label_is_met():
+    """Where cross-entropy still raises its class and lowers all others, whatever the logits."""
+    labels, met = torch.full((3,), 2), F.one_hot(torch.full((3,), 2), C).float()
+    pushes = {}
+    for kind in ("closed-form", "averaged"):
+        logits = met.clone().requires_grad_()
+        make_head(kind).loss(logits, labels).backward()
+        pushes[kind] = logits.grad
+    assert torch.equal(pushes["closed-form"], torch.zeros(3, C))
+    assert (pushes["averaged"][:, 2] < 0).all()
+    assert (pushes["averaged"][:, [0, 1, 3, 4]] > 0).all()

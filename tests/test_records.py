@@ -35,6 +35,7 @@ budgets = st.builds(
     top_k=st.integers(1, 9),
     experts=st.integers(1, 99),
     blocks=st.lists(st.integers(0, 23), max_size=3).map(tuple),
+    rank=st.integers(0, 99),
 )
 trainings = st.builds(
     Training,
@@ -42,6 +43,7 @@ trainings = st.builds(
     learning_rate=numbers,
     head_learning_rate=numbers,
     head_optimizer=st.sampled_from(["sgd", "adamw"]),
+    train_head=st.booleans(),
     local_epochs=st.none() | st.integers(1, 9),
     local_steps=st.none() | st.integers(1, 9),
     weight_decay=numbers,
@@ -66,10 +68,12 @@ def assert_equal_tensors(one: Tensors, two: Tensors) -> None:
         assert torch.equal(tensor, two[name]), name
 
 
-@given(budgets, trainings, experts, seeds, st.integers(0, 10**6))
+@given(budgets, trainings, experts, seeds, st.integers(0, 10**6), st.sampled_from(["train", "alone", "sums"]))
 @settings(deadline=None, max_examples=50)
-def test_a_plan_comes_back_as_it_was(budget: Budget, training: Training, held: Experts, seed: int, client_id: int):
-    plan = ClientPlan(round=3, client_id=client_id, seed=seed, budget=budget, experts=held, training=training)
+def test_a_plan_comes_back_as_it_was(
+    budget: Budget, training: Training, held: Experts, seed: int, client_id: int, task: str
+):
+    plan = ClientPlan(3, client_id, seed, budget, held, training, task)
     tensors = tensors_of(held, 1)
     back, back_tensors = unpack_plan(pack_plan(plan, tensors))
     assert back == plan
@@ -86,6 +90,12 @@ def test_an_update_comes_back_as_it_was(held: Experts, preferences: Experts, dat
     assert (back.round, back.client_id, back.num_examples) == (5, 17, 113)
     assert (back.experts, back.shares, back.preferences, back.metrics) == (held, shares, preferences, metrics)
     assert_equal_tensors(tensors, back.tensors)
+
+
+def test_a_plan_is_to_train_unless_it_says_otherwise():
+    training = Training(batch_size=1, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
+    plan = ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, training)
+    assert unpack_plan(pack_plan(plan, {}))[0].task == "train"
 
 
 def test_the_order_in_which_values_were_put_in_leaves_no_trace_in_the_bytes():

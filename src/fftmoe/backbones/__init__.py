@@ -17,5 +17,6 @@ from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.prefix import check_prefix as check_prefix
 from fftmoe.backbones.prefix import enable_resume as enable_resume
 from fftmoe.backbones.prefix import first_adapted_block as first_adapted_block
+from fftmoe.backbones.prefix import num_states as num_states
 from fftmoe.backbones.prefix import prefix_states as prefix_states
 from fftmoe.backbones.prefix import prefix_tensors as prefix_tensors

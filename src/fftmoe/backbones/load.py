@@ -188,7 +188,9 @@ def _lift_head(model: nn.Module, num_features: int, seed: int) -> None:
             f"{', '.join(type(head).__name__ for head in heads.values()) or 'absent'}; set backbone.pooling to mean, "
             "or head.features to linear"
         )
-    setattr(model, name, FourierHead(linear.in_features, num_features, linear.out_features, seed))
+    with torch.random.fork_rng(devices=[]):
+        lifted = FourierHead(linear.in_features, num_features, linear.out_features, seed)
+    setattr(model, name, lifted)
 
 
 def _fill_head_bias(model: nn.Module, value: float) -> None:

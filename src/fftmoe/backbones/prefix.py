@@ -60,6 +60,23 @@ def enable_resume(model: nn.Module, block: int) -> None:
     cast(Any, model).resume = _Resume(blocks, rest, stand_in)
 
 
+def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """S, the hidden states of each example of a batch, whatever is adapted."""
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise _Reached(arguments[0])
+
+    handle = _block_list(model).modules[0].register_forward_pre_hook(stop)
+    try:
+        with torch.no_grad():
+            model(**model_inputs(batch))
+    except _Reached as reached:
+        return reached.states.shape[1]
+    finally:
+        handle.remove()
+    raise AssertionError("a forward pass reaches the first block")
+
+
 @contextmanager
 def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
     """Within the context a forward pass starts with `states` [B, S, d]; None leaves the model as it is.

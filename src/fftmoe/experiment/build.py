@@ -6,9 +6,10 @@ from typing import Any
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.backbones import attach_adapter, load_backbone
+from fftmoe.backbones import attach_adapter, head_parameters, load_backbone
 from fftmoe.backbones.lora import lora_config, lora_modules, target_names
 from fftmoe.config import Recipe
+from fftmoe.errors import InputError
 from fftmoe.head import make_head
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -71,6 +72,20 @@ def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
     return attach_adapter(backbone, config)
 
 
+def check_head(recipe: Recipe, model: Any) -> None:
+    """Whether the sums give all of the model's head.
+
+    Raises:
+        InputError: the head is closed-form, and not one linear layer with a bias.
+    """
+    names = sorted(head_parameters(model))
+    if recipe.head.kind == "closed-form" and names != ["bias", "weight"]:
+        raise InputError(
+            f"a closed-form head is one linear layer with a bias, and this model's holds {', '.join(names) or 'none'}; "
+            "set backbone.pooling to mean"
+        )
+
+
 def fourier_features(recipe: Recipe) -> int:
     """Random features between the backbone and a closed-form head; 0 for none."""
     head = recipe.head
@@ -87,7 +102,10 @@ def pool_size(recipe: Recipe) -> int:
     settings = recipe.adapter
     if recipe.method != "flame":
         return settings.num_experts
-    experts = min((tier.experts for tier in recipe.budgets if tier.experts is not None), default=settings.num_experts)
+    stated = [tier.experts for tier in recipe.budgets if tier.experts is not None]
+    if len(stated) < len(recipe.budgets):
+        raise InputError("method flame gives every client the whole pool: state `experts` in every tier of `budgets`")
+    experts = min(stated)
     one = ExpertShape(dim=1, expert_dim=settings.expert_dim, shared_dim=settings.shared_dim)
     return one.block_parameters(experts) // one.parameters  # the model's dim cancels
 

@@ -1,18 +1,20 @@
 """The same adapter trained where all data is in one place: what a federation can hope for."""
 
-from fftmoe.config import Recipe
+import math
+
+from fftmoe.config import BudgetSection, Recipe
 
 
-def centralized(recipe: Recipe, num_examples: int) -> Recipe:
+def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
     """The recipe with one client of the largest tier that holds everything and does the work of a whole cohort.
 
     A round has as many steps as those of a round's clients together, so that curves can be laid over each other.
     """
-    federation, clients = recipe.federation, recipe.partition.num_clients or 1
+    federation = recipe.federation
     steps = federation.local_steps
     if steps is None:
-        steps = round((federation.local_epochs or 1) * num_examples / clients / federation.batch_size)
-    largest = max(recipe.budgets, key=lambda tier: (tier.experts or 0, tier.top_k or 0))
+        steps = round((federation.local_epochs or 1) * num_examples / num_clients / federation.batch_size)
+    largest = max(recipe.budgets, key=_size)
     tier = largest.model_copy(update={"fraction": 1.0})
     one_client = type(recipe.partition)(kind="iid", num_clients=1)
     one_cohort = federation.model_copy(
@@ -25,3 +27,9 @@ def centralized(recipe: Recipe, num_examples: int) -> Recipe:
         }
     )
     return recipe.model_copy(update={"partition": one_client, "budgets": [tier], "federation": one_cohort})
+
+
+def _size(tier: BudgetSection) -> tuple[float, ...]:
+    """Orders tiers as their budgets will be: all blocks before some, then what is stated, then the limits."""
+    limits = (tier.experts, tier.top_k, tier.memory_mib, tier.uplink_mib, tier.gflops, tier.deadline_seconds)
+    return (float(tier.blocks in (None, "all")), *(math.inf if limit is None else limit for limit in limits))

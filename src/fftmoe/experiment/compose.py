@@ -1,20 +1,20 @@
 """From a recipe to the parts of an experiment. Only this folder reads recipes; parts get plain arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import enable_resume, first_adapted_block, prefix_states
+from fftmoe.backbones import enable_resume, first_adapted_block, num_states
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
-from fftmoe.experiment.build import build_method, build_model, fit_budgets, shared_dim
+from fftmoe.experiment.build import build_method, build_model, check_head, fit_budgets, shared_dim
 from fftmoe.experiment.centralize import centralized
 from fftmoe.experiment.load import load_examples
 from fftmoe.experiment.prefix import with_prefix
@@ -73,9 +73,11 @@ def compose(recipe: Recipe) -> Experiment:
     """
     data = load_examples(recipe)
     if recipe.method == "centralized":
-        recipe = centralized(recipe, len(data.train))
+        clients = recipe.partition.num_clients or len(set(data.groups or ()))
+        recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
     partition = _partition(recipe, data.train.labels.numpy(), data.groups)
     model = build_model(recipe, data.label_names)
+    check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = ExpertShape(
@@ -205,7 +207,7 @@ def _mean_tokens(examples: Examples, model: Any) -> float:
     """Tokens of an average example; of images the patches and whatever the model adds to them."""
     batch = examples.batch([0])
     if "pixel_values" in batch:
-        return float(prefix_states(model, 1, batch).shape[1])
+        return float(num_states(model, batch))
     return float(examples.lengths.double().mean())
 
 

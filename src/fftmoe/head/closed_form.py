@@ -86,6 +86,8 @@ def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float
     # Every one-hot label has norm 1, so the labels' squared norm is N.
     residual = num_examples - 2 * (energy / shrunk).sum() + (energy * eigenvalues / shrunk**2).sum()
     freedom = float((eigenvalues / shrunk).sum())
-    if freedom >= num_examples:
+    # Sums travel in float32; this is what their rounding may have made of the residual, to first order.
+    noise = torch.finfo(torch.float32).eps * float(eigenvalues[-1]) * float((energy / shrunk**2).sum())
+    if freedom >= num_examples or residual <= noise:
         return float("inf")
     return float(residual) / num_examples / (1 - freedom / num_examples) ** 2
