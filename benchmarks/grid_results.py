@@ -62,8 +62,11 @@ class Piece:
 
 
 def digest(recipe: Recipe) -> str:
-    """Equal for cells that give the same figures wherever they are run."""
-    values = recipe.model_dump(mode="json", exclude=ELSEWHERE)
+    """Equal for cells that give the same figures wherever they are run.
+
+    Values at their defaults are left out, so that a key which recipes learn later changes no digest.
+    """
+    values = recipe.model_dump(mode="json", exclude=ELSEWHERE, exclude_defaults=True)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -91,6 +91,7 @@ class Adapter(Section):
     num_experts: Count
     expert_dim: Count
     shared_dim: Annotated[int, Field(ge=0)] = 0
+    shared_rank: Annotated[int, Field(ge=0)] = 0
     blocks: Blocks = "all"
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"

@@ -4,6 +4,7 @@ After `import fftmoe.adapter`, `peft.get_peft_model(model, MoeAdapterConfig(...)
 `peft.PeftModel.from_pretrained` loads it.
 """
 
+from fftmoe.adapter.attention import projection_parameters, shared_projections
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import block_dims
 from fftmoe.adapter.losses import (
@@ -31,8 +32,10 @@ __all__ = [
     "blocks",
     "expert_load",
     "mean_probs",
+    "projection_parameters",
     "record_routing",
     "router_z_loss",
+    "shared_projections",
     "skew",
     "target_load",
 ]

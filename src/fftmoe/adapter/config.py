@@ -22,6 +22,9 @@ class MoeAdapterConfig(PeftConfig):
     num_experts: int = field(default=16, metadata={"help": "Experts per block, M."})
     expert_dim: int = field(default=16, metadata={"help": "Hidden units per expert, H; multiples of 16 are fastest."})
     shared_dim: int = field(default=0, metadata={"help": "Hidden units of an expert that every token uses; 0: none."})
+    shared_rank: int = field(
+        default=0, metadata={"help": "Rank of an update of query and value that every token uses; 0: none."}
+    )
     top_k: int = field(default=2, metadata={"help": "Experts per token, K."})
     blocks: list[int] | str | None = field(
         default=None, metadata={"help": "Blocks to adapt: 'all' or None, 'last-N', or a list of indices."}
@@ -54,8 +57,9 @@ class MoeAdapterConfig(PeftConfig):
             raise InputError(
                 f"num_experts={self.num_experts} and expert_dim={self.expert_dim}: both must be at least 1"
             )
-        if self.shared_dim < 0:
-            raise InputError(f"shared_dim={self.shared_dim} must be at least 0 (no shared expert)")
+        for name in ("shared_dim", "shared_rank"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"{name}={value} must be at least 0 (nothing shared)")
         if not 1 <= self.top_k <= self.num_experts:
             raise InputError(
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "

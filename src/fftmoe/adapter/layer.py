@@ -1,18 +1,15 @@
 """A feed-forward network with the adapter beside it, as a PEFT layer."""
 
-from typing import NoReturn
-
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from fftmoe.adapter.attention import MoeTunerLayer
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site
 from fftmoe.adapter.moe import SparseMoe
-from fftmoe.errors import InputError
 from fftmoe.rng import generator
 
 
-class MoeLayer(nn.Module, BaseTunerLayer):
+class MoeLayer(nn.Module, MoeTunerLayer):
     """Wraps one feed-forward module; each named adapter is a SparseMoe in `moe_experts`.
 
     Active adapters are added one to another. While adapters are disabled the wrapped module is called alone.
@@ -82,13 +79,3 @@ class MoeLayer(nn.Module, BaseTunerLayer):
 
     def _present(self) -> list[SparseMoe]:
         return [moe for moe in self.active_moe() if moe.num_experts > 0]
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
-        """Refuses: which experts act depends on the input, so no fixed weight equals the adapter."""
-        raise InputError(
-            "a mixture-of-experts adapter cannot be merged into the backbone, because the experts it uses "
-            "depend on the input; keep it attached, or call unload() to drop it"
-        )
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""

@@ -8,17 +8,19 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from fftmoe.adapter.attention import MoeTunerLayer, SharedProjection, find_projections
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site, find_sites
 from fftmoe.adapter.layer import MoeLayer
 from fftmoe.adapter.moe import SparseMoe
+from fftmoe.rng import generator
 
 
 class MoeModel(BaseTuner):
     """What `get_peft_model(model, MoeAdapterConfig(...))` puts around the model."""
 
     prefix: str = "moe_"
-    tuner_layer_cls = MoeLayer
+    tuner_layer_cls = MoeTunerLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, MoeAdapterConfig)
@@ -31,9 +33,11 @@ class MoeModel(BaseTuner):
                 blocks=peft_config.blocks,
             )
         }
+        wanted = {site.block for site in self._sites.values()} if peft_config.shared_rank else set()
+        self._projections = find_projections(self.model, wanted)
         # A copy: what is saved stays what the user asked for, not this model's module names.
         resolved = copy.copy(peft_config)
-        resolved.target_modules = "|".join(re.escape(name) for name in self._sites)
+        resolved.target_modules = "|".join(re.escape(name) for name in (*self._sites, *self._projections))
         resolved.exclude_modules = None
         return resolved
 
@@ -48,6 +52,9 @@ class MoeModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, MoeAdapterConfig)
+        if current_key in self._projections:
+            self._share(peft_config, adapter_name, target, target_name, parent, current_key)
+            return
         if isinstance(target, MoeLayer):
             target.update_layer(adapter_name, peft_config)
             return
@@ -57,6 +64,28 @@ class MoeModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _share(
+        self,
+        peft_config: MoeAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        block, name = self._projections[current_key]
+        source = generator(peft_config.seed, "shared", block, name)
+        layer = target
+        if not isinstance(layer, SharedProjection):
+            assert isinstance(target, nn.Linear)
+            layer = SharedProjection(target, block, name)
+            layer.set_adapter(self.active_adapters)
+        layer.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.

@@ -56,11 +56,12 @@ def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
     if recipe.method in LORA:
         targets = target_names(backbone, blocks, recipe.lora.targets)
         return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
-    settings = recipe.adapter
+    settings, alone = recipe.adapter, recipe.method == "flame"
     config = MoeAdapterConfig(
-        num_experts=pool_size(recipe),
+        num_experts=pool_size(recipe, backbone),
         expert_dim=settings.expert_dim,
-        shared_dim=shared_dim(recipe),
+        shared_dim=0 if alone else settings.shared_dim,
+        shared_rank=0 if alone else settings.shared_rank,
         top_k=1,  # each client's budget sets its own
         blocks=list(blocks),
         activation=settings.activation,
@@ -92,22 +93,26 @@ def fourier_features(recipe: Recipe) -> int:
     return head.num_features if head.kind == "closed-form" and head.features == "fourier" else 0
 
 
-def shared_dim(recipe: Recipe) -> int:
-    """S. FLAME knows no shared expert."""
-    return 0 if recipe.method == "flame" else recipe.adapter.shared_dim
-
-
-def pool_size(recipe: Recipe) -> int:
-    """M. Clients of FLAME hold the whole pool, and share no expert, so theirs is what the smallest tier can hold."""
+def expert_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:
+    """What one expert and, with `shared`, what all clients share costs in a block of this backbone."""
     settings = recipe.adapter
+    dims = adapter.block_dims(model, settings.blocks)
+    block, dim = max(dims.items())
+    if not shared:
+        return ExpertShape(dim, settings.expert_dim)
+    projections = adapter.projection_parameters(model, block, settings.shared_rank)
+    return ExpertShape(dim, settings.expert_dim, settings.shared_dim, projections)
+
+
+def pool_size(recipe: Recipe, model: Any) -> int:
+    """M. Clients of FLAME hold the whole pool, and share nothing else, so theirs is what the smallest tier can hold."""
     if recipe.method != "flame":
-        return settings.num_experts
+        return recipe.adapter.num_experts
     stated = [tier.experts for tier in recipe.budgets if tier.experts is not None]
     if len(stated) < len(recipe.budgets):
         raise InputError("method flame gives every client the whole pool: state `experts` in every tier of `budgets`")
-    experts = min(stated)
-    one = ExpertShape(dim=1, expert_dim=settings.expert_dim, shared_dim=settings.shared_dim)
-    return one.block_parameters(experts) // one.parameters  # the model's dim cancels
+    shape = expert_shape(recipe, model)
+    return shape.block_parameters(min(stated)) // shape.parameters
 
 
 def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape) -> tuple[Budget, ...]:
@@ -117,7 +122,7 @@ def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: Expe
         InputError: a tier cannot hold LoRA of rank 1.
     """
     if recipe.method == "flame":
-        pool = pool_size(recipe)
+        pool = pool_size(recipe, model.get_base_model())
         return tuple(replace(tier, experts=pool, top_k=min(tier.top_k, pool)) for tier in tiers)
     if recipe.method not in LORA:
         return tuple(tiers)
@@ -148,7 +153,7 @@ def build_method(recipe: Recipe, model: Any, shape: ExpertShape, budgets: Mappin
     if recipe.method == "head-only":
         return HeadOnly(optimizer)
     if recipe.method == "flame":
-        pool = pool_size(recipe)
+        pool = pool_size(recipe, model.get_base_model())
         return Flame(budgets=budgets, shape=shape, num_experts=pool, optimizer=optimizer, seed=recipe.seed)
     method = _fft_moe(recipe, shape, budgets)
     return LocalOnly(method) if recipe.method == "local-only" else method

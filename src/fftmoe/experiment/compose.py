@@ -14,7 +14,7 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
-from fftmoe.experiment.build import build_method, build_model, check_head, fit_budgets, shared_dim
+from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets
 from fftmoe.experiment.centralize import centralized
 from fftmoe.experiment.load import load_examples
 from fftmoe.experiment.prefix import with_prefix
@@ -80,9 +80,7 @@ def compose(recipe: Recipe) -> Experiment:
     check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
-    shape = ExpertShape(
-        dim=next(iter(dims.values())), expert_dim=recipe.adapter.expert_dim, shared_dim=shared_dim(recipe)
-    )
+    shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     training = _training(recipe)
     tokens = _tokens_per_round(_mean_tokens(data.train, model), len(data.train), partition, training)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)

@@ -20,11 +20,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Shape of one expert: model dimension d, hidden units h; and hidden units S of the shared expert, 0 for none."""
+    """Shape of one expert: model dimension d, hidden units h; and of what is shared, 0 for none.
+
+    Attributes:
+        shared_dim: hidden units S of the shared expert.
+        projections: parameters of the shared update of attention in one block.
+    """
 
     dim: int
     expert_dim: int
     shared_dim: int = 0
+    projections: int = 0
 
     @property
     def parameters(self) -> int:
@@ -33,8 +39,8 @@ class ExpertShape:
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of the shared expert."""
-        return 2 * self.shared_dim * self.dim
+        """Parameters of what is shared, in one block."""
+        return 2 * self.shared_dim * self.dim + self.projections
 
     def block_parameters(self, experts: int) -> int:
         """Parameters of so many experts and the shared one."""
@@ -42,8 +48,8 @@ class ExpertShape:
 
     def flops_per_token(self, top_k: int, experts: int) -> int:
         """Adapter FLOPs of one token in one block, forward and backward (3 x forward), router included."""
-        hidden = top_k * self.expert_dim + self.shared_dim
-        return 3 * (2 * experts * self.dim + hidden * 4 * self.dim)
+        routed = 2 * experts * self.dim + top_k * self.expert_dim * 4 * self.dim
+        return 3 * (routed + 2 * self.shared_parameters)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ def resolve(
             f"{len(blocks) * shape.block_parameters(1) * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
             f"{len(blocks) * shape.block_parameters(1) * BYTES / MIB:.3f} MiB of uplink, but has "
             f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
-            "raise the limit, lower adapter.expert_dim or adapter.shared_dim, or give the tier fewer `blocks`"
+            "raise the limit, lower adapter.expert_dim, adapter.shared_dim or adapter.shared_rank, "
+            "or give the tier fewer `blocks`"
         )
     top_k = limits.top_k or min(experts, _affordable_top_k(limits, shape, experts, len(blocks), tokens_per_round))
     if top_k < 1:

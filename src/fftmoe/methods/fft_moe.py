@@ -13,7 +13,7 @@ from fftmoe import adapter
 from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest
-from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings, shared_names
+from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings, load_projections, shared_names
 from fftmoe.methods.residents import balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
@@ -71,6 +71,7 @@ class FftMoe:
                 tensors[f"shared.{block}.up"] = moe.shared_up.detach().clone()
                 tensors[f"shared.{block}.down"] = moe.shared_down.detach().clone()
             load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
+        tensors |= {name: p.detach().clone() for name, p in adapter.shared_projections(model).items()}
         return ServerState(round=0, tensors=tensors, load=load)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
@@ -92,7 +93,7 @@ class FftMoe:
             ids = torch.tensor(experts, dtype=torch.long)
             for part in ("router", "up", "down"):
                 tensors[f"blocks.{block}.{part}"] = state.tensors[f"blocks.{block}.{part}"][ids]
-            tensors |= {n: state.tensors[n] for n in shared_names(block) if n in state.tensors}
+            tensors |= {name: t for name, t in state.tensors.items() if name.startswith(f"shared.{block}.")}
             tensors[f"blocks.{block}.load"] = state.load[f"blocks.{block}"][ids].float()
         return tensors
 
@@ -146,6 +147,8 @@ class FftMoe:
             moe.load_experts(router[rows], up[rows], down[rows], budget.top_k)
             if moe.shared_up is not None:
                 moe.load_shared(*(tensors[name][rows] for name in shared_names(block)))
+        own = tuple(f"shared.{block}." for block in budget.blocks)
+        load_projections(model, {name: t for name, t in tensors.items() if name.startswith(own)})
         load_head(model, tensors)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:

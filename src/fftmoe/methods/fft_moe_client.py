@@ -56,6 +56,19 @@ def shared_names(block: int) -> tuple[str, str]:
     return f"shared.{block}.up", f"shared.{block}.down"
 
 
+def load_projections(model: Any, tensors: Tensors) -> dict[str, nn.Parameter]:
+    """Copy the shared updates of attention into the model; those that are not in `tensors` add nothing.
+
+    Returns:
+        the parameters of those that are, by their names.
+    """
+    shared = adapter.shared_projections(model)
+    with torch.no_grad():
+        for name, parameter in shared.items():
+            parameter.copy_(tensors[name]) if name in tensors else parameter.zero_()
+    return {name: parameter for name, parameter in shared.items() if name in tensors}
+
+
 class FftMoeSession:
     """One client's training of its resident experts, router rows and head. A context manager."""
 
@@ -105,6 +118,7 @@ class FftMoeSession:
             if moe.shared_up is not None and moe.shared_down is not None:
                 moe.load_shared(*(tensors[name] for name in shared_names(block)))
                 parameters |= dict(zip(shared_names(block), (moe.shared_up, moe.shared_down), strict=True))
+        parameters |= load_projections(model, tensors)
         return parameters | load_head(model, tensors, self.plan.training.train_head)
 
     def _router_residual(self, block: int) -> Tensor | float:

@@ -1,0 +1,122 @@
+"""The shared part of the adapter in attention: a low-rank update of query and value that every token uses.
+
+Experts sit beside the feed-forward network and see one token; what changes which tokens attend to which sits here.
+Its form is LoRA's (arXiv 2106.09685), y = W x + s B A x, with B starting at zero.
+"""
+
+import re
+from collections.abc import Collection
+from typing import NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from fftmoe.errors import InputError
+
+SCALE = 2.0  # s; LoRA's alpha is mostly twice the rank
+_PROJECTION = r"(?:.*\.)?(\d+)\..*?(query|value|q_proj|v_proj|q_lin|v_lin)(?:\.base_layer)?"
+
+
+class MoeTunerLayer(BaseTunerLayer):
+    """Any module that the adapter wraps."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        """Refuses: which experts act depends on the input, so no fixed weight equals the adapter."""
+        raise InputError(
+            "a mixture-of-experts adapter cannot be merged into the backbone, because the experts it uses "
+            "depend on the input; keep it attached, or call unload() to drop it"
+        )
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+
+class LowRank(nn.Module):
+    """x -> s B A x, A [r, d_in] uniform within 1 / sqrt(d_in), B [d_out, r] zero."""
+
+    def __init__(self, d_in: int, d_out: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.low_a = nn.Parameter((2 * torch.rand(rank, d_in, generator=generator) - 1) * d_in**-0.5)
+        self.low_b = nn.Parameter(torch.zeros(d_out, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] to [..., d_out], in x's dtype."""
+        return SCALE * (x @ self.low_a.to(x.dtype).T @ self.low_b.to(x.dtype).T)
+
+
+class SharedProjection(nn.Module, MoeTunerLayer):
+    """Wraps one linear projection of attention; each named adapter is a LowRank in `moe_shared`.
+
+    Args:
+        base_layer: the wrapped projection.
+        block: its block index. name: what the family calls it, such as "query".
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("moe_shared",)
+
+    def __init__(self, base_layer: nn.Linear, block: int, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.block, self.name = block, name
+        self.moe_shared = nn.ModuleDict()
+        self.merged_adapters = []
+
+    def update_layer(self, adapter_name: str, rank: int, generator: torch.Generator, inference_mode: bool) -> None:
+        """Adds the adapter `adapter_name`."""
+        linear = self.base_layer
+        low_rank = LowRank(linear.in_features, linear.out_features, rank, generator)
+        if linear.weight.device.type != "meta":
+            low_rank.to(linear.weight.device)
+        self.moe_shared[adapter_name] = low_rank
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def active(self) -> list[LowRank]:
+        """The active adapters of this projection."""
+        found = (self.moe_shared[name] for name in self.active_adapters if name in self.moe_shared)
+        return [low_rank for low_rank in found if isinstance(low_rank, LowRank)]
+
+    def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Calls the wrapped projection and adds the active adapters' output."""
+        y = self.base_layer(x, *args, **kwargs)
+        for low_rank in [] if self.disable_adapters else self.active():
+            y = y + low_rank(x)
+        return y
+
+
+def find_projections(model: nn.Module, blocks: Collection[int]) -> dict[str, tuple[int, str]]:
+    """The query and value projections of these blocks: module name -> (block index, what it is called).
+
+    Raises:
+        InputError: a block has none by a known name, as GPT-2's, which are fused with the key's.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for name, module in model.named_modules():
+        match = re.fullmatch(_PROJECTION, name)
+        if match and int(match[1]) in blocks and isinstance(module, nn.Linear):
+            found[name] = (int(match[1]), match[2])
+    missing = set(blocks) - {block for block, _ in found.values()}
+    if missing:
+        raise InputError(
+            f"blocks {sorted(missing)} of this model have no separate query and value projections for a shared "
+            "low-rank update; set shared_rank to 0, and shared_dim for a shared expert instead"
+        )
+    return found
+
+
+def projection_parameters(model: nn.Module, block: int, rank: int) -> int:
+    """Parameters that a shared update of this rank has in one block."""
+    names = find_projections(model, {block}) if rank else ()
+    linears = [model.get_submodule(name) for name in names]
+    return sum(rank * (m.in_features + m.out_features) for m in linears if isinstance(m, nn.Linear))
+
+
+def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The active adapter's shared updates by their names on the wire, `shared.{block}.{projection}.a` and `.b`."""
+    layers = [m for m in model.modules() if isinstance(m, SharedProjection) and m.active()]
+    parameters: dict[str, nn.Parameter] = {}
+    for layer in sorted(layers, key=lambda layer: (layer.block, layer.name)):
+        low_rank = layer.active()[0]
+        prefix = f"shared.{layer.block}.{layer.name}"
+        parameters |= {f"{prefix}.a": low_rank.low_a, f"{prefix}.b": low_rank.low_b}
+    return parameters
