@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fftmoe.errors import InputError
 
 SCALE = 2.0  # s; LoRA's alpha is mostly twice the rank
-_PROJECTION = r"(?:.*\.)?(\d+)\..*?(query|value|q_proj|v_proj|q_lin|v_lin)(?:\.base_layer)?"
+_PROJECTION = r"(?:.*\.)?(\d+)\.(?:.*\.)?(query|value|q_proj|v_proj|q_lin|v_lin)"
 
 
 class MoeTunerLayer(BaseTunerLayer):
@@ -87,28 +87,37 @@ class SharedProjection(nn.Module, MoeTunerLayer):
 def find_projections(model: nn.Module, blocks: Collection[int]) -> dict[str, tuple[int, str]]:
     """The query and value projections of these blocks: module name -> (block index, what it is called).
 
+    Those that an adapter wraps already count as well, so that another one can join it.
+
     Raises:
-        InputError: a block has none by a known name, as GPT-2's, which are fused with the key's.
+        InputError: a block lacks one of the two by a known name, as GPT-2's, which are fused with the key's.
     """
     found: dict[str, tuple[int, str]] = {}
     for name, module in model.named_modules():
         match = re.fullmatch(_PROJECTION, name)
-        if match and int(match[1]) in blocks and isinstance(module, nn.Linear):
+        if match and int(match[1]) in blocks and _linear(module):
             found[name] = (int(match[1]), match[2])
-    missing = set(blocks) - {block for block, _ in found.values()}
-    if missing:
+    # Every known name begins with the letter of what it is.
+    names = {block: {called[0] for owner, called in found.values() if owner == block} for block in blocks}
+    if missing := [block for block in sorted(names) if names[block] != {"q", "v"}]:
         raise InputError(
-            f"blocks {sorted(missing)} of this model have no separate query and value projections for a shared "
+            f"blocks {missing} of this model have no separate query and value projections for a shared "
             "low-rank update; set shared_rank to 0, and shared_dim for a shared expert instead"
         )
     return found
 
 
+def _linear(module: nn.Module) -> nn.Linear | None:
+    """The linear layer that a module is or wraps."""
+    inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return inner if isinstance(inner, nn.Linear) else None
+
+
 def projection_parameters(model: nn.Module, block: int, rank: int) -> int:
     """Parameters that a shared update of this rank has in one block."""
     names = find_projections(model, {block}) if rank else ()
-    linears = [model.get_submodule(name) for name in names]
-    return sum(rank * (m.in_features + m.out_features) for m in linears if isinstance(m, nn.Linear))
+    linears = [linear for name in names if (linear := _linear(model.get_submodule(name)))]
+    return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
 
 
 def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:

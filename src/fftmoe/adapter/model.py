@@ -76,16 +76,16 @@ class MoeModel(BaseTuner):
     ) -> None:
         block, name = self._projections[current_key]
         source = generator(peft_config.seed, "shared", block, name)
-        layer = target
-        if not isinstance(layer, SharedProjection):
-            assert isinstance(target, nn.Linear)
-            layer = SharedProjection(target, block, name)
-            layer.set_adapter(self.active_adapters)
+        if isinstance(target, SharedProjection):
+            target.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
+            return
+        assert isinstance(target, nn.Linear)
+        layer = SharedProjection(target, block, name)
+        layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
+        self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.
