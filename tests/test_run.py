@@ -380,6 +380,93 @@ def test_a_plan_writes_nothing_and_reads_well(
     assert list(tmp_path.iterdir()) == []
 
 
+CLOSED = "head={kind: closed-form}"
+
+
+def planned(cli: Cli, recipe_file: Path, *overrides: str) -> tuple[dict[str, Any], str]:
+    """What `plan` tells programs and what it tells people."""
+    sets = [part for override in overrides for part in ("--set", override)]
+    outcome, shown = cli("plan", recipe_file, "--json", *sets), cli("plan", recipe_file, *sets)
+    assert (outcome.status, shown.status) == (0, 0), outcome.err + shown.err
+    return json.loads(outcome.out), shown.out
+
+
+def test_the_sums_of_a_solved_head_are_planned_to_the_byte(run: Run, cli: Cli, recipe_file: Path):
+    settings = ("head={kind: closed-form, update: frozen}", "evaluation.local_only=false", "federation.rounds=1")
+    one = planned(cli, recipe_file, "method=centralized", *settings)[0]["sums"]
+    first = run("method=centralized", *settings).metrics[0]
+    assert (first["bytes_down"], first["bytes_up"]) == (one["bytes_down"], one["bytes_up"])
+    seven = planned(cli, recipe_file, *settings)[0]["sums"]
+    first = run(*settings).metrics[0]
+    for key in ("bytes_down", "bytes_up"):
+        assert abs(first[key] - 7 * seven[key]) < 7 * 32  # seeds and numbers of examples are of unlike lengths
+    # In float32 the triangle of 21 x 21, and 21 x 3.
+    assert 4 * (21 * 22 // 2 + 21 * 3) < seven["bytes_up"] < 4 * (21 * 22 // 2 + 21 * 3) + 512
+
+
+@pytest.mark.parametrize("head", ["update: frozen", "update: trained, learning_rate: 0.01", "every: 1", "every: 2"])
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_plan_counts_how_often_a_head_is_solved(
+    run: Run, cli: Cli, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, head: str, rounds: int
+):
+    module = sys.modules["fftmoe.experiment.run"]
+    solve, solved = module.solve_head, []
+
+    def recorded(state: Any, updates: Any) -> Any:
+        solved.append(state.round)
+        return solve(state, updates)
+
+    monkeypatch.setattr(module, "solve_head", recorded)
+    settings = (f"head={{kind: closed-form, {head}}}", f"federation.rounds={rounds}", "evaluation.local_only=false")
+    sums = planned(cli, recipe_file, *settings)[0]["sums"]
+    run(*settings)
+    assert sums["times"] == len(solved)
+    assert sums["every"] == (int(head[-1]) if head.startswith("every") else None)
+
+
+def test_a_plan_says_when_sums_are_sent(cli: Cli, recipe_file: Path):
+    known, shown = planned(cli, recipe_file, CLOSED)
+    size = f"{known['sums']['bytes_up'] / 1024:.1f} KiB"
+    assert f"and sends {size}, 3 times: before the first round, then after every round.\n" in shown
+    shown = planned(cli, recipe_file, "head={kind: closed-form, every: 2}")[1]
+    assert "2 times: before the first round, then after every 2 rounds and after the last.\n" in shown
+    shown = planned(cli, recipe_file, "head={kind: closed-form, update: frozen}")[1]
+    assert ", once, before the first round.\n" in shown
+    known, shown = planned(cli, recipe_file)
+    assert known["sums"] is None
+    assert "sums" not in shown
+
+
+@pytest.mark.parametrize("method", ["hetlora", "fedit"])
+def test_a_plan_of_lora_shows_ranks_and_no_experts(cli: Cli, recipe_file: Path, method: str):
+    known, shown = planned(cli, recipe_file, f"method={method}")
+    budgets = [tier["budget"]["rank"] for tier in known["tiers"]]
+    ranks = [tier["rank"] for tier in known["tiers"]]
+    assert budgets[0] < budgets[1]
+    # FedIT knows one rank, the smallest.
+    assert ranks == (budgets if method == "hetlora" else [budgets[0]] * 2)
+    for name, rank in zip(("small", "large"), ranks, strict=True):
+        assert re.search(rf"^ *{name} +\d+ +rank {rank} ", shown, re.MULTILINE)
+    assert "uses: LoRA's rank.\n" in shown
+    assert "expert" not in shown
+    assert len(re.findall(r"^client +\d+  (?:small|large) +\d+ examples$", shown, re.MULTILINE)) == 7
+
+
+def test_a_plan_of_the_head_alone_shows_no_experts(cli: Cli, recipe_file: Path):
+    known, shown = planned(cli, recipe_file, "method=head-only")
+    assert [tier["rank"] for tier in known["tiers"]] == [None, None]
+    assert len(re.findall(r"^ *(?:small|large) +\d+ +head ", shown, re.MULTILINE)) == 2
+    assert "expert" not in shown
+    assert "uses:" not in shown
+
+
+def test_a_plan_of_experts_shows_how_many_are_used(cli: Cli, recipe_file: Path):
+    known, shown = planned(cli, recipe_file)
+    assert [tier["rank"] for tier in known["tiers"]] == [None, None]
+    assert re.search(r"^ *small +\d+ +1 of 2 ", shown, re.MULTILINE)
+    assert "uses: experts a token activates" in shown
+
+
 @pytest.mark.parametrize(
     ("numbers", "text"), [((), ""), ((4,), "4"), ((0, 1, 2), "0-2"), ((0, 1, 3, 7, 8), "0-1 3 7-8")]
 )

@@ -16,7 +16,9 @@ from rich.table import Column, Table
 from fftmoe.errors import FftmoeError, InputError, RunError
 
 if TYPE_CHECKING:
-    from fftmoe.experiment import Forecast
+    from fftmoe.config import Recipe
+    from fftmoe.experiment import Forecast, TierCost
+    from fftmoe.experiment.plan import SumsCost
 
 INTERRUPTED = 130
 CLIENTS_SHOWN = 20
@@ -59,7 +61,7 @@ def run(
     console = Console()
     folder = output or Path("runs") / loaded.name
     result = experiment.run(loaded, folder, Progress(console))
-    _print_outcome(console, result.summary, result.folder, loaded.backbone.model, loaded.backbone.pooling)
+    _print_outcome(console, result.summary, result.folder, loaded)
 
 
 @app.command()
@@ -102,7 +104,7 @@ def compare(
 ) -> None:
     """Compare methods on equal data, cohorts and seeds; started again, it goes on where it stopped."""
     from fftmoe import experiment
-    from fftmoe.experiment.cells import parse_override
+    from fftmoe.config import parse_override
     from fftmoe.report.comparison_tables import print_comparison
     from fftmoe.report.progress import Progress
 
@@ -157,7 +159,9 @@ def predict(
 ) -> None:
     """Label texts with a finished run; prints one JSON object a line."""
     from fftmoe import experiment
+    from fftmoe.experiment.use import check_labels_texts
 
+    check_labels_texts(run)
     if file is not None:
         try:
             lines = file.read_text().splitlines()
@@ -169,7 +173,9 @@ def predict(
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _print_outcome(console: Console, summary: dict, folder: Path, model: str, pooling: str) -> None:
+def _print_outcome(console: Console, summary: dict, folder: Path, recipe: "Recipe") -> None:
+    from fftmoe.experiment.load import reads_images
+
     console.print(f"\naccuracy {summary['accuracy']:.3f} on the whole test set", highlight=False)
     tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary["accuracy_by_tier"].items())
     console.print(f"  used as each tier would: {tiers}", highlight=False)
@@ -187,7 +193,6 @@ def _print_outcome(console: Console, summary: dict, folder: Path, model: str, po
             highlight=False,
             soft_wrap=True,
         )
-    pool = "" if pooling == "mean" else f", pooling={pooling!r}"
     labels = len(json.loads((folder / "adapter" / "labels.json").read_text())["labels"])
     lines = (
         f"\nadapter  {folder / 'adapter'}",
@@ -195,25 +200,41 @@ def _print_outcome(console: Console, summary: dict, folder: Path, model: str, po
         "\nload it in Python:",
         "  import fftmoe",
         "  from peft import PeftModel",
-        f"  backbone = fftmoe.load_backbone({model!r}, num_labels={labels}{pool})",
+        f"  backbone = fftmoe.load_backbone({recipe.backbone.model!r}, num_labels={labels}{_load_options(recipe)})",
         f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
-        f"\nor label a text:  fftmoe predict {folder} 'some text'",
+        f"\nor measure it:  fftmoe evaluate {folder}"
+        if reads_images(recipe)
+        else f"\nor label a text:  fftmoe predict {folder} 'some text'",
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _load_options(recipe: "Recipe") -> str:
+    """The arguments of `load_backbone` that differ from its defaults, as Python."""
+    from fftmoe.experiment.build import fourier_features
+
+    backbone, lifted = recipe.backbone, fourier_features(recipe)
+    given = {
+        "task": "" if backbone.task == "sequence-classification" else backbone.task,
+        "pooling": "" if backbone.pooling == "mean" else backbone.pooling,
+        "fourier_features": lifted,
+    }
+    return "".join(f", {name}={value!r}" for name, value in given.items() if value)
 
 
 def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -> None:
     from fftmoe.report.progress import size
 
     heads = ("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
+    some_experts = any(forecast.experts.values())
     table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for tier in forecast.tiers:
         budget = tier.budget
         table.add_row(
             budget.name,
             str(len(tier.clients)),
-            f"{budget.top_k} of {budget.experts}",
+            _uses(tier, some_experts),
             ranges(budget.blocks),
             size(tier.bytes_down),
             size(tier.bytes_up),
@@ -222,13 +243,16 @@ def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -
             f"{tier.flops_per_token / 1e6:.2f}",
         )
     console.print(table)
+    uses = "experts a token activates, of those a client holds in each block" if some_experts else "LoRA's rank"
     for line in (
-        "uses: experts a token activates, of those a client holds in each block.",
+        *((f"uses: {uses}.",) if some_experts or forecast.tiers[0].rank else ()),
         "down, up: one client's messages in one round.",
         "memory: adapter and head with gradients and AdamW moments.",
         "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)} in each process.\n",
+        f"{size(forecast.backbone_bytes)} in each process.",
+        *((_sums_line(forecast.sums),) if forecast.sums else ()),
+        "",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     shown = list(forecast.experts.items())[: None if all_clients else CLIENTS_SHOWN]
@@ -236,9 +260,28 @@ def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -
     for client_id, experts in shown:
         held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in experts.items())
         facts = f"client {client_id:>3}  {tier_of[client_id]:<8} {forecast.num_examples[client_id]:>6} examples  "
-        console.print(facts + held, highlight=False, soft_wrap=True)
+        console.print((facts + held).rstrip(), highlight=False, soft_wrap=True)
     if len(shown) < len(forecast.experts):
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+
+
+def _uses(tier: "TierCost", some_experts: bool) -> str:
+    if tier.rank is not None:
+        return f"rank {tier.rank}"
+    return f"{tier.budget.top_k} of {tier.budget.experts}" if some_experts else "head"
+
+
+def _sums_line(sums: "SumsCost") -> str:
+    from fftmoe.report.progress import size
+
+    when = "once, before the first round"
+    if sums.every is not None:
+        then = "round" if sums.every == 1 else f"{sums.every} rounds and after the last"
+        when = f"{sums.times} times: before the first round, then after every {then}"
+    return (
+        f"sums, from which the head is solved: besides, every client gets {size(sums.bytes_down)} and sends "
+        f"{size(sums.bytes_up)}, {when}."
+    )
 
 
 def _listed(text: str | None) -> list[str] | None:

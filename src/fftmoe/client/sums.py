@@ -1,4 +1,8 @@
-"""A client's part of a closed-form head: sums over its examples, which tell nothing of any single one."""
+"""A client's part of a closed-form head: sums over its examples, which are less than data and no protection of it.
+
+They hold how many examples of each label the client has, and the sum of their features. Of a label with one example
+that sum is the example's features; the sums of a client with one example are that example, its label included.
+"""
 
 from typing import Any
 

@@ -11,7 +11,6 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fftmoe.config import Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
-from fftmoe.config import parse_override as parse_override
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.comparison import IID

@@ -8,7 +8,17 @@ import numpy as np
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, default_cache_dir, load_images, load_source, tokenize_cached
+from fftmoe.data import (
+    Examples,
+    LabelledImages,
+    LabelledText,
+    default_cache_dir,
+    load_images,
+    load_source,
+    tokenize_cached,
+    tokenize_texts,
+)
+from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
 
@@ -34,7 +44,7 @@ def load_examples(recipe: Recipe) -> Loaded:
     Raises:
         InputError: the data or the model cannot be read.
     """
-    loaded = _images(recipe) if recipe.backbone.task == "image-classification" else _texts(recipe)
+    loaded = _images(recipe) if reads_images(recipe) else _texts(recipe)
     train = _subset(len(loaded.train), recipe.data.train_examples, "train")
     test = _subset(len(loaded.test), recipe.data.test_examples, "test")
     return replace(
@@ -43,6 +53,45 @@ def load_examples(recipe: Recipe) -> Loaded:
         test=loaded.test if test is None else loaded.test.select(test),
         groups=loaded.groups if train is None or loaded.groups is None else [loaded.groups[i] for i in train],
     )
+
+
+def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Examples:
+    """A whole split of the recipe's data, or of `source`, its labels numbered as in `label_names`.
+
+    Raises:
+        InputError: as `load_examples`; there is no such split, or the data has a label that is not in `label_names`.
+    """
+    section = recipe.data
+    source = source or section.source
+    if reads_images(recipe):
+        form = load_image_processor(recipe.backbone.model)
+        images = load_images(source, size=form.size, image=section.image, label=section.label)
+        labels = _renumbered(images, split, label_names, source)
+        chosen = replace(images.splits[split], labels=labels)
+        return chosen.examples(mean=form.mean, std=form.std, scale=form.scale)
+    tokenizer = load_tokenizer(recipe.backbone.model)
+    texts = load_source(source, text=section.text, label=section.label)
+    labels = _renumbered(texts, split, label_names, source)
+    return tokenize_texts(texts.splits[split].texts, labels, tokenizer, section.max_length)
+
+
+def reads_images(recipe: Recipe) -> bool:
+    """Whether examples are images; else they are texts."""
+    return recipe.backbone.task == "image-classification"
+
+
+def _renumbered(data: LabelledText | LabelledImages, split: str, label_names: Sequence[str], source: str) -> np.ndarray:
+    """The labels of a split, int64 [N], as indices into `label_names`."""
+    if split not in data.splits:
+        raise InputError(f"{source} has no split {split!r}; it has {', '.join(data.splits)}")
+    unknown = sorted(set(data.label_names) - set(label_names))
+    if unknown:
+        raise InputError(
+            f"{source} has labels that the run was not trained on: {', '.join(unknown[:5])}; "
+            f"the run knows {', '.join(label_names[:5])}, …"
+        )
+    number = np.array([label_names.index(name) for name in data.label_names])
+    return number[data.splits[split].labels]
 
 
 def _subset(num_examples: int, wanted: int | None, split: str) -> np.ndarray | None:

@@ -1,13 +1,19 @@
 """`fftmoe plan`: who gets what and what it costs, before anything trains."""
 
 from dataclasses import dataclass
+from math import ceil
+
+import torch
 
 from fftmoe import adapter
 from fftmoe.config import Recipe
 from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.head import HeadSums
 from fftmoe.methods.budget import TRAINING_COPIES
-from fftmoe.records import Budget, ClientPlan, Experts, ServerState, pack_plan, pack_update
+from fftmoe.methods.lora import LoraMethod
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
+from fftmoe.server.solve import plan_sums
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class TierCost:
         bytes_down: of the real first message. bytes_up: at most (every resident expert was trained).
         adapter_bytes: resident experts, router rows and head. training_bytes: with gradients and AdamW moments.
         flops_per_token: adapter only, forward and backward.
+        rank: of LoRA; None for methods that train no LoRA.
     """
 
     budget: Budget
@@ -28,13 +35,35 @@ class TierCost:
     adapter_bytes: int
     training_bytes: int
     flops_per_token: int
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class SumsCost:
+    """What a closed-form head costs every client, whatever its tier and beside the rounds.
+
+    Attributes:
+        bytes_down: of the first client's message before the first round; others differ by a few bytes of header, and
+            with FLoRA, which sends what has been merged, later ones are larger. `bytes_up`: likewise.
+        times: exchanges in the whole run, the first before the first round.
+        every: rounds from one exchange to the next, and there is one after the last round; None: no more follow.
+    """
+
+    bytes_down: int
+    bytes_up: int
+    times: int
+    every: int | None
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of a run: costs by tier, every client's first experts, and the backbone's size in each process."""
+    """The plan of a run: costs by tier, every client's first experts, and the backbone's size in each process.
+
+    `sums` is None where the head is not closed-form.
+    """
 
     tiers: tuple[TierCost, ...]
+    sums: SumsCost | None
     experts: dict[int, Experts]
     num_examples: tuple[int, ...]
     backbone_bytes: int
@@ -57,6 +86,7 @@ def forecast(recipe: Recipe) -> Forecast:
     backbone = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     return Forecast(
         tiers=tuple(_cost(experiment, tier, plans, state) for tier in experiment.tiers),
+        sums=_sums_cost(experiment, state) if recipe.head.kind == "closed-form" else None,
         experts={client_id: client.experts for client_id, client in plans.items()},
         num_examples=tuple(len(rows) for rows in experiment.partition.indices),
         backbone_bytes=backbone,
@@ -80,6 +110,22 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
         adapter_bytes=4 * parameters,
         training_bytes=4 * parameters * TRAINING_COPIES,
         flops_per_token=_flops_per_token(experiment, tier),
+        rank=experiment.method.rank(tier) if isinstance(experiment.method, LoraMethod) else None,
+    )
+
+
+def _sums_cost(experiment: Experiment, state: ServerState) -> SumsCost:
+    method, recipe = experiment.method, experiment.recipe
+    (client,) = plan_sums(method, state, [0], experiment.largest, experiment.training, recipe.seed).clients
+    num_labels, num_features = state.tensors["head.weight"].shape
+    zeros = HeadSums(torch.zeros(num_features + 1, num_features + 1), torch.zeros(num_features + 1, num_labels))
+    update = ClientUpdate(state.round, client.client_id, len(experiment.partition.indices[0]), zeros.to_tensors())
+    every = recipe.head.every if recipe.head.update == "resolved" else None
+    return SumsCost(
+        bytes_down=len(pack_plan(client, method.download(state, client))),
+        bytes_up=len(pack_update(update)),
+        times=1 + (ceil(recipe.federation.rounds / every) if every else 0),
+        every=every,
     )
 
 

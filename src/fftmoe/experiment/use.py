@@ -1,7 +1,7 @@
-"""Use a finished run: measure it on data, or label texts."""
+"""Use a finished run: measure it on texts or images, or label texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from fftmoe import adapter
 from fftmoe.backbones import load_adapter, load_backbone, load_tokenizer
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import LabelledText, Split, TokenizedText, load_source, tokenize_texts
+from fftmoe.data import tokenize_texts
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy_by_class, predict_logits
 from fftmoe.experiment.build import fourier_features
+from fftmoe.experiment.load import load_split, reads_images
 from fftmoe.store import read_labels, read_run
 
 
@@ -24,7 +25,6 @@ class Trained:
     recipe: Recipe
     label_names: tuple[str, ...]
     model: Any
-    tokenizer: Any
 
 
 def load_run(folder: Path, top_k: int | None = None) -> Trained:
@@ -36,8 +36,7 @@ def load_run(folder: Path, top_k: int | None = None) -> Trained:
     Raises:
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
-    values = read_run(folder)
-    recipe = parse_recipe(values, str(folder / "config.yaml"))
+    recipe = _recipe(folder)
     label_names = read_labels(folder / "adapter")
     backbone = load_backbone(
         recipe.backbone.model,
@@ -50,7 +49,7 @@ def load_run(folder: Path, top_k: int | None = None) -> Trained:
     if top_k is not None:
         for moe in adapter.blocks(model).values():
             moe.view(top_k)
-    return Trained(recipe, label_names, model, load_tokenizer(recipe.backbone.model))
+    return Trained(recipe, label_names, model)
 
 
 def evaluate_run(folder: Path, source: str | None = None, split: str = "test", top_k: int | None = None) -> dict:
@@ -60,9 +59,7 @@ def evaluate_run(folder: Path, source: str | None = None, split: str = "test", t
         `accuracy`, `num_examples` and `accuracy_by_label`.
     """
     trained = load_run(folder, top_k)
-    data = trained.recipe.data
-    text = load_source(source or data.source, text=data.text, label=data.label)
-    examples = _tokenize(trained, _relabel(text, split, trained.label_names, source or data.source))
+    examples = load_split(trained.recipe, split, trained.label_names, source)
     predicted = predict_logits(trained.model, examples).argmax(1)
     by_class = accuracy_by_class(predicted, examples.labels, len(trained.label_names))
     return {
@@ -75,32 +72,37 @@ def evaluate_run(folder: Path, source: str | None = None, split: str = "test", t
 
 
 def predict_run(folder: Path, texts: Sequence[str], top_k: int | None = None) -> list[dict[str, Any]]:
-    """The label of each text, with its score: `{"text", "label", "score"}`; scores sum to 1 over the labels."""
+    """The label of each text, with its score: `{"text", "label", "score"}`; scores sum to 1 over the labels.
+
+    Raises:
+        InputError: as `load_run` and `check_labels_texts`, or there is no text.
+    """
+    check_labels_texts(folder)
     if not texts:
         raise InputError("there is no text to label; pass it as an argument, with --file, or on standard input")
     trained = load_run(folder, top_k)
-    split = Split(texts=tuple(texts), labels=np.zeros(len(texts), dtype=np.int64), columns={})
-    scores, labels = predict_logits(trained.model, _tokenize(trained, split)).softmax(1).max(1)
+    tokenizer = load_tokenizer(trained.recipe.backbone.model)
+    unknown = np.zeros(len(texts), dtype=np.int64)
+    examples = tokenize_texts(texts, unknown, tokenizer, trained.recipe.data.max_length)
+    scores, labels = predict_logits(trained.model, examples).softmax(1).max(1)
     return [
         {"text": text, "label": trained.label_names[int(label)], "score": float(score)}
         for text, label, score in zip(texts, labels, scores, strict=True)
     ]
 
 
-def _tokenize(trained: Trained, split: Split) -> TokenizedText:
-    return tokenize_texts(split.texts, split.labels, trained.tokenizer, trained.recipe.data.max_length)
+def check_labels_texts(folder: Path) -> None:
+    """Asked before texts are read, which may be typed at a terminal. What is no run at all `load_run` finds.
 
-
-def _relabel(text: LabelledText, split: str, label_names: Sequence[str], source: str) -> Split:
-    """The split with its labels numbered as the run numbers them."""
-    if split not in text.splits:
-        raise InputError(f"{source} has no split {split!r}; it has {', '.join(text.splits)}")
-    unknown = sorted(set(text.label_names) - set(label_names))
-    if unknown:
+    Raises:
+        InputError: the run is one on images.
+    """
+    if (folder / "config.yaml").is_file() and reads_images(_recipe(folder)):
         raise InputError(
-            f"{source} has labels that the run was not trained on: {', '.join(unknown[:5])}; "
-            f"the run knows {', '.join(label_names[:5])}, …"
+            f"the run in {folder} was trained on images, and predict labels texts only; "
+            f"measure it on labelled images with `fftmoe evaluate {folder}`"
         )
-    number = np.array([label_names.index(name) for name in text.label_names])
-    chosen = text.splits[split]
-    return replace(chosen, labels=number[chosen.labels])
+
+
+def _recipe(folder: Path) -> Recipe:
+    return parse_recipe(read_run(folder), str(folder / "config.yaml"))
