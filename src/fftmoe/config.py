@@ -255,10 +255,9 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if self.head.kind == "closed-form" and self.method == "local-only":
             raise ValueError("method local-only shares no sums to solve a head from; use head.kind=averaged")
-        if self.federation.server_optimizer != "sgd" and self.method in ("hetlora", "flora", "flexlora"):
+        if self.federation.server_optimizer != "sgd" and self.method in ("hetlora", "flora", "flexlora", "head-only"):
             raise ValueError(
-                f"method {self.method} merges factors in a way of its own and has no server optimizer; "
-                "use federation.server_optimizer=sgd"
+                f"method {self.method} has no place for a server optimizer; use federation.server_optimizer=sgd"
             )
         if not self.head.trained and self.method == "head-only" and self.head.update != "frozen":
             raise ValueError(

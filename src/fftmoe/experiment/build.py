@@ -151,7 +151,7 @@ def build_method(recipe: Recipe, model: Any, shape: ExpertShape, budgets: Mappin
         method = make(budgets=budgets, modules=lora_modules(model), seed=recipe.seed)
         return replace(method, optimizer=optimizer) if isinstance(method, FedIt) else method
     if recipe.method == "head-only":
-        return HeadOnly(optimizer)
+        return HeadOnly()
     if recipe.method == "flame":
         pool = pool_size(recipe, model.get_base_model())
         return Flame(budgets=budgets, shape=shape, num_experts=pool, optimizer=optimizer, seed=recipe.seed)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fftmoe.errors import InputError
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
@@ -18,7 +17,6 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 class HeadOnly:
     """Every client trains and sends the head. An adapter that the model has stays as attached, which adds nothing."""
 
-    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     name: str = "head-only"
 
     @property
@@ -60,7 +58,7 @@ class HeadOnly:
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """Averaged by examples."""
-        mean = DeltaMean(state, self.optimizer)
+        mean = DeltaMean(state)
         for update in updates:
             mean.add(update)
         return mean.finish()

@@ -1,6 +1,9 @@
 """The server's step from an aggregated delta, with its state kept per expert (docs/math.md, Server optimisers).
 
-A row (an expert, or a whole head tensor) that nobody trained keeps its weights and its moments bit for bit.
+A row (an expert, or a whole shared tensor) that nobody trained keeps its weights and its moments bit for bit.
+
+The head is averaged plainly whatever the optimiser: clients train it at a bold rate of its own, and under label skew
+its changes swing from round to round, which a momentum makes larger (docs/LOG.md).
 """
 
 from dataclasses import dataclass
@@ -37,6 +40,9 @@ class ServerOptimizer:
         new_tensors, new_state = dict(tensors), dict(state)
         for name in sorted(deltas):
             old = tensors[name]
+            if name.startswith("head."):
+                new_tensors[name] = (old.double() + deltas[name]).to(old.dtype)
+                continue
             rows = trained[name].view(-1, *[1] * (old.dim() - 1))
             step, moments = self._step(name, deltas[name], trained[name], rows, state)
             moved = (old.double() + self.learning_rate * step).to(old.dtype)
