@@ -141,6 +141,11 @@ class Head(Section):
         """Whether clients train it."""
         return self.kind != "closed-form" or self.update == "trained"
 
+    def solved_after(self, round: int, last: int) -> bool:
+        """Whether the head is solved once `round` of `last` rounds are done; 0 is before the first."""
+        again = self.update == "resolved" and (round % self.every == 0 or round == last)
+        return self.kind == "closed-form" and (round == 0 or again)
+
     @model_validator(mode="after")
     def _rate(self) -> "Head":
         if self.trained and self.learning_rate is None:

@@ -1,7 +1,6 @@
 """`fftmoe plan`: who gets what and what it costs, before anything trains."""
 
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 
@@ -120,12 +119,12 @@ def _sums_cost(experiment: Experiment, state: ServerState) -> SumsCost:
     num_labels, num_features = state.tensors["head.weight"].shape
     zeros = HeadSums(torch.zeros(num_features + 1, num_features + 1), torch.zeros(num_features + 1, num_labels))
     update = ClientUpdate(state.round, client.client_id, len(experiment.partition.indices[0]), zeros.to_tensors())
-    every = recipe.head.every if recipe.head.update == "resolved" else None
+    rounds = recipe.federation.rounds
     return SumsCost(
         bytes_down=len(pack_plan(client, method.download(state, client))),
         bytes_up=len(pack_update(update)),
-        times=1 + (ceil(recipe.federation.rounds / every) if every else 0),
-        every=every,
+        times=sum(recipe.head.solved_after(done, rounds) for done in range(rounds + 1)),
+        every=recipe.head.every if recipe.head.update == "resolved" else None,
     )
 
 

@@ -102,13 +102,12 @@ def _rounds(
 
 def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, ledger: Ledger) -> ServerState:
     """A closed-form head solved before the first round, then as the recipe's `head.update` says."""
-    head, last = experiment.recipe.head, experiment.recipe.federation.rounds
-    again = head.update == "resolved" and (state.round % head.every == 0 or state.round == last)
-    if head.kind != "closed-form" or not (state.round == 0 or again):
+    recipe = experiment.recipe
+    if not recipe.head.solved_after(state.round, recipe.federation.rounds):
         return state
     method, everyone = experiment.method, range(experiment.num_clients)
-    plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, experiment.recipe.seed)
-    updates = ledger.exchange(engine, plan, partial(experiment.method.download, state), lambda _: None)
+    plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)
+    updates = ledger.exchange(engine, plan, partial(method.download, state), lambda _: None)
     return solve_head(state, updates)
 
 
