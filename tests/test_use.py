@@ -14,7 +14,9 @@ from peft import PeftModel
 from PIL import Image
 
 from conftest import Cli, Outcome
-from fftmoe.config import parse_recipe
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.data import Examples
+from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy, accuracy_by_class, predict_logits
 from fftmoe.experiment.load import load_examples, load_split
 from fftmoe.rng import numpy_generator
@@ -149,6 +151,35 @@ def test_a_split_is_what_the_run_was_measured_on(vision: Ran):
         assert tensor.equal(other.batch([2, 0, 1])[name])
     swapped = load_split(recipe, "test", ("blue", "green", "red"))
     assert swapped.labels.equal(2 - one.labels)
+
+
+def with_validation(ran: Ran, **changes: int) -> Recipe:
+    values = yaml.safe_load((ran.folder / "config.yaml").read_text())
+    values["data"] |= changes
+    return parse_recipe(values, "values")
+
+
+def rows(examples: Examples) -> set[bytes]:
+    return {examples.batch([i])["pixel_values"].numpy().tobytes() for i in range(len(examples))}
+
+
+def test_held_out_rows_take_the_place_of_the_test_rows_and_leave_training(vision: Ran):
+    whole, held = (load_examples(with_validation(vision, **more)) for more in ({}, {"validation_examples": 5}))
+    assert len(held.test) == 5
+    assert len(held.train) == len(whole.train) - 5
+    assert rows(held.train) | rows(held.test) == rows(whole.train)
+    assert not rows(held.train) & rows(held.test)
+    smaller = load_examples(with_validation(vision, validation_examples=5, train_examples=3, test_examples=2))
+    assert rows(smaller.test) < rows(held.test)
+    assert rows(smaller.train) < rows(held.train)
+
+
+def test_holding_out_all_training_rows_is_refused(vision: Ran):
+    size = len(load_examples(with_validation(vision)).train)
+    with pytest.raises(
+        InputError, match=rf"data.validation_examples={size} leaves nothing of the {size} training rows"
+    ):
+        load_examples(with_validation(vision, validation_examples=size))
 
 
 # The Python that is printed

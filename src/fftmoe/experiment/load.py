@@ -45,14 +45,30 @@ def load_examples(recipe: Recipe) -> Loaded:
         InputError: the data or the model cannot be read.
     """
     loaded = _images(recipe) if reads_images(recipe) else _texts(recipe)
-    train = _subset(len(loaded.train), recipe.data.train_examples, "train")
-    test = _subset(len(loaded.test), recipe.data.test_examples, "test")
-    return replace(
-        loaded,
-        train=loaded.train if train is None else loaded.train.select(train),
-        test=loaded.test if test is None else loaded.test.select(test),
-        groups=loaded.groups if train is None or loaded.groups is None else [loaded.groups[i] for i in train],
-    )
+    section = recipe.data
+    if section.validation_examples is not None:
+        loaded = _held_out(loaded, section.validation_examples)
+    test = _subset(len(loaded.test), section.test_examples, "test")
+    loaded = replace(loaded, test=loaded.test if test is None else loaded.test.select(test))
+    train = _subset(len(loaded.train), section.train_examples, "train")
+    return loaded if train is None else _with_train(loaded, train)
+
+
+def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
+    groups = None if loaded.groups is None else [loaded.groups[i] for i in rows]
+    return replace(loaded, train=loaded.train.select(rows), groups=groups)
+
+
+def _held_out(loaded: Loaded, num_examples: int) -> Loaded:
+    """The data set with random training rows in the place of its test rows."""
+    size = len(loaded.train)
+    if num_examples >= size:
+        raise InputError(
+            f"data.validation_examples={num_examples} leaves nothing of the {size} training rows; lower it"
+        )
+    order = numpy_generator(0, "validation").permutation(size)
+    held, kept = np.sort(order[:num_examples]), np.sort(order[num_examples:])
+    return _with_train(replace(loaded, test=loaded.train.select(held)), kept)
 
 
 def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Examples:

@@ -1,14 +1,8 @@
-"""Recipes: strict YAML, `--set a.b=c` overrides, and messages that name the nearest valid key."""
+"""What a recipe may say: one strict section a class, each value checked where it is declared."""
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from fftmoe.errors import InputError, did_you_mean
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _number(value: object) -> object:
@@ -62,6 +56,8 @@ class Data(Section):
     """A hub id, a folder with train and test files, or `builtin:stdlib-docs`.
 
     `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.
+    `validation_examples` holds that many training rows out and measures on them in place of the test rows: settings
+    are chosen so, with the test set unseen.
     """
 
     source: str
@@ -71,6 +67,7 @@ class Data(Section):
     max_length: Count = 128
     train_examples: Count | None = None
     test_examples: Count | None = None
+    validation_examples: Count | None = None
 
 
 class PartitionSection(Section):
@@ -278,135 +275,3 @@ class Recipe(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"two tiers of `budgets` share a name ({', '.join(names)}); give each its own")
         return self
-
-
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
-
-    Args:
-        overrides: `a.b=c` each; the value is YAML; a list's items are reached by index or by their `name`.
-
-    Raises:
-        InputError: an unreadable file, unknown key, wrong type or contradiction.
-    """
-    values, where = read_recipe(source)
-    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
-    for text in overrides:
-        apply_override(values, *parse_override(text))
-    return parse_recipe(values, where)
-
-
-def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
-    """A recipe file's values before validation, its `compare:` section among them, and its path for messages."""
-    path = find_recipe(str(source))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the recipe {path}: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
-    values.setdefault("name", path.stem)
-    return values, str(path)
-
-
-def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Validate a recipe's values; `where` names their origin in messages."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"recipe {where}: " + "; ".join(_explain(e, values) for e in error.errors())) from None
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or at the top of a checkout."""
-    installed = Path(__file__).parent / "recipes"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
-
-
-def find_recipe(source: str) -> Path:
-    """The recipe's file, given as a path or as the name of a shipped one."""
-    if Path(source).is_file():
-        return Path(source)
-    shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
-    if source in shipped:
-        return shipped[source]
-    raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=c` as its dotted key and its value, which is YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML: {_one_line(error)}") from error
-
-
-def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b.c` in nested mappings; a list's items are reached by index or by their `name`."""
-    *parents, last = key.split(".")
-    node: Any = values
-    for depth, part in enumerate(parents):
-        if isinstance(node, dict):
-            node = node.setdefault(part, {})
-        elif part in (items := _items(node)):
-            node = items[part]
-        else:
-            raise _no_place(key, value, depth, items)
-    if not isinstance(node, dict):
-        raise _no_place(key, value, len(parents))
-    node[last] = copy.deepcopy(value)
-
-
-def _items(node: Any) -> dict[str, Any]:
-    """A list's items by their index and by their `name`; what is no list has none."""
-    items = {str(index): item for index, item in enumerate(node)} if isinstance(node, list) else {}
-    return items | {str(item["name"]): item for item in items.values() if isinstance(item, dict) and "name" in item}
-
-
-def _no_place(key: str, value: Any, depth: int, names: Iterable[str] = ()) -> InputError:
-    """What is at the first `depth` parts of `key` has nothing that the next part could name, only `names`."""
-    parts = key.split(".")
-    remedy = did_you_mean(parts[depth], names) if names else ""
-    return InputError(
-        f"the override {key}={value} has no place: {'.'.join(parts[:depth])} is no section of the recipe "
-        f"and has no {parts[depth]!r}{remedy}"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    """YAML's messages draw the place under the line; ours take one line."""
-    return " ".join(str(error).split())
-
-
-def _explain(error: Any, values: Any) -> str:
-    """One pydantic error as a sentence: where, what, which value, what would be valid."""
-    path = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
-    )
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
-    if error["type"] == "missing":
-        return f"missing key {path!r}; add it (recipes/quickstart.yaml shows every section)"
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
-        return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict) else f" (value: {error['input']!r})"
-    return f"{path + ': ' if path else ''}{message}{shown}"
-
-
-def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """The valid keys of the section at `location`."""
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        nested = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not nested:
-            break
-        section = nested[0]
-    return list(section.model_fields)

@@ -1,0 +1,96 @@
+"""From YAML to a validated recipe, with messages that name the nearest valid key."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fftmoe.config.overrides import apply_override, one_line, parse_override
+from fftmoe.config.schema import Recipe
+from fftmoe.errors import InputError, did_you_mean
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
+
+    Args:
+        overrides: `a.b=c` each; the value is YAML; a list's items are reached by index or by their `name`.
+
+    Raises:
+        InputError: an unreadable file, unknown key, wrong type or contradiction.
+    """
+    values, where = read_recipe(source)
+    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
+    for text in overrides:
+        apply_override(values, *parse_override(text))
+    return parse_recipe(values, where)
+
+
+def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
+    """A recipe file's values before validation, its `compare:` section among them, and its path for messages."""
+    path = find_recipe(str(source))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the recipe {path}: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
+    values.setdefault("name", path.stem)
+    return values, str(path)
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a recipe's values; `where` names their origin in messages."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {where}: " + "; ".join(_explain(e, values) for e in error.errors())) from None
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, or at the top of a checkout."""
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+def find_recipe(source: str) -> Path:
+    """The recipe's file, given as a path or as the name of a shipped one."""
+    if Path(source).is_file():
+        return Path(source)
+    shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
+    if source in shipped:
+        return shipped[source]
+    raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
+
+
+def _explain(error: Any, values: Any) -> str:
+    """One pydantic error as a sentence: where, what, which value, what would be valid."""
+    path = ".".join(
+        str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
+    )
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {path!r}; add it (recipes/quickstart.yaml shows every section)"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
+        return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" (value: {error['input']!r})"
+    return f"{path + ': ' if path else ''}{message}{shown}"
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The valid keys of the section at `location`."""
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        nested = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            break
+        section = nested[0]
+    return list(section.model_fields)
