@@ -101,6 +101,7 @@ class ServerState:
         optimizer: moments of the server optimiser, shaped as the tensors they belong to.
         load: `blocks.{i}` -> float64 [M], moving average of the share of routed slots per expert; sums to 1.
         preferences: client_id -> what that client last reported.
+        average: the moving average of `tensors` over the rounds (`server/average.py`); empty where none is kept.
     """
 
     round: int
@@ -108,6 +109,7 @@ class ServerState:
     optimizer: Tensors = field(default_factory=dict)
     load: Tensors = field(default_factory=dict)
     preferences: dict[int, Experts] = field(default_factory=dict)
+    average: Tensors = field(default_factory=dict)
 
 
 def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:

@@ -105,9 +105,12 @@ class ClientStateFiles:
         return self.folder / f"{client_id:06d}.safetensors"
 
 
+GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a server state
+
+
 def pack_state(state: ServerState) -> bytes:
     """The server state as safetensors with a JSON header; equal states give equal bytes."""
-    groups = {"tensors": state.tensors, "optimizer": state.optimizer, "load": state.load}
+    groups = {name: getattr(state, name) for name in GROUPS}
     flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
     return pack({"round": state.round, "preferences": state.preferences}, flat)
 
@@ -115,7 +118,7 @@ def pack_state(state: ServerState) -> bytes:
 def unpack_state(data: bytes) -> ServerState:
     """Inverse of `pack_state`."""
     header, flat = unpack(data)
-    groups: dict[str, Tensors] = {"tensors": {}, "optimizer": {}, "load": {}}
+    groups: dict[str, Tensors] = {name: {} for name in GROUPS}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor

@@ -123,6 +123,7 @@ class Head(Section):
     A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
     training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
     last (`resolved`).
+    `logit_adjustment` (tau, of an averaged head) makes up for a client's own label shares in its loss.
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
@@ -132,6 +133,7 @@ class Head(Section):
     num_features: Count = 2048
     update: Literal["frozen", "trained", "resolved"] = "resolved"
     every: Count = 1
+    logit_adjustment: NotNegative = 0.0
 
     @property
     def trained(self) -> bool:
@@ -147,6 +149,8 @@ class Head(Section):
     def _rate(self) -> "Head":
         if self.trained and self.learning_rate is None:
             raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
+        if self.logit_adjustment and self.kind != "averaged":
+            raise ValueError(f"a head of kind {self.kind} has no logit_adjustment; leave it out, or use kind averaged")
         return self
 
 
@@ -179,7 +183,10 @@ class BudgetSection(Section):
 
 
 class Federation(Section):
-    """Rounds, local training and aggregation."""
+    """Rounds, local training and aggregation.
+
+    `average_decay` above 0 serves a moving average of the global model over the rounds; 0.7 weighs about three.
+    """
 
     rounds: Count
     clients_per_round: Count
@@ -196,6 +203,7 @@ class Federation(Section):
     server_beta1: Fraction = 0.9
     server_beta2: Fraction = 0.99
     server_epsilon: Positive = 1e-3
+    average_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _one_length(self) -> "Federation":

@@ -19,6 +19,7 @@ from fftmoe.records import ServerState
 from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
+from fftmoe.server.average import averaged, served
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.store import RunFolder, check_output, pack_state, save_adapter
@@ -93,9 +94,12 @@ def _rounds(
             download = partial(method.download, state)
             updates = journal.ledger.exchange(engine, plan, download, journal.progress.client_done)
             state, diagnostics = apply_round(method, state, plan, updates)
+            state = averaged(state, recipe.federation.average_decay)
+            if t == num_rounds:
+                state = served(state)
             state = _solve_if_due(experiment, state, engine, journal.ledger)
             journal.folder.save_state(state)
-            metrics = measure(experiment, state, sample, states)
+            metrics = measure(experiment, served(state), sample, states)
             journal.write(state, diagnostics, metrics)
     return state, metrics
 

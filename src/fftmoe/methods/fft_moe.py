@@ -127,8 +127,8 @@ class FftMoe:
         deltas, trained = mean.mean()
         tensors, optimizer = self.optimizer.apply(state.tensors, deltas, trained, state.optimizer)
         load = {name: self._moving_load(u, routed[name]) for name, u in state.load.items()}
-        new_state = ServerState(state.round + 1, tensors, optimizer, load, preferences)
-        return new_state, {
+        new = {"tensors": tensors, "optimizer": optimizer, "load": load, "preferences": preferences}
+        return replace(state, round=state.round + 1, **new), {
             "train_loss": mean_loss(losses),
             "expert_load_cv": load_variation(routed),
             "experts_trained": _fraction_trained(trained),
