@@ -14,7 +14,6 @@ from peft import PeftModel, get_peft_model
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
-from fftmoe.client.runtime import ClientRuntime
 from fftmoe.client.update import make_optimizers, proximal, token_mask, update_client
 from fftmoe.data import training_batches
 from fftmoe.errors import RunError
@@ -214,30 +213,3 @@ def test_an_expert_that_got_tokens_but_no_gradient_is_not_sent(backbone_folder: 
     assert len(update.experts[last]) == 1  # the one example's first token uses one expert
     assert len(update.experts[min(BLOCKS)]) > 1  # below, every token reaches the head through attention
     assert all(t.flatten(1).any(1).all() for name, t in update.tensors.items() if name.startswith(f"blocks.{last}.up"))
-
-
-class NoStates:
-    """Clients that keep nothing."""
-
-    def load(self, client_id: int) -> Tensors:
-        return {}
-
-    def save(self, client_id: int, state: Tensors) -> None:
-        pass
-
-
-def test_a_client_adjusts_its_loss_by_the_labels_that_it_holds(fresh: Callable[[], Any]):
-    model = fresh()
-    moe = FftMoe(dict.fromkeys(range(2), EVERYTHING), ExpertShape(HIDDEN, H), num_experts=M, local=PLAIN)
-    state = moe.init(model)
-    rows = [np.arange(5), np.arange(5, N)]
-    head = make_head("averaged", 1.0)
-    runtime = ClientRuntime(model, moe, head, head, 3, EXAMPLES, rows, NoStates(), lambda _: 0.0)
-    for plan in plan_round(moe, state, 1, [0, 1], dict.fromkeys(range(2), EVERYTHING), TRAINING, seed=5).clients:
-        download, own = moe.download(state, plan), rows[plan.client_id]
-        sent = runtime.train(plan, download)
-        mine = head.for_client(EXAMPLES.labels[own], 3)
-        expected, _ = update_client(model, moe, mine, plan, download, {}, EXAMPLES, own)
-        plain, _ = update_client(model, moe, make_head("averaged"), plan, download, {}, EXAMPLES, own)
-        assert all(torch.equal(sent.tensors[name], tensor) for name, tensor in expected.tensors.items())
-        assert not torch.equal(sent.tensors["head.weight"], plain.tensors["head.weight"])

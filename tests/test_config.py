@@ -152,13 +152,6 @@ def test_a_head_that_is_solved_needs_no_rate(recipe_values: dict[str, Any], head
     assert not recipe.head.trained
 
 
-@pytest.mark.parametrize("kind", ["one-vs-all", "closed-form"])
-def test_only_an_averaged_head_has_a_logit_adjustment(recipe_values: dict[str, Any], kind: str):
-    head = {"kind": kind, "learning_rate": 1.0, "logit_adjustment": 0.5}
-    message = refusal(changed(recipe_values, "head", head))
-    assert f"head: a head of kind {kind} has no logit_adjustment; leave it out, or use kind averaged" in message
-
-
 @pytest.mark.parametrize("head", [{"kind": "averaged"}, {"kind": "one-vs-all"}, {**CLOSED, "update": "trained"}])
 def test_a_head_that_clients_train_needs_a_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
     message = refusal(changed(recipe_values, "head", head))

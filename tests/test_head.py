@@ -13,8 +13,6 @@ from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, LeastSquares, make_head, solve_ridge
 from fftmoe.rng import generator
 
-N, DIM, C = 43, 7, 5
-
 
 def test_averaged_is_log_c_for_equal_logits():
     loss = make_head("averaged").loss(torch.zeros(3, 5), torch.tensor([0, 4, 2]))
@@ -54,48 +52,6 @@ def test_unknown_heads_and_single_labels_are_refused():
         make_head("one-vs-all").init_bias(1)
 
 
-# Logit adjustment
-
-
-def test_an_adjusted_loss_is_that_of_logits_with_the_clients_label_shares():
-    # Labels 0, 0, 2 of 3 classes, each class counted once more: shares 3/6, 1/6, 2/6.
-    head = make_head("averaged", 0.5).for_client(torch.tensor([0, 0, 2]), 3)
-    logits, labels = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.5, 0.0]]), torch.tensor([2, 0])
-    shifted = logits + 0.5 * torch.tensor([3 / 6, 1 / 6, 2 / 6]).log()
-    assert torch.equal(head.loss(logits, labels), F.cross_entropy(shifted, labels))
-
-
-@given(st.integers(1, 7), st.integers(0, 2**20))
-def test_a_client_with_even_labels_trains_as_without_adjustment(each: int, seed: int):
-    labels = torch.arange(C).repeat(each)
-    logits = torch.randn(len(labels), C, generator=generator(seed))
-    plain, adjusted = make_head("averaged"), make_head("averaged", 1.0).for_client(labels, C)
-    # The same offset for every class leaves the softmax; adding it rounds.
-    torch.testing.assert_close(adjusted.loss(logits, labels), plain.loss(logits, labels))
-
-
-def test_an_adjusted_loss_pushes_absent_classes_less():
-    labels, pushes = torch.zeros(N, dtype=torch.long), []
-    for adjustment in (0.0, 0.5, 1.0):
-        logits = torch.zeros(N, C, requires_grad=True)
-        make_head("averaged", adjustment).for_client(labels, C).loss(logits, labels).backward()
-        assert logits.grad is not None
-        pushes.append(float(logits.grad[:, 1:].sum()))
-    assert pushes[0] > pushes[1] > pushes[2] > 0
-
-
-@pytest.mark.parametrize("kind", ["averaged", "one-vs-all", "closed-form"])
-def test_a_head_without_adjustment_is_the_same_for_every_client(kind: str):
-    head = make_head(kind)
-    assert head.for_client(torch.tensor([1, 1]), C) is head
-
-
-@pytest.mark.parametrize("kind", ["one-vs-all", "closed-form"])
-def test_only_a_softmax_has_a_logit_adjustment(kind: str):
-    with pytest.raises(InputError, match=rf"{kind} has no logit adjustment \(value: 0.5\)"):
-        make_head(kind, 0.5)
-
-
 # Least squares
 
 
@@ -114,6 +70,9 @@ def test_a_closed_form_head_is_trained_with_by_least_squares_and_starts_without_
     assert make_head("averaged").loss(torch.zeros(1, 2), torch.tensor([0])) != head.loss(
         torch.zeros(1, 2), torch.tensor([0])
     )
+
+
+N, DIM, C = 43, 7, 5
 
 
 def linear_loss(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
@@ -76,7 +75,6 @@ class ClientRuntime:
         self, head: Head, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Callable[[Any], float] | None
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
-        head = head.for_client(self.examples.labels[torch.from_numpy(rows)], self.num_labels)
         return update_client(self.model, self.method, head, plan, tensors, kept, self.examples, rows, measure)
 
 

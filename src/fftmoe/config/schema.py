@@ -123,7 +123,6 @@ class Head(Section):
     A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
     training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
     last (`resolved`).
-    `logit_adjustment` (tau, of an averaged head) makes up for a client's own label shares in its loss.
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
@@ -133,7 +132,6 @@ class Head(Section):
     num_features: Count = 2048
     update: Literal["frozen", "trained", "resolved"] = "resolved"
     every: Count = 1
-    logit_adjustment: NotNegative = 0.0
 
     @property
     def trained(self) -> bool:
@@ -149,8 +147,6 @@ class Head(Section):
     def _rate(self) -> "Head":
         if self.trained and self.learning_rate is None:
             raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
-        if self.logit_adjustment and self.kind != "averaged":
-            raise ValueError(f"a head of kind {self.kind} has no logit_adjustment; leave it out, or use kind averaged")
         return self
 
 

@@ -141,7 +141,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     return ClientRuntime(
         model,
         spec.method,
-        make_head(head.kind, head.logit_adjustment),
+        make_head(head.kind),
         make_head(head.kind if head.trained else "averaged"),
         len(spec.label_names),
         spec.train,

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,33 +24,17 @@ class Head(Protocol):
         """The bias that every class starts with."""
         ...
 
-    def for_client(self, labels_N: Tensor, num_labels: int) -> "Head":
-        """What a client that holds these labels trains with; their number is at least one."""
-        ...
-
 
 class Averaged:
     """Softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
 
     The classes share one normaliser, so a client pushes down every class that it never sees; under label skew
-    these pushes are what federated averaging mixes. A logit adjustment tau > 0 (Menon et al., arXiv 2007.07314; per
-    client as FedLC, arXiv 2209.00189) adds tau log pi_n to the logits in training alone, with pi_n the client's own
-    label shares: the head need not learn what the client's labels already say, and absent classes are left alone.
+    these pushes are what federated averaging mixes.
     """
-
-    def __init__(self, adjustment: float = 0.0, offset_C: Tensor | None = None) -> None:
-        self.adjustment, self.offset_C = adjustment, offset_C
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The mean over the batch."""
-        return F.cross_entropy(logits_BC if self.offset_C is None else logits_BC + self.offset_C, labels_B)
-
-    def for_client(self, labels_N: Tensor, num_labels: int) -> "Averaged":
-        """With the adjustment by these labels, each class counted once more so that none has a share of 0."""
-        if not self.adjustment:
-            return self
-        shares = (torch.bincount(labels_N, minlength=num_labels) + 1.0) / (len(labels_N) + num_labels)
-        return Averaged(self.adjustment, self.adjustment * shares.log())
+        return F.cross_entropy(logits_BC, labels_B)
 
     def init_bias(self, num_labels: int) -> float:
         """0: softmax of equal logits already is the prior 1/C."""
@@ -76,10 +59,6 @@ class OneVsAll:
             raise InputError(f"a one-vs-all head needs at least 2 labels, got {num_labels}")
         return -math.log(num_labels - 1)
 
-    def for_client(self, labels_N: Tensor, num_labels: int) -> "Head":
-        """The same for all."""
-        return self
-
 
 class LeastSquares:
     """The squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
@@ -100,10 +79,6 @@ class LeastSquares:
         """0; the first solution replaces it."""
         return 0.0
 
-    def for_client(self, labels_N: Tensor, num_labels: int) -> "Head":
-        """The same for all."""
-        return self
-
 
 HEADS: dict[str, Callable[[], Head]] = {
     "averaged": Averaged,
@@ -112,19 +87,12 @@ HEADS: dict[str, Callable[[], Head]] = {
 }
 
 
-def make_head(kind: str, adjustment: float = 0.0) -> Head:
+def make_head(kind: str) -> Head:
     """The head named `kind`.
 
-    Args:
-        adjustment: tau of the logit adjustment, which `averaged` alone has.
-
     Raises:
-        InputError: no such head, or an adjustment that it does not have.
+        InputError: no such head.
     """
     if kind not in HEADS:
         raise InputError(f"unknown head {kind!r}{did_you_mean(kind, HEADS)}")
-    if not adjustment:
-        return HEADS[kind]()
-    if kind != "averaged":
-        raise InputError(f"a head of kind {kind} has no logit adjustment (value: {adjustment}); averaged has")
-    return Averaged(adjustment)
+    return HEADS[kind]()
