@@ -266,7 +266,7 @@ class States:
 def runtime(model: Any, method: Method, partition: Sequence[np.ndarray], states: States | None = None) -> ClientRuntime:
     head = make_head("closed-form")
     return ClientRuntime(
-        model, method, head, head, NUM_LABELS, examples(), partition, states or States(), lambda _: 0.0
+        model, method, head, head, NUM_LABELS, examples(), partition, states or States(), lambda *_, **__: {}
     )
 
 

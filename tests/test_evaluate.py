@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from fftmoe.backbones import load_backbone
-from fftmoe.evaluate import accuracy, accuracy_by_class, client_accuracies, mean_and_worst_decile, predict_logits
+from fftmoe.evaluate import (
+    accuracy,
+    accuracy_by_class,
+    client_accuracies,
+    client_metrics,
+    mean_and_worst_decile,
+    predict_logits,
+)
 from models import token_examples
 
 
@@ -35,6 +42,17 @@ def test_a_clients_accuracy_weighs_classes_by_its_labels():
     shares = np.array([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.2, 0.2, 0.6], [0.0, 0.0, 1.0]])
     # The class without held-out examples is left out; a client with no other has no accuracy.
     np.testing.assert_allclose(client_accuracies(by_class, shares), [0.5, 0.875, 0.75, np.nan])
+
+
+def test_a_client_measures_itself_on_everything_and_on_its_own_labels(backbone_folder: Path):
+    model, examples = load_backbone(str(backbone_folder), num_labels=3), token_examples(23, seed=2)
+    model.get_parameter("classifier.bias").data = torch.tensor([9.0, 0.0, 0.0])  # it always says 0
+    share = float((examples.labels == 0).double().mean())
+    mixed = client_metrics(model, torch.tensor([0, 0, 0, 1]), examples, 3)
+    assert mixed == {"holdout_accuracy": pytest.approx(share), "own_accuracy": 0.75}
+    assert client_metrics(model, torch.tensor([2]), examples, 3)["own_accuracy"] == 0.0
+    only_zeros = examples.select(torch.nonzero(examples.labels == 0).flatten().numpy())
+    assert client_metrics(model, torch.tensor([1]), only_zeros, 3) == {"holdout_accuracy": 1.0}
 
 
 @pytest.mark.parametrize(

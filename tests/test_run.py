@@ -22,7 +22,6 @@ from peft import PeftModel
 import fftmoe
 from conftest import Cli, Outcome
 from fftmoe.backbones import load_tokenizer
-from fftmoe.cli import ranges
 from fftmoe.config import parse_recipe
 from fftmoe.data import load_source, tokenize_texts
 from fftmoe.evaluate import accuracy
@@ -30,6 +29,7 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Training, pack_update
 from fftmoe.store import unpack_state
+from fftmoe.terminal import ranges
 
 SUMMARY_KEYS = {
     "schema_version",
@@ -270,14 +270,15 @@ def test_one_worker_and_two_give_the_same_bytes(run: Run):
 def test_what_a_client_reaches_alone_does_not_depend_on_the_federation(run: Run, finished: Finished):
     other = run("federation.server_learning_rate=0.25", "federation.server_optimizer=momentum")
     assert other.metrics[1]["accuracy"] != finished.metrics[2]["accuracy"]
-    assert other.summary["local_only_accuracy"] == finished.summary["local_only_accuracy"]
+    for key in ("local_only_accuracy", "local_only_client_accuracy"):
+        assert other.summary[key] == finished.summary[key]
 
 
 def test_measuring_less_often_changes_what_is_known_and_not_what_is_learnt(run: Run, finished: Finished):
     rarely = run("evaluation.every=5", "evaluation.max_examples=7", "evaluation.local_only=false")
     assert [row["accuracy"] is None for row in rarely.metrics] == [False, True, False]
     assert rarely.summary["accuracy"] == finished.summary["accuracy"]
-    assert "local_only_accuracy" not in rarely.summary
+    assert not {"local_only_accuracy", "local_only_client_accuracy"} & rarely.summary.keys()
     name = "adapter/adapter_model.safetensors"
     assert (rarely.folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
@@ -520,6 +521,22 @@ def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Pa
 
 def take_until(lines: Iterator[str], start: str) -> bool:
     return any(line.startswith(start) for line in lines)
+
+
+def test_a_moving_average_is_what_a_run_leaves_and_not_what_it_trains_from(run: Run):
+    settings = ("evaluation.local_only=false", "federation.rounds=2")
+    plain, averaged = (run(*settings, f"federation.average_decay={decay}") for decay in (0, 0.5))
+    # The first round is its own average, and the second trains from it.
+    assert [row["train_loss"] for row in averaged.metrics[1:]] == [row["train_loss"] for row in plain.metrics[1:]]
+    assert averaged.metrics[1]["accuracy"] == plain.metrics[1]["accuracy"]
+    first = run("evaluation.local_only=false", "federation.rounds=1")
+    states = [
+        unpack_state((r.folder / "checkpoints/latest.safetensors").read_bytes()) for r in (first, plain, averaged)
+    ]
+    one, two, kept = (state.tensors["head.weight"].double() for state in states)
+    # Weights 1/3 and 2/3; kept in float32.
+    torch.testing.assert_close(kept, (one + 2 * two) / 3, rtol=1e-5, atol=1e-7)
+    assert not states[2].average
 
 
 def test_a_sample_of_clients_can_train_alone(finished: Finished, run: Run):

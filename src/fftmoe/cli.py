@@ -5,23 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import click
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
 
 from fftmoe.errors import FftmoeError, InputError, RunError
 
-if TYPE_CHECKING:
-    from fftmoe.config import Recipe
-    from fftmoe.experiment import Forecast, TierCost
-    from fftmoe.experiment.plan import SumsCost
-
 INTERRUPTED = 130
-CLIENTS_SHOWN = 20
 PIPE_COLUMNS = 200
 
 app = typer.Typer(
@@ -53,6 +45,7 @@ def run(
     from fftmoe import experiment
     from fftmoe.config import load_recipe
     from fftmoe.report.progress import Progress
+    from fftmoe.terminal import print_outcome
 
     overrides = list(set_ or [])
     overrides += [f"engine.workers={workers}"] if workers else []
@@ -61,7 +54,7 @@ def run(
     console = Console()
     folder = output or Path("runs") / loaded.name
     result = experiment.run(loaded, folder, Progress(console))
-    _print_outcome(console, result.summary, result.folder, loaded)
+    print_outcome(console, result.summary, result.folder, loaded)
 
 
 @app.command()
@@ -74,6 +67,7 @@ def plan(
     """Show who gets which experts and what a round costs, before anything trains."""
     from fftmoe import experiment
     from fftmoe.config import load_recipe
+    from fftmoe.terminal import print_forecast
 
     forecast = experiment.forecast(load_recipe(recipe, set_ or []))
     if as_json:
@@ -81,7 +75,7 @@ def plan(
 
         sys.stdout.write(json.dumps(dataclasses.asdict(forecast), indent=2) + "\n")
         return
-    _print_forecast(Console(), forecast, clients)
+    print_forecast(Console(), forecast, clients)
 
 
 @app.command()
@@ -173,117 +167,6 @@ def predict(
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _print_outcome(console: Console, summary: dict, folder: Path, recipe: "Recipe") -> None:
-    from fftmoe.experiment.load import reads_images
-
-    console.print(f"\naccuracy {summary['accuracy']:.3f} on the whole test set", highlight=False)
-    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary["accuracy_by_tier"].items())
-    console.print(f"  used as each tier would: {tiers}", highlight=False)
-    per_client = summary["client_accuracy"]
-    console.print(
-        f"  on each client's own label mix: mean {per_client['mean']:.3f}, "
-        f"worst decile {per_client['worst_decile']:.3f}",
-        highlight=False,
-    )
-    if alone := summary.get("local_only_accuracy"):
-        gain = summary["accuracy"] - alone["mean"]
-        console.print(
-            f"  a client that trains alone: {alone['mean']:.3f}, mean of {alone['num_clients']} clients; "
-            f"the federation gains {gain:+.3f}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    labels = len(json.loads((folder / "adapter" / "labels.json").read_text())["labels"])
-    lines = (
-        f"\nadapter  {folder / 'adapter'}",
-        f"report   {folder / 'report.html'}",
-        "\nload it in Python:",
-        "  import fftmoe",
-        "  from peft import PeftModel",
-        f"  backbone = fftmoe.load_backbone({recipe.backbone.model!r}, num_labels={labels}{_load_options(recipe)})",
-        f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
-        f"\nor measure it:  fftmoe evaluate {folder}"
-        if reads_images(recipe)
-        else f"\nor label a text:  fftmoe predict {folder} 'some text'",
-    )
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _load_options(recipe: "Recipe") -> str:
-    """The arguments of `load_backbone` that differ from its defaults, as Python."""
-    from fftmoe.experiment.build import fourier_features
-
-    backbone, lifted = recipe.backbone, fourier_features(recipe)
-    given = {
-        "task": "" if backbone.task == "sequence-classification" else backbone.task,
-        "pooling": "" if backbone.pooling == "mean" else backbone.pooling,
-        "fourier_features": lifted,
-    }
-    return "".join(f", {name}={value!r}" for name, value in given.items() if value)
-
-
-def _print_forecast(console: Console, forecast: "Forecast", all_clients: bool) -> None:
-    from fftmoe.report.progress import size
-
-    heads = ("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
-    some_experts = any(forecast.experts.values())
-    table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for tier in forecast.tiers:
-        budget = tier.budget
-        table.add_row(
-            budget.name,
-            str(len(tier.clients)),
-            _uses(tier, some_experts),
-            ranges(budget.blocks),
-            size(tier.bytes_down),
-            size(tier.bytes_up),
-            f"{tier.trainable_parameters:,}",
-            size(tier.training_bytes),
-            f"{tier.flops_per_token / 1e6:.2f}",
-        )
-    console.print(table)
-    uses = "experts a token activates, of those a client holds in each block" if some_experts else "LoRA's rank"
-    for line in (
-        *((f"uses: {uses}.",) if some_experts or forecast.tiers[0].rank else ()),
-        "down, up: one client's messages in one round.",
-        "memory: adapter and head with gradients and AdamW moments.",
-        "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
-        f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)} in each process.",
-        *((_sums_line(forecast.sums),) if forecast.sums else ()),
-        "",
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
-    shown = list(forecast.experts.items())[: None if all_clients else CLIENTS_SHOWN]
-    tier_of = {client: tier.budget.name for tier in forecast.tiers for client in tier.clients}
-    for client_id, experts in shown:
-        held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in experts.items())
-        facts = f"client {client_id:>3}  {tier_of[client_id]:<8} {forecast.num_examples[client_id]:>6} examples  "
-        console.print((facts + held).rstrip(), highlight=False, soft_wrap=True)
-    if len(shown) < len(forecast.experts):
-        console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
-
-
-def _uses(tier: "TierCost", some_experts: bool) -> str:
-    if tier.rank is not None:
-        return f"rank {tier.rank}"
-    return f"{tier.budget.top_k} of {tier.budget.experts}" if some_experts else "head"
-
-
-def _sums_line(sums: "SumsCost") -> str:
-    from fftmoe.report.progress import size
-
-    when = "once, before the first round"
-    if sums.every is not None:
-        then = "round" if sums.every == 1 else f"{sums.every} rounds and after the last"
-        when = f"{sums.times} times: before the first round, then after every {then}"
-    return (
-        f"sums, from which the head is solved: besides, every client gets {size(sums.bytes_down)} and sends "
-        f"{size(sums.bytes_up)}, {when}."
-    )
-
-
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
@@ -305,17 +188,6 @@ def _workers(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--workers {text}: write a number of processes, at least 1, or auto")
     return int(text)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people: `0-3 7 9-11`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

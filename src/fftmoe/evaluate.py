@@ -54,6 +54,19 @@ def client_accuracies(by_class: np.ndarray, label_distribution: np.ndarray) -> n
     return np.divide(weights @ by_class[known], totals, out=np.full(len(totals), np.nan), where=totals > 0)
 
 
+def client_metrics(model: Any, own_labels: Tensor, examples: Examples, num_labels: int) -> dict[str, float]:
+    """What a client that trained alone says of its model: on all of `examples`, and on its own label mix.
+
+    Args:
+        own_labels: the client's, int64 [N]; where `examples` has none of its classes there is no `own_accuracy`.
+    """
+    predicted = predict_logits(model, examples).argmax(1)
+    shares = torch.bincount(own_labels, minlength=num_labels).double().numpy() / len(own_labels)
+    (own,) = client_accuracies(accuracy_by_class(predicted, examples.labels, num_labels), shares[None])
+    metrics = {"holdout_accuracy": float((predicted == examples.labels).double().mean())}
+    return metrics if np.isnan(own) else {**metrics, "own_accuracy": float(own)}
+
+
 def mean_and_worst_decile(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Mean over clients, and mean over the worst tenth of them (at least one)."""
     ordered = np.sort(np.asarray(values, dtype=float)[~np.isnan(values)])

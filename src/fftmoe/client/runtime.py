@@ -1,10 +1,12 @@
 """A client process: one resident backbone that serves any number of clients, message in, message out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
@@ -32,7 +34,7 @@ class ClientRuntime:
 
     Attributes:
         head: the loss in the federation. `head_alone`: of a client that trains alone, which has no solved head.
-        measure: accuracy of the model as it is now.
+        measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
     """
 
     model: Any
@@ -43,7 +45,7 @@ class ClientRuntime:
     examples: Examples
     partition: Sequence[np.ndarray]
     states: ClientStates
-    measure: Callable[[Any], float]
+    measure: Callable[..., Mapping[str, float]]
 
     def __call__(self, message: bytes) -> bytes:
         """Plan and tensors in, update out."""
@@ -59,7 +61,8 @@ class ClientRuntime:
 
     def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """Training alone: no state is kept, and the client measures its own model."""
-        return self._update(self.head_alone, plan, tensors, {}, self.measure)[0]
+        labels = self.examples.labels[torch.from_numpy(self.partition[plan.client_id])]
+        return self._update(self.head_alone, plan, tensors, {}, partial(self.measure, own_labels=labels))[0]
 
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
@@ -72,7 +75,12 @@ class ClientRuntime:
         return ClientUpdate(plan.round, plan.client_id, len(rows), sums.to_tensors())
 
     def _update(
-        self, head: Head, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Callable[[Any], float] | None
+        self,
+        head: Head,
+        plan: ClientPlan,
+        tensors: Tensors,
+        kept: Tensors,
+        measure: Callable[[Any], Mapping[str, float]] | None,
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
         return update_client(self.model, self.method, head, plan, tensors, kept, self.examples, rows, measure)

@@ -27,7 +27,7 @@ def update_client(
     client_state: Tensors,
     examples: Examples,
     indices: np.ndarray,
-    measure: Callable[[Any], float] | None = None,
+    measure: Callable[[Any], Mapping[str, float]] | None = None,
 ) -> tuple[ClientUpdate, Tensors]:
     """Train the client's part of the adapter on its own examples (docs/math.md, Local training).
 
@@ -36,7 +36,7 @@ def update_client(
         tensors: what the server sent, `Method.download`.
         client_state: what this client kept from its earlier rounds; empty the first time.
         indices: the client's examples, int64 [N].
-        measure: if given, called with the trained model, and its value is sent as metric `holdout_accuracy`.
+        measure: if given, called with the trained model; its metrics are sent along.
 
     Returns:
         the update to send, and the client's new state.
@@ -73,7 +73,7 @@ def update_client(
         _check_finite(task_losses, plan)
         metrics = {"loss": float(np.mean(task_losses))}
         if measure is not None:
-            metrics["holdout_accuracy"] = measure(model)
+            metrics |= measure(model)
         return session.finish(len(indices), metrics)
 
 

@@ -13,7 +13,7 @@ from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
-from fftmoe.evaluate import accuracy
+from fftmoe.evaluate import client_metrics
 from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets
 from fftmoe.experiment.centralize import centralized
 from fftmoe.experiment.load import load_examples
@@ -147,7 +147,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         spec.train,
         spec.partition,
         spec.states,
-        partial(accuracy, examples=spec.holdout),
+        partial(client_metrics, examples=spec.holdout, num_labels=len(spec.label_names)),
     )
 
 

@@ -87,8 +87,12 @@ def personal_metrics(experiment: Experiment, state: ServerState, states: ClientS
     }
 
 
-def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, float]:
-    """What each client reaches alone from the initial `state`, with the compute it spends in the federation."""
+def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, dict[str, float]]:
+    """What each client reaches alone from the initial `state`, with the compute it spends in the federation.
+
+    `local_only_accuracy` is on a common sample of the test set, `local_only_client_accuracy` on each one's own label
+    mix, as `client_accuracy` is.
+    """
     federation, method = experiment.recipe.federation, experiment.method
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     # A solved head holds what the others know, so a client that is alone trains one.
@@ -98,8 +102,11 @@ def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> di
     chosen = choose_cohort(population, num_clients, seed, round=0)
     plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed, task="alone")
     updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
-    accuracies = [update.metrics["holdout_accuracy"] for update in updates]
-    return {**mean_and_worst_decile(accuracies), "num_clients": num_clients}
+    metrics = [update.metrics for update in updates]
+    own = [m["own_accuracy"] for m in metrics if "own_accuracy" in m]
+    everywhere = mean_and_worst_decile([m["holdout_accuracy"] for m in metrics])
+    result = {"local_only_accuracy": {**everywhere, "num_clients": num_clients}}
+    return {**result, "local_only_client_accuracy": mean_and_worst_decile(own)} if own else result
 
 
 def _repeat(training: Training, times: float) -> Training:

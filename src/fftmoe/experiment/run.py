@@ -63,7 +63,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         state, metrics = _rounds(experiment, initial, engine, journal)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
-            metrics["local_only_accuracy"] = local_only(experiment, initial, engine)
+            metrics |= local_only(experiment, initial, engine)
         peak = engine.peak_rss_mib()
     summary = {
         **_facts(experiment, state),

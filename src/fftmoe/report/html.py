@@ -28,8 +28,7 @@ def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], l
     facts = {
         "accuracy on all test data": f"{summary['accuracy']:.3f}",
         **{f"… as tier {name}": f"{value:.3f}" for name, value in summary["accuracy_by_tier"].items()},
-        "a client's accuracy, mean": f"{summary['client_accuracy']['mean']:.3f}",
-        "a client's accuracy, worst decile": f"{summary['client_accuracy']['worst_decile']:.3f}",
+        **_own_mix(summary),
         **_local_only(summary),
         "rounds": str(summary["rounds_completed"]),
         "bytes down / up": f"{size(summary['bytes_down'])} / {size(summary['bytes_up'])}",
@@ -40,9 +39,24 @@ def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], l
     return _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_load(load))
 
 
+def _own_mix(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of the clients on their own label mixes."""
+    names = {
+        "client_accuracy": "a client's accuracy",
+        "personal_accuracy": "… with its own experts and router",
+        "local_only_client_accuracy": "… trained alone",
+    }
+    return {
+        f"{name}, {statistic.replace('_', ' ')}": f"{summary[key][statistic]:.3f}"
+        for key, name in names.items()
+        if key in summary
+        for statistic in ("mean", "worst_decile")
+    }
+
+
 def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:
     alone = summary.get("local_only_accuracy")
-    return {"a client that trains alone, mean": f"{alone['mean']:.3f}"} if alone else {}
+    return {"a client that trains alone, on all labels, mean": f"{alone['mean']:.3f}"} if alone else {}
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
