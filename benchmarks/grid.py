@@ -1,18 +1,18 @@
 """All methods on several data sets: `python benchmarks/grid.py --data ../shared/data --models ../shared/models`.
 
-Every `recipes/grid/<name>.yaml` says in its `compare:` section what runs on data set `<name>`. Cells that have finished
-are kept under `--work`, and their numbers in `--results`, so the same command goes on after a stop, with either of them
-alone; `--seconds` makes it stop by itself. All data sets run a seed before any runs the next, so that a grid that stops
-early still compares everything.
+Every `recipes/grid/<name>.yaml` says in its `compare:` section what runs on data set `<name>`; `--scale` says which
+recipes, and what runs beyond that. Cells that have finished are kept under `--work`, and their numbers in `--results`,
+so the same command goes on after a stop, with either of them alone; `--seconds` makes it stop by itself. All data sets
+run a seed before any runs the next, so that a grid that stops early still compares everything.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -26,18 +26,68 @@ from fftmoe.report.comparison_tables import NOTHING, Table, difference_table, ta
 from fftmoe.report.progress import Progress
 from grid_results import GridResults, Piece
 
-# Seeds of each data set; None leaves them to the recipe.
-SEEDS = {"committed": None, "full": 5}
+
+@dataclass(frozen=True)
+class Scale:
+    """Which recipes run, and how much of them.
+
+    Attributes:
+        folders: of recipes, below `--recipes`.
+        seeds: of each; None leaves them to the recipe.
+        partitions: beside the recipe's own.
+        populations: every data set runs once for each; None is the recipe's own, another number takes all training
+            rows, so that many clients still have something to learn from.
+    """
+
+    folders: tuple[str, ...]
+    seeds: int | None = None
+    partitions: tuple[str, ...] = ()
+    populations: tuple[int | None, ...] = (None,)
 
 
-def pieces_of(files: Mapping[str, Path], arguments: argparse.Namespace) -> list[Piece]:
-    """The data sets with all their cells; every recipe is validated here."""
-    pieces = []
-    for name, file in files.items():
-        overrides = places(file, name, arguments.data, arguments.models)
-        cells = make_grid(file, {"seeds": SEEDS[arguments.scale]}, overrides=overrides).cells
-        pieces.append(Piece(name, file, overrides, arguments.work / name, cells))
-    return pieces
+SCALES = {
+    "committed": Scale((".",)),
+    "final": Scale(("final",)),  # data that no choice has seen
+    "full": Scale((".", "full"), seeds=5, partitions=("dirichlet:0.5",), populations=(None, 100)),
+}
+
+
+def pieces_of(scale: Scale, arguments: argparse.Namespace) -> list[Piece]:
+    """The data sets with all their cells; every recipe is validated here.
+
+    Raises:
+        InputError: `--pieces` names none of them, there is none, or a recipe is wrong.
+    """
+    files = {
+        file.stem: file for folder in scale.folders for file in sorted((arguments.recipes / folder).glob("*.yaml"))
+    }
+    if not files:
+        raise InputError(f"{arguments.recipes} holds no recipe; name another folder with --recipes")
+    asked = {
+        name if population is None else f"{name}-{population}-clients": (name, population)
+        for name in files
+        for population in scale.populations
+    }
+    for piece in arguments.pieces or asked:
+        if piece not in asked:
+            raise InputError(
+                f"--pieces {piece}: no recipe of that name in {arguments.recipes}{did_you_mean(piece, asked)}"
+            )
+    return [
+        _piece(piece, files[name], population, scale, arguments)
+        for piece, (name, population) in asked.items()
+        if piece in (arguments.pieces or asked)
+    ]
+
+
+def _piece(piece: str, file: Path, population: int | None, scale: Scale, arguments: argparse.Namespace) -> Piece:
+    overrides: dict[str, Any] = {**places(file, file.stem, arguments.data, arguments.models)}
+    if population is not None:
+        overrides |= {"partition.num_clients": population, "data.train_examples": None}
+    own = read_recipe(file)[0].get("compare", {}).get("partitions", [])
+    partitions = [*own, *scale.partitions] if scale.partitions else None
+    cells = make_grid(file, {"seeds": scale.seeds, "partitions": partitions}, overrides=overrides).cells
+    return Piece(piece, file, overrides, partitions, arguments.work / piece, cells)
 
 
 def run_pieces(
@@ -53,14 +103,12 @@ def run_pieces(
                 progress.say(f"{piece.name}, seed {seeds[0]}")
                 how = {"workers": workers, "deadline": deadline, "progress": progress}
                 try:
-                    compare(piece.file, piece.folder, seeds=seeds, overrides=piece.overrides, **how)
+                    compare(piece.file, piece.folder, seeds=seeds, **piece.choices, **how)
                 finally:  # when it is interrupted, too
                     results.write()
     # With no time left nothing runs again, failed cells neither: this gathers all seeds.
     return {
-        piece.name: compare(
-            piece.file, piece.folder, seeds=piece.seeds, overrides=piece.overrides, deadline=time.monotonic()
-        )
+        piece.name: compare(piece.file, piece.folder, seeds=piece.seeds, **piece.choices, deadline=time.monotonic())
         for piece in pieces
     }
 
@@ -105,7 +153,7 @@ def show(comparisons: Mapping[str, Comparison]) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=SEEDS, default="committed")
+    parser.add_argument("--scale", choices=SCALES, default="committed")
     parser.add_argument("--pieces", nargs="+", help="some of the data sets; default: all")
     parser.add_argument("--data", type=Path, help="a folder that holds trec6/, hwu64/, …; default: the recipes' own")
     parser.add_argument("--models", type=Path, help="a folder that holds the recipes' models; default: their own")
@@ -123,13 +171,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse(arguments)
     deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
-    files = {file.stem: file for file in sorted(parsed.recipes.glob("*.yaml"))}
-    for name in parsed.pieces or files:
-        if name not in files:
-            raise InputError(f"--pieces {name}: no recipe of that name in {parsed.recipes}{did_you_mean(name, files)}")
-    if not files:
-        raise InputError(f"{parsed.recipes} holds no recipe; name another folder with --recipes")
-    pieces = pieces_of({name: files[name] for name in parsed.pieces or files}, parsed)
+    pieces = pieces_of(SCALES[parsed.scale], parsed)
     results = GridResults(parsed.results, parsed.scale, pieces)
     comparisons = run_pieces(pieces, results, parsed.workers, deadline)
     show(comparisons)

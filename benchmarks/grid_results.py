@@ -39,14 +39,16 @@ class Piece:
     """One data set of the grid.
 
     Attributes:
-        overrides: where this machine holds what the recipe names.
+        overrides: where this machine holds what the recipe names, and the population.
+        partitions: None leaves them to the recipe.
         folder: of its comparison.
         cells: of all seeds.
     """
 
     name: str
     file: Path
-    overrides: Mapping[str, str]
+    overrides: Mapping[str, Any]
+    partitions: Sequence[str] | None
     folder: Path
     cells: tuple[Cell, ...]
 
@@ -54,6 +56,11 @@ class Piece:
     def seeds(self) -> list[int]:
         """In the order in which they run."""
         return distinct(cell.seed for cell in self.cells)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What `compare` needs beside the recipe."""
+        return {"overrides": self.overrides, "partitions": self.partitions}
 
     def lines(self) -> Iterator[Line]:
         """Of every cell, what is committed of it."""

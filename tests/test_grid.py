@@ -260,3 +260,37 @@ def test_a_stored_cell_is_compact(bench: Bench, recipe_values: dict[str, Any]):
     assert "peak_rss_mib" not in line
     not_run = bench.results.numbers_of(cell, CellResult("a+h", "a", "h", "iid", 0, "not run"), "trec6")
     assert not_run.keys() == {"data", "variant", "method", "head", "partition", "seed", "status", "digest"}
+
+
+def test_a_larger_scale_adds_recipes_partitions_seeds_and_populations(
+    bench: Bench, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    bench.recipes = shutil.copytree(places / "recipes", tmp_path / "recipes")
+    (bench.recipes / "full").mkdir()
+    (bench.recipes / "second.yaml").rename(bench.recipes / "full" / "second.yaml")
+    own = yaml.safe_load((bench.recipes / "first.yaml").read_text())["partition"]["num_clients"]
+    larger = bench.grid.Scale((".", "full"), seeds=2, partitions=("dirichlet:0.5",), populations=(None, 5))
+    monkeypatch.setitem(bench.grid.SCALES, "full", larger)
+    assert own != 5
+    bench("--scale", "full", "--seconds", "0")
+    # Two data sets, two populations, three partitions, two seeds.
+    assert "0 of 24 cells done" in capsys.readouterr().out
+    cells = bench.stored()["cells"]
+    assert {cell["data"] for cell in cells} == {"first", "first-5-clients", "second", "second-5-clients"}
+    assert {cell["partition"] for cell in cells} == {"iid", "shards:1", "dirichlet:0.5"}
+    bench("--scale", "full", "--pieces", "second-5-clients", "--seconds", "1000")
+    assert "6 of 6 cells done" in capsys.readouterr().out
+    done = [cell for cell in bench.stored()["cells"] if cell["status"] == "done"]
+    assert {cell["data"] for cell in done} == {"second-5-clients"}
+    configs = [yaml.safe_load(path.read_text()) for path in bench.work.rglob("config.yaml")]
+    assert {config["partition"]["num_clients"] for config in configs} == {5}
+    with pytest.raises(InputError, match="did you mean 'first-5-clients'"):
+        bench("--scale", "full", "--pieces", "first-5-client")
+
+
+@pytest.mark.parametrize(
+    ("scale", "num_cells"), [("committed", 873), ("final", 156), ("full", 2 * 6 * 5 * (6 * 19 + 2))]
+)
+def test_the_shipped_recipes_of_every_scale_are_valid(bench: Bench, scale: str, num_cells: int):
+    parsed = bench.grid.parse(["--scale", scale])
+    assert sum(len(piece.cells) for piece in bench.grid.pieces_of(bench.grid.SCALES[scale], parsed)) == num_cells
