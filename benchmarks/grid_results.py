@@ -114,6 +114,22 @@ def read_lines(path: Path) -> list[Line]:
         raise InputError(f"cannot read the results {path}: {error!r}; remove it, or name another --results") from error
 
 
+def read_cells(path: Path) -> list[CellResult]:
+    """The cells of a results file, as a comparison has them.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    if not path.exists():
+        raise InputError(f"there are no results in {path}; run benchmarks/grid.py first, or name another --results")
+    cells = []
+    for line in read_lines(path):
+        done = _contents(line) if line["status"] == "done" else ({}, [])
+        place = {key: line[key] for key in ("data", "variant", "method", "head", "partition", "seed", "status")}
+        cells.append(CellResult(**place, summary=done[0], rows=done[1]))
+    return cells
+
+
 def _at(machines: Sequence[Any], index: int | None) -> Any:
     return None if index is None else machines[index]
 
