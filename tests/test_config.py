@@ -324,3 +324,9 @@ def test_a_recipe_cannot_be_changed_once_read(recipe_file: Path):
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 5  # type: ignore[misc]
+
+
+def test_flora_cannot_round_its_uploads(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "federation", {**recipe_values["federation"], "upload": "int8"})
+    assert "method flora begins each round with new factors" in refusal({**values, "method": "flora"})
+    assert parse_recipe(values, "mine.yaml").federation.upload == "int8"

@@ -493,3 +493,14 @@ def test_a_limit_on_compute_counts_an_images_patches(composed: Callable[..., Exp
         budgets = [{"name": "only", "fraction": 1.0, "experts": 5, "gflops": gflops}]
         (tier,) = composed("fft-moe", budgets=budgets, **images).tiers
         assert tier.top_k == top_k
+
+
+@pytest.mark.parametrize("method", [method for method in EVERY_METHOD if method != "flora"])
+def test_every_method_can_round_its_uploads(finish: Finish, method: str):
+    rounded, plain = finish(method, **{"federation.upload": "int8"}), finish(method)
+    last, before = rounded.rows[-1], plain.rows[-1]
+    assert last["train_loss"] == pytest.approx(before["train_loss"], rel=0.05)
+    if method == "local-only":  # which sends no tensor
+        assert last["bytes_up"] == pytest.approx(before["bytes_up"], rel=0.01)
+    else:
+        assert last["bytes_up"] < before["bytes_up"]

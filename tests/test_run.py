@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from hypothesis import given, settings
@@ -352,6 +353,23 @@ def test_no_round_sends_up_more_than_was_planned(run: Run, cli: Cli, recipe_file
     most = sum(tier["bytes_up"] for tier in json.loads(cli("plan", recipe_file, "--json", *sets).out)["tiers"])
     rows = run(*THREE_TIERS, "federation.rounds=5", "evaluation.local_only=false").metrics
     assert max(after["bytes_up"] - before["bytes_up"] for before, after in pairwise(rows)) <= most
+
+
+@pytest.mark.parametrize("upload", ["bfloat16", "int8"])
+def test_rounded_uploads_cost_what_was_planned_and_learn_the_same(run: Run, cli: Cli, recipe_file: Path, upload: str):
+    settings = (*THREE_TIERS, "evaluation.local_only=false", f"federation.upload={upload}", "federation.rounds=3")
+    sets = [part for override in settings for part in ("--set", override)]
+    most = sum(tier["bytes_up"] for tier in json.loads(cli("plan", recipe_file, "--json", *sets).out)["tiers"])
+    rounded, workers = run(*settings), run(*settings, flags=("--workers", "2"))
+    plain = run(*settings, "federation.upload=float32")
+    spent = [after["bytes_up"] - before["bytes_up"] for before, after in pairwise(rounded.metrics)]
+    assert max(spent) <= most
+    assert rounded.summary["bytes_up"] < plain.summary["bytes_up"]
+    assert timeless(rounded.summary) == timeless(workers.summary)
+    assert rounded.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=0.05)
+    assert rounded.metrics[-1]["train_loss"] != plain.metrics[-1]["train_loss"]
+    kept = [name for path in rounded.folder.glob("clients/*") for name in safetensors.torch.load(path.read_bytes())]
+    assert any(name.startswith("feedback/") for name in kept)
 
 
 @given(st.lists(st.floats(1e-9, 1, exclude_max=True), min_size=4, max_size=4), st.floats(1e-9, 1e9))

@@ -44,6 +44,7 @@ class Training:
     local_steps: int | None = None
     weight_decay: float = 0.0
     proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
+    upload: str = "float32"  # the numbers of the deltas on the wire: also "bfloat16", "int8"
 
 
 @dataclass(frozen=True)

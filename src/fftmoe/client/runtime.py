@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fftmoe.client.compress import compress, split_state
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
@@ -54,9 +55,10 @@ class ClientRuntime:
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
-        kept = self.states.load(plan.client_id)
+        kept, feedback = split_state(self.states.load(plan.client_id))
         update, state = self._update(self.head, plan, tensors, kept, None)
-        self.states.save(plan.client_id, state)
+        update, feedback = compress(update, feedback, plan.training.upload)
+        self.states.save(plan.client_id, {**state, **feedback})
         return update
 
     def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
@@ -67,7 +69,7 @@ class ClientRuntime:
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
         if self.method.personal:
-            self.method.personalize(self.model, tensors, plan, self.states.load(plan.client_id))
+            self.method.personalize(self.model, tensors, plan, split_state(self.states.load(plan.client_id))[0])
         else:
             self.method.install(self.model, tensors, plan.budget)
         rows = self.partition[plan.client_id]

@@ -181,6 +181,7 @@ class BudgetSection(Section):
 class Federation(Section):
     """Rounds, local training and aggregation.
 
+    `upload` says in which numbers clients send their changes; what rounding leaves out goes with their next ones.
     `average_decay` above 0 serves a moving average of the global model over the rounds; 0.7 weighs about three.
     """
 
@@ -194,6 +195,7 @@ class Federation(Section):
     proximal: NotNegative = 0.0
     aggregation: Literal["per-expert", "fedavg"] = "per-expert"
     activation_power: NotNegative = 0.0
+    upload: Literal["float32", "bfloat16", "int8"] = "float32"
     server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     server_learning_rate: Positive = 1.0
     server_beta1: Fraction = 0.9
@@ -264,6 +266,11 @@ class Recipe(Section):
         if self.federation.server_optimizer != "sgd" and self.method in ("hetlora", "flora", "flexlora", "head-only"):
             raise ValueError(
                 f"method {self.method} has no place for a server optimizer; use federation.server_optimizer=sgd"
+            )
+        if self.federation.upload != "float32" and self.method == "flora":
+            raise ValueError(
+                "method flora begins each round with new factors, so what rounding left out of the last has no place; "
+                "use federation.upload=float32"
             )
         if not self.head.trained and self.method == "head-only" and self.head.update != "frozen":
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from fftmoe import adapter
 from fftmoe.backbones import enable_resume, first_adapted_block, num_states
 from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.codec import bytes_per_number
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
@@ -198,6 +199,7 @@ def _training(recipe: Recipe) -> Training:
         local_steps=federation.local_steps,
         weight_decay=federation.weight_decay,
         proximal=federation.proximal,
+        upload=federation.upload,
     )
 
 
@@ -230,6 +232,7 @@ def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: 
                 num_experts=recipe.adapter.num_experts,
                 blocks=blocks,
                 tokens_per_round=tokens,
+                bytes_up=bytes_per_number(recipe.federation.upload, shape.dim),
             )
         )
     if set(_largest(tiers).blocks) != set(blocks):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.engines.base import Engine
@@ -72,7 +73,7 @@ def personal_metrics(experiment: Experiment, state: ServerState, states: ClientS
     overall, own = np.zeros(len(everyone)), np.zeros(len(everyone))
     for client in plan.clients:
         c = client.client_id
-        method.personalize(experiment.model, method.download(state, client), client, states.load(c))
+        method.personalize(experiment.model, method.download(state, client), client, split_state(states.load(c))[0])
         predicted = predict_logits(experiment.model, sample).argmax(1)
         overall[c] = float((predicted == sample.labels).double().mean())
         by_class = accuracy_by_class(predicted, sample.labels, num_labels)

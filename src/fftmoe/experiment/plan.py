@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fftmoe import adapter
+from fftmoe.client.compress import compress
 from fftmoe.config import Recipe
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.head import HeadSums
@@ -100,11 +101,12 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
     parameters = experiment.method.parameters(tier) + head
     first = plans[clients[0]]
     download = experiment.method.download(state, first)
+    upload = experiment.training.upload
     return TierCost(
         budget=tier,
         clients=clients,
         bytes_down=len(pack_plan(first, download)),
-        bytes_up=len(pack_update(experiment.method.widest_update(first, download))),
+        bytes_up=len(pack_update(compress(experiment.method.widest_update(first, download), {}, upload)[0])),
         trainable_parameters=parameters,
         adapter_bytes=4 * parameters,
         training_bytes=4 * parameters * TRAINING_COPIES,

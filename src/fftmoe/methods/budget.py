@@ -76,20 +76,29 @@ class Limits:
 
 
 def resolve(
-    limits: Limits, *, shape: ExpertShape, num_experts: int, blocks: tuple[int, ...], tokens_per_round: int
+    limits: Limits,
+    *,
+    shape: ExpertShape,
+    num_experts: int,
+    blocks: tuple[int, ...],
+    tokens_per_round: int,
+    bytes_up: float = BYTES,
 ) -> Budget:
     """The budget of one tier: stated numbers as they are, the others as large as every limit allows.
+
+    Args:
+        bytes_up: what a parameter takes on its way to the server.
 
     Raises:
         InputError: the limits cannot hold one expert, or the stated numbers contradict each other.
     """
     blocks = limits.blocks if limits.blocks is not None else blocks
-    experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, len(blocks)))
+    experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, len(blocks), bytes_up))
     if experts < 1:
         raise InputError(
             f"budget {limits.name!r} cannot hold one expert per adapted block: it needs "
             f"{len(blocks) * shape.block_parameters(1) * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
-            f"{len(blocks) * shape.block_parameters(1) * BYTES / MIB:.3f} MiB of uplink, but has "
+            f"{len(blocks) * shape.block_parameters(1) * bytes_up / MIB:.3f} MiB of uplink, but has "
             f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
             "raise the limit, lower adapter.expert_dim, adapter.shared_dim or adapter.shared_rank, "
             "or give the tier fewer `blocks`"
@@ -114,14 +123,12 @@ def resolve(
     return Budget(limits.name, top_k, experts, blocks)
 
 
-def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int) -> int:
-    per_expert = num_blocks * shape.parameters * BYTES / MIB
-    shared = num_blocks * shape.shared_parameters * BYTES / MIB
+def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int, bytes_up: float) -> int:
     bounds = []
-    if limits.memory_mib is not None:
-        bounds.append((limits.memory_mib / TRAINING_COPIES - shared) / per_expert)
-    if limits.uplink_mib is not None:
-        bounds.append((limits.uplink_mib - shared) / per_expert)
+    for mib, cost in ((limits.memory_mib, BYTES * TRAINING_COPIES), (limits.uplink_mib, bytes_up)):
+        if mib is not None:
+            parameters = mib * MIB / cost / num_blocks
+            bounds.append((parameters - shape.shared_parameters) / shape.parameters)
     return int(min(bounds, default=2**31))
 
 

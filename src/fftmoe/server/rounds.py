@@ -1,8 +1,10 @@
 """What the server does in a round: plan it, then apply its updates. Pure functions of the state."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from fftmoe.codec import decode
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training
 from fftmoe.rng import derive, numpy_generator
@@ -46,6 +48,6 @@ def plan_round(
 def apply_round(
     method: Method, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate]
 ) -> tuple[ServerState, dict[str, Any]]:
-    """Merge the cohort's updates, which come in `client_id` order and are consumed one at a time."""
+    """Merge the cohort's updates, which come in `client_id` order, as sent, and are consumed one at a time."""
     assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
-    return method.aggregate(state, updates)
+    return method.aggregate(state, (replace(update, tensors=decode(update.tensors)) for update in updates))
