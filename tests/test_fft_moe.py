@@ -1,7 +1,6 @@
 """The method on a tiny BERT: what is sent, what is trained, what comes back, what stays."""
 
 import dataclasses
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
-from fftmoe.client.update import make_optimizers, token_mask, update_client
-from fftmoe.data import TokenizedText, training_batches
+from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
 from fftmoe.methods.budget import ExpertShape
@@ -23,7 +23,7 @@ from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
 from fftmoe.rng import generator
 from fftmoe.server.rounds import apply_round, plan_round
-from models import HIDDEN, token_examples
+from models import HIDDEN
 
 M, H = 5, 3
 BLOCKS = (1, 2)  # of the tiny BERT's three
@@ -43,27 +43,18 @@ def model(backbone_folder: Path) -> Any:
     return model
 
 
-@cache
-def examples() -> TokenizedText:
-    return token_examples(23, seed=1)
-
-
 def method(**fields: Any) -> FftMoe:
     return FftMoe(budgets=BUDGETS, shape=ExpertShape(HIDDEN, H), num_experts=M, **fields)
 
 
 def plan_of(moe: FftMoe, state: ServerState, client_id: int, training: Training = TRAINING) -> ClientPlan:
-    return plan_round(moe, state, state.round + 1, [client_id], moe.budgets, training, seed=5).clients[0]
+    return plan_client(moe, state, client_id, moe.budgets, training)
 
 
 def train(
     model: Any, moe: FftMoe, state: ServerState, plan: ClientPlan, client_state: Tensors | None = None
 ) -> tuple[ClientUpdate, Tensors]:
-    rows = np.arange(23)
-    downloaded = moe.download(state, plan)
-    return update_client(
-        model, moe, make_head("averaged"), plan, downloaded, client_state or {}, examples(), rows, None
-    )
+    return exchange(model, moe, state, plan, client_state)
 
 
 def test_a_client_downloads_its_resident_rows_and_the_head_and_nothing_else(model: Any):

@@ -5,7 +5,6 @@ Server-side tests use two modules of prime sizes and four clients of unlike rank
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor, nn
 
+from federation import NUM_EXAMPLES, examples, exchange, plan_client
 from fftmoe.backbones import attach_adapter, load_adapter, load_backbone, logits
 from fftmoe.backbones.lora import (
     TARGETS,
@@ -29,7 +29,7 @@ from fftmoe.backbones.lora import (
     target_names,
 )
 from fftmoe.client.update import update_client
-from fftmoe.data import TokenizedText, training_batches
+from fftmoe.data import training_batches
 from fftmoe.errors import InputError, RunError
 from fftmoe.head import make_head
 from fftmoe.methods.fedit import FedIt
@@ -46,14 +46,11 @@ from fftmoe.records import (
     ServerState,
     Tensors,
     Training,
-    pack_plan,
     pack_update,
-    unpack_plan,
-    unpack_update,
 )
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import apply_round, plan_round
-from models import FAMILIES, token_examples
+from models import FAMILIES
 
 ONE, TWO = "layer.1.q", "layer.2.v"
 MODULES = {ONE: (7, 11), TWO: (13, 5)}
@@ -81,7 +78,7 @@ def state_of(method: LoraMethod) -> ServerState:
 
 
 def plan_of(method: LoraMethod, state: ServerState, client_id: int, training: Training = TRAINING) -> ClientPlan:
-    return plan_round(method, state, state.round + 1, [client_id], method.budgets, training, seed=5).clients[0]
+    return plan_client(method, state, client_id, method.budgets, training)
 
 
 def random_update(method: LoraMethod, state: ServerState, client_id: int, seed: int = 0) -> ClientUpdate:
@@ -481,11 +478,6 @@ def model(fresh: Callable[[], Any]) -> Any:
     return fresh()
 
 
-@cache
-def examples() -> TokenizedText:
-    return token_examples(23, seed=1)
-
-
 def on(model: Any, kind: type[LoraMethod], **fields: Any) -> Any:
     """The method for this model."""
     return kind(BUDGETS, lora_modules(model), **fields)
@@ -499,18 +491,8 @@ def train(
     client_state: Tensors | None = None,
     **changes: Any,
 ) -> tuple[ClientUpdate, Tensors]:
-    """One client, with both messages packed and unpacked."""
     plan = plan_of(method, state, client_id, dataclasses.replace(TRAINING, **changes))
-    plan, tensors = unpack_plan(pack_plan(plan, method.download(state, plan)))
-    rows = np.arange(23)[client_id::2]
-    update, kept = update_client(
-        model, method, make_head("averaged"), plan, tensors, client_state or {}, examples(), rows
-    )
-    arrived = unpack_update(pack_update(update))
-    assert set(arrived.tensors) == set(update.tensors)
-    assert all(torch.equal(arrived.tensors[name], t) for name, t in update.tensors.items())
-    assert dataclasses.replace(arrived, tensors={}) == dataclasses.replace(update, tensors={})
-    return arrived, kept
+    return exchange(model, method, state, plan, client_state, np.arange(NUM_EXAMPLES)[client_id::2])
 
 
 def run_round(model: Any, method: LoraMethod, state: ServerState, cohort: Iterable[int]) -> ServerState:

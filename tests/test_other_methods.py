@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
 from fftmoe.backbones.lora import lora_config, lora_modules
-from fftmoe.client.update import make_optimizers, token_mask, update_client
-from fftmoe.data import TokenizedText, training_batches
+from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
 from fftmoe.methods.base import Method
@@ -34,14 +34,11 @@ from fftmoe.records import (
     ServerState,
     Tensors,
     Training,
-    pack_plan,
     pack_update,
-    unpack_plan,
-    unpack_update,
 )
 from fftmoe.rng import generator
 from fftmoe.server.rounds import apply_round, plan_round
-from models import HIDDEN, token_examples
+from models import HIDDEN
 
 M, H = 5, 3
 BLOCKS = (1, 2)
@@ -50,11 +47,6 @@ NARROW = Budget("narrow", 2, 3, (2,), rank=3)
 BUDGETS = {0: SMALL, 1: LARGE, 2: NARROW}
 TRAINING = Training(batch_size=7, learning_rate=0.02, head_learning_rate=0.5, local_steps=3)
 SHAPE = ExpertShape(HIDDEN, H)
-
-
-@cache
-def examples() -> TokenizedText:
-    return token_examples(23, seed=1)
 
 
 @pytest.fixture
@@ -78,20 +70,13 @@ def flame(**fields: Any) -> Flame:
 
 
 def plan_of(method: Method, state: ServerState, client_id: int, **changes: Any) -> ClientPlan:
-    training = dataclasses.replace(TRAINING, **changes)
-    return plan_round(method, state, state.round + 1, [client_id], BUDGETS, training, seed=5).clients[0]
+    return plan_client(method, state, client_id, BUDGETS, dataclasses.replace(TRAINING, **changes))
 
 
 def train(
     model: Any, method: Method, state: ServerState, client_id: int, client_state: Tensors | None = None, **changes: Any
 ) -> tuple[ClientUpdate, Tensors]:
-    """One client, with both messages packed and unpacked."""
-    plan = plan_of(method, state, client_id, **changes)
-    plan, tensors = unpack_plan(pack_plan(plan, method.download(state, plan)))
-    update, kept = update_client(
-        model, method, make_head("averaged"), plan, tensors, client_state or {}, examples(), np.arange(23)
-    )
-    return unpack_update(pack_update(update)), kept
+    return exchange(model, method, state, plan_of(method, state, client_id, **changes), client_state)
 
 
 def run_round(model: Any, method: Method, state: ServerState, cohort: Iterable[int] = (0, 1, 2)) -> ServerState:

@@ -5,7 +5,6 @@ Sizes: R its rank, M experts of H hidden units, T tokens; HIDDEN is the tiny mod
 
 import copy
 import dataclasses
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.attention import SharedProjection
@@ -30,12 +30,9 @@ from fftmoe.backbones import (
     logits,
     prefix_states,
 )
-from fftmoe.client.update import update_client
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import TokenizedText
 from fftmoe.errors import InputError
 from fftmoe.experiment.build import build_model, expert_shape, fit_budgets, pool_size
-from fftmoe.head import make_head
 from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
@@ -46,14 +43,11 @@ from fftmoe.records import (
     ServerState,
     Tensors,
     Training,
-    pack_plan,
     pack_update,
-    unpack_plan,
-    unpack_update,
 )
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import apply_round, plan_round
-from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, token_examples, tokens
+from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -409,30 +403,18 @@ def tiny_model(folder: Path, shared_rank: int = R) -> Any:
     return model
 
 
-@cache
-def examples() -> TokenizedText:
-    return token_examples(23, seed=1)
-
-
 def method(**fields: Any) -> FftMoe:
     return FftMoe(budgets=BUDGETS, shape=SHAPE, num_experts=M, **fields)
 
 
 def plan_of(moe: FftMoe | LocalOnly, state: ServerState, client_id: int) -> ClientPlan:
-    return plan_round(moe, state, state.round + 1, [client_id], BUDGETS, TRAINING, seed=5).clients[0]
+    return plan_client(moe, state, client_id, BUDGETS, TRAINING)
 
 
 def train(
     model: Any, moe: FftMoe | LocalOnly, state: ServerState, client_id: int, kept: Tensors | None = None
 ) -> tuple[ClientUpdate, Tensors]:
-    """One client, with both messages packed and unpacked."""
-    plan = plan_of(moe, state, client_id)
-    plan, downloaded = unpack_plan(pack_plan(plan, moe.download(state, plan)))
-    rows = np.arange(23)
-    update, state_kept = update_client(
-        model, moe, make_head("averaged"), plan, downloaded, kept or {}, examples(), rows
-    )
-    return unpack_update(pack_update(update)), state_kept
+    return exchange(model, moe, state, plan_of(moe, state, client_id), kept)
 
 
 def shared(names: Any) -> set[str]:

@@ -4,7 +4,6 @@ Sizes: D model dim, H and S hidden units of a routed and of the shared expert, M
 """
 
 import dataclasses
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig, SparseMoe
 from fftmoe.backbones import attach_adapter, load_backbone, logits
-from fftmoe.client.update import update_client
-from fftmoe.data import TokenizedText
 from fftmoe.errors import InputError
-from fftmoe.head import make_head
 from fftmoe.methods.budget import MIB, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
@@ -35,14 +32,11 @@ from fftmoe.records import (
     ServerState,
     Tensors,
     Training,
-    pack_plan,
     pack_update,
-    unpack_plan,
-    unpack_update,
 )
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import apply_round, plan_round
-from models import FAMILIES, HIDDEN, token_examples
+from models import FAMILIES, HIDDEN
 
 T, D, M, H, S = 11, 7, 5, 3, 2
 BLOCKS = (1, 2)  # of the tiny BERT's three
@@ -209,30 +203,18 @@ def test_it_is_saved_and_reloaded_by_peft(model: Any, backbone_folder: Path, tmp
 # Server and client
 
 
-@cache
-def examples() -> TokenizedText:
-    return token_examples(23, seed=1)
-
-
 def method(**fields: Any) -> FftMoe:
     return FftMoe(budgets=BUDGETS, shape=SHAPE, num_experts=M, **fields)
 
 
 def plan_of(moe: FftMoe | LocalOnly, state: ServerState, client_id: int) -> ClientPlan:
-    return plan_round(moe, state, state.round + 1, [client_id], BUDGETS, TRAINING, seed=5).clients[0]
+    return plan_client(moe, state, client_id, BUDGETS, TRAINING)
 
 
 def train(
     model: Any, moe: FftMoe | LocalOnly, state: ServerState, client_id: int, kept: Tensors | None = None
 ) -> tuple[ClientUpdate, Tensors]:
-    """One client, with both messages packed and unpacked."""
-    plan = plan_of(moe, state, client_id)
-    plan, downloaded = unpack_plan(pack_plan(plan, moe.download(state, plan)))
-    rows = np.arange(23)
-    update, state_kept = update_client(
-        model, moe, make_head("averaged"), plan, downloaded, kept or {}, examples(), rows
-    )
-    return unpack_update(pack_update(update)), state_kept
+    return exchange(model, moe, state, plan_of(moe, state, client_id), kept)
 
 
 def test_the_state_holds_one_per_block_and_none_without(model: Any, backbone_folder: Path):
