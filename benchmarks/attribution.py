@@ -1,0 +1,94 @@
+"""What each answer to skew brings, to FFT-MoE and to LoRA: `python benchmarks/attribution.py --data ../shared/data`.
+
+Measured on training rows that are held out, so that it may be looked at while settings are chosen; the test rows of
+`recipes/grid/` are not touched. A stopped call goes on where it was, from its work folder.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from common import RESULTS, markdown
+from fftmoe.config import recipe_folder
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.experiment import compare
+from fftmoe.experiment.cells import Variant
+from fftmoe.report.comparison_tables import tables
+from fftmoe.report.progress import Progress
+
+PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
+HELD_OUT = 800  # training rows that take the place of the test rows
+MOMENTUM = {
+    "federation.server_optimizer": "momentum",
+    "federation.server_beta1": 0.8,
+    "federation.learning_rate": 2e-3,
+}
+AVERAGE = {"federation.average_decay": 0.6}
+OURS = {"method": "fft-moe", "federation.aggregation": "fedavg"}
+LORA = {"method": "fedit"}
+SOLVED, AVERAGED = {"head.kind": "closed-form"}, {"head.kind": "averaged"}
+EXPERTS_ALONE = {
+    "adapter.shared_rank": 0,
+    "adapter.expert_dim": 16,
+    "adapter.num_experts": 16,
+    "adapter.scale": 1.0,
+    "budgets.small.experts": 4,
+    "budgets.medium.experts": 8,
+    "budgets.large.experts": 16,
+    "federation.aggregation": "per-expert",
+}
+VARIANTS = (
+    Variant("fft-moe, solved head, momentum", OURS | SOLVED | MOMENTUM),
+    Variant("… without momentum", OURS | SOLVED),
+    Variant("… experts at full scale", OURS | SOLVED | MOMENTUM | {"adapter.scale": 1.0}),
+    Variant("… experts alone, per expert", OURS | SOLVED | MOMENTUM | EXPERTS_ALONE),
+    Variant("fedit, solved head, momentum", LORA | SOLVED | MOMENTUM),
+    Variant("… as published", LORA | SOLVED),
+    Variant("fft-moe, averaged head, moving average", OURS | AVERAGED | AVERAGE),
+    Variant("… without moving average", OURS | AVERAGED),
+    Variant("fedit, averaged head, moving average", LORA | AVERAGED | AVERAGE),
+    Variant("… as published, averaged head", LORA | AVERAGED),
+)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", default="trec6", help="a text recipe of recipes/grid/; default trec6")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that holds it")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="where runs are kept; default runs/attribution-<on>")
+    parser.add_argument("--results", type=Path, help="default benchmarks/results/attribution-<on>.json")
+    parser.add_argument("--seconds", type=float, help="start no cell later than this")
+    parsed = parser.parse_args(arguments)
+    parsed.work = parsed.work or Path("runs") / f"attribution-{parsed.on}"
+    parsed.results = parsed.results or RESULTS / f"attribution-{parsed.on}.json"
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parsed = parse(arguments)
+    files = {file.stem: file for file in (recipe_folder() / "grid").glob("*.yaml")}
+    if parsed.on not in files:
+        raise InputError(f"--on {parsed.on}: no recipe of that name in recipes/grid{did_you_mean(parsed.on, files)}")
+    comparison = compare(
+        files[parsed.on],
+        parsed.work,
+        variants=VARIANTS,
+        partitions=PARTITIONS,
+        seeds=parsed.seeds,
+        overrides={"data.source": str(parsed.data / parsed.on), "data.validation_examples": HELD_OUT},
+        workers="auto",
+        deadline=None if parsed.seconds is None else time.monotonic() + parsed.seconds,
+        progress=Progress(Console()),
+    )
+    shutil.copy(parsed.work / "comparison.json", parsed.results)
+    for table in tables(comparison)[:2]:
+        print(f"\n## {table.title}\n\n{markdown(table.header, table.rows)}")
+
+
+if __name__ == "__main__":
+    main()
