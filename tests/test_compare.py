@@ -239,8 +239,10 @@ def test_tables_show_only_what_there_is():
     alone = Comparison("x", (cell("fft-moe+h", "shards:1", 0, 0.7),))
     assert [table.title for table in tables(alone)] == titles[:2]
     assert robustness_table(alone.cells).header == ("", "worst decile", "up", "down", "client s")
-    personal = (cell("a+h", "iid", 0, 0.5, personal_accuracy={"mean": 0.75, "worst_decile": 0.25}),)
-    assert robustness_table(personal).rows == (("a+h", "–", "0.250", "0.750", "0.250", "200 B", "400 B", "20"),)
+    known = {"mean": 0.75, "worst_decile": 0.25, "global_mean": 0.625}
+    personal = robustness_table((cell("a+h", "iid", 0, 0.5, personal_accuracy=known),))
+    assert personal.header[3:6] == ("personal", "personal worst", "global there")
+    assert personal.rows == (("a+h", "–", "0.250", "0.750", "0.250", "0.625", "200 B", "400 B", "20"),)
     assert target_table(Comparison("x", GRID)).rows[0] == ("fft-moe+h", "2", "1", "450 B", "16")
     assert target_table(Comparison("x", GRID, 0.88)).rows == (
         ("fft-moe+h", "–", "–", "–", "–"),

@@ -213,7 +213,10 @@ def test_clients_own_models_are_measured_when_asked_for_and_change_nothing(finis
     plain = finish(method, AVERAGED)
     measured = finish(method, AVERAGED, **{"evaluation.personal": True, "evaluation.personal_examples": 23})
     personal = measured.summary["personal_accuracy"]
-    assert set(personal) == {"mean", "worst_decile"}
+    assert set(personal) == {"mean", "worst_decile", "global_mean", "global_worst_decile"}
+    on_all = finish(method, AVERAGED, **{"evaluation.personal": True, "evaluation.personal_examples": 1000})
+    for key, value in plain.summary["client_accuracy"].items():
+        assert on_all.summary["personal_accuracy"][f"global_{key}"] == value
     assert 0 <= personal["worst_decile"] <= personal["mean"] <= 1
     assert "personal_accuracy" not in plain.summary
     for key in ("accuracy", "accuracy_by_tier", "client_accuracy"):

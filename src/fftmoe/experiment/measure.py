@@ -36,27 +36,42 @@ def final_metrics(experiment: Experiment, state: ServerState, states: ClientStat
         return personal_metrics(experiment, state, states)
     metrics = global_metrics(experiment, state)
     if evaluation.personal:
-        metrics["personal_accuracy"] = personal_metrics(experiment, state, states)["client_accuracy"]
+        own = personal_metrics(experiment, state, states)["client_accuracy"]
+        _, same_rows = _as_each_tier(experiment, state, _personal_sample(experiment))
+        shared = {f"global_{name}": value for name, value in mean_and_worst_decile(same_rows).items()}
+        metrics["personal_accuracy"] = {**own, **shared}
     return metrics
 
 
 def global_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     """The global model at each tier's budget, on the whole test set."""
-    labels, num_labels = experiment.test.labels, len(experiment.label_names)
-    distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
-    by_tier, per_client = {}, np.full(experiment.num_clients, np.nan)
-    for tier in experiment.tiers:
-        experiment.method.install(experiment.model, state.tensors, tier)
-        predicted = predict_logits(experiment.model, experiment.test).argmax(1)
-        by_tier[tier.name] = float((predicted == labels).double().mean())
-        members = [c for c, budget in experiment.budgets.items() if budget == tier]
-        by_class = accuracy_by_class(predicted, labels, num_labels)
-        per_client[members] = client_accuracies(by_class, distribution)[members]
+    by_tier, per_client = _as_each_tier(experiment, state, experiment.test)
     return {
         "accuracy": by_tier[experiment.largest.name],
         "accuracy_by_tier": by_tier,
         "client_accuracy": mean_and_worst_decile(per_client),
     }
+
+
+def _as_each_tier(
+    experiment: Experiment, state: ServerState, examples: Examples
+) -> tuple[dict[str, float], np.ndarray]:
+    """Accuracy of the global model by tier, and of every client at its tier on its own label mix, float64 [clients]."""
+    labels, num_labels = examples.labels, len(experiment.label_names)
+    distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
+    by_tier, per_client = {}, np.full(experiment.num_clients, np.nan)
+    for tier in experiment.tiers:
+        experiment.method.install(experiment.model, state.tensors, tier)
+        predicted = predict_logits(experiment.model, examples).argmax(1)
+        by_tier[tier.name] = float((predicted == labels).double().mean())
+        members = [c for c, budget in experiment.budgets.items() if budget == tier]
+        by_class = accuracy_by_class(predicted, labels, num_labels)
+        per_client[members] = client_accuracies(by_class, distribution)[members]
+    return by_tier, per_client
+
+
+def _personal_sample(experiment: Experiment) -> Examples:
+    return holdout(experiment.test, experiment.recipe.evaluation.personal_examples, experiment.recipe.seed)
 
 
 def personal_metrics(experiment: Experiment, state: ServerState, states: ClientStates) -> dict[str, Any]:
@@ -65,7 +80,7 @@ def personal_metrics(experiment: Experiment, state: ServerState, states: ClientS
     `accuracy` is their mean on the whole sample, `client_accuracy` is on each client's own label mix.
     """
     method, recipe = experiment.method, experiment.recipe
-    sample = holdout(experiment.test, recipe.evaluation.personal_examples, recipe.seed)
+    sample = _personal_sample(experiment)
     num_labels = len(experiment.label_names)
     distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
     everyone = range(experiment.num_clients)
