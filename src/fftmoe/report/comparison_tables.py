@@ -89,9 +89,7 @@ def robustness_table(cells: Sequence[CellResult]) -> Table:
     else:
         del columns["IID kept"]
     if any(number(cell, "personal_accuracy", "mean") is not None for cell in cells):
-        notes.insert(
-            -1, "personal: a client's own model on its own labels; global there: the global one on those rows"
-        )
+        notes.insert(-1, "personal: a client's own model on its own labels; global there: the global one on those rows")
         for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
             columns[name] = lambda variant, key=key: with_interval(over_grid(cells, variant, "personal_accuracy", key))
     columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
