@@ -10,9 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common import RESULTS, markdown
-from fftmoe.report.comparison import IID, CellResult, Estimate, distinct, estimate, paired_differences
-from fftmoe.report.comparison import cost_to_target as first_at
-from fftmoe.report.comparison import curve as curve_of
+from fftmoe.report.comparison import (
+    IID,
+    CellResult,
+    Estimate,
+    cost_to_target,
+    curve,
+    distinct,
+    estimate,
+    paired_differences,
+)
 from fftmoe.report.comparison_tables import NOTHING, with_interval
 from grid_results import read_cells
 
@@ -57,22 +64,19 @@ def costs(cells: Sequence[CellResult], variant: str, target_of: str) -> Iterator
     for data in distinct(cell.data for cell in cells):
         own = [cell for cell in cells if cell.data == data]
         for partition in distinct(cell.partition for cell in own):
-            theirs, ours = (curve_of(own, name, partition) for name in (target_of, variant))
+            theirs, ours = (curve(own, name, partition) for name in (target_of, variant))
             if theirs and ours:
                 last = theirs[-1]
-                point = first_at(ours, last.accuracy)
+                point = cost_to_target(ours, last.accuracy)
                 yield None if point is None else (point.round / last.round, point.bytes / last.bytes)
 
 
 def cost_row(cells: Sequence[CellResult], variant: str, target_of: str) -> Row:
     """How often half of the baseline's rounds and bytes were enough, and the medians where its accuracy was reached."""
-    found = list(costs(cells, variant, target_of))
+    name, found = f"{variant} to the final accuracy of {target_of}", list(costs(cells, variant, target_of))
     reached = [cost for cost in found if cost is not None]
-    if not found:
-        return (f"{variant} to the final accuracy of {target_of}", NOTHING, NOTHING, NOTHING, NOTHING)
     halves = sum(rounds <= PART and size <= PART for rounds, size in reached)
     rounds, size = (f"{statistics.median(cost[i] for cost in reached):.2f}" if reached else NOTHING for i in (0, 1))
-    name = f"{variant} to the final accuracy of {target_of}"
     return (name, f"{len(reached)} of {len(found)}", rounds, size, f"{halves} of {len(found)}")
 
 

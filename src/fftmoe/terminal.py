@@ -14,15 +14,10 @@ from fftmoe.experiment import Forecast, TierCost
 from fftmoe.experiment.build import fourier_features
 from fftmoe.experiment.load import reads_images
 from fftmoe.experiment.plan import SumsCost
+from fftmoe.report.html import OWN_MIX
 from fftmoe.report.progress import size
 
 CLIENTS_SHOWN = 20
-# Measured on each client's own label mix, as far as the recipe asked for it.
-OWN_MIX = {
-    "on each client's own label mix": "client_accuracy",
-    "… with its own experts and router": "personal_accuracy",
-    "… trained alone": "local_only_client_accuracy",
-}
 
 
 def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recipe: Recipe) -> None:
@@ -30,7 +25,7 @@ def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recip
     console.print(f"\naccuracy {summary['accuracy']:.3f} on the whole test set", highlight=False)
     tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary["accuracy_by_tier"].items())
     console.print(f"  used as each tier would: {tiers}", highlight=False)
-    for name, key in OWN_MIX.items():
+    for key, name in OWN_MIX.items():
         if key in summary:
             mean, worst = summary[key]["mean"], summary[key]["worst_decile"]
             console.print(f"  {name}: mean {mean:.3f}, worst decile {worst:.3f}", highlight=False)

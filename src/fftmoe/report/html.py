@@ -23,6 +23,14 @@ svg{{max-width:100%;height:auto}}</style>
 """
 
 
+# Measured on each client's own label mix, as far as the recipe asked for it.
+OWN_MIX = {
+    "client_accuracy": "on each client's own label mix",
+    "personal_accuracy": "… with its own experts and router",
+    "local_only_client_accuracy": "… trained alone",
+}
+
+
 def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], load: Mapping[str, Tensor]) -> str:
     """The text of `report.html`; it needs no network."""
     facts = {
@@ -41,14 +49,9 @@ def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], l
 
 def _own_mix(summary: Mapping[str, Any]) -> dict[str, str]:
     """What is known of the clients on their own label mixes."""
-    names = {
-        "client_accuracy": "a client's accuracy",
-        "personal_accuracy": "… with its own experts and router",
-        "local_only_client_accuracy": "… trained alone",
-    }
     return {
         f"{name}, {statistic.replace('_', ' ')}": f"{summary[key][statistic]:.3f}"
-        for key, name in names.items()
+        for key, name in OWN_MIX.items()
         if key in summary
         for statistic in ("mean", "worst_decile")
     }
