@@ -3,6 +3,7 @@
 An expert here has D = 7, H = 3: 2 * 3 * 7 + 7 = 49 parameters, 196 bytes.
 """
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftmoe.errors import InputError
-from fftmoe.methods.budget import MIB, ExpertShape, Limits, assign_tiers, resolve
+from fftmoe.methods.budget import MIB, Budgets, ExpertShape, Limits, assign_tiers, resolve
 from fftmoe.records import Budget
 
 SHAPE = ExpertShape(dim=7, expert_dim=3)
@@ -168,3 +169,28 @@ def test_fractions_must_sum_to_one():
 def test_a_tier_that_no_client_belongs_to_is_refused():
     with pytest.raises(InputError, match=r"no client: its fraction 0\.01 of 5 clients"):
         assign_tiers([0.99, 0.01], 5, 0)
+
+
+TIERS = (Budget("small", 1, 2, BLOCKS), Budget("medium", 2, 3, BLOCKS), Budget("large", 3, 5, (5,)))
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=23))
+def test_budgets_are_the_dict_of_each_clients_own(numbers: list[int]):
+    expected = {client_id: TIERS[number] for client_id, number in enumerate(numbers)}
+    budgets = Budgets.of(TIERS, np.array(numbers))
+    for mine in (budgets, pickle.loads(pickle.dumps(budgets))):
+        assert mine == expected
+        assert list(mine.items()) == list(expected.items())
+        assert len(mine) == len(expected)
+        assert all(mine[client_id] == budget for client_id, budget in expected.items())
+    for tier in TIERS:
+        assert budgets.members(tier).tolist() == [c for c, budget in expected.items() if budget == tier]
+    for nobody in (-1, len(numbers), "0"):
+        assert nobody not in budgets
+
+
+def test_budgets_take_one_byte_for_each_client():
+    budgets = Budgets.of(TIERS, assign_tiers([0.5, 0.3, 0.2], 1009, 0))
+    assert budgets.numbers.nbytes == 1009
+    many = [Budget(str(n), 1, 1, BLOCKS) for n in range(257)]
+    assert Budgets.of(many, np.arange(257)) == dict(enumerate(many))

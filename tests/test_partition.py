@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftmoe.data import Partition, make_partition
+from fftmoe.data.ragged import Ragged
 from fftmoe.errors import InputError
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -129,10 +130,22 @@ def test_bernoulli_dirichlet_gives_every_class_a_holder():
 
 
 def test_label_distribution():
-    part = Partition((np.array([0, 2]), np.array([1, 3, 4])), ("a", "b"))
+    part = Partition(Ragged.grouped(np.array([0, 1, 0, 1, 1]), 2), ("a", "b"))
     distribution = part.label_distribution(np.array([0, 2, 1, 2, 0]), 4)
     np.testing.assert_allclose(distribution, [[0.5, 0.5, 0, 0], [1 / 3, 0, 2 / 3, 0]])
     assert part.sizes.tolist() == [2, 3]
+
+
+@given(st.integers(1, 11), st.integers(1, 5), st.data())
+def test_label_shares_are_each_clients_own_count(num_clients: int, num_labels: int, data: Any):
+    labels = np.random.default_rng(num_clients).integers(num_labels, size=59)
+    part = partition("iid", labels, num_clients)
+    everyone = part.label_distribution(labels, num_labels)
+    counts = [np.bincount(labels[rows], minlength=num_labels) / len(rows) for rows in part.indices]
+    assert np.array_equal(everyone, np.stack(counts))
+    start, stop = sorted(data.draw(st.tuples(st.integers(0, num_clients), st.integers(0, num_clients))))
+    some = part.label_distribution(labels, num_labels, range(start, stop))
+    assert np.array_equal(some, everyone[start:stop])
 
 
 @given(st.lists(st.one_of(st.integers(-3, 12)), min_size=1) | st.lists(st.text("abc", min_size=1), min_size=1))

@@ -1,6 +1,8 @@
 """Who holds which experts: balanced before statistics, personal after, with one slot to explore."""
 
+import pickle
 from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from fftmoe.methods.residents import balanced_design, personal_residents
 from fftmoe.records import Budget, Experts
+from fftmoe.rng import numpy_generator
 
 M = 7
 BLOCKS = (1, 4)
@@ -21,7 +24,24 @@ def budgets_of(sizes: list[int], blocks: tuple[int, ...] = BLOCKS) -> dict[int, 
 
 
 def design_of(budgets: dict[int, Budget], seed: int) -> dict[int, Experts]:
-    return balanced_design(list(budgets), list(budgets.values()), M, seed)
+    return dict(balanced_design(budgets, M, seed))
+
+
+def design_one_by_one(budgets: Mapping[int, Budget], num_experts: int, seed: int) -> dict[int, Experts]:
+    """The specification: clients take, one after another, the experts that fewest hold, ties at random."""
+    design: dict[int, Experts] = {client_id: {} for client_id in sorted(budgets)}
+    for block in sorted({b for budget in budgets.values() for b in budget.blocks}):
+        random = numpy_generator(seed, "residents", block)
+        holders = [0] * num_experts
+        for client_id in design:
+            if block in budgets[client_id].blocks:
+                ties = random.random(num_experts)
+                ranked = sorted(range(num_experts), key=lambda m: (holders[m], ties[m]))
+                dealt = sorted(ranked[: budgets[client_id].experts])
+                design[client_id][block] = tuple(dealt)
+                for m in dealt:
+                    holders[m] += 1
+    return design
 
 
 def assert_complete(residents: dict[int, Experts], budgets: dict[int, Budget]) -> None:
@@ -60,6 +80,27 @@ def test_a_balanced_design_balances_among_the_clients_that_adapt_a_block(sizes: 
         assert max(holders(design, block)) - min(holders(design, block)) <= 1
 
 
+budgets = st.builds(
+    Budget, st.just("tier"), st.just(1), st.integers(1, M), st.sampled_from([(1,), (4,), BLOCKS, (1, 4, 5)])
+)
+
+
+@given(st.dictionaries(st.integers(0, 10**9), budgets, max_size=11), seeds)
+def test_a_balanced_design_is_that_of_one_client_after_another(budgets: dict[int, Budget], seed: int):
+    design, expected = balanced_design(budgets, M, seed), design_one_by_one(budgets, M, seed)
+    assert design == expected
+    assert list(design) == list(expected)
+    assert len(design) == len(expected)
+    for nobody in (-1, 10**9 + 1):
+        assert nobody not in design
+
+
+def test_a_balanced_design_takes_a_bit_for_each_expert():
+    budgets = budgets_of([1, 3, 5, 2] * 251)
+    num_bytes = len(pickle.dumps(balanced_design(budgets, M, 0)))
+    assert num_bytes < len(budgets) * (8 + len(BLOCKS)) + 1000  # the client's number, and 7 bits in each block
+
+
 def test_a_balanced_design_is_a_function_of_the_seed():
     budgets = budgets_of([2, 3, 1, 2, 3])
     assert design_of(budgets, 5) == design_of(budgets, 5)
@@ -77,7 +118,7 @@ def rankings(num_clients: int, seed: int) -> dict[int, Experts]:
     for client_id in range(num_clients):
         orders[client_id] = {}
         for block in BLOCKS:
-            dealt = balanced_design(list(range(M)), list(budgets_of([1] * M).values()), M, seed + client_id)
+            dealt = design_of(budgets_of([1] * M), seed + client_id)
             orders[client_id][block] = tuple(dealt[n][block][0] for n in range(M))
     return orders
 

@@ -226,8 +226,8 @@ class EngineSection(Section):
 class Evaluation(Section):
     """When and on how much the global model is measured; after the last round always on the whole test set.
 
-    `personal` also measures each client's own model (its resident experts, its router) after the last round, on
-    `personal_examples` test rows.
+    `personal` also measures each client's own model (its resident experts, its router) after the last round, of all
+    or a sample of `personal_clients`, on `personal_examples` test rows.
     `local_only` also trains clients alone (all, or a sample of `local_only_clients`) and measures each on
     `local_only_examples` test rows.
     """
@@ -241,6 +241,7 @@ class Evaluation(Section):
     local_only_examples: Count = 300
 
 
+    personal_clients: Count | None = None
 class Recipe(Section):
     """One experiment."""
 

@@ -1,93 +1,63 @@
-"""The divisions behind `make_partition`: flwr-datasets' partitioners on tables of indices, and our own.
+"""The divisions behind `make_partition`: those of flwr-datasets' partitioners, for any population, and our own.
 
-Every function gives one int64 index array per client; together they cover 0..N-1 exactly once.
+The partitioners hand out one client at a time, which takes minutes for 100,000. What they draw is drawn here in the
+same way, and the tests hold each division to its partitioner. Every function gives int64 [N], the client of each
+example, from 0 to `num_clients - 1`.
 """
 
-import warnings
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
 import numpy as np
 
-from fftmoe.rng import derive, numpy_generator
-
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
-
-# flwr_datasets is imported inside the functions: it takes seconds, because it brings plotting libraries.
-# Its partitioners send no telemetry; only its FederatedDataset and its plots do, which are not used here.
+from fftmoe.rng import numpy_generator
 
 
-def iid(labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
-    """Random division into sizes that differ by one at most."""
-    from flwr_datasets.partitioner import IidPartitioner
-
-    # The partitioner itself cuts the rows in the order they come, so randomness has to be in that order.
+def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
+    """Random division into sizes that differ by one at most: `IidPartitioner` on shuffled examples."""
     rows = numpy_generator(seed, "order").permutation(len(labels))
-    return _divide(IidPartitioner(num_clients), rows)
+    return _placed(rows, _even_parts(len(labels), num_clients))
 
 
-def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) -> list[np.ndarray]:
-    """Each class divided by its own draw from Dirichlet(alpha); clients may be empty."""
-    from flwr_datasets.partitioner import DirichletPartitioner
+def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) -> np.ndarray:
+    """Each class divided by its own draw from Dirichlet(alpha); clients may be empty.
 
+    `DirichletPartitioner` on shuffled examples, without its balancing and its least size: drawing again is the
+    caller's, who can then say which client stayed too small.
+    """
     rows = numpy_generator(seed, "order").permutation(len(labels))
-    partitioner = DirichletPartitioner(
-        num_partitions=num_clients,
-        partition_by="label",
-        alpha=float(alpha),
-        # Drawing again is the caller's, who can then say which client stayed too small.
-        min_partition_size=0,
-        self_balancing=False,
-        shuffle=False,
-        seed=derive(seed, "shares"),
-    )
-    return _divide(partitioner, rows, label=labels[rows])
+    shuffled, random = labels[rows], numpy_generator(seed, "shares")
+    owners = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        own = rows[shuffled == label]
+        owners[own] = _parts(random.dirichlet(np.full(num_clients, float(alpha))), len(own))
+    return owners
 
 
-def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client: int) -> list[np.ndarray]:
+def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client: int) -> np.ndarray:
     """Label-sorted examples cut into `num_clients * shards_per_client` shards, dealt out at random.
 
-    Needs at least one example per shard to leave no client empty; shard sizes differ by one at most.
+    Needs at least one example per shard to leave no client empty; shard sizes differ by one at most. The dealing is
+    `ShardPartitioner`'s, which would round the shard size down and drop what is left over.
     """
-    from flwr_datasets.partitioner import ShardPartitioner
-
     shuffled = numpy_generator(seed, "order").permutation(len(labels))
     by_label = shuffled[labels[shuffled].argsort(kind="stable")]
-    pieces = np.array_split(by_label, num_clients * shards_per_client)
-    # The partitioner rounds the shard size down and drops what is left over. One row per shard loses nothing.
-    partitioner = ShardPartitioner(
-        num_partitions=num_clients,
-        partition_by="shard",
-        num_shards_per_partition=shards_per_client,
-        shard_size=1,
-        shuffle=False,
-        seed=derive(seed, "deal"),
-    )
-    numbers = np.arange(len(pieces))
-    with warnings.catch_warnings():
-        # datasets sorts the table with an argument that pyarrow 25 deprecates; nothing here can change that.
-        warnings.filterwarnings("ignore", message=".*null_placement", category=FutureWarning)
-        dealt = _divide(partitioner, numbers, shard=numbers)
-    return [np.concatenate([pieces[shard] for shard in held]) for held in dealt]
+    num_shards = num_clients * shards_per_client
+    dealt = numpy_generator(seed, "deal").permutation(num_shards)
+    holders = _placed(dealt, np.arange(num_shards) // shards_per_client)
+    return _placed(by_label, holders[_even_parts(len(labels), num_shards)])
 
 
-def natural(groups: Sequence[Hashable]) -> tuple[list[Any], list[np.ndarray]]:
-    """The distinct groups in sorted order, and the examples of each."""
-    # NaturalIdPartitioner draws a progress bar that cannot be switched off; groups of one id are the same.
-    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
-
+def natural(groups: Sequence[Hashable]) -> tuple[list[Any], np.ndarray]:
+    """The distinct groups in sorted order, and which of them each example is in, as `GroupedNaturalIdPartitioner`."""
     values: list[Any] = sorted(set(groups))  # type: ignore[type-var]
-    codes = {value: code for code, value in enumerate(values)}
-    partitioner = GroupedNaturalIdPartitioner("group", group_size=1, sort_unique_ids=True)
-    rows = np.arange(len(groups))
-    return values, _divide(partitioner, rows, group=np.array([codes[group] for group in groups]))
+    numbers = {value: number for number, value in enumerate(values)}
+    return values, np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
 
 
 def bernoulli_dirichlet(
     labels: np.ndarray, num_clients: int, seed: int, *, alpha: float, holder_fraction: float
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Each client holds each class with probability `holder_fraction`; its holders divide it by Dirichlet(alpha).
 
     A client that drew no class is given one, and a class that nobody drew one holder, chosen uniformly. Clients
@@ -100,19 +70,28 @@ def bernoulli_dirichlet(
         holds_CL[client, rng.integers(len(classes))] = True
     for column in np.flatnonzero(~holds_CL.any(0)):
         holds_CL[rng.integers(num_clients), column] = True
-    held: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    owners = np.empty(len(labels), dtype=np.int64)
     for column, label in enumerate(classes):
         holders = np.flatnonzero(holds_CL[:, column])
         rows = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(len(holders), float(alpha)))
-        cuts = (shares.cumsum()[:-1] * len(rows)).astype(np.int64)
-        for client, part in zip(holders, np.split(rows, cuts), strict=True):
-            held[client].append(part)
-    return [np.concatenate([np.zeros(0, np.int64), *parts]) for parts in held]
+        owners[rows] = holders[_parts(rng.dirichlet(np.full(len(holders), float(alpha))), len(rows))]
+    return owners
 
 
-def _divide(partitioner: "Partitioner", rows: np.ndarray, **columns: np.ndarray) -> list[np.ndarray]:
-    """What the partitioner makes of a table whose `row` column says which example each row stands for."""
-    partitioner.dataset = datasets.Dataset.from_dict({"row": rows, **columns})
-    parts = (partitioner.load_partition(client) for client in range(partitioner.num_partitions))
-    return [np.asarray(part.with_format("numpy")["row"][:], dtype=np.int64) for part in parts]
+def _placed(places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` put at `places`, a permutation."""
+    result = np.empty_like(values)
+    result[places] = values
+    return result
+
+
+def _even_parts(num_examples: int, num_parts: int) -> np.ndarray:
+    """The part of each example, int64 [N], ascending: sizes differ by one at most, and the first are the larger."""
+    sizes = num_examples // num_parts + (np.arange(num_parts) < num_examples % num_parts)
+    return np.arange(num_parts).repeat(sizes)
+
+
+def _parts(shares: np.ndarray, num_examples: int) -> np.ndarray:
+    """The part of each example, int64 [N], ascending: part c ends where `shares[: c + 1]` do, rounded down."""
+    cuts = (shares.cumsum()[:-1] * num_examples).astype(np.int64)
+    return cuts.searchsorted(np.arange(num_examples), side="right")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.data import assign
+from fftmoe.data.ragged import Ragged
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
 
@@ -24,28 +25,44 @@ MAX_DRAWS = 100
 
 @dataclass(frozen=True)
 class Partition:
-    """A disjoint cover of the examples.
+    """A disjoint cover of the examples; nothing here is as many objects as there are clients.
 
     Attributes:
         indices: by `client_id`, sorted int64 example indices.
-        names: by `client_id`, the natural group's name, or the number as text.
+        groups: by `client_id`, the natural group's name; None where clients have numbers alone.
     """
 
-    indices: tuple[np.ndarray, ...]
-    names: tuple[str, ...]
+    indices: Ragged
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """By `client_id`, the natural group's name, or the number as text; made anew at each call."""
+        return tuple(map(str, range(len(self)))) if self.groups is None else self.groups
+
+    @property
     def sizes(self) -> np.ndarray:
         """Examples of each client, int64 [C]."""
-        return np.array([len(rows) for rows in self.indices], dtype=np.int64)
+        return self.indices.sizes
 
-    def label_distribution(self, labels: np.ndarray, num_labels: int) -> np.ndarray:
-        """Share of each label among each client's examples, float64 [C, L]; rows sum to 1."""
-        counts = [np.bincount(labels[rows], minlength=num_labels) for rows in self.indices]
-        return np.stack(counts) / self.sizes[:, None]
+    def label_distribution(self, labels: np.ndarray, num_labels: int, clients: range | None = None) -> np.ndarray:
+        """Share of each label among each client's examples, float64 [C, L]; rows sum to 1.
+
+        Args:
+            labels: integers [N], each below `num_labels`.
+            num_labels: L.
+            clients: the consecutive ones whose rows are wanted; everyone when None.
+        """
+        clients = range(len(self)) if clients is None else clients
+        ends = self.indices.offsets[clients.start : clients.stop + 1]
+        sizes = np.diff(ends)
+        # One count over pairs (client, label) in the place of one per client.
+        pairs = np.arange(len(sizes)).repeat(sizes) * num_labels + labels[self.indices.flat[ends[0] : ends[-1]]]
+        counts = np.bincount(pairs, minlength=len(sizes) * num_labels).reshape(len(sizes), num_labels)
+        return counts / sizes[:, None]
 
 
 def make_partition(
@@ -62,8 +79,8 @@ def make_partition(
 ) -> Partition:
     """Divide the examples among clients.
 
-    `iid`, `dirichlet`, `shards` and `natural` are flwr-datasets' partitioners (`fftmoe.data.assign` says
-    where their defaults had to be met with care); `bernoulli-dirichlet` is our own.
+    `iid`, `dirichlet`, `shards` and `natural` are those of flwr-datasets' partitioners (`fftmoe.data.assign`);
+    `bernoulli-dirichlet` is our own.
 
     Args:
         kind: `iid`: random, sizes equal up to one. `dirichlet`: each class is divided by a draw from
@@ -101,18 +118,18 @@ def make_partition(
     least = 2 if min_examples is None else min_examples
     num_clients = _checked_num_clients(kind, num_clients, len(labels), least)
     parameters = {name: given[name] for name in PARAMETERS[kind]}
-    names = tuple(map(str, range(num_clients)))
     num_draws = MAX_DRAWS if "alpha" in parameters else 1  # the others' sizes do not depend on the draw
-    partition = Partition((), ())
+    partition = None
     for draw in range(num_draws):
-        rows = _DIVISIONS[kind](labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
-        partition = Partition(tuple(map(np.sort, rows)), names)
+        owners = _DIVISIONS[kind](labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
+        partition = Partition(Ragged.grouped(owners, num_clients))
         if partition.sizes.min() >= least:
             return partition
+    assert partition is not None
     raise _too_few(partition, least, f" after {num_draws} draws" if num_draws > 1 else "", _REMEDIES[kind])
 
 
-_DIVISIONS: dict[str, Callable[..., list[np.ndarray]]] = {
+_DIVISIONS: dict[str, Callable[..., np.ndarray]] = {
     "iid": assign.iid,
     "dirichlet": assign.dirichlet,
     "shards": assign.shards,
@@ -178,12 +195,12 @@ def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: 
     if empty is not None:
         raise InputError(f"the column of partition.by is empty in training row {empty}; remove the row or fill it in")
     try:
-        values, rows = assign.natural(groups)
+        values, owners = assign.natural(groups)
     except TypeError as error:
         raise InputError(
             f"the column of partition.by holds values that cannot name clients ({error}); use text or whole numbers"
         ) from error
-    partition = Partition(tuple(rows), tuple(map(str, values)))
+    partition = Partition(Ragged.grouped(owners, len(values)), tuple(map(str, values)))
     if num_clients is not None and num_clients != len(values):
         raise InputError(
             f"partition.num_clients={num_clients}, but the column of partition.by has {len(values)} distinct"

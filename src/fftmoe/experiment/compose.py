@@ -1,6 +1,6 @@
 """From a recipe to the parts of an experiment. Only this folder reads recipes; parts get plain arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from fftmoe.experiment.load import load_examples
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.head import make_head
 from fftmoe.methods.base import Method
-from fftmoe.methods.budget import ExpertShape, Limits, assign_tiers, resolve
+from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, resolve
 from fftmoe.records import Budget, Training
 from fftmoe.rng import derive, numpy_generator
 
@@ -46,7 +46,7 @@ class Experiment:
     label_names: tuple[str, ...]
     partition: Partition
     tiers: tuple[Budget, ...]
-    budgets: Mapping[int, Budget]
+    budgets: Budgets
     training: Training
     shape: ExpertShape
     method: Method
@@ -54,7 +54,7 @@ class Experiment:
     @property
     def num_clients(self) -> int:
         """Size of the population."""
-        return len(self.partition.indices)
+        return len(self.partition)
 
     @property
     def largest(self) -> Budget:
@@ -89,8 +89,8 @@ def compose(recipe: Recipe) -> Experiment:
         # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
         assert adapted.keys() == dims.keys()
         model.peft_config["default"].top_k = _largest(tiers).top_k
-    names = assign_tiers([b.fraction for b in recipe.budgets], len(partition.indices), recipe.seed)
-    budgets = {client_id: tiers[tier] for client_id, tier in enumerate(names)}
+    fractions = [b.fraction for b in recipe.budgets]
+    budgets = Budgets.of(tiers, assign_tiers(fractions, len(partition), recipe.seed))
     cohort = recipe.federation.clients_per_round
     if cohort > len(budgets):
         raise InputError(
@@ -216,7 +216,7 @@ def _tokens_per_round(mean_tokens: float, num_examples: int, partition: Partitio
     if training.local_steps is not None:
         examples = float(training.local_steps * training.batch_size)
     else:
-        examples = (training.local_epochs or 1) * num_examples / len(partition.indices)
+        examples = (training.local_epochs or 1) * num_examples / len(partition)
     return max(1, round(examples * mean_tokens))
 
 

@@ -16,6 +16,8 @@ from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ServerState, Training
 from fftmoe.server.rounds import choose_cohort, plan_round
 
+ROWS_AT_ONCE = 4096  # of clients' label shares
+
 
 def measure(experiment: Experiment, state: ServerState, sample: Examples, states: ClientStates) -> dict[str, Any]:
     """What is known after a round: everything after the last, accuracy on `sample` when due, else nothing."""
@@ -38,7 +40,8 @@ def final_metrics(experiment: Experiment, state: ServerState, states: ClientStat
     if evaluation.personal:
         own = personal_metrics(experiment, state, states)["client_accuracy"]
         _, same_rows = _as_each_tier(experiment, state, _personal_sample(experiment))
-        shared = {f"global_{name}": value for name, value in mean_and_worst_decile(same_rows).items()}
+        same_clients = list(_chosen(experiment, evaluation.personal_clients))
+        shared = {f"global_{name}": value for name, value in mean_and_worst_decile(same_rows[same_clients]).items()}
         metrics["personal_accuracy"] = {**own, **shared}
     return metrics
 
@@ -58,16 +61,31 @@ def _as_each_tier(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Accuracy of the global model by tier, and of every client at its tier on its own label mix, float64 [clients]."""
     labels, num_labels = examples.labels, len(experiment.label_names)
-    distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
     by_tier, per_client = {}, np.full(experiment.num_clients, np.nan)
     for tier in experiment.tiers:
         experiment.method.install(experiment.model, state.tensors, tier)
         predicted = predict_logits(experiment.model, examples).argmax(1)
         by_tier[tier.name] = float((predicted == labels).double().mean())
-        members = [c for c, budget in experiment.budgets.items() if budget == tier]
+        members = experiment.budgets.members(tier)
         by_class = accuracy_by_class(predicted, labels, num_labels)
-        per_client[members] = client_accuracies(by_class, distribution)[members]
+        per_client[members] = _on_own_mixes(experiment, by_class)[members]
     return by_tier, per_client
+
+
+def _on_own_mixes(experiment: Experiment, by_class: np.ndarray) -> np.ndarray:
+    """What these accuracies by class, float64 [L], come to on each client's own label mix, float64 [clients]."""
+    labels, num_labels = experiment.train.labels.numpy(), len(experiment.label_names)
+    everyone = range(experiment.num_clients)
+    # Part by part: the label shares of very many clients would take more memory than the model.
+    parts = (everyone[start : start + ROWS_AT_ONCE] for start in everyone[::ROWS_AT_ONCE])
+    shares = (experiment.partition.label_distribution(labels, num_labels, part) for part in parts)
+    return np.concatenate([client_accuracies(by_class, part) for part in shares])
+
+
+def _chosen(experiment: Experiment, num_clients: int | None) -> tuple[int, ...]:
+    """A fixed random sample of so many clients, ascending; everyone when None or more than there are."""
+    population = experiment.num_clients
+    return choose_cohort(population, min(population, num_clients or population), experiment.recipe.seed, round=0)
 
 
 def _personal_sample(experiment: Experiment) -> Examples:
@@ -75,30 +93,28 @@ def _personal_sample(experiment: Experiment) -> Examples:
 
 
 def personal_metrics(experiment: Experiment, state: ServerState, states: ClientStates) -> dict[str, Any]:
-    """Every client's own model (what it downloads, with what it keeps), on a sample of the test set.
+    """Clients' own models (what each downloads, with what it keeps), on a sample of the test set.
 
     `accuracy` is their mean on the whole sample, `client_accuracy` is on each client's own label mix.
     """
     method, recipe = experiment.method, experiment.recipe
     sample = _personal_sample(experiment)
-    num_labels = len(experiment.label_names)
-    distribution = experiment.partition.label_distribution(experiment.train.labels.numpy(), num_labels)
-    everyone = range(experiment.num_clients)
-    plan = plan_round(method, state, state.round, everyone, experiment.budgets, experiment.training, recipe.seed)
-    overall, own = np.zeros(len(everyone)), np.zeros(len(everyone))
-    for client in plan.clients:
+    labels, num_labels = experiment.train.labels.numpy(), len(experiment.label_names)
+    chosen = _chosen(experiment, recipe.evaluation.personal_clients)
+    plan = plan_round(method, state, state.round, chosen, experiment.budgets, experiment.training, recipe.seed)
+    overall, own = np.zeros(len(chosen)), np.zeros(len(chosen))
+    for place, client in enumerate(plan.clients):
         c = client.client_id
         method.personalize(experiment.model, method.download(state, client), client, split_state(states.load(c))[0])
         predicted = predict_logits(experiment.model, sample).argmax(1)
-        overall[c] = float((predicted == sample.labels).double().mean())
+        overall[place] = float((predicted == sample.labels).double().mean())
         by_class = accuracy_by_class(predicted, sample.labels, num_labels)
-        own[c] = client_accuracies(by_class, distribution[[c]])[0]
-    members = {
-        tier.name: [c for c, budget in experiment.budgets.items() if budget == tier] for tier in experiment.tiers
-    }
+        shares = experiment.partition.label_distribution(labels, num_labels, range(c, c + 1))
+        own[place] = client_accuracies(by_class, shares)[0]
+    places = {tier.name: np.flatnonzero(np.isin(chosen, experiment.budgets.members(tier))) for tier in experiment.tiers}
     return {
         "accuracy": float(overall.mean()),
-        "accuracy_by_tier": {name: float(overall[ids].mean()) for name, ids in members.items()},
+        "accuracy_by_tier": {name: float(overall[at].mean()) for name, at in places.items() if len(at)},
         "client_accuracy": mean_and_worst_decile(own),
     }
 
@@ -113,15 +129,13 @@ def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> di
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     # A solved head holds what the others know, so a client that is alone trains one.
     training = replace(_repeat(experiment.training, rounds_each), train_head=True)
-    seed, population = experiment.recipe.seed, experiment.num_clients
-    num_clients = min(population, experiment.recipe.evaluation.local_only_clients or population)
-    chosen = choose_cohort(population, num_clients, seed, round=0)
+    seed, chosen = experiment.recipe.seed, _chosen(experiment, experiment.recipe.evaluation.local_only_clients)
     plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed, task="alone")
     updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
     metrics = [update.metrics for update in updates]
     own = [m["own_accuracy"] for m in metrics if "own_accuracy" in m]
     everywhere = mean_and_worst_decile([m["holdout_accuracy"] for m in metrics])
-    result = {"local_only_accuracy": {**everywhere, "num_clients": num_clients}}
+    result = {"local_only_accuracy": {**everywhere, "num_clients": len(chosen)}}
     return {**result, "local_only_client_accuracy": mean_and_worst_decile(own)} if own else result
 
 

@@ -4,7 +4,7 @@ Costs of one expert follow from its shape: U, V of [h, d] and a router row of [d
 everyone holds, has U, V of [S, d] and no router row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,6 +147,39 @@ def _affordable_top_k(limits: Limits, shape: ExpertShape, experts: int, num_bloc
     router = shape.flops_per_token(0, experts)
     one_expert = shape.flops_per_token(1, experts) - router
     return int((gflops * 1e9 / (tokens * num_blocks) - router) / one_expert)
+
+
+@dataclass(frozen=True, eq=False)
+class Budgets(Mapping[int, Budget]):
+    """client_id -> budget for the clients 0 to C-1, in one byte each; equal to the dict of the same items.
+
+    Attributes:
+        tiers: the distinct budgets.
+        numbers: the tier of each client, the smallest unsigned integers [C] that can name them all.
+    """
+
+    tiers: tuple[Budget, ...]
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, tiers: Sequence[Budget], numbers: np.ndarray) -> "Budgets":
+        """Client c has the budget `tiers[numbers[c]]`; `numbers` are integers [C]."""
+        return cls(tuple(tiers), numbers.astype(np.min_scalar_type(len(tiers) - 1)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __getitem__(self, client_id: int) -> Budget:
+        if client_id not in range(len(self)):
+            raise KeyError(client_id)
+        return self.tiers[self.numbers[client_id]]
+
+    def members(self, tier: Budget) -> np.ndarray:
+        """The clients of a tier, ascending, int64."""
+        return np.flatnonzero(self.numbers == self.tiers.index(tier))
 
 
 def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.ndarray:

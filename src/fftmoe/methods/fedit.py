@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fftmoe.methods.deltas import DeltaMean
@@ -22,6 +23,11 @@ class FedIt(LoraMethod):
 
     def rank(self, budget: Budget) -> int:
         """The smallest rank of the population, whatever the budget."""
+        return self._smallest
+
+    @cached_property
+    def _smallest(self) -> int:
+        """Asked for at every client, and takes the whole population to find."""
         return min(own.rank for own in self.budgets.values())
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:

@@ -5,6 +5,7 @@ Every client holds a personal subset of a pool of M experts per block; the pool 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest
 from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings, load_projections, shared_names
-from fftmoe.methods.residents import balanced_design, personal_residents
+from fftmoe.methods.residents import Design, balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
@@ -76,11 +77,18 @@ class FftMoe:
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Resident experts of the cohort (docs/math.md, Residents)."""
-        population = sorted(self.budgets)
-        design = balanced_design(population, [self.budgets[c] for c in population], self.num_experts, self.seed)
         preferences = state.preferences if self.residents == "personal" else {}
         budgets = {client_id: self.budgets[client_id] for client_id in cohort}
-        return personal_residents(budgets, preferences, design, self.num_experts, self.explore)
+        return personal_residents(budgets, preferences, self._design, self.num_experts, self.explore)
+
+    @cached_property
+    def _design(self) -> Design:
+        """The same in every round, and takes the whole population to make."""
+        return balanced_design(self.budgets, self.num_experts, self.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the design: worker processes, to which methods are sent, assign nothing."""
+        return {name: value for name, value in vars(self).items() if name != "_design"}
 
     def whole(self, budget: Budget) -> Experts:
         """All experts of the budget's blocks."""

@@ -1,6 +1,7 @@
 """Which experts a client holds: R_n, personal once the client has routing statistics (docs/math.md, Residents)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,23 +9,57 @@ from fftmoe.records import Budget, Experts
 from fftmoe.rng import numpy_generator
 
 
-def balanced_design(
-    client_ids: Sequence[int], budgets: Sequence[Budget], num_experts: int, seed: int
-) -> dict[int, Experts]:
+@dataclass(frozen=True, eq=False)
+class Design(Mapping[int, Experts]):
+    """client_id -> block -> expert ids, ascending, in one bit for each client and expert of a block.
+
+    Attributes:
+        clients: int64 [C], ascending.
+        held: block -> uint8 [C, ceil(M / 8)], the packed bits of who holds what; none for a client without the block.
+        num_experts: M.
+    """
+
+    clients: np.ndarray
+    held: Mapping[int, np.ndarray]
+    num_experts: int
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self.clients)
+
+    def __getitem__(self, client_id: int) -> Experts:
+        row = int(self.clients.searchsorted(client_id))
+        if row == len(self) or self.clients[row] != client_id:
+            raise KeyError(client_id)
+        bits = {block: np.unpackbits(held[row], count=self.num_experts) for block, held in self.held.items()}
+        return {block: tuple(np.flatnonzero(row).tolist()) for block, row in bits.items() if row.any()}
+
+
+def balanced_design(budgets: Mapping[int, Budget], num_experts: int, seed: int) -> Design:
     """Residents before any statistics: each client takes the experts that fewest hold so far, ties at random.
 
-    Within a block the numbers of holders of any two experts differ by at most one.
+    Within a block the numbers of holders of any two experts differ by at most one. Takes some microseconds for each
+    client and block, and so is worth keeping.
+
+    Args:
+        budgets: client_id -> budget, the whole population; clients take in the order of their ids.
     """
-    design: dict[int, Experts] = {client_id: {} for client_id in client_ids}
-    for block in sorted({b for budget in budgets for b in budget.blocks}):
+    clients = np.array(sorted(budgets), dtype=np.int64)
+    packed = {}
+    for block in sorted({b for budget in budgets.values() for b in budget.blocks}):
         random = numpy_generator(seed, "residents", block)
         holders = np.zeros(num_experts, dtype=int)
-        for client_id, budget in zip(client_ids, budgets, strict=True):
+        held = np.zeros((len(clients), num_experts), dtype=bool)
+        for row, client_id in enumerate(clients.tolist()):
+            budget = budgets[client_id]
             if block in budget.blocks:
                 dealt = np.lexsort((random.random(num_experts), holders))[: budget.experts]
                 holders[dealt] += 1
-                design[client_id][block] = tuple(sorted(dealt.tolist()))
-    return design
+                held[row, dealt] = True
+        packed[block] = np.packbits(held, axis=1)
+    return Design(clients, packed, num_experts)
 
 
 def personal_residents(

@@ -1,0 +1,46 @@
+"""Arrays of unlike lengths end to end: the examples of very many clients without an object for each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged(Sequence[np.ndarray]):
+    """A read-only sequence of C int64 arrays; `ragged[c]` is a view.
+
+    Attributes:
+        flat: int64 [N], the arrays one after the other.
+        offsets: int64 [C + 1]: array c is `flat[offsets[c]:offsets[c + 1]]`.
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def grouped(cls, owners: np.ndarray, num_owners: int) -> "Ragged":
+        """What each of `num_owners` holds, ascending, where example i belongs to `owners[i]`, integers [N]."""
+        sizes = np.bincount(owners, minlength=num_owners)
+        return cls(owners.argsort(kind="stable"), np.concatenate([[0], sizes.cumsum()]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[np.ndarray, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | tuple[np.ndarray, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        i = range(len(self))[index]  # which counts from the end, and raises, as a tuple does
+        return self.flat[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Length of each array, int64 [C]."""
+        return np.diff(self.offsets)
