@@ -62,12 +62,13 @@ def assert_same(
         torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["wide", "padded"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize(("top_k", "used"), [(1, None), (2, None), (2, 3), (5, None), (1, 1)])
-def test_wide_equals_loop_in_float64(top_k: int, used: int | None, activation: str):
+def test_wide_and_padded_equal_loop_in_float64(name: str, top_k: int, used: int | None, activation: str):
     p = problem(0, top_k=top_k, used=used)
     # Sums of at most 77 terms of order 1, in another order.
-    assert_same("wide", p, activation, rtol=1e-12, atol=1e-12)
+    assert_same(name, p, activation, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -79,11 +80,12 @@ def test_grouped_equals_loop_in_float32(top_k: int, used: int | None, activation
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([1, 13]), st.integers(1, 7), st.data())
-def test_all_three_agree_on_any_shape(seed: int, tokens: int, experts: int, data: st.DataObject):
-    top_k = data.draw(st.integers(1, experts))
-    p = problem(seed, tokens=tokens, experts=experts, top_k=top_k, dim=12, expert_dim=8, dtype=torch.float32)
-    assert_same("wide", p)
-    assert_same("grouped", p)
+def test_all_four_agree_on_any_shape(seed: int, tokens: int, experts: int, data: st.DataObject):
+    used = data.draw(st.integers(1, experts))
+    top_k = data.draw(st.integers(1, used))
+    p = problem(seed, tokens=tokens, experts=experts, top_k=top_k, used=used, dim=12, expert_dim=8, dtype=torch.float32)
+    for name in ("wide", "grouped", "padded"):
+        assert_same(name, p)
 
 
 def test_top_k_of_all_experts_is_the_dense_mixture():
@@ -94,7 +96,7 @@ def test_top_k_of_all_experts_is_the_dense_mixture():
     torch.testing.assert_close(value_and_gradients("loop", p)[0], dense)
 
 
-@pytest.mark.parametrize("name", ["loop", "wide", "grouped"])
+@pytest.mark.parametrize("name", ["loop", "wide", "grouped", "padded"])
 def test_an_expert_nobody_chose_gets_exactly_zero_gradient(name: str):
     p = problem(2, used=3, dim=20, expert_dim=4, dtype=torch.float32)
     *_, up_grad, down_grad = value_and_gradients(name, p)
@@ -103,31 +105,43 @@ def test_an_expert_nobody_chose_gets_exactly_zero_gradient(name: str):
     assert bool(up_grad[:3].abs().sum() > 0)
 
 
-@pytest.mark.parametrize("name", ["wide", "grouped"])
+@pytest.mark.parametrize("name", ["wide", "grouped", "padded"])
 def test_a_run_repeats_bit_for_bit(name: str):
     p = problem(3, dim=20, expert_dim=4, dtype=torch.float32)
     runs = [value_and_gradients(name, p) for _ in range(2)]
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_padded_takes_any_shape_in_any_dtype(dtype: torch.dtype):
+    p = problem(5, dtype=dtype)
+    # The loop rounds each token's sum after every expert, padded once: a few units of the last place.
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert_same("padded", p, rtol=tolerance, atol=8 * tolerance)
+
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("experts", "expert_dim", "top_k", "device", "expected"),
+    ("experts", "expert_dim", "top_k", "device", "dtype", "expected"),
     [
-        (8, 16, 2, CPU, "wide"),  # M/k = 4
-        (9, 16, 2, CPU, "grouped"),
-        (5, 32, 2, CPU, "wide"),  # 2.5
-        (6, 32, 2, CPU, "grouped"),
-        (3, 64, 2, CPU, "wide"),  # 1.5
-        (4, 64, 2, CPU, "grouped"),
-        (64, 16, 2, CUDA, "wide"),  # M*h = 1024 = 512*k
-        (65, 16, 2, CUDA, "grouped"),
+        (6, 16, 2, CPU, torch.float32, "wide"),  # M*H = 96 = 2 * (16 + 32)
+        (7, 16, 2, CPU, torch.float32, "grouped"),
+        (3, 64, 2, CPU, torch.float32, "wide"),  # 192 = 2 * (64 + 32)
+        (4, 64, 2, CPU, torch.float32, "grouped"),
+        (16, 16, 2, CPU, torch.bfloat16, "wide"),  # 256 = 2 * (16 + 112)
+        (17, 16, 2, CPU, torch.bfloat16, "grouped"),
+        (66, 16, 2, CUDA, torch.float32, "wide"),  # 1056 = 2 * (16 + 512)
+        (67, 16, 2, CUDA, torch.float32, "grouped"),
+        (6, 16, 2, torch.device("mps"), torch.float32, "wide"),  # as on a CPU, where nothing was measured
+        (7, 16, 2, torch.device("mps"), torch.float32, "grouped"),
     ],
 )
-def test_auto_follows_the_measured_rule(experts: int, expert_dim: int, top_k: int, device: torch.device, expected: str):
-    assert computes.choose("auto", experts, expert_dim, top_k, 384, device, torch.float32) == expected
+def test_auto_follows_the_measured_rule(
+    experts: int, expert_dim: int, top_k: int, device: torch.device, dtype: torch.dtype, expected: str
+):
+    assert computes.choose("auto", experts, expert_dim, top_k, 384, device, dtype) == expected
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from fftmoe.client.update import make_optimizers, proximal, token_mask, update_c
 from fftmoe.data import training_batches
 from fftmoe.errors import RunError
 from fftmoe.head import make_head
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import LocalSettings
 from fftmoe.records import Budget, ClientUpdate, Tensors, Training
 from fftmoe.rng import generator
 from fftmoe.server.rounds import apply_round, plan_round

@@ -275,7 +275,7 @@ def exchanged(
 ) -> list[ClientUpdate]:
     """Everyone's sums, as messages."""
     plan = plan_sums(method, state, range(num_clients), LARGE, TRAINING, seed=5)
-    replies = [handler(pack_plan(client, method.download(state, client))) for client in plan.clients]
+    replies = [handler([pack_plan(client, method.download(state, client))])[0] for client in plan.clients]
     updates = [unpack_update(reply) for reply in replies]
     assert [update.client_id for update in updates] == list(range(num_clients))
     return updates

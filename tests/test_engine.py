@@ -2,13 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fftmoe.backbones import load_backbone
 from fftmoe.engines.base import Build, Engine, Handler
 from fftmoe.engines.local import InProcess, WorkerPool, make_engine
 from fftmoe.errors import InputError, RunError
@@ -17,7 +20,10 @@ from fftmoe.errors import InputError, RunError
 def build(folder: Path) -> Handler:
     """Runs in the worker processes: a client that does what its message says."""
 
-    def handle(message: bytes) -> bytes:
+    def handle(messages: Sequence[bytes]) -> list[bytes]:
+        return [b"+".join([answer(message), *[b"together"] * (len(messages) > 1)]) for message in messages]
+
+    def answer(message: bytes) -> bytes:
         what = message.decode()
         if what == "raise":
             raise KeyError("no such feature")
@@ -36,10 +42,11 @@ def build(folder: Path) -> Handler:
     return handle
 
 
-def deliver(engine: Engine, *messages: str) -> list[tuple[int, bytes]]:
-    """Messages to clients 10, 11, …; their replies."""
+def deliver(engine: Engine, *messages: str, at_once: int = 1) -> list[tuple[int, bytes]]:
+    """Messages to clients 10, 11, …, so many of them together; their replies."""
     requests = [(10 + i, message.encode()) for i, message in enumerate(messages)]
-    return [(client_id, reply) for client_id, reply, seconds in engine.run_clients(requests) if seconds >= 0]
+    groups = [requests[i : i + at_once] for i in range(0, len(requests), at_once)]
+    return [(client_id, reply) for client_id, reply, seconds in engine.run_clients(groups) if seconds >= 0]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,22 @@ def test_one_worker_is_this_process_and_may_share_its_handler(folder: Path):
 def test_every_client_gets_its_message_and_replies_come_in_order(engine: Engine):
     words = [f"message {i}" for i in range(7)]
     assert deliver(engine, *words) == [(10 + i, word[::-1].encode()) for i, word in enumerate(words)]
+
+
+def test_a_group_is_handled_together_and_answers_one_by_one(engine: Engine):
+    replies = deliver(engine, "ab", "cd", "ef", at_once=2)
+    assert replies == [(10, b"ba+together"), (11, b"dc+together"), (12, b"fe")]
+
+
+def test_a_fault_in_a_group_names_its_clients(engine: Engine):
+    with pytest.raises(RunError, match=r"one of the clients 10, 11, which run together, failed: KeyError"):
+        deliver(engine, "first", "raise", "third", at_once=2)
+
+
+def test_the_seconds_of_a_group_are_divided_equally(folder: Path):
+    group = [(3, b"ab"), (5, b"cd"), (7, b"ef")]
+    seconds = [seconds for _, _, seconds in InProcess(build(folder)).run_clients([group])]
+    assert len(set(seconds)) == 1
 
 
 def test_replies_keep_their_order_when_a_later_client_finishes_first(pool: Engine):
@@ -138,3 +161,52 @@ def test_a_killed_worker_names_a_client_and_the_engine_closes(folder: Path):
             deliver(pool, "more")
     finally:
         pool.close()
+
+
+# Memory that workers share
+
+
+# A client that answers with the KiB of memory that its process shares with no other.
+HEAVY = """
+from pathlib import Path
+import fftmoe.experiment.compose
+
+def private():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+def build():
+    return lambda messages: [str(private()).encode() for _ in messages]
+"""
+MAIN = """
+import heavy
+from fftmoe.engines.local import make_engine
+
+if __name__ == "__main__":
+    pool = make_engine(2, heavy.build)
+    (_, reply, _), = pool.run_clients([[(3, b"")]])
+    pool.close()
+    print(int(reply) / heavy.private())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory is shared")
+def test_workers_share_the_memory_of_their_imports(tmp_path: Path):
+    """A process that imported everything by itself would take as much as this one: a tenth was measured."""
+    (tmp_path / "heavy.py").write_text(HEAVY)
+    (tmp_path / "main.py").write_text(MAIN)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert float(done.stdout) < 0.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+def test_frozen_weights_are_the_checkpoints_own_pages():
+    """Which the operating system keeps once, whoever maps them."""
+    model = load_backbone("builtin:minilm", num_labels=3)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [line[0].split("-") for line in lines if line[-1].endswith("model.safetensors")]
+    ranges = [(int(start, 16), int(end, 16)) for start, end in mapped]
+    frozen = [p for name, p in model.named_parameters() if "classifier" not in name]
+    assert sum(p.numel() for p in frozen) > 22_000_000
+    assert all(any(start <= p.data_ptr() < end for start, end in ranges) for p in frozen)

@@ -16,9 +16,9 @@ from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe, load_variation
-from fftmoe.methods.fft_moe_client import LocalSettings
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
 from fftmoe.rng import generator

@@ -18,11 +18,11 @@ from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import LocalSettings
 from fftmoe.methods.flame import Flame, scale_name
 from fftmoe.methods.flora import FLora
 from fftmoe.methods.head_only import HeadOnly
@@ -332,8 +332,8 @@ def test_a_second_local_round_goes_on_where_the_first_ended(inner: Inner, kind: 
     first_plan, second_plan = plan_of(method, state, 1), plan_of(method, second, 1)
     with method.inner.session(model, first_plan, method.download(state, first_plan), {}) as session:
         for plan in (first_plan, second_plan):
-            moe: Any = session
-            for sums in (getattr(moe, "slots", {}), getattr(moe, "probs", {})):  # a new round counts anew
+            balance: Any = getattr(session, "balance", None)
+            for sums in (getattr(balance, "slots", {}), getattr(balance, "probs", {})):  # a new round counts anew
                 for block in sums:
                     sums[block].zero_()
             optimizers = make_optimizers(session.parameters, plan.training)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import logits
+from fftmoe.backbones import logits, on_device
 from fftmoe.data import Examples, evaluation_batches
 
 BATCH_SIZE = 64
@@ -18,7 +18,7 @@ def predict_logits(model: Any, examples: Examples, batch_size: int = BATCH_SIZE)
     """Logits of every example, float32 [N, C], in the order of `examples`."""
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
-        parts.append(logits(model, examples.batch(rows)).float())
+        parts.append(logits(model, on_device(model, examples.batch(rows))).float().cpu())
         order.append(rows)
     flat = torch.cat(parts)
     result = torch.empty_like(flat)

@@ -4,7 +4,7 @@ After `import fftmoe.adapter`, `peft.get_peft_model(model, MoeAdapterConfig(...)
 `peft.PeftModel.from_pretrained` loads it.
 """
 
-from fftmoe.adapter.attention import projection_parameters, shared_projections
+from fftmoe.adapter.attention import low_ranks, projection_parameters, shared_projections
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import block_dims
 from fftmoe.adapter.losses import (
@@ -31,6 +31,7 @@ __all__ = [
     "block_dims",
     "blocks",
     "expert_load",
+    "low_ranks",
     "mean_probs",
     "projection_parameters",
     "record_routing",

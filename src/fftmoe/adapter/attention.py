@@ -33,7 +33,10 @@ class MoeTunerLayer(BaseTunerLayer):
 
 
 class LowRank(nn.Module):
-    """x -> s B A x, A [r, d_in] uniform within 1 / sqrt(d_in), B [d_out, r] zero."""
+    """x -> s B A x, A [r, d_in] uniform within 1 / sqrt(d_in), B [d_out, r] zero.
+
+    With the weights of C clients, A [C, r, d_in] and B [C, d_out, r], x holds the clients' rows one after another.
+    """
 
     def __init__(self, d_in: int, d_out: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -42,7 +45,16 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] to [..., d_out], in x's dtype."""
-        return SCALE * (x @ self.low_a.to(x.dtype).T @ self.low_b.to(x.dtype).T)
+        rows = x if self.low_a.dim() == 2 else x.reshape(len(self.low_a), -1, x.shape[-1])
+        y = SCALE * (rows @ self.low_a.to(x.dtype).mT @ self.low_b.to(x.dtype).mT)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def load(self, low_a: Tensor, low_b: Tensor) -> None:
+        """Replaces A and B by copies of these, which may be those of C clients."""
+        for name, new in (("low_a", low_a), ("low_b", low_b)):
+            old = getattr(self, name)
+            value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
+            setattr(self, name, nn.Parameter(value, requires_grad=old.requires_grad))
 
 
 class SharedProjection(nn.Module, MoeTunerLayer):
@@ -120,12 +132,16 @@ def projection_parameters(model: nn.Module, block: int, rank: int) -> int:
     return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
 
 
-def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The active adapter's shared updates by their names on the wire, `shared.{block}.{projection}.a` and `.b`."""
+def low_ranks(model: nn.Module) -> dict[str, LowRank]:
+    """The active adapter's shared updates, by their prefix on the wire: `shared.{block}.{projection}`."""
     layers = [m for m in model.modules() if isinstance(m, SharedProjection) and m.active()]
+    ordered = sorted(layers, key=lambda layer: (layer.block, layer.name))
+    return {f"shared.{layer.block}.{layer.name}": layer.active()[0] for layer in ordered}
+
+
+def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the shared updates by their names on the wire, `shared.{block}.{projection}.a` and `.b`."""
     parameters: dict[str, nn.Parameter] = {}
-    for layer in sorted(layers, key=lambda layer: (layer.block, layer.name)):
-        low_rank = layer.active()[0]
-        prefix = f"shared.{layer.block}.{layer.name}"
+    for prefix, low_rank in low_ranks(model).items():
         parameters |= {f"{prefix}.a": low_rank.low_a, f"{prefix}.b": low_rank.low_b}
     return parameters

@@ -1,15 +1,16 @@
-"""Three ways to compute the same mixture of experts (docs/math.md, Adapter).
+"""Four ways to compute the same mixture of experts (docs/math.md, Adapter).
 
     y_t = sum_k gates[t, k] * E_{expert_ids[t, k]}(x_t),    E_m(x) = V_m^T act(U_m x)
 
-`loop` is the specification, `wide` and `grouped` are the fast paths; the tests hold all three to the same
+`loop` is the specification, `wide`, `grouped` and `padded` are the fast paths; the tests hold all four to the same
 outputs and gradients. An expert that no token chose gets exactly zero gradient in each of them.
 
-Shape letters: T tokens, D model dim, H expert hidden units, M experts, K top-k, F = M*H, N = T*K slots.
+Shape letters: T tokens, D model dim, H expert hidden units, M experts, K top-k, F = M*H, N = T*K slots, P the slots of
+the busiest expert.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,17 @@ ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "silu": F.
 # grouped_mm needs every stride to be a multiple of 16 bytes and takes these dtypes only.
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
+
+# How many hidden units take as long as it takes `grouped` to bring one slot to its expert and back: arithmetic is what
+# a CPU is short of, moving bytes what a GPU is short of. The CPU's are measured by `python benchmarks/crossover.py`;
+# the GPU's is estimated from its bandwidth and not measured.
+SLOT_OVERHEAD = {
+    ("cpu", torch.float32): 32,
+    ("cpu", torch.bfloat16): 112,
+    ("cuda", torch.float32): 512,
+    ("cuda", torch.bfloat16): 512,
+    ("cuda", torch.float16): 512,
+}
 
 
 class Compute(Protocol):
@@ -69,12 +81,15 @@ def wide(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """All experts' hidden units at once: one layer of width M*H, the unchosen experts gated to zero."""
-    num_experts, expert_dim, _ = up_MHD.shape
-    gates_TM = gates_TK.new_zeros(x_TD.shape[0], num_experts).scatter(1, expert_ids_TK, gates_TK)
-    hidden_TF = activation(x_TD @ up_MHD.flatten(0, 1).T)
-    gated_TMH = hidden_TF.unflatten(1, (num_experts, expert_dim)) * gates_TM[:, :, None]
-    return gated_TMH.flatten(1) @ down_MHD.flatten(0, 1)
+    """All experts' hidden units at once: one layer of width M*H, the unchosen experts gated to zero.
+
+    Every argument may have the same leading dimensions before those in its name: that many mixtures side by side.
+    """
+    num_experts, expert_dim = up_MHD.shape[-3:-1]
+    gates_TM = gates_TK.new_zeros(*x_TD.shape[:-1], num_experts).scatter(-1, expert_ids_TK, gates_TK)
+    hidden_TF = activation(x_TD @ up_MHD.flatten(-3, -2).mT)
+    gated_TMH = hidden_TF.unflatten(-1, (num_experts, expert_dim)) * gates_TM[..., None]
+    return gated_TMH.flatten(-2) @ down_MHD.flatten(-3, -2)
 
 
 def grouped(
@@ -85,26 +100,104 @@ def grouped(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """Only the chosen experts: routed slots sorted by expert, then two grouped matrix products.
+    """Only the chosen experts: routed slots sorted by expert, then two grouped matrix products."""
+    slots = sort_by_expert(expert_ids_TK, up_MHD.shape[0])
+    x_ND = _Dispatch.apply(x_TD, slots)
+    hidden_NH = activation(F.grouped_mm(x_ND, up_MHD.mT, offs=slots.ends_M))
+    # The gate goes on the H-wide hidden units, not on the D-wide output: fewer numbers to keep.
+    gated_NH = hidden_NH * gates_TK.flatten().index_select(0, slots.order_N)[:, None]
+    return _Combine.apply(F.grouped_mm(gated_NH, down_MHD, offs=slots.ends_M), slots)
 
-    Rows move by permutations and a sum over K, never by adding at repeated indices, so that the result and
-    the gradients are the same on every run, also on CUDA.
+
+def padded(
+    x_TD: Tensor,
+    gates_TK: Tensor,
+    expert_ids_TK: Tensor,
+    up_MHD: Tensor,
+    down_MHD: Tensor,
+    activation: Activation,
+) -> Tensor:
+    """As `grouped`, each expert filled with zero rows up to the busiest one's: two batched matrix products.
+
+    For any shape and dtype, and no token is dropped: P is counted in every call, so on a GPU every call waits for it.
+    It computes M*P rows instead of N, so an uneven load costs time and memory.
     """
-    num_tokens, top_k = expert_ids_TK.shape
+    num_experts = up_MHD.shape[0]
+    slots = sort_by_expert(expert_ids_TK, num_experts)
+    counts_M = slots.ends_M.diff(prepend=slots.ends_M.new_zeros(1))
+    most = int(counts_M.max())
+    # Every expert's slots move on from where they are among the N to the expert's own P rows.
+    shift_M = most * torch.arange(num_experts, device=x_TD.device) - (slots.ends_M - counts_M)
+    rows_N = torch.arange(slots.order_N.numel(), device=x_TD.device) + shift_M.repeat_interleave(counts_M)
+
+    def fill(values_ND: Tensor) -> Tensor:
+        zeros_RD = values_ND.new_zeros(num_experts * most, values_ND.shape[1])
+        return zeros_RD.index_copy(0, rows_N, values_ND).unflatten(0, (num_experts, most))
+
+    gates_N = gates_TK.flatten().index_select(0, slots.order_N)
+    gated_MPH = activation(fill(_Dispatch.apply(x_TD, slots)) @ up_MHD.mT) * fill(gates_N[:, None])
+    return _Combine.apply((gated_MPH @ down_MHD).flatten(0, 1).index_select(0, rows_N), slots)
+
+
+class Slots(NamedTuple):
+    """The N routed slots in the order of their experts.
+
+    Attributes:
+        order_N: which of the T*K slots each is, int64.
+        tokens_N: the token it belongs to, int64.
+        places_TK: where each token's slots are among the N, int64.
+        ends_M: where each expert's slots end, int32. It stays on the device: counts on the host would wait for a GPU.
+    """
+
+    order_N: Tensor
+    tokens_N: Tensor
+    places_TK: Tensor
+    ends_M: Tensor
+
+
+def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Slots:
+    """Sorts the slots; those of one expert stay in the order of their tokens."""
     ids_N = expert_ids_TK.flatten()
     order_N = ids_N.argsort(stable=True)
-    # Offsets stay on the device: a count on the host would wait for the GPU.
-    experts_M = torch.arange(up_MHD.shape[0], device=ids_N.device)
-    offsets_M = torch.searchsorted(ids_N[order_N], experts_M, right=True, out_int32=True)
-    x_ND = x_TD[:, None].expand(-1, top_k, -1).flatten(0, 1).index_select(0, order_N)
-    hidden_NH = activation(F.grouped_mm(x_ND, up_MHD.transpose(1, 2), offs=offsets_M))
-    # The gate goes on the H-wide hidden units, not on the D-wide output: fewer numbers to keep.
-    gated_NH = hidden_NH * gates_TK.flatten().index_select(0, order_N)[:, None]
-    y_ND = F.grouped_mm(gated_NH, down_MHD, offs=offsets_M).index_select(0, order_N.argsort())
-    return y_ND.unflatten(0, (num_tokens, top_k)).sum(1)
+    experts_M = torch.arange(num_experts, device=ids_N.device)
+    ends_M = torch.searchsorted(ids_N[order_N], experts_M, right=True, out_int32=True)
+    places_TK = order_N.argsort().view_as(expert_ids_TK)
+    return Slots(order_N, order_N // expert_ids_TK.shape[1], places_TK, ends_M)
 
 
-COMPUTES: dict[str, Compute] = {"loop": loop, "wide": wide, "grouped": grouped}
+# Two linear maps, each the other's transpose. They are written out because autograd's own backward would copy all N
+# rows once more each way; and it would add at repeated indices, in another order on every run on CUDA.
+
+
+class _Dispatch(torch.autograd.Function):
+    """x_TD -> x_ND: every token's row for each of its slots."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return x_TD.index_select(0, slots.tokens_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (x_grad_ND,) = grad_outputs
+        return F.embedding_bag(ctx.slots.places_TK, x_grad_ND, mode="sum"), None
+
+
+class _Combine(torch.autograd.Function):
+    """y_ND -> y_TD: the sum over every token's slots."""
+
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return F.embedding_bag(slots.places_TK, y_ND, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (y_grad_TD,) = grad_outputs
+        return y_grad_TD.index_select(0, ctx.slots.tokens_N), None
+
+
+COMPUTES: dict[str, Compute] = {"loop": loop, "wide": wide, "grouped": grouped, "padded": padded}
 
 
 def choose(
@@ -118,8 +211,9 @@ def choose(
 ) -> str:
     """The implementation to use: `compute` itself, or for "auto" the faster of `wide` and `grouped`.
 
-    A GPU is bound by moved bytes, so `wide` wins while M*H <= 512*K; a CPU is bound by arithmetic, so it wins
-    only while few experts are wasted (M/K small). Both rules were measured.
+    For each token `wide` computes M*H hidden units; `grouped` computes K*H and moves K rows about, which takes as long
+    as SLOT_OVERHEAD hidden units each. `padded` is never chosen: it is faster only in bfloat16 on a CPU with an even
+    load, and routers that were trained still give the busiest expert many times the mean.
 
     Raises:
         InputError: `compute` is unknown, or "grouped" was asked for and cannot take this shape or dtype.
@@ -136,9 +230,8 @@ def choose(
         return compute
     if not _fits_grouped(expert_dim, dim, dtype):
         return "wide"
-    if device.type == "cuda":
-        return "wide" if num_experts * expert_dim <= 512 * top_k else "grouped"
-    return "wide" if num_experts / top_k <= _cpu_threshold(expert_dim) else "grouped"
+    overhead = SLOT_OVERHEAD.get((device.type, dtype), SLOT_OVERHEAD["cpu", torch.float32])
+    return "wide" if num_experts * expert_dim <= top_k * (expert_dim + overhead) else "grouped"
 
 
 def check_compute(compute: str) -> None:
@@ -153,10 +246,3 @@ def _fits_grouped(expert_dim: int, dim: int, dtype: torch.dtype) -> bool:
         return False
     multiple = GROUPED_ALIGNMENT_BYTES // dtype.itemsize
     return expert_dim % multiple == 0 and dim % multiple == 0
-
-
-def _cpu_threshold(expert_dim: int) -> float:
-    # Largest M/K at which `wide` was measured faster, at H = 16, 32 and 64.
-    if expert_dim <= 16:
-        return 4.0
-    return 2.5 if expert_dim <= 32 else 1.6

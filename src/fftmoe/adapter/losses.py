@@ -1,7 +1,8 @@
 """Auxiliary losses as pure functions of a Routing (docs/math.md, Balance loss and z-loss).
 
 They return values and store nothing. Each takes an optional token mask, so that padding neither counts as
-load nor pulls on the router. Where a client holds R < M experts, every vector here is over those R.
+load nor pulls on the router. Where a client holds R < M experts, every vector here is over those R. Several clients
+at once have one more dimension in front of every shape, and get one value each.
 
 Shape letters: T tokens, M experts, K top-k.
 """
@@ -24,14 +25,14 @@ def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
     Returns:
         float32 [M].
     """
-    num_tokens, num_experts = routing.probs_TM.shape
-    top_k = routing.expert_ids_TK.shape[1]
+    *clients, _, num_experts = routing.probs_TM.shape
+    top_k = routing.expert_ids_TK.shape[-1]
     weight_T = _weights(routing, mask)
     # Sums of ones are exact in float32 (below 2^24 slots per expert), so their order does not matter.
-    counts_M = routing.probs_TM.new_zeros(num_experts)
-    slots_TK = weight_T[:, None].expand(num_tokens, top_k)
-    counts_M = counts_M.index_add(0, routing.expert_ids_TK.flatten(), slots_TK.flatten())
-    return counts_M / (weight_T.sum() * top_k).clamp_min(1)
+    counts_M = routing.probs_TM.new_zeros(*clients, num_experts)
+    slots_TK = weight_T[..., None].expand_as(routing.expert_ids_TK)
+    counts_M = counts_M.scatter_add(-1, routing.expert_ids_TK.flatten(-2), slots_TK.flatten(-2))
+    return counts_M / (weight_T.sum(-1, keepdim=True) * top_k).clamp_min(1)
 
 
 def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
         float32 [M].
     """
     weight_T = _weights(routing, mask)
-    return (routing.probs_TM * weight_T[:, None]).sum(0) / weight_T.sum().clamp_min(1)
+    return (routing.probs_TM * weight_T[..., None]).sum(-2) / weight_T.sum(-1, keepdim=True).clamp_min(1)
 
 
 def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
@@ -60,7 +61,7 @@ def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
         epsilon: above 0, keeps an unused expert's target finite.
     """
     # As a softmax of logs: (u + epsilon)^-beta overflows for a large beta.
-    return (-beta * (global_load_M + epsilon).log()).softmax(0)
+    return (-beta * (global_load_M + epsilon).log()).softmax(-1)
 
 
 def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
         probs_M: P, from `mean_probs`.
         target_M: q, from `target_load`.
     """
-    return (load_M * probs_M / target_M).sum()
+    return (load_M * probs_M / target_M).sum(-1)
 
 
 def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
@@ -86,7 +87,7 @@ def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
         mask: [T] bool or 0/1; None: all tokens.
     """
     weight_T = _weights(routing, mask)
-    return (routing.logits_TM.logsumexp(-1).square() * weight_T).sum() / weight_T.sum().clamp_min(1)
+    return (routing.logits_TM.logsumexp(-1).square() * weight_T).sum(-1) / weight_T.sum(-1).clamp_min(1)
 
 
 def skew(load_M: Tensor, global_load_M: Tensor) -> Tensor:
@@ -95,13 +96,13 @@ def skew(load_M: Tensor, global_load_M: Tensor) -> Tensor:
     0 where they agree, 1 where the client only uses experts that nobody else does. The global load is first
     rescaled to sum to 1 over these experts, as a client may hold only some; if none was used, it is uniform.
     """
-    total = global_load_M.sum()
-    uniform_M = torch.full_like(global_load_M, 1 / global_load_M.numel())
+    total = global_load_M.sum(-1, keepdim=True)
+    uniform_M = torch.full_like(global_load_M, 1 / global_load_M.shape[-1])
     reference_M = torch.where(total > 0, global_load_M / total, uniform_M)
-    return 0.5 * (load_M - reference_M).abs().sum()
+    return 0.5 * (load_M - reference_M).abs().sum(-1)
 
 
 def _weights(routing: Routing, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return routing.probs_TM.new_ones(routing.probs_TM.shape[0])
+        return routing.probs_TM.new_ones(routing.probs_TM.shape[:-1])
     return mask.to(routing.probs_TM)

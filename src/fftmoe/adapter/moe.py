@@ -1,14 +1,18 @@
 """The sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
 
 Shape letters: T tokens, D model dim, H expert hidden units, S shared hidden units, M experts of the pool, R experts
-held, K top-k.
+held, K top-k. Where the experts of C clients are held at once, every weight has C in front, and the tokens that come
+in are the clients', one after another, equally many each.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fftmoe.adapter import compute as computes
 from fftmoe.adapter.routing import Router, Routing
+from fftmoe.adapter.stacked import stacked
 from fftmoe.errors import InputError
 
 
@@ -73,26 +77,32 @@ class SparseMoe(nn.Module):
     @property
     def num_experts(self) -> int:
         """Experts held here: M for the pool, R on a client; the shared one is not counted."""
-        return self.up.shape[0]
+        return self.up.shape[-3]
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """`(C,)` where the experts of C clients are held at once, `()` otherwise."""
+        return tuple(self.up.shape[:-3])
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., D] to [..., D] in x's dtype, or in autocast's dtype where that is on."""
         if self.num_experts == 0:
             return torch.zeros_like(x)
-        x_TD = x.flatten(0, -2)
+        x_TD = x.reshape(*self.clients, -1, x.shape[-1])
         routing: Routing = self.router(x_TD, self.top_k, self.resident, self.gates)
         y_TD = self.mix(x_TD, routing)
         if self.shared_up is not None and self.shared_down is not None:
             y_TD = y_TD + self.share(x_TD, self.shared_up, self.shared_down)
-        return y_TD.view(x.shape)
+        return y_TD.reshape(x.shape)
 
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The experts' scaled output y_TD for tokens whose routing is known."""
         # grouped_mm is not known to autocast, so every operand is cast here, for all implementations alike.
         dtype = _compute_dtype(x_TD)
-        _, expert_dim, dim = self.up.shape
+        expert_dim, dim = self.up.shape[-2:]
         name = computes.choose(self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.device, dtype)
-        y_TD = computes.COMPUTES[name](
+        compute = partial(stacked, name) if self.clients else computes.COMPUTES[name]
+        y_TD = compute(
             x_TD.to(dtype),
             routing.gates_TK.to(dtype),
             routing.expert_ids_TK,
@@ -105,21 +115,21 @@ class SparseMoe(nn.Module):
     def share(self, x_TD: Tensor, up_SD: Tensor, down_SD: Tensor) -> Tensor:
         """The shared expert's scaled output, `s * V^T activation(U x)`."""
         dtype = _compute_dtype(x_TD)
-        y_TD = computes.ACTIVATIONS[self.activation](x_TD.to(dtype) @ up_SD.to(dtype).T) @ down_SD.to(dtype)
+        y_TD = computes.ACTIVATIONS[self.activation](x_TD.to(dtype) @ up_SD.to(dtype).mT) @ down_SD.to(dtype)
         return y_TD if self.scale == 1.0 else self.scale * y_TD
 
     def load_shared(self, up: Tensor, down: Tensor) -> None:
-        """Replaces the shared expert by a copy of this one, up and down [S, D] each.
+        """Replaces the shared expert by a copy of this one, up and down [S, D] each; or of C clients', [C, S, D].
 
         Raises:
             InputError: there is no shared expert here, or it has another model dim.
         """
         if self.shared_up is None or self.shared_down is None:
             raise InputError("this block was made without a shared expert; set shared_dim")
-        if up.shape != down.shape or up.shape[1:] != self.shared_up.shape[1:]:
+        if up.shape != down.shape or up.shape[-1] != self.shared_up.shape[-1]:
             raise InputError(
                 f"a shared expert of shapes up {tuple(up.shape)}, down {tuple(down.shape)} does not fit a block of "
-                f"model dim={self.shared_up.shape[1]}"
+                f"model dim={self.shared_up.shape[-1]}"
             )
         self.shared_up = _replace(self.shared_up, up)
         self.shared_down = _replace(self.shared_down, down)
@@ -130,7 +140,7 @@ class SparseMoe(nn.Module):
         The new parameters keep the old ones' `requires_grad`; any `view` is dropped.
 
         Args:
-            router: [R, D].
+            router: [R, D]; of C clients at once, here and below, with C in front.
             up: [R, H, D].
             down: [R, H, D].
             top_k: experts per token; at most R, ignored when R is 0.
@@ -138,13 +148,18 @@ class SparseMoe(nn.Module):
         Raises:
             InputError: top_k is not in 1..R, or the shapes disagree with each other or with this block.
         """
-        num_experts, dim = router.shape[0], self.router.weight.shape[1]
-        expected = (num_experts, self.up.shape[1], dim)
-        if router.shape != (num_experts, dim) or up.shape != expected or down.shape != expected:
+        *clients, num_experts, dim = *router.shape[:-1], self.router.weight.shape[-1]
+        expected = (*clients, num_experts, self.up.shape[-2], dim)
+        if (
+            router.shape != (*clients, num_experts, dim)
+            or len(clients) > 1
+            or up.shape != expected
+            or down.shape != expected
+        ):
             shapes = [tuple(tensor.shape) for tensor in (router, up, down)]
             raise InputError(
                 f"experts of shapes router {shapes[0]}, up {shapes[1]}, down {shapes[2]} do not fit a block "
-                f"with expert_dim={self.up.shape[1]} and model dim={dim}"
+                f"with expert_dim={self.up.shape[-2]} and model dim={dim}"
             )
         if num_experts > 0:
             _check_top_k(top_k, num_experts)

@@ -1,6 +1,7 @@
 """Which experts each token goes to, and with which weight (docs/math.md, Router and Gates).
 
-Shape letters: T tokens, D model dim, M experts, K top-k.
+Shape letters: T tokens, D model dim, M experts, K top-k. Several clients at once have one more dimension in front of
+every shape, weights included.
 """
 
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def gates(
     # A resident expert's probability can underflow to 0, the value of those away; -1 keeps these last.
     ranked_TM = probs_TM if resident_M is None else probs_TM.masked_fill(~resident_M, -1.0)
     expert_ids_TK = ranked_TM.topk(top_k, dim=-1).indices
-    chosen_TK = probs_TM.gather(1, expert_ids_TK)
+    chosen_TK = probs_TM.gather(-1, expert_ids_TK)
     if kind == "detached":
         return chosen_TK / chosen_TK.sum(-1, keepdim=True).detach(), expert_ids_TK
     if kind == "renormalized":
@@ -82,7 +83,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, top_k: int, resident_M: Tensor | None, kind: str) -> Routing:
         """Routes T tokens over the resident experts (a bool mask; None: all)."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TM = x_TD.float() @ self.weight.float().T
+            logits_TM = x_TD.float() @ self.weight.float().mT
             if resident_M is not None:
                 logits_TM = logits_TM.masked_fill(~resident_M, float("-inf"))
             probs_TM = logits_TM.softmax(-1)

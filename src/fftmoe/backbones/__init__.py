@@ -13,6 +13,12 @@ from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import load_image_processor as load_image_processor
 from fftmoe.backbones.load import load_tokenizer as load_tokenizer
+from fftmoe.backbones.placement import compute_dtype as compute_dtype
+from fftmoe.backbones.placement import device_of as device_of
+from fftmoe.backbones.placement import find_device as find_device
+from fftmoe.backbones.placement import find_precision as find_precision
+from fftmoe.backbones.placement import on_device as on_device
+from fftmoe.backbones.placement import place as place
 from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.prefix import check_prefix as check_prefix
 from fftmoe.backbones.prefix import enable_resume as enable_resume

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.load import HEAD_MODULES
+from fftmoe.backbones.placement import at_least_float32, computing
 from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.errors import InputError
 
@@ -53,9 +54,9 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     `labels` are left out: how logits become a loss is not the model's business. `prefix_states` [B, S, d] stand for
     what the first blocks would compute, which then do not run (see `enable_resume`).
     """
-    with resumed(model, batch.get("prefix_states")):
+    with resumed(model, batch.get("prefix_states")), computing(model):
         output = model(**model_inputs(batch))
-    return output if isinstance(output, Tensor) else output.logits
+    return at_least_float32(output if isinstance(output, Tensor) else output.logits)
 
 
 def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +78,7 @@ def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits(model, batch)
     finally:
         handle.remove()
-    (features_BD,) = read
+    features_BD = at_least_float32(read.pop())
     if features_BD.ndim != 2:
         raise InputError(
             f"this model's head reads a sequence of features per example, shape {list(features_BD.shape)}, where one "

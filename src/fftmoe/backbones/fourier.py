@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fftmoe.backbones.placement import at_least_float32
 from fftmoe.rng import generator
 
 # The kernel's width, in units of the features' length. Features of length 1 are at most 2 apart.
@@ -34,8 +35,10 @@ class FourierHead(nn.Linear):
         self.register_buffer("phases", torch.rand(num_features, generator=source) * 2 * math.pi)
 
     def lift(self, z: Tensor) -> Tensor:
-        """phi(z) [..., F]."""
-        return math.sqrt(2 / self.in_features) * torch.cos(F.normalize(z, dim=-1) @ self.directions + self.phases)
+        """phi(z) [..., F], in full precision: a cosine of a rounded angle is another feature."""
+        with torch.autocast(z.device.type, enabled=False):
+            angles = F.normalize(at_least_float32(z), dim=-1) @ self.directions + self.phases
+            return math.sqrt(2 / self.in_features) * torch.cos(angles)
 
     def forward(self, input: Tensor) -> Tensor:
         """The logits [..., C] for z [..., dim]."""

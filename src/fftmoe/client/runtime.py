@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from fftmoe.client.compress import compress, split_state
+from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
 from fftmoe.head import Head
-from fftmoe.methods.base import Method
+from fftmoe.methods.base import Method, can_stack
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpack_plan
 
 
@@ -48,15 +49,31 @@ class ClientRuntime:
     states: ClientStates
     measure: Callable[..., Mapping[str, float]]
 
-    def __call__(self, message: bytes) -> bytes:
-        """Plan and tensors in, update out."""
-        plan, tensors = unpack_plan(message)
-        return pack_update(TASKS[plan.task](self, plan, tensors))
+    def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
+        """Plan and tensors in, update out, of every client; several train together."""
+        received = [unpack_plan(message) for message in messages]
+        if len(received) > 1:
+            return [pack_update(update) for update in self.train_together(*zip(*received, strict=True))]
+        return [pack_update(TASKS[plan.task](self, plan, tensors)) for plan, tensors in received]
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
         kept, feedback = split_state(self.states.load(plan.client_id))
-        update, state = self._update(self.head, plan, tensors, kept, None)
+        return self._finish(plan, feedback, *self._update(self.head, plan, tensors, kept, None))
+
+    def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
+        """The same round of several clients, on one backbone at once."""
+        assert can_stack(self.method)
+        states = [split_state(self.states.load(plan.client_id)) for plan in plans]
+        kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
+        results = update_stack(self.model, self.method, self.head, plans, tensors, kept, self.examples, rows)
+        return [
+            self._finish(plan, feedback, *result)
+            for plan, (_, feedback), result in zip(plans, states, results, strict=True)
+        ]
+
+    def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
+        """What is kept is saved, and what is sent is as small as asked for."""
         update, feedback = compress(update, feedback, plan.training.upload)
         self.states.save(plan.client_id, {**state, **feedback})
         return update

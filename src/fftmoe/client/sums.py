@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fftmoe.backbones import head_inputs
+from fftmoe.backbones import head_inputs, on_device
 from fftmoe.data import Examples, evaluation_batches
 from fftmoe.head import HeadSums
 
@@ -20,6 +20,6 @@ BATCH_SIZE = 64
 def head_sums(model: Any, examples: Examples, indices: np.ndarray, num_labels: int) -> HeadSums:
     """The sums over these examples (int64 [N], at least one) of what the model's head reads."""
     return HeadSums.total(
-        HeadSums.of(head_inputs(model, batch), batch["labels"], num_labels)
+        HeadSums.of(head_inputs(model, on_device(model, batch)).cpu(), batch["labels"], num_labels)
         for batch in map(examples.batch, evaluation_batches(examples, BATCH_SIZE, indices))
     )

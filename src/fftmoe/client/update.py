@@ -1,7 +1,7 @@
 """What a client does: a function of (tensors, plan, client state, data), the same in every engine."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fftmoe.backbones import logits
+from fftmoe.backbones import logits, on_device
 from fftmoe.data import Examples, training_batches
 from fftmoe.errors import RunError
 from fftmoe.head import Head
@@ -45,23 +45,16 @@ def update_client(
         RunError: the loss became infinite or not a number.
     """
     training = plan.training
-    batches = training_batches(
-        indices,
-        training.batch_size,
-        generator(plan.seed, "batches"),
-        epochs=training.local_epochs,
-        steps=training.local_steps,
-        lengths=examples.lengths,
-    )
+    batches = local_batches(plan, indices, examples)
     with method.session(model, plan, tensors, client_state) as session:
         parameters = list(session.parameters.values())
         if not parameters:  # a solved head on a backbone without an adapter
             return session.finish(len(indices), {})
         start = [p.detach().clone() for p in parameters] if training.proximal else []
         optimizers = make_optimizers(session.parameters, training)
-        task_losses: list[float] = []
+        task_losses: list[Tensor] = []
         for rows in batches:
-            batch = examples.batch(rows)
+            batch = on_device(model, examples.batch(rows))
             task_loss = head.loss(logits(model, batch), batch["labels"])
             loss = task_loss + session.penalty(token_mask(batch)) + proximal(parameters, start, training.proximal)
             # Gradients only where something trains: autograd prunes the rest of the backbone.
@@ -69,15 +62,33 @@ def update_client(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            task_losses.append(float(task_loss.detach()))
-        _check_finite(task_losses, plan)
-        metrics = {"loss": float(np.mean(task_losses))}
+            task_losses.append(task_loss.detach())
+        metrics = {"loss": check_finite(task_losses, plan)}
         if measure is not None:
             metrics |= measure(model)
         return session.finish(len(indices), metrics)
 
 
-def _check_finite(losses: list[float], plan: ClientPlan) -> None:
+def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> list[Tensor]:
+    """The rows of every step of a client's training, int64."""
+    training = plan.training
+    return training_batches(
+        indices,
+        training.batch_size,
+        generator(plan.seed, "batches"),
+        epochs=training.local_epochs,
+        steps=training.local_steps,
+        lengths=examples.lengths,
+    )
+
+
+def check_finite(task_losses: Sequence[Tensor], plan: ClientPlan) -> float:
+    """The mean of the steps' losses.
+
+    Raises:
+        RunError: one of them is infinite or not a number.
+    """
+    losses: list[float] = torch.stack(list(task_losses)).tolist()  # read once: each reading waits for a GPU
     bad = [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]
     if bad:
         raise RunError(
@@ -85,6 +96,7 @@ def _check_finite(losses: list[float], plan: ClientPlan) -> None:
             f"lower federation.learning_rate ({plan.training.learning_rate:g}) "
             f"or head.learning_rate ({plan.training.head_learning_rate:g})"
         )
+    return float(np.mean(losses))
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:

@@ -93,7 +93,7 @@ class Adapter(Section):
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"
     scale: Positive = 1.0
-    compute: Literal["auto", "loop", "wide", "grouped"] = "auto"
+    compute: Literal["auto", "loop", "wide", "grouped", "padded"] = "auto"
     router: Literal["shared", "personal", "shared+personal"] = "shared"
     personal_fraction: Fraction = 0.5
     residents: Literal["personal", "balanced"] = "personal"
@@ -213,12 +213,18 @@ class Federation(Section):
 class EngineSection(Section):
     """Where clients run: `workers: 1` is this process, `auto` one worker per core.
 
+    `clients_at_once` of one tier are trained on the backbone together; `auto` does so where their batches are small.
+    `device: auto` is a GPU where there is one. `precision: bfloat16` multiplies in half the bits, which most GPUs and
+    some processors do faster; `auto` asks the device. Everything trained, summed and sent stays float32.
     `prefix_cache: auto` computes what lies below the first adapted block once per example and keeps it on disk,
     unless that takes more than `prefix_cache_mib`.
     """
 
     kind: Literal["local"] = "local"
     workers: Literal["auto"] | Count = 1
+    clients_at_once: Literal["auto"] | Count = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     prefix_cache: Literal["auto", "off"] = "auto"
     prefix_cache_mib: Count = 4096
 
@@ -235,13 +241,13 @@ class Evaluation(Section):
     every: Count = 1
     max_examples: Count | None = None
     personal: bool = False
+    personal_clients: Count | None = None
     personal_examples: Count = 300
     local_only: bool = False
     local_only_clients: Count | None = None
     local_only_examples: Count = 300
 
 
-    personal_clients: Count | None = None
 class Recipe(Section):
     """One experiment."""
 

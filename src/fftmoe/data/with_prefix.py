@@ -3,7 +3,7 @@
 Shape letters: B batch, S sequence, d model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ class WithPrefix:
 
     Attributes:
         examples: the N examples themselves.
-        path: float32 [tokens, dim] in native byte order, without a header.
+        path: [tokens, dim] in native byte order, without a header.
         block: the block that the states enter.
         dim: d.
         starts: int64 [N]; example i has the rows `starts[i]:starts[i] + num_states[i]` of the file.
         num_states: int64 [N], at least 1 each.
+        dtype: of the file's numbers.
     """
 
     examples: Examples
@@ -36,6 +37,7 @@ class WithPrefix:
     dim: int
     starts: Tensor
     num_states: Tensor
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,7 +53,7 @@ class WithPrefix:
         return self.examples.lengths
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The examples' own batch, and `prefix_states`, float32 [B, S, d], zero where a row is padded."""
+        """The examples' own batch, and `prefix_states`, `dtype` [B, S, d], zero where a row is padded."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         num_states = self.num_states[rows]
         columns = torch.arange(int(num_states.max()))
@@ -66,14 +68,13 @@ class WithPrefix:
     def select(self, rows: Rows, /) -> "WithPrefix":
         """The examples at `rows`, in that order; their states stay in the same file."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        return WithPrefix(
-            self.examples.select(rows), self.path, self.block, self.dim, self.starts[rows], self.num_states[rows]
-        )
+        own = {"starts": self.starts[rows], "num_states": self.num_states[rows]}
+        return replace(self, examples=self.examples.select(rows), **own)
 
     @cached_property
     def _states(self) -> Tensor:
-        size = self.path.stat().st_size // torch.float32.itemsize
-        return torch.from_file(str(self.path), shared=False, size=size, dtype=torch.float32).view(-1, self.dim)
+        size = self.path.stat().st_size // self.dtype.itemsize
+        return torch.from_file(str(self.path), shared=False, size=size, dtype=self.dtype).view(-1, self.dim)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_states"}

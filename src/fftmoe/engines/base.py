@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-Handler = Callable[[bytes], bytes]
-"""A client: the server's message in, the client's message out."""
+Handler = Callable[[Sequence[bytes]], Sequence[bytes]]
+"""Clients that are run together: the server's messages in, the clients' messages out, in the same order."""
 
 Build = Callable[[], Handler]
 """Makes a handler in whichever process it will run; must be picklable for worker processes."""
@@ -13,8 +13,10 @@ Build = Callable[[], Handler]
 class Engine(Protocol):
     """Runs the clients of a round."""
 
-    def run_clients(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, float]]:
-        """Deliver `(client_id, message)`; yield `(client_id, reply, seconds)` in the order of the requests.
+    def run_clients(self, groups: Sequence[Sequence[tuple[int, bytes]]]) -> Iterator[tuple[int, bytes, float]]:
+        """Deliver `(client_id, message)`, a group at a time; yield `(client_id, reply, seconds)` in their order.
+
+        The seconds of a group are divided equally among its clients.
 
         Raises:
             RunError: a client failed; the message names it.

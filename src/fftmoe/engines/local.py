@@ -4,6 +4,7 @@ A client always computes on one thread, so that the same bytes come out whatever
 """
 
 import multiprocessing
+import multiprocessing.context
 import os
 import resource
 import signal
@@ -18,6 +19,8 @@ import torch
 from fftmoe.engines.base import Build, Engine, Handler
 from fftmoe.errors import FftmoeError, RunError
 
+Group = Sequence[tuple[int, bytes]]
+
 
 def make_engine(workers: int, build: Build, handler: Handler | None = None) -> Engine:
     """An engine with this many workers; 1 means in process, where `handler` (if given) shares the caller's model."""
@@ -30,16 +33,16 @@ class InProcess:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def run_clients(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, float]]:
+    def run_clients(self, groups: Sequence[Group]) -> Iterator[tuple[int, bytes, float]]:
         """See `Engine`."""
-        for client_id, message in requests:
+        for group in groups:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                reply, seconds, _ = _timed(self._handler, client_id, message)
+                replies, _ = _timed(self._handler, group)
             finally:
                 torch.set_num_threads(threads)
-            yield client_id, reply, seconds
+            yield from replies
 
     def close(self) -> None:
         """Nothing to end."""
@@ -55,27 +58,27 @@ class WorkerPool:
     def __init__(self, workers: int, build: Build) -> None:
         self._pool = ProcessPoolExecutor(
             workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=_context(build),
             initializer=_start_worker,
             initargs=(build,),
         )
         self._worker_peaks: dict[int, float] = {}
 
-    def run_clients(self, requests: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, float]]:
+    def run_clients(self, groups: Sequence[Group]) -> Iterator[tuple[int, bytes, float]]:
         """See `Engine`."""
         futures = []
-        for client_id, message in requests:
+        for group in groups:
             try:
-                futures.append((client_id, self._pool.submit(_run_in_worker, client_id, message)))
+                futures.append((group, self._pool.submit(_run_in_worker, group)))
             except BrokenProcessPool as error:  # a worker died before everyone was queued
-                raise _worker_died(client_id) from error
-        for client_id, future in futures:
+                raise _worker_died(group) from error
+        for group, future in futures:
             try:
-                reply, seconds, (pid, peak) = future.result()
+                replies, (pid, peak) = future.result()
             except BrokenProcessPool as error:
-                raise _worker_died(client_id) from error
+                raise _worker_died(group) from error
             self._worker_peaks[pid] = peak
-            yield client_id, reply, seconds
+            yield from replies
 
     def close(self) -> None:
         """End the workers; work that has not begun is dropped."""
@@ -86,9 +89,27 @@ class WorkerPool:
         return _peak_rss_mib() + sum(self._worker_peaks.values())
 
 
-def _worker_died(client_id: int) -> RunError:
+def _context(build: Build) -> multiprocessing.context.BaseContext:
+    """Workers are forked from a process that has done nothing but the imports, so that all share that memory.
+
+    The frozen weights they share in any case: a checkpoint in the dtype that is computed with is mapped, not read.
+    Forking this process itself would copy locks that its threads hold.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(build, "func", build).__module__])
+    return context
+
+
+def _named(group: Group) -> str:
+    ids = ", ".join(str(client_id) for client_id, _ in group)
+    return f"client {ids}" if len(group) == 1 else f"one of the clients {ids}, which run together,"
+
+
+def _worker_died(group: Group) -> RunError:
     return RunError(
-        f"a worker process died while client {client_id} was running or queued; "
+        f"a worker process died while {_named(group)} was running or queued; "
         "it was killed, perhaps for memory, or could not start (its own message is above): try --workers 1"
     )
 
@@ -103,20 +124,22 @@ def _start_worker(build: Build) -> None:
     _worker_handler.append(build())
 
 
-def _run_in_worker(client_id: int, message: bytes) -> tuple[bytes, float, tuple[int, float]]:
-    return _timed(_worker_handler[0], client_id, message)
+def _run_in_worker(group: Group) -> tuple[list[tuple[int, bytes, float]], tuple[int, float]]:
+    return _timed(_worker_handler[0], group)
 
 
-def _timed(handler: Handler, client_id: int, message: bytes) -> tuple[bytes, float, tuple[int, float]]:
-    """Run one client; returns the reply, the seconds, and (process id, peak memory in MiB)."""
+def _timed(handler: Handler, group: Group) -> tuple[list[tuple[int, bytes, float]], tuple[int, float]]:
+    """Run a group; returns (client_id, reply, seconds) of each, and (process id, peak memory in MiB)."""
     start = time.perf_counter()
     try:
-        reply = handler(message)
+        replies = handler([message for _, message in group])
     except FftmoeError:
         raise
     except Exception as error:
-        raise RunError(f"client {client_id} failed: {type(error).__name__}: {error}") from error
-    return reply, time.perf_counter() - start, (os.getpid(), _peak_rss_mib())
+        raise RunError(f"{_named(group)} failed: {type(error).__name__}: {error}") from error
+    seconds = (time.perf_counter() - start) / len(group)
+    each = [(client_id, reply, seconds) for (client_id, _), reply in zip(group, replies, strict=True)]
+    return each, (os.getpid(), _peak_rss_mib())
 
 
 def _peak_rss_mib() -> float:

@@ -6,18 +6,25 @@ from typing import Any
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.backbones import attach_adapter, head_parameters, load_backbone
+from fftmoe.backbones import (
+    attach_adapter,
+    find_device,
+    find_precision,
+    head_parameters,
+    load_backbone,
+    place,
+)
 from fftmoe.backbones.lora import lora_config, lora_modules, target_names
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fedsa_lora import FedSaLora
 from fftmoe.methods.ffa_lora import FfaLora
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import LocalSettings
 from fftmoe.methods.flame import Flame
 from fftmoe.methods.flexlora import FlexLora
 from fftmoe.methods.flora import FLora
@@ -53,6 +60,11 @@ def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
         fourier_features=fourier_features(recipe),
     )
     blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
+    device = find_device(recipe.engine.device)
+    return place(_attach(recipe, backbone, blocks), device, find_precision(recipe.engine.precision, device))
+
+
+def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int]) -> Any:
     if recipe.method in LORA:
         targets = target_names(backbone, blocks, recipe.lora.targets)
         return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import enable_resume, first_adapted_block, num_states
+from fftmoe.backbones import enable_resume, first_adapted_block, num_states, on_device
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.codec import bytes_per_number
 from fftmoe.config import Recipe
@@ -36,7 +36,7 @@ class Experiment:
     Attributes:
         model: the backbone with the adapter attached, resident in this process.
         tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
-        shape: of one expert.
+        mean_tokens: of a training example. shape: of one expert.
     """
 
     recipe: Recipe
@@ -48,6 +48,7 @@ class Experiment:
     tiers: tuple[Budget, ...]
     budgets: Budgets
     training: Training
+    mean_tokens: float
     shape: ExpertShape
     method: Method
 
@@ -83,7 +84,8 @@ def compose(recipe: Recipe) -> Experiment:
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     training = _training(recipe)
-    tokens = _tokens_per_round(_mean_tokens(data.train, model), len(data.train), partition, training)
+    mean_tokens = _mean_tokens(data.train, model)
+    tokens = _tokens_per_round(mean_tokens, len(data.train), partition, training)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
     if adapted := adapter.blocks(model):
         # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
@@ -106,6 +108,7 @@ def compose(recipe: Recipe) -> Experiment:
         tiers=tiers,
         budgets=budgets,
         training=training,
+        mean_tokens=mean_tokens,
         shape=shape,
         method=build_method(recipe, model, shape, budgets),
     )
@@ -207,7 +210,7 @@ def _mean_tokens(examples: Examples, model: Any) -> float:
     """Tokens of an average example; of images the patches and whatever the model adds to them."""
     batch = examples.batch([0])
     if "pixel_values" in batch:
-        return float(num_states(model, batch))
+        return float(num_states(model, on_device(model, batch)))
     return float(examples.lengths.double().mean())
 
 

@@ -12,7 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fftmoe.backbones import check_prefix, enable_resume, prefix_states, prefix_tensors
+from fftmoe.backbones import (
+    check_prefix,
+    compute_dtype,
+    enable_resume,
+    on_device,
+    prefix_states,
+    prefix_tensors,
+)
 from fftmoe.data import Examples, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
 
@@ -41,7 +48,8 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
         log.info("no states are cached: %s", reason)
         return examples
     num_states, dim = _shape(model, block, examples)
-    num_bytes = int(num_states.sum()) * dim * torch.float32.itemsize
+    dtype = compute_dtype(model)  # more digits than are multiplied would only take room
+    num_bytes = int(num_states.sum()) * dim * dtype.itemsize
     if num_bytes > max_bytes:
         log.info("no states are cached: they take %d bytes, above the limit of %d", num_bytes, max_bytes)
         return examples
@@ -50,19 +58,19 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
         try:
-            _write(path, model, block, examples, batches)
+            _write(path, model, block, examples, batches, dtype)
         except OSError as error:
             log.warning("no states are cached: cannot write %s: %s", path, error)
             return examples
     enable_resume(model, block)
-    return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states)
+    return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states, dtype)
 
 
 def cache_key(model: Any, block: int, examples: Examples) -> str:
-    """SHA-256 over all that decides the states: code versions, configuration, weights, block, and the inputs."""
-    config = model.config.to_dict()
+    """SHA-256 over all that decides the states: code versions, configuration, weights, block, dtype and the inputs."""
+    dtype, config = compute_dtype(model), model.config.to_dict()
     config.pop("_name_or_path", None)  # the same model elsewhere
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE} {dtype}\n".encode())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in prefix_tensors(model, block).items():
         _update(digest, name, tensor)
@@ -84,7 +92,7 @@ def _update(digest: Any, name: str, value: Any) -> None:
 def _shape(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:
     """States of each example, int64 [N], and d: texts have one a token, images all have as many as the first."""
     batch = examples.batch([0])
-    _, length, dim = prefix_states(model, block, batch).shape
+    _, length, dim = prefix_states(model, block, on_device(model, batch)).shape
     return examples.lengths if "attention_mask" in batch else torch.full((len(examples),), length), dim
 
 
@@ -96,16 +104,19 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
     return starts
 
 
-def _write(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
+def _write(
+    path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor], dtype: torch.dtype
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             for rows in batches:
                 batch = examples.batch(rows)
-                states = prefix_states(model, block, batch).float().cpu()
+                states = prefix_states(model, block, on_device(model, batch)).cpu().to(dtype)
                 mask = batch.get("attention_mask")
-                file.write((states if mask is None else states[mask.bool()]).numpy().tobytes())
+                own = states if mask is None else states[mask.bool()]
+                file.write(own.contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # atomic: another process sees the whole file or none

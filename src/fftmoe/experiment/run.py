@@ -12,6 +12,7 @@ from typing import Any
 from fftmoe.config import Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import make_engine
+from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose, holdout
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.experiment.measure import local_only, measure
@@ -52,6 +53,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
     experiment = compose(recipe)
+    clients_at_once(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
     ledger = Ledger()
@@ -83,7 +85,7 @@ def _rounds(
     method, recipe = experiment.method, experiment.recipe
     num_rounds, cohort_size = recipe.federation.rounds, recipe.federation.clients_per_round
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
-    states = journal.folder.client_states
+    states, at_once = journal.folder.client_states, clients_at_once(experiment)
     state = _solve_if_due(experiment, state, engine, journal.ledger)
     metrics = measure(experiment, state, sample, states)
     journal.write(state, {}, metrics)
@@ -92,7 +94,7 @@ def _rounds(
             cohort = choose_cohort(experiment.num_clients, cohort_size, recipe.seed, t)
             plan = plan_round(method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)
             download = partial(method.download, state)
-            updates = journal.ledger.exchange(engine, plan, download, journal.progress.client_done)
+            updates = journal.ledger.exchange(engine, plan, download, journal.progress.client_done, at_once)
             state, diagnostics = apply_round(method, state, plan, updates)
             state = averaged(state, recipe.federation.average_decay)
             if t == num_rounds:

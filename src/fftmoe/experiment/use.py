@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import load_adapter, load_backbone, load_tokenizer
+from fftmoe.backbones import find_device, find_precision, load_adapter, load_backbone, load_tokenizer, place
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import tokenize_texts
 from fftmoe.errors import InputError
@@ -45,7 +45,8 @@ def load_run(folder: Path, top_k: int | None = None) -> Trained:
         pooling=recipe.backbone.pooling,
         fourier_features=fourier_features(recipe),
     )
-    model = load_adapter(backbone, folder / "adapter")
+    device = find_device("auto")  # the run's own may not be here
+    model = place(load_adapter(backbone, folder / "adapter"), device, find_precision(recipe.engine.precision, device))
     if top_k is not None:
         for moe in adapter.blocks(model).values():
             moe.view(top_k)

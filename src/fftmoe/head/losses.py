@@ -20,6 +20,10 @@ class Head(Protocol):
         """The mean loss of a batch with int64 labels, a scalar."""
         ...
 
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The loss of each example [B]; any number of dimensions in front."""
+        ...
+
     def init_bias(self, num_labels: int) -> float:
         """The bias that every class starts with."""
         ...
@@ -36,6 +40,11 @@ class Averaged:
         """The mean over the batch."""
         return F.cross_entropy(logits_BC, labels_B)
 
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Of each example."""
+        flat = F.cross_entropy(logits_BC.flatten(0, -2), labels_B.flatten(), reduction="none")
+        return flat.view_as(labels_B)
+
     def init_bias(self, num_labels: int) -> float:
         """0: softmax of equal logits already is the prior 1/C."""
         return 0.0
@@ -49,9 +58,13 @@ class OneVsAll:
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The sum over the classes, mean over the batch."""
+        return self.losses(logits_BC, labels_B).mean()
+
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The sum over the classes, of each example."""
         targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
         losses_BC = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none")
-        return losses_BC.sum(-1).mean()
+        return losses_BC.sum(-1)
 
     def init_bias(self, num_labels: int) -> float:
         """-log(C - 1): sigmoid of it is 1/C, so an untrained row predicts the prior."""
@@ -72,8 +85,12 @@ class LeastSquares:
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The sum over the classes, mean over the batch, times the strength."""
+        return self.losses(logits_BC, labels_B).mean()
+
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The sum over the classes, times the strength, of each example."""
         targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
-        return self.strength * (logits_BC - targets_BC).square().sum(-1).mean()
+        return self.strength * (logits_BC - targets_BC).square().sum(-1)
 
     def init_bias(self, num_labels: int) -> float:
         """0; the first solution replaces it."""

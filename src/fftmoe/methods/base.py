@@ -5,7 +5,7 @@ Rounds, engines and the client's training loop know a method only through these 
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
@@ -24,6 +24,25 @@ class Session(Protocol):
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
         """The update to send and the client's new state."""
+        ...
+
+
+class Stack(Protocol):
+    """The local training of C clients with the same budget, whose parameters have C in front of every shape."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """What the clients train, [C, …] each."""
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[C, B, classes] for a batch of C * B examples, the clients' one after another."""
+        ...
+
+    def penalty(self, mask: Tensor) -> Tensor:
+        """As `Session.penalty`, of each client [C]; `mask` [C, T], or [C, B] where every token of an example counts."""
+        ...
+
+    def finish(self, position: int, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
+        """As `Session.finish`, of the client at `position`; to be called before the others train on without it."""
         ...
 
 
@@ -84,3 +103,23 @@ class Method(Protocol):
         Where clients keep nothing that matters to the model, the same as `install` with the plan's budget.
         """
         ...
+
+
+class StackingMethod(Method, Protocol):
+    """A method that can train several clients at once on one backbone."""
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it can."""
+        ...
+
+    def stack(
+        self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
+    ) -> AbstractContextManager[Stack]:
+        """As `Method.session`, for clients whose plans differ in nothing but the client, its seed and its experts."""
+        ...
+
+
+def can_stack(method: Method) -> TypeGuard[StackingMethod]:
+    """Whether the method trains several clients at once."""
+    return bool(getattr(method, "stacks", False))

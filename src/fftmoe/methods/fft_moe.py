@@ -12,9 +12,11 @@ import torch
 
 from fftmoe import adapter
 from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest
-from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings, load_projections, shared_names
+from fftmoe.methods.fft_moe_client import FftMoeSession, load_projections, shared_names
+from fftmoe.methods.fft_moe_stack import FftMoeStack
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
@@ -65,14 +67,14 @@ class FftMoe:
         tensors = head_tensors(model)
         load: Tensors = {}
         for block, moe in adapter.blocks(model).items():
-            tensors[f"blocks.{block}.router"] = moe.router.weight.detach().clone()
-            tensors[f"blocks.{block}.up"] = moe.up.detach().clone()
-            tensors[f"blocks.{block}.down"] = moe.down.detach().clone()
+            tensors[f"blocks.{block}.router"] = moe.router.weight.detach().cpu().clone()
+            tensors[f"blocks.{block}.up"] = moe.up.detach().cpu().clone()
+            tensors[f"blocks.{block}.down"] = moe.down.detach().cpu().clone()
             if moe.shared_up is not None and moe.shared_down is not None:
-                tensors[f"shared.{block}.up"] = moe.shared_up.detach().clone()
-                tensors[f"shared.{block}.down"] = moe.shared_down.detach().clone()
+                tensors[f"shared.{block}.up"] = moe.shared_up.detach().cpu().clone()
+                tensors[f"shared.{block}.down"] = moe.shared_down.detach().cpu().clone()
             load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
-        tensors |= {name: p.detach().clone() for name, p in adapter.shared_projections(model).items()}
+        tensors |= {name: p.detach().cpu().clone() for name, p in adapter.shared_projections(model).items()}
         return ServerState(round=0, tensors=tensors, load=load)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
@@ -108,6 +110,17 @@ class FftMoe:
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> FftMoeSession:
         """A client's local training (`fft_moe_client`)."""
         return FftMoeSession(model, plan, tensors, client_state, self.local, self.num_experts)
+
+    @property
+    def stacks(self) -> bool:
+        """Clients of one tier can train at once."""
+        return True
+
+    def stack(
+        self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
+    ) -> FftMoeStack:
+        """The local training of several clients at once (`fft_moe_stack`)."""
+        return FftMoeStack(model, plans, tensors, client_states, self.local, self.num_experts)
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """Of a client that trained all its resident experts and knows the whole pool; lengths as on the wire."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe import adapter
+from fftmoe.backbones import device_of
+from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import FftMoeSession, LocalSettings
+from fftmoe.methods.fft_moe_client import FftMoeSession
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
 
@@ -40,6 +42,11 @@ class Flame(FftMoe):
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Everyone holds every expert of its blocks."""
         return {client_id: self.whole(self.budgets[client_id]) for client_id in cohort}
+
+    @property
+    def stacks(self) -> bool:
+        """Every client's own scalars act outside the experts, one client at a time."""
+        return False
 
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> "FlameSession":
         """A client's local training."""
@@ -80,7 +87,8 @@ class FlameSession(FftMoeSession):
     ) -> None:
         super().__init__(model, plan, tensors, client_state, settings, num_experts)
         self.scales: dict[int, nn.Parameter] = {
-            block: nn.Parameter(client_state.get(scale_name(block), torch.ones(1)).clone()) for block in plan.experts
+            block: nn.Parameter(client_state.get(scale_name(block), torch.ones(1)).clone().to(device_of(model)))
+            for block in plan.experts
         }
         self.parameters: Mapping[str, nn.Parameter] = {
             **self.parameters,
@@ -106,8 +114,9 @@ class FlameSession(FftMoeSession):
         update, state = super().finish(num_examples, metrics)
         per_step = self.plan.budget.top_k / max(self.steps, 1)
         shares = {
-            block: tuple((self.slots[block][list(ids)] * per_step).tolist()) for block, ids in update.experts.items()
+            block: tuple((self.balance.slots[block][list(ids)] * per_step).tolist())
+            for block, ids in update.experts.items()
         }
-        state |= {scale_name(block): scale.detach().clone() for block, scale in self.scales.items()}
+        state |= {scale_name(block): scale.detach().cpu().clone() for block, scale in self.scales.items()}
         # All clients hold the same experts, so no one needs to know which they prefer.
         return replace(update, shares=shares, preferences={}), state

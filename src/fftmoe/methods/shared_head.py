@@ -11,7 +11,7 @@ from fftmoe.records import Tensors
 
 def head_tensors(model: Any) -> Tensors:
     """The model's head as it is now, `head.{name}`."""
-    return {f"head.{name}": p.detach().clone() for name, p in head_parameters(model).items()}
+    return {f"head.{name}": p.detach().cpu().clone() for name, p in head_parameters(model).items()}
 
 
 def load_head(model: Any, tensors: Tensors, train: bool = True) -> dict[str, nn.Parameter]:

@@ -45,6 +45,23 @@ def plan_round(
     )
 
 
+def together(clients: Sequence[ClientPlan], at_once: int) -> list[tuple[ClientPlan, ...]]:
+    """The clients in groups of at most `at_once` that can train on one backbone: those that train alike, in order.
+
+    What a group is depends on the plans alone, never on who runs it, so that any number of workers gives the same.
+    """
+    alike: dict[tuple[object, ...], list[ClientPlan]] = {}
+    for client in clients:
+        can = client.task == "train" and at_once > 1
+        key = (client.budget, client.training) if can else (client.client_id,)
+        alike.setdefault(key, []).append(client)
+    return [group for own in alike.values() for group in _chunks(own, at_once)]
+
+
+def _chunks(clients: Sequence[ClientPlan], size: int) -> list[tuple[ClientPlan, ...]]:
+    return [tuple(clients[i : i + size]) for i in range(0, len(clients), size)]
+
+
 def apply_round(
     method: Method, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate]
 ) -> tuple[ServerState, dict[str, Any]]:

@@ -1,0 +1,116 @@
+"""What training several clients at once saves: `python benchmarks/at_once.py`.
+
+Each row is the quickstart's model on texts of one length. The clients' updates are computed one after another and all
+at once, in turn, several times; the figure is the ratio of the times of neighbours, its median and its range. From
+this table come the constants of `fftmoe.experiment.at_once`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import RESULTS, machine, markdown
+from fftmoe.backbones import first_adapted_block
+from fftmoe.client.stack import update_stack
+from fftmoe.client.update import update_client
+from fftmoe.config import load_recipe
+from fftmoe.data import Examples, TokenizedText, default_cache_dir
+from fftmoe.experiment.compose import compose
+from fftmoe.experiment.prefix import with_prefix
+from fftmoe.head import make_head
+from fftmoe.server.rounds import plan_round
+
+# Clients, examples in a batch, tokens of a text.
+SHAPES = ((8, 16, 64), (8, 8, 64), (8, 8, 32), (8, 4, 32), (8, 2, 32), (8, 4, 16), (8, 1, 16), (32, 2, 16), (32, 1, 16))
+ADAPTED = {"last 2 blocks, cached": ("last-2", "auto"), "all blocks": ("all", "off")}
+STEPS = 3
+
+
+def texts(num: int, length: int, num_labels: int) -> TokenizedText:
+    """Random token ids, all texts of one length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 20000, (num * length,), generator=generator, dtype=torch.int32)
+    return TokenizedText(ids, torch.arange(num + 1) * length, torch.arange(num) % num_labels)
+
+
+def both_ways(blocks: str, cache: str, clients: int, batch: int, length: int) -> tuple[Callable, Callable]:
+    """One round of the clients, one after another and at once."""
+    settings = (f"adapter.blocks={blocks}", "trackers=[]", "budgets=[{name: all, fraction: 1, top_k: 2, experts: 8}]")
+    experiment = compose(load_recipe("quickstart", settings))
+    method, model = experiment.method, experiment.model
+    training = replace(experiment.training, batch_size=batch, local_steps=STEPS)
+    examples: Examples = texts(clients * batch * STEPS, length, len(experiment.label_names))
+    if cache == "auto":
+        examples = with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), 2**32)
+    state = method.init(model)
+    cohort = range(clients)
+    budgets = dict.fromkeys(cohort, experiment.tiers[0])
+    plans = plan_round(replace(method, budgets=budgets), state, 1, cohort, budgets, training, 0).clients  # type: ignore
+    sent, kept = [method.download(state, plan) for plan in plans], [{} for _ in plans]
+    rows, head = np.split(np.arange(len(examples)), clients), make_head("averaged")
+
+    def one_after_another() -> list[Any]:
+        each = zip(plans, sent, kept, rows, strict=True)
+        return [update_client(model, method, head, p, t, s, examples, r) for p, t, s, r in each]
+
+    def at_once() -> list[Any]:
+        return update_stack(model, method, head, plans, sent, kept, examples, rows)  # type: ignore[arg-type]
+
+    return one_after_another, at_once
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(repetitions: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, (blocks, cache) in ADAPTED.items():
+        for clients, batch, length in SHAPES:
+            calls = both_ways(blocks, cache, clients, batch, length)
+            for call in calls:
+                call()
+            ratios = [seconds(calls[0]) / seconds(calls[1]) for _ in range(repetitions)]
+            shape = {"adapted": name, "clients": clients, "batch": batch, "length": length}
+            rows.append({**shape, "ratios": ratios})
+            print(f"{name}: {clients} x {batch} x {length}: {statistics.median(ratios):.2f}", flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    header = ("adapters in", "clients", "batch", "length", "tokens of a client's batch", "at once is faster by")
+    body = [
+        (
+            row["adapted"],
+            *(str(row[key]) for key in ("clients", "batch", "length")),
+            str(row["batch"] * row["length"]),
+            f"{statistics.median(row['ratios']):.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})",
+        )
+        for row in rows
+    ]
+    return markdown(header, body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=RESULTS / "at_once.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as every client
+    rows = measure(arguments.repetitions)
+    arguments.results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

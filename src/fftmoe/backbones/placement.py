@@ -1,0 +1,71 @@
+"""On which device a model computes, and in which numbers."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fftmoe.errors import InputError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def find_device(wanted: str) -> torch.device:
+    """`cpu` or `cuda`; for `auto` the GPU where there is one.
+
+    Raises:
+        InputError: a GPU is asked for, and torch finds none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputError("engine.device=cuda, but torch finds no CUDA GPU here; set it to auto or cpu")
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu")
+
+
+def find_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; for `auto` bfloat16 where the device multiplies such numbers faster."""
+    if wanted != "auto":
+        return PRECISIONS[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16")) else torch.float32
+
+
+def place(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model on this device, from now on multiplying in `dtype`; its weights stay as they are.
+
+    What is trained and what is summed stays float32: torch's autocast says which operations are safe in fewer bits.
+    """
+    model.to(device)
+    model.compute_dtype = dtype
+    return model
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """What `place` said; float32 for a model that it never saw."""
+    return cast(torch.dtype, getattr(model, "compute_dtype", torch.float32))
+
+
+def computing(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within the context the model multiplies in its `compute_dtype`."""
+    dtype = compute_dtype(model)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device_of(model).type, dtype)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch where the model is."""
+    device = device_of(model)
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, converted to float32 if its numbers are smaller: for sums and losses."""
+    return x.float() if x.dtype.itemsize < torch.float32.itemsize else x

@@ -1,0 +1,47 @@
+"""How many clients train on the backbone at once."""
+
+from fftmoe.backbones import head_parameters
+from fftmoe.errors import InputError
+from fftmoe.experiment.compose import Experiment
+from fftmoe.methods.base import can_stack
+
+# On a CPU (`benchmarks/at_once.py`): a batch of this many tokens keeps a core busy by itself, and beyond so many
+# clients nothing more is gained.
+BUSY_TOKENS = 128
+MOST_CLIENTS = 32
+
+
+def clients_at_once(experiment: Experiment) -> int:
+    """What the recipe says; for `auto` as many as make one batch of a size that a processor likes.
+
+    It follows from the recipe and the data, not from the number of workers, which must not change results.
+
+    Raises:
+        InputError: the recipe asks for several, and the method or the head can only train one.
+    """
+    wanted = experiment.recipe.engine.clients_at_once
+    reason = _not_possible(experiment)
+    if wanted == "auto":
+        return 1 if reason else _worthwhile(experiment)
+    if wanted > 1 and reason:
+        raise InputError(f"engine.clients_at_once={wanted}: {reason}; set it to 1 or auto")
+    return wanted
+
+
+def _not_possible(experiment: Experiment) -> str | None:
+    if not can_stack(experiment.method):
+        return f"method {experiment.method.name} trains one client at a time"
+    names = sorted(head_parameters(experiment.model))
+    if names != ["bias", "weight"]:
+        held = ", ".join(names) or "none"
+        return f"the head of {experiment.recipe.backbone.model} is not one linear layer with a bias, but {held}"
+    return None
+
+
+def _worthwhile(experiment: Experiment) -> int:
+    federation = experiment.recipe.federation
+    typical = experiment.partition.sizes.mean()
+    tokens = min(federation.batch_size, typical) * experiment.mean_tokens
+    if tokens > BUSY_TOKENS:
+        return 1
+    return max(1, min(MOST_CLIENTS, federation.clients_per_round, int(8 * BUSY_TOKENS / tokens)))
