@@ -59,8 +59,8 @@ class WeightedSum:
                 weight = self.weights.setdefault(name, torch.zeros(shape[0], dtype=torch.float64))
                 ids = torch.tensor(update.experts[block], dtype=torch.long)
                 w = self._expert_weights(update, block)
-                weight[ids] += w
-                total[ids] += w.view(-1, *[1] * (delta.dim() - 1)) * delta.double()
+                weight.index_add_(0, ids, w)
+                total.index_add_(0, ids, w.view(-1, *[1] * (delta.dim() - 1)) * delta.double())
 
     def _expert_weights(self, update: ClientUpdate, block: int) -> Tensor:
         """w_nm of the experts that client n trained, float64 [R_trained]."""
