@@ -4,7 +4,7 @@ Sizes: F features, C classes; the tiny BERT has HIDDEN features, or LIFTED rando
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fftmoe.backbones.lora import lora_config, lora_modules
 from fftmoe.client.runtime import ClientRuntime
 from fftmoe.client.sums import head_sums
 from fftmoe.data import TokenizedText, make_partition
+from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, make_head, solve_ridge
 from fftmoe.head.closed_form import STRENGTHS, _gcv
@@ -270,9 +271,7 @@ def runtime(model: Any, method: Method, partition: Sequence[np.ndarray], states:
     )
 
 
-def exchanged(
-    handler: Callable[[bytes], bytes], method: Method, state: ServerState, num_clients: int
-) -> list[ClientUpdate]:
+def exchanged(handler: Handler, method: Method, state: ServerState, num_clients: int) -> list[ClientUpdate]:
     """Everyone's sums, as messages."""
     plan = plan_sums(method, state, range(num_clients), LARGE, TRAINING, seed=5)
     replies = [handler([pack_plan(client, method.download(state, client))])[0] for client in plan.clients]

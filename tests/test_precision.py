@@ -22,7 +22,7 @@ from models import token_examples
 CPU = torch.device("cpu")
 # A bfloat16 number has 8 bits: rounding one product is at most 2^-9 of it. Through three blocks of a few products each
 # that stays below a few per cent of the largest number.
-TOLERANCE = {"rtol": 0.0, "atol": 0.05}
+TOLERANCE = 0.05
 
 
 def settings(recipe: dict[str, Any], **engine: Any) -> Recipe:
@@ -44,7 +44,7 @@ def models(backbone_folder: Path) -> tuple[Any, Any]:
 def test_half_the_bits_give_nearly_the_same_features_in_float32(models: tuple[Any, Any]):
     full, half = (head_inputs(model, token_examples(7, seed=1).batch(range(7))) for model in models)
     assert full.dtype == half.dtype == torch.float32
-    torch.testing.assert_close(half, full, **TOLERANCE)
+    torch.testing.assert_close(half, full, rtol=0.0, atol=TOLERANCE)
     assert not torch.equal(half, full)
 
 
@@ -78,7 +78,7 @@ def test_the_frozen_prefix_takes_half_the_room(recipe_values: dict[str, Any]):
         answers[precision] = predict_logits(experiment.model, experiment.train)
         assert experiment.train.select([3, 1]).batch([0])["prefix_states"].dtype == getattr(torch, precision)
     assert sizes["bfloat16"] * 2 == sizes["float32"]
-    torch.testing.assert_close(answers["bfloat16"], answers["float32"], **TOLERANCE)
+    torch.testing.assert_close(answers["bfloat16"], answers["float32"], rtol=0.0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ GROUPED_ALIGNMENT_BYTES = 16
 # a CPU is short of, moving bytes what a GPU is short of. The CPU's are measured by `python benchmarks/crossover.py`;
 # the GPU's is estimated from its bandwidth and not measured.
 SLOT_OVERHEAD = {
-    ("cpu", torch.float32): 32,
-    ("cpu", torch.bfloat16): 112,
+    ("cpu", torch.float32): 16,
+    ("cpu", torch.bfloat16): 48,
     ("cuda", torch.float32): 512,
     ("cuda", torch.bfloat16): 512,
     ("cuda", torch.float16): 512,

@@ -51,7 +51,8 @@ def install_experts(model: Any, plan: ClientPlan, tensors: Tensors) -> dict[str,
             _hold_nothing(moe, plan.budget.top_k)
             continue
         names = [f"blocks.{block}.{part}" for part in ("router", "up", "down")]
-        moe.load_experts(*(tensors[name] for name in names), plan.budget.top_k)
+        router, up, down = (tensors[name] for name in names)
+        moe.load_experts(router, up, down, plan.budget.top_k)
         parameters |= dict(zip(names, (moe.router.weight, moe.up, moe.down), strict=True))
         if moe.shared_up is not None and moe.shared_down is not None:
             moe.load_shared(*(tensors[name] for name in shared_names(block)))
@@ -60,10 +61,11 @@ def install_experts(model: Any, plan: ClientPlan, tensors: Tensors) -> dict[str,
 
 
 def _hold_nothing(moe: adapter.SparseMoe, top_k: int) -> None:
-    dim = moe.up.shape[-1]
-    moe.load_experts(torch.zeros(0, dim), *(torch.zeros(0, moe.up.shape[-2], dim) for _ in range(2)), top_k)
+    expert_dim, dim = moe.up.shape[-2:]
+    none, no_rows = torch.zeros(0, expert_dim, dim), torch.zeros(0, dim)
+    moe.load_experts(no_rows, none, none, top_k)
     if moe.shared_up is not None:  # never reached without experts, but what is not held is not kept
-        moe.load_shared(torch.zeros(0, dim), torch.zeros(0, dim))
+        moe.load_shared(no_rows, no_rows)
 
 
 def own_routers(plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Tensors:
