@@ -1,0 +1,36 @@
+"""Everything that needs one CUDA GPU, in one command: `python benchmarks/gpu.py`.
+
+First correctness (the tests marked `gpu`), then the measurements that compare on a GPU what their own files compare on
+a CPU. Each writes its JSON beside theirs, with the device's name. A failure ends the command with its status.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (
+    ("-m", "pytest", "-m", "gpu", "tests"),
+    ("benchmarks/crossover.py", "--device", "cuda"),
+    ("benchmarks/adapter_step.py", "--device", "cuda"),
+    ("benchmarks/at_once.py", "--device", "cuda"),
+)
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("torch finds no CUDA GPU here", file=sys.stderr)
+        return 1
+    print(torch.cuda.get_device_name())
+    for command in COMMANDS:
+        print(f"\n$ python {' '.join(command)}", flush=True)
+        status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
