@@ -126,16 +126,16 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(
     ("experts", "expert_dim", "top_k", "device", "dtype", "expected"),
     [
-        (6, 16, 2, CPU, torch.float32, "wide"),  # M*H = 96 = 2 * (16 + 32)
-        (7, 16, 2, CPU, torch.float32, "grouped"),
-        (3, 64, 2, CPU, torch.float32, "wide"),  # 192 = 2 * (64 + 32)
-        (4, 64, 2, CPU, torch.float32, "grouped"),
-        (16, 16, 2, CPU, torch.bfloat16, "wide"),  # 256 = 2 * (16 + 112)
-        (17, 16, 2, CPU, torch.bfloat16, "grouped"),
+        (4, 16, 2, CPU, torch.float32, "wide"),  # M*H = 64 = 2 * (16 + 16)
+        (5, 16, 2, CPU, torch.float32, "grouped"),
+        (5, 64, 4, CPU, torch.float32, "wide"),  # 320 = 4 * (64 + 16)
+        (6, 64, 4, CPU, torch.float32, "grouped"),
+        (8, 16, 2, CPU, torch.bfloat16, "wide"),  # 128 = 2 * (16 + 48)
+        (9, 16, 2, CPU, torch.bfloat16, "grouped"),
         (66, 16, 2, CUDA, torch.float32, "wide"),  # 1056 = 2 * (16 + 512)
         (67, 16, 2, CUDA, torch.float32, "grouped"),
-        (6, 16, 2, torch.device("mps"), torch.float32, "wide"),  # as on a CPU, where nothing was measured
-        (7, 16, 2, torch.device("mps"), torch.float32, "grouped"),
+        (4, 16, 2, torch.device("mps"), torch.float32, "wide"),  # as on a CPU, where nothing was measured
+        (5, 16, 2, torch.device("mps"), torch.float32, "grouped"),
     ],
 )
 def test_auto_follows_the_measured_rule(

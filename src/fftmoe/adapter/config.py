@@ -32,7 +32,7 @@ class MoeAdapterConfig(PeftConfig):
     activation: str = field(default="gelu", metadata={"help": "relu, gelu or silu."})
     gates: str = field(default="detached", metadata={"help": "detached, renormalized or softmax."})
     scale: float = field(default=1.0, metadata={"help": "Factor s on the mixture's output."})
-    compute: str = field(default="auto", metadata={"help": "auto, loop, wide or grouped."})
+    compute: str = field(default="auto", metadata={"help": "auto, loop, wide, grouped or padded."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial router and expert weights."})
     target_modules: list[str] | str | None = field(
         default=None,

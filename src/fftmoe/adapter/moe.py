@@ -33,7 +33,7 @@ class SparseMoe(nn.Module):
         shared_dim: hidden units of the expert that every token uses besides the routed ones; 0 for none.
         activation: "relu", "gelu" or "silu".
         gates: "detached", "renormalized" or "softmax".
-        compute: "auto", "loop", "wide" or "grouped".
+        compute: "auto", "loop", "wide", "grouped" or "padded".
     """
 
     # Declared for type checkers; a non-persistent buffer, so that it follows the module's device.
@@ -98,7 +98,7 @@ class SparseMoe(nn.Module):
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The experts' scaled output y_TD for tokens whose routing is known."""
         # grouped_mm is not known to autocast, so every operand is cast here, for all implementations alike.
-        dtype = _compute_dtype(x_TD)
+        dtype, output = _mixture_dtype(x_TD), _compute_dtype(x_TD)
         expert_dim, dim = self.up.shape[-2:]
         name = computes.choose(self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.device, dtype)
         compute = partial(stacked, name) if self.clients else computes.COMPUTES[name]
@@ -109,7 +109,7 @@ class SparseMoe(nn.Module):
             self.up.to(dtype),
             self.down.to(dtype),
             computes.ACTIVATIONS[self.activation],
-        )
+        ).to(output)
         return y_TD if self.scale == 1.0 else self.scale * y_TD
 
     def share(self, x_TD: Tensor, up_SD: Tensor, down_SD: Tensor) -> Tensor:
@@ -202,6 +202,13 @@ def _replace(old: nn.Parameter, new: Tensor) -> nn.Parameter:
     # A copy: training the client's experts must not reach into the tensors they were loaded from.
     value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
     return nn.Parameter(value, requires_grad=old.requires_grad)
+
+
+def _mixture_dtype(x: Tensor) -> torch.dtype:
+    # A CPU is slower at many small products in bfloat16 than in float32: with 64 experts a step took 1.16 to 1.20 times
+    # LoRA's, and takes 0.99 to 1.08 (`benchmarks/adapter_step.py`). A GPU's grouped product knows bfloat16 alone.
+    dtype = _compute_dtype(x)
+    return torch.float32 if x.device.type == "cpu" and dtype == torch.bfloat16 else dtype
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

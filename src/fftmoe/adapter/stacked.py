@@ -42,7 +42,8 @@ def stacked(
     if name == "wide":
         # One layer over the experts of all clients would be C times the arithmetic.
         return wide(*arguments, activation)
-    together = max(1, max_groups // up_CMHD.shape[1])
+    # The loop's backward writes the gradient of all experts once per expert: client by client it writes less.
+    together = 1 if name == "loop" else max(1, max_groups // up_CMHD.shape[1])
     chunks = zip(*(argument.split(together) for argument in arguments), strict=True)
     return torch.cat([_as_one(COMPUTES[name], *chunk, activation=activation) for chunk in chunks])
 
