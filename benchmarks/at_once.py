@@ -1,17 +1,14 @@
-"""What training several clients at once saves: `python benchmarks/at_once.py`.
+"""What training several clients at once saves: `python benchmarks/at_once.py [--device cuda]`.
 
 Each row is the quickstart's model on texts of one length. The clients' updates are computed one after another and all
-at once, in turn, several times; the figure is the ratio of the times of neighbours, its median and its range. From
-this table come the constants of `fftmoe.experiment.at_once`.
+at once, in turn, several times; the figure is the ratio of the medians of the processor's time, and its range over
+blocks of repetitions. From this table come the constants of `fftmoe.experiment.at_once`.
 """
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +24,13 @@ from fftmoe.experiment.compose import compose
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.head import make_head
 from fftmoe.server.rounds import plan_round
+from timing import device_name, interleave, ratio, use_device
 
 # Clients, examples in a batch, tokens of a text.
 SHAPES = ((8, 16, 64), (8, 8, 64), (8, 8, 32), (8, 4, 32), (8, 2, 32), (8, 4, 16), (8, 1, 16), (32, 2, 16), (32, 1, 16))
 ADAPTED = {"last 2 blocks, cached": ("last-2", "auto"), "all blocks": ("all", "off")}
 STEPS = 3
+BLOCKS = 3  # of repetitions
 
 
 def texts(num: int, length: int, num_labels: int) -> TokenizedText:
@@ -41,10 +40,13 @@ def texts(num: int, length: int, num_labels: int) -> TokenizedText:
     return TokenizedText(ids, torch.arange(num + 1) * length, torch.arange(num) % num_labels)
 
 
-def both_ways(blocks: str, cache: str, clients: int, batch: int, length: int) -> tuple[Callable, Callable]:
+def both_ways(
+    blocks: str, cache: str, clients: int, batch: int, length: int, device: str
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """One round of the clients, one after another and at once."""
-    settings = (f"adapter.blocks={blocks}", "trackers=[]", "budgets=[{name: all, fraction: 1, top_k: 2, experts: 8}]")
-    experiment = compose(load_recipe("quickstart", settings))
+    budget = "budgets=[{name: all, fraction: 1, top_k: 2, experts: 8}]"
+    settings = (f"adapter.blocks={blocks}", "trackers=[]", budget, f"engine.device={device}", "engine.precision=auto")
+    experiment = compose(load_recipe("quickstart", settings if device == "cuda" else settings[:-1]))
     method, model = experiment.method, experiment.model
     training = replace(experiment.training, batch_size=batch, local_steps=STEPS)
     examples: Examples = texts(clients * batch * STEPS, length, len(experiment.label_names))
@@ -67,23 +69,16 @@ def both_ways(blocks: str, cache: str, clients: int, batch: int, length: int) ->
     return one_after_another, at_once
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def measure(repetitions: int) -> list[dict[str, Any]]:
+def measure(repetitions: int, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for name, (blocks, cache) in ADAPTED.items():
         for clients, batch, length in SHAPES:
-            calls = both_ways(blocks, cache, clients, batch, length)
-            for call in calls:
-                call()
-            ratios = [seconds(calls[0]) / seconds(calls[1]) for _ in range(repetitions)]
+            one, several = both_ways(blocks, cache, clients, batch, length, device.type)
+            taken = interleave({"one": one, "all": several}, repetitions, device)
+            faster = ratio(taken["one"], taken["all"], BLOCKS)
             shape = {"adapted": name, "clients": clients, "batch": batch, "length": length}
-            rows.append({**shape, "ratios": ratios})
-            print(f"{name}: {clients} x {batch} x {length}: {statistics.median(ratios):.2f}", flush=True)
+            rows.append({**shape, "faster": faster, "seconds": taken})
+            print(f"{name}: {clients} x {batch} x {length}: {faster[0]:.2f}", flush=True)
     return rows
 
 
@@ -94,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["adapted"],
             *(str(row[key]) for key in ("clients", "batch", "length")),
             str(row["batch"] * row["length"]),
-            f"{statistics.median(row['ratios']):.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})",
+            "{:.2f} ({:.2f} to {:.2f})".format(*row["faster"]),
         )
         for row in rows
     ]
@@ -103,12 +98,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--results", type=Path, default=RESULTS / "at_once.json")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # as every client
-    rows = measure(arguments.repetitions)
-    arguments.results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    device = use_device(arguments.device)
+    rows = measure(arguments.repetitions, device)
+    found = {"machine": machine(), "device": device_name(device), "rows": rows}
+    name = "at_once.json" if device.type == "cpu" else f"at_once-{device.type}.json"
+    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
     print(table(rows))
 
 

@@ -102,7 +102,7 @@ def measure(point: Point, dim: int, rounds: int, device: torch.device) -> Timing
 
 def rule_in_code(device: torch.device, dim: int) -> Rule:
     def rule(p: Point) -> str:
-        return computes.choose("auto", p.experts, p.expert_dim, p.top_k, dim, device, getattr(torch, p.dtype))
+        return computes.choose("auto", p.experts, p.expert_dim, p.top_k, dim, p.tokens, device, getattr(torch, p.dtype))
 
     return rule
 

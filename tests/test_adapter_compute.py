@@ -141,7 +141,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_auto_follows_the_measured_rule(
     experts: int, expert_dim: int, top_k: int, device: torch.device, dtype: torch.dtype, expected: str
 ):
-    assert computes.choose("auto", experts, expert_dim, top_k, 384, device, dtype) == expected
+    assert computes.choose("auto", experts, expert_dim, top_k, 384, 2048, device, dtype) == expected
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(16, "wide"), (36, "wide"), (37, "grouped"), (2048, "grouped")])
+def test_few_tokens_are_not_worth_sorting(num_tokens: int, expected: str):
+    """At M=16, H=16, K=2 the two were measured equal at about 32 tokens."""
+    assert computes.choose("auto", 16, 16, 2, 384, num_tokens, CPU, torch.float32) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,14 +155,14 @@ def test_auto_follows_the_measured_rule(
     [(6, 16, torch.float32), (16, 18, torch.float32), (12, 16, torch.bfloat16), (16, 16, torch.float64)],
 )
 def test_auto_never_chooses_a_shape_that_grouped_cannot_take(expert_dim: int, dim: int, dtype: torch.dtype):
-    assert computes.choose("auto", 64, expert_dim, 1, dim, CPU, dtype) == "wide"
+    assert computes.choose("auto", 64, expert_dim, 1, dim, 2048, CPU, dtype) == "wide"
     with pytest.raises(InputError, match=f"expert_dim={expert_dim} and model dim={dim}"):
-        computes.choose("grouped", 64, expert_dim, 1, dim, CPU, dtype)
+        computes.choose("grouped", 64, expert_dim, 1, dim, 2048, CPU, dtype)
 
 
 def test_unknown_compute_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'grouped'"):
-        computes.choose("groupped", 4, 16, 1, 16, CPU, torch.float32)
+        computes.choose("groupped", 4, 16, 1, 16, 2048, CPU, torch.float32)
 
 
 def test_grouped_takes_what_its_rule_allows_in_bfloat16():

@@ -8,7 +8,7 @@ import torch
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.backbones import attach_adapter, find_device, find_precision, head_inputs, load_backbone, place
+from fftmoe.backbones import attach_adapter, find_device, find_precision, head_inputs, load_backbone, logits, place
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
@@ -17,7 +17,7 @@ from fftmoe.experiment import run
 from fftmoe.experiment.compose import compose
 from fftmoe.experiment.use import evaluate_run
 from fftmoe.store import unpack_state
-from models import token_examples
+from models import FAMILIES, token_examples
 
 CPU = torch.device("cpu")
 # A bfloat16 number has 8 bits: rounding one product is at most 2^-9 of it. Through three blocks of a few products each
@@ -97,3 +97,14 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(recipe_va
         run(settings(recipe_values, device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert find_device("auto") == CPU
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_in_half_the_bits(family: str):
+    """Its attention in float32 on a CPU, with the family's own masks."""
+    tiny = FAMILIES[family]
+    full, half = (place(tiny.make(), CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert half.config._attn_implementation == "sdpa_float32"
+    expected = logits(full, tiny.batch())
+    torch.testing.assert_close(logits(half, tiny.batch()), expected, rtol=0.0, atol=TOLERANCE)
+    assert expected.dtype == torch.float32

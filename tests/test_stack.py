@@ -221,6 +221,8 @@ def test_clients_of_one_tier_train_together_and_everyone_once(tiers: list[int], 
         assert len(group) <= at_once
         assert len({plan.budget for plan in group}) == 1
         assert [plan.client_id for plan in group] == sorted(plan.client_id for plan in group)
+    sizes = {tier: {len(group) for group in groups if group[0].budget.name == tier} for tier in map(str, tiers)}
+    assert all(max(of_tier) - min(of_tier) <= 1 for of_tier in sizes.values())
     # As few groups as the tiers allow.
     assert len(groups) == sum(-(-tiers.count(tier) // at_once) for tier in set(tiers))
 

@@ -36,6 +36,8 @@ SLOT_OVERHEAD = {
     ("cuda", torch.bfloat16): 512,
     ("cuda", torch.float16): 512,
 }
+# What sorting and the smaller products of one call of `grouped` take, in hidden units of one token each.
+CALL_OVERHEAD = {"cpu": 7000}
 
 
 class Compute(Protocol):
@@ -206,14 +208,19 @@ def choose(
     expert_dim: int,
     top_k: int,
     dim: int,
+    num_tokens: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> str:
     """The implementation to use: `compute` itself, or for "auto" the faster of `wide` and `grouped`.
 
     For each token `wide` computes M*H hidden units; `grouped` computes K*H and moves K rows about, which takes as long
-    as SLOT_OVERHEAD hidden units each. `padded` is never chosen: it is faster only in bfloat16 on a CPU with an even
-    load, and routers that were trained still give the busiest expert many times the mean.
+    as SLOT_OVERHEAD hidden units each, beside the CALL_OVERHEAD. `padded` is never chosen: it is faster only in
+    bfloat16 on a CPU with an even load, and routers that were trained still give the busiest expert many times the
+    mean.
+
+    Args:
+        num_tokens: T; of several clients at once, one's.
 
     Raises:
         InputError: `compute` is unknown, or "grouped" was asked for and cannot take this shape or dtype.
@@ -231,7 +238,9 @@ def choose(
     if not _fits_grouped(expert_dim, dim, dtype):
         return "wide"
     overhead = SLOT_OVERHEAD.get((device.type, dtype), SLOT_OVERHEAD["cpu", torch.float32])
-    return "wide" if num_experts * expert_dim <= top_k * (expert_dim + overhead) else "grouped"
+    wide_units = num_experts * expert_dim * num_tokens
+    grouped_units = top_k * (expert_dim + overhead) * num_tokens + CALL_OVERHEAD.get(device.type, 0)
+    return "wide" if wide_units <= grouped_units else "grouped"
 
 
 def check_compute(compute: str) -> None:

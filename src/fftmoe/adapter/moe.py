@@ -100,7 +100,9 @@ class SparseMoe(nn.Module):
         # grouped_mm is not known to autocast, so every operand is cast here, for all implementations alike.
         dtype, output = _mixture_dtype(x_TD), _compute_dtype(x_TD)
         expert_dim, dim = self.up.shape[-2:]
-        name = computes.choose(self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.device, dtype)
+        name = computes.choose(
+            self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.shape[-2], x_TD.device, dtype
+        )
         compute = partial(stacked, name) if self.clients else computes.COMPUTES[name]
         y_TD = compute(
             x_TD.to(dtype),

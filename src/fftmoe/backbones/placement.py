@@ -6,6 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from fftmoe.errors import InputError
 
@@ -41,7 +44,27 @@ def place(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """
     model.to(device)
     model.compute_dtype = dtype
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa":
+                module.set_attn_implementation(FLOAT32_ATTENTION)
     return model
+
+
+def _float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Attention's own products in float32: their backward pass takes a CPU longer in bfloat16."""
+    with torch.autocast(query.device.type, enabled=False):
+        output, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **settings
+        )
+    return output.to(query.dtype), None
+
+
+FLOAT32_ATTENTION = "sdpa_float32"
+AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
+AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:

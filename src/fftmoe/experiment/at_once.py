@@ -44,4 +44,6 @@ def _worthwhile(experiment: Experiment) -> int:
     tokens = min(federation.batch_size, typical) * experiment.mean_tokens
     if tokens > BUSY_TOKENS:
         return 1
-    return max(1, min(MOST_CLIENTS, federation.clients_per_round, int(8 * BUSY_TOKENS / tokens)))
+    # At least two groups, so that two workers have work; it cannot be the number of workers that decides.
+    half = -(-federation.clients_per_round // 2)
+    return max(1, min(MOST_CLIENTS, half, int(8 * BUSY_TOKENS / tokens)))

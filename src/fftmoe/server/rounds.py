@@ -1,5 +1,7 @@
 """What the server does in a round: plan it, then apply its updates. Pure functions of the state."""
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,8 +60,11 @@ def together(clients: Sequence[ClientPlan], at_once: int) -> list[tuple[ClientPl
     return [group for own in alike.values() for group in _chunks(own, at_once)]
 
 
-def _chunks(clients: Sequence[ClientPlan], size: int) -> list[tuple[ClientPlan, ...]]:
-    return [tuple(clients[i : i + size]) for i in range(0, len(clients), size)]
+def _chunks(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, ...]]:
+    """As few groups as can be, and as equal as can be: a worker with a small one would wait for the others."""
+    groups = math.ceil(len(clients) / most)
+    bounds = [len(clients) * group // groups for group in range(groups + 1)]
+    return [tuple(clients[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
 
 def apply_round(
