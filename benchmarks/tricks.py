@@ -1,0 +1,104 @@
+"""Our tricks as switches: from what a careful newcomer writes to what the product does."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fftmoe.data import Examples
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """What is on; the default is the naive stack: a frozen backbone, but nothing else that is clever.
+
+    Attributes:
+        dynamic: pad to the longest text of a batch; else to the longest allowed.
+        like_length: texts of like length share a batch.
+        fast_compute: the adapter's `auto`; else a loop over the experts.
+        fused: AdamW in one operation; else torch's default.
+        pruned: `backward(inputs=parameters)`; else `backward()`.
+        cached: what the blocks below the adapters compute comes from a file.
+        bfloat16: multiply in half the bits.
+        input_gradients: no trick but a habit that costs: the embeddings require a gradient, as PEFT makes them for
+            gradient checkpointing.
+    """
+
+    dynamic: bool = False
+    like_length: bool = False
+    fast_compute: bool = False
+    fused: bool = False
+    pruned: bool = False
+    cached: bool = False
+    bfloat16: bool = False
+    input_gradients: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied."""
+        return torch.bfloat16 if self.bfloat16 else torch.float32
+
+
+FULL = Tricks(*[True] * 7)
+
+STEPS = {
+    "naive": (),
+    "+ dynamic padding": ("dynamic",),
+    "+ batches of like length": ("like_length",),
+    "+ fast compute, fused AdamW, pruned backward": ("fast_compute", "fused", "pruned"),
+    "+ frozen prefix cached": ("cached",),
+    "+ bfloat16": ("bfloat16",),
+}
+
+
+def cumulative(bfloat16: bool) -> dict[str, Tricks]:
+    """Each row has the tricks of the rows before it."""
+    rows, tricks = {}, Tricks()
+    for name, fields in STEPS.items():
+        if bfloat16 or "bfloat16" not in fields:
+            tricks = replace(tricks, **dict.fromkeys(fields, True))
+            rows[name] = tricks
+    return rows
+
+
+def left_out(full: Tricks) -> dict[str, Tricks]:
+    """The full stack with one trick switched off, for each that it has."""
+    names = [name for name in vars(full) if getattr(full, name)]
+    return {f"without {name}": replace(full, **{name: False}) for name in names}
+
+
+@dataclass(frozen=True)
+class PaddedTo:
+    """Examples whose batches are all of one length."""
+
+    examples: Examples
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> Tensor:
+        """Those of the examples."""
+        return self.examples.labels
+
+    @property
+    def lengths(self) -> Tensor:
+        """Those of the examples, without padding."""
+        return self.examples.lengths
+
+    def batch(self, rows: Any, /) -> dict[str, Tensor]:
+        """The examples' own batch, made longer."""
+        batch = self.examples.batch(rows)
+        missing = self.length - batch["input_ids"].shape[1]
+        for name in ("input_ids", "attention_mask"):
+            batch[name] = F.pad(batch[name], (0, missing))
+        if "prefix_states" in batch:
+            batch["prefix_states"] = F.pad(batch["prefix_states"], (0, 0, 0, missing))
+        return batch
+
+    def select(self, rows: Any, /) -> "PaddedTo":
+        """The examples at `rows`, in that order."""
+        return replace(self, examples=self.examples.select(rows))
