@@ -20,6 +20,9 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/speed.py
+
 install: .venv/installed
 
 # torch goes first and alone: the exact pin takes a CPU wheel where one is offered, and everything after it

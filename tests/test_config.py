@@ -239,6 +239,12 @@ def test_blocks_take_three_forms(recipe_values: dict[str, Any], blocks: Any):
     assert parse_recipe(changed(recipe_values, "adapter.blocks", blocks), "x").adapter.blocks == blocks
 
 
+def test_off_needs_no_quotes(recipe_file: Path):
+    """YAML reads it as false."""
+    assert load_recipe(recipe_file, ["engine.prefix_cache=off"]).engine.prefix_cache == "off"
+    assert "engine.prefix_cache" in refused_override(recipe_file, "engine.prefix_cache=true")
+
+
 def test_overrides_reach_sections_and_items_by_name_or_index(recipe_file: Path):
     recipe = load_recipe(
         recipe_file,

@@ -1,6 +1,6 @@
 """What a recipe may say: one strict section a class, each value checked where it is declared."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -210,6 +210,11 @@ class Federation(Section):
         return self
 
 
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class EngineSection(Section):
     """Where clients run: `workers: 1` is this process, `auto` one worker per core.
 
@@ -225,7 +230,7 @@ class EngineSection(Section):
     clients_at_once: Literal["auto"] | Count = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    prefix_cache: Literal["auto", "off"] = "auto"
+    prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     prefix_cache_mib: Count = 4096
 
 

@@ -1,0 +1,44 @@
+"""All measurements of speed and scale on this machine, in one command: `python benchmarks/speed.py [names]`.
+
+About an hour and a half on two quiet cores; each takes its variants in turn and writes its own JSON. A failure is
+named at the end, and the others run all the same.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMES = (
+    "crossover",
+    "adapter_step",
+    "end_to_end",
+    "at_once",
+    "round_overhead",
+    "population",
+    "growth",
+    "bytes",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all ended well, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"some of {', '.join(NAMES)}; default: all")
+    names = parser.parse_args(arguments).names or NAMES
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no measurement is called {', '.join(unknown)}; choose among {', '.join(NAMES)}")
+    failed = []
+    for name in names:
+        print(f"\n# {name}", flush=True)
+        if subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
