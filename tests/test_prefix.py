@@ -26,8 +26,11 @@ from fftmoe.backbones import (
     logits,
     prefix_states,
 )
+from fftmoe.config import parse_recipe
 from fftmoe.data import ImageExamples, TokenizedText, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
+from fftmoe.experiment.compose import compose
+from fftmoe.experiment.plan import forecast
 from fftmoe.experiment.prefix import cache_key, with_prefix
 from models import FAMILIES, HIDDEN, LABELS, NUM_BLOCKS, VOCAB, token_examples, tokens
 
@@ -338,7 +341,7 @@ def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(
     assert with_prefix(model, BLOCK, examples, tmp_path, num_bytes - 1) is examples
     assert f"they take {num_bytes} bytes, above the limit of {num_bytes - 1}" in caplog.text
     assert with_prefix(model, 0, examples, tmp_path, PLENTY) is examples
-    assert "block=0 of a model with 3 blocks" in caplog.text
+    assert "the adapter begins in the model's first block" in caplog.text
     with full_disk(num_bytes // 2):
         assert with_prefix(model, BLOCK, examples, tmp_path, PLENTY) is examples
     assert "cannot write" in caplog.text
@@ -346,3 +349,31 @@ def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(
     assert with_prefix(model.train(), BLOCK, examples, tmp_path, PLENTY) is examples
     assert "dropout" in caplog.text
     assert isinstance(with_prefix(model.eval(), BLOCK, examples, tmp_path, num_bytes), WithPrefix)
+
+
+def test_a_plan_says_what_the_cache_will_take_and_computes_nothing(
+    recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FFTMOE_CACHE", str(tmp_path))
+    recipe = parse_recipe(recipe_values, "test")
+    plan = forecast(recipe)
+    assert not list(tmp_path.glob("prefix-*"))
+    assert plan.prefix_refused is None
+    compose(recipe)
+    assert plan.prefix_bytes == sum(file.stat().st_size for file in tmp_path.glob("prefix-*.bin")) > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "reason"),
+    [
+        ("engine", {"prefix_cache": "off"}, "engine.prefix_cache is off"),
+        ("adapter", {"blocks": "all"}, "the adapter begins in the model's first block"),
+    ],
+)
+def test_a_plan_says_why_nothing_is_cached(
+    recipe_values: dict[str, Any], section: str, change: dict[str, str], reason: str
+):
+    plan = forecast(parse_recipe({**recipe_values, section: {**recipe_values[section], **change}}, "test"))
+    assert plan.prefix_bytes == 0
+    assert plan.prefix_refused is not None
+    assert plan.prefix_refused.startswith(reason)

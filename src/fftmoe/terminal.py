@@ -91,7 +91,8 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> N
         "memory: adapter and head with gradients and AdamW moments.",
         "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)} in each process.",
+        f"{size(forecast.backbone_bytes)}, which worker processes share.",
+        _prefix_line(forecast),
         *((_sums_line(forecast.sums),) if forecast.sums else ()),
         "",
     ):
@@ -110,6 +111,14 @@ def _uses(tier: TierCost, some_experts: bool) -> str:
     if tier.rank is not None:
         return f"rank {tier.rank}"
     return f"{tier.budget.top_k} of {tier.budget.experts}" if some_experts else "head"
+
+
+def _prefix_line(forecast: Forecast) -> str:
+    kept = f"what lies below the first adapted block is computed once, {size(forecast.prefix_bytes)} on disk"
+    if forecast.prefix_refused is None:
+        return f"{kept}."
+    refused = f"not cached: {forecast.prefix_refused}."
+    return f"{kept}; of some examples {refused}" if forecast.prefix_bytes else f"the frozen prefix is {refused}"
 
 
 def _sums_line(sums: SumsCost) -> str:

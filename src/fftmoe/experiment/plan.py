@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from fftmoe import adapter
+from fftmoe.backbones import first_adapted_block
 from fftmoe.client.compress import compress
 from fftmoe.config import Recipe
 from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.experiment.prefix import prefix_cost
 from fftmoe.head import HeadSums
 from fftmoe.methods.budget import TRAINING_COPIES
 from fftmoe.methods.lora import LoraMethod
@@ -59,7 +61,8 @@ class SumsCost:
 class Forecast:
     """The plan of a run: costs by tier, every client's first experts, and the backbone's size in each process.
 
-    `sums` is None where the head is not closed-form.
+    `sums` is None where the head is not closed-form. `prefix_bytes` of the frozen prefix's states are kept on disk, 0
+    where `prefix_refused` says why none are.
     """
 
     tiers: tuple[TierCost, ...]
@@ -67,6 +70,8 @@ class Forecast:
     experts: dict[int, Experts]
     num_examples: tuple[int, ...]
     backbone_bytes: int
+    prefix_bytes: int
+    prefix_refused: str | None
     rounds: int
     clients_per_round: int
 
@@ -77,7 +82,10 @@ def forecast(recipe: Recipe) -> Forecast:
     Raises:
         InputError: as `run`, among others a budget that cannot hold one expert.
     """
-    experiment = compose(recipe)
+    # The prefix is costed, not computed: that takes as long as some rounds.
+    engine = recipe.engine.model_copy(update={"prefix_cache": "off"})
+    experiment = compose(recipe.model_copy(update={"engine": engine}))
+    prefix_bytes, prefix_refused = _prefix_cost(experiment, recipe)
     state = experiment.method.init(experiment.model)
     everyone = range(experiment.num_clients)
     plan = plan_round(experiment.method, state, 1, everyone, experiment.budgets, experiment.training, recipe.seed)
@@ -90,9 +98,22 @@ def forecast(recipe: Recipe) -> Forecast:
         experts={client_id: client.experts for client_id, client in plans.items()},
         num_examples=tuple(len(rows) for rows in experiment.partition.indices),
         backbone_bytes=backbone,
+        prefix_bytes=prefix_bytes,
+        prefix_refused=prefix_refused,
         rounds=experiment.recipe.federation.rounds,
         clients_per_round=experiment.recipe.federation.clients_per_round,
     )
+
+
+def _prefix_cost(experiment: Experiment, recipe: Recipe) -> tuple[int, str | None]:
+    """Of the training and the test examples, each of which is cached or not."""
+    if recipe.engine.prefix_cache == "off":
+        return 0, "engine.prefix_cache is off"
+    model, limit = experiment.model, recipe.engine.prefix_cache_mib * 2**20
+    block = first_adapted_block(model)
+    costs = [prefix_cost(model, block, examples, limit) for examples in (experiment.train, experiment.test)]
+    refused = [reason for _, reason in costs if reason is not None]
+    return sum(cost for cost, reason in costs if reason is None), refused[0] if refused else None
 
 
 def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], state: ServerState) -> TierCost:

@@ -42,17 +42,12 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
         max_bytes: size above which nothing is cached.
     """
     log = logging.getLogger(__name__)
-    try:
-        check_prefix(model, block)
-    except InputError as reason:
-        log.info("no states are cached: %s", reason)
+    num_bytes, refused = prefix_cost(model, block, examples, max_bytes)
+    if refused is not None:
+        log.info("no states are cached: %s", refused)
         return examples
     num_states, dim = _shape(model, block, examples)
     dtype = compute_dtype(model)  # more digits than are multiplied would only take room
-    num_bytes = int(num_states.sum()) * dim * dtype.itemsize
-    if num_bytes > max_bytes:
-        log.info("no states are cached: they take %d bytes, above the limit of %d", num_bytes, max_bytes)
-        return examples
     batches = evaluation_batches(examples, BATCH_SIZE)
     path = Path(cache_dir) / f"prefix-{cache_key(model, block, examples)}.bin"
     if not (path.is_file() and path.stat().st_size == num_bytes):
@@ -64,6 +59,24 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
             return examples
     enable_resume(model, block)
     return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states, dtype)
+
+
+def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int) -> tuple[int, str | None]:
+    """What the states take on the disk, and why they are not cached; None where they are. Arguments as `with_prefix`'s.
+
+    0 bytes where the model does not allow it.
+    """
+    if block == 0:
+        return 0, "the adapter begins in the model's first block, or where its blocks are is unknown"
+    try:
+        check_prefix(model, block)
+    except InputError as reason:
+        return 0, str(reason)
+    num_states, dim = _shape(model, block, examples)
+    num_bytes = int(num_states.sum()) * dim * compute_dtype(model).itemsize
+    if num_bytes > max_bytes:
+        return num_bytes, f"they take {num_bytes} bytes, above the limit of {max_bytes}"
+    return num_bytes, None
 
 
 def cache_key(model: Any, block: int, examples: Examples) -> str:
