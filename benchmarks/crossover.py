@@ -24,6 +24,7 @@ from timing import device_name, fast_dtypes, interleave, use_device
 
 FAST = ("wide", "grouped", "padded")
 EXPERTS = (8, 16, 32, 64)
+TOKENS = [256, 2048]
 # By how much the router's logits favour some experts: the standard deviation between experts over that between tokens.
 # 0 is an even load. 1 is the real one: in all-MiniLM-L6 the busiest of 16 experts gets 3 times the mean, of 64 experts
 # 8 to 14 times, with a fresh router as with one that was trained with the balance loss.
@@ -64,11 +65,11 @@ class Timing:
 Rule = Callable[[Point], str]
 
 
-def points(dtypes: Sequence[torch.dtype]) -> list[Point]:
-    grid = itertools.product(SKEWS, dtypes, (256, 2048), (16, 32, 64), EXPERTS, (1, 2, 4, 8))
+def points(dtypes: Sequence[torch.dtype], tokens: Sequence[int]) -> list[Point]:
+    grid = itertools.product(SKEWS, dtypes, tokens, (16, 32, 64), EXPERTS, (1, 2, 4, 8))
     return [
-        Point(experts, expert_dim, top_k, tokens, str(dtype).removeprefix("torch."), skew)
-        for skew, dtype, tokens, expert_dim, experts, top_k in grid
+        Point(experts, expert_dim, top_k, num_tokens, str(dtype).removeprefix("torch."), skew)
+        for skew, dtype, num_tokens, expert_dim, experts, top_k in grid
     ]
 
 
@@ -201,15 +202,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="only the default's timings are kept")
     arguments = parser.parse_args()
     device = use_device(arguments.device)
-    timings = [measure(p, arguments.dim, arguments.rounds, device) for p in points(fast_dtypes(device))]
+    timings = [
+        measure(p, arguments.dim, arguments.rounds, device) for p in points(fast_dtypes(device), arguments.tokens)
+    ]
     rule = rule_in_code(device, arguments.dim)
     found = summary(timings, rule)
     for dtype in sorted({t.point.dtype for t in timings}, reverse=True):
         print(f"\n{dtype}: {' / '.join(FAST)}, each over the fastest\n")
         print(table([t for t in timings if t.point.dtype == dtype], rule), end="\n\n")
     print_summary(found)
+    if arguments.tokens != TOKENS:
+        return
     result = {
         "machine": machine(),
         "device": device_name(device),

@@ -17,6 +17,7 @@ NAMES = (
     "end_to_end",
     "at_once",
     "round_overhead",
+    "worker_memory",
     "population",
     "growth",
     "bytes",

@@ -192,7 +192,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory is shared")
 def test_workers_share_the_memory_of_their_imports(tmp_path: Path):
-    """A process that imported everything by itself would take as much as this one: a tenth was measured."""
+    """A process that imported everything by itself would take as much as this one."""
     (tmp_path / "heavy.py").write_text(HEAVY)
     (tmp_path / "main.py").write_text(MAIN)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -191,9 +191,6 @@ class Pictures:
         pixels = torch.randn(self.num, *shape, generator=generator(3, "pixels"), dtype=torch.float64)
         return {"pixel_values": pixels[rows], "labels": self.labels[rows]}
 
-    def select(self, rows: Any, /) -> "Pictures":
-        raise NotImplementedError
-
 
 def test_a_loss_that_is_no_number_names_its_client(make: Callable[..., Any]):
     model, moe = make(), method()

@@ -91,7 +91,7 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> N
         "memory: adapter and head with gradients and AdamW moments.",
         "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)}, which worker processes share.",
+        f"{size(forecast.backbone_bytes)}, shared by worker processes where its checkpoint is float32 safetensors.",
         _prefix_line(forecast),
         *((_sums_line(forecast.sums),) if forecast.sums else ()),
         "",

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from fftmoe.adapter.replace import replaced
 from fftmoe.errors import InputError
 
 SCALE = 2.0  # s; LoRA's alpha is mostly twice the rank
@@ -51,10 +52,7 @@ class LowRank(nn.Module):
 
     def load(self, low_a: Tensor, low_b: Tensor) -> None:
         """Replaces A and B by copies of these, which may be those of C clients."""
-        for name, new in (("low_a", low_a), ("low_b", low_b)):
-            old = getattr(self, name)
-            value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
-            setattr(self, name, nn.Parameter(value, requires_grad=old.requires_grad))
+        self.low_a, self.low_b = replaced(self.low_a, low_a), replaced(self.low_b, low_b)
 
 
 class SharedProjection(nn.Module, MoeTunerLayer):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe.adapter import compute as computes
+from fftmoe.adapter.replace import replaced
 from fftmoe.adapter.routing import Router, Routing
 from fftmoe.adapter.stacked import stacked
 from fftmoe.errors import InputError
@@ -128,13 +129,13 @@ class SparseMoe(nn.Module):
         """
         if self.shared_up is None or self.shared_down is None:
             raise InputError("this block was made without a shared expert; set shared_dim")
-        if up.shape != down.shape or up.shape[-1] != self.shared_up.shape[-1]:
+        if up.shape != down.shape or up.dim() not in (2, 3) or up.shape[-1] != self.shared_up.shape[-1]:
             raise InputError(
                 f"a shared expert of shapes up {tuple(up.shape)}, down {tuple(down.shape)} does not fit a block of "
                 f"model dim={self.shared_up.shape[-1]}"
             )
-        self.shared_up = _replace(self.shared_up, up)
-        self.shared_down = _replace(self.shared_down, down)
+        self.shared_up = replaced(self.shared_up, up)
+        self.shared_down = replaced(self.shared_down, down)
 
     def load_experts(self, router: Tensor, up: Tensor, down: Tensor, top_k: int) -> None:
         """Replaces the experts held here by copies of these R (0 is allowed: the block then adds nothing).
@@ -165,9 +166,9 @@ class SparseMoe(nn.Module):
             )
         if num_experts > 0:
             _check_top_k(top_k, num_experts)
-        self.router.weight = _replace(self.router.weight, router)
-        self.up = _replace(self.up, up)
-        self.down = _replace(self.down, down)
+        self.router.weight = replaced(self.router.weight, router)
+        self.up = replaced(self.up, up)
+        self.down = replaced(self.down, down)
         self.top_k = top_k
         self.resident = None
 
@@ -200,15 +201,8 @@ def _check_top_k(top_k: int, num_resident: int) -> None:
         )
 
 
-def _replace(old: nn.Parameter, new: Tensor) -> nn.Parameter:
-    # A copy: training the client's experts must not reach into the tensors they were loaded from.
-    value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
-    return nn.Parameter(value, requires_grad=old.requires_grad)
-
-
 def _mixture_dtype(x: Tensor) -> torch.dtype:
-    # A CPU is slower at many small products in bfloat16 than in float32: with 64 experts a step took 1.16 to 1.20 times
-    # LoRA's, and takes 0.99 to 1.08 (`benchmarks/adapter_step.py`). A GPU's grouped product knows bfloat16 alone.
+    # A CPU is slower at many small products in bfloat16 than in float32. A GPU's grouped product knows bfloat16 alone.
     dtype = _compute_dtype(x)
     return torch.float32 if x.device.type == "cpu" and dtype == torch.bfloat16 else dtype
 

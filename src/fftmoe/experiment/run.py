@@ -53,7 +53,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
     experiment = compose(recipe)
-    clients_at_once(experiment)  # refused before anything is written
+    at_once = clients_at_once(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
     ledger = Ledger()
@@ -62,7 +62,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         closing(_engine(experiment, folder)) as engine,
     ):
         journal = Journal(folder, trackers, progress, ledger)
-        state, metrics = _rounds(experiment, initial, engine, journal)
+        state, metrics = _rounds(experiment, initial, engine, journal, at_once)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
             metrics |= local_only(experiment, initial, engine)
@@ -79,13 +79,13 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
 
 
 def _rounds(
-    experiment: Experiment, state: ServerState, engine: Engine, journal: "Journal"
+    experiment: Experiment, state: ServerState, engine: Engine, journal: "Journal", at_once: int
 ) -> tuple[ServerState, dict[str, Any]]:
     """All rounds; the final state and what was measured on it."""
     method, recipe = experiment.method, experiment.recipe
     num_rounds, cohort_size = recipe.federation.rounds, recipe.federation.clients_per_round
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
-    states, at_once = journal.folder.client_states, clients_at_once(experiment)
+    states = journal.folder.client_states
     state = _solve_if_due(experiment, state, engine, journal.ledger)
     metrics = measure(experiment, state, sample, states)
     journal.write(state, {}, metrics)

@@ -95,6 +95,6 @@ class Balance:
 
 
 def _per_token(mask: Tensor | None, routing: Routing) -> Tensor | None:
-    if mask is None:
-        return None
+    if mask is None or mask.shape[-1] == routing.probs_TM.shape[-2]:
+        return mask
     return mask.repeat_interleave(routing.probs_TM.shape[-2] // mask.shape[-1], -1)

@@ -1,0 +1,52 @@
+"""Memory that a worker process has to itself, beside one that imports for itself: `python benchmarks/worker_memory.py`.
+
+Both have the quickstart's backbone in use. Linux only: it alone says which pages are shared.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from common import RESULTS, machine, markdown
+
+WORKERS = 3
+
+
+def private_kib() -> int:
+    """KiB of this process that it shares with no other."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+
+def use_backbone() -> None:
+    """What a worker does at the least: load the backbone and read all its weights."""
+    import fftmoe.experiment.compose  # noqa: F401  a worker's own imports
+    from fftmoe.backbones import load_backbone
+
+    for parameter in load_backbone("builtin:minilm", num_labels=3).parameters():
+        parameter.sum()
+
+
+def measure(method: str) -> Sequence[int]:
+    """KiB of each of the workers that were started by `method`."""
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":  # as `fftmoe.engines.local` starts its own
+        context.set_forkserver_preload(["fftmoe.experiment.compose"])
+    found = []
+    for _ in range(WORKERS):
+        with ProcessPoolExecutor(1, mp_context=context, initializer=use_backbone) as pool:
+            found.append(pool.submit(private_kib).result())
+    return found
+
+
+def main() -> None:
+    kib = {method: measure(method) for method in ("spawn", "forkserver")}
+    (RESULTS / "worker_memory.json").write_text(json.dumps({"machine": machine(), "kib": kib}, indent=1) + "\n")
+    rows = [(method, *(f"{value / 1024:.0f}" for value in values)) for method, values in kib.items()]
+    print(markdown(("started by", *(f"worker {n + 1}, MiB" for n in range(WORKERS))), rows))
+
+
+if __name__ == "__main__":
+    main()
