@@ -23,6 +23,7 @@ from typing import Any
 from common import RESULTS, Results, column, machine, markdown, mean_and_spread
 from fftmoe.codec import KINDS
 from fftmoe.config import load_recipe
+from fftmoe.engines.base import Reply
 from fftmoe.engines.local import make_engine
 from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose
 from fftmoe.records import ServerState, pack_plan, unpack
@@ -54,7 +55,7 @@ def uploads(experiment: Experiment, state: ServerState) -> dict[int, bytes]:
     )
     engine = make_engine(1, partial(build_client, spec), build_client(spec, experiment.model))
     groups = [[(client.client_id, pack_plan(client, method.download(state, client)))] for client in plan.clients]
-    return {client_id: reply for client_id, reply, _ in engine.run_clients(groups)}
+    return {answer.client_id: answer.message for answer in engine.run_clients(groups) if isinstance(answer, Reply)}
 
 
 def adapter_bytes(state: ServerState) -> int:

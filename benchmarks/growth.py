@@ -69,11 +69,11 @@ NAMES = {"experts": "experts M", "top_k": "top-k", "clients": "clients a round",
 class Forgetful:
     """Clients that keep nothing, so that every round is a first one."""
 
-    def load(self, client_id: int) -> Tensors:
+    def load(self, client_id: int, before: int) -> Tensors:
         """Nothing."""
         return {}
 
-    def save(self, client_id: int, state: Tensors) -> None:
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
         """Keeps nothing."""
 
 

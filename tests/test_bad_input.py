@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from conftest import Cli, Outcome
-from fftmoe import store
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:
@@ -145,7 +144,7 @@ def test_an_output_that_cannot_be_made(cli: Cli, recipe_file: Path, tmp_path: Pa
 
 
 def test_a_disk_without_room(refused: Refuse, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
     refused(words=("3 MiB left", "free some", "--output"), planned=False)
 
 

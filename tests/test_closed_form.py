@@ -257,10 +257,10 @@ class States:
     def __init__(self) -> None:
         self.kept: dict[int, Tensors] = {}
 
-    def load(self, client_id: int) -> Tensors:
+    def load(self, client_id: int, before: int) -> Tensors:
         return self.kept.get(client_id, {})
 
-    def save(self, client_id: int, state: Tensors) -> None:
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
         self.kept[client_id] = state
 
 
@@ -363,7 +363,7 @@ def test_where_each_client_has_its_own_model_it_measures_that(backbone_folder: P
     method = FedSaLora(dict.fromkeys(range(2), LARGE), lora_modules(model))
     state, states, partition = method.init(model), States(), [np.arange(100), np.arange(100, 211)]
     own = {f"lora.{path}.B": torch.randn(d_out, 2) for path, (_, d_out) in method.modules.items()}
-    states.save(1, own)
+    states.save(1, 0, own)
     updates = exchanged(runtime(model, method, partition, states), method, state, 2)
     for update, tensors in zip(updates, ({}, own), strict=True):
         method.install(model, state.tensors | tensors, LARGE)

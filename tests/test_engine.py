@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fftmoe.backbones import load_backbone
-from fftmoe.engines.base import Build, Engine, Handler
+from fftmoe.engines.base import Build, Engine, Handler, Reply
 from fftmoe.engines.local import InProcess, WorkerPool, make_engine
 from fftmoe.errors import InputError, RunError
 
@@ -46,7 +46,9 @@ def deliver(engine: Engine, *messages: str, at_once: int = 1) -> list[tuple[int,
     """Messages to clients 10, 11, …, so many of them together; their replies."""
     requests = [(10 + i, message.encode()) for i, message in enumerate(messages)]
     groups = [requests[i : i + at_once] for i in range(0, len(requests), at_once)]
-    return [(client_id, reply) for client_id, reply, seconds in engine.run_clients(groups) if seconds >= 0]
+    answers = list(engine.run_clients(groups))
+    assert all(isinstance(answer, Reply) and answer.seconds >= 0 for answer in answers)
+    return [(answer.client_id, answer.message) for answer in answers if isinstance(answer, Reply)]
 
 
 @pytest.fixture(scope="module")

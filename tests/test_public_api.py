@@ -17,10 +17,12 @@ API = [
     "load_backbone",
     "load_recipe",
     "record_routing",
+    "resume",
     "run",
 ]
 VERBS = {
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
+    "resume": {"run", "--set", "--workers"},
     "plan": {"recipe", "--set", "--clients", "--json"},
     "compare": {
         "recipe",

@@ -18,6 +18,7 @@ from fftmoe.backbones import attach_adapter, load_backbone
 from fftmoe.client.stack import update_stack
 from fftmoe.client.update import update_client
 from fftmoe.config import Recipe, parse_recipe
+from fftmoe.engines.base import Reply
 from fftmoe.errors import InputError, RunError
 from fftmoe.experiment import ledger, run
 from fftmoe.experiment.at_once import clients_at_once
@@ -229,14 +230,15 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
     waiting = []
 
     class Echo:
-        def run_clients(self, groups: Any) -> Any:
+        def run_clients(self, groups: Any, enough: int | None) -> Any:
+            assert enough is None
             waiting.append(sum(map(len, groups)))
             for group in groups:
                 assert len(group) <= at_once
                 for client_id, message in group:
                     plan, _ = unpack_plan(message)
                     assert plan.client_id == client_id
-                    yield client_id, pack_update(ClientUpdate(1, client_id, 5, {})), 0.5
+                    yield Reply(client_id, pack_update(ClientUpdate(1, client_id, 5, {})), 0.5)
 
     cohort = plans({c: dataclasses.replace(BUDGET, name=str(tier)) for c, tier in enumerate(tiers)})
     counted = Ledger()

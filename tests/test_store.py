@@ -1,9 +1,12 @@
 """The run folder: whole files or none, and no folder that is somebody else's."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftmoe import store
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
 from fftmoe.errors import InputError, OutputError
@@ -21,6 +23,7 @@ from fftmoe.rng import generator
 from fftmoe.store import (
     ClientStateFiles,
     RunFolder,
+    disk_errors,
     pack_state,
     read_labels,
     read_run,
@@ -28,6 +31,7 @@ from fftmoe.store import (
     unpack_state,
     write_atomically,
 )
+from fftmoe.store.client_states import GENERATIONS
 
 CONFIG = {"name": "tiny", "seed": 3}
 
@@ -71,7 +75,7 @@ def test_a_disk_with_too_little_space_is_refused_before_anything_is_written(
         asked.append(path)
         return SimpleNamespace(free=70 * 2**20)
 
-    monkeypatch.setattr(store.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     path = tmp_path / "deep" / "run"
     with pytest.raises(InputError, match=r"70 MiB left and the run needs about 71 MiB; free some, or name another"):
         RunFolder.create(path, CONFIG, needed_bytes=7 * 2**20)
@@ -98,7 +102,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_file_whole_and_nothing_else(
 
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    monkeypatch.setattr(store.os, "fsync", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"new")
     assert everything_in(tmp_path) == {"file": b"old"}
@@ -125,7 +129,7 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
 def test_a_device_that_is_full_is_reported_with_its_reason():
     with (
         pytest.raises(OutputError, match=r"cannot write /dev/full: No space left on device; free space or"),
-        store.disk_errors(Path("/dev/full")),
+        disk_errors(Path("/dev/full")),
         Path("/dev/full").open("w") as file,
     ):
         file.write("x")
@@ -167,16 +171,35 @@ def test_a_state_is_saved_where_the_run_keeps_it(tmp_path: Path):
 
 def test_each_client_finds_what_it_kept_and_only_that(tmp_path: Path):
     states = ClientStateFiles(tmp_path)
-    assert states.load(7) == {}
-    states.save(7, {"blocks.1.router": torch.full((2, 3), 7.0)})
-    states.save(1_000_007, {"blocks.1.router": torch.full((2, 3), 8.0)})
-    assert torch.equal(states.load(7)["blocks.1.router"], torch.full((2, 3), 7.0))
-    assert torch.equal(states.load(1_000_007)["blocks.1.router"], torch.full((2, 3), 8.0))
-    assert states.load(0) == {}
+    assert states.load(7, before=2) == {}
+    states.save(7, 1, {"blocks.1.router": torch.full((2, 3), 7.0)})
+    states.save(1_000_007, 1, {"blocks.1.router": torch.full((2, 3), 8.0)})
+    assert torch.equal(states.load(7, before=2)["blocks.1.router"], torch.full((2, 3), 7.0))
+    assert torch.equal(states.load(1_000_007, before=2)["blocks.1.router"], torch.full((2, 3), 8.0))
+    assert states.load(0, before=2) == {}
+
+
+@given(st.data())
+def test_a_round_that_is_played_again_finds_what_was_kept_before_it(data: st.DataObject):
+    """Against a client that keeps everything, while the server goes back by fewer rounds than are kept."""
+    with TemporaryDirectory() as folder:
+        states, everything = ClientStateFiles(Path(folder)), {}
+        newest = 0
+        for _ in range(data.draw(st.integers(1, 11))):
+            round = data.draw(st.integers(max(1, newest - GENERATIONS + 2), newest + 3))
+            older = [r for r in everything if r < round]
+            found = states.load(13, before=round)
+            assert (float(found["x"][0]) if found else None) == (everything[max(older)] if older else None)
+            for later in [r for r in everything if r >= round]:
+                del everything[later]  # the rounds after it are played again too
+            everything[round] = data.draw(st.integers(0, 99))
+            states.save(13, round, {"x": torch.tensor([float(everything[round])])})
+            newest = max(newest, round)
+        assert len(list(Path(folder).iterdir())) <= GENERATIONS
 
 
 def test_a_client_that_keeps_nothing_leaves_no_file(tmp_path: Path):
-    ClientStateFiles(tmp_path).save(3, {})
+    ClientStateFiles(tmp_path).save(3, 1, {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,7 +27,7 @@ from .task import now
 # What each part is made of, as `module:name`, the name as it is looked up where it is called. Clients are trained one
 # by one (`client.update`) or together (`client.stack`).
 PARTS = {
-    "plan": ("fftmoe.experiment.run:choose_cohort", "fftmoe.experiment.run:plan_round"),
+    "plan": ("fftmoe.experiment.rounds:choose_cohort", "fftmoe.experiment.rounds:plan_round"),
     "pack and unpack": (
         "fftmoe.methods.fft_moe:FftMoe.download",
         "fftmoe.experiment.ledger:pack_plan",
@@ -62,7 +62,7 @@ PARTS = {
     "the rest of a client": ("fftmoe.engines.local:_timed",),
     "aggregate": ("fftmoe.methods.fft_moe:FftMoe.aggregate",),
     "save the state": ("fftmoe.store:RunFolder.save_state",),
-    "journal": ("fftmoe.experiment.run:Journal.write",),
+    "journal": ("fftmoe.experiment.journal:Journal.write",),
 }
 REST = "the rest"
 

@@ -27,9 +27,9 @@ def train(message: Message, context: Context) -> Message:
     """One step on the client's batch of this round."""
     task = resident()
     client = int(context.node_config["partition-id"])
-    task.load(message.content["arrays"].to_torch_state_dict())
+    task.load(message.content.array_records["arrays"].to_torch_state_dict())
     optimizer = task.optimizer()
-    loss = task.loss(**task.batch(int(message.content["config"]["server-round"]), client))
+    loss = task.loss(**task.batch(int(str(message.content.config_records["config"]["server-round"])), client))
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -20,6 +20,7 @@ from fftmoe.errors import InputError as InputError
 from fftmoe.errors import OutputError as OutputError
 from fftmoe.errors import RunError as RunError
 from fftmoe.experiment import Result as Result
+from fftmoe.experiment import resume as _resume
 from fftmoe.experiment import run as _run
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "load_backbone",
     "load_recipe",
     "record_routing",
+    "resume",
     "run",
 ]
 __version__ = "0.1.0"
@@ -51,3 +53,12 @@ def run(recipe: str | Path, output: str | Path | None = None, overrides: Sequenc
     """
     loaded = load_recipe(recipe, overrides)
     return _run(loaded, Path(output) if output else Path("runs") / loaded.name)
+
+
+def resume(folder: str | Path) -> Result:
+    """Go on with an interrupted run; the result has the bytes that it would have had.
+
+    Raises:
+        InputError: the folder holds no unfinished run. RunError: the run failed.
+    """
+    return _resume(Path(folder))

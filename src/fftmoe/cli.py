@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,8 +54,28 @@ def run(
     loaded = load_recipe(recipe, overrides)
     console = Console()
     folder = output or Path("runs") / loaded.name
-    result = experiment.run(loaded, folder, Progress(console))
+    with _resumable(folder):
+        result = experiment.run(loaded, folder, Progress(console))
     print_outcome(console, result.summary, result.folder, loaded)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", metavar="RUN")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this one.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Go on with an interrupted run, to the result that it would have had."""
+    from fftmoe import experiment
+    from fftmoe.experiment.use import recipe_of
+    from fftmoe.report.progress import Progress
+    from fftmoe.terminal import print_outcome
+
+    overrides = [*(set_ or []), *([f"engine.workers={workers}"] if workers else [])]
+    console = Console()
+    with _resumable(run):
+        result = experiment.resume(run, Progress(console), overrides)
+    print_outcome(console, result.summary, result.folder, recipe_of(result.folder))
 
 
 @app.command()
@@ -167,6 +188,17 @@ def predict(
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Say after Ctrl-C how the run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "config.yaml").exists():
+            sys.stderr.write(f"fftmoe: interrupted; go on after its last whole round: fftmoe resume {folder}\n")
+        raise
+
+
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
@@ -204,7 +236,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:  # a wrong flag or verb
         sys.stderr.write(f"fftmoe: {error.format_message()}\n")
         raise SystemExit(InputError.exit_status) from None
-    if status == INTERRUPTED:
-        sys.stderr.write("fftmoe: interrupted; a run's state after its last whole round is in its checkpoints/\n")
     if status:
         raise SystemExit(status)

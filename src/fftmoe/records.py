@@ -131,9 +131,13 @@ def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
 
 def unpack(message: bytes) -> tuple[dict, Tensors]:
     """Inverse of `pack`."""
+    return unpack_header(message), safetensors.torch.load(message)
+
+
+def unpack_header(message: bytes) -> dict:
+    """The JSON header alone."""
     length = int.from_bytes(message[:8], "little")
-    header = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
-    return header, safetensors.torch.load(message)
+    return json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
 
 
 def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:

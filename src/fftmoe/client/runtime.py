@@ -21,12 +21,12 @@ from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpac
 class ClientStates(Protocol):
     """Where clients keep what never leaves them (personal router rows, affinities)."""
 
-    def load(self, client_id: int) -> Tensors:
-        """Empty for a client that has kept nothing yet."""
+    def load(self, client_id: int, before: int) -> Tensors:
+        """What the client kept in its last round before this one; empty for a client that has kept nothing."""
         ...
 
-    def save(self, client_id: int, state: Tensors) -> None:
-        """Replace what the client keeps, atomically."""
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
+        """Keep the state of this round, atomically."""
         ...
 
 
@@ -58,13 +58,13 @@ class ClientRuntime:
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
-        kept, feedback = split_state(self.states.load(plan.client_id))
+        kept, feedback = split_state(self.states.load(plan.client_id, before=plan.round))
         return self._finish(plan, feedback, *self._update(self.head, plan, tensors, kept, None))
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """The same round of several clients, on one backbone at once."""
         assert can_stack(self.method)
-        states = [split_state(self.states.load(plan.client_id)) for plan in plans]
+        states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
         kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
         results = update_stack(self.model, self.method, self.head, plans, tensors, kept, self.examples, rows)
         return [
@@ -75,7 +75,7 @@ class ClientRuntime:
     def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
         """What is kept is saved, and what is sent is as small as asked for."""
         update, feedback = compress(update, feedback, plan.training.upload)
-        self.states.save(plan.client_id, {**state, **feedback})
+        self.states.save(plan.client_id, plan.round, {**state, **feedback})
         return update
 
     def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
@@ -86,7 +86,8 @@ class ClientRuntime:
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
         if self.method.personal:
-            self.method.personalize(self.model, tensors, plan, split_state(self.states.load(plan.client_id))[0])
+            kept, _ = split_state(self.states.load(plan.client_id, before=plan.round + 1))
+            self.method.personalize(self.model, tensors, plan, kept)
         else:
             self.method.install(self.model, tensors, plan.budget)
         rows = self.partition[plan.client_id]

@@ -183,10 +183,17 @@ class Federation(Section):
 
     `upload` says in which numbers clients send their changes; what rounding leaves out goes with their next ones.
     `average_decay` above 0 serves a moving average of the global model over the rounds; 0.7 weighs about three.
+
+    Where clients can be lost (not on one machine): a round ends when `clients_per_round` have answered or after
+    `deadline_seconds`, asks `spare_clients` more than it needs, and changes nothing if fewer than the fraction `quorum`
+    of `clients_per_round` have answered by then.
     """
 
     rounds: Count
     clients_per_round: Count
+    quorum: Fraction = 0.5
+    spare_clients: Annotated[int, Field(ge=0)] = 0
+    deadline_seconds: Positive = 3600.0
     batch_size: Count
     learning_rate: Positive
     local_epochs: Count | None = None

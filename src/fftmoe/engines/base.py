@@ -1,7 +1,7 @@
 """How clients are run. An engine moves bytes; it knows nothing of the mathematics."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 Handler = Callable[[Sequence[bytes]], Sequence[bytes]]
 """Clients that are run together: the server's messages in, the clients' messages out, in the same order."""
@@ -9,17 +9,52 @@ Handler = Callable[[Sequence[bytes]], Sequence[bytes]]
 Build = Callable[[], Handler]
 """Makes a handler in whichever process it will run; must be picklable for worker processes."""
 
+Group = Sequence[tuple[int, bytes]]
+"""Clients that are run together, each with the server's message for it."""
+
+
+class Reply(NamedTuple):
+    """What a client answered, and the seconds that it took; those of a group are divided equally."""
+
+    client_id: int
+    message: bytes
+    seconds: float
+
+
+class Fault(NamedTuple):
+    """A client from which the round gets nothing.
+
+    Attributes:
+        kind: `failed`: it said that it could not. `late`: it did not answer before the deadline. `absent`: it was not
+            connected when it was to be asked. `spare`: the round had enough answers before its own. `stale`: it
+            answered a round that was over; the round that runs when that is noticed goes on without a change.
+    """
+
+    client_id: int
+    kind: str
+    reason: str
+
 
 class Engine(Protocol):
     """Runs the clients of a round."""
 
-    def run_clients(self, groups: Sequence[Sequence[tuple[int, bytes]]]) -> Iterator[tuple[int, bytes, float]]:
-        """Deliver `(client_id, message)`, a group at a time; yield `(client_id, reply, seconds)` in their order.
+    @property
+    def reliable(self) -> bool:
+        """Whether every client answers, or the run ends: nobody needs to be asked in reserve."""
+        ...
 
-        The seconds of a group are divided equally among its clients.
+    def absent(self) -> Collection[int]:
+        """The clients that could not be asked now."""
+        ...
+
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+        """Deliver the messages, a group at a time; yield one reply or fault for each client, in any order.
+
+        Args:
+            enough: replies after which no more are waited for; everyone's when None.
 
         Raises:
-            RunError: a client failed; the message names it.
+            RunError: the run cannot go on; the message says whose fault it is.
         """
         ...
 
@@ -28,5 +63,5 @@ class Engine(Protocol):
         ...
 
     def peak_rss_mib(self) -> float:
-        """Largest resident memory so far, summed over this process and its workers."""
+        """Largest resident memory so far, summed over this process and its workers on this machine."""
         ...

@@ -16,10 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from fftmoe.engines.base import Build, Engine, Handler
+from fftmoe.engines.base import Build, Engine, Group, Handler, Reply
 from fftmoe.errors import FftmoeError, RunError
-
-Group = Sequence[tuple[int, bytes]]
 
 
 def make_engine(workers: int, build: Build, handler: Handler | None = None) -> Engine:
@@ -27,13 +25,26 @@ def make_engine(workers: int, build: Build, handler: Handler | None = None) -> E
     return InProcess(handler or build()) if workers == 1 else WorkerPool(workers, build)
 
 
-class InProcess:
+class Reliable:
+    """What holds of clients on this machine."""
+
+    @property
+    def reliable(self) -> bool:
+        """A client that fails ends the run: it is a bug, or the machine's trouble, and never a stranger's."""
+        return True
+
+    def absent(self) -> tuple[int, ...]:
+        """Nobody."""
+        return ()
+
+
+class InProcess(Reliable):
     """Clients one after another in this process."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def run_clients(self, groups: Sequence[Group]) -> Iterator[tuple[int, bytes, float]]:
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
         """See `Engine`."""
         for group in groups:
             threads = torch.get_num_threads()
@@ -52,7 +63,7 @@ class InProcess:
         return _peak_rss_mib()
 
 
-class WorkerPool:
+class WorkerPool(Reliable):
     """Clients in `workers` processes; replies come in the order of the requests, whoever finishes first."""
 
     def __init__(self, workers: int, build: Build) -> None:
@@ -64,7 +75,7 @@ class WorkerPool:
         )
         self._worker_peaks: dict[int, float] = {}
 
-    def run_clients(self, groups: Sequence[Group]) -> Iterator[tuple[int, bytes, float]]:
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
         """See `Engine`."""
         futures = []
         for group in groups:
@@ -124,12 +135,12 @@ def _start_worker(build: Build) -> None:
     _worker_handler.append(build())
 
 
-def _run_in_worker(group: Group) -> tuple[list[tuple[int, bytes, float]], tuple[int, float]]:
+def _run_in_worker(group: Group) -> tuple[list[Reply], tuple[int, float]]:
     return _timed(_worker_handler[0], group)
 
 
-def _timed(handler: Handler, group: Group) -> tuple[list[tuple[int, bytes, float]], tuple[int, float]]:
-    """Run a group; returns (client_id, reply, seconds) of each, and (process id, peak memory in MiB)."""
+def _timed(handler: Handler, group: Group) -> tuple[list[Reply], tuple[int, float]]:
+    """Run a group; returns the replies, and (process id, peak memory in MiB)."""
     start = time.perf_counter()
     try:
         replies = handler([message for _, message in group])
@@ -138,7 +149,7 @@ def _timed(handler: Handler, group: Group) -> tuple[list[tuple[int, bytes, float
     except Exception as error:
         raise RunError(f"{_named(group)} failed: {type(error).__name__}: {error}") from error
     seconds = (time.perf_counter() - start) / len(group)
-    each = [(client_id, reply, seconds) for (client_id, _), reply in zip(group, replies, strict=True)]
+    each = [Reply(client_id, reply, seconds) for (client_id, _), reply in zip(group, replies, strict=True)]
     return each, (os.getpid(), _peak_rss_mib())
 
 

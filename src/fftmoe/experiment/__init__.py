@@ -3,7 +3,7 @@
 from fftmoe.experiment.cells import Variant
 from fftmoe.experiment.compare import compare
 from fftmoe.experiment.plan import Forecast, TierCost, forecast
-from fftmoe.experiment.run import Result, run
+from fftmoe.experiment.run import Result, resume, run
 from fftmoe.experiment.use import evaluate_run, load_run, predict_run
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "forecast",
     "load_run",
     "predict_run",
+    "resume",
     "run",
 ]

@@ -105,7 +105,8 @@ def personal_metrics(experiment: Experiment, state: ServerState, states: ClientS
     overall, own = np.zeros(len(chosen)), np.zeros(len(chosen))
     for place, client in enumerate(plan.clients):
         c = client.client_id
-        method.personalize(experiment.model, method.download(state, client), client, split_state(states.load(c))[0])
+        kept, _ = split_state(states.load(c, before=state.round + 1))
+        method.personalize(experiment.model, method.download(state, client), client, kept)
         predicted = predict_logits(experiment.model, sample).argmax(1)
         overall[place] = float((predicted == sample.labels).double().mean())
         by_class = accuracy_by_class(predicted, sample.labels, num_labels)

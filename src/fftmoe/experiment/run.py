@@ -1,29 +1,25 @@
-"""The round loop: plan a round, clients train, aggregate, evaluate, store, report."""
+"""A run from its recipe to its folder, or the rest of one that was interrupted."""
 
-import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fftmoe.config import Recipe
+from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
 from fftmoe.engines.base import Engine
-from fftmoe.engines.local import make_engine
+from fftmoe.errors import InputError
 from fftmoe.experiment.at_once import clients_at_once
-from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose, holdout
-from fftmoe.experiment.ledger import Ledger
-from fftmoe.experiment.measure import local_only, measure
+from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.experiment.journal import Journal
+from fftmoe.experiment.measure import local_only
+from fftmoe.experiment.open_engine import open_engine
+from fftmoe.experiment.rounds import federate
 from fftmoe.records import ServerState
 from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
-from fftmoe.server.average import averaged, served
-from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
-from fftmoe.server.solve import plan_sums, solve_head
-from fftmoe.store import RunFolder, check_output, pack_state, save_adapter
+from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
 
 SCHEMA_VERSION = 1
 
@@ -36,7 +32,11 @@ class Result:
     summary: dict[str, Any]
 
 
-def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Result:
+Open = Callable[[Experiment, RunFolder], Engine]
+"""Makes the engine of a run."""
+
+
+def run(recipe: Recipe, output: Path, progress: Progress | None = None, open_engine: Open = open_engine) -> Result:
     """Run an experiment and write its folder.
 
     Args:
@@ -48,7 +48,6 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         RunError: a client failed.
     """
     progress = progress or Progress.silent()
-    started = time.perf_counter()
     check_trackers(recipe.trackers)
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
@@ -56,13 +55,65 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
     at_once = clients_at_once(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
-    ledger = Ledger()
+    return _carry_out(experiment, folder, initial, initial, (), at_once, progress, open_engine)
+
+
+def resume(
+    output: Path,
+    progress: Progress | None = None,
+    overrides: Sequence[str] = (),
+    open_engine: Open = open_engine,
+) -> Result:
+    """Go on with an interrupted run from its last whole round, to the bytes that it would have ended with.
+
+    Args:
+        output: the run folder.
+        overrides: as of `run`, for what may change in between: where and how fast it computes, `engine.…` alone.
+
+    Raises:
+        InputError: the folder is not a run, or of one that has finished. RunError: a client failed.
+    """
+    progress = progress or Progress.silent()
+    values = read_config(output)
+    for text in overrides:
+        key, value = parse_override(text)
+        if not key.startswith("engine."):
+            raise InputError(f"{key} cannot change in the middle of a run, only engine.… can; start a new run")
+        apply_override(values, key, value)
+    recipe = parse_recipe(values, str(output / "config.yaml"))
+    if (output / "summary.json").exists():
+        raise InputError(f"the run in {output} has finished; to run it again, name a new folder with `fftmoe run`")
+    check_trackers(recipe.trackers)
+    progress.say("loading data and backbone")
+    experiment = compose(recipe)
+    at_once = clients_at_once(experiment)
+    initial = experiment.method.init(experiment.model)
+    folder = RunFolder(output)
+    state = folder.load_state()
+    rows = folder.rewind_metrics(-1 if state is None else state.round)
+    state = state or initial
+    progress.say(f"going on after round {state.round} of {recipe.federation.rounds}")
+    return _carry_out(experiment, folder, initial, state, rows, at_once, progress, open_engine)
+
+
+def _carry_out(
+    experiment: Experiment,
+    folder: RunFolder,
+    initial: ServerState,
+    state: ServerState,
+    rows: Sequence[dict[str, Any]],
+    at_once: int,
+    progress: Progress,
+    open_engine: Open,
+) -> Result:
+    """The rounds after `state`, whose row is the last of `rows`, and what is made of the result."""
+    recipe = experiment.recipe
     with (
         closing(Trackers(recipe.trackers, folder.path, recipe.name)) as trackers,
-        closing(_engine(experiment, folder)) as engine,
+        closing(open_engine(experiment, folder)) as engine,
     ):
-        journal = Journal(folder, trackers, progress, ledger)
-        state, metrics = _rounds(experiment, initial, engine, journal, at_once)
+        journal = Journal(folder, trackers, progress, rows)
+        state, metrics = federate(experiment, state, engine, journal, at_once)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
             metrics |= local_only(experiment, initial, engine)
@@ -71,87 +122,15 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None) -> Resul
         **_facts(experiment, state),
         **metrics,
         **journal.totals(),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(journal.seconds, 1),
         "peak_rss_mib": round(peak, 1),
     }
     _save(experiment, state, folder, summary, journal.rows)
     return Result(folder.path, summary)
 
 
-def _rounds(
-    experiment: Experiment, state: ServerState, engine: Engine, journal: "Journal", at_once: int
-) -> tuple[ServerState, dict[str, Any]]:
-    """All rounds; the final state and what was measured on it."""
-    method, recipe = experiment.method, experiment.recipe
-    num_rounds, cohort_size = recipe.federation.rounds, recipe.federation.clients_per_round
-    sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
-    states = journal.folder.client_states
-    state = _solve_if_due(experiment, state, engine, journal.ledger)
-    metrics = measure(experiment, state, sample, states)
-    journal.write(state, {}, metrics)
-    with journal.progress.rounds(num_rounds, cohort_size):
-        for t in range(1, num_rounds + 1):
-            cohort = choose_cohort(experiment.num_clients, cohort_size, recipe.seed, t)
-            plan = plan_round(method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)
-            download = partial(method.download, state)
-            updates = journal.ledger.exchange(engine, plan, download, journal.progress.client_done, at_once)
-            state, diagnostics = apply_round(method, state, plan, updates)
-            state = averaged(state, recipe.federation.average_decay)
-            if t == num_rounds:
-                state = served(state)
-            state = _solve_if_due(experiment, state, engine, journal.ledger)
-            journal.folder.save_state(state)
-            metrics = measure(experiment, served(state), sample, states)
-            journal.write(state, diagnostics, metrics)
-    return state, metrics
-
-
-def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, ledger: Ledger) -> ServerState:
-    """A closed-form head solved before the first round, then as the recipe's `head.update` says."""
-    recipe = experiment.recipe
-    if not recipe.head.solved_after(state.round, recipe.federation.rounds):
-        return state
-    method, everyone = experiment.method, range(experiment.num_clients)
-    plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)
-    updates = ledger.exchange(engine, plan, partial(method.download, state), lambda _: None)
-    return solve_head(state, updates)
-
-
-class Journal:
-    """Writes one row per round to `metrics.jsonl`, the trackers and the terminal."""
-
-    def __init__(self, folder: RunFolder, trackers: Trackers, progress: Progress, ledger: Ledger) -> None:
-        self.folder, self.trackers, self.progress, self.ledger = folder, trackers, progress, ledger
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, state: ServerState, diagnostics: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """One round; bytes and client seconds are totals since the start, accuracy is None where not measured."""
-        row = {
-            "round": state.round,
-            "accuracy": metrics.get("accuracy"),
-            **diagnostics,
-            "bytes_down": self.ledger.bytes_down,
-            "bytes_up": self.ledger.bytes_up,
-            "client_seconds": round(self.ledger.seconds, 3),
-        }
-        self.rows.append(row)
-        self.folder.append_metrics(row)
-        self.trackers.log(row)
-        self.progress.round_done(row)
-
-    def totals(self) -> dict[str, Any]:
-        """What `summary.json` keeps of the rounds."""
-        last = self.rows[-1]
-        return {
-            "accuracy_by_round": {str(r["round"]): r["accuracy"] for r in self.rows if r["accuracy"] is not None},
-            **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds")},
-            **{key: last[key] for key in ("expert_load_cv",) if key in last},
-            "per_client_round_by_tier": self.ledger.per_client_round(),
-        }
-
-
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """What was run. Failed clients end a run, so a finished one has none."""
+    """What was run."""
     head = sum(t.numel() for name, t in state.tensors.items() if name.startswith("head."))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -163,27 +142,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
         "trainable_parameters_by_tier": {
             tier.name: experiment.method.parameters(tier) + head for tier in experiment.tiers
         },
-        "clients_failed": 0,
-        "faults": {},
     }
-
-
-def _engine(experiment: Experiment, folder: RunFolder) -> Engine:
-    recipe = experiment.recipe  # compose may have changed it
-    workers = recipe.engine.workers
-    if workers == "auto":
-        workers = min(os.cpu_count() or 1, recipe.federation.clients_per_round)
-    spec = ClientSpec(
-        recipe,
-        experiment.label_names,
-        experiment.method,
-        experiment.train,
-        experiment.partition.indices,
-        folder.client_states,
-        holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
-    )
-    handler = build_client(spec, experiment.model) if workers == 1 else None
-    return make_engine(workers, partial(build_client, spec), handler)
 
 
 def _save(

@@ -36,7 +36,7 @@ def load_run(folder: Path, top_k: int | None = None) -> Trained:
     Raises:
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
-    recipe = _recipe(folder)
+    recipe = recipe_of(folder)
     label_names = read_labels(folder / "adapter")
     backbone = load_backbone(
         recipe.backbone.model,
@@ -98,12 +98,13 @@ def check_labels_texts(folder: Path) -> None:
     Raises:
         InputError: the run is one on images.
     """
-    if (folder / "config.yaml").is_file() and reads_images(_recipe(folder)):
+    if (folder / "config.yaml").is_file() and reads_images(recipe_of(folder)):
         raise InputError(
             f"the run in {folder} was trained on images, and predict labels texts only; "
             f"measure it on labelled images with `fftmoe evaluate {folder}`"
         )
 
 
-def _recipe(folder: Path) -> Recipe:
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that a finished run was made from."""
     return parse_recipe(read_run(folder), str(folder / "config.yaml"))

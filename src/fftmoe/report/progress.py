@@ -26,15 +26,15 @@ class Progress:
         self._console.print(text, highlight=False)
 
     @contextmanager
-    def rounds(self, num_rounds: int, clients_per_round: int) -> Iterator[None]:
-        """Bars for rounds and clients while the block runs, if the console is a terminal."""
+    def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:
+        """Bars for rounds (`done` before) and clients while the block runs, if the console is a terminal."""
         if not self._console.is_terminal:
             yield
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console) as bars:
             self._bars = bars
-            self._rounds = bars.add_task("rounds ", total=num_rounds)
+            self._rounds = bars.add_task("rounds ", total=num_rounds, completed=done)
             self._clients = bars.add_task("clients", total=clients_per_round)
             try:
                 yield
@@ -56,6 +56,10 @@ class Progress:
             parts.append(f"loss {row['train_loss']:.3f}")
         if row["accuracy"] is not None:
             parts.append(f"accuracy {row['accuracy']:.3f}")
+        if "void" in row:
+            parts.append("void: too few updates")
+        if "faults" in row:
+            parts.append(f"{len(row['faults'])} faults")
         parts.append(f"down {size(row['bytes_down'])}  up {size(row['bytes_up'])}")
         self.say("  ".join(parts))
 

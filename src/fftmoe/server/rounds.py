@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,24 @@ def choose_cohort(num_clients: int, clients_per_round: int, seed: int, round: in
     """`clients_per_round` distinct clients, uniform, ascending; a function of the seed and the round."""
     chosen = numpy_generator(seed, "cohort", round).choice(num_clients, clients_per_round, replace=False)
     return tuple(sorted(int(c) for c in chosen))
+
+
+def substitute(
+    cohort: Sequence[int], absent: Collection[int], num_clients: int, seed: int, round: int
+) -> tuple[int, ...]:
+    """The cohort with random others in the place of its clients that are absent now, as far as there are any."""
+    present = [client for client in cohort if client not in absent]
+    others = sorted(set(range(num_clients)) - set(cohort) - set(absent))
+    wanted = min(len(cohort) - len(present), len(others))
+    if wanted == 0:
+        return tuple(present)
+    chosen = numpy_generator(seed, "substitutes", round).choice(others, wanted, replace=False)
+    return tuple(sorted([*present, *(int(c) for c in chosen)]))
+
+
+def quorum_of(clients_per_round: int, fraction: float) -> int:
+    """How many updates a round must have: the fraction of its cohort, rounded up, and one at the least."""
+    return max(1, math.ceil(fraction * clients_per_round))
 
 
 def plan_round(
@@ -68,8 +86,29 @@ def _chunks(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, 
 
 
 def apply_round(
-    method: Method, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate]
+    method: Method, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int = 0
 ) -> tuple[ServerState, dict[str, Any]]:
-    """Merge the cohort's updates, which come in `client_id` order, as sent, and are consumed one at a time."""
+    """Merge the cohort's updates, which come in `client_id` order, as sent, and are consumed one at a time.
+
+    A round with fewer updates than `quorum` is void: it counts as a round, and changes nothing.
+    """
     assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
-    return method.aggregate(state, (replace(update, tensors=decode(update.tensors)) for update in updates))
+    counted = Counted(replace(update, tensors=decode(update.tensors)) for update in updates)
+    first = next(counted, None)
+    if first is not None:
+        merged, diagnostics = method.aggregate(state, itertools.chain([first], counted))
+        if counted.number >= quorum:
+            return merged, diagnostics
+    return replace(state, round=plan.round), {"void": True}
+
+
+class Counted(Iterator[ClientUpdate]):
+    """These updates, and the `number` of them that have been taken."""
+
+    def __init__(self, updates: Iterable[ClientUpdate]) -> None:
+        self._updates, self.number = iter(updates), 0
+
+    def __next__(self) -> ClientUpdate:
+        update = next(self._updates)
+        self.number += 1
+        return update

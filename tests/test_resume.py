@@ -1,0 +1,181 @@
+"""A run that was cut off goes on to the bytes that it would have had."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.config import load_recipe
+from fftmoe.experiment import rounds as rounds_module
+from fftmoe.experiment import run
+from fftmoe.experiment.run import resume
+
+Edit = Callable[[dict[str, Any]], None]
+ROUNDS = 5
+SETTINGS = {
+    "plain": (),
+    "state on clients": ("adapter.router=personal", "federation.upload=int8", "federation.server_optimizer=adam"),
+    "solved head": ("head={kind: closed-form, num_features: 37, every: 2}",),
+    "moving average": ("federation.average_decay=0.6",),
+}
+# What tells one run from another; `seconds` and peaks differ of course.
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors")
+
+
+def settings(name: str, *others: str) -> list[str]:
+    return [f"federation.rounds={ROUNDS}", "evaluation.local_only=false", "trackers=[]", *SETTINGS[name], *others]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows, less what no two runs have in common."""
+    clocks = ("seconds", "client_seconds", "peak_rss_mib")
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for values in (summary, *rows):
+        for tier in (values.get("per_client_round_by_tier") or values.get("by_tier")).values():
+            del tier["seconds"]
+        for name in clocks:
+            values.pop(name, None)
+    return summary, rows
+
+
+class Killed(Exception):
+    """In the place of a signal."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, round: int) -> None:
+    """Ends the run in this round, where `place` says."""
+    name = {"in training": "apply_round", "before the row": "measure", "before the checkpoint": "_check_alive"}[place]
+    original = getattr(rounds_module, name)
+
+    def ended(*arguments: Any) -> Any:
+        if place == "in training":
+            plan, updates = arguments[2:4]
+            if plan.round == round:
+                next(iter(updates))  # a client has trained, and keeps what it keeps
+                raise Killed
+        elif place == "before the row" and arguments[1].round == round:
+            raise Killed
+        elif place == "before the checkpoint" and arguments[0].rows[-1]["round"] == round:
+            raise Killed
+        return original(*arguments)
+
+    monkeypatch.setattr(rounds_module, name, ended)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an uninterrupted run with these settings, made once."""
+    made: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole") / "run"
+            run(load_recipe(recipe_file, settings(name)), made[name])
+        return made[name]
+
+    return find
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("place", "round"), [("in training", 1), ("in training", 4), ("before the row", 3), ("before the checkpoint", 2)]
+)
+def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+    name: str,
+    place: str,
+    round: int,
+):
+    expected, folder = whole(name), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, place, round)
+        with pytest.raises(Killed):
+            run(load_recipe(recipe_file, settings(name)), folder)
+    assert not (folder / "summary.json").exists()
+    resume(folder)
+    assert results(folder) == results(expected)
+    assert without_clocks(folder) == without_clocks(expected)
+
+
+def test_a_run_that_is_cut_off_time_and_again(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+):
+    """In every round, and each time it goes on."""
+    name, folder = "state on clients", tmp_path / "run"
+    attempt: Callable[[], Any] = lambda: run(load_recipe(recipe_file, settings(name)), folder)  # noqa: E731
+    for t in range(1, ROUNDS + 1):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "in training", t)
+            with pytest.raises(Killed):
+                attempt()
+        attempt = lambda: resume(folder)  # noqa: E731
+    attempt()
+    assert results(folder) == results(whole(name))
+
+
+def test_a_run_killed_outright_goes_on_from_the_command_line(
+    recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
+):
+    """With another number of workers, which changes nothing."""
+    folder, main = tmp_path / "run", "import fftmoe.cli as c; c.main()"
+    flags = [part for setting in settings("plain") for part in ("--set", setting)]
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "run", str(recipe_file), "--output", str(folder), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("round   2") for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+    assert not (folder / "summary.json").exists()
+    # A line that was being written when the power went.
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "accu')
+    command = [sys.executable, "-c", main, "resume", str(folder), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "going on after round" in done.stdout
+    assert results(folder) == results(whole("plain"))
+
+
+def test_what_cannot_go_on_is_refused(
+    cli: Callable[..., Any], recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
+):
+    finished = whole("plain")
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    refused = cli("resume", finished)
+    assert (refused.status, "has finished" in refused.err, "fftmoe run" in refused.err) == (2, True, True)
+    half = tmp_path / "half"
+    shutil.copytree(finished, half)
+    (half / "summary.json").unlink()
+    refused = cli("resume", half, "--set", "seed=1")
+    assert (refused.status, "seed cannot change" in refused.err) == (2, True)
+    refused = cli("resume", tmp_path / "nothing")
+    assert (refused.status, "is not a run folder" in refused.err) == (2, True)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_run_cut_off_after_its_last_round_is_only_measured_and_saved(tmp_path: Path, whole: Callable[[str], Path]):
+    finished, folder = whole("moving average"), tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "adapter")
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    resume(folder)
+    assert results(folder) == results(finished)
+    assert without_clocks(folder) == without_clocks(finished)
