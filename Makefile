@@ -9,7 +9,7 @@ run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network"
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"
@@ -30,7 +30,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,flower,dev]"
 	touch $@
 
 clean:

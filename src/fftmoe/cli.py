@@ -40,7 +40,7 @@ def run(
     output: Annotated[Path | None, typer.Option(help="The run folder; default runs/<name>.")] = None,
     set_: SetOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this one.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where clients run: local.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where clients run: local, or flower (its simulation).")] = None,
 ) -> None:
     """Run an experiment and write its folder."""
     from fftmoe import experiment

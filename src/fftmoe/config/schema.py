@@ -225,6 +225,7 @@ def _off(value: Any) -> Any:
 class EngineSection(Section):
     """Where clients run: `workers: 1` is this process, `auto` one worker per core.
 
+    `kind: flower` is Flower's simulation, in `workers` processes of Ray here or on the cluster at `ray_address`.
     `clients_at_once` of one tier are trained on the backbone together; `auto` does so where their batches are small.
     `device: auto` is a GPU where there is one. `precision: bfloat16` multiplies in half the bits, which most GPUs and
     some processors do faster; `auto` asks the device. Everything trained, summed and sent stays float32.
@@ -232,8 +233,9 @@ class EngineSection(Section):
     unless that takes more than `prefix_cache_mib`.
     """
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "flower"] = "local"
     workers: Literal["auto"] | Count = 1
+    ray_address: str | None = None
     clients_at_once: Literal["auto"] | Count = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"

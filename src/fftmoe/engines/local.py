@@ -6,9 +6,7 @@ A client always computes on one thread, so that the same bytes come out whatever
 import multiprocessing
 import multiprocessing.context
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from fftmoe.engines.base import Build, Engine, Group, Handler, Reply
+from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError, RunError
 
 
@@ -60,7 +59,7 @@ class InProcess(Reliable):
 
     def peak_rss_mib(self) -> float:
         """See `Engine`."""
-        return _peak_rss_mib()
+        return peak_rss_mib()
 
 
 class WorkerPool(Reliable):
@@ -97,7 +96,7 @@ class WorkerPool(Reliable):
 
     def peak_rss_mib(self) -> float:
         """See `Engine`."""
-        return _peak_rss_mib() + sum(self._worker_peaks.values())
+        return peak_rss_mib() + sum(self._worker_peaks.values())
 
 
 def _context(build: Build) -> multiprocessing.context.BaseContext:
@@ -150,9 +149,4 @@ def _timed(handler: Handler, group: Group) -> tuple[list[Reply], tuple[int, floa
         raise RunError(f"{_named(group)} failed: {type(error).__name__}: {error}") from error
     seconds = (time.perf_counter() - start) / len(group)
     each = [Reply(client_id, reply, seconds) for (client_id, _), reply in zip(group, replies, strict=True)]
-    return each, (os.getpid(), _peak_rss_mib())
-
-
-def _peak_rss_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return each, (os.getpid(), peak_rss_mib())

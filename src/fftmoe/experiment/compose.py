@@ -134,6 +134,20 @@ class ClientSpec:
     holdout: Examples
 
 
+def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
+    """Of this experiment, with clients that keep their states there."""
+    recipe = experiment.recipe
+    return ClientSpec(
+        recipe,
+        experiment.label_names,
+        experiment.method,
+        experiment.train,
+        experiment.partition.indices,
+        states,
+        holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
+    )
+
+
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
     if model is None:

@@ -5,24 +5,23 @@ from functools import partial
 
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, holdout
+from fftmoe.experiment.compose import Experiment, build_client, client_spec
+from fftmoe.experiment.simulated import open_simulation
 from fftmoe.store import RunFolder
 
 
 def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
-    """Clients of this experiment, which keep their states in the run's folder; to be closed."""
+    """Clients of this experiment, which keep their states in the run's folder; to be closed.
+
+    Raises:
+        InputError: the engine is not installed. RunError: it could not start.
+    """
     recipe = experiment.recipe  # compose may have changed it
+    if recipe.engine.kind == "flower":
+        return open_simulation(experiment, folder)
     workers = recipe.engine.workers
     if workers == "auto":
         workers = min(os.cpu_count() or 1, recipe.federation.clients_per_round)
-    spec = ClientSpec(
-        recipe,
-        experiment.label_names,
-        experiment.method,
-        experiment.train,
-        experiment.partition.indices,
-        folder.client_states,
-        holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
-    )
+    spec = client_spec(experiment, folder.client_states)
     handler = build_client(spec, experiment.model) if workers == 1 else None
     return make_engine(workers, partial(build_client, spec), handler)

@@ -1,0 +1,42 @@
+"""Flower's simulation gives the bytes of the local engine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+MAIN = "import fftmoe.cli as c; c.main()"
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors")
+SETTINGS = {
+    "plain": ("evaluation.local_only=true",),
+    "state on clients": ("adapter.router=personal", "federation.upload=int8", "evaluation.personal=true"),
+    "solved head": ("head={kind: closed-form, num_features: 37, every: 1}",),
+    "LoRA": ("method=hetlora",),
+}
+
+
+def finish(recipe_file: Path, folder: Path, *settings: str) -> Path:
+    flags = [part for setting in ("trackers=[]", *settings) for part in ("--set", setting)]
+    command = [sys.executable, "-c", MAIN, "run", str(recipe_file), "--output", str(folder), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_simulation_ends_with_the_local_engines_bytes(recipe_file: Path, tmp_path: Path, name: str):
+    local = finish(recipe_file, tmp_path / "local", *SETTINGS[name])
+    flower = finish(recipe_file, tmp_path / "flower", "engine.kind=flower", "engine.workers=2", *SETTINGS[name])
+    for result in RESULTS:
+        assert (local / result).read_bytes() == (flower / result).read_bytes()
+    here, there = (json.loads((folder / "summary.json").read_text()) for folder in (local, flower))
+    assert there["faults"] == {}
+    for values in (here, there):
+        for clock in ("seconds", "client_seconds", "peak_rss_mib"):
+            del values[clock]
+        for tier in values["per_client_round_by_tier"].values():
+            del tier["seconds"]
+    assert here == there
