@@ -81,7 +81,7 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(
 
 def test_an_unknown_key_that_is_near_none_lists_the_valid_ones(recipe_values: dict[str, Any]):
     message = refusal(changed(recipe_values, "engine.zzz", 1))
-    valid = "clients_at_once, device, kind, precision, prefix_cache, prefix_cache_mib, workers"
+    valid = "clients_at_once, device, kind, precision, prefix_cache, prefix_cache_mib, ray_address, workers"
     assert f"unknown key 'engine.zzz'; valid: {valid}" in message
 
 

@@ -45,7 +45,7 @@ class ClientRuntime:
     head_alone: Head
     num_labels: int
     examples: Examples
-    partition: Sequence[np.ndarray]
+    partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
     states: ClientStates
     measure: Callable[..., Mapping[str, float]]
 

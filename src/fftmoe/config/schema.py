@@ -58,9 +58,12 @@ class Data(Section):
     `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.
     `validation_examples` holds that many training rows out and measures on them in place of the test rows: settings
     are chosen so, with the test set unseen.
+    `labels` names the classes and their order; by default those of the training rows, sorted. Sites that hold their
+    own data agree by it.
     """
 
     source: str
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
     text: str = "text"
     image: str = "image"
     label: str = "label"

@@ -9,8 +9,10 @@ from fftmoe.data.images import LabelledImages as LabelledImages
 from fftmoe.data.images import load_images as load_images
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition
+from fftmoe.data.ragged import Ragged as Ragged
 from fftmoe.data.sources import LabelledText as LabelledText
 from fftmoe.data.sources import Split as Split
+from fftmoe.data.sources import Wanted as Wanted
 from fftmoe.data.sources import load_source as load_source
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir
 from fftmoe.data.token_cache import tokenize_cached as tokenize_cached

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fftmoe.data.examples import Rows
 from fftmoe.data.read import Table
-from fftmoe.data.sources import labelled_tables
+from fftmoe.data.sources import WHOLE, Wanted, labelled_tables
 from fftmoe.errors import InputError
 
 
@@ -96,6 +96,7 @@ def load_images(
     image: str = "image",
     label: str = "label",
     extra_columns: Sequence[str] = (),
+    wanted: Wanted = WHOLE,
 ) -> LabelledImages:
     """Read an image classification data set; labels are numbered as `load_source` does.
 
@@ -111,7 +112,7 @@ def load_images(
     Raises:
         InputError: as `load_source`; an image is missing or cannot be read.
     """
-    tables, labels, label_names = labelled_tables(source, {"data.image": image}, label, extra_columns)
+    tables, labels, label_names = labelled_tables(source, {"data.image": image}, label, extra_columns, wanted)
     splits = {
         name: ImageSplit(
             pixels=_pixels(table, image, size),

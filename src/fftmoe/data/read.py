@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pyarrow import csv
 from fftmoe.errors import InputError
 
 SPLITS = ("train", "test", "validation")
+NEEDED = ("train", "test")
 SUFFIXES = ("parquet", "csv", "jsonl")
 
 
@@ -25,15 +26,16 @@ class Table:
     rows: datasets.Dataset
 
 
-def read_folder(folder: Path, text_columns: tuple[str, ...] = ()) -> dict[str, Table]:
+def read_folder(folder: Path, text_columns: tuple[str, ...] = (), needed: Sequence[str] = NEEDED) -> dict[str, Table]:
     """The splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
     Args:
         folder: files end in .parquet, .csv (comma, header line) or .jsonl (one object a line).
         text_columns: columns of csv files to keep as the text they are, where `123` is not a number.
+        needed: the splits that must be there.
 
     Raises:
-        InputError: train or test is missing, a split has two files, or a file cannot be read.
+        InputError: a needed split is missing, a split has two files, or a file cannot be read.
     """
     tables = {}
     for split in SPLITS:
@@ -43,15 +45,15 @@ def read_folder(folder: Path, text_columns: tuple[str, ...] = ()) -> dict[str, T
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
             tables[split] = Table(str(found[0]), _read_file(found[0], text_columns))
-    _require_train_and_test(tables, f"the folder {folder}")
+    _require(needed, tables, f"the folder {folder}")
     return tables
 
 
-def read_hub(source: str) -> dict[str, Table]:
+def read_hub(source: str, needed: Sequence[str] = NEEDED) -> dict[str, Table]:
     """The splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
 
     Raises:
-        InputError: the hub cannot be reached or has no such data set, or it has no train or no test split.
+        InputError: the hub cannot be reached or has no such data set, or it lacks a needed split.
     """
     name, _, configuration = source.partition(":")
     try:
@@ -66,7 +68,7 @@ def read_hub(source: str) -> dict[str, Table]:
             f" that holds train.* and test.* ({', '.join(SUFFIXES)})"
         ) from error
     tables = {split: Table(f"{source} ({split})", loaded[split]) for split in SPLITS if split in loaded}
-    _require_train_and_test(tables, f"the data set {source} with splits {', '.join(map(str, loaded))}")
+    _require(needed, tables, f"the data set {source} with splits {', '.join(map(str, loaded))}")
     return tables
 
 
@@ -129,11 +131,11 @@ def _loaded(rows: object) -> datasets.Dataset:
 _READERS = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
 
 
-def _require_train_and_test(tables: dict[str, Table], what: str) -> None:
-    missing = [split for split in ("train", "test") if split not in tables]
+def _require(needed: Sequence[str], tables: dict[str, Table], what: str) -> None:
+    missing = [split for split in needed if split not in tables]
     if missing:
         files = " and ".join(f"{split}.parquet (or .csv, .jsonl)" for split in missing)
         raise InputError(
-            f"{what} has no {' and no '.join(missing)} split; data.source needs train and test: add {files}"
+            f"{what} has no {' and no '.join(missing)} split; data.source needs {' and '.join(needed)}: add {files}"
             " to a local folder and name that folder"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from fftmoe.data.read import Table, read_folder, read_hub
+from fftmoe.data.read import NEEDED, Table, read_folder, read_hub
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.errors import InputError, did_you_mean
 
@@ -47,13 +47,34 @@ class LabelledText:
         return len(self.label_names)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a source.
+
+    Attributes:
+        needed: the splits that it must have.
+        label_names: the labels and their order, where they are agreed on; else those of the first needed split.
+    """
+
+    needed: tuple[str, ...] = NEEDED
+    label_names: tuple[str, ...] | None = None
+
+
+WHOLE = Wanted()
+
+
 def load_source(
-    source: str, *, text: str = "text", label: str = "label", extra_columns: Sequence[str] = ()
+    source: str,
+    *,
+    text: str = "text",
+    label: str = "label",
+    extra_columns: Sequence[str] = (),
+    wanted: Wanted = WHOLE,
 ) -> LabelledText:
     """Read a text classification data set.
 
     Labels that are a `datasets.ClassLabel` keep their names and order; other labels (text or whole numbers)
-    are numbered in the sorted order of the distinct training labels.
+    are numbered in the sorted order of the distinct training labels. `wanted` may agree on other labels.
 
     Args:
         source: `builtin:stdlib-docs`, a local folder with `train.*` and `test.*` (parquet, csv or jsonl), or
@@ -66,7 +87,7 @@ def load_source(
         InputError: the source, a file or a column is missing; a text or label is empty; a label does not
             occur in training.
     """
-    tables, labels, label_names = labelled_tables(source, {"data.text": text}, label, extra_columns)
+    tables, labels, label_names = labelled_tables(source, {"data.text": text}, label, extra_columns, wanted)
     splits = {
         name: Split(
             texts=_texts(table, text),
@@ -79,7 +100,7 @@ def load_source(
 
 
 def labelled_tables(
-    source: str, content: Mapping[str, str], label: str, extra_columns: Sequence[str]
+    source: str, content: Mapping[str, str], label: str, extra_columns: Sequence[str], wanted: Wanted = WHOLE
 ) -> tuple[dict[str, Table], dict[str, np.ndarray], tuple[str, ...]]:
     """A source's tables, with every column there and every label numbered; its contents are not looked at.
 
@@ -95,30 +116,36 @@ def labelled_tables(
     Raises:
         InputError: as `load_source`, except for empty texts.
     """
-    tables = _read(source, tuple(content.values()))
+    tables = _read(source, tuple(content.values()), wanted.needed)
     for table in tables.values():
         for column in dict.fromkeys((*content.values(), label, *extra_columns)):
             _require_column(table, column, [*content, "data.label", "partition.by"])
     labels = {name: _labels(table, label) for name, table in tables.items()}
-    feature = tables["train"].rows.features[label]
-    known = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(labels["train"]))
-    if len(known) < 2:
-        raise InputError(
-            f"{tables['train'].where}: column {label!r} holds one label only ({known[0]!r}); a classifier"
-            " needs at least two: name another column with data.label"
-        )
+    known = wanted.label_names or _known(tables[wanted.needed[0]], label, labels[wanted.needed[0]])
     # By name, because one file may hold the number 1 and another the text "1".
     label_ids = {str(value): index for index, value in enumerate(known)}
-    numbered = {name: _label_ids(labels[name], label_ids, table) for name, table in tables.items()}
+    numbered = {name: _label_ids(labels[name], label_ids, table, wanted) for name, table in tables.items()}
     return tables, numbered, tuple(label_ids)
 
 
-def _read(source: str, text_columns: tuple[str, ...]) -> dict[str, Table]:
+def _known(table: Table, label: str, values: Sequence[Any]) -> Sequence[Any]:
+    """The labels that this split decides on, in their order."""
+    feature = table.rows.features[label]
+    known = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(values))
+    if len(known) < 2:
+        raise InputError(
+            f"{table.where}: column {label!r} holds one label only ({known[0]!r}); a classifier"
+            " needs at least two: name another column with data.label"
+        )
+    return known
+
+
+def _read(source: str, text_columns: tuple[str, ...], needed: Sequence[str]) -> dict[str, Table]:
     if source.startswith(BUILTIN):
         return _read_builtin(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return read_folder(folder, text_columns)
+        return read_folder(folder, text_columns, needed)
     if folder.exists():
         raise InputError(f"data.source={source!r} is a file: name the folder that holds it, as train.* beside test.*")
     if not source or source[0] in "./~\\" or source.count("/") > 1:
@@ -126,7 +153,7 @@ def _read(source: str, text_columns: tuple[str, ...]) -> dict[str, Table]:
             f"data.source={source!r} is no folder (looked for {folder.absolute()}); give a folder that holds"
             f" train.* and test.*, a hub id such as fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
-    return read_hub(source)
+    return read_hub(source, needed)
 
 
 def _read_builtin(source: str) -> dict[str, Table]:
@@ -189,8 +216,14 @@ def _labels(table: Table, column: str) -> list[Any]:
     return [feature.names[value] for value in values] if isinstance(feature, datasets.ClassLabel) else values
 
 
-def _label_ids(values: list[Any], label_ids: dict[str, int], table: Table) -> np.ndarray:
+def _label_ids(values: list[Any], label_ids: dict[str, int], table: Table, wanted: Wanted) -> np.ndarray:
     unseen = [str(value) for value in values if str(value) not in label_ids]
+    if unseen and wanted.label_names:
+        raise InputError(
+            f"{table.where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows and is none of the agreed"
+            f" labels {', '.join(wanted.label_names[:5])}{', …' if len(wanted.label_names) > 5 else ''}; remove those"
+            " rows, or agree on it with data.labels"
+        )
     if unseen:
         raise InputError(
             f"{table.where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows but never in"

@@ -20,9 +20,11 @@ def clients_at_once(experiment: Experiment) -> int:
         InputError: the recipe asks for several, and the method or the head can only train one.
     """
     wanted = experiment.recipe.engine.clients_at_once
-    reason = _not_possible(experiment)
+    reason = "each site trains its own client" if experiment.remote else _not_possible(experiment)
     if wanted == "auto":
-        return 1 if reason else _worthwhile(experiment)
+        # Natural clients may be sites of their own one day, which train alone and must end with the same bytes.
+        natural = experiment.partition.groups is not None
+        return 1 if reason or natural else _worthwhile(experiment)
     if wanted > 1 and reason:
         raise InputError(f"engine.clients_at_once={wanted}: {reason}; set it to 1 or auto")
     return wanted

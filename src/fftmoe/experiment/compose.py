@@ -17,7 +17,7 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import client_metrics
 from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets
 from fftmoe.experiment.centralize import centralized
-from fftmoe.experiment.load import load_examples
+from fftmoe.experiment.load import Loaded, load_examples
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.head import make_head
 from fftmoe.methods.base import Method
@@ -37,6 +37,7 @@ class Experiment:
         model: the backbone with the adapter attached, resident in this process.
         tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
         mean_tokens: of a training example. shape: of one expert.
+        remote: clients are elsewhere and hold their own data: `train` is empty and `partition` only names them.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Experiment:
     mean_tokens: float
     shape: ExpertShape
     method: Method
+    remote: bool = False
 
     @property
     def num_clients(self) -> int:
@@ -78,21 +80,37 @@ def compose(recipe: Recipe) -> Experiment:
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
     partition = _partition(recipe, data.train.labels.numpy(), data.groups)
+    fractions = [b.fraction for b in recipe.budgets]
+    tier_of = assign_tiers(fractions, len(partition), recipe.seed)
+    return assemble(recipe, data, partition, tier_of, len(data.train))
+
+
+def assemble(
+    recipe: Recipe, data: Loaded, partition: Partition, tier_of: np.ndarray, num_examples: int, remote: bool = False
+) -> Experiment:
+    """An experiment of clients whose data and tiers are known.
+
+    Args:
+        tier_of: integers [C], each client's place in the recipe's `budgets`.
+        num_examples: of all clients.
+
+    Raises:
+        InputError: as `compose`.
+    """
     model = build_model(recipe, data.label_names)
     check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     training = _training(recipe)
-    mean_tokens = _mean_tokens(data.train, model)
-    tokens = _tokens_per_round(mean_tokens, len(data.train), partition, training)
+    mean_tokens = _mean_tokens(data.test if remote else data.train, model)
+    tokens = _tokens_per_round(mean_tokens, num_examples, partition, training)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
     if adapted := adapter.blocks(model):
         # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
         assert adapted.keys() == dims.keys()
         model.peft_config["default"].top_k = _largest(tiers).top_k
-    fractions = [b.fraction for b in recipe.budgets]
-    budgets = Budgets.of(tiers, assign_tiers(fractions, len(partition), recipe.seed))
+    budgets = Budgets.of(tiers, tier_of)
     cohort = recipe.federation.clients_per_round
     if cohort > len(budgets):
         raise InputError(
@@ -101,8 +119,11 @@ def compose(recipe: Recipe) -> Experiment:
     return Experiment(
         recipe=recipe,
         model=model,
-        train=_cached(recipe, model, data.train),
-        test=_cached(recipe, model, data.test),
+        # Natural clients are those that may be sites of their own one day, and must have the same states there.
+        train=data.train
+        if remote
+        else cached(recipe, model, data.train, partition.indices if partition.groups else None),
+        test=cached(recipe, model, data.test),
         label_names=data.label_names,
         partition=partition,
         tiers=tiers,
@@ -111,14 +132,16 @@ def compose(recipe: Recipe) -> Experiment:
         mean_tokens=mean_tokens,
         shape=shape,
         method=build_method(recipe, model, shape, budgets),
+        remote=remote,
     )
 
 
-def _cached(recipe: Recipe, model: Any, examples: Examples) -> Examples:
+def cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None = None) -> Examples:
+    """The examples with the states below the adapter, where the recipe allows it; `groups` share no batch."""
     if recipe.engine.prefix_cache == "off":
         return examples
     limit = recipe.engine.prefix_cache_mib * 2**20
-    return with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), limit)
+    return with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), limit, groups)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fftmoe.data import (
     Examples,
     LabelledImages,
     LabelledText,
+    Wanted,
     default_cache_dir,
     load_images,
     load_source,
@@ -44,8 +45,10 @@ def load_examples(recipe: Recipe) -> Loaded:
     Raises:
         InputError: the data or the model cannot be read.
     """
-    loaded = _images(recipe) if reads_images(recipe) else _texts(recipe)
-    section = recipe.data
+    by, section = recipe.partition.by, recipe.data
+    found = load_splits(recipe, section.source, Wanted(label_names=agreed_labels(recipe)), [by] if by else [])
+    groups = found.columns["train"][by] if by else None
+    loaded = Loaded(found.examples["train"], found.examples["test"], found.label_names, groups, found.max_length)
     if section.validation_examples is not None:
         loaded = _held_out(loaded, section.validation_examples)
     test = _subset(len(loaded.test), section.test_examples, "test")
@@ -117,26 +120,48 @@ def _subset(num_examples: int, wanted: int | None, split: str) -> np.ndarray | N
     return np.sort(numpy_generator(0, "subset", split).choice(num_examples, wanted, replace=False))
 
 
-def _texts(recipe: Recipe) -> Loaded:
+@dataclass(frozen=True)
+class Splits:
+    """Splits of a source, ready for the model, and the further columns of each; the rest as `Loaded`."""
+
+    examples: dict[str, Examples]
+    columns: dict[str, dict[str, list[Any]]]
+    label_names: tuple[str, ...]
+    max_length: int | None
+
+
+def load_splits(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str] = ()) -> Splits:
+    """The wanted splits of a source of the recipe's kind.
+
+    Raises:
+        InputError: the data or the model cannot be read.
+    """
+    return (_images if reads_images(recipe) else _texts)(recipe, source, wanted, columns)
+
+
+def agreed_labels(recipe: Recipe) -> tuple[str, ...] | None:
+    """The labels that the recipe names, if it does."""
+    return None if recipe.data.labels is None else tuple(recipe.data.labels)
+
+
+def _texts(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str]) -> Splits:
     tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
-    by, section = recipe.partition.by, recipe.data
-    data = load_source(section.source, text=section.text, label=section.label, extra_columns=[by] if by else [])
-    train, test = (
-        tokenize_cached(data.splits[name], tokenizer, section.max_length, default_cache_dir())
-        for name in ("train", "test")
-    )
-    groups = data.splits["train"].columns[by] if by else None
-    return Loaded(train, test, data.label_names, groups, tokenizer.model_max_length)
+    section = recipe.data
+    data = load_source(source, text=section.text, label=section.label, extra_columns=columns, wanted=wanted)
+    own = {name: data.splits[name] for name in wanted.needed}
+    examples = {
+        name: tokenize_cached(split, tokenizer, section.max_length, default_cache_dir()) for name, split in own.items()
+    }
+    further = {name: split.columns for name, split in own.items()}
+    return Splits({**examples}, further, data.label_names, tokenizer.model_max_length)
 
 
-def _images(recipe: Recipe) -> Loaded:
+def _images(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str]) -> Splits:
     form = load_image_processor(recipe.backbone.model)
-    by, section = recipe.partition.by, recipe.data
+    section = recipe.data
     data = load_images(
-        section.source, size=form.size, image=section.image, label=section.label, extra_columns=[by] if by else []
+        source, size=form.size, image=section.image, label=section.label, extra_columns=columns, wanted=wanted
     )
-    train, test = (
-        data.splits[name].examples(mean=form.mean, std=form.std, scale=form.scale) for name in ("train", "test")
-    )
-    groups = data.splits["train"].columns[by] if by else None
-    return Loaded(train, test, data.label_names, groups, None)
+    own = {name: data.splits[name] for name in wanted.needed}
+    examples = {name: split.examples(mean=form.mean, std=form.std, scale=form.scale) for name, split in own.items()}
+    return Splits({**examples}, {name: split.columns for name, split in own.items()}, data.label_names, None)

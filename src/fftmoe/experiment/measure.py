@@ -49,11 +49,8 @@ def final_metrics(experiment: Experiment, state: ServerState, states: ClientStat
 def global_metrics(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     """The global model at each tier's budget, on the whole test set."""
     by_tier, per_client = _as_each_tier(experiment, state, experiment.test)
-    return {
-        "accuracy": by_tier[experiment.largest.name],
-        "accuracy_by_tier": by_tier,
-        "client_accuracy": mean_and_worst_decile(per_client),
-    }
+    overall = {"accuracy": by_tier[experiment.largest.name], "accuracy_by_tier": by_tier}
+    return overall if experiment.remote else {**overall, "client_accuracy": mean_and_worst_decile(per_client)}
 
 
 def _as_each_tier(
@@ -66,6 +63,8 @@ def _as_each_tier(
         experiment.method.install(experiment.model, state.tensors, tier)
         predicted = predict_logits(experiment.model, examples).argmax(1)
         by_tier[tier.name] = float((predicted == labels).double().mean())
+        if experiment.remote:
+            continue  # who holds which labels is for nobody to know
         members = experiment.budgets.members(tier)
         by_class = accuracy_by_class(predicted, labels, num_labels)
         per_client[members] = _on_own_mixes(experiment, by_class)[members]

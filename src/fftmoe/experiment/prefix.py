@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,14 @@ FORMAT_VERSION = 1
 BATCH_SIZE = 64
 
 
-def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Path, max_bytes: int) -> Examples:
+def with_prefix(
+    model: nn.Module,
+    block: int,
+    examples: Examples,
+    cache_dir: Path,
+    max_bytes: int,
+    groups: Sequence[np.ndarray] | None = None,
+) -> Examples:
     """The examples with the states that enter block `block`, and the model prepared to resume there.
 
     Where that cannot be had (too large, a full disk, a model that does not allow it) the reason is logged and the
@@ -40,6 +49,8 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
         examples: any number, at least one.
         cache_dir: where the file `prefix-<key>.bin` is, or will be.
         max_bytes: size above which nothing is cached.
+        groups: a cover of the examples whose parts share no batch, so that each part has the states, to the last bit,
+            that it would have by itself; None for no such care.
     """
     log = logging.getLogger(__name__)
     num_bytes, refused = prefix_cost(model, block, examples, max_bytes)
@@ -48,8 +59,10 @@ def with_prefix(model: nn.Module, block: int, examples: Examples, cache_dir: Pat
         return examples
     num_states, dim = _shape(model, block, examples)
     dtype = compute_dtype(model)  # more digits than are multiplied would only take room
-    batches = evaluation_batches(examples, BATCH_SIZE)
-    path = Path(cache_dir) / f"prefix-{cache_key(model, block, examples)}.bin"
+    parts = [None] if groups is None else groups
+    batches = [batch for rows in parts for batch in evaluation_batches(examples, BATCH_SIZE, rows)]
+    key = cache_key(model, block, examples, batches if groups is not None else ())
+    path = Path(cache_dir) / f"prefix-{key}.bin"
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
         try:
@@ -79,8 +92,11 @@ def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int
     return num_bytes, None
 
 
-def cache_key(model: Any, block: int, examples: Examples) -> str:
-    """SHA-256 over all that decides the states: code versions, configuration, weights, block, dtype and the inputs."""
+def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tensor] = ()) -> str:
+    """SHA-256 over all that decides the states: code versions, configuration, weights, block, dtype and the inputs.
+
+    `batches` where they are not what follows from the inputs.
+    """
     dtype, config = compute_dtype(model), model.config.to_dict()
     config.pop("_name_or_path", None)  # the same model elsewhere
     digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE} {dtype}\n".encode())
@@ -90,6 +106,8 @@ def cache_key(model: Any, block: int, examples: Examples) -> str:
     for field in dataclasses.fields(cast(Any, examples)):
         if field.name != "labels":
             _update(digest, field.name, getattr(examples, field.name))
+    for batch in batches:
+        _update(digest, "batch", batch)
     return digest.hexdigest()
 
 

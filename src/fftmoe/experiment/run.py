@@ -51,7 +51,15 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None, open_eng
     check_trackers(recipe.trackers)
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
-    experiment = compose(recipe)
+    return begin(compose(recipe), recipe, output, progress, open_engine)
+
+
+def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: Open) -> Result:
+    """Run an experiment that has been made from this recipe.
+
+    Raises:
+        InputError: the output cannot be used; nothing has been written. RunError: a client failed.
+    """
     at_once = clients_at_once(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
@@ -74,19 +82,32 @@ def resume(
         InputError: the folder is not a run, or of one that has finished. RunError: a client failed.
     """
     progress = progress or Progress.silent()
+    recipe = unfinished(output, overrides)
+    check_trackers(recipe.trackers)
+    progress.say("loading data and backbone")
+    return go_on(compose(recipe), output, progress, open_engine)
+
+
+def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of an interrupted run, with `engine.…` overridden.
+
+    Raises:
+        InputError: the folder is not a run, or of one that has finished; another section is overridden.
+    """
     values = read_config(output)
     for text in overrides:
         key, value = parse_override(text)
         if not key.startswith("engine."):
             raise InputError(f"{key} cannot change in the middle of a run, only engine.… can; start a new run")
         apply_override(values, key, value)
-    recipe = parse_recipe(values, str(output / "config.yaml"))
     if (output / "summary.json").exists():
         raise InputError(f"the run in {output} has finished; to run it again, name a new folder with `fftmoe run`")
-    check_trackers(recipe.trackers)
-    progress.say("loading data and backbone")
-    experiment = compose(recipe)
-    at_once = clients_at_once(experiment)
+    return parse_recipe(values, str(output / "config.yaml"))
+
+
+def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine: Open) -> Result:
+    """The rest of an interrupted run of an experiment that has been made from its recipe."""
+    recipe, at_once = experiment.recipe, clients_at_once(experiment)
     initial = experiment.method.init(experiment.model)
     folder = RunFolder(output)
     state = folder.load_state()

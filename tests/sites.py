@@ -1,0 +1,40 @@
+"""The tiny data divided among four sites, for the tests of federations over sites."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+NAMES = ("author-0", "author-1", "author-2", "author-3")  # in the order of a natural partition's clients
+TIERS = ("large", "small", "small", "large")
+
+
+def divide(data_folder: Path, folder: Path) -> None:
+    """`folder/server` gets the test rows alone, `folder/<name>` the training rows of that author alone."""
+    with (data_folder / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in NAMES:
+        (folder / name).mkdir(parents=True)
+        with (folder / name / "train.csv").open("w", newline="") as file:
+            writer: csv.DictWriter[str] = csv.DictWriter(file, ["text", "label"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([dict(row) for row in rows if row["author"] == name])
+    (folder / "server").mkdir()
+    shutil.copy(data_folder / "test.csv", folder / "server")
+
+
+def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
+    """The recipe on one machine that has everyone's rows: the authors are its clients, all of them in every round."""
+    return {
+        **recipe_values,
+        "partition": {"kind": "natural", "by": "author"},
+        "federation": {**recipe_values["federation"], "rounds": 3, "clients_per_round": 4, **federation},
+        "budgets": [dict(budget, fraction=0.5) for budget in recipe_values["budgets"]],
+        "evaluation": {},
+        "trackers": [],
+    }
+
+
+def over_sites(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same recipe for a server that has the test rows alone."""
+    return {**values, "data": {**values["data"], "source": str(folder / "server")}}
