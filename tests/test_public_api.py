@@ -1,5 +1,7 @@
 """What others build on, frozen: the names of the package and the verbs of the command line."""
 
+from typing import Any
+
 import typer
 
 import fftmoe
@@ -36,6 +38,11 @@ VERBS = {
         "--set",
         "--keep",
     },
+    "deploy init": {"folder", "--sites", "--address", "--days"},
+    "deploy server": {"folder", "--recipe", "--output", "--set", "--wait"},
+    "deploy client": {"folder", "--data", "--budget", "--model"},
+    "deploy status": {"folder"},
+    "deploy stop": {"folder", "--seconds"},
     "evaluate": {"run", "--data", "--split", "--top-k"},
     "predict": {"run", "texts", "--file", "--top-k"},
 }
@@ -54,9 +61,18 @@ def test_the_command_line_has_exactly_these_verbs_and_options():
             for parameter in command.params
             for part in (parameter.opts if parameter.param_type_name == "option" else [parameter.name])
         }
-        for name, command in group.commands.items()
+        for name, command in verbs(group).items()
     }
     assert found == VERBS
+
+
+def verbs(group: Any, prefix: str = "") -> dict[str, Any]:
+    """The commands of a group, those of groups within it under both names."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= verbs(command, f"{prefix}{name} ") if inner else {prefix + name: command}
+    return found
 
 
 def test_bad_input_is_a_value_error_and_a_failed_run_a_runtime_error():

@@ -12,6 +12,7 @@ import click
 import typer
 from rich.console import Console
 
+from fftmoe.deploy_cli import deploy
 from fftmoe.errors import FftmoeError, InputError, RunError
 
 INTERRUPTED = 130
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(deploy, name="deploy")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
 SetOption = Annotated[

@@ -1,0 +1,78 @@
+"""A site of a federation: what it will do is told first, then it serves until it is stopped."""
+
+import hashlib
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import fftmoe
+from fftmoe.data.read import read_folder
+from fftmoe.deploy.certificates import expiry_warning
+from fftmoe.deploy.folder import Site, read_site
+from fftmoe.deploy.running import running
+from fftmoe.engines.flower_messages import make_client_app
+from fftmoe.engines.flower_node import serve_node
+from fftmoe.errors import InputError
+from fftmoe.experiment.site import SiteSettings, open_site, serve
+
+Say = Callable[[str], None]
+
+
+def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Say) -> None:
+    """Join the federation of this site's folder, and serve it until SIGTERM or SIGINT.
+
+    Args:
+        folder: `sites/<name>` of the deployment. data: the folder with the site's own `train.*`.
+        budget: see `SiteSettings`. model: a folder with the backbone, where it is not where the recipe says.
+
+    Raises:
+        InputError: the folder or the data cannot be used. RunError: the server refuses this site.
+    """
+    site = read_site(folder)
+    settings = SiteSettings(site.name, site.client_id, data.absolute(), budget, folder.absolute(), model)
+    if warning := expiry_warning(site.ca, "the deployment's certificate"):
+        say(warning)
+    for line in _statement(site, settings, _num_rows(data)):
+        say(line)
+    app = make_client_app(
+        lambda job, context: serve(settings, job), lambda job, context: open_site(settings, job).profile
+    )
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with running(folder, {"address": site.address, "data": str(settings.data)}):
+        serve_node(site.address, site.ca, site.key, app, {}, memory=folder / "node.json", stop=ended.is_set, say=say)
+    say("left the federation")
+
+
+def _num_rows(data: Path) -> int:
+    """Training rows of the folder, read before anyone is reached.
+
+    Raises:
+        InputError: it has no readable `train.*`.
+    """
+    if not data.is_dir():
+        raise InputError(
+            f"--data {data} is no folder; name the one that holds this site's train.csv, .jsonl or .parquet"
+        )
+    return read_folder(data, needed=("train",))["train"].rows.num_rows
+
+
+def _statement(site: Site, settings: SiteSettings, num_rows: int) -> list[str]:
+    """What the operator agrees to by letting this go on."""
+    fingerprint = hashlib.sha256(site.ca).hexdigest()
+    return [
+        f"site {site.name} (client {site.client_id}) joins {site.address}",
+        f"  over TLS, believing only the authority of {site.folder / 'ca.crt'} (SHA-256 {fingerprint[:16]}…), and",
+        "  signing what it says with node.key",
+        f"  runs    fftmoe {fftmoe.__version__} as it is installed here; no code is taken from the server",
+        f"  reads   {num_rows} rows of {settings.data}/train.*, and the backbone "
+        + (f"in {settings.model}" if settings.model else "that the recipe names"),
+        f"  budget  {settings.budget}",
+        "  sends   the number of its rows, its budget, and each round: the changes of the experts it trained, of what",
+        "          all share and of the head, how its tokens were shared among experts, and its training loss; where",
+        "          the recipe solves the head, sums over its features and labels. Never a text, an image or a label",
+        f"  keeps   its own state in {settings.folder / 'state'}, which is not sent",
+        "  what is sent can tell about the data it was learned from (an adapter is not anonymous by itself)",
+    ]

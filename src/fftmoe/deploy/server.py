@@ -1,0 +1,63 @@
+"""The server of a federation: a SuperLink beside it for the sites to reach, and one run over them."""
+
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fftmoe.config import Recipe
+from fftmoe.deploy.address import is_loopback, parse_address
+from fftmoe.deploy.certificates import expiry_warning
+from fftmoe.deploy.federation import prepare, run_over_sites
+from fftmoe.deploy.folder import ServerFolder, read_server
+from fftmoe.deploy.running import running
+from fftmoe.engines.flower_link import open_grid
+from fftmoe.engines.flower_superlink import Endpoint, start_superlink, stop_superlink
+from fftmoe.experiment.run import Result
+from fftmoe.report.progress import Progress
+
+LOG = "superlink.log"
+
+
+def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, progress: Progress) -> Result:
+    """Run the recipe over the sites of this deployment, or go on with the run that was interrupted in `output`.
+
+    There is no way to do so without TLS and registered keys.
+
+    Args:
+        folder: `server` of the deployment.
+        wait_seconds: for the sites to come.
+
+    Raises:
+        InputError: the folder, the recipe or the output cannot be used. RunError: the run failed.
+    """
+    server = read_server(folder)
+    if warning := expiry_warning(server.certificate, "the server's certificate"):
+        progress.say(warning)
+    task = prepare(recipe, output, progress)
+    endpoint = _endpoint(server)
+    facts = {"output": str(output.absolute()), "control": endpoint.control, "token": endpoint.token}
+    with running(folder, facts):
+        superlink = start_superlink(endpoint, folder / LOG)
+        try:
+            progress.say(f"listening on {endpoint.fleet}; sites reach it as {server.deployment.address}")
+            with open_grid(endpoint, _keys(server)) as (grid, nodes):
+                client_ids = {site: client_id for client_id, site in enumerate(server.deployment.sites)}
+                return run_over_sites(grid, task, nodes, client_ids, wait_seconds, progress)
+        finally:
+            stop_superlink(superlink)
+
+
+def _endpoint(server: ServerFolder) -> Endpoint:
+    """On this machine alone if the sites are told to look there, else on all of its networks."""
+    address, folder = server.deployment.address, server.folder
+    host, port = parse_address(address).host, parse_address(address).port
+    everywhere = "[::]" if isinstance(host, IPv6Address) else "0.0.0.0"
+    fleet = address if is_loopback(address) else f"{everywhere}:{port}"
+    return Endpoint(fleet, folder / "ca.crt", folder / "server.crt", folder / "server.key")
+
+
+def _keys(server: ServerFolder) -> dict[str, bytes]:
+    """Each site's public key as OpenSSH writes it."""
+    keys = zip(server.deployment.sites, server.public_keys, strict=True)
+    return {site: key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) for site, key in keys}

@@ -1,0 +1,334 @@
+"""A site's end of a SuperLink: a long-lived process that answers with the app that it was given.
+
+It speaks Flower's Fleet API itself. Flower's own node would fetch, install and import what the server ships, and ends
+its process when a call fails; this one asks for messages and nothing else, and outlives the server.
+"""
+
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfigValue
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+)
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fftmoe.errors import RunError
+
+CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
+MAX_WAIT_SECONDS = 30.0  # between tries to reach the server
+LOOK_SECONDS = 0.1  # between looks whether to stop, while waiting
+PART_SECONDS = 0.05  # between looks for a part of a message that the server is still writing
+SEND_TRIES = 3  # of one answer, should the server lose parts of it
+AWAY = {502, 503, 504}  # the server, or what stands before it, says that it is not there now
+KEY_IN_USE = 412
+# How OpenSSL says that the other side does not speak TLS.
+PLAIN_TEXT = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+def serve_node(
+    address: str,
+    ca: bytes,
+    key: EllipticCurvePrivateKey,
+    app: ClientApp,
+    node_config: Mapping[str, UserConfigValue],
+    *,
+    memory: Path,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+    poll_seconds: float = 0.2,
+) -> None:
+    """Answer the server's messages until `stop`, for ever trying again while the server is away.
+
+    Nothing that the server sends is executed or stored: messages go to `app`, if they are to train or a query.
+
+    Args:
+        address: host:port of the server.
+        ca: PEM certificate of the authority that signed the server's.
+        node_config: what `app` finds in its context.
+        memory: a file of this node's own, where a crashed node finds what it has to take back.
+        stop: looked at often, but not while `app` runs.
+        say: takes a line for a person: that the server is waited for, reached, lost, and back.
+        poll_seconds: between two questions for messages.
+
+    Raises:
+        RunError: the first time that the server was reached it was the wrong one, or refused this node's key.
+    """
+    signature = NodeAuthHttpInterceptor(key, key.public_key())
+    with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
+        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for it
+        link = _Link(client, address, stop, say, poll_seconds)
+        node = None
+        try:
+            while not stop():
+                node = link.join(public_key_to_bytes(key.public_key()), memory)
+                with _heartbeats(client, node):
+                    _work(link, node, app, node_config)
+        except _Stopped:
+            pass
+        finally:
+            if node is not None:
+                with suppress(httpx.HTTPError):
+                    client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+                    memory.unlink(missing_ok=True)
+
+
+class _Stopped(Exception):
+    """`stop` said so."""
+
+
+@dataclass
+class _Link:
+    """The line to the server.
+
+    Attributes:
+        welcome: whether the server has ever let this node in.
+        failures: in a row, so far.
+    """
+
+    client: FleetHttpClient
+    address: str
+    stop: Callable[[], bool]
+    say: Callable[[str], None]
+    poll_seconds: float
+    welcome: bool = False
+    failures: int = 0
+
+    def call(self, send: Callable[[Request], Response], request: Request) -> Response:
+        """What the server answers, whenever it does.
+
+        Raises:
+            HTTPStatusError: it will not. RunError: it is the wrong server. _Stopped: see there.
+        """
+        while True:
+            try:
+                response = send(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code not in AWAY:
+                    raise
+                self.wait("it is not ready")
+            except httpx.TransportError as error:
+                cause = _root(error)
+                if not self.welcome and (reason := _distrust(cause)):
+                    raise RunError(f"the server at {self.address} {reason}") from error
+                self.wait(str(cause) or type(cause).__name__)
+            else:
+                if self.welcome and self.failures > 1:
+                    self.say(f"the server at {self.address} is back")
+                self.failures = 0
+                return response
+
+    def join(self, public_key: bytes, memory: Path) -> Node:
+        """Be let in.
+
+        Raises:
+            RunError: the server was reached for the first time, and refuses this node. _Stopped: see there.
+        """
+        # To the server, a node that crashed is connected for another minute, and its key is in use.
+        with suppress(OSError, ValueError, httpx.HTTPStatusError):
+            self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(memory.read_text())))
+        request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        while True:
+            try:
+                node_id = self.call(self.client.ActivateNode, request).node_id
+                break
+            except httpx.HTTPStatusError as error:
+                reason = _refusal(error.response)
+                if not self.welcome and error.response.status_code != KEY_IN_USE:
+                    raise RunError(f"the server at {self.address} {reason}") from error
+            self.wait(f"it {reason}")
+        memory.write_text(str(node_id))
+        if not self.welcome:
+            self.say(f"connected to the server at {self.address}")
+            self.welcome = True
+        return Node(node_id=node_id)
+
+    def wait(self, reason: str) -> None:
+        """After a failure, and longer after each; what is over at the next try is not worth a line."""
+        self.failures += 1
+        if not self.welcome and self.failures == 1:
+            self.say(f"waiting for the server at {self.address} ({reason})")
+        if self.welcome and self.failures == 2:
+            self.say(f"lost the server at {self.address} ({reason}); trying until it is back")
+        self.pause(min(2.0 ** min(self.failures - 1, 10), MAX_WAIT_SECONDS))
+
+    def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            _Stopped: see there.
+        """
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            if self.stop():
+                raise _Stopped
+            time.sleep(min(left, LOOK_SECONDS))
+
+
+def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
+    """Answer messages until `stop`, or until the server does not know this node any more, as it was started again."""
+    context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
+    while not link.stop():
+        try:
+            found = link.call(link.client.PullMessages, PullMessagesRequest(node=node))
+            if not found.messages_list:
+                link.pause(link.poll_seconds)
+                continue
+            announced = message_from_proto(found.messages_list[0])
+            run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
+            contents = _fetch(link, node, run_id, found.message_object_trees[0])
+            if contents is None:
+                continue
+            link.call(
+                link.client.ConfirmMessageReceived,
+                ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id),
+            )
+            if context.run_id != run_id:  # what an app keeps in its context, it keeps for a run
+                context = Context(run_id, node.node_id, dict(node_config), RecordDict(), {})
+            _send(link, node, _answer(app, announced, contents, context))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                return
+            link.wait(f"it answered with HTTP {error.response.status_code}")  # a run that is over, most likely
+
+
+def _fetch(link: _Link, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
+    """A message's parts; None when the server has withdrawn it."""
+    contents: dict[str, bytes] = {}
+    for object_id in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+        request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
+        while not (part := link.call(link.client.PullObject, request)).object_available:
+            if not part.object_found:
+                return None
+            link.pause(PART_SECONDS)
+        contents[object_id] = part.object_content
+    return contents
+
+
+def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
+    """The app's answer; of what it raises the name alone, as its text may hold data."""
+    message_id = announced.metadata.message_id
+    try:
+        message = inflate_object_from_contents(message_id, contents)
+        if not isinstance(message, Message) or message.metadata.message_type not in (
+            MessageType.TRAIN,
+            MessageType.QUERY,
+        ):
+            return Message(Error(ErrorCode.UNKNOWN, "this node trains and says what it is"), reply_to=announced)
+        message.metadata.__dict__["_message_id"] = message_id  # as Flower does; it has no setter
+        answer = app(message, context)
+        if not isinstance(answer, Message):
+            raise TypeError(f"the app answered with {type(answer).__name__}, not with a message")
+        return answer
+    except Exception as error:
+        logging.getLogger("fftmoe").exception("this node could not do what it was asked")
+        reason = f"{type(error).__name__}; the node's log has the rest"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=announced)
+
+
+def _send(link: _Link, node: Node, answer: Message) -> None:
+    """Announce the answer, then send those of its parts that the server has not got."""
+    with no_object_id_recompute():
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        parts = get_all_nested_objects(answer)
+        request = PushMessagesRequest(
+            node=node,
+            messages_list=[message_to_proto(remove_content_from_message(answer))],
+            message_object_trees=[get_object_tree(answer)],
+        )
+        for _ in range(SEND_TRIES):
+            wanted = link.call(link.client.PushMessages, request)  # nothing, once nobody waits for the answer
+            pushes = (
+                PushObjectRequest(
+                    node=node,
+                    run_id=answer.metadata.run_id,
+                    session_id=wanted.session_id,
+                    object_id=object_id,
+                    object_content=parts[object_id].deflate(),
+                )
+                for object_id in wanted.objects_to_push
+            )
+            if all(link.call(link.client.PushObject, push).stored for push in pushes):
+                return
+
+
+@contextmanager
+def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
+    """Stay connected, in the server's eyes, while the app runs for hours."""
+    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+
+    def beat() -> bool:
+        try:
+            return client.SendNodeHeartbeat(request).success
+        except httpx.HTTPError:
+            return False  # it is tried again soon; what was wrong, the next message will tell
+
+    sender = HeartbeatSender(beat)
+    sender.start()
+    try:
+        yield
+    finally:
+        sender.stop()
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _distrust(cause: BaseException) -> str | None:
+    """Why this is not the server that it should be, if it is not."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"is not one that this site trusts ({cause.verify_message}); check the address, the authority's "
+            "certificate and this machine's date"
+        )
+    if isinstance(cause, ssl.SSLError) and cause.reason in PLAIN_TEXT:
+        return "does not speak TLS; check the address and the port"
+    return None
+
+
+def _refusal(response: httpx.Response) -> str:
+    """Why this node is not let in."""
+    if response.status_code == KEY_IN_USE:
+        return "still counts an earlier connection with this site's key, which lapses within a minute"
+    if response.status_code != httpx.codes.UNAUTHORIZED:
+        return f"answers with HTTP {response.status_code}, as no fftmoe server does; check the address and the port"
+    with suppress(KeyError, ValueError):
+        ahead = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
+        # Whole seconds, as the server's are; it takes a signature from the past for longer than one from the future.
+        if not -TIMESTAMP_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE - 1:
+            return f"has a clock that differs by {abs(ahead):.0f} s from this machine's; set both by NTP"
+    return "does not know this site's key; start this site with the folder that the server's owner made for it"

@@ -1,0 +1,287 @@
+"""Flower's SuperLink, hardened, in a process of its own that ends with the process that started it.
+
+Its state is in memory. It has two listeners, both with TLS. `fleet` is for nodes: it knows the Fleet API and nothing
+else, and refuses strangers before it reads what they send. `control` is for the one process that holds the token.
+
+The SuperLink's process runs this file as a script: importing the package would load torch, which it has no use for.
+"""
+
+import asyncio
+import hmac
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from base64 import b64decode
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+import uvicorn
+from fastapi import FastAPI
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.superlink.federation import FederationManager
+from flwr.superlink.main import create_app
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 64 * 2**20  # of a node's request; Flower cuts what it sends into objects of 5 MiB
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 30  # longer than clients keep an idle connection, so that none closes as it is taken up again
+READY = "ready"
+
+
+def _free_loopback() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a SuperLink listens, and the secrets that it shares with its one user.
+
+    Attributes:
+        fleet: host:port to listen on for nodes; the host 0.0.0.0 is every IPv4 network of this machine.
+        ca: PEM file of the authority that signed `certificate`.
+        certificate: PEM file; good for the name that nodes call, and for 127.0.0.1.
+        key: PEM file of its private key, without a passphrase.
+        control: 127.0.0.1:port to listen on for this machine's server; by default one that was free.
+        token: for everything on `control`.
+        secret: for acting as Flower's ServerApp, beside the token; hexadecimal.
+    """
+
+    fleet: str
+    ca: Path
+    certificate: Path
+    key: Path
+    control: str = field(default_factory=_free_loopback)
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+
+
+def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
+    """Start a SuperLink and wait until it listens. It ends at `stop_superlink`, or with this process.
+
+    Args:
+        log: what it has to say is added to this file.
+
+    Raises:
+        RunError: it could not start; the message says why.
+    """
+    from fftmoe.errors import RunError  # not above: see this module's docstring
+
+    # None of the caller's settings of Flower: some open further ports, or other ways to log in.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__],  # -P: this folder's files are not to be found as modules
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the caller, who then still has something to say to it
+        )
+    stdin, report = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    too_late = threading.Timer(START_SECONDS, process.kill)
+    too_late.start()
+    said = b""
+    with suppress(BrokenPipeError), report:  # by a pipe, as a command line can be read by others
+        stdin.write(json.dumps(asdict(endpoint), default=str).encode() + b"\n")
+        stdin.flush()
+        said = report.readline()
+    too_late.cancel()
+    if said.decode().strip() != READY:
+        stop_superlink(process)
+        raise RunError(f"Flower's SuperLink could not start: {said.decode().strip() or f'the end of {log} says why'}")
+    return process
+
+
+def stop_superlink(process: "subprocess.Popen[bytes]") -> None:
+    """End a SuperLink that `start_superlink` has started; nothing if it has ended."""
+    with suppress(BrokenPipeError):  # it ended before it had read everything
+        cast(IO[bytes], process.stdin).close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Guard:
+    """What each listener lets through to Flower, decided before the body is read."""
+
+    def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
+        self._app: ASGIApp = app
+        self._state: InMemoryLinkState = app.state.linkstate_factory.state()
+        self._control_port = _host_and_port(endpoint.control)[1]
+        self._bearer = f"Bearer {endpoint.token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        status = None if scope["type"] == "lifespan" else await self._refusal(scope)
+        if status is None:
+            await self._app(scope, _limited(receive), send)
+            return
+        # The rest of what the stranger sends is not read.
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _refusal(self, scope: Scope) -> int | None:
+        """The status to answer with; None when the request may pass."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if path == "/health":
+            return None
+        if scope["server"][1] == self._control_port:  # of this machine's end of the connection
+            given = headers.get("authorization", "").encode()
+            return None if hmac.compare_digest(given, self._bearer) else 401
+        if scope["method"] != "POST" or not path.startswith("/v1/fleet/"):
+            return 404
+        if not self._state.run_ids:
+            return 503  # the nodes' keys come before the first run: until then, nobody is a stranger
+        length = headers.get("content-length", "")
+        if "transfer-encoding" in headers or not length.isdecimal():
+            return 411
+        if int(length) > MAX_BODY_BYTES:
+            return 413
+        return None if await run_in_threadpool(self._knows, headers) else 401
+
+    def _knows(self, headers: Headers) -> bool:
+        """Whether a registered node signed this; that it did so just now, as itself, Flower checks with the body."""
+        try:
+            key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+            signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+            signed = headers[TIMESTAMP_HEADER].encode()
+            if self._state.get_node_id_by_public_key(key) is None:
+                return False
+            return verify_signature(bytes_to_public_key(key), signed, signature)
+        except (KeyError, ValueError):
+            return False
+
+
+class LeanLinkState(InMemoryLinkState):
+    """Flower's state, for runs that last days: what nobody will fetch any more does not stay in memory."""
+
+    def __init__(self, federation_manager: FederationManager, object_store: ObjectStore) -> None:
+        super().__init__(federation_manager, object_store)
+        # Flower takes these two locks in either order when an upload is cut off, which can stop it for good.
+        self._lock_object_push_sessions = self.lock
+
+    def delete_messages(self, message_ins_ids: set[str]) -> None:
+        """Delete requests and their answers; Flower would keep the bytes of a request that its node never fetched."""
+        with self.lock:
+            for request in message_ins_ids:
+                self.object_store.delete(request)
+                answer = self.message_res_store.get(self.message_ins_id_to_message_res_id.get(request, ""))
+                if answer is not None and not answer.metadata.delivered_at:  # else the server is about to fetch it
+                    self.object_store.delete(answer.metadata.message_id)
+            super().delete_messages(message_ins_ids)
+
+    def deactivate_node(self, node_id: int) -> bool:
+        """Give up what the node was doing: it has ended, or begins anew, and Flower gives out a message only once."""
+        with self.lock:
+            begun = {i for i, m in self.message_ins_store.items() if m.metadata.dst_node_id == node_id}
+            self.delete_messages(begun - self.message_ins_id_to_message_res_id.keys())
+            return super().deactivate_node(node_id)
+
+
+def _limited(receive: Receive) -> Receive:
+    """`receive`, as if the client had gone once its body is too long: its own word for the length is not taken."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= MAX_BODY_BYTES else {"type": "http.disconnect"}
+
+    return limited
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = _host_and_port(address)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(
+            f"it cannot listen on {address} ({error.strerror}); choose another port or host, or end what uses it"
+        ) from error
+    # By this number asyncio knows TCP, and turns off what would delay each answer by 40 ms (Nagle's algorithm).
+    return socket.socket(listener.family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
+
+
+def _configure(endpoint: Endpoint) -> uvicorn.Config:
+    app = create_app()  # of Flower's one HTTP application, without the gRPC servers and processes of its command
+    app.state.superexec_auth_secret = bytes.fromhex(endpoint.secret)
+    app.state.enable_supernode_auth = True  # no node registers itself
+    factory = app.state.linkstate_factory
+    factory.state_instance = LeanLinkState(factory.federation_manager, factory.objectstore_factory.store())
+    config = uvicorn.Config(
+        Guard(app, endpoint),
+        lifespan="on",
+        http="h11",  # limits a request's head; httptools does not
+        ws="none",
+        access_log=False,  # nodes ask several times a second
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=endpoint.certificate,
+        ssl_keyfile=endpoint.key,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise OSError(f"its certificate {endpoint.certificate} with {endpoint.key} is of no use: {error}") from error
+    return config
+
+
+async def _serve(server: uvicorn.Server, sockets: Iterable[socket.socket], report: IO[str]) -> None:
+    serving = asyncio.create_task(server.serve(list(sockets)))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.01)
+    with report:
+        report.write(READY if server.started else "")
+    await serving
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # returns when the last who could write is gone, however it went
+    os._exit(0)
+
+
+def main() -> None:
+    """The SuperLink's process: reads its endpoint, reports that it is ready or why it cannot be, and serves."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print belongs into the log
+    endpoint = Endpoint(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        server = uvicorn.Server(_configure(endpoint))
+        sockets = [_listen(endpoint.control), _listen(endpoint.fleet)]
+    except OSError as error:
+        report.write(str(error))
+        report.close()
+        return
+    asyncio.run(_serve(server, sockets, report))
+
+
+if __name__ == "__main__":
+    main()
