@@ -8,14 +8,14 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fftmoe.config import load_recipe, parse_recipe
-from fftmoe.deploy.federation import prepare, run_over_sites
+from fftmoe.config import Recipe, load_recipe, parse_recipe
+from fftmoe.deploy.federation import ASK_SECONDS, LOOK_SECONDS, prepare, run_over_sites
 from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
@@ -23,13 +23,14 @@ from fftmoe.experiment.site import SiteSettings, open_site, serve
 from fftmoe.report.progress import Progress
 
 WHO = {"who": True}  # the query that a node answers without a job
+Number = TypeVar("Number", int, float)
 
 
 def site_settings(context: Context) -> SiteSettings:
     """A node's configuration as settings; a simulation's node i is site-i, below the run's `sites-folder`.
 
     Raises:
-        InputError: a key is missing.
+        InputError: a key is missing, or has no such value.
     """
     config = dict(context.node_config)
     if "partition-id" in config and "site" not in config:
@@ -41,7 +42,7 @@ def site_settings(context: Context) -> SiteSettings:
             raise InputError(f"the node's configuration has no {key!r}; it needs site, client-id and data")
     return SiteSettings(
         name=str(config["site"]),
-        client_id=int(config["client-id"]),
+        client_id=_number(config, "client-id", int, 0),
         data=Path(str(config["data"])),
         budget=str(config.get("budget", "auto")),
         folder=Path(str(config.get("folder", "."))),
@@ -63,35 +64,67 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the recipe over the nodes that are there."""
-    config = context.run_config
-    text = str(config["recipe"])
-    recipe = parse_recipe(json.loads(text), "recipe") if text.startswith("{") else load_recipe(text)
-    wait = float(config.get("wait-seconds", 600.0))
-    found = _who(grid, int(config["sites"]), wait)
+    """Run the recipe over the nodes that are there, once all that needs no node is checked."""
+    config, progress = context.run_config, Progress(Console())
+    num_sites, wait = _number(config, "sites", int, 1), _number(config, "wait-seconds", float, 0.0)
+    task = prepare(_recipe(str(config["recipe"])), Path(str(config["output"])), progress)
+    found = _who(grid, num_sites, wait, progress)
     nodes = {site: node for site, (node, _) in found.items()}
     client_ids = {site: client_id for site, (_, client_id) in found.items()}
-    progress = Progress(Console())
-    run_over_sites(grid, prepare(recipe, Path(str(config["output"])), progress), nodes, client_ids, wait, progress)
+    run_over_sites(grid, task, nodes, client_ids, wait, progress)
 
 
-def _who(grid: Grid, num_sites: int, wait_seconds: float) -> dict[str, tuple[int, int]]:
-    """Site -> its node and client id, once there are as many as there should be."""
+def _recipe(text: str) -> Recipe:
+    if not text.lstrip().startswith("{"):
+        return load_recipe(text)
+    try:
+        return parse_recipe(json.loads(text), "recipe")
+    except json.JSONDecodeError as error:
+        raise InputError(f"the run's recipe looks like JSON and is none: {error}") from error
+
+
+def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Number) -> Number:
+    """The value of a key, which may have been given as text."""
+    try:
+        value = kind(str(config[key]))
+    except ValueError:
+        value = None
+    if value is None or not value >= least:
+        raise InputError(f"{key} must be a number of at least {least} (value: {config[key]!r})")
+    return value
+
+
+def _who(grid: Grid, num_sites: int, wait_seconds: float, progress: Progress) -> dict[str, tuple[int, int]]:
+    """Site -> its node and client id, once there are as many as there should be.
+
+    A node that cannot say who it is, perhaps since it has just gone, is asked again until the time is over.
+    """
     ends = time.monotonic() + wait_seconds
     found: dict[str, tuple[int, int]] = {}
-    asked: set[int] = set()
-    while len(found) < num_sites:
-        new = [node for node in grid.get_node_ids() if node not in asked]
-        for node, answer in ask(grid, new, WHO, wait_seconds).items():
-            asked.add(node)
+    refused: dict[int, str] = {}
+    progress.say(f"waiting for {num_sites} sites")
+    while True:
+        known = {node for node, _ in found.values()}
+        new = [node for node in grid.get_node_ids() if node not in known]
+        for node, answer in ask(grid, new, WHO, max(1.0, min(ends - time.monotonic(), ASK_SECONDS))).items():
             if isinstance(answer, str):
-                raise InputError(f"a node could not say who it is: {answer}")
+                if refused.get(node) != answer:
+                    progress.say(f"a node cannot say who it is: {answer}")
+                refused[node] = answer
+                continue
             if answer["site"] in found:
                 raise InputError(f"two nodes call themselves site {answer['site']}; give each its own name")
             found[str(answer["site"])] = node, int(answer["client_id"])
-        if time.monotonic() > ends:
-            raise RunError(f"{len(found)} of {num_sites} sites came within {wait_seconds:g} s")
-        time.sleep(1.0)
+            refused.pop(node, None)
+        if len(found) >= num_sites:
+            break
+        if time.monotonic() >= ends:
+            reasons = "".join(f"; one cannot say who it is: {reason}" for reason in refused.values())
+            raise RunError(f"{len(found)} of {num_sites} sites came within {wait_seconds:g} s{reasons}")
+        time.sleep(LOOK_SECONDS)
     if sorted(client_id for _, client_id in found.values()) != list(range(num_sites)):
-        raise InputError(f"the sites' client ids must be 0 to {num_sites - 1}, each once")
+        raise InputError(
+            f"the sites' client ids must be 0 to {num_sites - 1}, each once: "
+            + ", ".join(f"{site} is {client_id}" for site, (_, client_id) in found.items())
+        )
     return dict(sorted(found.items(), key=lambda item: item[1][1]))

@@ -117,7 +117,7 @@ def load_images(
         name: ImageSplit(
             pixels=_pixels(table, image, size),
             labels=labels[name],
-            columns={column: list(table.rows[column]) for column in extra_columns},
+            columns={column: list(table.rows[column]) for column in extra_columns if column in table.rows.column_names},
         )
         for name, table in tables.items()
     }

@@ -81,7 +81,7 @@ def load_source(
             a hub id, optionally `id:configuration`.
         text: column that holds the texts.
         label: column that holds the labels.
-        extra_columns: further columns to keep.
+        extra_columns: further columns to keep, which the training rows must have.
 
     Raises:
         InputError: the source, a file or a column is missing; a text or label is empty; a label does not
@@ -92,7 +92,7 @@ def load_source(
         name: Split(
             texts=_texts(table, text),
             labels=labels[name],
-            columns={column: list(table.rows[column]) for column in extra_columns},
+            columns={column: list(table.rows[column]) for column in extra_columns if column in table.rows.column_names},
         )
         for name, table in tables.items()
     }
@@ -108,7 +108,7 @@ def labelled_tables(
         source: as `load_source`.
         content: the column that holds the examples, by the recipe's key for it ("data.text").
         label: column that holds the labels.
-        extra_columns: further columns that must be there.
+        extra_columns: further columns that the first needed split must have.
 
     Returns:
         the tables and the labels, int64 [N], by split; the labels' names.
@@ -117,8 +117,9 @@ def labelled_tables(
         InputError: as `load_source`, except for empty texts.
     """
     tables = _read(source, tuple(content.values()), wanted.needed)
-    for table in tables.values():
-        for column in dict.fromkeys((*content.values(), label, *extra_columns)):
+    for split, table in tables.items():
+        further = extra_columns if split == wanted.needed[0] else ()  # who holds a test row is no question
+        for column in dict.fromkeys((*content.values(), label, *further)):
             _require_column(table, column, [*content, "data.label", "partition.by"])
     labels = {name: _labels(table, label) for name, table in tables.items()}
     known = wanted.label_names or _known(tables[wanted.needed[0]], label, labels[wanted.needed[0]])
