@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from socket import create_server
 
 import pytest
 
@@ -40,3 +41,24 @@ def test_the_simulation_ends_with_the_local_engines_bytes(recipe_file: Path, tmp
         for tier in values["per_client_round_by_tier"].values():
             del tier["seconds"]
     assert here == there
+
+
+def test_the_simulation_runs_on_a_ray_cluster_that_is_there(recipe_file: Path, tmp_path: Path):
+    """One node of a cluster of its own, on the loopback, which is still there afterwards."""
+    with create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
+    flags = ["--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
+    with subprocess.Popen([*ray, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as cluster:
+        try:
+            assert cluster.stdout is not None
+            assert any("Ray runtime started" in line for line in cluster.stdout)
+            local = finish(recipe_file, tmp_path / "local")
+            settings = ("engine.kind=flower", f"engine.ray_address=127.0.0.1:{port}")
+            there = finish(recipe_file, tmp_path / "there", *settings)
+            assert cluster.poll() is None
+        finally:
+            cluster.terminate()
+            cluster.wait(timeout=60)
+    for result in RESULTS:
+        assert (local / result).read_bytes() == (there / result).read_bytes()
