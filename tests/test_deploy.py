@@ -19,6 +19,7 @@ import yaml
 from fftmoe.config import parse_recipe
 from fftmoe.experiment import run
 from fftmoe.experiment.compose import compose
+from fftmoe.experiment.plan import forecast
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -164,6 +165,12 @@ def test_four_sites_end_with_the_bytes_of_one_machine(federation: Federation, lo
     for tier, costs in here["per_client_round_by_tier"].items():
         found = there["per_client_round_by_tier"][tier]
         assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in costs.items() if k != "seconds"}
+    planned = forecast(parse_recipe(federation.values, "planned"))
+    for tier in planned.tiers:
+        found = there["per_client_round_by_tier"][tier.budget.name]
+        # The plan is of the first round, and of updates in which every expert was trained and every number is long.
+        assert found["bytes_down"] == pytest.approx(tier.bytes_down, rel=0.01)
+        assert 0.8 * tier.bytes_up <= found["bytes_up"] <= tier.bytes_up
 
 
 def test_a_server_that_is_killed_goes_on_to_the_same_bytes(federation: Federation, local: Path, tmp_path: Path):

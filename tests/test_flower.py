@@ -24,6 +24,7 @@ from fftmoe.engines.flower_messages import (
     unpack_reply,
     unpack_request,
 )
+from fftmoe.engines.flower_node import patience
 from fftmoe.errors import InputError
 
 JOB = {"recipe": {"seed": 3}, "labels": ["a", "ü"]}
@@ -212,3 +213,11 @@ def test_a_profile_is_json():
     [answer] = grid.pull_messages([identity])
     assert unpack_profile(answer.content) == {"tier": "ü", "top_k": 2}
     assert json.dumps(JOB)
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 5.0))
+def test_an_idle_node_looks_seldom_but_never_adds_more_than_a_tenth(idle: float, least: float):
+    wait = patience(idle, least)
+    assert least <= wait <= 30.0 or wait == least
+    assert wait <= max(least, 0.1 * idle)
+    assert patience(2 * idle, least) >= wait

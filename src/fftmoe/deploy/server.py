@@ -35,20 +35,20 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
     if warning := expiry_warning(server.certificate, "the server's certificate"):
         progress.say(warning)
     task = prepare(recipe, output, progress)
-    endpoint = _endpoint(server)
+    endpoint = endpoint_of(server)
     facts = {"output": str(output.absolute()), "control": endpoint.control, "token": endpoint.token}
     with running(folder, facts):
         superlink = start_superlink(endpoint, folder / LOG)
         try:
             progress.say(f"listening on {endpoint.fleet}; sites reach it as {server.deployment.address}")
-            with open_grid(endpoint, _keys(server)) as (grid, nodes):
+            with open_grid(endpoint, keys_of(server)) as (grid, nodes):
                 client_ids = {site: client_id for client_id, site in enumerate(server.deployment.sites)}
                 return run_over_sites(grid, task, nodes, client_ids, wait_seconds, progress)
         finally:
             stop_superlink(superlink)
 
 
-def _endpoint(server: ServerFolder) -> Endpoint:
+def endpoint_of(server: ServerFolder) -> Endpoint:
     """On this machine alone if the sites are told to look there, else on all of its networks."""
     address, folder = server.deployment.address, server.folder
     host, port = parse_address(address).host, parse_address(address).port
@@ -57,7 +57,7 @@ def _endpoint(server: ServerFolder) -> Endpoint:
     return Endpoint(fleet, folder / "ca.crt", folder / "server.crt", folder / "server.key")
 
 
-def _keys(server: ServerFolder) -> dict[str, bytes]:
+def keys_of(server: ServerFolder) -> dict[str, bytes]:
     """Each site's public key as OpenSSH writes it."""
     keys = zip(server.deployment.sites, server.public_keys, strict=True)
     return {site: key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) for site, key in keys}

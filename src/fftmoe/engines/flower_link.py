@@ -336,8 +336,9 @@ def _retries() -> RetryInvoker:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What the operating system or OpenSSL said; httpcore keeps that as an argument, not as a cause."""
+    while inner := error.__cause__ or next((a for a in error.args if isinstance(a, BaseException)), None):
+        error = inner
     return error
 
 

@@ -45,6 +45,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fftmoe.errors import RunError
 
 CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
+LEAVE_SECONDS = 5.0  # the same, for the last call, as somebody waits for this process to end
+PATIENCE = 0.1  # of the time without a message, so that waiting for one adds at most this part to a round
+MOST_PATIENCE_SECONDS = 30.0
 MAX_WAIT_SECONDS = 30.0  # between tries to reach the server
 LOOK_SECONDS = 0.1  # between looks whether to stop, while waiting
 PART_SECONDS = 0.05  # between looks for a part of a message that the server is still writing
@@ -80,7 +83,7 @@ def serve_node(
         memory: a file of this node's own, where a crashed node finds what it has to take back.
         stop: looked at often, but not while `app` runs.
         say: takes a line for a person: that the server is waited for, reached, lost, and back.
-        poll_seconds: between two questions for messages.
+        poll_seconds: between two questions for messages, at the least; longer when there have been none for a while.
 
     Raises:
         RunError: the first time that the server was reached it was the wrong one, or refused this node's key.
@@ -99,6 +102,7 @@ def serve_node(
             pass
         finally:
             if node is not None:
+                client._client.timeout = httpx.Timeout(LEAVE_SECONDS)
                 with suppress(httpx.HTTPError):
                     client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
                     memory.unlink(missing_ok=True)
@@ -168,7 +172,8 @@ class _Link:
                 if not self.welcome and error.response.status_code != KEY_IN_USE:
                     raise RunError(f"the server at {self.address} {reason}") from error
             self.wait(f"it {reason}")
-        memory.write_text(str(node_id))
+        with suppress(OSError):  # a full disk costs a minute after the next crash, and not this connection
+            memory.write_text(str(node_id))
         if not self.welcome:
             self.say(f"connected to the server at {self.address}")
             self.welcome = True
@@ -196,14 +201,20 @@ class _Link:
             time.sleep(min(left, LOOK_SECONDS))
 
 
+def patience(idle_seconds: float, least: float) -> float:
+    """Seconds to the next look: a part of how long there has been nothing, so that idle nodes leave a server alone."""
+    return min(MOST_PATIENCE_SECONDS, max(least, PATIENCE * idle_seconds))
+
+
 def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
     """Answer messages until `stop`, or until the server does not know this node any more, as it was started again."""
     context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
+    last = time.monotonic()
     while not link.stop():
         try:
             found = link.call(link.client.PullMessages, PullMessagesRequest(node=node))
             if not found.messages_list:
-                link.pause(link.poll_seconds)
+                link.pause(patience(time.monotonic() - last, link.poll_seconds))
                 continue
             announced = message_from_proto(found.messages_list[0])
             run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
@@ -217,6 +228,7 @@ def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, Use
             if context.run_id != run_id:  # what an app keeps in its context, it keeps for a run
                 context = Context(run_id, node.node_id, dict(node_config), RecordDict(), {})
             _send(link, node, _answer(app, announced, contents, context))
+            last = time.monotonic()
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
                 return
@@ -303,8 +315,9 @@ def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What the operating system or OpenSSL said; httpcore keeps that as an argument, not as a cause."""
+    while inner := error.__cause__ or next((a for a in error.args if isinstance(a, BaseException)), None):
+        error = inner
     return error
 
 

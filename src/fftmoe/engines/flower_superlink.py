@@ -104,7 +104,8 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     too_late.cancel()
     if said.decode().strip() != READY:
         stop_superlink(process)
-        raise RunError(f"Flower's SuperLink could not start: {said.decode().strip() or f'the end of {log} says why'}")
+        silent = f"it was not ready within {START_SECONDS:g} s, or it ended; {log} may say why"
+        raise RunError(f"Flower's SuperLink could not start: {said.decode().strip() or silent}")
     return process
 
 
