@@ -162,6 +162,17 @@ def test_a_round_ends_at_its_deadline_and_a_late_answer_is_dropped_in_the_next(m
     assert [type(a) for a in third] == [Reply]  # what is stale is told once
 
 
+def test_a_late_message_that_flower_gives_up_on_is_no_late_answer(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(flower.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
+    behaviour = {101: "lost"}
+    flowers, _ = engine(lambda node: behaviour.get(node, "well"), seconds=5.0)
+    assert [a.kind for a in run(flowers, [(0, b"ab")]) if isinstance(a, Fault)] == ["late"]
+    behaviour[101] = "gone"
+    assert [type(a) for a in run(flowers, [(1, b"cd")])] == [Reply]
+
+
 def test_those_beyond_enough_are_spare_and_what_is_twice_counts_once():
     flowers, _ = engine(lambda node: {101: "lost", 103: "twice"}.get(node, "well"))
     answers = run(flowers, [(0, b"ab")], [(1, b"cd")], [(2, b"ef")], [(4, b"gh")], enough=3)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fftmoe.deploy.folder import read_server
 from fftmoe.deploy.running import holder
-from fftmoe.engines.flower_sites import list_sites
+from fftmoe.engines.flower_control import list_sites
 from fftmoe.engines.flower_superlink import Endpoint
 from fftmoe.errors import InputError, RunError
 

@@ -6,12 +6,10 @@ and keeps it alive, and the app that Flower wants to see has no code in it.
 
 import hashlib
 import io
-import ssl
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -38,29 +36,20 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
-from flwr.supercore.protobuf.client import (
-    ProtobufCall,
-    ProtobufClient,
-    ProtobufClientInterceptor,
-    ProtobufRequestContext,
-)
-from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fftmoe.engines.flower_control import connect, explained, retries
 from fftmoe.engines.flower_superlink import Endpoint
 from fftmoe.errors import InputError, RunError
 
-CALL_SECONDS = 60.0  # for the SuperLink, which is on this machine, to answer
-RETRY_SECONDS = 10.0  # for it to be reachable again
 APP = b"""\
 [project]
 name = "fftmoe"
@@ -83,7 +72,6 @@ REASONS = {
 }
 CUT_OFF = "its answer did not arrive whole"
 UNREADABLE = "its answer cannot be read"
-Client = TypeVar("Client", bound=ProtobufClient)
 
 
 @contextmanager
@@ -105,8 +93,8 @@ def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[
     """
     keys = _load_keys(sites)
     with ExitStack() as stack:
-        with _explained(endpoint):
-            control = stack.enter_context(_client(ControlHttpClient, endpoint))
+        with explained(endpoint):
+            control = stack.enter_context(connect(ControlHttpClient, endpoint))
             nodes = _register(control, keys)
             token = _claim(endpoint, _start_run(control))
             stack.enter_context(_heartbeats(endpoint, token))
@@ -146,7 +134,7 @@ class LinkGrid(HttpGrid):
     def __init__(self, endpoint: Endpoint, token: str) -> None:
         super().__init__(endpoint.control, token=token)
         self._endpoint = endpoint
-        self._retry_invoker = _retries()
+        self._retry_invoker = retries()
         self._arriving: dict[str, _Arriving] = {}  # by the message that it answers
 
     def begin(self) -> None:
@@ -164,18 +152,18 @@ class LinkGrid(HttpGrid):
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """See `Grid`."""
-        with _explained(self._endpoint):
+        with explained(self._endpoint):
             return super().get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid`; an empty id for a message that could not be taken."""
-        with _explained(self._endpoint):
+        with explained(self._endpoint):
             return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers to these messages that are there whole, each once."""
         wanted = set(message_ids)
-        with _explained(self._endpoint):
+        with explained(self._endpoint):
             # The SuperLink tells of an answer once, and of one that it has told of that there is none.
             if unannounced := wanted - self._arriving.keys():
                 found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=unannounced))
@@ -207,7 +195,7 @@ class LinkGrid(HttpGrid):
 
     def _connect(self) -> None:
         token = RuntimeTokenHttpInterceptor(self._token)
-        self._client = _client(RuntimeHttpClient, self._endpoint, token, retries=self._retry_invoker)
+        self._client = connect(RuntimeHttpClient, self._endpoint, token, retries=self._retry_invoker)
 
 
 def _read(arriving: _Arriving) -> Message:
@@ -272,7 +260,7 @@ def _claim(endpoint: Endpoint, run_id: int) -> str:
     secret = SuperExecAuthHttpInterceptor(
         master_secret=bytes.fromhex(endpoint.secret), protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
-    with _client(RuntimeHttpClient, endpoint, secret) as client:
+    with connect(RuntimeHttpClient, endpoint, secret) as client:
         while True:  # past runs that were started and never claimed
             claim = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
             if claim.task.run_id == run_id:
@@ -284,7 +272,7 @@ def _claim(endpoint: Endpoint, run_id: int) -> str:
 @contextmanager
 def _heartbeats(endpoint: Endpoint, token: str) -> Iterator[None]:
     """Keep the run alive: the token lapses a minute after the last sign of life."""
-    with _client(RuntimeHttpClient, endpoint, RuntimeTokenHttpInterceptor(token)) as client:
+    with connect(RuntimeHttpClient, endpoint, RuntimeTokenHttpInterceptor(token)) as client:
 
         def beat() -> bool:
             try:
@@ -298,61 +286,3 @@ def _heartbeats(endpoint: Endpoint, token: str) -> Iterator[None]:
             yield
         finally:
             sender.stop()
-
-
-def _client(
-    kind: type[Client],
-    endpoint: Endpoint,
-    *interceptors: ProtobufClientInterceptor,
-    retries: RetryInvoker | None = None,
-) -> Client:
-    trust = ssl.create_default_context(cafile=endpoint.ca)
-    who = [RuntimeVersionHttpInterceptor("fftmoe"), _Bearer(endpoint.token), *interceptors]
-    client = kind(f"https://{endpoint.control}", interceptors=who, verify=trust, retry_invoker=retries)
-    client.close()
-    # A client of our own, as Flower's goes through the proxy that the environment names, even to this machine.
-    client._client = httpx.Client(verify=trust, timeout=CALL_SECONDS, trust_env=False)
-    return client
-
-
-@dataclass(frozen=True)
-class _Bearer:
-    token: str = field(repr=False)
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Show the token."""
-        context.request.headers["authorization"] = f"Bearer {self.token}"
-        return call_next(context)
-
-
-def _retries() -> RetryInvoker:
-    return RetryInvoker(
-        exponential,
-        httpx.TransportError,
-        max_tries=None,
-        max_time=RETRY_SECONDS,
-        should_giveup=lambda error: isinstance(_root(error), ssl.SSLError),
-    )
-
-
-def _root(error: BaseException) -> BaseException:
-    """What the operating system or OpenSSL said; httpcore keeps that as an argument, not as a cause."""
-    while inner := error.__cause__ or next((a for a in error.args if isinstance(a, BaseException)), None):
-        error = inner
-    return error
-
-
-@contextmanager
-def _explained(endpoint: Endpoint) -> Iterator[None]:
-    """What goes wrong with the SuperLink, as a sentence."""
-    try:
-        yield
-    except (httpx.HTTPError, ObjectPushError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
-            reason = "it does not know this run; it was started again, or heard nothing from this process for a minute"
-        elif isinstance(_root(error), ssl.SSLCertVerificationError):
-            reason = f"its certificate {endpoint.certificate} does not hold for {endpoint.control}: {_root(error)}"
-        elif isinstance(error, httpx.ConnectError):
-            reason = "it is not there any more; its log may say why"
-        raise RunError(f"the SuperLink at {endpoint.control} failed: {reason}") from error

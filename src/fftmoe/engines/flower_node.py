@@ -42,6 +42,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
 CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
@@ -143,7 +144,7 @@ class _Link:
                     raise
                 self.wait("it is not ready")
             except httpx.TransportError as error:
-                cause = _root(error)
+                cause = root_cause(error)
                 if not self.welcome and (reason := _distrust(cause)):
                     raise RunError(f"the server at {self.address} {reason}") from error
                 self.wait(str(cause) or type(cause).__name__)
@@ -312,13 +313,6 @@ def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
         yield
     finally:
         sender.stop()
-
-
-def _root(error: BaseException) -> BaseException:
-    """What the operating system or OpenSSL said; httpcore keeps that as an argument, not as a cause."""
-    while inner := error.__cause__ or next((a for a in error.args if isinstance(a, BaseException)), None):
-        error = inner
-    return error
 
 
 def _distrust(cause: BaseException) -> str | None:
