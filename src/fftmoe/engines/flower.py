@@ -142,4 +142,6 @@ class FlowerEngine:
 
     def _stale(self, message: Message) -> Iterator[Fault]:
         group = self._overdue.pop(message.metadata.reply_to_message_id, ())
+        if message.has_error():
+            return  # Flower gives up on the message: no answer came at all
         yield from (Fault(client_id, "stale", "its answer came after its round") for client_id, _ in group)
