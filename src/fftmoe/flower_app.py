@@ -1,7 +1,8 @@
 """The entry points of a Flower app: `flwr run` on any SuperLink runs a federation with them.
 
 Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's folder), `sites` (how many),
-`wait-seconds`. Node configuration: `site`, `client-id`, `data`, and perhaps `budget`, `folder`, `model`.
+`wait-seconds`, and for a simulation `sites-folder`. Node configuration: `site`, `client-id`, `data`, and perhaps
+`budget`, `folder`, `model`. Stock nodes start a process for each message, so that what a site keeps is in files.
 """
 
 import json
@@ -40,10 +41,15 @@ def site_settings(context: Context) -> SiteSettings:
     for key in ("site", "client-id", "data"):
         if key not in config:
             raise InputError(f"the node's configuration has no {key!r}; it needs site, client-id and data")
+    data = Path(str(config["data"]))
+    if not data.is_dir():  # elsewhere what is no folder may be a data set of a hub
+        raise InputError(
+            f"the node's data={config['data']!r} is no folder where it runs; name the one with its train.*"
+        )
     return SiteSettings(
         name=str(config["site"]),
         client_id=_number(config, "client-id", int, 0),
-        data=Path(str(config["data"])),
+        data=data,
         budget=str(config.get("budget", "auto")),
         folder=Path(str(config.get("folder", "."))),
         model=str(config["model"]) if "model" in config else None,
@@ -78,7 +84,7 @@ def _recipe(text: str) -> Recipe:
     if not text.lstrip().startswith("{"):
         return load_recipe(text)
     try:
-        return parse_recipe(json.loads(text), "recipe")
+        return parse_recipe(json.loads(text), "of the run")
     except json.JSONDecodeError as error:
         raise InputError(f"the run's recipe looks like JSON and is none: {error}") from error
 
