@@ -52,7 +52,8 @@ class FlowerSimulation:
         self._grids: Queue[Grid | BaseException] = Queue()
         self._done = threading.Event()
         num_nodes = min(num_clients, MOST_NODES)
-        ray: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
+        # "local" also where a cluster that has ended left its address behind, which Ray would otherwise try.
+        ray: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers}
         config: dict[str, Any] = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         self._thread = threading.Thread(target=self._simulate, args=(client_app, num_nodes, config), daemon=True)
         self._thread.start()
