@@ -39,6 +39,7 @@ from fftmoe.experiment.ledger import Ledger
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import Tensors
 from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.screening import Expectation
 from timing import Seconds, interleave, use_device
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"
@@ -95,10 +96,11 @@ def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[
     spec = ClientSpec(experiment.recipe, experiment.label_names, method, cached, rows, Forgetful(), cached)
     engine = make_engine(1, partial(build_client, spec), build_client(spec, model))
     state = method.init(model)
+    expect = partial(Expectation.of, method=method, num_examples=setting.examples)
 
     def one_round() -> None:
         plan = plan_round(method, state, 1, cohort, budgets, training, seed=0)
-        updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
+        updates = Ledger().exchange(engine, plan, partial(method.download, state), expect, lambda _: None)
         apply_round(method, state, plan, updates)
 
     return one_round

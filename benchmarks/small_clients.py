@@ -20,6 +20,7 @@ from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.compose import ClientSpec, build_client
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ClientUpdate, RoundPlan
+from fftmoe.server.screening import Expectation
 from fftmoe.store import ClientStateFiles
 from timing import Seconds, interleave
 from trick_bench import Bench
@@ -103,7 +104,8 @@ def exchange(bench: Bench, engine: Engine, at_once: int) -> list[ClientUpdate]:
         file.unlink()
     sent = {plan.client_id: tensors for plan, tensors in zip(bench.plans, bench.sent, strict=True)}
     plan = RoundPlan(1, tuple(bench.plans))
-    return list(Ledger().exchange(engine, plan, lambda client: sent[client.client_id], lambda _: None, at_once))
+    expect = partial(Expectation.of, method=bench.experiment.method)
+    return list(Ledger().exchange(engine, plan, lambda client: sent[client.client_id], expect, lambda _: None, at_once))
 
 
 def table(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from fftmoe.head import make_head
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.head_only import HeadOnly
 from fftmoe.records import (
     Budget,
     ClientPlan,
@@ -40,6 +42,7 @@ from fftmoe.records import (
 )
 from fftmoe.rng import generator
 from fftmoe.server.rounds import plan_round, together
+from fftmoe.server.screening import Expectation
 from models import FAMILIES, HIDDEN, images, token_examples
 
 M, H, C = 7, 3, 5
@@ -244,7 +247,8 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
     counted = Ledger()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "IN_FLIGHT", limit)
-        updates = counted.exchange(cast(Any, Echo()), cohort, lambda plan: {}, lambda client: None, at_once)
+        expect = partial(Expectation.of, method=HeadOnly())
+        updates = counted.exchange(cast(Any, Echo()), cohort, lambda plan: {}, expect, lambda client: None, at_once)
         assert [update.client_id for update in updates] == list(range(len(tiers)))
     assert max(waiting) <= limit
     assert counted.seconds == 0.5 * len(tiers)

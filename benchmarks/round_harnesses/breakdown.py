@@ -31,10 +31,10 @@ PARTS = {
     "pack and unpack": (
         "fftmoe.methods.fft_moe:FftMoe.download",
         "fftmoe.experiment.ledger:pack_plan",
-        "fftmoe.experiment.ledger:unpack_update",
         "fftmoe.client.runtime:unpack_plan",
         "fftmoe.client.runtime:pack_update",
     ),
+    "screening": ("fftmoe.server.screening:Expectation.of", "fftmoe.experiment.ledger:screen"),
     "client states on disk": ("fftmoe.store:ClientStateFiles.load", "fftmoe.store:ClientStateFiles.save"),
     "install": (
         "fftmoe.methods.fft_moe_client:FftMoeSession.__init__",

@@ -7,8 +7,12 @@ Both sides meet only here. Tensors are float32 on the CPU at this boundary. Name
 
 import dataclasses
 import json
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NoReturn
 
 import safetensors.torch
 from safetensors import TensorSpec, serialize
@@ -16,6 +20,9 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
+
+DEEPEST = 3  # brackets within brackets, in the JSON of a message
+_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)  # of JSON, in one pass whatever the text
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,54 @@ def unpack_header(message: bytes) -> dict:
     return json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
 
 
+def inspect_message(message: bytes, most: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What a message says of itself, read as one reads a stranger's: nothing is believed, and no tensor is made.
+
+    Args:
+        most: bytes that its JSON may have.
+
+    Returns:
+        what is declared of each tensor, by name, and the header, of neither of which the values are checked; and the
+        number of bytes after them.
+
+    Raises:
+        ValueError: it is no message that `pack` makes.
+    """
+    length = int.from_bytes(message[:8], "little")
+    if len(message) < 8 + length or not length:
+        raise ValueError(f"it has {len(message)} bytes, and says that {length} of them are a header")
+    if length > most:
+        raise ValueError(f"it has a header of {length} bytes, and at most {most} were expected")
+    declared = _strict_json(message[8 : 8 + length].decode(errors="replace"))
+    metadata = declared.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.keys() != {"header"} or not isinstance(metadata["header"], str):
+        raise ValueError(f"its metadata is {reprlib.repr(metadata)}, and a header was expected")
+    return declared, _strict_json(metadata["header"]), len(message) - 8 - length
+
+
+def _strict_json(text: str) -> dict[str, Any]:
+    """A JSON object with no name twice, no NaN, and no more depth than a message has."""
+    brackets = re.findall(r"[\[\]{}]", _STRING.sub("", text))
+    depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
+    if depth > DEEPEST:
+        raise ValueError(f"its JSON is nested {depth} deep, and at most {DEEPEST} was expected")
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    if not isinstance(value, dict):
+        raise ValueError(f"its JSON is {reprlib.repr(value)}, and an object was expected")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError(f"its JSON has a name twice among {reprlib.repr([name for name, _ in pairs])}")
+    return table
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"its JSON has {constant}, which is no number")
+
+
 def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
     """One message from server to client: the plan and the tensors it needs."""
     header = {**vars(plan), "budget": vars(plan.budget), "training": vars(plan.training)}
@@ -168,10 +223,13 @@ def pack_update(update: ClientUpdate) -> bytes:
 
 def unpack_update(message: bytes) -> ClientUpdate:
     """Inverse of `pack_update`."""
-    header, tensors = unpack(message)
-    for name in ("experts", "shares", "preferences"):
-        header[name] = _experts(header[name])
-    return ClientUpdate(tensors=tensors, **header)
+    return make_update(*unpack(message))
+
+
+def make_update(header: Mapping[str, Any], tensors: Tensors) -> ClientUpdate:
+    """The update of this header."""
+    tables = {name: _experts(header[name]) for name in ("experts", "shares", "preferences")}
+    return ClientUpdate(tensors=tensors, **{**header, **tables})
 
 
 def _experts(table: dict[str, list]) -> dict:

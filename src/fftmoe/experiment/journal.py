@@ -51,7 +51,7 @@ class Journal:
             **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds")},
             **({"expert_load_cv": loads[-1]} if loads else {}),
             "per_client_round_by_tier": self.ledger.per_client_round(),
-            "clients_failed": counts["failed"] + counts["late"],
+            "clients_failed": counts["failed"] + counts["late"] + counts["rejected"],
             "faults": {kind: count for kind, count in sorted(counts.items()) if count},
             "rounds_void": sum("void" in row for row in self.rows),
         }

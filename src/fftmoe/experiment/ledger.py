@@ -1,14 +1,19 @@
-"""What the messages of a run cost: bytes that were really serialised, seconds, and clients that did not answer."""
+"""What the messages of a run cost: bytes that were really serialised, seconds, and clients without a usable answer."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fftmoe.engines.base import Engine, Fault, Reply
-from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan, unpack_update
+from fftmoe.experiment.compose import Experiment
+from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
 from fftmoe.server.rounds import together
+from fftmoe.server.screening import Expectation, Rejected, screen
 
 IN_FLIGHT = 256  # clients
+Expect = Callable[[ClientPlan, Tensors], Expectation]
+"""From what a client is sent to what it may answer."""
 
 
 class Ledger:
@@ -53,11 +58,17 @@ class Ledger:
             for name, sums in sorted(self.tiers.items())
         }
 
+    @property
+    def new_faults(self) -> tuple[Fault, ...]:
+        """Those since the last row."""
+        return tuple(self._new_faults)
+
     def exchange(
         self,
         engine: Engine,
         plan: RoundPlan,
         download: Callable[[ClientPlan], Tensors],
+        expect: Expect,
         done: Callable[[int], None],
         at_once: int = 1,
         enough: int | None = None,
@@ -65,48 +76,85 @@ class Ledger:
         """Send every client its plan and tensors, up to `at_once` together; yield the updates in `client_id` order.
 
         At most `IN_FLIGHT` clients have a message or a reply waiting, so that memory does not grow with the cohort.
-        Clients that do not answer are noted, and so are those beyond the first `enough` (None: all) that do.
+        Clients that do not answer are noted, and so are those whose answer is not what `expect` says of their plan and
+        tensors, and those beyond the first `enough` (None: all) that do.
         """
         missing = enough
         for start in range(0, len(plan.clients), IN_FLIGHT):
             clients = plan.clients[start : start + IN_FLIGHT]
-            messages = {client.client_id: pack_plan(client, download(client)) for client in clients}
-            groups = [[(c.client_id, messages[c.client_id]) for c in group] for group in together(clients, at_once)]
-            answers: dict[int, Reply | Fault] = {}
+            sent = {client.client_id: _sent(client, download(client), expect) for client in clients}
+            groups = [
+                [(client.client_id, sent[client.client_id].message) for client in group]
+                for group in together(clients, at_once)
+            ]
+            answers: dict[int, ClientUpdate | None] = {}
             waiting = iter(clients)
             client = next(waiting)
             for answer in engine.run_clients(groups, missing):
-                self._note(answer, messages)
                 if isinstance(answer, Fault) and answer.kind == "stale":
-                    continue  # of an earlier round
-                answers[answer.client_id] = answer
+                    self._note(answer)  # of an earlier round
+                    continue
+                answers[answer.client_id] = self._opened(answer, sent[answer.client_id])
                 done(answer.client_id)
-                # Answers cut across the order of the clients: what comes early is kept as bytes until its turn.
+                # Answers cut across the order of the clients: what comes early waits for its turn.
                 while client is not None and client.client_id in answers:
-                    ready = answers.pop(client.client_id)
-                    if isinstance(ready, Reply):
-                        yield self._booked(client, len(messages[client.client_id]), ready)
+                    update = answers.pop(client.client_id)
+                    if update is not None:
+                        yield update
                         missing = None if missing is None else missing - 1
                     client = next(waiting, None)
             assert client is None, "an engine answers for every client"
 
-    def _note(self, answer: Reply | Fault, messages: Mapping[int, bytes]) -> None:
-        if isinstance(answer, Fault):
-            self.faults[answer.kind] += 1
-            self._new_faults.append(answer)
+    def _opened(self, answer: Reply | Fault, sent: "Sent") -> ClientUpdate | None:
+        """The update in an answer, booked; None where there is none that can be used."""
         if isinstance(answer, Reply) or answer.kind in ("failed", "late", "spare"):  # they were sent their message
-            self.bytes_down += len(messages[answer.client_id])
+            self.bytes_down += len(sent.message)
+        if isinstance(answer, Fault):
+            return self._note(answer)
+        self._book(answer, sent)
+        try:
+            return screen(answer.message, sent.expected)
+        except Rejected as reason:
+            return self._note(Fault(answer.client_id, "rejected", str(reason)))
 
-    def _booked(self, client: ClientPlan, bytes_down: int, reply: Reply) -> ClientUpdate:
+    def _note(self, fault: Fault) -> None:
+        self.faults[fault.kind] += 1
+        self._new_faults.append(fault)
+
+    def _book(self, reply: Reply, sent: "Sent") -> None:
+        client = sent.expected.plan
         self.bytes_up += len(reply.message)
         self.seconds += reply.seconds
         took = {
             "client_rounds": 1,
-            "bytes_down": bytes_down,
+            "bytes_down": len(sent.message),
             "bytes_up": len(reply.message),
             "seconds": reply.seconds,
         }
         if client.task != "sums":  # which everyone gets with the largest budget: no round of that tier
             for key, value in took.items():
                 self.tiers[client.budget.name][key] += value
-        return unpack_update(reply.message)
+
+
+def expectations(experiment: Experiment) -> Expect:
+    """What clients of this experiment may answer."""
+    # Padding is no token. Images have more than `max_length` says, and all of them the same number.
+    max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
+
+    def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
+        # How many examples a site holds is for nobody else to count.
+        num_examples = None if experiment.remote else len(experiment.partition.indices[client.client_id])
+        return Expectation.of(client, tensors, experiment.method, num_examples, max_tokens)
+
+    return expect
+
+
+class Sent(NamedTuple):
+    """What a client was sent, and what may come back."""
+
+    message: bytes
+    expected: Expectation
+
+
+def _sent(client: ClientPlan, tensors: Tensors, expect: Expect) -> Sent:
+    return Sent(pack_plan(client, tensors), expect(client, tensors))

@@ -12,7 +12,7 @@ from fftmoe.data import Examples
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy, accuracy_by_class, client_accuracies, mean_and_worst_decile, predict_logits
 from fftmoe.experiment.compose import Experiment, holdout
-from fftmoe.experiment.ledger import Ledger
+from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.records import ServerState, Training
 from fftmoe.server.rounds import choose_cohort, plan_round
 
@@ -119,11 +119,11 @@ def personal_metrics(experiment: Experiment, state: ServerState, states: ClientS
     }
 
 
-def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, dict[str, float]]:
+def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> dict[str, Any]:
     """What each client reaches alone from the initial `state`, with the compute it spends in the federation.
 
     `local_only_accuracy` is on a common sample of the test set, `local_only_client_accuracy` on each one's own label
-    mix, as `client_accuracy` is.
+    mix, as `client_accuracy` is. Clients without a usable answer are left out, and named in `local_only_faults`.
     """
     federation, method = experiment.recipe.federation, experiment.method
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
@@ -131,12 +131,19 @@ def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> di
     training = replace(_repeat(experiment.training, rounds_each), train_head=True)
     seed, chosen = experiment.recipe.seed, _chosen(experiment, experiment.recipe.evaluation.local_only_clients)
     plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed, task="alone")
-    updates = Ledger().exchange(engine, plan, partial(method.download, state), lambda _: None)
+    ledger, download = Ledger(), partial(method.download, state)
+    updates = ledger.exchange(engine, plan, download, expectations(experiment), lambda _: None)
     metrics = [update.metrics for update in updates]
     own = [m["own_accuracy"] for m in metrics if "own_accuracy" in m]
-    everywhere = mean_and_worst_decile([m["holdout_accuracy"] for m in metrics])
-    result = {"local_only_accuracy": {**everywhere, "num_clients": len(chosen)}}
-    return {**result, "local_only_client_accuracy": mean_and_worst_decile(own)} if own else result
+    result: dict[str, Any] = {}
+    if metrics:
+        everywhere = mean_and_worst_decile([m["holdout_accuracy"] for m in metrics])
+        result["local_only_accuracy"] = {**everywhere, "num_clients": len(metrics)}
+    if own:
+        result["local_only_client_accuracy"] = mean_and_worst_decile(own)
+    if ledger.new_faults:
+        result["local_only_faults"] = [fault._asdict() for fault in ledger.new_faults]
+    return result
 
 
 def _repeat(training: Training, times: float) -> Training:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fftmoe.engines.base import Engine
+from fftmoe.engines.base import Engine, Fault
 from fftmoe.errors import RunError
 from fftmoe.experiment.compose import Experiment, holdout
 from fftmoe.experiment.journal import Journal
-from fftmoe.experiment.ledger import Ledger
+from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.experiment.measure import measure
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.server.average import averaged, served
@@ -43,6 +43,7 @@ def federate(
                 engine,
                 plan,
                 partial(method.download, state),
+                expectations(experiment),
                 journal.progress.client_done,
                 at_once,
                 enough=recipe.federation.clients_per_round,
@@ -78,25 +79,39 @@ def _quorum(experiment: Experiment, engine: Engine) -> int:
 def _check_alive(journal: Journal, quorum: int) -> None:
     last = journal.rows[-PATIENCE:]
     if len(last) == PATIENCE and all("void" in row for row in last):
-        faults = [fault for row in last for fault in row.get("faults", ())]
-        named = (
-            "; ".join(f"client {f['client_id']} {f['kind']}: {f['reason']}" for f in faults[-3:]) or "no client at all"
-        )
+        faults = [Fault(**fault) for row in last for fault in row.get("faults", ())]
+        few, remedy = ("no update", "mend that")
+        if quorum > 1:
+            few, remedy = f"fewer than {quorum} updates each", "mend that, or lower federation.quorum"
         raise RunError(
-            f"the last {PATIENCE} rounds had fewer than {quorum} updates each and changed nothing ({named}); "
-            f"mend that, or lower federation.quorum, and go on: fftmoe resume {journal.folder.path}"
+            f"the last {PATIENCE} rounds had {few} and changed nothing ({_named(faults)}); "
+            f"{remedy}, and go on: fftmoe resume {journal.folder.path}"
         )
+
+
+def _named(faults: Sequence[Fault]) -> str:
+    """The last of them, for a message."""
+    return "; ".join(f"client {f.client_id} {f.kind}: {f.reason}" for f in faults[-3:]) or "no client at all"
 
 
 def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, ledger: Ledger) -> ServerState:
-    """A closed-form head solved before the first round, then as the recipe's `head.update` says."""
+    """A closed-form head solved before the first round, then as the recipe's `head.update` says.
+
+    Raises:
+        RunError: there is none yet, and nobody's sums to solve it from.
+    """
     recipe = experiment.recipe
     if not recipe.head.solved_after(state.round, recipe.federation.rounds):
         return state
     method, everyone = experiment.method, _reachable(experiment, engine)
     plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)
-    updates = list(ledger.exchange(engine, plan, partial(method.download, state), lambda _: None))
-    return solve_head(state, updates)
+    download, expect = partial(method.download, state), expectations(experiment)
+    updates = list(ledger.exchange(engine, plan, download, expect, lambda _: None))
+    if updates:
+        return solve_head(state, updates)
+    if state.round:
+        return state  # with the head of before
+    raise RunError(f"no client sent sums that a first head could be solved from ({_named(ledger.new_faults)})")
 
 
 def _reachable(experiment: Experiment, engine: Engine) -> Sequence[int]:

@@ -120,6 +120,16 @@ class StackingMethod(Method, Protocol):
         ...
 
 
+def most_shares(method: Method, plan: ClientPlan, max_tokens: int) -> float:
+    """What the shares of a block in a client's update may sum to: 1, unless they are not parts of a whole.
+
+    Args:
+        max_tokens: of an example.
+    """
+    own = getattr(method, "most_shares", None)
+    return 1.0 if own is None else own(plan, max_tokens)
+
+
 def can_stack(method: Method) -> TypeGuard[StackingMethod]:
     """Whether the method trains several clients at once."""
     return bool(getattr(method, "stacks", False))

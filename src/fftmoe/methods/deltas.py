@@ -1,6 +1,6 @@
 """A session whose update is the change of what it trained, and the mean of such changes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +82,11 @@ def mean_loss(losses: list[float]) -> float:
 def head_of(update: ClientUpdate) -> ClientUpdate:
     """The update without anything but the head."""
     return replace(update, tensors={name: t for name, t in update.tensors.items() if name.startswith("head.")})
+
+
+def zeros(shape: Sequence[int]) -> Tensor:
+    """Zeros of this shape, in the memory of one number."""
+    return torch.zeros(()).expand(shape)
 
 
 def widest(plan: ClientPlan, tensors: Tensors) -> ClientUpdate:

@@ -14,7 +14,7 @@ from fftmoe import adapter
 from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
-from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest
+from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
 from fftmoe.methods.fft_moe_client import FftMoeSession, load_projections, shared_names
 from fftmoe.methods.fft_moe_stack import FftMoeStack
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
@@ -124,8 +124,9 @@ class FftMoe:
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """Of a client that trained all its resident experts and knows the whole pool; lengths as on the wire."""
-        own = [n for n in download if not n.endswith(".load") and (plan.training.train_head or n[:5] != "head.")]
-        update = widest(plan, {name: torch.zeros_like(download[name]) for name in own})
+        kept = (".load", ".router") if self.local.kept_fraction == 1 else (".load",)
+        own = [n for n in download if not n.endswith(kept) and (plan.training.train_head or n[:5] != "head.")]
+        update = widest(plan, {name: zeros(download[name].shape) for name in own})
         everything = tuple(range(self.num_experts))
         shares = {block: (LONGEST_FLOAT,) * len(ids) for block, ids in plan.experts.items()}
         preferences = dict.fromkeys(plan.experts, everything)

@@ -52,6 +52,14 @@ class Flame(FftMoe):
         """A client's local training."""
         return FlameSession(model, plan, tensors, client_state, self.local, self.num_experts)
 
+    def most_shares(self, plan: ClientPlan, max_tokens: int) -> float:
+        """Activations per step, as shares are here: of each token of a full batch k_n."""
+        return float(plan.budget.top_k * plan.training.batch_size * max_tokens)
+
+    def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
+        """Without preferences."""
+        return replace(super().widest_update(plan, download), preferences={})
+
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
         """The global model times the client's scalars: the output is linear in the experts' second layers."""
         scaled = {

@@ -5,10 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fftmoe.errors import InputError
-from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest
+from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest, zeros
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
@@ -65,7 +63,7 @@ class HeadOnly:
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """The head where it is trained."""
-        return widest(plan, {n: torch.zeros_like(t) for n, t in download.items() if plan.training.train_head})
+        return widest(plan, {n: zeros(t.shape) for n, t in download.items() if plan.training.train_head})
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
         """The head; the same for all budgets."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fftmoe.backbones.lora import block_of_module, load_factors
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.methods.deltas import DeltaSession, widest
+from fftmoe.methods.deltas import DeltaSession, widest, zeros
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 from fftmoe.rng import generator
@@ -133,11 +133,10 @@ class LoraMethod(ABC):
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """All shared factors of the client's modules, and the head where it is trained."""
-        zeros: Tensors = {}
-        if plan.training.train_head:
-            zeros = {name: torch.zeros_like(t) for name, t in download.items() if name.startswith("head.")}
-        zeros |= named_factors(self.start({}, plan.budget, plan.round))
-        return widest(plan, {name: torch.zeros_like(t) for name, t in zeros.items() if self.shares(name)})
+        shapes = {n: tuple(t.shape) for n, t in download.items() if n.startswith("head.") and plan.training.train_head}
+        rank, own = self.rank(plan.budget), own_modules(self.modules, plan.budget.blocks)
+        shapes |= named_factors({path: ((rank, d_in), (d_out, rank)) for path, (d_in, d_out) in own.items()})
+        return widest(plan, {name: zeros(shape) for name, shape in shapes.items() if self.shares(name)})
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
         """The global factors as a client of this budget starts from them; its blocks alone are adapted."""

@@ -1,0 +1,296 @@
+"""No update touches the server's state unless an honest client could have sent it (docs/architecture.md, Boundaries).
+
+The checks go from cheap to dear, and nothing is made larger than a message was allowed to be. A lie of the right form,
+a plausible update that is wrong, passes.
+"""
+
+import json
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from fftmoe.codec import LEVELS, SCALE, decode, encode
+from fftmoe.errors import FftmoeError
+from fftmoe.head import HeadSums
+from fftmoe.methods.aggregate import block_of
+from fftmoe.methods.base import Method, most_shares
+from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
+from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, inspect_message, make_update
+
+MARGIN = 1024  # bytes of header beyond those of the widest update, for numbers with more digits
+LARGEST = 1e15  # of a change or a loss: products of two such numbers, summed, still fit in float32
+MOST_EXAMPLES = 10**9  # of a client whose examples the server cannot count
+ROUNDING, TINY = 1e-6, torch.finfo(torch.float32).tiny  # what float32 on the wire may make of sums
+SLACK = 1e-3  # relative, of shares that sum to one by the client's arithmetic
+
+FIELDS = {field.name for field in fields(ClientUpdate)} - {"tensors"}
+# By task, what each metric may be; and which must be there.
+METRICS = {
+    "train": {"loss": (-LARGEST, LARGEST)},
+    "alone": {"loss": (-LARGEST, LARGEST), "holdout_accuracy": (0.0, 1.0), "own_accuracy": (0.0, 1.0)},
+    "sums": {},
+}
+NEEDED = {"train": set(), "alone": {"holdout_accuracy"}, "sums": set()}
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
+Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name, as on the wire
+
+_shown, SHOWN = reprlib.repr, 200  # short, whatever a client sent
+
+
+class Rejected(FftmoeError):
+    """An update that no honest client could have sent; the message says what was found, and what was expected."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an honest client may answer to its plan.
+
+    Attributes:
+        shapes: of its tensors before they are rounded for the wire, with a row for each expert that it holds.
+        experts, pool: by block, those that it may have trained, and those that it may know.
+        most_shares: what the shares of a block may sum to.
+        most_header, most_bytes: of the JSON of its message, and of the whole.
+        num_examples: how many it has; None where the server does not know.
+        max_norm: the largest Euclidean norm of all the changes it sends; None: any.
+    """
+
+    plan: ClientPlan
+    shapes: Mapping[str, tuple[int, ...]]
+    experts: Experts
+    pool: Experts
+    most_shares: float
+    most_header: int
+    most_bytes: int
+    num_examples: int | None
+    max_norm: float | None
+
+    @classmethod
+    def of(
+        cls,
+        plan: ClientPlan,
+        download: Tensors,
+        method: Method,
+        num_examples: int | None = None,
+        max_tokens: int = 1,
+        max_norm: float | None = None,
+    ) -> "Expectation":
+        """Of a client that was sent this plan with these tensors.
+
+        Args:
+            max_tokens: of an example, for the methods whose shares count them.
+        """
+        update = _widest(plan, download, method)
+        shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
+        header, num_bytes = _sizes(update, _on_wire(shapes, plan))
+        return cls(
+            plan=plan,
+            shapes=shapes,
+            experts=update.experts,
+            pool=update.preferences,
+            most_shares=most_shares(method, plan, max_tokens),
+            most_header=header + MARGIN,
+            most_bytes=num_bytes + MARGIN,
+            num_examples=num_examples,
+            max_norm=max_norm,
+        )
+
+
+def screen(message: bytes, expected: Expectation) -> ClientUpdate:
+    """The update in a message.
+
+    Raises:
+        Rejected: no honest client would answer so. Nothing else is raised, whatever the message.
+    """
+    sums = expected.plan.task == "sums"
+    container, header, num_bytes = _open(message, expected)
+    _check_identity(header, expected.plan)
+    _check_experts(header, expected)
+    _check_metrics(header["metrics"], expected.plan.task)
+    _check_declared(container, num_bytes, header["experts"], expected)
+    try:
+        update = make_update(header, safetensors.torch.load(message))
+    except SafetensorError as error:
+        raise Rejected(f"its message cannot be read: {str(error)[:SHOWN]}") from error
+    _check_numbers(update.tensors, torch.finfo(torch.float32).max if sums else LARGEST)
+    _check_weight(update.num_examples, expected.num_examples)
+    if sums:
+        _check_sums(HeadSums.from_tensors(update.tensors), update.num_examples)
+    if expected.max_norm is not None and expected.plan.task == "train":
+        _check_norm(update.tensors, expected.max_norm)
+    return update
+
+
+# What is expected
+
+
+def _widest(plan: ClientPlan, download: Tensors, method: Method) -> ClientUpdate:
+    """The largest update that the client may send."""
+    if plan.task == "sums":
+        num_labels, num_features = download["head.weight"].shape
+        side = num_features + 1  # `HeadSums.to_tensors`
+        tensors = {"sums.gram": zeros((side * (side + 1) // 2,)), "sums.moment": zeros((side, num_labels))}
+        update = widest(plan, tensors)
+    else:
+        update = method.widest_update(plan, download)
+    return replace(update, metrics=dict.fromkeys(METRICS[plan.task], LONGEST_FLOAT))
+
+
+def _on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:
+    """What tensors of these shapes become; only what is trained for the federation is rounded."""
+    upload = plan.training.upload if plan.task == "train" else "float32"
+    return {
+        name + suffix: declared for name, shape in shapes.items() for suffix, declared in _parts(shape, upload).items()
+    }
+
+
+@lru_cache(maxsize=4096)
+def _parts(shape: tuple[int, ...], upload: str) -> Declared:
+    parts = encode({"": torch.empty(shape, device="meta")}, upload)
+    return {suffix: (part.dtype, tuple(part.shape)) for suffix, part in parts.items()}
+
+
+def _sizes(update: ClientUpdate, declared: Declared) -> tuple[int, int]:
+    """Bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
+    text = json.dumps({name: getattr(update, name) for name in FIELDS}, separators=(",", ":"))
+    laid = sorted(declared.items(), key=lambda item: (-item[1][0].itemsize, item[0]))  # safetensors aligns them so
+    ends = [0, *accumulate(dtype.itemsize * prod(shape) for _, (dtype, shape) in laid)]
+    container = {
+        name: {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": offsets}
+        for (name, (dtype, shape)), offsets in zip(laid, pairwise(ends), strict=True)
+    }
+    header = len(json.dumps({"__metadata__": {"header": text}, **container}, separators=(",", ":")))
+    header += -header % 8
+    return header, 8 + header + ends[-1]
+
+
+# The message
+
+
+def _open(message: bytes, expected: Expectation) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What is declared of the tensors, by name; the update's header; and how many bytes the tensors have."""
+    if len(message) > expected.most_bytes:
+        raise Rejected(f"its message has {len(message)} bytes, and at most {expected.most_bytes} were expected")
+    try:
+        declared, header, num_bytes = inspect_message(message, expected.most_header)
+    except ValueError as error:
+        raise Rejected(f"its message is none of ours: {error}") from error
+    if header.keys() != FIELDS:
+        raise Rejected(f"the header of its update is {_shown(header)}, and the fields {sorted(FIELDS)} were expected")
+    return declared, header, num_bytes
+
+
+# The update
+
+
+def _check_identity(header: Mapping[str, Any], plan: ClientPlan) -> None:
+    for name, own in (("round", plan.round), ("client_id", plan.client_id)):
+        if type(header[name]) is not int or header[name] != own:  # True is no 1
+            raise Rejected(f"its update says {name} {_shown(header[name])}, and {own} was expected")
+
+
+def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
+    """Experts among those it holds, a share for each, and what it prefers: those it holds and others that there are."""
+    experts = _by_block(header, "experts", expected.experts, int)
+    shares = _by_block(header, "shares", expected.experts, float)
+    for block, held in expected.experts.items():
+        ids, own, most = experts[block], shares[block], expected.most_shares
+        if ids != sorted(set(held).intersection(ids)):
+            wanted = f"some of {_shown(held)}, ascending,"
+            raise Rejected(f"its experts of block {block} are {_shown(ids)}, and {wanted} were expected")
+        if len(own) != len(ids) or any(not share >= 0 for share in own) or not sum(own) <= most * (1 + SLACK):
+            wanted = f"{len(ids)} of at least 0 that sum to at most {most:g}"
+            raise Rejected(f"its shares of block {block} are {_shown(own)}, and {wanted} were expected")
+    for block, ids in _by_block(header, "preferences", expected.pool, int).items():
+        held, pool = expected.experts[block], expected.pool[block]
+        if len(set(ids)) < len(ids) or not set(held) <= set(ids) <= set(pool):
+            wanted = f"{_shown(held)} and others of the {len(pool)} experts, each once,"
+            raise Rejected(f"its preferences of block {block} are {_shown(ids)}, and {wanted} were expected")
+
+
+def _by_block(header: Mapping[str, Any], name: str, blocks: Iterable[int], kind: type) -> dict[int, list[Any]]:
+    """The lists of such numbers under this name, which must be of these blocks."""
+    table = header[name]
+    if not isinstance(table, dict) or table.keys() != {str(block) for block in blocks}:
+        raise Rejected(f"its {name} are {_shown(table)}, and a list for each of the blocks {[*blocks]} was expected")
+    for block, values in table.items():
+        if not isinstance(values, list) or any(type(value) is not kind for value in values):
+            raise Rejected(f"its {name} of block {block} are {_shown(values)}, and {kind.__name__}s were expected")
+    return {block: table[str(block)] for block in blocks}
+
+
+def _check_metrics(metrics: Any, task: str) -> None:
+    known = METRICS[task]
+    if not isinstance(metrics, dict) or not NEEDED[task] <= metrics.keys() <= known.keys():
+        raise Rejected(f"its metrics are {_shown(metrics)}, and {[*known]} were expected")
+    for name, value in metrics.items():
+        least, most = known[name]
+        if type(value) is not float or not least <= value <= most:
+            raise Rejected(f"its {name} is {_shown(value)}, and a number from {least:g} to {most:g} was expected")
+
+
+def _check_declared(
+    container: Mapping[str, Any], num_bytes: int, experts: Mapping[str, Any], expected: Expectation
+) -> None:
+    """Exactly the tensors it may send, with a row for each expert it trained; they fill what follows the header."""
+    blocks = {name: block_of(name) for name in expected.shapes}
+    rows = {name: (len(experts[str(block)]),) for name, block in blocks.items() if block is not None}
+    own = {name: (*rows[name], *shape[1:]) if name in rows else shape for name, shape in expected.shapes.items()}
+    wire = _on_wire(own, expected.plan)
+    if container.keys() != wire.keys():
+        lacks, has = sorted(wire.keys() - container.keys()), sorted(container.keys() - wire.keys())
+        raise Rejected(f"its update lacks the tensors {_shown(lacks)}, and has {_shown(has)} beside those expected")
+    for name, (dtype, shape) in wire.items():
+        found, wanted = container[name], {"dtype": DTYPES[dtype], "shape": [*shape]}
+        if not isinstance(found, dict) or {key: found[key] for key in found if key != "data_offsets"} != wanted:
+            raise Rejected(f"its tensor {name} is {_shown(found)}, and {wanted} was expected")
+    needed = sum(dtype.itemsize * prod(shape) for dtype, shape in wire.values())
+    if num_bytes != needed:
+        raise Rejected(f"its message has {num_bytes} bytes of tensors, and {needed} were expected")
+
+
+def _check_numbers(tensors: Tensors, largest: float) -> None:
+    """In one pass: what is not a number is not within any bounds either."""
+    for name, tensor in tensors.items():
+        most = LEVELS if tensor.dtype == torch.int8 else largest / LEVELS if name.endswith(SCALE) else largest
+        least = 0.0 if name.endswith(SCALE) else -most
+        found = [float(end) for end in tensor.aminmax()] if tensor.numel() else [0.0]
+        if not (least <= found[0] and found[-1] <= most):
+            wanted = f"none but from {least:g} to {most:g}"
+            raise Rejected(f"its tensor {name} has numbers from {found[0]:g} to {found[-1]:g}, {wanted} were expected")
+
+
+def _check_weight(num_examples: Any, known: int | None) -> None:
+    least, most = (1, MOST_EXAMPLES) if known is None else (known, known)
+    if type(num_examples) is not int or not least <= num_examples <= most:
+        wanted = f"{known}" if known is not None else f"a whole number from {least} to {most}"
+        raise Rejected(f"its update says num_examples {_shown(num_examples)}, and {wanted} was expected")
+
+
+def _check_sums(sums: HeadSums, num_examples: int) -> None:
+    """Sums over so many examples, each of one label."""
+    gram, moment, counts = sums.gram, sums.moment, sums.moment[-1]
+    if abs(sums.num_examples - num_examples) > ROUNDING * num_examples:
+        raise Rejected(f"its sums are over {sums.num_examples:g} examples, and {num_examples} were expected")
+    if (counts != counts.round()).any():
+        raise Rejected(f"its sums count {_shown(counts.tolist())} of the labels, and whole numbers were expected")
+    size = moment.abs().sum(1) + gram[-1].abs()
+    if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + TINY).any():
+        raise Rejected("its sums over the labels are not its sums over all examples, and the same was expected")
+    roots = (torch.cat([gram.diagonal(), counts]) + TINY).sqrt()  # not a number where a square sums to less than zero
+    if not (torch.cat([gram, moment], 1).abs() <= (1 + ROUNDING) * roots[: len(gram), None] * roots).all():
+        raise Rejected("its sums of products are more than its sums of squares allow")
+
+
+def _check_norm(tensors: Tensors, most: float) -> None:
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in decode(tensors).values()]
+    norm = float(torch.linalg.vector_norm(torch.tensor(norms, dtype=torch.float64)))
+    if not norm <= most:
+        raise Rejected(f"its changes have the norm {norm:.4g}, and at most {most:g} was expected")

@@ -1,0 +1,159 @@
+"""Rounds whose answers are known, to be played again with others in their place."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
+
+import torch
+
+from fftmoe.config import METHODS, parse_recipe
+from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.experiment.compose import Experiment, build_client, client_spec, compose
+from fftmoe.experiment.ledger import Ledger, expectations
+from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
+from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.screening import Expectation
+from fftmoe.server.solve import plan_sums, solve_head
+
+AVERAGED = {"kind": "averaged", "learning_rate": 0.5}
+CLOSED = {"kind": "closed-form"}
+FROZEN = {"kind": "closed-form", "update": "frozen"}
+EVERY_METHOD = get_args(METHODS)
+OWN_ROUTERS = {"adapter.router": "shared+personal", "adapter.shared_rank": 1}
+FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
+# Name -> method, head, task, and other settings of the recipe.
+CELLS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    **{method: (method, AVERAGED, "train", {}) for method in EVERY_METHOD},
+    "fft-moe-bfloat16": ("fft-moe", AVERAGED, "train", {"federation.upload": "bfloat16"}),
+    "fft-moe-int8": ("fft-moe", AVERAGED, "train", {"federation.upload": "int8", **OWN_ROUTERS}),
+    "fft-moe-own-routers": ("fft-moe", AVERAGED, "train", {"adapter.router": "personal"}),
+    "fft-moe-solved-head": ("fft-moe", CLOSED, "train", {}),
+    "flame-int8": ("flame", AVERAGED, "train", {"federation.upload": "int8"}),
+    "flexlora-int8": ("flexlora", AVERAGED, "train", {"federation.upload": "int8"}),
+    "head-only-solved-head": ("head-only", FROZEN, "train", {}),
+    "fft-moe-sums": ("fft-moe", CLOSED, "sums", {}),
+    "fedsa-lora-sums": ("fedsa-lora", CLOSED, "sums", {"federation.upload": "int8"}),
+    "flora-sums": ("flora", FOURIER, "sums", {}),
+    **{f"{method}-alone": (method, AVERAGED, "alone", {}) for method in ("fedit", "flame", "local-only")},
+    "fft-moe-alone": ("fft-moe", FROZEN, "alone", {"federation.upload": "int8"}),
+}
+COHORT = (0, 1, 3)
+
+
+class Kept:
+    """What clients keep, in memory."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[int, Tensors]] = defaultdict(dict)
+
+    def load(self, client_id: int, before: int) -> Tensors:
+        rounds = [t for t in self.states[client_id] if t < before]
+        return self.states[client_id][max(rounds)] if rounds else {}
+
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
+        self.states[client_id][round] = state
+
+
+class Playback:
+    """Clients that answer what is written down for them, in the reverse order."""
+
+    reliable = False
+
+    def __init__(self, answers: Mapping[int, bytes | Fault]) -> None:
+        self.answers = answers
+        self.enough: list[int | None] = []
+
+    def absent(self) -> tuple[int, ...]:
+        return ()
+
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+        self.enough.append(enough)
+        for group in reversed(groups):
+            for client_id, _ in group:
+                answer = self.answers[client_id]
+                yield answer if isinstance(answer, Fault) else Reply(client_id, answer, 0.25)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def peak_rss_mib(self) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A round, the state before it, and what every client of it answered."""
+
+    experiment: Experiment
+    state: ServerState
+    plan: RoundPlan
+    replies: Mapping[int, bytes]
+
+    @property
+    def victim(self) -> int:
+        """A client in the middle of the round."""
+        return self.plan.clients[len(self.plan.clients) // 2].client_id
+
+    def expectation(self, client_id: int, **changes: Any) -> Expectation:
+        """Of this client, with these attributes changed."""
+        (client,) = (c for c in self.plan.clients if c.client_id == client_id)
+        tensors = self.experiment.method.download(self.state, client)
+        return replace(expectations(self.experiment)(client, tensors), **changes)
+
+    def play(self, answers: Mapping[int, bytes | Fault]) -> tuple[ServerState, Ledger]:
+        """The state after the round with these answers in the place of some, and what was counted."""
+        method, task, ledger = self.experiment.method, self.plan.clients[0].task, Ledger()
+        updates = ledger.exchange(
+            Playback({**self.replies, **answers}),
+            self.plan,
+            partial(method.download, self.state),
+            expectations(self.experiment),
+            lambda _: None,
+        )
+        if task == "sums":
+            return solve_head(self.state, updates), ledger
+        if task == "train":
+            return apply_round(method, self.state, self.plan, updates)[0], ledger
+        # What is measured alone the server's state never sees; kept where it would be seen if it changed.
+        measured = torch.tensor([update.metrics["holdout_accuracy"] for update in updates])
+        return replace(self.state, optimizer={"measured": measured}), ledger
+
+
+def recipe_of(cell: str, recipe_values: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A recipe of five clients in two tiers, of which the small one adapts the last block alone; rounds of three."""
+    method, head, _, own = CELLS[cell]
+    recipe = deepcopy(recipe_values) | {"method": method, "head": head, "trackers": [], "evaluation": {}}
+    recipe["partition"]["num_clients"] = 5
+    recipe["adapter"]["shared_dim"] = 2
+    recipe["budgets"][0]["blocks"] = "last-1"
+    recipe["federation"] |= {"clients_per_round": 3, "local_steps": 2}
+    for key, value in {**own, **changes}.items():
+        section, _, name = key.partition(".")
+        recipe[section][name] = value
+    return recipe
+
+
+def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:
+    """The last of so many rounds of this recipe, with this task; those before it are to train."""
+    experiment = compose(parse_recipe(recipe, "tiny"))
+    handler = build_client(client_spec(experiment, Kept()), experiment.model)
+    cohort = [c for c in COHORT if c < experiment.num_clients]
+    method, training, seed = experiment.method, experiment.training, experiment.recipe.seed
+
+    def answered(state: ServerState, task: str) -> Recorded:
+        if task == "sums":
+            plan = plan_sums(method, state, cohort, experiment.largest, training, seed)
+        else:
+            own = replace(training, train_head=True) if task == "alone" else training
+            plan = plan_round(method, state, state.round + 1, cohort, experiment.budgets, own, seed, task)
+        messages = {client.client_id: pack_plan(client, method.download(state, client)) for client in plan.clients}
+        return Recorded(experiment, state, plan, {c: handler([message])[0] for c, message in messages.items()})
+
+    state = method.init(experiment.model)
+    for _ in range(rounds - 1):
+        state, counted = answered(state, "train").play({})
+        assert not counted.faults, "honest clients"
+    return answered(state, task)
