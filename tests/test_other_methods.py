@@ -18,6 +18,7 @@ from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -191,7 +192,7 @@ def test_flames_scale_multiplies_what_the_block_adds_and_starts_at_one(moe_model
 
 
 def test_flame_with_power_zero_averages_as_fft_moe_by_examples(moe_model: Any):
-    zero, one = flame(activation_power=0.0), FftMoe(budgets=BUDGETS, shape=SHAPE, num_experts=M)
+    zero, one = flame(merge=WeightedSum), FftMoe(budgets=BUDGETS, shape=SHAPE, num_experts=M)
     state = zero.init(moe_model)
     updates = [train(moe_model, zero, state, c)[0] for c in (0, 1)]
     plan = plan_round(zero, state, 1, [0, 1], BUDGETS, TRAINING, seed=5)

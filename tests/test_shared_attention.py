@@ -5,6 +5,7 @@ Sizes: R its rank, M experts of H hidden units, T tokens; HIDDEN is the tiny mod
 
 import copy
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fftmoe.backbones import (
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.experiment.build import build_model, expert_shape, fit_budgets, pool_size
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
@@ -499,7 +501,7 @@ def test_what_another_client_left_has_no_say(model: Any):
 @settings(max_examples=10)
 def test_they_are_averaged_by_examples_over_the_clients_that_hold_the_block(aggregation: str, seed: int, power: float):
     """Whatever the routed experts are weighed by. The paper's formula counts those who do not hold it as well."""
-    moe = method(activation_power=power, aggregation=aggregation)
+    moe = method(merge=partial(WeightedSum, kind=aggregation, activation_power=power))
     source, random = generator(seed, "deltas"), numpy_generator(seed, "sizes")
     shapes: dict[str, tuple[int, ...]] = {
         name: (R, HIDDEN) if name.endswith(".a") else (HIDDEN, R) for name in sorted(NAMES)

@@ -4,6 +4,7 @@ Sizes: D model dim, H and S hidden units of a routed and of the shared expert, M
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig, SparseMoe
 from fftmoe.backbones import attach_adapter, load_backbone, logits
 from fftmoe.errors import InputError
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import MIB, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
@@ -258,7 +260,11 @@ def test_a_client_downloads_trains_and_sends_it_for_its_own_blocks_alone(model: 
 @settings(max_examples=10)
 def test_it_is_averaged_by_examples_over_the_clients_that_hold_its_block(seed: int, power: float):
     """Whatever the routed experts are weighed by, and whatever their clients trained."""
-    moe, source, random = method(activation_power=power), generator(seed, "deltas"), numpy_generator(seed, "sizes")
+    moe, source, random = (
+        method(merge=partial(WeightedSum, activation_power=power)),
+        generator(seed, "deltas"),
+        numpy_generator(seed, "sizes"),
+    )
     shapes = {name: (S, HIDDEN) for name in NAMES}
     shapes |= {f"blocks.{b}.{part}": (M, H, HIDDEN) for b in BLOCKS for part in ("up", "down")}
     shapes |= {f"blocks.{b}.router": (M, HIDDEN) for b in BLOCKS} | {"head.weight": (3, HIDDEN)}

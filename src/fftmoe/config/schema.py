@@ -2,32 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-def _number(value: object) -> object:
-    """YAML 1.1 reads `2e-3` as a string; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-[1-9]\d*)$")] | list[int]
-
-
-class Section(BaseModel):
-    """A part of a recipe; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+from fftmoe.config.fields import Blocks, Count, Fraction, NotNegative, Number, Positive, Section
 
 METHODS = Literal[
     "fft-moe",
@@ -281,7 +258,7 @@ class Recipe(Section):
     federation: Federation
     engine: EngineSection = EngineSection()
     evaluation: Evaluation = Evaluation()
-    trackers: list[str] = ["tensorboard"]
+    trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

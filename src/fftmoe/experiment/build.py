@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fftmoe import adapter
@@ -18,6 +19,7 @@ from fftmoe.backbones.lora import lora_config, lora_modules, target_names
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -186,8 +188,7 @@ def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) 
             router=settings.router,
             personal_fraction=settings.personal_fraction,
         ),
-        aggregation=federation.aggregation,
-        activation_power=federation.activation_power,
+        merge=partial(WeightedSum, kind=federation.aggregation, activation_power=federation.activation_power),
         optimizer=_server_optimizer(recipe),
         residents=settings.residents,
         explore=settings.explore,

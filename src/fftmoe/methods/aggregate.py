@@ -1,10 +1,12 @@
 """Exact sums over a cohort: per expert over the clients that trained it, or FedAvg (docs/math.md, Aggregation).
 
-Sums run in float64 in `client_id` order: float addition is not associative and clients finish in any order.
+`Aggregator` is what takes their place where clients are not trusted, or not to be known. Sums run in float64 in
+`client_id` order: float addition is not associative and clients finish in any order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +21,26 @@ def block_of(name: str) -> int | None:
     """Block index of a tensor named `blocks.{i}.{part}`; None for one without experts (the head, a shared expert)."""
     prefix, _, rest = name.partition(".")
     return int(rest.split(".")[0]) if prefix == "blocks" else None
+
+
+class Aggregator(Protocol):
+    """From the updates of a round, one after another in `client_id` order, to one delta of the global tensors."""
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take in one client."""
+        ...
+
+    def mean(self) -> tuple[Tensors, Tensors]:
+        """The delta, float64 and shaped as the global tensors, and per tensor which of its rows are to change.
+
+        Returns:
+            deltas, and `name -> bool [M]` (bool [1] for a tensor without experts); names left out stay as they are.
+        """
+        ...
+
+
+Merge = Callable[[Mapping[str, torch.Size]], Aggregator]
+"""From the shapes of the global tensors to an aggregator that has seen no update."""
 
 
 @dataclass
@@ -64,7 +86,7 @@ class WeightedSum:
 
     def _expert_weights(self, update: ClientUpdate, block: int) -> Tensor:
         """w_nm of the experts that client n trained, float64 [R_trained]."""
-        if self.kind == "fedavg":
+        if self.kind == "fedavg" or self.activation_power == 0:
             return torch.full((len(update.experts[block]),), float(update.num_examples), dtype=torch.float64)
         shares = torch.tensor(update.shares[block], dtype=torch.float64)
         return update.num_examples * shares**self.activation_power

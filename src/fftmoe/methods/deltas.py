@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientPlan, ClientUpdate, ServerState, Tensors
 
@@ -52,9 +52,11 @@ class DeltaMean:
     A tensor that nobody sent is unchanged bit for bit.
     """
 
-    def __init__(self, state: ServerState, optimizer: ServerOptimizer | None = None) -> None:
+    def __init__(
+        self, state: ServerState, optimizer: ServerOptimizer | None = None, merge: Merge = WeightedSum
+    ) -> None:
         self.state, self.optimizer = state, optimizer or ServerOptimizer()
-        self.mean = WeightedSum({name: t.shape for name, t in state.tensors.items()})
+        self.mean = merge({name: t.shape for name, t in state.tensors.items()})
         self.losses: list[float] = []
 
     def add(self, update: ClientUpdate) -> None:

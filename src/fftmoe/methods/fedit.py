@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.deltas import DeltaMean
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.methods.server_optimizer import ServerOptimizer
@@ -19,6 +20,7 @@ class FedIt(LoraMethod):
     """
 
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    merge: Merge = WeightedSum
     name: str = "fedit"
 
     def rank(self, budget: Budget) -> int:
@@ -32,7 +34,7 @@ class FedIt(LoraMethod):
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """Each tensor over the clients that sent it."""
-        mean = DeltaMean(state, self.optimizer)
+        mean = DeltaMean(state, self.optimizer, self.merge)
         for update in updates:
             mean.add(update)
         return mean.finish()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fftmoe import adapter
-from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
@@ -32,8 +32,7 @@ class FftMoe:
         shape: d and h of one expert.
         num_experts: M, the size of the pool per block.
         local: what happens on the client (router mode, balance loss).
-        aggregation: `per-expert` (ours) or `fedavg` (the paper's formula).
-        activation_power: gamma in `w = |D_n| * share ** gamma`; 0 weighs by examples, as FedAvg does.
+        merge: how the updates of a round become one delta.
         residents: `personal` (from routing statistics) or `balanced` (a fixed seeded design).
         explore: keep one resident slot for the expert that fewest clients hold.
         load_decay: rho of the moving average of global expert load.
@@ -44,8 +43,7 @@ class FftMoe:
     shape: ExpertShape
     num_experts: int
     local: LocalSettings = field(default_factory=LocalSettings)
-    aggregation: str = "per-expert"
-    activation_power: float = 0.0
+    merge: Merge = WeightedSum
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     residents: str = "personal"
     explore: bool = True
@@ -134,8 +132,7 @@ class FftMoe:
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """Average every expert over the clients that trained it; update the load and the clients' preferences."""
-        shapes = {name: t.shape for name, t in state.tensors.items()}
-        mean = WeightedSum(shapes, self.aggregation, self.activation_power)
+        mean = self.merge({name: t.shape for name, t in state.tensors.items()})
         preferences = dict(state.preferences)
         routed = {name: torch.zeros_like(u) for name, u in state.load.items()}
         losses: list[float] = []

@@ -6,6 +6,7 @@ router has to be trained and is averaged as they are.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.backbones import device_of
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.fft_moe_client import FftMoeSession
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+
+BY_ACTIVATIONS = partial(WeightedSum, activation_power=1.0)
 
 
 def _no_losses() -> LocalSettings:
@@ -27,12 +31,12 @@ def _no_losses() -> LocalSettings:
 class Flame(FftMoe):
     """Client n uses k_n of all M experts, times a learnable scalar s_n per block that never leaves it.
 
-    Expert j is averaged with weights `f_nj ** t * |D_n|`, f_nj its activations on client n per local step and t
-    `activation_power`. `Budget.experts` has no say: neither memory nor traffic shrink with k_n, as in the paper.
+    Expert j is averaged with weights `f_nj ** t * |D_n|`, f_nj its activations on client n per local step, with
+    t = 1. `Budget.experts` has no say: neither memory nor traffic shrink with k_n, as in the paper.
     """
 
     local: LocalSettings = field(default_factory=_no_losses)
-    activation_power: float = 1.0
+    merge: Merge = BY_ACTIVATIONS
     name: str = "flame"
 
     def parameters(self, budget: Budget) -> int:

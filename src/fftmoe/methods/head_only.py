@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fftmoe.errors import InputError
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest, zeros
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
@@ -15,6 +16,7 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 class HeadOnly:
     """Every client trains and sends the head. An adapter that the model has stays as attached, which adds nothing."""
 
+    merge: Merge = WeightedSum
     name: str = "head-only"
 
     @property
@@ -56,7 +58,7 @@ class HeadOnly:
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """Averaged by examples."""
-        mean = DeltaMean(state)
+        mean = DeltaMean(state, merge=self.merge)
         for update in updates:
             mean.add(update)
         return mean.finish()
