@@ -31,7 +31,7 @@ from PIL import Image
 
 from at_once import texts
 from common import RESULTS, machine, markdown
-from fftmoe.backbones import first_adapted_block
+from fftmoe.backbones import fingerprint, first_adapted_block
 from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
 from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose
@@ -96,7 +96,7 @@ def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[
     spec = ClientSpec(experiment.recipe, experiment.label_names, method, cached, rows, Forgetful(), cached)
     engine = make_engine(1, partial(build_client, spec), build_client(spec, model))
     state = method.init(model)
-    expect = partial(Expectation.of, method=method, num_examples=setting.examples)
+    expect = partial(Expectation.of, method=method, backbone=fingerprint(model), num_examples=setting.examples)
 
     def one_round() -> None:
         plan = plan_round(method, state, 1, cohort, budgets, training, seed=0)

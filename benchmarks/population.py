@@ -64,7 +64,7 @@ def measure(overrides: Sequence[str]) -> dict[str, float]:
     clock, start = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = run(load_recipe("quickstart", overrides), Path(folder) / "run", clock)
-        kept = [file.stat().st_size for file in (result.folder / "clients").iterdir()]
+        kept = [file.stat().st_size for file in result.folder.glob("clients/*/*.safetensors")]
     wall, cpu = np.diff(clock.done, axis=0)[:-1].T
     return {
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,

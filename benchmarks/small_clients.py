@@ -4,6 +4,7 @@ Processor time tells what this process computes. What several processes gain onl
 on a machine with other work says too little of them; so both are taken in the same rounds.
 """
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import WorkerPool
 from fftmoe.experiment.at_once import clients_at_once
@@ -91,20 +93,18 @@ def spec(bench: Bench, tricks: Tricks) -> ClientSpec:
         bench.experiment.method,
         examples,
         bench.rows,
-        ClientStateFiles(Path(bench.cache_dir) / "clients"),
+        ClientStateFiles(Path(bench.cache_dir) / "clients", durable=False),
         examples,
     )
 
 
 def exchange(bench: Bench, engine: Engine, at_once: int) -> list[ClientUpdate]:
     """A round through messages, as a run has them; what clients keep is forgotten, so that every round is alike."""
-    folder = Path(bench.cache_dir) / "clients"
-    folder.mkdir(exist_ok=True)
-    for file in folder.iterdir():
-        file.unlink()
+    shutil.rmtree(Path(bench.cache_dir) / "clients", ignore_errors=True)
     sent = {plan.client_id: tensors for plan, tensors in zip(bench.plans, bench.sent, strict=True)}
     plan = RoundPlan(1, tuple(bench.plans))
-    expect = partial(Expectation.of, method=bench.experiment.method)
+    backbone = fingerprint(bench.experiment.model)
+    expect = partial(Expectation.of, method=bench.experiment.method, backbone=backbone)
     return list(Ledger().exchange(engine, plan, lambda client: sent[client.client_id], expect, lambda _: None, at_once))
 
 

@@ -1,6 +1,8 @@
 """A run that was cut off goes on to the bytes that it would have had."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +27,7 @@ SETTINGS = {
     "moving average": ("federation.average_decay=0.6",),
 }
 # What tells one run from another; `seconds` and peaks differ of course.
-RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors")
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors", "clients/*/*.safetensors")
 
 
 def settings(name: str, *others: str) -> list[str]:
@@ -33,7 +35,7 @@ def settings(name: str, *others: str) -> list[str]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in RESULTS}
+    return {str(path.relative_to(folder)): path.read_bytes() for name in RESULTS for path in folder.glob(name)}
 
 
 def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -179,3 +181,56 @@ def test_a_run_cut_off_after_its_last_round_is_only_measured_and_saved(tmp_path:
     resume(folder)
     assert results(folder) == results(finished)
     assert without_clocks(folder) == without_clocks(finished)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_bytes_are_the_same(
+    cli: Callable[..., Any], tmp_path: Path, whole: Callable[[str], Path]
+):
+    finished, folder = whole("state on clients"), tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "adapter")
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints" / f"round-{ROUNDS:06d}.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = cli("resume", folder)
+    assert resumed.status == 0
+    told = resumed.out.replace("\n", " ")
+    assert f"passed over the checkpoint of round {ROUNDS}: {newest} has " in told
+    assert f"going on after round {ROUNDS - 1} of {ROUNDS}" in told
+    assert results(folder) == results(finished)
+    assert without_clocks(folder) == without_clocks(finished)
+    (folder / "summary.json").unlink()
+    for path in folder.glob("checkpoints/*.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+    before = results(folder)
+    refused = cli("resume", folder)
+    assert refused.status == 2
+    assert all(f"round {t}: " in refused.err for t in (ROUNDS, ROUNDS - 1, ROUNDS - 2))
+    assert refused.err.count("\n") == 1
+    assert results(folder) == before
+
+
+def test_a_run_that_a_full_disk_ended_goes_on_when_there_is_room(
+    cli: Callable[..., Any],
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+):
+    name, folder, replace = "state on clients", tmp_path / "run", os.replace
+
+    def full(old: Path, new: Path) -> None:
+        if new.name == "round-000003.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        flags = [part for setting in settings(name) for part in ("--set", setting)]
+        ended = cli("run", recipe_file, "--output", folder, *flags)
+    assert ended.status == 2
+    assert ended.err.startswith(f"fftmoe: cannot write {folder}/checkpoints/round-000003.safetensors: No space left on")
+    assert ended.err.endswith(f"then go on: fftmoe resume {folder}\n")
+    assert cli("resume", folder).status == 0
+    assert results(folder) == results(whole(name))
+    assert without_clocks(folder) == without_clocks(whole(name))

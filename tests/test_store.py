@@ -166,7 +166,7 @@ def test_a_state_is_saved_where_the_run_keeps_it(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", CONFIG, needed_bytes=0)
     state = ServerState(2, {"head.bias": torch.tensor([1.0, 2.0])})
     folder.save_state(state)
-    assert (tmp_path / "run" / "checkpoints" / "latest.safetensors").read_bytes() == pack_state(state)
+    assert (tmp_path / "run" / "checkpoints" / "round-000002.safetensors").read_bytes() == pack_state(state)
 
 
 def test_each_client_finds_what_it_kept_and_only_that(tmp_path: Path):
@@ -195,7 +195,7 @@ def test_a_round_that_is_played_again_finds_what_was_kept_before_it(data: st.Dat
             everything[round] = data.draw(st.integers(0, 99))
             states.save(13, round, {"x": torch.tensor([float(everything[round])])})
             newest = max(newest, round)
-        assert len(list(Path(folder).iterdir())) <= GENERATIONS
+        assert len(list(Path(folder).rglob("*.safetensors"))) <= GENERATIONS
 
 
 def test_a_client_that_keeps_nothing_leaves_no_file(tmp_path: Path):

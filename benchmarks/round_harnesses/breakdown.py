@@ -35,6 +35,11 @@ PARTS = {
         "fftmoe.client.runtime:pack_update",
     ),
     "screening": ("fftmoe.server.screening:Expectation.of", "fftmoe.experiment.ledger:screen"),
+    "what an update was made on": (
+        "fftmoe.server.rounds:digest",
+        "fftmoe.client.runtime:fingerprint",
+        "fftmoe.client.runtime:made_on",
+    ),
     "client states on disk": ("fftmoe.store:ClientStateFiles.load", "fftmoe.store:ClientStateFiles.save"),
     "install": (
         "fftmoe.methods.fft_moe_client:FftMoeSession.__init__",
@@ -106,6 +111,8 @@ def timed(timers: Timers, parts: Mapping[str, tuple[str, ...]] = PARTS) -> Itera
                 if isinstance(value, property):
                     assert value.fget is not None
                     wrapped: Any = property(timers.around(part, value.fget))
+                elif isinstance(value, classmethod):
+                    wrapped = classmethod(timers.around(part, value.__func__))
                 else:
                     wrapped = timers.around(part, value)
                 stack.enter_context(mock.patch.object(owner, name, wrapped))

@@ -35,7 +35,7 @@ def rounds(folder: Path, output: Path) -> tuple[list[float], dict[str, Tensor]]:
     """A whole run; when round 1 began and each round ended, and the final global model."""
     clock = Clock()
     run(load_recipe(str(folder / "recipe.yaml")), output, clock)
-    state = unpack_state((output / "checkpoints" / "latest.safetensors").read_bytes())
+    state = unpack_state(max((output / "checkpoints").glob("*.safetensors")).read_bytes())
     return clock.times, state.tensors
 
 

@@ -3,9 +3,11 @@
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
 from fftmoe.store.client_states import ClientStateFiles as ClientStateFiles
+from fftmoe.store.files import Damaged as Damaged
 from fftmoe.store.files import disk_errors as disk_errors
 from fftmoe.store.files import write_atomically as write_atomically
 from fftmoe.store.run_folder import RunFolder as RunFolder
+from fftmoe.store.run_folder import Saved as Saved
 from fftmoe.store.run_folder import check_output as check_output
 from fftmoe.store.run_folder import read_config as read_config
 from fftmoe.store.run_folder import read_run as read_run

@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError
-from fftmoe.store.files import disk_errors
+from fftmoe.store.files import disk_errors, sync
+from fftmoe.strict import read_small, strict_json
 
 
 def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
     """A PEFT folder (`adapter_config.json`, safetensors) with `labels.json`, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary, before = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     with disk_errors(folder):
         try:
             model.save_pretrained(str(temporary))
             (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
             for file in temporary.iterdir():
                 file.chmod(0o644)  # safetensors makes files that nobody but their owner can read
+            sync(temporary, *temporary.iterdir())
+            if folder.exists():  # of a run that was cut off just then
+                os.replace(folder, before)
             os.replace(temporary, folder)
+            sync(folder.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for rest in (temporary, before):
+                shutil.rmtree(rest, ignore_errors=True)
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
@@ -33,6 +39,9 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     """
     path = folder / "labels.json"
     try:
-        return tuple(json.loads(path.read_text())["labels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        labels = strict_json(read_small(path))["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its labels are no list of texts")
+        return tuple(labels)
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot read {path}: {error}; the run's folder is damaged, run it again") from error

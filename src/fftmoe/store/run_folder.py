@@ -1,4 +1,4 @@
-"""The run folder: every file is written whole or not at all."""
+"""The run folder: every file is written whole or not at all, and what a run goes on from is never a damaged one."""
 
 import json
 import shutil
@@ -11,11 +11,32 @@ import yaml
 
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState
+from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
-from fftmoe.store.files import disk_errors, write_atomically
-from fftmoe.store.server_state import pack_state, unpack_state
+from fftmoe.store.files import Damaged, disk_errors, make_folder, remove_temporaries, sync, write_atomically
+from fftmoe.strict import read_small, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run goes on from: its newest whole checkpoint.
+
+    Attributes:
+        state: None before the end of the first round.
+        metrics: the lines of `metrics.jsonl` up to it.
+        passed_over: newer checkpoints that are not whole: which, and why.
+    """
+
+    state: ServerState | None = None
+    metrics: bytes = b""
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each round."""
+        return [json.loads(line) for line in self.metrics.splitlines()]
 
 
 @dataclass(frozen=True)
@@ -40,24 +61,15 @@ class RunFolder:
                 f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some, or name another disk with --output"
             )
         with disk_errors(path):
-            for folder in (path, path / "checkpoints", path / "clients"):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+            cls(path)._make_folders()
         return cls(path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
-        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
+        with disk_errors(self.path), self.checkpoints.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-    def rewind_metrics(self, round: int) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` up to this round; what comes after it is removed."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off
-        rows = [row for row in map(json.loads, whole) if row["round"] <= round]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        return rows
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """`summary.json`, strict JSON."""
@@ -69,21 +81,62 @@ class RunFolder:
         write_atomically(self.path / "report.html", page.encode())
 
     def save_state(self, state: ServerState) -> None:
-        """`checkpoints/latest.safetensors`: the whole server state after a round."""
-        write_atomically(self._checkpoint, pack_state(state))
+        """A checkpoint after a round whose row has been written; it is on the disk when this returns."""
+        metrics = self.checkpoints.metrics
+        with disk_errors(metrics):
+            sync(self.path, *([metrics] if metrics.exists() else []), *self.client_states.take_unsynced())
+        self.checkpoints.save(state)
 
-    def load_state(self) -> ServerState | None:
-        """What was saved last; None before the end of the first round."""
-        return unpack_state(self._checkpoint.read_bytes()) if self._checkpoint.exists() else None
+    def load_newest(self) -> Saved:
+        """The newest checkpoint that is whole with its rows and with what clients had kept; nothing is changed.
+
+        Raises:
+            InputError: there are checkpoints, or were, of more than the first round, and none is whole.
+        """
+        rounds, passed_over = self.checkpoints.rounds(), list[str]()
+        for round in rounds:
+            try:
+                state, metrics = self.checkpoints.load(round)
+                self.client_states.check(round)
+            except Damaged as reason:
+                passed_over.append(f"round {round}: {reason}")
+            else:
+                return Saved(state, metrics, tuple(passed_over))
+        if max(self._rounds_told(), *rounds, 0) < 2:  # the first round's row, and perhaps half of its checkpoint
+            return Saved(passed_over=tuple(passed_over))
+        reasons = ". ".join(passed_over) or "there is none, though metrics.jsonl has rows of several rounds"
+        raise InputError(
+            f"the run in {self.path} has no whole checkpoint to go on from ({reasons}); "
+            "put its files back as they were, or start a new run"
+        )
+
+    def rewind(self, saved: Saved) -> None:
+        """Remove what came after this checkpoint: it will be played again."""
+        round = saved.state.round if saved.state else 0
+        with disk_errors(self.path):
+            self._make_folders()
+            self.checkpoints.forget_after(round)
+            write_atomically(self.checkpoints.metrics, saved.metrics)
+            self.client_states.forget_after(round)
+            remove_temporaries(self.path)
+
+    def _make_folders(self) -> None:
+        for name in ("checkpoints", "clients"):
+            make_folder(self.path / name)
+
+    def _rounds_told(self) -> int:
+        metrics = self.checkpoints.metrics
+        return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0  # the first is of no round
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "latest.safetensors"
+    def checkpoints(self) -> Checkpoints:
+        """The server's states of the last rounds."""
+        return Checkpoints(self.path)
 
     @property
     def client_states(self) -> ClientStateFiles:
         """Where this run's clients keep their state."""
-        return ClientStateFiles(self.path / "clients")
+        return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` sees to it
 
 
 def check_output(path: Path) -> Path:
@@ -124,9 +177,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml; pass the --output of `fftmoe run`")
     try:
-        return yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML's messages take several lines
+        values = strict_yaml(read_small(folder / "config.yaml"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no sections")
+        return values
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {folder / 'config.yaml'}: {reason}; the run's folder is damaged, run it again"
+            f"cannot read {folder / 'config.yaml'}: {error}; the run's folder is damaged, run it again"
         ) from error

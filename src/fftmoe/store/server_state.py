@@ -1,7 +1,13 @@
 """The server's state as bytes."""
 
-from fftmoe.records import ServerState, Tensors, pack, unpack
+import operator
 
+import safetensors.torch
+from safetensors import SafetensorError
+
+from fftmoe.records import ServerState, Tensors, inspect_message, pack
+
+DEEPEST = 4  # brackets: a list of experts of a block of a client
 GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a server state
 
 
@@ -13,14 +19,22 @@ def pack_state(state: ServerState) -> bytes:
 
 
 def unpack_state(data: bytes) -> ServerState:
-    """Inverse of `pack_state`."""
-    header, flat = unpack(data)
-    groups: dict[str, Tensors] = {name: {} for name in GROUPS}
-    for key, tensor in flat.items():
-        group, _, name = key.partition("/")
-        groups[group][name] = tensor
-    preferences = {
-        int(client): {int(block): tuple(ids) for block, ids in blocks.items()}
-        for client, blocks in header["preferences"].items()
-    }
-    return ServerState(round=header["round"], preferences=preferences, **groups)
+    """Inverse of `pack_state`.
+
+    Raises:
+        ValueError: it is no server state.
+    """
+    _, header, _ = inspect_message(data, len(data), DEEPEST)
+    try:
+        preferences = {
+            int(client): {int(block): tuple(map(operator.index, ids)) for block, ids in blocks.items()}
+            for client, blocks in header["preferences"].items()
+        }
+        flat, round = safetensors.torch.load(data), operator.index(header["round"])
+        groups: dict[str, Tensors] = {name: {} for name in GROUPS}
+        for key, tensor in flat.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+    except (AttributeError, LookupError, TypeError, SafetensorError) as error:
+        raise ValueError(f"it is no server state: {type(error).__name__}: {error}") from error
+    return ServerState(round=round, preferences=preferences, **groups)

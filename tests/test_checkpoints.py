@@ -1,0 +1,355 @@
+"""Checkpoints against damage, a disk that refuses, and a loss of power: whole or not used, and never silently."""
+
+import errno
+import itertools
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disks import Disk, PowerCut
+from fftmoe.errors import InputError, OutputError
+from fftmoe.records import ServerState, Tensors
+from fftmoe.rng import generator
+from fftmoe.store import Damaged, RunFolder, Saved, files, pack_state
+from fftmoe.store.files import sha256
+
+ROUNDS = 5
+CLIENTS = range(3)
+
+
+def random_tensor(*key: object) -> torch.Tensor:
+    return torch.randn(5, generator=generator(3, *map(str, key)))
+
+
+def state_after(round: int) -> ServerState:
+    return ServerState(
+        round,
+        {"head.weight": random_tensor("model", round)},
+        {"head.weight:m": random_tensor("moments", round)},
+        preferences={client: {1: (2, round)} for client in CLIENTS},
+    )
+
+
+def takes_part(client: int, round: int) -> bool:
+    """One client in every round, the others in every other."""
+    return client == 2 or (round + client) % 2 == 0
+
+
+def kept_after(client: int, round: int) -> Tensors:
+    """What the client keeps at the end of this round."""
+    last = round if takes_part(client, round) else round - 1
+    return {"affinity": random_tensor(client, last)} if last > 0 else {}
+
+
+def play(folder: RunFolder, first: int, done: Callable[[int], None] = lambda _: None) -> None:
+    """The rounds from this one, as a run writes them."""
+    if first == 1:
+        folder.append_metrics({"round": 0, "bytes_up": 0})
+    for round in range(first, ROUNDS + 1):
+        for client in CLIENTS:
+            if takes_part(client, round):
+                folder.client_states.save(client, round, kept_after(client, round))
+        folder.append_metrics({"round": round, "bytes_up": 1000 * round})
+        folder.save_state(state_after(round))
+        done(round)
+
+
+def go_on(folder: RunFolder, done: Callable[[int], None] = lambda _: None) -> None:
+    saved = folder.load_newest()
+    assert_was_saved(folder, saved)
+    folder.rewind(saved)
+    play(folder, saved.state.round + 1 if saved.state else 1, done)
+
+
+def assert_was_saved(folder: RunFolder, saved: Saved) -> None:
+    """Whatever round it is of, it is that round, with all that belongs to it."""
+    if saved.state is None:
+        assert saved.rows == []
+        return
+    round = saved.state.round
+    assert pack_state(saved.state) == pack_state(state_after(round))
+    assert saved.rows == [{"round": t, "bytes_up": 1000 * t} for t in range(round + 1)]
+    for client in CLIENTS:
+        found, expected = folder.client_states.load(client, before=round + 1), kept_after(client, round)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder after its last round; not to be changed."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("whole") / "run", {"name": "tiny"}, needed_bytes=0)
+    play(folder, 1)
+    return folder.path
+
+
+@contextmanager
+def copied(folder: Path) -> Iterator[Path]:
+    with TemporaryDirectory() as place:
+        yield Path(shutil.copytree(folder, Path(place) / "run"))
+
+
+def test_the_last_three_are_kept_and_the_newest_is_loaded(whole: Path):
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == [f"round-{r:06d}.{kind}" for r in (3, 4, 5) for kind in ("json", "safetensors")]
+    saved = RunFolder(whole).load_newest()
+    assert (saved.state or state_after(0)).round == ROUNDS
+    assert saved.passed_over == ()
+    assert_was_saved(RunFolder(whole), saved)
+
+
+# Damage
+
+
+class Damage(NamedTuple):
+    """Of one file: cut at `place`, or a bit of that byte turned over."""
+
+    file: str
+    place: float  # as a share of the file
+    bit: int | None
+
+    def do(self, folder: Path) -> None:
+        path = folder / self.file
+        data = bytearray(path.read_bytes())
+        place = int(self.place * len(data))
+        if self.bit is None:
+            del data[place:]
+        else:
+            data[place] ^= 1 << self.bit
+        path.write_bytes(data)
+
+
+def of_checkpoints(folder: Path) -> list[str]:
+    """Every file that a run goes on from."""
+    return [name for name in contents(folder) if name != "config.yaml"]
+
+
+def load_damaged(folder: Path) -> int | None:
+    """The round that is loaded, and is right; None where it is refused."""
+    try:
+        saved = RunFolder(folder).load_newest()
+    except InputError:
+        return None
+    assert saved.state is not None
+    assert len(saved.passed_over) == ROUNDS - saved.state.round
+    assert_was_saved(RunFolder(folder), saved)
+    return saved.state.round
+
+
+def test_no_truncation_and_no_turned_bit_is_ever_loaded(whole: Path):
+    """A hundred and a thousand, anywhere in the three checkpoints' six files."""
+    source, found = random.Random(3), []
+    names = [name for name in of_checkpoints(whole) if name.startswith("checkpoints/")]
+    with copied(whole) as folder:
+        for bit in [None] * 100 + [source.randrange(8) for _ in range(1000)]:
+            damage = Damage(source.choice(names), source.random(), bit)
+            original = (folder / damage.file).read_bytes()
+            damage.do(folder)
+            round = load_damaged(folder)
+            assert round == (ROUNDS - 1 if f"{ROUNDS:06d}" in damage.file else ROUNDS), damage
+            found.append(round)
+            (folder / damage.file).write_bytes(original)
+    assert min(found.count(ROUNDS), found.count(ROUNDS - 1)) > 200
+
+
+@given(st.data())
+def test_whatever_is_damaged_what_is_loaded_is_right(whole: Path, data: st.DataObject):
+    """Several files at once, rows and clients' states among them."""
+    some = st.builds(
+        Damage,
+        st.sampled_from(of_checkpoints(whole)),
+        st.floats(0, 1, exclude_max=True),
+        st.none() | st.integers(0, 7),
+    )
+    with copied(whole) as folder:
+        for damage in data.draw(st.lists(some, min_size=1, max_size=4, unique_by=lambda damage: damage.file)):
+            damage.do(folder)
+        load_damaged(folder)
+
+
+def test_each_that_is_passed_over_is_named_with_the_reason(whole: Path):
+    with copied(whole) as folder:
+        Damage("checkpoints/round-000005.safetensors", 0.5, 0).do(folder)
+        Damage("checkpoints/round-000004.json", 0.5, None).do(folder)
+        saved = RunFolder(folder).load_newest()
+        assert (saved.state or state_after(0)).round == 3
+        five, four = saved.passed_over
+        assert "round 5" in five
+        assert "round-000005.safetensors has other bytes" in five
+        assert "round-000004.json is no manifest" in four
+        (folder / "checkpoints" / "round-000003.safetensors").unlink()
+        with pytest.raises(InputError, match=r"round 5: .*round 4: .*round 3: .*cannot be read: No such file"):
+            RunFolder(folder).load_newest()
+
+
+def test_a_client_state_that_is_damaged_is_gone_back_before_or_refused_by_name(whole: Path):
+    """The last that client 1 kept is of round 5, and client 0 of round 4."""
+    for client, newest, loaded in ((1, 5, 4), (0, 4, 3)):
+        with copied(whole) as folder:
+            (path,) = (folder / "clients" / f"{client:06d}").glob(f"round-{newest:06d}-*")
+            path.write_bytes(b"")  # as a file is whose bytes never reached the disk
+            saved = RunFolder(folder).load_newest()
+            assert (saved.state or state_after(0)).round == loaded
+            assert all(f"client {client} kept it in round {newest}" in reason for reason in saved.passed_over)
+            with pytest.raises(Damaged, match=f"client {client} kept it in round {newest}: remove it"):
+                RunFolder(folder).client_states.load(client, before=ROUNDS + 1)
+            (older,) = (folder / "clients" / f"{client:06d}").glob(f"round-{newest - 2:06d}-*")
+            older.write_bytes(b"")
+            with pytest.raises(InputError, match=f"client {client} kept it in round {newest - 2}"):
+                RunFolder(folder).load_newest()
+
+
+def test_what_was_never_a_state_is_refused_though_its_digest_is_right(whole: Path):
+    with copied(whole) as folder:
+        manifest = folder / "checkpoints" / "round-000005.json"
+        state = (folder / "checkpoints" / "round-000005.safetensors").read_bytes()
+        manifest.write_text(manifest.read_text().replace(sha256(state), sha256(b"x" * len(state))))
+        (folder / "checkpoints" / "round-000005.safetensors").write_bytes(b"x" * len(state))
+        manifest.with_stem("round-000004").write_text("[" * 10000)
+        (kept,) = (folder / "clients" / "000002").glob("round-000003-*")
+        kept.rename(kept.with_name(f"round-000003-{sha256(b'x')}.safetensors")).write_bytes(b"x")
+        with pytest.raises(InputError) as refused:
+            RunFolder(folder).load_newest()
+        for reason in (
+            r"round 5: \S*/round-000005.safetensors: it has",
+            r"round 4: \S*/round-000004.json is no manifest of it: its JSON is nested",
+            r"round 3: \S* is no state of a client: .*; client 2 kept it in round 3",
+        ):
+            assert re.search(reason, str(refused.value)), reason
+
+
+def test_rows_that_are_damaged_are_gone_back_before_or_refused(whole: Path):
+    metrics = (whole / "metrics.jsonl").read_bytes()
+    lines = metrics.splitlines(keepends=True)
+    for spoiled, loaded in (
+        (metrics + b'{"round": 6, "accu', 5),  # a row that was being written
+        (metrics[:-7], 4),
+        (b"".join(lines[:-1]), 4),
+        (metrics.replace(b"4000", b"4001"), 3),
+        (metrics.replace(b"1000", b"1001"), None),
+        (b"", None),
+    ):
+        with copied(whole) as folder:
+            (folder / "metrics.jsonl").write_bytes(spoiled)
+            if loaded == ROUNDS:
+                assert_was_saved(RunFolder(folder), RunFolder(folder).load_newest())
+            else:
+                assert load_damaged(folder) == loaded
+
+
+def test_a_run_whose_checkpoints_are_gone_is_no_new_run(whole: Path):
+    with copied(whole) as folder:
+        shutil.rmtree(folder / "checkpoints")
+        with pytest.raises(InputError, match=r"there is none, though metrics\.jsonl has rows of several rounds"):
+            RunFolder(folder).load_newest()
+        rows = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_bytes(b"".join(rows[:2]))  # the first round's row comes before its checkpoint
+        assert RunFolder(folder).load_newest() == Saved()
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "round-000001.json").write_bytes(b"")
+        (reason,) = RunFolder(folder).load_newest().passed_over
+        assert "round-000001.json is no manifest" in reason
+
+
+def test_a_run_that_went_back_ends_with_the_same_files(whole: Path):
+    """Nothing stays of the rounds that are played again, nor of what a killed process was writing."""
+    newest, second = "checkpoints/round-000005.json", "checkpoints/round-000004.safetensors"
+    for damaged in ((), (newest,), (newest, second)):
+        with copied(whole) as folder:
+            for file in damaged:
+                Damage(file, 0.5, 3).do(folder)
+            for place in ("", "checkpoints", "clients/000002"):
+                (folder / place / ".x.123.tmp").write_bytes(b"half")
+            (folder / ".adapter.123.new.tmp").mkdir()
+            RunFolder(folder).client_states.save(2, ROUNDS + 1, kept_after(2, ROUNDS + 1))  # a round that never ended
+            go_on(RunFolder(folder))
+            now, then = contents(folder), contents(whole)
+            assert now.keys() <= then.keys()
+            assert now == {name: then[name] for name in now}
+            assert set(then) - set(now) <= {name for name in then if name.startswith("clients/000002/round-000002")}
+
+
+# A disk that refuses, and one that loses what was not forced to it
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch)
+        yield disk
+        disk.forget()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_whatever_call_a_disk_refuses_nothing_is_lost_and_the_run_goes_on(whole: Path, disk: Disk, number: int):
+    """From a run that was killed in round 4: going back in its folder, and two rounds."""
+    step = 0
+    for step in itertools.count(1):
+        with copied(whole) as folder:
+            (folder / "checkpoints" / "round-000005.json").unlink()
+            (folder / "checkpoints" / "round-000004.json").write_bytes(b"")
+            done = [3]
+            disk.fail(step, OSError(number, os.strerror(number)))
+            try:
+                go_on(RunFolder(folder), done.append)
+            except OutputError as error:
+                assert re.search(f"cannot write {folder}.*: {os.strerror(number)}; free space", str(error))  # noqa: PT017
+            else:
+                break
+            saved = RunFolder(folder).load_newest()
+            assert_was_saved(RunFolder(folder), saved)
+            assert (saved.state or state_after(0)).round >= done[-1]
+            go_on(RunFolder(folder))
+            assert contents(folder) == contents(whole)
+            disk.forget()
+    assert step > 50
+
+
+@pytest.mark.parametrize(("every", "seed"), [(1, None), (3, 1)])
+def test_whenever_the_power_goes_at_most_a_round_is_lost(
+    whole: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, every: int, seed: int | None
+):
+    """And where a disk keeps by chance some of what was not forced to it, other files than others."""
+    monkeypatch.setattr(files, "_at_once", lambda work, paths: [work(path) for path in paths])  # every cut as it was
+    done, step = [0], 0
+    for step in itertools.count(1, every):
+        with TemporaryDirectory() as place:
+            chance, before, after = random.Random(f"{seed} {step}"), Path(place) / "before", Path(place) / "after"
+            before.mkdir()
+            disk.fail(step, PowerCut())
+            done = [0]
+            try:
+                play(RunFolder.create(before / "run", {"name": "tiny"}, needed_bytes=0), 1, done.append)
+            except PowerCut:
+                disk.survive(before, after, None if seed is None else chance)
+            else:
+                break
+            finally:
+                disk.forget()
+            left = RunFolder(after / "run")
+            if (left.path / "config.yaml").exists():
+                saved = left.load_newest()
+                assert_was_saved(left, saved)
+                assert (saved.state.round if saved.state else 0) >= done[-1]
+                go_on(left)
+                assert contents(left.path) == contents(whole)
+            else:
+                assert done == [0]
+            disk.forget()
+    assert done[-1] == ROUNDS
+    assert step > 100
