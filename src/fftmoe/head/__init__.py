@@ -1,5 +1,6 @@
 """Classification heads: how logits become a loss, and the head that sums solve exactly."""
 
+from fftmoe.head.bounded import bounded_total as bounded_total
 from fftmoe.head.closed_form import HeadSums as HeadSums
 from fftmoe.head.closed_form import solve_ridge as solve_ridge
 from fftmoe.head.losses import HEADS as HEADS
