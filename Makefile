@@ -30,7 +30,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,flower,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,flower,dp,dev]"
 	touch $@
 
 clean:

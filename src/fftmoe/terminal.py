@@ -1,6 +1,5 @@
 """What the verbs print: a finished run's outcome, and a plan's forecast."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fftmoe.experiment.load import reads_images
 from fftmoe.experiment.plan import SumsCost
 from fftmoe.report.html import OWN_MIX
 from fftmoe.report.progress import size
+from fftmoe.store import read_labels
 
 CLIENTS_SHOWN = 20
 
@@ -37,7 +37,7 @@ def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recip
             highlight=False,
             soft_wrap=True,
         )
-    labels = len(json.loads((folder / "adapter" / "labels.json").read_text())["labels"])
+    labels = len(read_labels(folder / "adapter"))
     lines = (
         f"\nadapter  {folder / 'adapter'}",
         f"report   {folder / 'report.html'}",

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fftmoe.config.fields import Blocks, Count, Fraction, NotNegative, Number, Positive, Section
+from fftmoe.config.privacy import PrivacySection
+from fftmoe.config.robustness import RobustnessSection
 
 METHODS = Literal[
     "fft-moe",
@@ -109,7 +111,7 @@ class Head(Section):
     learning_rate: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     features: Literal["linear", "fourier"] = "linear"
-    num_features: Count = 2048
+    num_features: Annotated[int, Field(ge=1, le=2**16)] = 2048
     update: Literal["frozen", "trained", "resolved"] = "resolved"
     every: Count = 1
 
@@ -167,6 +169,8 @@ class Federation(Section):
     Where clients can be lost (not on one machine): a round ends when `clients_per_round` have answered or after
     `deadline_seconds`, asks `spare_clients` more than it needs, and changes nothing if fewer than the fraction `quorum`
     of `clients_per_round` have answered by then.
+
+    `max_update_norm` refuses a client's changes whose Euclidean norm, over all of them, is above it.
     """
 
     rounds: Count
@@ -183,6 +187,7 @@ class Federation(Section):
     aggregation: Literal["per-expert", "fedavg"] = "per-expert"
     activation_power: NotNegative = 0.0
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
+    max_update_norm: Positive | None = None
     server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     server_learning_rate: Positive = 1.0
     server_beta1: Fraction = 0.9
@@ -256,6 +261,8 @@ class Recipe(Section):
     head: Head
     budgets: Annotated[list[BudgetSection], Field(min_length=1)]
     federation: Federation
+    privacy: PrivacySection = None
+    robustness: RobustnessSection = None
     engine: EngineSection = EngineSection()
     evaluation: Evaluation = Evaluation()
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
@@ -278,6 +285,10 @@ class Recipe(Section):
                 "method head-only changes no features, so its closed-form head is solved once: set head.update=frozen "
                 "(or trained)"
             )
+        if self.robustness is not None:
+            self.robustness.check(self)
+        if self.privacy is not None:
+            self.privacy.check(self)
         clients, cohort = self.partition.num_clients, self.federation.clients_per_round
         if clients is not None and cohort > clients:
             raise ValueError(

@@ -1,5 +1,6 @@
 """From a recipe to a model with an adapter, and to the method that trains it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from fftmoe.backbones.lora import lora_config, lora_modules, target_names
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
-from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -34,6 +35,7 @@ from fftmoe.methods.head_only import HeadOnly
 from fftmoe.methods.hetlora import HetLora
 from fftmoe.methods.local_only import LocalOnly
 from fftmoe.methods.lora import LoraMethod, matching_rank
+from fftmoe.methods.robust import RobustMean, needed
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget
 from fftmoe.rng import derive
@@ -71,6 +73,7 @@ def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int]) -> Any:
         targets = target_names(backbone, blocks, recipe.lora.targets)
         return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
     settings, alone = recipe.adapter, recipe.method == "flame"
+    _check_room(recipe, backbone, len(blocks))
     config = MoeAdapterConfig(
         num_experts=pool_size(recipe, backbone),
         expert_dim=settings.expert_dim,
@@ -85,6 +88,18 @@ def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int]) -> Any:
         seed=derive(recipe.seed, "adapter"),
     )
     return attach_adapter(backbone, config)
+
+
+def _check_room(recipe: Recipe, backbone: Any, num_blocks: int) -> None:
+    """Whether this machine could hold the pool at all; a site gets its recipe from somebody else."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * num_blocks * expert_shape(recipe, backbone).block_parameters(pool_size(recipe, backbone))
+    if needed > memory:
+        raise InputError(
+            f"the experts of adapter.num_experts={recipe.adapter.num_experts} and "
+            f"adapter.expert_dim={recipe.adapter.expert_dim} take {needed / 2**30:.4g} GiB, and this machine has "
+            f"{memory / 2**30:.4g}; lower one of the two, or adapt fewer blocks"
+        )
 
 
 def check_head(recipe: Recipe, model: Any) -> None:
@@ -163,9 +178,9 @@ def build_method(recipe: Recipe, model: Any, shape: ExpertShape, budgets: Mappin
     if recipe.method in LORA:
         make = LORA[recipe.method]
         method = make(budgets=budgets, modules=lora_modules(model), seed=recipe.seed)
-        return replace(method, optimizer=optimizer) if isinstance(method, FedIt) else method
+        return replace(method, optimizer=optimizer, merge=_merge(recipe)) if isinstance(method, FedIt) else method
     if recipe.method == "head-only":
-        return HeadOnly()
+        return HeadOnly(merge=_merge(recipe))
     if recipe.method == "flame":
         pool = pool_size(recipe, model.get_base_model())
         return Flame(budgets=budgets, shape=shape, num_experts=pool, optimizer=optimizer, seed=recipe.seed)
@@ -188,13 +203,34 @@ def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) 
             router=settings.router,
             personal_fraction=settings.personal_fraction,
         ),
-        merge=partial(WeightedSum, kind=federation.aggregation, activation_power=federation.activation_power),
+        merge=_merge(
+            recipe, partial(WeightedSum, kind=federation.aggregation, activation_power=federation.activation_power)
+        ),
         optimizer=_server_optimizer(recipe),
         residents=settings.residents,
         explore=settings.explore,
         load_decay=settings.load_decay,
         seed=recipe.seed,
     )
+
+
+def _merge(recipe: Recipe, usual: Merge = WeightedSum) -> Merge:
+    """The usual merge, or the robust one that the recipe asks for.
+
+    Raises:
+        InputError: a round has too few clients for it.
+    """
+    robustness, cohort = recipe.robustness, recipe.federation.clients_per_round
+    if robustness is None:
+        return usual
+    f, kind = robustness.num_malicious(cohort), robustness.aggregator
+    if cohort < needed(kind, f):
+        raise InputError(
+            f"robustness.aggregator={kind} needs {needed(kind, f)} updates to outlive {f} malicious ones, and "
+            f"federation.clients_per_round={cohort}; raise that, or lower robustness.malicious_fraction="
+            f"{robustness.malicious_fraction:g}"
+        )
+    return partial(RobustMean, kind=kind, num_malicious=f, few=robustness.few_contributors)
 
 
 def _server_optimizer(recipe: Recipe) -> ServerOptimizer:

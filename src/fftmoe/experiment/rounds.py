@@ -1,5 +1,6 @@
 """The round loop: plan a round, clients train, aggregate, evaluate, store, report."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,17 +10,24 @@ from fftmoe.errors import RunError
 from fftmoe.experiment.compose import Experiment, holdout
 from fftmoe.experiment.journal import Journal
 from fftmoe.experiment.ledger import Ledger, expectations
-from fftmoe.experiment.measure import measure
+from fftmoe.experiment.measure import final_metrics, measure
+from fftmoe.experiment.privacy import NoisySums, PrivateRounds
+from fftmoe.head import bounded_total
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.server.average import averaged, served
-from fftmoe.server.rounds import apply_round, choose_cohort, plan_round, quorum_of, substitute
+from fftmoe.server.rounds import Counted, apply_round, choose_cohort, plan_round, quorum_of, substitute
 from fftmoe.server.solve import plan_sums, solve_head
 
 PATIENCE = 3  # void rounds in a row
 
 
 def federate(
-    experiment: Experiment, state: ServerState, engine: Engine, journal: Journal, at_once: int
+    experiment: Experiment,
+    state: ServerState,
+    engine: Engine,
+    journal: Journal,
+    at_once: int,
+    privacy: PrivateRounds | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
     """All rounds after `state`; the final state and what was measured on it.
 
@@ -30,7 +38,7 @@ def federate(
         RunError: a client failed where none may, or too few answered several times in a row.
     """
     method, recipe, states = experiment.method, experiment.recipe, journal.folder.client_states
-    num_rounds, quorum = recipe.federation.rounds, _quorum(experiment, engine)
+    num_rounds, (quorum, enough) = recipe.federation.rounds, _wanted(experiment, engine, privacy)
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
     metrics: dict[str, Any] | None = None
     if state.round == 0:
@@ -38,7 +46,11 @@ def federate(
         journal.write(state, {}, measure(experiment, state, sample, states))
     with journal.progress.rounds(num_rounds, recipe.federation.clients_per_round, state.round):
         for t in range(state.round + 1, num_rounds + 1):
-            plan = _plan(experiment, state, t, engine)
+            if privacy is not None and not privacy.may_go_on():
+                journal.progress.say(f"round {t} would cost more than privacy.epsilon: the run ends before it")
+                state, metrics = served(state), None
+                break
+            plan = _plan(experiment, state, t, engine, privacy)
             updates = journal.ledger.exchange(
                 engine,
                 plan,
@@ -46,34 +58,44 @@ def federate(
                 expectations(experiment),
                 journal.progress.client_done,
                 at_once,
-                enough=recipe.federation.clients_per_round,
+                enough,
             )
-            state, diagnostics = apply_round(method, state, plan, updates, quorum)
+            state, diagnostics = apply_round(privacy or method, state, plan, updates, quorum)
             state = averaged(state, recipe.federation.average_decay)
             if t == num_rounds:
                 state = served(state)
             state = _solve_if_due(experiment, state, engine, journal.ledger)
             metrics = measure(experiment, served(state), sample, states)
-            journal.write(state, diagnostics, metrics)
+            journal.write(state, {**diagnostics, **(privacy.told() if privacy else {})}, metrics)
             journal.folder.save_state(state)
             _check_alive(journal, quorum)
-    # Of a run that was interrupted after its last round nothing is left but to measure it again.
-    return state, measure(experiment, state, sample, states) if metrics is None else metrics
+    # Of a run that ends early, or was interrupted after its last round, nothing is left but to measure it.
+    return state, final_metrics(experiment, state, states) if metrics is None else metrics
 
 
-def _plan(experiment: Experiment, state: ServerState, t: int, engine: Engine) -> RoundPlan:
+def _plan(
+    experiment: Experiment, state: ServerState, t: int, engine: Engine, privacy: PrivateRounds | None
+) -> RoundPlan:
     """The round of the drawn cohort, with others in the place of who is absent, and some in reserve if clients drop."""
     recipe, num_clients = experiment.recipe, experiment.num_clients
-    size = recipe.federation.clients_per_round
-    if not engine.reliable:
-        size = min(num_clients, size + recipe.federation.spare_clients)
-    cohort = substitute(choose_cohort(num_clients, size, recipe.seed, t), engine.absent(), num_clients, recipe.seed, t)
+    if isinstance(privacy, NoisySums):
+        cohort = privacy.draw_cohort()  # nobody takes the place of who is absent: that would tell of who is not
+    else:
+        size = recipe.federation.clients_per_round
+        if not engine.reliable:
+            size = min(num_clients, size + recipe.federation.spare_clients)
+        drawn = choose_cohort(num_clients, size, recipe.seed, t)
+        cohort = substitute(drawn, engine.absent(), num_clients, recipe.seed, t)
     return plan_round(experiment.method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)
 
 
-def _quorum(experiment: Experiment, engine: Engine) -> int:
+def _wanted(experiment: Experiment, engine: Engine, privacy: PrivateRounds | None) -> tuple[int, int | None]:
+    """The updates without which a round is void, and those after which no more are waited for (None: all)."""
     federation = experiment.recipe.federation
-    return 0 if engine.reliable else quorum_of(federation.clients_per_round, federation.quorum)
+    if isinstance(privacy, NoisySums):
+        return 0, None  # noise hides who came only where their number decides nothing
+    quorum = 0 if engine.reliable else quorum_of(federation.clients_per_round, federation.quorum)
+    return quorum, federation.clients_per_round
 
 
 def _check_alive(journal: Journal, quorum: int) -> None:
@@ -106,12 +128,19 @@ def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, le
     method, everyone = experiment.method, _reachable(experiment, engine)
     plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)
     download, expect = partial(method.download, state), expectations(experiment)
-    updates = list(ledger.exchange(engine, plan, download, expect, lambda _: None))
-    if updates:
-        return solve_head(state, updates)
+    updates = Counted(ledger.exchange(engine, plan, download, expect, lambda _: None))
+    fewest = 1 if recipe.privacy is None else recipe.privacy.min_contributors
+    first = next(updates, None)
+    if first is not None:
+        # Plain, it holds the sums of one client at a time; bounded, those of all.
+        solve = solve_head if recipe.robustness is None else partial(solve_head, total=bounded_total)
+        solved = solve(state, itertools.chain([first], updates))
+        if updates.number >= fewest:
+            return solved
     if state.round:
         return state  # with the head of before
-    raise RunError(f"no client sent sums that a first head could be solved from ({_named(ledger.new_faults)})")
+    few = "no client sent" if fewest == 1 else f"fewer than {fewest} clients sent"
+    raise RunError(f"{few} sums that a first head could be solved from ({_named(ledger.new_faults)})")
 
 
 def _reachable(experiment: Experiment, engine: Engine) -> Sequence[int]:

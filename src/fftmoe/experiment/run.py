@@ -1,19 +1,20 @@
 """A run from its recipe to its folder, or the rest of one that was interrupted."""
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
 from fftmoe.engines.base import Engine
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, OutputError
 from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.journal import Journal
 from fftmoe.experiment.measure import local_only
 from fftmoe.experiment.open_engine import open_engine
+from fftmoe.experiment.privacy import PrivateRounds, private_rounds
 from fftmoe.experiment.rounds import federate
 from fftmoe.records import ServerState
 from fftmoe.report.html import report_page
@@ -51,7 +52,8 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None, open_eng
     check_trackers(recipe.trackers)
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
-    return begin(compose(recipe), recipe, output, progress, open_engine)
+    with _going_on_told(output):
+        return begin(compose(recipe), recipe, output, progress, open_engine)
 
 
 def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: Open) -> Result:
@@ -62,8 +64,11 @@ def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progre
     """
     at_once = clients_at_once(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
-    folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=4 * len(pack_state(initial)))
-    return _carry_out(experiment, folder, initial, initial, (), at_once, progress, open_engine)
+    privacy = private_rounds(experiment, initial, output, resumed=False)
+    folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=6 * len(pack_state(initial)))
+    if privacy is not None:
+        privacy.record()
+    return _carry_out(experiment, folder, initial, initial, (), at_once, privacy, progress, open_engine)
 
 
 def resume(
@@ -73,6 +78,8 @@ def resume(
     open_engine: Open = open_engine,
 ) -> Result:
     """Go on with an interrupted run from its last whole round, to the bytes that it would have ended with.
+
+    With differential privacy nobody knows those: noise is drawn anew, and a round that is played again costs again.
 
     Args:
         output: the run folder.
@@ -85,7 +92,19 @@ def resume(
     recipe = unfinished(output, overrides)
     check_trackers(recipe.trackers)
     progress.say("loading data and backbone")
-    return go_on(compose(recipe), output, progress, open_engine)
+    with _going_on_told(output):
+        return go_on(compose(recipe), output, progress, open_engine)
+
+
+@contextmanager
+def _going_on_told(output: Path) -> Iterator[None]:
+    """A disk that refuses a file leaves a run that goes on once it has room."""
+    try:
+        yield
+    except OutputError as error:
+        if not (output / "config.yaml").exists():
+            raise
+        raise OutputError(f"{error}; then go on: fftmoe resume {output}") from error
 
 
 def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -109,12 +128,15 @@ def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine:
     """The rest of an interrupted run of an experiment that has been made from its recipe."""
     recipe, at_once = experiment.recipe, clients_at_once(experiment)
     initial = experiment.method.init(experiment.model)
+    privacy = private_rounds(experiment, initial, output, resumed=True)
     folder = RunFolder(output)
-    state = folder.load_state()
-    rows = folder.rewind_metrics(-1 if state is None else state.round)
-    state = state or initial
+    saved = folder.load_newest()
+    for reason in saved.passed_over:
+        progress.say(f"passed over the checkpoint of {reason}")
+    folder.rewind(saved)
+    state = saved.state or initial
     progress.say(f"going on after round {state.round} of {recipe.federation.rounds}")
-    return _carry_out(experiment, folder, initial, state, rows, at_once, progress, open_engine)
+    return _carry_out(experiment, folder, initial, state, saved.rows, at_once, privacy, progress, open_engine)
 
 
 def _carry_out(
@@ -124,17 +146,20 @@ def _carry_out(
     state: ServerState,
     rows: Sequence[dict[str, Any]],
     at_once: int,
+    privacy: PrivateRounds | None,
     progress: Progress,
     open_engine: Open,
 ) -> Result:
     """The rounds after `state`, whose row is the last of `rows`, and what is made of the result."""
     recipe = experiment.recipe
+    if privacy is not None:
+        progress.say(privacy.promise)
     with (
         closing(Trackers(recipe.trackers, folder.path, recipe.name)) as trackers,
         closing(open_engine(experiment, folder)) as engine,
     ):
         journal = Journal(folder, trackers, progress, rows)
-        state, metrics = federate(experiment, state, engine, journal, at_once)
+        state, metrics = federate(experiment, state, engine, journal, at_once, privacy)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
             metrics |= local_only(experiment, initial, engine)
@@ -143,6 +168,7 @@ def _carry_out(
         **_facts(experiment, state),
         **metrics,
         **journal.totals(),
+        **({"privacy": privacy.summary()} if privacy is not None else {}),
         "seconds": round(journal.seconds, 1),
         "peak_rss_mib": round(peak, 1),
     }

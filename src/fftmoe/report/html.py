@@ -38,6 +38,7 @@ def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], l
         **{f"… as tier {name}": f"{value:.3f}" for name, value in summary["accuracy_by_tier"].items()},
         **_own_mix(summary),
         **_local_only(summary),
+        **_privacy(summary),
         "rounds": str(summary["rounds_completed"]),
         "bytes down / up": f"{size(summary['bytes_down'])} / {size(summary['bytes_up'])}",
         "seconds": f"{summary['seconds']:.0f}",
@@ -55,6 +56,14 @@ def _own_mix(summary: Mapping[str, Any]) -> dict[str, str]:
         if key in summary
         for statistic in ("mean", "worst_decile")
     }
+
+
+def _privacy(summary: Mapping[str, Any]) -> dict[str, str]:
+    spent = summary.get("privacy", {})
+    if "epsilon" not in spent:
+        return {}
+    early = "; the run ended early, to spend no more" if spent["stopped_early"] else ""
+    return {"epsilon of a client": f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}"}
 
 
 def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:

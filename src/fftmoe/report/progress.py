@@ -23,7 +23,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line about what happens next."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)  # it may hold what a site wrote
 
     @contextmanager
     def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:
@@ -56,6 +56,8 @@ class Progress:
             parts.append(f"loss {row['train_loss']:.3f}")
         if row["accuracy"] is not None:
             parts.append(f"accuracy {row['accuracy']:.3f}")
+        if "epsilon" in row:
+            parts.append(f"epsilon {row['epsilon']:.3f}")
         if "void" in row:
             parts.append("void: too few updates")
         if "faults" in row:

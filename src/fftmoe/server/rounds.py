@@ -4,11 +4,11 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from fftmoe.codec import decode
 from fftmoe.methods.base import Method
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training, digest
 from fftmoe.rng import derive, numpy_generator
 
 
@@ -47,7 +47,7 @@ def plan_round(
     task: str = "train",
 ) -> RoundPlan:
     """Residents, seeds and training of every client of the cohort."""
-    experts = method.assign(state, cohort)
+    experts, base = method.assign(state, cohort), digest(state.tensors)
     return RoundPlan(
         round,
         tuple(
@@ -59,6 +59,7 @@ def plan_round(
                 experts=experts[client_id],
                 training=training,
                 task=task,
+                base=base,
             )
             for client_id in cohort
         ),
@@ -85,18 +86,27 @@ def _chunks(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, 
     return [tuple(clients[start:stop]) for start, stop in itertools.pairwise(bounds)]
 
 
+class Aggregates(Protocol):
+    """What merges the updates of a round: a method, or what stands in its place in a private run."""
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        """See `Method`."""
+        ...
+
+
 def apply_round(
-    method: Method, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int = 0
+    method: Aggregates, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int = 0
 ) -> tuple[ServerState, dict[str, Any]]:
     """Merge the cohort's updates, which come in `client_id` order, as sent, and are consumed one at a time.
 
-    A round with fewer updates than `quorum` is void: it counts as a round, and changes nothing.
+    A round with fewer updates than `quorum` is void: it counts as a round, and changes nothing. So is one in which
+    nobody answers, unless nobody was asked: a cohort that is drawn by chance may be empty.
     """
     assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
     counted = Counted(replace(update, tensors=decode(update.tensors)) for update in updates)
     first = next(counted, None)
-    if first is not None:
-        merged, diagnostics = method.aggregate(state, itertools.chain([first], counted))
+    if first is not None or not plan.clients:
+        merged, diagnostics = method.aggregate(state, itertools.chain([] if first is None else [first], counted))
         if counted.number >= quorum:
             return merged, diagnostics
     return replace(state, round=plan.round), {"void": True}

@@ -1,11 +1,11 @@
 """The server's part of a closed-form head: ask everyone for sums, solve, and put the solution into the state."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from fftmoe.head import HeadSums, solve_ridge
 from fftmoe.methods.base import Method
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training, digest
 from fftmoe.rng import derive
 
 
@@ -17,7 +17,7 @@ def plan_sums(
     Sums of unlike models would fit none of them. A client only runs the model forward here, which takes a quarter of
     the memory that training takes; what it downloads for it is counted.
     """
-    experts = method.whole(budget)
+    experts, base = method.whole(budget), digest(state.tensors)
     plans = (
         ClientPlan(
             round=state.round,
@@ -27,13 +27,18 @@ def plan_sums(
             experts=experts,
             training=training,
             task="sums",
+            base=base,
         )
         for client_id in clients
     )
     return RoundPlan(state.round, tuple(plans))
 
 
-def solve_head(state: ServerState, updates: Iterable[ClientUpdate]) -> ServerState:
+def solve_head(
+    state: ServerState,
+    updates: Iterable[ClientUpdate],
+    total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
+) -> ServerState:
     """The state with the head that the sums of these updates give (docs/math.md, Closed-form head)."""
-    weight, bias, _ = solve_ridge(HeadSums.total(HeadSums.from_tensors(update.tensors) for update in updates))
+    weight, bias, _ = solve_ridge(total(HeadSums.from_tensors(update.tensors) for update in updates))
     return replace(state, tensors=state.tensors | {"head.weight": weight, "head.bias": bias})

@@ -1,0 +1,86 @@
+"""What privacy costs in accuracy: `python benchmarks/private.py --data ../shared/data --models ../shared/models`.
+
+TREC-6 over 200 clients of about 27 questions each, on which noise has a chance: half of them are in a round, and the
+pool is small. The clip norm of each row is the one of `CLIPS` with the best accuracy on training rows that are held
+out; test rows are seen by the runs with that norm alone. Runs that are in `--results` are not run again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import RESULTS, Results, column, markdown, mean_and_spread
+from fftmoe.config import recipe_folder
+from fftmoe.server.privacy import calibrate
+from grid import places
+
+RECIPE = recipe_folder() / "grid" / "trec6.yaml"
+CLIENTS, PER_ROUND, DELTA = 200, 100, 1e-3
+CLIPS = (0.3, 1.0, 3.0)
+EPSILONS = (8.0, 2.0)
+METHODS = ("fft-moe", "head-only")
+COMMON = (
+    f"partition={{kind: dirichlet, alpha: 1.0, num_clients: {CLIENTS}, min_examples: 4}}",
+    "adapter={num_experts: 4, expert_dim: 2, blocks: last-1, residents: balanced}",
+    "budgets=[{name: small, fraction: 0.5, top_k: 1, experts: 2}, {name: large, fraction: 0.5, top_k: 2, experts: 4}]",
+    "head={kind: averaged, learning_rate: 1.0}",
+    f"federation.clients_per_round={PER_ROUND}",
+    "federation.local_steps=2",
+    "federation.batch_size=16",
+    "data.train_examples=null",
+    "trackers=[]",
+    "evaluation.every=1000",
+)
+
+
+def privacies(rounds: int) -> dict[str, list[str]]:
+    """By row of the table, what the recipe says of privacy, one for each clip norm that is tried."""
+    noise = {epsilon: calibrate(PER_ROUND / CLIENTS, epsilon, DELTA, rounds) for epsilon in EPSILONS}
+    noisy = {
+        f"epsilon {epsilon:g}": [f"{{clip_norm: {c}, noise_multiplier: {z}, delta: {DELTA}}}" for c in CLIPS]
+        for epsilon, z in noise.items()
+    }
+    return {"none": ["off"], "sums only": ["{}"], **noisy}
+
+
+def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str]) -> str:
+    """The one of these with the best accuracy on rows that are held out."""
+    held_out = [*common, "data.validation_examples=500", "seed=100"]
+    found = {
+        privacy: results.run(f"{name}, {privacy}, held out", str(RECIPE), [*held_out, f"privacy={privacy}"])["accuracy"]
+        for privacy in (tried if len(tried) > 1 else ())
+    }
+    return max(found, key=lambda privacy: found[privacy]) if found else tried[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="a folder with trec6/")
+    parser.add_argument("--models", type=Path, help="a folder with models, where the hub is out of reach")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS / "private.json")
+    arguments = parser.parse_args()
+    results, rows = Results(arguments.results), []
+    here = [f"{key}={value}" for key, value in places(RECIPE, "trec6", arguments.data, arguments.models).items()]
+    common = [*here, *COMMON, f"federation.rounds={arguments.rounds}", f"engine.workers={arguments.workers}"]
+    rows_of_table = privacies(arguments.rounds)
+    for method in METHODS:
+        for name, tried in rows_of_table.items():
+            own = [*common, f"method={method}"]
+            chosen = best(results, f"{method}, {name}", tried, own)
+            runs = [
+                results.run(f"{method}, {name}, seed {s}", str(RECIPE), [*own, f"privacy={chosen}", f"seed={s}"])
+                for s in range(arguments.seeds)
+            ]
+            spent = [f"{run['privacy']['epsilon']:.2f}" for run in runs if "epsilon" in run.get("privacy", {})]
+            clip = chosen.partition("clip_norm: ")[2].partition(",")[0].strip("}") or "-"
+            accuracy = mean_and_spread(column(runs, "accuracy"))
+            small = mean_and_spread(column(runs, "accuracy_by_tier", "small"))
+            rows.append([method, name, clip, spent[0] if spent else "-", accuracy, small])
+    print(markdown(["method", "privacy", "clip norm", "epsilon spent", "accuracy", "as the small tier"], rows))
+
+
+if __name__ == "__main__":
+    main()
