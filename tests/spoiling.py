@@ -172,6 +172,8 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "another client": (of(lambda h, t: h.update(client_id=h["client_id"] + 1)), r"says client_id \d, and \d was"),
     "client is true": (say(client_id=True), r"says client_id True"),
     "client as text": (of(lambda h, t: h.update(client_id=str(h["client_id"]))), r"says client_id '\d'"),
+    "another backbone": (say(made_on="0123456789abcdef"), r"another backbone .* made_on '0123456789abcdef', and "),
+    "no backbone": (say(made_on=None), r"another backbone .* made_on None, and [0-9a-f]{16} was expected"),
     # Experts, and what goes with them.
     "foreign expert": (listed("experts", lambda ids: [*ids[:-1], 99]), r"its experts of block \d are .* ascending"),
     "negative expert": (listed("experts", lambda ids: [-1, *ids[1:]]), r"its experts of block \d are .* ascending"),

@@ -132,7 +132,7 @@ def recipe_of(cell: str, recipe_values: dict[str, Any], **changes: Any) -> dict[
     recipe["federation"] |= {"clients_per_round": 3, "local_steps": 2}
     for key, value in {**own, **changes}.items():
         section, _, name = key.partition(".")
-        recipe[section][name] = value
+        recipe[section] = {**recipe[section], name: value} if name else value
     return recipe
 
 

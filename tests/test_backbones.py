@@ -150,7 +150,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"has no weights \(\*\.safetensors\)"):
         load_backbone(str(tmp_path), num_labels=2)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="cannot load the model of"):
+    with pytest.raises(InputError, match=r"the weights in model folder .* cannot be read: .*header too small"):
         load_backbone(str(tmp_path), num_labels=2)
 
 

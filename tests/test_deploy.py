@@ -23,9 +23,10 @@ from fftmoe.experiment.plan import forecast
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
-MAIN = "import fftmoe.cli as c; c.main()"
+# Started in the background of a script, processes ignore interrupts; these are to hear them.
+MAIN = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
 SECONDS = 600.0
-RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors")
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors")
 
 
 def command(*arguments: object) -> list[str]:
@@ -121,7 +122,7 @@ def summary(output: Path) -> dict[str, Any]:
 
 
 def results(output: Path) -> dict[str, bytes]:
-    return {name: (output / name).read_bytes() for name in RESULTS}
+    return {path.name: path.read_bytes() for name in RESULTS for path in output.glob(name)}
 
 
 @pytest.fixture(scope="module")

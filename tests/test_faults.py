@@ -89,7 +89,7 @@ def finish(recipe_file: Path, tmp_path: Path) -> Finish:
 
 
 def state(folder: Path) -> ServerState:
-    return unpack_state((folder / "checkpoints" / "latest.safetensors").read_bytes())
+    return unpack_state(max((folder / "checkpoints").glob("*.safetensors")).read_bytes())
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

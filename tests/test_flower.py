@@ -1,16 +1,19 @@
 """Our messages over Flower's grid: everyone ends as a reply or as a fault, once, in time, and named."""
 
+import io
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import pytest
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fftmoe.engines import flower
 from fftmoe.engines.base import Fault, Reply
@@ -26,6 +29,7 @@ from fftmoe.engines.flower_messages import (
 )
 from fftmoe.engines.flower_node import patience
 from fftmoe.errors import InputError
+from fftmoe.report.progress import Progress
 
 JOB = {"recipe": {"seed": 3}, "labels": ["a", "ü"]}
 NODES = {0: 101, 1: 103, 2: 107, 4: 109}
@@ -110,7 +114,7 @@ def test_messages_arrive_as_they_were_in_their_order(group: list[tuple[int, byte
     assert (job, found) == (JOB, group)
     replies, cost = unpack_reply(pack_reply(group, 1.5))
     assert replies == group
-    assert (cost["seconds"], cost["peak_rss_mib"] > 1) == (1.5, True)
+    assert (cost.seconds, cost.peak_rss_mib > 1) == (1.5, True)
 
 
 def test_every_client_of_every_group_is_answered_and_each_node_gets_one_message():
@@ -190,6 +194,72 @@ def test_a_node_that_answers_for_others_is_not_believed():
     grid = FakeGrid(cast(ClientApp, Liar()))
     answers = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
     assert answers == [Fault(1, "failed", "its node answered for other clients than 1")]
+
+
+def spoilt(**records: Any) -> RecordDict:
+    """An answer for client 1 with other records."""
+    content = pack_reply([(1, b"ab")], 0.1)
+    for name, record in records.items():
+        if record is None:
+            del content[name]
+        else:
+            content[name] = record
+    return content
+
+
+def told(**values: Any) -> ConfigRecord:
+    return ConfigRecord({"seconds": 0.1, "process": 3, "peak_rss_mib": 7.0, **values})
+
+
+MADE_UP: dict[str, RecordDict] = {
+    "no updates": spoilt(clients=None),
+    "no cost": spoilt(cost=None),
+    "another kind of record": spoilt(cost=ArrayRecord({})),
+    "no seconds": spoilt(cost=ConfigRecord({"process": 3})),
+    "seconds that are text": spoilt(cost=told(seconds="a")),
+    "seconds without end": spoilt(cost=told(seconds=float("inf"))),
+    "seconds that are none": spoilt(cost=told(seconds=float("nan"))),
+    "seconds below zero": spoilt(cost=told(seconds=-1.0)),
+    "memory beyond counting": spoilt(cost=told(peak_rss_mib=1e300)),
+    "a process that is a list": spoilt(cost=told(process=[1, 2])),
+    "a failure without a reason": spoilt(failure=ConfigRecord({})),
+    "nothing": RecordDict(),
+}
+
+
+class Says:
+    """A node that answers so, whatever it is asked."""
+
+    def __init__(self, content: RecordDict) -> None:
+        self._content = content
+
+    def __call__(self, message: Message, context: Any) -> Message:
+        return Message(self._content, reply_to=message)
+
+
+@pytest.mark.parametrize("kind", MADE_UP)
+def test_what_a_node_made_up_is_its_own_failure(kind: str):
+    grid = FakeGrid(cast(ClientApp, Says(MADE_UP[kind])))
+    (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert fault[:2] == (1, "failed")
+    assert re.fullmatch(r"its answer cannot be read \(\w+Error\)", cast(Fault, fault).reason)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, '{"a": NaN}', '{"a": 1, "a": 2}', "null"])
+def test_a_profile_that_is_none_is_told(text: str):
+    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"profile": ConfigRecord({"json": text})}))))
+    assert str(ask(cast(Grid, grid), [101], JOB, 60.0)[101]).startswith("its answer cannot be read (")
+
+
+def test_a_nodes_reason_is_a_line_of_text_and_no_more():
+    """Nothing of it moves the cursor, colours the terminal, or fills a log."""
+    wild = ConfigRecord({"reason": "\x1b[2J[/red]\r\n" + "a" * 10_000})
+    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"failure": wild}))))
+    (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert cast(Fault, fault).reason == " [2J[/red]  " + "a" * 488
+    said = io.StringIO()
+    Progress(Console(file=said)).say(f"site a cannot join: {cast(Fault, fault).reason}")
+    assert "[/red]" in said.getvalue()
 
 
 def test_a_client_is_absent_while_its_node_is_not_connected():

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 MAIN = "import fftmoe.cli as c; c.main()"
-RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors")
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/round-000002.safetensors")
 SETTINGS = {
     "plain": ("evaluation.local_only=true",),
     "state on clients": ("adapter.router=personal", "federation.upload=int8", "evaluation.personal=true"),

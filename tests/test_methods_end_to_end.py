@@ -87,7 +87,7 @@ class Finished:
 
     @property
     def state(self) -> ServerState:
-        return unpack_state((self.folder / "checkpoints" / "latest.safetensors").read_bytes())
+        return unpack_state(max((self.folder / "checkpoints").glob("*.safetensors")).read_bytes())
 
     @property
     def head(self) -> tuple[torch.Tensor, torch.Tensor]:

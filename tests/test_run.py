@@ -111,7 +111,9 @@ def test_a_run_leaves_its_folder_and_nothing_else(finished: Finished):
     ]
     adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= adapter
-    assert [path.name for path in (finished.folder / "checkpoints").iterdir()] == ["latest.safetensors"]
+    assert sorted(path.name for path in (finished.folder / "checkpoints").iterdir()) == [
+        f"round-{round:06d}.{kind}" for round in (1, 2) for kind in ("json", "safetensors")
+    ]
     assert [p.name for p in (finished.folder / "trackers").iterdir() if p.name.startswith("events.")]
     assert not [path for path in finished.folder.rglob("*") if path.name.endswith(".tmp")]
 
@@ -156,12 +158,12 @@ def test_metrics_have_a_line_per_round_from_round_0(finished: Finished):
 
 
 def test_a_checkpoint_holds_the_state_after_the_last_round(finished: Finished):
-    state = unpack_state((finished.folder / "checkpoints" / "latest.safetensors").read_bytes())
+    state = unpack_state((finished.folder / "checkpoints" / "round-000002.safetensors").read_bytes())
     assert state.round == 2
     assert state.tensors["blocks.1.up"].shape == (5, 4, 20)
     for load in state.load.values():
         assert float(load.sum()) == pytest.approx(1.0)
-    kept = {int(path.name.split(".")[0]) for path in (finished.folder / "clients").iterdir()}
+    kept = {int(path.name) for path in (finished.folder / "clients").iterdir()}
     assert kept == set(state.preferences)  # whoever trained has told its preferences and kept its affinities
     assert 5 <= len(kept) <= 7
 
@@ -246,7 +248,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run: Run, fin
     assert timeless(again.summary) == timeless(finished.summary)
     assert timeless(again.metrics) == timeless(finished.metrics)
     assert again.metrics[1]["train_loss"] != other.metrics[1]["train_loss"]
-    for name in ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors"):
+    for name in ("adapter/adapter_model.safetensors", "checkpoints/round-000002.safetensors"):
         assert (again.folder / name).read_bytes() == (finished.folder / name).read_bytes()
         assert (again.folder / name).read_bytes() != (other.folder / name).read_bytes()
 
@@ -368,7 +370,7 @@ def test_rounded_uploads_cost_what_was_planned_and_learn_the_same(run: Run, cli:
     assert timeless(rounded.summary) == timeless(workers.summary)
     assert rounded.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=0.05)
     assert rounded.metrics[-1]["train_loss"] != plain.metrics[-1]["train_loss"]
-    kept = [name for path in rounded.folder.glob("clients/*") for name in safetensors.torch.load(path.read_bytes())]
+    kept = [name for path in rounded.folder.glob("clients/*/*") for name in safetensors.torch.load(path.read_bytes())]
     assert any(name.startswith("feedback/") for name in kept)
 
 
@@ -507,7 +509,8 @@ def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
         outcome = cli("run", recipe_file, "--output", tmp_path / "run", "--set", "evaluation.local_only=false")
     assert outcome.status == 2
     assert outcome.err.startswith("fftmoe: cannot write ")
-    assert outcome.err.endswith("File too large; free space or name another place with --output\n")
+    assert "File too large; free space or name another place with --output; " in outcome.err
+    assert outcome.err.endswith(f"; then go on: fftmoe resume {tmp_path / 'run'}\n")
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".tmp")]
@@ -530,7 +533,7 @@ def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Pa
     assert process.returncode == 130
     folder = tmp_path / "run"
     assert err == f"fftmoe: interrupted; go on after its last whole round: fftmoe resume {folder}\n"
-    state = unpack_state((tmp_path / "run" / "checkpoints" / "latest.safetensors").read_bytes())
+    state = unpack_state(max((tmp_path / "run" / "checkpoints").glob("*.safetensors")).read_bytes())
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert state.round >= 1
     assert json.loads(rows[-1])["round"] in (state.round, state.round + 1)
@@ -550,7 +553,8 @@ def test_a_moving_average_is_what_a_run_leaves_and_not_what_it_trains_from(run: 
     assert averaged.metrics[1]["accuracy"] == plain.metrics[1]["accuracy"]
     first = run("evaluation.local_only=false", "federation.rounds=1")
     states = [
-        unpack_state((r.folder / "checkpoints/latest.safetensors").read_bytes()) for r in (first, plain, averaged)
+        unpack_state(max((r.folder / "checkpoints").glob("*.safetensors")).read_bytes())
+        for r in (first, plain, averaged)
     ]
     one, two, kept = (state.tensors["head.weight"].double() for state in states)
     # Weights 1/3 and 2/3; kept in float32.

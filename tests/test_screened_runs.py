@@ -101,7 +101,7 @@ def faults(folder: Path) -> list[tuple[int, int, str]]:
 
 
 def state(folder: Path) -> ServerState:
-    return unpack_state((folder / "checkpoints" / "latest.safetensors").read_bytes())
+    return unpack_state(max((folder / "checkpoints").glob("*.safetensors")).read_bytes())
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
@@ -206,6 +206,15 @@ def test_a_head_that_nobody_sends_sums_for_stays_or_ends_the_run(finish: Finish,
     before = finish("before", "fft-moe-solved-head", honest, **{"head.update": "frozen"})
     assert torch.equal(state(folder).tensors["head.weight"], state(before).tensors["head.weight"])
     assert summary(folder)["faults"] == {"rejected": 10}
+
+
+def test_the_recipe_says_how_large_the_changes_of_a_client_may_be(finish: Finish):
+    bound = "federation.max_update_norm"
+    changed, large = finish("large", "fedit", honest), finish("bounded", "fedit", honest, **{bound: 1e6})
+    assert_equal_runs(changed, large)
+    tiny = finish("tiny", "fedit", honest, **{bound: 1e-6})
+    assert summary(tiny)["faults"] == {"rejected": 6}
+    assert {f["reason"][:26] for row in rows(tiny) for f in row.get("faults", ())} == {"its changes have the norm "}
 
 
 @pytest.mark.parametrize("cell", [cell for cell, (_, head, task, _) in CELLS.items() if task == "train"])

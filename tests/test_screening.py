@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from fftmoe.backbones import enable_resume
 from fftmoe.client.compress import compress
 from fftmoe.codec import SCALE, decode
+from fftmoe.data import WithPrefix
 from fftmoe.engines.base import Fault
 from fftmoe.experiment import ledger as ledger_module
+from fftmoe.experiment.build import build_model
+from fftmoe.experiment.compose import build_client, client_spec
 from fftmoe.experiment.ledger import Ledger, expectations
-from fftmoe.records import ClientUpdate, Tensors, pack_update, unpack_update
+from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan, pack_update, unpack_update
 from fftmoe.server.screening import LARGEST, MARGIN, MOST_EXAMPLES, Rejected, screen
 from fftmoe.store import pack_state
 from spoiling import KINDS, of, put_together, say, taken_apart, text
-from tampering import CELLS, Playback, Recorded, recipe_of, record
+from tampering import CELLS, Kept, Playback, Recorded, recipe_of, record
 
 Record = Callable[[str], Recorded]
 
@@ -113,6 +117,33 @@ def test_numbers_as_large_as_are_let_through_leave_the_server_with_finite_ones(r
         assert max(float(tensor.abs().max()) for tensor in state.tensors.values()) > 1e12
 
 
+@pytest.mark.parametrize("cell", ["fft-moe", "hetlora", "fft-moe-sums", "fedit-alone"])
+def test_an_update_names_the_backbone_and_the_global_model_that_it_was_made_on(recorded: Record, cell: str):
+    """Whoever has one bit of either that is another is refused, in the very round it was asked."""
+    known = recorded(cell)
+    experiment, plan = known.experiment, next(c for c in known.plan.clients if c.client_id == known.victim)
+    expected, method = known.expectation(known.victim), experiment.method
+
+    def answer(state: ServerState, model: Any = None) -> bytes:
+        handler = build_client(client_spec(experiment, Kept()), model or experiment.model)
+        asked = replace(plan, base=digest(state.tensors))
+        return handler([pack_plan(asked, method.download(state, asked))])[0]
+
+    screen(answer(known.state), expected)
+    for name in ("head.weight", max(known.state.tensors)):
+        tensors = {n: t.clone() for n, t in known.state.tensors.items()}
+        tensors[name].view(torch.int32).view(-1)[-1] ^= 1
+        with pytest.raises(Rejected, match="another global model than it was sent"):
+            screen(answer(replace(known.state, tensors=tensors)), expected)
+    damaged = build_model(experiment.recipe, experiment.label_names)
+    assert isinstance(experiment.train, WithPrefix)
+    enable_resume(damaged, experiment.train.block)
+    weight = damaged.get_submodule("base_model.model.backbone.embeddings.word_embeddings").weight
+    weight.data.view(torch.int32)[3, 5] ^= 1
+    with pytest.raises(Rejected, match="another backbone than the server's"):
+        screen(answer(known.state, damaged), expected)
+
+
 def test_an_expert_that_another_client_holds_is_refused(recorded: Record):
     known = recorded("fft-moe")
     client = next(client for client in known.plan.clients if len(client.experts[2]) == 2)
@@ -150,6 +181,39 @@ def test_a_norm_is_bounded_where_a_bound_is_given(recorded: Record, cell: str):
 def test_who_trains_alone_has_no_norm_bound(recorded: Record):
     known = recorded("fedit-alone")
     screen(known.replies[known.victim], known.expectation(known.victim, max_norm=1e-9))
+
+
+PRIVATE = {"adapter.residents": "balanced", "privacy": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("experts", lambda own: {block: ids[:-1] for block, ids in own.items()}),
+        ("experts", lambda own: {block: [True, *ids[1:]] for block, ids in own.items()}),
+        ("shares", lambda own: {"2": [0.5, 0.5]}),
+        ("preferences", lambda own: {"2": [0, 1]}),
+        ("metrics", lambda own: {"loss": 0.5}),
+        ("num_examples", lambda own: 26),
+    ],
+)
+def test_a_private_client_that_tells_of_itself_is_refused(
+    recipe_values: dict[str, Any], name: str, told: Callable[[Any], Any]
+):
+    """All that it may say is the same for every client with its experts."""
+    known = record(recipe_of("fft-moe", recipe_values, **PRIVATE), "train", rounds=1)
+    message, expected = known.replies[known.victim], known.expectation(known.victim)
+    screen(message, expected)
+    with pytest.raises(Rejected, match=r"of a private client .* was expected|num_examples 26, and 1 was expected"):
+        screen(of(lambda h, t: h.update({name: told(h[name])}))(message) or b"", expected)
+
+
+def test_sums_of_a_private_client_are_still_sums_of_some_examples(recipe_values: dict[str, Any]):
+    known = record(recipe_of("fft-moe-sums", recipe_values, **PRIVATE), "sums", rounds=1)
+    message, expected = known.replies[known.victim], known.expectation(known.victim)
+    screen(message, expected)
+    with pytest.raises(Rejected, match="num_examples 0, and a whole number from 1"):
+        screen(of(lambda h, t: [x.zero_() for x in t.values()] and None)(message) or b"", expected)
 
 
 @pytest.mark.parametrize(

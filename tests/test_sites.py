@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import InputError
@@ -20,7 +24,7 @@ from fftmoe.experiment.deployed import Profile, as_profile, compose_deployed, jo
 from fftmoe.experiment.run import begin
 from fftmoe.experiment.site import Site, SiteSettings, open_site
 from fftmoe.methods.budget import ExpertShape
-from fftmoe.records import Budget, ClientPlan, Training, pack_plan
+from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
 from fftmoe.store import RunFolder
 from sites import NAMES, divide, natural, over_sites
@@ -100,7 +104,8 @@ def test_sites_end_with_the_bytes_of_one_machine(
     opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
     remote = begin(experiment, recipe, tmp_path / "remote", Progress.silent(), opened)
 
-    for result in ("adapter/adapter_model.safetensors", "checkpoints/latest.safetensors", "adapter/labels.json"):
+    checkpoint = f"checkpoints/round-{recipe.federation.rounds:06d}.safetensors"
+    for result in ("adapter/adapter_model.safetensors", checkpoint, "adapter/labels.json"):
         assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
     for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
         assert remote.summary[key] == local.summary[key]
@@ -128,8 +133,8 @@ def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callab
 def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Callable[..., Site]):
     opened, budget = site(), Budget("small", 1, 2, (1, 2))
     for client_id, task in ((1, "train"), (0, "alone")):
-        plan = ClientPlan(1, client_id, 5, budget, {}, Training(5, 0.01, 1.0, local_steps=1), task)
-        with pytest.raises(InputError, match=rf"author-0 is client 0 .* asked to {task} as client {client_id}"):
+        plan = ClientPlan(1, client_id, 5, budget, {}, opened.agreed.training, task)
+        with pytest.raises(InputError, match=rf"site is client 0 .* asked to '{task}' as client {client_id}"):
             opened([pack_plan(plan, {})])
 
 
@@ -144,7 +149,25 @@ def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[...
     assert len(site(data={"source": "/etc"}).examples) == 29
 
 
-@pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b"])
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({}, "job is {}, and it should have"),
+        ({"recipe": [], "labels": ["a", "b"], "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": "ab", "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", 1], "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a", "code": "import os"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a"}, "has no section backbone"),
+        ({"recipe": {"backbone": {}, "data": "x"}, "labels": ["a", "b"], "run": "a"}, "has no section data"),
+        ({"recipe": {"backbone": {}, "data": {}}, "labels": ["a", "b"], "run": "a"}, "that the server sent: missing"),
+    ],
+)
+def test_a_job_that_is_none_is_refused(divided: Path, job: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=words):
+        open_site(settings(divided, 0, "small"), job)
+
+
+@pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
 def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., Site], run: str):
     with pytest.raises(InputError, match="letters and digits alone"):
         site(run=run)
@@ -218,9 +241,28 @@ def test_a_site_with_a_foreign_budget_is_named(recipe_values: dict[str, Any], di
     recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
     compose_with = partial(compose_deployed, recipe, load_server(recipe))
     with pytest.raises(InputError, match="site b has budget 'huge'; the recipe has small, large"):
-        compose_with([Profile("a", 0, "small", 5), Profile("b", 1, "huge", 5)])
+        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "huge", 5, "")])
     with pytest.raises(InputError, match=r"clients_per_round=4 is above the 2 clients"):
-        compose_with([Profile("a", 0, "small", 5), Profile("b", 1, "large", 5)])
+        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "large", 5, "")])
+
+
+def test_a_site_with_another_backbone_is_named_before_the_first_round(
+    recipe_values: dict[str, Any], divided: Path, site: Callable[..., Site], tmp_path: Path
+):
+    folder = shutil.copytree(recipe_values["backbone"]["model"], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"].view(torch.int32)[3, 5] ^= 1  # the last bit of a number
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    damaged, whole = site(settings={"model": str(folder)}), site()
+    recipe = parse_recipe(
+        merged(over_sites(natural(recipe_values), divided), {"federation": {"clients_per_round": 1}}), ""
+    )
+    compose_with = partial(compose_deployed, recipe, load_server(recipe))
+    compose_with([as_profile(whole.profile), as_profile({**whole.profile, "site": "b", "client_id": 1})])
+    with pytest.raises(
+        InputError, match=r"the backbone of site author-0 \([0-9a-f]{16}\) is not the server's .*--model"
+    ):
+        compose_with([as_profile(damaged.profile)])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +276,8 @@ def test_a_profile_that_is_none(values: dict[str, Any]):
 def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Path):
     values = merged(over_sites(natural(recipe_values), divided), {"engine": {"clients_at_once": "auto"}})
     recipe = parse_recipe(values, "test")
-    profiles = [Profile(str(c), c, "small", 5) for c in range(4)]
+    own = fingerprint(compose(parse_recipe(natural(recipe_values), "here")).model)
+    profiles = [Profile(str(c), c, "small", 5, own) for c in range(4)]
     experiment = compose_deployed(recipe, load_server(recipe), profiles)
     assert clients_at_once(experiment) == 1
     assert experiment.remote

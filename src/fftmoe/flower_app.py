@@ -5,7 +5,7 @@ Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's
 `budget`, `folder`, `model`. Stock nodes start a process for each message, so that what a site keeps is in files.
 """
 
-import json
+import reprlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +22,10 @@ from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
 from fftmoe.experiment.site import SiteSettings, open_site, serve
 from fftmoe.report.progress import Progress
+from fftmoe.strict import strict_json
 
 WHO = {"who": True}  # the query that a node answers without a job
+NAMED = {"site": str, "client_id": int}  # its answer
 Number = TypeVar("Number", int, float)
 
 
@@ -84,9 +86,10 @@ def _recipe(text: str) -> Recipe:
     if not text.lstrip().startswith("{"):
         return load_recipe(text)
     try:
-        return parse_recipe(json.loads(text), "of the run")
-    except json.JSONDecodeError as error:
+        values = strict_json(text)
+    except ValueError as error:
         raise InputError(f"the run's recipe looks like JSON and is none: {error}") from error
+    return parse_recipe(values, "of the run")
 
 
 def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Number) -> Number:
@@ -98,6 +101,15 @@ def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Numb
     if value is None or not value >= least:
         raise InputError(f"{key} must be a number of at least {least} (value: {config[key]!r})")
     return value
+
+
+def _named(answer: Any) -> tuple[str, int] | str:
+    """The site and its client id, or why there is none."""
+    if isinstance(answer, str):
+        return answer
+    if not isinstance(answer, dict) or {key: type(value) for key, value in answer.items()} != NAMED:
+        return f"it answered {reprlib.repr(answer)}, and site and client_id were asked"
+    return answer["site"], answer["client_id"]
 
 
 def _who(grid: Grid, num_sites: int, wait_seconds: float, progress: Progress) -> dict[str, tuple[int, int]]:
@@ -113,14 +125,16 @@ def _who(grid: Grid, num_sites: int, wait_seconds: float, progress: Progress) ->
         known = {node for node, _ in found.values()}
         new = [node for node in grid.get_node_ids() if node not in known]
         for node, answer in ask(grid, new, WHO, max(1.0, min(ends - time.monotonic(), ASK_SECONDS))).items():
-            if isinstance(answer, str):
-                if refused.get(node) != answer:
-                    progress.say(f"a node cannot say who it is: {answer}")
-                refused[node] = answer
+            who = _named(answer)
+            if isinstance(who, str):
+                if refused.get(node) != who:
+                    progress.say(f"a node cannot say who it is: {who}")
+                refused[node] = who
                 continue
-            if answer["site"] in found:
-                raise InputError(f"two nodes call themselves site {answer['site']}; give each its own name")
-            found[str(answer["site"])] = node, int(answer["client_id"])
+            site, client_id = who
+            if site in found:
+                raise InputError(f"two nodes call themselves site {site}; give each its own name")
+            found[site] = node, client_id
             refused.pop(node, None)
         if len(found) >= num_sites:
             break

@@ -6,23 +6,25 @@ Both sides meet only here. Tensors are float32 on the CPU at this boundary. Name
 """
 
 import dataclasses
+import hashlib
 import json
-import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import TensorSpec, serialize
 from torch import Tensor
+
+from fftmoe.strict import strict_json
 
 Tensors = dict[str, Tensor]
 Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
 
 DEEPEST = 3  # brackets within brackets, in the JSON of a message
-_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)  # of JSON, in one pass whatever the text
+NOTHING = "0" * 16  # where nobody asked what is named
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Training:
     weight_decay: float = 0.0
     proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
     upload: str = "float32"  # the numbers of the deltas on the wire: also "bfloat16", "int8"
+    private: bool = False  # what is sent tells nothing but sums of what it was made of
+    clip_norm: float | None = None  # of all that a private client sends together; None: any
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class ClientPlan:
     """What the server asks of one client in one round; `experts` are its resident experts, ascending.
 
     `task` is to "train"; to train "alone" (nothing is kept, and its own model is measured); or to send the "sums"
-    from which a closed-form head is solved, on the model that it gets.
+    from which a closed-form head is solved, on the model that it gets. `base` names the global model of that moment.
     """
 
     round: int
@@ -70,6 +74,12 @@ class ClientPlan:
     experts: Experts
     training: Training
     task: str = "train"
+    base: str = NOTHING
+
+    @property
+    def concealed(self) -> bool:
+        """Whether the answer is to be told from others' of the same plan by nothing but numbers to be summed."""
+        return self.training.private and self.task != "alone"
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class ClientUpdate:
         experts: the experts it trained (those that received a token and a gradient), per block, ascending.
         shares: float32, beside `experts`: the share of the client's routed slots that went to each.
         preferences: every expert the client knows, best first (mean gate probability on its data).
+        made_on: see `made_on`.
     """
 
     round: int
@@ -99,6 +110,7 @@ class ClientUpdate:
     shares: dict[int, tuple[float, ...]] = field(default_factory=dict)
     preferences: Experts = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    made_on: str = NOTHING
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,21 @@ class ServerState:
     load: Tensors = field(default_factory=dict)
     preferences: dict[int, Experts] = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
+
+
+def digest(tensors: Mapping[str, Tensor], more: str = "") -> str:
+    """Sixteen hexadecimal digits that name these tensors, whose order is of no account, and a text."""
+    found = hashlib.sha256(more.encode())
+    for name, t in sorted(tensors.items()):
+        found.update(f"\n{name} {t.dtype} {[*t.shape]}\n".encode())
+        whole: Any = t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
+        found.update(whole)
+    return found.hexdigest()[:16]
+
+
+def made_on(backbone: str, base: str) -> str:
+    """What an update was made on, in sixteen digits: the client's own backbone, and what its plan calls `base`."""
+    return hashlib.sha256(f"{backbone} {base}".encode()).hexdigest()[:16]
 
 
 def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
@@ -147,11 +174,11 @@ def unpack_header(message: bytes) -> dict:
     return json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
 
 
-def inspect_message(message: bytes, most: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+def inspect_message(message: bytes, most: int, deepest: int = DEEPEST) -> tuple[dict[str, Any], dict[str, Any], int]:
     """What a message says of itself, read as one reads a stranger's: nothing is believed, and no tensor is made.
 
     Args:
-        most: bytes that its JSON may have.
+        most: bytes that its JSON may have. deepest: brackets within brackets in it.
 
     Returns:
         what is declared of each tensor, by name, and the header, of neither of which the values are checked; and the
@@ -165,34 +192,11 @@ def inspect_message(message: bytes, most: int) -> tuple[dict[str, Any], dict[str
         raise ValueError(f"it has {len(message)} bytes, and says that {length} of them are a header")
     if length > most:
         raise ValueError(f"it has a header of {length} bytes, and at most {most} were expected")
-    declared = _strict_json(message[8 : 8 + length].decode(errors="replace"))
+    declared = strict_json(message[8 : 8 + length].decode(errors="replace"), deepest)
     metadata = declared.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.keys() != {"header"} or not isinstance(metadata["header"], str):
         raise ValueError(f"its metadata is {reprlib.repr(metadata)}, and a header was expected")
-    return declared, _strict_json(metadata["header"]), len(message) - 8 - length
-
-
-def _strict_json(text: str) -> dict[str, Any]:
-    """A JSON object with no name twice, no NaN, and no more depth than a message has."""
-    brackets = re.findall(r"[\[\]{}]", _STRING.sub("", text))
-    depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
-    if depth > DEEPEST:
-        raise ValueError(f"its JSON is nested {depth} deep, and at most {DEEPEST} was expected")
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
-    if not isinstance(value, dict):
-        raise ValueError(f"its JSON is {reprlib.repr(value)}, and an object was expected")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError(f"its JSON has a name twice among {reprlib.repr([name for name, _ in pairs])}")
-    return table
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"its JSON has {constant}, which is no number")
+    return declared, strict_json(metadata["header"], deepest), len(message) - 8 - length
 
 
 def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:

@@ -8,6 +8,7 @@ from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.find import resolve_model as resolve_model
+from fftmoe.backbones.fingerprint import fingerprint as fingerprint
 from fftmoe.backbones.load import HEAD_MODULES as HEAD_MODULES
 from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone

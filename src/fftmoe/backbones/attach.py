@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fftmoe.backbones.adapter_folder import check_adapter
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.backbones.placement import at_least_float32, computing
@@ -37,12 +37,13 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
     """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives.
 
     Raises:
-        InputError: the folder is damaged, or was saved for another backbone.
+        InputError: the folder is damaged, was saved for another backbone, or not by this package.
     """
+    check_adapter(Path(folder))
     try:
         with _quiet_peft():
             model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # peft and safetensors have many kinds
         reason = " ".join(str(error).split())
         raise InputError(f"cannot load the adapter in {folder}: {reason}; it is damaged or of another model") from error
     return cast(PeftModel, model.eval())

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 
+from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.pooling import MeanPoolClassifier
@@ -31,6 +32,7 @@ _AUTO_MODELS: dict[str, Any] = {
 }
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 _HEAD_STD = 0.02
+MOST_EDGE = 4096  # pixels of an image as the model sees it
 
 
 def load_backbone(
@@ -89,10 +91,10 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     # transformers would answer with an empty tokenizer, which knows no word.
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
-    try:
+    with _explained(model, "tokenizer"):
+        for name in (trust.CONFIG, trust.TOKENIZER):
+            trust.check_settings(source, name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(_cannot_load(model, "tokenizer", error)) from error
     tokenizer = cast(transformers.PreTrainedTokenizerBase, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -120,22 +122,20 @@ def load_image_processor(model: str) -> ImageFormat:
     Raises:
         InputError: the model or its image processor cannot be found, or it gives no size.
     """
-    try:
-        with _quiet_transformers():
-            processor: Any = transformers.AutoImageProcessor.from_pretrained(
-                resolve_model(model), trust_remote_code=False
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(_cannot_load(model, "image processor", error)) from error
+    with _explained(model, "image processor"), _quiet_transformers():
+        source = resolve_model(model)
+        for name in (trust.CONFIG, trust.IMAGES):
+            trust.check_settings(source, name)
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     # A processor that crops resizes to somewhat more first; here images are resized to what the model sees.
     size = dict((processor.crop_size if getattr(processor, "do_center_crop", None) else None) or processor.size)
     edge = size.get("shortest_edge")
-    height, width = size.get("height", edge), size.get("width", edge)
-    if height is None or width is None:
-        raise InputError(f"the image processor of {model!r} gives no height and width, but size={size}")
+    height, width = (value if isinstance(value := size.get(name, edge), int) else 0 for name in ("height", "width"))
+    if not 0 < min(height, width) <= max(height, width) <= MOST_EDGE:
+        raise InputError(f"the image processor of {model!r} gives no height and width up to {MOST_EDGE}: size={size}")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
-    return ImageFormat((int(height), int(width)), tuple(map(float, mean)), tuple(map(float, std)), scale)
+    return ImageFormat((height, width), tuple(map(float, mean)), tuple(map(float, std)), scale)
 
 
 def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -153,17 +153,18 @@ def _label_options(task: str, num_labels: int | None, label_names: Sequence[str]
 def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) -> nn.Module:
     source = resolve_model(model)
     # transformers draws the weights that the checkpoint lacks from global state; `seed` decides below.
-    try:
-        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-            loaded, info = auto.from_pretrained(
-                source,
-                **options,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError) as error:
-        raise InputError(_cannot_load(model, "model", error)) from error
+    with _explained(model, "model"), _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        trust.check_settings(source, trust.CONFIG)
+        if Path(source).is_dir():
+            trust.check_weights(Path(source))
+        loaded, info = auto.from_pretrained(
+            source,
+            **options,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     source_of_init = generator(seed, "head")
     for name, module in loaded.named_modules():
@@ -225,11 +226,19 @@ def _settle_config(config: Any) -> None:
         config.pad_token_id = end[0] if isinstance(end, list) else end
 
 
-def _cannot_load(model: str, what: str, error: Exception) -> str:
-    return (
-        f"cannot load the {what} of {model!r}; name a local folder with a model, or a hub id that is "
-        f"cached or can be reached ({str(error).splitlines()[0]})"
-    )
+@contextmanager
+def _explained(model: str, what: str) -> Iterator[None]:
+    """What goes wrong with a model's files, as one sentence; libraries fail with errors of every kind."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        raise InputError(
+            f"cannot load the {what} of {model!r}; name a local folder with a model, or a hub id that is "
+            f"cached or can be reached ({reason:.500})"
+        ) from error
 
 
 @contextmanager

@@ -1,21 +1,23 @@
 """A client process: one resident backbone that serves any number of clients, message in, message out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from fftmoe.backbones import fingerprint
 from fftmoe.client.compress import compress, split_state
+from fftmoe.client.conceal import concealed
 from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
 from fftmoe.head import Head
 from fftmoe.methods.base import Method, can_stack
-from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpack_plan
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
 
 
 class ClientStates(Protocol):
@@ -51,10 +53,16 @@ class ClientRuntime:
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Plan and tensors in, update out, of every client; several train together."""
+        backbone = fingerprint(self.model)
         received = [unpack_plan(message) for message in messages]
         if len(received) > 1:
-            return [pack_update(update) for update in self.train_together(*zip(*received, strict=True))]
-        return [pack_update(TASKS[plan.task](self, plan, tensors)) for plan, tensors in received]
+            updates = self.train_together(*zip(*received, strict=True))
+        else:
+            updates = [TASKS[plan.task](self, plan, tensors) for plan, tensors in received]
+        return [
+            pack_update(replace(update, made_on=made_on(backbone, plan.base)))
+            for update, (plan, _) in zip(updates, received, strict=True)
+        ]
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
@@ -73,7 +81,9 @@ class ClientRuntime:
         ]
 
     def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
-        """What is kept is saved, and what is sent is as small as asked for."""
+        """What is kept is saved, and what is sent tells no more, and is as small, as asked for."""
+        if plan.concealed:
+            update = concealed(update, plan)
         update, feedback = compress(update, feedback, plan.training.upload)
         self.states.save(plan.client_id, plan.round, {**state, **feedback})
         return update
@@ -92,7 +102,7 @@ class ClientRuntime:
             self.method.install(self.model, tensors, plan.budget)
         rows = self.partition[plan.client_id]
         sums = head_sums(self.model, self.examples, rows, self.num_labels)
-        return ClientUpdate(plan.round, plan.client_id, len(rows), sums.to_tensors())
+        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums.to_tensors())
 
     def _update(
         self,

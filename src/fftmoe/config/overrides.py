@@ -4,9 +4,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.strict import strict_yaml
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -15,9 +14,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise InputError(f"--set {text!r} is not of the form section.key=value, e.g. --set federation.rounds=5")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML: {one_line(error)}") from error
+        return key, strict_yaml(value)
+    except ValueError as error:
+        raise InputError(f"--set {text!r}: the value is not YAML: {error}") from error
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
@@ -50,8 +49,3 @@ def _no_place(key: str, value: Any, depth: int, names: Iterable[str] = ()) -> In
         f"the override {key}={value} has no place: {'.'.join(parts[:depth])} is no section of the recipe "
         f"and has no {parts[depth]!r}{remedy}"
     )
-
-
-def one_line(error: Exception) -> str:
-    """YAML's messages draw the place under the line; ours take one line."""
-    return " ".join(str(error).split())

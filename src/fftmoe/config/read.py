@@ -1,15 +1,16 @@
 """From YAML to a validated recipe, with messages that name the nearest valid key."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from fftmoe.config.overrides import apply_override, one_line, parse_override
+from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.config.schema import Recipe
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.strict import read_small, strict_yaml
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -32,9 +33,9 @@ def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
     """A recipe file's values before validation, its `compare:` section among them, and its path for messages."""
     path = find_recipe(str(source))
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the recipe {path}: {one_line(error)}") from error
+        values = strict_yaml(read_small(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
     values.setdefault("name", path.stem)
@@ -78,7 +79,7 @@ def _explain(error: Any, values: Any) -> str:
         valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
         return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
     message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict) else f" (value: {error['input']!r})"
+    shown = "" if isinstance(error["input"], dict) else f" (value: {reprlib.repr(error['input'])})"
     return f"{path + ': ' if path else ''}{message}{shown}"
 
 

@@ -3,9 +3,9 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +15,12 @@ from fftmoe.data.examples import Rows
 from fftmoe.data.read import Table
 from fftmoe.data.sources import WHOLE, Wanted, labelled_tables
 from fftmoe.errors import InputError
+from fftmoe.strict import read_small
+
+# Others that Pillow knows start a program (EPS), or are seldom seen and seldom looked at.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MOST_BYTES = 2**28  # of a file
+MOST_PIXELS = 2**26  # as much as any camera's but a few; a file of a few bytes can claim any number
 
 
 @dataclass(frozen=True)
@@ -126,16 +132,12 @@ def load_images(
 
 def _pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     height, width = size
-    rows = table.rows
-    if isinstance(rows.features[column], datasets.Image):
-        # Undecoded, so that a damaged file is found in its row.
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    pixels = np.empty((rows.num_rows, height, width, 3), dtype=np.uint8)
-    for row, value in enumerate(rows[column]):
+    pixels = np.empty((table.rows.num_rows, height, width, 3), dtype=np.uint8)
+    for row, value in enumerate(table.rows[column]):
         try:
-            decoded = _decode(value)
+            decoded = _decode(value, table.folder)
             pixels[row] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-        except (ValueError, TypeError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # every format fails in its own ways
             raise InputError(
                 f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; images are"
                 " encoded files (PNG, JPEG) or lists of whole numbers from 0 to 255: mend or remove the row, or name"
@@ -144,7 +146,7 @@ def _pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(value: Any) -> Image.Image:
+def _decode(value: Any, folder: Path | None) -> Image.Image:
     """Raises some exception with a reason where the value is no image."""
     if isinstance(value, dict):  # datasets.Image: the file's bytes, or where it is
         value = value.get("bytes") or value.get("path")
@@ -154,10 +156,23 @@ def _decode(value: Any) -> Image.Image:
         return Image.fromarray(_array(value))
     if not isinstance(value, bytes | str):
         raise TypeError(f"{value!r} is a value of type {type(value).__name__}")
-    decoded = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    data = value if isinstance(value, bytes) else read_small(_inside(folder, value), MOST_BYTES)
+    decoded = Image.open(io.BytesIO(data), formats=FORMATS)
+    if decoded.width * decoded.height > MOST_PIXELS:  # known before anything is unpacked
+        raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MOST_PIXELS} are read")
     if decoded.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels have more than 8 bits (mode {decoded.mode})")
     return ImageOps.exif_transpose(decoded)
+
+
+def _inside(folder: Path | None, name: str) -> Path:
+    """The file of this name in the data's folder; of a hub's data, wherever it keeps it."""
+    if folder is None:
+        return Path(name)
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} is not in {folder}")
+    return path
 
 
 def _array(value: Any) -> np.ndarray:

@@ -9,21 +9,28 @@ from pathlib import Path
 
 import datasets
 import pyarrow
-from pyarrow import csv
+from pyarrow import csv, parquet
 
 from fftmoe.errors import InputError
+from fftmoe.strict import strict_json
 
 SPLITS = ("train", "test", "validation")
 NEEDED = ("train", "test")
 SUFFIXES = ("parquet", "csv", "jsonl")
+MOST_SPACE = 4096  # bytes before the first object
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one split, and the words that tell a user where they came from."""
+    """Rows of one split, in which nothing has been decoded, and the words that tell a user where they came from.
+
+    Attributes:
+        folder: that they were read from, where files that they name must be; None for those of a hub.
+    """
 
     where: str
     rows: datasets.Dataset
+    folder: Path | None = None
 
 
 def read_folder(folder: Path, text_columns: tuple[str, ...] = (), needed: Sequence[str] = NEEDED) -> dict[str, Table]:
@@ -44,7 +51,7 @@ def read_folder(folder: Path, text_columns: tuple[str, ...] = (), needed: Sequen
             names = " and ".join(path.name for path in found)
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
-            tables[split] = Table(str(found[0]), _read_file(found[0], text_columns))
+            tables[split] = Table(str(found[0]), _read_file(found[0], text_columns), folder)
     _require(needed, tables, f"the folder {folder}")
     return tables
 
@@ -67,7 +74,7 @@ def read_hub(source: str, needed: Sequence[str] = NEEDED) -> dict[str, Table]:
             f" ({type(error).__name__}: {error}); check the spelling and the network, or give a local folder"
             f" that holds train.* and test.* ({', '.join(SUFFIXES)})"
         ) from error
-    tables = {split: Table(f"{source} ({split})", loaded[split]) for split in SPLITS if split in loaded}
+    tables = {split: Table(f"{source} ({split})", _undecoded(loaded[split])) for split in SPLITS if split in loaded}
     _require(needed, tables, f"the data set {source} with splits {', '.join(map(str, loaded))}")
     return tables
 
@@ -104,8 +111,27 @@ def _read_file(path: Path, text_columns: tuple[str, ...]) -> datasets.Dataset:
             ) from error
 
 
-def _read_parquet(path: str, cache: str, _: tuple[str, ...]) -> datasets.Dataset:
-    return _loaded(datasets.Dataset.from_parquet(path, cache_dir=cache, keep_in_memory=True))
+def _read_parquet(path: str, _: str, __: tuple[str, ...]) -> datasets.Dataset:
+    # Arrow's own reader: that of datasets unpacks archives whatever their name, and makes whatever class of its own the
+    # file's notes name. Of the notes, the names of labels and what is an image are all that is needed.
+    table = parquet.read_table(path)
+    notes = strict_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    rows = datasets.Dataset(table.replace_schema_metadata(None))
+    told = notes.get("info", {}).get("features", {})
+    for column in set(told) & set(rows.column_names):
+        if told[column].get("_type") == "ClassLabel":
+            rows = rows.cast_column(column, datasets.ClassLabel(names=told[column]["names"]))
+        if told[column].get("_type") == "Image":
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows as they are stored. To decode an image or a sound, datasets would fetch whatever address it names."""
+    for column, feature in rows.features.items():
+        if getattr(feature, "decode", False):
+            rows = rows.cast_column(column, type(feature)(decode=False))  # type: ignore[call-arg]
+    return rows
 
 
 def _read_csv(path: str, _: str, text_columns: tuple[str, ...]) -> datasets.Dataset:
@@ -120,6 +146,9 @@ def _read_csv(path: str, _: str, text_columns: tuple[str, ...]) -> datasets.Data
 
 
 def _read_jsonl(path: str, cache: str, _: tuple[str, ...]) -> datasets.Dataset:
+    with open(path, "rb") as file:  # datasets would unpack an archive of this name
+        if not file.read(MOST_SPACE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            raise ValueError("it does not begin with an object")
     return _loaded(datasets.Dataset.from_json(path, cache_dir=cache, keep_in_memory=True))
 
 

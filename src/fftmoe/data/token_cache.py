@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -43,7 +44,9 @@ def tokenize_cached(
     if cache_dir is None:
         return tokenize_texts(split.texts, split.labels, tokenizer, max_length)
     path = Path(cache_dir) / f"tokens-{cache_key(split, tokenizer, max_length)}.safetensors"
-    cached = _load(path, len(split), pad_id_of(tokenizer))
+    cached = _load(path, pad_id_of(tokenizer))
+    if cached is not None and not _fits(cached, split, len(tokenizer), max_length):
+        cached = None
     if cached is not None:
         return cached
     examples = tokenize_texts(split.texts, split.labels, tokenizer, max_length)
@@ -79,14 +82,28 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def _load(path: Path, num_examples: int, pad_id: int) -> TokenizedText | None:
+def _load(path: Path, pad_id: int) -> TokenizedText | None:
     try:
         tensors = load_file(path)  # memory-mapped
-        examples = TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
+        return TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
     except (OSError, SafetensorError, KeyError):
         return None
-    whole = len(examples) == num_examples == len(examples.offsets) - 1
-    return examples if whole and int(examples.offsets[-1]) == len(examples.input_ids) else None
+
+
+def _fits(examples: TokenizedText, split: Split, num_tokens: int, max_length: int) -> bool:
+    """Whether this could be what the tokenizer gave for these texts: a damaged file must not reach the model."""
+    ids, offsets, labels = examples.input_ids, examples.offsets, examples.labels
+    if (ids.dtype, offsets.dtype) != (torch.int32, torch.int64) or (ids.dim(), len(offsets.shape)) != (1, 1):
+        return False
+    lengths = offsets.diff()
+    return (
+        len(offsets) == len(split) + 1
+        and torch.equal(labels, torch.from_numpy(split.labels))
+        and int(offsets[0]) == 0
+        and int(offsets[-1]) == len(ids)
+        and bool(((lengths > 0) & (lengths <= max_length)).all())
+        and bool(((ids >= 0) & (ids < num_tokens)).all())
+    )
 
 
 def _save(path: Path, examples: TokenizedText) -> None:

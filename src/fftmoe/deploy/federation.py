@@ -21,6 +21,7 @@ from fftmoe.experiment.run import Result, begin, go_on, unfinished
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import check_trackers
 from fftmoe.store import RunFolder, check_output, read_config, write_atomically
+from fftmoe.strict import read_small, strict_json
 
 ASK_SECONDS = 120.0  # for a site to load its backbone and its data
 LOOK_SECONDS = 1.0  # between looks for sites that have come
@@ -46,8 +47,11 @@ class Known:
         path = output / SITES
         if not path.exists():
             raise InputError(f"the run in {output} is none over sites; go on with `fftmoe resume {output}`")
-        values = json.loads(path.read_text())
-        return cls(values["run"], {name: as_profile(profile) for name, profile in values["profiles"].items()})
+        try:
+            values = strict_json(read_small(path))
+            return cls(values["run"], {name: as_profile(profile) for name, profile in values["profiles"].items()})
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: {error}; put it back as it was, or start a new run") from error
 
     def write(self, folder: RunFolder) -> None:
         """Into the run's folder."""
@@ -143,12 +147,13 @@ def _gather(
         new = {node: site for site, node in nodes.items() if node in connected and site not in profiles}
         for node, answer in ask(grid, list(new), job, ASK_SECONDS).items():
             site = new[node]
-            if isinstance(answer, str):
-                if refused.get(site) != answer:
-                    progress.say(f"site {site} cannot join: {answer}")
-                refused[site] = answer
+            profile = _profile(answer, site, client_ids[site])
+            if isinstance(profile, str):
+                if refused.get(site) != profile:
+                    progress.say(f"site {site} cannot join: {profile}")
+                refused[site] = profile
                 continue
-            profiles[site] = _checked(as_profile(answer), site, client_ids[site])
+            profiles[site] = profile
             progress.say(f"site {site} is here: budget {profiles[site].tier}, {profiles[site].num_examples} examples")
         if profiles.keys() != client_ids.keys():
             time.sleep(LOOK_SECONDS)
@@ -162,10 +167,17 @@ def _gather(
     return {site: profiles.get(site) or known[site] for site in client_ids}
 
 
-def _checked(profile: Profile, site: str, client_id: int) -> Profile:
+def _profile(answer: Any, site: str, client_id: int) -> Profile | str:
+    """What the site says of itself, or why it cannot join."""
+    if isinstance(answer, str):
+        return answer
+    try:
+        profile = as_profile(answer)
+    except InputError as error:
+        return str(error)
     if (profile.site, profile.client_id) != (site, client_id):
-        raise InputError(
-            f"the node with the key of site {site} (client {client_id}) calls itself {profile.site} (client "
+        return (
+            f"the node with the key of site {site} (client {client_id}) calls itself {profile.site!r:.99} (client "
             f"{profile.client_id}); give each site the folder that was made for it"
         )
     return profile

@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from fftmoe.errors import InputError, OutputError
+from fftmoe.strict import at_most, open_file, strict_json
 
 FORMAT = 1
 PRIVATE_FILE, PUBLIC_FILE, PRIVATE_FOLDER = 0o600, 0o644, 0o700
@@ -90,18 +91,20 @@ def read_bytes(path: Path, private: bool = False) -> bytes:
     """A file's bytes.
 
     Raises:
-        InputError: it is missing or unreadable, or it is `private` and others can read it.
+        InputError: it is missing or unreadable or no small file, or it is `private` and others can read it.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # of the file that is read, whatever is renamed
             if private and mode & 0o077:
                 command = f"chmod 600 {shlex.quote(str(path))}"
                 raise InputError(f"the private key {path} is open to other users (mode {mode:04o}); run: {command}")
-            return file.read()
+            return at_most(file)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; {COPY_AGAIN}") from error
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {_reason(error)}; make it readable, or {COPY_AGAIN}") from error
 
 
@@ -113,10 +116,10 @@ def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
     """
     data = read_bytes(path)
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        fields = strict_json(data)
+    except ValueError as error:
         raise damaged(path, f"not JSON ({error})") from error
-    if not isinstance(fields, dict) or type(fields.get("format")) is not int:
+    if type(fields.get("format")) is not int:
         raise damaged(path, 'no {"format": ...} in it')
     if fields["format"] != FORMAT:
         raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from fftmoe.errors import InputError, RunError
 from fftmoe.store import disk_errors, write_atomically
+from fftmoe.strict import read_small, strict_json
 
 LOCK, FACTS = "lock", "running.json"
 LOOK_SECONDS = 0.1
@@ -56,7 +57,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
         return None
     except BlockingIOError:
         try:
-            return json.loads((folder / FACTS).read_text())
+            return strict_json(read_small(folder / FACTS))
         except (OSError, ValueError):
             return {}  # it is just starting or ending
     finally:

@@ -27,7 +27,8 @@ class Fault(NamedTuple):
     Attributes:
         kind: `failed`: it said that it could not. `late`: it did not answer before the deadline. `absent`: it was not
             connected when it was to be asked. `spare`: the round had enough answers before its own. `stale`: it
-            answered a round that was over; the round that runs when that is noticed goes on without a change.
+            answered a round that was over, or once more; the round that runs when that is noticed goes on without a
+            change.
             `rejected`: it answered what no honest client sends; never an engine's own, for engines read no answer.
     """
 

@@ -5,11 +5,11 @@ reply or as a fault, at the latest at the deadline.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fftmoe.engines.base import Fault, Group, Reply
@@ -17,6 +17,8 @@ from fftmoe.engines.flower_messages import Job, failure_of, pack_query, pack_req
 from fftmoe.engines.memory import peak_rss_mib
 
 POLL_SECONDS = 0.05  # between looks for answers
+MOST_WORDS = 500  # characters of a node's reason
+Content = TypeVar("Content")
 
 
 def ask(grid: Grid, nodes: Sequence[int], job: Job, seconds: float) -> dict[int, Mapping[str, Any] | str]:
@@ -33,11 +35,22 @@ def ask(grid: Grid, nodes: Sequence[int], job: Job, seconds: float) -> dict[int,
         answers = list(grid.pull_messages(waiting))
         for message in answers:
             waiting.discard(message.metadata.reply_to_message_id)
-            reason = message.error.reason if message.has_error() else failure_of(message.content)
-            found[message.metadata.src_node_id] = reason or unpack_profile(message.content)
+            found[message.metadata.src_node_id] = _read(message, unpack_profile)
         if not answers:
             time.sleep(POLL_SECONDS)
     return found
+
+
+def _read(message: Message, unpack: Callable[[RecordDict], Content]) -> Content | str:
+    """What a node's answer holds, or why there is nothing in it."""
+    try:
+        reason = message.error.reason if message.has_error() else failure_of(message.content)
+        if reason is None:
+            return unpack(message.content)
+    except Exception as error:  # whatever records that a node made up can cause
+        reason = f"its answer cannot be read ({type(error).__name__})"
+    plain = "".join(c if c.isprintable() else " " for c in reason)  # it will be shown on a terminal
+    return plain[:MOST_WORDS] or "no reason given"
 
 
 @dataclass
@@ -129,16 +142,15 @@ class FlowerEngine:
     def _read(self, message: Message, group: Group) -> Iterator[Reply | Fault]:
         """What a node's answer says of each client of the group."""
         asked = [client_id for client_id, _ in group]
-        reason = message.error.reason if message.has_error() else failure_of(message.content)
-        if reason is None:
-            replies, cost = unpack_reply(message.content)
+        answer = _read(message, unpack_reply)
+        if not isinstance(answer, str):
+            replies, cost = answer
             if [client_id for client_id, _ in replies] == asked:
-                self._peaks[message.metadata.src_node_id, int(cost["process"])] = float(cost["peak_rss_mib"])
-                seconds = float(cost["seconds"]) / len(group)
-                yield from (Reply(client_id, reply, seconds) for client_id, reply in replies)
+                self._peaks[message.metadata.src_node_id, cost.process] = cost.peak_rss_mib
+                yield from (Reply(client_id, reply, cost.seconds / len(group)) for client_id, reply in replies)
                 return
-            reason = f"its node answered for other clients than {', '.join(map(str, asked))}"
-        yield from (Fault(client_id, "failed", reason or "no reason given") for client_id in asked)
+            answer = f"its node answered for other clients than {', '.join(map(str, asked))}"
+        yield from (Fault(client_id, "failed", answer) for client_id in asked)
 
     def _stale(self, message: Message) -> Iterator[Fault]:
         group = self._overdue.pop(message.metadata.reply_to_message_id, ())

@@ -36,7 +36,6 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     SuperExecAuthHttpInterceptor,
@@ -47,6 +46,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fftmoe.engines.flower_control import connect, explained, retries
+from fftmoe.engines.flower_objects import put_together
 from fftmoe.engines.flower_superlink import Endpoint
 from fftmoe.errors import InputError, RunError
 
@@ -202,10 +202,8 @@ def _read(arriving: _Arriving) -> Message:
     """The answer as a message; what a node made up becomes an error in its name."""
     announced = arriving.header.metadata
     try:
-        message = inflate_object_from_contents(announced.message_id, arriving.contents)
+        message = put_together(announced.message_id, arriving.contents)
     except Exception:  # whatever a stranger's bytes can cause
-        return _refused(arriving.header, UNREADABLE)
-    if not isinstance(message, Message):
         return _refused(arriving.header, UNREADABLE)
     said = message.metadata
     # The SuperLink has checked who answers whom in the header alone.

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -18,11 +18,21 @@ from flwr.clientapp import ClientApp
 from fftmoe.engines.base import Handler
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError
+from fftmoe.strict import strict_json
 
 STYPE = "fftmoe.message"
 JOB, CLIENTS, COST, FAILURE, PROFILE = "job", "clients", "cost", "failure", "profile"
+MOST = 1e9  # seconds, or MiB
 Job = Mapping[str, Any]
 """What a node must know to serve a run, as JSON has it."""
+
+
+class Cost(NamedTuple):
+    """What an answer took: seconds, and the peak of memory so far of the process that gave it."""
+
+    seconds: float
+    process: int
+    peak_rss_mib: float
 
 
 def pack_request(job: Job, group: Iterable[tuple[int, bytes]]) -> RecordDict:
@@ -32,18 +42,26 @@ def pack_request(job: Job, group: Iterable[tuple[int, bytes]]) -> RecordDict:
 
 def unpack_request(content: RecordDict) -> tuple[Job, list[tuple[int, bytes]]]:
     """Inverse of `pack_request`."""
-    return json.loads(str(content.config_records[JOB]["json"])), _messages(content)
+    return unpack_job(content), _messages(content)
 
 
 def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float) -> RecordDict:
     """The content of a node's answer, with the seconds that it took and this process's peak of memory."""
-    cost = ConfigRecord({"seconds": seconds, "process": os.getpid(), "peak_rss_mib": peak_rss_mib()})
-    return RecordDict({CLIENTS: _arrays(replies), COST: cost})
+    cost = Cost(seconds, os.getpid(), peak_rss_mib())
+    return RecordDict({CLIENTS: _arrays(replies), COST: ConfigRecord(cost._asdict())})
 
 
-def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], Mapping[str, Any]]:
-    """Inverse of `pack_reply`: the clients' messages, and `seconds`, `process` and `peak_rss_mib`."""
-    return _messages(content), dict(content.config_records[COST])
+def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], Cost]:
+    """Inverse of `pack_reply`: the clients' messages, and what they took.
+
+    Raises:
+        KeyError, TypeError, ValueError: a node made it up.
+    """
+    told = content.config_records[COST]
+    cost = Cost(float(told["seconds"]), int(told["process"]), float(told["peak_rss_mib"]))  # type: ignore[arg-type]
+    if not (0 <= cost.seconds <= MOST and 0 <= cost.peak_rss_mib <= MOST):  # not a number is neither
+        raise ValueError(f"nothing takes {cost}")
+    return _messages(content), cost
 
 
 def pack_query(job: Job) -> RecordDict:
@@ -51,9 +69,22 @@ def pack_query(job: Job) -> RecordDict:
     return RecordDict({JOB: ConfigRecord({"json": json.dumps(job)})})
 
 
+def unpack_job(content: RecordDict) -> Job:
+    """The job in a request or a query.
+
+    Raises:
+        KeyError, ValueError: there is none.
+    """
+    return strict_json(str(content.config_records[JOB]["json"]))
+
+
 def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
-    """What a node says of itself."""
-    return json.loads(str(content.config_records[PROFILE]["json"]))
+    """What a node says of itself, of which nothing has been checked.
+
+    Raises:
+        KeyError, ValueError: a node made it up.
+    """
+    return strict_json(str(content.config_records[PROFILE]["json"]))
 
 
 def failure_of(content: RecordDict) -> str | None:
@@ -94,8 +125,7 @@ def _train(serve: Callable[[Job, Context], Handler], content: RecordDict, contex
 
 
 def _profile(profile: Callable[[Job, Context], Mapping[str, Any]], content: RecordDict, context: Context) -> RecordDict:
-    job = json.loads(str(content.config_records[JOB]["json"]))
-    return RecordDict({PROFILE: ConfigRecord({"json": json.dumps(profile(job, context))})})
+    return RecordDict({PROFILE: ConfigRecord({"json": json.dumps(profile(unpack_job(content), context))})})
 
 
 def _guarded(work: Callable[[], RecordDict]) -> RecordDict:

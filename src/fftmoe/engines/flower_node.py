@@ -37,12 +37,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fftmoe.engines.causes import root_cause
+from fftmoe.engines.flower_objects import MOST_BYTES, MOST_OBJECTS, bound, put_together
 from fftmoe.errors import RunError
 
 CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
@@ -91,7 +91,10 @@ def serve_node(
     """
     signature = NodeAuthHttpInterceptor(key, key.public_key())
     with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
-        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for it
+        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for these
+        client._client.follow_redirects = False  # to whom, the server has no say in
+        client._client.headers["accept-encoding"] = "identity"
+        client._client.event_hooks = {"response": [bound]}
         link = _Link(client, address, stop, say, poll_seconds)
         node = None
         try:
@@ -148,6 +151,8 @@ class _Link:
                 if not self.welcome and (reason := _distrust(cause)):
                     raise RunError(f"the server at {self.address} {reason}") from error
                 self.wait(str(cause) or type(cause).__name__)
+            except ValueError:
+                self.wait("its answer cannot be read")
             else:
                 if self.welcome and self.failures > 1:
                     self.say(f"the server at {self.address} is back")
@@ -217,9 +222,13 @@ def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, Use
             if not found.messages_list:
                 link.pause(patience(time.monotonic() - last, link.poll_seconds))
                 continue
-            announced = message_from_proto(found.messages_list[0])
+            try:
+                announced, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+            except (LookupError, TypeError, ValueError):
+                link.wait("its message cannot be read")
+                continue
             run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
-            contents = _fetch(link, node, run_id, found.message_object_trees[0])
+            contents = _fetch(link, node, run_id, tree)
             if contents is None:
                 continue
             link.call(
@@ -237,9 +246,11 @@ def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, Use
 
 
 def _fetch(link: _Link, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
-    """A message's parts; None when the server has withdrawn it."""
+    """A message's parts, as many as a message has at most; None when the server has withdrawn it."""
     contents: dict[str, bytes] = {}
-    for object_id in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
+    for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
+        if sum(map(len, contents.values())) > MOST_BYTES:
+            break  # what is there will not do
         request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
         while not (part := link.call(link.client.PullObject, request)).object_available:
             if not part.object_found:
@@ -253,11 +264,8 @@ def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], cont
     """The app's answer; of what it raises the name alone, as its text may hold data."""
     message_id = announced.metadata.message_id
     try:
-        message = inflate_object_from_contents(message_id, contents)
-        if not isinstance(message, Message) or message.metadata.message_type not in (
-            MessageType.TRAIN,
-            MessageType.QUERY,
-        ):
+        message = put_together(message_id, contents)
+        if message.metadata.message_type not in (MessageType.TRAIN, MessageType.QUERY):
             return Message(Error(ErrorCode.UNKNOWN, "this node trains and says what it is"), reply_to=announced)
         message.metadata.__dict__["_message_id"] = message_id  # as Flower does; it has no setter
         answer = app(message, context)

@@ -25,9 +25,11 @@ from typing import IO, cast
 import uvicorn
 from fastapi import FastAPI
 from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.superlink.federation import FederationManager
 from flwr.superlink.main import create_app
@@ -36,6 +38,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 * 2**20  # of a node's request; Flower cuts what it sends into objects of 5 MiB
+MOST_OBJECT_BYTES = 6 * 2**20
+MOST_OBJECTS = 256  # of a message
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 30  # longer than clients keep an idle connection, so that none closes as it is taken up again
@@ -189,6 +193,25 @@ class LeanLinkState(InMemoryLinkState):
                 if answer is not None and not answer.metadata.delivered_at:  # else the server is about to fetch it
                     self.object_store.delete(answer.metadata.message_id)
             super().delete_messages(message_ins_ids)
+
+    def preregister_object_tree(self, object_tree: ObjectTree, session_id: str) -> list[str]:
+        """Refuse a message of more parts than one has: parts that are known can be named again, and unfold."""
+        with self.lock:
+            if self._count(object_tree) > MOST_OBJECTS:
+                raise ValueError(f"a message of more than {MOST_OBJECTS} objects")
+            return super().preregister_object_tree(object_tree, session_id)
+
+    def _count(self, tree: ObjectTree) -> int:
+        with suppress(NoObjectInStoreError):
+            tree = self.object_store.get_object_tree(tree.object_id)
+            return sum(1 for _ in iterate_object_tree(tree))
+        return 1 + sum(self._count(child) for child in tree.children)
+
+    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        """Refuse a part that is larger than any of a message."""
+        if len(object_content) > MOST_OBJECT_BYTES:
+            raise ValueError(f"an object of {len(object_content)} bytes")
+        return super().store_object(run_id, session_id, object_id, object_content)
 
     def deactivate_node(self, node_id: int) -> bool:
         """Give up what the node was doing: it has ended, or begins anew, and Flower gives out a message only once."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import Field, ValidationError
 
 from fftmoe.config import Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.comparison import IID
+from fftmoe.strict import strict_yaml
 
 # By kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
 _PARAMETERS = {**PARAMETERS, "natural": ("by",)}
@@ -51,7 +51,7 @@ class Cell:
     @property
     def path(self) -> Path:
         """Its folder below the comparison's `cells/`."""
-        safe = (re.sub(r"[^\w.+-]+", "-", part) for part in (self.partition, self.variant, f"seed-{self.seed}"))
+        safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
         return Path(*safe)
 
 
@@ -142,8 +142,8 @@ def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """A number as YAML reads it; what is none is left for the recipe's validation to name."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return strict_yaml(text)
+    except ValueError:
         return text
 
 

@@ -23,6 +23,7 @@ from fftmoe.report.comparison_json import comparison_values
 from fftmoe.report.comparison_page import comparison_page
 from fftmoe.report.progress import Progress
 from fftmoe.store import check_output, disk_errors, write_atomically
+from fftmoe.strict import read_small, strict_yaml
 
 ROW_KEYS = ("round", "accuracy", "bytes_up", "bytes_down", "client_seconds")
 # What a finished cell does not need for the comparison.
@@ -118,9 +119,9 @@ def is_finished(cell: Cell, output: Path) -> bool:
         return False
     another = f"; name another folder with --output, or remove {folder}"
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text())
+        values = strict_yaml(read_small(folder / "config.yaml"))
         ran = parse_recipe(values, str(folder / "config.yaml")).model_dump(mode="json")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, InputError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{' '.join(str(error).split())}{another}") from None
     wanted = cell.recipe.model_dump(mode="json")
     if (difference := _first_difference(ran, wanted)) is not None:

@@ -102,7 +102,7 @@ def assemble(
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
-    training = _training(recipe)
+    training = training_of(recipe)
     mean_tokens = _mean_tokens(data.test if remote else data.train, model)
     tokens = _tokens_per_round(mean_tokens, num_examples, partition, training)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
@@ -227,8 +227,9 @@ def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) 
         )
 
 
-def _training(recipe: Recipe) -> Training:
-    federation, head = recipe.federation, recipe.head
+def training_of(recipe: Recipe) -> Training:
+    """How clients train by this recipe."""
+    federation, head, privacy = recipe.federation, recipe.head, recipe.privacy
     return Training(
         batch_size=federation.batch_size,
         learning_rate=federation.learning_rate,
@@ -240,6 +241,8 @@ def _training(recipe: Recipe) -> Training:
         weight_decay=federation.weight_decay,
         proximal=federation.proximal,
         upload=federation.upload,
+        private=privacy is not None,
+        clip_norm=None if privacy is None else privacy.clip_by_clients,
     )
 
 

@@ -1,16 +1,19 @@
 """The server's part of a federation over sites: it holds the recipe and test examples, and no site's data."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe
 from fftmoe.data import Partition, Ragged, Wanted
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import Experiment, assemble
 from fftmoe.experiment.load import Loaded, agreed_labels, load_splits
+from fftmoe.server.screening import MOST_EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Profile:
         site: its name. client_id: its place among the clients.
         tier: the name of its budget in the recipe.
         num_examples: that it trains on.
+        backbone: the fingerprint of the one that it has.
     """
 
     site: str
     client_id: int
     tier: str
     num_examples: int
+    backbone: str
 
 
 def load_server(recipe: Recipe) -> Loaded:
@@ -45,7 +50,7 @@ def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[Profile]) 
     """The experiment that the server runs over these sites, one each of the clients 0, 1, ….
 
     Raises:
-        InputError: as `compose`; a site's budget is none of the recipe's.
+        InputError: as `compose`; a site's budget is none of the recipe's, or its backbone is another than the server's.
     """
     names = [budget.name for budget in recipe.budgets]
     for profile in profiles:
@@ -57,12 +62,23 @@ def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[Profile]) 
     partition = Partition(nothing, tuple(profile.site for profile in ordered))
     tier_of = np.array([names.index(profile.tier) for profile in ordered])
     num_examples = sum(profile.num_examples for profile in ordered)
-    return assemble(recipe, data, partition, tier_of, num_examples, remote=True)
+    experiment = assemble(recipe, data, partition, tier_of, num_examples, remote=True)
+    _check_backbones(ordered, fingerprint(experiment.model))
+    return experiment
 
 
 def job_of(recipe: Mapping[str, Any], label_names: Sequence[str], run: str) -> dict[str, Any]:
     """What sites need to know: the recipe as it was read, the labels in the order of the logits, and the run's name."""
     return {"recipe": dict(recipe), "labels": list(label_names), "run": run}
+
+
+def _check_backbones(profiles: Sequence[Profile], own: str) -> None:
+    other = [f"{profile.site} ({profile.backbone})" for profile in profiles if profile.backbone != own]
+    if other:
+        raise InputError(
+            f"the backbone of site {', '.join(other)} is not the server's ({own}): other weights, another "
+            "configuration, or a damaged file; give the site the same model, with --model where it has it elsewhere"
+        )
 
 
 def _check(recipe: Recipe) -> None:
@@ -89,7 +105,8 @@ def as_profile(values: Mapping[str, Any]) -> Profile:
     Raises:
         InputError: it is none.
     """
-    try:
-        return replace(Profile(**values), num_examples=int(values["num_examples"]))
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"a site described itself as {values!r}: {error}") from error
+    kinds = {field.name: field.type for field in fields(Profile)}
+    right = isinstance(values, dict) and {name: type(value) for name, value in values.items()} == kinds
+    if not right or not 0 < values["num_examples"] <= MOST_EXAMPLES:
+        raise InputError(f"a site described itself as {reprlib.repr(values)}, and values for {[*kinds]} were due")
+    return Profile(**values)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine, Fault, Reply
 from fftmoe.experiment.compose import Experiment
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
@@ -77,7 +78,7 @@ class Ledger:
 
         At most `IN_FLIGHT` clients have a message or a reply waiting, so that memory does not grow with the cohort.
         Clients that do not answer are noted, and so are those whose answer is not what `expect` says of their plan and
-        tensors, and those beyond the first `enough` (None: all) that do.
+        tensors, and those beyond the first `enough` (None: all) that do. Of each client one answer is looked at.
         """
         missing = enough
         for start in range(0, len(plan.clients), IN_FLIGHT):
@@ -88,12 +89,17 @@ class Ledger:
                 for group in together(clients, at_once)
             ]
             answers: dict[int, ClientUpdate | None] = {}
+            unanswered = set(sent)
             waiting = iter(clients)
             client = next(waiting)
             for answer in engine.run_clients(groups, missing):
                 if isinstance(answer, Fault) and answer.kind == "stale":
                     self._note(answer)  # of an earlier round
                     continue
+                if answer.client_id not in unanswered:
+                    self._note(Fault(answer.client_id, "stale", "it has answered already, or was not asked"))
+                    continue
+                unanswered.discard(answer.client_id)
                 answers[answer.client_id] = self._opened(answer, sent[answer.client_id])
                 done(answer.client_id)
                 # Answers cut across the order of the clients: what comes early waits for its turn.
@@ -140,11 +146,12 @@ def expectations(experiment: Experiment) -> Expect:
     """What clients of this experiment may answer."""
     # Padding is no token. Images have more than `max_length` says, and all of them the same number.
     max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
+    backbone, max_norm = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
 
     def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
         # How many examples a site holds is for nobody else to count.
         num_examples = None if experiment.remote else len(experiment.partition.indices[client.client_id])
-        return Expectation.of(client, tensors, experiment.method, num_examples, max_tokens)
+        return Expectation.of(client, tensors, experiment.method, backbone, num_examples, max_tokens, max_norm)
 
     return expect
 

@@ -1,8 +1,10 @@
 """A site's part of a federation: its own data, its own budget, and the state that never leaves it."""
 
 import json
+import re
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,21 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
+from fftmoe.backbones import fingerprint
 from fftmoe.client.runtime import ClientRuntime
+from fftmoe.client.screening import Agreement, screen_plan
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples, Wanted
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
-from fftmoe.experiment.build import build_method, build_model, expert_shape
+from fftmoe.experiment.build import build_method, build_model, expert_shape, fit_budgets, pool_size
 from fftmoe.experiment.capacity import fitting_tier
-from fftmoe.experiment.compose import cached
+from fftmoe.experiment.compose import cached, training_of
 from fftmoe.experiment.load import load_splits
 from fftmoe.head import make_head
-from fftmoe.records import unpack_plan
 from fftmoe.store import ClientStateFiles
+
+RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -52,22 +57,17 @@ class Site:
     settings: SiteSettings
     recipe: Recipe
     runtime: ClientRuntime
-    tier: str
+    agreed: Agreement
     examples: Examples
 
     def __call__(self, messages: list[bytes]) -> list[bytes]:
         """Serve messages to this site's own client.
 
         Raises:
-            InputError: a message is for another client, or asks for what a site does not do.
+            InputError: a message is for another client, or asks for what the site has not agreed to.
         """
         for message in messages:
-            plan, _ = unpack_plan(message)
-            if plan.client_id != self.settings.client_id or plan.task not in ("train", "sums"):
-                raise InputError(
-                    f"site {self.settings.name} is client {self.settings.client_id} and trains for the federation; "
-                    f"it was asked to {plan.task} as client {plan.client_id}"
-                )
+            screen_plan(message, self.agreed)
         return self.runtime(messages)
 
     @property
@@ -77,8 +77,9 @@ class Site:
         return {
             "site": settings.name,
             "client_id": settings.client_id,
-            "tier": self.tier,
+            "tier": self.agreed.tier,
             "num_examples": len(self.examples),
+            "backbone": fingerprint(self.runtime.model),
         }
 
 
@@ -98,13 +99,15 @@ def serve(settings: SiteSettings, job: Mapping[str, Any]) -> Handler:
 
 @lru_cache(maxsize=1)
 def _open(settings: SiteSettings, text: str) -> Site:
-    job = json.loads(text)
+    job = _checked(json.loads(text))
     recipe, labels = parse_recipe(_own(job["recipe"], settings), "that the server sent"), tuple(job["labels"])
+    folder = _state_folder(settings, job["run"])
     found = load_splits(recipe, str(settings.data), Wanted(("train",), labels))
     model = build_model(recipe, labels)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
     tier = fitting_tier(settings.budget, recipe, shape, blocks, found.examples["train"])
+    agreed = agreement(recipe, model, settings.client_id, tier)
     examples = cached(recipe, model, found.examples["train"])
     head = recipe.head
     runtime = ClientRuntime(
@@ -115,10 +118,36 @@ def _open(settings: SiteSettings, text: str) -> Site:
         len(labels),
         examples,
         {settings.client_id: np.arange(len(examples))},
-        ClientStateFiles(_state_folder(settings, job["run"])),
+        ClientStateFiles(folder),
         lambda *_, **__: {},
     )
-    return Site(settings, recipe, runtime, tier, examples)
+    return Site(settings, recipe, runtime, agreed, examples)
+
+
+def agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:
+    """What a site agrees to by joining, with a model that has not been trained yet."""
+    backbone = model.get_base_model()
+    shape = expert_shape(recipe, backbone, shared=recipe.method != "flame")
+    return Agreement(
+        client_id=client_id,
+        tier=tier,
+        training=training_of(recipe),
+        blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
+        num_experts=pool_size(recipe, backbone),
+        longest=max(size for p in model.parameters() if p.requires_grad for size in p.shape),
+        fit=lambda budget: fit_budgets(recipe, model, [replace(budget, rank=0)], shape)[0],
+    )
+
+
+def _checked(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    kinds = {"recipe": dict, "labels": list, "run": str}
+    right = {name: type(value) for name, value in job.items()} == kinds
+    if not right or not all(isinstance(label, str) for label in job["labels"]):
+        raise InputError(f"the server's job is {reprlib.repr(job)}, and it should have {[*kinds]}")
+    for section in ("backbone", "data"):
+        if not isinstance(job["recipe"].get(section), dict):
+            raise InputError(f"the recipe that the server sent has no section {section}")
+    return job
 
 
 def _own(recipe: Mapping[str, Any], settings: SiteSettings) -> dict[str, Any]:
@@ -128,8 +157,8 @@ def _own(recipe: Mapping[str, Any], settings: SiteSettings) -> dict[str, Any]:
 
 
 def _state_folder(settings: SiteSettings, run: str) -> Path:
-    if not run.isalnum():  # it comes from the server and becomes a folder's name here
-        raise InputError(f"the server calls its run {run!r}; a name has letters and digits alone")
+    if not RUN_NAME.fullmatch(run):  # it comes from the server and becomes a folder's name here
+        raise InputError(f"the server calls its run {run!r:.100}; a name has letters and digits alone, 64 at most")
     folder = settings.folder / "state" / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -23,7 +23,7 @@ from fftmoe.head import HeadSums
 from fftmoe.methods.aggregate import block_of
 from fftmoe.methods.base import Method, most_shares
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
-from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, inspect_message, make_update
+from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, inspect_message, made_on, make_update
 
 MARGIN = 1024  # bytes of header beyond those of the widest update, for numbers with more digits
 LARGEST = 1e15  # of a change or a loss: products of two such numbers, summed, still fit in float32
@@ -54,6 +54,7 @@ class Expectation:
     """What an honest client may answer to its plan.
 
     Attributes:
+        made_on: see `fftmoe.records.made_on`.
         shapes: of its tensors before they are rounded for the wire, with a row for each expert that it holds.
         experts, pool: by block, those that it may have trained, and those that it may know.
         most_shares: what the shares of a block may sum to.
@@ -63,6 +64,7 @@ class Expectation:
     """
 
     plan: ClientPlan
+    made_on: str
     shapes: Mapping[str, tuple[int, ...]]
     experts: Experts
     pool: Experts
@@ -78,6 +80,7 @@ class Expectation:
         plan: ClientPlan,
         download: Tensors,
         method: Method,
+        backbone: str,
         num_examples: int | None = None,
         max_tokens: int = 1,
         max_norm: float | None = None,
@@ -85,6 +88,7 @@ class Expectation:
         """Of a client that was sent this plan with these tensors.
 
         Args:
+            backbone: the server's own, as its fingerprint.
             max_tokens: of an example, for the methods whose shares count them.
         """
         update = _widest(plan, download, method)
@@ -92,13 +96,14 @@ class Expectation:
         header, num_bytes = _sizes(update, _on_wire(shapes, plan))
         return cls(
             plan=plan,
+            made_on=made_on(backbone, plan.base),
             shapes=shapes,
             experts=update.experts,
             pool=update.preferences,
             most_shares=most_shares(method, plan, max_tokens),
             most_header=header + MARGIN,
             most_bytes=num_bytes + MARGIN,
-            num_examples=num_examples,
+            num_examples=1 if plan.concealed else num_examples,
             max_norm=max_norm,
         )
 
@@ -111,8 +116,11 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     """
     sums = expected.plan.task == "sums"
     container, header, num_bytes = _open(message, expected)
-    _check_identity(header, expected.plan)
-    _check_experts(header, expected)
+    _check_identity(header, expected)
+    if expected.plan.concealed:
+        _check_concealed(header, expected)
+    else:
+        _check_experts(header, expected)
     _check_metrics(header["metrics"], expected.plan.task)
     _check_declared(container, num_bytes, header["experts"], expected)
     try:
@@ -122,7 +130,10 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     _check_numbers(update.tensors, torch.finfo(torch.float32).max if sums else LARGEST)
     _check_weight(update.num_examples, expected.num_examples)
     if sums:
-        _check_sums(HeadSums.from_tensors(update.tensors), update.num_examples)
+        found = HeadSums.from_tensors(update.tensors)
+        if expected.plan.concealed:
+            _check_weight(round(found.num_examples), None)
+        _check_sums(found, round(found.num_examples) if expected.plan.concealed else update.num_examples)
     if expected.max_norm is not None and expected.plan.task == "train":
         _check_norm(update.tensors, expected.max_norm)
     return update
@@ -140,6 +151,8 @@ def _widest(plan: ClientPlan, download: Tensors, method: Method) -> ClientUpdate
         update = widest(plan, tensors)
     else:
         update = method.widest_update(plan, download)
+    if plan.concealed:
+        return replace(update, num_examples=1, shares={}, preferences={}, metrics={})
     return replace(update, metrics=dict.fromkeys(METRICS[plan.task], LONGEST_FLOAT))
 
 
@@ -190,10 +203,14 @@ def _open(message: bytes, expected: Expectation) -> tuple[dict[str, Any], dict[s
 # The update
 
 
-def _check_identity(header: Mapping[str, Any], plan: ClientPlan) -> None:
+def _check_identity(header: Mapping[str, Any], expected: Expectation) -> None:
+    plan, made = expected.plan, header["made_on"]
     for name, own in (("round", plan.round), ("client_id", plan.client_id)):
         if type(header[name]) is not int or header[name] != own:  # True is no 1
             raise Rejected(f"its update says {name} {_shown(header[name])}, and {own} was expected")
+    if made != expected.made_on:
+        what = "another backbone than the server's, or from another global model than it was sent"
+        raise Rejected(f"its update was made on {what}: made_on {_shown(made)}, and {expected.made_on} was expected")
 
 
 def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
@@ -213,6 +230,14 @@ def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
         if len(set(ids)) < len(ids) or not set(held) <= set(ids) <= set(pool):
             wanted = f"{_shown(held)} and others of the {len(pool)} experts, each once,"
             raise Rejected(f"its preferences of block {block} are {_shown(ids)}, and {wanted} were expected")
+
+
+def _check_concealed(header: Mapping[str, Any], expected: Expectation) -> None:
+    """All experts that it holds, whatever it trained, and nothing of its routing."""
+    wanted = {"experts": {str(block): [*ids] for block, ids in expected.experts.items()}}
+    for name, own in {**wanted, "shares": {}, "preferences": {}, "metrics": {}}.items():
+        if json.dumps(header[name], sort_keys=True) != json.dumps(own, sort_keys=True):  # True is no 1
+            raise Rejected(f"its {name} are {_shown(header[name])}, and of a private client {_shown(own)} was expected")
 
 
 def _by_block(header: Mapping[str, Any], name: str, blocks: Iterable[int], kind: type) -> dict[int, list[Any]]:

@@ -1,0 +1,85 @@
+"""What a saved adapter may say of itself before peft reads it: what this package writes, and no more.
+
+peft's configurations can name modules to import, patterns to search with, and any size.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.errors import InputError
+from fftmoe.strict import read_small, strict_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MOST_CONFIG = 2**24  # bytes: with LoRA every module of a large model is named
+# Beside these, an adapter has the values that peft gives by itself. The first two are told to whoever reads the file.
+ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}
+OWN: dict[str, tuple[Any, set[str]]] = {
+    "FFT_MOE": (
+        MoeAdapterConfig,
+        {"num_experts", "expert_dim", "shared_dim", "shared_rank", "top_k", "blocks", "activation", "gates", "scale"}
+        | {"compute", "seed", "target_modules", "exclude_modules"},
+    ),
+    "LORA": (
+        LoraConfig,
+        {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform", "fan_in_fan_out"},
+    ),
+}
+PLAIN = re.compile(r"[\w.\\-]+")  # a module's name, perhaps escaped: a pattern that is quickly searched with
+
+
+def check_adapter(folder: Path) -> None:
+    """Whether a folder holds an adapter as this package saves it.
+
+    Raises:
+        InputError: it does not. Nothing large has been made.
+    """
+    try:
+        values = strict_json(read_small(folder / CONFIG, MOST_CONFIG))
+        shapes = _shapes(folder / WEIGHTS)
+        reason = _odd(values) or _oversized(values, shapes)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"cannot load the adapter in {folder}: {reason}; it is damaged, or was not saved by fftmoe")
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    if not path.is_file():
+        raise ValueError(f"it has no {WEIGHTS}, and weights in other formats can hold code")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}
+
+
+def _odd(values: Mapping[str, Any]) -> str | None:
+    """What this package does not write."""
+    if values.get("peft_type") not in OWN:
+        return f"its peft_type is {values.get('peft_type')!r:.50}, and {' or '.join(OWN)} was expected"
+    make, own = OWN[values["peft_type"]]
+    usual = make().to_dict()
+    for name, value in values.items():
+        if name not in ANY | own and (name not in usual or value != usual[name]):
+            return f"its {CONFIG} says {name}={value!r:.50}"
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        names = values.get(name) or ()
+        if isinstance(names, str) or not all(isinstance(text, str) and PLAIN.fullmatch(text) for text in names):
+            return f"its {name} are {names!r:.50}, and plain names were expected"
+    return None
+
+
+def _oversized(values: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> str | None:
+    """What is larger than the tensors that it comes with."""
+    held = {name: shape for name, shape in shapes.items() if 0 not in shape}
+    sizes = {0, 1, *(size for shape in held.values() for size in shape)}
+    ranks = [values.get("r", 1), *(values.get("rank_pattern") or {}).values()]
+    wanted = [*ranks, values.get("shared_dim", 0), values.get("shared_rank", 0)]
+    pool = [values.get("num_experts"), values.get("expert_dim")]
+    is_pool = pool == [None, None] or any(shape[:2] == pool for shape in held.values() if len(shape) == 3)
+    if any(type(size) is not int or size not in sizes for size in wanted) or not is_pool:
+        return f"its {CONFIG} asks for sizes that no tensor of {WEIGHTS} has"
+    return None

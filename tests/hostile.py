@@ -1,0 +1,76 @@
+"""What the tests of hostile files have in common: code that would tell of itself, and what a refusal may cost."""
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.errors import FftmoeError
+from spoiling import put_together
+
+SECONDS = 1.0  # of processor time
+MOST_MIB = 64.0
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self._command,)
+
+
+def lay_canary(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A file that is there when code of these tests has run, as a command or as the module `evil`."""
+    (folder / "modules").mkdir()
+    (folder / "modules" / "evil.py").write_text(f"import os\nos.mknod({str(folder / 'canary')!r})\nclass Evil: pass\n")
+    patch.syspath_prepend(str(folder / "modules"))
+    return folder / "canary"
+
+
+def refused(read: Callable[[], object], reason: str, kind: type[Exception] = FftmoeError) -> None:
+    """At once, without memory, and for this reason."""
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    start = time.process_time()
+    with pytest.raises(kind, match=reason) as error:
+        read()
+    assert time.process_time() - start < SECONDS
+    assert _memory("VmHWM") - before < MOST_MIB
+    assert len(str(error.value)) < 2000
+
+
+def _memory(which: str) -> float:
+    """Resident, in MiB: now, or at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+
+def say(file: Path, **values: Any) -> None:
+    """These values in a file of JSON."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def one_tensor(shape: list[int], offsets: list[int]) -> bytes:
+    """A safetensors file that says so of its only tensor, and has no bytes of it."""
+    return put_together(json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}), b"")
+
+
+BOMBS = {
+    "endless header": b"\xff" * 8 + b"{}",
+    "header of 2^63": (2**63).to_bytes(8, "little") + b"{}",
+    "a million million numbers": one_tensor([10**12], [0, 4 * 10**12]),
+    "numbers beyond counting": one_tensor([2**40, 2**40], [0, 2**62]),
+    "a shape without bytes": one_tensor([10**12, 0], [0, 0]),
+    "deep": put_together('{"a":' * 10**5, b""),
+    "pickle": pickle.dumps({"a": Code("true")}),
+    "nothing": b"",
+}
+every_bomb = pytest.mark.parametrize("bomb", BOMBS)

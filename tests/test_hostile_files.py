@@ -1,0 +1,265 @@
+"""Files and messages that somebody made to harm whoever reads them: refused at once, by name, and nothing happens."""
+
+import gzip
+import io
+import itertools
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from fftmoe.config import load_recipe
+from fftmoe.data import load_images, load_source
+from fftmoe.deploy.folder import create_deployment, read_server, read_site
+from fftmoe.errors import InputError
+from fftmoe.server.screening import screen
+from fftmoe.store import read_config, read_labels, unpack_state
+from fftmoe.strict import read_small, strict_json
+from hostile import BOMBS, Code, every_bomb, lay_canary, refused, say
+from tampering import Recorded, recipe_of, record
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return lay_canary(tmp_path, monkeypatch)
+
+
+# Recipes and what a run writes down
+
+NINE = {after: f"&{after} [{', '.join([f'*{before}'] * 9)}]" for before, after in itertools.pairwise("abcdefghi")}
+LAUGHS = "a: &a [x, x]\n" + "\n".join(f"{name}: {value}" for name, value in NINE.items())
+YAMLS = {
+    "a command": ("!!python/object/apply:os.system ['touch CANARY']", "could not determine a constructor"),
+    "a module": ("!!python/module:evil", "could not determine a constructor"),
+    "a name": ("!!python/name:evil.Evil", "could not determine a constructor"),
+    "an object": ("!!python/object/new:evil.Evil []", "could not determine a constructor"),
+    "a thousand million laughs": (LAUGHS, "an alias"),
+    "itself": ("&a [*a]", "an alias"),
+    "deep": ("[" * 10**5, "nested more than 20 deep"),
+    "deep in blocks": ("- " * 6 * 10**4, "nested more than 20 deep"),
+    "long": ("a: " + "x" * 2**18, "at most 131072 are read"),
+    "very long": ("#" * 2**21, "more than 1048576 bytes"),
+    "a huge number": ("seed: 0x" + "f" * 10**5, "a number of 400000 binary digits"),
+    "a long number": ("seed: " + "9" * 10**5, "digits"),
+    "no date": ("a: 2001-13-45", "month must be in"),
+    "no text": ("\udcff\udcfe", "decode"),
+    "a list": ("[1, 2]", "mapping of sections|holds no sections"),
+}
+
+
+@pytest.mark.parametrize("kind", YAMLS)
+def test_a_recipe_or_a_runs_configuration_runs_no_code_and_does_not_unfold(tmp_path: Path, canary: Path, kind: str):
+    text, reason = YAMLS[kind]
+    data = text.replace("CANARY", str(canary)).encode(errors="surrogateescape")
+    (tmp_path / "recipe.yaml").write_bytes(data)
+    refused(lambda: load_recipe(tmp_path / "recipe.yaml"), reason, InputError)
+    (tmp_path / "config.yaml").write_bytes(data)
+    refused(lambda: read_config(tmp_path), reason, InputError)
+    if data.isascii() and len(data) < 10**4 and kind != "a list":
+        refused(lambda: load_recipe("quickstart", [f"seed={data.decode()}"]), "not YAML", InputError)
+    assert not canary.exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "labels.json")
+    refused(lambda: read_labels(tmp_path), "a pipe or a device", InputError)
+    (tmp_path / "labels.json").unlink()
+    (tmp_path / "labels.json").symlink_to("/dev/zero")
+    refused(lambda: read_labels(tmp_path), "a pipe or a device", InputError)
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="not a run folder"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"labels": "abc"}', "no list of texts"),
+        ('{"labels": [1, 2]}', "no list of texts"),
+        ('{"labels": {"a": 1}}', "no list of texts"),
+        ("[" * 10**5, "nested"),
+        ('{"labels": ["a"], "labels": ["b"]}', "a name twice"),
+        ('{"labels": ["' + "a" * 2**21 + '"]}', "more than 1048576 bytes"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, text: str, reason: str):
+    (tmp_path / "labels.json").write_text(text)
+    refused(lambda: read_labels(tmp_path), reason, InputError)
+
+
+@every_bomb
+def test_a_checkpoint_that_is_a_bomb(bomb: str):
+    reason = r"header|JSON|bytes|metadata"
+    refused(lambda: unpack_state(BOMBS[bomb]), reason, ValueError)
+
+
+# Messages
+
+
+@pytest.fixture(scope="module")
+def known(recipe_values: dict[str, Any]) -> Recorded:
+    return record(recipe_of("fft-moe", recipe_values), "train", rounds=1)
+
+
+@every_bomb
+def test_a_message_that_is_a_bomb(known: Recorded, bomb: str):
+    refused(lambda: screen(BOMBS[bomb], known.expectation(known.victim)), "none of ours|bytes, and at most")
+    whole = BOMBS[bomb].ljust(len(known.replies[known.victim]), b" ")
+    refused(lambda: screen(whole, known.expectation(known.victim)), "none of ours|bytes, and at most")
+
+
+# Data
+
+
+def png(width: int, height: int) -> bytes:
+    """An image of this size in a few bytes: its pixels are all zero, and far fewer than it claims."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    )
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch CANARY) (w) file\n%%EOF\n"
+IMAGES = {
+    "huge": (png(10**5, 10**5), "could be decompression bomb|pixels"),
+    "large": (png(10**4, 10**4), "could be decompression bomb|pixels"),
+    "just too large": (png(2**13 + 1, 2**13), "has 8193 x 8192 pixels, and at most 67108864"),
+    "a program": (EPS, "of no known format"),
+    "pickle": (pickle.dumps(Code("true")), "of no known format"),
+    "nothing": (b"", "empty|of no known format"),
+}
+
+
+def write_images(folder: Path, values: list[Any]) -> None:
+    for split in ("train", "test"):
+        rows = datasets.Dataset.from_dict({"image": values, "label": list(range(len(values)))})
+        rows.to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:Image size:Warning")
+@pytest.mark.parametrize("kind", IMAGES)
+def test_an_image_is_no_bomb_and_no_program(tmp_path: Path, canary: Path, kind: str):
+    data, reason = IMAGES[kind]
+    write_images(tmp_path, [data.replace(b"CANARY", str(canary).encode())] * 2)
+    load_images_of = lambda: load_images(str(tmp_path), size=(8, 8))  # noqa: E731
+    with pytest.raises(InputError, match="holds no image in row 1"):
+        load_images_of()  # what is imported late is imported now
+    refused(load_images_of, reason, InputError)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "link.png", "pipe.png"])
+def test_an_image_is_in_the_folder_of_the_data(tmp_path: Path, name: str):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in (tmp_path / "outside.png", folder / "inside.png"):
+        path.write_bytes(png(3, 3))
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    os.mkfifo(folder / "pipe.png")
+    write_images(folder, [name, name])
+    refused(lambda: load_images(str(folder), size=(8, 8)), "is not in|a pipe or a device", InputError)
+    write_images(folder, ["inside.png", "inside.png"])
+    assert load_images(str(folder), size=(8, 8)).splits["train"].pixels.shape == (2, 3, 8, 8)
+
+
+def packed(kind: str) -> bytes:
+    rows = b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
+    if kind == "gzip":
+        return gzip.compress(rows)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("../../evil.jsonl", rows)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zip"])
+def test_data_are_not_unpacked(tmp_path: Path, kind: str):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_bytes(packed(kind))
+    refused(lambda: load_source(str(tmp_path)), "does not begin with an object", InputError)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").rename(tmp_path / f"{split}.parquet")
+    refused(lambda: load_source(str(tmp_path)), "cannot be read as parquet", InputError)
+
+
+@pytest.mark.parametrize("kind", ["Evil", "Audio", "Video", "Image", "Features", "partial"])
+def test_notes_of_a_table_make_nothing_of_their_own(tmp_path: Path, kind: str, canary: Path):
+    """Neither a class that they name, nor what is at an address in the place of a text."""
+    from pyarrow import Table, parquet
+
+    features = {"text": {"_type": kind, "path": "http://127.0.0.1:9/"}, "label": {"_type": "Value", "dtype": "int64"}}
+    notes = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    for split in ("train", "test"):
+        table = Table.from_pydict({"text": ["http://127.0.0.1:9/a", "b"], "label": [0, 1]})
+        parquet.write_table(table.replace_schema_metadata(notes), tmp_path / f"{split}.parquet")
+    if kind == "Image":  # it stays undecoded
+        refused(lambda: load_source(str(tmp_path)), "dict values such as", InputError)
+    else:
+        assert load_source(str(tmp_path)).splits["train"].texts == ("http://127.0.0.1:9/a", "b")
+    assert not canary.exists()
+
+
+# A deployment's folder
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Path:
+    create_deployment(tmp_path / "federation", "localhost:9092", ["a", "b"], days=9)
+    return tmp_path / "federation"
+
+
+@pytest.mark.parametrize("name", ["../b", "/etc", "a/../b", "", ".", "a" * 99, "A"])
+def test_a_sites_name_is_no_path(deployment: Path, name: str):
+    say(deployment / "sites" / "a" / "site.json", name=name)
+    refused(lambda: read_site(deployment / "sites" / "a"), "cannot be called", InputError)
+    say(deployment / "server" / "deployment.json", sites=[name, "b"])
+    refused(lambda: read_server(deployment / "server"), "cannot be called", InputError)
+
+
+@pytest.mark.parametrize("file", ["site.json", "ca.crt", "node.key"])
+def test_a_sites_files_are_small_files(deployment: Path, file: str):
+    path = deployment / "sites" / "a" / file
+    path.write_bytes(b"[" * 2**21)
+    refused(lambda: read_site(path.parent), "more than 1048576 bytes", InputError)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused(lambda: read_site(path.parent), "a pipe or a device|open to other users", InputError)
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    refused(lambda: read_site(path.parent), "a pipe or a device", InputError)
+
+
+# What all of this rests on
+
+
+def test_reading_stops_where_it_should(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 11)
+    assert read_small(path, 11) == b"x" * 11
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_small(path, 10)
+    with pytest.raises(IsADirectoryError):
+        read_small(tmp_path)
+    assert strict_json('{"a": [[1]]}', deepest=3) == {"a": [[1]]}
+    with pytest.raises(ValueError, match="nested 3 deep, and at most 2"):
+        strict_json('{"a": [[1]]}', deepest=2)
+
+
+def test_the_canary_sings(canary: Path):
+    """A check of the checks: the code in these tests would do what they look for."""
+    pickle.loads(pickle.dumps(Code(f"touch {canary}")))
+    assert canary.exists()
+    canary.unlink()
+    __import__("evil")
+    assert canary.exists()
