@@ -72,7 +72,7 @@ CASES = int(os.environ.get("FFTMOE_FUZZ", "20000"))
 SEED = int(os.environ.get("FFTMOE_FUZZ_SEED", "1"))
 FEWEST = 30  # inputs of a reader
 KEPT = Path(__file__).parent / "fuzz_cases"
-WATCH = Watch()
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, and asks /proc for it")
 
 Make = Callable[["Things"], Reader]
 
@@ -87,6 +87,11 @@ class Things:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    return Watch()
 
 
 @pytest.fixture(scope="module")
@@ -328,12 +333,12 @@ READERS: dict[str, Make] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
-def test_whatever_is_read_nothing_runs_hangs_or_grows(things: Things, name: str):
+def test_whatever_is_read_nothing_runs_hangs_or_grows(things: Things, watch: Watch, name: str):
     reader = READERS[name](things)
     for seed in reader.seeds:  # what is imported late is imported now
         reader.read(seed)
     start = time.perf_counter()
-    found = fuzz(reader, max(FEWEST, round(reader.share * CASES)), SEED, WATCH, KEPT)
+    found = fuzz(reader, max(FEWEST, round(reader.share * CASES)), SEED, watch, KEPT)
     seconds, total = time.perf_counter() - start, sum(found.values())
     print(f"\n{name}: {total} in {seconds:.1f} s, {total / seconds:.0f}/s: {dict(found.most_common())}")
     assert not torch.is_inference_mode_enabled()
@@ -365,17 +370,19 @@ def grown(data: bytes) -> None:
         (grown, "MemoryError"),
     ],
 )
-def test_the_watch_sees_what_it_is_for(read: Any, seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_watch_sees_what_it_is_for(
+    read: Any, seen: str, watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr(fuzzing, "SECONDS", 0.5)
     wrong = Reader("wrong", read, [b"a"], (OSError,), 1.0)
     with pytest.raises(fuzzing.Violation, match=seen):
-        fuzz(wrong, 0, SEED, WATCH, tmp_path)
+        fuzz(wrong, 0, SEED, watch, tmp_path)
     later = wrong._replace(read=lambda data: None if data == b"a" else read(data))
     with pytest.raises(AssertionError, match=rf"wrong, seed {SEED}, case 0: .*({seen})"):
-        fuzz(later, 9, SEED, WATCH, tmp_path)
+        fuzz(later, 9, SEED, watch, tmp_path)
     [kept] = (tmp_path / "wrong").iterdir()
     with pytest.raises(fuzzing.Violation, match=seen):  # it is tried again from now on
-        fuzz(later, 0, SEED, WATCH, tmp_path)
+        fuzz(later, 0, SEED, watch, tmp_path)
     assert kept.read_bytes() != b"a"
 
 

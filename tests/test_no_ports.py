@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fftmoe.experiment import run
 from fftmoe.report.progress import Progress
 
 LISTENS = "0A"  # as the kernel writes it
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's tables of sockets")
 
 
 def listening() -> list[str]:
