@@ -381,3 +381,19 @@ def test_unknown_settings_name_the_nearest():
         LocalSettings(balance="swich")
     with pytest.raises(InputError, match="did you mean 'personal'"):
         LocalSettings(router="persona")
+
+
+def test_load_counts_examples_or_clients(model: Any):
+    """Among malicious clients each counts as one, whatever it says that it has."""
+    experts, tensors = {2: (0, 1)}, {}
+
+    def load(num_examples: int, **fields: Any) -> torch.Tensor:
+        moe = method(residents="balanced", load_decay=0.0, **fields)
+        updates = [
+            ClientUpdate(1, 0, num_examples, tensors, experts=experts, shares={2: (1.0, 0.0)}),
+            ClientUpdate(1, 2, 7, tensors, experts=experts, shares={2: (0.0, 1.0)}),
+        ]
+        return moe.aggregate(moe.init(model), updates)[0].load["blocks.2"]
+
+    assert load(21).tolist() == [0.75, 0.25, 0, 0, 0]
+    assert load(21, weigh_load=False).tolist() == [0.5, 0.5, 0, 0, 0]

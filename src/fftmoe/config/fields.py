@@ -1,8 +1,8 @@
 """The kinds of values that a recipe has."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 def _number(value: object) -> object:
@@ -27,3 +27,22 @@ class Section(BaseModel):
     """A part of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def stated(instead: str) -> BeforeValidator:
+    """Of a section that may be `off`: YAML reads a bare `off` as false, and a bare `section:` as nothing.
+
+    Args:
+        instead: what a person should say in the place of nothing, which must not quietly mean `off`.
+    """
+
+    def read(value: Any) -> Any:
+        if value is None:
+            raise ValueError(f"it is empty; say {instead}")
+        return None if value is False or value == "off" else value
+
+    return BeforeValidator(read)
+
+
+OFF_AS_SAID = PlainSerializer(lambda value: "off" if value is None else value)
+"""Writes a section that is not there as `stated` reads it."""

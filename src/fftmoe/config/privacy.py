@@ -1,10 +1,10 @@
 """What a recipe may say of its clients' privacy (docs/privacy.md)."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
-from fftmoe.config.fields import Count, Number, Positive, Section
+from fftmoe.config.fields import OFF_AS_SAID, Count, Number, Positive, Section, stated
 
 if TYPE_CHECKING:
     from fftmoe.config.schema import Recipe
@@ -110,14 +110,5 @@ class Privacy(Section):
             )
 
 
-def _stated(value: Any) -> Any:
-    """YAML reads a bare `off` as false, and a bare `privacy:` as nothing, which must not quietly mean `off`."""
-    if value is None:
-        raise ValueError("it is empty; say `privacy: {}` for sums only, or `privacy: off`")
-    return None if value is False or value == "off" else value
-
-
-PrivacySection = Annotated[
-    Privacy | None, BeforeValidator(_stated), PlainSerializer(lambda value: "off" if value is None else value)
-]
+PrivacySection = Annotated[Privacy | None, stated("`privacy: {}` for sums only, or `privacy: off`"), OFF_AS_SAID]
 """`off`, or a section."""

@@ -1,11 +1,11 @@
 """What a recipe may say of clients that are malicious (docs/robustness.md)."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import Field
 
-from fftmoe.config.fields import Number, Section
+from fftmoe.config.fields import OFF_AS_SAID, Number, Section, stated
 
 if TYPE_CHECKING:
     from fftmoe.config.schema import Recipe
@@ -49,14 +49,5 @@ class Robustness(Section):
             )
 
 
-def _stated(value: Any) -> Any:
-    """YAML reads a bare `off` as false, and a bare `robustness:` as nothing, which must not quietly mean `off`."""
-    if value is None:
-        raise ValueError("it is empty; say robustness.aggregator, or `robustness: off`")
-    return None if value is False or value == "off" else value
-
-
-RobustnessSection = Annotated[
-    Robustness | None, BeforeValidator(_stated), PlainSerializer(lambda value: "off" if value is None else value)
-]
+RobustnessSection = Annotated[Robustness | None, stated("robustness.aggregator, or `robustness: off`"), OFF_AS_SAID]
 """`off`, or a section."""

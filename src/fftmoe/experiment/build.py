@@ -210,6 +210,7 @@ def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) 
         residents=settings.residents,
         explore=settings.explore,
         load_decay=settings.load_decay,
+        weigh_load=recipe.robustness is None,  # a malicious client may say that it has any number of examples
         seed=recipe.seed,
     )
 

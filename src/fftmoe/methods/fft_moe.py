@@ -36,6 +36,7 @@ class FftMoe:
         residents: `personal` (from routing statistics) or `balanced` (a fixed seeded design).
         explore: keep one resident slot for the expert that fewest clients hold.
         load_decay: rho of the moving average of global expert load.
+        weigh_load: clients count in it by their examples; else each as one.
         seed: of the balanced design.
     """
 
@@ -48,6 +49,7 @@ class FftMoe:
     residents: str = "personal"
     explore: bool = True
     load_decay: float = 0.5
+    weigh_load: bool = True
     seed: int = 0
     name: str = "fft-moe"
 
@@ -142,7 +144,7 @@ class FftMoe:
             losses += losses_of(update)
             for block, experts in update.experts.items():
                 shares = torch.tensor(update.shares[block], dtype=torch.float64)
-                routed[f"blocks.{block}"][list(experts)] += update.num_examples * shares
+                routed[f"blocks.{block}"][list(experts)] += (update.num_examples if self.weigh_load else 1) * shares
         deltas, trained = mean.mean()
         tensors, optimizer = self.optimizer.apply(state.tensors, deltas, trained, state.optimizer)
         load = {name: self._moving_load(u, routed[name]) for name, u in state.load.items()}
