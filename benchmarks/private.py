@@ -3,11 +3,15 @@
 TREC-6 over 200 clients of about 27 questions each, on which noise has a chance: half of them are in a round, and the
 pool is small. The clip norm of each row is the one of `CLIPS` with the best accuracy on training rows that are held
 out; test rows are seen by the runs with that norm alone. Runs that are in `--results` are not run again.
+
+A second table protects single examples instead, over 20 clients of about 270 questions.
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, Results, column, markdown, mean_and_spread
 from fftmoe.config import recipe_folder
@@ -19,28 +23,55 @@ CLIENTS, PER_ROUND, DELTA = 200, 100, 1e-3
 CLIPS = (0.3, 1.0, 3.0)
 EPSILONS = (8.0, 2.0)
 METHODS = ("fft-moe", "head-only")
+EXAMPLE_NOISE = 1.0
 COMMON = (
-    f"partition={{kind: dirichlet, alpha: 1.0, num_clients: {CLIENTS}, min_examples: 4}}",
     "adapter={num_experts: 4, expert_dim: 2, blocks: last-1, residents: balanced}",
     "budgets=[{name: small, fraction: 0.5, top_k: 1, experts: 2}, {name: large, fraction: 0.5, top_k: 2, experts: 4}]",
     "head={kind: averaged, learning_rate: 1.0}",
-    f"federation.clients_per_round={PER_ROUND}",
-    "federation.local_steps=2",
     "federation.batch_size=16",
     "data.train_examples=null",
     "trackers=[]",
     "evaluation.every=1000",
 )
+CLIENTS_PRIVATE = (
+    f"partition={{kind: dirichlet, alpha: 1.0, num_clients: {CLIENTS}, min_examples: 4}}",
+    f"federation.clients_per_round={PER_ROUND}",
+    "federation.local_steps=2",
+)
+EXAMPLES_PRIVATE = (
+    "partition={kind: dirichlet, alpha: 1.0, num_clients: 20, min_examples: 64}",
+    "adapter.balance=switch",
+    "federation.clients_per_round=20",
+    "federation.local_steps=4",
+)
+Choices = dict[str, list[str]]
+"""By row of a table, what the recipe says of privacy: one, or one for each clip norm that is tried."""
 
 
-def privacies(rounds: int) -> dict[str, list[str]]:
-    """By row of the table, what the recipe says of privacy, one for each clip norm that is tried."""
+def private_clients(rounds: int) -> Choices:
+    """Sums only, and noise on them."""
     noise = {epsilon: calibrate(PER_ROUND / CLIENTS, epsilon, DELTA, rounds) for epsilon in EPSILONS}
     noisy = {
         f"epsilon {epsilon:g}": [f"{{clip_norm: {c}, noise_multiplier: {z}, delta: {DELTA}}}" for c in CLIPS]
         for epsilon, z in noise.items()
     }
     return {"none": ["off"], "sums only": ["{}"], **noisy}
+
+
+def private_examples() -> Choices:
+    """Noise of the clients, in every step."""
+    own = f"noise_multiplier: {EXAMPLE_NOISE}, delta: {DELTA}"
+    return {
+        "none": ["off"],
+        f"examples, noise {EXAMPLE_NOISE:g}": [f"{{examples: {{clip_norm: {c}, {own}}}}}" for c in CLIPS],
+    }
+
+
+def spent_by(run: dict[str, Any]) -> str:
+    """The epsilon of a run, of whatever it protects."""
+    told = run.get("privacy", {})
+    told = told.get("examples", told)
+    return f"{told['epsilon']:.2f}" if "epsilon" in told else "-"
 
 
 def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str]) -> str:
@@ -62,24 +93,29 @@ def main() -> None:
     parser.add_argument("--workers", default="auto")
     parser.add_argument("--results", type=Path, default=RESULTS / "private.json")
     arguments = parser.parse_args()
-    results, rows = Results(arguments.results), []
+    results = Results(arguments.results)
     here = [f"{key}={value}" for key, value in places(RECIPE, "trec6", arguments.data, arguments.models).items()]
     common = [*here, *COMMON, f"federation.rounds={arguments.rounds}", f"engine.workers={arguments.workers}"]
-    rows_of_table = privacies(arguments.rounds)
-    for method in METHODS:
-        for name, tried in rows_of_table.items():
-            own = [*common, f"method={method}"]
-            chosen = best(results, f"{method}, {name}", tried, own)
-            runs = [
-                results.run(f"{method}, {name}, seed {s}", str(RECIPE), [*own, f"privacy={chosen}", f"seed={s}"])
-                for s in range(arguments.seeds)
-            ]
-            spent = [f"{run['privacy']['epsilon']:.2f}" for run in runs if "epsilon" in run.get("privacy", {})]
-            clip = chosen.partition("clip_norm: ")[2].partition(",")[0].strip("}") or "-"
-            accuracy = mean_and_spread(column(runs, "accuracy"))
-            small = mean_and_spread(column(runs, "accuracy_by_tier", "small"))
-            rows.append([method, name, clip, spent[0] if spent else "-", accuracy, small])
-    print(markdown(["method", "privacy", "clip norm", "epsilon spent", "accuracy", "as the small tier"], rows))
+    clients, examples = [*common, *CLIENTS_PRIVATE], [*common, *EXAMPLES_PRIVATE]
+    print(table(results, "", private_clients(arguments.rounds), clients, arguments.seeds))
+    print(table(results, "examples: ", private_examples(), examples, arguments.seeds))
+
+
+def table(results: Results, prefix: str, choices: Choices, common: Sequence[str], seeds: int) -> str:
+    """Accuracy by method and privacy, as markdown; `prefix` tells its runs from those of another table."""
+    rows = []
+    for method, (name, tried) in itertools.product(METHODS, choices.items()):
+        own = [*common, f"method={method}"]
+        chosen = best(results, f"{prefix}{method}, {name}", tried, own)
+        runs = [
+            results.run(f"{prefix}{method}, {name}, seed {s}", str(RECIPE), [*own, f"privacy={chosen}", f"seed={s}"])
+            for s in range(seeds)
+        ]
+        clip = chosen.partition("clip_norm: ")[2].partition(",")[0].strip("}") or "-"
+        accuracy = mean_and_spread(column(runs, "accuracy"))
+        small = mean_and_spread(column(runs, "accuracy_by_tier", "small"))
+        rows.append([method, name, clip, spent_by(runs[0]), accuracy, small])
+    return markdown(["method", "privacy", "clip norm", "epsilon spent", "accuracy", "as the small tier"], rows)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class Training:
     upload: str = "float32"  # the numbers of the deltas on the wire: also "bfloat16", "int8"
     private: bool = False  # what is sent tells nothing but sums of what it was made of
     clip_norm: float | None = None  # of all that a private client sends together; None: any
+    example_clip: float | None = None  # of one example's gradient, over all parameters; None: plain gradients
+    example_noise: float = 0.0  # standard deviation of the noise on a sum of such gradients, over `example_clip`
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe.backbones import logits, on_device
+from fftmoe.client.example_privacy import noisy_backward, poisson_batches
 from fftmoe.data import Examples, training_batches
 from fftmoe.errors import RunError
 from fftmoe.head import Head
@@ -45,7 +46,6 @@ def update_client(
         RunError: the loss became infinite or not a number.
     """
     training = plan.training
-    batches = local_batches(plan, indices, examples)
     with method.session(model, plan, tensors, client_state) as session:
         parameters = list(session.parameters.values())
         if not parameters:  # a solved head on a backbone without an adapter
@@ -53,17 +53,25 @@ def update_client(
         start = [p.detach().clone() for p in parameters] if training.proximal else []
         optimizers = make_optimizers(session.parameters, training)
         task_losses: list[Tensor] = []
-        for rows in batches:
+
+        def loss_of(rows: Tensor) -> tuple[Tensor, Tensor]:
             batch = on_device(model, examples.batch(rows))
             task_loss = head.loss(logits(model, batch), batch["labels"])
-            loss = task_loss + session.penalty(token_mask(batch)) + proximal(parameters, start, training.proximal)
-            # Gradients only where something trains: autograd prunes the rest of the backbone.
-            loss.backward(inputs=parameters)
+            return task_loss + session.penalty(token_mask(batch)), task_loss
+
+        for rows in local_batches(plan, indices, examples):
+            if training.example_clip is None:
+                loss, task_loss = loss_of(rows)
+                # Gradients only where something trains: autograd prunes the rest of the backbone.
+                (loss + proximal(parameters, start, training.proximal)).backward(inputs=parameters)
+                task_losses.append(task_loss.detach())
+            else:
+                noisy_backward(loss_of, rows, parameters, training)
+                add_proximal_gradient(parameters, start, training.proximal)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            task_losses.append(task_loss.detach())
-        metrics = {"loss": check_finite(task_losses, plan)}
+        metrics = {"loss": check_finite(task_losses, plan)} if training.example_clip is None else {}
         if measure is not None:
             metrics |= measure(model)
         return session.finish(len(indices), metrics)
@@ -72,6 +80,9 @@ def update_client(
 def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> list[Tensor]:
     """The rows of every step of a client's training, int64."""
     training = plan.training
+    if training.example_clip is not None:
+        assert training.local_steps is not None
+        return poisson_batches(indices, training.batch_size, training.local_steps)
     return training_batches(
         indices,
         training.batch_size,
@@ -125,3 +136,10 @@ def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> 
     if not mu:
         return 0.0
     return mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(parameters, start, strict=True))
+
+
+def add_proximal_gradient(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
+    """Puts mu * (theta - theta_t), which no example has a part in, on top of gradients that are there."""
+    for parameter, begun in zip(parameters, start, strict=False):
+        assert parameter.grad is not None
+        parameter.grad += mu * (parameter.detach() - begun)

@@ -19,6 +19,19 @@ REFUSED = {
 }
 
 
+class ExamplePrivacy(Section):
+    """Differential privacy of each client's examples, by noise that the client itself adds in every local step.
+
+    An example's gradient is clipped to `clip_norm`, over all that is trained. `epsilon` ends the run before the round
+    with which a client's examples would have cost more, at `delta`.
+    """
+
+    clip_norm: Positive
+    noise_multiplier: Annotated[Number, Field(ge=0.3)]
+    delta: Annotated[Number, Field(gt=0, lt=1)]
+    epsilon: Positive | None = None
+
+
 class Privacy(Section):
     """The server keeps sums over clients and nothing of one client; with noise, client-level differential privacy.
 
@@ -29,6 +42,8 @@ class Privacy(Section):
     all rounds cost no more; beside a `noise_multiplier` it ends the run before the round that would cost more. With
     `clip_quantile` the clip norm begins at `clip_norm` and follows that quantile of the clients' norms; only the server
     clips then, for it has to see them.
+
+    `examples` protects single examples instead of whole clients, also from the server.
     """
 
     min_contributors: Count = 3
@@ -37,6 +52,7 @@ class Privacy(Section):
     noise_multiplier: Annotated[Number, Field(ge=0.3)] | None = None
     epsilon: Positive | None = None
     delta: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    examples: ExamplePrivacy | None = None
 
     @property
     def noisy(self) -> bool:
@@ -96,6 +112,30 @@ class Privacy(Section):
             )
         if self.noisy:
             self._check_noisy(recipe)
+        if self.examples is not None:
+            self._check_examples(recipe)
+
+    def _check_examples(self, recipe: "Recipe") -> None:
+        if self.noisy:
+            raise ValueError(
+                "privacy.examples protects examples, and privacy.noise_multiplier or privacy.epsilon clients, with "
+                "every example of theirs; use one of the two"
+            )
+        if recipe.federation.local_steps is None:
+            raise ValueError(
+                "privacy.examples counts local steps, which draw examples by chance; say federation.local_steps in the "
+                "place of local_epochs"
+            )
+        if recipe.method == "fft-moe" and recipe.adapter.balance == "heterogeneity-aware":
+            raise ValueError(
+                "adapter.balance=heterogeneity-aware measures all of a client's routing, in which one example changes "
+                "what others weigh; with privacy.examples use adapter.balance=switch or none"
+            )
+        if recipe.head.kind == "closed-form":
+            raise ValueError(
+                "a closed-form head is solved from exact sums over a client's examples; with privacy.examples use "
+                "head.kind=averaged or one-vs-all"
+            )
 
     def _check_noisy(self, recipe: "Recipe") -> None:
         if recipe.head.kind == "closed-form":

@@ -31,6 +31,8 @@ def clients_at_once(experiment: Experiment) -> int:
 
 
 def _not_possible(experiment: Experiment) -> str | None:
+    if experiment.training.example_clip is not None:
+        return "privacy.examples takes one example at a time"
     if not can_stack(experiment.method):
         return f"method {experiment.method.name} trains one client at a time"
     names = sorted(head_parameters(experiment.model))

@@ -37,6 +37,7 @@ class Experiment:
         model: the backbone with the adapter attached, resident in this process.
         tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
         mean_tokens: of a training example. shape: of one expert.
+        fewest_examples: of a client.
         remote: clients are elsewhere and hold their own data: `train` is empty and `partition` only names them.
     """
 
@@ -52,6 +53,7 @@ class Experiment:
     mean_tokens: float
     shape: ExpertShape
     method: Method
+    fewest_examples: int
     remote: bool = False
 
     @property
@@ -82,17 +84,17 @@ def compose(recipe: Recipe) -> Experiment:
     partition = _partition(recipe, data.train.labels.numpy(), data.groups)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
-    return assemble(recipe, data, partition, tier_of, len(data.train))
+    return assemble(recipe, data, partition, tier_of, partition.sizes)
 
 
 def assemble(
-    recipe: Recipe, data: Loaded, partition: Partition, tier_of: np.ndarray, num_examples: int, remote: bool = False
+    recipe: Recipe, data: Loaded, partition: Partition, tier_of: np.ndarray, sizes: np.ndarray, remote: bool = False
 ) -> Experiment:
     """An experiment of clients whose data and tiers are known.
 
     Args:
         tier_of: integers [C], each client's place in the recipe's `budgets`.
-        num_examples: of all clients.
+        sizes: integers [C], each client's examples.
 
     Raises:
         InputError: as `compose`.
@@ -104,7 +106,7 @@ def assemble(
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     training = training_of(recipe)
     mean_tokens = _mean_tokens(data.test if remote else data.train, model)
-    tokens = _tokens_per_round(mean_tokens, num_examples, partition, training)
+    tokens = _tokens_per_round(mean_tokens, int(sizes.sum()), partition, training)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
     if adapted := adapter.blocks(model):
         # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
@@ -132,6 +134,7 @@ def assemble(
         mean_tokens=mean_tokens,
         shape=shape,
         method=build_method(recipe, model, shape, budgets),
+        fewest_examples=int(sizes.min()),
         remote=remote,
     )
 
@@ -230,6 +233,7 @@ def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) 
 def training_of(recipe: Recipe) -> Training:
     """How clients train by this recipe."""
     federation, head, privacy = recipe.federation, recipe.head, recipe.privacy
+    examples = None if privacy is None else privacy.examples
     return Training(
         batch_size=federation.batch_size,
         learning_rate=federation.learning_rate,
@@ -243,6 +247,8 @@ def training_of(recipe: Recipe) -> Training:
         upload=federation.upload,
         private=privacy is not None,
         clip_norm=None if privacy is None else privacy.clip_by_clients,
+        example_clip=None if examples is None else examples.clip_norm,
+        example_noise=0.0 if examples is None else examples.noise_multiplier,
     )
 
 

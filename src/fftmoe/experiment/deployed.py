@@ -61,8 +61,8 @@ def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[Profile]) 
     nothing = Ragged(np.empty(0, dtype=np.int64), np.zeros(len(ordered) + 1, dtype=np.int64))
     partition = Partition(nothing, tuple(profile.site for profile in ordered))
     tier_of = np.array([names.index(profile.tier) for profile in ordered])
-    num_examples = sum(profile.num_examples for profile in ordered)
-    experiment = assemble(recipe, data, partition, tier_of, num_examples, remote=True)
+    sizes = np.array([profile.num_examples for profile in ordered])
+    experiment = assemble(recipe, data, partition, tier_of, sizes, remote=True)
     _check_backbones(ordered, fingerprint(experiment.model))
     return experiment
 

@@ -1,6 +1,7 @@
 """How the rounds of a private run are held (docs/privacy.md): who is in them, what is merged, and when they end."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from fftmoe.config.privacy import Privacy
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import Experiment
+from fftmoe.experiment.example_privacy import AskedLedger, ExampleCost
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums, holders
 from fftmoe.records import ClientUpdate, ServerState
@@ -17,22 +19,33 @@ from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
 
 
 class SumsOnly:
-    """Rounds that keep nothing but sums over enough clients. In a round it stands where the method would merge."""
+    """Rounds that keep nothing but sums over enough clients. In a round it stands where the method would merge.
 
-    def __init__(self, experiment: Experiment, settings: Privacy) -> None:
-        self._experiment, self._settings = experiment, settings
+    Args:
+        cost: of the clients' examples, where clients protect them.
+    """
+
+    def __init__(self, experiment: Experiment, settings: Privacy, cost: ExampleCost | None = None) -> None:
+        self._experiment, self._settings, self._cost = experiment, settings, cost
 
     @property
     def promise(self) -> str:
         """For a person."""
-        return f"private: the server keeps sums over {self._settings.min_contributors} clients or more, and no update"
+        sums = f"private: the server keeps sums over {self._settings.min_contributors} clients or more, and no update"
+        return sums if self._cost is None else f"{sums}; {self._cost.promise}"
 
     def record(self) -> None:
-        """Nothing is spent."""
+        """Nothing is spent but examples."""
+        self.ask(())
 
     def may_go_on(self) -> bool:
         """As long as the recipe says."""
-        return True
+        return self._cost is None or self._cost.may_ask_again()
+
+    def ask(self, cohort: Iterable[int]) -> None:
+        """Called with the clients of a round before anything is sent."""
+        if self._cost is not None:
+            self._cost.ask(cohort)
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """See `Method`."""
@@ -41,12 +54,13 @@ class SumsOnly:
         return aggregate_sums(self._experiment.method, total, state, updates)
 
     def told(self) -> dict[str, Any]:
-        """Nothing of a round beside what it learnt."""
-        return {}
+        """Nothing of a round beside what it learnt, and what examples have cost."""
+        return {} if self._cost is None else self._cost.told()
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says."""
-        return {"min_contributors": self._settings.min_contributors}
+        sums = {"min_contributors": self._settings.min_contributors}
+        return sums if self._cost is None else {**sums, "examples": self._cost.summary()}
 
 
 class NoisySums:
@@ -108,6 +122,9 @@ class NoisySums:
     def _affordable(self, releases: int) -> bool:
         most = self._settings.epsilon
         return most is None or self.mechanism.epsilon(releases) <= most
+
+    def ask(self, cohort: Iterable[int]) -> None:
+        """Who is asked costs nothing: releases are what is counted."""
 
     def draw_cohort(self) -> tuple[int, ...]:
         """Who is in the next round; perhaps nobody."""
@@ -171,9 +188,15 @@ def private_rounds(experiment: Experiment, initial: ServerState, folder: Path, r
     settings = experiment.recipe.privacy
     if settings is None:
         return None
+    if settings.noisy or settings.examples is not None:
+        accounting()  # it is missed now, not after the first round
+    if settings.examples is not None:
+        asked = AskedLedger(folder)
+        return SumsOnly(
+            experiment, settings, ExampleCost(experiment, settings, asked, asked.read() if resumed else Counter())
+        )
     if not settings.noisy:
         return SumsOnly(experiment, settings)
-    accounting()  # it is missed now, not after the first round
     ledger = PrivacyLedger(folder)
     spent = ledger.read() if resumed else first_spent(experiment, settings)
     return NoisySums(experiment, settings, initial, spent, ledger)

@@ -47,10 +47,12 @@ def federate(
     with journal.progress.rounds(num_rounds, recipe.federation.clients_per_round, state.round):
         for t in range(state.round + 1, num_rounds + 1):
             if privacy is not None and not privacy.may_go_on():
-                journal.progress.say(f"round {t} would cost more than privacy.epsilon: the run ends before it")
+                journal.progress.say(f"round {t} would cost more than the stated epsilon: the run ends before it")
                 state, metrics = served(state), None
                 break
             plan = _plan(experiment, state, t, engine, privacy)
+            if privacy is not None:
+                privacy.ask(client.client_id for client in plan.clients)
             updates = journal.ledger.exchange(
                 engine,
                 plan,

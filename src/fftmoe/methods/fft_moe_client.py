@@ -157,8 +157,10 @@ class UpdateMaker:
         experts, shares, preferences = {}, {}, {}
         for block, resident in plan.experts.items():
             rows, slots = _trained_rows(block, trained), trained.slots[block]
+            if plan.training.example_clip is not None:  # noise moves them all, and which had a token is not to be told
+                rows = torch.arange(len(resident))
             experts[block] = tuple(resident[row] for row in rows.tolist())
-            shares[block] = tuple((slots[rows] / slots.sum()).tolist())
+            shares[block] = tuple((slots[rows] / slots.sum().clamp_min(1)).tolist())
             for part in ("up", "down"):
                 tensors[f"blocks.{block}.{part}"] = deltas[f"blocks.{block}.{part}"][rows]
             router, change = f"blocks.{block}.router", deltas[f"blocks.{block}.router"]
@@ -190,7 +192,7 @@ class UpdateMaker:
     def _affinity(self, old: Tensor | None, resident: tuple[int, ...], probs: Tensor) -> Tensor:
         """Each expert's mean probability relative to uniform, [M], when the client last held it."""
         affinity = torch.full((self.num_experts,), UNKNOWN) if old is None else old.clone()
-        affinity[list(resident)] = (probs / probs.sum() * len(resident)).float()
+        affinity[list(resident)] = (probs / probs.sum().clamp_min(1e-9) * len(resident)).float()
         return affinity
 
 
