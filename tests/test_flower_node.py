@@ -17,7 +17,7 @@ from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fftmoe.engines import flower_node
+from fftmoe.engines import flower_line, flower_node
 from fftmoe.engines.flower_objects import MOST_OBJECTS
 from fftmoe.errors import RunError
 
@@ -69,13 +69,13 @@ def serve(answers: Sequence[Answer], patch: pytest.MonkeyPatch, folder: Path) ->
     def pause(self: Any, seconds: float) -> None:
         looks.append(seconds)
         if len(looks) > LOOKS:
-            raise flower_node._Stopped
+            raise flower_line.Stopped
 
     def never(message: Message, context: Context) -> Message:
         raise AssertionError("no message of these is one")
 
     patch.setattr(FleetHttpClient, "from_server_address", connect)
-    patch.setattr(flower_node._Link, "pause", pause)
+    patch.setattr(flower_line.ServerLine, "pause", pause)
     app, key = ClientApp(), ec.generate_private_key(ec.SECP384R1())
     app.train()(never)  # type: ignore[arg-type]
     memory = folder / "node.json"

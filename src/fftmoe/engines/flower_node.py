@@ -5,14 +5,10 @@ its process when a call fails; this one asks for messages and nothing else, and 
 """
 
 import logging
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -21,12 +17,10 @@ from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import (
     HEARTBEAT_DEFAULT_INTERVAL,
-    SYSTEM_TIME_TOLERANCE,
-    TIMESTAMP_TOLERANCE,
     ErrorCode,
 )
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
@@ -41,24 +35,15 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fftmoe.engines.causes import root_cause
+from fftmoe.engines.flower_line import ServerLine, Stopped
 from fftmoe.engines.flower_objects import MOST_BYTES, MOST_OBJECTS, bound, put_together
-from fftmoe.errors import RunError
 
 CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
 LEAVE_SECONDS = 5.0  # the same, for the last call, as somebody waits for this process to end
 PATIENCE = 0.1  # of the time without a message, so that waiting for one adds at most this part to a round
 MOST_PATIENCE_SECONDS = 30.0
-MAX_WAIT_SECONDS = 30.0  # between tries to reach the server
-LOOK_SECONDS = 0.1  # between looks whether to stop, while waiting
 PART_SECONDS = 0.05  # between looks for a part of a message that the server is still writing
 SEND_TRIES = 3  # of one answer, should the server lose parts of it
-AWAY = {502, 503, 504}  # the server, or what stands before it, says that it is not there now
-KEY_IN_USE = 412
-# How OpenSSL says that the other side does not speak TLS.
-PLAIN_TEXT = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
 
 def serve_node(
@@ -95,14 +80,14 @@ def serve_node(
         client._client.follow_redirects = False  # to whom, the server has no say in
         client._client.headers["accept-encoding"] = "identity"
         client._client.event_hooks = {"response": [bound]}
-        link = _Link(client, address, stop, say, poll_seconds)
+        link = ServerLine(client, address, stop, say, poll_seconds)
         node = None
         try:
             while not stop():
                 node = link.join(public_key_to_bytes(key.public_key()), memory)
                 with _heartbeats(client, node):
                     _work(link, node, app, node_config)
-        except _Stopped:
+        except Stopped:
             pass
         finally:
             if node is not None:
@@ -112,107 +97,12 @@ def serve_node(
                     memory.unlink(missing_ok=True)
 
 
-class _Stopped(Exception):
-    """`stop` said so."""
-
-
-@dataclass
-class _Link:
-    """The line to the server.
-
-    Attributes:
-        welcome: whether the server has ever let this node in.
-        failures: in a row, so far.
-    """
-
-    client: FleetHttpClient
-    address: str
-    stop: Callable[[], bool]
-    say: Callable[[str], None]
-    poll_seconds: float
-    welcome: bool = False
-    failures: int = 0
-
-    def call(self, send: Callable[[Request], Response], request: Request) -> Response:
-        """What the server answers, whenever it does.
-
-        Raises:
-            HTTPStatusError: it will not. RunError: it is the wrong server. _Stopped: see there.
-        """
-        while True:
-            try:
-                response = send(request)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code not in AWAY:
-                    raise
-                self.wait("it is not ready")
-            except httpx.TransportError as error:
-                cause = root_cause(error)
-                if not self.welcome and (reason := _distrust(cause)):
-                    raise RunError(f"the server at {self.address} {reason}") from error
-                self.wait(str(cause) or type(cause).__name__)
-            except ValueError:
-                self.wait("its answer cannot be read")
-            else:
-                if self.welcome and self.failures > 1:
-                    self.say(f"the server at {self.address} is back")
-                self.failures = 0
-                return response
-
-    def join(self, public_key: bytes, memory: Path) -> Node:
-        """Be let in.
-
-        Raises:
-            RunError: the server was reached for the first time, and refuses this node. _Stopped: see there.
-        """
-        # To the server, a node that crashed is connected for another minute, and its key is in use.
-        with suppress(OSError, ValueError, httpx.HTTPStatusError):
-            self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(memory.read_text())))
-        request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        while True:
-            try:
-                node_id = self.call(self.client.ActivateNode, request).node_id
-                break
-            except httpx.HTTPStatusError as error:
-                reason = _refusal(error.response)
-                if not self.welcome and error.response.status_code != KEY_IN_USE:
-                    raise RunError(f"the server at {self.address} {reason}") from error
-            self.wait(f"it {reason}")
-        with suppress(OSError):  # a full disk costs a minute after the next crash, and not this connection
-            memory.write_text(str(node_id))
-        if not self.welcome:
-            self.say(f"connected to the server at {self.address}")
-            self.welcome = True
-        return Node(node_id=node_id)
-
-    def wait(self, reason: str) -> None:
-        """After a failure, and longer after each; what is over at the next try is not worth a line."""
-        self.failures += 1
-        if not self.welcome and self.failures == 1:
-            self.say(f"waiting for the server at {self.address} ({reason})")
-        if self.welcome and self.failures == 2:
-            self.say(f"lost the server at {self.address} ({reason}); trying until it is back")
-        self.pause(min(2.0 ** min(self.failures - 1, 10), MAX_WAIT_SECONDS))
-
-    def pause(self, seconds: float) -> None:
-        """Sleep.
-
-        Raises:
-            _Stopped: see there.
-        """
-        ends = time.monotonic() + seconds
-        while (left := ends - time.monotonic()) > 0:
-            if self.stop():
-                raise _Stopped
-            time.sleep(min(left, LOOK_SECONDS))
-
-
 def patience(idle_seconds: float, least: float) -> float:
     """Seconds to the next look: a part of how long there has been nothing, so that idle nodes leave a server alone."""
     return min(MOST_PATIENCE_SECONDS, max(least, PATIENCE * idle_seconds))
 
 
-def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
+def _work(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
     """Answer messages until `stop`, or until the server does not know this node any more, as it was started again."""
     context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     last = time.monotonic()
@@ -245,7 +135,7 @@ def _work(link: _Link, node: Node, app: ClientApp, node_config: Mapping[str, Use
             link.wait(f"it answered with HTTP {error.response.status_code}")  # a run that is over, most likely
 
 
-def _fetch(link: _Link, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
+def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
     """A message's parts, as many as a message has at most; None when the server has withdrawn it."""
     contents: dict[str, bytes] = {}
     for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
@@ -278,7 +168,7 @@ def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], cont
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=announced)
 
 
-def _send(link: _Link, node: Node, answer: Message) -> None:
+def _send(link: ServerLine, node: Node, answer: Message) -> None:
     """Announce the answer, then send those of its parts that the server has not got."""
     with no_object_id_recompute():
         answer.metadata.__dict__["_message_id"] = answer.object_id
@@ -321,29 +211,3 @@ def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
         yield
     finally:
         sender.stop()
-
-
-def _distrust(cause: BaseException) -> str | None:
-    """Why this is not the server that it should be, if it is not."""
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return (
-            f"is not one that this site trusts ({cause.verify_message}); check the address, the authority's "
-            "certificate and this machine's date"
-        )
-    if isinstance(cause, ssl.SSLError) and cause.reason in PLAIN_TEXT:
-        return "does not speak TLS; check the address and the port"
-    return None
-
-
-def _refusal(response: httpx.Response) -> str:
-    """Why this node is not let in."""
-    if response.status_code == KEY_IN_USE:
-        return "still counts an earlier connection with this site's key, which lapses within a minute"
-    if response.status_code != httpx.codes.UNAUTHORIZED:
-        return f"answers with HTTP {response.status_code}, as no fftmoe server does; check the address and the port"
-    with suppress(KeyError, ValueError):
-        ahead = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
-        # Whole seconds, as the server's are; it takes a signature from the past for longer than one from the future.
-        if not -TIMESTAMP_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE - 1:
-            return f"has a clock that differs by {abs(ahead):.0f} s from this machine's; set both by NTP"
-    return "does not know this site's key; start this site with the folder that the server's owner made for it"

@@ -1,0 +1,149 @@
+"""A site's line to its server: waits while the server is away, says so, and ends where it is the wrong one."""
+
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from fftmoe.engines.causes import root_cause
+from fftmoe.errors import RunError
+
+MAX_WAIT_SECONDS = 30.0  # between tries to reach the server
+LOOK_SECONDS = 0.1  # between looks whether to stop, while waiting
+AWAY = {502, 503, 504}  # the server, or what stands before it, says that it is not there now
+KEY_IN_USE = 412
+# How OpenSSL says that the other side does not speak TLS.
+PLAIN_TEXT = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Stopped(Exception):
+    """`stop` said so."""
+
+
+@dataclass
+class ServerLine:
+    """The line to the server.
+
+    Attributes:
+        welcome: whether the server has ever let this node in.
+        failures: in a row, so far.
+    """
+
+    client: FleetHttpClient
+    address: str
+    stop: Callable[[], bool]
+    say: Callable[[str], None]
+    poll_seconds: float
+    welcome: bool = False
+    failures: int = 0
+
+    def call(self, send: Callable[[Request], Response], request: Request) -> Response:
+        """What the server answers, whenever it does.
+
+        Raises:
+            HTTPStatusError: it will not. RunError: it is the wrong server. Stopped: see there.
+        """
+        while True:
+            try:
+                response = send(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code not in AWAY:
+                    raise
+                self.wait("it is not ready")
+            except httpx.TransportError as error:
+                cause = root_cause(error)
+                if not self.welcome and (reason := _distrust(cause)):
+                    raise RunError(f"the server at {self.address} {reason}") from error
+                self.wait(str(cause) or type(cause).__name__)
+            except ValueError:
+                self.wait("its answer cannot be read")
+            else:
+                if self.welcome and self.failures > 1:
+                    self.say(f"the server at {self.address} is back")
+                self.failures = 0
+                return response
+
+    def join(self, public_key: bytes, memory: Path) -> Node:
+        """Be let in.
+
+        Raises:
+            RunError: the server was reached for the first time, and refuses this node. Stopped: see there.
+        """
+        # To the server, a node that crashed is connected for another minute, and its key is in use.
+        with suppress(OSError, ValueError, httpx.HTTPStatusError):
+            self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(memory.read_text())))
+        request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        while True:
+            try:
+                node_id = self.call(self.client.ActivateNode, request).node_id
+                break
+            except httpx.HTTPStatusError as error:
+                reason = _refusal(error.response)
+                if not self.welcome and error.response.status_code != KEY_IN_USE:
+                    raise RunError(f"the server at {self.address} {reason}") from error
+            self.wait(f"it {reason}")
+        with suppress(OSError):  # a full disk costs a minute after the next crash, and not this connection
+            memory.write_text(str(node_id))
+        if not self.welcome:
+            self.say(f"connected to the server at {self.address}")
+            self.welcome = True
+        return Node(node_id=node_id)
+
+    def wait(self, reason: str) -> None:
+        """After a failure, and longer after each; what is over at the next try is not worth a line."""
+        self.failures += 1
+        if not self.welcome and self.failures == 1:
+            self.say(f"waiting for the server at {self.address} ({reason})")
+        if self.welcome and self.failures == 2:
+            self.say(f"lost the server at {self.address} ({reason}); trying until it is back")
+        self.pause(min(2.0 ** min(self.failures - 1, 10), MAX_WAIT_SECONDS))
+
+    def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            Stopped: see there.
+        """
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            if self.stop():
+                raise Stopped
+            time.sleep(min(left, LOOK_SECONDS))
+
+
+def _distrust(cause: BaseException) -> str | None:
+    """Why this is not the server that it should be, if it is not."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"is not one that this site trusts ({cause.verify_message}); check the address, the authority's "
+            "certificate and this machine's date"
+        )
+    if isinstance(cause, ssl.SSLError) and cause.reason in PLAIN_TEXT:
+        return "does not speak TLS; check the address and the port"
+    return None
+
+
+def _refusal(response: httpx.Response) -> str:
+    """Why this node is not let in."""
+    if response.status_code == KEY_IN_USE:
+        return "still counts an earlier connection with this site's key, which lapses within a minute"
+    if response.status_code != httpx.codes.UNAUTHORIZED:
+        return f"answers with HTTP {response.status_code}, as no fftmoe server does; check the address and the port"
+    with suppress(KeyError, ValueError):
+        ahead = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
+        # Whole seconds, as the server's are; it takes a signature from the past for longer than one from the future.
+        if not -TIMESTAMP_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE - 1:
+            return f"has a clock that differs by {abs(ahead):.0f} s from this machine's; set both by NTP"
+    return "does not know this site's key; start this site with the folder that the server's owner made for it"
