@@ -236,7 +236,9 @@ def choose(
                 "Use compute='wide' or 'auto', or a multiple of 16."
             )
         return compute
-    if not _fits_grouped(expert_dim, dim, dtype):
+    # torch.compile (2.13) has no shapes for a grouped product in other dtypes, and fails.
+    unknown_to_compiler = torch.compiler.is_compiling() and dtype != torch.bfloat16
+    if unknown_to_compiler or not _fits_grouped(expert_dim, dim, dtype):
         return "wide"
     overhead = SLOT_OVERHEAD.get((device.type, dtype), SLOT_OVERHEAD["cpu", torch.float32])
     wide_units = num_experts * expert_dim * num_tokens

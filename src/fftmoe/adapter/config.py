@@ -33,6 +33,10 @@ class MoeAdapterConfig(PeftConfig):
     gates: str = field(default="detached", metadata={"help": "detached, renormalized or softmax."})
     scale: float = field(default=1.0, metadata={"help": "Factor s on the mixture's output."})
     compute: str = field(default="auto", metadata={"help": "auto, loop, wide, grouped or padded."})
+    balance_strength: float = field(
+        default=0.0, metadata={"help": "Weight of the balance loss in the loss that the model returns in training."}
+    )
+    z_strength: float = field(default=0.0, metadata={"help": "Likewise of the router z-loss."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial router and expert weights."})
     target_modules: list[str] | str | None = field(
         default=None,
@@ -60,6 +64,9 @@ class MoeAdapterConfig(PeftConfig):
         for name in ("shared_dim", "shared_rank"):
             if (value := getattr(self, name)) < 0:
                 raise InputError(f"{name}={value} must be at least 0 (nothing shared)")
+        for name in ("balance_strength", "z_strength"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise InputError(f"{name}={value} must be a finite number of at least 0 (0: the loss is left as it is)")
         if not 1 <= self.top_k <= self.num_experts:
             raise InputError(
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "

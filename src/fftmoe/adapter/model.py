@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig
@@ -9,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from fftmoe.adapter.attention import MoeTunerLayer, SharedProjection, find_projections
+from fftmoe.adapter.auxiliary import auxiliary_losses
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site, find_sites
 from fftmoe.adapter.layer import MoeLayer
@@ -90,6 +93,13 @@ class MoeModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """The context in which peft calls the model, in every way that a PeftModel can be called."""
+        configs = {name: self.peft_config[name] for name in self.active_adapters}
+        with auxiliary_losses(self.model, {n: c for n, c in configs.items() if isinstance(c, MoeAdapterConfig)}):
+            yield
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -1,0 +1,119 @@
+"""The routers' auxiliary losses as part of the loss that a model returns, so that any training loop includes them.
+
+A `Trainer` knows the model's loss and nothing of routers. For the time of one call the routers' decisions are read
+through hooks, and what they cost is added to that call's loss; afterwards nothing of it is left on the model.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+from fftmoe.adapter import losses
+from fftmoe.adapter.config import MoeAdapterConfig
+from fftmoe.adapter.layer import MoeLayer
+from fftmoe.adapter.routing import Routing
+from fftmoe.errors import InputError
+
+# Kinds of models of transformers 5 that divide the sum of their loss by `num_items_in_batch`; None is GPT-2's with a
+# language model's head. The others take the argument and give the mean over the batch that they see.
+DIVIDING = (None, "ForCausalLM", "ForConditionalGeneration", "ForImageClassification")
+IGNORED = -100  # the label of what is not to be predicted
+
+
+@contextmanager
+def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) -> Iterator[None]:
+    """Within the context, the model's training loss has the penalties of these adapters' routers added.
+
+    Per adapter it is `balance_strength * L_bal + z_strength * L_z`, averaged over its blocks (docs/math.md), with the
+    uniform target. Tokens that `attention_mask` [B, S] leaves out do not count; without one of that form all do.
+    Frozen routers, models in evaluation mode and calls without gradients are left alone.
+
+    Raises:
+        InputError: at the call: the model returned no loss, or its blocks ran without a graph.
+    """
+    adapters = {name: c for name, c in configs.items() if model.training and (c.balance_strength or c.z_strength)}
+    recorded: dict[str, dict[int, Routing]] = {name: {} for name in adapters}
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not torch.is_grad_enabled() or not any(recorded.values()):
+            return output
+        inputs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+        mask, share = inputs.get("attention_mask"), _share(module, inputs)
+        penalties = [share * _penalty(adapters[name], routings, mask) for name, routings in recorded.items()]
+        return _with_loss(output, penalties)
+
+    with ExitStack() as hooks:
+        if adapters:
+            hooks.enter_context(model.register_forward_hook(add, with_kwargs=True))
+        for layer in model.modules() if adapters else ():
+            for name in adapters:
+                if isinstance(layer, MoeLayer) and name in layer.moe_experts:
+                    router = layer.moe_experts[name].get_submodule("router")
+                    if router.weight.requires_grad:
+                        hooks.enter_context(router.register_forward_hook(_keep(recorded[name], layer.block)))
+        yield
+
+
+def _keep(into: dict[int, Routing], block: int) -> Callable[[nn.Module, object, Routing], None]:
+    def hook(_module: nn.Module, _inputs: object, routing: Routing) -> None:
+        into[block] = routing
+
+    return hook
+
+
+def _penalty(config: MoeAdapterConfig, routings: Mapping[int, Routing], mask: Tensor | None) -> Tensor:
+    """Of one adapter, a scalar."""
+    total = torch.zeros(())
+    for routing in routings.values():
+        if not routing.probs_TM.requires_grad:
+            raise InputError(
+                "the routers' losses cannot reach them under reentrant activation (gradient) checkpointing, whose "
+                "first pass keeps no graph; give it {'use_reentrant': False}, or set balance_strength and z_strength "
+                "to 0"
+            )
+        per_token = isinstance(mask, Tensor) and mask.dim() == 2 and mask.numel() == len(routing.probs_TM)
+        mask_T = mask.flatten() if per_token and mask is not None else None
+        resident_M = routing.logits_TM[0].isfinite()
+        target_M = resident_M / resident_M.sum()
+        load_M, probs_M = losses.expert_load(routing, mask_T), losses.mean_probs(routing, mask_T)
+        balance = losses.balance_loss(load_M[resident_M], probs_M[resident_M], target_M[resident_M])
+        total = total.to(balance.device) + config.balance_strength * balance
+        total = total + config.z_strength * losses.router_z_loss(routing, mask_T)
+    return total / max(len(routings), 1)
+
+
+def _share(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
+    """By how much the model shrank its own loss, because an optimiser's step adds up those of several batches.
+
+    `Trainer` then gives `num_items_in_batch`, the labels of all of them, and the model its labels' sum divided by it;
+    the penalty, a mean, becomes as much of the whole as the batch has of the labels.
+    """
+    kind, items = getattr(model, "loss_type", None), inputs.get("num_items_in_batch")
+    labels = inputs.get("shift_labels")
+    if labels is None and inputs.get("labels") is not None:
+        # Counted as `Trainer` counts them: nothing predicts a text's first token.
+        labels = inputs["labels"][..., 1:] if LOSS_MAPPING.get(kind or "") is ForCausalLMLoss else inputs["labels"]
+    if items is None or labels is None or kind not in DIVIDING:
+        return 1.0
+    return labels.ne(IGNORED).sum() / items
+
+
+def _with_loss(output: Any, penalties: list[Tensor]) -> Any:
+    """The output with the penalties in its loss; of a tuple's parts the loss, a scalar, is the first."""
+    loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.dim() > 0:
+        raise InputError(
+            "the model returned no loss to add the routers' losses to: pass it `labels` (Trainer keeps them back with "
+            "label_smoothing_factor and compute_loss_func), or set balance_strength and z_strength to 0 and add what "
+            "record_routing gives"
+        )
+    total = loss + sum(penalty.to(loss.device) for penalty in penalties)
+    if isinstance(output, tuple):
+        return (total, *output[1:])
+    output.loss = total
+    return output
