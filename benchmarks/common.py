@@ -53,7 +53,8 @@ class Results:
             self.runs[name] = {"recipe": recipe, "overrides": list(overrides), "machine": machine(), "summary": summary}
             self.path.parent.mkdir(exist_ok=True)
             self.path.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n")
-            print(f"{name}: accuracy {summary['accuracy']:.3f} in {summary['seconds']:.0f} s", flush=True)
+            metric = summary["metric"]
+            print(f"{name}: {metric} {summary[metric]:.3f} in {summary['seconds']:.0f} s", flush=True)
         return self.runs[name]["summary"]
 
 

@@ -15,8 +15,8 @@ from common import RESULTS, machine, markdown
 from fftmoe.backbones import logits
 from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.config import load_recipe
+from fftmoe.experiment.build import make_loss
 from fftmoe.experiment.compose import Experiment, compose
-from fftmoe.head import make_head
 from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
 
@@ -28,7 +28,7 @@ def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[st
     tensors = method.download(state, plan)
     rows = experiment.partition.indices[client_id][: experiment.training.batch_size]
     batch = experiment.train.batch(rows)
-    head = make_head(experiment.recipe.head.kind)
+    head = make_loss(experiment.recipe)
     with method.session(model, plan, tensors, {}) as session:
         parameters = list(session.parameters.values())
         optimizers = make_optimizers(session.parameters, experiment.training)

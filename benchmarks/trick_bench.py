@@ -22,9 +22,9 @@ from fftmoe.client.stack import update_stack
 from fftmoe.client.update import local_batches, make_optimizers, token_mask, update_client
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, TokenizedText, training_batches
+from fftmoe.experiment.build import make_loss
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.prefix import with_prefix
-from fftmoe.head import make_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import plan_round
@@ -82,7 +82,7 @@ class Bench:
     @property
     def head(self) -> Any:
         """The recipe's loss."""
-        return make_head(self.experiment.recipe.head.kind)
+        return make_loss(self.experiment.recipe)
 
     def tokens(self, tricks: Tricks) -> int:
         """How many positions all steps of all clients compute, padding included."""
@@ -156,7 +156,7 @@ def batches(tricks: Tricks, plan: ClientPlan, rows: np.ndarray, examples: Exampl
 def _train(
     experiment: Experiment, tricks: Tricks, examples: Examples, plan: ClientPlan, sent: Tensors, rows: np.ndarray
 ) -> list[float]:
-    model, head = experiment.model, make_head(experiment.recipe.head.kind)
+    model, head = experiment.model, make_loss(experiment.recipe)
     losses = []
     with experiment.method.session(model, plan, sent, {}) as session, ExitStack() as stack:
         if tricks.input_gradients:

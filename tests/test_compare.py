@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from conftest import Cli, Outcome
-from fftmoe.config import Recipe, apply_override, parse_recipe
+from fftmoe.config import Head, Recipe, apply_override, parse_recipe
 from fftmoe.errors import InputError, RunError
 from fftmoe.experiment import Variant, compare
 from fftmoe.experiment.cell_workers import run_jobs
@@ -48,6 +48,11 @@ from fftmoe.report.comparison_tables import (
 from fftmoe.report.progress import Progress
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+def head_of(recipe: Recipe) -> Head:
+    assert recipe.head is not None
+    return recipe.head
 
 
 def cell(variant: str, partition: str, seed: int, accuracy: float | None, **more: Any) -> CellResult:
@@ -135,6 +140,7 @@ def test_a_curve_is_the_mean_over_seeds_with_its_band():
     assert [point.round for point in points] == [0, 1, 2]
     last = points[-1]
     assert (last.accuracy, last.low, last.high) == (pytest.approx(0.85), 0.8, 0.9)
+    assert last.half_width == pytest.approx(12.7062 * 0.05)  # s / sqrt(2) of values 0.1 apart
     assert (last.bytes, last.seconds) == (600, 20.5)
     assert curve(GRID, "fedavg+h", "iid") == []
 
@@ -207,7 +213,7 @@ def test_centralized_is_shown_where_it_ran_alone():
     lacking = accuracy_table((*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, None)))
     assert lacking.rows[2] == ("centralized+h", "0.900*", "–", "–")  # this seed did fail
     curves = comparison_page(Comparison("x", cells)).split("<h3>")[1:]
-    assert ["<!-- centralized+h -->" in drawn for drawn in curves] == [True, False]
+    assert ["</svg>centralized+h</li>" in drawn for drawn in curves] == [True, False]  # its line in the legend
 
 
 def test_cells_of_several_data_sets_pair_within_their_own():
@@ -255,7 +261,7 @@ def test_the_page_loads_nothing_and_shows_failures():
     assert_self_contained(page)
     assert "&lt;x&gt;" in page
     assert "out of luck" in page
-    assert page.count("<svg") == 2  # one for each partition
+    assert page.count("<figure") == 4  # by rounds and by bytes, for each partition
     assert "No cell has finished yet" in comparison_page(Comparison("x", (cell("a+h", "iid", 0, None),)))
 
 
@@ -283,9 +289,14 @@ def test_all_cells_of_a_seed_come_before_the_next(grid_values: dict[str, Any]):
         for head in ("averaged", "one-vs-all")
     ]
     first, last = grid.cells[0].recipe, grid.cells[-1].recipe
-    assert (first.head.kind, first.seed, first.partition.kind, first.partition.num_clients) == ("averaged", 0, "iid", 7)
+    assert (head_of(first).kind, first.seed, first.partition.kind, first.partition.num_clients) == (
+        "averaged",
+        0,
+        "iid",
+        7,
+    )
     assert first.partition.alpha is None  # the recipe's own, of another kind, is gone
-    assert (last.head.kind, last.seed, last.partition.shards_per_client) == ("one-vs-all", 1, 1)
+    assert (head_of(last).kind, last.seed, last.partition.shards_per_client) == ("one-vs-all", 1, 1)
     assert (first.trackers, first.evaluation.local_only, first.engine.workers) == ([], False, 1)
     assert grid.cells[-1].path == Path("shards-1/fft-moe+one-vs-all/seed-1")
 
@@ -302,13 +313,13 @@ def test_flags_win_over_the_section_and_overrides_apply_in_order(grid_values: di
     averaged, one_vs_all = make_grid(values, flags, overrides={"federation.rounds": 1}).cells
     assert (averaged.seed, averaged.recipe.partition.alpha, averaged.recipe.federation.rounds) == (7, 2.0, 1)
     federation = averaged.recipe.federation
-    assert (federation.learning_rate, federation.batch_size, averaged.recipe.head.learning_rate) == (0.3, 3, 0.3)
+    assert (federation.learning_rate, federation.batch_size, head_of(averaged.recipe).learning_rate) == (0.3, 3, 0.3)
     assert one_vs_all.recipe.federation.learning_rate == 0.2
     assert [budget.top_k for budget in one_vs_all.recipe.budgets] == [2, 2]
     assert values["budgets"][0]["top_k"] == 1  # the caller's values are as they were
     won = make_grid(values, flags, overrides={"federation.learning_rate": 0.5, "head.kind": "one-vs-all"}).cells
     assert [cell.recipe.federation.learning_rate for cell in won] == [0.5, 0.5]
-    assert [cell.recipe.head.kind for cell in won] == ["averaged", "one-vs-all"]  # a label says what was run
+    assert [head_of(cell.recipe).kind for cell in won] == ["averaged", "one-vs-all"]  # a label says what was run
 
 
 def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dict[str, Any]):
@@ -316,7 +327,7 @@ def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dic
     values = {**grid_values, "compare": {"overrides": overrides}}
     flags = {"heads": ["closed-form", "averaged"], "partitions": ["iid"], "seeds": 1}
     own = {**flags, "methods": ["fft-moe", "fedit", "head-only+averaged"]}
-    heads = {cell.variant: cell.recipe.head for cell in make_grid(values, own).cells}
+    heads = {cell.variant: head_of(cell.recipe) for cell in make_grid(values, own).cells}
     assert {label: (head.features, head.update) for label, head in heads.items()} == {
         "fft-moe+closed-form": ("fourier", "frozen"),
         "fft-moe+averaged": ("linear", "resolved"),
@@ -580,7 +591,7 @@ def test_the_outcome_is_printed_and_drawn(finished: tuple[Path, Outcome]):
     assert re.search(r"fft-moe\+one-vs-all +0\.\d{3} ±\d?\.\d{3}", outcome.out)
     page = (folder / "comparison.html").read_text()
     assert_self_contained(page)
-    assert page.count("<svg") == 2
+    assert page.count("<figure") == 4
 
 
 def test_a_finished_comparison_runs_the_missing_cell_alone(finished: tuple[Path, Outcome], cli: Cli, grid_file: Path):

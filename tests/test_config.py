@@ -7,10 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.config import Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
+from fftmoe.config import Head, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
 from fftmoe.errors import InputError
 
 SHIPPED = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def head_of(recipe: Recipe) -> Head:
+    assert recipe.head is not None
+    return recipe.head
 
 
 def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def test_every_shipped_recipe_parses_and_says_how_to_run_it(name: str):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_resolved_recipe_reads_back_as_the_same_recipe(name: str):
-    recipe = load_recipe(name, ["head.learning_rate=1.0e-7"])
+    recipe = load_recipe(name, ["federation.learning_rate=1.0e-7"])
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     assert parse_recipe(yaml.safe_load(text), "config.yaml") == recipe
 
@@ -149,15 +154,16 @@ CLOSED = {"kind": "closed-form"}
 @pytest.mark.parametrize("head", [CLOSED, {**CLOSED, "update": "frozen"}, {**CLOSED, "features": "fourier"}])
 def test_a_head_that_is_solved_needs_no_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
     recipe = parse_recipe(changed(recipe_values, "head", head), "mine.yaml")
-    assert recipe.head.learning_rate is None
-    assert not recipe.head.trained
+    assert head_of(recipe).learning_rate is None
+    assert not head_of(recipe).trained
 
 
 @pytest.mark.parametrize("head", [{"kind": "averaged"}, {"kind": "one-vs-all"}, {**CLOSED, "update": "trained"}])
 def test_a_head_that_clients_train_needs_a_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
     message = refusal(changed(recipe_values, "head", head))
     assert f"head: a head of kind {head['kind']} that clients train needs head.learning_rate, e.g. 1.0" in message
-    assert parse_recipe(changed(recipe_values, "head", {**head, "learning_rate": 0.5}), "mine.yaml").head.trained
+    own = parse_recipe(changed(recipe_values, "head", {**head, "learning_rate": 0.5}), "mine.yaml")
+    assert head_of(own).trained
 
 
 def test_clients_that_share_nothing_share_no_sums(recipe_values: dict[str, Any]):
@@ -176,7 +182,7 @@ def test_features_that_never_change_are_solved_once(recipe_values: dict[str, Any
     assert "head.update=frozen" in message
     for update in ("frozen", "trained"):
         head = {**CLOSED, "update": update, "learning_rate": 0.5}
-        assert parse_recipe(changed(values, "head", head), "mine.yaml").head.update == update
+        assert head_of(parse_recipe(changed(values, "head", head), "mine.yaml")).update == update
 
 
 @pytest.mark.parametrize(

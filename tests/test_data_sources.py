@@ -168,7 +168,9 @@ def test_empty_folder_and_ambiguous_folder(tmp_path: Path):
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
     write(tmp_path, "test", TEST)
-    with pytest.raises(InputError, match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; mend the file"):
+    with pytest.raises(
+        InputError, match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; (mend the file|save it as UTF-8)"
+    ):
         load_source(str(tmp_path))
 
 

@@ -94,7 +94,7 @@ def test_a_private_run_keeps_nothing_of_single_clients(finish: Finish, method: s
     folder = finish("run", method, privacy)
     for row in rows(folder):
         known = {"round", "accuracy", "experts_released", "epsilon", "seconds", "client_seconds", "by_tier"}
-        assert row.keys() <= known | {"bytes_down", "bytes_up"}
+        assert row.keys() <= known | {"bytes_down", "bytes_up", "phase_seconds", "metric"}
         assert row["by_tier"].keys() <= {"small", "large"}
         assert isinstance(row.get("epsilon", 0.0), float)
     assert not {"train_loss", "expert_load_cv"} & summary(folder).keys()

@@ -101,7 +101,9 @@ def strict_yaml(text: str | bytes) -> Any:
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
-        raise ValueError(" ".join(str(error).split())) from error  # YAML's messages take several lines
+        message = " ".join(str(error).split())  # YAML's take several lines
+        tab = "; it is a tab: indent with spaces" if r"character '\t'" in message else ""
+        raise ValueError(message.replace(' in "<unicode string>"', "") + tab) from error
 
 
 class _Loader(yaml.SafeLoader):

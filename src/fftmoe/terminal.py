@@ -11,9 +11,11 @@ from rich.table import Column, Table
 from fftmoe.config import Recipe
 from fftmoe.experiment import Forecast, TierCost
 from fftmoe.experiment.build import fourier_features
-from fftmoe.experiment.load import reads_images
+from fftmoe.experiment.load import is_language, reads_images
 from fftmoe.experiment.plan import SumsCost
+from fftmoe.experiment.profile import Profile
 from fftmoe.report.html import OWN_MIX
+from fftmoe.report.metric import Metric
 from fftmoe.report.progress import size
 from fftmoe.store import read_labels
 
@@ -22,15 +24,18 @@ CLIENTS_SHOWN = 20
 
 def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recipe: Recipe) -> None:
     """What a person wants to know of a finished run: how good it is, where it lies, and what to type next."""
-    console.print(f"\naccuracy {summary['accuracy']:.3f} on the whole test set", highlight=False)
-    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary["accuracy_by_tier"].items())
+    metric = summary["metric"]
+    shown = metric.replace("_", " ")
+    console.print(f"\n{shown} {summary[metric]:.3f} on the whole test set", highlight=False)
+    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary[f"{metric}_by_tier"].items())
     console.print(f"  used as each tier would: {tiers}", highlight=False)
     for key, name in OWN_MIX.items():
-        if key in summary:
+        if (key := key.replace("accuracy", metric)) in summary:
             mean, worst = summary[key]["mean"], summary[key]["worst_decile"]
             console.print(f"  {name}: mean {mean:.3f}, worst decile {worst:.3f}", highlight=False)
-    if alone := summary.get("local_only_accuracy"):
-        gain = summary["accuracy"] - alone["mean"]
+    if alone := summary.get(f"local_only_{metric}"):
+        better = -1 if Metric(metric).lower_is_better else 1
+        gain = better * (summary[metric] - alone["mean"])
         console.print(
             f"  a client that trains alone: {alone['mean']:.3f}, mean of {alone['num_clients']} clients; "
             f"the federation gains {gain:+.3f}",
@@ -44,23 +49,25 @@ def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recip
         "\nload it in Python:",
         "  import fftmoe",
         "  from peft import PeftModel",
-        f"  backbone = fftmoe.load_backbone({recipe.backbone.model!r}, num_labels={labels}{_load_options(recipe)})",
+        f"  backbone = fftmoe.load_backbone({recipe.backbone.model!r}{_load_options(recipe, labels)})",
         f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
         f"\nor measure it:  fftmoe evaluate {folder}"
-        if reads_images(recipe)
+        if reads_images(recipe) or is_language(recipe)
         else f"\nor label a text:  fftmoe predict {folder} 'some text'",
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _load_options(recipe: Recipe) -> str:
+def _load_options(recipe: Recipe, num_labels: int) -> str:
     """The arguments of `load_backbone` that differ from its defaults, as Python."""
     backbone, lifted = recipe.backbone, fourier_features(recipe)
     given = {
+        "num_labels": num_labels,
         "task": "" if backbone.task == "sequence-classification" else backbone.task,
         "pooling": "" if backbone.pooling == "mean" else backbone.pooling,
         "fourier_features": lifted,
+        "quantization": "" if backbone.quantization == "none" else backbone.quantization,
     }
     return "".join(f", {name}={value!r}" for name, value in given.items() if value)
 
@@ -105,6 +112,37 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> N
         console.print((facts + held).rstrip(), highlight=False, soft_wrap=True)
     if len(shown) < len(forecast.experts):
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+
+
+def print_profile(console: Console, found: Profile) -> None:
+    """What was measured of this machine, the recipe's tiers on it, and the largest budget that fits."""
+    console.print(
+        f"\nmemory: {found.available_mib:.0f} MiB free of {found.total_mib:.0f}; this process took "
+        f"{found.process_mib:.0f} with the largest budget that was timed",
+        highlight=False,
+        soft_wrap=True,
+    )
+    heads = ("tier", "uses", "blocks", "seconds a round", "memory of the process")
+    table = Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for fit in (*found.tiers, found.chosen):
+        budget = fit.budget
+        table.add_row(
+            budget.name,
+            f"{budget.top_k} of {budget.experts}",
+            ranges(budget.blocks),
+            f"{fit.seconds:.3g}",
+            f"{fit.memory_mib:.0f} MiB",
+        )
+    console.print(table)
+    uplink = found.limits.uplink_mbit
+    for line in (
+        f"seconds: of one client's round of {found.steps:g} steps, alone on a core"
+        + (f", with its upload at {uplink:g} Mbit/s." if uplink is not None else "; the network is not counted."),
+        f"measured: the largest within {found.limits.deadline_seconds:g} s and {found.limits.memory_mib:.0f} MiB; "
+        "first more blocks, then more experts, then more of them for a token.",
+        f"what bounds it: {found.bound}.",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _uses(tier: TierCost, some_experts: bool) -> str:

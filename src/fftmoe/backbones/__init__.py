@@ -9,6 +9,7 @@ from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
+from fftmoe.backbones.generate import continue_greedily as continue_greedily
 from fftmoe.backbones.load import HEAD_MODULES as HEAD_MODULES
 from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
@@ -27,3 +28,4 @@ from fftmoe.backbones.prefix import first_adapted_block as first_adapted_block
 from fftmoe.backbones.prefix import num_states as num_states
 from fftmoe.backbones.prefix import prefix_states as prefix_states
 from fftmoe.backbones.prefix import prefix_tensors as prefix_tensors
+from fftmoe.backbones.quantize import check_quantization as check_quantization

@@ -23,7 +23,7 @@ OWN: dict[str, tuple[Any, set[str]]] = {
     "FFT_MOE": (
         MoeAdapterConfig,
         {"num_experts", "expert_dim", "shared_dim", "shared_rank", "top_k", "blocks", "activation", "gates", "scale"}
-        | {"compute", "seed", "target_modules", "exclude_modules"},
+        | {"compute", "balance_strength", "z_strength", "seed", "target_modules", "exclude_modules"},
     ),
     "LORA": (
         LoraConfig,

@@ -17,18 +17,26 @@ from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.pooling import MeanPoolClassifier
+from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
 
 POOLINGS = ("mean", "native")
+POOLED = ("sequence-classification", "multi-label-classification", "regression")  # a text as a whole
 
 # What transformers calls the layers between the features and the logits; they are trained whole.
 HEAD_MODULES = ("pre_classifier", "classifier", "score")
+
+# Heads are trained, and a pooler is drawn where the checkpoint has none.
+_NOT_QUANTIZED = (*HEAD_MODULES, "lm_head", "pooler")
 
 _AUTO_MODELS: dict[str, Any] = {
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "image-classification": transformers.AutoModelForImageClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "multi-label-classification": transformers.AutoModelForSequenceClassification,
+    "regression": transformers.AutoModelForSequenceClassification,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 _HEAD_STD = 0.02
@@ -46,19 +54,24 @@ def load_backbone(
     head_bias: float = 0.0,
     fourier_features: int = 0,
     dtype: torch.dtype = torch.float32,
+    quantization: str = "none",
+    device: str | torch.device = "cpu",
 ) -> nn.Module:
     """Loads a frozen backbone in evaluation mode; code that comes with a model is never run.
 
     Args:
         model: "builtin:minilm", a local folder, or a hub id.
-        task: "sequence-classification", "image-classification" or "causal-lm".
-        num_labels: C, for the two kinds of classification.
-        pooling: for sequences, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
+        task: "sequence-classification", "image-classification", "token-classification", "multi-label-classification",
+            "regression" or "causal-lm".
+        num_labels: C, for all but "causal-lm"; of a regression how many numbers a text has.
+        pooling: for texts as a whole, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
         label_names: C names, kept in the model's configuration.
         seed: of the weights that the checkpoint does not hold, the head's above all.
         head_bias: the initial bias of every class, see `head.Head.init_bias`.
         fourier_features: F > 0 puts F random Fourier features before the head (`FourierHead`).
         dtype: of the frozen weights.
+        quantization: "none", or "8bit" or "4bit" for the weights of all linear layers but the head's.
+        device: where quantised weights are put; others are loaded on the CPU, to be moved by the caller.
 
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
@@ -66,10 +79,14 @@ def load_backbone(
     for name, value, valid in (("task", task, tuple(_AUTO_MODELS)), ("pooling", pooling, POOLINGS)):
         if value not in valid:
             raise InputError(f"unknown {name} {value!r}{did_you_mean(value, valid)}")
-    options: dict[str, Any] = {"dtype": dtype}
+    check_quantization(quantization)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        **quantization_options(quantization, torch.device(device), _NOT_QUANTIZED),
+    }
     if task != "causal-lm":
         options |= _label_options(task, num_labels, label_names)
-    mean_pooled = task == "sequence-classification" and pooling == "mean"
+    mean_pooled = task in POOLED and pooling == "mean"
     auto = transformers.AutoModel if mean_pooled else _AUTO_MODELS[task]
     loaded = _from_pretrained(auto, model, seed, options)
     if mean_pooled:
@@ -77,6 +94,7 @@ def load_backbone(
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)
     _fill_head_bias(loaded, head_bias)
+    settle_quantized(loaded)
     _settle_config(loaded.config)
     return loaded.requires_grad_(False).eval()
 
@@ -166,6 +184,7 @@ def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) 
             output_loading_info=True,
         )
     fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    check_drawn(loaded, fresh)
     source_of_init = generator(seed, "head")
     for name, module in loaded.named_modules():
         if isinstance(module, nn.Linear) and f"{name}.weight" in fresh:

@@ -140,14 +140,19 @@ def check_prefix(model: nn.Module, block: int) -> None:
 def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
     """The parameters and buffers that decide the states before block `block`, by name.
 
-    That is everything but the later blocks and the head. Small parts that come after (a final norm) are included.
+    That is everything but the later blocks and the head. Small parts that come after (a final norm) are included, and
+    so are the scales of quantised weights, which are neither parameters nor buffers.
     """
     after = {id(tensor) for later in _block_list(model).modules[block:] for tensor in _tensors(later).values()}
-    return {
+    before = {
         name: tensor
         for name, tensor in _tensors(model).items()
         if id(tensor) not in after and not set(HEAD_MODULES) & set(name.split("."))
     }
+    integers = (name for name, p in model.named_parameters() if name in before and not p.is_floating_point())
+    quantized = {name.rpartition(".")[0] for name in integers}
+    state = model.state_dict() if quantized else {}
+    return {name: tensor for name, tensor in state.items() if _owners(name) & quantized} | before
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -210,6 +215,11 @@ def _is_adapted(block: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in block.modules()) or any(
         parameter.requires_grad for parameter in block.parameters()
     )
+
+
+def _owners(name: str) -> set[str]:
+    """The modules that a tensor of this name may be a part of: `a.weight.absmax` of `a.weight` and `a`."""
+    return {name.rsplit(".", 1)[0], name.rsplit(".", 2)[0], name.rsplit(".", 3)[0]}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

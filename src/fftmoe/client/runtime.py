@@ -18,6 +18,7 @@ from fftmoe.data import Examples
 from fftmoe.head import Head
 from fftmoe.methods.base import Method, can_stack
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
+from fftmoe.tasks import Loss
 
 
 class ClientStates(Protocol):
@@ -37,14 +38,15 @@ class ClientRuntime:
     """Runs whatever task a message asks of the client that it names.
 
     Attributes:
-        head: the loss in the federation. `head_alone`: of a client that trains alone, which has no solved head.
+        loss: in the federation. `loss_alone`: of a client that trains alone, which has no solved head.
+        num_labels: classes of a head that is solved from sums.
         measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
     """
 
     model: Any
     method: Method
-    head: Head
-    head_alone: Head
+    loss: Loss
+    loss_alone: Loss
     num_labels: int
     examples: Examples
     partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
@@ -67,14 +69,15 @@ class ClientRuntime:
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
         kept, feedback = split_state(self.states.load(plan.client_id, before=plan.round))
-        return self._finish(plan, feedback, *self._update(self.head, plan, tensors, kept, None))
+        return self._finish(plan, feedback, *self._update(self.loss, plan, tensors, kept, None))
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """The same round of several clients, on one backbone at once."""
         assert can_stack(self.method)
+        assert isinstance(self.loss, Head)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
         kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
-        results = update_stack(self.model, self.method, self.head, plans, tensors, kept, self.examples, rows)
+        results = update_stack(self.model, self.method, self.loss, plans, tensors, kept, self.examples, rows)
         return [
             self._finish(plan, feedback, *result)
             for plan, (_, feedback), result in zip(plans, states, results, strict=True)
@@ -91,7 +94,7 @@ class ClientRuntime:
     def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """Training alone: no state is kept, and the client measures its own model."""
         labels = self.examples.labels[torch.from_numpy(self.partition[plan.client_id])]
-        return self._update(self.head_alone, plan, tensors, {}, partial(self.measure, own_labels=labels))[0]
+        return self._update(self.loss_alone, plan, tensors, {}, partial(self.measure, own_labels=labels))[0]
 
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
@@ -106,14 +109,14 @@ class ClientRuntime:
 
     def _update(
         self,
-        head: Head,
+        loss: Loss,
         plan: ClientPlan,
         tensors: Tensors,
         kept: Tensors,
         measure: Callable[[Any], Mapping[str, float]] | None,
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
-        return update_client(self.model, self.method, head, plan, tensors, kept, self.examples, rows, measure)
+        return update_client(self.model, self.method, loss, plan, tensors, kept, self.examples, rows, measure)
 
 
 TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.alone, "sums": ClientRuntime.sums}

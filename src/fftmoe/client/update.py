@@ -13,16 +13,16 @@ from fftmoe.backbones import logits, on_device
 from fftmoe.client.example_privacy import noisy_backward, poisson_batches
 from fftmoe.data import Examples, training_batches
 from fftmoe.errors import RunError
-from fftmoe.head import Head
 from fftmoe.methods.base import Method
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, Training
 from fftmoe.rng import generator
+from fftmoe.tasks import Loss
 
 
 def update_client(
     model: Any,
     method: Method,
-    head: Head,
+    objective: Loss,
     plan: ClientPlan,
     tensors: Tensors,
     client_state: Tensors,
@@ -34,6 +34,7 @@ def update_client(
 
     Args:
         model: the resident backbone with the adapter attached; only its adapter and head are written.
+        objective: the task's loss; the method adds its own.
         tensors: what the server sent, `Method.download`.
         client_state: what this client kept from its earlier rounds; empty the first time.
         indices: the client's examples, int64 [N].
@@ -56,7 +57,7 @@ def update_client(
 
         def loss_of(rows: Tensor) -> tuple[Tensor, Tensor]:
             batch = on_device(model, examples.batch(rows))
-            task_loss = head.loss(logits(model, batch), batch["labels"])
+            task_loss = objective.loss(logits(model, batch), batch["labels"])
             return task_loss + session.penalty(token_mask(batch)), task_loss
 
         for rows in local_batches(plan, indices, examples):

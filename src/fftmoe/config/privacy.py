@@ -131,14 +131,14 @@ class Privacy(Section):
                 "adapter.balance=heterogeneity-aware measures all of a client's routing, in which one example changes "
                 "what others weigh; with privacy.examples use adapter.balance=switch or none"
             )
-        if recipe.head.kind == "closed-form":
+        if recipe.closed_form:
             raise ValueError(
                 "a closed-form head is solved from exact sums over a client's examples; with privacy.examples use "
                 "head.kind=averaged or one-vs-all"
             )
 
     def _check_noisy(self, recipe: "Recipe") -> None:
-        if recipe.head.kind == "closed-form":
+        if recipe.closed_form:
             raise ValueError(
                 "a closed-form head is solved from exact sums, which have no noise on them; with differential privacy "
                 "use head.kind=averaged or one-vs-all"

@@ -12,6 +12,8 @@ from fftmoe.config.schema import Recipe
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.strict import read_small, strict_yaml
 
+DATA = (".csv", ".jsonl", ".parquet")
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
@@ -58,6 +60,11 @@ def recipe_folder() -> Path:
 
 def find_recipe(source: str) -> Path:
     """The recipe's file, given as a path or as the name of a shipped one."""
+    if Path(source).is_dir() or Path(source).suffix in DATA:
+        raise InputError(
+            f"{source!r} is {'a folder' if Path(source).is_dir() else 'data'}, and a recipe is a YAML file; "
+            "to get one for your own data: fftmoe init"
+        )
     if Path(source).is_file():
         return Path(source)
     shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
@@ -79,6 +86,8 @@ def _explain(error: Any, values: Any) -> str:
         valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
         return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], bool):
+        message += "; YAML reads a bare yes, no, on or off as true or false: quote it"
     shown = "" if isinstance(error["input"], dict) else f" (value: {reprlib.repr(error['input'])})"
     return f"{path + ': ' if path else ''}{message}{shown}"
 

@@ -1,10 +1,15 @@
 """What a recipe may say: one strict section a class, each value checked where it is declared."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from fftmoe.config.data import Backbone, Data, check_task
+from fftmoe.config.evaluation import Evaluation
 from fftmoe.config.fields import Blocks, Count, Fraction, NotNegative, Number, Positive, Section
+from fftmoe.config.head import Head
+from fftmoe.config.plugins import check_plugins, own_or_plugin
 from fftmoe.config.privacy import PrivacySection
 from fftmoe.config.robustness import RobustnessSection
 
@@ -23,39 +28,10 @@ METHODS = Literal[
 ]
 
 
-class Backbone(Section):
-    """The frozen foundation model: a hub id, a local folder, or `builtin:minilm`."""
-
-    model: str
-    task: Literal["sequence-classification", "image-classification"] = "sequence-classification"
-    pooling: Literal["mean", "native"] = "mean"
-
-
-class Data(Section):
-    """A hub id, a folder with train and test files, or `builtin:stdlib-docs`.
-
-    `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.
-    `validation_examples` holds that many training rows out and measures on them in place of the test rows: settings
-    are chosen so, with the test set unseen.
-    `labels` names the classes and their order; by default those of the training rows, sorted. Sites that hold their
-    own data agree by it.
-    """
-
-    source: str
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
-    text: str = "text"
-    image: str = "image"
-    label: str = "label"
-    max_length: Count = 128
-    train_examples: Count | None = None
-    test_examples: Count | None = None
-    validation_examples: Count | None = None
-
-
 class PartitionSection(Section):
     """Who holds which training example; each kind needs its own parameters."""
 
-    kind: Literal["iid", "dirichlet", "shards", "bernoulli-dirichlet", "natural"]
+    kind: Annotated[str, own_or_plugin("iid", "dirichlet", "shards", "bernoulli-dirichlet", "natural")]
     num_clients: Count | None = None
     alpha: Positive | None = None
     shards_per_client: Count | None = None
@@ -99,39 +75,6 @@ class Lora(Section):
     match: Literal["parameters", "uplink"] = "parameters"
 
 
-class Head(Section):
-    """How logits become a loss, and how the head is found: trained on the clients, or solved from their sums.
-
-    A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
-    training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
-    last (`resolved`).
-    """
-
-    kind: Literal["averaged", "one-vs-all", "closed-form"]
-    learning_rate: Positive | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    features: Literal["linear", "fourier"] = "linear"
-    num_features: Annotated[int, Field(ge=1, le=2**16)] = 2048
-    update: Literal["frozen", "trained", "resolved"] = "resolved"
-    every: Count = 1
-
-    @property
-    def trained(self) -> bool:
-        """Whether clients train it."""
-        return self.kind != "closed-form" or self.update == "trained"
-
-    def solved_after(self, round: int, last: int) -> bool:
-        """Whether the head is solved once `round` of `last` rounds are done; 0 is before the first."""
-        again = self.update == "resolved" and (round % self.every == 0 or round == last)
-        return self.kind == "closed-form" and (round == 0 or again)
-
-    @model_validator(mode="after")
-    def _rate(self) -> "Head":
-        if self.trained and self.learning_rate is None:
-            raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
-        return self
-
-
 class BudgetSection(Section):
     """A tier of clients: stated `top_k` and `experts`, or limits from which they follow."""
 
@@ -150,9 +93,9 @@ class BudgetSection(Section):
     def _whole(self) -> "BudgetSection":
         if (self.gflops_per_second is None) != (self.deadline_seconds is None):
             raise ValueError("gflops_per_second and deadline_seconds belong together; give both or neither")
-        limits = (self.memory_mib, self.uplink_mib)
+        limits = (self.memory_mib, self.uplink_mib, self.deadline_seconds)
         if self.experts is None and all(limit is None for limit in limits):
-            raise ValueError("say `experts`, or a limit to derive it from (memory_mib, uplink_mib)")
+            raise ValueError("say `experts`, or a limit to derive it from (memory_mib, uplink_mib, deadline_seconds)")
         if self.top_k is None and self.gflops is None and self.deadline_seconds is None:
             raise ValueError(
                 "say `top_k`, or a limit to derive it from (gflops, or deadline_seconds with gflops_per_second)"
@@ -184,7 +127,7 @@ class Federation(Section):
     local_steps: Count | None = None
     weight_decay: NotNegative = 0.0
     proximal: NotNegative = 0.0
-    aggregation: Literal["per-expert", "fedavg"] = "per-expert"
+    aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"
     activation_power: NotNegative = 0.0
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
     max_update_norm: Positive | None = None
@@ -228,25 +171,6 @@ class EngineSection(Section):
     prefix_cache_mib: Count = 4096
 
 
-class Evaluation(Section):
-    """When and on how much the global model is measured; after the last round always on the whole test set.
-
-    `personal` also measures each client's own model (its resident experts, its router) after the last round, of all
-    or a sample of `personal_clients`, on `personal_examples` test rows.
-    `local_only` also trains clients alone (all, or a sample of `local_only_clients`) and measures each on
-    `local_only_examples` test rows.
-    """
-
-    every: Count = 1
-    max_examples: Count | None = None
-    personal: bool = False
-    personal_clients: Count | None = None
-    personal_examples: Count = 300
-    local_only: bool = False
-    local_only_clients: Count | None = None
-    local_only_examples: Count = 300
-
-
 class Recipe(Section):
     """One experiment."""
 
@@ -255,10 +179,10 @@ class Recipe(Section):
     backbone: Backbone
     data: Data
     partition: PartitionSection
-    method: METHODS = "fft-moe"
+    method: Annotated[str, own_or_plugin(*get_args(METHODS))] = "fft-moe"
     adapter: Adapter
     lora: Lora = Lora()
-    head: Head
+    head: Annotated[Head | None, Field(validate_default=True)] = None
     budgets: Annotated[list[BudgetSection], Field(min_length=1)]
     federation: Federation
     privacy: PrivacySection = None
@@ -267,9 +191,27 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
 
+    @property
+    def closed_form(self) -> Head | None:
+        """The head where it is solved from sums."""
+        return self.head if self.head is not None and self.head.kind == "closed-form" else None
+
+    @field_validator("head", mode="after")
+    @classmethod
+    def _head_where_one_is(cls, head: Head | None, info: ValidationInfo) -> Head | None:
+        backbone = info.data.get("backbone")
+        language = backbone is not None and backbone.task == "causal-lm"
+        if head is None and not language:
+            raise PydanticCustomError("missing", "Field required")
+        if head is not None and language:
+            raise ValueError("backbone.task=causal-lm trains no head beside the adapter; remove the section `head`")
+        return head
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.head.kind == "closed-form" and self.method == "local-only":
+        check_task(self)
+        check_plugins(self)
+        if self.closed_form and self.method == "local-only":
             raise ValueError("method local-only shares no sums to solve a head from; use head.kind=averaged")
         if self.federation.server_optimizer != "sgd" and self.method in ("hetlora", "flora", "flexlora", "head-only"):
             raise ValueError(
@@ -280,7 +222,7 @@ class Recipe(Section):
                 "method flora begins each round with new factors, so what rounding left out of the last has no place; "
                 "use federation.upload=float32"
             )
-        if not self.head.trained and self.method == "head-only" and self.head.update != "frozen":
+        if self.head and not self.head.trained and self.method == "head-only" and self.head.update != "frozen":
             raise ValueError(
                 "method head-only changes no features, so its closed-form head is solved once: set head.update=frozen "
                 "(or trained)"

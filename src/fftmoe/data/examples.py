@@ -16,7 +16,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N]."""
+        """int64 [N]: the class of each example, or the stratum where there are no classes."""
         ...
 
     @property
@@ -25,7 +25,7 @@ class Examples(Protocol):
         ...
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The model's inputs for the examples at `rows`, each [B, ...], and their `labels`, int64 [B]."""
+        """The model's inputs for the examples at `rows`, each [B, ...], and their `labels` as the task has them."""
         ...
 
     def select(self, rows: Rows, /) -> "Examples":

@@ -121,7 +121,7 @@ def load_images(
     tables, labels, label_names = labelled_tables(source, {"data.image": image}, label, extra_columns, wanted)
     splits = {
         name: ImageSplit(
-            pixels=_pixels(table, image, size),
+            pixels=read_pixels(table, image, size),
             labels=labels[name],
             columns={column: list(table.rows[column]) for column in extra_columns if column in table.rows.column_names},
         )
@@ -130,7 +130,12 @@ def load_images(
     return LabelledImages(splits, label_names)
 
 
-def _pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
+def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
+    """The images of a table's column, resized to this height and width; uint8 [N, 3, H, W].
+
+    Raises:
+        InputError: one is missing or cannot be read.
+    """
     height, width = size
     pixels = np.empty((table.rows.num_rows, height, width, 3), dtype=np.uint8)
     for row, value in enumerate(table.rows[column]):

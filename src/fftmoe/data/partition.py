@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ PARAMETERS = {
     "bernoulli-dirichlet": ("alpha", "holder_fraction"),
     "natural": ("groups",),
 }
+Divide = Callable[[np.ndarray, int, int], np.ndarray]
+"""From labels [N], the number of clients C and a seed to the client of each example, integers [N] in 0..C-1."""
+
 # Draws of the random kinds before giving up on `min_examples`.
 MAX_DRAWS = 100
 
@@ -76,6 +80,7 @@ def make_partition(
     holder_fraction: float | None = None,
     groups: Sequence[Hashable] | None = None,
     min_examples: int | None = None,
+    divide: Divide | None = None,
 ) -> Partition:
     """Divide the examples among clients.
 
@@ -97,12 +102,13 @@ def make_partition(
         groups: N values that can be sorted.
         min_examples: every client has at least so many. Random divisions are drawn again, up to 100 times,
             until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
+        divide: a division of somebody else's, which `kind` is then a name for.
 
     Raises:
         InputError: unknown kind, a parameter that is missing, foreign or out of range, more clients than
             examples, or a client with too few examples.
     """
-    if kind not in PARAMETERS:
+    if divide is None and kind not in PARAMETERS:
         raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, PARAMETERS)}")
     given = {
         "alpha": alpha,
@@ -110,23 +116,27 @@ def make_partition(
         "holder_fraction": holder_fraction,
         "groups": groups,
     }
-    _check_parameters(kind, given)
+    takes = () if divide is not None else PARAMETERS[kind]
+    _check_parameters(kind, takes, given)
     labels = np.asarray(labels, dtype=np.int64)
-    if kind == "natural":
+    if divide is None and kind == "natural":
         assert groups is not None
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
     least = 2 if min_examples is None else min_examples
     num_clients = _checked_num_clients(kind, num_clients, len(labels), least)
-    parameters = {name: given[name] for name in PARAMETERS[kind]}
+    parameters = {name: given[name] for name in takes}
+    division = _DIVISIONS[kind] if divide is None else partial(_checked, divide, kind)
     num_draws = MAX_DRAWS if "alpha" in parameters else 1  # the others' sizes do not depend on the draw
     partition = None
     for draw in range(num_draws):
-        owners = _DIVISIONS[kind](labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
+        owners = division(labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
         partition = Partition(Ragged.grouped(owners, num_clients))
         if partition.sizes.min() >= least:
             return partition
     assert partition is not None
-    raise _too_few(partition, least, f" after {num_draws} draws" if num_draws > 1 else "", _REMEDIES[kind])
+    raise _too_few(
+        partition, least, f" after {num_draws} draws" if num_draws > 1 else "", _REMEDIES.get(kind, _REMEDIES["iid"])
+    )
 
 
 _DIVISIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -145,6 +155,21 @@ _REMEDIES = {
 }
 
 
+def _checked(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
+    """What somebody else's division gives, if it is one."""
+    owners = np.asarray(divide(labels, num_clients, seed))
+    if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
+        raise InputError(
+            f"partition.kind={kind} gave {owners.dtype} {list(owners.shape)}; it must give the client of each example, "
+            f"integers [{len(labels)}]"
+        )
+    if owners.min() < 0 or owners.max() >= num_clients:
+        raise InputError(
+            f"partition.kind={kind} named clients {owners.min()} to {owners.max()}; there are 0 to {num_clients - 1}"
+        )
+    return owners.astype(np.int64)
+
+
 def _too_few(partition: Partition, least: int, when: str, remedy: str) -> InputError:
     client = int(partition.sizes.argmin())
     return InputError(
@@ -153,13 +178,13 @@ def _too_few(partition: Partition, least: int, when: str, remedy: str) -> InputE
     )
 
 
-def _check_parameters(kind: str, given: dict[str, Any]) -> None:
+def _check_parameters(kind: str, takes: Sequence[str], given: dict[str, Any]) -> None:
     for name, value in given.items():
         shown = "partition.by" if name == "groups" else f"partition.{name}"
-        if name in PARAMETERS[kind] and value is None:
+        if name in takes and value is None:
             raise InputError(f"partition.kind={kind} needs {shown}, which is not set; add it to the recipe")
-        if name not in PARAMETERS[kind] and value is not None:
-            wanted = ", ".join(PARAMETERS[kind]) or "num_clients only"
+        if name not in takes and value is not None:
+            wanted = ", ".join(takes) or "num_clients only"
             raise InputError(f"partition.kind={kind} does not use {shown}; remove it (it takes {wanted})")
     alpha, share, shards = given["alpha"], given["holder_fraction"], given["shards_per_client"]
     if alpha is not None and not 0 < alpha < float("inf"):

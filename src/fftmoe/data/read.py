@@ -56,6 +56,17 @@ def read_folder(folder: Path, text_columns: tuple[str, ...] = (), needed: Sequen
     return tables
 
 
+def read_table(path: Path, text_columns: tuple[str, ...] = ()) -> Table:
+    """One file of those kinds, whatever its name.
+
+    Raises:
+        InputError: it cannot be read, or its ending is none of theirs.
+    """
+    if not path.is_file() or path.suffix[1:] not in SUFFIXES:
+        raise InputError(f"{path} is no file that ends in .{', .'.join(SUFFIXES)}")
+    return Table(str(path), _read_file(path, text_columns), path.parent)
+
+
 def read_hub(source: str, needed: Sequence[str] = NEEDED) -> dict[str, Table]:
     """The splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
 
@@ -105,10 +116,10 @@ def _read_file(path: Path, text_columns: tuple[str, ...]) -> datasets.Dataset:
         # Every reader fails in its own way (parser, encoding, arrow, builder), and mostly in a chained cause.
         except Exception as error:
             reason = str(error.__cause__ or error).strip() or type(error).__name__
-            raise InputError(
-                f"{path} cannot be read as {path.suffix[1:]}: {reason}; mend the file, or write it anew with"
-                " a library such as pandas or datasets"
-            ) from error
+            remedy = "mend the file, or write it anew with a library such as pandas or datasets"
+            if "invalid UTF8" in reason:
+                remedy = f"save it as UTF-8, e.g. iconv -f latin1 -t utf-8 {path.name}"
+            raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {reason}; {remedy}") from error
 
 
 def _read_parquet(path: str, _: str, __: tuple[str, ...]) -> datasets.Dataset:
@@ -164,7 +175,8 @@ def _require(needed: Sequence[str], tables: dict[str, Table], what: str) -> None
     missing = [split for split in needed if split not in tables]
     if missing:
         files = " and ".join(f"{split}.parquet (or .csv, .jsonl)" for split in missing)
+        present = ", ".join(sorted(tables)) or "none"
         raise InputError(
-            f"{what} has no {' and no '.join(missing)} split; data.source needs {' and '.join(needed)}: add {files}"
-            " to a local folder and name that folder"
+            f"{what} has no {' and no '.join(missing)} split (it has {present}); data.source needs"
+            f" {' and '.join(needed)}: add {files} to a local folder and name that folder"
         )

@@ -54,10 +54,12 @@ class Wanted:
     Attributes:
         needed: the splits that it must have.
         label_names: the labels and their order, where they are agreed on; else those of the first needed split.
+        alone: the other splits are left out, and one label is enough: rows to measure on.
     """
 
     needed: tuple[str, ...] = NEEDED
     label_names: tuple[str, ...] | None = None
+    alone: bool = False
 
 
 WHOLE = Wanted()
@@ -90,7 +92,7 @@ def load_source(
     tables, labels, label_names = labelled_tables(source, {"data.text": text}, label, extra_columns, wanted)
     splits = {
         name: Split(
-            texts=_texts(table, text),
+            texts=texts_of(table, "data.text", text),
             labels=labels[name],
             columns={column: list(table.rows[column]) for column in extra_columns if column in table.rows.column_names},
         )
@@ -116,24 +118,29 @@ def labelled_tables(
     Raises:
         InputError: as `load_source`, except for empty texts.
     """
-    tables = _read(source, tuple(content.values()), wanted.needed)
+    tables = read_source(source, tuple(content.values()), wanted.needed)
+    if missing := [split for split in wanted.needed if split not in tables]:  # of a builtin
+        raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
+    if wanted.alone:
+        tables = {split: tables[split] for split in wanted.needed}
     for split, table in tables.items():
         further = extra_columns if split == wanted.needed[0] else ()  # who holds a test row is no question
         for column in dict.fromkeys((*content.values(), label, *further)):
-            _require_column(table, column, [*content, "data.label", "partition.by"])
-    labels = {name: _labels(table, label) for name, table in tables.items()}
-    known = wanted.label_names or _known(tables[wanted.needed[0]], label, labels[wanted.needed[0]])
+            require_column(table, column, [*content, "data.label", "partition.by"])
+    labels = {name: values_of(table, label) for name, table in tables.items()}
+    first = wanted.needed[0]
+    known = wanted.label_names or _known(tables[first], label, labels[first], fewest=1 if wanted.alone else 2)
     # By name, because one file may hold the number 1 and another the text "1".
     label_ids = {str(value): index for index, value in enumerate(known)}
     numbered = {name: _label_ids(labels[name], label_ids, table, wanted) for name, table in tables.items()}
     return tables, numbered, tuple(label_ids)
 
 
-def _known(table: Table, label: str, values: Sequence[Any]) -> Sequence[Any]:
+def _known(table: Table, label: str, values: Sequence[Any], fewest: int) -> Sequence[Any]:
     """The labels that this split decides on, in their order."""
     feature = table.rows.features[label]
     known = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(values))
-    if len(known) < 2:
+    if len(known) < fewest:
         raise InputError(
             f"{table.where}: column {label!r} holds one label only ({known[0]!r}); a classifier"
             " needs at least two: name another column with data.label"
@@ -141,7 +148,15 @@ def _known(table: Table, label: str, values: Sequence[Any]) -> Sequence[Any]:
     return known
 
 
-def _read(source: str, text_columns: tuple[str, ...], needed: Sequence[str]) -> dict[str, Table]:
+def read_source(source: str, text_columns: tuple[str, ...], needed: Sequence[str]) -> dict[str, Table]:
+    """A source's tables by split, as they are.
+
+    Args:
+        text_columns: of csv files, those that hold texts. needed: the splits that must be there.
+
+    Raises:
+        InputError: the source or a file is missing.
+    """
     if source.startswith(BUILTIN):
         return _read_builtin(source)
     folder = Path(source).expanduser()
@@ -172,9 +187,19 @@ def _read_builtin(source: str) -> dict[str, Table]:
     }
 
 
-def _require_column(table: Table, column: str, keys: Sequence[str]) -> None:
+def require_column(table: Table, column: str, keys: Sequence[str]) -> None:
+    """Whether the table has rows, and this column; `keys` of the recipe name others.
+
+    Raises:
+        InputError: it has not.
+    """
     present = table.rows.column_names
     if column not in present:
+        if len(present) == 1 and any(other in present[0] for other in ";\t|"):
+            raise InputError(
+                f"{table.where} has one column, {present[0]!r}: its columns must be separated by a comma; write it anew"
+                " with commas (a spreadsheet offers that when it saves CSV)"
+            )
         near = did_you_mean(column, present)
         near = near if "did you mean" in near else ""
         raise InputError(
@@ -185,7 +210,12 @@ def _require_column(table: Table, column: str, keys: Sequence[str]) -> None:
         raise InputError(f"{table.where} has no rows; every split needs at least one")
 
 
-def _texts(table: Table, column: str) -> tuple[str, ...]:
+def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
+    """The texts of a column, which the recipe names with `key`.
+
+    Raises:
+        InputError: one is empty, or none.
+    """
     texts = tuple(table.rows[column])
     for row, value in enumerate(texts, start=1):
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -193,13 +223,17 @@ def _texts(table: Table, column: str) -> tuple[str, ...]:
         if not isinstance(value, str):
             raise InputError(
                 f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r} (row"
-                f" {row}); texts must be strings: name another column with data.text"
+                f" {row}); texts must be strings: name another column with {key}"
             )
     return texts
 
 
-def _labels(table: Table, column: str) -> list[Any]:
-    """The column's values, class numbers replaced by their names."""
+def values_of(table: Table, column: str) -> list[Any]:
+    """The column's values, class numbers replaced by their names.
+
+    Raises:
+        InputError: one is missing, or neither a text nor a whole number.
+    """
     feature = table.rows.features[column]
     values: list[Any] = list(table.rows[column])
     for row, value in enumerate(values, start=1):

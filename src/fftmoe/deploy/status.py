@@ -35,8 +35,9 @@ def _rounds(facts: Mapping[str, Any]) -> list[str]:
     if not lines:
         return ["before the first round"]
     row = json.loads(lines[-1])
-    accuracy = "" if row["accuracy"] is None else f", accuracy {row['accuracy']:.3f}"
-    return [f"round {row['round']} is done{accuracy}", *(f"  {f['kind']}: {f}" for f in row.get("faults", ()))]
+    metric = row.get("metric", "accuracy")
+    measured = "" if row[metric] is None else f", {metric.replace('_', ' ')} {row[metric]:.3f}"
+    return [f"round {row['round']} is done{measured}", *(f"  {f['kind']}: {f}" for f in row.get("faults", ()))]
 
 
 def _sites(folder: Path, facts: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import Experiment
 from fftmoe.methods.base import can_stack
+from fftmoe.tasks import LOSSES
 
 # On a CPU (`benchmarks/at_once.py`): a batch of this many tokens keeps a core busy by itself, and beyond so many
 # clients nothing more is gained.
@@ -35,6 +36,8 @@ def _not_possible(experiment: Experiment) -> str | None:
         return "privacy.examples takes one example at a time"
     if not can_stack(experiment.method):
         return f"method {experiment.method.name} trains one client at a time"
+    if experiment.recipe.backbone.task in LOSSES:
+        return f"backbone.task={experiment.recipe.backbone.task} trains one client at a time"
     names = sorted(head_parameters(experiment.model))
     if names != ["bias", "weight"]:
         held = ", ".join(names) or "none"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from fftmoe.backbones import (
 from fftmoe.backbones.lora import lora_config, lora_modules, target_names
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
+from fftmoe.experiment.plugins import Plugins
 from fftmoe.head import make_head
 from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
@@ -39,6 +40,7 @@ from fftmoe.methods.robust import RobustMean, needed
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget
 from fftmoe.rng import derive
+from fftmoe.tasks import LOSSES, Loss
 
 LORA: dict[str, type[LoraMethod]] = {
     "fedit": FedIt,
@@ -50,26 +52,38 @@ LORA: dict[str, type[LoraMethod]] = {
 }
 
 
-def build_model(recipe: Recipe, label_names: Sequence[str]) -> Any:
+def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | None = None) -> Any:
     """The frozen backbone with a fresh adapter of the kind that the method trains; the same in every process."""
-    head = recipe.head
+    if recipe.method == "flora" and recipe.backbone.quantization != "none":
+        raise InputError(
+            "method flora adds what clients learned to the frozen weights, and rounded ones cannot take it up; set "
+            "backbone.quantization to none, or use another method"
+        )
+    device = find_device(recipe.engine.device)
     backbone = load_backbone(
         recipe.backbone.model,
         task=recipe.backbone.task,
-        num_labels=len(label_names),
+        num_labels=len(label_names) or None,
         pooling=recipe.backbone.pooling,
-        label_names=label_names,
+        label_names=label_names or None,
         seed=derive(recipe.seed, "head"),
-        head_bias=make_head(head.kind).init_bias(len(label_names)),
+        head_bias=0.0 if recipe.head is None else make_head(recipe.head.kind).init_bias(len(label_names)),
         fourier_features=fourier_features(recipe),
+        quantization=recipe.backbone.quantization,
+        device=device,
     )
     blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
-    device = find_device(recipe.engine.device)
-    return place(_attach(recipe, backbone, blocks), device, find_precision(recipe.engine.precision, device))
+    return place(_attach(recipe, backbone, blocks, plugins), device, find_precision(recipe.engine.precision, device))
 
 
-def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int]) -> Any:
-    if recipe.method in LORA:
+def lora_method(recipe: Recipe, plugins: Plugins | None = None) -> type[LoraMethod] | None:
+    """The class of the recipe's method where it is one of LoRA."""
+    made_by = LORA.get(recipe.method) or (plugins or Plugins()).method(recipe.method)
+    return made_by if isinstance(made_by, type) and issubclass(made_by, LoraMethod) else None
+
+
+def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int], plugins: Plugins | None) -> Any:
+    if lora_method(recipe, plugins):
         targets = target_names(backbone, blocks, recipe.lora.targets)
         return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
     settings, alone = recipe.adapter, recipe.method == "flame"
@@ -102,6 +116,15 @@ def _check_room(recipe: Recipe, backbone: Any, num_blocks: int) -> None:
         )
 
 
+def make_loss(recipe: Recipe, alone: bool = False) -> Loss:
+    """What clients minimise; `alone` where there are no others to solve a head with."""
+    if recipe.backbone.task in LOSSES:
+        return LOSSES[recipe.backbone.task]()
+    head = recipe.head
+    assert head is not None, "a task with no loss of its own has a head"
+    return make_head("averaged" if alone and not head.trained else head.kind)
+
+
 def check_head(recipe: Recipe, model: Any) -> None:
     """Whether the sums give all of the model's head.
 
@@ -109,7 +132,7 @@ def check_head(recipe: Recipe, model: Any) -> None:
         InputError: the head is closed-form, and not one linear layer with a bias.
     """
     names = sorted(head_parameters(model))
-    if recipe.head.kind == "closed-form" and names != ["bias", "weight"]:
+    if recipe.closed_form and names != ["bias", "weight"]:
         raise InputError(
             f"a closed-form head is one linear layer with a bias, and this model's holds {', '.join(names) or 'none'}; "
             "set backbone.pooling to mean"
@@ -118,8 +141,8 @@ def check_head(recipe: Recipe, model: Any) -> None:
 
 def fourier_features(recipe: Recipe) -> int:
     """Random features between the backbone and a closed-form head; 0 for none."""
-    head = recipe.head
-    return head.num_features if head.kind == "closed-form" and head.features == "fourier" else 0
+    head = recipe.closed_form
+    return head.num_features if head is not None and head.features == "fourier" else 0
 
 
 def expert_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:
@@ -144,7 +167,9 @@ def pool_size(recipe: Recipe, model: Any) -> int:
     return shape.block_parameters(min(stated)) // shape.parameters
 
 
-def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape) -> tuple[Budget, ...]:
+def fit_budgets(
+    recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape, plugins: Plugins | None = None
+) -> tuple[Budget, ...]:
     """The tiers as the method can honour them: a LoRA rank that costs as much as the experts, or a smaller pool.
 
     Raises:
@@ -153,9 +178,10 @@ def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: Expe
     if recipe.method == "flame":
         pool = pool_size(recipe, model.get_base_model())
         return tuple(replace(tier, experts=pool, top_k=min(tier.top_k, pool)) for tier in tiers)
-    if recipe.method not in LORA:
+    lora = lora_method(recipe, plugins)
+    if lora is None:
         return tuple(tiers)
-    modules, sent = lora_modules(model), LORA[recipe.method].sent
+    modules, sent = lora_modules(model), lora.sent
     return tuple(
         replace(
             tier,
@@ -172,24 +198,37 @@ def fit_budgets(recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: Expe
     )
 
 
-def build_method(recipe: Recipe, model: Any, shape: ExpertShape, budgets: Mapping[int, Budget]) -> Method:
+def build_method(
+    recipe: Recipe,
+    model: Any,
+    shape: ExpertShape,
+    budgets: Mapping[int, Budget],
+    plugins: Plugins | None = None,
+) -> Method:
     """The method of the recipe, over this population."""
-    optimizer = _server_optimizer(recipe)
-    if recipe.method in LORA:
-        make = LORA[recipe.method]
-        method = make(budgets=budgets, modules=lora_modules(model), seed=recipe.seed)
-        return replace(method, optimizer=optimizer, merge=_merge(recipe)) if isinstance(method, FedIt) else method
+    plugins = plugins or Plugins()
+    optimizer, aggregator = _server_optimizer(recipe), plugins.aggregator(recipe.federation.aggregation)
+    if lora := lora_method(recipe, plugins):
+        method = lora(budgets=budgets, modules=lora_modules(model), seed=recipe.seed)
+        merge = aggregator or _merge(recipe)
+        return replace(method, optimizer=optimizer, merge=merge) if isinstance(method, FedIt) else method
     if recipe.method == "head-only":
-        return HeadOnly(merge=_merge(recipe))
+        return HeadOnly(merge=aggregator or _merge(recipe))
     if recipe.method == "flame":
         pool = pool_size(recipe, model.get_base_model())
         return Flame(budgets=budgets, shape=shape, num_experts=pool, optimizer=optimizer, seed=recipe.seed)
-    method = _fft_moe(recipe, shape, budgets)
+    method = _fft_moe(recipe, shape, budgets, aggregator)
+    make: Any = plugins.method(recipe.method)
+    if make is not None:
+        # A subclass takes the very arguments, and not a method in their place.
+        given = {item.name: getattr(method, item.name) for item in fields(method)}
+        return make(**given) if isinstance(make, type) and issubclass(make, FftMoe) else make(method)
     return LocalOnly(method) if recipe.method == "local-only" else method
 
 
-def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) -> FftMoe:
+def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget], aggregator: Merge | None) -> FftMoe:
     settings, federation = recipe.adapter, recipe.federation
+    mean = partial(WeightedSum, kind=federation.aggregation, activation_power=federation.activation_power)
     return FftMoe(
         budgets=budgets,
         shape=shape,
@@ -203,9 +242,7 @@ def _fft_moe(recipe: Recipe, shape: ExpertShape, budgets: Mapping[int, Budget]) 
             router=settings.router,
             personal_fraction=settings.personal_fraction,
         ),
-        merge=_merge(
-            recipe, partial(WeightedSum, kind=federation.aggregation, activation_power=federation.activation_power)
-        ),
+        merge=aggregator or _merge(recipe, mean),
         optimizer=_server_optimizer(recipe),
         residents=settings.residents,
         explore=settings.explore,

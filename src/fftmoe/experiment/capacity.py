@@ -1,6 +1,5 @@
 """Which of a recipe's tiers a machine can take: as it says, by its limits, or by what is measured of it."""
 
-import os
 import time
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from fftmoe.config import Recipe
 from fftmoe.data import Examples
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.experiment.free_memory import available_mib
 from fftmoe.methods.budget import ExpertShape, Limits, resolve
 
 LIMITS = ("memory_mib", "uplink_mib", "gflops")
@@ -75,14 +75,9 @@ def _measured(recipe: Recipe) -> dict[str, float]:
     """What a quarter of the free memory and of a round's time come to on one core of this machine."""
     gflops_per_second = _speed()
     return {
-        "memory_mib": MEMORY_SHARE * _free_mib(),
+        "memory_mib": MEMORY_SHARE * available_mib(),
         "gflops": TIME_SHARE * recipe.federation.deadline_seconds * gflops_per_second,
     }
-
-
-def _free_mib() -> float:
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _speed() -> float:

@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
-from fftmoe.config import Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config import METHODS, Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config.plugins import is_plugin
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.comparison import IID
 from fftmoe.strict import strict_yaml
+from fftmoe.tasks import make_task
 
 # By kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
 _PARAMETERS = {**PARAMETERS, "natural": ("by",)}
@@ -108,6 +110,11 @@ def make_grid(
     for key, value in (overrides or {}).items():
         apply_override(values, key, value)
     base = parse_recipe(values, where)
+    if make_task(base.backbone.task).metric != "accuracy":
+        raise InputError(
+            f"a comparison tells methods by their accuracy, and backbone.task={base.backbone.task} has none; run each "
+            "with `fftmoe run --set method=…`"
+        )
     variants = _method_variants(base, choices) if variants is None else variants
     _check_equal_data(variants, overrides or {})
     partitions = _partitions(values.get("partition", {}), base, choices.partitions)
@@ -166,7 +173,7 @@ def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
     """Every method with every head; a method written `method+head` has that head alone."""
     _check_override_keys(choices.overrides)
     methods = [base.method] if choices.methods is None else choices.methods
-    heads = [base.head.kind] if choices.heads is None else choices.heads
+    heads = [base.head.kind if base.head else "averaged"] if choices.heads is None else choices.heads
     pairs = [
         (method, own or head)
         for method, _, own in (name.partition("+") for name in methods)
@@ -196,14 +203,14 @@ def _check_override_keys(overrides: Mapping[str, Any]) -> None:
     for key in overrides:
         method, plus, head = key.partition("+")
         if method or not plus:
-            _check_name(key, "method", method, Recipe.model_fields["method"].annotation)
+            _check_name(key, "method", method, METHODS)
         if plus:
             _check_name(key, "head", head, Head.model_fields["kind"].annotation)
 
 
 def _check_name(key: str, what: str, name: str, literal: Any) -> None:
     valid = get_args(literal)
-    if name not in valid:
+    if name not in valid and not is_plugin(name):
         raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
 
 

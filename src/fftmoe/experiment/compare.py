@@ -185,7 +185,7 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     """What a cell has left: its numbers, why it failed, or nothing."""
     folder = cell_folder(cell, output)
     recipe = cell.recipe
-    place = (cell.variant, recipe.method, recipe.head.kind, cell.partition, cell.seed)
+    place = (cell.variant, recipe.method, recipe.head.kind if recipe.head else "", cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

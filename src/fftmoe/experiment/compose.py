@@ -1,32 +1,34 @@
 """From a recipe to the parts of an experiment. Only this folder reads recipes; parts get plain arguments."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import enable_resume, first_adapted_block, num_states, on_device
+from fftmoe.backbones import check_quantization, enable_resume, first_adapted_block, num_states, on_device
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.codec import bytes_per_number
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.evaluate import client_metrics
-from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets
+from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets, make_loss
 from fftmoe.experiment.centralize import centralized
 from fftmoe.experiment.load import Loaded, load_examples
+from fftmoe.experiment.plugins import Plugins, check_named
 from fftmoe.experiment.prefix import with_prefix
-from fftmoe.head import make_head
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, resolve
 from fftmoe.records import Budget, Training
 from fftmoe.rng import derive, numpy_generator
+from fftmoe.tasks import Task, make_task
 
 # Of a client that trains alone in a federation whose head is solved.
 DEFAULT_HEAD_RATE = 1.0
+BY_LABEL = ("dirichlet", "shards", "bernoulli-dirichlet")
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,21 @@ class Experiment:
 
     Attributes:
         model: the backbone with the adapter attached, resident in this process.
+        label_names: the classes; none of a language model. strata: what `Examples.labels` numbers.
         tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
         mean_tokens: of a training example. shape: of one expert.
         fewest_examples: of a client.
         remote: clients are elsewhere and hold their own data: `train` is empty and `partition` only names them.
+        plugins: that the recipe may name, beside installed ones.
     """
 
     recipe: Recipe
+    task: Task
     model: Any
     train: Examples
     test: Examples
     label_names: tuple[str, ...]
+    strata: tuple[str, ...]
     partition: Partition
     tiers: tuple[Budget, ...]
     budgets: Budgets
@@ -55,6 +61,7 @@ class Experiment:
     method: Method
     fewest_examples: int
     remote: bool = False
+    plugins: Plugins = field(default_factory=Plugins)
 
     @property
     def num_clients(self) -> int:
@@ -63,7 +70,7 @@ class Experiment:
 
     @property
     def largest(self) -> Budget:
-        """The tier whose view of the global model is reported as `accuracy`."""
+        """The tier whose view of the global model is reported as the run's metric."""
         return _largest(self.tiers)
 
 
@@ -71,24 +78,37 @@ def _largest(tiers: Sequence[Budget]) -> Budget:
     return max(tiers, key=lambda tier: (len(tier.blocks), tier.top_k))
 
 
-def compose(recipe: Recipe) -> Experiment:
+def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     """Load data and backbone, attach the adapter, partition, and resolve budgets.
+
+    Args:
+        plugins: that the recipe may name, beside installed ones.
 
     Raises:
         InputError: anything in the recipe that cannot be honoured; nothing has been written.
     """
+    plugins = plugins or Plugins()
+    check_named(recipe, plugins)
+    check_quantization(recipe.backbone.quantization)
     data = load_examples(recipe)
     if recipe.method == "centralized":
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
-    partition = _partition(recipe, data.train.labels.numpy(), data.groups)
+    _check_strata(recipe, data.strata)
+    partition = _partition(recipe, data.train.labels.numpy(), data.groups, plugins)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
-    return assemble(recipe, data, partition, tier_of, partition.sizes)
+    return assemble(recipe, data, partition, tier_of, partition.sizes, plugins=plugins)
 
 
 def assemble(
-    recipe: Recipe, data: Loaded, partition: Partition, tier_of: np.ndarray, sizes: np.ndarray, remote: bool = False
+    recipe: Recipe,
+    data: Loaded,
+    partition: Partition,
+    tier_of: np.ndarray,
+    sizes: np.ndarray,
+    remote: bool = False,
+    plugins: Plugins | None = None,
 ) -> Experiment:
     """An experiment of clients whose data and tiers are known.
 
@@ -99,7 +119,8 @@ def assemble(
     Raises:
         InputError: as `compose`.
     """
-    model = build_model(recipe, data.label_names)
+    plugins = plugins or Plugins()
+    model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
@@ -107,9 +128,9 @@ def assemble(
     training = training_of(recipe)
     mean_tokens = _mean_tokens(data.test if remote else data.train, model)
     tokens = _tokens_per_round(mean_tokens, int(sizes.sum()), partition, training)
-    tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape)
+    tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape, plugins)
     if adapted := adapter.blocks(model):
-        # The saved adapter opens as `accuracy` was measured; the top_k may have been derived from limits.
+        # The saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.
         assert adapted.keys() == dims.keys()
         model.peft_config["default"].top_k = _largest(tiers).top_k
     budgets = Budgets.of(tiers, tier_of)
@@ -120,6 +141,7 @@ def assemble(
         )
     return Experiment(
         recipe=recipe,
+        task=make_task(recipe.backbone.task),
         model=model,
         # Natural clients are those that may be sites of their own one day, and must have the same states there.
         train=data.train
@@ -127,15 +149,17 @@ def assemble(
         else cached(recipe, model, data.train, partition.indices if partition.groups else None),
         test=cached(recipe, model, data.test),
         label_names=data.label_names,
+        strata=data.strata,
         partition=partition,
         tiers=tiers,
         budgets=budgets,
         training=training,
         mean_tokens=mean_tokens,
         shape=shape,
-        method=build_method(recipe, model, shape, budgets),
+        method=build_method(recipe, model, shape, budgets, plugins),
         fewest_examples=int(sizes.min()),
         remote=remote,
+        plugins=plugins,
     )
 
 
@@ -158,6 +182,7 @@ class ClientSpec:
     partition: Sequence[np.ndarray]
     states: ClientStates
     holdout: Examples
+    plugins: Plugins = field(default_factory=Plugins)
 
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
@@ -171,27 +196,28 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
         experiment.partition.indices,
         states,
         holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
+        experiment.plugins,
     )
 
 
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
     if model is None:
-        model = build_model(spec.recipe, spec.label_names)
+        model = build_model(spec.recipe, spec.label_names, spec.plugins)
         for examples in (spec.train, spec.holdout):
             if isinstance(examples, WithPrefix):
                 enable_resume(model, examples.block)
-    head = spec.recipe.head
+    task = make_task(spec.recipe.backbone.task)
     return ClientRuntime(
         model,
         spec.method,
-        make_head(head.kind),
-        make_head(head.kind if head.trained else "averaged"),
+        make_loss(spec.recipe),
+        make_loss(spec.recipe, alone=True),
         len(spec.label_names),
         spec.train,
         spec.partition,
         spec.states,
-        partial(client_metrics, examples=spec.holdout, num_labels=len(spec.label_names)),
+        partial(client_metrics, task=task, examples=spec.holdout),
     )
 
 
@@ -203,7 +229,16 @@ def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
     return examples.select(np.sort(rows))
 
 
-def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[Any] | None) -> Partition:
+def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
+    if len(strata) < 2 and recipe.partition.kind in BY_LABEL:
+        raise InputError(
+            f"partition.kind={recipe.partition.kind} divides the examples by their labels, and {recipe.data.source} "
+            f"has no column {recipe.data.label!r} with at least two; name a column with data.label, or use "
+            "partition.kind=iid or natural"
+        )
+
+
+def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[Any] | None, plugins: Plugins) -> Partition:
     section = recipe.partition
     return make_partition(
         section.kind,
@@ -215,6 +250,7 @@ def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[Any] | None)
         holder_fraction=section.holder_fraction,
         groups=groups,
         min_examples=section.min_examples,
+        divide=plugins.partitioner(section.kind),
     )
 
 
@@ -228,6 +264,13 @@ def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) 
             f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} "
             f"can read; lower it to {limit}"
         )
+    generate = recipe.evaluation.generate
+    if generate is not None and recipe.data.max_length + generate.max_new_tokens > limit:
+        raise InputError(
+            f"evaluation.generate.max_new_tokens={generate.max_new_tokens} after prompts of up to "
+            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} can "
+            "read; lower one of the two"
+        )
 
 
 def training_of(recipe: Recipe) -> Training:
@@ -237,9 +280,9 @@ def training_of(recipe: Recipe) -> Training:
     return Training(
         batch_size=federation.batch_size,
         learning_rate=federation.learning_rate,
-        head_learning_rate=head.learning_rate or DEFAULT_HEAD_RATE,
-        head_optimizer=head.optimizer,
-        train_head=head.trained,
+        head_learning_rate=(head and head.learning_rate) or DEFAULT_HEAD_RATE,
+        head_optimizer=head.optimizer if head else "sgd",
+        train_head=head is not None and head.trained,
         local_epochs=federation.local_epochs,
         local_steps=federation.local_steps,
         weight_decay=federation.weight_decay,
@@ -273,7 +316,7 @@ def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: 
     tiers = []
     for section in recipe.budgets:
         own = blocks if section.blocks is None else _own_blocks(section.name, section.blocks, blocks)
-        limits = Limits(**section.model_dump(exclude={"blocks"}), blocks=own)
+        limits = Limits(**section.model_dump(exclude={"blocks"}), blocks=None if section.blocks is None else own)
         tiers.append(
             resolve(
                 limits,

@@ -43,7 +43,7 @@ def load_server(recipe: Recipe) -> Loaded:
     _check(recipe)
     found = load_splits(recipe, recipe.data.source, Wanted(("test",), agreed_labels(recipe)))
     test = found.examples["test"]
-    return Loaded(test.select([]), test, found.label_names, None, found.max_length)
+    return Loaded(test.select([]), test, found.label_names, None, found.max_length, found.strata)
 
 
 def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[Profile]) -> Experiment:

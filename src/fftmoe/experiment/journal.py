@@ -6,6 +6,7 @@ from typing import Any
 
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ServerState
+from fftmoe.report.load import LoadWatch, describe
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
 from fftmoe.store import RunFolder
@@ -15,31 +16,51 @@ class Journal:
     """Writes the rows of a run, and goes on with the `rows` of one that was interrupted."""
 
     def __init__(
-        self, folder: RunFolder, trackers: Trackers, progress: Progress, rows: Sequence[dict[str, Any]] = ()
+        self,
+        folder: RunFolder,
+        trackers: Trackers,
+        progress: Progress,
+        metric: str,
+        rows: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.folder, self.trackers, self.progress = folder, trackers, progress
+        self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
         self.rows = list(rows)
         self.ledger = Ledger.resumed(rows[-1]) if rows else Ledger()
-        self._started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        self._watch = LoadWatch(rows)
+        self._phases: dict[str, float] = {}
+        self._lapped = time.perf_counter()
+        self._started = self._lapped - (rows[-1]["seconds"] if rows else 0.0)
 
     @property
     def seconds(self) -> float:
         """Of the run so far, whatever it was interrupted."""
         return time.perf_counter() - self._started
 
+    def lap(self, phase: str) -> None:
+        """The time since the last lap went to this phase of the round whose row comes next."""
+        now = time.perf_counter()
+        self._phases[phase] = round(self._phases.get(phase, 0.0) + now - self._lapped, 3)
+        self._lapped = now
+
     def write(self, state: ServerState, diagnostics: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """One round; bytes and seconds are totals since the start, accuracy is None where not measured."""
+        """One round; bytes and seconds are totals since the start, the metric is None where not measured."""
         row = {
             "round": state.round,
-            "accuracy": metrics.get("accuracy"),
+            "metric": self.metric,
+            self.metric: metrics.get(self.metric),
+            **{name: value for name, value in metrics.items() if isinstance(value, float)},
             **diagnostics,
             **self.ledger.row(),
             "seconds": round(self.seconds, 3),
+            "phase_seconds": self._phases,
         }
+        self._phases = {}
         self.rows.append(row)
         self.folder.append_metrics(row)
         self.trackers.log(row)
         self.progress.round_done(row)
+        for alarm in self._watch.see(row):
+            self.progress.say(f"alarm: {describe(alarm)}")
 
     def totals(self) -> dict[str, Any]:
         """What `summary.json` keeps of the rounds."""
@@ -47,9 +68,12 @@ class Journal:
         loads = [row["expert_load_cv"] for row in self.rows if "expert_load_cv" in row]
         counts = self.ledger.faults
         return {
-            "accuracy_by_round": {str(r["round"]): r["accuracy"] for r in self.rows if r["accuracy"] is not None},
+            "metric": self.metric,
+            f"{self.metric}_by_round": {
+                str(row["round"]): row[self.metric] for row in self.rows if row[self.metric] is not None
+            },
             **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds")},
-            **({"expert_load_cv": loads[-1]} if loads else {}),
+            **({"expert_load_cv": loads[-1], "alarms": self._watch.alarms} if loads else {}),
             "per_client_round_by_tier": self.ledger.per_client_round(),
             "clients_failed": counts["failed"] + counts["late"] + counts["rejected"],
             "faults": {kind: count for kind, count in sorted(counts.items()) if count},

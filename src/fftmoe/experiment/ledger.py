@@ -147,11 +147,13 @@ def expectations(experiment: Experiment) -> Expect:
     # Padding is no token. Images have more than `max_length` says, and all of them the same number.
     max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
     backbone, max_norm = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
+    measured = {experiment.task.metric: experiment.task.bounds}
 
     def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
         # How many examples a site holds is for nobody else to count.
         num_examples = None if experiment.remote else len(experiment.partition.indices[client.client_id])
-        return Expectation.of(client, tensors, experiment.method, backbone, num_examples, max_tokens, max_norm)
+        method = experiment.method
+        return Expectation.of(client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured)
 
     return expect
 

@@ -1,4 +1,4 @@
-"""From a recipe to examples: texts as tokens, or images as pixels."""
+"""From a recipe to examples: texts and completions as tokens, or images as pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
-from fftmoe.config import Recipe
+from fftmoe.config import Data, Recipe
 from fftmoe.data import (
     Examples,
     LabelledImages,
@@ -15,11 +15,15 @@ from fftmoe.data import (
     Wanted,
     default_cache_dir,
     load_images,
+    load_prompts,
     load_source,
     tokenize_cached,
+    tokenize_completions,
     tokenize_texts,
 )
 from fftmoe.errors import InputError
+from fftmoe.experiment.splits import Splits
+from fftmoe.experiment.targeted import TARGETED, load_targeted
 from fftmoe.rng import numpy_generator
 
 
@@ -28,8 +32,10 @@ class Loaded:
     """A data set, ready for the model.
 
     Attributes:
+        label_names: the classes; none where the task knows none.
         groups: the natural client of each training example, where the partition asks for it.
         max_length: tokens that the tokenizer allows; None for images.
+        strata: the names of what `Examples.labels` numbers, the classes where there are some.
     """
 
     train: Examples
@@ -37,6 +43,7 @@ class Loaded:
     label_names: tuple[str, ...]
     groups: Sequence[Any] | None
     max_length: int | None
+    strata: tuple[str, ...]
 
 
 def load_examples(recipe: Recipe) -> Loaded:
@@ -48,7 +55,8 @@ def load_examples(recipe: Recipe) -> Loaded:
     by, section = recipe.partition.by, recipe.data
     found = load_splits(recipe, section.source, Wanted(label_names=agreed_labels(recipe)), [by] if by else [])
     groups = found.columns["train"][by] if by else None
-    loaded = Loaded(found.examples["train"], found.examples["test"], found.label_names, groups, found.max_length)
+    train, test = found.examples["train"], found.examples["test"]
+    loaded = Loaded(train, test, found.label_names, groups, found.max_length, found.strata)
     if section.validation_examples is not None:
         loaded = _held_out(loaded, section.validation_examples)
     test = _subset(len(loaded.test), section.test_examples, "test")
@@ -78,20 +86,35 @@ def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
     """A whole split of the recipe's data, or of `source`, its labels numbered as in `label_names`.
 
     Raises:
+        InputError: as `load_split_by_stratum`.
+    """
+    return load_split_by_stratum(recipe, split, label_names, source)[0]
+
+
+def load_split_by_stratum(
+    recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None
+) -> tuple[Examples, tuple[str, ...]]:
+    """As `load_split`, with the names of what its labels number: `label_names`, or the strata where there are none.
+
+    Raises:
         InputError: as `load_examples`; there is no such split, or the data has a label that is not in `label_names`.
     """
     section = recipe.data
-    source = source or section.source
+    source, wanted = source or section.source, Wanted((split,), alone=True)
+    if is_language(recipe) or recipe.backbone.task in TARGETED:
+        found = load_splits(recipe, source, replace(wanted, label_names=tuple(label_names) or None))
+        return found.examples[split], found.strata
     if reads_images(recipe):
         form = load_image_processor(recipe.backbone.model)
-        images = load_images(source, size=form.size, image=section.image, label=section.label)
+        images = load_images(source, size=form.size, image=section.image, label=section.label, wanted=wanted)
         labels = _renumbered(images, split, label_names, source)
         chosen = replace(images.splits[split], labels=labels)
-        return chosen.examples(mean=form.mean, std=form.std, scale=form.scale)
+        return chosen.examples(mean=form.mean, std=form.std, scale=form.scale), tuple(label_names)
     tokenizer = load_tokenizer(recipe.backbone.model)
-    texts = load_source(source, text=section.text, label=section.label)
+    texts = load_source(source, text=section.text, label=section.label, wanted=wanted)
     labels = _renumbered(texts, split, label_names, source)
-    return tokenize_texts(texts.splits[split].texts, labels, tokenizer, section.max_length)
+    examples = tokenize_texts(texts.splits[split].texts, labels, tokenizer, section.max_length)
+    return examples, tuple(label_names)
 
 
 def reads_images(recipe: Recipe) -> bool:
@@ -99,10 +122,13 @@ def reads_images(recipe: Recipe) -> bool:
     return recipe.backbone.task == "image-classification"
 
 
+def is_language(recipe: Recipe) -> bool:
+    """Whether the task is to continue texts, which have no labels."""
+    return recipe.backbone.task == "causal-lm"
+
+
 def _renumbered(data: LabelledText | LabelledImages, split: str, label_names: Sequence[str], source: str) -> np.ndarray:
     """The labels of a split, int64 [N], as indices into `label_names`."""
-    if split not in data.splits:
-        raise InputError(f"{source} has no split {split!r}; it has {', '.join(data.splits)}")
     unknown = sorted(set(data.label_names) - set(label_names))
     if unknown:
         raise InputError(
@@ -120,22 +146,16 @@ def _subset(num_examples: int, wanted: int | None, split: str) -> np.ndarray | N
     return np.sort(numpy_generator(0, "subset", split).choice(num_examples, wanted, replace=False))
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Splits of a source, ready for the model, and the further columns of each; the rest as `Loaded`."""
-
-    examples: dict[str, Examples]
-    columns: dict[str, dict[str, list[Any]]]
-    label_names: tuple[str, ...]
-    max_length: int | None
-
-
 def load_splits(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str] = ()) -> Splits:
     """The wanted splits of a source of the recipe's kind.
 
     Raises:
         InputError: the data or the model cannot be read.
     """
+    if is_language(recipe):
+        return _completions(recipe, source, wanted, columns)
+    if recipe.backbone.task in TARGETED:
+        return load_targeted(recipe, source, wanted, columns)
     return (_images if reads_images(recipe) else _texts)(recipe, source, wanted, columns)
 
 
@@ -153,7 +173,30 @@ def _texts(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str]) 
         name: tokenize_cached(split, tokenizer, section.max_length, default_cache_dir()) for name, split in own.items()
     }
     further = {name: split.columns for name, split in own.items()}
-    return Splits({**examples}, further, data.label_names, tokenizer.model_max_length)
+    return Splits({**examples}, further, data.label_names, tokenizer.model_max_length, data.label_names)
+
+
+def _completions(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str]) -> Splits:
+    """Divided by `data.label`, or by the natural client where the data has no such column."""
+    tokenizer = load_tokenizer(recipe.backbone.model)
+    section = recipe.data
+    named = () if section.label == Data.model_fields["label"].default else (section.label,)
+    splits, strata = load_prompts(
+        source,
+        text=section.text,
+        prompt=section.prompt,
+        completion=section.completion,
+        strata=[name for name in (section.label, recipe.partition.by) if name is not None],
+        extra_columns=(*named, *columns),
+        wanted=wanted,
+    )
+    own = {name: splits[name] for name in wanted.needed}
+    examples = {
+        name: tokenize_completions(split, tokenizer, section.max_length, section.chat_template)
+        for name, split in own.items()
+    }
+    further = {name: split.columns for name, split in own.items()}
+    return Splits({**examples}, further, (), tokenizer.model_max_length, strata)
 
 
 def _images(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str]) -> Splits:
@@ -164,4 +207,5 @@ def _images(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str])
     )
     own = {name: data.splits[name] for name in wanted.needed}
     examples = {name: split.examples(mean=form.mean, std=form.std, scale=form.scale) for name, split in own.items()}
-    return Splits({**examples}, {name: split.columns for name, split in own.items()}, data.label_names, None)
+    further = {name: split.columns for name, split in own.items()}
+    return Splits({**examples}, further, data.label_names, None, data.label_names)

@@ -7,7 +7,7 @@ import torch
 from fftmoe import adapter
 from fftmoe.backbones import first_adapted_block
 from fftmoe.client.compress import compress
-from fftmoe.config import Recipe
+from fftmoe.config import Head, Recipe
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.prefix import prefix_cost
 from fftmoe.head import HeadSums
@@ -94,7 +94,7 @@ def forecast(recipe: Recipe) -> Forecast:
     backbone = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     return Forecast(
         tiers=tuple(_cost(experiment, tier, plans, state) for tier in experiment.tiers),
-        sums=_sums_cost(experiment, state) if recipe.head.kind == "closed-form" else None,
+        sums=_sums_cost(experiment, state, recipe.closed_form) if recipe.closed_form else None,
         experts={client_id: client.experts for client_id, client in plans.items()},
         num_examples=tuple(len(rows) for rows in experiment.partition.indices),
         backbone_bytes=backbone,
@@ -103,6 +103,17 @@ def forecast(recipe: Recipe) -> Forecast:
         rounds=experiment.recipe.federation.rounds,
         clients_per_round=experiment.recipe.federation.clients_per_round,
     )
+
+
+def predicted_by_tier(experiment: Experiment, state: ServerState) -> dict[str, dict[str, float]]:
+    """What one client of each tier was to cost in a round of this run, to be held against what it did."""
+    first = {tier: int(ids[0]) for tier in experiment.tiers if len(ids := experiment.budgets.members(tier))}
+    cohort = sorted(first.values())
+    plan = plan_round(experiment.method, state, 1, cohort, experiment.budgets, experiment.training, 0)
+    plans = {client.client_id: client for client in plan.clients}
+    costs = {tier.name: _cost(experiment, tier, plans, state) for tier in first}
+    kept = ("bytes_down", "bytes_up", "training_bytes", "flops_per_token")
+    return {name: {key: getattr(cost, key) for key in kept} for name, cost in costs.items()}
 
 
 def _prefix_cost(experiment: Experiment, recipe: Recipe) -> tuple[int, str | None]:
@@ -136,7 +147,7 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
     )
 
 
-def _sums_cost(experiment: Experiment, state: ServerState) -> SumsCost:
+def _sums_cost(experiment: Experiment, state: ServerState, head: Head) -> SumsCost:
     method, recipe = experiment.method, experiment.recipe
     (client,) = plan_sums(method, state, [0], experiment.largest, experiment.training, recipe.seed).clients
     num_labels, num_features = state.tensors["head.weight"].shape
@@ -146,8 +157,8 @@ def _sums_cost(experiment: Experiment, state: ServerState) -> SumsCost:
     return SumsCost(
         bytes_down=len(pack_plan(client, method.download(state, client))),
         bytes_up=len(pack_update(update)),
-        times=sum(recipe.head.solved_after(done, rounds) for done in range(rounds + 1)),
-        every=recipe.head.every if recipe.head.update == "resolved" else None,
+        times=sum(head.solved_after(done, rounds) for done in range(rounds + 1)),
+        every=head.every if head.update == "resolved" else None,
     )
 
 

@@ -14,6 +14,8 @@ from fftmoe.experiment.measure import final_metrics, measure
 from fftmoe.experiment.privacy import NoisySums, PrivateRounds
 from fftmoe.head import bounded_total
 from fftmoe.records import RoundPlan, ServerState
+from fftmoe.report.load import load_row
+from fftmoe.report.usage import Usage
 from fftmoe.server.average import averaged, served
 from fftmoe.server.rounds import Counted, apply_round, choose_cohort, plan_round, quorum_of, substitute
 from fftmoe.server.solve import plan_sums, solve_head
@@ -43,7 +45,10 @@ def federate(
     metrics: dict[str, Any] | None = None
     if state.round == 0:
         state = _solve_if_due(experiment, state, engine, journal.ledger)
-        journal.write(state, {}, measure(experiment, state, sample, states))
+        journal.lap("head")
+        untrained = measure(experiment, state, sample, states)
+        journal.lap("evaluation")
+        journal.write(state, {}, untrained)
     with journal.progress.rounds(num_rounds, recipe.federation.clients_per_round, state.round):
         for t in range(state.round + 1, num_rounds + 1):
             if privacy is not None and not privacy.may_go_on():
@@ -53,6 +58,7 @@ def federate(
             plan = _plan(experiment, state, t, engine, privacy)
             if privacy is not None:
                 privacy.ask(client.client_id for client in plan.clients)
+            usage = Usage(plan)
             updates = journal.ledger.exchange(
                 engine,
                 plan,
@@ -62,14 +68,19 @@ def federate(
                 at_once,
                 enough,
             )
-            state, diagnostics = apply_round(privacy or method, state, plan, updates, quorum)
+            state, diagnostics = apply_round(privacy or method, state, plan, usage.watch(updates), quorum)
             state = averaged(state, recipe.federation.average_decay)
+            journal.lap("clients")
             if t == num_rounds:
                 state = served(state)
             state = _solve_if_due(experiment, state, engine, journal.ledger)
+            journal.lap("head")
             metrics = measure(experiment, served(state), sample, states)
-            journal.write(state, {**diagnostics, **(privacy.told() if privacy else {})}, metrics)
+            journal.lap("evaluation")
+            told = privacy.told() if privacy else {**load_row(state.load), **usage.row()}
+            journal.write(state, {**diagnostics, **told}, metrics)
             journal.folder.save_state(state)
+            journal.lap("checkpoint")
             _check_alive(journal, quorum)
     # Of a run that ends early, or was interrupted after its last round, nothing is left but to measure it.
     return state, final_metrics(experiment, state, states) if metrics is None else metrics
@@ -125,7 +136,7 @@ def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, le
         RunError: there is none yet, and nobody's sums to solve it from.
     """
     recipe = experiment.recipe
-    if not recipe.head.solved_after(state.round, recipe.federation.rounds):
+    if recipe.head is None or not recipe.head.solved_after(state.round, recipe.federation.rounds):
         return state
     method, everyone = experiment.method, _reachable(experiment, engine)
     plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)

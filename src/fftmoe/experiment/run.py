@@ -11,9 +11,13 @@ from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError, OutputError
 from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.compose import Experiment, compose
+from fftmoe.experiment.environment import environment
 from fftmoe.experiment.journal import Journal
 from fftmoe.experiment.measure import local_only
 from fftmoe.experiment.open_engine import open_engine
+from fftmoe.experiment.plan import predicted_by_tier
+from fftmoe.experiment.plugins import Plugins
+from fftmoe.experiment.prediction import against, seconds_by_tier, tell
 from fftmoe.experiment.privacy import PrivateRounds, private_rounds
 from fftmoe.experiment.rounds import federate
 from fftmoe.records import ServerState
@@ -37,12 +41,19 @@ Open = Callable[[Experiment, RunFolder], Engine]
 """Makes the engine of a run."""
 
 
-def run(recipe: Recipe, output: Path, progress: Progress | None = None, open_engine: Open = open_engine) -> Result:
+def run(
+    recipe: Recipe,
+    output: Path,
+    progress: Progress | None = None,
+    open_engine: Open = open_engine,
+    plugins: Plugins | None = None,
+) -> Result:
     """Run an experiment and write its folder.
 
     Args:
         output: the run folder, new or empty.
         progress: where to show it; silent when None.
+        plugins: that the recipe may name, beside installed ones.
 
     Raises:
         InputError: the recipe, its data or the output cannot be used; nothing has been written.
@@ -53,7 +64,7 @@ def run(recipe: Recipe, output: Path, progress: Progress | None = None, open_eng
     check_output(output)  # again when it is made; here to spare a person the wait
     progress.say("loading data and backbone")
     with _going_on_told(output):
-        return begin(compose(recipe), recipe, output, progress, open_engine)
+        return begin(compose(recipe, plugins), recipe, output, progress, open_engine)
 
 
 def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: Open) -> Result:
@@ -76,6 +87,7 @@ def resume(
     progress: Progress | None = None,
     overrides: Sequence[str] = (),
     open_engine: Open = open_engine,
+    plugins: Plugins | None = None,
 ) -> Result:
     """Go on with an interrupted run from its last whole round, to the bytes that it would have ended with.
 
@@ -84,6 +96,7 @@ def resume(
     Args:
         output: the run folder.
         overrides: as of `run`, for what may change in between: where and how fast it computes, `engine.…` alone.
+        plugins: as the run was given.
 
     Raises:
         InputError: the folder is not a run, or of one that has finished. RunError: a client failed.
@@ -93,7 +106,7 @@ def resume(
     check_trackers(recipe.trackers)
     progress.say("loading data and backbone")
     with _going_on_told(output):
-        return go_on(compose(recipe), output, progress, open_engine)
+        return go_on(compose(recipe, plugins), output, progress, open_engine)
 
 
 @contextmanager
@@ -154,24 +167,31 @@ def _carry_out(
     recipe = experiment.recipe
     if privacy is not None:
         progress.say(privacy.promise)
+    expected = seconds_by_tier(experiment, initial) if progress.visible else {}
+    tell(experiment, expected, state.round, folder.path, progress)
     with (
-        closing(Trackers(recipe.trackers, folder.path, recipe.name)) as trackers,
+        closing(Trackers(recipe.trackers, folder.path, recipe.name, progress.say)) as trackers,
         closing(open_engine(experiment, folder)) as engine,
     ):
-        journal = Journal(folder, trackers, progress, rows)
+        trackers.configure(recipe.model_dump(mode="json"))
+        journal = Journal(folder, trackers, progress, experiment.task.metric, rows)
         state, metrics = federate(experiment, state, engine, journal, at_once, privacy)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
             metrics |= local_only(experiment, initial, engine)
         peak = engine.peak_rss_mib()
-    summary = {
-        **_facts(experiment, state),
-        **metrics,
-        **journal.totals(),
-        **({"privacy": privacy.summary()} if privacy is not None else {}),
-        "seconds": round(journal.seconds, 1),
-        "peak_rss_mib": round(peak, 1),
-    }
+        summary = {
+            **_facts(experiment, state),
+            **metrics,
+            **journal.totals(),
+            **({"privacy": privacy.summary()} if privacy is not None else {}),
+            "predicted_by_tier": (predicted := predicted_by_tier(experiment, initial)),
+            "prediction": against(predicted, expected, journal.ledger.per_client_round()),
+            "environment": environment(next(experiment.model.parameters()).device),
+            "seconds": round(journal.seconds, 1),
+            "peak_rss_mib": round(peak, 1),
+        }
+        trackers.finish(summary)
     _save(experiment, state, folder, summary, journal.rows)
     return Result(folder.path, summary)
 
@@ -202,5 +222,5 @@ def _save(
     """The adapter as a PEFT folder, then the report, then the summary: a summary means a whole run."""
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
-    folder.write_report(report_page(summary, rows, state.load))
+    folder.write_report(report_page(experiment.recipe.model_dump(mode="json"), rows, summary))
     folder.write_summary(summary)

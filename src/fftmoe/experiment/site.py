@@ -19,11 +19,10 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples, Wanted
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
-from fftmoe.experiment.build import build_method, build_model, expert_shape, fit_budgets, pool_size
+from fftmoe.experiment.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
 from fftmoe.experiment.capacity import fitting_tier
 from fftmoe.experiment.compose import cached, training_of
 from fftmoe.experiment.load import load_splits
-from fftmoe.head import make_head
 from fftmoe.store import ClientStateFiles
 
 RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -102,19 +101,18 @@ def _open(settings: SiteSettings, text: str) -> Site:
     job = _checked(json.loads(text))
     recipe, labels = parse_recipe(_own(job["recipe"], settings), "that the server sent"), tuple(job["labels"])
     folder = _state_folder(settings, job["run"])
-    found = load_splits(recipe, str(settings.data), Wanted(("train",), labels))
+    found = load_splits(recipe, str(settings.data), Wanted(("train",), labels or None))
     model = build_model(recipe, labels)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
     tier = fitting_tier(settings.budget, recipe, shape, blocks, found.examples["train"])
     agreed = agreement(recipe, model, settings.client_id, tier)
     examples = cached(recipe, model, found.examples["train"])
-    head = recipe.head
     runtime = ClientRuntime(
         model,
         build_method(recipe, model, shape, {}),
-        make_head(head.kind),
-        make_head(head.kind if head.trained else "averaged"),
+        make_loss(recipe),
+        make_loss(recipe, alone=True),
         len(labels),
         examples,
         {settings.client_id: np.arange(len(examples))},

@@ -1,4 +1,4 @@
-"""Use a finished run: measure it on texts or images, or label texts."""
+"""Use a finished run: load it, and measure it on texts or images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from fftmoe import adapter
-from fftmoe.backbones import find_device, find_precision, load_adapter, load_backbone, load_tokenizer, place
+from fftmoe.backbones import find_device, find_precision, load_adapter, load_backbone, place
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import tokenize_texts
-from fftmoe.errors import InputError
-from fftmoe.evaluate import accuracy_by_class, predict_logits
+from fftmoe.evaluate import tally
 from fftmoe.experiment.build import fourier_features
-from fftmoe.experiment.load import load_split, reads_images
+from fftmoe.experiment.generation import generation_metrics
+from fftmoe.experiment.load import load_split_by_stratum
 from fftmoe.store import read_labels, read_run
+from fftmoe.tasks import make_task
 
 
 @dataclass(frozen=True)
@@ -27,82 +29,62 @@ class Trained:
     model: Any
 
 
-def load_run(folder: Path, top_k: int | None = None) -> Trained:
+def load_run(folder: Path, top_k: int | None = None, *, exact: bool = False) -> Trained:
     """Load the adapter of a run folder on its backbone.
 
     Args:
         top_k: experts a token uses; the largest tier's when None.
+        exact: in float32 on the CPU, whatever the run computed on and in.
 
     Raises:
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
     recipe = recipe_of(folder)
     label_names = read_labels(folder / "adapter")
-    backbone = load_backbone(
-        recipe.backbone.model,
-        task=recipe.backbone.task,
-        num_labels=len(label_names),
-        pooling=recipe.backbone.pooling,
-        fourier_features=fourier_features(recipe),
-    )
-    device = find_device("auto")  # the run's own may not be here
-    model = place(load_adapter(backbone, folder / "adapter"), device, find_precision(recipe.engine.precision, device))
+    device = find_device("cpu" if exact else "auto")  # the run's own may not be here
+    backbone = own_backbone(recipe, label_names, device)
+    precision = find_precision("float32" if exact else recipe.engine.precision, device)
+    model = place(load_adapter(backbone, folder / "adapter"), device, precision)
     if top_k is not None:
         for moe in adapter.blocks(model).values():
             moe.view(top_k)
     return Trained(recipe, label_names, model)
 
 
+def own_backbone(recipe: Recipe, label_names: Sequence[str], device: torch.device) -> nn.Module:
+    """The frozen backbone of a run without its adapter, its head as heads start."""
+    return load_backbone(
+        recipe.backbone.model,
+        task=recipe.backbone.task,
+        num_labels=len(label_names),
+        pooling=recipe.backbone.pooling,
+        fourier_features=fourier_features(recipe),
+        quantization=recipe.backbone.quantization,
+        device=device,
+    )
+
+
 def evaluate_run(folder: Path, source: str | None = None, split: str = "test", top_k: int | None = None) -> dict:
-    """Accuracy of a run on a split of its own data, or of `source`.
+    """The task's metrics of a run on a split of its own data, or of `source`.
 
     Returns:
-        `accuracy`, `num_examples` and `accuracy_by_label`.
+        `metric`, the name of the run's own; its value and those of further metrics under their names; `num_examples`;
+        and the run's metric within each class, or each stratum where there are no classes: `accuracy_by_label`,
+        `perplexity_by_label`.
     """
     trained = load_run(folder, top_k)
-    examples = load_split(trained.recipe, split, trained.label_names, source)
-    predicted = predict_logits(trained.model, examples).argmax(1)
-    by_class = accuracy_by_class(predicted, examples.labels, len(trained.label_names))
+    recipe, task = trained.recipe, make_task(trained.recipe.backbone.task)
+    examples, strata = load_split_by_stratum(recipe, split, trained.label_names, source)
+    found = tally(trained.model, task, examples, len(strata))
+    by_label = zip(strata, found.by_stratum(), strict=True)
+    wanted = recipe.evaluation.generate
     return {
-        "accuracy": float((predicted == examples.labels).double().mean()),
+        "metric": task.metric,
+        **found.metrics(),
         "num_examples": len(examples),
-        "accuracy_by_label": {
-            name: float(value) for name, value in zip(trained.label_names, by_class, strict=True) if not np.isnan(value)
-        },
+        f"{task.metric}_by_label": {name: float(value) for name, value in by_label if not np.isnan(value)},
+        **(generation_metrics(recipe, trained.model, examples, wanted) if wanted else {}),
     }
-
-
-def predict_run(folder: Path, texts: Sequence[str], top_k: int | None = None) -> list[dict[str, Any]]:
-    """The label of each text, with its score: `{"text", "label", "score"}`; scores sum to 1 over the labels.
-
-    Raises:
-        InputError: as `load_run` and `check_labels_texts`, or there is no text.
-    """
-    check_labels_texts(folder)
-    if not texts:
-        raise InputError("there is no text to label; pass it as an argument, with --file, or on standard input")
-    trained = load_run(folder, top_k)
-    tokenizer = load_tokenizer(trained.recipe.backbone.model)
-    unknown = np.zeros(len(texts), dtype=np.int64)
-    examples = tokenize_texts(texts, unknown, tokenizer, trained.recipe.data.max_length)
-    scores, labels = predict_logits(trained.model, examples).softmax(1).max(1)
-    return [
-        {"text": text, "label": trained.label_names[int(label)], "score": float(score)}
-        for text, label, score in zip(texts, labels, scores, strict=True)
-    ]
-
-
-def check_labels_texts(folder: Path) -> None:
-    """Asked before texts are read, which may be typed at a terminal. What is no run at all `load_run` finds.
-
-    Raises:
-        InputError: the run is one on images.
-    """
-    if (folder / "config.yaml").is_file() and reads_images(recipe_of(folder)):
-        raise InputError(
-            f"the run in {folder} was trained on images, and predict labels texts only; "
-            f"measure it on labelled images with `fftmoe evaluate {folder}`"
-        )
 
 
 def recipe_of(folder: Path) -> Recipe:

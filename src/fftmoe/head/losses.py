@@ -5,7 +5,7 @@ Shape letters: B batch, C classes.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from fftmoe.errors import InputError, did_you_mean
 
 
+@runtime_checkable
 class Head(Protocol):
     """What training needs to know of a classification head; its weights belong to the model."""
 

@@ -60,7 +60,8 @@ class Limits:
         memory_mib: memory for the adapter while training (weights, gradients, AdamW moments).
         uplink_mib: upload per round, head excluded.
         gflops: adapter compute per round.
-        gflops_per_second: the machine's speed; with `deadline_seconds` it stands for `gflops`.
+        gflops_per_second: the machine's speed; with `deadline_seconds` it stands for `gflops`, and leaves out the
+            first blocks where the adapter in all of them cannot be computed in time.
     """
 
     name: str
@@ -92,7 +93,11 @@ def resolve(
     Raises:
         InputError: the limits cannot hold one expert, or the stated numbers contradict each other.
     """
-    blocks = limits.blocks if limits.blocks is not None else blocks
+    blocks = (
+        limits.blocks
+        if limits.blocks is not None
+        else _affordable_blocks(limits, shape, num_experts, blocks, tokens_per_round, bytes_up)
+    )
     experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, len(blocks), bytes_up))
     if experts < 1:
         raise InputError(
@@ -121,6 +126,19 @@ def resolve(
             f"lower experts to {num_experts} or raise adapter.num_experts"
         )
     return Budget(limits.name, top_k, experts, blocks)
+
+
+def _affordable_blocks(
+    limits: Limits, shape: ExpertShape, num_experts: int, blocks: tuple[int, ...], tokens: int, bytes_up: float
+) -> tuple[int, ...]:
+    """All; with a deadline as many of the last as leave time for the stated top_k, or for one expert a token."""
+    if limits.deadline_seconds is None:
+        return blocks
+    for count in range(len(blocks), 1, -1):
+        experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, count, bytes_up))
+        if experts and _affordable_top_k(limits, shape, experts, count, tokens) >= (limits.top_k or 1):
+            return blocks[-count:]
+    return blocks[-1:]
 
 
 def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int, bytes_up: float) -> int:

@@ -75,7 +75,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """After a round: accuracy (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far."""
+    """After a round: accuracy (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far.
+
+    `half_width` is that of the mean's 95 % interval; one seed has none.
+    """
 
     round: int
     accuracy: float
@@ -83,6 +86,7 @@ class CurvePoint:
     high: float
     bytes: float
     seconds: float
+    half_width: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,14 +187,17 @@ def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[Cur
     for t in sorted(set.intersection(*(set(run) for run in runs))):
         rows = [run[t] for run in runs]
         accuracies = [row["accuracy"] for row in rows]
+        found = estimate(accuracies)
+        assert found is not None
         points.append(
             CurvePoint(
                 t,
-                statistics.fmean(accuracies),
+                found.mean,
                 min(accuracies),
                 max(accuracies),
                 statistics.fmean(row["bytes_up"] + row["bytes_down"] for row in rows),
                 statistics.fmean(row["client_seconds"] for row in rows),
+                found.half_width,
             )
         )
     return points

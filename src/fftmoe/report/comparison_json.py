@@ -1,9 +1,11 @@
 """`comparison.json`: the statistics of a comparison and the numbers of every cell."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fftmoe.report.comparison import (
+    CellResult,
     Comparison,
     cost_to_target,
     curve,
@@ -48,6 +50,19 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
         "paired_differences": [asdict(found) for found in paired_differences(cells)],
         "cells": [{key: value for key, value in asdict(cell).items() if key != "data"} for cell in cells],
     }
+
+
+def comparison_of(values: Mapping[str, Any]) -> Comparison:
+    """The comparison of a `comparison.json`, to make its page again.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        cells = tuple(CellResult(**cell) for cell in values["cells"])
+        return Comparison(values["name"], cells, values["target"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is no comparison: {type(error).__name__}: {error}") from error
 
 
 def _values(found: Any) -> dict[str, Any] | None:

@@ -1,95 +1,135 @@
 """`comparison.html`: the tables and curves of a comparison in one file that needs no network."""
 
-import html
-import io
 from collections.abc import Sequence
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from fftmoe.report import draw
+from fftmoe.report.comparison import (
+    IID,
+    REFERENCE,
+    CellResult,
+    Comparison,
+    CurvePoint,
+    Difference,
+    curve,
+    distinct,
+    head_of,
+    numbers,
+    over_grid,
+    paired_differences,
+    select,
+)
+from fftmoe.report.comparison_tables import Table, failures, tables, with_interval
+from fftmoe.report.draw import Level, Line
+from fftmoe.report.page import alarm, cards, figures, heading, page, paragraph, section, subsection, table
 
-from fftmoe.report.comparison import CellResult, Comparison, curve, distinct, head_of
-from fftmoe.report.comparison_tables import Table, failures, tables
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
-td,th{{padding:.2rem 1rem .2rem 0;text-align:left;white-space:nowrap}}
-p.note{{color:#555;margin:.2rem 0;font-size:.9rem}}div{{overflow-x:auto}}svg{{max-width:100%;height:auto}}</style>
-<h1>{title}</h1>
-{tables}
-<h2>Accuracy against rounds and bytes</h2><p class="note">Mean over seeds; the band is lowest to highest.</p>
-{curves}
-{failures}
-</html>
-"""
+BANDS = "Mean over seeds; the band is its 95 % interval (Student t)."
 
 
 def comparison_page(comparison: Comparison) -> str:
     """The text of the page."""
-    cells = comparison.cells
+    cells, title = comparison.cells, f"{comparison.name}, compared"
     curves = "".join(
-        f"<h3>{html.escape(partition)}</h3>{_svg(_curves(cells, partition))}"
+        subsection(partition, figures(*_curves(cells, partition)))
         for partition in distinct(cell.partition for cell in cells if cell.rows)
     )
-    reasons = "".join(f"<li>{html.escape(line)}</li>" for line in failures(comparison))
-    return _PAGE.format(
-        title=html.escape(f"{comparison.name}, compared"),
-        tables="".join(map(_table, tables(comparison))),
-        curves=curves or "<p>No cell has finished yet.</p>",
-        failures=f"<h2>Failed</h2><ul>{reasons}</ul>" if reasons else "",
+    body = (
+        heading(title, _what_was_run(cells)),
+        alarm(_missing(cells)),
+        _outcome(comparison),
+        *(section(found.title, *_table(found)) for found in tables(comparison)),
+        section(
+            "Accuracy against rounds and bytes",
+            paragraph(BANDS if curves else "No cell has finished yet.", note=True),
+            curves,
+        ),
+        section("Failed", *map(paragraph, failures(comparison))),
     )
+    return page(title, "".join(body))
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in table.header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in table.rows)
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
-    return f"<h2>{html.escape(table.title)}</h2><div><table><tr>{head}</tr>{body}</table></div>{notes}"
+def _what_was_run(cells: Sequence[CellResult]) -> str:
+    counts = {what: len({getattr(cell, what) for cell in cells}) for what in ("variant", "partition", "seed")}
+    parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
+    return f"{', '.join(parts)}: {len(cells)} runs on equal data, cohorts and seeds."
 
 
-def _curves(cells: Sequence[CellResult], partition: str) -> Figure:
-    """A colour for every method, a line style for every head."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    variants = distinct(cell.variant for cell in cells)
-    heads = distinct(cell.head for cell in cells)
-    looks = _looks(cells, variants)
-    for variant in variants:
-        points = curve(cells, variant, partition)
-        if not points:
-            continue
-        style = ("-", "--", ":", "-.")[heads.index(head_of(cells, variant)) % 4]
-        accuracies = [p.accuracy for p in points]
-        for axes, across in ((left, [p.round for p in points]), (right, [p.bytes / 2**20 for p in points])):
-            axes.plot(across, accuracies, style, marker=".", color=looks[variant], label=variant, linewidth=1.3)
-            axes.fill_between(
-                across, [p.low for p in points], [p.high for p in points], color=looks[variant], alpha=0.12, linewidth=0
+def _missing(cells: Sequence[CellResult]) -> list[str]:
+    counts = {status: sum(cell.status == status for cell in cells) for status in ("failed", "not run")}
+    return [
+        f"{count} of {len(cells)} runs {'failed' if status == 'failed' else 'have not been run'}."
+        for status, count in counts.items()
+        if count
+    ]
+
+
+def _outcome(comparison: Comparison) -> str:
+    """The best variant, and how the reference stands against the others, best of them first."""
+    cells = comparison.cells
+    means = {variant: over_grid(cells, variant, "accuracy") for variant in distinct(c.variant for c in cells)}
+    known = {variant: found for variant, found in means.items() if found is not None}
+    where = "mean over partitions and seeds" if len({cell.place for cell in cells}) > 1 else "mean over seeds"
+    ranked = sorted(known, key=lambda variant: -known[variant].mean)
+    shown = [(with_interval(known[best]), f"{best}: highest accuracy, {where}") for best in ranked[:1]]
+    found = sorted(paired_differences(cells), key=lambda difference: difference.estimate.mean)
+    shown += [_against(difference) for difference in found[:4]]
+    return cards(shown) if shown else ""
+
+
+def _against(found: Difference) -> tuple[str, str]:
+    text = f"{found.reference} against {found.other}: better in {found.wins} of {found.estimate.n} pairs"
+    return with_interval(found.estimate, "+.3f"), text
+
+
+def _table(found: Table) -> list[str]:
+    return [table(found.header, found.rows), *(paragraph(note, note=True) for note in found.notes)]
+
+
+def _curves(cells: Sequence[CellResult], partition: str) -> list[str]:
+    """A colour for every method, a dash for every head; against rounds, and against bytes."""
+    variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
+    colours = _colours(cells, variants)
+    known = {variant: points for variant in variants if (points := curve(cells, variant, partition))}
+
+    def drawn(across: str) -> list[Line]:
+        return [
+            Line(
+                variant,
+                [(_place(p, across), p.accuracy) for p in points],
+                colours[variant],
+                heads.index(head_of(cells, variant)) % len(draw.DASHES),
+                [
+                    (_place(p, across), max(0.0, p.accuracy - width), min(1.0, p.accuracy + width))
+                    for p in points
+                    if (width := p.half_width) is not None
+                ],
             )
-    _label(left, right)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+            for variant, points in known.items()
+        ]
+
+    levels = _on_iid(cells, partition)
+    return [
+        draw.lines(f"Accuracy by {across}", drawn(across), across=across, levels=levels, floor=0.0, ceiling=1.0)
+        for across in ("round", "MiB up and down")
+    ]
 
 
-def _looks(cells: Sequence[CellResult], variants: Sequence[str]) -> dict[str, tuple[float, ...]]:
+def _place(point: CurvePoint, across: str) -> float:
+    return point.round if across == "round" else point.bytes / 2**20
+
+
+def _on_iid(cells: Sequence[CellResult], partition: str) -> list[Level]:
+    """What the first reference variant reaches where the data is not skewed, to compare with."""
+    reference = next((cell.variant for cell in cells if cell.method == REFERENCE), None)
+    if partition == IID or reference is None:
+        return []
+    final = numbers(select(cells, reference, IID), "accuracy")
+    return [Level(f"{reference} on IID data", sum(final) / len(final), 7, 2)] if final else []
+
+
+def _colours(cells: Sequence[CellResult], variants: Sequence[str]) -> dict[str, int]:
     """The methods' colours; variants of one method and head each get their own."""
     method_of = {cell.variant: (cell.method, cell.head) for cell in cells}
     plain = len(set(method_of.values())) == len(variants)
     keys = {variant: method_of[variant][0] if plain else variant for variant in variants}
     order = distinct(keys.values())
-    colours = colormaps["tab10" if len(order) <= 10 else "tab20"]
-    return {variant: colours(order.index(key) % colours.N) for variant, key in keys.items()}
-
-
-def _label(left: Axes, right: Axes) -> None:
-    left.set(xlabel="round", ylabel="accuracy")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel="MiB up and down")
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return {variant: order.index(key) for variant, key in keys.items()}

@@ -1,28 +1,30 @@
-"""One self-contained page per run: the outcome, the curves, who uses which expert."""
+"""`report.html`: one run on one page, the outcome first, made from what its folder keeps of it."""
 
-import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
+import yaml
 
-from fftmoe.report.progress import size
+from fftmoe.report import run_figures
+from fftmoe.report.load import RULE, LoadWatch, describe
+from fftmoe.report.page import (
+    alarm,
+    cards,
+    facts,
+    figures,
+    heading,
+    page,
+    paragraph,
+    preformatted,
+    section,
+    subsection,
+    table,
+)
+from fftmoe.report.progress import duration, size
+from fftmoe.report.run import Run
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem .2rem 0;text-align:left}}
-svg{{max-width:100%;height:auto}}</style>
-<h1>{title}</h1><table>{outcome}</table>
-<h2>Accuracy and bytes</h2>{curves}
-{load}
-</html>
-"""
-
-
+FAULTS_SHOWN = 50
+ALARMS_SHOWN = 20
 # Measured on each client's own label mix, as far as the recipe asked for it.
 OWN_MIX = {
     "client_accuracy": "on each client's own label mix",
@@ -31,79 +33,244 @@ OWN_MIX = {
 }
 
 
-def report_page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], load: Mapping[str, Tensor]) -> str:
-    """The text of `report.html`; it needs no network."""
-    facts = {
-        "accuracy on all test data": f"{summary['accuracy']:.3f}",
-        **{f"… as tier {name}": f"{value:.3f}" for name, value in summary["accuracy_by_tier"].items()},
-        **_own_mix(summary),
-        **_local_only(summary),
-        **_privacy(summary),
-        "rounds": str(summary["rounds_completed"]),
-        "bytes down / up": f"{size(summary['bytes_down'])} / {size(summary['bytes_up'])}",
-        "seconds": f"{summary['seconds']:.0f}",
-    }
-    outcome = "".join(f"<tr><td>{html.escape(k)}</td><th>{html.escape(v)}</th></tr>" for k, v in facts.items())
-    title = html.escape(f"{summary['method']}, seed {summary['seed']}")
-    return _PAGE.format(title=title, outcome=outcome, curves=_svg(_curves(rows)), load=_load(load))
+def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> str:
+    """The text of the page; it needs no network and no script.
+
+    Args:
+        config: the resolved recipe. rows: of `metrics.jsonl`.
+        summary: of `summary.json`; None of a run that has not finished.
+    """
+    run = Run(config, rows, summary or {})
+    body = "".join(
+        (
+            _outcome(run),
+            section("Learning curve", figures(run_figures.learning(run), run_figures.loss(run))),
+            section("Clients", *_clients(run)),
+            section("Experts", *_experts(run)),
+            section("Budgets and costs", *_costs(run)),
+            section("Where the time went", figures(run_figures.phases(run)), paragraph(_time_note(run), note=True)),
+            section("Faults", *_faults(run)),
+            section("Privacy", *_privacy(run)),
+            section("Malicious clients", *_robustness(run)),
+            section("To do it again", *_reproduce(run)),
+        )
+    )
+    return page(f"{run.setting('name', 'run')}: {run.setting('method', '?')}, seed {run.setting('seed', '?')}", body)
 
 
-def _own_mix(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What is known of the clients on their own label mixes."""
-    return {
-        f"{name}, {statistic.replace('_', ' ')}": f"{summary[key][statistic]:.3f}"
-        for key, name in OWN_MIX.items()
+def _outcome(run: Run) -> str:
+    metric, summary = run.metric, run.summary
+    shown: list[tuple[str, str]] = []
+    curve = metric.curve(run.rows)
+    if (value := summary.get(metric.name)) is not None:
+        shown.append((metric.text(value), f"{metric.label}, {_measured_on(run)}"))
+    elif curve:
+        shown.append((metric.text(curve[-1][1]), f"{metric.label} after round {curve[-1][0]}"))
+    shown += _against_alone(run)
+    if worst := summary.get(f"client_{metric.name}"):
+        shown.append((metric.text(worst["worst_decile"]), "worst tenth of the clients, each on its own label mix"))
+    if epsilon := _epsilon(run):
+        shown.append((f"ε {epsilon[-1][1]:.2f}", f"privacy spent, at delta {run.setting('privacy.delta', 0):g}"))
+    if run.rows:
+        last = run.rows[-1]
+        shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))
+        shown.append((duration(summary.get("seconds", last["seconds"])), f"for {last['round']} rounds"))
+    return heading(str(run.setting("name", "run")), _what_was_run(run)) + alarm(_warnings(run)) + cards(shown)
+
+
+def _what_was_run(run: Run) -> str:
+    """One sentence."""
+    partition = run.config.get("partition", {})
+    how = [f"{key.replace('_', ' ')} {value}" for key, value in partition.items() if _says_skew(key, value)]
+    split = ", ".join([str(partition.get("kind", "?")), *how])
+    clients = run.summary.get("num_clients") or partition.get("num_clients") or "its natural"
+    names = ("method", "backbone.model", "data.source", "federation.rounds", "federation.clients_per_round", "seed")
+    method, backbone, source, rounds, cohort, seed = (run.setting(name, "?") for name in names)
+    what = f"{method} adapts {backbone} to {source}"
+    return f"{what}: {clients} clients ({split}), {rounds} rounds of {cohort}, seed {seed}."
+
+
+def _says_skew(key: str, value: Any) -> bool:
+    return key not in ("kind", "num_clients", "min_examples") and value is not None
+
+
+def _measured_on(run: Run) -> str:
+    if run.setting("method") == "local-only":
+        return "mean of the clients' own models on common test data"
+    return "on all test data"
+
+
+def _against_alone(run: Run) -> list[tuple[str, str]]:
+    metric = run.metric
+    alone, value = run.summary.get(f"local_only_{metric.name}"), run.summary.get(metric.name)
+    if not alone or value is None:
+        return []
+    gain = value - alone["mean"]
+    told = f"against a client that trains alone, {_measured_on(run)} ({metric.text(alone['mean'])} on average)"
+    return [(f"{gain:+.3f}", told)]
+
+
+def _warnings(run: Run) -> list[str]:
+    lines = []
+    if not run.summary:
+        done, planned = (run.rows[-1]["round"] if run.rows else 0), run.setting("federation.rounds", "?")
+        lines.append(f"This run has not finished: it is after round {done} of {planned}.")
+    if run.summary.get("privacy", {}).get("stopped_early"):
+        lines.append("The run ended early, to spend no more privacy than it was allowed.")
+    if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
+        lines.append(f"{void} rounds changed nothing: too few clients answered.")
+    alarms = LoadWatch(run.rows).alarms
+    lines += [f"{describe(found)}." for found in alarms[:3]]
+    if len(alarms) > 3:
+        lines.append(f"… and {len(alarms) - 3} more alarms of the experts' load, below.")
+    return [line[0].upper() + line[1:] for line in lines]
+
+
+def _clients(run: Run) -> list[str]:
+    metric, summary = run.metric, run.summary
+    known = {key.replace("accuracy", metric.name): text for key, text in OWN_MIX.items()}
+    rows = [
+        (text, metric.text(summary[key]["mean"]), metric.text(summary[key]["worst_decile"]))
+        for key, text in known.items()
         if key in summary
-        for statistic in ("mean", "worst_decile")
-    }
+    ]
+    if not summary:
+        return []
+    if not rows:
+        return [paragraph("Clients' own values are not known to the server: their data is elsewhere.", note=True)]
+    by_tier = summary.get(f"{metric.name}_by_tier", {})
+    tiers = {f"{metric.label} as tier {name} would use it": metric.text(value) for name, value in by_tier.items()}
+    left_out = "Values of single clients are not kept in private mode." if run.private else ""
+    return [
+        paragraph(left_out, note=True),
+        figures(run_figures.clients(run)),
+        table((metric.label, "mean of clients", "worst tenth"), rows),
+        paragraph(f"The global model, {_measured_on(run)}:" if tiers else ""),
+        facts(tiers),
+    ]
 
 
-def _privacy(summary: Mapping[str, Any]) -> dict[str, str]:
-    spent = summary.get("privacy", {})
-    if "epsilon" not in spent:
-        return {}
-    early = "; the run ended early, to spend no more" if spent["stopped_early"] else ""
-    return {"epsilon of a client": f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}"}
+def _experts(run: Run) -> list[str]:
+    if run.private and run.setting("method") == "fft-moe":
+        return [paragraph("Routing of single clients is not known to the server in private mode.", note=True)]
+    drawn = figures(run_figures.effective(run), *run_figures.loads(run))
+    if not drawn:
+        return []
+    alarms = LoadWatch(run.rows).alarms
+    listed = [f"Alarms: {len(alarms)}.", *(f"{describe(found)}." for found in alarms[:ALARMS_SHOWN])]
+    if not alarms:
+        listed = ["No alarm of collapse."]
+    return [paragraph(RULE, note=True), *map(paragraph, listed), drawn, figures(*run_figures.usage(run))]
 
 
-def _local_only(summary: Mapping[str, Any]) -> dict[str, str]:
-    alone = summary.get("local_only_accuracy")
-    return {"a client that trains alone, on all labels, mean": f"{alone['mean']:.3f}"} if alone else {}
+def _costs(run: Run) -> list[str]:
+    planned, timed = run.summary.get("predicted_by_tier", {}), run.summary.get("prediction", {})
+    measured = run.summary.get("per_client_round_by_tier", {})
+    rows = []
+    for tier in dict.fromkeys((*planned, *measured)):
+        cost, found = planned.get(tier, {}), measured.get(tier, {})
+        rows.append(
+            (
+                tier,
+                f"{found.get('client_rounds', 0):.0f}",
+                _beside(cost.get("bytes_down"), found.get("bytes_down"), size),
+                _beside(cost.get("bytes_up"), found.get("bytes_up"), size),
+                _beside(_timed(timed, tier), found.get("seconds"), "{:.2f}".format),
+                size(cost["training_bytes"]) if cost else "–",
+                f"{cost['flops_per_token'] / 1e6:.2f}" if cost else "–",
+            )
+        )
+    header = (
+        "tier",
+        "times trained",
+        "down, plan → measured",
+        "up, plan → measured",
+        "seconds, timed → measured" if timed else "seconds",
+        "memory",
+        "MFLOP a token",
+    )
+    notes = (
+        "Of one client in one round, mean. Plan: the first round's message down, and at most as much up. Memory: "
+        "adapter and head with gradients and AdamW moments; MFLOP: of the adapter, forward and backward; both of the "
+        "plan."
+    )
+    peak = run.summary.get("peak_rss_mib")
+    told = (
+        f" What one client takes in memory is not measured; the whole run took {peak:.0f} MiB at its peak."
+        if peak
+        else ""
+    )
+    return [table(header, rows), paragraph(notes + told, note=True) if rows else "", figures(run_figures.traffic(run))]
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    measured = [(row["round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
-    left.plot(*zip(*measured, strict=True), marker="o", color="#1f5fa8")
-    left.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
-    for key, label, color in (("bytes_down", "down", "#1f5fa8"), ("bytes_up", "up", "#c2571a")):
-        right.plot([r["round"] for r in rows], [r[key] / 2**20 for r in rows], label=label, color=color)
-    right.set(xlabel="round", ylabel="MiB so far")
-    right.legend(frameon=False)
-    return figure
+def _timed(predictions: Mapping[str, Any], tier: str) -> float | None:
+    """Seconds of a client's round as they were timed before the run."""
+    return predictions.get(tier, {}).get("seconds_per_client_round", {}).get("predicted")
 
 
-def _load(load: Mapping[str, Tensor]) -> str:
-    """Nothing for a method without experts."""
-    if not load:
+def _beside(planned: float | None, measured: float | None, show: Any) -> str:
+    if planned is None:
+        return "–" if measured is None else show(measured)
+    return f"{show(planned)} → {'–' if measured is None else show(measured)}"
+
+
+def _time_note(run: Run) -> str:
+    if not run.rows:
         return ""
-    explained = "Share of routed slots, moving average over rounds; even use is 1/M."
-    return f"<h2>Load of each expert</h2><p>{explained}</p>{_svg(_load_map(load))}"
+    return (
+        f"Clients computed for {duration(run.rows[-1]['client_seconds'])} in all, side by side where there are several "
+        "workers. “Clients and merging” is from the first message of a round to its new global model."
+    )
 
 
-def _load_map(load: Mapping[str, Tensor]) -> Figure:
-    names = sorted(load, key=lambda name: int(name.split(".")[1]))
-    values = np.stack([load[name].numpy() for name in names])
-    figure = Figure(figsize=(8, 0.6 + 0.4 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
-    axes.set(xlabel="expert", yticks=range(len(names)), yticklabels=[n.replace("blocks.", "block ") for n in names])
-    figure.colorbar(image)
-    return figure
+def _faults(run: Run) -> list[str]:
+    noted = [(row["round"], fault) for row in run.rows for fault in row.get("faults", ())]
+    counts = run.rows[-1].get("fault_counts", {}) if run.rows else {}
+    if not counts:
+        return [paragraph("None: every client that was asked has answered in time, with an update that was used.")]
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if count)
+    rows = [(f"round {t}", str(f["client_id"]), f["kind"], f["reason"]) for t, f in noted[:FAULTS_SHOWN]]
+    more = f"… and {len(noted) - FAULTS_SHOWN} more; metrics.jsonl has them all." * (len(noted) > FAULTS_SHOWN)
+    return [paragraph(f"{told}."), table(("when", "client", "kind", "reason"), rows), paragraph(more, note=True)]
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+def _epsilon(run: Run) -> list[tuple[float, float]]:
+    return [(row["round"], row["epsilon"]) for row in run.rows if "epsilon" in row]
+
+
+def _privacy(run: Run) -> list[str]:
+    if not run.private:
+        return []
+    spent = run.summary.get("privacy", {})
+    told = f"The server keeps sums over {run.setting('privacy.min_contributors', '?')} clients or more, and no update."
+    values: dict[str, str] = {}
+    if "epsilon" in spent:
+        early = "; the run ended early, to spend no more" if spent["stopped_early"] else ""
+        values["epsilon of a client"] = f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}"
+        values["noise"] = f"{spent['noise_multiplier']:.4g} times the clip norm"
+        values["clip norm"] = f"{spent['clip_norm']:.4g}"
+        values["a client is in a round"] = f"with probability {spent['sampling_rate']:.3g}"
+    return [paragraph(told), facts(values), figures(run_figures.epsilon(_epsilon(run), run.setting("privacy.epsilon")))]
+
+
+def _robustness(run: Run) -> list[str]:
+    mode = run.config.get("robustness")
+    if not isinstance(mode, Mapping):
+        return []
+    rejected = run.rows[-1].get("fault_counts", {}).get("rejected", 0) if run.rows else 0
+    values = {key.replace("_", " "): value for key, value in mode.items()}
+    return [facts({**values, "updates rejected": rejected})]
+
+
+def _reproduce(run: Run) -> list[str]:
+    made = run.summary.get("environment", {})
+    return [
+        paragraph("Save the recipe below, or take config.yaml of the run's folder, and type:"),
+        preformatted("fftmoe run config.yaml --output again"),
+        facts(made),
+        "" if made else paragraph("The environment is noted when a run has finished.", note=True),
+        subsection(
+            "The resolved recipe",
+            preformatted(yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)),
+        ),
+    ]

@@ -1,41 +1,70 @@
 """Live progress on a terminal; plain lines anywhere else."""
 
-from collections.abc import Iterator, Mapping
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+
+RECENT = 5  # rounds whose median tells how long the next will take
+WORTH_SAYING = 60  # seconds
 
 
 class Progress:
-    """Shows rounds, clients, accuracy and bytes while a run goes on."""
+    """Shows rounds, clients, accuracy, bytes and the time that is left while a run goes on.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        clock: seconds since any moment.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
         self._console = console
+        self._clock = clock
         self._bars: Bars | None = None
+        self._num_rounds: int | None = None
+        self._last = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     @classmethod
     def silent(cls) -> "Progress":
         """Shows nothing."""
         return cls(Console(quiet=True))
 
+    @property
+    def visible(self) -> bool:
+        """Whether anybody could read it."""
+        return not self._console.quiet
+
     def say(self, text: str) -> None:
         """One line about what happens next."""
-        self._console.print(text, highlight=False, markup=False)  # it may hold what a site wrote
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)  # it may hold what a site wrote
 
     @contextmanager
     def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:
         """Bars for rounds (`done` before) and clients while the block runs, if the console is a terminal."""
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console) as bars:
+        self._num_rounds, self._last = num_rounds, self._clock()
+        self._recent.clear()
+        try:
+            if self._console.is_terminal:
+                with self._shown(num_rounds, clients_per_round, done):
+                    yield
+            else:
+                yield
+        finally:
+            self._num_rounds = None
+
+    @contextmanager
+    def _shown(self, num_rounds: int, clients_per_round: int, done: int) -> Iterator[None]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bars(*columns, TextColumn("{task.fields[left]}"), console=self._console) as bars:
             self._bars = bars
-            self._rounds = bars.add_task("rounds ", total=num_rounds, completed=done)
-            self._clients = bars.add_task("clients", total=clients_per_round)
+            self._rounds = bars.add_task("rounds ", total=num_rounds, completed=done, left="")
+            self._clients = bars.add_task("clients", total=clients_per_round, left="")
             try:
                 yield
             finally:
@@ -47,15 +76,17 @@ class Progress:
             self._bars.advance(self._clients)
 
     def round_done(self, row: Mapping[str, Any]) -> None:
-        """One line per round: accuracy where measured, training loss, and bytes so far."""
+        """One line per round: the metric where measured, training loss, bytes so far, and the time left."""
+        left = self._time_left(row["round"])
         if self._bars:
-            self._bars.update(self._rounds, completed=row["round"])
+            self._bars.update(self._rounds, completed=row["round"], left=left and f"about {duration(left)} left")
             self._bars.reset(self._clients)
         parts = [f"round {row['round']:>3}"]
         if "train_loss" in row:
             parts.append(f"loss {row['train_loss']:.3f}")
-        if row["accuracy"] is not None:
-            parts.append(f"accuracy {row['accuracy']:.3f}")
+        metric = row.get("metric", "accuracy")
+        if row.get(metric) is not None:
+            parts.append(f"{metric.replace('_', ' ')} {row[metric]:.3f}")
         if "epsilon" in row:
             parts.append(f"epsilon {row['epsilon']:.3f}")
         if "void" in row:
@@ -63,7 +94,18 @@ class Progress:
         if "faults" in row:
             parts.append(f"{len(row['faults'])} faults")
         parts.append(f"down {size(row['bytes_down'])}  up {size(row['bytes_up'])}")
+        if left and left >= WORTH_SAYING and not self._bars:
+            parts.append(f"about {duration(left)} left")
         self.say("  ".join(parts))
+
+    def _time_left(self, done: int) -> float | None:
+        """The rounds to come at the median of the last ones: one that was slow does not tell of the others."""
+        if self._num_rounds is None:
+            return None
+        now = self._clock()
+        self._recent.append(now - self._last)
+        self._last = now
+        return (self._num_rounds - done) * statistics.median(self._recent)
 
 
 def size(num_bytes: float) -> str:
@@ -73,3 +115,17 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, as exact as an estimate is: `40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(round(minutes / 5) * 5, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -32,13 +33,13 @@ ROUNDING, TINY = 1e-6, torch.finfo(torch.float32).tiny  # what float32 on the wi
 SLACK = 1e-3  # relative, of shares that sum to one by the client's arithmetic
 
 FIELDS = {field.name for field in fields(ClientUpdate)} - {"tensors"}
-# By task, what each metric may be; and which must be there.
+# By what is asked, what each metric may be. Who trained alone also measures itself, which must be there.
 METRICS = {
     "train": {"loss": (-LARGEST, LARGEST)},
-    "alone": {"loss": (-LARGEST, LARGEST), "holdout_accuracy": (0.0, 1.0), "own_accuracy": (0.0, 1.0)},
+    "alone": {"loss": (-LARGEST, LARGEST)},
     "sums": {},
 }
-NEEDED = {"train": set(), "alone": {"holdout_accuracy"}, "sums": set()}
+ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
 Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name, as on the wire
 
@@ -60,6 +61,7 @@ class Expectation:
         most_shares: what the shares of a block may sum to.
         most_header, most_bytes: of the JSON of its message, and of the whole.
         num_examples: how many it has; None where the server does not know.
+        metrics: by name, from what to what each may be. needed: those that must be there.
         max_norm: the largest Euclidean norm of all the changes it sends; None: any.
     """
 
@@ -72,6 +74,8 @@ class Expectation:
     most_header: int
     most_bytes: int
     num_examples: int | None
+    metrics: Mapping[str, tuple[float, float]]
+    needed: frozenset[str]
     max_norm: float | None
 
     @classmethod
@@ -84,14 +88,20 @@ class Expectation:
         num_examples: int | None = None,
         max_tokens: int = 1,
         max_norm: float | None = None,
+        measured: Mapping[str, tuple[float, float]] = ACCURACY,
     ) -> "Expectation":
         """Of a client that was sent this plan with these tensors.
 
         Args:
             backbone: the server's own, as its fingerprint.
             max_tokens: of an example, for the methods whose shares count them.
+            measured: the metric by which a client that trained alone measures itself, and from what to what it goes.
         """
-        update = _widest(plan, download, method)
+        metrics: dict[str, tuple[float, float]] = dict(METRICS[plan.task])
+        needed = frozenset(f"holdout_{name}" for name in measured) if plan.task == "alone" else frozenset()
+        if plan.task == "alone":
+            metrics |= {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
+        update = _widest(plan, download, method, metrics)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, _on_wire(shapes, plan))
         return cls(
@@ -104,6 +114,8 @@ class Expectation:
             most_header=header + MARGIN,
             most_bytes=num_bytes + MARGIN,
             num_examples=1 if plan.concealed else num_examples,
+            metrics=metrics,
+            needed=needed,
             max_norm=max_norm,
         )
 
@@ -121,7 +133,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
         _check_concealed(header, expected)
     else:
         _check_experts(header, expected)
-    _check_metrics(header["metrics"], expected.plan.task)
+    _check_metrics(header["metrics"], expected)
     _check_declared(container, num_bytes, header["experts"], expected)
     try:
         update = make_update(header, safetensors.torch.load(message))
@@ -142,7 +154,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
 # What is expected
 
 
-def _widest(plan: ClientPlan, download: Tensors, method: Method) -> ClientUpdate:
+def _widest(plan: ClientPlan, download: Tensors, method: Method, metrics: Iterable[str]) -> ClientUpdate:
     """The largest update that the client may send."""
     if plan.task == "sums":
         num_labels, num_features = download["head.weight"].shape
@@ -153,7 +165,7 @@ def _widest(plan: ClientPlan, download: Tensors, method: Method) -> ClientUpdate
         update = method.widest_update(plan, download)
     if plan.concealed:
         return replace(update, num_examples=1, shares={}, preferences={}, metrics={})
-    return replace(update, metrics=dict.fromkeys(METRICS[plan.task], LONGEST_FLOAT))
+    return replace(update, metrics=dict.fromkeys(metrics, LONGEST_FLOAT))
 
 
 def _on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:
@@ -251,9 +263,9 @@ def _by_block(header: Mapping[str, Any], name: str, blocks: Iterable[int], kind:
     return {block: table[str(block)] for block in blocks}
 
 
-def _check_metrics(metrics: Any, task: str) -> None:
-    known = METRICS[task]
-    if not isinstance(metrics, dict) or not NEEDED[task] <= metrics.keys() <= known.keys():
+def _check_metrics(metrics: Any, expected: Expectation) -> None:
+    known = expected.metrics
+    if not isinstance(metrics, dict) or not expected.needed <= metrics.keys() <= known.keys():
         raise Rejected(f"its metrics are {_shown(metrics)}, and {[*known]} were expected")
     for name, value in metrics.items():
         least, most = known[name]

@@ -1,0 +1,61 @@
+"""What a language model writes after a prompt, by transformers' own `generate` with its key-value cache."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from fftmoe.backbones.placement import computing, device_of
+
+
+@torch.inference_mode()
+def continue_greedily(
+    model: Any, prompts: Sequence[Tensor], max_new_tokens: int, *, end_id: int, pad_id: int, batch_size: int = 16
+) -> list[Tensor]:
+    """The most likely next token, again and again, after each prompt.
+
+    Prompts of like length share a batch and are padded on the left, so that all continue at the same place.
+
+    Args:
+        model: a causal language model, perhaps with an adapter.
+        prompts: token ids, int64 [S] each, at least one.
+        max_new_tokens: after so many a text ends, if no end-of-text token has ended it.
+        end_id: the end-of-text token. pad_id: any token.
+
+    Returns:
+        the new tokens of each prompt in the order of `prompts`, int64 on the CPU, without the end-of-text token.
+    """
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=pad_id, use_cache=True
+    )
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        ids_BS, mask_BS = _padded_left([prompts[row] for row in rows], pad_id)
+        device = device_of(model)
+        with computing(model):
+            whole_BS = model.generate(
+                input_ids=ids_BS.to(device), attention_mask=mask_BS.to(device), generation_config=settings
+            )
+        new_BS = cast(Tensor, whole_BS)[:, ids_BS.shape[1] :].cpu()
+        found |= {row: _up_to(new, end_id) for row, new in zip(rows, new_BS, strict=True)}
+    return [found[row] for row in range(len(prompts))]
+
+
+def _padded_left(prompts: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and 0/1 mask, int64 [B, S]."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def _up_to(ids: Tensor, end_id: int) -> Tensor:
+    ends = (ids == end_id).nonzero()
+    return ids[: int(ends[0])] if len(ends) else ids

@@ -1,0 +1,40 @@
+"""What a recipe may say of a classification head."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fftmoe.config.fields import Count, Positive, Section
+
+
+class Head(Section):
+    """How logits become a loss, and how the head is found: trained on the clients, or solved from their sums.
+
+    A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
+    training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
+    last (`resolved`).
+    """
+
+    kind: Literal["averaged", "one-vs-all", "closed-form"]
+    learning_rate: Positive | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    features: Literal["linear", "fourier"] = "linear"
+    num_features: Annotated[int, Field(ge=1, le=2**16)] = 2048
+    update: Literal["frozen", "trained", "resolved"] = "resolved"
+    every: Count = 1
+
+    @property
+    def trained(self) -> bool:
+        """Whether clients train it."""
+        return self.kind != "closed-form" or self.update == "trained"
+
+    def solved_after(self, round: int, last: int) -> bool:
+        """Whether the head is solved once `round` of `last` rounds are done; 0 is before the first."""
+        again = self.update == "resolved" and (round % self.every == 0 or round == last)
+        return self.kind == "closed-form" and (round == 0 or again)
+
+    @model_validator(mode="after")
+    def _rate(self) -> "Head":
+        if self.trained and self.learning_rate is None:
+            raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
+        return self

@@ -1,0 +1,45 @@
+"""Tasks: what a model is asked, and how its answers are judged; one file each."""
+
+from collections.abc import Callable
+
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.tasks.base import Loss as Loss
+from fftmoe.tasks.base import Task as Task
+from fftmoe.tasks.causal_lm import CausalLm as CausalLm
+from fftmoe.tasks.causal_lm import NextToken as NextToken
+from fftmoe.tasks.classification import Classification as Classification
+from fftmoe.tasks.generated import exact_match as exact_match
+from fftmoe.tasks.generated import rouge_l as rouge_l
+from fftmoe.tasks.multi_label import EachLabel as EachLabel
+from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
+from fftmoe.tasks.regression import Regression as Regression
+from fftmoe.tasks.regression import Squares as Squares
+from fftmoe.tasks.token_classification import PerToken as PerToken
+from fftmoe.tasks.token_classification import TokenClassification as TokenClassification
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "sequence-classification": Classification,
+    "image-classification": Classification,
+    "causal-lm": CausalLm,
+    "token-classification": TokenClassification,
+    "multi-label-classification": MultiLabel,
+    "regression": Regression,
+}
+# Tasks whose loss is their own; that of the others is their head's (`fftmoe.head`).
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "causal-lm": NextToken,
+    "token-classification": PerToken,
+    "multi-label-classification": EachLabel,
+    "regression": Squares,
+}
+
+
+def make_task(name: str) -> Task:
+    """The task that recipes call `name`.
+
+    Raises:
+        InputError: no such task.
+    """
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}{did_you_mean(name, TASKS)}")
+    return TASKS[name]()
