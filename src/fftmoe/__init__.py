@@ -3,62 +3,142 @@
     import fftmoe
     result = fftmoe.run("quickstart", output="runs/quickstart")
 
-Importing the package registers the adapter with PEFT, so `PeftModel.from_pretrained` loads saved results.
+Importing the package registers the adapter with PEFT, so `PeftModel.from_pretrained` loads saved results. PEFT, torch
+and transformers take seconds to import: they are, when one of the names below first needs them.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fftmoe.adapter import MoeAdapterConfig as MoeAdapterConfig
-from fftmoe.adapter import record_routing as record_routing
-from fftmoe.backbones import attach_adapter as attach_adapter
-from fftmoe.backbones import load_backbone as load_backbone
-from fftmoe.config import Recipe as Recipe
-from fftmoe.config import load_recipe as load_recipe
 from fftmoe.errors import FftmoeError as FftmoeError
 from fftmoe.errors import InputError as InputError
 from fftmoe.errors import OutputError as OutputError
 from fftmoe.errors import RunError as RunError
-from fftmoe.experiment import Result as Result
-from fftmoe.experiment import resume as _resume
-from fftmoe.experiment import run as _run
+from fftmoe.peft_hook import register_with_peft
+
+if TYPE_CHECKING:
+    from fftmoe.adapter import MoeAdapterConfig as MoeAdapterConfig
+    from fftmoe.adapter import record_routing as record_routing
+    from fftmoe.backbones import attach_adapter as attach_adapter
+    from fftmoe.backbones import load_backbone as load_backbone
+    from fftmoe.config import Recipe as Recipe
+    from fftmoe.config import load_recipe as load_recipe
+    from fftmoe.experiment import Plugins as Plugins
+    from fftmoe.experiment import Result as Result
 
 __all__ = [
     "FftmoeError",
     "InputError",
     "MoeAdapterConfig",
     "OutputError",
+    "Plugins",
     "Recipe",
     "Result",
     "RunError",
     "attach_adapter",
+    "export",
     "load_backbone",
     "load_recipe",
+    "predict",
     "record_routing",
     "resume",
     "run",
 ]
 __version__ = "0.1.0"
 
+# Where the names are that are imported when they are first used.
+_HOMES = {
+    "MoeAdapterConfig": "fftmoe.adapter",
+    "Plugins": "fftmoe.experiment",
+    "Recipe": "fftmoe.config",
+    "Result": "fftmoe.experiment",
+    "attach_adapter": "fftmoe.backbones",
+    "load_backbone": "fftmoe.backbones",
+    "load_recipe": "fftmoe.config",
+    "record_routing": "fftmoe.adapter",
+}
 
-def run(recipe: str | Path, output: str | Path | None = None, overrides: Sequence[str] = ()) -> Result:
+register_with_peft()
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the public API on its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """With the names that have not been used yet."""
+    return sorted({*globals(), *__all__})
+
+
+def run(
+    recipe: str | Path,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    plugins: "Plugins | None" = None,
+) -> "Result":
     """Run a recipe (a YAML file, or the name of a shipped one) and return its folder and summary.
 
     Args:
         output: the run folder, new or empty; `runs/<name>` when None.
         overrides: `section.key=value` each, as `--set` takes them.
+        plugins: methods, aggregators and partitioners that the recipe names as `plugin:NAME` (docs/integration.md).
 
     Raises:
         InputError: bad input; nothing has been written. RunError: the run failed.
     """
+    from fftmoe import experiment
+    from fftmoe.config import load_recipe
+
     loaded = load_recipe(recipe, overrides)
-    return _run(loaded, Path(output) if output else Path("runs") / loaded.name)
+    return experiment.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
 
 
-def resume(folder: str | Path) -> Result:
+def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
     """Go on with an interrupted run; the result has the bytes that it would have had.
+
+    Args:
+        plugins: as the run was given.
 
     Raises:
         InputError: the folder holds no unfinished run. RunError: the run failed.
     """
-    return _resume(Path(folder))
+    from fftmoe import experiment
+
+    return experiment.resume(Path(folder), plugins=plugins)
+
+
+def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list[dict[str, Any]]:
+    """What a finished run answers: labels of texts or images, or completions of prompts; one dictionary an input.
+
+    Args:
+        inputs: texts or prompts; of a run on images paths of image files, folders or tables.
+        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens`, as of `fftmoe predict`.
+
+    Raises:
+        InputError: the folder is no finished run, or an input cannot be read.
+    """
+    from fftmoe import experiment
+
+    return experiment.predict_run(Path(run), inputs, **options)
+
+
+def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict[str, Any]:
+    """Write a finished run for others to use, and compare it with the run before it is; gives `export.json`.
+
+    Args:
+        to: "peft", "personal", "lora", "onnx" or "torch-export".
+        output: the folder to write, new or empty.
+        options: of the format, as of `fftmoe export`: `top_k`, `client`, `tier`, `experts`, `rank`, `data`, `steps`.
+
+    Raises:
+        InputError: bad input. RunError: what was made computes something else. Nothing has been written.
+    """
+    from fftmoe.exports import export_run
+
+    return export_run(Path(run), to, Path(output), options)

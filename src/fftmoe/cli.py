@@ -1,12 +1,14 @@
 """The command line: verbs only."""
 
+import dataclasses
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
@@ -14,30 +16,80 @@ from rich.console import Console
 
 from fftmoe.deploy_cli import deploy
 from fftmoe.errors import FftmoeError, InputError, RunError
+from fftmoe.export_cli import export
+from fftmoe.help import Page
+from fftmoe.report_cli import report
+from fftmoe.starting import init
+from fftmoe.use_cli import evaluate, predict
+
+if TYPE_CHECKING:
+    from fftmoe.config import Recipe
 
 INTERRUPTED = 130
 PIPE_COLUMNS = 200
 
 app = typer.Typer(
+    cls=Page,
     help="Federated fine-tuning of foundation models with sparse mixture-of-experts adapters.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 app.add_typer(deploy, name="deploy")
+app.command(epilog="Example: fftmoe init my-data --by hospital --output mine.yaml")(init)
+app.command(short_help="Make a run's page again.", epilog="Example: fftmoe report runs/first")(report)
+app.command(epilog="Example: fftmoe evaluate runs/first --split test")(evaluate)
+app.command(
+    short_help="Label texts or images, or complete prompts.", epilog="Example: fftmoe predict runs/first 'a text'"
+)(predict)
+app.command(
+    short_help="Write a run in the forms that others use: lora, onnx and more.",
+    epilog="Example: fftmoe export runs/first --to lora --rank 32 --output lora",
+)(export)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell may complete a recipe to: shipped ones by name, and YAML files beside what was typed."""
+    from fftmoe.config import recipe_folder
+
+    shipped = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    beside = sorted(map(str, (Path(incomplete).parent if "/" in incomplete else Path()).glob("*.yaml")))
+    return [name for name in (*shipped, *beside) if name.startswith(incomplete)]
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a shipped one.", autocompletion=_recipes)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the recipe, e.g. --set federation.rounds=5."),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
-TopKOption = Annotated[int | None, typer.Option("--top-k", help="Experts a token uses; default: the largest tier's.")]
 
 
-@app.command()
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fftmoe import __version__
+
+        sys.stdout.write(f"fftmoe {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="Plain text, as with NO_COLOR=1 in the environment.")
+    ] = False,
+) -> None:
+    """Federated fine-tuning of foundation models with sparse mixture-of-experts adapters."""
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+
+
+@app.command(epilog="Example: fftmoe run mine.yaml --output runs/first --set federation.rounds=5")
 def run(
     recipe: RecipeArgument = "quickstart",
     output: Annotated[Path | None, typer.Option(help="The run folder; default runs/<name>.")] = None,
@@ -46,15 +98,16 @@ def run(
     engine: Annotated[str | None, typer.Option(help="Where clients run: local, or flower (its simulation).")] = None,
 ) -> None:
     """Run an experiment and write its folder."""
-    from fftmoe import experiment
     from fftmoe.config import load_recipe
-    from fftmoe.report.progress import Progress
-    from fftmoe.terminal import print_outcome
 
     overrides = list(set_ or [])
     overrides += [f"engine.workers={workers}"] if workers else []
     overrides += [f"engine.kind={engine}"] if engine else []
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)  # before what takes seconds to import: a typo is told at once
+    from fftmoe import experiment
+    from fftmoe.report.progress import Progress
+    from fftmoe.terminal import print_outcome
+
     console = Console()
     folder = output or Path("runs") / loaded.name
     with _resumable(folder):
@@ -62,7 +115,7 @@ def run(
     print_outcome(console, result.summary, result.folder, loaded)
 
 
-@app.command()
+@app.command(short_help="Go on with an interrupted run.", epilog="Example: fftmoe resume runs/first")
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", metavar="RUN")],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this one.")] = None,
@@ -81,28 +134,90 @@ def resume(
     print_outcome(console, result.summary, result.folder, recipe_of(result.folder))
 
 
-@app.command()
+@app.command(
+    short_help="Show what a run will cost, or measure this machine.",
+    epilog="Example: fftmoe plan mine.yaml --measure --deadline 30 --write budget.yaml",
+)
 def plan(
     recipe: RecipeArgument = "quickstart",
     set_: SetOption = None,
     clients: Annotated[bool, typer.Option("--clients", help="List every client, not the first twenty alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this machine instead, and choose a budget for it.")
+    ] = False,
+    deadline: Annotated[
+        float | None, typer.Option(help="With --measure: seconds for a client's round; default: the recipe's.")
+    ] = None,
+    memory_mib: Annotated[
+        float | None, typer.Option(help="With --measure: memory for the whole process; default: what is free.")
+    ] = None,
+    uplink_mbit: Annotated[
+        float | None, typer.Option(help="With --measure: megabits a second to the server; default: not counted.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="With --measure: a YAML file for the chosen tier.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --write: replace the file.")] = False,
 ) -> None:
-    """Show who gets which experts and what a round costs, before anything trains."""
-    from fftmoe import experiment
+    """Show who gets which experts and what a round costs, before anything trains; or measure this machine."""
     from fftmoe.config import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
+    _check_measuring(measure, limits, write, force)
+    from fftmoe import experiment
     from fftmoe.terminal import print_forecast
 
-    forecast = experiment.forecast(load_recipe(recipe, set_ or []))
+    if measure:
+        _measure(loaded, limits, write, as_json)
+        return
+    forecast = experiment.forecast(loaded)
     if as_json:
-        import dataclasses
-
-        sys.stdout.write(json.dumps(dataclasses.asdict(forecast), indent=2) + "\n")
+        _print_json(dataclasses.asdict(forecast))
         return
     print_forecast(Console(), forecast, clients)
 
 
-@app.command()
+def _check_measuring(measure: bool, limits: Mapping[str, float | None], write: Path | None, force: bool) -> None:
+    """Refuse what could not be followed, before anything is timed."""
+    given = [name for name, value in {**limits, "--write": write}.items() if value is not None]
+    if given and not measure:
+        raise InputError(f"{given[0]} is for measuring this machine; add --measure")
+    for name, value in limits.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value:g}, and must be above 0")
+    if write is not None and write.exists() and not force:
+        raise InputError(f"--write {write}: the file is there already; name another, or add --force to replace it")
+    if write is not None and not write.absolute().parent.is_dir():
+        raise InputError(f"--write {write}: there is no folder {write.parent}; make it, or name another")
+
+
+def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path | None, as_json: bool) -> None:
+    from fftmoe.experiment.profile import as_yaml, profile
+    from fftmoe.store.files import write_atomically
+    from fftmoe.terminal import print_profile
+
+    console = Console(stderr=as_json)
+    found = profile(recipe, *limits.values(), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    tier = as_yaml(found, recipe)
+    if write is not None:
+        write_atomically(write, tier.encode())
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    print_profile(console, found)
+    sys.stdout.write(f"\n{tier}")
+    if write is not None:
+        console.print(f"\nwritten to {write}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+@app.command(
+    short_help="Run methods side by side on equal data and seeds.",
+    epilog="Example: fftmoe compare mine.yaml --methods fft-moe,fedit --seeds 3",
+)
 def compare(
     recipe: RecipeArgument = "quickstart",
     methods: Annotated[str | None, typer.Option(help="E.g. fft-moe,fedit+averaged; default: the recipe's.")] = None,
@@ -153,42 +268,6 @@ def compare(
             f"{len(comparison.failed)} of {len(comparison.cells)} cells failed, for the reasons above; "
             "the same command tries them again"
         )
-
-
-@app.command()
-def evaluate(
-    run: RunArgument,
-    data: Annotated[str | None, typer.Option(help="Another source; default: the run's own.")] = None,
-    split: Annotated[str, typer.Option(help="train, test or validation.")] = "test",
-    top_k: TopKOption = None,
-) -> None:
-    """Measure a finished run; prints JSON."""
-    from fftmoe import experiment
-
-    sys.stdout.write(json.dumps(experiment.evaluate_run(run, data, split, top_k), indent=2) + "\n")
-
-
-@app.command()
-def predict(
-    run: RunArgument,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; default: the lines of standard input.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one text per line.")] = None,
-    top_k: TopKOption = None,
-) -> None:
-    """Label texts with a finished run; prints one JSON object a line."""
-    from fftmoe import experiment
-    from fftmoe.experiment.use import check_labels_texts
-
-    check_labels_texts(run)
-    if file is not None:
-        try:
-            lines = file.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read --file {file}: {error}") from error
-    else:
-        lines = texts or sys.stdin.read().splitlines()
-    for row in experiment.predict_run(run, [line for line in lines if line.strip()], top_k):
-        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -1,0 +1,122 @@
+"""The low-rank map that imitates a mixture of experts best in the mean square, in closed form.
+
+The mixture adds D(x) to a block's feed-forward network, whose last projection reads h(x). Of all W of rank r,
+
+    W = argmin E |D - W h|^2 + ridge |W|^2
+
+is P W', where W' is the solution of any rank and P projects on the r first principal directions of what W' gives
+(reduced-rank regression; Izenman, 1975). Only sums over tokens are needed.
+
+Shape letters: T tokens, F inputs of the projection, D model dim, r rank.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fftmoe import adapter
+from fftmoe.backbones import logits
+from fftmoe.backbones.lora import block_of_module, target_names
+from fftmoe.exports.check import Batch
+
+RIDGE = 1e-2  # of the mean square of an input
+
+
+@dataclass
+class Sums:
+    """Of pairs (h, D) of one block: gram [F, F] of h, cross [F, D] of the two, and the sum of |D|^2; float64."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: float = 0.0
+    tokens: int = 0
+
+    def add(self, h_TF: Tensor, d_TD: Tensor) -> None:
+        """Further tokens."""
+        self.gram += (h_TF.mT @ h_TF).double()
+        self.cross += (h_TF.mT @ d_TD).double()
+        self.energy += float(d_TD.double().square().sum())
+        self.tokens += len(h_TF)
+
+
+def low_rank(sums: Sums, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors A [r, F] and B [D, r], float32, of W = B A."""
+    num_inputs = len(sums.gram)
+    ridge = RIDGE * sums.gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
+    whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
+    # The principal directions of the fitted values: eigenvectors of C^T (G + ridge)^-1 C.
+    _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
+    best_Dr = directions_DD[:, -rank:].flip(-1)
+    return (whole_FD @ best_Dr).mT.float().contiguous(), best_Dr.float().contiguous()
+
+
+@torch.no_grad()
+def relative_error(sums: Sums, a: Tensor, b: Tensor) -> float:
+    """Sum of |D - B A h|^2 over that of |D|^2: 0 is a perfect copy, 1 no better than nothing."""
+    map_FD = (b.double() @ a.double()).mT
+    fitted = ((sums.gram @ map_FD) * map_FD).sum() - 2 * (sums.cross * map_FD).sum()
+    return float(1 + fitted / sums.energy) if sums.energy else 0.0
+
+
+def last_projections(model: Any) -> dict[int, str]:
+    """The last linear module of the feed-forward network of each adapted block, by its name in the bare backbone."""
+    names = target_names(model, adapter.blocks(model), "feed-forward")
+    return {block_of_module(name): bare(name) for name in names}
+
+
+def bare(name: str) -> str:
+    """What a module of an adapted model is called in the backbone without an adapter."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+@torch.no_grad()
+def collect(model: Any, batches: Sequence[Batch]) -> dict[int, Sums]:
+    """The sums of every adapted block over all tokens of these batches that are not padding."""
+    sums: dict[int, Sums] = {}
+    with _reading(model) as (inputs, added):
+        for batch in batches:
+            logits(model, batch)
+            for block, d in added.items():
+                h_TF, d_TD = real_tokens(inputs[block], batch), real_tokens(d, batch)
+                sums.setdefault(block, _nothing(h_TF.shape[1], d_TD.shape[1])).add(h_TF, d_TD)
+    return sums
+
+
+def _nothing(num_inputs: int, dim: int) -> Sums:
+    gram, cross = (torch.zeros(num_inputs, n, dtype=torch.float64) for n in (num_inputs, dim))
+    return Sums(gram, cross)
+
+
+States = dict[int, Tensor]
+
+
+@contextmanager
+def _reading(model: Any) -> Iterator[tuple[States, States]]:
+    """Within the context a forward pass leaves h [..., F] and D [..., D] of every adapted block."""
+    inputs: States = {}
+    added: States = {}
+
+    def reads(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: inputs.update({block: arguments[0]})
+
+    def adds(block: int) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _, __, output: added.update({block: output})
+
+    with ExitStack() as stack:
+        for name in target_names(model, adapter.blocks(model), "feed-forward"):
+            # Of a block's linear modules the last takes the others' places: they are in the order of their use.
+            block, linear = block_of_module(name), model.get_submodule(name)
+            stack.callback(linear.register_forward_pre_hook(reads(block)).remove)
+        for block, moe in adapter.blocks(model).items():
+            stack.callback(moe.register_forward_hook(adds(block)).remove)
+        yield inputs, added
+
+
+def real_tokens(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The states [B, S, n] of a batch's tokens without padding, [T, n]; of images all of them."""
+    mask = batch.get("attention_mask")
+    return states.flatten(0, -2) if mask is None else states[mask.bool()]

@@ -1,0 +1,57 @@
+"""The folder of an export: whole or not there, and what it says of itself."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fftmoe.store import check_output, disk_errors
+
+ABOUT = "export.json"
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `path` when all went well and is gone otherwise.
+
+    Raises:
+        InputError: `path` holds files, or cannot be made.
+    """
+    check_output(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with disk_errors(path):
+            if path.exists():
+                path.rmdir()
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of text."""
+    with disk_errors(path):
+        path.write_text(text)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Strict JSON for people."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def digest_of(path: Path) -> str:
+    """A file's SHA-256, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all its files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
