@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/quickstart
 
-.PHONY: run install lint test test-all benchmark clean
+.PHONY: run install lint test test-all docs benchmark clean
 
 run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
@@ -20,6 +20,9 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --strict
+
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/speed.py
 
@@ -30,8 +33,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,flower,dp,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,flower,dp,export,dev]"
 	touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

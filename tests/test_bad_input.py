@@ -154,8 +154,7 @@ def test_a_disk_without_room(refused: Refuse, monkeypatch: pytest.MonkeyPatch):
         (("evaluate", "{folder}"), ("is not a run folder", "config.yaml")),
         (("predict", "{folder}", "some text"), ("is not a run folder",)),
         (("evaluate", "{folder}/nowhere"), ("is not a run folder",)),
-        (("predict", "{folder}"), ("no text", "--file", "standard input")),
-        (("predict", "{folder}", "--file", "{folder}/nowhere.txt"), ("--file", "nowhere.txt")),
+        (("predict", "{folder}"), ("is not a run folder",)),  # told before anybody types a text
         (("run", "--workers", "0"), ("--workers",)),
         (("run", "--rounds", "3"), ("--rounds",)),
         (("run", "quickstart", "--engine", "locl"), ("engine.kind is 'locl'", "did you mean 'local'")),
@@ -187,7 +186,9 @@ def test_more_experts_per_token_than_there_are(cli: Cli, short_run: Path, top_k:
 
 
 def test_a_split_or_label_that_the_run_does_not_know(cli: Cli, short_run: Path, data_folder: Path, tmp_path: Path):
-    assert_refused(cli("evaluate", short_run, "--split", "validation"), "'validation'", "train, test")
+    assert_refused(cli("evaluate", short_run, "--split", "validation"), "no validation split", "it has test, train")
+    assert_refused(cli("predict", short_run), "no text", "--file", "standard input")
+    assert_refused(cli("predict", short_run, "--file", tmp_path / "nowhere.txt"), "--file", "nowhere.txt")
     source = tmp_path / "other"
     shutil.copytree(data_folder, source)
     for split in ("train", "test"):

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 def run(*command: object, cwd: Path, **environment: str) -> str:
     own = {**os.environ, **environment}
     own.pop("PYTHONPATH", None)
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=own, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=own, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -50,5 +52,5 @@ def test_it_is_installed_and_works_in_an_environment_of_its_own(wheel: Path, tmp
     where = run(python, "-c", "import fftmoe; print(fftmoe.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(own)
     fftmoe = tmp_path / "env" / "bin" / "fftmoe"
-    assert "Commands" in run(fftmoe, "--help", cwd=tmp_path)
+    assert "Deploy on many machines" in run(fftmoe, "--help", cwd=tmp_path)
     assert '"tiers"' in run(fftmoe, "plan", "quickstart", "--json", cwd=tmp_path, FFTMOE_CACHE=str(tmp_path / "cache"))

@@ -1,18 +1,24 @@
-"""What a person sees: sizes, progress lines, trackers, the page."""
+"""What a person sees: sizes, progress lines, alarms, who uses which expert, trackers."""
 
 import io
-import re
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from fftmoe.errors import InputError
-from fftmoe.report.html import report_page
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, Training
+from fftmoe.report import trackers as trackers_module
+from fftmoe.report.load import LoadWatch, describe, effective_experts, load_row
 from fftmoe.report.progress import Progress, size
 from fftmoe.report.trackers import Trackers, check_trackers
+from fftmoe.report.usage import MOST_CLIENTS, Counts, Usage, as_bits, count, from_bits
+from reports import config, rows, summary
 
 ROWS = [
     {"round": 0, "accuracy": 0.25, "bytes_down": 0, "bytes_up": 0},
@@ -79,8 +85,9 @@ def test_every_number_of_a_round_is_tracked_and_nothing_else(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers = Trackers(["tensorboard"], tmp_path, "run")
+    trackers.configure(config())
     for row in ROWS:
-        trackers.log({**row, "by_tier": {"small": 1.0}})
+        trackers.log({**row, "by_tier": {"small": 1.0}, "void": True})
     trackers.close()
     events = EventAccumulator(str(tmp_path / "trackers"))
     events.Reload()
@@ -89,36 +96,196 @@ def test_every_number_of_a_round_is_tracked_and_nothing_else(tmp_path: Path):
     assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(1, 1.5), (2, 1.25)]
 
 
-def summary() -> dict[str, Any]:
-    return {
-        "method": "fft-moe <1>",
-        "seed": 3,
-        "rounds_completed": 2,
-        "accuracy": 0.75,
-        "accuracy_by_tier": {"<b>small</b>": 0.5, "large": 0.75},
-        "client_accuracy": {"mean": 0.7, "worst_decile": 0.125},
-        "bytes_down": 5 * 2**20,
-        "bytes_up": 2**20,
-        "seconds": 61.4,
+class Recorder:
+    """Stands for a tracker that accelerate knows; fails where it is told to."""
+
+    requires_logging_directory = False
+    made: ClassVar[list["Recorder"]] = []
+    fails_at: ClassVar[str] = ""
+
+    def __init__(self, run_name: str) -> None:
+        self.run_name, self.calls = run_name, []
+        self.made.append(self)
+
+    def _call(self, name: str, *values: Any) -> None:
+        if name == self.fails_at:
+            raise ConnectionError("no answer")
+        self.calls.append((name, *values))
+
+    def start(self) -> None:
+        self._call("start")
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self._call("configure", values)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self._call("log", values, step)
+
+    def finish(self) -> None:
+        self._call("finish")
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    monkeypatch.setitem(trackers_module.KNOWN, "aim", Recorder)
+    monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: ["aim", "tensorboard"])
+    monkeypatch.setattr(Recorder, "made", [])
+    return Recorder
+
+
+def tracked(names: list[str], folder: Path, said: list[str]) -> None:
+    with closing(Trackers(names, folder, "run", said.append)) as trackers:
+        trackers.configure(config(budgets=[{"name": "small", "top_k": 1}], backbone={"model": "x", "pooling": None}))
+        trackers.log(ROWS[1])
+        trackers.finish(summary(faults={"late": 2}, accuracy_by_round={"1": 0.5}, alarms=[{"round": 1}]))
+
+
+def test_a_tracker_learns_the_recipe_and_the_outcome_and_nothing_of_single_clients(
+    recorder: type[Recorder], tmp_path: Path
+):
+    tracked(["aim"], tmp_path, said := [])
+    (made,) = recorder.made
+    assert [call[0] for call in made.calls] == ["start", "configure", "log", "log", "finish"]
+    assert made.run_name == "run"
+    settings = made.calls[1][1]
+    assert settings["partition.alpha"] == 0.1
+    assert settings["budgets.small.top_k"] == 1
+    assert "backbone.pooling" not in settings
+    assert all(isinstance(value, int | float | str) for value in settings.values())
+    assert made.calls[2][1:] == ({"train_loss": 1.5, "bytes_down": 2048, "bytes_up": 1000}, 1)
+    final, step = made.calls[3][1:]
+    assert (final["final/accuracy"], final["final/accuracy_by_tier.small"], step) == (0.75, 0.5, 3)
+    assert final["final/client_accuracy.worst_decile"] == 0.125
+    assert final["final/faults.late"] == 2
+    assert not [name for name in final if "clients." in name or "by_round" in name or "alarms" in name]
+    assert said == []
+
+
+@pytest.mark.parametrize("fails_at", ["start", "configure", "log", "finish"])
+def test_a_tracker_that_fails_is_told_once_and_ends_nothing(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails_at: str
+):
+    monkeypatch.setattr(recorder, "fails_at", fails_at)
+    tracked(["aim", "tensorboard"], tmp_path, said := [])
+    assert said == ["tracker aim failed, and the run goes on without it: ConnectionError: no answer"]
+    assert list((tmp_path / "trackers").glob("events.*"))  # the other has everything
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries that are no dependency of ours
+def test_wandb_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):
+        monkeypatch.setenv(name, value)
+    tracked(["wandb"], tmp_path, said := [])
+    assert said == []
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    tracked(["mlflow"], tmp_path, said := [])
+    assert said == []
+    experiment = mlflow.get_experiment_by_name("run")
+    (found,) = mlflow.MlflowClient().search_runs([experiment.experiment_id])
+    assert found.data.params["partition.alpha"] == "0.1"
+    assert found.data.metrics["train_loss"] == 1.5
+    assert found.data.metrics["final/accuracy"] == 0.75
+
+
+# ---- who uses which expert ------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(0, 200)))
+def test_experts_as_bits_and_back(experts: set[int]):
+    assert from_bits(as_bits(experts)) == tuple(sorted(experts))
+
+
+def test_what_clients_held_and_trained_is_noted_while_updates_pass():
+    held = {1: {4: (0, 1, 4), 11: (2,)}, 3: {4: (3,)}, 6: {}}
+    budget = Budget("small", 1, 3, (4, 11))
+    training = Training(batch_size=2, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
+    plan = RoundPlan(2, tuple(ClientPlan(2, c, 0, budget, experts, training) for c, experts in held.items()))
+    updates = [ClientUpdate(2, 1, 5, {}, {4: (0, 4)}), ClientUpdate(2, 6, 5, {})]  # client 3 did not answer
+    usage = Usage(plan)
+    assert list(usage.watch(updates)) == updates
+    assert usage.row() == {"experts": {"1": {"4": ["13", "11"], "11": ["4", "0"]}}}
+    assert Usage(plan).row() == {}
+
+
+def test_a_row_is_short_whatever_the_cohort():
+    budget = Budget("small", 1, 3, (4,))
+    training = Training(batch_size=2, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
+    plan = RoundPlan(1, tuple(ClientPlan(1, c, 0, budget, {4: (1,)}, training) for c in range(1009)))
+    usage = Usage(plan)
+    assert len(list(usage.watch(ClientUpdate(1, c, 5, {}, {4: (1,)}) for c in range(1009)))) == 1009
+    assert list(usage.row()["experts"]) == [str(c) for c in range(MOST_CLIENTS)]
+
+
+def test_uses_are_counted_over_the_rounds():
+    first, second = (
+        {"experts": {"1": {"4": ["13", "11"]}, "10": {"4": ["1", "1"]}}},
+        {"experts": {"1": {"4": ["3", "1"]}}},
+    )
+    assert count([{}, first, second]) == {
+        4: Counts(held={1: {0: 2, 1: 2, 4: 1}, 10: {0: 1}}, trained={1: {0: 2, 4: 1}, 10: {0: 1}}, rounds={1: 2, 10: 1})
     }
+    assert count([{"round": 0}]) == {}
 
 
-def test_a_page_shows_the_outcome_and_loads_nothing():
-    load = {f"blocks.{block}": torch.full((5,), 0.2, dtype=torch.float64) for block in (2, 10)}
-    page = report_page(summary(), ROWS, load)
-    for text in ("0.750", "0.125", "5.0 MiB / 1.0 MiB", "fft-moe &lt;1&gt;, seed 3", "&lt;b&gt;small&lt;/b&gt;"):
-        assert text in page
-    assert page.count("<svg") == 2
-    assert external_loads(page) == []
+# ---- load and alarms ------------------------------------------------------------------------------------------------
 
 
-def external_loads(page: str) -> list[str]:
-    """Addresses that a browser would fetch; names of namespaces and of formats are not among them."""
-    inside = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']?([^"'#\s>]+)""", page)
-    inside = [address for address in inside if not address.startswith("data:")]  # a picture in the page itself
-    return inside + re.findall(r"url\(([^#)][^)]*)\)|@import", page)
+def test_effective_experts_are_the_exponential_of_the_entropy():
+    assert effective_experts([0.2] * 5) == pytest.approx(5)
+    assert effective_experts([0.0, 1.0, 0.0]) == 1
+    assert effective_experts([0.5, 0.25, 0.25]) == pytest.approx(2 * 2**0.5)  # 1.5 bits
+    assert effective_experts([0.0, 0.0]) == 0
 
 
-def test_the_search_for_loads_would_find_some():
-    page = """<script src="https://x.org/a.js"></script><p style="background:url(https://x.org/b.png)">"""
-    assert external_loads(page) == ["https://x.org/a.js", "https://x.org/b.png"]
+def test_a_row_has_the_load_of_every_block_in_order():
+    load = {f"blocks.{block}": torch.full((3,), 1 / 3, dtype=torch.float64) for block in (10, 9)}
+    assert list(load_row(load)["load"].items()) == [("9", [0.33333] * 3), ("10", [0.33333] * 3)]
+    assert load_row({}) == {}
+
+
+def seen(*rounds: list[float]) -> list[tuple[int, str]]:
+    watch = LoadWatch()
+    return [
+        (t, alarm["kind"])
+        for t, shares in enumerate(rounds, 1)
+        for alarm in watch.see({"round": t, "load": {"4": shares}})
+    ]
+
+
+def test_an_expert_that_gets_nothing_for_three_rounds_raises_an_alarm_once():
+    even, starving = [0.2] * 5, [0.01, 0.24, 0.25, 0.25, 0.25]
+    assert seen(*[starving] * 2, even, *[starving] * 2) == []
+    assert seen(*[starving] * 7) == [(3, "starved")]
+    assert seen(*[starving] * 3, even, *[starving] * 3) == [(3, "starved"), (7, "starved")]
+    assert seen(*[[0.02, 0.23, 0.25, 0.25, 0.25]] * 7) == []  # a tenth of the even share, not below it
+
+
+def test_a_block_that_leans_on_few_experts_raises_an_alarm_until_it_recovers():
+    even, few = [0.2] * 5, [0.5, 0.4, 0.04, 0.03, 0.03]
+    assert effective_experts(few) == pytest.approx(2.9, abs=0.1)
+    assert seen(few) == []
+    collapsed = [0.7, 0.21, 0.03, 0.03, 0.03]
+    assert effective_experts(collapsed) < 2.5
+    assert seen(collapsed, collapsed, even, collapsed) == [(1, "collapsed"), (4, "collapsed")]
+
+
+def test_alarms_are_sentences_and_those_of_a_resumed_run_are_the_same():
+    told = rows()
+    watch = LoadWatch(told)
+    assert [describe(alarm) for alarm in watch.alarms] == [
+        "round 3, block 11: routing has collapsed to 1.4 effective experts of 5"
+    ]
+    resumed = LoadWatch(told[:2])
+    for row in told[2:]:
+        resumed.see(row)
+    assert resumed.alarms == watch.alarms
+    starved = {"round": 5, "block": 2, "kind": "starved", "experts": [0, 7]}
+    assert describe(starved) == "round 5, block 2: hardly any token went to expert 0, 7 for 3 rounds"

@@ -40,12 +40,14 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary and the rows, less what no two runs have in common."""
-    clocks = ("seconds", "client_seconds", "peak_rss_mib")
+    clocks = ("seconds", "client_seconds", "phase_seconds", "peak_rss_mib")
     summary = json.loads((folder / "summary.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for values in (summary, *rows):
         for tier in (values.get("per_client_round_by_tier") or values.get("by_tier")).values():
             del tier["seconds"]
+        for tier in values.get("prediction", {}).values():
+            tier.pop("seconds_per_client_round", None)
         for name in clocks:
             values.pop(name, None)
     return summary, rows

@@ -495,7 +495,7 @@ def test_ranges_are_for_people(numbers: tuple[int, ...], text: str):
     assert ranges(numbers) == text
 
 
-@pytest.mark.parametrize("num_bytes", [7_000, 30_000])
+@pytest.mark.parametrize("num_bytes", [7_000, 25_000])
 def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
     cli: Cli,
     recipe_file: Path,

@@ -1,0 +1,97 @@
+"""How good predictions of a round are: `python benchmarks/budgets.py`, about ten minutes on two cores.
+
+Of every setting, what `fftmoe plan --measure` says of each tier (`line`) and what a run times before it trains
+(`timed`) are held against the mean of the run's own client-rounds. Written to `results/budgets.json`.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common import RESULTS, machine, markdown
+from fftmoe.config import load_recipe
+from fftmoe.experiment import run
+from fftmoe.experiment.profile import profile
+from fftmoe.report.progress import Progress
+
+BRIEF = (
+    "federation.rounds=2",
+    "federation.clients_per_round=10",
+    "engine.workers=1",
+    "evaluation.local_only=false",
+    "evaluation.max_examples=50",
+    "data.test_examples=200",
+    "trackers=[]",
+)
+SETTINGS = {
+    "quickstart": (),
+    "tiers in unlike blocks": ("adapter.blocks=all", "budgets.small.blocks=last-1", "budgets.medium.blocks=last-3"),
+    "one epoch, equal shares": (
+        "partition={kind: iid, num_clients: 20}",
+        "federation.local_steps=null",
+        "federation.local_epochs=1",
+    ),
+    "small batches, clients together": ("federation.batch_size=2", "federation.local_steps=24"),
+    "LoRA": ("method=hetlora",),
+}
+
+
+def measured(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """By tier: seconds of a client's round as the line and the timing before a run predict them, and as they were."""
+    recipe = load_recipe("quickstart", [*BRIEF, *overrides])
+    line = {fit.budget.name: fit.seconds for fit in profile(recipe).tiers}
+    with tempfile.TemporaryDirectory() as folder:
+        summary = run(recipe, Path(folder) / "run", Progress(Console(file=io.StringIO()))).summary
+    return {
+        tier: {"line": line[tier], "timed": seconds["predicted"], "measured": seconds["measured"], **bytes_of(found)}
+        for tier, found in summary["prediction"].items()
+        if (seconds := found.get("seconds_per_client_round"))
+    }
+
+
+def bytes_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("bytes_down", "bytes_up")}
+
+
+def error(predicted: float, actual: float) -> float:
+    """Relative, with its sign: above 0 where the prediction was too large."""
+    return predicted / actual - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    settings = {}
+    for name in parser.parse_args().settings:
+        overrides = SETTINGS[name]
+        settings[name] = {"overrides": list(overrides), "tiers": measured(overrides)}
+        print(name, flush=True)
+    rows, errors = [], {"line": [], "timed": []}
+    for name, setting in settings.items():
+        for tier, found in setting["tiers"].items():
+            own = {kind: error(found[kind], found["measured"]) for kind in errors}
+            for kind, value in own.items():
+                errors[kind].append(abs(value))
+            up = error(found["bytes_up"]["predicted"], found["bytes_up"]["measured"])
+            rows.append((name, tier, f"{found['measured']:.2f}", *(f"{own[kind]:+.0%}" for kind in own), f"{up:+.1%}"))
+    total = {kind: {"median": statistics.median(found), "worst": max(found)} for kind, found in errors.items()}
+    written = {
+        "machine": {**machine(), "load": os.getloadavg()[0]},
+        "settings": settings,
+        "absolute_relative_error_of_seconds": total,
+    }
+    (RESULTS / "budgets.json").write_text(json.dumps(written, indent=1) + "\n")
+    print(markdown(("setting", "tier", "s a round", "line", "timed", "bytes up"), rows))
+    for kind, found in total.items():
+        print(f"{kind}: median error {found['median']:.0%}, worst {found['worst']:.0%}")
+
+
+if __name__ == "__main__":
+    main()

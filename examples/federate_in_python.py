@@ -1,0 +1,31 @@
+"""A federation from Python: run a recipe, read what it measured, and use the adapter that it made.
+
+python examples/federate_in_python.py [recipe] [section.key=value ...]
+"""
+
+import json
+import sys
+import tempfile
+
+from peft import PeftModel
+
+import fftmoe
+
+if __name__ == "__main__":
+    recipe, *overrides = sys.argv[1:] or ["quickstart", "federation.rounds=3", "evaluation.local_only_clients=3"]
+    with tempfile.TemporaryDirectory() as folder:
+        result = fftmoe.run(recipe, f"{folder}/run", overrides)
+
+        # A line for every round, and a summary of the whole run.
+        for line in (result.folder / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            print({name: row[name] for name in ("round", "accuracy", "train_loss") if name in row})
+        print(f"accuracy {result.summary['accuracy']:.3f}")
+
+        # The adapter is a PEFT folder beside the names of the labels, and opens on the backbone of the recipe.
+        labels = json.loads((result.folder / "adapter" / "labels.json").read_text())["labels"]
+        used = fftmoe.load_recipe(recipe, overrides)
+        backbone = fftmoe.load_backbone(used.backbone.model, num_labels=len(labels))
+        model = PeftModel.from_pretrained(backbone, str(result.folder / "adapter"))
+        experts = sum(p.numel() for name, p in model.named_parameters() if ".moe_experts." in name)
+        print(f"{experts} numbers in experts and routers, for {len(labels)} labels")

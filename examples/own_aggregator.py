@@ -1,0 +1,39 @@
+"""An aggregator of one's own: the usual mean per expert, over changes none of which is longer than a bound.
+
+    python examples/own_aggregator.py [recipe] [section.key=value ...]
+
+An aggregator is what `fftmoe/methods/aggregate.py` calls so: `add` a client's update, then give the `mean`.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+import fftmoe
+from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.records import ClientUpdate
+
+
+@dataclass
+class Shortened(WeightedSum):
+    """Brings every client's change to the length `longest` before it is added, where it is longer."""
+
+    longest: float = 1.0
+
+    def add(self, update: ClientUpdate) -> None:
+        """Over all tensors of the client together."""
+        norm = torch.stack([delta.norm() for delta in update.tensors.values()]).norm()
+        factor = (self.longest / norm).clamp(max=1.0)
+        super().add(replace(update, tensors={name: factor * delta for name, delta in update.tensors.items()}))
+
+
+if __name__ == "__main__":
+    recipe, *overrides = sys.argv[1:] or ["quickstart", "federation.rounds=2", "evaluation.local_only=false"]
+    with tempfile.TemporaryDirectory() as folder:
+        plugins = fftmoe.Plugins(aggregators={"shortened": partial(Shortened, longest=0.5)})
+        chosen = [*overrides, "federation.aggregation=plugin:shortened"]
+        result = fftmoe.run(recipe, f"{folder}/run", chosen, plugins=plugins)
+    print(f"accuracy with shortened changes: {result.summary['accuracy']:.3f}")
