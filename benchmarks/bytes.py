@@ -25,7 +25,8 @@ from fftmoe.codec import KINDS
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose
+from fftmoe.experiment.clients import ClientSpec, build_client
+from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.records import ServerState, pack_plan, unpack
 from fftmoe.report.comparison import Estimate, estimate
 from fftmoe.server.rounds import plan_round

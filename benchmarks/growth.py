@@ -34,7 +34,8 @@ from common import RESULTS, machine, markdown
 from fftmoe.backbones import fingerprint, first_adapted_block
 from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.compose import ClientSpec, Experiment, build_client, compose
+from fftmoe.experiment.clients import ClientSpec, build_client
+from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import Tensors

@@ -19,7 +19,7 @@ from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import WorkerPool
 from fftmoe.experiment.at_once import clients_at_once
-from fftmoe.experiment.compose import ClientSpec, build_client
+from fftmoe.experiment.clients import ClientSpec, build_client
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ClientUpdate, RoundPlan
 from fftmoe.server.screening import Expectation

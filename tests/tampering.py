@@ -11,7 +11,8 @@ import torch
 
 from fftmoe.config import METHODS, parse_recipe
 from fftmoe.engines.base import Fault, Group, Reply
-from fftmoe.experiment.compose import Experiment, build_client, client_spec, compose
+from fftmoe.experiment.clients import build_client, client_spec
+from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
 from fftmoe.server.rounds import apply_round, plan_round

@@ -20,7 +20,8 @@ from fftmoe.data import Completions, PromptSplit, load_prompts, tokenize_complet
 from fftmoe.errors import InputError
 from fftmoe.evaluate import batch_size_for, tally
 from fftmoe.experiment import evaluate_run, forecast, load_run, run
-from fftmoe.experiment.compose import build_client, client_spec, compose
+from fftmoe.experiment.clients import build_client, client_spec
+from fftmoe.experiment.compose import compose
 from fftmoe.experiment.load import load_split
 from fftmoe.experiment.run import resume
 from fftmoe.records import pack_plan, unpack_update

@@ -123,10 +123,10 @@ def test_table_and_goals_of_small_clients(load: Load):
 
 def test_a_round_through_messages_trains_every_client(load: Load, recipe: Recipe, tmp_path: Path):
     tricks, small, local = load("tricks"), load("small_clients"), load("fftmoe.engines.local")
-    prepare, compose = load("trick_bench").prepare, load("fftmoe.experiment.compose")
+    prepare, clients = load("trick_bench").prepare, load("fftmoe.experiment.clients")
     bench = prepare(recipe, (1, 13), clients=3, examples=5, cache_dir=tmp_path)
     full = tricks.Tricks(**{**vars(tricks.FULL), "bfloat16": False})
-    engine = local.InProcess(compose.build_client(small.spec(bench, full)))
+    engine = local.InProcess(clients.build_client(small.spec(bench, full)))
     expected = [update.metrics["loss"] for update in bench.product(full)]
     for at_once in (1, 2):
         updates = small.exchange(bench, engine, at_once)

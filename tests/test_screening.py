@@ -18,7 +18,7 @@ from fftmoe.data import WithPrefix
 from fftmoe.engines.base import Fault
 from fftmoe.experiment import ledger as ledger_module
 from fftmoe.experiment.build import build_model
-from fftmoe.experiment.compose import build_client, client_spec
+from fftmoe.experiment.clients import build_client, client_spec
 from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan, pack_update, unpack_update
 from fftmoe.server.screening import LARGEST, MARGIN, MOST_EXAMPLES, Rejected, screen

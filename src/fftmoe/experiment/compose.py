@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import check_quantization, enable_resume, first_adapted_block, num_states, on_device
-from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.backbones import check_quantization, first_adapted_block, num_states, on_device
 from fftmoe.codec import bytes_per_number
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Partition, WithPrefix, default_cache_dir, make_partition
+from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
 from fftmoe.errors import InputError
-from fftmoe.evaluate import client_metrics
-from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets, make_loss
+from fftmoe.experiment.build import build_method, build_model, check_head, expert_shape, fit_budgets
 from fftmoe.experiment.centralize import centralized
 from fftmoe.experiment.load import Loaded, load_examples
 from fftmoe.experiment.plugins import Plugins, check_named
@@ -23,7 +20,7 @@ from fftmoe.experiment.prefix import with_prefix
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, resolve
 from fftmoe.records import Budget, Training
-from fftmoe.rng import derive, numpy_generator
+from fftmoe.rng import derive
 from fftmoe.tasks import Task, make_task
 
 # Of a client that trains alone in a federation whose head is solved.
@@ -169,64 +166,6 @@ def cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.n
         return examples
     limit = recipe.engine.prefix_cache_mib * 2**20
     return with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), limit, groups)
-
-
-@dataclass(frozen=True)
-class ClientSpec:
-    """What a worker process needs to build its `ClientRuntime`; picklable, unlike a model."""
-
-    recipe: Recipe
-    label_names: tuple[str, ...]
-    method: Method
-    train: Examples
-    partition: Sequence[np.ndarray]
-    states: ClientStates
-    holdout: Examples
-    plugins: Plugins = field(default_factory=Plugins)
-
-
-def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
-    """Of this experiment, with clients that keep their states there."""
-    recipe = experiment.recipe
-    return ClientSpec(
-        recipe,
-        experiment.label_names,
-        experiment.method,
-        experiment.train,
-        experiment.partition.indices,
-        states,
-        holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
-        experiment.plugins,
-    )
-
-
-def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
-    """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
-    if model is None:
-        model = build_model(spec.recipe, spec.label_names, spec.plugins)
-        for examples in (spec.train, spec.holdout):
-            if isinstance(examples, WithPrefix):
-                enable_resume(model, examples.block)
-    task = make_task(spec.recipe.backbone.task)
-    return ClientRuntime(
-        model,
-        spec.method,
-        make_loss(spec.recipe),
-        make_loss(spec.recipe, alone=True),
-        len(spec.label_names),
-        spec.train,
-        spec.partition,
-        spec.states,
-        partial(client_metrics, task=task, examples=spec.holdout),
-    )
-
-
-def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
-    """A fixed random subset of `size` examples; all of them when `size` is None or larger."""
-    if size is None or size >= len(examples):
-        return examples
-    rows = numpy_generator(seed, "holdout").choice(len(examples), size, replace=False)
-    return examples.select(np.sort(rows))
 
 
 def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from fftmoe.backbones import continue_greedily, load_tokenizer
 from fftmoe.config import Generation, Recipe
 from fftmoe.data import Completions, Examples, WithPrefix
-from fftmoe.experiment.compose import holdout
+from fftmoe.experiment.load import holdout
 from fftmoe.tasks import exact_match, rouge_l
 
 

@@ -12,9 +12,10 @@ from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import Tally, mean_and_worst_decile, tally
-from fftmoe.experiment.compose import Experiment, holdout
+from fftmoe.experiment.compose import Experiment
 from fftmoe.experiment.generation import generation_metrics
 from fftmoe.experiment.ledger import Ledger, expectations
+from fftmoe.experiment.load import holdout
 from fftmoe.records import ServerState, Training
 from fftmoe.server.rounds import choose_cohort, plan_round
 

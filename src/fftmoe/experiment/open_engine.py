@@ -5,7 +5,8 @@ from functools import partial
 
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.compose import Experiment, build_client, client_spec
+from fftmoe.experiment.clients import build_client, client_spec
+from fftmoe.experiment.compose import Experiment
 from fftmoe.experiment.simulated import open_simulation
 from fftmoe.store import RunFolder
 

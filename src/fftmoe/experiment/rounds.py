@@ -7,9 +7,10 @@ from typing import Any
 
 from fftmoe.engines.base import Engine, Fault
 from fftmoe.errors import RunError
-from fftmoe.experiment.compose import Experiment, holdout
+from fftmoe.experiment.compose import Experiment
 from fftmoe.experiment.journal import Journal
 from fftmoe.experiment.ledger import Ledger, expectations
+from fftmoe.experiment.load import holdout
 from fftmoe.experiment.measure import final_metrics, measure
 from fftmoe.experiment.privacy import NoisySums, PrivateRounds
 from fftmoe.head import bounded_total

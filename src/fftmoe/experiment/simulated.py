@@ -10,7 +10,8 @@ from typing import Any
 from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Engine, Handler
 from fftmoe.errors import InputError
-from fftmoe.experiment.compose import Experiment, build_client, client_spec, compose
+from fftmoe.experiment.clients import build_client, client_spec
+from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.store import ClientStateFiles, RunFolder, read_config
 
 

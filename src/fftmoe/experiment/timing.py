@@ -10,7 +10,8 @@ import torch
 from fftmoe.data.batches import POOL_BATCHES
 from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.build import build_method, fit_budgets
-from fftmoe.experiment.compose import Experiment, build_client, client_spec
+from fftmoe.experiment.clients import build_client, client_spec
+from fftmoe.experiment.compose import Experiment
 from fftmoe.records import Budget, ServerState, Tensors, pack_plan
 from fftmoe.rng import numpy_generator
 from fftmoe.server.rounds import plan_round
