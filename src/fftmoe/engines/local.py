@@ -120,7 +120,8 @@ def _named(group: Group) -> str:
 def _worker_died(group: Group) -> RunError:
     return RunError(
         f"a worker process died while {_named(group)} was running or queued; "
-        "it was killed, perhaps for memory, or could not start (its own message is above): try --workers 1"
+        "it was killed, perhaps for memory, or could not start (its own message is above): try --workers 1, and in a "
+        "script of your own put what runs under `if __name__ == '__main__':`, since every worker reads the script"
     )
 
 
