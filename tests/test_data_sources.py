@@ -142,7 +142,9 @@ def test_a_single_label_is_nothing_to_classify(tmp_path: Path):
 
 def test_folder_without_test(tmp_path: Path):
     write(tmp_path, "train", TRAIN)
-    with pytest.raises(InputError, match=r"has no test split \(it has train\); .* add test\.parquet \(or \.csv, \.jsonl\)"):
+    with pytest.raises(
+        InputError, match=r"has no test split \(it has train\); .* add test\.parquet \(or \.csv, \.jsonl\)"
+    ):
         load_source(str(tmp_path))
 
 
