@@ -50,7 +50,12 @@ class Results:
         if name not in self.runs:
             with tempfile.TemporaryDirectory() as folder:
                 summary = run(load_recipe(recipe, overrides), Path(folder) / "run").summary
-            self.runs[name] = {"recipe": recipe, "overrides": list(overrides), "machine": machine(), "summary": summary}
+            self.runs[name] = {
+                "recipe": Path(recipe).name,  # where it lies is this machine's business
+                "overrides": list(overrides),
+                "machine": machine(),
+                "summary": summary,
+            }
             self.path.parent.mkdir(exist_ok=True)
             self.path.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n")
             metric = summary["metric"]
