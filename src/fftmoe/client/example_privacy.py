@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
+from fftmoe.methods.private import clipped
 from fftmoe.records import Training
 
-LossOf = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Rows int64 [B] to what is minimised and, of that, the task's part, which is to be told to nobody; both scalars."""
+LossOf = Callable[[Tensor], Tensor]
+"""Rows int64 [B] to what is minimised, a scalar."""
 
 
 def sampling_rate(batch_size: int, num_examples: int) -> float:
@@ -40,20 +41,10 @@ def noisy_backward(
     assert clip is not None
     totals = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     for row in rows:
-        loss, _ = loss_of(row[None])
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        for total, part in zip(totals, clipped(gradients, clip), strict=True):
-            total += part
+        found = torch.autograd.grad(loss_of(row[None]), parameters, allow_unused=True)
+        gradients = {str(place): g.double() for place, g in enumerate(found) if g is not None}
+        for place, part in clipped(gradients, clip).items():
+            totals[int(place)] += part
     for parameter, total in zip(parameters, totals, strict=True):
         noisy = total + noise * clip * draw(total.shape).to(total.device)
         parameter.grad = (noisy / training.batch_size).to(parameter.dtype)
-
-
-def clipped(gradients: Sequence[Tensor], most: float) -> list[Tensor]:
-    """Scaled together to a joint norm of at most `most`, float64; zeros where a number is infinite or none."""
-    wide = [gradient.double() for gradient in gradients]
-    norm = torch.stack([gradient.square().sum() for gradient in wide]).sum().sqrt()
-    if not torch.isfinite(norm):
-        return [torch.zeros_like(gradient) for gradient in wide]
-    return [gradient * (most / norm.clamp_min(most)) for gradient in wide]

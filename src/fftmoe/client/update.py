@@ -67,8 +67,9 @@ def update_client(
                 (loss + proximal(parameters, start, training.proximal)).backward(inputs=parameters)
                 task_losses.append(task_loss.detach())
             else:
-                noisy_backward(loss_of, rows, parameters, training)
-                add_proximal_gradient(parameters, start, training.proximal)
+                noisy_backward(lambda row: loss_of(row)[0], rows, parameters, training)
+                if training.proximal:  # no example has a part in it
+                    torch.as_tensor(proximal(parameters, start, training.proximal)).backward(inputs=parameters)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -137,10 +138,3 @@ def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> 
     if not mu:
         return 0.0
     return mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(parameters, start, strict=True))
-
-
-def add_proximal_gradient(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
-    """Puts mu * (theta - theta_t), which no example has a part in, on top of gradients that are there."""
-    for parameter, begun in zip(parameters, start, strict=False):
-        assert parameter.grad is not None
-        parameter.grad += mu * (parameter.detach() - begun)
