@@ -10,12 +10,14 @@ import yaml
 
 from conftest import Cli
 from fftmoe.config import parse_recipe
+from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
+from fftmoe.experiment import prediction
 from fftmoe.experiment import profile as profiles
 from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.compose import compose
 from fftmoe.experiment.free_memory import _groups, available_mib, total_mib
-from fftmoe.experiment.prediction import against, seconds_by_tier
+from fftmoe.experiment.prediction import against, resident_mib, seconds_by_tier
 from fftmoe.experiment.profile import Fit, Limits, Point, Speed, candidates, largest, order
 from fftmoe.experiment.timing import TimedClient
 from fftmoe.methods.budget import ExpertShape, resolve
@@ -185,6 +187,23 @@ def test_seconds_are_predicted_for_every_tier_and_a_loss_that_is_no_number_for_n
     diverging = {**recipe_values, "head": {"kind": "averaged", "learning_rate": 1e38}}
     experiment = compose(parse_recipe(diverging, "test"))
     assert seconds_by_tier(experiment, experiment.method.init(experiment.model)) == {}
+
+
+def test_memory_is_expected_for_every_process_and_not_of_clients_elsewhere(
+    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """On 100 MiB now: the files of cached states come on top, and all of it once more for each worker."""
+    monkeypatch.setattr(prediction, "peak_rss_mib", lambda: 100.0)
+    for engine, processes in (
+        ({"workers": 1}, 1),
+        ({"workers": 3}, 4),
+        ({"workers": 1, "kind": "flower"}, 2),  # even one is Ray's own
+    ):
+        experiment = compose(parse_recipe({**recipe_values, "engine": engine}, "test"))
+        cached = [e.path.stat().st_size for e in (experiment.train, experiment.test) if isinstance(e, WithPrefix)]
+        assert sum(cached) > 0
+        assert resident_mib(experiment) == pytest.approx(processes * (100 + sum(cached) / 2**20))
+    assert resident_mib(dataclasses.replace(experiment, remote=True)) is None
 
 
 def test_what_was_predicted_is_held_against_what_was_measured():

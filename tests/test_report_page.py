@@ -24,8 +24,11 @@ def test_a_finished_run_has_all_sections_and_its_outcome_first():
     before_the_curves = found.text[: found.text.index("Learning curve")]
     for words in ("0.750", "on all test data", "0.125", "3.0 MiB", "9.0 MiB", "18 s", "dirichlet, alpha 0.1"):
         assert words in before_the_curves
-    for words in ("1.0 MiB → 512 KiB", "3.00", "5.0 MiB", "512 MiB at its peak", "fftmoe run config.yaml", "3.11.2"):
+    for words in ("1.0 MiB → 512 KiB", "3.00", "5.0 MiB", "512 MiB at their peak", "fftmoe run config.yaml", "3.11.2"):
         assert words in found.text
+    assert "was expected" not in found.text
+    expected = structure_of(report_page(config(), rows(), summary(expected_rss_mib=448.0)))
+    assert "512 MiB at their peak; 448 MiB was expected" in expected.text
     captions = [a["aria-label"] for tag, a in found.elements if tag == "svg" and a.get("role") == "img"]
     # Curve, loss, clients, effective experts, load and use of two blocks each, bytes, seconds.
     assert len(captions) == 10

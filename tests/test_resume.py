@@ -40,7 +40,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary and the rows, less what no two runs have in common."""
-    clocks = ("seconds", "client_seconds", "phase_seconds", "peak_rss_mib")
+    clocks = ("seconds", "client_seconds", "phase_seconds", "peak_rss_mib", "expected_rss_mib")
     summary = json.loads((folder / "summary.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for values in (summary, *rows):

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 
+from fftmoe.config import Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import make_engine
 from fftmoe.experiment.clients import build_client, client_spec
@@ -20,9 +21,13 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
     recipe = experiment.recipe  # compose may have changed it
     if recipe.engine.kind == "flower":
         return open_simulation(experiment, folder)
-    workers = recipe.engine.workers
-    if workers == "auto":
-        workers = min(os.cpu_count() or 1, recipe.federation.clients_per_round)
+    workers = num_workers(recipe)
     spec = client_spec(experiment, folder.client_states)
     handler = build_client(spec, experiment.model) if workers == 1 else None
     return make_engine(workers, partial(build_client, spec), handler)
+
+
+def num_workers(recipe: Recipe) -> int:
+    """The processes that train clients."""
+    workers = recipe.engine.workers
+    return min(os.cpu_count() or 1, recipe.federation.clients_per_round) if workers == "auto" else workers

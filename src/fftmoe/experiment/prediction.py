@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from fftmoe.data import WithPrefix
+from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import RunError
 from fftmoe.experiment.compose import Experiment
+from fftmoe.experiment.open_engine import num_workers
 from fftmoe.experiment.timing import TimedClient
 from fftmoe.records import ServerState
 from fftmoe.report.progress import Progress, duration
 
 WORTH_SAYING = 60  # seconds; who waits less has seen it before having read it
 LONG = 1800  # seconds; what takes longer one would rather try first
+MIB = 2**20
 
 
 def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, float]:
@@ -29,6 +33,20 @@ def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, f
         return {}
 
 
+def resident_mib(experiment: Experiment) -> float | None:
+    """What the run's processes will hold at their largest, told once `seconds_by_tier` has trained a few steps here.
+
+    This process as it is now, with the files of cached states, which count as they are read; a worker is expected to
+    take as much. None where clients are elsewhere.
+    """
+    if experiment.remote:
+        return None
+    engine, workers = experiment.recipe.engine, num_workers(experiment.recipe)
+    cached = [e.path.stat().st_size for e in (experiment.train, experiment.test) if isinstance(e, WithPrefix)]
+    processes = 1 if workers == 1 and engine.kind == "local" else 1 + workers
+    return (peak_rss_mib() + sum(cached) / MIB) * processes
+
+
 def tell(experiment: Experiment, seconds: Mapping[str, float], done: int, folder: Any, progress: Progress) -> None:
     """How long the clients of the rounds after `done` will train, and for a long run what one can do about it."""
     recipe = experiment.recipe
@@ -37,9 +55,7 @@ def tell(experiment: Experiment, seconds: Mapping[str, float], done: int, folder
         return
     each = float(shares @ [seconds[tier.name] for tier in experiment.tiers])
     cohort, rounds = recipe.federation.clients_per_round, recipe.federation.rounds - done
-    cores = os.cpu_count() or 1
-    workers = recipe.engine.workers if isinstance(recipe.engine.workers, int) else cores
-    total = rounds * cohort * each / min(workers, cores, cohort)
+    total = rounds * cohort * each / min(num_workers(recipe), os.cpu_count() or 1, cohort)
     if total < WORTH_SAYING:
         return
     progress.say(

@@ -17,7 +17,7 @@ from fftmoe.experiment.measure import local_only
 from fftmoe.experiment.open_engine import open_engine
 from fftmoe.experiment.plan import predicted_by_tier
 from fftmoe.experiment.plugins import Plugins
-from fftmoe.experiment.prediction import against, seconds_by_tier, tell
+from fftmoe.experiment.prediction import against, resident_mib, seconds_by_tier, tell
 from fftmoe.experiment.privacy import PrivateRounds, private_rounds
 from fftmoe.experiment.rounds import federate
 from fftmoe.records import ServerState
@@ -168,6 +168,7 @@ def _carry_out(
     if privacy is not None:
         progress.say(privacy.promise)
     expected = seconds_by_tier(experiment, initial) if progress.visible else {}
+    memory = resident_mib(experiment) if expected else None
     tell(experiment, expected, state.round, folder.path, progress)
     with (
         closing(Trackers(recipe.trackers, folder.path, recipe.name, progress.say)) as trackers,
@@ -190,6 +191,7 @@ def _carry_out(
             "environment": environment(next(experiment.model.parameters()).device),
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(peak, 1),
+            **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
         }
         trackers.finish(summary)
     _save(experiment, state, folder, summary, journal.rows)

@@ -194,13 +194,17 @@ def _costs(run: Run) -> list[str]:
         "adapter and head with gradients and AdamW moments; MFLOP: of the adapter, forward and backward; both of the "
         "plan."
     )
-    peak = run.summary.get("peak_rss_mib")
-    told = (
-        f" What one client takes in memory is not measured; the whole run took {peak:.0f} MiB at its peak."
-        if peak
-        else ""
-    )
-    return [table(header, rows), paragraph(notes + told, note=True) if rows else "", figures(run_figures.traffic(run))]
+    told = paragraph(notes + _memory(run), note=True) if rows else ""
+    return [table(header, rows), told, figures(run_figures.traffic(run))]
+
+
+def _memory(run: Run) -> str:
+    """What the run's processes held."""
+    expected, peak = run.summary.get("expected_rss_mib"), run.summary.get("peak_rss_mib")
+    if not peak:
+        return ""
+    before = f"; {expected:.0f} MiB was expected after a few timed steps" if expected else ""
+    return f" All processes of the run, backbone and data included, took {peak:.0f} MiB at their peak{before}."
 
 
 def _timed(predictions: Mapping[str, Any], tier: str) -> float | None:
