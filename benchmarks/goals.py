@@ -18,6 +18,7 @@ from fftmoe.report.comparison import (
     curve,
     distinct,
     estimate,
+    metric_of,
     paired_differences,
 )
 from fftmoe.report.comparison_tables import NOTHING, with_interval
@@ -67,7 +68,7 @@ def costs(cells: Sequence[CellResult], variant: str, target_of: str) -> Iterator
             theirs, ours = (curve(own, name, partition) for name in (target_of, variant))
             if theirs and ours:
                 last = theirs[-1]
-                point = cost_to_target(ours, last.accuracy)
+                point = cost_to_target(ours, last.value, metric_of(cells))
                 yield None if point is None else (point.round / last.round, point.bytes / last.bytes)
 
 

@@ -11,7 +11,7 @@ from common import machine
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.experiment.cells import Cell
-from fftmoe.experiment.compare import ROW_KEYS, is_finished, read_cell, write_cell
+from fftmoe.experiment.compare import is_finished, read_cell, write_cell
 from fftmoe.report.comparison import CellResult, distinct
 from fftmoe.store import disk_errors, write_atomically
 
@@ -25,6 +25,7 @@ KEPT = (
     "seconds",
     "trainable_parameters",
 )
+COLUMNS = ("round", "accuracy", "bytes_up", "bytes_down", "client_seconds")  # of a cell's rows, as they are kept
 # Digits kept of the rounds' numbers.
 DIGITS = {"accuracy": 6, "client_seconds": 2}
 # Of a recipe, what differs between machines and changes no figure.
@@ -78,12 +79,12 @@ def digest(recipe: Recipe) -> str:
 
 
 def numbers_of(cell: Cell, result: CellResult, data: str) -> Line:
-    """What is committed of a cell; its rounds as lists in the order of `ROW_KEYS`."""
+    """What is committed of a cell; its rounds as lists in the order of `COLUMNS`."""
     coordinates = {key: getattr(result, key) for key in ("variant", "method", "head", "partition", "seed", "status")}
     line = {"data": data, **coordinates, "digest": digest(cell.recipe)}
     if result.status == "done":
         line |= {key: result.summary[key] for key in KEPT if key in result.summary}
-        line["rows"] = [[_rounded(key, row[key]) for key in ROW_KEYS] for row in result.rows]
+        line["rows"] = [[_rounded(key, row[key]) for key in COLUMNS] for row in result.rows]
     return line
 
 
@@ -93,7 +94,7 @@ def _rounded(key: str, value: Any) -> Any:
 
 def _contents(line: Line) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Of a finished cell's line, what `numbers_of` kept: the summary and the rounds."""
-    rows: list[dict[str, Any]] = [dict(zip(ROW_KEYS, row, strict=True)) for row in line["rows"]]
+    rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in line["rows"]]
     by_round = {str(row["round"]): row["accuracy"] for row in rows}
     return {**{key: line[key] for key in KEPT if key in line}, "accuracy_by_round": by_round}, rows
 

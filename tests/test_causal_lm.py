@@ -554,3 +554,19 @@ def test_the_command_line_tells_the_perplexity(values: dict[str, Any], tmp_path:
     assert re.search(r"round   1 .*perplexity \d", outcome.out)
     assert re.search(r"^perplexity \d+\.\d+ on the whole test set", outcome.out, re.MULTILINE)
     assert "accuracy" not in outcome.err + outcome.out
+
+
+def test_methods_are_compared_by_perplexity_and_without_a_head(values: dict[str, Any], tmp_path: Path, cli: Cli):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(changed(values, federation__rounds=1)))
+    flags = ("--methods", "fft-moe,fedit", "--seeds", "1", "--workers", "1", "--output", tmp_path / "compared")
+    outcome = cli("compare", path, *flags)
+    assert outcome.status == 0, outcome.err
+    for words in (r"\[2/2, .*\] fedit, .*: perplexity \d", r"fft-moe − fedit +[+-]\d", "below 0"):
+        assert re.search(words, outcome.out), words
+    assert "accuracy" not in outcome.err + outcome.out
+    known = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert (known["metric"], *known["variants"]) == ("perplexity", "fft-moe", "fedit")
+    (ours,) = known["variants"]["fft-moe"]["by_partition"].values()
+    run(parse_recipe(changed(values, seed=0, federation__rounds=1), "test"), tmp_path / "alone")
+    assert ours["mean"] == summary_of(tmp_path / "alone")["perplexity"]

@@ -1,5 +1,6 @@
 """Comparisons: their statistics on numbers worked by hand, and small grids on the tiny backbone."""
 
+import dataclasses
 import io
 import json
 import math
@@ -34,18 +35,21 @@ from fftmoe.report.comparison import (
     paired_differences,
     retained,
     t_quantile,
-    target_accuracy,
+    target_value,
 )
 from fftmoe.report.comparison_page import comparison_page
 from fftmoe.report.comparison_tables import (
-    accuracy_table,
     failures,
+    metric_table,
     robustness_table,
     tables,
     target_table,
     with_interval,
 )
+from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
+
+ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity")
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ def test_a_curve_is_the_mean_over_seeds_with_its_band():
     points = curve(GRID, "fft-moe+h", "iid")
     assert [point.round for point in points] == [0, 1, 2]
     last = points[-1]
-    assert (last.accuracy, last.low, last.high) == (pytest.approx(0.85), 0.8, 0.9)
+    assert (last.value, last.low, last.high) == (pytest.approx(0.85), 0.8, 0.9)
     assert last.half_width == pytest.approx(12.7062 * 0.05)  # s / sqrt(2) of values 0.1 apart
     assert (last.bytes, last.seconds) == (600, 20.5)
     assert curve(GRID, "fedavg+h", "iid") == []
@@ -152,22 +156,22 @@ def test_a_curve_needs_every_seed_at_its_rounds():
 
 def test_the_target_is_fedits_final_accuracy_or_the_named_one():
     comparison = Comparison("x", GRID)
-    target = target_accuracy(comparison, "fft-moe+h", "shards:1")
+    target = target_value(comparison, "fft-moe+h", "shards:1")
     assert target == pytest.approx(0.45)
-    cost = cost_to_target(curve(GRID, "fft-moe+h", "shards:1"), 0.45)
+    cost = cost_to_target(curve(GRID, "fft-moe+h", "shards:1"), 0.45, ACCURACY)
     assert cost is not None
     assert (cost.round, cost.bytes, cost.seconds) == (1, 300, 10.5)  # 0.5 after round 1
-    own = target_accuracy(comparison, "fedit+h", "iid")
+    own = target_value(comparison, "fedit+h", "iid")
     assert own is not None
-    reached = cost_to_target(curve(GRID, "fedit+h", "iid"), own)
+    reached = cost_to_target(curve(GRID, "fedit+h", "iid"), own, ACCURACY)
     assert reached is not None
     assert reached.round == 2  # fedit itself needs all rounds
-    assert cost_to_target(curve(GRID, "fedit+h", "shards:1"), 0.9) is None
-    assert target_accuracy(Comparison("x", GRID, 0.6), "fft-moe+h", "iid") == 0.6
-    assert target_accuracy(Comparison("x", (GRID[0],)), "fft-moe+h", "iid") is None
+    assert cost_to_target(curve(GRID, "fedit+h", "shards:1"), 0.9, ACCURACY) is None
+    assert target_value(Comparison("x", GRID, 0.6), "fft-moe+h", "iid") == 0.6
+    assert target_value(Comparison("x", (GRID[0],)), "fft-moe+h", "iid") is None
     # Another head's fedit sets no target.
     other = Comparison("x", (*GRID, cell("fft-moe+g", "iid", 0, 0.5)))
-    assert target_accuracy(other, "fft-moe+g", "iid") is None
+    assert target_value(other, "fft-moe+g", "iid") is None
 
 
 def test_differences_are_taken_pair_by_pair():
@@ -197,10 +201,10 @@ def test_differences_keep_to_the_head_where_they_can():
 
 def test_centralized_is_shown_where_it_ran_alone():
     cells = (*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, 0.95))
-    table = accuracy_table(cells)
+    table = metric_table(cells)
     assert table.rows[2] == ("centralized+h", "0.925 ±.318", "–", "–")
     assert len(table.notes) == 1  # no seed is missing
-    others = accuracy_table(GRID)
+    others = metric_table(GRID)
     assert (table.header, table.rows[:2]) == (others.header, others.rows)
     assert robustness_table(cells).rows[2][:3] == ("centralized+h", "–", "–")
     # fedit's final accuracy on iid is 0.85.
@@ -210,10 +214,42 @@ def test_centralized_is_shown_where_it_ran_alone():
     # 0.8 - 0.9 and 0.9 - 0.95, both below 0.
     assert (centralized.other, centralized.estimate.n, centralized.wins) == ("centralized+h", 2, 0)
     assert centralized.estimate.mean == pytest.approx(-0.075)
-    lacking = accuracy_table((*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, None)))
+    lacking = metric_table((*GRID, cell("centralized+h", "iid", 0, 0.9), cell("centralized+h", "iid", 1, None)))
     assert lacking.rows[2] == ("centralized+h", "0.900*", "–", "–")  # this seed did fail
     curves = comparison_page(Comparison("x", cells)).split("<h3>")[1:]
     assert ["</svg>centralized+h</li>" in drawn for drawn in curves] == [True, False]  # its line in the legend
+
+
+def test_of_errors_less_is_better():
+    """The same grid, its accuracies taken for perplexities: what was the best is the worst."""
+    grid = tuple(as_perplexity(found) for found in GRID)
+    kept = retained(grid, "fft-moe+h")
+    assert kept is not None
+    assert kept.mean == pytest.approx((0.8 / 0.7 + 0.9 / 0.5) / 2)  # less error under skew than without: above 1
+    (found,) = paired_differences(grid)
+    assert (found.estimate.mean, found.wins) == (paired_differences(GRID)[0].estimate.mean, 1)
+    points = curve(grid, "fft-moe+h", "shards:1")  # 0.1, 0.5, then 0.7 and 0.5
+    for target, reached in ((0.05, None), (0.1, 0), (0.3, 0)):
+        cost = cost_to_target(points, target, PERPLEXITY)
+        assert (None if cost is None else cost.round) == reached
+    assert [table.title for table in tables(Comparison("x", grid))] == [
+        "Perplexity",
+        "Under skew, and what a run costs",
+        "Rounds to the target",
+        "Paired differences of perplexity",
+    ]
+    page = comparison_page(Comparison("x", grid))
+    assert "fedit+h: lowest perplexity" in page
+    assert "Perplexity against rounds and bytes" in page
+    assert "IID kept: own IID perplexity / mean over the other partitions" in page
+    assert "below 0" in page
+    assert "ccuracy" not in page
+
+
+def as_perplexity(found: CellResult) -> CellResult:
+    rows = [{"perplexity" if key == "accuracy" else key: value for key, value in row.items()} for row in found.rows]
+    summary = {key.replace("accuracy", "perplexity"): value for key, value in found.summary.items()}
+    return dataclasses.replace(found, metric="perplexity", summary=summary, rows=rows)
 
 
 def test_cells_of_several_data_sets_pair_within_their_own():
@@ -226,11 +262,11 @@ def test_cells_of_several_data_sets_pair_within_their_own():
 
 def test_failed_cells_are_left_out_and_marked():
     partly = Comparison("x", (*GRID[:6], cell("fft-moe+h", "shards:1", 1, None), cell("fedit+h", "shards:1", 1, None)))
-    table = accuracy_table(partly.cells)
+    table = metric_table(partly.cells)
     assert table.rows[0] == ("fft-moe+h", "0.850 ±.635", "0.700*", "0.750")
     assert "* some of its seeds failed" in table.notes[1]
     assert failures(partly) == ["failed: fft-moe+h, shards:1, seed 1; fedit+h, shards:1, seed 1: out of luck"]
-    lost = accuracy_table((cell("a+h", "iid", 0, None), CellResult("b+h", "b", "h", "iid", 0, "not run")))
+    lost = metric_table((cell("a+h", "iid", 0, None), CellResult("b+h", "b", "h", "iid", 0, "not run")))
     assert lost.rows == (("a+h", "failed"), ("b+h", "–"))
 
 
@@ -425,7 +461,8 @@ def test_an_override_reaches_lists_and_makes_sections():
         (("--seeds", "1,1"), ("are one",)),
         (("--workers", "many"), ("--workers many", "auto")),
         (("--workers", "0"), ("--workers 0",)),
-        (("--target", "90"), ("--target", "90")),
+        (("--target", "90"), ("target 90 is no accuracy", "at most 1")),
+        (("--target", "-1"), ("compare.target", "-1")),
         (("--set", "federation.roundz=3"), ("federation.roundz", "did you mean 'rounds'")),
         (("--set", "federation.rounds"), ("--set", "section.key=value")),
         (("--set", "seed.x=3"), ("seed.x=3", "no section")),
@@ -570,9 +607,9 @@ def test_statistics_are_beside_the_cells(finished: tuple[Path, Outcome]):
         for (variant, partition, _), a in accuracies(folder).items()
         if (variant, partition) == ("fft-moe+averaged", "iid")
     ]
-    assert row["accuracy"]["iid"]["mean"] == pytest.approx(sum(mine) / 2)
+    assert row["by_partition"]["iid"]["mean"] == pytest.approx(sum(mine) / 2)
     assert row["to_target"]["iid"]["target"] == 0.2
-    assert row["iid_accuracy_retained"]["n"] == 2
+    assert row["iid_retained"]["n"] == 2
 
 
 def test_clients_and_cohorts_are_equal_across_variants(finished: tuple[Path, Outcome]):
@@ -707,10 +744,10 @@ def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
             if line.startswith("[1/36"):
                 break
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command goes on" in out
     assert err.startswith("fftmoe: interrupted")
+    assert "the same command goes on" in err
     assert err.count("\n") == 1, err  # nobody tells of leaked semaphores
     assert len(list((tmp_path / "out").rglob("summary.json"))) >= 1
     assert not (tmp_path / "out" / "comparison.json").exists()

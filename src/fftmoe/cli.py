@@ -228,7 +228,7 @@ def compare(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 0,1,2; default: 3.")] = None,
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The accuracy to reach; default: fedit's with the same head.")
+        float | None, typer.Option(help="The accuracy (or other metric) to reach; default: fedit's with the same head.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The folder; default runs/<name>-comparison.")] = None,
     workers: Annotated[str, typer.Option(help="Cells side by side, each on one core; auto: one per core.")] = "auto",
@@ -259,7 +259,7 @@ def compare(
             progress=Progress(console),
         )
     except KeyboardInterrupt:
-        console.print(f"finished cells stay in {folder}; the same command goes on", highlight=False, soft_wrap=True)
+        sys.stderr.write(f"fftmoe: interrupted; finished cells stay in {folder}; the same command goes on\n")
         raise
     print_comparison(console, comparison)
     console.print(f"\npage  {folder / 'comparison.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,5 @@ from fftmoe.config.read import read_recipe as read_recipe
 from fftmoe.config.read import recipe_folder as recipe_folder
 from fftmoe.config.schema import METHODS as METHODS
 from fftmoe.config.schema import BudgetSection as BudgetSection
-from fftmoe.config.schema import Fraction as Fraction
 from fftmoe.config.schema import Recipe as Recipe
 from fftmoe.config.schema import Section as Section

@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
-from fftmoe.config import METHODS, Fraction, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config import METHODS, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config.fields import Positive
 from fftmoe.config.plugins import is_plugin
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.comparison import IID
+from fftmoe.report.metric import Metric
 from fftmoe.strict import strict_yaml
 from fftmoe.tasks import make_task
 
@@ -51,6 +53,11 @@ class Cell:
         return f"{self.variant}, {self.partition}, seed {self.seed}"
 
     @property
+    def metric(self) -> Metric:
+        """What its task is judged by."""
+        return Metric(make_task(self.recipe.backbone.task).metric)
+
+    @property
     def path(self) -> Path:
         """Its folder below the comparison's `cells/`."""
         safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
@@ -68,7 +75,7 @@ class Choices(Section):
     heads: list[str] | None = None
     partitions: list[str] | None = None
     seeds: int | list[int] = 3
-    target: Fraction | None = None
+    target: Positive | None = None
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -110,11 +117,7 @@ def make_grid(
     for key, value in (overrides or {}).items():
         apply_override(values, key, value)
     base = parse_recipe(values, where)
-    if make_task(base.backbone.task).metric != "accuracy":
-        raise InputError(
-            f"a comparison tells methods by their accuracy, and backbone.task={base.backbone.task} has none; run each "
-            "with `fftmoe run --set method=…`"
-        )
+    _check_target(choices.target, make_task(base.backbone.task).metric)
     variants = _method_variants(base, choices) if variants is None else variants
     _check_equal_data(variants, overrides or {})
     partitions = _partitions(values.get("partition", {}), base, choices.partitions)
@@ -127,6 +130,14 @@ def make_grid(
     ]
     _check_distinct(cells)
     return Grid(base.name, tuple(cells), choices.target)
+
+
+def _check_target(target: float | None, metric: str) -> None:
+    most = Metric(metric).bounds[1]
+    if target is not None and most is not None and target > most:
+        raise InputError(
+            f"the target {target:g} is no {metric}, which is at most {most:g}; name one that can be reached"
+        )
 
 
 def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +184,8 @@ def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
     """Every method with every head; a method written `method+head` has that head alone."""
     _check_override_keys(choices.overrides)
     methods = [base.method] if choices.methods is None else choices.methods
-    heads = [base.head.kind if base.head else "averaged"] if choices.heads is None else choices.heads
+    # Tasks without a head of one's own (a language model) have methods alone.
+    heads = [base.head.kind if base.head else ""] if choices.heads is None else choices.heads
     pairs = [
         (method, own or head)
         for method, _, own in (name.partition("+") for name in methods)
@@ -181,9 +193,9 @@ def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
     ]
     variants = []
     for method, head in pairs:
-        label = f"{method}+{head}"
+        label = f"{method}+{head}" if head else method
         merged = {k: v for key in (f"+{head}", method, label) for k, v in choices.overrides.get(key, {}).items()}
-        variants.append(Variant(label, {**merged, "method": method, "head.kind": head}))
+        variants.append(Variant(label, {**merged, "method": method, **({"head.kind": head} if head else {})}))
     return variants
 
 

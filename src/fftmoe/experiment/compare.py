@@ -25,7 +25,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.store import check_output, disk_errors, write_atomically
 from fftmoe.strict import read_small, strict_yaml
 
-ROW_KEYS = ("round", "accuracy", "bytes_up", "bytes_down", "client_seconds")
+ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 # What a finished cell does not need for the comparison.
 BULKY = ("checkpoints", "clients", "adapter", "trackers")
 
@@ -57,7 +57,7 @@ def compare(
         variants: the rows, instead of methods and heads; the section's overrides are not applied to them.
         partitions: `iid`, `dirichlet:0.1`, `shards:2`, `bernoulli-dirichlet:0.3:0.5`, `natural:column`.
         seeds: that many from 0, or these.
-        target: the accuracy whose cost is told; by default fedit's final one.
+        target: the accuracy, or what else the task is judged by, whose cost is told; by default fedit's final one.
         overrides: by dotted keys, for every cell; they win over all others.
         workers: processes, each running one cell at a time; `auto` is one per core.
         keep: leave checkpoints, client states and adapters in the cells' folders.
@@ -167,7 +167,8 @@ def _run_cells(
                 write_atomically(folder / "failed.txt", reason.encode() + b"\n")
                 outcome = f"failed: {_first_line(reason)}"
             else:
-                outcome = f"accuracy {read_cell(cell, output).summary['accuracy']:.3f}"
+                metric = cell.metric
+                outcome = f"{metric.label} {metric.text(read_cell(cell, output).summary[metric.name])}"
             minutes = (time.monotonic() - started) / 60
             progress.say(f"[{count}/{len(cells)}, {minutes:.1f} min] {cell.name}: {outcome}")
 
@@ -184,24 +185,24 @@ def run_cell(recipe: Recipe, folder: Path, keep: bool = False) -> None:
 def read_cell(cell: Cell, output: Path) -> CellResult:
     """What a cell has left: its numbers, why it failed, or nothing."""
     folder = cell_folder(cell, output)
-    recipe = cell.recipe
+    recipe, metric = cell.recipe, cell.metric.name
     place = (cell.variant, recipe.method, recipe.head.kind if recipe.head else "", cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        measured = [{key: row[key] for key in ROW_KEYS} for row in rows if row["accuracy"] is not None]
-        return CellResult(*place, "done", summary, measured)
+        measured = [{key: row[key] for key in (*ROW_KEYS, metric)} for row in rows if row[metric] is not None]
+        return CellResult(*place, "done", summary, measured, metric=metric)
     if (folder / "failed.txt").is_file():
-        return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()))
-    return CellResult(*place, "not run")
+        return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()), metric=metric)
+    return CellResult(*place, "not run", metric=metric)
 
 
 def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """A finished cell from its numbers: what `read_cell` reads, and `compare` takes for a cell that it need not run.
 
     Args:
-        summary: at least `accuracy`.
-        rows: each with `ROW_KEYS`.
+        summary: at least the metric.
+        rows: each with `ROW_KEYS` and the metric.
     """
     _make_folder(output)
     folder = cell_folder(cell, output)

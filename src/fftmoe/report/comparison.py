@@ -1,6 +1,7 @@
 """The statistics of a comparison: finished cells in, numbers out.
 
-A cell is one run at (variant, partition, seed). Everything here leaves out cells that failed or were not run. A
+A cell is one run at (variant, partition, seed), judged by its task's metric, which is the same for all. Everything
+here leaves out cells that failed or were not run. A
 mean over several partitions takes only seeds for which all of them are there, so that no variant gains by failing
 where it is hard.
 """
@@ -11,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# What differences are taken from, and whose final accuracy the others have to reach.
+from fftmoe.report.metric import Metric
+
+# What differences are taken from, and whose final value the others have to reach.
 REFERENCE, BASELINE, IID = "fft-moe", "fedit", "iid"
 
 # 97.5 % quantiles of Student's t with 1 … 10 degrees of freedom (scipy is no dependency).
@@ -27,10 +30,11 @@ class CellResult:
     Attributes:
         variant: its row in the tables, `method+head` unless a variant named it otherwise.
         summary: of its `summary.json`; empty unless done.
-        rows: of its `metrics.jsonl`, where accuracy was measured: round, accuracy, bytes_up, bytes_down and
-            client_seconds, all since the start.
+        rows: of its `metrics.jsonl`, where the metric was measured: round, its value by its name, bytes_up, bytes_down
+            and client_seconds, all since the start.
         reason: why it failed.
         data: the data set, where cells of several are put together.
+        metric: what the task is judged by.
     """
 
     variant: str
@@ -43,6 +47,7 @@ class CellResult:
     rows: Sequence[Mapping[str, Any]] = ()
     reason: str = ""
     data: str = ""
+    metric: str = "accuracy"
 
     @property
     def place(self) -> Place:
@@ -52,7 +57,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and the accuracy to reach where one was named."""
+    """All cells, and the value to reach where one was named."""
 
     name: str
     cells: tuple[CellResult, ...]
@@ -75,13 +80,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """After a round: accuracy (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far.
+    """After a round: the metric (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far.
 
     `half_width` is that of the mean's 95 % interval; one seed has none.
     """
 
     round: int
-    accuracy: float
+    value: float
     low: float
     high: float
     bytes: float
@@ -91,7 +96,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of `reference` minus `other`, pair by pair; `wins` counts the pairs in which it is above 0."""
+    """The metric of `reference` minus `other`, pair by pair; `wins` counts the pairs in which `reference` is better."""
 
     reference: str
     other: str
@@ -149,22 +154,33 @@ def numbers(cells: Iterable[CellResult], *path: str) -> list[float]:
     return [value for cell in cells if (value := number(cell, *path)) is not None]
 
 
+def metric_of(cells: Sequence[CellResult]) -> Metric:
+    """What they are judged by."""
+    return Metric(cells[0].metric if cells else "accuracy")
+
+
 def over_grid(cells: Sequence[CellResult], variant: str, *path: str) -> Estimate | None:
     """The mean over all partitions, estimated over the seeds that have them all."""
     return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
 
 
 def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
-    """Mean accuracy over the partitions that are not IID, relative to the variant's own IID accuracy.
+    """The mean over the partitions that are not IID, relative to the variant's own IID value; of errors the inverse.
 
-    Estimated over the seeds that have all partitions; None without an IID partition or without another.
+    1 is nothing lost, less is worse. Estimated over the seeds that have all partitions; None without an IID partition
+    or without another.
     """
-    ratios = []
-    for values in _whole_seeds(cells, variant, "accuracy"):
+    ratios, metric = [], metric_of(cells)
+    for values in _whole_seeds(cells, variant, metric.name):
         iid = [value for (_, partition), value in values.items() if partition == IID]
         skewed = [value for (_, partition), value in values.items() if partition != IID]
-        if iid and skewed and statistics.fmean(iid):
-            ratios.append(statistics.fmean(skewed) / statistics.fmean(iid))
+        if not (iid and skewed):
+            continue
+        kept, whole = statistics.fmean(skewed), statistics.fmean(iid)
+        if metric.lower_is_better:
+            kept, whole = whole, kept
+        if whole:
+            ratios.append(kept / whole)
     return estimate(ratios)
 
 
@@ -179,22 +195,23 @@ def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: str) -> list[
 
 
 def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[CurvePoint]:
-    """Accuracy against cost over the rounds that every finished seed has measured."""
+    """The metric against cost over the rounds that every finished seed has measured."""
+    name = metric_of(cells).name
     runs = [{row["round"]: row for row in cell.rows} for cell in select(cells, variant, partition)]
     if not runs:
         return []
     points = []
     for t in sorted(set.intersection(*(set(run) for run in runs))):
         rows = [run[t] for run in runs]
-        accuracies = [row["accuracy"] for row in rows]
-        found = estimate(accuracies)
+        values = [row[name] for row in rows]
+        found = estimate(values)
         assert found is not None
         points.append(
             CurvePoint(
                 t,
                 found.mean,
-                min(accuracies),
-                max(accuracies),
+                min(values),
+                max(values),
                 statistics.fmean(row["bytes_up"] + row["bytes_down"] for row in rows),
                 statistics.fmean(row["client_seconds"] for row in rows),
                 found.half_width,
@@ -203,18 +220,19 @@ def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[Cur
     return points
 
 
-def target_accuracy(comparison: Comparison, variant: str, partition: str) -> float | None:
-    """What this variant has to reach: the named target, or else fedit's final mean accuracy with the same head."""
+def target_value(comparison: Comparison, variant: str, partition: str) -> float | None:
+    """What this variant has to reach: the named target, or else fedit's final mean with the same head."""
     if comparison.target is not None:
         return comparison.target
     baseline = first_variant(comparison.cells, BASELINE, head_of(comparison.cells, variant))
-    final = numbers(select(comparison.cells, baseline, partition), "accuracy") if baseline else []
+    name = metric_of(comparison.cells).name
+    final = numbers(select(comparison.cells, baseline, partition), name) if baseline else []
     return statistics.fmean(final) if final else None
 
 
-def cost_to_target(points: Sequence[CurvePoint], target: float) -> CurvePoint | None:
-    """The first point whose mean accuracy is at the target or above; None when none is."""
-    return next((point for point in points if point.accuracy >= target), None)
+def cost_to_target(points: Sequence[CurvePoint], target: float, metric: Metric) -> CurvePoint | None:
+    """The first point whose mean is at the target or better; None when none is."""
+    return next((point for point in points if not metric.better(target, point.value)), None)
 
 
 def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
@@ -222,7 +240,7 @@ def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
 
     A variant whose head no fft-moe variant has is compared with the first of them. Cells count as independent.
     """
-    variants = distinct(cell.variant for cell in cells)
+    variants, metric = distinct(cell.variant for cell in cells), metric_of(cells)
     references = {head: first_variant(cells, REFERENCE, head) for head in distinct(cell.head for cell in cells)}
     anywhere = next((label for label in references.values() if label), None)
     differences = []
@@ -230,11 +248,13 @@ def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
         reference = references[head_of(cells, variant)] or anywhere
         if reference is None or variant in references.values():
             continue
-        ours = {(cell.place, cell.seed): number(cell, "accuracy") for cell in select(cells, reference)}
-        theirs = {(cell.place, cell.seed): number(cell, "accuracy") for cell in select(cells, variant)}
+        ours, theirs = (
+            {(cell.place, cell.seed): number(cell, metric.name) for cell in select(cells, label)}
+            for label in (reference, variant)
+        )
         gaps = [a - b for key, b in theirs.items() if (a := ours.get(key)) is not None and b is not None]
         if (found := estimate(gaps)) is not None:
-            differences.append(Difference(reference, variant, found, sum(gap > 0 for gap in gaps)))
+            differences.append(Difference(reference, variant, found, sum(metric.better(gap, 0) for gap in gaps)))
     return differences
 
 

@@ -11,40 +11,42 @@ from fftmoe.report.comparison import (
     curve,
     distinct,
     estimate,
+    metric_of,
     numbers,
     over_grid,
     paired_differences,
     retained,
     select,
-    target_accuracy,
+    target_value,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """`comparison.json`: the statistics, then every cell."""
-    cells = comparison.cells
+    cells, metric = comparison.cells, metric_of(comparison.cells)
     partitions = distinct(cell.partition for cell in cells)
     rows = {}
     for variant in distinct(cell.variant for cell in cells):
         to_target = {}
         for place in partitions:
-            target = target_accuracy(comparison, variant, place)
-            cost = None if target is None else cost_to_target(curve(cells, variant, place), target)
+            target = target_value(comparison, variant, place)
+            cost = None if target is None else cost_to_target(curve(cells, variant, place), target, metric)
             to_target[place] = {"target": target, "cost": _values(cost)}
         rows[variant] = {
-            "accuracy": {
-                place: _values(estimate(numbers(select(cells, variant, place), "accuracy"))) for place in partitions
+            "by_partition": {
+                place: _values(estimate(numbers(select(cells, variant, place), metric.name))) for place in partitions
             },
-            "accuracy_over_partitions": _values(over_grid(cells, variant, "accuracy")),
-            "iid_accuracy_retained": _values(retained(cells, variant)),
-            "worst_decile": _values(over_grid(cells, variant, "client_accuracy", "worst_decile")),
+            "over_partitions": _values(over_grid(cells, variant, metric.name)),
+            "iid_retained": _values(retained(cells, variant)),
+            "worst_decile": _values(over_grid(cells, variant, f"client_{metric.name}", "worst_decile")),
             "to_target": to_target,
         }
     return {
         "schema_version": SCHEMA_VERSION,
         "name": comparison.name,
+        "metric": metric.name,
         "target": comparison.target,
         "variants": rows,
         "paired_differences": [asdict(found) for found in paired_differences(cells)],

@@ -1,5 +1,6 @@
 """`comparison.html`: the tables and curves of a comparison in one file that needs no network."""
 
+import math
 from collections.abc import Sequence
 
 from fftmoe.report import draw
@@ -13,6 +14,7 @@ from fftmoe.report.comparison import (
     curve,
     distinct,
     head_of,
+    metric_of,
     numbers,
     over_grid,
     paired_differences,
@@ -20,6 +22,7 @@ from fftmoe.report.comparison import (
 )
 from fftmoe.report.comparison_tables import Table, failures, tables, with_interval
 from fftmoe.report.draw import Level, Line
+from fftmoe.report.metric import Metric
 from fftmoe.report.page import alarm, cards, figures, heading, page, paragraph, section, subsection, table
 
 BANDS = "Mean over seeds; the band is its 95 % interval (Student t)."
@@ -38,7 +41,7 @@ def comparison_page(comparison: Comparison) -> str:
         _outcome(comparison),
         *(section(found.title, *_table(found)) for found in tables(comparison)),
         section(
-            "Accuracy against rounds and bytes",
+            f"{metric_of(cells).label.capitalize()} against rounds and bytes",
             paragraph(BANDS if curves else "No cell has finished yet.", note=True),
             curves,
         ),
@@ -64,20 +67,23 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
 
 def _outcome(comparison: Comparison) -> str:
     """The best variant, and how the reference stands against the others, best of them first."""
-    cells = comparison.cells
-    means = {variant: over_grid(cells, variant, "accuracy") for variant in distinct(c.variant for c in cells)}
+    cells, metric = comparison.cells, metric_of(comparison.cells)
+    means = {variant: over_grid(cells, variant, metric.name) for variant in distinct(c.variant for c in cells)}
     known = {variant: found for variant, found in means.items() if found is not None}
     where = "mean over partitions and seeds" if len({cell.place for cell in cells}) > 1 else "mean over seeds"
-    ranked = sorted(known, key=lambda variant: -known[variant].mean)
-    shown = [(with_interval(known[best]), f"{best}: highest accuracy, {where}") for best in ranked[:1]]
-    found = sorted(paired_differences(cells), key=lambda difference: difference.estimate.mean)
-    shown += [_against(difference) for difference in found[:4]]
+    sign, most = (1, "lowest") if metric.lower_is_better else (-1, "highest")
+    ranked = sorted(known, key=lambda variant: sign * known[variant].mean)
+    shown = [
+        (with_interval(known[best], metric.form), f"{best}: {most} {metric.label}, {where}") for best in ranked[:1]
+    ]
+    found = sorted(paired_differences(cells), key=lambda difference: -sign * difference.estimate.mean)
+    shown += [_against(difference, metric) for difference in found[:4]]
     return cards(shown) if shown else ""
 
 
-def _against(found: Difference) -> tuple[str, str]:
+def _against(found: Difference, metric: Metric) -> tuple[str, str]:
     text = f"{found.reference} against {found.other}: better in {found.wins} of {found.estimate.n} pairs"
-    return with_interval(found.estimate, "+.3f"), text
+    return with_interval(found.estimate, f"+{metric.form}"), text
 
 
 def _table(found: Table) -> list[str]:
@@ -87,18 +93,19 @@ def _table(found: Table) -> list[str]:
 def _curves(cells: Sequence[CellResult], partition: str) -> list[str]:
     """A colour for every method, a dash for every head; against rounds, and against bytes."""
     variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
-    colours = _colours(cells, variants)
+    colours, metric = _colours(cells, variants), metric_of(cells)
+    floor, ceiling = metric.bounds
     known = {variant: points for variant in variants if (points := curve(cells, variant, partition))}
 
     def drawn(across: str) -> list[Line]:
         return [
             Line(
                 variant,
-                [(_place(p, across), p.accuracy) for p in points],
+                [(_place(p, across), p.value) for p in points],
                 colours[variant],
                 heads.index(head_of(cells, variant)) % len(draw.DASHES),
                 [
-                    (_place(p, across), max(0.0, p.accuracy - width), min(1.0, p.accuracy + width))
+                    (_place(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
                     for p in points
                     if (width := p.half_width) is not None
                 ],
@@ -108,7 +115,14 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[str]:
 
     levels = _on_iid(cells, partition)
     return [
-        draw.lines(f"Accuracy by {across}", drawn(across), across=across, levels=levels, floor=0.0, ceiling=1.0)
+        draw.lines(
+            f"{metric.label.capitalize()} by {across}",
+            drawn(across),
+            across=across,
+            levels=levels,
+            floor=floor,
+            ceiling=ceiling,
+        )
         for across in ("round", "MiB up and down")
     ]
 
@@ -122,7 +136,7 @@ def _on_iid(cells: Sequence[CellResult], partition: str) -> list[Level]:
     reference = next((cell.variant for cell in cells if cell.method == REFERENCE), None)
     if partition == IID or reference is None:
         return []
-    final = numbers(select(cells, reference, IID), "accuracy")
+    final = numbers(select(cells, reference, IID), metric_of(cells).name)
     return [Level(f"{reference} on IID data", sum(final) / len(final), 7, 2)] if final else []
 
 

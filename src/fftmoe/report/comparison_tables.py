@@ -1,7 +1,7 @@
 """The tables of a comparison as text, for the page, for Markdown, and printed on the terminal."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -20,13 +20,14 @@ from fftmoe.report.comparison import (
     curve,
     distinct,
     estimate,
+    metric_of,
     number,
     numbers,
     over_grid,
     paired_differences,
     retained,
     select,
-    target_accuracy,
+    target_value,
 )
 from fftmoe.report.progress import size
 
@@ -46,7 +47,7 @@ class Table:
 def tables(comparison: Comparison) -> list[Table]:
     """Everything that is printed of a comparison; a table without a row is left out."""
     every = (
-        accuracy_table(comparison.cells),
+        metric_table(comparison.cells),
         robustness_table(comparison.cells),
         target_table(comparison),
         difference_table(comparison.cells),
@@ -54,44 +55,51 @@ def tables(comparison: Comparison) -> list[Table]:
     return [table for table in every if table.rows]
 
 
-def accuracy_table(cells: Sequence[CellResult]) -> Table:
+def metric_table(cells: Sequence[CellResult]) -> Table:
     """Variants by partitions, and the mean over the partitions."""
-    partitions = distinct(cell.partition for cell in cells)
+    partitions, metric = distinct(cell.partition for cell in cells), metric_of(cells)
     rows = []
     for variant in distinct(cell.variant for cell in cells):
-        shown = [_accuracy(cells, variant, partition) for partition in partitions]
-        mean = [with_interval(over_grid(cells, variant, "accuracy"))] if len(partitions) > 1 else []
+        shown = [_value(cells, variant, partition) for partition in partitions]
+        mean = [with_interval(over_grid(cells, variant, metric.name), metric.form)] if len(partitions) > 1 else []
         rows.append((variant, *shown, *mean))
     notes = ["± 95 % interval of the mean over seeds (Student t)"]
     if any(cell.status != "done" for cell in cells):
         notes.append("* some of its seeds failed or were not run; a mean over partitions takes whole seeds only")
-    header = ("accuracy", *partitions, *(["mean"] if len(partitions) > 1 else []))
-    return Table("Accuracy", header, tuple(rows), tuple(notes))
+    header = (metric.label, *partitions, *(["mean"] if len(partitions) > 1 else []))
+    return Table(metric.label.capitalize(), header, tuple(rows), tuple(notes))
 
 
-def _accuracy(cells: Sequence[CellResult], variant: str, partition: str) -> str:
-    here = [cell for cell in cells if (cell.variant, cell.partition) == (variant, partition)]
-    found = estimate(numbers(select(here, variant), "accuracy"))
+def _value(cells: Sequence[CellResult], variant: str, partition: str) -> str:
+    here, metric = [cell for cell in cells if (cell.variant, cell.partition) == (variant, partition)], metric_of(cells)
+    found = estimate(numbers(select(here, variant), metric.name))
     if found is None:
         return "failed" if any(cell.status == "failed" for cell in here) else NOTHING
-    return with_interval(found) + ("*" if found.n < len(here) else "")
+    return with_interval(found, metric.form) + ("*" if found.n < len(here) else "")
 
 
 def robustness_table(cells: Sequence[CellResult]) -> Table:
     """What skew costs, whom it costs most, and what a run sends and computes."""
+    metric = metric_of(cells)
+
+    def of_clients(whose: str, key: str) -> Callable[[str], str]:
+        return lambda variant: with_interval(over_grid(cells, variant, f"{whose}_{metric.name}", key), metric.form)
+
     columns = {
         "IID kept": lambda variant: with_interval(retained(cells, variant)),
-        "worst decile": lambda variant: with_interval(over_grid(cells, variant, "client_accuracy", "worst_decile")),
+        "worst decile": of_clients("client", "worst_decile"),
     }
     notes = ["worst decile: of clients, each on its own label mix", "up, down, client s: of a run, mean over its cells"]
     if any(cell.partition == IID for cell in cells):
-        notes.insert(0, "IID kept: mean accuracy over the other partitions / own IID accuracy")
+        over, under = "mean over the other partitions", f"own IID {metric.label}"
+        parts = (under, over) if metric.lower_is_better else (over, under)
+        notes.insert(0, f"IID kept: {' / '.join(parts)}")
     else:
         del columns["IID kept"]
-    if any(number(cell, "personal_accuracy", "mean") is not None for cell in cells):
+    if any(number(cell, f"personal_{metric.name}", "mean") is not None for cell in cells):
         notes.insert(-1, "personal: a client's own model on its own labels; global there: the global one on those rows")
         for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
-            columns[name] = lambda variant, key=key: with_interval(over_grid(cells, variant, "personal_accuracy", key))
+            columns[name] = of_clients("personal", key)
     columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
     columns["down"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_down"))
     columns["client s"] = lambda variant: _mean(numbers(select(cells, variant), "client_seconds"))
@@ -108,44 +116,49 @@ def target_table(comparison: Comparison) -> Table:
     rows = []
     for variant in distinct(cell.variant for cell in cells):
         costs = [_cost(comparison, variant, partition) for partition in partitions]
-        if any(target_accuracy(comparison, variant, partition) is not None for partition in partitions):
+        if any(target_value(comparison, variant, partition) is not None for partition in partitions):
             reached = [cost for cost in costs if cost is not None]
             rounds = [NOTHING if cost is None else str(cost.round) for cost in costs]
             means = _bytes([cost.bytes for cost in reached]), _mean([cost.seconds for cost in reached])
             rows.append((variant, *rounds, *means))
     named = f"{comparison.target:g}" if comparison.target is not None else f"{BASELINE}'s final one with the same head"
     notes = (
-        f"the accuracy to reach: {named}; by the curve of means over seeds",
+        f"the {metric_of(cells).label} to reach: {named}; by the curve of means over seeds",
         f"up+down, client s: mean over the partitions where it was reached; {NOTHING} where it was not",
     )
     return Table("Rounds to the target", ("rounds", *partitions, "up+down", "client s"), tuple(rows), notes)
 
 
 def _cost(comparison: Comparison, variant: str, partition: str) -> CurvePoint | None:
-    target = target_accuracy(comparison, variant, partition)
-    return None if target is None else cost_to_target(curve(comparison.cells, variant, partition), target)
+    target = target_value(comparison, variant, partition)
+    points = curve(comparison.cells, variant, partition)
+    return None if target is None else cost_to_target(points, target, metric_of(comparison.cells))
 
 
 def difference_table(cells: Sequence[CellResult]) -> Table:
     """fft-moe minus the others over all cells."""
+    metric = metric_of(cells)
     rows = tuple(
         (
             f"{found.reference} − {found.other}",
-            with_interval(found.estimate, "+.3f"),
+            with_interval(found.estimate, f"+{metric.form}"),
             str(found.estimate.n),
             str(found.wins),
         )
         for found in paired_differences(cells)
     )
     notes = ("± 95 % interval of the mean over pairs of equal data, partition and seed, taken as independent",)
-    return Table("Paired differences of accuracy", ("", "difference", "pairs", "above 0"), rows, notes)
+    better = "below 0" if metric.lower_is_better else "above 0"
+    return Table(f"Paired differences of {metric.label}", ("", "difference", "pairs", better), rows, notes)
 
 
 def with_interval(value: Estimate | None, form: str = ".3f") -> str:
-    """`0.912 ±.004`."""
+    """`0.912 ±.004`; `form` is the mean's, and the interval's without a sign."""
     if value is None:
         return NOTHING
-    interval = "" if value.half_width is None else " ±" + f"{value.half_width:.3f}".removeprefix("0")
+    interval = (
+        "" if value.half_width is None else " ±" + f"{value.half_width:{form.removeprefix('+')}}".removeprefix("0")
+    )
     return f"{value.mean:{form}}{interval}"
 
 

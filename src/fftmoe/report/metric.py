@@ -29,10 +29,19 @@ class Metric:
         """Whether it is an error."""
         return self.name in LOWER_IS_BETTER
 
+    def better(self, a: float, b: float) -> bool:
+        """Whether `a` is better than `b`."""
+        return a < b if self.lower_is_better else a > b
+
     @property
     def bounds(self) -> tuple[float, float | None]:
         """Between which it can be."""
         return 0.0, 1.0 if self.name in SHARES else None
+
+    @property
+    def form(self) -> str:
+        """As `format` takes it, of means and their intervals."""
+        return ".3f" if self.name in SHARES else ".4g"
 
     def text(self, value: float) -> str:
         """`0.742`, `12.31`."""
