@@ -27,7 +27,7 @@ from fftmoe.backbones import (
     prefix_states,
 )
 from fftmoe.config import parse_recipe
-from fftmoe.data import ImageExamples, TokenizedText, WithPrefix, evaluation_batches
+from fftmoe.data import Completions, ImageExamples, TokenizedText, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import compose
 from fftmoe.experiment.plan import forecast
@@ -330,6 +330,18 @@ def test_the_key_follows_whatever_decides_the_states():
     for name in ("bert.encoder.layer.2.attention.output.dense.bias", "classifier.modules_to_save.default.bias"):
         assert cache_key(changed(name), 2, examples) == keys[0]
     assert cache_key(same, 2, replace(examples, labels=examples.labels + 1)) == keys[0]
+
+
+def test_the_key_sees_every_token_of_texts_with_answers():
+    """Of so many that they are not written out where they are shown."""
+    model, texts = adapted(FAMILIES["bert"].make()), token_examples(1009, 3)
+    ids = texts.input_ids.clone()
+    middle = len(ids) // 2
+    ids[middle] = 2 if ids[middle] != 2 else 3
+    starts = torch.zeros(len(texts), dtype=torch.int64)
+    key = cache_key(model, 2, Completions(texts, starts))
+    assert cache_key(model, 2, Completions(replace(texts, input_ids=ids), starts)) != key
+    assert cache_key(model, 2, Completions(replace(texts, labels=texts.labels + 1), starts)) == key
 
 
 def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(

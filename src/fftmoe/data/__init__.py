@@ -30,6 +30,7 @@ from fftmoe.data.targets import several_hot as several_hot
 from fftmoe.data.targets import tokenize_tagged as tokenize_tagged
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir
 from fftmoe.data.token_cache import tokenize_cached as tokenize_cached
+from fftmoe.data.tokens import IGNORED as IGNORED
 from fftmoe.data.tokens import TokenizedText as TokenizedText
 from fftmoe.data.tokens import tokenize_texts as tokenize_texts
 from fftmoe.data.unlabelled import read_images as read_images

@@ -9,56 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fftmoe.data.examples import Rows
 from fftmoe.data.prompts import PromptSplit
-from fftmoe.data.tokens import CHUNK_TEXTS, TokenizedText, pad_id_of
+from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, flat_texts, pad_id_of
 from fftmoe.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label of a token that is not learned
 Ids = list[int]
 
 
 @dataclass(frozen=True)
-class Completions:
+class Completions(AnsweredText):
     """N tokenized texts, each learned from one of its tokens on.
 
     Attributes:
-        input_ids: int32 [total tokens], the texts one after another.
-        offsets: int64 [N + 1]; text i is `input_ids[offsets[i]:offsets[i + 1]]`.
         starts: int64 [N], the first token of each text that is learned: 0, or where the completion begins.
-        labels: int64 [N], the stratum of each text; nothing that the model sees.
-        pad_id: token id that fills a batch's shorter rows; masked, so any id of the vocabulary does.
     """
 
-    input_ids: Tensor
-    offsets: Tensor
     starts: Tensor
-    labels: Tensor
-    pad_id: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, int64 [N]."""
-        return self.offsets.diff()
 
     def text(self, row: int) -> tuple[Tensor, Tensor]:
         """The token ids of one text that come before those that are learned, and these; int64 each."""
-        ids = self.input_ids[self.offsets[row] : self.offsets[row + 1]].long()
-        start = int(self.starts[row])
+        offsets, start = self.texts.offsets, int(self.starts[row])
+        ids = self.texts.input_ids[offsets[row] : offsets[row + 1]].long()
         return ids[:start], ids[start:]
 
-    def select(self, rows: Tensor | np.ndarray | Sequence[int], /) -> "Completions":
+    def select(self, rows: Rows, /) -> "Completions":
         """The texts at `rows`, in that order, as a set of its own."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        own = self._tokens.select(rows)
-        return Completions(own.input_ids, own.offsets, self.starts[rows], own.labels, self.pad_id)
+        return Completions(self.texts.select(rows), self.starts[rows])
 
-    def batch(self, rows: Tensor | np.ndarray | Sequence[int], /) -> dict[str, Tensor]:
+    def batch(self, rows: Rows, /) -> dict[str, Tensor]:
         """The texts at `rows`, padded on the right to the longest of them.
 
         Returns:
@@ -66,14 +49,10 @@ class Completions:
             and -100 elsewhere.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        batch = self._tokens.batch(rows)
+        batch = self.texts.batch(rows)
         columns = torch.arange(batch["input_ids"].shape[1])
         learned_BS = (columns >= self.starts[rows][:, None]) & batch["attention_mask"].bool()
         return {**batch, "labels": batch["input_ids"].masked_fill(~learned_BS, IGNORED)}
-
-    @property
-    def _tokens(self) -> TokenizedText:
-        return TokenizedText(self.input_ids, self.offsets, self.labels, self.pad_id)
 
 
 def tokenize_completions(
@@ -127,13 +106,7 @@ def tokenize_completions(
             "%s: %d of %d rows have more than data.max_length=%d tokens; %s was cut",
             *(split.where, num_cut, len(rows), max_length, what),
         )
-    return Completions(
-        input_ids=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *rows])),
-        offsets=torch.tensor([0, *map(len, rows)]).cumsum(0),
-        starts=torch.tensor(starts, dtype=torch.int64),
-        labels=torch.from_numpy(np.array(split.labels, dtype=np.int64)),
-        pad_id=pad_id_of(tokenizer),
-    )
+    return Completions(flat_texts(rows, split.labels, pad_id_of(tokenizer)), torch.tensor(starts, dtype=torch.int64))
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool) -> list[Ids]:

@@ -12,93 +12,52 @@ from torch import Tensor
 from fftmoe.data.examples import Rows
 from fftmoe.data.read import Table
 from fftmoe.data.sources import Wanted
-from fftmoe.data.tokens import CHUNK_TEXTS, TokenizedText, pad_id_of
+from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, TokenizedText, flat_texts, pad_id_of
 from fftmoe.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the tag of a token that has none
-
 
 @dataclass(frozen=True)
-class TargetedText:
+class TargetedText(AnsweredText):
     """N tokenized texts with T numbers each.
 
     Attributes:
-        input_ids, offsets, pad_id: as `TokenizedText`.
         targets: float32 [N, T]: what is to be predicted, or 1 for each label that a text has and 0 for others.
-        labels: int64 [N], the stratum of each text; nothing that the model sees.
     """
 
-    input_ids: Tensor
-    offsets: Tensor
     targets: Tensor
-    labels: Tensor
-    pad_id: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, int64 [N]."""
-        return self.offsets.diff()
 
     def select(self, rows: Rows, /) -> "TargetedText":
         """The texts at `rows`, in that order, as a set of its own."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        own = self._tokens.select(rows)
-        return TargetedText(own.input_ids, own.offsets, self.targets[rows], own.labels, self.pad_id)
+        return TargetedText(self.texts.select(rows), self.targets[rows])
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
         """As `TokenizedText.batch`, with `labels` the targets, float32 [B, T]."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        return {**self._tokens.batch(rows), "labels": self.targets[rows]}
-
-    @property
-    def _tokens(self) -> TokenizedText:
-        return TokenizedText(self.input_ids, self.offsets, self.labels, self.pad_id)
+        return {**self.texts.batch(rows), "labels": self.targets[rows]}
 
 
 @dataclass(frozen=True)
-class TaggedText:
+class TaggedText(AnsweredText):
     """N tokenized texts with a tag for the first token of every word.
 
     Attributes:
-        input_ids, offsets, pad_id: as `TokenizedText`.
-        tags: int64 [total tokens], -100 on tokens without one.
-        labels: int64 [N], the stratum of each text; nothing that the model sees.
+        tags: the tags in the place of the tokens, so that they are cut and padded as tokens are; -100 on tokens
+            without one, and on padding.
     """
 
-    input_ids: Tensor
-    offsets: Tensor
-    tags: Tensor
-    labels: Tensor
-    pad_id: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, int64 [N]."""
-        return self.offsets.diff()
+    tags: TokenizedText
 
     def select(self, rows: Rows, /) -> "TaggedText":
         """The texts at `rows`, in that order, as a set of its own."""
-        rows = torch.as_tensor(rows, dtype=torch.int64)
-        own, tags = (self._of(values).select(rows) for values in (self.input_ids, self.tags))
-        return TaggedText(own.input_ids, own.offsets, tags.input_ids, own.labels, self.pad_id)
+        return TaggedText(self.texts.select(rows), self.tags.select(rows))
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
         """As `TokenizedText.batch`, with `labels` the tags, int64 [B, S], -100 on padding."""
-        batch, tags = self._of(self.input_ids).batch(rows), self._of(self.tags, IGNORED).batch(rows)
-        return {**batch, "labels": tags["input_ids"]}
-
-    def _of(self, values: Tensor, pad: int | None = None) -> TokenizedText:
-        """The texts with these in the place of their tokens: what is one a token is cut and padded as tokens are."""
-        return TokenizedText(values, self.offsets, self.labels, self.pad_id if pad is None else pad)
+        return {**self.texts.batch(rows), "labels": self.tags.batch(rows)["input_ids"]}
 
 
 def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
@@ -203,15 +162,7 @@ def tokenize_tagged(
         for place, row_ids in enumerate(found["input_ids"]):
             of_word, tagged = found.word_ids(place), list(tags[start + place])
             firsts = [word is not None and word not in of_word[:token] for token, word in enumerate(of_word)]
-            marks.append(
-                np.array([number[tagged[w]] if first else IGNORED for w, first in zip(of_word, firsts, strict=True)])
-            )
+            own = [number[tagged[w]] if first else IGNORED for w, first in zip(of_word, firsts, strict=True)]
+            marks.append(np.array(own, dtype=np.int32))
             ids.append(np.asarray(row_ids, dtype=np.int32))
-    lengths = [len(own) for own in ids]
-    return TaggedText(
-        input_ids=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *ids])),
-        offsets=torch.tensor([0, *lengths]).cumsum(0),
-        tags=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *marks]).astype(np.int64)),
-        labels=torch.from_numpy(np.array(labels, dtype=np.int64)),
-        pad_id=pad_id_of(tokenizer),
-    )
+    return TaggedText(flat_texts(ids, labels, pad_id_of(tokenizer)), flat_texts(marks, labels, IGNORED))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Bounds the memory that the tokenizer's own per-text objects take.
 CHUNK_TEXTS = 4096
+IGNORED = -100  # the label of a token that has none, as transformers writes it
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,26 @@ class TokenizedText:
         return {"input_ids": input_ids_BS, "attention_mask": mask_BS.long(), "labels": self.labels[rows]}
 
 
+@dataclass(frozen=True)
+class AnsweredText:
+    """N tokenized texts that have more than a class each: what `Examples` wants, apart from `select` and `batch`."""
+
+    texts: TokenizedText
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def labels(self) -> Tensor:
+        """The stratum of each text, int64 [N]; nothing that the model sees."""
+        return self.texts.labels
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, int64 [N]."""
+        return self.texts.lengths
+
+
 def tokenize_texts(
     texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> TokenizedText:
@@ -94,11 +115,17 @@ def tokenize_texts(
         raise InputError(
             f"text {texts[row]!r} (row {row + 1}) has no token in this tokenizer's vocabulary; remove the row"
         )
+    return flat_texts(ids, labels, pad_id_of(tokenizer))
+
+
+def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> TokenizedText:
+    """The texts of these token ids, one after another."""
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
     return TokenizedText(
         input_ids=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *ids])),
         offsets=torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int64)),
         labels=torch.from_numpy(np.array(labels, dtype=np.int64)),
-        pad_id=pad_id_of(tokenizer),
+        pad_id=pad_id,
     )
 
 

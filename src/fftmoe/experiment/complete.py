@@ -36,6 +36,8 @@ def complete(
         )
     end_id = tokenizer.eos_token_id
     assert isinstance(end_id, int), "tokenize_completions refuses tokenizers without one"
-    written = continue_greedily(model, ids, max_new_tokens, end_id=end_id, pad_id=asked.pad_id, batch_size=batch_size)
+    written = continue_greedily(
+        model, ids, max_new_tokens, end_id=end_id, pad_id=asked.texts.pad_id, batch_size=batch_size
+    )
     texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in written]
     return [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True)]

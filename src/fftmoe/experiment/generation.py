@@ -23,7 +23,7 @@ def generation_metrics(recipe: Recipe, model: Any, examples: Examples, wanted: G
         [prompt for prompt, _ in pairs],
         wanted.max_new_tokens,
         end_id=int(tokenizer.eos_token_id),  # type: ignore[arg-type]
-        pad_id=sample.pad_id,
+        pad_id=sample.texts.pad_id,
     )
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
     right = [str(tokenizer.decode(ids, skip_special_tokens=True)) for _, ids in pairs]

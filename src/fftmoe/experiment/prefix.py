@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,15 +103,18 @@ def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tens
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in prefix_tensors(model, block).items():
         _update(digest, name, tensor)
-    for field in dataclasses.fields(cast(Any, examples)):
-        if field.name != "labels":
-            _update(digest, field.name, getattr(examples, field.name))
+    _update(digest, "examples", examples)
     for batch in batches:
         _update(digest, "batch", batch)
     return digest.hexdigest()
 
 
 def _update(digest: Any, name: str, value: Any) -> None:
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            if field.name != "labels":
+                _update(digest, field.name, getattr(value, field.name))
+        return
     if not isinstance(value, Tensor):
         digest.update(f"{name} {value!r}\n".encode())
         return

@@ -8,9 +8,7 @@ import torch
 
 from fftmoe.backbones import load_tokenizer, logits, on_device
 from fftmoe.config import Recipe
-from fftmoe.data import evaluation_batches, tokenize_tagged
-
-IGNORED = -100
+from fftmoe.data import IGNORED, evaluation_batches, tokenize_tagged
 
 
 @torch.inference_mode()

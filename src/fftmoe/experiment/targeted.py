@@ -49,11 +49,10 @@ def load_targeted(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence
                 table.where, words, lists[name], names, strata[name], tokenizer, section.max_length
             )
         else:
-            found = tokenize_texts(
-                texts_of(table, "data.text", section.text), strata[name], tokenizer, section.max_length
-            )
+            texts = texts_of(table, "data.text", section.text)
             targets = numbers_of(table, names) if task == "regression" else several_hot(lists[name], names)
-            examples[name] = TargetedText(found.input_ids, found.offsets, targets, found.labels, found.pad_id)
+            found = tokenize_texts(texts, strata[name], tokenizer, section.max_length)
+            examples[name] = TargetedText(found, targets)
     further = {name: {c: list(t.rows[c]) for c in columns if c in t.rows.column_names} for name, t in own.items()}
     return Splits(examples, further, names, tokenizer.model_max_length, strata_names)
 

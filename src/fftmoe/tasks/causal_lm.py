@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.data import IGNORED
 from fftmoe.tasks.base import ratio
 
 LARGEST_EXPONENT = 709.0  # e to more is infinite, which JSON cannot say
-IGNORED = -100  # the label of a token that is not learned, as transformers has it
 
 
 class NextToken:

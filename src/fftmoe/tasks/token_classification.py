@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.data import IGNORED
 from fftmoe.tasks.base import ratio
 from fftmoe.tasks.f1 import class_f1, macro
-
-IGNORED = -100  # the label of a token that has none
 
 
 class PerToken:
