@@ -39,8 +39,8 @@ from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import Tensors
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import apply_round, plan_round
-from fftmoe.server.screening import Expectation
 from timing import Seconds, interleave, use_device
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"

@@ -22,7 +22,7 @@ from fftmoe.experiment.at_once import clients_at_once
 from fftmoe.experiment.clients import ClientSpec, build_client
 from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ClientUpdate, RoundPlan
-from fftmoe.server.screening import Expectation
+from fftmoe.server.expectation import Expectation
 from fftmoe.store import ClientStateFiles
 from timing import Seconds, interleave
 from trick_bench import Bench

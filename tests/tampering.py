@@ -15,8 +15,8 @@ from fftmoe.experiment.clients import build_client, client_spec
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import apply_round, plan_round
-from fftmoe.server.screening import Expectation
 from fftmoe.server.solve import plan_sums, solve_head
 
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}

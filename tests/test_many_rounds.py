@@ -32,8 +32,8 @@ from fftmoe.records import (
     unpack_plan,
 )
 from fftmoe.rng import numpy_generator
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round, substitute
-from fftmoe.server.screening import Expectation
 from fftmoe.store import pack_state
 
 CLIENTS, WANTED, SPARE, DEADLINE = 31, 10, 3, 60.0

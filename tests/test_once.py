@@ -34,8 +34,8 @@ from fftmoe.records import (
     made_on,
     pack_update,
 )
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import apply_round, plan_round
-from fftmoe.server.screening import Expectation
 
 CLIENTS = range(4)
 BUDGETS = dict.fromkeys(CLIENTS, Budget("all", 1, 1, ()))

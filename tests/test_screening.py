@@ -21,7 +21,8 @@ from fftmoe.experiment.build import build_model
 from fftmoe.experiment.clients import build_client, client_spec
 from fftmoe.experiment.ledger import Ledger, expectations
 from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan, pack_update, unpack_update
-from fftmoe.server.screening import LARGEST, MARGIN, MOST_EXAMPLES, Rejected, screen
+from fftmoe.server.expectation import LARGEST, MARGIN
+from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
 from fftmoe.store import pack_state
 from spoiling import KINDS, of, put_together, say, taken_apart, text
 from tampering import CELLS, Kept, Playback, Recorded, recipe_of, record

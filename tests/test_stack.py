@@ -42,8 +42,8 @@ from fftmoe.records import (
     unpack_plan,
 )
 from fftmoe.rng import generator
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import plan_round, together
-from fftmoe.server.screening import Expectation
 from models import FAMILIES, HIDDEN, images, token_examples
 
 M, H, C = 7, 3, 5

@@ -34,7 +34,7 @@ PARTS = {
         "fftmoe.client.runtime:unpack_plan",
         "fftmoe.client.runtime:pack_update",
     ),
-    "screening": ("fftmoe.server.screening:Expectation.of", "fftmoe.experiment.ledger:screen"),
+    "screening": ("fftmoe.server.expectation:Expectation.of", "fftmoe.experiment.ledger:screen"),
     "what an update was made on": (
         "fftmoe.server.rounds:digest",
         "fftmoe.client.runtime:fingerprint",

@@ -9,8 +9,9 @@ from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine, Fault, Reply
 from fftmoe.experiment.compose import Experiment
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
+from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import together
-from fftmoe.server.screening import Expectation, Rejected, screen
+from fftmoe.server.screening import Rejected, screen
 
 IN_FLIGHT = 256  # clients
 Expect = Callable[[ClientPlan, Tensors], Expectation]
