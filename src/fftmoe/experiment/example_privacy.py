@@ -1,9 +1,7 @@
 """The rounds of a run that protects single examples (docs/privacy.md): what the clients' own noise has cost so far."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from fftmoe.client.example_privacy import sampling_rate
@@ -11,35 +9,7 @@ from fftmoe.config.privacy import Privacy
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import Experiment
 from fftmoe.server.privacy import Mechanism
-from fftmoe.store.files import write_atomically
-
-
-class AskedLedger:
-    """`checkpoints/example_privacy.json` of a run: how often each client was asked to train. It never goes back."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / "checkpoints" / "example_privacy.json"
-
-    def write(self, asked: Counter[int]) -> None:
-        """Returns when it is on the disk."""
-        write_atomically(self._path, json.dumps({"asked": {str(c): n for c, n in sorted(asked.items())}}).encode())
-
-    def read(self) -> Counter[int]:
-        """What was written last.
-
-        Raises:
-            InputError: the file is not there, or not whole.
-        """
-        try:
-            asked = json.loads(self._path.read_bytes())["asked"]
-            if not all(type(times) is int and times > 0 for times in asked.values()):
-                raise ValueError(f"it holds {asked!r}")
-            return Counter({int(client): times for client, times in asked.items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{self._path} does not say how often this run has asked its clients ({error}), and without it the run "
-                "cannot go on; put the file back as it was, or start a new run"
-            ) from error
+from fftmoe.store.privacy_ledger import AskedLedger
 
 
 class ExampleCost:

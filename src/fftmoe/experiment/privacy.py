@@ -10,12 +10,12 @@ from typing import Any
 from fftmoe.config.privacy import Privacy
 from fftmoe.errors import InputError
 from fftmoe.experiment.compose import Experiment
-from fftmoe.experiment.example_privacy import AskedLedger, ExampleCost
+from fftmoe.experiment.example_privacy import ExampleCost
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums, holders
 from fftmoe.records import ClientUpdate, ServerState
 from fftmoe.server.privacy import Mechanism, accounting, calibrate, divided_noise, next_clip_norm, poisson_cohort
-from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
+from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
 
 
 class SumsOnly:

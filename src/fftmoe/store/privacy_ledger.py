@@ -1,6 +1,7 @@
 """What a run has spent of its clients' privacy, on the disk before it is spent."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -55,6 +56,39 @@ class PrivacyLedger:
     @property
     def _path(self) -> Path:
         return self.run / "checkpoints" / "privacy.json"
+
+
+@dataclass(frozen=True)
+class AskedLedger:
+    """`checkpoints/example_privacy.json` of the run in `run`: how often each client was asked. It never goes back."""
+
+    run: Path
+
+    def write(self, asked: Counter[int]) -> None:
+        """Returns when it is on the disk."""
+        values = {"asked": {str(client): times for client, times in sorted(asked.items())}}
+        write_atomically(self._path, json.dumps(values).encode())
+
+    def read(self) -> Counter[int]:
+        """What was written last.
+
+        Raises:
+            InputError: the file is not there, or not whole.
+        """
+        try:
+            asked = json.loads(self._path.read_bytes())["asked"]
+            if not all(type(times) is int and times > 0 for times in asked.values()):
+                raise ValueError(f"it holds {asked!r}")
+            return Counter({int(client): times for client, times in asked.items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self._path} does not say how often this run has asked its clients ({error}), and without it the run "
+                "cannot go on; put the file back as it was, or start a new run"
+            ) from error
+
+    @property
+    def _path(self) -> Path:
+        return self.run / "checkpoints" / "example_privacy.json"
 
 
 def _as_spent(values: Any) -> Spent:
