@@ -1,5 +1,6 @@
 """Federations over sites as an operator runs them: processes, TLS, keys, and what can befall them."""
 
+import copy
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.config import parse_recipe
+from fftmoe.config import apply_override, parse_override, parse_recipe
 from fftmoe.experiment import run
 from fftmoe.experiment.compose import compose
 from fftmoe.experiment.plan import forecast
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 # Started in the background of a script, processes ignore interrupts; these are to hear them.
 MAIN = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
 SECONDS = 600.0
+# Of private runs, whose routing nobody knows.
+BRIEFLY = ("federation.rounds=3", "adapter.residents=balanced", "adapter.balance=switch")
 RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors")
 
 
@@ -172,6 +175,45 @@ def test_four_sites_end_with_the_bytes_of_one_machine(federation: Federation, lo
         # The plan is of the first round, and of updates in which every expert was trained and every number is long.
         assert found["bytes_down"] == pytest.approx(tier.bytes_down, rel=0.01)
         assert 0.8 * tier.bytes_up <= found["bytes_up"] <= tier.bytes_up
+
+
+def test_sums_over_sites_are_those_of_one_machine(federation: Federation, tmp_path: Path):
+    private = ("privacy={min_contributors: 2}", *BRIEFLY)
+    flags = [part for setting in private for part in ("--set", setting)]
+    values = copy.deepcopy(federation.values)
+    for setting in private:
+        apply_override(values, *parse_override(setting))
+    here = run(parse_recipe(values, "here"), tmp_path / "here").folder
+    with federation.server(tmp_path / "run", *flags) as server:
+        assert server.wait(timeout=SECONDS) == 0, federation.logs()
+    assert results(tmp_path / "run") == results(here), federation.logs()
+    there = summary(tmp_path / "run")
+    assert there["faults"] == {}
+    assert there["privacy"] == summary(here)["privacy"] != {}
+    assert not list((tmp_path / "run").rglob("clients/*"))  # what they keep stays with them
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        "{min_contributors: 2, clip_norm: 0.1, noise_multiplier: 1.0, delta: 1.0e-3}",
+        "{min_contributors: 2, examples: {clip_norm: 0.1, noise_multiplier: 1.0, delta: 1.0e-3}}",
+    ],
+    ids=["clients", "examples"],
+)
+def test_a_private_federation_over_sites_tells_what_it_has_spent(federation: Federation, tmp_path: Path, privacy: str):
+    flags = [part for setting in (f"privacy={privacy}", *BRIEFLY) for part in ("--set", setting)]
+    with federation.server(tmp_path / "run", *flags) as server:
+        assert server.wait(timeout=SECONDS) == 0, federation.logs()
+    found = summary(tmp_path / "run")
+    assert (found["rounds_completed"], found["faults"]) == (3, {})
+    spent = found["privacy"]["examples"] if "examples" in privacy else found["privacy"]
+    assert spent["epsilon"] > 0
+    # Noise is drawn anew by whoever draws it: the same seed gives another model.
+    with federation.server(tmp_path / "again", *flags) as server:
+        assert server.wait(timeout=SECONDS) == 0, federation.logs()
+    assert results(tmp_path / "again").keys() == results(tmp_path / "run").keys()
+    assert results(tmp_path / "again") != results(tmp_path / "run")
 
 
 def test_a_server_that_is_killed_goes_on_to_the_same_bytes(federation: Federation, local: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ SETTINGS = {
     "state on clients": ("adapter.router=personal", "federation.upload=int8", "evaluation.personal=true"),
     "solved head": ("head={kind: closed-form, num_features: 37, every: 1}",),
     "LoRA": ("method=hetlora",),
+    "private sums": ("privacy={min_contributors: 2}", "adapter.residents=balanced"),
 }
 
 
