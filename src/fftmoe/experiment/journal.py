@@ -13,7 +13,11 @@ from fftmoe.store import RunFolder
 
 
 class Journal:
-    """Writes the rows of a run, and goes on with the `rows` of one that was interrupted."""
+    """Writes the rows of a run, and goes on with the `rows` of one that was interrupted.
+
+    Of what it has written it keeps what is asked for again, without the tables by client, block and tier: those of
+    thousands of rounds are in the file.
+    """
 
     def __init__(
         self,
@@ -24,7 +28,7 @@ class Journal:
         rows: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
-        self.rows = list(rows)
+        self.rows = [_brief(row) for row in rows]
         self.ledger = Ledger.resumed(rows[-1]) if rows else Ledger()
         self._watch = LoadWatch(rows)
         self._phases: dict[str, float] = {}
@@ -55,7 +59,7 @@ class Journal:
             "phase_seconds": self._phases,
         }
         self._phases = {}
-        self.rows.append(row)
+        self.rows.append(_brief(row))
         self.folder.append_metrics(row)
         self.trackers.log(row)
         self.progress.round_done(row)
@@ -79,3 +83,7 @@ class Journal:
             "faults": {kind: count for kind, count in sorted(counts.items()) if count},
             "rounds_void": sum("void" in row for row in self.rows),
         }
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not isinstance(value, Mapping)}

@@ -194,7 +194,7 @@ def _carry_out(
             **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
         }
         trackers.finish(summary)
-    _save(experiment, state, folder, summary, journal.rows)
+    _save(experiment, state, folder, summary)
     return Result(folder.path, summary)
 
 
@@ -214,15 +214,10 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     }
 
 
-def _save(
-    experiment: Experiment,
-    state: ServerState,
-    folder: RunFolder,
-    summary: dict[str, Any],
-    rows: list[dict[str, Any]],
-) -> None:
+def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary: dict[str, Any]) -> None:
     """The adapter as a PEFT folder, then the report, then the summary: a summary means a whole run."""
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
-    folder.write_report(report_page(experiment.recipe.model_dump(mode="json"), rows, summary))
+    config = experiment.recipe.model_dump(mode="json")
+    folder.write_report(report_page(config, folder.all_metrics(), summary))
     folder.write_summary(summary)

@@ -71,6 +71,11 @@ class RunFolder:
         with disk_errors(self.path), self.checkpoints.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def all_metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`."""
+        with disk_errors(self.checkpoints.metrics):
+            return [json.loads(line) for line in self.checkpoints.metrics.read_bytes().splitlines()]
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """`summary.json`, strict JSON."""
         text = json.dumps(summary, indent=2, allow_nan=False)
