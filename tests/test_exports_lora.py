@@ -1,6 +1,9 @@
 """A plain LoRA in the place of a mixture of experts: the fit is the best there is, and the errors told are true."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 import yaml
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import fftmoe
 from conftest import Cli
@@ -27,6 +31,7 @@ from fftmoe.tasks import make_task
 from language import language_recipe, save_language_model, save_prompts
 from test_use import assert_refused
 
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 TOKENS, INPUTS, DIM = 97, 11, 5
 
 
@@ -194,6 +199,26 @@ def test_a_language_model_is_imitated_alike(cli: Cli, tmp_path: Path):
     assert "perplexity" in about["metric"]["lora"]
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert all(name.endswith("mlp.down_proj") for name in config["target_modules"])
+    assert (config["r"], config["bias"], config["modules_to_save"], config["rank_pattern"]) == (7, "none", None, {})
+
+
+def test_a_language_model_and_its_lora_are_made_one_without_this_package(cli: Cli, tmp_path: Path):
+    """By the lines of docs/export.md as they stand; the one model computes what the two did."""
+    values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))
+    run = finished(cli, tmp_path, values)
+    fftmoe.export(run, "lora", tmp_path / "as-lora", rank=7, steps=3)
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    lines += "import sys\nassert 'fftmoe' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True, capture_output=True)
+    ids = torch.randint(4, 10, (3, 11), generator=torch.Generator().manual_seed(5))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        ours = logits(opened(run, tmp_path / "as-lora"), {"input_ids": ids})
+        alone = logits(fresh_backbone(load_run(run, exact=True)).eval(), {"input_ids": ids})
+        # B A is added to the weight before it is multiplied, and not after.
+        torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-5, atol=1e-5)
+    assert (ours - alone).abs().max() > 1e-3
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
 def test_what_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_values: dict[str, Any], tmp_path: Path):
