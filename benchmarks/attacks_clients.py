@@ -182,15 +182,20 @@ class LyingSums(Wrapped):
             reply = cast(Reply, answer)
             if reply.client_id in self._malicious and plans[reply.client_id].task == "sums":
                 update = unpack_update(reply.message)
-                sums = _lying(HeadSums.from_tensors(update.tensors)).to_tensors()
+                sums = _lying(update.tensors)
                 reply = reply._replace(message=pack_update(replace(update, tensors=sums)))
             yield reply
 
 
-def _lying(sums: HeadSums) -> HeadSums:
-    longer = torch.full((len(sums.gram),), 10.0, dtype=torch.float64)
+def _lying(sums: Tensors) -> Tensors:
+    moment = sums["sums.moment"]
+    longer = torch.full((len(moment),), 10.0, dtype=torch.float64)
     longer[-1] = 1  # the bias: what counts the examples is checked
-    return HeadSums(longer[:, None] * sums.gram * longer, longer[:, None] * sums.moment.roll(1, 1))
+    false = longer[:, None] * moment.double().roll(1, 1)
+    if "sums.factor" in sums:
+        return {"sums.factor": (sums["sums.factor"].double() * longer).float(), "sums.moment": false.float()}
+    gram = HeadSums.from_tensors(sums).gram
+    return HeadSums(longer[:, None] * gram * longer, false).to_tensors()
 
 
 def with_labels(examples: Examples, labels: Tensor) -> Examples:

@@ -124,6 +124,11 @@ def whole(tensors: Tensors) -> None:
     tensors["sums.gram"] = torch.ones(5, 5)
 
 
+def longer(tensors: Tensors) -> None:
+    """A row for an example more."""
+    tensors["sums.factor"] = torch.cat([tensors["sums.factor"], torch.zeros_like(tensors["sums.factor"][:1])])
+
+
 def held(message: bytes) -> int:
     """Bytes of a message's tensors."""
     return len(taken_apart(message)[1])
@@ -272,4 +277,9 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "a label too many": (sums("moment", lambda m: m[-1, :1].add_(1)), r"sums over the labels are not"),
     "features without examples": (sums("moment", lambda m: m[:1].add_(1)), r"sums over the labels are not"),
     "examples too many": (sums("gram", lambda g: g[-1:].add_(1)), r"sums are over \d+ examples, and \d+ were"),
+    # Sums of few examples, as rows.
+    "rows not a number": (sums("factor", lambda r: r[1, :1].fill_(NAN)), r"has numbers from nan"),
+    "a row more": (of(lambda h, t: longer(t) if "sums.factor" in t else False), SHAPE),
+    "rows of more examples": (sums("factor", lambda r: r[0, -1:].mul_(1.5)), r"sums are over \d+.*, and \d+ were"),
+    "rows of other features": (sums("factor", lambda r: r[0, :1].add_(1)), r"sums over the labels are not"),
 }

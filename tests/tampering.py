@@ -38,6 +38,7 @@ CELLS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "fft-moe-sums": ("fft-moe", CLOSED, "sums", {}),
     "fedsa-lora-sums": ("fedsa-lora", CLOSED, "sums", {"federation.upload": "int8"}),
     "flora-sums": ("flora", FOURIER, "sums", {}),
+    "fft-moe-sums-of-few": ("fft-moe", {**FOURIER, "num_features": 67}, "sums", {}),
     **{f"{method}-alone": (method, AVERAGED, "alone", {}) for method in ("fedit", "flame", "local-only")},
     "fft-moe-alone": ("fft-moe", FROZEN, "alone", {"federation.upload": "int8"}),
 }

@@ -4,6 +4,7 @@ Sizes: F features, C classes; the tiny BERT has HIDDEN features, or LIFTED rando
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from fftmoe.client.sums import head_sums
 from fftmoe.data import TokenizedText, make_partition
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
-from fftmoe.head import HeadSums, make_head, solve_ridge
+from fftmoe.head import HeadSums, few_tensors, make_head, solve_ridge, sum_shapes
 from fftmoe.head.closed_form import STRENGTHS, _gcv
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -133,6 +134,69 @@ def test_the_wire_carries_the_upper_triangle_in_float32(seed: int, num_rows: int
     assert back.num_examples == num_rows
 
 
+@given(seed=seeds, num_rows=st.integers(1, (F + 1) // 2), common=st.sampled_from([0.0, 1.0, 100.0]))
+def test_sums_of_few_examples_are_as_many_rows(seed: int, num_rows: int, common: float):
+    """Whose products are the gram, and whose sums lose nothing where the features cancel."""
+    x, labels = drawn(num_rows, seed)
+    x = x - x.mean(0) + common * (torch.arange(F) % 2)
+    sums, sent = HeadSums.of(x, labels, C), few_tensors(x, labels, C)
+    assert {name: tuple(t.shape) for name, t in sent.items()} == sum_shapes(F, C, num_rows)
+    assert {t.dtype for t in sent.values()} == {torch.float32}
+    tensors = unpack_update(pack_update(ClientUpdate(0, 3, num_rows, sent))).tensors
+    back = HeadSums.from_tensors(tensors)
+    assert torch.equal(back.gram, back.gram.T)
+    assert torch.equal(back.moment, sums.moment.float().double())
+    # Either factor of a product is rounded to 24 bits: relative to the columns' lengths, not to what is left of them.
+    lengths = sums.gram.diagonal().sqrt()
+    assert ((back.gram - sums.gram).abs() <= 2**-22 * lengths * lengths[:, None] + 1e-30).all()
+    torch.testing.assert_close(back.gram[-1], sums.gram[-1], rtol=2**-22, atol=1e-12)
+    assert back.num_examples == pytest.approx(num_rows, rel=2**-22)
+
+
+@given(seed=seeds, num_rows=st.integers(2, (F + 1) // 2))
+def test_the_rows_sent_tell_no_more_than_the_gram(seed: int, num_rows: int):
+    """They can be had from it: Cholesky's factor of its leading part, and what follows from that; up to signs."""
+    x, labels = drawn(num_rows, seed)
+    gram = HeadSums.of(x, labels, C).gram.flip(0, 1)  # the column of ones is the first to be factored
+    lower = torch.linalg.cholesky(gram[:num_rows, :num_rows])
+    rows = torch.linalg.solve_triangular(lower, gram[:num_rows], upper=False)
+    sent = few_tensors(x, labels, C)["sums.factor"].double().flip(1)
+    signs = sent.diagonal().sign()[:, None]
+    scale = float(gram.diagonal().max().sqrt())
+    condition = float(torch.linalg.cond(lower))
+    torch.testing.assert_close(signs * sent, rows, rtol=0, atol=(2**-23 + 1e-14 * condition) * scale)
+
+
+def test_which_form_is_smaller():
+    for num_features in (1, 2, 36, 37, 1024):
+        sizes = [
+            sum(math.prod(shape) for shape in sum_shapes(num_features, C, n).values()) for n in range(1, num_features)
+        ]
+        whole = sum(math.prod(shape) for shape in sum_shapes(num_features, C, None).values())
+        assert sizes == sorted(sizes)
+        assert all(size <= whole for size in sizes)
+
+
+def test_a_client_sends_the_smaller_form_and_one_that_hides_its_number_the_whole(backbone_folder: Path):
+    model = moe_model(backbone_folder, LIFTED)
+    few, many = np.arange((LIFTED + 1) // 2), np.arange((LIFTED + 1) // 2 + 1)
+    for rows, told, name in (
+        (few, True, "sums.factor"),
+        (many, True, "sums.gram"),
+        (few, False, "sums.gram"),
+    ):
+        sent = head_sums(model, examples(), rows, NUM_LABELS, number_told=told)
+        assert set(sent) == {name, "sums.moment"}
+        assert {n: tuple(t.shape) for n, t in sent.items()} == sum_shapes(
+            LIFTED, NUM_LABELS, len(rows) if told else None
+        )
+    sums, whole = (
+        HeadSums.from_tensors(head_sums(model, examples(), few, NUM_LABELS, number_told=told)) for told in (True, False)
+    )
+    torch.testing.assert_close(sums.gram, whole.gram, rtol=1e-5, atol=1e-5)
+    assert torch.equal(sums.moment, whole.moment)
+
+
 # Solution
 
 
@@ -199,7 +263,9 @@ def test_rounding_on_the_wire_does_not_make_a_saturated_fit_look_perfect(common:
             x = x + common * mean
             labels = torch.randint(0, C, (num_rows,), generator=source)
             parts = [HeadSums.of(x[:num_rows][client::3], labels[client::3], C) for client in range(3)]
-            wire = HeadSums.total(HeadSums.from_tensors(part.to_tensors()) for part in parts)
+            few = (few_tensors(x[:num_rows][client::3], labels[client::3], C) for client in range(3))
+            forms = ((part.to_tensors() for part in parts), few)
+            wire = HeadSums.total(map(HeadSums.from_tensors, forms[seed % 2]))
             (weight, bias, _), (wire_weight, wire_bias, _) = map(solve_ridge, (HeadSums.total(parts), wire))
             change = x @ (wire_weight - weight).T + (wire_bias - bias)
             worst = max(worst, float(change.abs().max()))
@@ -367,10 +433,10 @@ def test_where_each_client_has_its_own_model_it_measures_that(backbone_folder: P
     updates = exchanged(runtime(model, method, partition, states), method, state, 2)
     for update, tensors in zip(updates, ({}, own), strict=True):
         method.install(model, state.tensors | tensors, LARGE)
-        expected = head_sums(model, examples(), partition[update.client_id], NUM_LABELS)
+        expected = HeadSums.from_tensors(head_sums(model, examples(), partition[update.client_id], NUM_LABELS))
         torch.testing.assert_close(HeadSums.from_tensors(update.tensors).gram, expected.gram, rtol=1e-6, atol=1e-4)
     method.install(model, state.tensors, LARGE)
-    without = head_sums(model, examples(), partition[1], NUM_LABELS).gram
+    without = HeadSums.from_tensors(head_sums(model, examples(), partition[1], NUM_LABELS)).gram
     assert not torch.allclose(HeadSums.from_tensors(updates[1].tensors).gram, without, rtol=0.01)
 
 

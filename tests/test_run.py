@@ -448,7 +448,7 @@ def test_a_plan_counts_how_often_a_head_is_solved(
 def test_a_plan_says_when_sums_are_sent(cli: Cli, recipe_file: Path):
     known, shown = planned(cli, recipe_file, CLOSED)
     size = f"{known['sums']['bytes_up'] / 1024:.1f} KiB"
-    assert f"and sends {size}, 3 times: before the first round, then after every round.\n" in shown
+    assert f"and sends at most {size}, 3 times: before the first round, then after every round.\n" in shown
     shown = planned(cli, recipe_file, "head={kind: closed-form, every: 2}")[1]
     assert "2 times: before the first round, then after every 2 rounds and after the last.\n" in shown
     shown = planned(cli, recipe_file, "head={kind: closed-form, update: frozen}")[1]

@@ -24,7 +24,7 @@ from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan
 from fftmoe.server.expectation import LARGEST, MARGIN
 from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
 from fftmoe.store import pack_state
-from spoiling import KINDS, of, put_together, say, taken_apart, text
+from spoiling import KINDS, SHAPE, of, put_together, say, taken_apart, text
 from tampering import CELLS, Kept, Playback, Recorded, recipe_of, record
 
 Record = Callable[[str], Recorded]
@@ -207,6 +207,16 @@ def test_a_private_client_that_tells_of_itself_is_refused(
     screen(message, expected)
     with pytest.raises(Rejected, match=r"of a private client .* was expected|num_examples 26, and 1 was expected"):
         screen(of(lambda h, t: h.update({name: told(h[name])}))(message) or b"", expected)
+
+
+def test_of_a_site_the_number_that_it_says_decides_how_large_its_sums_are(recorded: Record):
+    """The server does not know it, and the sums must be over as many."""
+    known = recorded("fft-moe-sums-of-few")
+    message, expected = known.replies[known.victim], known.expectation(known.victim, num_examples=None)
+    assert "sums.factor" in screen(message, expected).tensors
+    for num_examples, reason in ((25, SHAPE), (10**9, r"lacks the tensors \['sums.gram'\]")):
+        with pytest.raises(Rejected, match=reason):
+            screen(say(num_examples=num_examples)(message) or b"", expected)
 
 
 def test_sums_of_a_private_client_are_still_sums_of_some_examples(recipe_values: dict[str, Any]):

@@ -165,8 +165,8 @@ def _sums_line(sums: SumsCost) -> str:
         then = "round" if sums.every == 1 else f"{sums.every} rounds and after the last"
         when = f"{sums.times} times: before the first round, then after every {then}"
     return (
-        f"sums, from which the head is solved: besides, every client gets {size(sums.bytes_down)} and sends "
-        f"{size(sums.bytes_up)}, {when}."
+        f"sums, from which the head is solved: besides, every client gets {size(sums.bytes_down)} and sends at "
+        f"most {size(sums.bytes_up)}, {when}."
     )
 
 

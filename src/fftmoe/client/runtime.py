@@ -104,8 +104,8 @@ class ClientRuntime:
         else:
             self.method.install(self.model, tensors, plan.budget)
         rows = self.partition[plan.client_id]
-        sums = head_sums(self.model, self.examples, rows, self.num_labels)
-        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums.to_tensors())
+        sums = head_sums(self.model, self.examples, rows, self.num_labels, number_told=not plan.concealed)
+        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
 
     def _update(
         self,

@@ -10,7 +10,7 @@ from fftmoe.client.compress import compress
 from fftmoe.config import Head, Recipe
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.prefix import prefix_cost
-from fftmoe.head import HeadSums
+from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import TRAINING_COPIES
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, pack_plan, pack_update
@@ -46,7 +46,8 @@ class SumsCost:
 
     Attributes:
         bytes_down: of the first client's message before the first round; others differ by a few bytes of header, and
-            with FLoRA, which sends what has been merged, later ones are larger. `bytes_up`: likewise.
+            with FLoRA, which sends what has been merged, later ones are larger.
+        bytes_up: of the client whose sums are largest.
         times: exchanges in the whole run, the first before the first round.
         every: rounds from one exchange to the next, and there is one after the last round; None: no more follow.
     """
@@ -151,8 +152,13 @@ def _sums_cost(experiment: Experiment, state: ServerState, head: Head) -> SumsCo
     method, recipe = experiment.method, experiment.recipe
     (client,) = plan_sums(method, state, [0], experiment.largest, experiment.training, recipe.seed).clients
     num_labels, num_features = state.tensors["head.weight"].shape
-    zeros = HeadSums(torch.zeros(num_features + 1, num_features + 1), torch.zeros(num_features + 1, num_labels))
-    update = ClientUpdate(state.round, client.client_id, len(experiment.partition.indices[0]), zeros.to_tensors())
+    told = recipe.privacy is None
+    sent = [
+        {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_labels, n if told else None).items()}
+        for n in {len(rows) for rows in experiment.partition.indices}
+    ]
+    largest = max(sent, key=lambda tensors: sum(t.numel() for t in tensors.values()))
+    update = ClientUpdate(state.round, client.client_id, len(experiment.train), largest)
     rounds = recipe.federation.rounds
     return SumsCost(
         bytes_down=len(pack_plan(client, method.download(state, client))),

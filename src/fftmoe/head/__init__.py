@@ -2,7 +2,10 @@
 
 from fftmoe.head.bounded import bounded_total as bounded_total
 from fftmoe.head.closed_form import HeadSums as HeadSums
+from fftmoe.head.closed_form import are_few as are_few
+from fftmoe.head.closed_form import few_tensors as few_tensors
 from fftmoe.head.closed_form import solve_ridge as solve_ridge
+from fftmoe.head.closed_form import sum_shapes as sum_shapes
 from fftmoe.head.losses import HEADS as HEADS
 from fftmoe.head.losses import Averaged as Averaged
 from fftmoe.head.losses import Head as Head

@@ -1,6 +1,6 @@
 """The ridge-regression head from sums over clients: exact whatever the partition (docs/math.md, Closed-form head).
 
-Shape letters: N examples, F features, C classes.
+Shape letters: N examples, F features, C classes, D = F + 1.
 """
 
 from collections.abc import Iterable
@@ -29,8 +29,8 @@ class HeadSums:
     @classmethod
     def of(cls, features_NF: Tensor, labels_N: Tensor, num_labels: int) -> "HeadSums":
         """The sums of these examples."""
-        x = torch.cat([features_NF.double(), torch.ones(len(features_NF), 1, dtype=torch.float64)], 1)
-        return cls(x.T @ x, x.T @ F.one_hot(labels_N, num_labels).double())
+        x_ND = _with_one(features_NF)
+        return cls(x_ND.T @ x_ND, x_ND.T @ F.one_hot(labels_N, num_labels).double())
 
     @classmethod
     def total(cls, parts: Iterable["HeadSums"]) -> "HeadSums":
@@ -53,12 +53,45 @@ class HeadSums:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
-        """Inverse of `to_tensors`, up to float32."""
+        """Inverse of `to_tensors`, or of `few_tensors`, up to float32."""
         moment = tensors["sums.moment"].double()
+        if "sums.factor" in tensors:
+            factor_ND = tensors["sums.factor"].double()
+            return cls(factor_ND.T @ factor_ND, moment)
         gram = torch.zeros(len(moment), len(moment), dtype=torch.float64)
         rows, columns = torch.triu_indices(*gram.shape)
         gram[rows, columns] = gram[columns, rows] = tensors["sums.gram"].double()
         return cls(gram, moment)
+
+
+def are_few(num_examples: int, num_features: int) -> bool:
+    """Whether N rows of D numbers are no more than half a gram."""
+    return 2 * num_examples <= num_features + 1
+
+
+def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """The sums of few examples for the wire: in the place of the gram R of x = QR, N rows in the place of D.
+
+    R follows from the gram up to the signs of its rows, and tells no more. The column of ones is the first to be
+    factored, so that one row has all that sums over the examples, and loses nothing where these cancel.
+    """
+    x_ND = _with_one(features_NF)
+    factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
+    moment = x_ND.T @ F.one_hot(labels_N, num_labels).double()
+    return {"sums.factor": factor_ND.float(), "sums.moment": moment.float()}
+
+
+def sum_shapes(num_features: int, num_labels: int, num_examples: int | None) -> dict[str, tuple[int, ...]]:
+    """Of what is sent of so many examples; None where nobody is to know how many."""
+    side = num_features + 1
+    gram: dict[str, tuple[int, ...]] = {"sums.gram": (side * (side + 1) // 2,)}
+    if num_examples is not None and are_few(num_examples, num_features):
+        gram = {"sums.factor": (num_examples, side)}
+    return {**gram, "sums.moment": (side, num_labels)}
+
+
+def _with_one(features_NF: Tensor) -> Tensor:
+    return torch.cat([features_NF.double(), torch.ones(len(features_NF), 1, dtype=torch.float64)], 1)
 
 
 def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, Tensor, float]:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 
 from fftmoe.codec import encode
+from fftmoe.head import sum_shapes
 from fftmoe.methods.base import Method, most_shares
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on
@@ -81,7 +82,7 @@ class Expectation:
         needed = frozenset(f"holdout_{name}" for name in measured) if plan.task == "alone" else frozenset()
         if plan.task == "alone":
             metrics |= {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
-        update = _widest(plan, download, method, metrics)
+        update = _widest(plan, download, method, metrics, num_examples)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, on_wire(shapes, plan))
         return cls(
@@ -100,13 +101,14 @@ class Expectation:
         )
 
 
-def _widest(plan: ClientPlan, download: Tensors, method: Method, metrics: Iterable[str]) -> ClientUpdate:
+def _widest(
+    plan: ClientPlan, download: Tensors, method: Method, metrics: Iterable[str], num_examples: int | None
+) -> ClientUpdate:
     """The largest update that the client may send."""
     if plan.task == "sums":
         num_labels, num_features = download["head.weight"].shape
-        side = num_features + 1  # `HeadSums.to_tensors`
-        tensors = {"sums.gram": zeros((side * (side + 1) // 2,)), "sums.moment": zeros((side, num_labels))}
-        update = widest(plan, tensors)
+        shapes = sum_shapes(num_features, num_labels, None if plan.concealed else num_examples)
+        update = widest(plan, {name: zeros(shape) for name, shape in shapes.items()})
     else:
         update = method.widest_update(plan, download)
     if plan.concealed:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from fftmoe.codec import LEVELS, SCALE, decode
 from fftmoe.errors import FftmoeError
-from fftmoe.head import HeadSums
+from fftmoe.head import HeadSums, sum_shapes
 from fftmoe.methods.aggregate import block_of
 from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
@@ -46,13 +46,13 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     else:
         _check_experts(header, expected)
     _check_metrics(header["metrics"], expected)
-    _check_declared(container, num_bytes, header["experts"], expected)
+    _check_weight(header["num_examples"], expected.num_examples)
+    _check_declared(container, num_bytes, header, expected)
     try:
         update = make_update(header, safetensors.torch.load(message))
     except SafetensorError as error:
         raise Rejected(f"its message cannot be read: {str(error)[:SHOWN]}") from error
     _check_numbers(update.tensors, torch.finfo(torch.float32).max if sums else LARGEST)
-    _check_weight(update.num_examples, expected.num_examples)
     if sums:
         found = HeadSums.from_tensors(update.tensors)
         if expected.plan.concealed:
@@ -141,12 +141,13 @@ def _check_metrics(metrics: Any, expected: Expectation) -> None:
 
 
 def _check_declared(
-    container: Mapping[str, Any], num_bytes: int, experts: Mapping[str, Any], expected: Expectation
+    container: Mapping[str, Any], num_bytes: int, header: Mapping[str, Any], expected: Expectation
 ) -> None:
     """Exactly the tensors it may send, with a row for each expert it trained; they fill what follows the header."""
-    blocks = {name: block_of(name) for name in expected.shapes}
-    rows = {name: (len(experts[str(block)]),) for name, block in blocks.items() if block is not None}
-    own = {name: (*rows[name], *shape[1:]) if name in rows else shape for name, shape in expected.shapes.items()}
+    shapes = _shapes(header["num_examples"], expected)
+    blocks = {name: block_of(name) for name in shapes}
+    rows = {name: (len(header["experts"][str(block)]),) for name, block in blocks.items() if block is not None}
+    own = {name: (*rows[name], *shape[1:]) if name in rows else shape for name, shape in shapes.items()}
     wire = on_wire(own, expected.plan)
     if container.keys() != wire.keys():
         lacks, has = sorted(wire.keys() - container.keys()), sorted(container.keys() - wire.keys())
@@ -158,6 +159,14 @@ def _check_declared(
     needed = sum(dtype.itemsize * prod(shape) for dtype, shape in wire.values())
     if num_bytes != needed:
         raise Rejected(f"its message has {num_bytes} bytes of tensors, and {needed} were expected")
+
+
+def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int, ...]]:
+    """Those expected; sums are as large as the client's number of examples makes them, where it alone knows that."""
+    if expected.plan.task != "sums" or expected.num_examples is not None:
+        return expected.shapes
+    side, num_labels = expected.shapes["sums.moment"]
+    return sum_shapes(side - 1, num_labels, num_examples)
 
 
 def _check_numbers(tensors: Tensors, largest: float) -> None:
