@@ -388,7 +388,7 @@ def test_every_partition_gives_the_centralized_head(kind: str, backbone_folder: 
 def test_the_head_is_solved_on_the_adapted_features(backbone_folder: Path):
     model, partition = moe_model(backbone_folder, 0), partitioned("one client")
     method = fft_moe(1)
-    state = method.init(model)
+    state = dataclasses.replace(method.init(model), round=1)
     frozen = dataclasses.replace(
         state, tensors={n: torch.zeros_like(t) if n.endswith(".down") else t for n, t in state.tensors.items()}
     )
@@ -416,20 +416,24 @@ def test_a_clients_sums_are_of_its_own_examples_and_cost_their_elements(backbone
 def test_everyone_measures_the_largest_tiers_view_of_all_experts(backbone_folder: Path):
     model = moe_model(backbone_folder, 0)
     method = fft_moe(2)
-    plan = plan_sums(method, method.init(model), [0, 1], LARGE, TRAINING, seed=5)
+    state = method.init(model)
+    plan = plan_sums(method, dataclasses.replace(state, round=1), [0, 1], LARGE, TRAINING, seed=5)
     assert {client.task for client in plan.clients} == {"sums"}
     for client in plan.clients:
         assert client.budget == LARGE != method.budgets[client.client_id]
         assert client.experts == dict.fromkeys(BLOCKS, tuple(range(M)))
+    (first,) = plan_sums(method, state, [0], LARGE, TRAINING, seed=5).clients
+    assert method.download(state, first).keys() == {"head.weight", "head.bias"}
 
 
 def test_where_each_client_has_its_own_model_it_measures_that(backbone_folder: Path):
     backbone = load_backbone(str(backbone_folder), num_labels=NUM_LABELS)
     model = attach_adapter(backbone, lora_config(1, 2.0, ["intermediate.dense"], BLOCKS))
     method = FedSaLora(dict.fromkeys(range(2), LARGE), lora_modules(model))
-    state, states, partition = method.init(model), States(), [np.arange(100), np.arange(100, 211)]
+    state = dataclasses.replace(method.init(model), round=1)
+    states, partition = States(), [np.arange(100), np.arange(100, 211)]
     own = {f"lora.{path}.B": torch.randn(d_out, 2) for path, (_, d_out) in method.modules.items()}
-    states.save(1, 0, own)
+    states.save(1, 1, own)
     updates = exchanged(runtime(model, method, partition, states), method, state, 2)
     for update, tensors in zip(updates, ({}, own), strict=True):
         method.install(model, state.tensors | tensors, LARGE)

@@ -4,6 +4,7 @@ Two tiers, of which the small one adapts the last block alone; five clients, two
 """
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,16 +24,19 @@ from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
 from fftmoe.experiment import rounds as rounds_module
+from fftmoe.experiment.clients import build_client, client_spec
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.load import load_examples
 from fftmoe.experiment.plan import forecast
 from fftmoe.experiment.run import run
 from fftmoe.experiment.use import evaluate_run
-from fftmoe.records import ServerState
+from fftmoe.records import ServerState, pack_plan, unpack_update
 from fftmoe.rng import numpy_generator
 from fftmoe.server import solve
+from fftmoe.server.solve import plan_sums
 from fftmoe.store import unpack_state
 from models import FAMILIES, HIDDEN, tiny_tokenizer
+from tampering import Kept
 
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}
 CLOSED = {"kind": "closed-form"}
@@ -509,3 +513,19 @@ def test_every_method_can_round_its_uploads(finish: Finish, method: str):
         assert last["bytes_up"] == pytest.approx(before["bytes_up"], rel=0.01)
     else:
         assert last["bytes_up"] < before["bytes_up"]
+
+
+@pytest.mark.parametrize("method", SOLVED)
+def test_a_fresh_adapter_adds_nothing_to_the_first_sums(values: Values, method: str):
+    """What a client measures without it is to the bit what it measures with all of it."""
+    experiment = compose(parse_recipe(values(method, SOLVED[method]), "test"))
+    state = experiment.method.init(experiment.model)
+    handler = build_client(client_spec(experiment, Kept()), experiment.model)
+    sent, sums = [], []
+    for at in (state, dataclasses.replace(state, round=1)):
+        (plan,) = plan_sums(experiment.method, at, [0], experiment.largest, experiment.training, 3).clients
+        sent.append(pack_plan(plan, experiment.method.download(at, plan)))
+        sums.append(unpack_update(handler([sent[-1]])[0]).tensors)
+    assert len(sent[0]) < len(sent[1]) or method == "head-only"
+    for name, tensor in sums[0].items():
+        assert torch.equal(tensor, sums[1][name]), name

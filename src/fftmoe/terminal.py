@@ -160,12 +160,13 @@ def _prefix_line(forecast: Forecast) -> str:
 
 
 def _sums_line(sums: SumsCost) -> str:
-    when = "once, before the first round"
+    when, gets = "once, before the first round", size(sums.bytes_first)
     if sums.every is not None:
+        gets += f" ({size(sums.bytes_down)} after a round)"
         then = "round" if sums.every == 1 else f"{sums.every} rounds and after the last"
         when = f"{sums.times} times: before the first round, then after every {then}"
     return (
-        f"sums, from which the head is solved: besides, every client gets {size(sums.bytes_down)} and sends at "
+        f"sums, from which the head is solved: besides, every client gets {gets} and sends at "
         f"most {size(sums.bytes_up)}, {when}."
     )
 

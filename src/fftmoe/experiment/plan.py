@@ -1,6 +1,6 @@
 """`fftmoe plan`: who gets what and what it costs, before anything trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -45,13 +45,14 @@ class SumsCost:
     """What a closed-form head costs every client, whatever its tier and beside the rounds.
 
     Attributes:
-        bytes_down: of the first client's message before the first round; others differ by a few bytes of header, and
-            with FLoRA, which sends what has been merged, later ones are larger.
+        bytes_first: of the first client's message before the first round; others differ by a few bytes of header.
+        bytes_down: likewise of later ones; with FLoRA, which sends what has been merged, they are larger.
         bytes_up: of the client whose sums are largest.
         times: exchanges in the whole run, the first before the first round.
         every: rounds from one exchange to the next, and there is one after the last round; None: no more follow.
     """
 
+    bytes_first: int
     bytes_down: int
     bytes_up: int
     times: int
@@ -150,7 +151,10 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
 
 def _sums_cost(experiment: Experiment, state: ServerState, head: Head) -> SumsCost:
     method, recipe = experiment.method, experiment.recipe
-    (client,) = plan_sums(method, state, [0], experiment.largest, experiment.training, recipe.seed).clients
+    first, client = (
+        plan_sums(method, at, [0], experiment.largest, experiment.training, recipe.seed).clients[0]
+        for at in (state, replace(state, round=1))
+    )
     num_labels, num_features = state.tensors["head.weight"].shape
     told = recipe.privacy is None
     sent = [
@@ -161,6 +165,7 @@ def _sums_cost(experiment: Experiment, state: ServerState, head: Head) -> SumsCo
     update = ClientUpdate(state.round, client.client_id, len(experiment.train), largest)
     rounds = recipe.federation.rounds
     return SumsCost(
+        bytes_first=len(pack_plan(first, method.download(state, first))),
         bytes_down=len(pack_plan(client, method.download(state, client))),
         bytes_up=len(pack_update(update)),
         times=sum(head.solved_after(done, rounds) for done in range(rounds + 1)),

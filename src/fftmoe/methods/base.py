@@ -64,7 +64,7 @@ class Method(Protocol):
         ...
 
     def init(self, model: Any) -> ServerState:
-        """The state before the first round, from a freshly attached model."""
+        """The state before the first round, from a freshly attached model, whose adapter adds nothing yet."""
         ...
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:

@@ -15,7 +15,7 @@ from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
-from fftmoe.methods.fft_moe_client import FftMoeSession, load_projections, shared_names
+from fftmoe.methods.fft_moe_client import FftMoeSession, hold_nothing, load_projections, shared_names
 from fftmoe.methods.fft_moe_stack import FftMoeStack
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
@@ -163,11 +163,13 @@ class FftMoe:
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
         """The whole pool, used as this budget would: its top_k, in its blocks."""
         for block, moe in adapter.blocks(model).items():
+            if block not in budget.blocks:
+                hold_nothing(moe, budget.top_k)
+                continue
             router, up, down = (tensors[f"blocks.{block}.{part}"] for part in ("router", "up", "down"))
-            rows = slice(None) if block in budget.blocks else slice(0)
-            moe.load_experts(router[rows], up[rows], down[rows], budget.top_k)
+            moe.load_experts(router, up, down, budget.top_k)
             if moe.shared_up is not None:
-                moe.load_shared(*(tensors[name][rows] for name in shared_names(block)))
+                moe.load_shared(*(tensors[name] for name in shared_names(block)))
         own = tuple(f"shared.{block}." for block in budget.blocks)
         load_projections(model, {name: t for name, t in tensors.items() if name.startswith(own)})
         load_head(model, tensors)

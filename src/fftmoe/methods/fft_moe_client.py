@@ -48,7 +48,7 @@ def install_experts(model: Any, plan: ClientPlan, tensors: Tensors) -> dict[str,
     parameters: dict[str, nn.Parameter] = {}
     for block, moe in adapter.blocks(model).items():
         if block not in plan.experts:
-            _hold_nothing(moe, plan.budget.top_k)
+            hold_nothing(moe, plan.budget.top_k)
             continue
         names = [f"blocks.{block}.{part}" for part in ("router", "up", "down")]
         router, up, down = (tensors[name] for name in names)
@@ -60,7 +60,8 @@ def install_experts(model: Any, plan: ClientPlan, tensors: Tensors) -> dict[str,
     return parameters | load_projections(model, tensors)
 
 
-def _hold_nothing(moe: adapter.SparseMoe, top_k: int) -> None:
+def hold_nothing(moe: adapter.SparseMoe, top_k: int) -> None:
+    """What a block is that a client does not adapt."""
     expert_dim, dim = moe.up.shape[-2:]
     none, no_rows = torch.zeros(0, expert_dim, dim), torch.zeros(0, dim)
     moe.load_experts(no_rows, none, none, top_k)

@@ -15,8 +15,11 @@ def plan_sums(
     """Every client measures the same model, the global one as `budget` uses it, whatever its own budget is.
 
     Sums of unlike models would fit none of them. A client only runs the model forward here, which takes a quarter of
-    the memory that training takes; what it downloads for it is counted.
+    the memory that training takes; what it downloads for it is counted. Before the first round that is the head alone:
+    a fresh adapter adds nothing (`Method.init`).
     """
+    if state.round == 0:
+        budget = replace(budget, blocks=())
     experts, base = method.whole(budget), digest(state.tensors)
     plans = (
         ClientPlan(
