@@ -122,7 +122,9 @@ def _n(found: Estimate | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "grid-committed.json")
-    cells = read_cells(parser.parse_args(arguments).results)
+    parser.add_argument("--seed", type=int, help="of this seed alone; default: of all")
+    parsed = parser.parse_args(arguments)
+    cells = [cell for cell in read_cells(parsed.results) if parsed.seed in (None, cell.seed)]
     heads = distinct(cell.head for cell in cells if cell.method == OURS)
     rows = [row for head in heads for row in goal_rows(cells, head)]
     print(markdown(("goal", "measured", "pairs or seeds", ""), rows))

@@ -109,9 +109,7 @@ def tokenize_texts(
     for start in range(0, len(texts), CHUNK_TEXTS):
         chunk = tokenizer(list(texts[start : start + CHUNK_TEXTS]), truncation=True, max_length=max_length)
         ids.extend(np.asarray(row, dtype=np.int32) for row in chunk["input_ids"])
-    lengths = np.array([len(row) for row in ids], dtype=np.int64)
-    if (empty := np.flatnonzero(lengths == 0)).size:
-        row = int(empty[0])
+    if (row := next((row for row, own in enumerate(ids) if not len(own)), None)) is not None:
         raise InputError(
             f"text {texts[row]!r} (row {row + 1}) has no token in this tokenizer's vocabulary; remove the row"
         )

@@ -48,10 +48,7 @@ class PrivacyLedger:
         try:
             return _as_spent(json.loads(self._path.read_bytes()))
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self._path} does not say what this run has spent of its clients' privacy ({error}), and without it "
-                "the run cannot go on; put the file back as it was, or start a new run"
-            ) from error
+            raise _lost(self._path, "what this run has spent of its clients' privacy", error) from error
 
     @property
     def _path(self) -> Path:
@@ -81,14 +78,18 @@ class AskedLedger:
                 raise ValueError(f"it holds {asked!r}")
             return Counter({int(client): times for client, times in asked.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{self._path} does not say how often this run has asked its clients ({error}), and without it the run "
-                "cannot go on; put the file back as it was, or start a new run"
-            ) from error
+            raise _lost(self._path, "how often this run has asked its clients", error) from error
 
     @property
     def _path(self) -> Path:
         return self.run / "checkpoints" / "example_privacy.json"
+
+
+def _lost(path: Path, what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{path} does not say {what} ({error}), and without it the run cannot go on; put the file back as it was, or "
+        "start a new run"
+    )
 
 
 def _as_spent(values: Any) -> Spent:
