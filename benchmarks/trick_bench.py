@@ -21,12 +21,12 @@ from fftmoe.backbones import device_of, first_adapted_block, logits, on_device, 
 from fftmoe.client.stack import update_stack
 from fftmoe.client.update import local_batches, make_optimizers, token_mask, update_client
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, TokenizedText, training_batches
+from fftmoe.data import Examples, TokenizedText
 from fftmoe.experiment.build import make_loss
 from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
-from fftmoe.rng import generator, numpy_generator
+from fftmoe.rng import numpy_generator
 from fftmoe.server.rounds import plan_round
 from tricks import PaddedTo, Tricks
 
@@ -147,10 +147,8 @@ def prepare(recipe: Recipe, lengths: tuple[int, int], clients: int, examples: in
 
 def batches(tricks: Tricks, plan: ClientPlan, rows: np.ndarray, examples: Examples) -> list[Tensor]:
     """The rows of every step."""
-    if tricks.like_length:
-        return local_batches(plan, rows, examples)
-    training, order = plan.training, generator(plan.seed, "batches")
-    return training_batches(rows, training.batch_size, order, epochs=training.local_epochs, steps=training.local_steps)
+    training = replace(plan.training, group_by_length=tricks.like_length)
+    return local_batches(replace(plan, training=training), rows, examples)
 
 
 def _train(

@@ -55,12 +55,14 @@ def updated(model: Any, training: Training) -> tuple[ClientUpdate, Tensors]:
     return update, state.tensors
 
 
+@pytest.mark.parametrize("group_by_length", [True, False])
 def test_one_client_with_all_data_and_all_experts_is_ordinary_fine_tuning(
-    backbone_folder: Path, fresh: Callable[[], Any]
+    backbone_folder: Path, fresh: Callable[[], Any], group_by_length: bool
 ):
     model, moe = fresh(), one_client()
     state = moe.init(model)
-    plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, TRAINING, seed=5)
+    training = dataclasses.replace(TRAINING, group_by_length=group_by_length)
+    plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, training, seed=5)
     downloaded = moe.download(state, plan.clients[0])
     update, _ = update_client(
         model, moe, make_head("averaged"), plan.clients[0], downloaded, {}, EXAMPLES, np.arange(N)
@@ -69,7 +71,7 @@ def test_one_client_with_all_data_and_all_experts_is_ordinary_fine_tuning(
 
     reference = get_peft_model(load_backbone(str(backbone_folder), num_labels=3), CONFIG)
     assert isinstance(reference, PeftModel)
-    fine_tune(reference.eval(), plan.clients[0].seed)
+    fine_tune(reference.eval(), plan.clients[0].seed, EXAMPLES.lengths if group_by_length else None)
     expected = {f"head.{n}": p for n, p in reference.get_submodule(HEAD).named_parameters()}
     for block, moe_layer in adapter.blocks(reference).items():
         expected |= {f"blocks.{block}.{n.removesuffix('.weight')}": p for n, p in moe_layer.named_parameters()}
@@ -83,7 +85,7 @@ def test_one_client_with_all_data_and_all_experts_is_ordinary_fine_tuning(
 HEAD = "base_model.model.classifier.modules_to_save.default"
 
 
-def fine_tune(model: PeftModel, seed: int) -> None:
+def fine_tune(model: PeftModel, seed: int, lengths: torch.Tensor | None) -> None:
     """What anyone would write with peft and torch: AdamW for the adapter, SGD for the head."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     head = [p for name, p in trained.items() if "classifier" in name]
@@ -92,7 +94,7 @@ def fine_tune(model: PeftModel, seed: int) -> None:
     assert len(rest) == 3 * len(BLOCKS)
     adamw = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.0, fused=True)
     sgd = torch.optim.SGD(head, lr=0.5)
-    for rows in training_batches(np.arange(N), 7, generator(seed, "batches"), epochs=2, lengths=EXAMPLES.lengths):
+    for rows in training_batches(np.arange(N), 7, generator(seed, "batches"), epochs=2, lengths=lengths):
         batch = EXAMPLES.batch(rows)
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         loss = F.cross_entropy(output, batch["labels"])

@@ -1,6 +1,7 @@
 """Recipes: what is shipped parses, what is wrong is named with its place, its value and the remedy."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from fftmoe.config import Head, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
 from fftmoe.errors import InputError
+from fftmoe.experiment.compose import training_of
 
 SHIPPED = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
@@ -201,6 +203,25 @@ def test_local_training_has_exactly_one_length(recipe_values: dict[str, Any], le
     del values["federation"]["local_steps"]
     values["federation"] |= lengths
     assert "federation: say exactly one of local_epochs and local_steps" in refusal(values)
+
+
+OTHER_TRAINING = {
+    "batch_size": 7,
+    "learning_rate": 0.5,
+    "local_steps": 11,
+    "group_by_length": False,
+    "weight_decay": 0.25,
+    "proximal": 0.125,
+    "upload": "int8",
+}
+
+
+@pytest.mark.parametrize("key", OTHER_TRAINING)
+def test_what_a_recipe_says_of_local_training_is_what_clients_do(recipe_file: Path, key: str):
+    plain = training_of(load_recipe(recipe_file))
+    value = OTHER_TRAINING[key]
+    assert getattr(plain, key) != value
+    assert training_of(load_recipe(recipe_file, [f"federation.{key}={value}"])) == replace(plain, **{key: value})
 
 
 def test_a_number_without_a_dot_is_a_number(recipe_file: Path):

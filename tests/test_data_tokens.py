@@ -192,6 +192,20 @@ def test_training_batches_visit_everything_once_an_epoch(num: int, batch_size: i
     assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=97), st.integers(1, 7), st.integers(0, 99))
+def test_batches_of_like_length_hold_everything_once_and_no_more_padding(tokens: list[int], batch_size: int, seed: int):
+    lengths, num = torch.tensor(tokens), len(tokens)
+    alike, mixed = (
+        training_batches(num, batch_size, torch.Generator().manual_seed(seed), epochs=1, lengths=known)
+        for known in (lengths, None)
+    )
+    assert sorted(torch.cat(alike).tolist()) == list(range(num))
+    assert sorted(map(len, alike)) == sorted(map(len, mixed))
+    # Sorted and cut, the largest of each piece are the least that they can be. A short batch may be another one now.
+    padded = [sum(len(rows) * int(lengths[rows].max()) for rows in batches) for batches in (alike, mixed)]
+    assert padded[0] <= padded[1] or num % batch_size
+
+
 @given(st.integers(1, 23), st.integers(1, 7), st.integers(0, 13))
 def test_training_batches_of_exactly_so_many_steps(num: int, batch_size: int, steps: int):
     batches = training_batches(num, batch_size, torch.Generator().manual_seed(1), steps=steps)

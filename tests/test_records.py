@@ -46,6 +46,7 @@ trainings = st.builds(
     train_head=st.booleans(),
     local_epochs=st.none() | st.integers(1, 9),
     local_steps=st.none() | st.integers(1, 9),
+    group_by_length=st.booleans(),
     weight_decay=numbers,
     proximal=numbers,
 )

@@ -52,6 +52,7 @@ class Training:
     train_head: bool = True  # False: clients use the head as they got it
     local_epochs: int | None = None
     local_steps: int | None = None
+    group_by_length: bool = True  # texts of like length share a batch
     weight_decay: float = 0.0
     proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
     upload: str = "float32"  # the numbers of the deltas on the wire: also "bfloat16", "int8"

@@ -91,7 +91,7 @@ def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> 
         generator(plan.seed, "batches"),
         epochs=training.local_epochs,
         steps=training.local_steps,
-        lengths=examples.lengths,
+        lengths=examples.lengths if training.group_by_length else None,
     )
 
 

@@ -106,6 +106,8 @@ class BudgetSection(Section):
 class Federation(Section):
     """Rounds, local training and aggregation.
 
+    `group_by_length` puts texts of like length in one batch, so that little of it is padding; without it batches are
+    drawn from all of a client's texts alike.
     `upload` says in which numbers clients send their changes; what rounding leaves out goes with their next ones.
     `average_decay` above 0 serves a moving average of the global model over the rounds; 0.7 weighs about three.
 
@@ -125,6 +127,7 @@ class Federation(Section):
     learning_rate: Positive
     local_epochs: Count | None = None
     local_steps: Count | None = None
+    group_by_length: bool = True
     weight_decay: NotNegative = 0.0
     proximal: NotNegative = 0.0
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"

@@ -224,6 +224,7 @@ def training_of(recipe: Recipe) -> Training:
         train_head=head is not None and head.trained,
         local_epochs=federation.local_epochs,
         local_steps=federation.local_steps,
+        group_by_length=federation.group_by_length,
         weight_decay=federation.weight_decay,
         proximal=federation.proximal,
         upload=federation.upload,
