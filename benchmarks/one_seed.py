@@ -1,4 +1,4 @@
-"""The committed grid's accuracies of one seed, cell by cell: `python benchmarks/one_seed.py [--seed 0]`. Runs nothing.
+"""A grid's accuracies of one seed, cell by cell: `python benchmarks/one_seed.py [--seed 0]`. Runs nothing.
 
 And beside them what each client's own subset of experts adds to the global model, on the same test rows.
 """
@@ -6,6 +6,7 @@ And beside them what each client's own subset of experts adds to the global mode
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common import RESULTS, markdown
@@ -47,8 +48,9 @@ def personal_table(cells: Cells, partitions: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    seed = parser.parse_args().seed
-    cells = done(json.loads((RESULTS / "grid-committed.json").read_text())["cells"], seed)
+    parser.add_argument("--results", type=Path, default=RESULTS / "grid-committed.json")
+    parsed = parser.parse_args()
+    cells = done(json.loads(parsed.results.read_text())["cells"], parsed.seed)
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     for data in dict.fromkeys(name for name, _, _ in cells):
         print(accuracy_table(cells, data, partitions), end="\n\n")
