@@ -140,6 +140,18 @@ def test_without_a_proximal_term_nothing_is_computed_differently(fresh: Callable
     assert any(not torch.equal(plain.tensors[name], tiny.tensors[name]) for name in plain.tensors)
 
 
+@pytest.mark.parametrize("mu", [0.0, 3.0])
+def test_private_examples_leave_the_proximal_term_as_it_is(fresh: Callable[[], Any], mu: float):
+    whole = dataclasses.replace(TRAINING, batch_size=N, local_epochs=None, local_steps=5, proximal=mu)
+    # Everyone is drawn in every step, and nothing is clipped or noisy: what is left is the mean over the examples.
+    private = dataclasses.replace(whole, example_clip=1e6, example_noise=0.0)
+    plain, _ = updated(fresh(), whole)
+    update, _ = updated(fresh(), private)
+    for name, tensor in plain.tensors.items():
+        # One example at a time in place of all together: other sums, and AdamW divides small numbers by small ones.
+        torch.testing.assert_close(update.tensors[name], tensor, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("part", ["blocks.1.up", "head.weight"])
 def test_a_larger_proximal_term_moves_less(fresh: Callable[[], Any], part: str):
     moved = []
