@@ -149,8 +149,7 @@ def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:
         if task == "sums":
             plan = plan_sums(method, state, cohort, experiment.largest, training, seed)
         else:
-            own = replace(training, train_head=True) if task == "alone" else training
-            plan = plan_round(method, state, state.round + 1, cohort, experiment.budgets, own, seed, task)
+            plan = plan_round(method, state, state.round + 1, cohort, experiment.budgets, training, seed, task)
         messages = {client.client_id: pack_plan(client, method.download(state, client)) for client in plan.clients}
         return Recorded(experiment, state, plan, {c: handler([message])[0] for c, message in messages.items()})
 

@@ -5,7 +5,7 @@ Sizes: F features, C classes; the tiny BERT has HIDDEN features, or LIFTED rando
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fftmoe.backbones.fourier import WIDTH, FourierHead
 from fftmoe.backbones.lora import lora_config, lora_modules
 from fftmoe.client.runtime import ClientRuntime
 from fftmoe.client.sums import head_sums
+from fftmoe.client.update import update_client
 from fftmoe.data import TokenizedText, make_partition
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
@@ -33,6 +34,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fedsa_lora import FedSaLora
 from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.head_only import HeadOnly
 from fftmoe.records import (
     Budget,
     ClientUpdate,
@@ -44,6 +46,7 @@ from fftmoe.records import (
     unpack_update,
 )
 from fftmoe.rng import generator
+from fftmoe.server.rounds import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.store import save_adapter
 from models import FAMILIES, HIDDEN, token_examples
@@ -330,11 +333,15 @@ class States:
         self.kept[client_id] = state
 
 
-def runtime(model: Any, method: Method, partition: Sequence[np.ndarray], states: States | None = None) -> ClientRuntime:
-    head = make_head("closed-form")
-    return ClientRuntime(
-        model, method, head, head, NUM_LABELS, examples(), partition, states or States(), lambda *_, **__: {}
-    )
+def runtime(
+    model: Any,
+    method: Method,
+    partition: Sequence[np.ndarray],
+    states: States | None = None,
+    measure: Callable[..., dict[str, float]] = lambda *_, **__: {},
+) -> ClientRuntime:
+    head, states = make_head("closed-form"), states or States()
+    return ClientRuntime(model, method, head, NUM_LABELS, examples(), partition, states, measure)
 
 
 def exchanged(handler: Handler, method: Method, state: ServerState, num_clients: int) -> list[ClientUpdate]:
@@ -395,6 +402,43 @@ def test_the_head_is_solved_on_the_adapted_features(backbone_folder: Path):
     handler = runtime(model, method, partition)
     adapted, plain = (solve_head(s, exchanged(handler, method, s, 1)).tensors["head.weight"] for s in (state, frozen))
     assert not torch.allclose(adapted, plain, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("trains_an_adapter", [True, False])
+def test_a_client_alone_solves_its_own_head_before_it_trains_and_after(backbone_folder: Path, trains_an_adapter: bool):
+    """As a federation of one would: against sums taken by hand, of the untrained model and of the trained one."""
+    rows, model = np.arange(3, 60), moe_model(backbone_folder, LIFTED)
+    method: Method = fft_moe(1) if trains_an_adapter else HeadOnly()
+    state = method.init(model)
+
+    def own_head() -> list[Tensor]:
+        weight, bias, _ = solve_ridge(HeadSums.from_tensors(head_sums(model, examples(), rows, NUM_LABELS)))
+        return [weight, bias]
+
+    plan = plan_round(method, state, 0, [0], {0: SMALL}, TRAINING, seed=5, task="alone").clients[0]
+    sent = method.download(state, plan)
+    method.personalize(model, sent, plan, {})
+    before, found = own_head(), []
+
+    def measure(measured: Any, own_labels: Tensor) -> dict[str, float]:
+        assert torch.equal(own_labels, examples().labels[torch.from_numpy(rows)])
+        found[:] = [p.detach().clone() for p in head_parameters(measured).values()]
+        assert all(map(torch.equal, found, own_head()))
+        return {"holdout_accuracy": 0.5}
+
+    handler = runtime(model, method, [rows], measure=measure)
+    update = unpack_update(handler([pack_plan(plan, sent)])[0])
+    assert update.metrics["holdout_accuracy"] == 0.5
+    assert not any(name.startswith("head.") for name in update.tensors)
+    assert ("loss" in update.metrics) == trains_an_adapter
+    assert all(map(torch.equal, found, before)) != trains_an_adapter
+    if trains_an_adapter:  # on the head that it solved before: the first step's loss is that head's
+        one = dataclasses.replace(plan, training=dataclasses.replace(TRAINING, local_steps=1))
+        first = unpack_update(handler([pack_plan(one, sent)])[0])
+        solved = {**sent, "head.weight": before[0], "head.bias": before[1]}
+        expected, _ = update_client(model, method, make_head("closed-form"), one, solved, {}, examples(), rows)
+        assert first.metrics["loss"] == expected.metrics["loss"]
+        assert all(torch.equal(t, expected.tensors[name]) for name, t in first.tensors.items())
 
 
 def test_a_clients_sums_are_of_its_own_examples_and_cost_their_elements(backbone_folder: Path):

@@ -15,8 +15,9 @@ from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
-from fftmoe.head import Head
+from fftmoe.head import Head, HeadSums, solve_ridge
 from fftmoe.methods.base import Method, can_stack
+from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
 from fftmoe.tasks import Loss
 
@@ -38,7 +39,7 @@ class ClientRuntime:
     """Runs whatever task a message asks of the client that it names.
 
     Attributes:
-        loss: in the federation. `loss_alone`: of a client that trains alone, which has no solved head.
+        loss: what training minimises.
         num_labels: classes of a head that is solved from sums.
         measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
     """
@@ -46,7 +47,6 @@ class ClientRuntime:
     model: Any
     method: Method
     loss: Loss
-    loss_alone: Loss
     num_labels: int
     examples: Examples
     partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
@@ -69,7 +69,7 @@ class ClientRuntime:
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """A round of the federation."""
         kept, feedback = split_state(self.states.load(plan.client_id, before=plan.round))
-        return self._finish(plan, feedback, *self._update(self.loss, plan, tensors, kept, None))
+        return self._finish(plan, feedback, *self._update(plan, tensors, kept, None))
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """The same round of several clients, on one backbone at once."""
@@ -92,9 +92,28 @@ class ClientRuntime:
         return update
 
     def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """Training alone: no state is kept, and the client measures its own model."""
-        labels = self.examples.labels[torch.from_numpy(self.partition[plan.client_id])]
-        return self._update(self.loss_alone, plan, tensors, {}, partial(self.measure, own_labels=labels))[0]
+        """Training alone: no state is kept, and the client measures its own model.
+
+        Where the federation solves its head from everyone's sums, a client alone solves one from its own, before it
+        trains and after.
+        """
+        rows = self.partition[plan.client_id]
+        measure = partial(self.measure, own_labels=self.examples.labels[torch.from_numpy(rows)])
+        if plan.training.train_head or not isinstance(self.loss, Head):
+            return self._update(plan, tensors, {}, measure)[0]
+
+        def solve_and_measure(model: Any) -> Mapping[str, float]:
+            load_head(model, self._own_head(rows))
+            return measure(model)
+
+        self.method.personalize(self.model, tensors, plan, {})
+        return self._update(plan, {**tensors, **self._own_head(rows)}, {}, solve_and_measure)[0]
+
+    def _own_head(self, rows: np.ndarray) -> Tensors:
+        weight, bias, _ = solve_ridge(
+            HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels))
+        )
+        return {"head.weight": weight, "head.bias": bias}
 
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
@@ -109,14 +128,13 @@ class ClientRuntime:
 
     def _update(
         self,
-        loss: Loss,
         plan: ClientPlan,
         tensors: Tensors,
         kept: Tensors,
         measure: Callable[[Any], Mapping[str, float]] | None,
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
-        return update_client(self.model, self.method, loss, plan, tensors, kept, self.examples, rows, measure)
+        return update_client(self.model, self.method, self.loss, plan, tensors, kept, self.examples, rows, measure)
 
 
 TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.alone, "sums": ClientRuntime.sums}

@@ -50,7 +50,7 @@ def update_client(
     with method.session(model, plan, tensors, client_state) as session:
         parameters = list(session.parameters.values())
         if not parameters:  # a solved head on a backbone without an adapter
-            return session.finish(len(indices), {})
+            return session.finish(len(indices), {} if measure is None else measure(model))
         start = [p.detach().clone() for p in parameters] if training.proximal else []
         optimizers = make_optimizers(session.parameters, training)
         task_losses: list[Tensor] = []

@@ -116,13 +116,13 @@ def _check_room(recipe: Recipe, backbone: Any, num_blocks: int) -> None:
         )
 
 
-def make_loss(recipe: Recipe, alone: bool = False) -> Loss:
-    """What clients minimise; `alone` where there are no others to solve a head with."""
+def make_loss(recipe: Recipe) -> Loss:
+    """What clients minimise."""
     if recipe.backbone.task in LOSSES:
         return LOSSES[recipe.backbone.task]()
     head = recipe.head
     assert head is not None, "a task with no loss of its own has a head"
-    return make_head("averaged" if alone and not head.trained else head.kind)
+    return make_head(head.kind)
 
 
 def check_head(recipe: Recipe, model: Any) -> None:

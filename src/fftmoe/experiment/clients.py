@@ -61,7 +61,6 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         model,
         spec.method,
         make_loss(spec.recipe),
-        make_loss(spec.recipe, alone=True),
         len(spec.label_names),
         spec.train,
         spec.partition,

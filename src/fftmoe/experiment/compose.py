@@ -23,8 +23,6 @@ from fftmoe.records import Budget, Training
 from fftmoe.rng import derive
 from fftmoe.tasks import Task, make_task
 
-# Of a client that trains alone in a federation whose head is solved.
-DEFAULT_HEAD_RATE = 1.0
 BY_LABEL = ("dirichlet", "shards", "bernoulli-dirichlet")
 
 
@@ -219,7 +217,7 @@ def training_of(recipe: Recipe) -> Training:
     return Training(
         batch_size=federation.batch_size,
         learning_rate=federation.learning_rate,
-        head_learning_rate=(head and head.learning_rate) or DEFAULT_HEAD_RATE,
+        head_learning_rate=(head and head.learning_rate) or 0.0,  # none where nobody trains it
         head_optimizer=head.optimizer if head else "sgd",
         train_head=head is not None and head.trained,
         local_epochs=federation.local_epochs,

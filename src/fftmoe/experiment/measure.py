@@ -160,8 +160,7 @@ def local_only(experiment: Experiment, state: ServerState, engine: Engine) -> di
     """
     federation, method = experiment.recipe.federation, experiment.method
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
-    # A solved head holds what the others know, so a client that is alone trains one.
-    training = replace(_repeat(experiment.training, rounds_each), train_head=True)
+    training = _repeat(experiment.training, rounds_each)
     seed, chosen = experiment.recipe.seed, _chosen(experiment, experiment.recipe.evaluation.local_only_clients)
     plan = plan_round(method, state, 0, chosen, experiment.budgets, training, seed, task="alone")
     ledger, download = Ledger(), partial(method.download, state)

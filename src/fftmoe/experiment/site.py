@@ -112,7 +112,6 @@ def _open(settings: SiteSettings, text: str) -> Site:
         model,
         build_method(recipe, model, shape, {}),
         make_loss(recipe),
-        make_loss(recipe, alone=True),
         len(labels),
         examples,
         {settings.client_id: np.arange(len(examples))},
