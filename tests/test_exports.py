@@ -15,8 +15,9 @@ import fftmoe
 from conftest import Cli
 from fftmoe import adapter
 from fftmoe.backbones import head_parameters, load_adapter, logits
+from fftmoe.backbones.fourier import FourierHead
 from fftmoe.experiment.personal import load_client, load_federation
-from fftmoe.experiment.use import load_run, own_backbone
+from fftmoe.experiment.use import Trained, load_run, own_backbone
 from fftmoe.exports import peft as peft_export
 from fftmoe.exports.check import Batch, probes
 from fftmoe.exports.load import fresh_backbone
@@ -177,6 +178,39 @@ def test_chosen_experts_compute_as_the_pool_without_the_others(texts: Path, out:
     batches = probes(trained)
     for one, other in zip(answers(opened(texts, out), batches), answers(trained.model, batches), strict=True):
         torch.testing.assert_close(one, other)  # fewer experts are computed in another way
+
+
+@pytest.fixture(scope="module")
+def solved(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+    """Its head was solved on random features."""
+    return finished({**recipe_values, "head": {"kind": "closed-form", "features": "fourier", "num_features": 31}})
+
+
+@pytest.mark.parametrize(
+    ("form", "choice"),
+    [
+        ("peft", {}),
+        ("personal", {"tier": "small"}),
+        ("personal", {"experts": [0, 3]}),
+        ("personal", {"client": 1}),
+        ("lora", {}),
+    ],
+)
+def test_the_random_features_before_a_solved_head_go_along(solved: Path, out: Path, form: str, choice: dict[str, Any]):
+    """In the file, so that a backbone with other ones, of another seed, gives the same once the adapter is loaded."""
+    fftmoe.export(solved, form, out, **choice)  # compares most forms with the run's model by itself
+    expected = head_of(load_run(solved, exact=True).model)
+    assert expected.keys() == {"weight", "bias", "directions", "phases"}
+    trained = load_run(solved, exact=True)
+    recipe = trained.recipe.model_copy(update={"seed": 97})
+    other = fresh_backbone(Trained(recipe, trained.label_names, trained.model))
+    found = head_of(PeftModel.from_pretrained(other, str(out)))
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def head_of(model: Any) -> dict[str, Tensor]:
+    """The one that computes, of those in a model."""
+    return [module for module in model.modules() if isinstance(module, FourierHead)][-1].state_dict()
 
 
 @pytest.mark.parametrize(

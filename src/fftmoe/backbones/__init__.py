@@ -1,6 +1,7 @@
 """Foundation models: find, load, freeze, and attach an adapter and a head."""
 
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
+from fftmoe.backbones.attach import copy_head as copy_head
 from fftmoe.backbones.attach import features as features
 from fftmoe.backbones.attach import head_inputs as head_inputs
 from fftmoe.backbones.attach import head_parameters as head_parameters

@@ -104,15 +104,27 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     A head of several modules has their names in front ("pre_classifier.weight"); a language model has none.
     """
-    heads: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
-            heads[path.rpartition(".")[2]] = module.modules_to_save[module.active_adapters[0]]
+    heads = _heads(model)
     return {
         (f"{head}.{name}" if len(heads) > 1 else name): parameter
         for head, module in heads.items()
         for name, parameter in module.named_parameters()
     }
+
+
+def copy_head(source: nn.Module, to: nn.Module) -> None:
+    """The classification head of one adapted model into another, with the random features that it stands on."""
+    heads = _heads(source)
+    for name, head in _heads(to).items():
+        head.load_state_dict(heads[name].state_dict())
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Module]:
+    heads: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
+            heads[path.rpartition(".")[2]] = module.modules_to_save[module.active_adapters[0]]
+    return heads
 
 
 @contextmanager

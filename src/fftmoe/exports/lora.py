@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe import adapter
 from fftmoe.adapter.attention import SCALE, LowRank
-from fftmoe.backbones import attach_adapter, head_parameters
+from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.errors import InputError
 from fftmoe.exports.card import Measured, model_card
@@ -76,7 +75,9 @@ def export_lora(
     _load(fitted, sums, shared, rank)
     metric["lora_closed_form"] = measured(source.trained, fitted.model)
     closed_form = _errors(fitted, held_sums)
-    exclusive = source.trained.recipe.backbone.task not in ("multi-label-classification", "regression")
+    recipe = source.trained.recipe
+    # A solved head's logits are probabilities already; their softmax is flat, and says little of the label.
+    exclusive = recipe.backbone.task not in ("multi-label-classification", "regression") and not recipe.closed_form
     distil(fitted.model, own_factors(fitted), teacher, batches, steps, exclusive)
     metric["lora"] = measured(source.trained, fitted.model)
     inputs = probes(source.trained)
@@ -125,10 +126,7 @@ def _attach(source: Source, sums: Mapping[int, Sums], shared: Factors, rank: int
     teacher = source.trained.model
     names = {block: name for block, name in last_projections(teacher).items() if block in sums}
     student = attach_adapter(fresh_backbone(source.trained), lora_config(rank, 1.0, [*names.values(), *shared]))
-    heads = head_parameters(teacher)
-    with torch.no_grad():
-        for name, parameter in head_parameters(student).items():
-            parameter.copy_(heads[name])
+    copy_head(teacher, student)
     return Fitted(student, names)
 
 

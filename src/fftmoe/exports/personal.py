@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fftmoe import adapter
-from fftmoe.backbones import attach_adapter, head_parameters
+from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.experiment.personal import load_client, load_federation
 from fftmoe.experiment.use import Trained
@@ -156,10 +156,9 @@ def pruned(part: Part) -> Any:
         moe.load_experts(pool.router.weight[rows], pool.up[rows], pool.down[rows], part.top_k)
         if pool.shared_up is not None and pool.shared_down is not None:
             moe.load_shared(pool.shared_up, pool.shared_down)
-    copies = ((adapter.shared_projections, new, old), (head_parameters, new, old))
+    values = adapter.shared_projections(old)
     with torch.no_grad():
-        for named, to, source in copies:
-            values = named(source)
-            for name, parameter in named(to).items():
-                parameter.copy_(values[name])
+        for name, parameter in adapter.shared_projections(new).items():
+            parameter.copy_(values[name])
+    copy_head(old, new)
     return new
