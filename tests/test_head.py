@@ -63,6 +63,32 @@ def test_least_squares_is_the_squared_distance_to_the_label():
     assert float(LeastSquares().loss(F.one_hot(labels, 3).float(), labels)) == 0.0
 
 
+def test_a_solved_heads_logits_are_probabilities_already():
+    found = make_head("closed-form").probabilities(torch.tensor([[0.6, -0.2, 0.2], [-1.0, -2.0, -3.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.0, 0.25], [1 / 3, 1 / 3, 1 / 3]]))
+    # Of many classes: where softmax would say 0.066 for a text that is surely of the first.
+    sure = F.one_hot(torch.tensor(0), 24).float()
+    assert float(make_head("closed-form").probabilities(sure)[0]) == pytest.approx(1.0)
+
+
+@given(st.integers(0, 2**31))
+def test_least_squares_gives_each_class_its_share(seed: int):
+    """Where features tell nothing, and where they tell a group: what is solved is the share of each label there."""
+    source = generator(seed, "shares")
+    labels, group = torch.randint(3, (97,), generator=source), torch.randint(2, (97, 1), generator=source).float()
+    weight, bias, _ = solve_ridge(HeadSums.of(group, labels, 3), strength=1e-9)
+    for value in group.unique():
+        expected = torch.bincount(labels[group[:, 0] == value], minlength=3) / (group == value).sum()
+        found = make_head("closed-form").probabilities(weight @ value[None] + bias)
+        torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["averaged", "one-vs-all"])
+def test_a_trained_heads_probabilities_are_a_softmax(kind: str):
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    torch.testing.assert_close(make_head(kind).probabilities(logits), torch.tensor([[0.25, 0.75]]))
+
+
 def test_a_closed_form_head_is_trained_with_by_least_squares_and_starts_without_bias():
     head = make_head("closed-form")
     assert isinstance(head, LeastSquares)

@@ -86,8 +86,10 @@ def test_texts_give_the_same_from_everywhere(cli: Cli, texts: Path, tmp_path: Pa
     assert rows(cli, texts, TEXTS[0], "--file", tmp_path / "lines.txt") == [asked[0], *asked]
 
 
-def test_scores_are_of_all_labels_and_sum_to_one(cli: Cli, texts: Path):
-    for row in rows(cli, texts, *TEXTS, "--scores"):
+@pytest.mark.parametrize("solved", [False, True])
+def test_scores_are_of_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished: Finished, solved: bool):
+    run = finished(head={"kind": "closed-form", "features": "fourier", "num_features": 31}) if solved else texts
+    for row in rows(cli, run, *TEXTS, "--scores"):
         assert row["scores"].keys() == set(COLOURS)
         assert sum(row["scores"].values()) == pytest.approx(1)
         assert row["score"] == max(row["scores"].values()) == row["scores"][row["label"]]

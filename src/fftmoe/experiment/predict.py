@@ -18,6 +18,7 @@ from fftmoe.experiment.load import is_language, reads_images
 from fftmoe.experiment.personal import load_client
 from fftmoe.experiment.tagged import tag_words
 from fftmoe.experiment.use import Trained, load_run, recipe_of
+from fftmoe.head import make_head
 
 Row = dict[str, Any]
 
@@ -124,7 +125,7 @@ def _answer(trained: Trained, found: Tensor, scores: bool) -> Row:
         probs = found.sigmoid()
         answer: Row = {"labels": [name for name, prob in zip(names, probs, strict=True) if prob > 0.5]}
     else:
-        probs = found.softmax(0)
-        best = int(probs.argmax())
+        assert trained.recipe.head is not None, "a task with labels has a head"
+        probs, best = make_head(trained.recipe.head.kind).probabilities(found), int(found.argmax())
         answer = {"label": names[best], "score": float(probs[best])}
     return {**answer, **({"scores": dict(zip(names, probs.tolist(), strict=True))} if scores else {})}

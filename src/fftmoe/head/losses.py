@@ -29,6 +29,10 @@ class Head(Protocol):
         """The bias that every class starts with."""
         ...
 
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """What the logits say of the classes: numbers that sum to 1; any number of dimensions in front."""
+        ...
+
 
 class Averaged:
     """Softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
@@ -49,6 +53,10 @@ class Averaged:
     def init_bias(self, num_labels: int) -> float:
         """0: softmax of equal logits already is the prior 1/C."""
         return 0.0
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Their softmax."""
+        return logits_BC.softmax(-1)
 
 
 class OneVsAll:
@@ -73,6 +81,10 @@ class OneVsAll:
             raise InputError(f"a one-vs-all head needs at least 2 labels, got {num_labels}")
         return -math.log(num_labels - 1)
 
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Their softmax, as classes exclude each other where a label is asked for."""
+        return logits_BC.softmax(-1)
+
 
 class LeastSquares:
     """The squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
@@ -96,6 +108,15 @@ class LeastSquares:
     def init_bias(self, num_labels: int) -> float:
         """0; the first solution replaces it."""
         return 0.0
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """The logits themselves, which least squares fits to E[onehot(y) | x]; cut off below 0 and made to sum to 1.
+
+        As in least-squares probabilistic classification (Sugiyama, 2010). A softmax of numbers between 0 and 1 would
+        be nearly flat. Where no logit is above 0 all classes are alike.
+        """
+        positive_BC = logits_BC.clamp_min(1e-9)
+        return positive_BC / positive_BC.sum(-1, keepdim=True)
 
 
 HEADS: dict[str, Callable[[], Head]] = {
