@@ -1,10 +1,10 @@
-"""One part of the method switched at a time, on the skewed quickstart: `python benchmarks/ablation.py`."""
+"""One part of the method switched at a time, on the quickstart with a trained head: `python benchmarks/ablation.py`."""
 
 import argparse
 
-from common import RESULTS, Results, column, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, column, markdown, mean_and_spread
 
-# The quickstart itself is the first row; every other row changes the named key alone.
+# The first row is the quickstart but for its head; every other row changes the named key alone.
 VARIANTS = {
     "quickstart (per-expert, detached, heterogeneity-aware, SGD head)": [],
     "balance: switch": ["adapter.balance=switch"],
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     results = Results(RESULTS / "ablation.json")
-    common = ["evaluation.local_only=false", "evaluation.every=1000"]
+    common = [TRAINED_HEAD, "evaluation.local_only=false", "evaluation.every=1000"]
     # Seed by seed, so that a grid that is stopped early still compares every variant.
     for seed in range(arguments.seeds):
         for name, overrides in (VARIANTS | ONCE if seed == 0 else VARIANTS).items():

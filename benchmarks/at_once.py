@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import first_adapted_block
 from fftmoe.client.stack import update_stack
 from fftmoe.client.update import update_client
@@ -45,7 +45,14 @@ def both_ways(
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """One round of the clients, one after another and at once."""
     budget = "budgets=[{name: all, fraction: 1, top_k: 2, experts: 8}]"
-    settings = (f"adapter.blocks={blocks}", "trackers=[]", budget, f"engine.device={device}", "engine.precision=auto")
+    settings = (
+        TRAINED_HEAD,
+        f"adapter.blocks={blocks}",
+        "trackers=[]",
+        budget,
+        f"engine.device={device}",
+        "engine.precision=auto",
+    )
     experiment = compose(load_recipe("quickstart", settings if device == "cuda" else settings[:-1]))
     method, model = experiment.method, experiment.model
     training = replace(experiment.training, batch_size=batch, local_steps=STEPS)

@@ -15,13 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
 from fftmoe.experiment import run
 from fftmoe.experiment.profile import profile
 from fftmoe.report.progress import Progress
 
 BRIEF = (
+    TRAINED_HEAD,
     "federation.rounds=2",
     "federation.clients_per_round=10",
     "engine.workers=1",

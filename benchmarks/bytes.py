@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Results, column, machine, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread
 from fftmoe.codec import KINDS
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
@@ -199,7 +199,7 @@ def main() -> None:
     found = messages(results, "quickstart")
     print(fraction_table({upload: found["fft-moe", upload] for upload in KINDS}))
     print(f"\n{method_table(found)}", flush=True)
-    common = ["evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
+    common = [TRAINED_HEAD, "evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
     common += [f"engine.workers={arguments.workers}"]
     sets = {"quickstart": ("quickstart", common)}
     if arguments.data:

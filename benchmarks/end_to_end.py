@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import small_clients
-from common import RESULTS, Results, column, machine, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread
 from fftmoe.backbones import find_precision
 from fftmoe.config import load_recipe
 from timing import Seconds, device_name, interleave, ratio, use_device
@@ -35,6 +35,7 @@ CACHED = 768  # examples whose cache is built to see what it costs
 PARTS = 3  # of the rounds, over which a ratio's range is taken
 LONGEST = 128  # tokens that are allowed
 SETTINGS = (
+    TRAINED_HEAD,
     "trackers=[]",
     f"data.max_length={LONGEST}",
     "engine.prefix_cache='off'",  # quoted, or YAML reads False
@@ -183,7 +184,9 @@ def accuracy(results: Results, seeds: int) -> tuple[tuple[str, ...], list[tuple[
     rows = []
     for name, switches in {"slow": SLOW, "fast": FAST}.items():
         runs = [
-            results.run(f"{name}-{seed}", "quickstart", (*switches, f"seed={seed}", "evaluation.local_only=false"))
+            results.run(
+                f"{name}-{seed}", "quickstart", (TRAINED_HEAD, *switches, f"seed={seed}", "evaluation.local_only=false")
+            )
             for seed in range(seeds)
         ]
         took = statistics.median(column(runs, "seconds"))

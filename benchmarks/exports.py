@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fftmoe
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import load_adapter, logits
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, evaluation_batches
@@ -52,7 +52,7 @@ def main() -> None:
 
 def trained_run(folder: Path, data: Path | None) -> Path:
     """The quickstart, or its recipe on questions by type."""
-    overrides = ["evaluation.local_only=false", "trackers=[]"]
+    overrides = [TRAINED_HEAD, "evaluation.local_only=false", "trackers=[]"]
     if data is not None:
         overrides += [f"data.source={data / 'trec6'}", "data.max_length=48", "name=trec6"]
     return run(load_recipe("quickstart", overrides), folder).folder

@@ -30,7 +30,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from at_once import texts
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import fingerprint, first_adapted_block
 from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
@@ -81,7 +81,7 @@ class Forgetful:
 
 def composed(experts: int, top_k: int) -> Experiment:
     budget = f"budgets=[{{name: all, fraction: 1, top_k: {top_k}, experts: {experts}}}]"
-    settings = (f"adapter.num_experts={experts}", budget, "trackers=[]", "engine.prefix_cache='off'")
+    settings = (TRAINED_HEAD, f"adapter.num_experts={experts}", budget, "trackers=[]", "engine.prefix_cache='off'")
     return compose(load_recipe("quickstart", settings))
 
 

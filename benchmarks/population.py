@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
 from fftmoe.experiment import run
 from fftmoe.report.progress import Progress
@@ -86,6 +86,7 @@ def in_fresh_process(overrides: Sequence[str]) -> dict[str, float]:
 
 def overrides_for(texts: Path, population: int, batch_size: int) -> list[str]:
     return [
+        TRAINED_HEAD,  # a solved one visits every client
         f"data.source={texts}",
         "data.max_length=16",
         "partition.kind=iid",

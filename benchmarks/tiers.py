@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import logits
 from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.config import load_recipe
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="quickstart")
     arguments = parser.parse_args()
     # The loop computes only what was routed, and torch can count its products.
-    experiment = compose(load_recipe(arguments.recipe, ["adapter.compute=loop"]))
+    experiment = compose(load_recipe(arguments.recipe, [TRAINED_HEAD, "adapter.compute=loop"]))
     state = experiment.method.init(experiment.model)
     tiers = {tier.name: measure(experiment, state, tier) for tier in experiment.tiers}
     RESULTS.mkdir(exist_ok=True)
