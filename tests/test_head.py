@@ -66,7 +66,7 @@ def test_least_squares_is_the_squared_distance_to_the_label():
 def test_a_solved_heads_logits_are_probabilities_already():
     found = make_head("closed-form").probabilities(torch.tensor([[0.6, -0.2, 0.2], [-1.0, -2.0, -3.0]]))
     torch.testing.assert_close(found, torch.tensor([[0.75, 0.0, 0.25], [1 / 3, 1 / 3, 1 / 3]]))
-    # Of many classes: where softmax would say 0.066 for a text that is surely of the first.
+    # Of many classes: where softmax would say 0.11 for a text that is surely of the first.
     sure = F.one_hot(torch.tensor(0), 24).float()
     assert float(make_head("closed-form").probabilities(sure)[0]) == pytest.approx(1.0)
 
