@@ -15,7 +15,7 @@ from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
-from fftmoe.head import Head, HeadSums, solve_ridge
+from fftmoe.head import Head, HeadSums, solved_head
 from fftmoe.methods.base import Method, can_stack
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
@@ -110,10 +110,7 @@ class ClientRuntime:
         return self._update(plan, {**tensors, **self._own_head(rows)}, {}, solve_and_measure)[0]
 
     def _own_head(self, rows: np.ndarray) -> Tensors:
-        weight, bias, _ = solve_ridge(
-            HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels))
-        )
-        return {"head.weight": weight, "head.bias": bias}
+        return solved_head(HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels)))
 
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""

@@ -113,6 +113,12 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     return solution[:-1].T.float().contiguous(), solution[-1].float().clone(), chosen
 
 
+def solved_head(sums: HeadSums) -> dict[str, Tensor]:
+    """The head that these sums give, as the tensors of a model's state."""
+    weight, bias, _ = solve_ridge(sums)
+    return {"head.weight": weight, "head.bias": bias}
+
+
 def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
     """Mean squared residual over (1 - degrees of freedom / N)^2; infinite where the fit is saturated."""
     energy, shrunk = projected.square().sum(1), eigenvalues + rho

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from fftmoe.head import HeadSums, solve_ridge
+from fftmoe.head import HeadSums, solved_head
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training, digest
 from fftmoe.rng import derive
@@ -43,5 +43,5 @@ def solve_head(
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
 ) -> ServerState:
     """The state with the head that the sums of these updates give (docs/math.md, Closed-form head)."""
-    weight, bias, _ = solve_ridge(total(HeadSums.from_tensors(update.tensors) for update in updates))
-    return replace(state, tensors=state.tensors | {"head.weight": weight, "head.bias": bias})
+    solution = solved_head(total(HeadSums.from_tensors(update.tensors) for update in updates))
+    return replace(state, tensors=state.tensors | solution)
