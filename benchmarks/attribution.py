@@ -17,7 +17,7 @@ from fftmoe.config import recipe_folder
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.experiment import compare
 from fftmoe.experiment.cells import Variant
-from fftmoe.report.comparison_tables import tables
+from fftmoe.report.comparison_tables import difference_table, tables
 from fftmoe.report.progress import Progress
 
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         progress=Progress(Console()),
     )
     shutil.copy(parsed.work / "comparison.json", parsed.results)
-    for table in tables(comparison)[:2]:
+    for table in (*tables(comparison)[:2], difference_table(comparison.cells)):
         print(f"\n## {table.title}\n\n{markdown(table.header, table.rows)}")
 
 
