@@ -1,7 +1,7 @@
 """Language models and images: `python benchmarks/tasks.py --data ../shared/data --models ../shared/models`.
 
 `--data` holds `flan8/`, `shakespeare/` and `pacs32/`, `--models` holds `stories260k/` and `vit-cifar10/`. Each recipe
-runs by three methods, beside the untouched backbone (the metric before the first round); then a training step on models
+runs by four methods, beside the untouched backbone (the metric before the first round); then a training step on models
 of two families, of a size that has something to multiply, whose weights are random. `--small` is a look in minutes.
 """
 
@@ -24,7 +24,7 @@ from fftmoe.tasks import NextToken
 from timing import device_name, interleave, ratio, use_device
 
 RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}
-METHODS = ("local-only", "fedit", "fft-moe")
+METHODS = ("local-only", "fedit", "hetlora", "fft-moe")
 SMALL = ("federation.rounds=4", "data.train_examples=1200", "data.test_examples=300", "evaluation.max_examples=null")
 FULL = ("evaluation.max_examples=null",)  # so that the untouched backbone is measured on the whole test set
 
