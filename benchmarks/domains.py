@@ -1,0 +1,96 @@
+"""Clients that differ by domain: `python benchmarks/domains.py --data ../shared/data --models ../shared/models`.
+
+In flan8 every client is a kind of instruction, in shakespeare a role, in pacs32 a style of drawing. The shipped
+recipes, shorter, by FFT-MoE with a shared expert and without, and by LoRA on query and value, on all linear layers, and
+with each tier's own rank; and one dense expert for everybody, of as many parameters as the smallest tier has in
+experts, which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be
+looked at while settings are chosen. A stopped call goes on where it was, from its work folder.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from common import RESULTS, machine, markdown
+from fftmoe.config import read_recipe
+from fftmoe.experiment import compare
+from fftmoe.experiment.cells import Variant
+from fftmoe.report.comparison_tables import difference_table, tables
+from fftmoe.report.progress import Progress
+
+RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}
+SHORTER = {
+    "federation.rounds": 10,
+    "data.validation_examples": 400,
+    "evaluation.every": 5,
+    "evaluation.max_examples": None,
+}
+EXPERTS = {"small": 4, "medium": 8, "large": 16}
+DENSE = {
+    "adapter.num_experts": 1,
+    "adapter.expert_dim": 64,
+    "adapter.shared_dim": 0,
+    "budgets": [{"name": "all", "fraction": 1, "top_k": 1, "experts": 1}],
+    "federation.aggregation": "per-expert",
+}
+
+
+def variants(recipe: str) -> tuple[Variant, ...]:
+    """All of a tier cost it the same, but for `fedit` and the dense expert, which cost everybody the smallest's."""
+    tiers = read_recipe(recipe)[0]["budgets"]
+    fewer = [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers]
+    shared = {"adapter.shared_dim": 48, "budgets": fewer, "federation.aggregation": "fedavg"}
+    routed = {
+        "adapter.shared_dim": 0,
+        "budgets": [tier | {"experts": EXPERTS[tier["name"]]} for tier in tiers],
+        "federation.aggregation": "per-expert",
+    }
+    return (
+        Variant("fft-moe, a shared expert and routed ones", shared),
+        Variant("fft-moe, routed experts alone", routed),
+        Variant("one dense expert", DENSE),
+        Variant("fedit", routed | {"method": "fedit"}),
+        Variant("fedit on all linear layers", routed | {"method": "fedit", "lora.targets": "all-linear"}),
+        Variant("hetlora", routed | {"method": "hetlora"}),
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder that holds flan8/, shakespeare/, pacs32/")
+    parser.add_argument("--models", type=Path, required=True, help="one that holds stories260k/ and vit-cifar10/")
+    parser.add_argument("--on", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("runs/domains"), help="where runs are kept")
+    parser.add_argument("--seconds", type=float, help="start no cell later than this")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parsed = parse(arguments)
+    deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
+    for name in parsed.on:
+        places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
+        generates = {"evaluation.generate": None} if name == "flan8" else {}
+        comparison = compare(
+            name,
+            parsed.work / name,
+            variants=variants(name),
+            seeds=parsed.seeds,
+            overrides=places | SHORTER | generates,
+            workers="auto",
+            deadline=deadline,
+            progress=Progress(Console()),
+        )
+        found = json.loads((parsed.work / name / "comparison.json").read_text())
+        (RESULTS / f"domains-{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+        for table in (*tables(comparison)[:2], difference_table(comparison.cells)):
+            print(f"\n## {name}: {table.title}\n\n{markdown(table.header, table.rows)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
