@@ -4,7 +4,8 @@ In flan8 every client is a kind of instruction, in shakespeare a role, in pacs32
 recipes, shorter, by FFT-MoE with a shared expert and without, and by LoRA on query and value, on all linear layers, and
 with each tier's own rank; and one dense expert for everybody, of as many parameters as the smallest tier has in
 experts, which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be
-looked at while settings are chosen. A stopped call goes on where it was, from its work folder.
+looked at while settings are chosen. `--scale full`, for a larger machine, runs the recipes whole, by all methods, over
+five seeds, and measures on the test rows. A stopped call goes on where it was, from its work folder.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,12 +25,10 @@ from fftmoe.report.comparison_tables import difference_table, tables
 from fftmoe.report.progress import Progress
 
 RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}
-SHORTER = {
-    "federation.rounds": 10,
-    "data.validation_examples": 400,
-    "evaluation.every": 5,
-    "evaluation.max_examples": None,
-}
+WHOLE = {"evaluation.every": 5, "evaluation.max_examples": None}
+SHORTER = WHOLE | {"federation.rounds": 10, "data.validation_examples": 400}
+SCALES = {"committed": (SHORTER, 3), "full": (WHOLE, 5)}  # what a recipe is changed by, and how many seeds
+OTHERS = ("ffa-lora", "flora", "flexlora", "fedsa-lora", "flame", "local-only", "centralized")  # of the full scale
 EXPERTS = {"small": 4, "medium": 8, "large": 16}
 DENSE = {
     "adapter.num_experts": 1,
@@ -39,7 +39,7 @@ DENSE = {
 }
 
 
-def variants(recipe: str) -> tuple[Variant, ...]:
+def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
     """All of a tier cost it the same, but for `fedit` and the dense expert, which cost everybody the smallest's."""
     tiers = read_recipe(recipe)[0]["budgets"]
     fewer = [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers]
@@ -55,7 +55,7 @@ def variants(recipe: str) -> tuple[Variant, ...]:
         Variant("one dense expert", DENSE),
         Variant("fedit", routed | {"method": "fedit"}),
         Variant("fedit on all linear layers", routed | {"method": "fedit", "lora.targets": "all-linear"}),
-        Variant("hetlora", routed | {"method": "hetlora"}),
+        *(Variant(name, routed | {"method": name}) for name in ("hetlora", *(OTHERS if scale == "full" else ()))),
     )
 
 
@@ -64,30 +64,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="a folder that holds flan8/, shakespeare/, pacs32/")
     parser.add_argument("--models", type=Path, required=True, help="one that holds stories260k/ and vit-cifar10/")
     parser.add_argument("--on", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("runs/domains"), help="where runs are kept")
+    parser.add_argument("--scale", choices=SCALES, default="committed")
+    parser.add_argument("--seeds", type=int, help="default: the scale's")
+    parser.add_argument("--work", type=Path, help="where runs are kept; default runs/domains-<scale>")
     parser.add_argument("--seconds", type=float, help="start no cell later than this")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    parsed.work = parsed.work or Path("runs") / f"domains-{parsed.scale}"
+    return parsed
+
+
+def changes(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
+    """What every cell on this data set has in the place of the shipped recipe's."""
+    places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
+    generates = {"evaluation.generate": None} if name == "flan8" else {}
+    return places | SCALES[parsed.scale][0] | generates
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse(arguments)
     deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
     for name in parsed.on:
-        places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
-        generates = {"evaluation.generate": None} if name == "flan8" else {}
         comparison = compare(
             name,
             parsed.work / name,
-            variants=variants(name),
-            seeds=parsed.seeds,
-            overrides=places | SHORTER | generates,
+            variants=variants(name, parsed.scale),
+            seeds=parsed.seeds or SCALES[parsed.scale][1],
+            overrides=changes(name, parsed),
             workers="auto",
             deadline=deadline,
             progress=Progress(Console()),
         )
         found = json.loads((parsed.work / name / "comparison.json").read_text())
-        (RESULTS / f"domains-{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+        results = RESULTS / (f"domains-{name}.json" if parsed.scale == "committed" else f"domains-full-{name}.json")
+        results.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
         for table in (*tables(comparison)[:2], difference_table(comparison.cells)):
             print(f"\n## {name}: {table.title}\n\n{markdown(table.header, table.rows)}", flush=True)
 
