@@ -5,19 +5,18 @@ Measured on training rows that are held out, so that it may be looked at while s
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from common import RESULTS, markdown
+from common import RESULTS, keep_comparison, markdown
 from fftmoe.config import recipe_folder
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.experiment import compare
 from fftmoe.experiment.cells import Variant
-from fftmoe.report.comparison_tables import difference_table, tables
+from fftmoe.report.comparison_tables import tables
 from fftmoe.report.progress import Progress
 
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
@@ -85,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         deadline=None if parsed.seconds is None else time.monotonic() + parsed.seconds,
         progress=Progress(Console()),
     )
-    shutil.copy(parsed.work / "comparison.json", parsed.results)
-    for table in (*tables(comparison)[:2], difference_table(comparison.cells)):
+    keep_comparison(parsed.work, parsed.results)
+    for table in tables(comparison):
         print(f"\n## {table.title}\n\n{markdown(table.header, table.rows)}")
 
 

@@ -67,6 +67,12 @@ class Results:
         return self.runs[name]["summary"]
 
 
+def keep_comparison(folder: Path, file: Path) -> None:
+    """Copies what `fftmoe.experiment.compare` left in this folder, with the machine beside it."""
+    found = json.loads((folder / "comparison.json").read_text())
+    file.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """`mean ± standard deviation` of runs that differ in the seed alone; one run has no spread."""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

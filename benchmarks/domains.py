@@ -9,7 +9,6 @@ five seeds, and measures on the test rows. A stopped call goes on where it was, 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, keep_comparison, markdown
 from fftmoe.config import read_recipe
 from fftmoe.experiment import compare
 from fftmoe.experiment.cells import Variant
-from fftmoe.report.comparison_tables import difference_table, tables
+from fftmoe.report.comparison_tables import tables
 from fftmoe.report.progress import Progress
 
 RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}
-WHOLE = {"evaluation.every": 5, "evaluation.max_examples": None}
+WHOLE = {"evaluation.every": 5, "evaluation.max_examples": None, "evaluation.generate": None}
 SHORTER = WHOLE | {"federation.rounds": 10, "data.validation_examples": 400}
 SCALES = {"committed": (SHORTER, 3), "full": (WHOLE, 5)}  # what a recipe is changed by, and how many seeds
 OTHERS = ("ffa-lora", "flora", "flexlora", "fedsa-lora", "flame", "local-only", "centralized")  # of the full scale
@@ -33,9 +32,7 @@ EXPERTS = {"small": 4, "medium": 8, "large": 16}
 DENSE = {
     "adapter.num_experts": 1,
     "adapter.expert_dim": 64,
-    "adapter.shared_dim": 0,
     "budgets": [{"name": "all", "fraction": 1, "top_k": 1, "experts": 1}],
-    "federation.aggregation": "per-expert",
 }
 
 
@@ -52,7 +49,7 @@ def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
     return (
         Variant("fft-moe, a shared expert and routed ones", shared),
         Variant("fft-moe, routed experts alone", routed),
-        Variant("one dense expert", DENSE),
+        Variant("one dense expert", routed | DENSE),
         Variant("fedit", routed | {"method": "fedit"}),
         Variant("fedit on all linear layers", routed | {"method": "fedit", "lora.targets": "all-linear"}),
         *(Variant(name, routed | {"method": name}) for name in ("hetlora", *(OTHERS if scale == "full" else ()))),
@@ -76,8 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def changes(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """What every cell on this data set has in the place of the shipped recipe's."""
     places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
-    generates = {"evaluation.generate": None} if name == "flan8" else {}
-    return places | SCALES[parsed.scale][0] | generates
+    return places | SCALES[parsed.scale][0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,10 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             deadline=deadline,
             progress=Progress(Console()),
         )
-        found = json.loads((parsed.work / name / "comparison.json").read_text())
-        results = RESULTS / (f"domains-{name}.json" if parsed.scale == "committed" else f"domains-full-{name}.json")
-        results.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
-        for table in (*tables(comparison)[:2], difference_table(comparison.cells)):
+        keep_comparison(parsed.work / name, RESULTS / f"domains-{parsed.scale}-{name}.json")
+        for table in tables(comparison):
             print(f"\n## {name}: {table.title}\n\n{markdown(table.header, table.rows)}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """A grid's accuracies of one seed, cell by cell: `python benchmarks/one_seed.py [--seed 0]`. Runs nothing.
 
-And beside them what each client's own subset of experts adds to the global model, on the same test rows.
+And beside them what each client's own subset of experts adds to the global model, on the same test rows, and how good
+the models of clients are that share none, on the clients' own labels.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from typing import Any
 from common import RESULTS, markdown
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by data set, variant and partition
+
+PERSONAL = ("fedsa-lora", "local-only")
 
 
 def done(lines: list[dict[str, Any]], seed: int) -> Cells:
@@ -45,6 +48,16 @@ def personal_table(cells: Cells, partitions: list[str]) -> str:
     return markdown(("own model less the global one", *partitions), rows)
 
 
+def own_table(cells: Cells, partitions: list[str]) -> str:
+    """Where every client keeps a model of its own: its accuracy on the client's own labels, mean over the clients."""
+    found = {key: cell["client_accuracy"]["mean"] for key, cell in cells.items() if cell["method"] in PERSONAL}
+    places = dict.fromkeys((data, variant) for data, variant, _ in found)
+    rows = [
+        (f"{d}, {v}", *(f"{found[d, v, p]:.3f}" if (d, v, p) in found else "–" for p in partitions)) for d, v in places
+    ]
+    return markdown(("own model, own labels", *partitions), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -54,7 +67,9 @@ def main() -> None:
     partitions = list(dict.fromkeys(partition for _, _, partition in cells))
     for data in dict.fromkeys(name for name, _, _ in cells):
         print(accuracy_table(cells, data, partitions), end="\n\n")
-    print(personal_table(cells, partitions))
+    print(personal_table(cells, partitions), end="\n\n")
+    if any(cell["method"] in PERSONAL for cell in cells.values()):
+        print(own_table(cells, partitions))
 
 
 if __name__ == "__main__":

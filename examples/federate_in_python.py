@@ -25,8 +25,9 @@ if __name__ == "__main__":
         # The adapter is a PEFT folder beside the names of the labels, and opens on the backbone of the recipe.
         labels = json.loads((result.folder / "adapter" / "labels.json").read_text())["labels"]
         used = fftmoe.load_recipe(recipe, overrides)
-        lifted = used.closed_form.num_features if used.closed_form and used.closed_form.features == "fourier" else 0
-        backbone = fftmoe.load_backbone(used.backbone.model, num_labels=len(labels), fourier_features=lifted)
+        backbone = fftmoe.load_backbone(
+            used.backbone.model, num_labels=len(labels), fourier_features=used.fourier_features
+        )
         model = PeftModel.from_pretrained(backbone, str(result.folder / "adapter"))
         experts = sum(p.numel() for name, p in model.named_parameters() if ".moe_experts." in name)
         print(f"{experts} numbers in experts and routers, for {len(labels)} labels")

@@ -10,7 +10,6 @@ from rich.table import Column, Table
 
 from fftmoe.config import Recipe
 from fftmoe.experiment import Forecast, TierCost
-from fftmoe.experiment.build import fourier_features
 from fftmoe.experiment.load import is_language, reads_images
 from fftmoe.experiment.plan import SumsCost
 from fftmoe.experiment.profile import Profile
@@ -61,7 +60,7 @@ def print_outcome(console: Console, summary: dict[str, Any], folder: Path, recip
 
 def _load_options(recipe: Recipe, num_labels: int) -> str:
     """The arguments of `load_backbone` that differ from its defaults, as Python."""
-    backbone, lifted = recipe.backbone, fourier_features(recipe)
+    backbone, lifted = recipe.backbone, recipe.fourier_features
     given = {
         "num_labels": num_labels,
         "task": "" if backbone.task == "sequence-classification" else backbone.task,

@@ -199,6 +199,12 @@ class Recipe(Section):
         """The head where it is solved from sums."""
         return self.head if self.head is not None and self.head.kind == "closed-form" else None
 
+    @property
+    def fourier_features(self) -> int:
+        """Random features between the backbone and a closed-form head; 0 for none."""
+        head = self.closed_form
+        return head.num_features if head is not None and head.features == "fourier" else 0
+
     @field_validator("head", mode="after")
     @classmethod
     def _head_where_one_is(cls, head: Head | None, info: ValidationInfo) -> Head | None:

@@ -68,7 +68,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
         label_names=label_names or None,
         seed=derive(recipe.seed, "head"),
         head_bias=0.0 if recipe.head is None else make_head(recipe.head.kind).init_bias(len(label_names)),
-        fourier_features=fourier_features(recipe),
+        fourier_features=recipe.fourier_features,
         quantization=recipe.backbone.quantization,
         device=device,
     )
@@ -137,12 +137,6 @@ def check_head(recipe: Recipe, model: Any) -> None:
             f"a closed-form head is one linear layer with a bias, and this model's holds {', '.join(names) or 'none'}; "
             "set backbone.pooling to mean"
         )
-
-
-def fourier_features(recipe: Recipe) -> int:
-    """Random features between the backbone and a closed-form head; 0 for none."""
-    head = recipe.closed_form
-    return head.num_features if head is not None and head.features == "fourier" else 0
 
 
 def expert_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:

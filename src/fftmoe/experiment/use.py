@@ -13,7 +13,6 @@ from fftmoe import adapter
 from fftmoe.backbones import find_device, find_precision, load_adapter, load_backbone, place
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.evaluate import tally
-from fftmoe.experiment.build import fourier_features
 from fftmoe.experiment.generation import generation_metrics
 from fftmoe.experiment.load import load_split_by_stratum
 from fftmoe.store import read_labels, read_run
@@ -58,7 +57,7 @@ def own_backbone(recipe: Recipe, label_names: Sequence[str], device: torch.devic
         task=recipe.backbone.task,
         num_labels=len(label_names),
         pooling=recipe.backbone.pooling,
-        fourier_features=fourier_features(recipe),
+        fourier_features=recipe.fourier_features,
         quantization=recipe.backbone.quantization,
         device=device,
     )

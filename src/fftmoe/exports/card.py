@@ -9,7 +9,6 @@ import yaml
 
 from fftmoe.backbones import BUILTIN_MINILM
 from fftmoe.config import Recipe
-from fftmoe.experiment.build import fourier_features
 
 HUB_IDS = {BUILTIN_MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
@@ -110,7 +109,7 @@ def _uses(top_k: int | None, experts: int | None) -> str:
 
 def _loading_code(recipe: Recipe, num_labels: int) -> str:
     """Python that opens an exported PEFT folder."""
-    backbone, lifted = recipe.backbone, fourier_features(recipe)
+    backbone, lifted = recipe.backbone, recipe.fourier_features
     model = _hub_id(backbone.model) if backbone.model in HUB_IDS else backbone.model
     model = _named(model or "") if Path(model or "").is_dir() else model
     given = {
