@@ -121,7 +121,13 @@ def test_each_client_gets_its_own_update(make: Callable[..., Any], compute: str,
 
 @pytest.mark.parametrize(
     "config",
-    [{"shared_rank": 2}, {"shared_dim": 3}, {"gates": "renormalized", "activation": "relu"}, {"scale": 0.25}],
+    [
+        {"shared_rank": 2},
+        {"shared_rank": 2, "shared_targets": "all-linear"},
+        {"shared_dim": 3},
+        {"gates": "renormalized", "activation": "relu"},
+        {"scale": 0.25},
+    ],
     ids=str,
 )
 def test_what_else_an_adapter_holds_is_each_clients_own(make: Callable[..., Any], config: dict[str, Any]):

@@ -1,11 +1,12 @@
-"""The shared part of the adapter in attention: a low-rank update of query and value that every token uses.
+"""The shared part of the adapter in a block's own linear layers: low-rank updates that every token uses.
 
 Experts sit beside the feed-forward network and see one token; what changes which tokens attend to which sits here.
 Its form is LoRA's (arXiv 2106.09685), y = W x + s B A x, with B starting at zero.
 """
 
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 import torch
@@ -16,7 +17,9 @@ from fftmoe.adapter.replace import replaced
 from fftmoe.errors import InputError
 
 SCALE = 2.0  # s; LoRA's alpha is mostly twice the rank
-_PROJECTION = r"(?:.*\.)?(\d+)\.(?:.*\.)?(query|value|q_proj|v_proj|q_lin|v_lin)"
+TARGETS = ("query-value", "all-linear")  # which linear layers of a block have an update
+_QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
+_IN_BLOCK = r"(?:.*?\.)?(\d+)\.(.+)"
 
 
 class MoeTunerLayer(BaseTunerLayer):
@@ -56,11 +59,11 @@ class LowRank(nn.Module):
 
 
 class SharedProjection(nn.Module, MoeTunerLayer):
-    """Wraps one linear projection of attention; each named adapter is a LowRank in `moe_shared`.
+    """Wraps one linear layer of a block; each named adapter is a LowRank in `moe_shared`.
 
     Args:
-        base_layer: the wrapped projection.
-        block: its block index. name: what the family calls it, such as "query".
+        base_layer: the wrapped layer.
+        block: its block index. name: what it is called there (`find_projections`).
     """
 
     adapter_layer_names: tuple[str, ...] = ("moe_shared",)
@@ -94,27 +97,56 @@ class SharedProjection(nn.Module, MoeTunerLayer):
         return y
 
 
-def find_projections(model: nn.Module, blocks: Collection[int]) -> dict[str, tuple[int, str]]:
-    """The query and value projections of these blocks: module name -> (block index, what it is called).
+def find_projections(
+    model: nn.Module, blocks: Collection[int], targets: str = "query-value"
+) -> dict[str, tuple[int, str]]:
+    """The linear layers of these blocks that are to have an update: module name -> (block index, what it is called).
 
+    A layer is called by the last part of its name, or by all of it below the block where another one ends so too.
     Those that an adapter wraps already count as well, so that another one can join it.
 
+    Args:
+        targets: "query-value", or "all-linear".
+
     Raises:
-        InputError: a block lacks one of the two by a known name, as GPT-2's, which are fused with the key's.
+        InputError: a block has none, or lacks query or value by a known name, as GPT-2's, which are fused.
     """
-    found: dict[str, tuple[int, str]] = {}
-    for name, module in model.named_modules():
-        match = re.fullmatch(_PROJECTION, name)
-        if match and int(match[1]) in blocks and _linear(module):
-            found[name] = (int(match[1]), match[2])
-    # Every known name begins with the letter of what it is.
-    names = {block: {called[0] for owner, called in found.values() if owner == block} for block in blocks}
-    if missing := [block for block in sorted(names) if names[block] != {"q", "v"}]:
+    paths = {name: found for name, module in model.named_modules() if (found := _in_block(name, module, blocks))}
+    if targets == "query-value":
+        paths = {name: found for name, found in paths.items() if _last(found[1]) in _QUERY_VALUE}
+    endings = Counter((block, _last(path)) for block, path in paths.values())
+    found = {n: (block, _last(p) if endings[block, _last(p)] == 1 else p) for n, (block, p) in paths.items()}
+    _check_found(found, blocks, targets)
+    return found
+
+
+def _in_block(name: str, module: nn.Module, blocks: Collection[int]) -> tuple[int, str] | None:
+    """The block of a linear layer of the backbone, and its name there without an adapter."""
+    match = re.fullmatch(_IN_BLOCK, name)
+    if not match or int(match[1]) not in blocks or not _linear(module):
+        return None
+    # What an adapter wraps was found already, and what it adds is not the backbone's.
+    inner = name.endswith(".base_layer") or ".moe_" in name
+    return None if inner else (int(match[1]), match[2].replace("base_layer.", ""))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _check_found(found: Mapping[str, tuple[int, str]], blocks: Collection[int], targets: str) -> None:
+    names = {block: {called for owner, called in found.values() if owner == block} for block in blocks}
+    if targets == "query-value":
+        # Every known name begins with the letter of what it is.
+        missing = [block for block in sorted(names) if {called[0] for called in names[block]} != {"q", "v"}]
+        lacking = "separate query and value projections"
+    else:
+        missing, lacking = [block for block in sorted(names) if not names[block]], "linear layers of torch's own kind"
+    if missing:
         raise InputError(
-            f"blocks {missing} of this model have no separate query and value projections for a shared "
+            f"blocks {missing} of this model have no {lacking} for a shared "
             "low-rank update; set shared_rank to 0, and shared_dim for a shared expert instead"
         )
-    return found
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:
@@ -123,22 +155,22 @@ def _linear(module: nn.Module) -> nn.Linear | None:
     return inner if isinstance(inner, nn.Linear) else None
 
 
-def projection_parameters(model: nn.Module, block: int, rank: int) -> int:
-    """Parameters that a shared update of this rank has in one block."""
-    names = find_projections(model, {block}) if rank else ()
+def projection_parameters(model: nn.Module, block: int, rank: int, targets: str = "query-value") -> int:
+    """Parameters that shared updates of this rank have in one block."""
+    names = find_projections(model, {block}, targets) if rank else ()
     linears = [linear for name in names if (linear := _linear(model.get_submodule(name)))]
     return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
 
 
 def low_ranks(model: nn.Module) -> dict[str, LowRank]:
-    """The active adapter's shared updates, by their prefix on the wire: `shared.{block}.{projection}`."""
+    """The active adapter's shared updates, by their prefix on the wire: `shared.{block}.{name}`."""
     layers = [m for m in model.modules() if isinstance(m, SharedProjection) and m.active()]
     ordered = sorted(layers, key=lambda layer: (layer.block, layer.name))
     return {f"shared.{layer.block}.{layer.name}": layer.active()[0] for layer in ordered}
 
 
 def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the shared updates by their names on the wire, `shared.{block}.{projection}.a` and `.b`."""
+    """The parameters of the shared updates by their names on the wire, `shared.{block}.{name}.a` and `.b`."""
     parameters: dict[str, nn.Parameter] = {}
     for prefix, low_rank in low_ranks(model).items():
         parameters |= {f"{prefix}.a": low_rank.low_a, f"{prefix}.b": low_rank.low_b}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig, PeftType
 
+from fftmoe.adapter.attention import TARGETS
 from fftmoe.adapter.compute import ACTIVATIONS, check_compute
 from fftmoe.adapter.families import select_blocks
 from fftmoe.adapter.routing import GATES
@@ -23,7 +24,10 @@ class MoeAdapterConfig(PeftConfig):
     expert_dim: int = field(default=16, metadata={"help": "Hidden units per expert, H; multiples of 16 are fastest."})
     shared_dim: int = field(default=0, metadata={"help": "Hidden units of an expert that every token uses; 0: none."})
     shared_rank: int = field(
-        default=0, metadata={"help": "Rank of an update of query and value that every token uses; 0: none."}
+        default=0, metadata={"help": "Rank of updates of linear layers that every token uses; 0: none."}
+    )
+    shared_targets: str = field(
+        default="query-value", metadata={"help": "Which layers of a block have those: query-value or all-linear."}
     )
     top_k: int = field(default=2, metadata={"help": "Experts per token, K."})
     blocks: list[int] | str | None = field(
@@ -72,10 +76,9 @@ class MoeAdapterConfig(PeftConfig):
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "
                 f"choose top_k between 1 and {self.num_experts}, or more experts"
             )
-        if self.activation not in ACTIVATIONS:
-            raise InputError(f"unknown activation {self.activation!r}{did_you_mean(self.activation, ACTIVATIONS)}")
-        if self.gates not in GATES:
-            raise InputError(f"unknown gates {self.gates!r}{did_you_mean(self.gates, GATES)}")
+        for name, known in (("activation", ACTIVATIONS), ("gates", GATES), ("shared_targets", TARGETS)):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"unknown {name} {value!r}{did_you_mean(value, known)}")
         check_compute(self.compute)
         # Only the form: how many blocks there are is known when the adapter is attached.
         if isinstance(self.blocks, str) and self.blocks != "all":

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fftmoe.adapter.attention import MoeTunerLayer
+from fftmoe.adapter.attention import MoeTunerLayer, SharedProjection
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site
 from fftmoe.adapter.moe import SparseMoe
@@ -58,6 +58,18 @@ class MoeLayer(nn.Module, MoeTunerLayer):
         """The active adapters of this layer."""
         named = ((name, self.moe_experts[name]) for name in self.active_adapters if name in self.moe_experts)
         return [moe for _, moe in named if isinstance(moe, SparseMoe)]
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The wrapped module as it was; peft calls this, and looks no further for what else is wrapped within."""
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        for name, module in list(self.base_layer.named_modules()):
+            if isinstance(module, SharedProjection):
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.base_layer.get_submodule(owner), attribute, module.base_layer)
+        return self.base_layer
 
     def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Calls the wrapped module and adds the active adapters' output."""

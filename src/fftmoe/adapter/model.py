@@ -37,10 +37,13 @@ class MoeModel(BaseTuner):
             )
         }
         wanted = {site.block for site in self._sites.values()} if peft_config.shared_rank else set()
-        self._projections = find_projections(self.model, wanted)
+        projections = find_projections(self.model, wanted, peft_config.shared_targets)
+        self._projections = {name: found for name, found in projections.items() if name not in self._sites}
+        # peft, which comes to a site first, would not find what is in it again once the site is wrapped.
+        apart = [name for name in self._projections if not any(name.startswith(f"{site}.") for site in self._sites)]
         # A copy: what is saved stays what the user asked for, not this model's module names.
         resolved = copy.copy(peft_config)
-        resolved.target_modules = "|".join(re.escape(name) for name in (*self._sites, *self._projections))
+        resolved.target_modules = "|".join(re.escape(name) for name in (*self._sites, *apart))
         resolved.exclude_modules = None
         return resolved
 
@@ -56,8 +59,11 @@ class MoeModel(BaseTuner):
     ) -> None:
         assert isinstance(peft_config, MoeAdapterConfig)
         if current_key in self._projections:
-            self._share(peft_config, adapter_name, target, target_name, parent, current_key)
+            self._share(peft_config, adapter_name, current_key)
             return
+        for name in self._projections:
+            if name.startswith(f"{current_key}."):
+                self._share(peft_config, adapter_name, name)
         if isinstance(target, MoeLayer):
             target.update_layer(adapter_name, peft_config)
             return
@@ -68,17 +74,10 @@ class MoeModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _share(
-        self,
-        peft_config: MoeAdapterConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-    ) -> None:
-        block, name = self._projections[current_key]
-        source = generator(peft_config.seed, "shared", block, name)
+    def _share(self, peft_config: MoeAdapterConfig, adapter_name: str, key: str) -> None:
+        """Gives the linear layer of this name its shared update."""
+        block, name = self._projections[key]
+        source, target = generator(peft_config.seed, "shared", block, name), self.model.get_submodule(key)
         if isinstance(target, SharedProjection):
             target.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
             return
@@ -88,7 +87,8 @@ class MoeModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        owner, _, attribute = key.rpartition(".")
+        self._replace_module(self.model.get_submodule(owner), attribute, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.

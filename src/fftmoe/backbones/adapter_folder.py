@@ -22,8 +22,8 @@ ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "
 OWN: dict[str, tuple[Any, set[str]]] = {
     "FFT_MOE": (
         MoeAdapterConfig,
-        {"num_experts", "expert_dim", "shared_dim", "shared_rank", "top_k", "blocks", "activation", "gates", "scale"}
-        | {"compute", "balance_strength", "z_strength", "seed", "target_modules", "exclude_modules"},
+        {"num_experts", "expert_dim", "shared_dim", "shared_rank", "shared_targets", "top_k", "blocks", "activation"}
+        | {"gates", "scale", "compute", "balance_strength", "z_strength", "seed", "target_modules", "exclude_modules"},
     ),
     "LORA": (
         LoraConfig,

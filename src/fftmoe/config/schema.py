@@ -47,6 +47,7 @@ class Adapter(Section):
     expert_dim: Count
     shared_dim: Annotated[int, Field(ge=0)] = 0
     shared_rank: Annotated[int, Field(ge=0)] = 0
+    shared_targets: Literal["query-value", "all-linear"] = "query-value"
     blocks: Blocks = "all"
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"

@@ -93,6 +93,7 @@ def _attach(recipe: Recipe, backbone: Any, blocks: Sequence[int], plugins: Plugi
         expert_dim=settings.expert_dim,
         shared_dim=0 if alone else settings.shared_dim,
         shared_rank=0 if alone else settings.shared_rank,
+        shared_targets=settings.shared_targets,
         top_k=1,  # each client's budget sets its own
         blocks=list(blocks),
         activation=settings.activation,
@@ -146,7 +147,7 @@ def expert_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape
     block, dim = max(dims.items())
     if not shared:
         return ExpertShape(dim, settings.expert_dim)
-    projections = adapter.projection_parameters(model, block, settings.shared_rank)
+    projections = adapter.projection_parameters(model, block, settings.shared_rank, settings.shared_targets)
     return ExpertShape(dim, settings.expert_dim, settings.shared_dim, projections)
 
 

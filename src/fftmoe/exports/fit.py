@@ -1,6 +1,7 @@
 """The low-rank map that imitates a mixture of experts best in the mean square, in closed form.
 
-The mixture adds D(x) to a block's feed-forward network, whose last projection reads h(x). Of all W of rank r,
+The mixture adds D(x) to a block's feed-forward network, whose last projection reads h(x); a shared update of that
+projection adds to it, and counts in D. Of all W of rank r,
 
     W = argmin E |D - W h|^2 + ridge |W|^2
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe import adapter
+from fftmoe.adapter.attention import LowRank
 from fftmoe.backbones import logits
 from fftmoe.backbones.lora import block_of_module, target_names
 from fftmoe.exports.check import Batch
@@ -68,6 +70,21 @@ def last_projections(model: Any) -> dict[int, str]:
     return {block_of_module(name): bare(name) for name in names}
 
 
+def last_shared(model: Any) -> dict[int, LowRank]:
+    """The shared updates of those modules, where they have any."""
+    names = last_projections(model)
+    return {
+        block_of_module(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, LowRank) and owner(name) in names.values()
+    }
+
+
+def owner(name: str) -> str:
+    """The module of the bare backbone that a shared update belongs to."""
+    return bare(name.partition(".moe_shared.")[0])
+
+
 def bare(name: str) -> str:
     """What a module of an adapted model is called in the backbone without an adapter."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -80,8 +97,8 @@ def collect(model: Any, batches: Sequence[Batch]) -> dict[int, Sums]:
     with _reading(model) as (inputs, added):
         for batch in batches:
             logits(model, batch)
-            for block, d in added.items():
-                h_TF, d_TD = real_tokens(inputs[block], batch), real_tokens(d, batch)
+            for block in list(added):
+                h_TF, d_TD = real_tokens(inputs[block], batch), real_tokens(added.pop(block), batch)
                 sums.setdefault(block, _nothing(h_TF.shape[1], d_TD.shape[1])).add(h_TF, d_TD)
     return sums
 
@@ -104,15 +121,15 @@ def _reading(model: Any) -> Iterator[tuple[States, States]]:
         return lambda _, arguments: inputs.update({block: arguments[0]})
 
     def adds(block: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, __, output: added.update({block: output})
+        return lambda _, __, output: added.update({block: added.pop(block, 0) + output})
 
     with ExitStack() as stack:
         for name in target_names(model, adapter.blocks(model), "feed-forward"):
             # Of a block's linear modules the last takes the others' places: they are in the order of their use.
             block, linear = block_of_module(name), model.get_submodule(name)
             stack.callback(linear.register_forward_pre_hook(reads(block)).remove)
-        for block, moe in adapter.blocks(model).items():
-            stack.callback(moe.register_forward_hook(adds(block)).remove)
+        for block, module in (*adapter.blocks(model).items(), *last_shared(model).items()):
+            stack.callback(module.register_forward_hook(adds(block)).remove)
         yield inputs, added
 
 

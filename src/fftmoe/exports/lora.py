@@ -2,7 +2,8 @@
 
 A low-rank change of the last projection of each feed-forward network adds B A h where the experts added D(x). It is
 fitted in closed form (`fit.py`), and then trained a little on what counts: what the blocks and the model give. It is
-an imitation; `export.json` says how good. What is exact: the shared low-rank updates of query and value, and the head.
+an imitation; `export.json` says how good. What is exact: the shared low-rank updates of other projections, and the
+head.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from fftmoe.exports.card import Measured, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import measured, unlabelled
-from fftmoe.exports.fit import Sums, bare, collect, last_projections, low_rank, relative_error
+from fftmoe.exports.fit import Sums, collect, last_projections, last_shared, low_rank, owner, relative_error
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, Source, fresh_backbone, open_run, reload
 from fftmoe.store import save_adapter
@@ -53,7 +54,7 @@ def export_lora(
     """A PEFT LoRA folder, and what `export.json` says of it: the error by block, and the run's metric before and after.
 
     Args:
-        rank: of all factors; at least that of the shared updates of attention. data: a file of texts or images without
+        rank: of all factors; at least that of the shared updates. data: a file of texts or images without
             labels, or a source whose training split is read; the run's own when None. steps: of training after the fit.
     """
     rank, steps = RANK if rank is None else rank, STEPS if steps is None else steps
@@ -112,13 +113,13 @@ def _card(source: Source, own: Mapping[str, float], experts: Mapping[str, float]
 
 
 def _shared(model: Any) -> Factors:
-    """The shared updates of query and value as LoRA's factors, by the name of their module in the bare backbone."""
-    found: Factors = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LowRank):
-            path = bare(name.partition(".moe_shared.")[0])
-            found[path] = (module.low_a.detach(), SCALE * module.low_b.detach())
-    return found
+    """The shared updates as LoRA's factors, by the name of their module, but of those that the fit takes in."""
+    fitted = set(map(id, last_shared(model).values()))
+    return {
+        owner(name): (module.low_a.detach(), SCALE * module.low_b.detach())
+        for name, module in model.named_modules()
+        if isinstance(module, LowRank) and id(module) not in fitted
+    }
 
 
 def _attach(source: Source, sums: Mapping[int, Sums], shared: Factors, rank: int) -> Fitted:
