@@ -40,6 +40,8 @@ EXPERTS_ALONE = {
     "budgets.large.experts": 16,
     "federation.aggregation": "per-expert",
 }
+OURS_LINEAR = OURS | {"adapter.shared_targets": "all-linear", "adapter.shared_rank": 7}  # for the cost of 32 of two
+LORA_LINEAR = LORA | {"lora.targets": "all-linear"}
 VARIANTS = (
     Variant("fft-moe, solved head, momentum", OURS | SOLVED | MOMENTUM),
     Variant("… without momentum", OURS | SOLVED),
@@ -51,6 +53,10 @@ VARIANTS = (
     Variant("… without moving average", OURS | AVERAGED),
     Variant("fedit, averaged head, moving average", LORA | AVERAGED | AVERAGE),
     Variant("… as published, averaged head", LORA | AVERAGED),
+    Variant("fft-moe, all linear layers, solved head, momentum", OURS_LINEAR | SOLVED | MOMENTUM),
+    Variant("fedit, all linear layers, solved head, momentum", LORA_LINEAR | SOLVED | MOMENTUM),
+    Variant("fft-moe, all linear layers, averaged head, moving average", OURS_LINEAR | AVERAGED | AVERAGE),
+    Variant("fedit, all linear layers, averaged head, moving average", LORA_LINEAR | AVERAGED | AVERAGE),
 )
 
 

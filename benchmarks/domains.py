@@ -1,9 +1,10 @@
 """Clients that differ by domain: `python benchmarks/domains.py --data ../shared/data --models ../shared/models`.
 
 In flan8 every client is a kind of instruction, in shakespeare a role, in pacs32 a style of drawing. The shipped
-recipes, shorter, by FFT-MoE with a shared expert and without, and by LoRA on query and value, on all linear layers, and
-with each tier's own rank; and one dense expert for everybody, of as many parameters as the smallest tier has in
-experts, which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be
+recipes, shorter, by FFT-MoE with routed experts beside what all clients share (an update of all linear layers; one of
+query and value, with a shared expert and without), and by LoRA on query and value or on all linear layers, of one rank
+and of each tier's own; and one dense expert for everybody, of as many parameters as the smallest tier has in experts,
+which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be
 looked at while settings are chosen. `--scale full`, for a larger machine, runs the recipes whole, by all methods, over
 five seeds, and measures on the test rows. A stopped call goes on where it was, from its work folder.
 """
@@ -29,6 +30,8 @@ SHORTER = WHOLE | {"federation.rounds": 10, "data.validation_examples": 400}
 SCALES = {"committed": (SHORTER, 3), "full": (WHOLE, 5)}  # what a recipe is changed by, and how many seeds
 OTHERS = ("ffa-lora", "flora", "flexlora", "fedsa-lora", "flame", "local-only", "centralized")  # of the full scale
 EXPERTS = {"small": 4, "medium": 8, "large": 16}
+RANKS = {"flan8": 8, "shakespeare": 8, "pacs32": 11}  # of all linear layers: about the cost of the others' shared parts
+ATTENTION = {"adapter.shared_targets": "query-value", "adapter.shared_rank": 16}
 DENSE = {
     "adapter.num_experts": 1,
     "adapter.expert_dim": 64,
@@ -37,22 +40,31 @@ DENSE = {
 
 
 def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
-    """All of a tier cost it the same, but for `fedit` and the dense expert, which cost everybody the smallest's."""
+    """All of a tier cost it about the same; `fedit` and the dense expert cost everybody as the smallest."""
     tiers = read_recipe(recipe)[0]["budgets"]
-    fewer = [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers]
-    shared = {"adapter.shared_dim": 48, "budgets": fewer, "federation.aggregation": "fedavg"}
-    routed = {
+    fewer = {
+        "budgets": [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers],
+        "federation.aggregation": "fedavg",
+    }
+    linear = {"adapter.shared_targets": "all-linear", "adapter.shared_rank": RANKS[recipe], "adapter.shared_dim": 0}
+    routed = ATTENTION | {
         "adapter.shared_dim": 0,
         "budgets": [tier | {"experts": EXPERTS[tier["name"]]} for tier in tiers],
         "federation.aggregation": "per-expert",
+        "lora.targets": "query-value",
     }
+    everywhere = {"lora.targets": "all-linear"}
+    others = OTHERS if scale == "full" else ()
     return (
-        Variant("fft-moe, a shared expert and routed ones", shared),
+        Variant("fft-moe, all linear layers shared", linear | fewer),
+        Variant("fft-moe, a shared expert and routed ones", ATTENTION | {"adapter.shared_dim": 48} | fewer),
         Variant("fft-moe, routed experts alone", routed),
         Variant("one dense expert", routed | DENSE),
         Variant("fedit", routed | {"method": "fedit"}),
-        Variant("fedit on all linear layers", routed | {"method": "fedit", "lora.targets": "all-linear"}),
-        *(Variant(name, routed | {"method": name}) for name in ("hetlora", *(OTHERS if scale == "full" else ()))),
+        Variant("fedit on all linear layers", routed | {"method": "fedit"} | everywhere),
+        Variant("hetlora", routed | {"method": "hetlora"}),
+        Variant("hetlora on all linear layers", routed | {"method": "hetlora"} | everywhere),
+        *(Variant(name, routed | {"method": name}) for name in others),
     )
 
 

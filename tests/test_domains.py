@@ -9,7 +9,11 @@ from fftmoe.experiment.cells import make_grid
 from fftmoe.methods.budget import ExpertShape
 
 
-@pytest.mark.parametrize(("scale", "num_variants", "seeds"), [("committed", 6, 3), ("full", 13, 5)])
+# d of a block, and d_in + d_out of its query and value and of all its linear layers.
+BLOCKS = {"flan8": (64, 224, 1156), "shakespeare": (64, 224, 1156), "pacs32": (128, 512, 1792)}
+
+
+@pytest.mark.parametrize(("scale", "num_variants", "seeds"), [("committed", 8, 3), ("full", 15, 5)])
 @pytest.mark.parametrize("name", ["flan8", "shakespeare", "pacs32"])
 def test_every_cell_is_a_valid_recipe(monkeypatch, name: str, scale: str, num_variants: int, seeds: int):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
@@ -25,13 +29,18 @@ def test_every_cell_is_a_valid_recipe(monkeypatch, name: str, scale: str, num_va
     assert len(cells) == num_variants * seeds
     assert {cell.recipe.data.validation_examples for cell in cells} == {400 if scale == "committed" else None}
 
-    # In a block of dim 11: the experts and what is shared of the smallest tier, by what LoRA's rank is matched to.
-    ours = {cell.variant: cell.recipe for cell in cells if cell.recipe.method == "fft-moe"}
+    # The smallest tier's parameters in a block: its experts without router rows, and what all share.
+    dim, attention, linear = BLOCKS[name]
     cost = {}
-    for variant, recipe in ours.items():
-        shape = ExpertShape(11, recipe.adapter.expert_dim, recipe.adapter.shared_dim)
+    for recipe in (cell.recipe for cell in cells if cell.recipe.method == "fft-moe" and cell.recipe.seed == 0):
+        projections = recipe.adapter.shared_rank * (
+            linear if recipe.adapter.shared_targets == "all-linear" else attention
+        )
+        shape = ExpertShape(dim, recipe.adapter.expert_dim, recipe.adapter.shared_dim, projections)
         experts = recipe.budgets[0].experts
         assert experts is not None
-        cost[variant] = shape.block_parameters(experts) - 11 * experts  # a dense expert needs no router
-    assert len(cost) == 3
-    assert set(cost.values()) == {2 * 64 * 11}
+        cost[recipe.adapter.shared_targets, len(cost)] = shape.block_parameters(experts) - dim * experts
+    (new,) = (size for (targets, _), size in cost.items() if targets == "all-linear")
+    (same,) = {size for (targets, _), size in cost.items() if targets == "query-value"}
+    assert len(cost) == 4
+    assert 0.94 * same < new <= same
