@@ -31,7 +31,8 @@ SCALES = {"committed": (SHORTER, 3), "full": (WHOLE, 5)}  # what a recipe is cha
 OTHERS = ("ffa-lora", "flora", "flexlora", "fedsa-lora", "flame", "local-only", "centralized")  # of the full scale
 EXPERTS = {"small": 4, "medium": 8, "large": 16}
 RANKS = {"flan8": 8, "shakespeare": 8, "pacs32": 11}  # of all linear layers: about the cost of the others' shared parts
-ATTENTION = {"adapter.shared_targets": "query-value", "adapter.shared_rank": 16}
+ATTENTION = {"adapter.shared_targets": "query-value", "adapter.shared_rank": 16, "lora.targets": "query-value"}
+ALL_LINEAR = {"lora.targets": "all-linear"}
 DENSE = {
     "adapter.num_experts": 1,
     "adapter.expert_dim": 64,
@@ -42,7 +43,7 @@ DENSE = {
 def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
     """All of a tier cost it about the same; `fedit` and the dense expert cost everybody as the smallest."""
     tiers = read_recipe(recipe)[0]["budgets"]
-    fewer = {
+    fewer = ATTENTION | {
         "budgets": [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers],
         "federation.aggregation": "fedavg",
     }
@@ -51,19 +52,17 @@ def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
         "adapter.shared_dim": 0,
         "budgets": [tier | {"experts": EXPERTS[tier["name"]]} for tier in tiers],
         "federation.aggregation": "per-expert",
-        "lora.targets": "query-value",
     }
-    everywhere = {"lora.targets": "all-linear"}
     others = OTHERS if scale == "full" else ()
     return (
-        Variant("fft-moe, all linear layers shared", linear | fewer),
-        Variant("fft-moe, a shared expert and routed ones", ATTENTION | {"adapter.shared_dim": 48} | fewer),
+        Variant("fft-moe, all linear layers shared", fewer | linear),
+        Variant("fft-moe, a shared expert and routed ones", fewer | {"adapter.shared_dim": 48}),
         Variant("fft-moe, routed experts alone", routed),
         Variant("one dense expert", routed | DENSE),
         Variant("fedit", routed | {"method": "fedit"}),
-        Variant("fedit on all linear layers", routed | {"method": "fedit"} | everywhere),
+        Variant("fedit on all linear layers", routed | {"method": "fedit"} | ALL_LINEAR),
         Variant("hetlora", routed | {"method": "hetlora"}),
-        Variant("hetlora on all linear layers", routed | {"method": "hetlora"} | everywhere),
+        Variant("hetlora on all linear layers", routed | {"method": "hetlora"} | ALL_LINEAR),
         *(Variant(name, routed | {"method": name}) for name in others),
     )
 
