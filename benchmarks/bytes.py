@@ -1,8 +1,9 @@
 """What clients upload, and what fewer bits for it cost in accuracy: `python benchmarks/bytes.py [--data FOLDER]`.
 
 Uploads are the lengths of real messages, one of every client of the quickstart in a first round, set against the whole
-adapter in float32: all experts, their routers and what is shared, without the head. The head goes with each message;
-its bytes are shown apart. FedIT and HetLoRA upload factors of the rank that costs as much as a tier's experts; FedIT
+adapter in float32: all experts, their routers and what is shared, without the head. A head that clients train goes
+with each message, and its bytes are shown apart; the quickstart's is solved, from sums that are messages of their own.
+FedIT and HetLoRA upload factors of the rank that costs as much as a tier's experts; FedIT
 gives everyone that of the smallest tier. Accuracies are of whole runs that differ in `federation.upload` alone, so
 that differences pair seed by seed. A float32 run whose experts are computed in another order of sums differs in
 rounding alone: its difference is what chance does. A verdict is open where the 95 % interval allows both. `--data` is
@@ -37,6 +38,7 @@ MEAN = "mean over clients"
 FEWER = ["federation.local_steps=1"]  # all that LoRA sends has the same size after any training
 METHODS = {
     "fft-moe": [],
+    "fft-moe, trained head": [TRAINED_HEAD],
     "fedit, match parameters": ["method=fedit", "lora.match=parameters", *FEWER],
     "fedit, match uplink": ["method=fedit", "lora.match=uplink", *FEWER],
     "hetlora, match parameters": ["method=hetlora", "lora.match=parameters", *FEWER],
@@ -189,6 +191,9 @@ def verdict(apart: Estimate) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="adds banking77")
+    parser.add_argument(
+        "--trained-head", action="store_true", help="adds the quickstart with a head that clients train"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="of banking77")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
@@ -197,11 +202,14 @@ def main() -> None:
     arguments = parser.parse_args()
     results = Results(arguments.results)
     found = messages(results, "quickstart")
-    print(fraction_table({upload: found["fft-moe", upload] for upload in KINDS}))
-    print(f"\n{method_table(found)}", flush=True)
-    common = [TRAINED_HEAD, "evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
+    for method in ("fft-moe", "fft-moe, trained head"):
+        print(f"{method}\n\n{fraction_table({upload: found[method, upload] for upload in KINDS})}\n")
+    print(method_table(found), flush=True)
+    common = ["evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
     common += [f"engine.workers={arguments.workers}"]
     sets = {"quickstart": ("quickstart", common)}
+    if arguments.trained_head:
+        sets["quickstart, trained head"] = ("quickstart", [TRAINED_HEAD, *common])
     if arguments.data:
         own = [f"data.source={arguments.data / 'banking77'}", f"federation.rounds={arguments.rounds}"]
         sets[f"banking77, {arguments.rounds} rounds"] = ("banking77", [*common, *own])

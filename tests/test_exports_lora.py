@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import fftmoe
 from conftest import Cli
 from fftmoe import adapter
-from fftmoe.adapter.attention import SCALE, LowRank
+from fftmoe.adapter.low_rank import SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
 from fftmoe.evaluate import tally
 from fftmoe.experiment.load import load_split

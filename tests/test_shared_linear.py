@@ -20,7 +20,7 @@ from conftest import Cli
 from federation import exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.adapter.attention import SCALE, LowRank, SharedProjection
+from fftmoe.adapter.low_rank import SCALE, LowRank, SharedProjection
 from fftmoe.backbones import attach_adapter, enable_resume, load_backbone, logits, prefix_states
 from fftmoe.backbones.lora import load_factors, lora_config, target_names
 from fftmoe.config import parse_recipe
@@ -281,6 +281,12 @@ def test_a_recipes_shape_is_what_its_model_holds(recipe_values: dict[str, Any]):
     for block, moe in adapter.blocks(model).items():
         own = [p for name, p in adapter.shared_projections(model).items() if name.startswith(f"shared.{block}.")]
         assert sum(p.numel() for p in (*moe.parameters(), *own)) == shape.block_parameters(5)
+    # LoRA's rank is chosen by the same cost, of a model that has LoRA's own linear layers in it.
+    for targets in ("query-value", "all-linear"):
+        lora = parse_recipe(
+            {**recipe_values, "adapter": changed, "method": "fedit", "lora": {"targets": targets}}, "tiny"
+        )
+        assert expert_shape(lora, build_model(lora, ("blue", "green", "red"))) == shape
 
 
 @pytest.fixture(scope="module")

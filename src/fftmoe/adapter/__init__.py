@@ -4,7 +4,6 @@ After `import fftmoe.adapter`, `peft.get_peft_model(model, MoeAdapterConfig(...)
 `peft.PeftModel.from_pretrained` loads it.
 """
 
-from fftmoe.adapter.attention import low_ranks, projection_parameters, shared_projections
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import block_dims
 from fftmoe.adapter.losses import (
@@ -15,6 +14,7 @@ from fftmoe.adapter.losses import (
     skew,
     target_load,
 )
+from fftmoe.adapter.low_rank import low_ranks, projection_parameters, shared_projections
 from fftmoe.adapter.model import MoeModel, blocks
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.recording import record_routing

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig, PeftType
 
-from fftmoe.adapter.attention import TARGETS
 from fftmoe.adapter.compute import ACTIVATIONS, check_compute
 from fftmoe.adapter.families import select_blocks
+from fftmoe.adapter.low_rank import TARGETS
 from fftmoe.adapter.routing import GATES
 from fftmoe.errors import InputError, did_you_mean
 

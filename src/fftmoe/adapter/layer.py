@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from fftmoe.adapter.attention import MoeTunerLayer, SharedProjection
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site
+from fftmoe.adapter.low_rank import MoeTunerLayer, SharedProjection
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.rng import generator
 

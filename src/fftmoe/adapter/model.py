@@ -10,11 +10,11 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from fftmoe.adapter.attention import MoeTunerLayer, SharedProjection, find_projections
 from fftmoe.adapter.auxiliary import auxiliary_losses
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site, find_sites
 from fftmoe.adapter.layer import MoeLayer
+from fftmoe.adapter.low_rank import MoeTunerLayer, SharedProjection, find_projections
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.rng import generator
 

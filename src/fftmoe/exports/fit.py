@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe import adapter
-from fftmoe.adapter.attention import LowRank
+from fftmoe.adapter.low_rank import LowRank
 from fftmoe.backbones import logits
 from fftmoe.backbones.lora import block_of_module, target_names
 from fftmoe.exports.check import Batch

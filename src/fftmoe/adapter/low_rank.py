@@ -111,7 +111,13 @@ def find_projections(
     Raises:
         InputError: a block has none, or lacks query or value by a known name, as GPT-2's, which are fused.
     """
-    paths = {name: found for name, module in model.named_modules() if (found := _in_block(name, module, blocks))}
+    own = _of_adapters(model)
+    paths = {
+        name: (int(match[1]), match[2].replace("base_layer.", ""))
+        for name, module in model.named_modules()
+        if (match := re.fullmatch(_IN_BLOCK, name)) and int(match[1]) in blocks
+        if _linear(module) and not name.startswith(own)
+    }
     if targets == "query-value":
         paths = {name: found for name, found in paths.items() if _last(found[1]) in _QUERY_VALUE}
     endings = Counter((block, _last(path)) for block, path in paths.values())
@@ -120,14 +126,11 @@ def find_projections(
     return found
 
 
-def _in_block(name: str, module: nn.Module, blocks: Collection[int]) -> tuple[int, str] | None:
-    """The block of a linear layer of the backbone, and its name there without an adapter."""
-    match = re.fullmatch(_IN_BLOCK, name)
-    if not match or int(match[1]) not in blocks or not _linear(module):
-        return None
-    # What an adapter wraps was found already, and what it adds is not the backbone's.
-    inner = name.endswith(".base_layer") or ".moe_" in name
-    return None if inner else (int(match[1]), match[2].replace("base_layer.", ""))
+def _of_adapters(model: nn.Module) -> tuple[str, ...]:
+    """How the names begin of what adapters add, and of a linear layer that one wraps, which counts as the wrapper."""
+    wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    added = [f"{name}.{part}." for name, wrapper in wrappers for part in wrapper.adapter_layer_names]
+    return (*added, *(f"{name}.base_layer" for name, wrapper in wrappers if _linear(wrapper)))
 
 
 def _last(path: str) -> str:
