@@ -49,7 +49,8 @@ DECODER = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v
 
 def config(**changes: Any) -> MoeAdapterConfig:
     values: dict[str, Any] = {"num_experts": M, "expert_dim": H, "top_k": 2, "shared_rank": R}
-    return MoeAdapterConfig(**(values | {"shared_targets": "all-linear"} | changes))
+    values |= {"shared_targets": "all-linear", **changes}
+    return MoeAdapterConfig(**values)
 
 
 def randomise(model: nn.Module, *, experts: bool = True) -> None:

@@ -128,9 +128,12 @@ def find_projections(
 
 def _of_adapters(model: nn.Module) -> tuple[str, ...]:
     """How the names begin of what adapters add, and of a linear layer that one wraps, which counts as the wrapper."""
-    wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    added = [f"{name}.{part}." for name, wrapper in wrappers for part in wrapper.adapter_layer_names]
-    return (*added, *(f"{name}.base_layer" for name, wrapper in wrappers if _linear(wrapper)))
+    own: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            own += [f"{name}.{part}." for part in module.adapter_layer_names]
+            own += [f"{name}.base_layer"] if _linear(module) else []
+    return tuple(own)
 
 
 def _last(path: str) -> str:
@@ -152,7 +155,7 @@ def _check_found(found: Mapping[str, tuple[int, str]], blocks: Collection[int], 
         )
 
 
-def _linear(module: nn.Module) -> nn.Linear | None:
+def _linear(module: nn.Module | BaseTunerLayer) -> nn.Linear | None:
     """The linear layer that a module is or wraps."""
     inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return inner if isinstance(inner, nn.Linear) else None
