@@ -40,7 +40,7 @@ EXPERTS_ALONE = {
     "budgets.large.experts": 16,
     "federation.aggregation": "per-expert",
 }
-OURS_LINEAR = OURS | {"adapter.shared_targets": "all-linear", "adapter.shared_rank": 7}  # for the cost of 32 of two
+OURS_LINEAR = OURS | {"adapter.shared_targets": "all-linear", "adapter.shared_rank": 7}  # costs what 32 of q and v does
 LORA_LINEAR = LORA | {"lora.targets": "all-linear"}
 VARIANTS = (
     Variant("fft-moe, solved head, momentum", OURS | SOLVED | MOMENTUM),

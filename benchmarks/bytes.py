@@ -2,11 +2,11 @@
 
 Uploads are the lengths of real messages, one of every client of the quickstart in a first round, set against the whole
 adapter in float32: all experts, their routers and what is shared, without the head. A head that clients train goes
-with each message, and its bytes are shown apart: a solved one, as the quickstart's, comes of messages of its own.
-FedIT and HetLoRA upload factors of the rank that costs as much as a tier's experts; FedIT
-gives everyone that of the smallest tier. Accuracies are of whole runs that differ in `federation.upload` alone, so
-that differences pair seed by seed. A float32 run whose experts are computed in another order of sums differs in
-rounding alone: its difference is what chance does. A verdict is open where the 95 % interval allows both. `--data` is
+with each message, and its bytes are shown apart: a solved one, as the quickstart's, comes of messages of its own. FedIT
+and HetLoRA upload factors of the rank that costs as much as a tier's experts; FedIT gives everyone that of the smallest
+tier. Accuracies are of whole runs that differ in `federation.upload` alone, so that differences pair seed by seed. A
+float32 run whose experts are computed in another order of sums differs in rounding alone: its difference is what
+chance does. A verdict is open where the 95 % interval allows both. `--data` is
 a folder that holds `banking77/`.
 
 What was measured is in the results file and is not measured again.

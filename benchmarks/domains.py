@@ -4,9 +4,9 @@ In flan8 every client is a kind of instruction, in shakespeare a role, in pacs32
 recipes, shorter, by FFT-MoE with routed experts beside what all clients share (an update of all linear layers; one of
 query and value, with a shared expert and without), and by LoRA on query and value or on all linear layers, of one rank
 and of each tier's own; and one dense expert for everybody, of as many parameters as the smallest tier has in experts,
-which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be
-looked at while settings are chosen. `--scale full`, for a larger machine, runs the recipes whole, by all methods, over
-five seeds, and measures on the test rows. A stopped call goes on where it was, from its work folder.
+which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be looked at
+while settings are chosen. `--scale full`, for a larger machine, runs the recipes whole, by all methods, over five
+seeds, and measures on the test rows. A stopped call goes on where it was, from its work folder.
 """
 
 import argparse
@@ -43,6 +43,7 @@ DENSE = {
 def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
     """All of a tier cost it about the same; `fedit` and the dense expert cost everybody as the smallest."""
     tiers = read_recipe(recipe)[0]["budgets"]
+    # What three experts of every tier would cost goes into what all share.
     fewer = ATTENTION | {
         "budgets": [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers],
         "federation.aggregation": "fedavg",

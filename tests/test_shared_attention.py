@@ -50,6 +50,7 @@ from fftmoe.records import (
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import apply_round, plan_round
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
+from shared_updates import output, randomise, trainable
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -72,21 +73,6 @@ every_family = pytest.mark.parametrize("family", SEPARATE)
 def config(**changes: Any) -> MoeAdapterConfig:
     arguments: dict[str, Any] = {"num_experts": M, "expert_dim": H, "top_k": 2, "shared_rank": R}
     return MoeAdapterConfig(**(arguments | changes))
-
-
-def randomise(model: nn.Module, experts: bool = True) -> None:
-    """Gives what starts at zero a value, so that everything has an effect."""
-    for name, parameter in adapter.shared_projections(model).items():
-        if name.endswith(".b"):
-            nn.init.normal_(parameter, std=0.5, generator=generator(1, name))
-    for block, moe in adapter.blocks(model).items():
-        if experts and moe.num_experts:
-            nn.init.normal_(moe.down, std=0.5, generator=generator(2, block))
-
-
-def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return logits(model, batch)
 
 
 def of_block(model: nn.Module, block: int) -> list[nn.Parameter]:
@@ -304,10 +290,6 @@ def test_unload_gives_back_the_backbone_and_merge_says_why_it_cannot():
     dropped = model.unload()
     assert torch.equal(output(dropped, batch), plain)
     assert [name for name, _ in dropped.named_modules()] == modules
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_several_adapters_can_be_switched_and_dropped():

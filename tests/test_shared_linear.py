@@ -28,7 +28,7 @@ from fftmoe.errors import InputError
 from fftmoe.experiment.build import build_model, expert_shape
 from fftmoe.experiment.use import load_run
 from fftmoe.exports.check import probes
-from fftmoe.exports.fit import bare
+from fftmoe.exports.fit import bare, owner
 from fftmoe.exports.load import fresh_backbone
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
@@ -36,6 +36,7 @@ from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
 from fftmoe.store import save_adapter
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
+from shared_updates import output, randomise, trainable
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -53,28 +54,9 @@ def config(**changes: Any) -> MoeAdapterConfig:
     return MoeAdapterConfig(**values)
 
 
-def randomise(model: nn.Module, *, experts: bool = True) -> None:
-    """Gives what starts at zero a value, so that everything has an effect."""
-    for name, parameter in adapter.shared_projections(model).items():
-        if name.endswith(".b"):
-            nn.init.normal_(parameter, std=0.5, generator=generator(1, name))
-    for block, moe in adapter.blocks(model).items():
-        if experts and moe.num_experts:
-            nn.init.normal_(moe.down, std=0.5, generator=generator(2, block))
-
-
-def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return logits(model, batch)
-
-
 def prefixes(model: nn.Module, block: int) -> tuple[str, ...]:
     wanted = f"shared.{block}."
     return tuple(name.removeprefix(wanted) for name in adapter.low_ranks(model) if name.startswith(wanted))
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 # Which layers, and what they are called
@@ -151,11 +133,7 @@ def test_without_experts_it_is_pefts_lora_with_gradients(family: str):
     randomise(ours, experts=False)
     backbone = FAMILIES[family].make()
     lora = attach_adapter(backbone, lora_config(R, SCALE, target_names(backbone, range(NUM_BLOCKS), "all-linear")))
-    low_ranks = {
-        bare(name.partition(".moe_shared.")[0]): module
-        for name, module in ours.named_modules()
-        if isinstance(module, LowRank)
-    }
+    low_ranks = {owner(name): module for name, module in ours.named_modules() if isinstance(module, LowRank)}
     theirs = load_factors(lora, {path: (m.low_a, m.low_b) for path, m in low_ranks.items()})
     found, expected = logits(ours, batch), logits(lora, batch)
     torch.testing.assert_close(found, expected)

@@ -78,7 +78,7 @@ class MoeAdapterConfig(PeftConfig):
             )
         for name, known in (("activation", ACTIVATIONS), ("gates", GATES), ("shared_targets", TARGETS)):
             if (value := getattr(self, name)) not in known:
-                raise InputError(f"unknown {name} {value!r}{did_you_mean(value, known)}")
+                raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), known)}")
         check_compute(self.compute)
         # Only the form: how many blocks there are is known when the adapter is attached.
         if isinstance(self.blocks, str) and self.blocks != "all":

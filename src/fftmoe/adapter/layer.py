@@ -67,8 +67,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
             self.merge(safe_merge, adapter_names)
         for name, module in list(self.base_layer.named_modules()):
             if isinstance(module, SharedProjection):
-                owner, _, attribute = name.rpartition(".")
-                setattr(self.base_layer.get_submodule(owner), attribute, module.base_layer)
+                self.base_layer.set_submodule(name, module.base_layer)
         return self.base_layer
 
     def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:

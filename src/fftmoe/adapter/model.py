@@ -87,8 +87,7 @@ class MoeModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        owner, _, attribute = key.rpartition(".")
-        self._replace_module(self.model.get_submodule(owner), attribute, layer, target)
+        self.model.set_submodule(key, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.

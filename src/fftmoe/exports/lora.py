@@ -23,7 +23,7 @@ from fftmoe.exports.card import Measured, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import measured, unlabelled
-from fftmoe.exports.fit import Sums, collect, last_projections, last_shared, low_rank, owner, relative_error
+from fftmoe.exports.fit import Sums, collect, last_projections, low_rank, owner, relative_error
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, Source, fresh_backbone, open_run, reload
 from fftmoe.store import save_adapter
@@ -54,8 +54,8 @@ def export_lora(
     """A PEFT LoRA folder, and what `export.json` says of it: the error by block, and the run's metric before and after.
 
     Args:
-        rank: of all factors; at least that of the shared updates. data: a file of texts or images without
-            labels, or a source whose training split is read; the run's own when None. steps: of training after the fit.
+        rank: of all factors; at least that of the shared updates. data: a file of texts or images without labels, or a
+            source whose training split is read; the run's own when None. steps: of training after the fit.
     """
     rank, steps = RANK if rank is None else rank, STEPS if steps is None else steps
     if rank < 1 or steps < 0:
@@ -114,11 +114,11 @@ def _card(source: Source, own: Mapping[str, float], experts: Mapping[str, float]
 
 def _shared(model: Any) -> Factors:
     """The shared updates as LoRA's factors, by the name of their module, but of those that the fit takes in."""
-    fitted = set(map(id, last_shared(model).values()))
+    fitted = last_projections(model).values()
     return {
-        owner(name): (module.low_a.detach(), SCALE * module.low_b.detach())
+        path: (module.low_a.detach(), SCALE * module.low_b.detach())
         for name, module in model.named_modules()
-        if isinstance(module, LowRank) and id(module) not in fitted
+        if isinstance(module, LowRank) and (path := owner(name)) not in fitted
     }
 
 
