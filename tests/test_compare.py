@@ -358,6 +358,16 @@ def test_flags_win_over_the_section_and_overrides_apply_in_order(grid_values: di
     assert [head_of(cell.recipe).kind for cell in won] == ["averaged", "one-vs-all"]  # a label says what was run
 
 
+@pytest.mark.parametrize("name", ["quickstart", "banking77", "agnews"])
+def test_a_shipped_recipe_can_be_compared_by_every_head_as_the_readme_says(name: str):
+    flags = {
+        "methods": ["fft-moe", "fedit", "hetlora"],
+        "heads": ["averaged", "one-vs-all", "closed-form"],
+        "partitions": ["iid", "dirichlet:0.1", "shards:1"],
+    }
+    assert len(make_grid(name, flags).cells) == 3 * 3 * 3 * 3
+
+
 def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dict[str, Any]):
     overrides = {"+closed-form": {"head.features": "fourier"}, "fft-moe+closed-form": {"head.update": "frozen"}}
     values = {**grid_values, "compare": {"overrides": overrides}}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from conftest import Cli
+from fftmoe.experiment.cells import make_grid
 
 TRAIN = "text,label\n" + "".join(f"ash bay {c},{c}\n" for c in ("red", "blue", "green") * 11)
 TEST = "text,label\n" + "".join(f"cod dew {c},{c}\n" for c in ("red", "blue", "green") * 3)
@@ -213,6 +214,10 @@ def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Desk):
     assert files(desk.folder).keys() == before.keys() | {"own.yaml"}
     data = yaml.safe_load((desk.folder / "own.yaml").read_text())["data"]
     assert (data["text"], data["label"], data["source"]) == ("text", "label", str(desk.folder / "data"))
+    # It can be compared as the README says.
+    heads, partitions = ["averaged", "closed-form"], ["iid", "dirichlet:0.1", "shards:1"]
+    flags = {"methods": ["fft-moe", "fedit", "hetlora"], "heads": heads, "partitions": partitions}
+    assert len(make_grid(desk.folder / "own.yaml", flags).cells) == 3 * 2 * 3 * 3
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ data:
   max_length: {found.max_length}  # tokens; nine texts in ten are no longer
 partition: {who}
 adapter: {{num_experts: 16, expert_dim: 16, blocks: last-2}}  # more blocks learn more and take longer
-head: {{kind: closed-form, features: fourier, num_features: 1024, every: 10}}  # solved from sums that everyone sends
+head: {{kind: closed-form, features: fourier, num_features: 1024, every: 10,  # solved from sums that everyone sends
+  learning_rate: 1.0}}  # of a head that clients train, where a comparison asks for one
 budgets:  # half of the clients hold 4 experts of every block and use 1 for a token, the others all 16 and 2
   - {{name: small, fraction: 0.5, top_k: 1, experts: 4}}
   - {{name: large, fraction: 0.5, top_k: 2, experts: 16}}
