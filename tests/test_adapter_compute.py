@@ -7,6 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from fftmoe.adapter import compute as computes
 from fftmoe.errors import InputError
@@ -168,3 +173,23 @@ def test_unknown_compute_names_the_nearest():
 def test_grouped_takes_what_its_rule_allows_in_bfloat16():
     p = problem(4, dim=16, expert_dim=8, dtype=torch.bfloat16)
     assert value_and_gradients("grouped", p)[0].dtype == torch.bfloat16
+
+
+def traced(name: str) -> Tensor:
+    """Forward and backward of tensors that have no values: what asks the host for one raises."""
+    with FakeTensorMode():
+        x, gates = (torch.empty(67, width, dtype=torch.bfloat16, requires_grad=True) for width in (32, 2))
+        up, down = (torch.empty(11, 16, 32, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        expert_ids = torch.empty(67, 2, dtype=torch.int64)
+        y = computes.COMPUTES[name](x, gates, expert_ids, up, down, computes.ACTIVATIONS["gelu"])
+        y.sum().backward()
+    return y
+
+
+@pytest.mark.parametrize("name", ["wide", "grouped"])
+def test_what_auto_chooses_between_waits_for_no_value(name: str):
+    """On a GPU such a wait would stop the queue of kernels; no GPU is needed to see it."""
+    assert traced(name).shape == (67, 32)
+    for other in ("loop", "padded"):
+        with pytest.raises((DynamicOutputShapeException, DataDependentOutputException)):
+            traced(other)
