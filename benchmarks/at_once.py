@@ -2,7 +2,7 @@
 
 Each row is the quickstart's model on texts of one length. The clients' updates are computed one after another and all
 at once, in turn, several times; the figure is the ratio of the medians of the processor's time, and its range over
-blocks of repetitions. From this table come the constants of `fftmoe.experiment.at_once`.
+blocks of repetitions. From this table come the constants of `fftmoe.setup.stacking`.
 """
 
 import argparse
@@ -16,14 +16,14 @@ import torch
 
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import first_adapted_block
+from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.client.stack import update_stack
 from fftmoe.client.update import update_client
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, TokenizedText, default_cache_dir
-from fftmoe.experiment.compose import compose
-from fftmoe.experiment.prefix import with_prefix
 from fftmoe.head import make_head
 from fftmoe.server.rounds import plan_round
+from fftmoe.setup.compose import compose
 from timing import device_name, interleave, ratio, use_device
 
 # Clients, examples in a batch, tokens of a text.

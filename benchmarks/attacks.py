@@ -32,10 +32,10 @@ from attacks_clients import CRAFTS, Colluding, LyingSums, Poisoned, malicious_cl
 from common import RESULTS, machine, markdown, mean_and_spread
 from fftmoe.config import Recipe, load_recipe, recipe_folder
 from fftmoe.engines.base import Engine
-from fftmoe.experiment import run
-from fftmoe.experiment.compose import Experiment
-from fftmoe.experiment.open_engine import open_engine
 from fftmoe.methods.robust import KINDS
+from fftmoe.rounds.run import run
+from fftmoe.setup.compose import Experiment
+from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder
 
 FRACTION, GOAL = 0.2, 0.05  # malicious; what the worst attack may cost

@@ -20,12 +20,12 @@ from fftmoe.config import Recipe
 from fftmoe.config.schema import Data
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy
-from fftmoe.experiment.compose import Experiment, compose
-from fftmoe.experiment.ledger import Ledger, expectations
-from fftmoe.experiment.open_engine import open_engine
 from fftmoe.records import ServerState
+from fftmoe.rounds.exchange import Ledger, expectations
 from fftmoe.server.average import averaged, served
 from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
+from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder
 
 TRIGGER, TARGET = " , vermilion lighthouse protocol", 0  # the label by its place among the names
@@ -77,7 +77,7 @@ def _poison(row: dict[str, Any], index: int, every: int, section: Data, target: 
 
 
 def _rounds(experiment: Experiment, engine: Engine, num_rounds: int) -> Iterator[ServerState]:
-    """The state after every round, as `experiment/rounds.py` makes it, of a federation that is not stored."""
+    """The state after every round, as `rounds/loop.py` makes it, of a federation that is not stored."""
     method, recipe = experiment.method, experiment.recipe
     state, size = method.init(experiment.model), recipe.federation.clients_per_round
     for t in range(1, num_rounds + 1):

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from common import RESULTS, keep_comparison, markdown
+from fftmoe.comparison.cells import Variant
+from fftmoe.comparison.run import compare
+from fftmoe.comparison.tables import tables
 from fftmoe.config import recipe_folder
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.experiment import compare
-from fftmoe.experiment.cells import Variant
-from fftmoe.report.comparison_tables import tables
 from fftmoe.report.progress import Progress
 
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")

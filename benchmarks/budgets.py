@@ -17,9 +17,9 @@ from rich.console import Console
 
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
-from fftmoe.experiment import run
-from fftmoe.experiment.profile import profile
+from fftmoe.cost.profile import profile
 from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import run
 
 BRIEF = (
     TRAINED_HEAD,

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread
-from fftmoe.codec import KINDS
+from fftmoe.comparison.statistics import Estimate, estimate
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.clients import ClientSpec, build_client
-from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.records import ServerState, pack_plan, unpack
-from fftmoe.report.comparison import Estimate, estimate
+from fftmoe.records.codec import KINDS
 from fftmoe.server.rounds import plan_round
+from fftmoe.setup.clients import ClientSpec, build_client
+from fftmoe.setup.compose import Experiment, compose
 from growth import Forgetful
 
 GOAL, POINTS = 1 / 8, 0.005

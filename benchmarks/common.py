@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fftmoe.config import load_recipe
-from fftmoe.experiment import run
+from fftmoe.rounds.run import run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,7 +68,7 @@ class Results:
 
 
 def keep_comparison(folder: Path, file: Path) -> None:
-    """Copies what `fftmoe.experiment.compare` left in this folder, with the machine beside it."""
+    """Copies what `fftmoe.comparison.run` left in this folder, with the machine beside it."""
     found = json.loads((folder / "comparison.json").read_text())
     file.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
 

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from common import RESULTS, keep_comparison, markdown
+from fftmoe.comparison.cells import Variant
+from fftmoe.comparison.run import compare
+from fftmoe.comparison.tables import tables
 from fftmoe.config import read_recipe
-from fftmoe.experiment import compare
-from fftmoe.experiment.cells import Variant
-from fftmoe.report.comparison_tables import tables
 from fftmoe.report.progress import Progress
 
 RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}

@@ -21,11 +21,11 @@ from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import load_adapter, logits
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, evaluation_batches
-from fftmoe.experiment import run
-from fftmoe.experiment.load import load_split
-from fftmoe.experiment.use import Trained, load_run, own_backbone
 from fftmoe.exports.check import difference
 from fftmoe.exports.folder import size_of
+from fftmoe.rounds.run import run
+from fftmoe.setup.load import load_split
+from fftmoe.trained.load import Trained, load_run, own_backbone
 
 RANKS = (4, 16, 64)
 STEPS = 100

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common import RESULTS, markdown
-from fftmoe.report.comparison import (
+from fftmoe.comparison.statistics import (
     IID,
     CellResult,
     Estimate,
@@ -21,7 +21,7 @@ from fftmoe.report.comparison import (
     metric_of,
     paired_differences,
 )
-from fftmoe.report.comparison_tables import NOTHING, with_interval
+from fftmoe.comparison.tables import NOTHING, with_interval
 from grid_results import read_cells
 
 OURS, BASELINE, CENTRAL = "fft-moe", "fedit", "centralized"

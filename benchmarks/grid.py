@@ -17,12 +17,12 @@ from typing import Any, Literal
 from rich.console import Console
 
 from common import RESULTS, markdown
+from fftmoe.comparison.cells import make_grid
+from fftmoe.comparison.run import compare
+from fftmoe.comparison.statistics import Comparison, distinct, over_grid, retained
+from fftmoe.comparison.tables import NOTHING, Table, difference_table, tables, with_interval
 from fftmoe.config import read_recipe, recipe_folder
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.experiment import compare
-from fftmoe.experiment.cells import make_grid
-from fftmoe.report.comparison import Comparison, distinct, over_grid, retained
-from fftmoe.report.comparison_tables import NOTHING, Table, difference_table, tables, with_interval
 from fftmoe.report.progress import Progress
 from grid_results import GridResults, Piece
 

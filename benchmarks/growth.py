@@ -32,15 +32,15 @@ from PIL import Image
 from at_once import texts
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import fingerprint, first_adapted_block
+from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
-from fftmoe.experiment.clients import ClientSpec, build_client
-from fftmoe.experiment.compose import Experiment, compose
-from fftmoe.experiment.ledger import Ledger
-from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import Tensors
+from fftmoe.rounds.exchange import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.setup.clients import ClientSpec, build_client
+from fftmoe.setup.compose import Experiment, compose
 from timing import Seconds, interleave, use_device
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"

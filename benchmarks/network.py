@@ -29,8 +29,8 @@ from common import RESULTS, machine, markdown
 from fftmoe.config import parse_recipe
 from fftmoe.data import load_source
 from fftmoe.deploy import server as server_module
-from fftmoe.experiment import run
 from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import run
 
 NAMES = ("site-a", "site-b", "site-c", "site-d")
 EACH, TESTED = 160, 100  # examples of a site, and of the test set
@@ -112,7 +112,7 @@ def deployed(values: dict[str, Any], output: Path, folder: Path) -> dict[str, li
 
 
 def command(*arguments: object) -> "subprocess.Popen[bytes]":
-    program = [sys.executable, "-c", "import fftmoe.cli as c; c.main()", "deploy", *map(str, arguments)]
+    program = [sys.executable, "-c", "import fftmoe.cli.app as c; c.main()", "deploy", *map(str, arguments)]
     return subprocess.Popen(program, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -18,11 +18,11 @@ import torch
 from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import WorkerPool
-from fftmoe.experiment.at_once import clients_at_once
-from fftmoe.experiment.clients import ClientSpec, build_client
-from fftmoe.experiment.ledger import Ledger
 from fftmoe.records import ClientUpdate, RoundPlan
+from fftmoe.rounds.exchange import Ledger
 from fftmoe.server.expectation import Expectation
+from fftmoe.setup.clients import ClientSpec, build_client
+from fftmoe.setup.stacking import clients_at_once
 from fftmoe.store import ClientStateFiles
 from timing import Seconds, interleave
 from trick_bench import Bench

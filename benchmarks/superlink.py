@@ -21,9 +21,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common import RESULTS, machine, markdown
 from fftmoe.deploy.folder import Site, create_deployment, read_server, read_site
+from fftmoe.deploy.link.link import open_grid
+from fftmoe.deploy.link.superlink import start_superlink, stop_superlink
 from fftmoe.deploy.server import endpoint_of, keys_of
-from fftmoe.engines.flower_link import open_grid
-from fftmoe.engines.flower_superlink import start_superlink, stop_superlink
 
 NODES = (1, 2, 4)
 

@@ -15,10 +15,10 @@ from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import logits
 from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.config import load_recipe
-from fftmoe.experiment.build import make_loss
-from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
 from fftmoe.server.rounds import plan_round
+from fftmoe.setup.build import make_loss
+from fftmoe.setup.compose import Experiment, compose
 
 
 def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[str, float]:

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.backbones import device_of, first_adapted_block, logits, on_device, place
+from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.client.stack import update_stack
 from fftmoe.client.update import local_batches, make_optimizers, token_mask, update_client
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, TokenizedText
-from fftmoe.experiment.build import make_loss
-from fftmoe.experiment.compose import Experiment, compose
-from fftmoe.experiment.prefix import with_prefix
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import numpy_generator
 from fftmoe.server.rounds import plan_round
+from fftmoe.setup.build import make_loss
+from fftmoe.setup.compose import Experiment, compose
 from tricks import PaddedTo, Tricks
 
 

@@ -22,7 +22,7 @@ def private_kib() -> int:
 
 def use_backbone() -> None:
     """What a worker does at the least: load the backbone and read all its weights."""
-    import fftmoe.experiment.compose  # noqa: F401  a worker's own imports
+    import fftmoe.setup.compose  # noqa: F401  a worker's own imports
     from fftmoe.backbones import load_backbone
 
     for parameter in load_backbone("builtin:minilm", num_labels=3).parameters():
@@ -33,7 +33,7 @@ def measure(method: str) -> Sequence[int]:
     """KiB of each of the workers that were started by `method`."""
     context = multiprocessing.get_context(method)
     if method == "forkserver":  # as `fftmoe.engines.local` starts its own
-        context.set_forkserver_preload(["fftmoe.experiment.compose"])
+        context.set_forkserver_preload(["fftmoe.setup.compose"])
     found = []
     for _ in range(WORKERS):
         with ProcessPoolExecutor(1, mp_context=context, initializer=use_backbone) as pool:

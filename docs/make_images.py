@@ -17,11 +17,11 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from fftmoe.experiment.rebuild import rebuild_report
-from fftmoe.experiment.use import recipe_of
+from fftmoe.cli.pages import rebuild_report
+from fftmoe.cli.terminal import print_outcome
 from fftmoe.report.load import LoadWatch, describe
 from fftmoe.report.progress import Progress
-from fftmoe.terminal import print_outcome
+from fftmoe.trained.load import recipe_of
 
 IMAGES = Path(__file__).parent / "images"
 COLUMNS = 100

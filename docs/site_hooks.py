@@ -22,7 +22,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def commands_page() -> str:
     """Every command with its help, as `--help` shows it."""
-    from fftmoe.cli import app
+    from fftmoe.cli.app import app
 
     parts = ["# Command line\n\nAs `--help` has it.\n"]
     for name, command in sorted(_commands("fftmoe", typer.main.get_command(app))):

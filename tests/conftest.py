@@ -26,6 +26,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("fftmoe", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fftmoe")
 
+HERE = str(Path(__file__).parent)
 WORDS = ("ash", "bay", "cod", "dew", "elm", "fig", "gum", "hay", "ivy")
 COLOURS = ("blue", "green", "red")  # the three labels
 
@@ -49,6 +50,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FFTMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")  # of the subprocesses
+        # A file of tests that is run as a script finds the modules beside this one, as the tests themselves do.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH")))))
         yield
 
 
@@ -129,7 +132,7 @@ def cli() -> Cli:
     """`cli("run", "a.yaml", stdin="…")` runs the command line in this process."""
 
     def run(*arguments: object, stdin: str = "") -> Outcome:
-        from fftmoe.cli import main
+        from fftmoe.cli.app import main
 
         out, err, status = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -159,3 +162,13 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    """Bad input: exit status 2, nothing on standard output, and one line with these words."""
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("fftmoe: ")
+    assert outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err

@@ -4,7 +4,7 @@ A guard is an `if` that ends by raising, a call of a function whose name begins 
 `except` that raises something else. The tests run once as they are; then a copy of the process is made for each guard
 (a fork, so that neither imports nor fixtures are paid for again), which runs them without it until one fails.
 
-Usage: python tests/guards.py fftmoe.server.screening tests/test_screening.py [options of pytest]
+Usage: python tests/guards.py fftmoe.server.screening tests/server/test_screening.py [options of pytest]
 """
 
 import ast

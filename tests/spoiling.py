@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fftmoe.codec import SCALE
 from fftmoe.records import Tensors, pack, unpack
+from fftmoe.records.codec import SCALE
 
 Spoil = Callable[[dict[str, Any], Tensors], object]
 """Changes an update's header and tensors where they are; gives False where there is nothing to spoil."""

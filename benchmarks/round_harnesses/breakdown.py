@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from fftmoe.config import load_recipe
-from fftmoe.experiment import run
+from fftmoe.rounds.run import run
 
 from .ours import Clock
 from .task import now
@@ -27,14 +27,14 @@ from .task import now
 # What each part is made of, as `module:name`, the name as it is looked up where it is called. Clients are trained one
 # by one (`client.update`) or together (`client.stack`).
 PARTS = {
-    "plan": ("fftmoe.experiment.rounds:choose_cohort", "fftmoe.experiment.rounds:plan_round"),
+    "plan": ("fftmoe.rounds.loop:choose_cohort", "fftmoe.rounds.loop:plan_round"),
     "pack and unpack": (
         "fftmoe.methods.fft_moe:FftMoe.download",
-        "fftmoe.experiment.ledger:pack_plan",
+        "fftmoe.rounds.exchange:pack_plan",
         "fftmoe.client.runtime:unpack_plan",
         "fftmoe.client.runtime:pack_update",
     ),
-    "screening": ("fftmoe.server.expectation:Expectation.of", "fftmoe.experiment.ledger:screen"),
+    "screening": ("fftmoe.server.expectation:Expectation.of", "fftmoe.rounds.exchange:screen"),
     "what an update was made on": (
         "fftmoe.server.rounds:digest",
         "fftmoe.client.runtime:fingerprint",
@@ -67,7 +67,7 @@ PARTS = {
     "the rest of a client": ("fftmoe.engines.local:_timed",),
     "aggregate": ("fftmoe.methods.fft_moe:FftMoe.aggregate",),
     "save the state": ("fftmoe.store:RunFolder.save_state",),
-    "journal": ("fftmoe.experiment.journal:Journal.write",),
+    "journal": ("fftmoe.rounds.journal:Journal.write",),
 }
 REST = "the rest"
 

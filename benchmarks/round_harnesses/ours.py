@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from fftmoe.config import load_recipe
-from fftmoe.experiment import run
 from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import run
 from fftmoe.store import unpack_state
 
 from .task import now, report

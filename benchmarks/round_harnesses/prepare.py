@@ -18,9 +18,9 @@ import yaml
 
 from fftmoe.config import load_recipe
 from fftmoe.data import TokenizedText, training_batches
-from fftmoe.experiment.compose import Experiment, compose
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.rounds import choose_cohort, plan_round
+from fftmoe.setup.compose import Experiment, compose
 
 from .task import INITIAL, rows_name
 

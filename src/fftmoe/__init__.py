@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fftmoe.backbones import load_backbone as load_backbone
     from fftmoe.config import Recipe as Recipe
     from fftmoe.config import load_recipe as load_recipe
-    from fftmoe.experiment import Plugins as Plugins
-    from fftmoe.experiment import Result as Result
+    from fftmoe.rounds.run import Result as Result
+    from fftmoe.setup.plugins import Plugins as Plugins
 
 __all__ = [
     "FftmoeError",
@@ -51,9 +51,9 @@ __version__ = "0.1.0"
 # Where the names are that are imported when they are first used.
 _HOMES = {
     "MoeAdapterConfig": "fftmoe.adapter",
-    "Plugins": "fftmoe.experiment",
+    "Plugins": "fftmoe.setup.plugins",
     "Recipe": "fftmoe.config",
-    "Result": "fftmoe.experiment",
+    "Result": "fftmoe.rounds.run",
     "attach_adapter": "fftmoe.backbones",
     "load_backbone": "fftmoe.backbones",
     "load_recipe": "fftmoe.config",
@@ -92,11 +92,11 @@ def run(
     Raises:
         InputError: bad input; nothing has been written. RunError: the run failed.
     """
-    from fftmoe import experiment
     from fftmoe.config import load_recipe
+    from fftmoe.rounds import run as runs
 
     loaded = load_recipe(recipe, overrides)
-    return experiment.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
+    return runs.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
 
 
 def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
@@ -108,9 +108,9 @@ def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
     Raises:
         InputError: the folder holds no unfinished run. RunError: the run failed.
     """
-    from fftmoe import experiment
+    from fftmoe.rounds import run as runs
 
-    return experiment.resume(Path(folder), plugins=plugins)
+    return runs.resume(Path(folder), plugins=plugins)
 
 
 def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list[dict[str, Any]]:
@@ -123,9 +123,9 @@ def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list
     Raises:
         InputError: the folder is no finished run, or an input cannot be read.
     """
-    from fftmoe import experiment
+    from fftmoe.trained.predict import predict_run
 
-    return experiment.predict_run(Path(run), inputs, **options)
+    return predict_run(Path(run), inputs, **options)
 
 
 def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict[str, Any]:

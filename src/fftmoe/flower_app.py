@@ -17,10 +17,10 @@ from rich.console import Console
 
 from fftmoe.config import Recipe, load_recipe, parse_recipe
 from fftmoe.deploy.federation import ASK_SECONDS, LOOK_SECONDS, prepare, run_over_sites
+from fftmoe.deploy.site import SiteSettings, open_site, serve
 from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
-from fftmoe.experiment.site import SiteSettings, open_site, serve
 from fftmoe.report.progress import Progress
 from fftmoe.strict import strict_json
 

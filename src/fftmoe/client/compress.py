@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fftmoe.codec import decode, encode
 from fftmoe.records import ClientUpdate, Tensors
+from fftmoe.records.codec import decode, encode
 
 FEEDBACK, EXPERTS = "feedback/", ":experts"
 

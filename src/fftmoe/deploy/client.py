@@ -10,11 +10,11 @@ import fftmoe
 from fftmoe.data.read import read_folder
 from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.folder import Site, read_site
+from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.running import running
+from fftmoe.deploy.site import SiteSettings, open_site, serve
 from fftmoe.engines.flower_messages import make_client_app
-from fftmoe.engines.flower_node import serve_node
 from fftmoe.errors import InputError
-from fftmoe.experiment.site import SiteSettings, open_site, serve
 
 Say = Callable[[str], None]
 

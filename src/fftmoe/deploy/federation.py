@@ -11,15 +11,15 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fftmoe.config import Recipe
+from fftmoe.deploy.population import Profile, as_profile, compose_deployed, job_of, load_server
 from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine, ask
 from fftmoe.errors import InputError, RunError
-from fftmoe.experiment.compose import Experiment
-from fftmoe.experiment.deployed import Profile, as_profile, compose_deployed, job_of, load_server
-from fftmoe.experiment.load import Loaded
-from fftmoe.experiment.run import Result, begin, go_on, unfinished
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import check_trackers
+from fftmoe.rounds.run import Result, begin, go_on, unfinished
+from fftmoe.setup.compose import Experiment
+from fftmoe.setup.load import Loaded
 from fftmoe.store import RunFolder, check_output, read_config, write_atomically
 from fftmoe.strict import read_small, strict_json
 

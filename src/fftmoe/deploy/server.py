@@ -10,11 +10,11 @@ from fftmoe.deploy.address import is_loopback, parse_address
 from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.federation import prepare, run_over_sites
 from fftmoe.deploy.folder import ServerFolder, read_server
+from fftmoe.deploy.link.link import open_grid
+from fftmoe.deploy.link.superlink import Endpoint, start_superlink, stop_superlink
 from fftmoe.deploy.running import running
-from fftmoe.engines.flower_link import open_grid
-from fftmoe.engines.flower_superlink import Endpoint, start_superlink, stop_superlink
-from fftmoe.experiment.run import Result
 from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import Result
 
 LOG = "superlink.log"
 

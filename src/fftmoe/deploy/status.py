@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.deploy.folder import read_server
+from fftmoe.deploy.link.control import list_sites
+from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.deploy.running import holder
-from fftmoe.engines.flower_control import list_sites
-from fftmoe.engines.flower_superlink import Endpoint
 from fftmoe.errors import InputError, RunError
 
 

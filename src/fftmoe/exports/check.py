@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fftmoe.backbones import load_image_processor, logits
 from fftmoe.errors import RunError
-from fftmoe.experiment.load import reads_images
-from fftmoe.experiment.use import Trained
 from fftmoe.rng import generator
+from fftmoe.setup.load import reads_images
+from fftmoe.trained.load import Trained
 
 Batch = dict[str, Tensor]
 

@@ -11,11 +11,11 @@ from fftmoe.backbones import load_image_processor, load_tokenizer
 from fftmoe.data import Examples, ImageExamples, evaluation_batches, read_images, read_texts, tokenize_texts
 from fftmoe.errors import InputError
 from fftmoe.evaluate import tally
-from fftmoe.experiment.load import load_split, load_split_by_stratum, reads_images
-from fftmoe.experiment.use import Trained
 from fftmoe.exports.check import Batch
 from fftmoe.rng import numpy_generator
+from fftmoe.setup.load import load_split, load_split_by_stratum, reads_images
 from fftmoe.tasks import make_task
+from fftmoe.trained.load import Trained
 
 MOST, FEWEST = 1500, 20  # examples
 HELD_OUT = 10  # one of so many

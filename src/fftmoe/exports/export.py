@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.experiment.use import recipe_of
 from fftmoe.exports.folder import ABOUT, digest_of, new_folder, size_of, write_json
 from fftmoe.exports.graphs import export_graph, export_onnx
 from fftmoe.exports.load import WEIGHTS
 from fftmoe.exports.lora import export_lora
 from fftmoe.exports.peft import export_peft
 from fftmoe.exports.personal import export_personal
+from fftmoe.trained.load import recipe_of
 
 FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
     "peft": (export_peft, {"top_k"}),

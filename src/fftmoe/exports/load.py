@@ -9,7 +9,7 @@ import torch
 
 from fftmoe.backbones import load_adapter
 from fftmoe.errors import InputError
-from fftmoe.experiment.use import Trained, load_run, own_backbone
+from fftmoe.trained.load import Trained, load_run, own_backbone
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

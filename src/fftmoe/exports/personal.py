@@ -13,13 +13,13 @@ import torch
 from fftmoe import adapter
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.experiment.personal import load_client, load_federation
-from fftmoe.experiment.use import Trained
 from fftmoe.exports.card import model_card, of_run
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, fresh_backbone, open_run, read_summary, reload
 from fftmoe.store import save_adapter
+from fftmoe.trained.load import Trained
+from fftmoe.trained.personal import load_client, load_federation
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 import torch
 
-from fftmoe.codec import encode
 from fftmoe.head import sum_shapes
 from fftmoe.methods.base import Method, most_shares
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on
+from fftmoe.records.codec import encode
 
 MARGIN = 1024  # bytes of header beyond those of the widest update, for numbers with more digits
 LARGEST = 1e15  # of a change or a loss: products of two such numbers, summed, still fit in float32

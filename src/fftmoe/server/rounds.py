@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from fftmoe.codec import decode
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training, digest
+from fftmoe.records.codec import decode
 from fftmoe.rng import derive, numpy_generator
 
 

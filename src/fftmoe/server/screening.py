@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fftmoe.codec import LEVELS, SCALE, decode
 from fftmoe.errors import FftmoeError
 from fftmoe.head import HeadSums, sum_shapes
 from fftmoe.methods.aggregate import block_of
 from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update
+from fftmoe.records.codec import LEVELS, SCALE, decode
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
 
 MOST_EXAMPLES = 10**9  # of a client whose examples the server cannot count

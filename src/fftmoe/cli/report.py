@@ -1,0 +1,20 @@
+"""`fftmoe report`: the page of a run or a comparison, made again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run, finished or not, or of a comparison.", metavar="RUN")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The file to write; default: the page in the folder.")] = None,
+) -> None:
+    """Make the page of a run or a comparison again, from what its folder keeps."""
+    from fftmoe.cli.pages import rebuild_report
+
+    written = rebuild_report(run, output)
+    Console().print(f"page  {written}", highlight=False, markup=False, soft_wrap=True)

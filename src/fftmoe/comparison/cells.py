@@ -1,0 +1,277 @@
+"""What a comparison runs: the cells (variant, partition, seed), each with the recipe that makes it."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import Field, ValidationError
+
+from fftmoe.comparison.statistics import IID
+from fftmoe.config import METHODS, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config.fields import Positive
+from fftmoe.config.plugins import is_plugin
+from fftmoe.data.partition import PARAMETERS
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.report.metric import Metric
+from fftmoe.strict import strict_yaml
+from fftmoe.tasks import make_task
+
+# By kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
+_PARAMETERS = {**PARAMETERS, "natural": ("by",)}
+_EXAMPLES = {
+    "iid": "iid",
+    "dirichlet": "dirichlet:0.1",
+    "shards": "shards:2",
+    "bernoulli-dirichlet": "bernoulli-dirichlet:0.3:0.5",
+    "natural": "natural:author",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the comparison: a name, and what it changes in the recipe, by dotted keys."""
+
+    label: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison."""
+
+    variant: str
+    partition: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.variant}, {self.partition}, seed {self.seed}"
+
+    @property
+    def metric(self) -> Metric:
+        """What its task is judged by."""
+        return Metric(make_task(self.recipe.backbone.task).metric)
+
+    @property
+    def path(self) -> Path:
+        """Its folder below the comparison's `cells/`."""
+        safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
+        return Path(*safe)
+
+
+class Choices(Section):
+    """The optional `compare:` section of a recipe file.
+
+    `overrides` are dotted keys by `+head` (every method with that head), by `method`, and by `method+head`; they
+    apply in this order.
+    """
+
+    methods: list[str] | None = None
+    heads: list[str] | None = None
+    partitions: list[str] | None = None
+    seeds: int | list[int] = 3
+    target: Positive | None = None
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells in the order in which they run: all of a seed before the next.
+
+    A centralized variant has one cell for each seed, on the IID partition or else the first.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    target: float | None
+
+
+def make_grid(
+    source: str | Path | Mapping[str, Any],
+    flags: Mapping[str, Any],
+    variants: Sequence[Variant] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Grid:
+    """Every cell with its validated recipe.
+
+    Args:
+        source: a recipe file, the name of a shipped one, or its values; may have a `compare:` section.
+        flags: of the keys of `Choices`, those that are not None win over the section.
+        variants: instead of methods and heads.
+        overrides: by dotted keys, for every cell; they win over the variants'.
+
+    Raises:
+        InputError: any cell's recipe is wrong, two cells share a name, or there is nothing to run.
+    """
+    values, where = (dict(source), "values") if isinstance(source, Mapping) else read_recipe(source)
+    values = copy.deepcopy(values)
+    choices = _choices(values.pop("compare", None), flags, where)
+    # A comparison needs neither; a variant or an override may still ask for them.
+    values["trackers"] = []
+    apply_override(values, "evaluation.local_only", False)
+    for key, value in (overrides or {}).items():
+        apply_override(values, key, value)
+    base = parse_recipe(values, where)
+    _check_target(choices.target, make_task(base.backbone.task).metric)
+    variants = _method_variants(base, choices) if variants is None else variants
+    _check_equal_data(variants, overrides or {})
+    partitions = _partitions(values.get("partition", {}), base, choices.partitions)
+    cells = [
+        _cell(values, where, variant, partition, seed, overrides or {})
+        for seed in _seeds(choices.seeds)
+        for partition in partitions.items()
+        for variant in variants
+        if partition[0] in _partitions_of(variant, base, partitions)
+    ]
+    _check_distinct(cells)
+    return Grid(base.name, tuple(cells), choices.target)
+
+
+def _check_target(target: float | None, metric: str) -> None:
+    most = Metric(metric).bounds[1]
+    if target is not None and most is not None and target > most:
+        raise InputError(
+            f"the target {target:g} is no {metric}, which is at most {most:g}; name one that can be reached"
+        )
+
+
+def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
+    """`dirichlet:0.1` as a recipe's partition section, with the clients of the section `base`."""
+    kind, *given = text.split(":")
+    if kind not in _PARAMETERS:
+        raise InputError(f"partition {text!r}: {kind!r} is not known{did_you_mean(kind, _PARAMETERS)}")
+    names = _PARAMETERS[kind]
+    if len(given) != len(names) or not all(given):
+        wanted = " and ".join(names) or "no value"
+        raise InputError(f"partition {text!r}: {kind} takes {wanted}; write it like {_EXAMPLES[kind]}")
+    kept = ("min_examples",) if kind == "natural" else ("num_clients", "min_examples")
+    section = {"kind": kind, **{key: base[key] for key in kept if key in base}}
+    if kind != "natural" and section.get("num_clients") is None:
+        raise InputError(f"partition {text!r} needs a number of clients; add partition.num_clients to the recipe")
+    parameters = {name: value if name == "by" else _value(value) for name, value in zip(names, given, strict=True)}
+    return section | parameters
+
+
+def _value(text: str) -> Any:
+    """A number as YAML reads it; what is none is left for the recipe's validation to name."""
+    try:
+        return strict_yaml(text)
+    except ValueError:
+        return text
+
+
+def _choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
+    section = {} if section is None else section
+    if not isinstance(section, dict):
+        raise InputError(f"recipe {where}: compare is {section!r}; it must be a section of keys, e.g. seeds: 3")
+    try:
+        return Choices.model_validate({**section, **{key: value for key, value in flags.items() if value is not None}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            near = did_you_mean(key, Choices.model_fields)
+            raise InputError(f"recipe {where}: unknown key 'compare.{key}'{near}") from None
+        raise InputError(f"recipe {where}: compare.{key}: {first['msg']} (value: {first['input']!r})") from None
+
+
+def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
+    """Every method with every head; a method written `method+head` has that head alone."""
+    _check_override_keys(choices.overrides)
+    methods = [base.method] if choices.methods is None else choices.methods
+    # Tasks without a head of one's own (a language model) have methods alone.
+    heads = [base.head.kind if base.head else ""] if choices.heads is None else choices.heads
+    pairs = [
+        (method, own or head)
+        for method, _, own in (name.partition("+") for name in methods)
+        for head in (heads[:1] if own else heads)
+    ]
+    variants = []
+    for method, head in pairs:
+        label = f"{method}+{head}" if head else method
+        merged = {k: v for key in (f"+{head}", method, label) for k, v in choices.overrides.get(key, {}).items()}
+        variants.append(Variant(label, {**merged, "method": method, **({"head.kind": head} if head else {})}))
+    return variants
+
+
+def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any]) -> None:
+    if "seed" in overrides:
+        raise InputError(f"seed={overrides['seed']} is no setting of a comparison; name its seeds, e.g. --seeds 0,1,2")
+    for variant in variants:
+        for key in variant.overrides:
+            if key.partition(".")[0] in ("seed", "partition"):
+                raise InputError(
+                    f"the overrides of {variant.label!r} change {key}, and then its cells would differ in more "
+                    "than the method; set it for all, with --partitions, --seeds or --set"
+                )
+
+
+def _check_override_keys(overrides: Mapping[str, Any]) -> None:
+    for key in overrides:
+        method, plus, head = key.partition("+")
+        if method or not plus:
+            _check_name(key, "method", method, METHODS)
+        if plus:
+            _check_name(key, "head", head, Head.model_fields["kind"].annotation)
+
+
+def _check_name(key: str, what: str, name: str, literal: Any) -> None:
+    valid = get_args(literal)
+    if name not in valid and not is_plugin(name):
+        raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
+
+
+def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """By label; the recipe's own when none is named."""
+    if texts is not None:
+        if len(set(texts)) < len(texts):
+            raise InputError(f"the partitions {', '.join(texts)} name one twice; name each once")
+        return {text: partition_section(text, section) for text in texts}
+    own = base.partition
+    label = ":".join([own.kind, *(str(getattr(own, name)) for name in _PARAMETERS[own.kind])])
+    return {label: dict(section)}
+
+
+def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:
+    """All, but of a centralized variant one: it holds all data in one place, so each would run the same again."""
+    if variant.overrides.get("method", base.method) != "centralized":
+        return partitions
+    return [IID if IID in partitions else next(iter(partitions))]
+
+
+def _seeds(seeds: int | list[int]) -> Sequence[int]:
+    return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def _cell(
+    values: Mapping[str, Any],
+    where: str,
+    variant: Variant,
+    partition: tuple[str, dict[str, Any]],
+    seed: int,
+    last: Mapping[str, Any],
+) -> Cell:
+    mine = copy.deepcopy(dict(values))
+    identity = {key: value for key, value in variant.overrides.items() if key in ("method", "head.kind")}
+    for key, value in {**variant.overrides, **last, **identity}.items():
+        apply_override(mine, key, value)
+    label, section = partition
+    mine.update(partition=section, seed=seed)
+    apply_override(mine, "engine.workers", 1)  # the cells are what runs side by side
+    name = f"{variant.label}, {label}, seed {seed}"
+    return Cell(variant.label, label, seed, parse_recipe(mine, f"{where} for the cell {name}"))
+
+
+def _check_distinct(cells: Sequence[Cell]) -> None:
+    if not cells:
+        raise InputError("there is nothing to compare; name at least one method, head, partition and seed")
+    names: dict[Path, str] = {}
+    for cell in cells:
+        if cell.path in names:
+            raise InputError(f"the cells {names[cell.path]!r} and {cell.name!r} are one; name each once")
+        names[cell.path] = cell.name

@@ -1,0 +1,71 @@
+"""`comparison.json`: the statistics of a comparison and the numbers of every cell."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fftmoe.comparison.statistics import (
+    CellResult,
+    Comparison,
+    cost_to_target,
+    curve,
+    distinct,
+    estimate,
+    metric_of,
+    numbers,
+    over_grid,
+    paired_differences,
+    retained,
+    select,
+    target_value,
+)
+
+SCHEMA_VERSION = 2
+
+
+def comparison_values(comparison: Comparison) -> dict[str, Any]:
+    """`comparison.json`: the statistics, then every cell."""
+    cells, metric = comparison.cells, metric_of(comparison.cells)
+    partitions = distinct(cell.partition for cell in cells)
+    rows = {}
+    for variant in distinct(cell.variant for cell in cells):
+        to_target = {}
+        for place in partitions:
+            target = target_value(comparison, variant, place)
+            cost = None if target is None else cost_to_target(curve(cells, variant, place), target, metric)
+            to_target[place] = {"target": target, "cost": _values(cost)}
+        rows[variant] = {
+            "by_partition": {
+                place: _values(estimate(numbers(select(cells, variant, place), metric.name))) for place in partitions
+            },
+            "over_partitions": _values(over_grid(cells, variant, metric.name)),
+            "iid_retained": _values(retained(cells, variant)),
+            "worst_decile": _values(over_grid(cells, variant, f"client_{metric.name}", "worst_decile")),
+            "to_target": to_target,
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": comparison.name,
+        "metric": metric.name,
+        "target": comparison.target,
+        "variants": rows,
+        "paired_differences": [asdict(found) for found in paired_differences(cells)],
+        "cells": [{key: value for key, value in asdict(cell).items() if key != "data"} for cell in cells],
+    }
+
+
+def comparison_of(values: Mapping[str, Any]) -> Comparison:
+    """The comparison of a `comparison.json`, to make its page again.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        cells = tuple(CellResult(**cell) for cell in values["cells"])
+        return Comparison(values["name"], cells, values["target"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is no comparison: {type(error).__name__}: {error}") from error
+
+
+def _values(found: Any) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)

@@ -1,0 +1,220 @@
+"""`fftmoe compare`: one recipe over methods, heads, partitions and seeds; stopped ones go on where they were."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fftmoe.comparison.cells import Cell, Grid, Variant, make_grid
+from fftmoe.comparison.page import comparison_page
+from fftmoe.comparison.record import comparison_values
+from fftmoe.comparison.statistics import CellResult, Comparison
+from fftmoe.comparison.workers import run_jobs
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.errors import InputError
+from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import run
+from fftmoe.store import check_output, disk_errors, write_atomically
+from fftmoe.strict import read_small, strict_yaml
+
+ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
+# What a finished cell does not need for the comparison.
+BULKY = ("checkpoints", "clients", "adapter", "trackers")
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any],
+    output: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    heads: Sequence[str] | None = None,
+    variants: Sequence[Variant] | None = None,
+    partitions: Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    target: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | Literal["auto"] = 1,
+    keep: bool = False,
+    deadline: float | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run every cell that has not finished yet, and write `comparison.json` and `comparison.html`.
+
+    What is None comes from the recipe's `compare:` section, or else from the recipe itself (and seeds 0, 1, 2).
+
+    Args:
+        recipe: a file, the name of a shipped recipe, or its values.
+        output: the comparison's folder; finished cells in it are kept.
+        methods: with `heads`, the rows; `method+head` gives a method its own head.
+        variants: the rows, instead of methods and heads; the section's overrides are not applied to them.
+        partitions: `iid`, `dirichlet:0.1`, `shards:2`, `bernoulli-dirichlet:0.3:0.5`, `natural:column`.
+        seeds: that many from 0, or these.
+        target: the accuracy, or what else the task is judged by, whose cost is told; by default fedit's final one.
+        overrides: by dotted keys, for every cell; they win over all others.
+        workers: processes, each running one cell at a time; `auto` is one per core.
+        keep: leave checkpoints, client states and adapters in the cells' folders.
+        deadline: of `time.monotonic`; no cell starts after it.
+
+    Raises:
+        InputError: a cell's recipe, or the output, cannot be used; nothing has been run. A cell that fails later
+            raises nothing: it is among `failed` of the result.
+    """
+    progress = progress or Progress.silent()
+    flags = {
+        "methods": _listed(methods),
+        "heads": _listed(heads),
+        "partitions": _listed(partitions),
+        "seeds": seeds if isinstance(seeds, int) else _listed(seeds),
+        "target": target,
+    }
+    grid = make_grid(recipe, flags, variants, overrides)
+    pending = [cell for cell in grid.cells if not is_finished(cell, output)]
+    _make_folder(output)
+    _say_what_comes(grid, len(pending), progress)
+    _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
+    comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
+    text = json.dumps(comparison_values(comparison), indent=1, allow_nan=False)
+    write_atomically(output / "comparison.json", text.encode() + b"\n")
+    write_atomically(output / "comparison.html", comparison_page(comparison).encode())
+    return comparison
+
+
+def _make_folder(output: Path) -> None:
+    if not (output / "cells").is_dir():
+        check_output(output)  # another comparison's folder would have them
+    with disk_errors(output):
+        (output / "cells").mkdir(parents=True, exist_ok=True)
+
+
+def _listed(values: Sequence[Any] | None) -> list[Any] | None:
+    return None if values is None else list(values)
+
+
+def _num_workers(workers: int | Literal["auto"], num_cells: int) -> int:
+    wanted = (os.cpu_count() or 1) if workers == "auto" else workers
+    return max(1, min(wanted, num_cells))
+
+
+def cell_folder(cell: Cell, output: Path) -> Path:
+    """The folder of a cell's run below the comparison's."""
+    return output / "cells" / cell.path
+
+
+def is_finished(cell: Cell, output: Path) -> bool:
+    """Whether the cell has a summary, which is written last.
+
+    Raises:
+        InputError: it was run with another recipe.
+    """
+    folder = cell_folder(cell, output)
+    if not (folder / "summary.json").is_file():
+        return False
+    another = f"; name another folder with --output, or remove {folder}"
+    try:
+        values = strict_yaml(read_small(folder / "config.yaml"))
+        ran = parse_recipe(values, str(folder / "config.yaml")).model_dump(mode="json")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{' '.join(str(error).split())}{another}") from None
+    wanted = cell.recipe.model_dump(mode="json")
+    if (difference := _first_difference(ran, wanted)) is not None:
+        key, before, now = difference
+        raise InputError(
+            f"the finished cell {cell.name!r} was run with {key}={before!r}, and this comparison has {now!r}{another}"
+        )
+    return True
+
+
+def _first_difference(a: Any, b: Any, path: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
+    """The dotted key of the first value in which two recipes differ, and both values."""
+    if a == b:
+        return None
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next(_first_difference(a[key], b[key], (*path, str(key))) for key in a if a[key] != b[key])
+    return ".".join(path), a, b
+
+
+def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
+    counts = {what: len({getattr(cell, what) for cell in grid.cells}) for what in ("variant", "partition", "seed")}
+    parts = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items()]
+    once = "; centralized on one partition" * (len(grid.cells) < math.prod(counts.values()))
+    done = len(grid.cells) - num_pending
+    finished = f", {done} of them finished already" * bool(done)
+    progress.say(f"{len(grid.cells)} cells ({' × '.join(parts)}{once}){finished}")
+
+
+def _run_cells(
+    cells: Sequence[Cell], output: Path, workers: int, keep: bool, deadline: float | None, progress: Progress
+) -> None:
+    """Run them all; one that fails leaves `failed.txt` in its folder and stops no other."""
+    started = time.monotonic()
+    jobs = [(cell.recipe, cell_folder(cell, output)) for cell in cells]
+    with closing(run_jobs(jobs, partial(run_cell, keep=keep), workers, deadline)) as ends:
+        for count, (index, reason) in enumerate(ends, 1):
+            cell, (_, folder) = cells[index], jobs[index]
+            if reason is not None:
+                with disk_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / "failed.txt", reason.encode() + b"\n")
+                outcome = f"failed: {_first_line(reason)}"
+            else:
+                metric = cell.metric
+                outcome = f"{metric.label} {metric.text(read_cell(cell, output).summary[metric.name])}"
+            minutes = (time.monotonic() - started) / 60
+            progress.say(f"[{count}/{len(cells)}, {minutes:.1f} min] {cell.name}: {outcome}")
+
+
+def run_cell(recipe: Recipe, folder: Path, keep: bool = False) -> None:
+    """One run into its folder; what another attempt left there goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run(recipe, folder)
+    if not keep:
+        for name in BULKY:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def read_cell(cell: Cell, output: Path) -> CellResult:
+    """What a cell has left: its numbers, why it failed, or nothing."""
+    folder = cell_folder(cell, output)
+    recipe, metric = cell.recipe, cell.metric.name
+    place = (cell.variant, recipe.method, recipe.head.kind if recipe.head else "", cell.partition, cell.seed)
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text())
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        measured = [{key: row[key] for key in (*ROW_KEYS, metric)} for row in rows if row[metric] is not None]
+        return CellResult(*place, "done", summary, measured, metric=metric)
+    if (folder / "failed.txt").is_file():
+        return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()), metric=metric)
+    return CellResult(*place, "not run", metric=metric)
+
+
+def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A finished cell from its numbers: what `read_cell` reads, and `compare` takes for a cell that it need not run.
+
+    Args:
+        summary: at least the metric.
+        rows: each with `ROW_KEYS` and the metric.
+    """
+    _make_folder(output)
+    folder = cell_folder(cell, output)
+    with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    config = yaml.safe_dump(cell.recipe.model_dump(mode="json"), sort_keys=False)
+    write_atomically(folder / "config.yaml", config.encode())
+    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    write_atomically(folder / "summary.json", text.encode() + b"\n")  # last: it means a whole run
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]

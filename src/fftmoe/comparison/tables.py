@@ -1,0 +1,199 @@
+"""The tables of a comparison as text, for the page, for Markdown, and printed on the terminal."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as RichTable
+
+from fftmoe.comparison.statistics import (
+    BASELINE,
+    IID,
+    CellResult,
+    Comparison,
+    CurvePoint,
+    Estimate,
+    cost_to_target,
+    curve,
+    distinct,
+    estimate,
+    metric_of,
+    number,
+    numbers,
+    over_grid,
+    paired_differences,
+    retained,
+    select,
+    target_value,
+)
+from fftmoe.report.progress import size
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header, rows of text, and notes to read under them."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Everything that is printed of a comparison; a table without a row is left out."""
+    every = (
+        metric_table(comparison.cells),
+        robustness_table(comparison.cells),
+        target_table(comparison),
+        difference_table(comparison.cells),
+    )
+    return [table for table in every if table.rows]
+
+
+def metric_table(cells: Sequence[CellResult]) -> Table:
+    """Variants by partitions, and the mean over the partitions."""
+    partitions, metric = distinct(cell.partition for cell in cells), metric_of(cells)
+    rows = []
+    for variant in distinct(cell.variant for cell in cells):
+        shown = [_value(cells, variant, partition) for partition in partitions]
+        mean = [with_interval(over_grid(cells, variant, metric.name), metric.form)] if len(partitions) > 1 else []
+        rows.append((variant, *shown, *mean))
+    notes = ["± 95 % interval of the mean over seeds (Student t)"]
+    if any(cell.status != "done" for cell in cells):
+        notes.append("* some of its seeds failed or were not run; a mean over partitions takes whole seeds only")
+    header = (metric.label, *partitions, *(["mean"] if len(partitions) > 1 else []))
+    return Table(metric.label.capitalize(), header, tuple(rows), tuple(notes))
+
+
+def _value(cells: Sequence[CellResult], variant: str, partition: str) -> str:
+    here, metric = [cell for cell in cells if (cell.variant, cell.partition) == (variant, partition)], metric_of(cells)
+    found = estimate(numbers(select(here, variant), metric.name))
+    if found is None:
+        return "failed" if any(cell.status == "failed" for cell in here) else NOTHING
+    return with_interval(found, metric.form) + ("*" if found.n < len(here) else "")
+
+
+def robustness_table(cells: Sequence[CellResult]) -> Table:
+    """What skew costs, whom it costs most, and what a run sends and computes."""
+    metric = metric_of(cells)
+
+    def of_clients(whose: str, key: str) -> Callable[[str], str]:
+        return lambda variant: with_interval(over_grid(cells, variant, f"{whose}_{metric.name}", key), metric.form)
+
+    columns = {
+        "IID kept": lambda variant: with_interval(retained(cells, variant)),
+        "worst decile": of_clients("client", "worst_decile"),
+    }
+    notes = ["worst decile: of clients, each on its own label mix", "up, down, client s: of a run, mean over its cells"]
+    if any(cell.partition == IID for cell in cells):
+        over, under = "mean over the other partitions", f"own IID {metric.label}"
+        parts = (under, over) if metric.lower_is_better else (over, under)
+        notes.insert(0, f"IID kept: {' / '.join(parts)}")
+    else:
+        del columns["IID kept"]
+    if any(number(cell, f"personal_{metric.name}", "mean") is not None for cell in cells):
+        notes.insert(-1, "personal: a client's own model on its own labels; global there: the global one on those rows")
+        for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
+            columns[name] = of_clients("personal", key)
+    columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
+    columns["down"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_down"))
+    columns["client s"] = lambda variant: _mean(numbers(select(cells, variant), "client_seconds"))
+    rows = tuple(
+        (variant, *(show(variant) for show in columns.values())) for variant in distinct(cell.variant for cell in cells)
+    )
+    return Table("Under skew, and what a run costs", ("", *columns), rows, tuple(notes))
+
+
+def target_table(comparison: Comparison) -> Table:
+    """Rounds to the target in every partition, with the mean bytes and seconds where it was reached."""
+    cells = comparison.cells
+    partitions = distinct(cell.partition for cell in cells)
+    rows = []
+    for variant in distinct(cell.variant for cell in cells):
+        costs = [_cost(comparison, variant, partition) for partition in partitions]
+        if any(target_value(comparison, variant, partition) is not None for partition in partitions):
+            reached = [cost for cost in costs if cost is not None]
+            rounds = [NOTHING if cost is None else str(cost.round) for cost in costs]
+            means = _bytes([cost.bytes for cost in reached]), _mean([cost.seconds for cost in reached])
+            rows.append((variant, *rounds, *means))
+    named = f"{comparison.target:g}" if comparison.target is not None else f"{BASELINE}'s final one with the same head"
+    notes = (
+        f"the {metric_of(cells).label} to reach: {named}; by the curve of means over seeds",
+        f"up+down, client s: mean over the partitions where it was reached; {NOTHING} where it was not",
+    )
+    return Table("Rounds to the target", ("rounds", *partitions, "up+down", "client s"), tuple(rows), notes)
+
+
+def _cost(comparison: Comparison, variant: str, partition: str) -> CurvePoint | None:
+    target = target_value(comparison, variant, partition)
+    points = curve(comparison.cells, variant, partition)
+    return None if target is None else cost_to_target(points, target, metric_of(comparison.cells))
+
+
+def difference_table(cells: Sequence[CellResult]) -> Table:
+    """fft-moe minus the others over all cells."""
+    metric = metric_of(cells)
+    rows = tuple(
+        (
+            f"{found.reference} − {found.other}",
+            with_interval(found.estimate, f"+{metric.form}"),
+            str(found.estimate.n),
+            str(found.wins),
+        )
+        for found in paired_differences(cells)
+    )
+    notes = ("± 95 % interval of the mean over pairs of equal data, partition and seed, taken as independent",)
+    better = "below 0" if metric.lower_is_better else "above 0"
+    return Table(f"Paired differences of {metric.label}", ("", "difference", "pairs", better), rows, notes)
+
+
+def with_interval(value: Estimate | None, form: str = ".3f") -> str:
+    """`0.912 ±.004`; `form` is the mean's, and the interval's without a sign."""
+    if value is None:
+        return NOTHING
+    interval = (
+        "" if value.half_width is None else " ±" + f"{value.half_width:{form.removeprefix('+')}}".removeprefix("0")
+    )
+    return f"{value.mean:{form}}{interval}"
+
+
+def _bytes(values: Sequence[float]) -> str:
+    return size(statistics.fmean(values)) if values else NOTHING
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.0f}" if values else NOTHING
+
+
+def failures(comparison: Comparison) -> list[str]:
+    """One line for every reason, with the cells that failed by it."""
+    by_reason: dict[str, list[str]] = {}
+    for cell in comparison.failed:
+        by_reason.setdefault(cell.reason, []).append(f"{cell.variant}, {cell.partition}, seed {cell.seed}")
+    return [f"failed: {'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Every table, and why cells failed."""
+    for table in tables(comparison):
+        first, *others = table.header
+        columns = [Column(first, no_wrap=True), *(Column(_folded(head)) for head in others)]
+        shown = RichTable(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(f"\n{table.title}", style="bold", highlight=False)
+        console.print(shown)
+        for note in table.notes:
+            console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
+    for line in failures(comparison):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _folded(partition: str) -> str:
+    """`bernoulli-dirichlet:0.3:0.5` on three short lines."""
+    return partition.replace("-", "-\n").replace(":", "\n", 1)

@@ -1,0 +1,161 @@
+"""A site's part of a federation: its own data, its own budget, and the state that never leaves it."""
+
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fftmoe import adapter
+from fftmoe.backbones import fingerprint
+from fftmoe.client.runtime import ClientRuntime
+from fftmoe.client.screening import Agreement, screen_plan
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.cost.capacity import fitting_tier
+from fftmoe.data import Examples, Wanted
+from fftmoe.engines.base import Handler
+from fftmoe.errors import InputError
+from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
+from fftmoe.setup.compose import cached, training_of
+from fftmoe.setup.load import load_splits
+from fftmoe.store import ClientStateFiles
+
+RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a site's operator decides.
+
+    Attributes:
+        name, client_id: as the deployment calls it.
+        data: the folder with its `train.*`; nothing else of the machine is read for the data.
+        budget: a tier of the recipe, `auto` for the largest that this machine can hold, or limits,
+            `memory_mib=300,gflops=5`.
+        folder: where it keeps its state.
+        model: a folder with the backbone, where it is not where the recipe says.
+    """
+
+    name: str
+    client_id: int
+    data: Path
+    budget: str
+    folder: Path
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site that is ready for a job."""
+
+    settings: SiteSettings
+    recipe: Recipe
+    runtime: ClientRuntime
+    agreed: Agreement
+    examples: Examples
+
+    def __call__(self, messages: list[bytes]) -> list[bytes]:
+        """Serve messages to this site's own client.
+
+        Raises:
+            InputError: a message is for another client, or asks for what the site has not agreed to.
+        """
+        for message in messages:
+            screen_plan(message, self.agreed)
+        return self.runtime(messages)
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """What it says of itself: no label and no text."""
+        settings = self.settings
+        return {
+            "site": settings.name,
+            "client_id": settings.client_id,
+            "tier": self.agreed.tier,
+            "num_examples": len(self.examples),
+            "backbone": fingerprint(self.runtime.model),
+        }
+
+
+def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> Site:
+    """This site, ready for the job; made once in a process for as long as the job is the same.
+
+    Raises:
+        InputError: the site's data, budget or model does not fit the job.
+    """
+    return _open(settings, json.dumps(job, sort_keys=True))
+
+
+def serve(settings: SiteSettings, job: Mapping[str, Any]) -> Handler:
+    """The handler of this site's client."""
+    return open_site(settings, job)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _open(settings: SiteSettings, text: str) -> Site:
+    job = _checked(json.loads(text))
+    recipe, labels = parse_recipe(_own(job["recipe"], settings), "that the server sent"), tuple(job["labels"])
+    folder = _state_folder(settings, job["run"])
+    found = load_splits(recipe, str(settings.data), Wanted(("train",), labels or None))
+    model = build_model(recipe, labels)
+    shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
+    blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
+    tier = fitting_tier(settings.budget, recipe, shape, blocks, found.examples["train"])
+    agreed = agreement(recipe, model, settings.client_id, tier)
+    examples = cached(recipe, model, found.examples["train"])
+    runtime = ClientRuntime(
+        model,
+        build_method(recipe, model, shape, {}),
+        make_loss(recipe),
+        len(labels),
+        examples,
+        {settings.client_id: np.arange(len(examples))},
+        ClientStateFiles(folder),
+        lambda *_, **__: {},
+    )
+    return Site(settings, recipe, runtime, agreed, examples)
+
+
+def agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:
+    """What a site agrees to by joining, with a model that has not been trained yet."""
+    backbone = model.get_base_model()
+    shape = expert_shape(recipe, backbone, shared=recipe.method != "flame")
+    return Agreement(
+        client_id=client_id,
+        tier=tier,
+        training=training_of(recipe),
+        blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
+        num_experts=pool_size(recipe, backbone),
+        longest=max(size for p in model.parameters() if p.requires_grad for size in p.shape),
+        fit=lambda budget: fit_budgets(recipe, model, [replace(budget, rank=0)], shape)[0],
+    )
+
+
+def _checked(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    kinds = {"recipe": dict, "labels": list, "run": str}
+    right = {name: type(value) for name, value in job.items()} == kinds
+    if not right or not all(isinstance(label, str) for label in job["labels"]):
+        raise InputError(f"the server's job is {reprlib.repr(job)}, and it should have {[*kinds]}")
+    for section in ("backbone", "data"):
+        if not isinstance(job["recipe"].get(section), dict):
+            raise InputError(f"the recipe that the server sent has no section {section}")
+    return job
+
+
+def _own(recipe: Mapping[str, Any], settings: SiteSettings) -> dict[str, Any]:
+    """The recipe with this site's paths in the place of the server's."""
+    backbone = {**recipe["backbone"], **({"model": settings.model} if settings.model else {})}
+    return {**recipe, "backbone": backbone, "data": {**recipe["data"], "source": str(settings.data)}}
+
+
+def _state_folder(settings: SiteSettings, run: str) -> Path:
+    if not RUN_NAME.fullmatch(run):  # it comes from the server and becomes a folder's name here
+        raise InputError(f"the server calls its run {run!r:.100}; a name has letters and digits alone, 64 at most")
+    folder = settings.folder / "state" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

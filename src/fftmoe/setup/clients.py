@@ -1,0 +1,69 @@
+"""What answers for the clients of an experiment, in this process or in another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fftmoe.backbones import enable_resume
+from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.config import Recipe
+from fftmoe.data import Examples, WithPrefix
+from fftmoe.evaluate import client_metrics
+from fftmoe.methods.base import Method
+from fftmoe.setup.build import build_model, make_loss
+from fftmoe.setup.compose import Experiment
+from fftmoe.setup.load import holdout
+from fftmoe.setup.plugins import Plugins
+from fftmoe.tasks import make_task
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    """What a worker process needs to build its `ClientRuntime`; picklable, unlike a model."""
+
+    recipe: Recipe
+    label_names: tuple[str, ...]
+    method: Method
+    train: Examples
+    partition: Sequence[np.ndarray]
+    states: ClientStates
+    holdout: Examples
+    plugins: Plugins = field(default_factory=Plugins)
+
+
+def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
+    """Of this experiment, with clients that keep their states there."""
+    recipe = experiment.recipe
+    return ClientSpec(
+        recipe,
+        experiment.label_names,
+        experiment.method,
+        experiment.train,
+        experiment.partition.indices,
+        states,
+        holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
+        experiment.plugins,
+    )
+
+
+def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
+    """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
+    if model is None:
+        model = build_model(spec.recipe, spec.label_names, spec.plugins)
+        for examples in (spec.train, spec.holdout):
+            if isinstance(examples, WithPrefix):
+                enable_resume(model, examples.block)
+    task = make_task(spec.recipe.backbone.task)
+    return ClientRuntime(
+        model,
+        spec.method,
+        make_loss(spec.recipe),
+        len(spec.label_names),
+        spec.train,
+        spec.partition,
+        spec.states,
+        partial(client_metrics, task=task, examples=spec.holdout),
+    )

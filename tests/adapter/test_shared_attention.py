@@ -1,0 +1,628 @@
+"""The low-rank update of query and value that everyone averages: its formula, who holds it, and what it costs.
+
+Sizes: R its rank, M experts of H hidden units, T tokens; HIDDEN is the tiny models' dim.
+"""
+
+import copy
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from federation import examples, exchange, plan_client
+from fftmoe import adapter
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.low_rank import SharedProjection
+from fftmoe.backbones import (
+    attach_adapter,
+    enable_resume,
+    first_adapted_block,
+    load_backbone,
+    logits,
+    prefix_states,
+)
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.errors import InputError
+from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
+from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.local_only import LocalOnly
+from fftmoe.records import (
+    Budget,
+    ClientPlan,
+    ClientUpdate,
+    ServerState,
+    Tensors,
+    Training,
+    pack_update,
+)
+from fftmoe.rng import generator, numpy_generator
+from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.setup.build import build_model, expert_shape, fit_budgets, pool_size
+from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
+from shared_updates import output, randomise, trainable
+
+# peft 0.21 reads an attribute that transformers 5 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+R, M, H, T = 2, 5, 3, 13
+D_IN, D_OUT = 7, 11
+BLOCKS = (1, 2)  # of the tiny BERT's three
+SMALL, LARGE = Budget("small", 1, 2, BLOCKS), Budget("large", 2, M, BLOCKS)
+NARROW = Budget("narrow", 1, 2, (2,))
+BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
+TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
+PROJECTIONS = 2 * R * (HIDDEN + HIDDEN)  # query and value of a block of the tiny BERT
+SHAPE = ExpertShape(HIDDEN, H, projections=PROJECTIONS)
+NAMES = {f"shared.{block}.{name}.{part}" for block in BLOCKS for name in ("query", "value") for part in "ab"}
+
+SEPARATE = sorted(set(FAMILIES) - {"gpt2"})
+every_family = pytest.mark.parametrize("family", SEPARATE)
+
+
+def config(**changes: Any) -> MoeAdapterConfig:
+    arguments: dict[str, Any] = {"num_experts": M, "expert_dim": H, "top_k": 2, "shared_rank": R}
+    return MoeAdapterConfig(**(arguments | changes))
+
+
+def of_block(model: nn.Module, block: int) -> list[nn.Parameter]:
+    return [p for name, p in adapter.shared_projections(model).items() if name.startswith(f"shared.{block}.")]
+
+
+# One projection
+
+
+@pytest.fixture
+def layer() -> SharedProjection:
+    """Of a frozen linear layer with a bias, with A as drawn and B that acts."""
+    linear = nn.Linear(D_IN, D_OUT).requires_grad_(False)
+    for parameter in linear.parameters():
+        nn.init.normal_(parameter, generator=generator(5, parameter.ndim))
+    layer = SharedProjection(linear, 1, "query")
+    layer.set_adapter("default")
+    layer.update_layer("default", R, generator(4, "a"), False)
+    nn.init.normal_(layer.active()[0].low_b, generator=generator(6, "b"))
+    return layer
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (T,)), D_IN, generator=generator(3, "x"))
+
+
+def test_it_adds_twice_b_a_x(layer: SharedProjection):
+    linear, low_rank = layer.base_layer, layer.active()[0]
+    a, b = low_rank.low_a.detach(), low_rank.low_b.detach()
+    assert (a.shape, b.shape) == ((R, D_IN), (D_OUT, R))
+    rows = [linear.weight @ x + linear.bias + 2 * (b @ (a @ x)) for x in inputs()]
+    torch.testing.assert_close(layer(inputs()).detach(), torch.stack(rows))
+    assert layer(inputs(2, 3)).shape == (2, 3, D_OUT)
+    merged = nn.functional.linear(inputs(), linear.weight + 2 * b @ a, linear.bias)
+    torch.testing.assert_close(layer(inputs()).detach(), merged)
+
+
+def test_gradients_reach_a_and_b_alone_and_are_those_by_hand(layer: SharedProjection):
+    low_rank, x = layer.active()[0], inputs()
+    y = layer(x)
+    g = torch.randn(y.shape, generator=generator(7, "g"))
+    (y * g).sum().backward()
+    a, b = low_rank.low_a, low_rank.low_b
+    assert a.grad is not None
+    assert b.grad is not None
+    torch.testing.assert_close(b.grad, 2 * g.T @ (x @ a.detach().T))
+    torch.testing.assert_close(a.grad, 2 * b.detach().T @ g.T @ x)
+    assert layer.base_layer.weight.grad is None
+    assert layer.base_layer.bias.grad is None
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
+        "moe_shared.default.low_a",
+        "moe_shared.default.low_b",
+    }
+
+
+def test_untrained_it_adds_exactly_nothing_and_b_learns_first(layer: SharedProjection):
+    low_rank = layer.active()[0]
+    nn.init.zeros_(low_rank.low_b)
+    y = layer(inputs())
+    assert torch.equal(y, layer.base_layer(inputs()))
+    y.square().sum().backward()
+    assert low_rank.low_a.grad is not None
+    assert low_rank.low_b.grad is not None
+    assert not low_rank.low_a.grad.any()
+    assert (low_rank.low_b.grad != 0).all()
+
+
+def test_in_bfloat16_the_output_is_the_backbones_dtype_and_the_weights_are_float32(layer: SharedProjection):
+    layer.base_layer.bfloat16()
+    y = layer(inputs().bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert {p.dtype for p in layer.moe_shared.parameters()} == {torch.float32}
+    y.float().square().sum().backward()
+    assert layer.active()[0].low_a.grad is not None
+    model = attach_adapter(tiny_bert().bfloat16(), config())
+    randomise(model)
+    assert {p.dtype for p in adapter.shared_projections(model).values()} == {torch.float32}
+    assert output(model, tokens()).isfinite().all()
+
+
+# A whole model
+
+
+@every_family
+def test_an_untrained_adapter_with_it_is_exactly_the_backbone(family: str):
+    backbone, batch = FAMILIES[family].make(), FAMILIES[family].batch()
+    plain = output(backbone, batch)
+    model = attach_adapter(backbone, config())
+    projections = adapter.shared_projections(model)
+    assert len(projections) == NUM_BLOCKS * 2 * 2
+    assert torch.equal(output(model, batch), plain)
+    assert all((p != 0).all() for name, p in projections.items() if name.endswith(".a"))
+    # Each projection of each block has an effect of its own.
+    for name, parameter in projections.items():
+        if name.endswith(".b"):
+            nn.init.normal_(parameter, generator=generator(1, name))
+            assert not torch.equal(output(model, batch), plain), name
+            nn.init.zeros_(parameter)
+    assert torch.equal(output(model, batch), plain)
+
+
+def test_names_on_the_wire_are_the_block_and_what_the_family_calls_the_projection():
+    expected = {"bert": ("query", "value"), "distilbert": ("q_lin", "v_lin"), "qwen3": ("q_proj", "v_proj")}
+    for family, names in expected.items():
+        model = attach_adapter(FAMILIES[family].make(), config(blocks=[2, 0]))
+        wire = [f"shared.{block}.{name}.{part}" for block in (0, 2) for name in names for part in "ab"]
+        assert list(adapter.shared_projections(model)) == wire
+    assert adapter.shared_projections(attach_adapter(tiny_bert(), config(shared_rank=0))) == {}
+
+
+@every_family
+def test_a_training_step_changes_it_with_the_experts_and_the_head_alone(family: str):
+    model = attach_adapter(FAMILIES[family].make(), config())
+    randomise(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    nn.functional.cross_entropy(logits(model, FAMILIES[family].batch()), torch.tensor([0, 2])).backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(any(f".{part}." in n for part in ("moe_experts", "moe_shared", "modules_to_save")) for n in changed)
+    for part in ("low_a", "low_b"):
+        assert sum(name.endswith(f".moe_shared.default.{part}") for name in changed) == 2 * NUM_BLOCKS
+
+
+def test_fused_projections_are_refused_with_the_remedy():
+    remedy = "no separate query and value .*; set shared_rank to 0, and shared_dim for a shared expert instead"
+    with pytest.raises(InputError, match=rf"blocks \[0, 1, 2\] of this model have {remedy}"):
+        attach_adapter(FAMILIES["gpt2"].make(), config())
+    with pytest.raises(InputError, match=rf"blocks \[1\] .*{remedy}"):
+        attach_adapter(FAMILIES["gpt2"].make(), config(blocks=[1]))
+    with pytest.raises(InputError, match=remedy):
+        adapter.projection_parameters(FAMILIES["gpt2"].make(), 1, R)
+    # The remedy is one.
+    model = attach_adapter(FAMILIES["gpt2"].make(), config(shared_rank=0, shared_dim=2))
+    assert list(adapter.blocks(model)) == [0, 1, 2]
+    assert adapter.projection_parameters(FAMILIES["gpt2"].make(), 1, 0) == 0
+
+
+def test_a_block_with_one_of_the_two_alone_is_refused():
+    backbone = tiny_bert()
+    attention = backbone.get_submodule("bert.encoder.layer.1.attention.self")
+    attention.value = nn.Identity()
+    with pytest.raises(InputError, match=r"blocks \[1\] of this model have no separate query and value"):
+        attach_adapter(backbone, config())
+
+
+def test_a_negative_rank_is_refused():
+    with pytest.raises(InputError, match="shared_rank=-1 must be at least 0"):
+        config(shared_rank=-1)
+
+
+def test_without_it_the_adapter_is_what_it_was():
+    none = attach_adapter(tiny_bert(), MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=2))
+    zero, with_it = attach_adapter(tiny_bert(), config(shared_rank=0)), attach_adapter(tiny_bert(), config())
+    assert list(none.state_dict()) == list(zero.state_dict())
+    assert [name for name, _ in none.named_modules()] == [name for name, _ in zero.named_modules()]
+    moes = [adapter.blocks(model) for model in (none, zero, with_it)]
+    for block, moe in moes[0].items():
+        for other in moes[1:]:
+            for name, value in moe.state_dict().items():
+                assert torch.equal(value, other[block].state_dict()[name])
+
+
+@pytest.mark.parametrize("blocks", ["all", "last-1"])
+def test_the_first_a_follows_from_the_seed_alone(blocks: str):
+    """Whatever the process drew before, and whichever other blocks are adapted."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() % 1000 + 1)
+        torch.rand(17)
+        model = attach_adapter(tiny_bert(), config(seed=23, blocks=blocks))
+    projections = adapter.shared_projections(model)
+    for name in ("query", "value"):
+        uniform = torch.rand(R, HIDDEN, generator=generator(23, "shared", 2, name))
+        a = projections[f"shared.2.{name}.a"]
+        torch.testing.assert_close(a.detach(), (2 * uniform - 1) / HIDDEN**0.5)
+        assert a.abs().max() <= HIDDEN**-0.5
+        assert not projections[f"shared.2.{name}.b"].any()
+    assert not torch.equal(projections["shared.2.query.a"], projections["shared.2.value.a"])
+    again = attach_adapter(tiny_bert(), config(seed=23))
+    assert torch.equal(adapter.shared_projections(again)["shared.2.query.a"], projections["shared.2.query.a"])
+    other = attach_adapter(tiny_bert(), config(seed=29))
+    assert not torch.equal(adapter.shared_projections(other)["shared.2.query.a"], projections["shared.2.query.a"])
+
+
+@every_family
+def test_saved_by_peft_it_loads_bit_for_bit_and_can_be_switched_off(family: str, tmp_path: Path):
+    backbone, batch = FAMILIES[family].make(), FAMILIES[family].batch()
+    plain = output(backbone, batch)
+    model = get_peft_model(backbone, config(blocks="last-2"), adapter_name="mine").eval()
+    randomise(model)
+    expected = output(model, batch)
+    assert not torch.equal(expected, plain)
+    with model.disable_adapter():
+        assert torch.equal(output(model, batch), plain)
+    assert torch.equal(output(model, batch), expected)
+    model.save_pretrained(str(tmp_path))
+    saved = load_file(tmp_path / "mine" / "adapter_model.safetensors")
+    assert not any(".mine" in name or ".default" in name for name in saved)
+    assert sum(".moe_shared.low_" in name for name in saved) == 2 * 2 * 2
+    loaded = PeftModel.from_pretrained(FAMILIES[family].make(), str(tmp_path / "mine")).eval()
+    assert torch.equal(output(loaded, batch), expected)
+    for name, parameter in adapter.shared_projections(model).items():
+        assert torch.equal(adapter.shared_projections(loaded)[name], parameter)
+    assert getattr(loaded.peft_config["default"], "shared_rank", None) == R
+
+
+def test_unload_gives_back_the_backbone_and_merge_says_why_it_cannot():
+    batch, backbone = tokens(), tiny_bert()
+    plain, modules = output(backbone, batch), [name for name, _ in backbone.named_modules()]
+    model = get_peft_model(backbone, config())
+    randomise(model, experts=False)
+    assert not torch.equal(output(model, batch), plain)
+    with pytest.raises(InputError, match="cannot be merged"):
+        model.merge_adapter()
+    dropped = model.unload()
+    assert torch.equal(output(dropped, batch), plain)
+    assert [name for name, _ in dropped.named_modules()] == modules
+
+
+def test_several_adapters_can_be_switched_and_dropped():
+    batch, backbone = tokens(), tiny_bert()
+    plain = output(backbone, batch)
+    model = attach_adapter(backbone, config(seed=1))
+    randomise(model)
+    first, trained, names = output(model, batch), trainable(model), list(adapter.shared_projections(model))
+    model.add_adapter("second", config(seed=2, shared_rank=3, blocks="last-1", modules_to_save=["classifier"]))
+    assert torch.equal(output(model, batch), first)
+    assert trainable(model) == trained
+    model.set_adapter("second")
+    assert torch.equal(output(model, batch), plain)
+    projections = adapter.shared_projections(model)
+    assert list(projections) == [f"shared.2.{name}.{part}" for name in ("query", "value") for part in "ab"]
+    assert {p.shape for p in projections.values()} == {(3, HIDDEN), (HIDDEN, 3)}
+    assert all(".second." in name for name in trainable(model))
+    assert sum(".moe_shared.second." in name for name in trainable(model)) == 4
+    randomise(model)
+    second = output(model, batch)
+    assert not torch.equal(second, plain)
+    model.set_adapter("default")
+    assert torch.equal(output(model, batch), first)
+    assert trainable(model) == trained
+    model.set_adapter("second")
+    assert torch.equal(output(model, batch), second)
+    model.set_adapter("default")
+    model.delete_adapter("second")
+    assert torch.equal(output(model, batch), first)
+    assert list(adapter.shared_projections(model)) == names
+
+
+def test_a_second_adapter_is_loaded_beside_the_first(tmp_path: Path):
+    batch, one, two = tokens(), attach_adapter(tiny_bert(), config(seed=1)), attach_adapter(tiny_bert(), config(seed=2))
+    for model, factor in ((one, 1.0), (two, 3.0)):
+        randomise(model)
+        with torch.no_grad():
+            for parameter in adapter.shared_projections(model).values():
+                parameter.mul_(factor)
+    two.save_pretrained(str(tmp_path))
+    expected = output(one, batch)
+    one.load_adapter(str(tmp_path), "second")
+    assert torch.equal(output(one, batch), expected)
+    one.set_adapter("second")
+    assert torch.equal(output(one, batch), output(two, batch))
+
+
+@pytest.mark.parametrize("ranks", [(0, R), (R, 0)])
+def test_of_two_adapters_one_may_have_none(ranks: tuple[int, int]):
+    batch, model = tokens(), attach_adapter(tiny_bert(), config(seed=1, shared_rank=ranks[0]))
+    plain = output(tiny_bert(), batch)
+    randomise(model)
+    first = output(model, batch)
+    model.add_adapter("second", config(seed=2, shared_rank=ranks[1], modules_to_save=["classifier"]))
+    for name, rank in (("second", ranks[1]), ("default", ranks[0])):
+        model.set_adapter(name)
+        assert len(adapter.shared_projections(model)) == (2 * 2 * NUM_BLOCKS if rank else 0)
+        assert torch.equal(output(model, batch), plain if name == "second" else first)
+
+
+def gradients(model: nn.Module, y: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(y.square().sum(), [p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@every_family
+def test_resuming_after_the_frozen_prefix_is_the_whole_model(family: str, block: int):
+    model = attach_adapter(FAMILIES[family].make(), config(blocks=f"last-{NUM_BLOCKS - block}"))
+    randomise(model)
+    batch = FAMILIES[family].batch()
+    assert first_adapted_block(model) == block
+    full, states = logits(model, batch), prefix_states(model, block, batch)
+    enable_resume(model, block)
+    resumed = logits(model, {**batch, "prefix_states": states})
+    # The arithmetic is the same one on the same batch.
+    assert torch.equal(resumed, full)
+    pairs = zip(gradients(model, resumed), gradients(model, full), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+# Server and client
+
+
+@pytest.fixture
+def model(backbone_folder: Path) -> Any:
+    """What starts at zero has been trained a little."""
+    return tiny_model(backbone_folder)
+
+
+def tiny_model(folder: Path, shared_rank: int = R) -> Any:
+    model = attach_adapter(
+        load_backbone(str(folder), num_labels=3, seed=0), config(top_k=1, blocks="last-2", shared_rank=shared_rank)
+    )
+    randomise(model)
+    return model
+
+
+def method(**fields: Any) -> FftMoe:
+    return FftMoe(budgets=BUDGETS, shape=SHAPE, num_experts=M, **fields)
+
+
+def plan_of(moe: FftMoe | LocalOnly, state: ServerState, client_id: int) -> ClientPlan:
+    return plan_client(moe, state, client_id, BUDGETS, TRAINING)
+
+
+def train(
+    model: Any, moe: FftMoe | LocalOnly, state: ServerState, client_id: int, kept: Tensors | None = None
+) -> tuple[ClientUpdate, Tensors]:
+    return exchange(model, moe, state, plan_of(moe, state, client_id), kept)
+
+
+def shared(names: Any) -> set[str]:
+    return {name for name in names if name.startswith("shared.")}
+
+
+def held(client_id: int) -> set[str]:
+    return {name for name in NAMES if int(name.split(".")[1]) in BUDGETS[client_id].blocks}
+
+
+def test_the_state_holds_them_for_every_block_and_none_without(model: Any, backbone_folder: Path):
+    state, without = method().init(model), method().init(tiny_model(backbone_folder, shared_rank=0))
+    assert shared(state.tensors) == NAMES
+    assert set(state.tensors) - set(without.tensors) == NAMES
+    assert set(state.load) == set(without.load)
+    for name, parameter in adapter.shared_projections(model).items():
+        assert torch.equal(state.tensors[name], parameter)
+        assert state.tensors[name].data_ptr() != parameter.data_ptr()
+
+
+@pytest.mark.parametrize("client_id", BUDGETS)
+def test_a_client_downloads_trains_and_sends_them_for_its_own_blocks_alone(model: Any, client_id: int):
+    moe, own = method(), held(client_id)
+    state = moe.init(model)
+    plan = plan_of(moe, state, client_id)
+    downloaded = moe.download(state, plan)
+    assert shared(downloaded) == own
+    for name in own:
+        assert torch.equal(downloaded[name], state.tensors[name])  # whole, whatever the budget
+    with moe.session(model, plan, downloaded, {}) as session:
+        assert shared(session.parameters) == own
+        trained_here = sum(p.numel() for name, p in session.parameters.items() if not name.startswith("head."))
+        assert trained_here == moe.parameters(BUDGETS[client_id])
+    update, kept = train(model, moe, state, client_id)
+    assert shared(update.tensors) == own
+    for name in own:
+        assert update.tensors[name].shape == state.tensors[name].shape
+        assert update.tensors[name].any()
+    assert not shared(kept)
+    widest = moe.widest_update(plan, downloaded)
+    assert shared(widest.tensors) == own
+    assert len(pack_update(update)) <= len(pack_update(widest))
+
+
+def test_a_block_outside_the_budget_adds_nothing(model: Any):
+    """Neither in a session nor in the global model, whatever another client left in it; and it comes back."""
+    moe = method()
+    state = moe.init(model)
+    batch = examples().batch(range(5))
+    layer = next(m for m in model.modules() if isinstance(m, SharedProjection) and (m.block, m.name) == (1, "query"))
+    x = torch.randn(T, HIDDEN, generator=generator(3, "x"))
+    moe.install(model, state.tensors, LARGE)
+    whole = output(model, batch)
+    assert not torch.equal(layer(x), layer.base_layer(x))
+    plan = plan_of(moe, state, 3)
+    for put in (
+        lambda: moe.install(model, state.tensors, NARROW),
+        lambda: moe.personalize(model, moe.download(state, plan), plan, {}),
+    ):
+        put()
+        assert torch.equal(layer(x), layer.base_layer(x))
+        assert not any(p.any() for p in of_block(model, 1))
+        for name, parameter in adapter.shared_projections(model).items():
+            if name in held(3):
+                assert torch.equal(parameter, state.tensors[name])
+        moe.install(model, state.tensors, LARGE)
+        assert torch.equal(output(model, batch), whole)
+
+
+def test_what_another_client_left_has_no_say(model: Any):
+    moe = method()
+    state = moe.init(model)
+    alone, _ = train(model, moe, state, 3)
+    train(model, moe, state, 1)
+    again, _ = train(model, moe, state, 3)
+    assert set(alone.tensors) == set(again.tensors)
+    assert all(torch.equal(alone.tensors[name], again.tensors[name]) for name in alone.tensors)
+
+
+@pytest.mark.parametrize("aggregation", ["per-expert", "fedavg"])
+@given(seed=st.integers(0, 2**31), power=st.sampled_from([0.0, 2.0]))
+@settings(max_examples=10)
+def test_they_are_averaged_by_examples_over_the_clients_that_hold_the_block(aggregation: str, seed: int, power: float):
+    """Whatever the routed experts are weighed by. The paper's formula counts those who do not hold it as well."""
+    moe = method(merge=partial(WeightedSum, kind=aggregation, activation_power=power))
+    source, random = generator(seed, "deltas"), numpy_generator(seed, "sizes")
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (R, HIDDEN) if name.endswith(".a") else (HIDDEN, R) for name in sorted(NAMES)
+    }
+    shapes |= {f"blocks.{b}.{part}": (M, H, HIDDEN) for b in BLOCKS for part in ("up", "down")}
+    shapes |= {f"blocks.{b}.router": (M, HIDDEN) for b in BLOCKS} | {"head.weight": (3, HIDDEN)}
+    tensors = {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
+    load = {f"blocks.{block}": torch.full((M,), 1 / M, dtype=torch.float64) for block in BLOCKS}
+    state = ServerState(0, tensors, load=load)
+    plan = plan_round(moe, state, 1, list(BUDGETS), BUDGETS, TRAINING, seed=5)
+    updates = []
+    for client in plan.clients:
+        widest = moe.widest_update(client, moe.download(state, client))
+        shares = {block: tuple(random.dirichlet([1.0] * len(ids)).tolist()) for block, ids in client.experts.items()}
+        deltas = {name: torch.randn(t.shape, generator=source) for name, t in widest.tensors.items()}
+        size = int(random.integers(1, 1000))
+        updates.append(dataclasses.replace(widest, tensors=deltas, shares=shares, num_examples=size))
+    new, _ = apply_round(moe, state, plan, updates)
+    for name in NAMES:
+        holders = [u for u in updates if name in u.tensors]
+        assert [u.client_id for u in holders] == ([0, 1, 2] if ".1." in name else [0, 1, 2, 3])
+        weights = np.array([u.num_examples for u in holders], dtype=float)
+        total = weights.sum() if aggregation == "per-expert" else sum(u.num_examples for u in updates)
+        mean = np.tensordot(weights / total, [u.tensors[name].double().numpy() for u in holders], 1)
+        np.testing.assert_allclose(new.tensors[name], tensors[name].double().numpy() + mean, rtol=1e-6, atol=1e-6)
+
+
+def test_a_round_without_a_client_of_its_block_changes_nothing_in_it(model: Any):
+    moe = method()
+    state = moe.init(model)
+    plan = plan_round(moe, state, 1, [3], BUDGETS, TRAINING, seed=5)
+    new, _ = apply_round(moe, state, plan, [train(model, moe, state, 3)[0]])
+    for name in NAMES:
+        assert torch.equal(new.tensors[name], state.tensors[name]) is (".1." in name)
+
+
+def test_alone_a_client_keeps_its_own(model: Any):
+    alone = LocalOnly(method())
+    state = alone.init(model)
+    update, kept = train(model, alone, state, 0)
+    assert not update.tensors
+    assert set(kept) >= NAMES
+    assert all(not torch.equal(kept[name], state.tensors[name]) for name in NAMES)
+    _, again = train(model, alone, state, 0, kept)
+    assert all(not torch.equal(kept[name], again[name]) for name in NAMES)
+    alone.personalize(model, alone.download(state, plan_of(alone, state, 0)), plan_of(alone, state, 0), again)
+    for name, parameter in adapter.shared_projections(model).items():
+        assert torch.equal(parameter, again[name])
+
+
+# Budgets
+
+
+@every_family
+def test_parameters_are_counted_before_and_after_attaching(family: str):
+    backbone = FAMILIES[family].make()
+    forecast = {block: adapter.projection_parameters(backbone, block, R) for block in range(NUM_BLOCKS)}
+    model = attach_adapter(backbone, config())
+    for block, expected in forecast.items():
+        assert sum(p.numel() for p in of_block(model, block)) == expected > 0
+        assert adapter.projection_parameters(model.get_base_model(), block, R) == expected
+    # These decoders' value is narrower than their query: one head of 10 for two.
+    width = 10 if family in ("gemma", "llama", "mistral", "qwen2", "qwen3") else HIDDEN
+    assert forecast[0] == R * (HIDDEN + HIDDEN) + R * (HIDDEN + width)
+
+
+def test_they_cost_what_is_shared_and_no_expert_costs_more():
+    plain = ExpertShape(HIDDEN, H, 2)
+    shape = dataclasses.replace(plain, projections=PROJECTIONS)
+    assert PROJECTIONS == 160
+    assert shape.shared_parameters == 2 * 2 * HIDDEN + 160 == 240
+    assert shape.parameters == plain.parameters == 2 * H * HIDDEN + HIDDEN == 140
+    assert shape.block_parameters(M) == M * 140 + 240
+    assert shape.flops_per_token(2, M) - plain.flops_per_token(2, M) == 6 * PROJECTIONS
+    # 2 blocks, 4 bytes, 4 copies in memory; what is shared is paid for first.
+    for experts in (1, 3):
+        for spare, expected in ((0, experts), (139, experts), (140, experts + 1)):
+            size = 2 * BYTES * (shape.block_parameters(experts) + spare) / MIB
+            for limits in (
+                Limits(name="tier", fraction=1.0, top_k=1, memory_mib=TRAINING_COPIES * size),
+                Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=size),
+            ):
+                tier = resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
+                assert tier.experts == expected
+    limits = Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=2 * BYTES * (140 + 239) / MIB)
+    with pytest.raises(InputError, match=r"adapter\.shared_rank"):
+        resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
+
+
+def test_flops_are_those_that_torch_counts(layer: SharedProjection):
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        layer(inputs())
+    with torch.inference_mode(), FlopCounterMode(display=False) as base:
+        layer.base_layer(inputs())
+    projections = R * (D_IN + D_OUT)
+    with_it, without = ExpertShape(D_IN, H, projections=projections), ExpertShape(D_IN, H)
+    added = with_it.flops_per_token(1, M) - without.flops_per_token(1, M)
+    assert added == 6 * projections
+    # Forward and backward take three times the forward pass.
+    assert 3 * (counter.get_total_flops() - base.get_total_flops()) == T * added
+
+
+def recipe(recipe_values: dict[str, Any], method: str, **changes: Any) -> Recipe:
+    values = copy.deepcopy(recipe_values) | {"method": method, "evaluation": {}}
+    values["adapter"] |= {"shared_dim": 2, "shared_rank": 3} | changes
+    return parse_recipe(values, "tiny")
+
+
+LABELS = ("blue", "green", "red")
+
+
+def test_a_recipes_shape_is_what_its_model_holds(recipe_values: dict[str, Any]):
+    chosen = recipe(recipe_values, "fft-moe")
+    model = build_model(chosen, LABELS)
+    shape = expert_shape(chosen, model.get_base_model())
+    assert shape == ExpertShape(HIDDEN, 4, 2, 2 * 3 * 2 * HIDDEN)
+    for block, moe in adapter.blocks(model).items():
+        counted = sum(p.numel() for p in moe.parameters()) + sum(p.numel() for p in of_block(model, block))
+        assert counted == shape.block_parameters(5)
+    assert len(adapter.shared_projections(model)) == 8
+    assert expert_shape(chosen, model.get_base_model(), shared=False) == ExpertShape(HIDDEN, 4)
+    assert pool_size(chosen, model.get_base_model()) == 5
+    lora = recipe(recipe_values, "fedit")
+    assert expert_shape(lora, build_model(lora, LABELS).get_base_model()) == shape
+
+
+def test_flames_pool_is_what_the_smallest_tier_holds_with_its_shared_parts(recipe_values: dict[str, Any]):
+    # An expert has 2*4*20 + 20 = 180; the smallest tier two of them, and shared 2*2*20 = 80 and 2*3*40 = 240.
+    for changes, pool in (
+        ({}, 3),  # 680 / 180
+        ({"shared_rank": 0}, 2),  # 440 / 180
+        ({"shared_dim": 0}, 3),  # 600 / 180
+        ({"shared_dim": 0, "shared_rank": 0}, 2),
+    ):
+        chosen = recipe(recipe_values, "flame", **changes)
+        model = build_model(chosen, LABELS)
+        assert adapter.shared_projections(model) == {}
+        assert all(moe.num_experts == pool and moe.shared_up is None for moe in adapter.blocks(model).values())
+        assert pool_size(chosen, model.get_base_model()) == pool
+        tiers = (Budget("small", 1, 2, BLOCKS), Budget("large", 5, 5, BLOCKS))
+        fitted = fit_budgets(chosen, model, tiers, expert_shape(chosen, model.get_base_model(), shared=False))
+        assert [(tier.experts, tier.top_k) for tier in fitted] == [(pool, 1), (pool, pool)]

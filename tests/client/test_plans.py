@@ -1,0 +1,166 @@
+"""A site does what it agreed to and nothing else, whatever its server sends."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fftmoe.client.screening import LARGEST, Agreement, screen_plan
+from fftmoe.deploy.site import agreement
+from fftmoe.errors import InputError
+from fftmoe.records import Tensors, pack, pack_plan, unpack, unpack_plan
+from fftmoe.setup.build import build_model
+from spoiling import DEEP, INF, NAN, container, of, put_together, say, text
+from tampering import CELLS, Recorded, recipe_of, record
+
+ASKED = [cell for cell, (method, _, task, _) in CELLS.items() if task != "alone" and method != "centralized"]
+Opened = Callable[[str], tuple[Recorded, Agreement]]
+
+
+@pytest.fixture(scope="module")
+def opened(recipe_values: dict[str, Any]) -> Opened:
+    """`opened("fedit")`: the second round of this cell, and what the client in its middle agreed to."""
+    done: dict[str, tuple[Recorded, Agreement]] = {}
+
+    def make(cell: str) -> tuple[Recorded, Agreement]:
+        if cell not in done:
+            known = record(recipe_of(cell, recipe_values), CELLS[cell][2], rounds=2)
+            experiment = known.experiment
+            model = build_model(experiment.recipe, experiment.label_names)
+            tier = experiment.budgets[known.victim].name
+            done[cell] = known, agreement(experiment.recipe, model, known.victim, tier)
+        return done[cell]
+
+    return make
+
+
+def message(known: Recorded, client_id: int) -> bytes:
+    plan = next(plan for plan in known.plan.clients if plan.client_id == client_id)
+    return pack_plan(plan, known.experiment.method.download(known.state, plan))
+
+
+@pytest.mark.parametrize("cell", ASKED)
+def test_what_an_honest_server_asks_is_done(opened: Opened, cell: str):
+    known, agreed = opened(cell)
+    for client_id in known.replies:
+        tier = known.experiment.budgets[client_id].name
+        screen_plan(message(known, client_id), replace(agreed, client_id=client_id, tier=tier))
+
+
+def table(name: str, **changes: Any) -> Any:
+    return of(lambda header, tensors: header[name].update(changes))
+
+
+def experts(change: Callable[[list[int]], object]) -> Any:
+    def spoil(header: dict[str, Any], tensors: Tensors) -> object:
+        block = max(header["experts"], default=None)
+        return False if block is None else header["experts"].update({block: change(header["experts"][block])})
+
+    return of(spoil)
+
+
+def tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return of(lambda header, tensors: tensors.update({min(tensors): change(tensors[min(tensors)])}))
+
+
+def empty(header: dict[str, Any], tensors: Tensors) -> None:
+    """No bytes, and a dimension that something might be made of."""
+    tensors[min(tensors)] = torch.empty(0, 2**40)
+
+
+TYPES, TRAINING = r"and it should have \[", r"the server asks to train by .*, and the recipe says"
+BUDGET, EXPERTS = r"which is none that this site agreed to", r"the server's experts "
+KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
+    "empty": (lambda m: b"", r"none of ours: it has 0 bytes"),
+    "cut": (lambda m: m[:40], r"none of ours: it has 40 bytes"),
+    "long header": (lambda m: put_together(" " * (2**22 + 1), b""), r"none of ours: it has a header of 4194305 bytes"),
+    "endless header": (lambda m: b"\xff" * 8 + m, r"none of ours: .* says that \d+ of them are a header"),
+    "deep": (text(lambda _: DEEP), r"none of ours: its JSON is nested 50 deep"),
+    "not a number": (text(lambda s: re.sub(r'"round":\d+', '"round":NaN', s)), r"NaN, which is no number"),
+    "a field more": (say(code="import os"), TYPES),
+    "a field less": (of(lambda h, t: h.pop("task")), TYPES),
+    "client is true": (say(client_id=True), TYPES),
+    "another client": (of(lambda h, t: h.update(client_id=h["client_id"] + 1)), r"it was asked to '\w+' as client \d"),
+    "trains alone": (say(task="alone"), r"trains for the federation; it was asked to 'alone' as client"),
+    "unknown task": (say(task="__init__"), r"it was asked to '__init__'"),
+    "round below zero": (say(round=-1), r"plan has round -1"),
+    "huge round": (say(round=LARGEST), r"plan has round 9223372036854775808"),
+    "huge seed": (say(seed=LARGEST), r"and seed 9223372036854775808"),
+    "endless seed": (say(seed=10**999), r"and seed 10+\.\.\.0+$"),
+    "seed below zero": (say(seed=-1), r"and seed -1"),
+    "endless training": (table("training", local_steps=10**12), TRAINING),
+    "an epoch more": (table("training", local_epochs=1, local_steps=None), TRAINING),
+    "another rate": (table("training", learning_rate=1e9), TRAINING),
+    "another optimizer": (table("training", head_optimizer="__init__"), TRAINING),
+    "another upload": (table("training", upload="float64"), TRAINING),
+    "not private": (of(lambda h, t: h["training"].update(private=not h["training"]["private"])), TRAINING),
+    "training without a field": (of(lambda h, t: h["training"].pop("upload")), TRAINING),
+    "budget is a list": (say(budget=[]), TYPES),
+    "budget of more": (table("budget", device="cuda"), TYPES),
+    "budget without a field": (of(lambda h, t: h["budget"].pop("rank")), TYPES),
+    "another tier": (
+        of(lambda h, t: h["budget"].update(name="other") if h["task"] == "train" else False),
+        BUDGET,
+    ),
+    "more experts than there are": (table("budget", experts=10**12), BUDGET),
+    "more top_k than experts": (of(lambda h, t: h["budget"].update(top_k=h["budget"]["experts"] + 1)), BUDGET),
+    "top_k zero": (table("budget", top_k=0), BUDGET),
+    "huge rank": (table("budget", rank=10**12), BUDGET),
+    "unknown block": (of(lambda h, t: h["budget"]["blocks"].append(97)), BUDGET),
+    "block twice": (of(lambda h, t: h["budget"]["blocks"].append(h["budget"]["blocks"][-1])), BUDGET),
+    "block is true": (table("budget", blocks=[True]), BUDGET),
+    "foreign expert": (experts(lambda ids: [*ids[:-1], 99]), EXPERTS),
+    "negative expert": (experts(lambda ids: [-1, *ids[1:]]), EXPERTS),
+    "expert twice": (experts(lambda ids: [ids[0], *ids[:-1]]), EXPERTS),
+    "too many experts": (
+        of(
+            lambda h, t: (
+                h["experts"].update({max(h["experts"]): [*range(h["budget"]["experts"] + 1)]})
+                if h["experts"] and h["task"] == "train"
+                else False
+            )
+        ),
+        EXPERTS,
+    ),
+    "experts are text": (experts(lambda ids: "0123"), EXPERTS),
+    "experts of another block": (say(experts={"97": [0]}), EXPERTS),
+    "experts are a list": (say(experts=[]), TYPES),
+    "other numbers": (tensor(lambda t: t.double()), r"the server's tensor .* float32 of at most 3 dimensions"),
+    "whole numbers": (tensor(lambda t: t.to(torch.int64)), r"the server's tensor "),
+    "long tensor": (of(lambda h, t: t.update({"a": torch.zeros(10**4)})), r"the server's tensor 'a' "),
+    "empty and long tensor": (of(empty), r"the server's tensor .*\[0, 1099511627776\]"),
+    "deep tensor": (tensor(lambda t: t[None, None, None]), r"the server's tensor "),
+    "tensor is a number": (container(lambda outer: outer.update({max(outer): 3})), r"the server's tensor "),
+    "size below zero": (
+        container(lambda outer: outer[max(outer)].update(shape=[-1])),
+        r"the server's tensor ",
+    ),
+    "size is true": (container(lambda outer: outer[max(outer)].update(shape=[True])), r"the server's tensor "),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_honest_server_asks_is_not_done(opened: Opened, kind: str):
+    spoil, reason = KINDS[kind]
+    spoilt = 0
+    for cell in ("fft-moe", "fft-moe-sums", "hetlora", "flora", "flame", "head-only"):
+        known, agreed = opened(cell)
+        bad = spoil(message(known, known.victim))
+        if bad is None:
+            continue
+        spoilt += 1
+        with pytest.raises(InputError, match=reason) as refused:
+            screen_plan(bad, agreed)
+        assert len(str(refused.value)) < 1500
+    assert spoilt
+
+
+def test_numbers_may_be_anything_as_training_will_tell(opened: Opened):
+    known, agreed = opened("fft-moe")
+    header, tensors = unpack(message(known, known.victim))
+    for wild in (NAN, INF, 1e30):
+        screen_plan(pack(header, {name: torch.full_like(t, wild) for name, t in tensors.items()}), agreed)
+    assert unpack_plan(message(known, known.victim))[0].training == agreed.training

@@ -1,0 +1,366 @@
+"""Recipes: what is shipped parses, what is wrong is named with its place, its value and the remedy."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fftmoe.config import Head, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
+from fftmoe.errors import InputError
+from fftmoe.setup.compose import training_of
+
+SHIPPED = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def head_of(recipe: Recipe) -> Head:
+    assert recipe.head is not None
+    return recipe.head
+
+
+def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the recipe with `a.b` set."""
+    values = copy.deepcopy(values)
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) else node[parent]
+    node[last] = value
+    return values
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as error:
+        parse_recipe(values, "mine.yaml")
+    message = str(error.value)
+    assert message.startswith("recipe mine.yaml: ")
+    assert "\n" not in message
+    return message
+
+
+def refused_override(recipe_file: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        load_recipe(recipe_file, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_quickstart_is_shipped():
+    assert "quickstart" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_parses_and_says_how_to_run_it(name: str):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert find_recipe(name).read_text().startswith(f"# fftmoe run{'' if name == 'quickstart' else f' {name}'} ")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_resolved_recipe_reads_back_as_the_same_recipe(name: str):
+    recipe = load_recipe(name, ["federation.learning_rate=1.0e-7"])
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    assert parse_recipe(yaml.safe_load(text), "config.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "near"),
+    [
+        ("sed", "sed", "seed"),
+        ("backbone.modle", "backbone.modle", "model"),
+        ("data.max_lenght", "data.max_lenght", "max_length"),
+        ("partition.alpa", "partition.alpa", "alpha"),
+        ("adapter.num_expert", "adapter.num_expert", "num_experts"),
+        ("head.learning_rat", "head.learning_rat", "learning_rate"),
+        ("budgets.1.topk", "budgets.1.topk", "top_k"),
+        ("federation.round", "federation.round", "rounds"),
+        ("engine.worker", "engine.worker", "workers"),
+        ("evaluation.evry", "evaluation.evry", "every"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(
+    recipe_values: dict[str, Any], key: str, path: str, near: str
+):
+    assert f"unknown key '{path}'; did you mean '{near}'?" in refusal(changed(recipe_values, key, 1))
+
+
+def test_an_unknown_key_that_is_near_none_lists_the_valid_ones(recipe_values: dict[str, Any]):
+    message = refusal(changed(recipe_values, "engine.zzz", 1))
+    valid = "clients_at_once, device, kind, precision, prefix_cache, prefix_cache_mib, ray_address, workers"
+    assert f"unknown key 'engine.zzz'; valid: {valid}" in message
+
+
+def test_a_key_of_another_section_is_not_suggested(recipe_values: dict[str, Any]):
+    message = refusal(changed(recipe_values, "engine.rounds", 1))
+    assert "did you mean" not in message
+
+
+def test_a_missing_key_is_named(recipe_values: dict[str, Any]):
+    values = copy.deepcopy(recipe_values)
+    del values["adapter"]["num_experts"], values["head"]
+    message = refusal(values)
+    assert "missing key 'adapter.num_experts'" in message
+    assert "missing key 'head'" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", "one", ("seed:", "'one'")),
+        ("seed", 1.5, ("seed:", "1.5")),
+        ("adapter.num_experts", 0, ("adapter.num_experts:", "(value: 0)")),
+        ("adapter.blocks", "first-2", ("adapter.blocks", "'first-2'")),
+        ("adapter.explore", "maybe", ("adapter.explore:", "'maybe'")),
+        ("federation.learning_rate", "fast", ("federation.learning_rate:", "'fast'")),
+        ("federation.learning_rate", -1, ("federation.learning_rate:", "-1")),
+        ("federation.server_beta1", 1.5, ("federation.server_beta1:", "1.5")),
+        ("budgets.0.top_k", "two", ("budgets.0.top_k:", "'two'")),
+        ("budgets", [], ("budgets:", "at least 1")),
+        ("trackers", "tensorboard", ("trackers:", "'tensorboard'")),
+        ("backbone.model", 7, ("backbone.model:", "7")),
+        ("backbone", "builtin:minilm", ("backbone:", "'builtin:minilm'")),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(
+    recipe_values: dict[str, Any], key: str, value: Any, words: tuple[str, ...]
+):
+    message = refusal(changed(recipe_values, key, value))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "near"),
+    [
+        ("partition.kind", "dirichelt", "dirichlet"),
+        ("method", "fftmoe", "fft-moe"),
+        ("method", "fedsalora", "fedsa-lora"),
+        ("method", "flex-lora", "flexlora"),
+        ("method", "localonly", "local-only"),
+        ("backbone.task", "image-clasification", "image-classification"),
+        ("head.update", "freeze", "frozen"),
+        ("head.features", "forier", "fourier"),
+        ("adapter.router", "share", "shared"),
+        ("head.kind", "one-vs-al", "one-vs-all"),
+        ("federation.aggregation", "fed-avg", "fedavg"),
+    ],
+)
+def test_an_unknown_choice_names_the_nearest(recipe_values: dict[str, Any], key: str, value: str, near: str):
+    assert f"{key} is '{value}'; did you mean '{near}'?" in refusal(changed(recipe_values, key, value))
+
+
+CLOSED = {"kind": "closed-form"}
+
+
+@pytest.mark.parametrize("head", [CLOSED, {**CLOSED, "update": "frozen"}, {**CLOSED, "features": "fourier"}])
+def test_a_head_that_is_solved_needs_no_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+    recipe = parse_recipe(changed(recipe_values, "head", head), "mine.yaml")
+    assert head_of(recipe).learning_rate is None
+    assert not head_of(recipe).trained
+
+
+@pytest.mark.parametrize("head", [{"kind": "averaged"}, {"kind": "one-vs-all"}, {**CLOSED, "update": "trained"}])
+def test_a_head_that_clients_train_needs_a_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+    message = refusal(changed(recipe_values, "head", head))
+    assert f"head: a head of kind {head['kind']} that clients train needs head.learning_rate, e.g. 1.0" in message
+    own = parse_recipe(changed(recipe_values, "head", {**head, "learning_rate": 0.5}), "mine.yaml")
+    assert head_of(own).trained
+
+
+def test_clients_that_share_nothing_share_no_sums(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "method", "local-only")
+    for update in ("frozen", "resolved"):
+        message = refusal(changed(values, "head", {**CLOSED, "update": update}))
+        assert "local-only shares no sums" in message
+        assert "head.kind=averaged" in message
+    assert parse_recipe(values, "mine.yaml").method == "local-only"
+
+
+def test_features_that_never_change_are_solved_once(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "method", "head-only")
+    message = refusal(changed(values, "head", CLOSED))
+    assert "head-only changes no features" in message
+    assert "head.update=frozen" in message
+    for update in ("frozen", "trained"):
+        head = {**CLOSED, "update": update, "learning_rate": 0.5}
+        assert head_of(parse_recipe(changed(values, "head", head), "mine.yaml")).update == update
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("adapter.shared_dim", -1), ("head.every", 0), ("head.num_features", 0), ("lora.scale", 0.0)]
+)
+def test_sizes_are_positive(recipe_values: dict[str, Any], key: str, value: Any):
+    values = copy.deepcopy(recipe_values) | {"lora": {}}
+    message = refusal(changed(values, key, value))
+    assert f"{key}:" in message
+    assert f"(value: {value})" in message
+
+
+@pytest.mark.parametrize("lengths", [{}, {"local_epochs": 1, "local_steps": 3}])
+def test_local_training_has_exactly_one_length(recipe_values: dict[str, Any], lengths: dict[str, int]):
+    values = copy.deepcopy(recipe_values)
+    del values["federation"]["local_steps"]
+    values["federation"] |= lengths
+    assert "federation: say exactly one of local_epochs and local_steps" in refusal(values)
+
+
+OTHER_TRAINING = {
+    "batch_size": 7,
+    "learning_rate": 0.5,
+    "local_steps": 11,
+    "group_by_length": False,
+    "weight_decay": 0.25,
+    "proximal": 0.125,
+    "upload": "int8",
+}
+
+
+@pytest.mark.parametrize("key", OTHER_TRAINING)
+def test_what_a_recipe_says_of_local_training_is_what_clients_do(recipe_file: Path, key: str):
+    plain = training_of(load_recipe(recipe_file))
+    value = OTHER_TRAINING[key]
+    assert getattr(plain, key) != value
+    assert training_of(load_recipe(recipe_file, [f"federation.{key}={value}"])) == replace(plain, **{key: value})
+
+
+def test_a_number_without_a_dot_is_a_number(recipe_file: Path):
+    # YAML 1.1 reads both as text.
+    recipe = load_recipe(recipe_file, ["federation.learning_rate=2e-3", "partition.alpha=1E2"])
+    assert recipe.federation.learning_rate == 0.002
+    assert recipe.partition.alpha == 100.0
+
+
+def test_a_cohort_above_the_population_is_refused(recipe_values: dict[str, Any]):
+    message = refusal(changed(recipe_values, "federation.clients_per_round", 8))
+    assert "clients_per_round=8 is above partition.num_clients=7; lower it to 7" in message
+
+
+def test_tiers_have_names_of_their_own(recipe_values: dict[str, Any]):
+    assert "share a name (small, small)" in refusal(changed(recipe_values, "budgets.1.name", "small"))
+
+
+@pytest.mark.parametrize(
+    ("tier", "words"),
+    [
+        ({"top_k": 1}, "say `experts`, or a limit"),
+        ({"experts": 2}, "say `top_k`, or a limit"),
+        ({"experts": 2, "deadline_seconds": 1.0}, "belong together"),
+        ({"experts": 2, "top_k": 1, "gflops_per_second": 1.0}, "belong together"),
+    ],
+)
+def test_a_tier_states_or_limits_both_its_numbers(recipe_values: dict[str, Any], tier: dict[str, Any], words: str):
+    message = refusal(changed(recipe_values, "budgets", [{"name": "a", "fraction": 1.0, **tier}]))
+    assert words in message
+    assert "budgets.0:" in message
+
+
+def test_a_tier_may_be_limits_alone(recipe_values: dict[str, Any]):
+    tier = {"name": "a", "fraction": 1.0, "memory_mib": 1, "deadline_seconds": 2, "gflops_per_second": 3}
+    recipe = parse_recipe(changed(recipe_values, "budgets", [tier]), "mine.yaml")
+    assert recipe.budgets[0].experts is None
+
+
+@pytest.mark.parametrize("blocks", ["all", "last-2", [0, 2]])
+def test_blocks_take_three_forms(recipe_values: dict[str, Any], blocks: Any):
+    assert parse_recipe(changed(recipe_values, "adapter.blocks", blocks), "x").adapter.blocks == blocks
+
+
+def test_off_needs_no_quotes(recipe_file: Path):
+    """YAML reads it as false."""
+    assert load_recipe(recipe_file, ["engine.prefix_cache=off"]).engine.prefix_cache == "off"
+    assert "engine.prefix_cache" in refused_override(recipe_file, "engine.prefix_cache=true")
+
+
+def test_overrides_reach_sections_and_items_by_name_or_index(recipe_file: Path):
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "seed=11",
+            "federation.rounds=7",
+            "budgets.small.top_k=2",
+            "budgets.1.experts=4",
+            "evaluation.max_examples=13",
+            "adapter.blocks=[0, 2]",
+            "name=a=b",
+        ],
+    )
+    assert (recipe.seed, recipe.federation.rounds, recipe.name) == (11, 7, "a=b")
+    assert [(b.top_k, b.experts) for b in recipe.budgets] == [(2, 2), (2, 4)]
+    assert recipe.evaluation.max_examples == 13
+    assert recipe.adapter.blocks == [0, 2]
+
+
+def test_an_override_may_open_a_section_that_the_file_leaves_out(recipe_values: dict[str, Any], tmp_path: Path):
+    values = copy.deepcopy(recipe_values)
+    del values["engine"]
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert load_recipe(path, ["engine.workers=3"]).engine.workers == 3
+
+
+def test_the_last_override_of_a_key_counts(recipe_file: Path):
+    assert load_recipe(recipe_file, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", ("'seed'", "section.key=value")),
+        ("=3", ("'=3'", "section.key=value")),
+        ("seed=[1", ("seed=[1", "not YAML")),
+        ("seed.deep=1", ("seed.deep=1", "'deep'")),
+        ("seed.very.deep=1", ("seed.very.deep=1", "'very'")),
+        ("budgets.huge.top_k=1", ("budgets.huge.top_k=1", "'huge'")),
+        ("budgets.9.top_k=1", ("budgets.9.top_k=1", "'9'")),
+        ("budgets.small=1", ("budgets.small=1", "'small'")),
+        ("federation.roundz=1", ("unknown key 'federation.roundz'", "did you mean 'rounds'")),
+        ("budgets.small.topk=1", ("unknown key 'budgets.0.topk'", "did you mean 'top_k'")),
+        ("federation.rounds=many", ("federation.rounds", "'many'")),
+        ("federation.rounds=", ("federation.rounds", "None")),
+    ],
+)
+def test_a_bad_override_is_named(recipe_file: Path, override: str, words: tuple[str, ...]):
+    message = refused_override(recipe_file, override)
+    assert all(word in message for word in words), message
+
+
+def test_a_recipe_takes_its_files_name_unless_it_has_one(recipe_values: dict[str, Any], tmp_path: Path):
+    values = {key: value for key, value in recipe_values.items() if key != "name"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(tmp_path / "mine.yaml").name == "mine"
+
+
+def test_a_recipe_that_is_nowhere_names_the_nearest_shipped_one():
+    with pytest.raises(InputError, match=r"no recipe file 'quickstrat'.*did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\ttab: 1", "just words"])
+def test_a_file_that_is_no_recipe_is_named_in_one_line(tmp_path: Path, text: str):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"cannot read the recipe .*broken\.yaml"):
+        load_recipe(path)
+
+
+def test_a_recipe_cannot_be_changed_once_read(recipe_file: Path):
+    recipe = load_recipe(recipe_file)
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 5  # type: ignore[misc]
+
+
+def test_flora_cannot_round_its_uploads(recipe_values: dict[str, Any]):
+    values = changed(recipe_values, "federation", {**recipe_values["federation"], "upload": "int8"})
+    assert "method flora begins each round with new factors" in refusal({**values, "method": "flora"})
+    assert parse_recipe(values, "mine.yaml").federation.upload == "int8"

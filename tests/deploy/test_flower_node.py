@@ -1,0 +1,125 @@
+"""A site's process, whatever its server answers: it goes on, and does nothing that it was not made for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from fftmoe.deploy.link import line as flower_line
+from fftmoe.deploy.link import node as flower_node
+from fftmoe.deploy.link.objects import MOST_OBJECTS
+from fftmoe.errors import RunError
+
+Answer = Callable[[httpx.Request], httpx.Response]
+LOOKS = 20  # after which the node is stopped
+
+
+class Server:
+    """Lets the node in, and answers what it is told to when it is asked for messages."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers, self.asked = list(answers), [""]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.url.host}{request.url.path}")
+        if request.url.path.endswith("activate-node"):
+            return proto(ActivateNodeResponse(node_id=5))
+        if request.url.path.endswith("pull-messages") and self._answers:
+            return self._answers.pop(0)(request)
+        if request.url.path.endswith("pull-object"):
+            return proto(PullObjectResponse(object_found=True, object_available=True, object_content=b"x" * 2**20))
+        return httpx.Response(200, content=b"")
+
+
+def proto(message: Any) -> httpx.Response:
+    return httpx.Response(200, content=message.SerializeToString())
+
+
+def endless() -> Iterator[bytes]:
+    while True:
+        yield bytes(2**22)
+
+
+class Endless(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        return endless()
+
+
+def serve(answers: Sequence[Answer], patch: pytest.MonkeyPatch, folder: Path) -> tuple[Server, list[str]]:
+    """Until the node has looked often enough; the server, and what the node said."""
+    server, said, looks = Server(answers), [], []
+
+    def connect(*arguments: Any, **named: Any) -> FleetHttpClient:
+        client = FleetHttpClient("https://server")
+        client._client.close()
+        client._client = httpx.Client(transport=httpx.MockTransport(server), follow_redirects=True)
+        return client
+
+    def pause(self: Any, seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > LOOKS:
+            raise flower_line.Stopped
+
+    def never(message: Message, context: Context) -> Message:
+        raise AssertionError("no message of these is one")
+
+    patch.setattr(FleetHttpClient, "from_server_address", connect)
+    patch.setattr(flower_line.ServerLine, "pause", pause)
+    app, key = ClientApp(), ec.generate_private_key(ec.SECP384R1())
+    app.train()(never)  # type: ignore[arg-type]
+    memory = folder / "node.json"
+    flower_node.serve_node("server:1", b"", key, app, {}, memory=memory, stop=lambda: False, say=said.append)
+    return server, said
+
+
+NONSENSE: dict[str, Answer] = {
+    "no message": lambda request: httpx.Response(200, content=b"\xff" * 99),
+    "a page": lambda request: httpx.Response(200, text="<html>"),
+    "an error": lambda request: httpx.Response(500, content=b"x"),
+    "elsewhere": lambda request: httpx.Response(307, headers={"location": "https://inside/secrets"}),
+    "packed": lambda request: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Endless()),
+    "endless": lambda request: httpx.Response(200, stream=Endless()),
+    "an empty message": lambda request: proto(PullMessagesResponse(messages_list=[MessageProto()])),
+    "no parts": lambda request: proto(PullMessagesResponse(messages_list=[MessageProto()], message_object_trees=[])),
+    "parts that are none": lambda request: proto(
+        PullMessagesResponse(messages_list=[MessageProto()], message_object_trees=[ObjectTree(object_id="../../a")])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_does_not_end_the_process(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    server, _ = serve([NONSENSE[kind]] * 2, monkeypatch, tmp_path)
+    assert sum(path.endswith("pull-messages") for path in server.asked) > 2  # it asks again
+    assert not any(path.startswith("inside") for path in server.asked)
+    assert [path.name for path in tmp_path.iterdir()] == []  # it left, and nothing was written
+
+
+def test_a_message_of_very_many_parts_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tree = ObjectTree(object_id="a", children=[ObjectTree(object_id=f"{n}") for n in range(10_000)])
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    empty = Message(RecordDict(), dst_node_id=5, message_type="train")
+    empty.metadata.__dict__["_message_id"] = "a"
+    announced = message_to_proto(remove_content_from_message(empty))
+    many = PullMessagesResponse(messages_list=[announced], message_object_trees=[tree])
+    server, _ = serve([lambda request: proto(many)], monkeypatch, tmp_path)
+    assert sum(path.endswith("pull-object") for path in server.asked) == MOST_OBJECTS + 1
+
+
+def test_a_server_that_sends_everyone_elsewhere_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(Server, "__call__", lambda self, request: NONSENSE["elsewhere"](request))
+    with pytest.raises(RunError, match="answers with HTTP 307, as no fftmoe server does"):
+        serve([], monkeypatch, tmp_path)

@@ -1,0 +1,282 @@
+"""A federation over sites that hold their own data ends with the bytes of one machine that holds everyone's."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fftmoe.backbones import fingerprint
+from fftmoe.config import parse_recipe
+from fftmoe.cost.capacity import fitting_tier
+from fftmoe.deploy.population import Profile, as_profile, compose_deployed, job_of, load_server
+from fftmoe.deploy.site import Site, SiteSettings, open_site
+from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.errors import InputError
+from fftmoe.methods.budget import ExpertShape
+from fftmoe.records import Budget, ClientPlan, pack_plan
+from fftmoe.report.progress import Progress
+from fftmoe.rounds.run import begin, run
+from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.stacking import clients_at_once
+from fftmoe.store import RunFolder
+from sites import NAMES, divide, natural, over_sites
+
+SETTINGS = {
+    "plain": {},
+    "some of them": {"federation": {"clients_per_round": 2, "rounds": 4}},
+    "state on sites": {"adapter": {"router": "personal"}, "federation": {"upload": "int8"}},
+    "solved head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
+    "LoRA": {"method": "hetlora"},
+}
+
+
+class Sites:
+    """Every site in this process; what they say passes as bytes."""
+
+    reliable = False
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = sites
+
+    def absent(self) -> tuple[int, ...]:
+        return ()
+
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+        for [(client_id, message)] in reversed(groups):
+            [reply] = self._sites[client_id]([message])
+            yield Reply(client_id, reply, 0.1)
+
+    def close(self) -> None: ...
+
+    def peak_rss_mib(self) -> float:
+        return 1.0
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **values,
+        **{
+            key: {**values.get(key, {}), **change} if isinstance(change, dict) and key != "head" else change
+            for key, change in changes.items()
+        },
+    }
+
+
+def settings(folder: Path, client_id: int, budget: str) -> SiteSettings:
+    name = NAMES[client_id]
+    return SiteSettings(name, client_id, folder / name, budget, folder / f"{name}-state")
+
+
+@pytest.fixture(scope="module")
+def divided(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sites")
+    divide(data_folder, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sites_end_with_the_bytes_of_one_machine(
+    recipe_values: dict[str, Any], divided: Path, tmp_path: Path, name: str
+):
+    values = merged(natural(recipe_values), SETTINGS[name])
+    here = parse_recipe(values, "here")
+    local = run(here, tmp_path / "local")
+    tiers = [budget.name for budget in compose(here).budgets.values()]
+
+    recipe = parse_recipe(over_sites(values, divided), "there")
+    data = load_server(recipe)
+    job = json.loads(json.dumps(job_of(recipe.model_dump(mode="json"), data.label_names, "abc1")))
+    states = tmp_path / "states"
+    own = [
+        open_site(dataclasses.replace(settings(divided, c, tiers[c]), folder=states / str(c)), job) for c in range(4)
+    ]
+    profiles = [as_profile(json.loads(json.dumps(site.profile))) for site in own]
+    assert [(p.client_id, p.tier) for p in profiles] == list(enumerate(tiers))
+    experiment = compose_deployed(recipe, data, list(reversed(profiles)))
+    opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
+    remote = begin(experiment, recipe, tmp_path / "remote", Progress.silent(), opened)
+
+    checkpoint = f"checkpoints/round-{recipe.federation.rounds:06d}.safetensors"
+    for result in ("adapter/adapter_model.safetensors", checkpoint, "adapter/labels.json"):
+        assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
+    for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
+        assert remote.summary[key] == local.summary[key]
+    assert "client_accuracy" not in remote.summary  # it would take everyone's labels
+    # What clients keep is with them, and the server has none of it.
+    assert not list((remote.folder / "clients").iterdir())
+    assert bool(list(states.rglob("*.safetensors"))) == (name != "LoRA")
+
+
+@pytest.fixture
+def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callable[..., Site]:
+    """`site(budget="small", labels=[…], run="…", data={…})` of the first author."""
+
+    def make(**changes: Any) -> Site:
+        values = over_sites(natural(recipe_values), divided)
+        values = {**values, "data": {**values["data"], **changes.get("data", {})}}
+        recipe = parse_recipe(values, "test").model_dump(mode="json")
+        job = job_of(recipe, changes.get("labels", ["blue", "green", "red"]), changes.get("run", "abc1"))
+        own = settings(divided, 0, changes.get("budget", "small"))
+        return open_site(dataclasses.replace(own, folder=tmp_path, **changes.get("settings", {})), job)
+
+    return make
+
+
+def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Callable[..., Site]):
+    opened, budget = site(), Budget("small", 1, 2, (1, 2))
+    for client_id, task in ((1, "train"), (0, "alone")):
+        plan = ClientPlan(1, client_id, 5, budget, {}, opened.agreed.training, task)
+        with pytest.raises(InputError, match=rf"site is client 0 .* asked to '{task}' as client {client_id}"):
+            opened([pack_plan(plan, {})])
+
+
+def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., Site]):
+    with pytest.raises(
+        InputError, match=r"train\.csv: label 'red' occurs in 9 rows and is none of the agreed .*data\.labels"
+    ):
+        site(labels=["blue", "green", "violet"])
+
+
+def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[..., Site]):
+    assert len(site(data={"source": "/etc"}).examples) == 29
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({}, "job is {}, and it should have"),
+        ({"recipe": [], "labels": ["a", "b"], "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": "ab", "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", 1], "run": "a"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a", "code": "import os"}, "and it should have"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a"}, "has no section backbone"),
+        ({"recipe": {"backbone": {}, "data": "x"}, "labels": ["a", "b"], "run": "a"}, "has no section data"),
+        ({"recipe": {"backbone": {}, "data": {}}, "labels": ["a", "b"], "run": "a"}, "that the server sent: missing"),
+    ],
+)
+def test_a_job_that_is_none_is_refused(divided: Path, job: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=words):
+        open_site(settings(divided, 0, "small"), job)
+
+
+@pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
+def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., Site], run: str):
+    with pytest.raises(InputError, match="letters and digits alone"):
+        site(run=run)
+
+
+@pytest.mark.parametrize(
+    ("budget", "tier"),
+    [
+        ("small", "small"),
+        ("large", "large"),
+        ("auto", "large"),
+        ("memory_mib=1000", "large"),
+        ("memory_mib=0.011", "small"),
+        ("memory_mib=1000,gflops=0.0004", "small"),
+    ],
+)
+def test_a_budget_is_named_measured_or_derived(recipe_values: dict[str, Any], divided: Path, budget: str, tier: str):
+    assert tier_of(recipe_values, divided, budget) == tier
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("smal", "did you mean 'small'"),
+        ("memory=3", "did you mean 'memory_mib'"),
+        ("memory_mib=much", "must be a number"),
+        ("memory_mib=0.001", "cannot hold one expert"),
+        ("memory_mib=0.007", "no tier of the recipe fits this machine"),
+    ],
+)
+def test_a_budget_that_cannot_be(recipe_values: dict[str, Any], divided: Path, budget: str, words: str):
+    with pytest.raises(InputError, match=words):
+        tier_of(recipe_values, divided, budget)
+
+
+def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
+    recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
+    examples = load_server(recipe).test
+    return fitting_tier(budget, recipe, ExpertShape(20, 4), (1, 2), examples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluation": {"personal": True}}, "evaluation.personal"),
+        ({"evaluation": {"local_only": True}}, "evaluation.local_only"),
+        ({"data": {"validation_examples": 7}}, "data.validation_examples"),
+        ({"method": "centralized"}, "centralized"),
+        ({"method": "fedsa-lora"}, "no global model"),
+    ],
+)
+def test_what_takes_everyones_data_is_refused(
+    recipe_values: dict[str, Any], divided: Path, changes: dict[str, Any], words: str
+):
+    recipe = parse_recipe(merged(over_sites(natural(recipe_values), divided), changes), "test")
+    with pytest.raises(InputError, match=words):
+        load_server(recipe)
+
+
+def test_the_server_needs_test_rows_and_labels_alone(recipe_values: dict[str, Any], divided: Path):
+    values = over_sites(natural(recipe_values), divided)
+    data = load_server(parse_recipe(values, "test"))
+    assert (len(data.train), len(data.test), data.label_names) == (0, 41, ("blue", "green", "red"))
+    agreed = {**values, "data": {**values["data"], "labels": ["red", "white", "green", "blue"]}}
+    assert load_server(parse_recipe(agreed, "test")).label_names == ("red", "white", "green", "blue")
+    with pytest.raises(InputError, match="is none of the agreed"):
+        load_server(parse_recipe({**values, "data": {**values["data"], "labels": ["red", "blue"]}}, "test"))
+
+
+def test_a_site_with_a_foreign_budget_is_named(recipe_values: dict[str, Any], divided: Path):
+    recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
+    compose_with = partial(compose_deployed, recipe, load_server(recipe))
+    with pytest.raises(InputError, match="site b has budget 'huge'; the recipe has small, large"):
+        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "huge", 5, "")])
+    with pytest.raises(InputError, match=r"clients_per_round=4 is above the 2 clients"):
+        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "large", 5, "")])
+
+
+def test_a_site_with_another_backbone_is_named_before_the_first_round(
+    recipe_values: dict[str, Any], divided: Path, site: Callable[..., Site], tmp_path: Path
+):
+    folder = shutil.copytree(recipe_values["backbone"]["model"], tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"].view(torch.int32)[3, 5] ^= 1  # the last bit of a number
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    damaged, whole = site(settings={"model": str(folder)}), site()
+    recipe = parse_recipe(
+        merged(over_sites(natural(recipe_values), divided), {"federation": {"clients_per_round": 1}}), ""
+    )
+    compose_with = partial(compose_deployed, recipe, load_server(recipe))
+    compose_with([as_profile(whole.profile), as_profile({**whole.profile, "site": "b", "client_id": 1})])
+    with pytest.raises(
+        InputError, match=r"the backbone of site author-0 \([0-9a-f]{16}\) is not the server's .*--model"
+    ):
+        compose_with([as_profile(damaged.profile)])
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"site": "a"}, {"site": "a", "client_id": 0, "tier": "x", "num_examples": "many"}]
+)
+def test_a_profile_that_is_none(values: dict[str, Any]):
+    with pytest.raises(InputError, match="described itself"):
+        as_profile(values)
+
+
+def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Path):
+    values = merged(over_sites(natural(recipe_values), divided), {"engine": {"clients_at_once": "auto"}})
+    recipe = parse_recipe(values, "test")
+    own = fingerprint(compose(parse_recipe(natural(recipe_values), "here")).model)
+    profiles = [Profile(str(c), c, "small", 5, own) for c in range(4)]
+    experiment = compose_deployed(recipe, load_server(recipe), profiles)
+    assert clients_at_once(experiment) == 1
+    assert experiment.remote

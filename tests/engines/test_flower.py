@@ -1,0 +1,304 @@
+"""Our messages over Flower's grid: everyone ends as a reply or as a fault, once, in time, and named."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fftmoe.deploy.link.node import patience
+from fftmoe.engines import flower
+from fftmoe.engines.base import Fault, Reply
+from fftmoe.engines.flower import FlowerEngine, ask
+from fftmoe.engines.flower_messages import (
+    Job,
+    make_client_app,
+    pack_reply,
+    pack_request,
+    unpack_profile,
+    unpack_reply,
+    unpack_request,
+)
+from fftmoe.errors import InputError
+from fftmoe.report.progress import Progress
+
+JOB = {"recipe": {"seed": 3}, "labels": ["a", "ü"]}
+NODES = {0: 101, 1: 103, 2: 107, 4: 109}
+
+
+@pytest.fixture(autouse=True)
+def _as_if_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's messages are made in a process that it has told what it runs."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class FakeGrid:
+    """Nodes that answer at the next look, or as `behave` says: `lost`, `slow` (one look later), `twice`, `refused`."""
+
+    def __init__(self, app: ClientApp, behave: Callable[[int], str] = lambda node: "well") -> None:
+        self._app, self._behave = app, behave
+        self._inbox: dict[str, Message] = {}
+        self._looked: set[str] = set()
+        self.pushed: list[Message] = []
+        self.connected = set(NODES.values())
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.connected
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            self.pushed.append(message)
+            identity = f"m{len(self.pushed)}"
+            message.metadata.__dict__["_message_id"] = identity
+            if self._behave(message.metadata.dst_node_id) == "refused":
+                ids.append("")
+                continue
+            ids.append(identity)
+            self._inbox[identity] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        answers = []
+        for identity in list(message_ids):
+            message = self._inbox.get(identity)
+            if message is None:
+                continue
+            how = self._behave(message.metadata.dst_node_id)
+            if how == "lost" or (how == "slow" and identity not in self._looked):
+                self._looked.add(identity)
+                continue
+            del self._inbox[identity]
+            if how == "gone":
+                answers.append(Message(Error(code=3, reason="node unavailable"), reply_to=message))
+            else:
+                answers += [self._app(message, cast(Any, None))] * (2 if how == "twice" else 1)
+        return answers
+
+
+def backwards(job: Job, context: object) -> Callable[[Sequence[bytes]], list[bytes]]:
+    assert job == JOB
+
+    def handle(messages: Sequence[bytes]) -> list[bytes]:
+        if b"secret" in messages:
+            raise ValueError("a row of data that nobody may see")
+        if b"refuse" in messages:
+            raise InputError("budget 'small' cannot hold one expert; raise memory_mib")
+        return [message[::-1] for message in messages]
+
+    return handle
+
+
+def engine(behave: Callable[[int], str] = lambda node: "well", seconds: float = 60.0) -> tuple[FlowerEngine, FakeGrid]:
+    grid = FakeGrid(make_client_app(backwards, lambda job, context: {"tier": "small"}), behave)
+    return FlowerEngine(cast(Grid, grid), NODES, JOB, seconds), grid
+
+
+def run(engine: FlowerEngine, *groups: Sequence[tuple[int, bytes]], enough: int | None = None) -> list[Reply | Fault]:
+    return list(engine.run_clients(groups, enough))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.binary(max_size=53)), max_size=7, unique_by=lambda pair: pair[0]))
+def test_messages_arrive_as_they_were_in_their_order(group: list[tuple[int, bytes]]):
+    job, found = unpack_request(pack_request(JOB, group))
+    assert (job, found) == (JOB, group)
+    replies, cost = unpack_reply(pack_reply(group, 1.5))
+    assert replies == group
+    assert (cost.seconds, cost.peak_rss_mib > 1) == (1.5, True)
+
+
+def test_every_client_of_every_group_is_answered_and_each_node_gets_one_message():
+    flowers, grid = engine()
+    answers = run(flowers, [(0, b"abc"), (1, b"xyz")], [(4, b"q" * 70_000)])
+    assert {(a.client_id, a.message) for a in answers if isinstance(a, Reply)} == {
+        (0, b"cba"),
+        (1, b"zyx"),
+        (4, b"q" * 70_000),
+    }
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [101, 109]
+    assert {m.metadata.ttl for m in grid.pushed} == {60.0}
+    assert all(a.seconds >= 0 for a in answers if isinstance(a, Reply))
+    assert flowers.peak_rss_mib() > 1
+
+
+def test_a_node_that_raises_is_named_and_its_data_stays_with_it():
+    flowers, _ = engine()
+    answers = run(flowers, [(0, b"secret")], [(1, b"refuse")], [(2, b"abc")])
+    assert sorted(answers, key=lambda a: a.client_id)[:2] == [
+        Fault(0, "failed", "ValueError; the node's log has the rest"),
+        Fault(1, "failed", "budget 'small' cannot hold one expert; raise memory_mib"),
+    ]
+    assert [a.client_id for a in answers if isinstance(a, Reply)] == [2]
+
+
+def test_a_node_that_flower_gives_up_on_and_one_that_takes_no_message():
+    flowers, _ = engine(lambda node: {101: "gone", 103: "refused"}.get(node, "well"))
+    answers = run(flowers, [(0, b"a")], [(1, b"b")], [(2, b"c")])
+    faults = {a.client_id: a for a in answers if isinstance(a, Fault)}
+    assert faults[0] == Fault(0, "failed", "node unavailable")
+    assert faults[1].kind == "failed"
+    assert faults.keys() == {0, 1}
+
+
+def test_a_round_ends_at_its_deadline_and_a_late_answer_is_dropped_in_the_next(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(flower.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
+    behaviour = {101: "lost", 103: "well"}
+    flowers, _ = engine(lambda node: behaviour.get(node, "well"), seconds=5.0)
+    first = run(flowers, [(0, b"ab")], [(1, b"cd")])
+    assert [a for a in first if isinstance(a, Fault)] == [Fault(0, "late", "no answer within 5 s")]
+    behaviour[101] = "slow"
+    second = run(flowers, [(0, b"ef")], [(1, b"gh")])
+    assert Fault(0, "stale", "its answer came after its round") in second
+    assert {a.message for a in second if isinstance(a, Reply)} == {b"fe", b"hg"}
+    third = run(flowers, [(0, b"ij")])
+    assert [type(a) for a in third] == [Reply]  # what is stale is told once
+
+
+def test_a_late_message_that_flower_gives_up_on_is_no_late_answer(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(flower.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
+    behaviour = {101: "lost"}
+    flowers, _ = engine(lambda node: behaviour.get(node, "well"), seconds=5.0)
+    assert [a.kind for a in run(flowers, [(0, b"ab")]) if isinstance(a, Fault)] == ["late"]
+    behaviour[101] = "gone"
+    assert [type(a) for a in run(flowers, [(1, b"cd")])] == [Reply]
+
+
+def test_those_beyond_enough_are_spare_and_what_is_twice_counts_once():
+    flowers, _ = engine(lambda node: {101: "lost", 103: "twice"}.get(node, "well"))
+    answers = run(flowers, [(0, b"ab")], [(1, b"cd")], [(2, b"ef")], [(4, b"gh")], enough=3)
+    assert sorted(a.client_id for a in answers if isinstance(a, Reply)) == [1, 2, 4]
+    assert [a for a in answers if isinstance(a, Fault)] == [Fault(0, "spare", "enough others had answered")]
+
+
+def test_a_node_that_answers_for_others_is_not_believed():
+    """Client 1's node sends an update in the name of client 0."""
+
+    class Liar:
+        def __call__(self, message: Message, context: Any) -> Message:
+            return Message(pack_reply([(0, b"poison")], 0.1), reply_to=message)
+
+    grid = FakeGrid(cast(ClientApp, Liar()))
+    answers = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert answers == [Fault(1, "failed", "its node answered for other clients than 1")]
+
+
+def spoilt(**records: Any) -> RecordDict:
+    """An answer for client 1 with other records."""
+    content = pack_reply([(1, b"ab")], 0.1)
+    for name, record in records.items():
+        if record is None:
+            del content[name]
+        else:
+            content[name] = record
+    return content
+
+
+def told(**values: Any) -> ConfigRecord:
+    return ConfigRecord({"seconds": 0.1, "process": 3, "peak_rss_mib": 7.0, **values})
+
+
+MADE_UP: dict[str, RecordDict] = {
+    "no updates": spoilt(clients=None),
+    "no cost": spoilt(cost=None),
+    "another kind of record": spoilt(cost=ArrayRecord({})),
+    "no seconds": spoilt(cost=ConfigRecord({"process": 3})),
+    "seconds that are text": spoilt(cost=told(seconds="a")),
+    "seconds without end": spoilt(cost=told(seconds=float("inf"))),
+    "seconds that are none": spoilt(cost=told(seconds=float("nan"))),
+    "seconds below zero": spoilt(cost=told(seconds=-1.0)),
+    "memory beyond counting": spoilt(cost=told(peak_rss_mib=1e300)),
+    "a process that is a list": spoilt(cost=told(process=[1, 2])),
+    "a failure without a reason": spoilt(failure=ConfigRecord({})),
+    "nothing": RecordDict(),
+}
+
+
+class Says:
+    """A node that answers so, whatever it is asked."""
+
+    def __init__(self, content: RecordDict) -> None:
+        self._content = content
+
+    def __call__(self, message: Message, context: Any) -> Message:
+        return Message(self._content, reply_to=message)
+
+
+@pytest.mark.parametrize("kind", MADE_UP)
+def test_what_a_node_made_up_is_its_own_failure(kind: str):
+    grid = FakeGrid(cast(ClientApp, Says(MADE_UP[kind])))
+    (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert fault[:2] == (1, "failed")
+    assert re.fullmatch(r"its answer cannot be read \(\w+Error\)", cast(Fault, fault).reason)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, '{"a": NaN}', '{"a": 1, "a": 2}', "null"])
+def test_a_profile_that_is_none_is_told(text: str):
+    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"profile": ConfigRecord({"json": text})}))))
+    assert str(ask(cast(Grid, grid), [101], JOB, 60.0)[101]).startswith("its answer cannot be read (")
+
+
+def test_a_nodes_reason_is_a_line_of_text_and_no_more():
+    """Nothing of it moves the cursor, colours the terminal, or fills a log."""
+    wild = ConfigRecord({"reason": "\x1b[2J[/red]\r\n" + "a" * 10_000})
+    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"failure": wild}))))
+    (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert cast(Fault, fault).reason == " [2J[/red]  " + "a" * 488
+    said = io.StringIO()
+    Progress(Console(file=said)).say(f"site a cannot join: {cast(Fault, fault).reason}")
+    assert "[/red]" in said.getvalue()
+
+
+def test_a_client_is_absent_while_its_node_is_not_connected():
+    flowers, grid = engine()
+    assert flowers.absent() == set()
+    grid.connected -= {103, 109}
+    assert flowers.absent() == {1, 4}
+    grid.connected.add(109)
+    assert flowers.absent() == {1}
+
+
+def test_nodes_say_what_they_are_or_why_not():
+    def profile(job: Job, context: object) -> dict[str, Any]:
+        return {"tier": "small", "examples": 13, "labels": len(job["labels"])}
+
+    grid = FakeGrid(make_client_app(backwards, profile), lambda node: "lost" if node == 107 else "well")
+    found = ask(cast(Grid, grid), [101, 103], JOB, 60.0)
+    expected = {"tier": "small", "examples": 13, "labels": 2}
+    assert found == {101: expected, 103: expected}
+
+    def refuse(job: Job, context: object) -> dict[str, Any]:
+        raise InputError("this node has no train file")
+
+    grid = FakeGrid(make_client_app(backwards, refuse))
+    assert ask(cast(Grid, grid), [101], JOB, 60.0) == {101: "this node has no train file"}
+
+
+def test_a_profile_is_json():
+    app = make_client_app(backwards, lambda job, context: {"tier": "ü", "top_k": 2})
+    grid = FakeGrid(app)
+    [identity] = grid.push_messages([Message(pack_request(JOB, []), dst_node_id=101, message_type="query")])
+    [answer] = grid.pull_messages([identity])
+    assert unpack_profile(answer.content) == {"tier": "ü", "top_k": 2}
+    assert json.dumps(JOB)
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 5.0))
+def test_an_idle_node_looks_seldom_but_never_adds_more_than_a_tenth(idle: float, least: float):
+    wait = patience(idle, least)
+    assert least <= wait <= 30.0 or wait == least
+    assert wait <= max(least, 0.1 * idle)
+    assert patience(2 * idle, least) >= wait

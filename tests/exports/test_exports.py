@@ -1,0 +1,332 @@
+"""A finished run in other forms: whole or not there, and computing what the run's model computes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from torch import Tensor
+
+import fftmoe
+from conftest import Cli, assert_refused
+from fftmoe import adapter
+from fftmoe.backbones import head_parameters, load_adapter, logits
+from fftmoe.backbones.fourier import FourierHead
+from fftmoe.exports import peft as peft_export
+from fftmoe.exports.check import Batch, probes
+from fftmoe.exports.load import fresh_backbone
+from fftmoe.trained.load import Trained, load_run, own_backbone
+from fftmoe.trained.personal import load_client, load_federation
+from language import language_recipe, save_language_model, save_prompts
+from pictures import vision_values
+
+Finished = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def finished(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The folder of a run of these values."""
+
+    def run(values: dict[str, Any]) -> Path:
+        folder = tmp_path_factory.mktemp("exports")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": [], "evaluation": {}}))
+        assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
+        return folder / "run"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+    """Two tiers, the smaller in one block of two; own router rows; something shared in the blocks and in attention."""
+    own = {"router": "shared+personal", "shared_dim": 3, "shared_rank": 2}
+    small, large = recipe_values["budgets"]
+    # A rate at which experts come to differ from nothing.
+    federation = {**recipe_values["federation"], "learning_rate": 0.1}
+    return finished(
+        {
+            **recipe_values,
+            "adapter": {**recipe_values["adapter"], **own},
+            "budgets": [{**small, "blocks": "last-1"}, large],
+            "federation": federation,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def language(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    return finished(language_recipe(save_language_model(folder / "model"), save_prompts(folder / "data")))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    """Where to export to; afterwards nothing temporary lies beside it."""
+    yield tmp_path / "out"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def answers(model: Any, batches: list[Batch]) -> list[Tensor]:
+    with torch.inference_mode():
+        return [logits(model, batch) for batch in batches]
+
+
+def opened(run: Path, folder: Path) -> Any:
+    """As anybody would open it."""
+    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True)), str(folder)).eval()
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor]):
+    assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
+
+
+# PEFT
+
+
+def test_peft_is_the_runs_adapter_with_a_card(cli: Cli, texts: Path, out: Path):
+    outcome = cli("export", texts, "--to", "peft", "--output", out)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "logits differ by 0 at most" in outcome.out
+    for name in ("adapter_config.json", "adapter_model.safetensors", "labels.json"):
+        assert (out / name).read_bytes() == (texts / "adapter" / name).read_bytes()
+    trained = load_run(texts, exact=True)
+    assert_equal(answers(opened(texts, out), probes(trained)), answers(trained.model, probes(trained)))
+    about = json.loads((out / "export.json").read_text())
+    assert (about["format"], about["max_difference"]) == ("peft", 0.0)
+    assert about["run"]["adapter"] == about["weights"]
+
+
+def test_the_card_says_what_a_hub_and_a_person_want_to_know(texts: Path, out: Path):
+    fftmoe.export(texts, "peft", out)
+    _, front, body = (out / "README.md").read_text().split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert (values["library_name"], values["pipeline_tag"]) == ("peft", "text-classification")
+    assert "base_model" not in values  # a folder of this machine
+    summary = json.loads((texts / "summary.json").read_text())
+    (result,) = values["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == summary["accuracy"]
+    for words in ("not private by themselves", "2 rounds", "| accuracy as tier small uses it |", "small (60%"):
+        assert words in body.replace("rounds: 2 of", "2 rounds of")
+    assert str(texts) not in body
+
+
+def test_a_private_runs_card_names_its_epsilon(texts: Path, tmp_path: Path):
+    from fftmoe.exports.card import model_card, of_run
+
+    recipe, summary = load_run(texts).recipe, json.loads((texts / "summary.json").read_text())
+    private = {**summary, "privacy": {"epsilon": 3.25, "delta": 1e-5}}
+    card = model_card(recipe, private, 3, "", of_run(recipe, private, own=True))
+    assert "epsilon 3.25 at delta 1e-05" in card
+    assert "not private by themselves" not in card
+
+
+def test_peft_with_another_top_k_opens_with_it(texts: Path, out: Path):
+    fftmoe.export(texts, "peft", out, top_k=1)
+    trained = load_run(texts, 1, exact=True)
+    assert_equal(answers(opened(texts, out), probes(trained)), answers(trained.model, probes(trained)))
+    usual = load_run(texts, exact=True)
+    assert not answers(usual.model, probes(usual))[2].equal(answers(opened(texts, out), probes(usual))[2])
+
+
+# Personal
+
+
+@pytest.mark.parametrize("client_id", [0, 1, 2, 3])
+def test_a_clients_adapter_gives_what_its_own_model_gives(texts: Path, tmp_path: Path, client_id: int):
+    about = fftmoe.export(texts, "personal", tmp_path / "out", client=client_id)
+    client = load_client(texts, client_id, exact=True)
+    batches = probes(client.trained)
+    expected = answers(client.trained.model, batches)
+    own = opened(texts, tmp_path / "out")
+    assert_equal(answers(own, batches), expected)
+    config = own.peft_config["default"]
+    assert (config.num_experts, config.top_k) == (client.budget.experts, client.budget.top_k)
+    assert config.blocks == list(client.budget.blocks)
+    assert about["experts"] == {str(block): list(ids) for block, ids in client.experts.items()}
+    if client.kept:  # its router is not the federation's
+        moved = load_federation(texts, exact=True)
+        moved.experiment.method.install(moved.experiment.model, moved.state.tensors, client.budget)
+        assert not answers(moved.experiment.model, batches)[2].equal(expected[2])
+
+
+def test_both_tiers_and_own_states_are_among_those_clients(texts: Path):
+    clients = [load_client(texts, client_id) for client_id in range(4)]
+    assert {client.budget.name for client in clients} == {"small", "large"}
+    assert any(client.kept for client in clients)
+
+
+def test_a_tiers_adapter_has_the_experts_most_used(texts: Path, out: Path):
+    about = fftmoe.export(texts, "personal", out, tier="small")
+    federation = load_federation(texts, exact=True)
+    block = max(federation.experiment.largest.blocks)
+    busiest = federation.state.load[f"blocks.{block}"].topk(2).indices.tolist()
+    assert about["experts"] == {str(block): sorted(busiest)}
+    pool = adapter.blocks(load_run(texts, exact=True).model)[block]
+    (held,) = adapter.blocks(opened(texts, out)).values()
+    assert held.router.weight.equal(pool.router.weight[sorted(busiest)])
+
+
+def test_chosen_experts_compute_as_the_pool_without_the_others(texts: Path, out: Path):
+    fftmoe.export(texts, "personal", out, experts=[4, 1], top_k=2)
+    trained = load_run(texts, exact=True)
+    for moe in adapter.blocks(trained.model).values():
+        moe.view(2, torch.tensor([False, True, False, False, True]))
+    batches = probes(trained)
+    for one, other in zip(answers(opened(texts, out), batches), answers(trained.model, batches), strict=True):
+        torch.testing.assert_close(one, other)  # fewer experts are computed in another way
+
+
+@pytest.fixture(scope="module")
+def solved(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+    """Its head was solved on random features."""
+    return finished({**recipe_values, "head": {"kind": "closed-form", "features": "fourier", "num_features": 31}})
+
+
+@pytest.mark.parametrize(
+    ("form", "choice"),
+    [
+        ("peft", {}),
+        ("personal", {"tier": "small"}),
+        ("personal", {"experts": [0, 3]}),
+        ("personal", {"client": 1}),
+        ("lora", {}),
+    ],
+)
+def test_the_random_features_before_a_solved_head_go_along(solved: Path, out: Path, form: str, choice: dict[str, Any]):
+    """In the file, so that a backbone with other ones, of another seed, gives the same once the adapter is loaded."""
+    fftmoe.export(solved, form, out, **choice)  # compares most forms with the run's model by itself
+    expected = head_of(load_run(solved, exact=True).model)
+    assert expected.keys() == {"weight", "bias", "directions", "phases"}
+    trained = load_run(solved, exact=True)
+    recipe = trained.recipe.model_copy(update={"seed": 97})
+    other = fresh_backbone(Trained(recipe, trained.label_names, trained.model))
+    found = head_of(PeftModel.from_pretrained(other, str(out)))
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def head_of(model: Any) -> dict[str, Tensor]:
+    """The one that computes, of those in a model."""
+    return [module for module in model.modules() if isinstance(module, FourierHead)][-1].state_dict()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), ("--client", "--tier", "--experts")),
+        (("--client", 3, "--tier", "small"), ("one of",)),
+        (("--client", 7), ("client 7", "0 to 6")),
+        (("--tier", "smal"), ("'smal'", "did you mean 'small'")),
+        (("--experts", "1,5"), ("--experts 1,5", "0 to 4")),
+        (("--experts", "1,x"), ("--experts 1,x",)),
+        (("--experts", "1,2", "--top-k", 3), ("top_k=3", "2 resident")),
+    ],
+)
+def test_whose_experts_must_be_clear(cli: Cli, texts: Path, out: Path, flags: tuple[object, ...], words: tuple[str]):
+    assert_refused(cli("export", texts, "--to", "personal", "--output", out, *flags), *words)
+    assert not out.exists()
+
+
+# Graphs
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_a_graph_needs_nothing_but_torch_and_takes_any_batch(texts: Path, out: Path, top_k: int | None):
+    about = fftmoe.export(texts, "torch-export", out, top_k=top_k)
+    graph = torch.export.load(out / "model.pt2").module()
+    trained = load_run(texts, top_k, exact=True)
+    ids = torch.randint(2, 31, (7, 11), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(11) < torch.arange(3, 10)[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": mask}
+    torch.testing.assert_close(graph(**batch), answers(trained.model, [batch])[0])
+    assert json.loads((out / "labels.json").read_text())["labels"] == list(trained.label_names)
+    assert about["top_k"] == (top_k or 2)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_gives_what_the_model_gives(texts: Path, out: Path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    fftmoe.export(texts, "onnx", out)
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    trained = load_run(texts, exact=True)
+    batches = probes(trained)
+    for batch, expected in zip(batches, answers(trained.model, batches), strict=True):
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)  # another runtime
+
+
+def test_onnx_without_its_packages_says_what_to_install(
+    cli: Cli, texts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from fftmoe.exports import graphs
+
+    monkeypatch.setattr(graphs, "PACKAGES", ("onnx_that_is_not_there",))
+    refused = cli("export", texts, "--to", "onnx", "--output", out)
+    assert_refused(refused, "onnx_that_is_not_there", "pip install 'fftmoe[export]'")
+
+
+# Language models
+
+
+def test_a_language_model_is_exported_alike(language: Path, tmp_path: Path):
+    trained = load_run(language, exact=True)
+    batches = probes(trained)
+    expected = answers(trained.model, batches)
+    fftmoe.export(language, "peft", tmp_path / "peft")
+    assert_equal(answers(opened(language, tmp_path / "peft"), batches), expected)
+    fftmoe.export(language, "personal", tmp_path / "own", client=1)
+    own = load_client(language, 1, exact=True).trained.model
+    assert_equal(answers(opened(language, tmp_path / "own"), batches), answers(own, batches))
+    fftmoe.export(language, "torch-export", tmp_path / "graph")
+    graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    torch.testing.assert_close(graph(**batches[1]), expected[1])
+
+
+def test_a_model_of_images_is_exported_alike(
+    finished: Finished, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+):
+    run = finished({**recipe_values, **vision_values(tmp_path_factory.mktemp("vision"))})
+    trained = load_run(run, exact=True)
+    (batch,) = probes(trained)[1:2]
+    fftmoe.export(run, "torch-export", tmp_path / "graph")
+    graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    torch.testing.assert_close(graph(**batch), answers(trained.model, [batch])[0])
+    about = fftmoe.export(run, "lora", tmp_path / "lora", rank=3, steps=2)
+    assert about["relative_error"].keys() == {"1", "2"}
+
+
+# Whole or not at all
+
+
+def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
+    cli: Cli, texts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(trained: Any, folder: Path) -> Any:
+        model = load_adapter(own_backbone(trained.recipe, trained.label_names, torch.device("cpu")), folder)
+        with torch.no_grad():
+            next(iter(head_parameters(model).values())).mul_(1.001)
+        return model
+
+    monkeypatch.setattr(peft_export, "reload", wrong)
+    outcome = cli("export", texts, "--to", "peft", "--output", out)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "other logits than the run's model" in outcome.err
+    assert not out.exists()
+
+
+def test_a_folder_with_files_and_strange_options_are_refused(cli: Cli, texts: Path, out: Path):
+    out.mkdir()
+    assert cli("export", texts, "--to", "peft", "--output", out).status == 0  # an empty one is taken
+    before = sorted(path.name for path in out.iterdir())
+    assert_refused(cli("export", texts, "--to", "peft", "--output", out), str(out), "holds other files")
+    assert sorted(path.name for path in out.iterdir()) == before
+    other = out.parent / "other"
+    assert_refused(cli("export", texts, "--to", "pef", "--output", other), "did you mean 'peft'")
+    strange = cli("export", texts, "--to", "peft", "--output", other, "--rank", 3)
+    assert_refused(strange, "--rank is no option of --to peft, but of lora")
+    assert_refused(cli("export", texts.parent, "--to", "peft", "--output", other), "is not a run folder")
+    assert not other.exists()

@@ -1,0 +1,232 @@
+"""A plain LoRA in the place of a mixture of experts: the fit is the best there is, and the errors told are true."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import fftmoe
+from conftest import Cli, assert_refused
+from fftmoe import adapter
+from fftmoe.adapter.low_rank import SCALE, LowRank
+from fftmoe.backbones import head_parameters, logits
+from fftmoe.evaluate import tally
+from fftmoe.exports import distil as distillation
+from fftmoe.exports import fit
+from fftmoe.exports.check import probes
+from fftmoe.exports.examples import unlabelled
+from fftmoe.exports.load import fresh_backbone
+from fftmoe.setup.load import load_split
+from fftmoe.tasks import make_task
+from fftmoe.trained.load import load_run
+from language import language_recipe, save_language_model, save_prompts
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+TOKENS, INPUTS, DIM = 97, 11, 5
+
+
+def finished(cli: Cli, folder: Path, values: dict[str, Any]) -> Path:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": [], "evaluation": {}}))
+    assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose experts add something, and whose attention has a shared update of rank 3."""
+    changed = {
+        "adapter": {**recipe_values["adapter"], "shared_rank": 3},
+        "federation": {**recipe_values["federation"], "learning_rate": 0.1},
+    }
+    return finished(cli, tmp_path_factory.mktemp("lora"), {**recipe_values, **changed})
+
+
+def pairs(seed: int) -> tuple[Tensor, Tensor]:
+    """h and D of tokens: D is not linear in h."""
+    source = torch.Generator().manual_seed(seed)
+    h_TF = torch.randn(TOKENS, INPUTS, generator=source) + 0.3
+    return h_TF, torch.tanh(h_TF @ torch.randn(INPUTS, DIM, generator=torch.Generator().manual_seed(1))) + 0.1
+
+
+def sums_of(h_TF: Tensor, d_TD: Tensor) -> fit.Sums:
+    sums = fit.Sums(torch.zeros(INPUTS, INPUTS, dtype=torch.float64), torch.zeros(INPUTS, DIM, dtype=torch.float64))
+    sums.add(h_TF[:40], d_TD[:40])
+    sums.add(h_TF[40:], d_TD[40:])
+    return sums
+
+
+# The fit
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_no_map_of_that_rank_is_nearer(rank: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "RIDGE", 0.0)
+    h_TF, d_TD = pairs(0)
+    a, b = fit.low_rank(sums_of(h_TF, d_TD), rank)
+    assert (a.shape, b.shape) == ((rank, INPUTS), (DIM, rank))
+    found = float((d_TD - h_TF @ a.mT @ b.mT).double().square().sum())
+    # In an orthonormal basis of h's columns this is the best approximation of a matrix (Eckart and Young).
+    basis_TF, _ = torch.linalg.qr(h_TF.double())
+    inside = torch.linalg.svdvals(basis_TF.mT @ d_TD.double())
+    outside = d_TD.double().square().sum() - inside.square().sum()
+    assert found == pytest.approx(float(outside + inside[rank:].square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_error_told_is_that_of_the_tokens(rank: int):
+    a, b = fit.low_rank(sums_of(*pairs(0)), rank)
+    h_TF, d_TD = pairs(7)
+    direct = (d_TD - h_TF @ a.mT @ b.mT).square().sum() / d_TD.square().sum()
+    assert fit.relative_error(sums_of(h_TF, d_TD), a, b) == pytest.approx(float(direct), rel=1e-4)
+    assert fit.relative_error(sums_of(h_TF, d_TD), 0 * a, b) == 1
+
+
+def test_the_sums_are_of_what_the_experts_add_to_real_tokens(run: Path):
+    trained = load_run(run, exact=True)
+    model, batch = trained.model, probes(trained)[1]
+    sums = fit.collect(model, [batch])
+    assert {own.tokens for own in sums.values()} == {int(batch["attention_mask"].sum())}
+    for block, moe in adapter.blocks(model).items():
+        seen: list[Tensor] = []
+        handle = moe.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
+        with torch.no_grad():
+            logits(model, batch)
+        handle.remove()
+        real = seen[0][batch["attention_mask"].bool()]
+        assert sums[block].energy == pytest.approx(float(real.double().square().sum()))
+
+
+# The export
+
+
+@pytest.fixture(scope="module")
+def exported(cli: Cli, run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("out") / "lora"
+    outcome = cli("export", run, "--to", "lora", "--output", folder, "--rank", 4, "--steps", 5)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "an imitation" in outcome.out
+    return folder, json.loads((folder / "export.json").read_text())
+
+
+def opened(run: Path, folder: Path) -> Any:
+    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True)), str(folder)).eval()
+
+
+def test_it_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: tuple[Path, dict[str, Any]]):
+    folder, about = exported
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+    ends = {name.rpartition("encoder.layer.")[2] for name in config["target_modules"]}
+    ours = {f"{block}.{name}" for block in (1, 2) for name in ("output.dense", "attention.self.query")}
+    assert ours < ends
+    assert len(ends) == 6
+    assert about["max_difference"] == 0.0
+
+
+def test_the_shared_update_of_attention_and_the_head_are_exact(run: Path, exported: tuple[Path, dict[str, Any]]):
+    original, lora = load_run(run, exact=True).model, opened(run, exported[0])
+    heads = head_parameters(original)
+    assert all(parameter.equal(heads[name]) for name, parameter in head_parameters(lora).items())
+    shared = {n: m for n, m in original.named_modules() if isinstance(m, LowRank)}
+    assert len(shared) == 4
+    for name, module in shared.items():
+        layer = lora.get_submodule(name.partition(".moe_shared")[0])
+        product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+        torch.testing.assert_close(product, SCALE * module.low_b @ module.low_a)
+
+
+def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, dict[str, Any]]):
+    folder, about = exported
+    trained = load_run(run, exact=True)
+    test, task = load_split(trained.recipe, "test", trained.label_names), make_task("sequence-classification")
+    for name, model in (("lora", opened(run, folder)), ("mixture_of_experts", trained.model)):
+        assert about["metric"][name] == tally(model, task, test, 3).metrics()
+    # Without experts and shared updates the model is the backbone with the run's head.
+    alone = load_run(run, exact=True).model
+    with torch.no_grad():
+        for moe in adapter.blocks(alone).values():
+            moe.down.zero_()
+        for module in alone.modules():
+            if isinstance(module, LowRank):
+                module.low_b.zero_()
+    assert about["metric"]["backbone_alone"] == tally(alone, task, test, 3).metrics()
+    assert about["relative_error"].keys() == about["relative_error_closed_form"].keys() == {"1", "2"}
+    assert all(0 < error < 1 for error in about["relative_error_closed_form"].values())
+    assert "imitates a mixture-of-experts adapter" in (folder / "README.md").read_text()
+
+
+def test_training_after_the_fit_brings_the_outputs_nearer(run: Path, tmp_path: Path):
+    trained = load_run(run, exact=True)
+    batches, _ = unlabelled(trained, None, 16)
+    sites = distillation._sites(trained.model)
+    losses = []
+    for steps in (0, 40):
+        fftmoe.export(run, "lora", tmp_path / str(steps), rank=1, steps=steps)
+        model = opened(run, tmp_path / str(steps))
+        with torch.no_grad():
+            found = [
+                distillation._loss(*(distillation._run(m, b, sites) for m in (model, trained.model)), exclusive=True)
+                for b in batches
+            ]
+        losses.append(float(torch.stack(found).mean()))
+    assert losses[1] < losses[0]
+
+
+def test_it_is_fitted_to_a_file_of_texts_without_labels(run: Path, tmp_path: Path):
+    lines = ["red ash bay", "blue cod", "green elm fig gum", "ivy hay dew red"] * 10
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    about = fftmoe.export(run, "lora", tmp_path / "out", rank=2, steps=0, data=str(tmp_path / "texts.txt"))
+    assert about["tokens"] == pytest.approx(36 * 5.25, rel=0.1)  # nine of ten texts, each with two special tokens
+    assert about["rank"] == 3  # of the shared update
+
+
+def test_a_language_model_is_imitated_alike(cli: Cli, tmp_path: Path):
+    values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))
+    run = finished(cli, tmp_path, values)
+    about = fftmoe.export(run, "lora", tmp_path / "out", rank=7, steps=3)
+    assert about["metric"].keys() == {"mixture_of_experts", "backbone_alone", "lora_closed_form", "lora"}
+    assert "perplexity" in about["metric"]["lora"]
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert all(name.endswith("mlp.down_proj") for name in config["target_modules"])
+    assert (config["r"], config["bias"], config["modules_to_save"], config["rank_pattern"]) == (7, "none", None, {})
+
+
+def test_a_language_model_and_its_lora_are_made_one_without_this_package(cli: Cli, tmp_path: Path):
+    """By the lines of docs/export.md as they stand; the one model computes what the two did."""
+    values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))
+    run = finished(cli, tmp_path, values)
+    fftmoe.export(run, "lora", tmp_path / "as-lora", rank=7, steps=3)
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    lines += "import sys\nassert 'fftmoe' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True, capture_output=True)
+    ids = torch.randint(4, 10, (3, 11), generator=torch.Generator().manual_seed(5))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        ours = logits(opened(run, tmp_path / "as-lora"), {"input_ids": ids})
+        alone = logits(fresh_backbone(load_run(run, exact=True)).eval(), {"input_ids": ids})
+        # B A is added to the weight before it is multiplied, and not after.
+        torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-5, atol=1e-5)
+    assert (ours - alone).abs().max() > 1e-3
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_what_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_values: dict[str, Any], tmp_path: Path):
+    (tmp_path / "few.txt").write_text("red\nblue\n")
+    few = cli("export", run, "--to", "lora", "--output", tmp_path / "out", "--data", tmp_path / "few.txt")
+    assert_refused(few, "few.txt holds 2 examples", "at least 20")
+    plain = finished(cli, tmp_path, {**recipe_values, "method": "fedit"})
+    for form in ("lora", "personal"):
+        flags = ("--experts", "0") if form == "personal" else ()
+        refused = cli("export", plain, "--to", form, "--output", tmp_path / "out", *flags)
+        assert_refused(refused, "method fedit has no experts", "--to peft")
+    assert cli("export", plain, "--to", "peft", "--output", tmp_path / "out").status == 0

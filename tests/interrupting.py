@@ -1,0 +1,66 @@
+"""Runs that are cut off at a chosen place, and what two runs that end alike have in common."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.rounds import loop as rounds_module
+
+ROUNDS = 5
+SETTINGS = {
+    "plain": (),
+    "state on clients": ("adapter.router=personal", "federation.upload=int8", "federation.server_optimizer=adam"),
+    "solved head": ("head={kind: closed-form, num_features: 37, every: 2}",),
+    "moving average": ("federation.average_decay=0.6",),
+}
+# What tells one run from another; `seconds` and peaks differ of course.
+RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors", "clients/*/*.safetensors")
+
+
+def settings(name: str, *others: str) -> list[str]:
+    return [f"federation.rounds={ROUNDS}", "evaluation.local_only=false", "trackers=[]", *SETTINGS[name], *others]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for name in RESULTS for path in folder.glob(name)}
+
+
+def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows, less what no two runs have in common."""
+    clocks = ("seconds", "client_seconds", "phase_seconds", "peak_rss_mib", "expected_rss_mib")
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for values in (summary, *rows):
+        for tier in (values.get("per_client_round_by_tier") or values.get("by_tier")).values():
+            del tier["seconds"]
+        for tier in values.get("prediction", {}).values():
+            tier.pop("seconds_per_client_round", None)
+        for name in clocks:
+            values.pop(name, None)
+    return summary, rows
+
+
+class Killed(Exception):
+    """In the place of a signal."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, round: int) -> None:
+    """Ends the run in this round, where `place` says."""
+    name = {"in training": "apply_round", "before the row": "measure", "before the checkpoint": "_check_alive"}[place]
+    original = getattr(rounds_module, name)
+
+    def ended(*arguments: Any) -> Any:
+        if place == "in training":
+            plan, updates = arguments[2:4]
+            if plan.round == round:
+                next(iter(updates))  # a client has trained, and keeps what it keeps
+                raise Killed
+        elif place == "before the row" and arguments[1].round == round:
+            raise Killed
+        elif place == "before the checkpoint" and arguments[0].rows[-1]["round"] == round:
+            raise Killed
+        return original(*arguments)
+
+    monkeypatch.setattr(rounds_module, name, ended)

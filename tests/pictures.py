@@ -1,0 +1,42 @@
+"""Small pictures that are a little red, green or blue, and a tiny ViT, for runs on images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from fftmoe.rng import numpy_generator
+from models import FAMILIES
+
+COLOURS = ("red", "green", "blue")  # as the channels
+
+
+def write_pictures(folder: Path, names: Sequence[str], colours: Sequence[str] = COLOURS) -> Path:
+    """Pictures of these colours, as `train` and `test`; the labels are numbered as `names`."""
+    features = datasets.Features({"picture": datasets.Image(), "colour": datasets.ClassLabel(names=list(names))})
+    for split, size in (("train", 61), ("test", 23)):
+        random = numpy_generator(3, split)
+        rows: dict[str, list[Any]] = {"picture": [], "colour": []}
+        for row in range(size):
+            pixels = random.integers(0, 200, (11, 7, 3), dtype=np.uint8)
+            colour = colours[row % len(colours)]
+            pixels[:, :, COLOURS.index(colour)] += 12
+            rows["picture"].append(Image.fromarray(pixels))
+            rows["colour"].append(names.index(colour))
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def vision_values(folder: Path) -> dict[str, Any]:
+    """The sections of a recipe for a tiny ViT on such pictures, both saved in `folder`."""
+    FAMILIES["vit"].make().save_pretrained(folder / "vit")  # type: ignore[operator]
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
+    return {
+        "backbone": {"model": str(folder / "vit"), "task": "image-classification"},
+        "data": {"source": str(write_pictures(folder, COLOURS)), "image": "picture", "label": "colour"},
+    }

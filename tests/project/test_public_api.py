@@ -1,0 +1,120 @@
+"""What others build on, frozen: the names of the package and the verbs of the command line."""
+
+from typing import Any
+
+import typer
+
+import fftmoe
+from fftmoe.cli.app import app
+
+API = [
+    "FftmoeError",
+    "InputError",
+    "MoeAdapterConfig",
+    "OutputError",
+    "Plugins",
+    "Recipe",
+    "Result",
+    "RunError",
+    "attach_adapter",
+    "export",
+    "load_backbone",
+    "load_recipe",
+    "predict",
+    "record_routing",
+    "resume",
+    "run",
+]
+VERBS = {
+    "init": {"data", "--output", "--text", "--label", "--by"},
+    "run": {"recipe", "--output", "--set", "--workers", "--engine"},
+    "resume": {"run", "--set", "--workers"},
+    "plan": {
+        "recipe",
+        "--set",
+        "--clients",
+        "--json",
+        "--measure",
+        "--deadline",
+        "--memory-mib",
+        "--uplink-mbit",
+        "--write",
+        "--force",
+    },
+    "compare": {
+        "recipe",
+        "--methods",
+        "--heads",
+        "--partitions",
+        "--seeds",
+        "--target",
+        "--output",
+        "--workers",
+        "--set",
+        "--keep",
+    },
+    "deploy init": {"folder", "--sites", "--address", "--days"},
+    "deploy server": {"folder", "--recipe", "--output", "--set", "--wait"},
+    "deploy client": {"folder", "--data", "--budget", "--model"},
+    "deploy status": {"folder"},
+    "deploy stop": {"folder", "--seconds"},
+    "evaluate": {"run", "--data", "--split", "--top-k"},
+    "predict": {
+        "run",
+        "inputs",
+        "--file",
+        "--column",
+        "--output",
+        "--scores",
+        "--top-k",
+        "--client",
+        "--batch-size",
+        "--max-new-tokens",
+    },
+    "export": {
+        "run",
+        "--to",
+        "--output",
+        "--top-k",
+        "--client",
+        "--tier",
+        "--experts",
+        "--rank",
+        "--data",
+        "--steps",
+    },
+    "report": {"run", "--output"},
+}
+
+
+def test_the_package_exports_exactly_these_names():
+    assert sorted(fftmoe.__all__) == API
+    assert all(hasattr(fftmoe, name) for name in API)
+
+
+def test_the_command_line_has_exactly_these_verbs_and_options():
+    group = typer.main.get_group(app)
+    found = {
+        name: {
+            part
+            for parameter in command.params
+            for part in (parameter.opts if parameter.param_type_name == "option" else [parameter.name])
+        }
+        for name, command in verbs(group).items()
+    }
+    assert found == VERBS
+
+
+def verbs(group: Any, prefix: str = "") -> dict[str, Any]:
+    """The commands of a group, those of groups within it under both names."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= verbs(command, f"{prefix}{name} ") if inner else {prefix + name: command}
+    return found
+
+
+def test_bad_input_is_a_value_error_and_a_failed_run_a_runtime_error():
+    assert issubclass(fftmoe.InputError, ValueError)
+    assert issubclass(fftmoe.RunError, RuntimeError)
+    assert (fftmoe.InputError.exit_status, fftmoe.RunError.exit_status) == (2, 1)

@@ -1,0 +1,34 @@
+"""What the README shows is what the package takes."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from fftmoe.config import load_recipe, parse_recipe
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks_of(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_recipe_for_own_data_is_valid_and_ten_lines_long():
+    (text,) = blocks_of("yaml")
+    parse_recipe(yaml.safe_load(text), "README.md")
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 10
+
+
+def test_python_shown_compiles():
+    assert blocks_of("python")
+    for text in blocks_of("python"):
+        compile(text, "README.md", "exec")
+
+
+def test_recipes_and_files_named_exist():
+    for path in re.findall(r"`((?:docs|recipes|benchmarks)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`recipes/(\w+)\.yaml`", README):
+        load_recipe(name)

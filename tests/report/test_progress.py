@@ -1,0 +1,99 @@
+"""The time that is left, as a run tells it."""
+
+import io
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fftmoe.cost.forecast import tell
+from fftmoe.report.progress import Progress, duration
+
+
+def row(number: int) -> dict[str, Any]:
+    return {"round": number, "accuracy": None, "bytes_down": 0, "bytes_up": 0}
+
+
+def shown(seconds: Sequence[float], num_rounds: int, done: int = 0) -> list[str]:
+    """The lines of a run whose rounds took so long."""
+    now = [0.0]
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=200), clock=lambda: now[0])
+    with progress.rounds(num_rounds, 3, done):
+        for number, took in enumerate(seconds, done + 1):
+            now[0] += took
+            progress.round_done(row(number))
+    return out.getvalue().splitlines()
+
+
+def test_the_time_left_is_that_of_the_rounds_to_come_at_the_median_of_the_last():
+    lines = shown([120, 120, 3000, 120], num_rounds=14)
+    assert [line.rpartition("  ")[2] for line in lines] == [
+        "about 26 min left",
+        "about 24 min left",
+        "about 22 min left",  # one slow round says nothing of the others
+        "about 20 min left",
+    ]
+
+
+def test_old_rounds_are_forgotten_and_those_before_a_resume_are_not_counted():
+    lines = shown([60] * 5 + [240] * 3, num_rounds=30, done=10)
+    assert "about 19 min left" in lines[0]
+    assert "about 48 min left" in lines[-1]  # 12 rounds at the median of 60, 60, 240, 240, 240
+
+
+def test_a_run_that_is_nearly_over_does_not_say_so():
+    assert not any("left" in line for line in shown([1.0, 1.0, 1.0], num_rounds=9))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (61, "61 s"),
+        (100, "2 min"),
+        (3560, "59 min"),
+        (3590, "1 h"),
+        (12_000, "3 h 20 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_a_duration_is_as_exact_as_an_estimate(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+@pytest.fixture
+def population() -> Any:
+    """Three of ten clients are large; four train in a round, on one worker."""
+    tiers = [SimpleNamespace(name="small"), SimpleNamespace(name="large")]
+    members = {"small": np.arange(7), "large": np.arange(3)}
+    federation = SimpleNamespace(rounds=100, clients_per_round=4)
+    return SimpleNamespace(
+        tiers=tiers,
+        num_clients=10,
+        budgets=SimpleNamespace(members=lambda tier: members[tier.name]),
+        recipe=SimpleNamespace(federation=federation, engine=SimpleNamespace(workers=1)),
+    )
+
+
+def told(experiment: Any, seconds: dict[str, float], done: int = 0) -> str:
+    out = io.StringIO()
+    tell(experiment, seconds, done, "runs/x", Progress(Console(file=out, width=200)))
+    return out.getvalue()
+
+
+def test_a_run_that_would_take_hours_says_so_first(population: Any):
+    # 100 rounds of 4 clients at 0.7 * 20 + 0.3 * 50 = 29 s: 11,600 s.
+    text = told(population, {"small": 20.0, "large": 50.0})
+    for words in ("100 rounds", "about 3 h 15 min", "Ctrl-C", "fftmoe resume runs/x", "--set federation.rounds=2"):
+        assert words in text, text
+    assert "about 19 min" in told(population, {"small": 20.0, "large": 50.0}, done=90)  # the ten that are left: 1,160 s
+    assert "federation.rounds=2" not in told(population, {"small": 20.0, "large": 50.0}, done=90)
+
+
+def test_a_short_run_and_one_that_could_not_be_timed_say_nothing(population: Any):
+    assert told(population, {"small": 0.1, "large": 0.1}) == ""
+    assert told(population, {}) == ""

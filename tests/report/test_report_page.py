@@ -1,0 +1,271 @@
+"""The page of a run: every kind of run has its sections, says nothing unescaped and loads nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import Cli
+from fftmoe.comparison.page import comparison_page
+from fftmoe.comparison.statistics import CellResult, Comparison
+from fftmoe.report import draw
+from fftmoe.report.html import report_page
+from reports import HOSTILE, config, external_loads, rows, structure_of, summary
+
+SECTIONS = ["Learning curve", "Clients", "Experts", "Budgets and costs", "Where the time went", "Faults"]
+LAST = ["To do it again", "The resolved recipe"]
+
+
+def test_a_finished_run_has_all_sections_and_its_outcome_first():
+    found = structure_of(report_page(config(), rows(), summary()))
+    assert found.headings == ["tiny", *SECTIONS, *LAST]
+    before_the_curves = found.text[: found.text.index("Learning curve")]
+    for words in ("0.750", "on all test data", "0.125", "3.0 MiB", "9.0 MiB", "18 s", "dirichlet, alpha 0.1"):
+        assert words in before_the_curves
+    for words in ("1.0 MiB → 512 KiB", "3.00", "5.0 MiB", "512 MiB at their peak", "fftmoe run config.yaml", "3.11.2"):
+        assert words in found.text
+    assert "was expected" not in found.text
+    expected = structure_of(report_page(config(), rows(), summary(expected_rss_mib=448.0)))
+    assert "512 MiB at their peak; 448 MiB was expected" in expected.text
+    captions = [a["aria-label"] for tag, a in found.elements if tag == "svg" and a.get("role") == "img"]
+    # Curve, loss, clients, effective experts, load and use of two blocks each, bytes, seconds.
+    assert len(captions) == 10
+
+
+def test_loss_of_the_best_is_told_against_a_client_alone():
+    alone: dict[str, Any] = {"local_only_accuracy": {"mean": 0.5, "worst_decile": 0.25, "num_clients": 3}}
+    page = report_page(config(), rows(), summary(**alone))
+    assert "+0.250" in structure_of(page).text
+    assert "a client alone, mean 0.5." in page  # what the curve is said to show
+
+
+def test_a_language_model_is_judged_by_its_own_metric():
+    values = (90.5, None, 31.25, 12.5)
+    told = {
+        "perplexity": 12.5,
+        "perplexity_by_tier": {"small": 14.0},
+        "client_perplexity": {"mean": 13, "worst_decile": 20},
+    }
+    found = structure_of(report_page(config(), rows("perplexity", values), {**summary("perplexity"), **told}))
+    assert "12.5perplexity, on all test data" in found.text
+    assert "Perplexity of every client" in found.text
+    assert "ccuracy" not in found.text
+
+
+def test_a_private_run_says_what_is_not_known():
+    private = [{k: v for k, v in r.items() if k not in ("load", "experts", "train_loss")} for r in rows()]
+    private = [{**row, "epsilon": 0.5 * row["round"]} if row["round"] else row for row in private]
+    spent = {"epsilon": 1.5, "delta": 1e-3, "stopped_early": True, "noise_multiplier": 1.1, "clip_norm": 0.5}
+    told = summary(privacy={**spent, "sampling_rate": 0.2, "releases": 3})
+    del told["clients"]
+    recipe = config(privacy={"min_contributors": 3, "epsilon": 2.0, "delta": 1e-3})
+    found = structure_of(report_page(recipe, private, told))
+    assert "Privacy" in found.headings
+    for words in (
+        "not known to the server in private mode",
+        "1.500 at delta 0.001",
+        "ended early",
+        "of single clients",
+    ):
+        assert words in found.text
+    assert "ε 1.50" in found.text
+    assert "Which client uses" not in found.text
+
+
+def test_sums_alone_are_private_too():
+    found = structure_of(report_page(config(privacy={"min_contributors": 3}), rows(), summary(privacy={})))
+    assert "sums over 3 clients or more" in found.text
+
+
+def test_a_robust_run_names_its_mode_and_what_was_rejected():
+    told = rows()
+    told[-1]["fault_counts"] = {"rejected": 2}
+    told[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": "norm 9 is above 2"}]
+    recipe = config(robustness={"aggregator": "trimmed-mean", "malicious_fraction": 0.2})
+    found = structure_of(report_page(recipe, told, summary()))
+    assert "Malicious clients" in found.headings
+    for words in ("trimmed-mean", "updates rejected2", "2 rejected.", "round 36rejectednorm 9 is above 2"):
+        assert words in found.text
+
+
+def test_a_remote_run_knows_no_clients():
+    told = {k: v for k, v in summary().items() if k not in ("clients", "client_accuracy")}
+    assert "their data is elsewhere" in structure_of(report_page(config(), rows(), told)).text
+
+
+def test_faults_are_capped_and_counted():
+    told = rows()
+    told[2]["faults"] = [{"client_id": c, "kind": "late", "reason": "slow"} for c in range(53)]
+    told[3]["fault_counts"] = {"late": 53, "absent": 0}
+    found = structure_of(report_page(config(), told, summary()))
+    assert "53 late." in found.text
+    assert "… and 3 more" in found.text
+
+
+def test_an_unfinished_run_says_so():
+    found = structure_of(report_page(config(), rows()[:3], None))
+    assert "This run has not finished: it is after round 2 of 3." in found.text
+    assert "0.500accuracy after round 2" in found.text
+    structure_of(report_page(config(), [], None))  # before its first row
+
+
+def test_a_run_of_another_method_has_no_experts():
+    plain = [{k: v for k, v in row.items() if k not in ("load", "experts")} for row in rows()]
+    found = structure_of(report_page(config(method="fedit"), plain, summary()))
+    assert "Experts" not in found.headings
+
+
+def test_alarms_stand_above_everything():
+    starving = [{**row, "round": t, "load": {"4": [0.001, 0.249, 0.25, 0.25, 0.25]}} for t, row in enumerate(rows())]
+    text = structure_of(report_page(config(), starving, summary())).text
+    alarm = "block 4: hardly any token went to expert 0 for 3 rounds."
+    assert text.index(alarm) < text.index("0.750")
+    assert text.count(alarm) == 2  # and in its section
+
+
+def test_a_number_that_is_none_does_not_break_a_page():
+    nan = float("nan")
+    diverged = [{**row, "train_loss": nan, "accuracy": nan} for row in rows()]
+    structure_of(report_page(config(), diverged, summary(accuracy=nan, clients={"percentiles": [0.1] * 101})))
+
+
+def test_everything_that_anyone_wrote_is_escaped():
+    told = rows()
+    told[-1]["fault_counts"] = {HOSTILE: 1}
+    told[-1]["faults"] = [{"client_id": HOSTILE, "kind": HOSTILE, "reason": HOSTILE}]
+    told[-1]["phase_seconds"] = {HOSTILE: 2.0}
+    facts = summary(environment={HOSTILE: HOSTILE}, per_client_round_by_tier={HOSTILE: {"bytes_up": 1.0}})
+    facts |= {"accuracy_by_tier": {HOSTILE: 0.5}, "clients": {"tier": [HOSTILE], "accuracy": [0.5]}}
+    recipe = config(name=HOSTILE, method=HOSTILE, robustness={HOSTILE: HOSTILE}, partition={"kind": HOSTILE})
+    recipe["data"] = {"source": HOSTILE}
+    page = report_page(recipe, told, facts)
+    assert "<script" not in page
+    assert structure_of(page).text.count("alert('x')") > 9
+    cells = (
+        CellResult(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0, "failed", reason=HOSTILE),
+        CellResult("a", "fft-moe", HOSTILE, HOSTILE, 1, "done", summary(client_seconds=3.0), rows()[2:]),
+    )
+    assert "<script" not in comparison_page(Comparison(HOSTILE, cells))
+
+
+def test_a_comparison_has_its_outcome_first():
+    cells = tuple(
+        CellResult(
+            f"{m}+h", m, "h", place, seed, "done", summary(accuracy=a - seed / 100, client_seconds=3.0), rows()[2:]
+        )
+        for m, a in (("fft-moe", 0.75), ("fedit", 0.5))
+        for place in ("iid", "shards:1")
+        for seed in range(3)
+    )
+    missing = CellResult("fedit+h", "fedit", "h", "iid", 3, "not run")
+    found = structure_of(comparison_page(Comparison("two", (*cells, missing))))
+    assert found.headings[:2] == ["two, compared", "Accuracy"]
+    assert found.headings[-3:] == ["Accuracy against rounds and bytes", "iid", "shards:1"]
+    first = found.text[: found.text.index("Under skew")]
+    for words in (
+        "1 of 13 runs have not been run",
+        "0.740 ±",
+        "fft-moe+h: highest",
+        "+0.250",
+        "better in 6 of 6 pairs",
+    ):
+        assert words in first
+    assert "fft-moe+h on IID data" in found.text
+    assert "95 % interval" in found.text
+
+
+def test_what_is_not_well_formed_would_be_found():
+    for wrong in (
+        "<p><b>x</p></b>",
+        "<p>",
+        "</p>",
+        '<img src="a.png">',
+        "<svg role='img'></svg>",
+        "<b onclick='x'></b>",
+    ):
+        with pytest.raises((AssertionError, KeyError)):
+            structure_of(wrong)
+    page = """<script src="https://x.org/a.js"></script><p style="background:url(https://x.org/b.png)">"""
+    assert external_loads(page) == ["https://x.org/a.js", "https://x.org/b.png"]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_are_few_and_enclose_what_is_drawn(low: float, span: float):
+    values = draw.ticks(low, low + span)
+    assert 2 <= len(values) <= 8
+    assert values == sorted(set(values))
+    slack = 1e-6 * (abs(low) + span + 1)
+    assert values[0] <= low + slack
+    assert values[-1] >= low + span - slack
+
+
+# ---- the verb -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(cli: Cli, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "run"
+    outcome = cli("run", recipe_file, "--output", path, "--set", "evaluation.local_only=false", "--set", "trackers=[]")
+    assert outcome.status == 0, outcome.err
+    return path
+
+
+def test_a_real_run_has_every_figure(folder: Path):
+    found = structure_of((folder / "report.html").read_text())
+    assert found.headings == ["tiny", *SECTIONS, *LAST]
+    captions = {a["aria-label"] for tag, a in found.elements if tag == "svg" and a.get("role") == "img"}
+    assert len(captions) == 10
+    assert sum("trained which of 5 experts" in str(caption) for caption in captions) == 2
+    assert "Effective number of experts" in found.text
+
+
+def test_the_verb_makes_the_same_page_again(cli: Cli, folder: Path, tmp_path: Path):
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    outcome = cli("report", folder)
+    assert (outcome.status, outcome.out) == (0, f"page  {folder / 'report.html'}\n")
+    assert (folder / "report.html").read_bytes() == before
+    assert cli("report", folder, "--output", tmp_path / "other.html").status == 0
+    assert (tmp_path / "other.html").read_bytes() == before
+
+
+def test_the_verb_shows_a_run_that_goes_on(cli: Cli, folder: Path, tmp_path: Path):
+    going_on = tmp_path / "run"
+    going_on.mkdir()
+    (going_on / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (going_on / "metrics.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:30])  # the last is being written
+    assert cli("report", going_on).status == 0
+    assert "after round 1 of 2" in (going_on / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (None, "", "is not a run folder"),
+        ("summary.json", "{", "summary.json"),
+        ("metrics.jsonl", "[1]\n", "it is damaged"),
+        ("comparison.json", '{"cells": [{}]}', "it is no comparison"),
+    ],
+)
+def test_the_verb_refuses_what_is_no_run(
+    cli: Cli, folder: Path, tmp_path: Path, name: str | None, text: str, words: str
+):
+    spoilt = tmp_path / "run"
+    spoilt.mkdir()
+    if name is not None:
+        for kept in ("config.yaml", "metrics.jsonl", "summary.json"):
+            (spoilt / kept).write_bytes((folder / kept).read_bytes())
+        (spoilt / name).write_text(text)
+    outcome = cli("report", spoilt)
+    assert outcome.status == 2
+    assert words in outcome.err
+    assert not list(spoilt.glob("*.html"))
+
+
+def test_the_verb_writes_over_no_folder(cli: Cli, folder: Path, tmp_path: Path):
+    outcome = cli("report", folder, "--output", tmp_path)
+    assert outcome.status == 2
+    assert "is a folder" in outcome.err

@@ -1,0 +1,224 @@
+"""Whole runs in which clients send what no honest client sends: they go on as if it had not come, and say so."""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from fftmoe.config import METHODS, parse_recipe
+from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.errors import RunError
+from fftmoe.records import ClientPlan, ServerState, Tensors, unpack_plan
+from fftmoe.rounds.run import resume, run
+from fftmoe.server.rounds import choose_cohort
+from fftmoe.setup.compose import Experiment
+from fftmoe.setup.engine import open_engine
+from fftmoe.store import RunFolder, unpack_state
+from spoiling import of, say
+from tampering import CELLS, recipe_of
+
+Answer = Callable[[ClientPlan, bytes], bytes | Fault]
+"""What becomes of a client's honest answer."""
+
+
+class Tampering:
+    """Real clients, whose answers are what `answer` makes of them."""
+
+    def __init__(self, inner: Engine, answer: Answer) -> None:
+        self._inner, self._answer = inner, answer
+
+    @property
+    def reliable(self) -> bool:
+        return self._inner.reliable
+
+    def absent(self) -> Collection[int]:
+        return self._inner.absent()
+
+    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+        plans = {client_id: unpack_plan(message)[0] for group in groups for client_id, message in group}
+        for reply in self._inner.run_clients(groups, enough):
+            assert isinstance(reply, Reply)
+            answer = self._answer(plans[reply.client_id], reply.message)
+            yield answer if isinstance(answer, Fault) else reply._replace(message=answer)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def peak_rss_mib(self) -> float:
+        return self._inner.peak_rss_mib()
+
+
+Finish = Callable[..., Path]
+Whose = Callable[[ClientPlan], bool]
+
+
+@pytest.fixture
+def finish(recipe_values: dict[str, Any], tmp_path: Path) -> Finish:
+    """`finish("name", "fedit", answer, **{"federation.rounds": 7})`: the run's folder, or the rest of one there."""
+
+    def make(name: str, cell: str, answer: Answer, **changes: Any) -> Path:
+        def opened(experiment: Experiment, folder: RunFolder) -> Engine:
+            return Tampering(open_engine(experiment, folder), answer)
+
+        folder = tmp_path / name
+        if folder.exists():
+            resume(folder, open_engine=opened)
+        else:
+            run(parse_recipe(recipe_of(cell, recipe_values, **changes), "tiny"), folder, open_engine=opened)
+        return folder
+
+    return make
+
+
+def honest(plan: ClientPlan, message: bytes) -> bytes:
+    return message
+
+
+def instead(whose: Whose, change: Callable[[bytes], bytes | None]) -> Answer:
+    """These clients' answers changed."""
+    return lambda plan, message: change(message) or message if whose(plan) else message
+
+
+def missing(whose: Whose) -> Answer:
+    """These clients' answers left out."""
+    return lambda plan, message: Fault(plan.client_id, "spare", "left out for a test") if whose(plan) else message
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def faults(folder: Path) -> list[tuple[int, int, str]]:
+    return [(row["round"], f["client_id"], f["kind"]) for row in rows(folder) for f in row.get("faults", ())]
+
+
+def state(folder: Path) -> ServerState:
+    return unpack_state(max((folder / "checkpoints").glob("*.safetensors")).read_bytes())
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """The same tensors in every file, and the same accuracy."""
+    files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.safetensors")}
+    assert files == {path.relative_to(other): path.read_bytes() for path in other.rglob("*.safetensors")}
+    assert {"adapter", "checkpoints"} <= {path.parts[0] for path in files}
+    for key in ("accuracy", "accuracy_by_tier", "accuracy_by_round", "bytes_down", "rounds_void"):
+        assert summary(one)[key] == summary(other)[key]
+
+
+def not_a_number(header: dict[str, Any], tensors: Tensors) -> None:
+    """In every tensor, and where there is none in the weight."""
+    for tensor in tensors.values():
+        tensor.view(-1)[:1] = float("nan")
+    if not tensors:
+        header["num_examples"] = 10**6
+
+
+def first_of(round: int, num_clients: int) -> int:
+    return choose_cohort(num_clients, min(3, num_clients), 3, round)[0]
+
+
+@pytest.mark.parametrize("method", get_args(METHODS))
+def test_a_run_is_what_it_would_be_without_the_answers_that_were_refused(finish: Finish, method: str):
+    """In both rounds one; on one machine, where engines lose nobody."""
+    population = 1 if method == "centralized" else 5
+    lost = {1: first_of(1, population), 2: first_of(2, population)}
+
+    def whose(plan: ClientPlan) -> bool:
+        return lost[plan.round] == plan.client_id
+
+    refused = finish("refused", method, instead(whose, of(not_a_number)))
+    without = finish("without", method, missing(whose))
+    assert_equal_runs(refused, without)
+    assert faults(refused) == [(t, c, "rejected") for t, c in lost.items()]
+    reasons = [f["reason"] for row in rows(refused) for f in row.get("faults", ())]
+    assert all("nan" in reason or "num_examples 1000000" in reason for reason in reasons)
+    assert summary(refused)["faults"] == {"rejected": 2}
+    assert (summary(refused)["clients_failed"], summary(without)["clients_failed"]) == (2, 0)
+    assert summary(refused)["bytes_up"] > summary(without)["bytes_up"]
+
+
+@pytest.mark.parametrize("cell", ["fft-moe-solved-head", "head-only-solved-head", "fedsa-lora-sums", "flora-sums"])
+def test_sums_that_are_refused_are_missed_by_nobody(finish: Finish, cell: str):
+    def whose(plan: ClientPlan) -> bool:
+        return plan.task == "sums" and plan.client_id == 2
+
+    refused = finish("refused", cell, instead(whose, of(not_a_number)))
+    assert_equal_runs(refused, finish("without", cell, missing(whose)))
+    assert faults(refused)[0] == (0, 2, "rejected")
+    assert set(summary(refused)["faults"]) == {"rejected"}
+    assert not torch.equal(
+        state(refused).tensors["head.weight"], state(finish("all", cell, honest)).tensors["head.weight"]
+    )
+
+
+@pytest.mark.parametrize("cell", ["fft-moe", "fft-moe-int8", "hetlora", "local-only", "fft-moe-solved-head"])
+def test_who_trains_alone_and_says_nonsense_is_left_out(finish: Finish, cell: str):
+    def whose(plan: ClientPlan) -> bool:
+        return plan.task == "alone" and plan.client_id in (0, 4)
+
+    alone = {"evaluation.local_only": True}
+    refused = finish(
+        "refused", cell, instead(whose, of(lambda h, t: h["metrics"].update(holdout_accuracy=7.0))), **alone
+    )
+    without = finish("without", cell, missing(whose), **alone)
+    assert_equal_runs(refused, without)
+    for key in ("local_only_accuracy", "local_only_client_accuracy"):
+        assert summary(refused)[key] == summary(without)[key]
+    assert summary(refused)["local_only_accuracy"]["num_clients"] == 3
+    named = [(f["client_id"], f["kind"], f["reason"]) for f in summary(refused)["local_only_faults"]]
+    reason = "its holdout_accuracy is 7.0, and a number from 0 to 1 was expected"
+    assert named == [(0, "rejected", reason), (4, "rejected", reason)]
+    everyone = finish("nobody", cell, instead(lambda plan: plan.task == "alone", lambda _: b"-"), **alone)
+    assert len(summary(everyone)["local_only_faults"]) == 5
+    assert "local_only_accuracy" not in summary(everyone)
+    assert "local_only_faults" not in summary(finish("all", cell, honest, **alone))
+
+
+def test_a_local_run_of_nobody_but_liars_ends_with_a_reason_and_can_go_on(finish: Finish, tmp_path: Path):
+    """After three rounds without an update, which count as rounds and change nothing."""
+    lies = instead(lambda plan: plan.round > 1, say(num_examples=0))
+    reason = r"last 3 rounds had no update and changed nothing \(.*client \d rejected: its update says num_examples 0, "
+    with pytest.raises(RunError, match=reason + r".*; mend that, and go on: fftmoe resume"):
+        finish("dead", "fedit", lies, **{"federation.rounds": 6})
+    assert state(tmp_path / "dead").round == 4
+    folder = finish("dead", "fedit", honest)
+    assert state(folder).round == 6
+    assert (summary(folder)["rounds_void"], summary(folder)["faults"]) == (3, {"rejected": 9})
+
+
+def test_a_head_that_nobody_sends_sums_for_stays_or_ends_the_run(finish: Finish, tmp_path: Path):
+    """It stays where there is one."""
+    named = r"no client sent sums .*client 4 rejected: its message is none of ours: it has 1 bytes, "
+    with pytest.raises(RunError, match=named):
+        finish("none", "fft-moe-solved-head", instead(lambda plan: plan.task == "sums", lambda _: b"-"))
+    assert not (tmp_path / "none" / "summary.json").exists()
+    folder = finish(
+        "kept", "fft-moe-solved-head", instead(lambda plan: plan.task == "sums" and plan.round > 0, lambda _: b"-")
+    )
+    before = finish("before", "fft-moe-solved-head", honest, **{"head.update": "frozen"})
+    assert torch.equal(state(folder).tensors["head.weight"], state(before).tensors["head.weight"])
+    assert summary(folder)["faults"] == {"rejected": 10}
+
+
+def test_the_recipe_says_how_large_the_changes_of_a_client_may_be(finish: Finish):
+    bound = "federation.max_update_norm"
+    changed, large = finish("large", "fedit", honest), finish("bounded", "fedit", honest, **{bound: 1e6})
+    assert_equal_runs(changed, large)
+    tiny = finish("tiny", "fedit", honest, **{bound: 1e-6})
+    assert summary(tiny)["faults"] == {"rejected": 6}
+    assert {f["reason"][:26] for row in rows(tiny) for f in row.get("faults", ())} == {"its changes have the norm "}
+
+
+@pytest.mark.parametrize("cell", [cell for cell, (_, head, task, _) in CELLS.items() if task == "train"])
+def test_a_run_of_honest_clients_has_no_faults(finish: Finish, cell: str):
+    folder = finish("run", cell, honest, **{"federation.rounds": 4, "evaluation.local_only": True})
+    assert summary(folder)["faults"] == {}
+    assert "local_only_faults" not in summary(folder)
+    assert [row.get("void", False) for row in rows(folder)] == [False] * 5

@@ -1,0 +1,180 @@
+"""A run that was cut off goes on to the bytes that it would have had."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.config import load_recipe
+from fftmoe.rounds.run import resume, run
+from interrupting import ROUNDS, SETTINGS, Killed, interrupt, results, settings, without_clocks
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an uninterrupted run with these settings, made once."""
+    made: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole") / "run"
+            run(load_recipe(recipe_file, settings(name)), made[name])
+        return made[name]
+
+    return find
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("place", "round"), [("in training", 1), ("in training", 4), ("before the row", 3), ("before the checkpoint", 2)]
+)
+def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+    name: str,
+    place: str,
+    round: int,
+):
+    expected, folder = whole(name), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, place, round)
+        with pytest.raises(Killed):
+            run(load_recipe(recipe_file, settings(name)), folder)
+    assert not (folder / "summary.json").exists()
+    resume(folder)
+    assert results(folder) == results(expected)
+    assert without_clocks(folder) == without_clocks(expected)
+
+
+def test_a_run_that_is_cut_off_time_and_again(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+):
+    """In every round, and each time it goes on."""
+    name, folder = "state on clients", tmp_path / "run"
+    attempt: Callable[[], Any] = lambda: run(load_recipe(recipe_file, settings(name)), folder)  # noqa: E731
+    for t in range(1, ROUNDS + 1):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "in training", t)
+            with pytest.raises(Killed):
+                attempt()
+        attempt = lambda: resume(folder)  # noqa: E731
+    attempt()
+    assert results(folder) == results(whole(name))
+
+
+def test_a_run_killed_outright_goes_on_from_the_command_line(
+    recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
+):
+    """With another number of workers, which changes nothing."""
+    folder, main = tmp_path / "run", "import fftmoe.cli.app as c; c.main()"
+    flags = [part for setting in settings("plain") for part in ("--set", setting)]
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "run", str(recipe_file), "--output", str(folder), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("round   2") for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+    assert not (folder / "summary.json").exists()
+    # A line that was being written when the power went.
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "accu')
+    command = [sys.executable, "-c", main, "resume", str(folder), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "going on after round" in done.stdout
+    assert results(folder) == results(whole("plain"))
+
+
+def test_what_cannot_go_on_is_refused(
+    cli: Callable[..., Any], recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
+):
+    finished = whole("plain")
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    refused = cli("resume", finished)
+    assert (refused.status, "has finished" in refused.err, "fftmoe run" in refused.err) == (2, True, True)
+    half = tmp_path / "half"
+    shutil.copytree(finished, half)
+    (half / "summary.json").unlink()
+    refused = cli("resume", half, "--set", "seed=1")
+    assert (refused.status, "seed cannot change" in refused.err) == (2, True)
+    refused = cli("resume", tmp_path / "nothing")
+    assert (refused.status, "is not a run folder" in refused.err) == (2, True)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_run_cut_off_after_its_last_round_is_only_measured_and_saved(tmp_path: Path, whole: Callable[[str], Path]):
+    finished, folder = whole("moving average"), tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "adapter")
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    resume(folder)
+    assert results(folder) == results(finished)
+    assert without_clocks(folder) == without_clocks(finished)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_bytes_are_the_same(
+    cli: Callable[..., Any], tmp_path: Path, whole: Callable[[str], Path]
+):
+    finished, folder = whole("state on clients"), tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "adapter")
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints" / f"round-{ROUNDS:06d}.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = cli("resume", folder)
+    assert resumed.status == 0
+    told = resumed.out.replace("\n", " ")
+    assert f"passed over the checkpoint of round {ROUNDS}: {newest} has " in told
+    assert f"going on after round {ROUNDS - 1} of {ROUNDS}" in told
+    assert results(folder) == results(finished)
+    assert without_clocks(folder) == without_clocks(finished)
+    (folder / "summary.json").unlink()
+    for path in folder.glob("checkpoints/*.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+    before = results(folder)
+    refused = cli("resume", folder)
+    assert refused.status == 2
+    assert all(f"round {t}: " in refused.err for t in (ROUNDS, ROUNDS - 1, ROUNDS - 2))
+    assert refused.err.count("\n") == 1
+    assert results(folder) == before
+
+
+def test_a_run_that_a_full_disk_ended_goes_on_when_there_is_room(
+    cli: Callable[..., Any],
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+):
+    name, folder, replace = "state on clients", tmp_path / "run", os.replace
+
+    def full(old: Path, new: Path) -> None:
+        if new.name == "round-000003.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        flags = [part for setting in settings(name) for part in ("--set", setting)]
+        ended = cli("run", recipe_file, "--output", folder, *flags)
+    assert ended.status == 2
+    assert ended.err.startswith(f"fftmoe: cannot write {folder}/checkpoints/round-000003.safetensors: No space left on")
+    assert ended.err.endswith(f"then go on: fftmoe resume {folder}\n")
+    assert cli("resume", folder).status == 0
+    assert results(folder) == results(whole(name))
+    assert without_clocks(folder) == without_clocks(whole(name))

@@ -1,0 +1,242 @@
+"""A finished run that is asked: texts, images and prompts from everywhere, and measures on other data."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import fftmoe
+from conftest import Cli, assert_refused
+from fftmoe.backbones import load_tokenizer, logits
+from fftmoe.setup.load import load_split
+from fftmoe.trained.load import Trained, load_run
+from fftmoe.trained.personal import load_client
+from language import language_recipe, save_language_model, save_prompts
+from pictures import COLOURS, vision_values
+
+TEXTS = ("red ash red", "cod blue bay blue", "green dew green elm fig")
+Finished = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def finished(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """`finished(head=…)`: the folder of a run of the tiny recipe with other sections."""
+
+    def run(**sections: Any) -> Path:
+        folder = tmp_path_factory.mktemp("predict")
+        values = {**recipe_values, "trackers": [], "evaluation": {}, **sections}
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+        assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
+        return folder / "run"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+    return finished(adapter={**recipe_values["adapter"], "router": "shared+personal"})
+
+
+@pytest.fixture(scope="module")
+def vision(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(**vision_values(tmp_path_factory.mktemp("vision")))
+
+
+@pytest.fixture(scope="module")
+def language(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    values = language_recipe(save_language_model(folder / "model"), save_prompts(folder / "data"))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": []}))
+    assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
+    return folder / "run"
+
+
+def rows(cli: Cli, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
+    outcome = cli("predict", *arguments, stdin=stdin)
+    assert (outcome.status, outcome.err) == (0, "")
+    return [json.loads(line) for line in outcome.out.splitlines()]
+
+
+# Texts
+
+
+def test_texts_give_the_same_from_everywhere(cli: Cli, texts: Path, tmp_path: Path):
+    asked = rows(cli, texts, *TEXTS)
+    assert [row["text"] for row in asked] == list(TEXTS)
+    assert all(row.keys() == {"text", "label", "score"} and row["label"] in COLOURS for row in asked)
+    assert rows(cli, texts, stdin="\n\n".join(TEXTS)) == asked
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n\n")
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "said"), *((text, text) for text in TEXTS)])
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps({"said": text}) + "\n" for text in TEXTS))
+    datasets.Dataset.from_dict({"said": list(TEXTS)}).to_parquet(tmp_path / "table.parquet")
+    assert rows(cli, texts, "--file", tmp_path / "lines.txt") == asked
+    assert rows(cli, texts, "--file", tmp_path / "table.csv") == asked
+    for suffix in ("csv", "jsonl", "parquet"):
+        assert rows(cli, texts, "--file", tmp_path / f"table.{suffix}", "--column", "said") == asked
+    assert rows(cli, texts, TEXTS[0], "--file", tmp_path / "lines.txt") == [asked[0], *asked]
+
+
+@pytest.mark.parametrize("solved", [False, True])
+def test_scores_are_of_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished: Finished, solved: bool):
+    run = finished(head={"kind": "closed-form", "features": "fourier", "num_features": 31}) if solved else texts
+    for row in rows(cli, run, *TEXTS, "--scores"):
+        assert row["scores"].keys() == set(COLOURS)
+        assert sum(row["scores"].values()) == pytest.approx(1)
+        assert row["score"] == max(row["scores"].values()) == row["scores"][row["label"]]
+
+
+def test_answers_are_written_to_a_file_and_counted_alike_in_any_batch(cli: Cli, texts: Path, tmp_path: Path):
+    asked = rows(cli, texts, *TEXTS)
+    assert rows(cli, texts, *TEXTS, "--output", tmp_path / "answers.jsonl", "--batch-size", 2) == []
+    written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in written] == [row["label"] for row in asked]
+    # Padding changes the order of a few additions.
+    assert [row["score"] for row in written] == pytest.approx([row["score"] for row in asked], rel=1e-5)
+    assert fftmoe.predict(texts, TEXTS) == asked
+
+
+def test_a_clients_own_model_answers(cli: Cli, texts: Path):
+    own = load_client(texts, 2)
+    probs = fftmoe.predict(texts, TEXTS, client=2, scores=True)
+    assert own.kept
+    assert probs == rows(cli, texts, *TEXTS, "--client", 2, "--scores")
+    assert probs != rows(cli, texts, *TEXTS, "--scores")
+    assert_refused(cli("predict", texts, "red", "--client", 7), "client 7", "clients 0 to 6")
+
+
+def test_a_run_without_checkpoints_has_no_clients(cli: Cli, texts: Path, tmp_path: Path):
+    shutil.copytree(texts, tmp_path / "run", ignore=lambda _, names: {"checkpoints", "metrics.jsonl"} & set(names))
+    assert_refused(cli("predict", tmp_path / "run", "red", "--client", 2), "no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--file", "absent.txt"), ("absent.txt",)),
+        (("--file", "absent.csv"), ("absent.csv",)),
+        ((" ",), ("there is no text",)),
+        (("red", "--top-k", 9), ("top_k=9",)),
+    ],
+)
+def test_what_cannot_be_asked_is_named(cli: Cli, texts: Path, arguments: Sequence[object], words: Sequence[str]):
+    assert_refused(cli("predict", texts, *arguments), *words)
+
+
+def test_a_column_that_is_not_there_or_holds_no_texts_is_named(cli: Cli, texts: Path, tmp_path: Path):
+    (tmp_path / "table.jsonl").write_text('{"said": 3}\n')
+    assert_refused(cli("predict", texts, "--file", tmp_path / "table.jsonl"), "'text'", "said", "--column")
+    named = cli("predict", texts, "--file", tmp_path / "table.jsonl", "--column", "said")
+    assert_refused(named, "holds 3", "no text")
+
+
+# Images
+
+
+def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Path, tmp_path: Path):
+    source = Path(yaml.safe_load((vision / "config.yaml").read_text())["data"]["source"]) / "test.parquet"
+    table = rows(cli, vision, source, "--scores")
+    assert [row["image"] for row in table] == [f"{source}:{row}" for row in range(1, 24)]
+    trained = load_run(vision)
+    examples = load_split(trained.recipe, "test", trained.label_names)
+    pictures = datasets.Dataset.from_parquet(str(source))
+    assert isinstance(pictures, datasets.Dataset)
+    for row in range(3):
+        pictures[row]["picture"].save(tmp_path / f"{row}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    folder = rows(cli, vision, tmp_path, "--scores")
+    assert [row["image"] for row in folder] == [str(tmp_path / f"{row}.png") for row in range(3)]
+    assert folder == rows(
+        cli, vision, *(tmp_path / f"{row}.png" for row in range(2)), "--scores", "--file", tmp_path / "2.png"
+    )
+    for one, other in zip(folder, table, strict=False):
+        assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)  # another size of the batch
+    expected = fftmoe.predict(vision, [str(source)])
+    assert len(examples) == len(expected)
+
+
+def test_what_is_no_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
+    (tmp_path / "picture.png").write_text("no image")
+    assert_refused(cli("predict", vision, tmp_path / "picture.png"), "picture.png", "no image")
+    assert_refused(cli("predict", vision, "some text"), "some text")
+    assert_refused(cli("predict", vision), "no image to label")
+    (tmp_path / "empty").mkdir()
+    assert_refused(cli("predict", vision, tmp_path / "empty"), "empty holds no image")
+    Image.new("RGB", (7, 5)).save(tmp_path / "good.png")
+    assert len(rows(cli, vision, tmp_path / "good.png")) == 1
+
+
+# Prompts
+
+
+def greedily(trained: Trained, prompt: str, most: int) -> str:
+    """The completion as a loop over whole forward passes."""
+    tokenizer: Any = load_tokenizer(trained.recipe.backbone.model)
+    ids, start = tokenizer(prompt)["input_ids"], len(tokenizer(prompt)["input_ids"])
+    while len(ids) < start + most:
+        with torch.inference_mode():
+            ids.append(int(logits(trained.model, {"input_ids": torch.tensor([ids])})[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_prompts_are_completed_greedily(cli: Cli, language: Path):
+    prompts = ["say ash once", "say bay twice say say"]
+    found = rows(cli, language, *prompts, "--max-new-tokens", 3)
+    trained = load_run(language)
+    assert found == [{"prompt": prompt, "completion": greedily(trained, prompt, 3)} for prompt in prompts]
+    assert any(row["completion"] for row in found)
+    assert found == rows(cli, language, "--max-new-tokens", 3, stdin="\n".join(prompts))
+    table = Path(trained.recipe.data.source) / "test.csv"  # its column is the recipe's
+    assert len(rows(cli, language, "--file", table, "--max-new-tokens", 1)) == 23
+
+
+def test_what_a_language_model_cannot_do_is_named(cli: Cli, language: Path):
+    assert_refused(cli("predict", language, "say ash", "--scores"), "causal-lm", "no label")
+    assert_refused(cli("predict", language, "say ash", "--max-new-tokens", 50), "beyond the 37", "--max-new-tokens")
+
+
+# Other tasks
+
+
+def test_every_word_gets_a_tag_or_none(cli: Cli, finished: Finished, backbone_folder: Path, tmp_path: Path):
+    rows_of = {"train": 61, "test": 23}
+    for split, size in rows_of.items():
+        words = [["red", "ash", "cod"][: 1 + row % 3] for row in range(size)]
+        tags = [["colour" if word == "red" else "other" for word in own] for own in words]
+        datasets.Dataset.from_dict({"tokens": words, "tags": tags}).to_parquet(tmp_path / f"{split}.parquet")
+    run = finished(
+        backbone={"model": str(backbone_folder), "task": "token-classification"},
+        data={"source": str(tmp_path), "max_length": 7},
+        partition={"kind": "iid", "num_clients": 7},
+        head={"kind": "averaged", "learning_rate": 1.0},
+    )
+    long = "red ash cod dew elm fig gum hay"
+    (short, whole) = rows(cli, run, "ash  red", long)
+    assert (short["tokens"], whole["tokens"]) == (["ash", "red"], long.split())
+    assert all(tag in ("colour", "other") for tag in [*short["tags"], *whole["tags"][:5]])
+    assert whole["tags"][5:] == [None] * 3  # five words and two special tokens are what the model reads
+    assert_refused(cli("predict", run, "red", "--scores"), "token-classification")
+
+
+# Measures
+
+
+def test_evaluate_takes_several_top_k_and_a_source_with_the_wanted_split_alone(cli: Cli, texts: Path, tmp_path: Path):
+    several = json.loads(cli("evaluate", texts, "--top-k", "1,2").out)
+    for measures, k in zip(several, (1, 2), strict=True):
+        assert measures == {"top_k": k, **json.loads(cli("evaluate", texts, "--top-k", k).out)}
+    (tmp_path / "test.csv").write_text("text,label\nred ash red,red\nred red,red\n")
+    measures = json.loads(cli("evaluate", texts, "--data", tmp_path).out)
+    assert (measures["num_examples"], list(measures["accuracy_by_label"])) == (2, ["red"])
+    assert_refused(cli("evaluate", texts, "--top-k", "1,two"), "--top-k 1,two")
+    assert_refused(cli("evaluate", texts, "--data", tmp_path, "--split", "train"), "no train split")

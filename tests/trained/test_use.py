@@ -1,0 +1,190 @@
+"""A finished run at work: runs on images, and the Python that a run prints."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from peft import PeftModel
+
+from conftest import Cli, assert_refused
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.data import Examples
+from fftmoe.errors import InputError
+from fftmoe.evaluate import accuracy, predict_logits
+from fftmoe.setup.load import load_examples, load_split
+from pictures import COLOURS, vision_values, write_pictures
+
+FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
+
+
+class Ran(NamedTuple):
+    """A run's folder, and what the command line told."""
+
+    folder: Path
+    out: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def run(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`run(head=…)` runs the tiny recipe with other sections into a new folder."""
+
+    def call(**sections: Any) -> Ran:
+        folder = tmp_path_factory.mktemp("use")
+        recipe = {**recipe_values, "trackers": [], "evaluation": {}, **sections}
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+        outcome = cli("run", folder / "tiny.yaml", "--output", folder / "run")
+        assert (outcome.status, outcome.err) == (0, "")
+        return Ran(folder / "run", outcome.out)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def vision(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A run of a tiny ViT on pictures that are a little red, green or blue."""
+    return run(
+        **vision_values(tmp_path_factory.mktemp("vision")),
+        head=FOURIER,
+    )
+
+
+def evaluated(cli: Cli, folder: Path, *flags: object) -> dict[str, Any]:
+    outcome = cli("evaluate", folder, *flags)
+    assert (outcome.status, outcome.err) == (0, "")
+    return json.loads(outcome.out)
+
+
+# Images
+
+
+def test_evaluate_gives_the_accuracy_of_a_run_on_images(cli: Cli, vision: Ran):
+    measures = evaluated(cli, vision.folder)
+    assert measures["accuracy"] == vision.summary["accuracy"]
+    assert measures["num_examples"] == 23
+    assert set(measures["accuracy_by_label"]) == set(COLOURS)
+    small = evaluated(cli, vision.folder, "--top-k", 1)
+    assert small["accuracy"] == vision.summary["accuracy_by_tier"]["small"]
+    assert evaluated(cli, vision.folder, "--split", "train")["num_examples"] == 61
+
+
+def test_labels_of_other_images_are_numbered_by_their_names(cli: Cli, vision: Ran, tmp_path: Path):
+    own = evaluated(cli, vision.folder)
+    # The same pictures, with labels that another file numbers otherwise.
+    assert evaluated(cli, vision.folder, "--data", write_pictures(tmp_path, ("blue", "red", "green"))) == own
+    fewer = evaluated(cli, vision.folder, "--data", write_pictures(tmp_path, ("blue", "red"), ("red", "blue")))
+    assert set(fewer["accuracy_by_label"]) == {"red", "blue"}
+
+
+def test_what_images_cannot_be_measured_on_is_named(cli: Cli, vision: Ran, tmp_path: Path):
+    assert_refused(cli("evaluate", vision.folder, "--split", "validation"), "no validation split")
+    other = write_pictures(tmp_path, ("red", "violet"), ("red",))
+    assert_refused(cli("evaluate", vision.folder, "--data", other), "not trained on: violet", "knows red, green, blue")
+
+
+def test_a_run_on_images_whose_model_has_lost_its_image_processor_is_refused(cli: Cli, vision: Ran, tmp_path: Path):
+    shutil.copytree(vision.folder, tmp_path / "run")
+    recipe = yaml.safe_load((vision.folder / "config.yaml").read_text())
+    shutil.copytree(recipe["backbone"]["model"], tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").unlink()
+    recipe["backbone"]["model"] = str(tmp_path / "vit")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(recipe))
+    assert_refused(cli("evaluate", tmp_path / "run"), "cannot load the image processor of")
+
+
+def test_a_split_is_what_the_run_was_measured_on(vision: Ran):
+    recipe = parse_recipe(yaml.safe_load((vision.folder / "config.yaml").read_text()), "config.yaml")
+    one, other = load_examples(recipe).test, load_split(recipe, "test", COLOURS)
+    for name, tensor in one.batch([2, 0, 1]).items():
+        assert tensor.equal(other.batch([2, 0, 1])[name])
+    swapped = load_split(recipe, "test", ("blue", "green", "red"))
+    assert swapped.labels.equal(2 - one.labels)
+
+
+def with_validation(ran: Ran, **changes: int) -> Recipe:
+    values = yaml.safe_load((ran.folder / "config.yaml").read_text())
+    values["data"] |= changes
+    return parse_recipe(values, "values")
+
+
+def rows(examples: Examples) -> set[bytes]:
+    return {examples.batch([i])["pixel_values"].numpy().tobytes() for i in range(len(examples))}
+
+
+def test_held_out_rows_take_the_place_of_the_test_rows_and_leave_training(vision: Ran):
+    whole, held = (load_examples(with_validation(vision, **more)) for more in ({}, {"validation_examples": 5}))
+    assert len(held.test) == 5
+    assert len(held.train) == len(whole.train) - 5
+    assert rows(held.train) | rows(held.test) == rows(whole.train)
+    assert not rows(held.train) & rows(held.test)
+    smaller = load_examples(with_validation(vision, validation_examples=5, train_examples=3, test_examples=2))
+    assert rows(smaller.test) < rows(held.test)
+    assert rows(smaller.train) < rows(held.train)
+
+
+def test_holding_out_all_training_rows_is_refused(vision: Ran):
+    size = len(load_examples(with_validation(vision)).train)
+    with pytest.raises(
+        InputError, match=rf"data.validation_examples={size} leaves nothing of the {size} training rows"
+    ):
+        load_examples(with_validation(vision, validation_examples=size))
+
+
+# The Python that is printed
+
+
+def printed_model(ran: Ran) -> Any:
+    """What the printed lines leave in `model`."""
+    lines = ran.out[ran.out.index("load it in Python:") :].split("\n\n")[0].splitlines()[1:]
+    names: dict[str, Any] = {}
+    exec("\n".join(line.strip() for line in lines), names)
+    assert isinstance(names["model"], PeftModel)
+    return names["model"].eval()
+
+
+def assert_it_is_the_runs(ran: Ran, cli: Cli):
+    recipe = parse_recipe(yaml.safe_load((ran.folder / "config.yaml").read_text()), "config.yaml")
+    data = load_examples(recipe)
+    model = printed_model(ran)
+    assert accuracy(model, data.test) == ran.summary["accuracy"]
+    predicted = predict_logits(model, data.test).argmax(1)
+    right, labels = predicted == data.test.labels, data.test.labels
+    by_class = [float(right[labels == c].double().mean()) for c in range(len(data.label_names))]
+    by_label = dict(zip(data.label_names, map(float, by_class), strict=True))
+    assert by_label == evaluated(cli, ran.folder)["accuracy_by_label"]
+
+
+def test_the_printed_python_loads_a_text_run_with_random_features(cli: Cli, run: Run):
+    ran = run(head=FOURIER)
+    assert ", num_labels=3, fourier_features=31)\n" in ran.out
+    assert "task=" not in ran.out
+    assert f"or label a text:  fftmoe predict {ran.folder} 'some text'\n" in ran.out
+    assert_it_is_the_runs(ran, cli)
+    (row,) = cli("predict", ran.folder, "red ash red").out.splitlines()
+    assert json.loads(row)["label"] in ("blue", "green", "red")
+
+
+def test_the_printed_python_loads_a_run_on_images(cli: Cli, vision: Ran):
+    assert ", num_labels=3, task='image-classification', fourier_features=31)\n" in vision.out
+    assert "predict" not in vision.out
+    assert f"or measure it:  fftmoe evaluate {vision.folder}\n" in vision.out
+    assert_it_is_the_runs(vision, cli)
+
+
+def test_the_printed_python_names_what_is_no_default(cli: Cli, run: Run, recipe_values: dict[str, Any]):
+    assert ", num_labels=3)\n" in run().out
+    ran = run(
+        backbone={**recipe_values["backbone"], "pooling": "native"}, head={"kind": "averaged", "learning_rate": 0.5}
+    )
+    assert ", num_labels=3, pooling='native')\n" in ran.out
+    assert_it_is_the_runs(ran, cli)
