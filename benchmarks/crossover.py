@@ -22,7 +22,7 @@ from common import RESULTS, machine, markdown
 from fftmoe.adapter import compute as computes
 from timing import device_name, fast_dtypes, interleave, use_device
 
-FAST = ("wide", "grouped", "padded")
+FAST = ("wide", "grouped")
 EXPERTS = (8, 16, 32, 64)
 TOKENS = [256, 2048]
 # By how much the router's logits favour some experts: the standard deviation between experts over that between tokens.
@@ -140,11 +140,6 @@ def table(timings: Sequence[Timing], rule: Rule) -> str:
     return markdown(header, lines)
 
 
-def padded_ahead(timing: Timing) -> float:
-    """How many times faster `padded` is than the faster of the others."""
-    return min(timing.seconds["wide"], timing.seconds["grouped"]) / timing.seconds["padded"]
-
-
 def summary(timings: Sequence[Timing], rule: Rule) -> list[dict[str, Any]]:
     """By dtype and evenness: where each is the fastest, and what the rules lose."""
     found = []
@@ -153,7 +148,6 @@ def summary(timings: Sequence[Timing], rule: Rule) -> list[dict[str, Any]]:
         fitted = fit(of_dtype)
         for skew in SKEWS:
             some = [t for t in of_dtype if t.point.skew == skew]
-            ahead = [padded_ahead(t) for t in some]
             found.append(
                 {
                     "dtype": dtype,
@@ -163,8 +157,6 @@ def summary(timings: Sequence[Timing], rule: Rule) -> list[dict[str, Any]]:
                         m: statistics.fmean(t.imbalance for t in some if t.point.experts == m) for m in EXPERTS
                     },
                     "fastest": {name: sum(t.best == name for t in some) for name in FAST},
-                    "padded_ahead_by_5_percent": sum(factor > 1.05 for factor in ahead),
-                    "padded_ahead": {"least": min(ahead), "median": statistics.median(ahead), "most": max(ahead)},
                     "rule_in_code_loses": losses(some, rule),
                     "fitted_slot_overhead": fitted,
                     "fitted_rule_loses": losses(some, rule_of(fitted)),
@@ -178,23 +170,20 @@ def print_summary(found: Sequence[dict[str, Any]]) -> None:
         return f"{pair[0]:.1%} ({pair[1]:.0%})"
 
     header = ["dtype", "skew", f"busiest expert / mean, M={EXPERTS}", f"fastest: {' / '.join(FAST)}"]
-    header += ["padded ahead > 5 %", "times faster: least, median, most", "rule in code loses"]
-    header += ["fitted overhead", "fitted rule loses"]
+    header += ["rule in code loses", "fitted overhead", "fitted rule loses"]
     rows = [
         [
             s["dtype"],
             f"{s['skew']:g}",
             ", ".join(f"{value:.1f}" for value in s["busiest_over_mean"].values()),
             " / ".join(str(s["fastest"][name]) for name in FAST),
-            f"{s['padded_ahead_by_5_percent']} of {s['points']}",
-            ", ".join(f"{value:.2f}" for value in s["padded_ahead"].values()),
             lost(s["rule_in_code_loses"]),
             f"{s['fitted_slot_overhead']:g}",
             lost(s["fitted_rule_loses"]),
         ]
         for s in found
     ]
-    print("Losses: mean (worst) of the time beyond the fastest's, padded included.\n\n" + markdown(header, rows))
+    print("Losses: mean (worst) of the time beyond the fastest's.\n\n" + markdown(header, rows))
 
 
 def main() -> None:

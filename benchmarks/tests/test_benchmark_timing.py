@@ -67,7 +67,7 @@ def test_ratio_of_medians_with_the_spread_over_blocks_of_rounds(timing: Any):
 def test_a_rule_is_judged_by_what_it_loses_against_the_fastest(crossover: Any):
     def made_up(experts: int, wide: float, grouped: float) -> Any:
         point = crossover.Point(experts, 16, 1, 256, "float32", 0.0)
-        return crossover.Timing(point, {"wide": wide, "grouped": grouped, "padded": 9.0}, {}, 1.0)
+        return crossover.Timing(point, {"wide": wide, "grouped": grouped}, {}, 1.0)
 
     timings = [made_up(2, wide=1.0, grouped=2.0), made_up(4, wide=3.0, grouped=2.0)]
     assert crossover.losses(timings, lambda _: "wide") == (0.25, 0.5)

@@ -114,7 +114,7 @@ def assert_same(pairs: tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[Clie
 
 
 @pytest.mark.parametrize("training", [TRAINING, EPOCHS], ids=["steps", "epochs"])
-@pytest.mark.parametrize("compute", ["loop", "wide", "padded"])
+@pytest.mark.parametrize("compute", ["loop", "wide"])
 def test_each_client_gets_its_own_update(make: Callable[..., Any], compute: str, training: Training):
     """`grouped` takes no float64; `stacked` is tested with it apart."""
     assert_same(both_ways(make(compute=compute), method(), training))

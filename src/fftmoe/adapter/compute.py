@@ -1,12 +1,11 @@
-"""Four ways to compute the same mixture of experts (docs/math.md, Adapter).
+"""Three ways to compute the same mixture of experts (docs/math.md, Adapter).
 
     y_t = sum_k gates[t, k] * E_{expert_ids[t, k]}(x_t),    E_m(x) = V_m^T act(U_m x)
 
-`loop` is the specification, `wide`, `grouped` and `padded` are the fast paths; the tests hold all four to the same
-outputs and gradients. An expert that no token chose gets exactly zero gradient in each of them.
+`loop` is the specification; `wide` and `grouped` are the fast paths. The tests check that all three give the same
+outputs and gradients. In each of them an expert that no token chose gets a gradient of exactly zero.
 
-Shape letters: T tokens, D model dim, H expert hidden units, M experts, K top-k, F = M*H, N = T*K slots, P the slots of
-the busiest expert.
+Shape letters: T tokens, D model dim, H expert hidden units, M experts, K top-k, F = M*H, N = T*K slots.
 """
 
 from collections.abc import Callable
@@ -112,36 +111,6 @@ def grouped(
     return _Combine.apply(F.grouped_mm(gated_NH, down_MHD, offs=slots.ends_M), slots)
 
 
-def padded(
-    x_TD: Tensor,
-    gates_TK: Tensor,
-    expert_ids_TK: Tensor,
-    up_MHD: Tensor,
-    down_MHD: Tensor,
-    activation: Activation,
-) -> Tensor:
-    """As `grouped`, each expert filled with zero rows up to the busiest one's: two batched matrix products.
-
-    For any shape and dtype, and no token is dropped: P is counted in every call, so on a GPU every call waits for it.
-    It computes M*P rows instead of N, so an uneven load costs time and memory.
-    """
-    num_experts = up_MHD.shape[0]
-    slots = sort_by_expert(expert_ids_TK, num_experts)
-    counts_M = slots.ends_M.diff(prepend=slots.ends_M.new_zeros(1))
-    most = int(counts_M.max())
-    # Every expert's slots move on from where they are among the N to the expert's own P rows.
-    shift_M = most * torch.arange(num_experts, device=x_TD.device) - (slots.ends_M - counts_M)
-    rows_N = torch.arange(slots.order_N.numel(), device=x_TD.device) + shift_M.repeat_interleave(counts_M)
-
-    def fill(values_ND: Tensor) -> Tensor:
-        zeros_RD = values_ND.new_zeros(num_experts * most, values_ND.shape[1])
-        return zeros_RD.index_copy(0, rows_N, values_ND).unflatten(0, (num_experts, most))
-
-    gates_N = gates_TK.flatten().index_select(0, slots.order_N)
-    gated_MPH = activation(fill(_Dispatch.apply(x_TD, slots)) @ up_MHD.mT) * fill(gates_N[:, None])
-    return _Combine.apply((gated_MPH @ down_MHD).flatten(0, 1).index_select(0, rows_N), slots)
-
-
 class Slots(NamedTuple):
     """The N routed slots in the order of their experts.
 
@@ -200,7 +169,7 @@ class _Combine(torch.autograd.Function):
         return y_grad_TD.index_select(0, ctx.slots.tokens_N), None
 
 
-COMPUTES: dict[str, Compute] = {"loop": loop, "wide": wide, "grouped": grouped, "padded": padded}
+COMPUTES: dict[str, Compute] = {"loop": loop, "wide": wide, "grouped": grouped}
 
 
 def choose(
@@ -215,10 +184,8 @@ def choose(
 ) -> str:
     """The implementation to use: `compute` itself, or for "auto" the faster of `wide` and `grouped`.
 
-    For each token `wide` computes M*H hidden units; `grouped` computes K*H and moves K rows about, which takes as long
-    as SLOT_OVERHEAD hidden units each, beside the CALL_OVERHEAD. `padded` is never chosen: it is faster only in
-    bfloat16 on a CPU with an even load, and routers that were trained still give the busiest expert many times the
-    mean.
+    For each token `wide` computes M*H hidden units. `grouped` computes K*H hidden units and moves K rows; moving one
+    row takes as long as SLOT_OVERHEAD hidden units, and each call takes CALL_OVERHEAD in addition.
 
     Args:
         num_tokens: T; of several clients at once, one's.

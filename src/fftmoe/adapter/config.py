@@ -36,7 +36,7 @@ class MoeAdapterConfig(PeftConfig):
     activation: str = field(default="gelu", metadata={"help": "relu, gelu or silu."})
     gates: str = field(default="detached", metadata={"help": "detached, renormalized or softmax."})
     scale: float = field(default=1.0, metadata={"help": "Factor s on the mixture's output."})
-    compute: str = field(default="auto", metadata={"help": "auto, loop, wide, grouped or padded."})
+    compute: str = field(default="auto", metadata={"help": "auto, loop, wide or grouped."})
     balance_strength: float = field(
         default=0.0, metadata={"help": "Weight of the balance loss in the loss that the model returns in training."}
     )

@@ -34,7 +34,7 @@ class SparseMoe(nn.Module):
         shared_dim: hidden units of the expert that every token uses besides the routed ones; 0 for none.
         activation: "relu", "gelu" or "silu".
         gates: "detached", "renormalized" or "softmax".
-        compute: "auto", "loop", "wide", "grouped" or "padded".
+        compute: "auto", "loop", "wide" or "grouped".
     """
 
     # Declared for type checkers; a non-persistent buffer, so that it follows the module's device.

@@ -52,7 +52,7 @@ class Adapter(Section):
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"
     scale: Positive = 1.0
-    compute: Literal["auto", "loop", "wide", "grouped", "padded"] = "auto"
+    compute: Literal["auto", "loop", "wide", "grouped"] = "auto"
     router: Literal["shared", "personal", "shared+personal"] = "shared"
     personal_fraction: Fraction = 0.5
     residents: Literal["personal", "balanced"] = "personal"
