@@ -1,9 +1,6 @@
-"""What a person sees: sizes, progress lines, alarms, who uses which expert, trackers."""
+"""What a person sees of a run outside its page: sizes, progress lines, alarms, and which client used which expert."""
 
 import io
-from contextlib import closing
-from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,14 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fftmoe.errors import InputError
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, Training
-from fftmoe.report import trackers as trackers_module
 from fftmoe.report.load import LoadWatch, describe, effective_experts, load_row
 from fftmoe.report.progress import Progress, size
-from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.report.usage import MOST_CLIENTS, Counts, Usage, as_bits, count, from_bits
-from reports import config, rows, summary
+from reports import rows
 
 ROWS = [
     {"round": 0, "accuracy": 0.25, "bytes_down": 0, "bytes_up": 0},
@@ -72,127 +66,6 @@ def test_silence_is_silent(capsys: pytest.CaptureFixture[str]):
     with progress.rounds(2, 3):
         progress.round_done(ROWS[1])
     assert capsys.readouterr() == ("", "")
-
-
-def test_an_unknown_tracker_names_the_nearest():
-    with pytest.raises(InputError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
-        check_trackers(["tensorbord"])
-    check_trackers([])
-    check_trackers(["tensorboard"])
-
-
-def test_every_number_of_a_round_is_tracked_and_nothing_else(tmp_path: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trackers = Trackers(["tensorboard"], tmp_path, "run")
-    trackers.configure(config())
-    for row in ROWS:
-        trackers.log({**row, "by_tier": {"small": 1.0}, "void": True})
-    trackers.close()
-    events = EventAccumulator(str(tmp_path / "trackers"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {"accuracy", "train_loss", "bytes_down", "bytes_up"}
-    assert [(e.step, e.value) for e in events.Scalars("accuracy")] == [(0, 0.25), (2, 0.75)]
-    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(1, 1.5), (2, 1.25)]
-
-
-class Recorder:
-    """Stands for a tracker that accelerate knows; fails where it is told to."""
-
-    requires_logging_directory = False
-    made: ClassVar[list["Recorder"]] = []
-    fails_at: ClassVar[str] = ""
-
-    def __init__(self, run_name: str) -> None:
-        self.run_name, self.calls = run_name, []
-        self.made.append(self)
-
-    def _call(self, name: str, *values: Any) -> None:
-        if name == self.fails_at:
-            raise ConnectionError("no answer")
-        self.calls.append((name, *values))
-
-    def start(self) -> None:
-        self._call("start")
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self._call("configure", values)
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._call("log", values, step)
-
-    def finish(self) -> None:
-        self._call("finish")
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    monkeypatch.setitem(trackers_module.KNOWN, "aim", Recorder)
-    monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: ["aim", "tensorboard"])
-    monkeypatch.setattr(Recorder, "made", [])
-    return Recorder
-
-
-def tracked(names: list[str], folder: Path, said: list[str]) -> None:
-    with closing(Trackers(names, folder, "run", said.append)) as trackers:
-        trackers.configure(config(budgets=[{"name": "small", "top_k": 1}], backbone={"model": "x", "pooling": None}))
-        trackers.log(ROWS[1])
-        trackers.finish(summary(faults={"late": 2}, accuracy_by_round={"1": 0.5}, alarms=[{"round": 1}]))
-
-
-def test_a_tracker_learns_the_recipe_and_the_outcome_and_nothing_of_single_clients(
-    recorder: type[Recorder], tmp_path: Path
-):
-    tracked(["aim"], tmp_path, said := [])
-    (made,) = recorder.made
-    assert [call[0] for call in made.calls] == ["start", "configure", "log", "log", "finish"]
-    assert made.run_name == "run"
-    settings = made.calls[1][1]
-    assert settings["partition.alpha"] == 0.1
-    assert settings["budgets.small.top_k"] == 1
-    assert "backbone.pooling" not in settings
-    assert all(isinstance(value, int | float | str) for value in settings.values())
-    assert made.calls[2][1:] == ({"train_loss": 1.5, "bytes_down": 2048, "bytes_up": 1000}, 1)
-    final, step = made.calls[3][1:]
-    assert (final["final/accuracy"], final["final/accuracy_by_tier.small"], step) == (0.75, 0.5, 3)
-    assert final["final/client_accuracy.worst_decile"] == 0.125
-    assert final["final/faults.late"] == 2
-    assert not [name for name in final if "clients." in name or "by_round" in name or "alarms" in name]
-    assert said == []
-
-
-@pytest.mark.parametrize("fails_at", ["start", "configure", "log", "finish"])
-def test_a_tracker_that_fails_is_told_once_and_ends_nothing(
-    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails_at: str
-):
-    monkeypatch.setattr(recorder, "fails_at", fails_at)
-    tracked(["aim", "tensorboard"], tmp_path, said := [])
-    assert said == ["tracker aim failed, and the run goes on without it: ConnectionError: no answer"]
-    assert list((tmp_path / "trackers").glob("events.*"))  # the other has everything
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries that are no dependency of ours
-def test_wandb_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):
-        monkeypatch.setenv(name, value)
-    tracked(["wandb"], tmp_path, said := [])
-    assert said == []
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mlflow_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.chdir(tmp_path)
-    tracked(["mlflow"], tmp_path, said := [])
-    assert said == []
-    experiment = mlflow.get_experiment_by_name("run")
-    (found,) = mlflow.MlflowClient().search_runs([experiment.experiment_id])
-    assert found.data.params["partition.alpha"] == "0.1"
-    assert found.data.metrics["train_loss"] == 1.5
-    assert found.data.metrics["final/accuracy"] == 0.75
 
 
 # ---- who uses which expert ------------------------------------------------------------------------------------------

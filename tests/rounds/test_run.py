@@ -107,14 +107,12 @@ def test_a_run_leaves_its_folder_and_nothing_else(finished: Finished):
         "metrics.jsonl",
         "report.html",
         "summary.json",
-        "trackers",
     ]
     adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= adapter
     assert sorted(path.name for path in (finished.folder / "checkpoints").iterdir()) == [
         f"round-{round:06d}.{kind}" for round in (1, 2) for kind in ("json", "safetensors")
     ]
-    assert [p.name for p in (finished.folder / "trackers").iterdir() if p.name.startswith("events.")]
     assert not [path for path in finished.folder.rglob("*") if path.name.endswith(".tmp")]
 
 
@@ -286,8 +284,9 @@ def test_measuring_less_often_changes_what_is_known_and_not_what_is_learnt(run: 
     assert (rarely.folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
-def test_an_unset_tracker_leaves_no_events(run: Run):
-    assert not (run("trackers=[]", "evaluation.local_only=false").folder / "trackers").exists()
+def test_a_run_with_tensorboard_leaves_its_events(run: Run):
+    folder = run("trackers=[tensorboard]", "evaluation.local_only=false").folder / "trackers"
+    assert [path.name for path in folder.iterdir() if path.name.startswith("events.")]
 
 
 @pytest.mark.parametrize("how", ["natural", "blocks", "epochs", "limits", "native"])
@@ -517,7 +516,7 @@ def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
 
 
 def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Path, tmp_path: Path):
-    main = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
+    main = "import signal, fftmoe.cli.app as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
     sets = ["--set", "federation.rounds=1000000", "--set", "trackers=[]", "--output", str(tmp_path / "run")]
     with subprocess.Popen(
         [sys.executable, "-c", main, "run", str(recipe_file), *sets],

@@ -193,7 +193,7 @@ class Recipe(Section):
     robustness: RobustnessSection = None
     engine: EngineSection = EngineSection()
     evaluation: Evaluation = Evaluation()
-    trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = Field(default_factory=list)
 
     @property
     def closed_form(self) -> Head | None:

@@ -1,63 +1,80 @@
-"""Experiment trackers, by accelerate: TensorBoard by default, W&B, MLflow and others by name."""
+"""Experiment trackers (TensorBoard, W&B, MLflow, ...), through accelerate.
+
+accelerate is imported only when a recipe names a tracker: a run without trackers needs neither it nor TensorBoard.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
 from fftmoe.errors import InputError, did_you_mean
 
-LEFT_OUT = ("clients", "environment", "schema_version")  # of a summary
-KNOWN = {str(name): tracker for name, tracker in LOGGER_TYPE_TO_CLASS.items()}
+NOT_TRACKED = ("clients", "environment", "schema_version")  # keys of a summary
+INSTALL = {"tensorboard": "fftmoe[trackers]"}  # what pip installs; every other tracker is a package of the same name
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that is unknown or not installed, before a run writes anything."""
-    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    """Refuse a tracker that does not exist or is not installed, before a run computes or writes anything.
+
+    Raises:
+        InputError: names the tracker, and the nearest name or the command that installs it.
+    """
+    if not names:
+        return
+    known, installed = known_trackers(), installed_trackers()
     for name in names:
-        if name not in KNOWN:
-            raise InputError(f"unknown tracker {name!r}{did_you_mean(name, KNOWN)}")
+        if name not in known:
+            raise InputError(f"unknown tracker {name!r}{did_you_mean(name, known)}")
         if name not in installed:
-            raise InputError(f"tracker {name!r} is not installed; install it, or drop it from `trackers`")
+            raise InputError(
+                f"tracker {name!r} is not installed; install it with `pip install '{INSTALL.get(name, name)}'`, or "
+                "remove it from `trackers`"
+            )
+
+
+def known_trackers() -> dict[str, Any]:
+    """Every tracker that accelerate supports: its name and its class."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return {str(name): tracker for name, tracker in LOGGER_TYPE_TO_CLASS.items()}
+
+
+def installed_trackers() -> set[str]:
+    """The names of the trackers whose packages are installed."""
+    from accelerate.tracking import get_available_trackers
+
+    return {str(getattr(name, "value", name)) for name in get_available_trackers()}
 
 
 class Trackers:
-    """Logs the recipe, each round's numbers and the final ones to every tracker that the recipe names.
+    """Logs the recipe, the numbers of each round, and the final numbers to every tracker that the recipe names.
 
-    A tracker that fails, when it starts or later, is told once and left out from then on: it ends no run.
+    A tracker that fails is reported once and not used again; it does not end the run.
 
     Args:
         folder: the run's.
-        say: takes the line about one that failed.
+        say: takes the message about a tracker that failed.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, run_name: str, say: Callable[[str], None] = print) -> None:
         check_trackers(names)
-        PartialState()  # without it the log of accelerate's own trackers, which they write to, raises an error
         self._say = say
-        self._trackers: dict[str, Any] = {}
-        for name in names:
-            # A tracker that writes files takes a folder name below the run's; the others take the run's name.
-            in_folder = KNOWN[name].requires_logging_directory
-            place = {"logging_dir": str(folder)} if in_folder else {}
-            self._trackers[name] = KNOWN[name]("trackers" if in_folder else run_name, **place)
+        self._trackers = {name: _make_tracker(name, folder, run_name) for name in names}
         self._each(lambda tracker: tracker.start())
 
     def configure(self, recipe: Mapping[str, Any]) -> None:
-        """The resolved recipe as hyperparameters, by dotted keys."""
+        """Log the resolved recipe as hyperparameters, by dotted keys."""
         values = dict(_flat(recipe))
         self._each(lambda tracker: tracker.store_init_configuration(values))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One round; `round` is the step."""
+        """Log one round; `round` is the step."""
         values = {k: v for k, v in row.items() if _is_number(v) and k != "round"}
         self._each(lambda tracker: tracker.log(values, step=row["round"]))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The numbers of a run's summary, under `final/`; nothing of single clients, and no second curve."""
-        kept = {k: v for k, v in summary.items() if k not in LEFT_OUT and not k.endswith("_by_round")}
+        """Log the numbers of a run's summary under `final/`, without single clients and without curves."""
+        kept = {k: v for k, v in summary.items() if k not in NOT_TRACKED and not k.endswith("_by_round")}
         values = {f"final/{key}": value for key, value in _flat(kept) if _is_number(value)}
         self._each(lambda tracker: tracker.log(values, step=summary["rounds_completed"]))
 
@@ -69,9 +86,20 @@ class Trackers:
         for name, tracker in list(self._trackers.items()):
             try:
                 act(tracker)
-            except Exception as error:  # whatever a service far away comes up with
+            except Exception as error:  # trackers talk to services, which can raise anything
                 del self._trackers[name]
-                self._say(f"tracker {name} failed, and the run goes on without it: {type(error).__name__}: {error}")
+                self._say(f"tracker {name} failed; the run continues without it: {type(error).__name__}: {error}")
+
+
+def _make_tracker(name: str, folder: Path, run_name: str) -> Any:
+    """A tracker that writes files gets a folder inside the run's; any other gets the run's name."""
+    from accelerate import PartialState
+
+    PartialState()  # accelerate's trackers log through a logger that raises an error without it
+    tracker = known_trackers()[name]
+    if tracker.requires_logging_directory:
+        return tracker("trackers", logging_dir=str(folder))
+    return tracker(run_name)
 
 
 def _is_number(value: Any) -> bool:
@@ -79,7 +107,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys with values of the kinds that every tracker takes: lists are told as text, by name where they can."""
+    """Dotted keys with numbers and strings, which every tracker takes.
+
+    A list of sections with a `name` is flattened by these names; any other list becomes text.
+    """
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
