@@ -734,7 +734,7 @@ def test_a_comparison_says_that_centralized_runs_once(recipe_values: dict[str, A
 def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
     grid_file: Path, tmp_path: Path, workers: int
 ):
-    main = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
+    main = "import signal, fftmoe.cli.app as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
     flags = ["--workers", str(workers), "--output", str(tmp_path / "out"), "--seeds", "9"]
     with subprocess.Popen(
         [sys.executable, "-u", "-c", main, "compare", str(grid_file), *flags],

@@ -25,7 +25,7 @@ from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 # Started in the background of a script, processes ignore interrupts; these are to hear them.
-MAIN = "import signal, fftmoe.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
+MAIN = "import signal, fftmoe.cli.app as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
 SECONDS = 600.0
 # Of private runs, whose routing nobody knows.
 BRIEFLY = ("federation.rounds=3", "adapter.residents=balanced", "adapter.balance=switch")
