@@ -3,10 +3,12 @@
     import fftmoe
     result = fftmoe.run("quickstart", output="runs/quickstart")
 
-Importing the package registers the adapter with PEFT, so `PeftModel.from_pretrained` loads saved results. PEFT, torch
-and transformers take seconds to import: they are, when one of the names below first needs them.
+PEFT, torch and transformers take seconds to import, so they are imported when a name below first needs them. The
+adapter is registered with PEFT at that moment, or when this package is imported after PEFT; `PeftModel.from_pretrained`
+then loads saved results. A program that uses nothing else of this package writes `import fftmoe.adapter`.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +18,6 @@ from fftmoe.errors import FftmoeError as FftmoeError
 from fftmoe.errors import InputError as InputError
 from fftmoe.errors import OutputError as OutputError
 from fftmoe.errors import RunError as RunError
-from fftmoe.peft_hook import register_with_peft
 
 if TYPE_CHECKING:
     from fftmoe.adapter import MoeAdapterConfig as MoeAdapterConfig
@@ -60,7 +61,8 @@ _HOMES = {
     "record_routing": "fftmoe.adapter",
 }
 
-register_with_peft()
+if "peft" in sys.modules:  # the slow imports have been paid for, so nothing is gained by waiting
+    import_module("fftmoe.adapter")
 
 
 def __getattr__(name: str) -> Any:

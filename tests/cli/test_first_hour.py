@@ -294,15 +294,28 @@ def test_what_needs_no_model_loads_none(arguments: list[str]):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["fftmoe", "peft"])
-def test_peft_knows_the_adapter_whichever_is_imported_first(first: str):
-    second = {"fftmoe": "peft", "peft": "fftmoe"}[first]
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import peft, fftmoe",
+        "import fftmoe.adapter, peft",
+        "import fftmoe, peft; fftmoe.load_backbone",
+        "import fftmoe, peft; fftmoe.MoeAdapterConfig",
+    ],
+)
+def test_peft_knows_the_adapter_after(imports: str):
+    """What the snippets of the terminal, the model card and the documentation do before `PeftModel.from_pretrained`."""
     script = (
-        f"import {first}, {second}\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"
-        "import inspect, peft\nassert inspect.getsource(peft)\nprint(sorted(str(k) for k in known if 'MOE' in str(k)))"
+        f"{imports}\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"
+        "print(sorted(str(k) for k in known if 'MOE' in str(k)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "FFT_MOE" in done.stdout
+
+
+def test_import_fftmoe_leaves_the_import_system_alone():
+    script = "import sys; before = [*sys.meta_path]; import fftmoe; assert sys.meta_path == before, sys.meta_path"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_shell_completes_recipes(tmp_path: Path):
