@@ -22,7 +22,7 @@ from fftmoe.client.update import update_client
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, TokenizedText, default_cache_dir
 from fftmoe.head import make_head
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from timing import device_name, interleave, ratio, use_device
 

@@ -22,8 +22,10 @@ from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy
 from fftmoe.records import ServerState
 from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.server.apply import apply_round
 from fftmoe.server.average import averaged, served
-from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
+from fftmoe.server.cohort import choose_cohort
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder

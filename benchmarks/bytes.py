@@ -28,7 +28,7 @@ from fftmoe.engines.base import Reply
 from fftmoe.engines.local import make_engine
 from fftmoe.records import ServerState, pack_plan, unpack
 from fftmoe.records.codec import KINDS
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import ClientSpec, build_client
 from fftmoe.setup.compose import Experiment, compose
 from growth import Forgetful

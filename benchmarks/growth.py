@@ -37,8 +37,9 @@ from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
 from fftmoe.records import Tensors
 from fftmoe.rounds.exchange import Ledger
+from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import ClientSpec, build_client
 from fftmoe.setup.compose import Experiment, compose
 from timing import Seconds, interleave, use_device

@@ -15,7 +15,7 @@ from typing import Any
 
 from common import RESULTS, Results, column, markdown, mean_and_spread
 from fftmoe.config import recipe_folder
-from fftmoe.server.privacy import calibrate
+from fftmoe.server.accountant import calibrate
 from grid import places
 
 RECIPE = recipe_folder() / "grid" / "trec6.yaml"

@@ -16,7 +16,7 @@ from fftmoe.backbones import logits
 from fftmoe.client.update import make_optimizers, token_mask
 from fftmoe.config import load_recipe
 from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.build import make_loss
 from fftmoe.setup.compose import Experiment, compose
 

@@ -25,7 +25,7 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples, TokenizedText
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import numpy_generator
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.build import make_loss
 from fftmoe.setup.compose import Experiment, compose
 from tricks import PaddedTo, Tricks

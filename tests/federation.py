@@ -24,7 +24,7 @@ from fftmoe.records import (
     unpack_plan,
     unpack_update,
 )
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from models import token_examples
 
 NUM_EXAMPLES = 23

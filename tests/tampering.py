@@ -13,8 +13,9 @@ from fftmoe.config import METHODS, parse_recipe
 from fftmoe.engines.base import Fault, Group, Reply
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
 from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose

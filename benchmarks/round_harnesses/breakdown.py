@@ -36,7 +36,7 @@ PARTS = {
     ),
     "screening": ("fftmoe.server.expectation:Expectation.of", "fftmoe.rounds.exchange:screen"),
     "what an update was made on": (
-        "fftmoe.server.rounds:digest",
+        "fftmoe.server.plan:digest",
         "fftmoe.client.runtime:fingerprint",
         "fftmoe.client.runtime:made_on",
     ),

@@ -19,7 +19,8 @@ import yaml
 from fftmoe.config import load_recipe
 from fftmoe.data import TokenizedText, training_batches
 from fftmoe.rng import generator, numpy_generator
-from fftmoe.server.rounds import choose_cohort, plan_round
+from fftmoe.server.cohort import choose_cohort
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 
 from .task import INITIAL, rows_name

@@ -47,7 +47,8 @@ from fftmoe.records import (
     pack_update,
 )
 from fftmoe.rng import generator, numpy_generator
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.build import build_model, expert_shape, fit_budgets, pool_size
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 from shared_updates import output, randomise, trainable

@@ -37,7 +37,8 @@ from fftmoe.records import (
     pack_update,
 )
 from fftmoe.rng import generator, numpy_generator
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from models import FAMILIES, HIDDEN
 
 T, D, M, H, S = 11, 7, 5, 3, 2

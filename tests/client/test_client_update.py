@@ -23,7 +23,8 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientUpdate, Tensors, Training
 from fftmoe.rng import generator
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from models import HIDDEN, token_examples
 
 M, H, N = 5, 3, 23

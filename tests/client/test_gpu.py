@@ -22,7 +22,7 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from models import HIDDEN, VOCAB, token_examples
 
 pytestmark = pytest.mark.gpu

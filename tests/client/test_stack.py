@@ -42,7 +42,7 @@ from fftmoe.rounds import exchange as ledger
 from fftmoe.rounds.exchange import Ledger
 from fftmoe.rounds.run import run
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import plan_round, together
+from fftmoe.server.plan import group_clients, plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.setup.stacking import clients_at_once
 from models import FAMILIES, HIDDEN, images, token_examples
@@ -224,7 +224,7 @@ def plans(budgets: dict[int, Budget], training: Training = TRAINING, task: str =
 @given(tiers=st.lists(st.integers(0, 2), min_size=1, max_size=23), at_once=st.integers(1, 7))
 def test_clients_of_one_tier_train_together_and_everyone_once(tiers: list[int], at_once: int):
     names = {c: dataclasses.replace(BUDGET, name=str(tier)) for c, tier in enumerate(tiers)}
-    groups = together(plans(names).clients, at_once)
+    groups = group_clients(plans(names).clients, at_once)
     assert sorted(plan.client_id for group in groups for plan in group) == list(names)
     for group in groups:
         assert len(group) <= at_once
@@ -266,7 +266,7 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
 
 @pytest.mark.parametrize("task", ["alone", "sums"])
 def test_only_training_is_done_together(task: str):
-    groups = together(plans(dict.fromkeys(range(C), BUDGET), task=task).clients, at_once=3)
+    groups = group_clients(plans(dict.fromkeys(range(C), BUDGET), task=task).clients, most=3)
     assert [len(group) for group in groups] == [1] * C
 
 

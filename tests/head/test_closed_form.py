@@ -46,7 +46,7 @@ from fftmoe.records import (
     unpack_update,
 )
 from fftmoe.rng import generator
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.store import save_adapter
 from models import FAMILIES, HIDDEN, token_examples

@@ -22,7 +22,8 @@ from fftmoe.methods.fft_moe import FftMoe, load_variation
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
 from fftmoe.rng import generator
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from models import HIDDEN
 
 M, H = 5, 3

@@ -38,7 +38,8 @@ from fftmoe.records import (
     pack_update,
 )
 from fftmoe.rng import generator
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from models import HIDDEN
 
 M, H = 5, 3

@@ -22,7 +22,7 @@ from fftmoe.errors import InputError
 from fftmoe.methods.noise import normal
 from fftmoe.records import Training, pack_plan, unpack_update
 from fftmoe.rounds.run import resume, run
-from fftmoe.server.privacy import Mechanism
+from fftmoe.server.accountant import Mechanism
 from tampering import recipe_of, record
 
 EXAMPLES = {"clip_norm": 0.7, "noise_multiplier": 1.3, "delta": 0.001}

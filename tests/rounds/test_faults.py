@@ -16,7 +16,7 @@ from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState, unpack_plan
 from fftmoe.rounds.run import resume, run
-from fftmoe.server.rounds import choose_cohort, quorum_of, substitute
+from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder, unpack_state

@@ -32,8 +32,10 @@ from fftmoe.records import (
 )
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.exchange import Ledger
+from fftmoe.server.apply import apply_round
+from fftmoe.server.cohort import choose_cohort, substitute
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import apply_round, choose_cohort, plan_round, substitute
+from fftmoe.server.plan import plan_round
 from fftmoe.store import pack_state
 
 CLIENTS, WANTED, SPARE, DEADLINE = 31, 10, 3, 60.0

@@ -34,8 +34,9 @@ from fftmoe.records import (
     pack_update,
 )
 from fftmoe.rounds.exchange import Ledger
+from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.plan import plan_round
 
 CLIENTS = range(4)
 BUDGETS = dict.fromkeys(CLIENTS, Budget("all", 1, 1, ()))

@@ -12,7 +12,8 @@ from fftmoe.engines.base import Engine, Group, Reply
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.exchange import Ledger, expectations
-from fftmoe.server.rounds import apply_round, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder, pack_state

@@ -19,7 +19,8 @@ from fftmoe.methods.budget import Budgets, ExpertShape, assign_tiers
 from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ServerState, Training, pack_plan
-from fftmoe.server.rounds import choose_cohort, plan_round
+from fftmoe.server.cohort import choose_cohort
+from fftmoe.server.plan import plan_round
 
 M, D, H, COHORT = 11, 7, 3, 13
 TIERS = tuple(Budget(f"tier-{experts}", 1, experts, (2,), rank=experts) for experts in (2, 3, 5))

@@ -24,7 +24,7 @@ from fftmoe.records import ServerState, Training, pack_plan, unpack_plan, unpack
 from fftmoe.rounds import private as privacy_module
 from fftmoe.rounds.private import NoisySums
 from fftmoe.rounds.run import resume, run
-from fftmoe.server.rounds import choose_cohort
+from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine

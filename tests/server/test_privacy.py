@@ -37,8 +37,8 @@ from fftmoe.records import (
 )
 from fftmoe.records.codec import decode
 from fftmoe.rng import generator, numpy_generator
-from fftmoe.server import privacy as accountant
-from fftmoe.server.privacy import LEAST_NOISE, Mechanism, calibrate, divided_noise, next_clip_norm, poisson_cohort
+from fftmoe.server import accountant
+from fftmoe.server.accountant import LEAST_NOISE, Mechanism, calibrate, divided_noise, next_clip_norm, poisson_cohort
 from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
 
 M, H, D, S, C = 7, 3, 5, 2, 3

@@ -22,7 +22,7 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import batch_size_for, tally
 from fftmoe.records import pack_plan, unpack_update
 from fftmoe.rounds.run import resume, run
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.load import load_split

@@ -13,7 +13,7 @@ from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import TRAINING_COPIES
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, pack_plan, pack_update
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums
 from fftmoe.setup.compose import Experiment, compose
 

@@ -10,7 +10,7 @@ import torch
 from fftmoe.data.batches import POOL_BATCHES
 from fftmoe.records import Budget, ServerState, Tensors, pack_plan
 from fftmoe.rng import numpy_generator
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.build import build_method, fit_budgets
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment

@@ -9,7 +9,7 @@ from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine, Fault, Reply
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
 from fftmoe.server.expectation import Expectation
-from fftmoe.server.rounds import together
+from fftmoe.server.plan import group_clients
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.compose import Experiment
 
@@ -87,7 +87,7 @@ class Ledger:
             sent = {client.client_id: _sent(client, download(client), expect) for client in clients}
             groups = [
                 [(client.client_id, sent[client.client_id].message) for client in group]
-                for group in together(clients, at_once)
+                for group in group_clients(clients, at_once)
             ]
             answers: dict[int, ClientUpdate | None] = {}
             unanswered = set(sent)

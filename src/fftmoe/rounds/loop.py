@@ -15,8 +15,10 @@ from fftmoe.rounds.exchange import Ledger, expectations
 from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.measure import final_metrics, measure
 from fftmoe.rounds.private import NoisySums, PrivateRounds
+from fftmoe.server.apply import Counted, apply_round
 from fftmoe.server.average import averaged, served
-from fftmoe.server.rounds import Counted, apply_round, choose_cohort, plan_round, quorum_of, substitute
+from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
+from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.load import holdout

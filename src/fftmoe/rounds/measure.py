@@ -14,7 +14,8 @@ from fftmoe.engines.base import Engine
 from fftmoe.evaluate import Tally, mean_and_worst_decile, tally
 from fftmoe.records import ServerState, Training
 from fftmoe.rounds.exchange import Ledger, expectations
-from fftmoe.server.rounds import choose_cohort, plan_round
+from fftmoe.server.cohort import choose_cohort
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.load import holdout
 from fftmoe.trained.generate import generation_metrics

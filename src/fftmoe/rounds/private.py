@@ -13,7 +13,7 @@ from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums, holders
 from fftmoe.records import ClientUpdate, ServerState
 from fftmoe.rounds.private_examples import ExampleCost
-from fftmoe.server.privacy import Mechanism, accounting, calibrate, divided_noise, next_clip_norm, poisson_cohort
+from fftmoe.server.accountant import Mechanism, accounting, calibrate, divided_noise, next_clip_norm, poisson_cohort
 from fftmoe.setup.compose import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
 

@@ -7,7 +7,7 @@ from typing import Any
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.config.privacy import Privacy
 from fftmoe.errors import InputError
-from fftmoe.server.privacy import Mechanism
+from fftmoe.server.accountant import Mechanism
 from fftmoe.setup.compose import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger
 

@@ -9,7 +9,7 @@ from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.records import Budget, Experts, ServerState
 from fftmoe.server.average import served
-from fftmoe.server.rounds import plan_round
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.store import RunFolder
 from fftmoe.trained.load import Trained, recipe_of

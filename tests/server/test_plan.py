@@ -11,7 +11,9 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, RoundPlan, ServerState, Training
-from fftmoe.server.rounds import apply_round, choose_cohort, plan_round
+from fftmoe.server.apply import apply_round
+from fftmoe.server.cohort import choose_cohort
+from fftmoe.server.plan import plan_round
 
 BUDGETS = {c: Budget("tier", 1, 2 + c % 3, (0, 1)) for c in range(11)}
 TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)

@@ -1,0 +1,53 @@
+"""The end of a round: the cohort's updates become the next server state. Pure functions of the server state."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+from fftmoe.records import ClientUpdate, RoundPlan, ServerState
+from fftmoe.records.codec import decode
+
+Diagnostics = dict[str, Any]
+"""What a method reports of a round, for its row in `metrics.jsonl`."""
+
+
+class Aggregates(Protocol):
+    """Whatever turns a round's updates into the next state: a method, or the policy of a private run."""
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+        """See `Method.aggregate`."""
+        ...
+
+
+def apply_round(
+    method: Aggregates, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int = 0
+) -> tuple[ServerState, Diagnostics]:
+    """Aggregate the cohort's updates into the next state.
+
+    A round with fewer updates than `quorum` is void: it counts as a round and changes nothing. A round in which nobody
+    answers is void as well, unless nobody was asked: a randomly drawn cohort may be empty.
+
+    Args:
+        updates: as the clients sent them, in `client_id` order; they are consumed one at a time.
+    """
+    assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
+    counted = Counted(replace(update, tensors=decode(update.tensors)) for update in updates)
+    first = next(counted, None)
+    if first is not None or not plan.clients:
+        merged, diagnostics = method.aggregate(state, itertools.chain([] if first is None else [first], counted))
+        if counted.number >= quorum:
+            return merged, diagnostics
+    return replace(state, round=plan.round), {"void": True}
+
+
+class Counted(Iterator[ClientUpdate]):
+    """An iterator over updates that counts, in `number`, how many of them have been consumed."""
+
+    def __init__(self, updates: Iterable[ClientUpdate]) -> None:
+        self._updates, self.number = iter(updates), 0
+
+    def __next__(self) -> ClientUpdate:
+        update = next(self._updates)
+        self.number += 1
+        return update

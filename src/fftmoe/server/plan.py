@@ -1,0 +1,60 @@
+"""The plan of a round: what the server asks of each client of the cohort. Pure functions of the server state."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from fftmoe.methods.base import Method
+from fftmoe.records import Budget, ClientPlan, RoundPlan, ServerState, Training, digest
+from fftmoe.rng import derive
+
+
+def plan_round(
+    method: Method,
+    state: ServerState,
+    round: int,
+    cohort: Sequence[int],
+    budgets: Mapping[int, Budget],
+    training: Training,
+    seed: int,
+    task: str = "train",
+) -> RoundPlan:
+    """Give every client of the cohort its resident experts, its seed, its budget and its training settings."""
+    experts, base = method.assign(state, cohort), digest(state.tensors)
+    return RoundPlan(
+        round,
+        tuple(
+            ClientPlan(
+                round=round,
+                client_id=client_id,
+                seed=derive(seed, "client", client_id, round),
+                budget=budgets[client_id],
+                experts=experts[client_id],
+                training=training,
+                task=task,
+                base=base,
+            )
+            for client_id in cohort
+        ),
+    )
+
+
+def group_clients(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, ...]]:
+    """Divide the clients into groups of at most `most` that can train in one batch on one backbone.
+
+    Clients of a group have the same budget and the same training settings. The groups depend on the plans alone and
+    not on which worker runs them, so any number of workers gives the same result.
+    """
+    alike: dict[tuple[object, ...], list[ClientPlan]] = {}
+    for client in clients:
+        can_share = client.task == "train" and most > 1
+        key = (client.budget, client.training) if can_share else (client.client_id,)
+        alike.setdefault(key, []).append(client)
+    return [group for members in alike.values() for group in _even_chunks(members, most)]
+
+
+def _even_chunks(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, ...]]:
+    """As few chunks as possible, of sizes as equal as possible: a worker with a small one would wait for the others."""
+    groups = math.ceil(len(clients) / most)
+    bounds = [len(clients) * group // groups for group in range(groups + 1)]
+    return [tuple(clients[start:stop]) for start, stop in itertools.pairwise(bounds)]
