@@ -16,7 +16,6 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import fftmoe
-from conftest import Cli
 from federation import exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
@@ -36,6 +35,7 @@ from fftmoe.setup.build import build_model, expert_shape
 from fftmoe.store import save_adapter
 from fftmoe.trained.load import load_run
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
+from shared_fixtures import Cli
 from shared_updates import output, randomise, trainable
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.

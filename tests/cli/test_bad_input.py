@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Cli, Outcome
+from shared_fixtures import Cli, Outcome
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:

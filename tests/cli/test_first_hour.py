@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import Cli
 from fftmoe.comparison.cells import make_grid
+from shared_fixtures import Cli
 
 TRAIN = "text,label\n" + "".join(f"ash bay {c},{c}\n" for c in ("red", "blue", "green") * 11)
 TEST = "text,label\n" + "".join(f"cod dew {c},{c}\n" for c in ("red", "blue", "green") * 3)

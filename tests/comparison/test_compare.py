@@ -18,7 +18,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from conftest import Cli, Outcome
 from fftmoe.comparison.cells import Variant, make_grid, partition_section
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.run import compare
@@ -41,6 +40,7 @@ from fftmoe.config import Head, Recipe, apply_override, parse_recipe
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
+from shared_fixtures import Cli, Outcome
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity")
 

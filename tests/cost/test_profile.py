@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import Cli
 from fftmoe.config import parse_recipe
 from fftmoe.cost import forecast as prediction
 from fftmoe.cost import profile as profiles
@@ -23,6 +22,7 @@ from fftmoe.methods.budget import Limits as Tier
 from fftmoe.records import Budget
 from fftmoe.setup.compose import compose
 from fftmoe.setup.stacking import clients_at_once
+from shared_fixtures import Cli
 
 MIB = 2**20
 SPEED = Speed(per_round=0.5, per_step=0.11, per_block=0.07, per_expert=0.013, per_top_k=0.017)

@@ -12,7 +12,6 @@ from peft import PeftModel
 from torch import Tensor
 
 import fftmoe
-from conftest import Cli, assert_refused
 from fftmoe import adapter
 from fftmoe.backbones import head_parameters, load_adapter, logits
 from fftmoe.backbones.fourier import FourierHead
@@ -23,6 +22,7 @@ from fftmoe.trained.load import Trained, load_run, own_backbone
 from fftmoe.trained.personal import load_client, load_federation
 from language import language_recipe, save_language_model, save_prompts
 from pictures import vision_values
+from shared_fixtures import Cli, assert_refused
 
 Finished = Callable[..., Path]
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import fftmoe
-from conftest import Cli, assert_refused
 from fftmoe import adapter
 from fftmoe.adapter.low_rank import SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
@@ -29,6 +28,7 @@ from fftmoe.setup.load import load_split
 from fftmoe.tasks import make_task
 from fftmoe.trained.load import load_run
 from language import language_recipe, save_language_model, save_prompts
+from shared_fixtures import Cli, assert_refused
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 TOKENS, INPUTS, DIM = 97, 11, 5

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Cli
 from fftmoe.backbones import load_adapter, load_backbone
 from fftmoe.config import METHODS, parse_recipe
 from fftmoe.cost.plan import forecast
@@ -36,6 +35,7 @@ from fftmoe.setup.load import load_examples
 from fftmoe.store import unpack_state
 from fftmoe.trained.load import evaluate_run
 from models import FAMILIES, HIDDEN, tiny_tokenizer
+from shared_fixtures import Cli
 from tampering import Kept
 
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Cli
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.report import draw
 from fftmoe.report.html import report_page
 from reports import HOSTILE, config, external_loads, rows, structure_of, summary
+from shared_fixtures import Cli
 
 SECTIONS = ["Learning curve", "Clients", "Experts", "Budgets and costs", "Where the time went", "Faults"]
 LAST = ["To do it again", "The resolved recipe"]

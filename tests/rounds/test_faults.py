@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Cli
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import RunError
@@ -20,6 +19,7 @@ from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
 from fftmoe.store import RunFolder, unpack_state
+from shared_fixtures import Cli
 
 SETTINGS = ["evaluation.local_only=false", "trackers=[]"]
 Kinds = Callable[[int, int], str | None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Cli
+from shared_fixtures import Cli
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Cli
 from fftmoe.data import Partition, make_partition
 from fftmoe.methods import fft_moe
 from fftmoe.methods.base import Method
@@ -21,6 +20,7 @@ from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ServerState, Training, pack_plan
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.plan import plan_round
+from shared_fixtures import Cli
 
 M, D, H, COHORT = 11, 7, 3, 13
 TIERS = tuple(Budget(f"tier-{experts}", 1, experts, (2,), rank=experts) for experts in (2, 3, 5))

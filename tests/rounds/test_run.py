@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 import fftmoe
-from conftest import Cli, Outcome
 from fftmoe.backbones import load_tokenizer
 from fftmoe.cli.terminal import ranges
 from fftmoe.config import parse_recipe
@@ -31,6 +30,7 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Training, pack_update
 from fftmoe.store import unpack_state
+from shared_fixtures import Cli, Outcome
 
 SUMMARY_KEYS = {
     "schema_version",

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from conftest import Cli
 from fftmoe.backbones import continue_greedily, logits
 from fftmoe.config import parse_recipe
 from fftmoe.cost.plan import forecast
@@ -39,6 +38,7 @@ from language import (
     save_prompts,
     tiny_language_tokenizer,
 )
+from shared_fixtures import Cli
 
 ASH, BAY, SAY = 4, 5, 9
 

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 
 import fftmoe
-from conftest import Cli, assert_refused
 from fftmoe.backbones import load_tokenizer, logits
 from fftmoe.setup.load import load_split
 from fftmoe.trained.load import Trained, load_run
 from fftmoe.trained.personal import load_client
 from language import language_recipe, save_language_model, save_prompts
 from pictures import COLOURS, vision_values
+from shared_fixtures import Cli, assert_refused
 
 TEXTS = ("red ash red", "cod blue bay blue", "green dew green elm fig")
 Finished = Callable[..., Path]

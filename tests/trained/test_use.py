@@ -10,13 +10,13 @@ import pytest
 import yaml
 from peft import PeftModel
 
-from conftest import Cli, assert_refused
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy, predict_logits
 from fftmoe.setup.load import load_examples, load_split
 from pictures import COLOURS, vision_values, write_pictures
+from shared_fixtures import Cli, assert_refused
 
 FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 
