@@ -64,7 +64,7 @@ PARTS = {
         "fftmoe.methods.fft_moe_client:FftMoeSession.finish",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.finish",
     ),
-    "the rest of a client": ("fftmoe.engines.local:_timed",),
+    "the rest of a client": ("fftmoe.engines.local:run_group",),
     "aggregate": ("fftmoe.methods.fft_moe:FftMoe.aggregate",),
     "save the state": ("fftmoe.store:RunFolder.save_state",),
     "journal": ("fftmoe.rounds.journal:Journal.write",),

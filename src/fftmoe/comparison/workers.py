@@ -1,142 +1,81 @@
-"""Runs side by side, each in one process on one thread; one that fails, or takes its process along, is told of."""
+"""Runs the cells of a comparison side by side, each in one process on one thread; a failed one stops no other."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from fftmoe.config import Recipe
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
 from fftmoe.errors import FftmoeError
 
-SECONDS_TO_END = 5
-
 Execute = Callable[[Recipe, Path], object]  # picklable where there are several workers
-Job = tuple[Recipe, Path]
-Ended = tuple[int, str | None]  # the job's index, and why it failed
+CellJob = tuple[Recipe, Path]
+Ended = tuple[int, str | None]  # the job's index, and the reason if it failed
 
 
 def run_jobs(
-    jobs: Sequence[Job], execute: Execute, workers: int, deadline: float | None = None
+    jobs: Sequence[CellJob], execute: Execute, workers: int, deadline: float | None = None
 ) -> Generator[Ended, None, None]:
-    """Run `execute(*job)` for every job, and yield each one's end as it comes.
+    """Run `execute(*job)` for every job, and yield the outcome of each one when it ends.
 
     Args:
-        workers: processes; 1 is this one.
-        deadline: of `time.monotonic`; no job starts after it.
+        workers: number of processes; 1 means this process.
+        deadline: a time of `time.monotonic`; no job starts after it.
     """
     if workers == 1:
         return _run_here(jobs, execute, deadline)
     return _run_in_processes(jobs, execute, workers, deadline)
 
 
-def _run_here(jobs: Sequence[Job], execute: Execute, deadline: float | None) -> Generator[Ended, None, None]:
+def _run_here(jobs: Sequence[CellJob], execute: Execute, deadline: float | None) -> Generator[Ended, None, None]:
     for index, job in enumerate(jobs):
-        if _over(deadline):
+        if _is_over(deadline):
             return
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in a worker process, so that the figures are the same
-        try:
-            reason = _attempt(execute, job)
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread():
+            reason = attempt(execute, job)
         yield index, reason
 
 
 def _run_in_processes(
-    jobs: Sequence[Job], execute: Execute, workers: int, deadline: float | None
+    jobs: Sequence[CellJob], execute: Execute, workers: int, deadline: float | None
 ) -> Generator[Ended, None, None]:
-    waiting = deque(enumerate(jobs))
-    idle: list[_Worker] = []
-    busy: dict[Connection, tuple[_Worker, int]] = {}
-    try:
+    waiting = iter(enumerate(jobs))
+    running: dict[Future[str | None], int] = {}
+    with closing(WorkerProcesses(workers, partial(_start, execute))) as pool:
         while True:
-            while waiting and len(busy) < workers and not _over(deadline):
-                worker = idle.pop() if idle else _Worker(execute)
-                index, job = waiting.popleft()
-                worker.give(job)
-                busy[worker.connection] = worker, index
-            if not busy:
+            while len(running) < workers and not _is_over(deadline) and (following := next(waiting, None)) is not None:
+                index, job = following
+                running[pool.submit(job)] = index
+            if not running:
                 return
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                worker, index = busy.pop(connection)
-                reason = worker.take()
-                if worker.process.is_alive():
-                    idle.append(worker)
-                yield index, reason
-    finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.end()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), _outcome(future)
 
 
-def _over(deadline: float | None) -> bool:
+def _is_over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 
-class _Worker:
-    """A process that runs the jobs it is given. A pool would break whole when one of its processes dies."""
-
-    def __init__(self, execute: Execute) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, execute), daemon=True)
-        self.process.start()
-        theirs.close()  # now only the process holds it, and its death ends our side
-
-    def give(self, job: Job) -> None:
-        with suppress(OSError):  # a process that has died says so when its answer is taken
-            self.connection.send(job)
-
-    def take(self) -> str | None:
-        """The end of its job: why it failed, None when it did not."""
-        try:
-            return self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            self.connection.close()
-            return (
-                f"its worker process died (exit status {self.process.exitcode}); it was killed, perhaps for memory, "
-                "or could not start (its own message is above): try fewer --workers"
-            )
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.join(SECONDS_TO_END)
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+def _outcome(future: "Future[str | None]") -> str | None:
+    try:
+        return future.result()
+    except WorkerDied as death:
+        return f"its worker process died {death}: try fewer --workers"
 
 
-def _serve(connection: Connection, execute: Execute) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the libraries' semaphores are given back
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    with suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            connection.send(_attempt(execute, connection.recv()))
+def _start(execute: Execute) -> Callable[[CellJob], str | None]:
+    return partial(attempt, execute)
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed may be started again, and nobody else must write into its folders then."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def attempt(execute: Execute, job: CellJob) -> str | None:
+    """Run a job; returns why it failed, or None.
 
-
-def _attempt(execute: Execute, job: Job) -> str | None:
-    """Why the job failed; the first line is for people, a traceback follows where nobody foresaw it."""
+    The first line of the reason is for people; a traceback follows if nobody foresaw the error.
+    """
     try:
         execute(*job)
     except FftmoeError as error:

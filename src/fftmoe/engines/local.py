@@ -1,21 +1,19 @@
 """Clients on this machine: in this process, or in worker processes that each hold one backbone.
 
-A client always computes on one thread, so that the same bytes come out whatever the number of workers.
+A client always computes on one thread, so the same bytes come out for every number of workers.
 """
 
 import multiprocessing
 import multiprocessing.context
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-
-import torch
+from functools import partial
+from typing import NamedTuple
 
 from fftmoe.engines.base import Build, Engine, Group, Handler, Reply
 from fftmoe.engines.memory import peak_rss_mib
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
 from fftmoe.errors import FftmoeError, RunError
 
 
@@ -25,20 +23,20 @@ def make_engine(workers: int, build: Build, handler: Handler | None = None) -> E
 
 
 class Reliable:
-    """What holds of clients on this machine."""
+    """The properties that both engines for clients on this machine share."""
 
     @property
     def reliable(self) -> bool:
-        """A client that fails ends the run: it is a bug, or the machine's trouble, and never a stranger's."""
+        """A client that fails ends the run: the cause is a bug or this machine, never somebody else's."""
         return True
 
     def absent(self) -> tuple[int, ...]:
-        """Nobody."""
+        """No client is ever absent."""
         return ()
 
 
 class InProcess(Reliable):
-    """Clients one after another in this process."""
+    """Runs clients one after another in this process."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -46,16 +44,12 @@ class InProcess(Reliable):
     def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
         """See `Engine`."""
         for group in groups:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                replies, _ = _timed(self._handler, group)
-            finally:
-                torch.set_num_threads(threads)
-            yield from replies
+            with one_thread():
+                answer = run_group(self._handler, group)
+            yield from answer.replies
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there are no workers to end."""
 
     def peak_rss_mib(self) -> float:
         """See `Engine`."""
@@ -63,46 +57,70 @@ class InProcess(Reliable):
 
 
 class WorkerPool(Reliable):
-    """Clients in `workers` processes; replies come in the order of the requests, whoever finishes first."""
+    """Runs clients in `workers` processes; replies come in the order of the requests, whichever finishes first."""
 
     def __init__(self, workers: int, build: Build) -> None:
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=_context(build),
-            initializer=_start_worker,
-            initargs=(build,),
-        )
+        self._pool = WorkerProcesses(workers, partial(_start, build), _context(build))
         self._worker_peaks: dict[int, float] = {}
 
     def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
         """See `Engine`."""
-        futures = []
-        for group in groups:
-            try:
-                futures.append((group, self._pool.submit(_run_in_worker, group)))
-            except BrokenProcessPool as error:  # a worker died before everyone was queued
-                raise _worker_died(group) from error
-        for group, future in futures:
-            try:
-                replies, (pid, peak) = future.result()
-            except BrokenProcessPool as error:
-                raise _worker_died(group) from error
-            self._worker_peaks[pid] = peak
-            yield from replies
+        futures = [self._pool.submit(group) for group in groups]
+        try:
+            for group, future in zip(groups, futures, strict=True):
+                try:
+                    answer = future.result()
+                except WorkerDied as death:
+                    raise _died(group, death) from death
+                self._worker_peaks[answer.process] = answer.peak_rss_mib
+                yield from answer.replies
+        finally:
+            for future in futures:
+                future.cancel()
 
     def close(self) -> None:
-        """End the workers; work that has not begun is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the workers; clients that have not begun are dropped."""
+        self._pool.close()
 
     def peak_rss_mib(self) -> float:
         """See `Engine`."""
         return peak_rss_mib() + sum(self._worker_peaks.values())
 
 
-def _context(build: Build) -> multiprocessing.context.BaseContext:
-    """Workers are forked from a process that has done nothing but the imports, so that all share that memory.
+class GroupAnswer(NamedTuple):
+    """The replies of a group, with the process that ran it and that process's peak of resident memory so far."""
 
-    The frozen weights they share in any case: a checkpoint in the dtype that is computed with is mapped, not read.
+    replies: list[Reply]
+    process: int
+    peak_rss_mib: float
+
+
+def run_group(handler: Handler, group: Group) -> GroupAnswer:
+    """Run the clients of a group; its seconds are divided equally among them.
+
+    Raises:
+        FftmoeError: the handler's own, unchanged. RunError: the handler failed in any other way.
+    """
+    start = time.perf_counter()
+    try:
+        messages = handler([message for _, message in group])
+    except FftmoeError:
+        raise
+    except Exception as error:
+        raise RunError(f"{_clients_of(group)} failed: {type(error).__name__}: {error}") from error
+    seconds = (time.perf_counter() - start) / len(group)
+    replies = [Reply(client_id, message, seconds) for (client_id, _), message in zip(group, messages, strict=True)]
+    return GroupAnswer(replies, os.getpid(), peak_rss_mib())
+
+
+def _start(build: Build) -> partial[GroupAnswer]:
+    return partial(run_group, build())
+
+
+def _context(build: Build) -> multiprocessing.context.BaseContext:
+    """Workers are forked from a process that has only done the imports, so all of them share that memory.
+
+    They share the frozen weights in any case: a checkpoint in the dtype of the computation is mapped and not read.
     Forking this process itself would copy locks that its threads hold.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -112,42 +130,13 @@ def _context(build: Build) -> multiprocessing.context.BaseContext:
     return context
 
 
-def _named(group: Group) -> str:
+def _clients_of(group: Group) -> str:
     ids = ", ".join(str(client_id) for client_id, _ in group)
     return f"client {ids}" if len(group) == 1 else f"one of the clients {ids}, which run together,"
 
 
-def _worker_died(group: Group) -> RunError:
+def _died(group: Group, death: WorkerDied) -> RunError:
     return RunError(
-        f"a worker process died while {_named(group)} was running or queued; "
-        "it was killed, perhaps for memory, or could not start (its own message is above): try --workers 1, and in a "
-        "script of your own put what runs under `if __name__ == '__main__':`, since every worker reads the script"
+        f"a worker process died while {_clients_of(group)} was running {death}: try --workers 1, and in a script put "
+        "what starts the run under `if __name__ == '__main__':`, because every worker imports the script"
     )
-
-
-# The handler of a worker process. A process pool can hand an initializer's result to its tasks only so.
-_worker_handler: list[Handler] = []
-
-
-def _start_worker(build: Build) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
-    _worker_handler.append(build())
-
-
-def _run_in_worker(group: Group) -> tuple[list[Reply], tuple[int, float]]:
-    return _timed(_worker_handler[0], group)
-
-
-def _timed(handler: Handler, group: Group) -> tuple[list[Reply], tuple[int, float]]:
-    """Run a group; returns the replies, and (process id, peak memory in MiB)."""
-    start = time.perf_counter()
-    try:
-        replies = handler([message for _, message in group])
-    except FftmoeError:
-        raise
-    except Exception as error:
-        raise RunError(f"{_named(group)} failed: {type(error).__name__}: {error}") from error
-    seconds = (time.perf_counter() - start) / len(group)
-    each = [Reply(client_id, reply, seconds) for (client_id, _), reply in zip(group, replies, strict=True)]
-    return each, (os.getpid(), peak_rss_mib())
