@@ -16,8 +16,7 @@ import datasets
 
 from attacks_clients import Colluding, Poisoned, malicious_clients
 from common import markdown, mean_and_spread
-from fftmoe.config import Recipe
-from fftmoe.config.schema import Data
+from fftmoe.config import DataSection, Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy
 from fftmoe.records import ServerState
@@ -72,7 +71,7 @@ def _poisoned(recipe: Recipe, experiment: Experiment, folder: Path) -> Experimen
     return compose(recipe.model_copy(update={"data": own}))
 
 
-def _poison(row: dict[str, Any], index: int, every: int, section: Data, target: str) -> dict[str, Any]:
+def _poison(row: dict[str, Any], index: int, every: int, section: DataSection, target: str) -> dict[str, Any]:
     if index % every:
         return row
     return {**row, section.text: row[section.text] + TRIGGER, section.label: type(row[section.label])(target)}

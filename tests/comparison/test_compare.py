@@ -36,7 +36,7 @@ from fftmoe.comparison.statistics import (
 )
 from fftmoe.comparison.tables import failures, metric_table, robustness_table, tables, target_table, with_interval
 from fftmoe.comparison.workers import run_jobs
-from fftmoe.config import Head, Recipe, apply_override, parse_recipe
+from fftmoe.config import HeadSection, Recipe, apply_override, parse_recipe
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
@@ -47,7 +47,7 @@ ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity")
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 
-def head_of(recipe: Recipe) -> Head:
+def head_of(recipe: Recipe) -> HeadSection:
     assert recipe.head is not None
     return recipe.head
 
@@ -439,7 +439,7 @@ def test_an_override_reaches_lists_and_makes_sections():
     apply_override(values, "engine.workers", 1)
     assert values == {"budgets": [{"name": "small", "top_k": 2, "experts": 3}], "engine": {"workers": 1}}
     for key in ("budgets.large.top_k", "engine.workers.x"):
-        with pytest.raises(InputError, match="no section"):
+        with pytest.raises(InputError, match="not a section"):
             apply_override(values, key, 2)
 
 
@@ -468,7 +468,7 @@ def test_an_override_reaches_lists_and_makes_sections():
         (("--target", "-1"), ("compare.target", "-1")),
         (("--set", "federation.roundz=3"), ("federation.roundz", "did you mean 'rounds'")),
         (("--set", "federation.rounds"), ("--set", "section.key=value")),
-        (("--set", "seed.x=3"), ("seed.x=3", "no section")),
+        (("--set", "seed.x=3"), ("seed.x=3", "not a section")),
         (("--set", "seed=3"), ("seed=3", "--seeds 0,1,2")),
     ],
 )

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.config import Head, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
+from fftmoe.config import HeadSection, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
 from fftmoe.errors import InputError
 from fftmoe.setup.compose import training_of
 
 SHIPPED = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
-def head_of(recipe: Recipe) -> Head:
+def head_of(recipe: Recipe) -> HeadSection:
     assert recipe.head is not None
     return recipe.head
 
@@ -154,30 +154,30 @@ CLOSED = {"kind": "closed-form"}
 
 
 @pytest.mark.parametrize("head", [CLOSED, {**CLOSED, "update": "frozen"}, {**CLOSED, "features": "fourier"}])
-def test_a_head_that_is_solved_needs_no_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+def test_a_closed_form_head_needs_no_learning_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
     recipe = parse_recipe(changed(recipe_values, "head", head), "mine.yaml")
     assert head_of(recipe).learning_rate is None
     assert not head_of(recipe).trained
 
 
 @pytest.mark.parametrize("head", [{"kind": "averaged"}, {"kind": "one-vs-all"}, {**CLOSED, "update": "trained"}])
-def test_a_head_that_clients_train_needs_a_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
+def test_a_head_that_clients_train_needs_a_learning_rate(recipe_values: dict[str, Any], head: dict[str, Any]):
     message = refusal(changed(recipe_values, "head", head))
     assert f"head: a head of kind {head['kind']} that clients train needs head.learning_rate, e.g. 1.0" in message
     own = parse_recipe(changed(recipe_values, "head", {**head, "learning_rate": 0.5}), "mine.yaml")
     assert head_of(own).trained
 
 
-def test_clients_that_share_nothing_share_no_sums(recipe_values: dict[str, Any]):
+def test_local_only_has_no_closed_form_head(recipe_values: dict[str, Any]):
     values = changed(recipe_values, "method", "local-only")
     for update in ("frozen", "resolved"):
         message = refusal(changed(values, "head", {**CLOSED, "update": update}))
-        assert "local-only shares no sums" in message
+        assert "local-only shares no feature statistics" in message
         assert "head.kind=averaged" in message
     assert parse_recipe(values, "mine.yaml").method == "local-only"
 
 
-def test_features_that_never_change_are_solved_once(recipe_values: dict[str, Any]):
+def test_head_only_computes_a_closed_form_head_once(recipe_values: dict[str, Any]):
     values = changed(recipe_values, "method", "head-only")
     message = refusal(changed(values, "head", CLOSED))
     assert "head-only changes no features" in message
@@ -236,8 +236,8 @@ def test_a_cohort_above_the_population_is_refused(recipe_values: dict[str, Any])
     assert "clients_per_round=8 is above partition.num_clients=7; lower it to 7" in message
 
 
-def test_tiers_have_names_of_their_own(recipe_values: dict[str, Any]):
-    assert "share a name (small, small)" in refusal(changed(recipe_values, "budgets.1.name", "small"))
+def test_two_tiers_of_one_name_are_refused(recipe_values: dict[str, Any]):
+    assert "have the same name (small, small)" in refusal(changed(recipe_values, "budgets.1.name", "small"))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_tier_states_or_limits_both_its_numbers(recipe_values: dict[str, Any],
     assert "budgets.0:" in message
 
 
-def test_a_tier_may_be_limits_alone(recipe_values: dict[str, Any]):
+def test_a_tier_may_give_only_limits(recipe_values: dict[str, Any]):
     tier = {"name": "a", "fraction": 1.0, "memory_mib": 1, "deadline_seconds": 2, "gflops_per_second": 3}
     recipe = parse_recipe(changed(recipe_values, "budgets", [tier]), "mine.yaml")
     assert recipe.budgets[0].experts is None
@@ -362,5 +362,5 @@ def test_a_recipe_cannot_be_changed_once_read(recipe_file: Path):
 
 def test_flora_cannot_round_its_uploads(recipe_values: dict[str, Any]):
     values = changed(recipe_values, "federation", {**recipe_values["federation"], "upload": "int8"})
-    assert "method flora begins each round with new factors" in refusal({**values, "method": "flora"})
+    assert "method flora starts each round with new factors" in refusal({**values, "method": "flora"})
     assert parse_recipe(values, "mine.yaml").federation.upload == "int8"

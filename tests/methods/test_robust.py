@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fftmoe.config import parse_recipe
-from fftmoe.config.robustness import METHODS, Robustness
+from fftmoe.config.robustness import RobustnessSection
+from fftmoe.config.rules import MERGED_BY_MEAN
 from fftmoe.engines.base import Fault
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, bounded_total
@@ -386,14 +387,18 @@ def robust(recipe_values: dict[str, Any], kind: str, cell: str = "fft-moe", **ch
 
 
 @pytest.mark.parametrize("method", ["hetlora", "flora", "flexlora", "flame", "local-only", "centralized"])
-def test_methods_that_merge_otherwise_are_refused(recipe_values: dict[str, Any], method: str):
-    with pytest.raises(InputError, match=rf"method {method} has a merge of its own.*use one of fft-moe, fedit"):
+def test_methods_that_do_not_average_are_refused(recipe_values: dict[str, Any], method: str):
+    with pytest.raises(
+        InputError, match=rf"method {method} does not aggregate by averaging.*use one of fft-moe, fedit"
+    ):
         parse_recipe(robust(recipe_values, "median", method), "tiny")
 
 
 @pytest.mark.parametrize("change", [{"federation.aggregation": "fedavg"}, {"federation.activation_power": 1.0}])
 def test_weights_of_another_kind_are_refused(recipe_values: dict[str, Any], change: dict[str, Any]):
-    with pytest.raises(InputError, match=r"aggregation=(fedavg|per-expert) and .*activation_power=[01] have no place"):
+    with pytest.raises(
+        InputError, match=r"excludes .*aggregation=(fedavg|per-expert) with .*activation_power=[01]; leave"
+    ):
         parse_recipe(robust(recipe_values, "median", **change), "tiny")
 
 
@@ -408,7 +413,7 @@ def test_a_cohort_that_is_too_small_is_refused_before_anything_runs(recipe_value
     ("fraction", "cohort", "f"), [(0.0, 10, 0), (0.2, 10, 2), (0.2, 11, 3), (0.07, 100, 7), (0.49, 1, 1)]
 )
 def test_how_many_may_be_malicious(fraction: float, cohort: int, f: int):
-    assert Robustness(aggregator="median", malicious_fraction=fraction).num_malicious(cohort) == f
+    assert RobustnessSection(aggregator="median", malicious_fraction=fraction).num_malicious(cohort) == f
 
 
 def test_robust_and_private_is_refused(recipe_values: dict[str, Any]):
@@ -487,7 +492,7 @@ def _times(one: ClientUpdate, factor: float) -> ClientUpdate:
     return replace(one, tensors={name: factor * t for name, t in one.tensors.items()})
 
 
-@pytest.mark.parametrize(("method", "kind"), [*zip(METHODS, itertools.cycle(KINDS))])
+@pytest.mark.parametrize(("method", "kind"), [*zip(MERGED_BY_MEAN, itertools.cycle(KINDS))])
 def test_whole_runs_finish_and_repeat_to_the_bit(recipe_values: dict[str, Any], method: str, kind: str, tmp_path: Any):
     recipe = robust(recipe_values, kind, method)
     tensors = []

@@ -154,10 +154,10 @@ def test_what_privacy_and_foreign_merges_promise_is_not_promised_of_plugins(reci
         with pytest.raises(InputError, match=message):
             parse_recipe(changed(recipe_values, **sections), "here")
 
-    refused("plugin:mine is none of them", method="plugin:mine", privacy={})
-    refused("plugin:mine is none of them", federation={"aggregation": "plugin:mine"}, privacy={})
+    refused("plugin:mine is a plug-in", method="plugin:mine", privacy={})
+    refused("plugin:mine is a plug-in", federation={"aggregation": "plugin:mine"}, privacy={})
     refused("robustness", method="plugin:mine", robustness={"aggregator": "median"})
-    refused("flora has a merge of its own", method="flora", federation={"aggregation": "plugin:mine"})
+    refused("flora does not aggregate by averaging", method="flora", federation={"aggregation": "plugin:mine"})
 
 
 def test_flower_processes_are_not_promised_what_a_script_brings(recipe_values: dict[str, Any]):

@@ -170,7 +170,7 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
             "regression",
             {"text": "ash", "reds": 1, "share": 0.5},
             {"head": {"kind": "closed-form"}},
-            "head.kind=closed-form is for one label",
+            "head.kind=closed-form is for single-label classification",
         ),
         (
             "multi-label-classification",

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import Field, ValidationError
 
 from fftmoe.comparison.statistics import IID
-from fftmoe.config import METHODS, Head, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config import METHODS, HeadSection, Recipe, Section, apply_override, parse_recipe, read_recipe
 from fftmoe.config.fields import Positive
 from fftmoe.config.plugins import is_plugin
 from fftmoe.data.partition import PARAMETERS
@@ -217,7 +217,7 @@ def _check_override_keys(overrides: Mapping[str, Any]) -> None:
         if method or not plus:
             _check_name(key, "method", method, METHODS)
         if plus:
-            _check_name(key, "head", head, Head.model_fields["kind"].annotation)
+            _check_name(key, "head", head, HeadSection.model_fields["kind"].annotation)
 
 
 def _check_name(key: str, what: str, name: str, literal: Any) -> None:

@@ -1,22 +1,22 @@
-"""What a recipe may say of when and on what a run is measured."""
+"""The recipe's `evaluation` section."""
 
 from fftmoe.config.fields import Count, Section
 
 
-class Generation(Section):
-    """How many test prompts a language model continues, greedily, and by how many tokens at most."""
+class GenerationSection(Section):
+    """How many test prompts a language model continues by greedy decoding, and by how many tokens at most."""
 
     examples: Count
     max_new_tokens: Count
 
 
-class Evaluation(Section):
-    """When and on how much the global model is measured; after the last round always on the whole test set.
+class EvaluationSection(Section):
+    """When the global model is evaluated, and on how much; after the last round always on the whole test set.
 
-    `personal` also measures each client's own model (its resident experts, its router) after the last round, of all
-    or a sample of `personal_clients`, on `personal_examples` test rows.
-    `local_only` also trains clients alone (all, or a sample of `local_only_clients`) and measures each on
-    `local_only_examples` test rows.
+    `personal` also evaluates each client's own model (its resident experts, its router) after the last round: of all
+    clients or a sample of `personal_clients`, on `personal_examples` test rows.
+    `local_only` also lets clients (all, or a sample of `local_only_clients`) train without the federation, and
+    evaluates each on `local_only_examples` test rows.
     `generate` also compares what a language model writes, after the last round, with the completions of test rows.
     """
 
@@ -28,4 +28,4 @@ class Evaluation(Section):
     local_only: bool = False
     local_only_clients: Count | None = None
     local_only_examples: Count = 300
-    generate: Generation | None = None
+    generate: GenerationSection | None = None

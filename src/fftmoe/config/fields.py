@@ -1,4 +1,4 @@
-"""The kinds of values that a recipe has."""
+"""The types of values in a recipe, and the base class of its sections."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 
 def _number(value: object) -> object:
-    """YAML 1.1 reads `2e-3` as a string; people mean a number."""
+    """YAML 1.1 reads `2e-3` as a string, but people mean a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -24,25 +24,25 @@ Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-[1-9]\d*)$")
 
 
 class Section(BaseModel):
-    """A part of a recipe; an unknown key is an error."""
+    """A section of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def stated(instead: str) -> BeforeValidator:
-    """Of a section that may be `off`: YAML reads a bare `off` as false, and a bare `section:` as nothing.
+def off_or_section(alternatives: str) -> BeforeValidator:
+    """Reads a section that may be `off`. YAML reads a bare `off` as false, and an empty `section:` as null.
 
     Args:
-        instead: what a person should say in the place of nothing, which must not quietly mean `off`.
+        alternatives: what the message for an empty section offers, because empty must not silently mean `off`.
     """
 
     def read(value: Any) -> Any:
         if value is None:
-            raise ValueError(f"it is empty; say {instead}")
+            raise ValueError(f"it is empty; say {alternatives}")
         return None if value is False or value == "off" else value
 
     return BeforeValidator(read)
 
 
-OFF_AS_SAID = PlainSerializer(lambda value: "off" if value is None else value)
-"""Writes a section that is not there as `stated` reads it."""
+WRITE_OFF = PlainSerializer(lambda value: "off" if value is None else value)
+"""Writes an absent section as `off`, so that `off_or_section` reads it back."""

@@ -1,4 +1,4 @@
-"""What a recipe may say of a classification head."""
+"""The recipe's `head` section."""
 
 from typing import Annotated, Literal
 
@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 from fftmoe.config.fields import Count, Positive, Section
 
 
-class Head(Section):
-    """How logits become a loss, and how the head is found: trained on the clients, or solved from their sums.
+class HeadSection(Section):
+    """The classification head: clients train it, or the server computes it from their feature statistics.
 
-    A closed-form head is solved before the first round; `update` says what happens to it then: nothing (`frozen`),
-    training and averaging (`trained`), or solving anew on the adapted features every `every` rounds and after the
-    last (`resolved`).
+    A closed-form head is computed before the first round. `update` says what happens to it afterwards: nothing
+    (`frozen`), training and averaging (`trained`), or computing it again on the adapted features every `every` rounds
+    and after the last (`resolved`).
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
@@ -25,16 +25,16 @@ class Head(Section):
 
     @property
     def trained(self) -> bool:
-        """Whether clients train it."""
+        """Whether clients train the head."""
         return self.kind != "closed-form" or self.update == "trained"
 
     def solved_after(self, round: int, last: int) -> bool:
-        """Whether the head is solved once `round` of `last` rounds are done; 0 is before the first."""
+        """Whether the head is computed after `round` of `last` rounds; round 0 is before the first."""
         again = self.update == "resolved" and (round % self.every == 0 or round == last)
         return self.kind == "closed-form" and (round == 0 or again)
 
     @model_validator(mode="after")
-    def _rate(self) -> "Head":
+    def _rate_where_trained(self) -> "HeadSection":
         if self.trained and self.learning_rate is None:
             raise ValueError(f"a head of kind {self.kind} that clients train needs head.learning_rate, e.g. 1.0")
         return self

@@ -1,4 +1,4 @@
-"""From YAML to a validated recipe, with messages that name the nearest valid key."""
+"""From YAML to a checked recipe, with messages that name the nearest valid key."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -8,31 +8,36 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from fftmoe.config.overrides import apply_override, parse_override
+from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.strict import read_small, strict_yaml
 
-DATA = (".csv", ".jsonl", ".parquet")
+DATA_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
 
     Args:
-        overrides: `a.b=c` each; the value is YAML; a list's items are reached by index or by their `name`.
+        overrides: `a.b=c` each; the value is YAML; items of a list are reached by index or by their `name`.
 
     Raises:
-        InputError: an unreadable file, unknown key, wrong type or contradiction.
+        InputError: an unreadable file, an unknown key, a wrong type or a contradiction.
     """
     values, where = read_recipe(source)
-    values.pop("compare", None)  # what `fftmoe compare` runs; a single run is the rest
+    values.pop("compare", None)  # a section for `fftmoe compare`, which a single run ignores
     for text in overrides:
         apply_override(values, *parse_override(text))
     return parse_recipe(values, where)
 
 
 def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
-    """A recipe file's values before validation, its `compare:` section among them, and its path for messages."""
+    """Read a recipe file without checking it.
+
+    Returns:
+        its values, with its `compare:` section, and its path for messages.
+    """
     path = find_recipe(str(source))
     try:
         values = strict_yaml(read_small(path))
@@ -45,25 +50,41 @@ def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Validate a recipe's values; `where` names their origin in messages."""
+    """Check a recipe's values, each section by itself and then the rules across sections.
+
+    Args:
+        where: names the origin of the values in messages.
+
+    Raises:
+        InputError: an unknown key, a wrong type or a contradiction.
+    """
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"recipe {where}: " + "; ".join(_explain(e, values) for e in error.errors())) from None
+    try:
+        check_rules(recipe)
+    except ValueError as error:
+        raise InputError(f"recipe {where}: {error}") from None
+    return recipe
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or at the top of a checkout."""
+    """The folder of the shipped recipes: inside an installed package, or at the top of a checkout."""
     installed = Path(__file__).parents[1] / "recipes"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def find_recipe(source: str) -> Path:
-    """The recipe's file, given as a path or as the name of a shipped one."""
-    if Path(source).is_dir() or Path(source).suffix in DATA:
+    """The recipe's file, given as a path or as the name of a shipped one.
+
+    Raises:
+        InputError: there is no such file, or it is data and not a recipe.
+    """
+    if Path(source).is_dir() or Path(source).suffix in DATA_SUFFIXES:
         raise InputError(
-            f"{source!r} is {'a folder' if Path(source).is_dir() else 'data'}, and a recipe is a YAML file; "
-            "to get one for your own data: fftmoe init"
+            f"{source!r} is {'a folder' if Path(source).is_dir() else 'data'}, but a recipe is a YAML file; "
+            "to write a recipe for your own data: fftmoe init"
         )
     if Path(source).is_file():
         return Path(source)
@@ -74,7 +95,7 @@ def find_recipe(source: str) -> Path:
 
 
 def _explain(error: Any, values: Any) -> str:
-    """One pydantic error as a sentence: where, what, which value, what would be valid."""
+    """One pydantic error as a sentence: where, what, which value, which values are valid."""
     path = ".".join(
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
     )
@@ -87,7 +108,7 @@ def _explain(error: Any, values: Any) -> str:
         return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_type" and isinstance(error["input"], bool):
-        message += "; YAML reads a bare yes, no, on or off as true or false: quote it"
+        message += "; YAML reads an unquoted yes, no, on or off as true or false: quote it"
     shown = "" if isinstance(error["input"], dict) else f" (value: {reprlib.repr(error['input'])})"
     return f"{path + ': ' if path else ''}{message}{shown}"
 

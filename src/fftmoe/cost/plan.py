@@ -8,7 +8,7 @@ from fftmoe import adapter
 from fftmoe.backbones import first_adapted_block
 from fftmoe.backbones.prefix_cache import prefix_cost
 from fftmoe.client.compress import compress
-from fftmoe.config import Head, Recipe
+from fftmoe.config import HeadSection, Recipe
 from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import TRAINING_COPIES
 from fftmoe.methods.lora import LoraMethod
@@ -149,7 +149,7 @@ def _cost(experiment: Experiment, tier: Budget, plans: dict[int, ClientPlan], st
     )
 
 
-def _sums_cost(experiment: Experiment, state: ServerState, head: Head) -> SumsCost:
+def _sums_cost(experiment: Experiment, state: ServerState, head: HeadSection) -> SumsCost:
     method, recipe = experiment.method, experiment.recipe
     first, client = (
         plan_sums(method, at, [0], experiment.largest, experiment.training, recipe.seed).clients[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fftmoe.config.privacy import Privacy
+from fftmoe.config import PrivacySection
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums, holders
@@ -25,7 +25,7 @@ class SumsOnly:
         cost: of the clients' examples, where clients protect them.
     """
 
-    def __init__(self, experiment: Experiment, settings: Privacy, cost: ExampleCost | None = None) -> None:
+    def __init__(self, experiment: Experiment, settings: PrivacySection, cost: ExampleCost | None = None) -> None:
         self._experiment, self._settings, self._cost = experiment, settings, cost
 
     @property
@@ -77,7 +77,7 @@ class NoisySums:
     def __init__(
         self,
         experiment: Experiment,
-        settings: Privacy,
+        settings: PrivacySection,
         initial: ServerState,
         spent: Spent,
         ledger: PrivacyLedger,
@@ -202,7 +202,7 @@ def private_rounds(experiment: Experiment, initial: ServerState, folder: Path, r
     return NoisySums(experiment, settings, initial, spent, ledger)
 
 
-def first_spent(experiment: Experiment, settings: Privacy) -> Spent:
+def first_spent(experiment: Experiment, settings: PrivacySection) -> Spent:
     """Of a run that has not begun: its noise, stated or found for all rounds.
 
     Raises:
@@ -222,7 +222,7 @@ def sampling_rate(experiment: Experiment) -> float:
     return experiment.recipe.federation.clients_per_round / experiment.num_clients
 
 
-def delta_of(experiment: Experiment, settings: Privacy) -> float:
+def delta_of(experiment: Experiment, settings: PrivacySection) -> float:
     """The recipe's.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fftmoe.client.example_privacy import sampling_rate
-from fftmoe.config.privacy import Privacy
+from fftmoe.config import PrivacySection
 from fftmoe.errors import InputError
 from fftmoe.server.accountant import Mechanism
 from fftmoe.setup.compose import Experiment
@@ -18,7 +18,9 @@ class ExampleCost:
     A client that is asked counts as one that has answered; a round that is played again counts twice.
     """
 
-    def __init__(self, experiment: Experiment, settings: Privacy, ledger: AskedLedger, asked: Counter[int]) -> None:
+    def __init__(
+        self, experiment: Experiment, settings: PrivacySection, ledger: AskedLedger, asked: Counter[int]
+    ) -> None:
         assert settings.examples is not None
         own, federation = settings.examples, experiment.recipe.federation
         rate = sampling_rate(federation.batch_size, experiment.fewest_examples)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
-from fftmoe.config import Data, Recipe
+from fftmoe.config import DataSection, Recipe
 from fftmoe.data import (
     Examples,
     LabelledImages,
@@ -180,7 +180,7 @@ def _completions(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[
     """Divided by `data.label`, or by the natural client where the data has no such column."""
     tokenizer = load_tokenizer(recipe.backbone.model)
     section = recipe.data
-    named = () if section.label == Data.model_fields["label"].default else (section.label,)
+    named = () if section.label == DataSection.model_fields["label"].default else (section.label,)
     splits, strata = load_prompts(
         source,
         text=section.text,

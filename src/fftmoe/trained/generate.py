@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from fftmoe.backbones import continue_greedily, load_tokenizer
-from fftmoe.config import Generation, Recipe
+from fftmoe.config import GenerationSection, Recipe
 from fftmoe.data import Completions, Examples, WithPrefix
 from fftmoe.setup.load import holdout
 from fftmoe.tasks import exact_match, rouge_l
 
 
-def generation_metrics(recipe: Recipe, model: Any, examples: Examples, wanted: Generation) -> dict[str, Any]:
+def generation_metrics(recipe: Recipe, model: Any, examples: Examples, wanted: GenerationSection) -> dict[str, Any]:
     """`exact_match` and `rouge_l`, means over a fixed sample of examples, and `generated`, how many these are."""
     plain = examples.examples if isinstance(examples, WithPrefix) else examples
     sample = holdout(plain, wanted.examples, recipe.seed)

@@ -1,0 +1,35 @@
+"""The recipe's `engine` section."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from fftmoe.config.fields import Count, Section
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+class EngineSection(Section):
+    """Where clients run: `workers: 1` is this process, `auto` one worker process per core.
+
+    `kind: flower` is Flower's simulation, in `workers` processes of Ray on this machine or on the cluster at
+    `ray_address`.
+    `clients_at_once` is how many clients of one tier are trained together in one batch; `auto` does so if their own
+    batches are small.
+    `device: auto` is a GPU if there is one. `precision: bfloat16` halves the bits of matrix multiplications, which
+    most GPUs and some processors do faster; `auto` asks the device. Trained values, sums and messages stay float32.
+    `prefix_cache: auto` computes the hidden states below the first adapted block once per example and keeps them on
+    disk, unless they take more than `prefix_cache_mib`.
+    """
+
+    kind: Literal["local", "flower"] = "local"
+    workers: Literal["auto"] | Count = 1
+    ray_address: str | None = None
+    clients_at_once: Literal["auto"] | Count = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
+    prefix_cache_mib: Count = 4096

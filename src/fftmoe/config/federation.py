@@ -1,0 +1,55 @@
+"""The recipe's `federation` section."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fftmoe.config.fields import Count, Fraction, NotNegative, Number, Positive, Section
+from fftmoe.config.plugins import own_or_plugin
+
+
+class FederationSection(Section):
+    """Rounds, local training and aggregation.
+
+    `group_by_length` puts texts of similar length in one batch, which reduces padding; without it a batch is drawn
+    from all of a client's texts.
+    `upload` is the number format in which clients send their changes; each client adds what rounding left out to its
+    next changes.
+    `average_decay` above 0 evaluates and saves a moving average of the global model over the rounds; 0.7 averages
+    about three.
+
+    For runs in which clients can be lost (not on one machine): a round asks `clients_per_round` clients and
+    `spare_clients` more. It ends when `clients_per_round` have answered, or after `deadline_seconds`. If fewer than
+    the fraction `quorum` of `clients_per_round` have answered by then, the round changes nothing.
+
+    `max_update_norm` rejects a client's changes if their Euclidean norm, over all tensors, is above it.
+    """
+
+    rounds: Count
+    clients_per_round: Count
+    quorum: Fraction = 0.5
+    spare_clients: Annotated[int, Field(ge=0)] = 0
+    deadline_seconds: Positive = 3600.0
+    batch_size: Count
+    learning_rate: Positive
+    local_epochs: Count | None = None
+    local_steps: Count | None = None
+    group_by_length: bool = True
+    weight_decay: NotNegative = 0.0
+    proximal: NotNegative = 0.0
+    aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"
+    activation_power: NotNegative = 0.0
+    upload: Literal["float32", "bfloat16", "int8"] = "float32"
+    max_update_norm: Positive | None = None
+    server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    server_learning_rate: Positive = 1.0
+    server_beta1: Fraction = 0.9
+    server_beta2: Fraction = 0.99
+    server_epsilon: Positive = 1e-3
+    average_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> "FederationSection":
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("say exactly one of local_epochs and local_steps")
+        return self

@@ -1,0 +1,189 @@
+"""The rules of a recipe that concern more than one of its sections."""
+
+from fftmoe.config.plugins import is_plugin
+from fftmoe.config.privacy import PrivacySection
+from fftmoe.config.schema import Recipe
+
+MERGED_BY_MEAN = ("fft-moe", "fedit", "ffa-lora", "fedsa-lora", "head-only")
+"""The methods whose server does nothing but average deltas, so that another aggregation can replace the mean."""
+
+WHY_NOT_PRIVATE = {
+    "hetlora": "weighs every client by the norm of its update",
+    "flora": "hands the factors of every client to all others",
+    "flexlora": "multiplies the factors of every client before it adds them",
+    "flame": "weighs every client by the experts that its data activated",
+    "local-only": "sends nothing that privacy could protect",
+    "centralized": "has all data in one place",
+}
+"""For each method that cannot work with sums alone: the reason."""
+
+
+def check_rules(recipe: Recipe) -> None:
+    """Check what concerns more than one section; each section has checked its own values.
+
+    Raises:
+        ValueError: a rule is broken; the message says which, with which values, and what to change.
+    """
+    _check_task(recipe)
+    _check_plugins(recipe)
+    _check_method(recipe)
+    _check_robustness(recipe)
+    if recipe.privacy is not None:
+        _check_privacy(recipe, recipe.privacy)
+    _check_clients(recipe)
+
+
+def _check_task(recipe: Recipe) -> None:
+    task, data, evaluation = recipe.backbone.task, recipe.data, recipe.evaluation
+    language = task == "causal-lm"
+    if not language and (data.prompt or evaluation.generate):
+        key = "data.prompt" if data.prompt else "evaluation.generate"
+        raise ValueError(f"{key} is for language models; set backbone.task=causal-lm, or leave it out")
+    has_own_loss = task in ("token-classification", "multi-label-classification", "regression")
+    if has_own_loss and recipe.head and recipe.head.kind != "averaged":
+        raise ValueError(
+            f"head.kind={recipe.head.kind} is for single-label classification, and backbone.task={task} has another "
+            "loss; use head.kind=averaged"
+        )
+    if (task == "regression") != (data.targets is not None):
+        raise ValueError("backbone.task=regression and data.targets, the columns with the numbers, belong together")
+    if language and recipe.method == "head-only":
+        raise ValueError("method head-only trains a classification head, and a language model has none; choose another")
+    if evaluation.generate and data.prompt is None:
+        raise ValueError(
+            "evaluation.generate continues prompts; name their columns with data.prompt and data.completion"
+        )
+
+
+def _check_plugins(recipe: Recipe) -> None:
+    aggregation, method = recipe.federation.aggregation, recipe.method
+    used = [name for name in (method, aggregation) if is_plugin(name)]
+    if used and recipe.privacy is not None:
+        raise ValueError(
+            f"the guarantees of privacy hold only for the methods and aggregations of fftmoe, and {used[0]} is a "
+            "plug-in; leave privacy out, or use another"
+        )
+    if is_plugin(aggregation) and method not in MERGED_BY_MEAN and not is_plugin(method):
+        raise ValueError(
+            f"method {method} {_NO_MEAN}, so federation.aggregation={aggregation} cannot be used; "
+            f"use one of {', '.join(MERGED_BY_MEAN)}, or another aggregation"
+        )
+
+
+_NO_MEAN = "does not aggregate by averaging"
+
+
+def _check_method(recipe: Recipe) -> None:
+    method, head, federation = recipe.method, recipe.head, recipe.federation
+    if recipe.closed_form and method == "local-only":
+        raise ValueError(
+            "method local-only shares no feature statistics to compute a closed-form head from; use head.kind=averaged"
+        )
+    if federation.server_optimizer != "sgd" and method in ("hetlora", "flora", "flexlora", "head-only"):
+        raise ValueError(f"method {method} has no server optimizer; use federation.server_optimizer=sgd")
+    if federation.upload != "float32" and method == "flora":
+        raise ValueError(
+            "method flora starts each round with new factors, so a client cannot add what rounding left out to its "
+            "next update; use federation.upload=float32"
+        )
+    if head and not head.trained and method == "head-only" and head.update != "frozen":
+        raise ValueError(
+            "method head-only changes no features, so its closed-form head is computed once: set head.update=frozen "
+            "(or trained)"
+        )
+
+
+def _check_robustness(recipe: Recipe) -> None:
+    if recipe.robustness is None:
+        return
+    asked, federation = f"robustness.aggregator={recipe.robustness.aggregator}", recipe.federation
+    if recipe.method not in MERGED_BY_MEAN:
+        raise ValueError(
+            f"method {recipe.method} {_NO_MEAN}, so {asked} cannot be used; use one of {', '.join(MERGED_BY_MEAN)}, or "
+            "leave robustness out"
+        )
+    if federation.aggregation != "per-expert" or federation.activation_power:
+        raise ValueError(
+            f"{asked} counts each client that trained an expert as one, which excludes federation.aggregation="
+            f"{federation.aggregation} with federation.activation_power={federation.activation_power:g}; leave both out"
+        )
+
+
+def _check_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
+    federation = recipe.federation
+    if recipe.robustness is not None:
+        raise ValueError(
+            "privacy hides single updates and robustness compares them, so a run can have one of the two: leave "
+            "privacy or robustness out (privacy.clip_norm bounds what one client can do)"
+        )
+    if recipe.method in WHY_NOT_PRIVATE:
+        raise ValueError(
+            f"method {recipe.method} {WHY_NOT_PRIVATE[recipe.method]}, and privacy shows the server only sums; "
+            "use fft-moe, fedit, ffa-lora, fedsa-lora or head-only, or leave privacy out"
+        )
+    if recipe.method == "fft-moe" and recipe.adapter.residents != "balanced":
+        raise ValueError(
+            f"adapter.residents={recipe.adapter.residents} follows from each client's routing, which privacy hides; "
+            "use adapter.residents=balanced"
+        )
+    if federation.activation_power:
+        raise ValueError(
+            f"federation.activation_power={federation.activation_power:g} weighs clients by their routing, which "
+            "privacy hides; leave it out"
+        )
+    if privacy.min_contributors > federation.clients_per_round:
+        raise ValueError(
+            f"privacy.min_contributors={privacy.min_contributors} is above federation.clients_per_round="
+            f"{federation.clients_per_round}, so no round could change anything; lower the first or raise the second"
+        )
+    if privacy.noisy:
+        _check_client_privacy(recipe)
+    if privacy.examples is not None:
+        _check_example_privacy(recipe, privacy)
+
+
+def _check_client_privacy(recipe: Recipe) -> None:
+    if recipe.closed_form:
+        raise ValueError(
+            "a closed-form head is computed from exact feature statistics, without noise; with differential privacy "
+            "use head.kind=averaged or one-vs-all"
+        )
+    if recipe.federation.spare_clients:
+        raise ValueError(
+            "with differential privacy each round's clients are drawn by chance only, so none can be in reserve; "
+            "leave federation.spare_clients out"
+        )
+
+
+def _check_example_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
+    if privacy.noisy:
+        raise ValueError(
+            "privacy.examples protects single examples, while privacy.noise_multiplier and privacy.epsilon protect "
+            "whole clients; use one of the two"
+        )
+    if recipe.federation.local_steps is None:
+        raise ValueError(
+            "privacy.examples counts local steps, which draw examples by chance; say federation.local_steps instead "
+            "of local_epochs"
+        )
+    if recipe.method == "fft-moe" and recipe.adapter.balance == "heterogeneity-aware":
+        raise ValueError(
+            "adapter.balance=heterogeneity-aware uses the routing of all of a client's examples, so one example "
+            "changes the weight of the others; with privacy.examples use adapter.balance=switch or none"
+        )
+    if recipe.closed_form:
+        raise ValueError(
+            "a closed-form head is computed from exact feature statistics of a client's examples; with "
+            "privacy.examples use head.kind=averaged or one-vs-all"
+        )
+
+
+def _check_clients(recipe: Recipe) -> None:
+    clients, cohort = recipe.partition.num_clients, recipe.federation.clients_per_round
+    if clients is not None and cohort > clients:
+        raise ValueError(
+            f"federation.clients_per_round={cohort} is above partition.num_clients={clients}; lower it to {clients}"
+        )
+    names = [budget.name for budget in recipe.budgets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two tiers of `budgets` have the same name ({', '.join(names)}); rename one of them")
