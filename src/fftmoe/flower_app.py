@@ -1,13 +1,14 @@
-"""The entry points of a Flower app: `flwr run` on any SuperLink runs a federation with them.
+"""The entry points of a Flower app, with which `flwr run` runs a federation on any SuperLink.
 
-Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's folder), `sites` (how many),
-`wait-seconds`, and for a simulation `sites-folder`. Node configuration: `site`, `client-id`, `data`, and perhaps
-`budget`, `folder`, `model`. Stock nodes start a process for each message, so that what a site keeps is in files.
+Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's folder), `sites` (their number),
+`wait-seconds`, and for a simulation `sites-folder`. Node configuration: `site`, `client-id` and `data`; optional are
+`budget`, `folder` and `model`. A stock node starts a new process for each message, so a site keeps its state in files.
 """
 
 import reprlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,25 +16,25 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fftmoe.config import Recipe, load_recipe, parse_recipe
-from fftmoe.deploy.federation import ASK_SECONDS, LOOK_SECONDS, prepare, run_over_sites
-from fftmoe.deploy.site import SiteSettings, open_site, serve
+from fftmoe.deploy.federation import prepare, run_over_sites
+from fftmoe.deploy.gather import ASK_SECONDS, LOOK_SECONDS
+from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.progress import Progress
-from fftmoe.strict import strict_json
+from fftmoe.setup.deployment import read_recipe
 
 WHO = {"who": True}  # the query that a node answers without a job
-NAMED = {"site": str, "client_id": int}  # its answer
+ANSWER_TYPES = {"site": str, "client_id": int}  # its answer
 Number = TypeVar("Number", int, float)
 
 
 def site_settings(context: Context) -> SiteSettings:
-    """A node's configuration as settings; a simulation's node i is site-i, below the run's `sites-folder`.
+    """A node's configuration as settings; node i of a simulation is site-i, in a folder below `sites-folder`.
 
     Raises:
-        InputError: a key is missing, or has no such value.
+        InputError: a key is missing, or its value cannot be used.
     """
     config = dict(context.node_config)
     if "partition-id" in config and "site" not in config:
@@ -44,9 +45,9 @@ def site_settings(context: Context) -> SiteSettings:
         if key not in config:
             raise InputError(f"the node's configuration has no {key!r}; it needs site, client-id and data")
     data = Path(str(config["data"]))
-    if not data.is_dir():  # elsewhere what is no folder may be a data set of a hub
+    if not data.is_dir():  # a recipe may name a data set of a hub, a node may not
         raise InputError(
-            f"the node's data={config['data']!r} is no folder where it runs; name the one with its train.*"
+            f"the node's data={config['data']!r} is not a folder on its machine; name the folder with its train.*"
         )
     return SiteSettings(
         name=str(config["site"]),
@@ -58,42 +59,32 @@ def site_settings(context: Context) -> SiteSettings:
     )
 
 
-def profile(job: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
-    """What the site says of itself; who it is, even without a job."""
+def describe_site(job: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
+    """The site's profile for a job; for the query `WHO` only its name and client id."""
     settings = site_settings(context)
     if job == WHO:
         return {"site": settings.name, "client_id": settings.client_id}
     return open_site(settings, job).profile
 
 
-client_app = make_client_app(lambda job, context: serve(site_settings(context), job), profile)
+client_app = make_client_app(lambda job, context: open_site(site_settings(context), job), describe_site)
 server_app = ServerApp()
 
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the recipe over the nodes that are there, once all that needs no node is checked."""
+    """Check everything that needs no node, then run the recipe over the nodes that come."""
     config, progress = context.run_config, Progress(Console())
     num_sites, wait = _number(config, "sites", int, 1), _number(config, "wait-seconds", float, 0.0)
-    task = prepare(_recipe(str(config["recipe"])), Path(str(config["output"])), progress)
-    found = _who(grid, num_sites, wait, progress)
+    prepared = prepare(read_recipe(str(config["recipe"])), Path(str(config["output"])), progress)
+    found = introduce(grid, num_sites, wait, progress)
     nodes = {site: node for site, (node, _) in found.items()}
     client_ids = {site: client_id for site, (_, client_id) in found.items()}
-    run_over_sites(grid, task, nodes, client_ids, wait, progress)
-
-
-def _recipe(text: str) -> Recipe:
-    if not text.lstrip().startswith("{"):
-        return load_recipe(text)
-    try:
-        values = strict_json(text)
-    except ValueError as error:
-        raise InputError(f"the run's recipe looks like JSON and is none: {error}") from error
-    return parse_recipe(values, "of the run")
+    run_over_sites(grid, prepared, nodes, client_ids, wait, progress)
 
 
 def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Number) -> Number:
-    """The value of a key, which may have been given as text."""
+    """The value of a key, which may be text, as a number."""
     try:
         value = kind(str(config[key]))
     except ValueError:
@@ -103,48 +94,78 @@ def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Numb
     return value
 
 
-def _named(answer: Any) -> tuple[str, int] | str:
-    """The site and its client id, or why there is none."""
-    if isinstance(answer, str):
-        return answer
-    if not isinstance(answer, dict) or {key: type(value) for key, value in answer.items()} != NAMED:
-        return f"it answered {reprlib.repr(answer)}, and site and client_id were asked"
-    return answer["site"], answer["client_id"]
+@dataclass
+class Introductions:
+    """The nodes that have said which site they are.
 
-
-def _who(grid: Grid, num_sites: int, wait_seconds: float, progress: Progress) -> dict[str, tuple[int, int]]:
-    """Site -> its node and client id, once there are as many as there should be.
-
-    A node that cannot say who it is, perhaps since it has just gone, is asked again until the time is over.
+    Attributes:
+        sites: site -> its node and its client id.
+        refused: node -> why it cannot say who it is, as it was last reported.
     """
-    ends = time.monotonic() + wait_seconds
-    found: dict[str, tuple[int, int]] = {}
-    refused: dict[int, str] = {}
-    progress.say(f"waiting for {num_sites} sites")
-    while True:
-        known = {node for node, _ in found.values()}
-        new = [node for node in grid.get_node_ids() if node not in known]
-        for node, answer in ask(grid, new, WHO, max(1.0, min(ends - time.monotonic(), ASK_SECONDS))).items():
-            who = _named(answer)
+
+    grid: Grid
+    progress: Progress
+    sites: dict[str, tuple[int, int]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def look(self, seconds: float) -> None:
+        """Ask the nodes that are connected and have not introduced themselves yet.
+
+        Raises:
+            InputError: two nodes say that they are the same site.
+        """
+        known = {node for node, _ in self.sites.values()}
+        new = [node for node in self.grid.get_node_ids() if node not in known]
+        for node, answer in ask(self.grid, new, WHO, seconds).items():
+            who = _site_of(answer)
             if isinstance(who, str):
-                if refused.get(node) != who:
-                    progress.say(f"a node cannot say who it is: {who}")
-                refused[node] = who
+                if self.refused.get(node) != who:
+                    self.progress.say(f"a node cannot say which site it is: {who}")
+                self.refused[node] = who
                 continue
             site, client_id = who
-            if site in found:
-                raise InputError(f"two nodes call themselves site {site}; give each its own name")
-            found[site] = node, client_id
-            refused.pop(node, None)
-        if len(found) >= num_sites:
+            if site in self.sites:
+                raise InputError(f"two nodes say that they are site {site}; give each its own name")
+            self.sites[site] = node, client_id
+            self.refused.pop(node, None)
+
+
+def introduce(
+    grid: Grid, num_sites: int, wait_seconds: float, progress: Progress, look_seconds: float = LOOK_SECONDS
+) -> dict[str, tuple[int, int]]:
+    """Wait for `num_sites` sites; returns site -> its node and client id, in the order of client ids.
+
+    A node that cannot say which site it is, perhaps because it has just gone, is asked again until the time is over.
+
+    Args:
+        look_seconds: between two looks for nodes that have connected.
+
+    Raises:
+        RunError: too few sites came in time. InputError: their names or client ids contradict each other.
+    """
+    ends = time.monotonic() + wait_seconds
+    found = Introductions(grid, progress)
+    progress.say(f"waiting for {num_sites} sites")
+    while True:
+        found.look(max(1.0, min(ends - time.monotonic(), ASK_SECONDS)))
+        if len(found.sites) >= num_sites:
             break
         if time.monotonic() >= ends:
-            reasons = "".join(f"; one cannot say who it is: {reason}" for reason in refused.values())
-            raise RunError(f"{len(found)} of {num_sites} sites came within {wait_seconds:g} s{reasons}")
-        time.sleep(LOOK_SECONDS)
-    if sorted(client_id for _, client_id in found.values()) != list(range(num_sites)):
+            reasons = "".join(f"; one node cannot say which site it is: {reason}" for reason in found.refused.values())
+            raise RunError(f"{len(found.sites)} of {num_sites} sites came within {wait_seconds:g} s{reasons}")
+        time.sleep(look_seconds)
+    if sorted(client_id for _, client_id in found.sites.values()) != list(range(num_sites)):
         raise InputError(
             f"the sites' client ids must be 0 to {num_sites - 1}, each once: "
-            + ", ".join(f"{site} is {client_id}" for site, (_, client_id) in found.items())
+            + ", ".join(f"{site} is {client_id}" for site, (_, client_id) in found.sites.items())
         )
-    return dict(sorted(found.items(), key=lambda item: item[1][1]))
+    return dict(sorted(found.sites.items(), key=lambda item: item[1][1]))
+
+
+def _site_of(answer: Any) -> tuple[str, int] | str:
+    """The site and the client id in a node's answer, or why there are none."""
+    if isinstance(answer, str):
+        return answer
+    if not isinstance(answer, dict) or {key: type(value) for key, value in answer.items()} != ANSWER_TYPES:
+        return f"it answered {reprlib.repr(answer)}; expected {[*ANSWER_TYPES]}"
+    return answer["site"], answer["client_id"]

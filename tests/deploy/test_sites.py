@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
 from fftmoe.cost.capacity import fitting_tier
-from fftmoe.deploy.population import Profile, as_profile, compose_deployed, job_of, load_server
+from fftmoe.deploy.job import make_job, read_profile
 from fftmoe.deploy.site import Site, SiteSettings, open_site
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import InputError
@@ -24,6 +24,7 @@ from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
 from fftmoe.rounds.run import begin, run
 from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data
 from fftmoe.setup.stacking import clients_at_once
 from fftmoe.store import RunFolder
 from sites import NAMES, divide, natural, over_sites
@@ -91,13 +92,13 @@ def test_sites_end_with_the_bytes_of_one_machine(
     tiers = [budget.name for budget in compose(here).budgets.values()]
 
     recipe = parse_recipe(over_sites(values, divided), "there")
-    data = load_server(recipe)
-    job = json.loads(json.dumps(job_of(recipe.model_dump(mode="json"), data.label_names, "abc1")))
+    data = load_server_data(recipe)
+    job = json.loads(json.dumps(make_job(recipe.model_dump(mode="json"), data.label_names, "abc1")))
     states = tmp_path / "states"
     own = [
         open_site(dataclasses.replace(settings(divided, c, tiers[c]), folder=states / str(c)), job) for c in range(4)
     ]
-    profiles = [as_profile(json.loads(json.dumps(site.profile))) for site in own]
+    profiles = [read_profile(json.loads(json.dumps(site.profile))) for site in own]
     assert [(p.client_id, p.tier) for p in profiles] == list(enumerate(tiers))
     experiment = compose_deployed(recipe, data, list(reversed(profiles)))
     opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
@@ -122,7 +123,7 @@ def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callab
         values = over_sites(natural(recipe_values), divided)
         values = {**values, "data": {**values["data"], **changes.get("data", {})}}
         recipe = parse_recipe(values, "test").model_dump(mode="json")
-        job = job_of(recipe, changes.get("labels", ["blue", "green", "red"]), changes.get("run", "abc1"))
+        job = make_job(recipe, changes.get("labels", ["blue", "green", "red"]), changes.get("run", "abc1"))
         own = settings(divided, 0, changes.get("budget", "small"))
         return open_site(dataclasses.replace(own, folder=tmp_path, **changes.get("settings", {})), job)
 
@@ -151,11 +152,11 @@ def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[...
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ({}, "job is {}, and it should have"),
-        ({"recipe": [], "labels": ["a", "b"], "run": "a"}, "and it should have"),
-        ({"recipe": {}, "labels": "ab", "run": "a"}, "and it should have"),
-        ({"recipe": {}, "labels": ["a", 1], "run": "a"}, "and it should have"),
-        ({"recipe": {}, "labels": ["a", "b"], "run": "a", "code": "import os"}, "and it should have"),
+        ({}, "job is {}; expected a dictionary with"),
+        ({"recipe": [], "labels": ["a", "b"], "run": "a"}, "expected a dictionary with"),
+        ({"recipe": {}, "labels": "ab", "run": "a"}, "expected a dictionary with"),
+        ({"recipe": {}, "labels": ["a", 1], "run": "a"}, "expected a dictionary with"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a", "code": "import os"}, "expected a dictionary with"),
         ({"recipe": {}, "labels": ["a", "b"], "run": "a"}, "has no section backbone"),
         ({"recipe": {"backbone": {}, "data": "x"}, "labels": ["a", "b"], "run": "a"}, "has no section data"),
         ({"recipe": {"backbone": {}, "data": {}}, "labels": ["a", "b"], "run": "a"}, "that the server sent: missing"),
@@ -168,7 +169,7 @@ def test_a_job_that_is_none_is_refused(divided: Path, job: dict[str, Any], words
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
 def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., Site], run: str):
-    with pytest.raises(InputError, match="letters and digits alone"):
+    with pytest.raises(InputError, match="1 to 64 letters and digits"):
         site(run=run)
 
 
@@ -204,7 +205,7 @@ def test_a_budget_that_cannot_be(recipe_values: dict[str, Any], divided: Path, b
 
 def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
     recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
-    examples = load_server(recipe).test
+    examples = load_server_data(recipe).test
     return fitting_tier(budget, recipe, ExpertShape(20, 4), (1, 2), examples)
 
 
@@ -223,26 +224,26 @@ def test_what_takes_everyones_data_is_refused(
 ):
     recipe = parse_recipe(merged(over_sites(natural(recipe_values), divided), changes), "test")
     with pytest.raises(InputError, match=words):
-        load_server(recipe)
+        check_deployable(recipe)
 
 
 def test_the_server_needs_test_rows_and_labels_alone(recipe_values: dict[str, Any], divided: Path):
     values = over_sites(natural(recipe_values), divided)
-    data = load_server(parse_recipe(values, "test"))
+    data = load_server_data(parse_recipe(values, "test"))
     assert (len(data.train), len(data.test), data.label_names) == (0, 41, ("blue", "green", "red"))
     agreed = {**values, "data": {**values["data"], "labels": ["red", "white", "green", "blue"]}}
-    assert load_server(parse_recipe(agreed, "test")).label_names == ("red", "white", "green", "blue")
+    assert load_server_data(parse_recipe(agreed, "test")).label_names == ("red", "white", "green", "blue")
     with pytest.raises(InputError, match="is none of the agreed"):
-        load_server(parse_recipe({**values, "data": {**values["data"], "labels": ["red", "blue"]}}, "test"))
+        load_server_data(parse_recipe({**values, "data": {**values["data"], "labels": ["red", "blue"]}}, "test"))
 
 
 def test_a_site_with_a_foreign_budget_is_named(recipe_values: dict[str, Any], divided: Path):
     recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
-    compose_with = partial(compose_deployed, recipe, load_server(recipe))
+    compose_with = partial(compose_deployed, recipe, load_server_data(recipe))
     with pytest.raises(InputError, match="site b has budget 'huge'; the recipe has small, large"):
-        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "huge", 5, "")])
+        compose_with([SiteProfile("a", 0, "small", 5, ""), SiteProfile("b", 1, "huge", 5, "")])
     with pytest.raises(InputError, match=r"clients_per_round=4 is above the 2 clients"):
-        compose_with([Profile("a", 0, "small", 5, ""), Profile("b", 1, "large", 5, "")])
+        compose_with([SiteProfile("a", 0, "small", 5, ""), SiteProfile("b", 1, "large", 5, "")])
 
 
 def test_a_site_with_another_backbone_is_named_before_the_first_round(
@@ -256,12 +257,12 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
     recipe = parse_recipe(
         merged(over_sites(natural(recipe_values), divided), {"federation": {"clients_per_round": 1}}), ""
     )
-    compose_with = partial(compose_deployed, recipe, load_server(recipe))
-    compose_with([as_profile(whole.profile), as_profile({**whole.profile, "site": "b", "client_id": 1})])
+    compose_with = partial(compose_deployed, recipe, load_server_data(recipe))
+    compose_with([read_profile(whole.profile), read_profile({**whole.profile, "site": "b", "client_id": 1})])
     with pytest.raises(
         InputError, match=r"the backbone of site author-0 \([0-9a-f]{16}\) is not the server's .*--model"
     ):
-        compose_with([as_profile(damaged.profile)])
+        compose_with([read_profile(damaged.profile)])
 
 
 @pytest.mark.parametrize(
@@ -269,14 +270,14 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
 )
 def test_a_profile_that_is_none(values: dict[str, Any]):
     with pytest.raises(InputError, match="described itself"):
-        as_profile(values)
+        read_profile(values)
 
 
 def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Path):
     values = merged(over_sites(natural(recipe_values), divided), {"engine": {"clients_at_once": "auto"}})
     recipe = parse_recipe(values, "test")
     own = fingerprint(compose(parse_recipe(natural(recipe_values), "here")).model)
-    profiles = [Profile(str(c), c, "small", 5, own) for c in range(4)]
-    experiment = compose_deployed(recipe, load_server(recipe), profiles)
+    profiles = [SiteProfile(str(c), c, "small", 5, own) for c in range(4)]
+    experiment = compose_deployed(recipe, load_server_data(recipe), profiles)
     assert clients_at_once(experiment) == 1
     assert experiment.remote

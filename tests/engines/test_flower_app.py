@@ -250,7 +250,7 @@ def test_a_wrong_recipe_ends_the_run_with_our_sentence(stock: Stock, values: dic
     ("config", "words"),
     [
         ({"site": "a", "data": "."}, "has no 'client-id'"),
-        ({"site": "a", "data": "ag_news", "client-id": 0}, "data='ag_news' is no folder"),
+        ({"site": "a", "data": "ag_news", "client-id": 0}, "data='ag_news' is not a folder"),
         ({"site": "a", "data": ".", "client-id": "first"}, "client-id must be a number of at least 0"),
         ({"site": "a", "data": ".", "client-id": -1}, "client-id must be a number of at least 0"),
     ],
@@ -266,9 +266,9 @@ def test_a_node_configuration_that_cannot_be(config: dict[str, Any], words: str)
         ({"sites": 0}, "sites must be a number of at least 1"),
         ({"sites": "all"}, "sites must be a number of at least 1"),
         ({"wait-seconds": "long"}, "wait-seconds must be a number"),
-        ({"recipe": "{'seed': 3}"}, "looks like JSON and is none"),
+        ({"recipe": "{'seed': 3}"}, "starts like JSON but is not valid JSON"),
         ({"recipe": "quickstrat"}, "did you mean 'quickstart'"),
-        ({"recipe": "quickstart"}, "over sites, .* there is no evaluation.local_only"),
+        ({"recipe": "quickstart"}, "over sites, .* does not support evaluation.local_only"),
     ],
 )
 def test_a_run_configuration_that_cannot_be(config: dict[str, Any], words: str):
@@ -284,12 +284,12 @@ ANNA, BEN = {"site": "anna", "client_id": 0}, {"site": "ben", "client_id": 1}
     ("answers", "error", "words"),
     [
         ({7: ANNA}, RunError, "1 of 2 sites came within 0.2 s$"),
-        ({7: ANNA, 9: "node unavailable"}, RunError, "one cannot say who it is: node unavailable"),
-        ({7: ANNA, 9: ANNA}, InputError, "two nodes call themselves site anna"),
+        ({7: ANNA, 9: "node unavailable"}, RunError, "one node cannot say which site it is: node unavailable"),
+        ({7: ANNA, 9: ANNA}, InputError, "two nodes say that they are site anna"),
         ({7: ANNA, 9: {**BEN, "client_id": 2}}, InputError, "must be 0 to 1, each once: anna is 0, ben is 2"),
     ],
 )
-def test_nodes_that_are_no_federation(
+def test_nodes_that_cannot_form_a_federation(
     monkeypatch: pytest.MonkeyPatch, answers: dict[int, Any], error: type[FftmoeError], words: str
 ):
     with pytest.raises(error, match=words):
@@ -303,7 +303,7 @@ def test_a_node_that_has_gone_is_waited_for(monkeypatch: pytest.MonkeyPatch):
 
 
 def who(monkeypatch: pytest.MonkeyPatch, nodes: Callable[[int], dict[int, Any]]) -> dict[str, tuple[int, int]]:
-    """Which sites two should be, where the nodes that are there at each look answer so."""
+    """The two sites that are found if `nodes` gives the connected nodes and their answers at each look."""
 
     class Nodes:
         looks = 0
@@ -317,8 +317,7 @@ def who(monkeypatch: pytest.MonkeyPatch, nodes: Callable[[int], dict[int, Any]])
         return {node: grid.answers[node] for node in asked}
 
     monkeypatch.setattr(flower_app, "ask", ask)
-    monkeypatch.setattr(flower_app, "LOOK_SECONDS", 0.01)
-    return flower_app._who(cast(Grid, Nodes()), 2, 0.2, Progress.silent())
+    return flower_app.introduce(cast(Grid, Nodes()), 2, 0.2, Progress.silent(), look_seconds=0.01)
 
 
 def context(**configs: dict[str, Any]) -> Context:

@@ -43,12 +43,12 @@ from fftmoe.data.read import _READERS
 from fftmoe.data.sources import Split
 from fftmoe.data.token_cache import _fits, _load
 from fftmoe.data.tokens import tokenize_texts
-from fftmoe.deploy.federation import Known
 from fftmoe.deploy.files import read_fields
 from fftmoe.deploy.folder import create_deployment, read_site
+from fftmoe.deploy.job import make_job, read_job, read_profile
 from fftmoe.deploy.link.objects import put_together
-from fftmoe.deploy.population import as_profile, job_of
-from fftmoe.deploy.site import SiteSettings, _checked, _own, agreement
+from fftmoe.deploy.run_sites import RunSites
+from fftmoe.deploy.site import SiteSettings, _own, agreement
 from fftmoe.engines.flower_messages import (
     pack_query,
     pack_reply,
@@ -172,16 +172,16 @@ def flower(things: Things) -> Reader:
 
 def profile(things: Things) -> Reader:
     own = {"site": "a", "client_id": 0, "tier": "small", "num_examples": 5, "backbone": "0" * 16}
-    return Reader("profile", lambda d: as_profile(strict_json(d)), [json.dumps(own).encode()], (ValueError,), 0.03)
+    return Reader("profile", lambda d: read_profile(strict_json(d)), [json.dumps(own).encode()], (ValueError,), 0.03)
 
 
 def job(things: Things) -> Reader:
     settings = SiteSettings("a", 0, things.folder, "small", things.folder)
     recipe = parse_recipe(things.recipe_values, "here").model_dump(mode="json")
-    seeds = [json.dumps(job_of(recipe, ["a", "b"], "abc1")).encode()]
+    seeds = [json.dumps(make_job(recipe, ["a", "b"], "abc1")).encode()]
 
     def read(data: bytes) -> object:
-        return parse_recipe(_own(_checked(strict_json(data))["recipe"], settings), "there")
+        return parse_recipe(_own(read_job(strict_json(data))["recipe"], settings), "there")
 
     return Reader("job", read, seeds, (ValueError,), 0.05)
 
@@ -291,7 +291,9 @@ def sites_of_a_run(things: Things) -> Reader:
     (path.parent / "config.yaml").write_text("")
     profile = {"site": "a", "client_id": 0, "tier": "small", "num_examples": 5, "backbone": "0" * 16}
     seeds = [json.dumps({"run": "abc", "profiles": {"a": profile}}).encode()]
-    return Reader("sites", at(path, lambda path: Known.read(path.parent)), seeds, (InputError,), 0.003, (path.parent,))
+    return Reader(
+        "sites", at(path, lambda path: RunSites.read(path.parent)), seeds, (InputError,), 0.003, (path.parent,)
+    )
 
 
 def image(things: Things) -> Reader:

@@ -25,7 +25,8 @@ GUARDED = {
     "fftmoe.deploy.folder": "deploy/test_deploy_folder.py",
     "fftmoe.store.privacy_ledger": "server/test_privacy.py rounds/test_example_privacy.py",
     "fftmoe.store.server_state": "store/test_hostile_files.py",
-    "fftmoe.deploy.population": "deploy/test_sites.py",
+    "fftmoe.deploy.job": "deploy/test_sites.py",
+    "fftmoe.setup.deployment": "deploy/test_sites.py",
     "fftmoe.deploy.site": "deploy/test_sites.py",
     "fftmoe.rounds.private_examples": "rounds/test_example_privacy.py",
 }

@@ -34,7 +34,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
     server = read_server(folder)
     if warning := expiry_warning(server.certificate, "the server's certificate"):
         progress.say(warning)
-    task = prepare(recipe, output, progress)
+    prepared = prepare(recipe, output, progress)
     endpoint = endpoint_of(server)
     facts = {"output": str(output.absolute()), "control": endpoint.control, "token": endpoint.token}
     with running(folder, facts):
@@ -43,7 +43,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
             progress.say(f"listening on {endpoint.fleet}; sites reach it as {server.deployment.address}")
             with open_grid(endpoint, keys_of(server)) as (grid, nodes):
                 client_ids = {site: client_id for client_id, site in enumerate(server.deployment.sites)}
-                return run_over_sites(grid, task, nodes, client_ids, wait_seconds, progress)
+                return run_over_sites(grid, prepared, nodes, client_ids, wait_seconds, progress)
         finally:
             stop_superlink(superlink)
 

@@ -1,8 +1,6 @@
 """A site's part of a federation: its own data, its own budget, and the state that never leaves it."""
 
 import json
-import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,14 +16,13 @@ from fftmoe.client.screening import Agreement, screen_plan
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.cost.capacity import fitting_tier
 from fftmoe.data import Examples, Wanted
+from fftmoe.deploy.job import read_job
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
 from fftmoe.setup.compose import cached, training_of
 from fftmoe.setup.load import load_splits
 from fftmoe.store import ClientStateFiles
-
-RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def serve(settings: SiteSettings, job: Mapping[str, Any]) -> Handler:
 
 @lru_cache(maxsize=1)
 def _open(settings: SiteSettings, text: str) -> Site:
-    job = _checked(json.loads(text))
+    job = read_job(json.loads(text))
     recipe, labels = parse_recipe(_own(job["recipe"], settings), "that the server sent"), tuple(job["labels"])
     folder = _state_folder(settings, job["run"])
     found = load_splits(recipe, str(settings.data), Wanted(("train",), labels or None))
@@ -136,26 +133,16 @@ def agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreemen
     )
 
 
-def _checked(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    kinds = {"recipe": dict, "labels": list, "run": str}
-    right = {name: type(value) for name, value in job.items()} == kinds
-    if not right or not all(isinstance(label, str) for label in job["labels"]):
-        raise InputError(f"the server's job is {reprlib.repr(job)}, and it should have {[*kinds]}")
-    for section in ("backbone", "data"):
-        if not isinstance(job["recipe"].get(section), dict):
-            raise InputError(f"the recipe that the server sent has no section {section}")
-    return job
-
-
 def _own(recipe: Mapping[str, Any], settings: SiteSettings) -> dict[str, Any]:
     """The recipe with this site's paths in the place of the server's."""
+    for section in ("backbone", "data"):
+        if not isinstance(recipe.get(section), dict):
+            raise InputError(f"the recipe that the server sent has no section {section}")
     backbone = {**recipe["backbone"], **({"model": settings.model} if settings.model else {})}
     return {**recipe, "backbone": backbone, "data": {**recipe["data"], "source": str(settings.data)}}
 
 
 def _state_folder(settings: SiteSettings, run: str) -> Path:
-    if not RUN_NAME.fullmatch(run):  # it comes from the server and becomes a folder's name here
-        raise InputError(f"the server calls its run {run!r:.100}; a name has letters and digits alone, 64 at most")
     folder = settings.folder / "state" / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder

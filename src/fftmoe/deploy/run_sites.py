@@ -1,0 +1,47 @@
+"""The sites of a run, as its folder remembers them: an interrupted run continues with the same ones."""
+
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fftmoe.deploy.job import read_profile
+from fftmoe.errors import InputError
+from fftmoe.setup.deployment import SiteProfile
+from fftmoe.store import write_atomically
+from fftmoe.strict import read_small, strict_json
+
+SITES = "sites.json"  # in the run's folder
+
+
+@dataclass(frozen=True)
+class RunSites:
+    """The run's own random name, under which sites keep their state, and each site's profile by its name."""
+
+    run: str
+    profiles: dict[str, SiteProfile]
+
+    @classmethod
+    def read(cls, output: Path) -> "RunSites":
+        """The sites of the interrupted run in `output`; a new name and no sites if there is no run.
+
+        Raises:
+            InputError: the folder holds a run without sites, or its file is damaged.
+        """
+        if not (output / "config.yaml").exists():
+            return cls(uuid.uuid4().hex, {})
+        path = output / SITES
+        if not path.exists():
+            raise InputError(
+                f"the run in {output} was not started with `fftmoe deploy`; continue it with `fftmoe resume {output}`"
+            )
+        try:
+            values = strict_json(read_small(path))
+            return cls(values["run"], {name: read_profile(profile) for name, profile in values["profiles"].items()})
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: {error}; restore the file, or start a new run") from error
+
+    def write(self, output: Path) -> None:
+        """Write the file into the run's folder."""
+        values = {"run": self.run, "profiles": {name: asdict(profile) for name, profile in self.profiles.items()}}
+        write_atomically(output / SITES, json.dumps(values, indent=2).encode() + b"\n")

@@ -1,0 +1,128 @@
+"""A run over sites, from its recipe: whether it can run so, the server's test examples, and the sites as clients.
+
+The server holds the recipe and the test examples. Training examples and client states stay with the sites.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fftmoe.backbones import fingerprint
+from fftmoe.config import Recipe, load_recipe, parse_recipe
+from fftmoe.data import Partition, Ragged, Wanted
+from fftmoe.errors import InputError
+from fftmoe.report.trackers import check_trackers
+from fftmoe.setup.compose import Experiment, assemble
+from fftmoe.setup.load import Loaded, agreed_labels, load_splits
+from fftmoe.strict import strict_json
+
+
+@dataclass(frozen=True)
+class SiteProfile:
+    """How a site describes itself before the first round.
+
+    Attributes:
+        site: name of the site.
+        client_id: its index among the clients.
+        tier: name of its budget in the recipe.
+        num_examples: number of its training examples.
+        backbone: fingerprint of the backbone that it loaded.
+    """
+
+    site: str
+    client_id: int
+    tier: str
+    num_examples: int
+    backbone: str
+
+
+def read_recipe(text: str) -> Recipe:
+    """A recipe from its JSON text, from the path of a file, or from the name of a shipped recipe.
+
+    Raises:
+        InputError: there is no such recipe, or it is not valid.
+    """
+    if not text.lstrip().startswith("{"):
+        return load_recipe(text)
+    try:
+        values = strict_json(text)
+    except ValueError as error:
+        raise InputError(f"the run's recipe starts like JSON but is not valid JSON: {error}") from error
+    return parse_recipe(values, "of the run")
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON values, which the server sends to the sites."""
+    return recipe.model_dump(mode="json")
+
+
+def deadline_seconds(recipe: Recipe) -> float:
+    """How long the server waits for the answers of a round."""
+    return recipe.federation.deadline_seconds
+
+
+def check_deployable(recipe: Recipe) -> None:
+    """Refuse a recipe that only a machine with all training data can run, or whose trackers are not installed.
+
+    Raises:
+        InputError: names the keys of the recipe that must go.
+    """
+    check_trackers(recipe.trackers)
+    asked = {
+        "evaluation.personal": recipe.evaluation.personal,
+        "evaluation.local_only": recipe.evaluation.local_only,
+        "data.train_examples": recipe.data.train_examples is not None,
+        "data.validation_examples": recipe.data.validation_examples is not None,
+        "data.test_examples": recipe.data.test_examples is not None,
+        "method=centralized": recipe.method == "centralized",
+        f"method={recipe.method}, which has no global model": recipe.method in ("local-only", "fedsa-lora"),
+    }
+    wrong = [name for name, is_asked in asked.items() if is_asked]
+    if wrong:
+        raise InputError(
+            "a run over sites, whose server has no training data, does not support "
+            f"{', '.join(wrong)}; remove it from the recipe"
+        )
+
+
+def load_server_data(recipe: Recipe) -> Loaded:
+    """The test examples, and the labels that all sites use: `data.labels` of the recipe, or those of the test rows.
+
+    Raises:
+        InputError: the test examples cannot be read.
+    """
+    found = load_splits(recipe, recipe.data.source, Wanted(("test",), agreed_labels(recipe)))
+    test = found.examples["test"]
+    return Loaded(test.select([]), test, found.label_names, None, found.max_length, found.strata)
+
+
+def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[SiteProfile]) -> Experiment:
+    """The experiment that the server runs over these sites: one site for each of the clients 0, 1, ….
+
+    Raises:
+        InputError: as `compose`; or a site's budget is not in the recipe, or its backbone differs from the server's.
+    """
+    names = [budget.name for budget in recipe.budgets]
+    for profile in profiles:
+        if profile.tier not in names:
+            raise InputError(f"site {profile.site} has budget {profile.tier!r}; the recipe has {', '.join(names)}")
+    ordered = sorted(profiles, key=lambda profile: profile.client_id)
+    assert [profile.client_id for profile in ordered] == list(range(len(ordered)))
+    no_rows = Ragged(np.empty(0, dtype=np.int64), np.zeros(len(ordered) + 1, dtype=np.int64))
+    partition = Partition(no_rows, tuple(profile.site for profile in ordered))
+    tier_of = np.array([names.index(profile.tier) for profile in ordered])
+    sizes = np.array([profile.num_examples for profile in ordered])
+    experiment = assemble(recipe, data, partition, tier_of, sizes, remote=True)
+    _check_backbones(ordered, fingerprint(experiment.model))
+    return experiment
+
+
+def _check_backbones(profiles: Sequence[SiteProfile], own: str) -> None:
+    other = [f"{profile.site} ({profile.backbone})" for profile in profiles if profile.backbone != own]
+    if other:
+        raise InputError(
+            f"the backbone of site {', '.join(other)} is not the server's ({own}): its weights or its configuration "
+            "differ, or a file is damaged; give the site the same model, and name its folder with --model"
+        )
