@@ -12,7 +12,7 @@ from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.folder import Site, read_site
 from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.running import running
-from fftmoe.deploy.site import SiteSettings, open_site, serve
+from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError
 
@@ -36,7 +36,7 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
     for line in _statement(site, settings, _num_rows(data)):
         say(line)
     app = make_client_app(
-        lambda job, context: serve(settings, job), lambda job, context: open_site(settings, job).profile
+        lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).profile
     )
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

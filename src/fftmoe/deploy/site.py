@@ -1,7 +1,7 @@
 """A site's part of a federation: its own data, its own budget, and the state that never leaves it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,6 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.cost.capacity import fitting_tier
 from fftmoe.data import Examples, Wanted
 from fftmoe.deploy.job import read_job
-from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
 from fftmoe.setup.compose import cached, training_of
@@ -56,7 +55,7 @@ class Site:
     agreed: Agreement
     examples: Examples
 
-    def __call__(self, messages: list[bytes]) -> list[bytes]:
+    def __call__(self, messages: Sequence[bytes]) -> Sequence[bytes]:
         """Serve messages to this site's own client.
 
         Raises:
@@ -86,11 +85,6 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> Site:
         InputError: the site's data, budget or model does not fit the job.
     """
     return _open(settings, json.dumps(job, sort_keys=True))
-
-
-def serve(settings: SiteSettings, job: Mapping[str, Any]) -> Handler:
-    """The handler of this site's client."""
-    return open_site(settings, job)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=1)
