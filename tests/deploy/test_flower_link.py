@@ -55,7 +55,7 @@ from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.link.superlink import Endpoint, LeanLinkState, start_superlink, stop_superlink
 from fftmoe.engines.base import Fault, Reply
 from fftmoe.engines.flower import FlowerEngine, ask
-from fftmoe.engines.flower_messages import Job, make_client_app
+from fftmoe.engines.flower_messages import JobValues, make_client_app
 from fftmoe.errors import InputError, RunError
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -71,7 +71,7 @@ PROTOBUF = {"content-type": "application/protobuf", "accept": "application/proto
 # What runs in processes of its own: this file is their script.
 
 
-def backwards(job: Job, context: Context) -> Callable[[Sequence[bytes]], list[bytes]]:
+def backwards(job: JobValues, context: Context) -> Callable[[Sequence[bytes]], list[bytes]]:
     def handle(messages: Sequence[bytes]) -> list[bytes]:
         if b"raise" in messages:
             raise ValueError("a row of data that nobody may see")

@@ -16,6 +16,8 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fftmoe.deploy.link import line as flower_line
 from fftmoe.deploy.link import node as flower_node
@@ -123,3 +125,11 @@ def test_a_server_that_sends_everyone_elsewhere_is_none(monkeypatch: pytest.Monk
     monkeypatch.setattr(Server, "__call__", lambda self, request: NONSENSE["elsewhere"](request))
     with pytest.raises(RunError, match="answers with HTTP 307, as no fftmoe server does"):
         serve([], monkeypatch, tmp_path)
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 5.0))
+def test_an_idle_node_polls_less_often_and_never_adds_more_than_a_tenth(idle: float, least: float):
+    wait = flower_node.patience(idle, least)
+    assert least <= wait <= 30.0 or wait == least
+    assert wait <= max(least, 0.1 * idle)
+    assert flower_node.patience(2 * idle, least) >= wait

@@ -1,4 +1,4 @@
-"""Engines move bytes: in this process and in real worker processes, whole, in order, or with a name on the fault."""
+"""Engines on this machine deliver every message and keep the order, and errors name the client."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from fftmoe.errors import InputError, RunError
 
 
 def build(folder: Path) -> Handler:
-    """Runs in the worker processes: a client that does what its message says."""
+    """Runs in the worker processes; the client does what its message says."""
 
     def handle(messages: Sequence[bytes]) -> list[bytes]:
         return [b"+".join([answer(message), *[b"together"] * (len(messages) > 1)]) for message in messages]
@@ -43,7 +43,7 @@ def build(folder: Path) -> Handler:
 
 
 def deliver(engine: Engine, *messages: str, at_once: int = 1) -> list[tuple[int, bytes]]:
-    """Messages to clients 10, 11, …, so many of them together; their replies."""
+    """Deliver messages to clients 10, 11, … in groups of `at_once`; returns their replies."""
     requests = [(10 + i, message.encode()) for i, message in enumerate(messages)]
     groups = [requests[i : i + at_once] for i in range(0, len(requests), at_once)]
     answers = list(engine.run_clients(groups))
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(folder: Path) -> Iterator[Engine]:
-    """Two real worker processes; starting them takes seconds, so the tests share them."""
+    """Two worker processes, which the tests share because they take seconds to start."""
     pool = make_engine(2, partial(build, folder))
     yield pool
     pool.close()
@@ -86,12 +86,12 @@ def test_every_client_gets_its_message_and_replies_come_in_order(engine: Engine)
     assert deliver(engine, *words) == [(10 + i, word[::-1].encode()) for i, word in enumerate(words)]
 
 
-def test_a_group_is_handled_together_and_answers_one_by_one(engine: Engine):
+def test_a_group_is_handled_in_one_call_and_gives_one_reply_for_each_client(engine: Engine):
     replies = deliver(engine, "ab", "cd", "ef", at_once=2)
     assert replies == [(10, b"ba+together"), (11, b"dc+together"), (12, b"fe")]
 
 
-def test_a_fault_in_a_group_names_its_clients(engine: Engine):
+def test_an_error_in_a_group_names_its_clients(engine: Engine):
     with pytest.raises(RunError, match=r"one of the clients 10, 11, which run together, failed: KeyError"):
         deliver(engine, "first", "raise", "third", at_once=2)
 
@@ -107,7 +107,7 @@ def test_replies_keep_their_order_when_a_later_client_finishes_first(pool: Engin
     assert deliver(pool, "wait", "answer", "last") == [(10, b"answered"), (11, b"rewsna"), (12, b"tsal")]
 
 
-def test_a_client_computes_on_one_thread_and_the_callers_setting_comes_back(engine: Engine):
+def test_a_client_computes_on_one_thread_and_the_callers_setting_is_restored(engine: Engine):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -117,7 +117,7 @@ def test_a_client_computes_on_one_thread_and_the_callers_setting_comes_back(engi
         torch.set_num_threads(before)
 
 
-def test_a_client_that_raises_is_named_with_its_fault(engine: Engine):
+def test_a_client_that_raises_is_named_with_its_error(engine: Engine):
     with pytest.raises(RunError, match=r"client 11 failed: KeyError: 'no such feature'"):
         deliver(engine, "first", "raise", "third")
     assert deliver(engine, "again") == [(10, b"niaga")]  # the others can still be run
@@ -181,7 +181,7 @@ def cannot_start() -> Handler:
 # Memory that workers share
 
 
-# A client that answers with the KiB of memory that its process shares with no other.
+# A client that answers with the KiB of memory that its process shares with no other process.
 HEAVY = """
 from pathlib import Path
 import fftmoe.setup.compose
@@ -207,7 +207,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory is shared")
 def test_workers_share_the_memory_of_their_imports(tmp_path: Path):
-    """A process that imported everything by itself would take as much as this one."""
+    """A process that imported everything itself would take as much memory as this one."""
     (tmp_path / "heavy.py").write_text(HEAVY)
     (tmp_path / "main.py").write_text(MAIN)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -216,8 +216,8 @@ def test_workers_share_the_memory_of_their_imports(tmp_path: Path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
-def test_frozen_weights_are_the_checkpoints_own_pages():
-    """Which the operating system keeps once, whoever maps them."""
+def test_frozen_weights_are_mapped_from_the_checkpoint():
+    """The operating system keeps mapped pages once for all processes."""
     model = load_backbone("builtin:minilm", num_labels=3)
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     mapped = [line[0].split("-") for line in lines if line[-1].endswith("model.safetensors")]

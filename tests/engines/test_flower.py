@@ -1,4 +1,4 @@
-"""Our messages over Flower's grid: everyone ends as a reply or as a fault, once, in time, and named."""
+"""fftmoe's messages over Flower's grid: each client ends with exactly one reply or fault, before the deadline."""
 
 import io
 import json
@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fftmoe.deploy.link.node import patience
 from fftmoe.engines import flower
 from fftmoe.engines.base import Fault, Reply
 from fftmoe.engines.flower import FlowerEngine, ask
 from fftmoe.engines.flower_messages import (
-    Job,
+    JobValues,
     make_client_app,
     pack_reply,
     pack_request,
@@ -37,7 +36,7 @@ NODES = {0: 101, 1: 103, 2: 107, 4: 109}
 
 @pytest.fixture(autouse=True)
 def _as_if_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's messages are made in a process that it has told what it runs."""
+    """Flower makes messages only in a process that has the identity of a run."""
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
@@ -86,12 +85,12 @@ class FakeGrid:
         return answers
 
 
-def backwards(job: Job, context: object) -> Callable[[Sequence[bytes]], list[bytes]]:
+def backwards(job: JobValues, context: object) -> Callable[[Sequence[bytes]], list[bytes]]:
     assert job == JOB
 
     def handle(messages: Sequence[bytes]) -> list[bytes]:
         if b"secret" in messages:
-            raise ValueError("a row of data that nobody may see")
+            raise ValueError("a private row of data")
         if b"refuse" in messages:
             raise InputError("budget 'small' cannot hold one expert; raise memory_mib")
         return [message[::-1] for message in messages]
@@ -109,7 +108,7 @@ def run(engine: FlowerEngine, *groups: Sequence[tuple[int, bytes]], enough: int 
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**40), st.binary(max_size=53)), max_size=7, unique_by=lambda pair: pair[0]))
-def test_messages_arrive_as_they_were_in_their_order(group: list[tuple[int, bytes]]):
+def test_messages_arrive_unchanged_and_in_order(group: list[tuple[int, bytes]]):
     job, found = unpack_request(pack_request(JOB, group))
     assert (job, found) == (JOB, group)
     replies, cost = unpack_reply(pack_reply(group, 1.5))
@@ -117,7 +116,7 @@ def test_messages_arrive_as_they_were_in_their_order(group: list[tuple[int, byte
     assert (cost.seconds, cost.peak_rss_mib > 1) == (1.5, True)
 
 
-def test_every_client_of_every_group_is_answered_and_each_node_gets_one_message():
+def test_every_client_gets_a_reply_and_each_group_takes_one_message():
     flowers, grid = engine()
     answers = run(flowers, [(0, b"abc"), (1, b"xyz")], [(4, b"q" * 70_000)])
     assert {(a.client_id, a.message) for a in answers if isinstance(a, Reply)} == {
@@ -131,7 +130,7 @@ def test_every_client_of_every_group_is_answered_and_each_node_gets_one_message(
     assert flowers.peak_rss_mib() > 1
 
 
-def test_a_node_that_raises_is_named_and_its_data_stays_with_it():
+def test_an_error_at_a_node_becomes_a_fault_that_reveals_no_data():
     flowers, _ = engine()
     answers = run(flowers, [(0, b"secret")], [(1, b"refuse")], [(2, b"abc")])
     assert sorted(answers, key=lambda a: a.client_id)[:2] == [
@@ -141,7 +140,7 @@ def test_a_node_that_raises_is_named_and_its_data_stays_with_it():
     assert [a.client_id for a in answers if isinstance(a, Reply)] == [2]
 
 
-def test_a_node_that_flower_gives_up_on_and_one_that_takes_no_message():
+def test_a_lost_node_and_an_undelivered_message_become_faults():
     flowers, _ = engine(lambda node: {101: "gone", 103: "refused"}.get(node, "well"))
     answers = run(flowers, [(0, b"a")], [(1, b"b")], [(2, b"c")])
     faults = {a.client_id: a for a in answers if isinstance(a, Fault)}
@@ -150,7 +149,7 @@ def test_a_node_that_flower_gives_up_on_and_one_that_takes_no_message():
     assert faults.keys() == {0, 1}
 
 
-def test_a_round_ends_at_its_deadline_and_a_late_answer_is_dropped_in_the_next(monkeypatch: pytest.MonkeyPatch):
+def test_a_straggler_ends_at_the_deadline_and_its_answer_is_dropped_in_the_next_round(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(1000))
     monkeypatch.setattr(flower.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
@@ -163,10 +162,10 @@ def test_a_round_ends_at_its_deadline_and_a_late_answer_is_dropped_in_the_next(m
     assert Fault(0, "stale", "its answer came after its round") in second
     assert {a.message for a in second if isinstance(a, Reply)} == {b"fe", b"hg"}
     third = run(flowers, [(0, b"ij")])
-    assert [type(a) for a in third] == [Reply]  # what is stale is told once
+    assert [type(a) for a in third] == [Reply]  # a stale answer is reported once
 
 
-def test_a_late_message_that_flower_gives_up_on_is_no_late_answer(monkeypatch: pytest.MonkeyPatch):
+def test_a_straggler_that_flower_gives_up_on_is_not_reported_as_stale(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(1000))
     monkeypatch.setattr(flower.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(flower.time, "sleep", lambda seconds: None)
@@ -177,21 +176,21 @@ def test_a_late_message_that_flower_gives_up_on_is_no_late_answer(monkeypatch: p
     assert [type(a) for a in run(flowers, [(1, b"cd")])] == [Reply]
 
 
-def test_those_beyond_enough_are_spare_and_what_is_twice_counts_once():
+def test_clients_beyond_enough_are_spare_and_a_repeated_answer_counts_once():
     flowers, _ = engine(lambda node: {101: "lost", 103: "twice"}.get(node, "well"))
     answers = run(flowers, [(0, b"ab")], [(1, b"cd")], [(2, b"ef")], [(4, b"gh")], enough=3)
     assert sorted(a.client_id for a in answers if isinstance(a, Reply)) == [1, 2, 4]
     assert [a for a in answers if isinstance(a, Fault)] == [Fault(0, "spare", "enough others had answered")]
 
 
-def test_a_node_that_answers_for_others_is_not_believed():
+def test_an_answer_in_another_clients_name_is_refused():
     """Client 1's node sends an update in the name of client 0."""
 
-    class Liar:
+    class Impostor:
         def __call__(self, message: Message, context: Any) -> Message:
             return Message(pack_reply([(0, b"poison")], 0.1), reply_to=message)
 
-    grid = FakeGrid(cast(ClientApp, Liar()))
+    grid = FakeGrid(cast(ClientApp, Impostor()))
     answers = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
     assert answers == [Fault(1, "failed", "its node answered for other clients than 1")]
 
@@ -207,28 +206,28 @@ def spoilt(**records: Any) -> RecordDict:
     return content
 
 
-def told(**values: Any) -> ConfigRecord:
+def cost_record(**values: Any) -> ConfigRecord:
     return ConfigRecord({"seconds": 0.1, "process": 3, "peak_rss_mib": 7.0, **values})
 
 
-MADE_UP: dict[str, RecordDict] = {
+INVALID: dict[str, RecordDict] = {
     "no updates": spoilt(clients=None),
     "no cost": spoilt(cost=None),
     "another kind of record": spoilt(cost=ArrayRecord({})),
     "no seconds": spoilt(cost=ConfigRecord({"process": 3})),
-    "seconds that are text": spoilt(cost=told(seconds="a")),
-    "seconds without end": spoilt(cost=told(seconds=float("inf"))),
-    "seconds that are none": spoilt(cost=told(seconds=float("nan"))),
-    "seconds below zero": spoilt(cost=told(seconds=-1.0)),
-    "memory beyond counting": spoilt(cost=told(peak_rss_mib=1e300)),
-    "a process that is a list": spoilt(cost=told(process=[1, 2])),
+    "seconds that are text": spoilt(cost=cost_record(seconds="a")),
+    "infinite seconds": spoilt(cost=cost_record(seconds=float("inf"))),
+    "seconds that are no number": spoilt(cost=cost_record(seconds=float("nan"))),
+    "negative seconds": spoilt(cost=cost_record(seconds=-1.0)),
+    "memory out of range": spoilt(cost=cost_record(peak_rss_mib=1e300)),
+    "a process that is a list": spoilt(cost=cost_record(process=[1, 2])),
     "a failure without a reason": spoilt(failure=ConfigRecord({})),
     "nothing": RecordDict(),
 }
 
 
 class Says:
-    """A node that answers so, whatever it is asked."""
+    """A node that gives the same answer to every message."""
 
     def __init__(self, content: RecordDict) -> None:
         self._content = content
@@ -237,22 +236,22 @@ class Says:
         return Message(self._content, reply_to=message)
 
 
-@pytest.mark.parametrize("kind", MADE_UP)
-def test_what_a_node_made_up_is_its_own_failure(kind: str):
-    grid = FakeGrid(cast(ClientApp, Says(MADE_UP[kind])))
+@pytest.mark.parametrize("kind", INVALID)
+def test_an_invalid_answer_is_a_fault_of_its_client(kind: str):
+    grid = FakeGrid(cast(ClientApp, Says(INVALID[kind])))
     (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
     assert fault[:2] == (1, "failed")
     assert re.fullmatch(r"its answer cannot be read \(\w+Error\)", cast(Fault, fault).reason)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, '{"a": NaN}', '{"a": 1, "a": 2}', "null"])
-def test_a_profile_that_is_none_is_told(text: str):
+def test_an_invalid_profile_is_reported(text: str):
     grid = FakeGrid(cast(ClientApp, Says(RecordDict({"profile": ConfigRecord({"json": text})}))))
     assert str(ask(cast(Grid, grid), [101], JOB, 60.0)[101]).startswith("its answer cannot be read (")
 
 
-def test_a_nodes_reason_is_a_line_of_text_and_no_more():
-    """Nothing of it moves the cursor, colours the terminal, or fills a log."""
+def test_a_nodes_reason_is_shown_as_one_line_of_plain_text():
+    """It cannot move the cursor, colour the terminal or fill a log."""
     wild = ConfigRecord({"reason": "\x1b[2J[/red]\r\n" + "a" * 10_000})
     grid = FakeGrid(cast(ClientApp, Says(RecordDict({"failure": wild}))))
     (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
@@ -271,8 +270,8 @@ def test_a_client_is_absent_while_its_node_is_not_connected():
     assert flowers.absent() == {1}
 
 
-def test_nodes_say_what_they_are_or_why_not():
-    def profile(job: Job, context: object) -> dict[str, Any]:
+def test_nodes_answer_with_a_profile_or_a_reason():
+    def profile(job: JobValues, context: object) -> dict[str, Any]:
         return {"tier": "small", "examples": 13, "labels": len(job["labels"])}
 
     grid = FakeGrid(make_client_app(backwards, profile), lambda node: "lost" if node == 107 else "well")
@@ -280,7 +279,7 @@ def test_nodes_say_what_they_are_or_why_not():
     expected = {"tier": "small", "examples": 13, "labels": 2}
     assert found == {101: expected, 103: expected}
 
-    def refuse(job: Job, context: object) -> dict[str, Any]:
+    def refuse(job: JobValues, context: object) -> dict[str, Any]:
         raise InputError("this node has no train file")
 
     grid = FakeGrid(make_client_app(backwards, refuse))
@@ -294,11 +293,3 @@ def test_a_profile_is_json():
     [answer] = grid.pull_messages([identity])
     assert unpack_profile(answer.content) == {"tier": "ü", "top_k": 2}
     assert json.dumps(JOB)
-
-
-@given(st.floats(0, 1e6), st.floats(0.01, 5.0))
-def test_an_idle_node_looks_seldom_but_never_adds_more_than_a_tenth(idle: float, least: float):
-    wait = patience(idle, least)
-    assert least <= wait <= 30.0 or wait == least
-    assert wait <= max(least, 0.1 * idle)
-    assert patience(2 * idle, least) >= wait

@@ -1,4 +1,4 @@
-"""Flower's simulation gives the bytes of the local engine."""
+"""Flower's simulation produces the same bytes as the local engine."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/round-000002.safete
 SETTINGS = {
     "plain": ("evaluation.local_only=true",),
     "state on clients": ("adapter.router=personal", "federation.upload=int8", "evaluation.personal=true"),
-    "solved head": ("head={kind: closed-form, num_features: 37, every: 1}",),
+    "closed-form head": ("head={kind: closed-form, num_features: 37, every: 1}",),
     "LoRA": ("method=hetlora",),
     "private sums": ("privacy={min_contributors: 2}", "adapter.residents=balanced"),
 }
@@ -29,7 +29,7 @@ def finish(recipe_file: Path, folder: Path, *settings: str) -> Path:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_simulation_ends_with_the_local_engines_bytes(recipe_file: Path, tmp_path: Path, name: str):
+def test_the_simulation_produces_the_bytes_of_the_local_engine(recipe_file: Path, tmp_path: Path, name: str):
     local = finish(recipe_file, tmp_path / "local", *SETTINGS[name])
     flower = finish(recipe_file, tmp_path / "flower", "engine.kind=flower", "engine.workers=2", *SETTINGS[name])
     for result in RESULTS:
@@ -46,8 +46,8 @@ def test_the_simulation_ends_with_the_local_engines_bytes(recipe_file: Path, tmp
     assert here == there
 
 
-def test_the_simulation_runs_on_a_ray_cluster_that_is_there(recipe_file: Path, tmp_path: Path):
-    """One node of a cluster of its own, on the loopback, which is still there afterwards."""
+def test_the_simulation_runs_on_an_existing_ray_cluster(recipe_file: Path, tmp_path: Path):
+    """The cluster has one node on the loopback, and it still runs afterwards."""
     with create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]

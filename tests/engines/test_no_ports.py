@@ -1,4 +1,4 @@
-"""A run on one machine opens no port: neither this process nor its workers listen for anybody."""
+"""A run on one machine opens no port: neither this process nor its workers listen for connections."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kerne
 
 
 def listening() -> list[str]:
-    """The TCP and UDP sockets of this process and those that it started that wait for others, by local address."""
+    """The listening TCP and UDP sockets of this process and of its descendants, by local address."""
     own = {inode for process in family(os.getpid()) for inode in sockets(process)}
     found = []
     for table in ("tcp", "tcp6", "udp", "udp6"):
@@ -48,7 +48,7 @@ def sockets(pid: int) -> Iterator[str]:
 
 
 class Looking(Progress):
-    """Looks for sockets when a client is done, while the workers are there."""
+    """Looks for sockets whenever a client is done, while the workers run."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))

@@ -1,20 +1,20 @@
-"""How clients are run. An engine moves bytes; it knows nothing of the mathematics."""
+"""The interface of an engine: groups of messages in, one reply or fault for each client out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 Handler = Callable[[Sequence[bytes]], Sequence[bytes]]
-"""Clients that are run together: the server's messages in, the clients' messages out, in the same order."""
+"""Answers for clients that run together: the server's messages in, the clients' messages out, in the same order."""
 
 Build = Callable[[], Handler]
-"""Makes a handler in whichever process it will run; must be picklable for worker processes."""
+"""Makes a handler in the process where it will run; it must be picklable for worker processes."""
 
 Group = Sequence[tuple[int, bytes]]
-"""Clients that are run together, each with the server's message for it."""
+"""Clients that run together: each one's id, and the server's message for it."""
 
 
 class Reply(NamedTuple):
-    """What a client answered, and the seconds that it took; those of a group are divided equally."""
+    """A client's answer, and the seconds that it took; the seconds of a group are divided equally."""
 
     client_id: int
     message: bytes
@@ -22,14 +22,17 @@ class Reply(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A client from which the round gets nothing.
+    """A client that contributes nothing to the round.
 
     Attributes:
-        kind: `failed`: it said that it could not. `late`: it did not answer before the deadline. `absent`: it was not
-            connected when it was to be asked. `spare`: the round had enough answers before its own. `stale`: it
-            answered a round that was over, or once more; the round that runs when that is noticed goes on without a
-            change.
-            `rejected`: it answered what no honest client sends; never an engine's own, for engines read no answer.
+        kind: one of
+            `failed`: the client reported that it failed.
+            `late`: it is a straggler, which did not answer before the deadline.
+            `absent`: it was not connected when the round began.
+            `spare`: the round had enough answers before it answered.
+            `stale`: it answered after its round was over, or answered twice. The current round continues unchanged.
+            `rejected`: its answer failed validation. No engine reports this kind, because engines do not read answers.
+        reason: a sentence for people.
     """
 
     client_id: int
@@ -42,28 +45,28 @@ class Engine(Protocol):
 
     @property
     def reliable(self) -> bool:
-        """Whether every client answers, or the run ends: nobody needs to be asked in reserve."""
+        """Whether every client answers or the run ends, so that a round needs no spare clients."""
         ...
 
     def absent(self) -> Collection[int]:
-        """The clients that could not be asked now."""
+        """The clients that are not connected now."""
         ...
 
     def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
-        """Deliver the messages, a group at a time; yield one reply or fault for each client, in any order.
+        """Deliver the messages, one group at a time; yield one reply or fault for each client, in any order.
 
         Args:
-            enough: replies after which no more are waited for; everyone's when None.
+            enough: number of replies after which the engine stops waiting; None waits for all clients.
 
         Raises:
-            RunError: the run cannot go on; the message says whose fault it is.
+            RunError: the run cannot continue; the message names the cause.
         """
         ...
 
     def close(self) -> None:
-        """End worker processes and free what the engine holds."""
+        """End worker processes and release all resources."""
         ...
 
     def peak_rss_mib(self) -> float:
-        """Largest resident memory so far, summed over this process and its workers on this machine."""
+        """Peak resident memory so far in MiB, summed over this process and its workers on this machine."""
         ...

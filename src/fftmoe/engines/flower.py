@@ -1,7 +1,7 @@
-"""Clients on Flower's nodes. Cohorts, budgets and aggregation stay ours: Flower delivers bytes.
+"""Runs clients on Flower's nodes. Flower delivers bytes; cohorts, budgets and aggregation are fftmoe's own.
 
-A message goes out once per client and round, and its answer carries the metrics. Every client of a round ends as a
-reply or as a fault, at the latest at the deadline.
+Each message goes out once per client and round. Every client of a round ends with a reply or a fault, at the latest
+when the deadline passes.
 """
 
 import time
@@ -13,18 +13,25 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fftmoe.engines.base import Fault, Group, Reply
-from fftmoe.engines.flower_messages import Job, failure_of, pack_query, pack_request, unpack_profile, unpack_reply
+from fftmoe.engines.flower_messages import (
+    JobValues,
+    failure_of,
+    pack_query,
+    pack_request,
+    unpack_profile,
+    unpack_reply,
+)
 from fftmoe.engines.memory import peak_rss_mib
 
-POLL_SECONDS = 0.05  # between looks for answers
-MOST_WORDS = 500  # characters of a node's reason
+POLL_SECONDS = 0.05  # between two looks for answers
+MOST_CHARACTERS = 500  # of the reason that a node gives
 Content = TypeVar("Content")
 
 
-def ask(grid: Grid, nodes: Sequence[int], job: Job, seconds: float) -> dict[int, Mapping[str, Any] | str]:
-    """Ask these nodes what they are; by node its profile, or why it cannot serve this job.
+def ask(grid: Grid, nodes: Sequence[int], job: JobValues, seconds: float) -> dict[int, Mapping[str, Any] | str]:
+    """Ask nodes for their profiles; returns node -> its profile, or why it cannot serve this job.
 
-    Nodes that have not answered after so many seconds are left out.
+    Nodes that do not answer within this many seconds are missing from the result.
     """
     ends = time.monotonic() + seconds
     messages = [
@@ -35,22 +42,22 @@ def ask(grid: Grid, nodes: Sequence[int], job: Job, seconds: float) -> dict[int,
         answers = list(grid.pull_messages(waiting))
         for message in answers:
             waiting.discard(message.metadata.reply_to_message_id)
-            found[message.metadata.src_node_id] = _read(message, unpack_profile)
+            found[message.metadata.src_node_id] = read_answer(message, unpack_profile)
         if not answers:
             time.sleep(POLL_SECONDS)
     return found
 
 
-def _read(message: Message, unpack: Callable[[RecordDict], Content]) -> Content | str:
-    """What a node's answer holds, or why there is nothing in it."""
+def read_answer(message: Message, unpack: Callable[[RecordDict], Content]) -> Content | str:
+    """The content of a node's answer, or why there is none."""
     try:
         reason = message.error.reason if message.has_error() else failure_of(message.content)
         if reason is None:
             return unpack(message.content)
-    except Exception as error:  # whatever records that a node made up can cause
+    except Exception as error:  # invalid records can raise anything
         reason = f"its answer cannot be read ({type(error).__name__})"
-    plain = "".join(c if c.isprintable() else " " for c in reason)  # it will be shown on a terminal
-    return plain[:MOST_WORDS] or "no reason given"
+    plain = "".join(c if c.isprintable() else " " for c in reason)  # a terminal may show it
+    return plain[:MOST_CHARACTERS] or "no reason given"
 
 
 @dataclass
@@ -59,20 +66,20 @@ class FlowerEngine:
 
     Attributes:
         nodes: client_id -> the node that serves it.
-        job: what nodes must know to serve this run; it goes with every message, since a node may start anew for each.
-        deadline_seconds: of an exchange, after which nobody is waited for.
+        job: what a node must know to serve this run. It goes with every message, because a node may be a new process.
+        deadline_seconds: of an exchange, after which the engine stops waiting.
     """
 
     grid: Grid
     nodes: Mapping[int, int]
-    job: Job
+    job: JobValues
     deadline_seconds: float
     _overdue: dict[str, Group] = field(default_factory=dict)  # messages of rounds that are over
     _peaks: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def reliable(self) -> bool:
-        """Nodes come and go."""
+        """Nodes may leave at any time."""
         return False
 
     def absent(self) -> frozenset[int]:
@@ -84,13 +91,15 @@ class FlowerEngine:
         """See `Engine`."""
         ends = time.monotonic() + self.deadline_seconds
         waiting = self._send(groups)
+        sent = {group[0][0] for group in waiting.values()}
         yield from (
             Fault(client_id, "failed", "its message could not be handed to Flower")
-            for group in self._unsent(groups, waiting)
+            for group in groups
+            if group[0][0] not in sent
             for client_id, _ in group
         )
-        replies = 0
-        while waiting and time.monotonic() < ends and (enough is None or replies < enough):
+        num_replies = 0
+        while waiting and time.monotonic() < ends and (enough is None or num_replies < enough):
             answers = list(self.grid.pull_messages([*waiting, *self._overdue]))
             for message in answers:
                 group = waiting.pop(message.metadata.reply_to_message_id, None)
@@ -98,30 +107,21 @@ class FlowerEngine:
                     yield from self._stale(message)
                     continue
                 for answer in self._read(message, group):
-                    replies += isinstance(answer, Reply)
+                    num_replies += isinstance(answer, Reply)
                     yield answer
             if not answers:
                 time.sleep(POLL_SECONDS)
-        kind, reason = (
-            ("late", f"no answer within {self.deadline_seconds:g} s")
-            if time.monotonic() >= ends
-            else (
-                "spare",
-                "enough others had answered",
-            )
-        )
-        self._overdue |= waiting
-        yield from (Fault(client_id, kind, reason) for group in waiting.values() for client_id, _ in group)
+        yield from self._give_up(waiting, is_late=time.monotonic() >= ends)
 
     def close(self) -> None:
-        """Nothing to end: the grid belongs to whoever gave it."""
+        """Do nothing: the grid belongs to the caller."""
 
     def peak_rss_mib(self) -> float:
-        """Of this process, and of the nodes' processes that answered, wherever they are."""
+        """The peak of this process, plus those of all nodes' processes that answered, on any machine."""
         return peak_rss_mib() + sum(self._peaks.values())
 
     def _send(self, groups: Sequence[Group]) -> dict[str, Group]:
-        """The messages that were taken, by their ids."""
+        """The groups whose messages Flower accepted, by the ids of the messages."""
         messages = [
             Message(
                 pack_request(self.job, group),
@@ -134,15 +134,10 @@ class FlowerEngine:
         ids = list(self.grid.push_messages(messages))
         return {i: group for i, group in zip(ids, groups, strict=False) if i}
 
-    @staticmethod
-    def _unsent(groups: Sequence[Group], waiting: Mapping[str, Group]) -> list[Group]:
-        sent = {group[0][0] for group in waiting.values()}
-        return [group for group in groups if group[0][0] not in sent]
-
     def _read(self, message: Message, group: Group) -> Iterator[Reply | Fault]:
-        """What a node's answer says of each client of the group."""
+        """A reply or a fault for each client of the group, from their node's answer."""
         asked = [client_id for client_id, _ in group]
-        answer = _read(message, unpack_reply)
+        answer = read_answer(message, unpack_reply)
         if not isinstance(answer, str):
             replies, cost = answer
             if [client_id for client_id, _ in replies] == asked:
@@ -155,5 +150,13 @@ class FlowerEngine:
     def _stale(self, message: Message) -> Iterator[Fault]:
         group = self._overdue.pop(message.metadata.reply_to_message_id, ())
         if message.has_error():
-            return  # Flower gives up on the message: no answer came at all
+            return  # Flower gives up on the message, so there was no answer at all
         yield from (Fault(client_id, "stale", "its answer came after its round") for client_id, _ in group)
+
+    def _give_up(self, waiting: Mapping[str, Group], is_late: bool) -> Iterator[Fault]:
+        """A fault for each client that has not answered; a later answer will be stale."""
+        kind, reason = "spare", "enough others had answered"
+        if is_late:
+            kind, reason = "late", f"no answer within {self.deadline_seconds:g} s"
+        self._overdue |= waiting
+        yield from (Fault(client_id, kind, reason) for group in waiting.values() for client_id, _ in group)

@@ -1,6 +1,6 @@
-"""Flower's simulation on this machine, or on a Ray cluster, as an engine.
+"""An engine that runs Flower's simulation, on this machine or on a Ray cluster.
 
-Flower's loop runs in a thread beside ours and lends us its grid until the engine is closed.
+Flower's loop runs in a second thread, and the engine uses its grid until it is closed.
 """
 
 import logging
@@ -15,7 +15,7 @@ from fftmoe.errors import RunError
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Before Ray is imported: it would otherwise warn of its own future default at every start.
+# Set before Ray is imported, which otherwise warns about a future default at every start.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from flwr.app import Context
@@ -24,25 +24,25 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fftmoe.engines.flower import FlowerEngine, ask
-from fftmoe.engines.flower_messages import Job
+from fftmoe.engines.flower_messages import JobValues
 
 START_SECONDS = 300.0
-MOST_NODES = 1000  # virtual ones; any of them can serve any client, and Flower looks at each ten times a second
+MOST_NODES = 1000  # virtual nodes; each can serve any client, and Flower polls each of them ten times a second
 
 
 class FlowerSimulation:
     """An engine whose clients run in Ray's processes.
 
     Args:
-        num_clients: of the population.
-        workers: processes on this machine; a Ray cluster (`address`) has its own.
-        address: of a running Ray cluster; None starts Ray here.
+        num_clients: size of the population.
+        workers: number of processes on this machine; not used with a Ray cluster, which has its own.
+        address: address of a running Ray cluster; None starts Ray on this machine.
     """
 
     def __init__(
         self,
         client_app: ClientApp,
-        job: Job,
+        job: JobValues,
         num_clients: int,
         workers: int,
         deadline_seconds: float,
@@ -51,25 +51,18 @@ class FlowerSimulation:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         self._grids: Queue[Grid | BaseException] = Queue()
         self._done = threading.Event()
-        num_nodes = min(num_clients, MOST_NODES)
-        # "local" also where a cluster that has ended left its address behind, which Ray would otherwise try.
-        ray: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers}
-        config: dict[str, Any] = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-        self._thread = threading.Thread(target=self._simulate, args=(client_app, num_nodes, config), daemon=True)
+        arguments = (client_app, min(num_clients, MOST_NODES), _backend_config(address, workers))
+        self._thread = threading.Thread(target=self._simulate, args=arguments, daemon=True)
         self._thread.start()
         grid = self._grid()
         found = sorted(grid.get_node_ids())
-        # Ray's processes start with the first messages they get; the first round's deadline must not pay for that.
-        for node, answer in ask(grid, found[:workers], job, START_SECONDS).items():
-            if isinstance(answer, str):
-                self.close()
-                raise RunError(f"a worker of Flower's simulation (node {node}) could not start: {answer}")
+        self._start_workers(grid, found[:workers], job)
         nodes = {client_id: found[client_id % len(found)] for client_id in range(num_clients)}
         self._engine = FlowerEngine(grid, nodes, job, deadline_seconds)
 
     @property
     def reliable(self) -> bool:
-        """As in a real deployment, a client that fails is the round's to bear."""
+        """As in a real deployment, a round continues without a client that fails."""
         return False
 
     def absent(self) -> frozenset[int]:
@@ -89,8 +82,15 @@ class FlowerSimulation:
         """See `Engine`."""
         return self._engine.peak_rss_mib()
 
+    def _start_workers(self, grid: Grid, nodes: Sequence[int], job: JobValues) -> None:
+        """Start Ray's processes with a first query, so that the start does not count toward a round's deadline."""
+        for node, answer in ask(grid, nodes, job, START_SECONDS).items():
+            if isinstance(answer, str):
+                self.close()
+                raise RunError(f"a worker of Flower's simulation (node {node}) could not start: {answer}")
+
     def _grid(self) -> Grid:
-        """Flower's, once it has nodes."""
+        """Flower's grid, once it has nodes."""
         try:
             grid = self._grids.get(timeout=START_SECONDS)
         except Empty:
@@ -113,6 +113,12 @@ class FlowerSimulation:
         except BaseException as error:
             self._grids.put(error)
             self._done.set()
+
+
+def _backend_config(address: str | None, workers: int) -> dict[str, Any]:
+    # "local" also ignores the address that a cluster left behind when it ended, which Ray would otherwise try.
+    ray: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers}
+    return {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
 
 
 def _wait_for_nodes(grid: Grid, num_nodes: int, done: threading.Event) -> None:

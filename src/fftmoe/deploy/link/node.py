@@ -163,7 +163,7 @@ def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], cont
             raise TypeError(f"the app answered with {type(answer).__name__}, not with a message")
         return answer
     except Exception as error:
-        logging.getLogger("fftmoe").exception("this node could not do what it was asked")
+        logging.getLogger("fftmoe").exception("this node failed to answer")
         reason = f"{type(error).__name__}; the node's log has the rest"
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=announced)
 
