@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import RESULTS, machine, markdown
 from fftmoe.adapter import MoeAdapterConfig, record_routing
 from fftmoe.adapter.families import select_blocks
+from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import BUILTIN_MINILM, attach_adapter, load_backbone, logits
-from fftmoe.backbones.lora import lora_config, target_names
+from fftmoe.backbones.lora import lora_config
 from timing import Seconds, device_name, interleave, ratio, square_product, use_device
 
 BATCH, LENGTH, LABELS, NUM_BLOCKS = 16, 64, 24, 6

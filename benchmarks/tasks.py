@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from common import RESULTS, Results, column, machine, markdown, mean_and_spread
 from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import attach_adapter, logits
-from fftmoe.backbones.lora import lora_config, target_names
+from fftmoe.backbones.lora import lora_config
 from fftmoe.tasks import NextToken
 from timing import device_name, interleave, ratio, use_device
 

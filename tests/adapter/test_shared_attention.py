@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.adapter.low_rank import SharedProjection
+from fftmoe.adapter.shared_update import SharedProjection
 from fftmoe.backbones import (
     attach_adapter,
     enable_resume,

@@ -19,9 +19,10 @@ import fftmoe
 from federation import exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.adapter.low_rank import SCALE, LowRank, SharedProjection
+from fftmoe.adapter.low_rank import target_names
+from fftmoe.adapter.shared_update import SCALE, LowRank, SharedProjection
 from fftmoe.backbones import attach_adapter, enable_resume, load_backbone, logits, prefix_states
-from fftmoe.backbones.lora import load_factors, lora_config, target_names
+from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.exports.check import probes

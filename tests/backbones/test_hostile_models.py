@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from fftmoe import MoeAdapterConfig, attach_adapter, load_backbone
+from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import load_adapter, load_image_processor, load_tokenizer
-from fftmoe.backbones.lora import lora_config, target_names
+from fftmoe.backbones.lora import lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_model

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import fftmoe
 from fftmoe import adapter
-from fftmoe.adapter.low_rank import SCALE, LowRank
+from fftmoe.adapter.shared_update import SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
 from fftmoe.evaluate import tally
 from fftmoe.exports import distil as distillation

@@ -18,15 +18,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from federation import NUM_EXAMPLES, examples, exchange, plan_client
+from fftmoe.adapter.low_rank import TARGETS, block_of_module, target_names
 from fftmoe.backbones import attach_adapter, load_adapter, load_backbone, logits
 from fftmoe.backbones.lora import (
-    TARGETS,
-    block_of_module,
     load_factors,
     lora_config,
     lora_modules,
     merged,
-    target_names,
 )
 from fftmoe.client.update import update_client
 from fftmoe.data import training_batches

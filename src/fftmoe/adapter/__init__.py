@@ -14,12 +14,12 @@ from fftmoe.adapter.losses import (
     skew,
     target_load,
 )
-from fftmoe.adapter.low_rank import low_ranks, projection_parameters, shared_projections
 from fftmoe.adapter.model import MoeModel, blocks
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.recording import record_routing
 from fftmoe.adapter.register import register
 from fftmoe.adapter.routing import Router, Routing
+from fftmoe.adapter.shared_update import low_ranks, projection_parameters, shared_projections
 
 __all__ = [
     "MoeAdapterConfig",

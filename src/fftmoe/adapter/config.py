@@ -6,8 +6,8 @@ from peft import PeftConfig, PeftType
 
 from fftmoe.adapter.compute import ACTIVATIONS, check_compute
 from fftmoe.adapter.families import select_blocks
-from fftmoe.adapter.low_rank import TARGETS
 from fftmoe.adapter.routing import GATES
+from fftmoe.adapter.shared_update import SHARED_TARGETS
 from fftmoe.errors import InputError, did_you_mean
 
 
@@ -76,7 +76,7 @@ class MoeAdapterConfig(PeftConfig):
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "
                 f"choose top_k between 1 and {self.num_experts}, or more experts"
             )
-        for name, known in (("activation", ACTIVATIONS), ("gates", GATES), ("shared_targets", TARGETS)):
+        for name, known in (("activation", ACTIVATIONS), ("gates", GATES), ("shared_targets", SHARED_TARGETS)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), known)}")
         check_compute(self.compute)

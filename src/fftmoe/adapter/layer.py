@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site
-from fftmoe.adapter.low_rank import MoeTunerLayer, SharedProjection
 from fftmoe.adapter.moe import SparseMoe
+from fftmoe.adapter.shared_update import SharedProjection
+from fftmoe.adapter.tuner_layer import MoeTunerLayer
 from fftmoe.rng import generator
 
 

@@ -14,8 +14,9 @@ from fftmoe.adapter.auxiliary import auxiliary_losses
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import Site, find_sites
 from fftmoe.adapter.layer import MoeLayer
-from fftmoe.adapter.low_rank import MoeTunerLayer, SharedProjection, find_projections
 from fftmoe.adapter.moe import SparseMoe
+from fftmoe.adapter.shared_update import SharedProjection, find_projections
+from fftmoe.adapter.tuner_layer import MoeTunerLayer
 from fftmoe.rng import generator
 
 

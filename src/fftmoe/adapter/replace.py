@@ -1,12 +1,12 @@
-"""Putting other weights, of any number of rows or clients, in the place of a module's."""
+"""Putting other weights, of any number of rows or clients, in the place of a module's weights."""
 
 from torch import Tensor, nn
 
 
 def replaced(old: nn.Parameter, new: Tensor) -> nn.Parameter:
-    """A parameter of these values, where the old one was, of its dtype and as trainable as it.
+    """A parameter with the new values and the device, the dtype and `requires_grad` of the old one.
 
-    A copy: training the client's weights must not reach into the tensors they were loaded from.
+    The values are copied: training must not change the tensors that were loaded.
     """
-    value = new.detach().to(device=old.device, dtype=old.dtype, copy=True)
+    value = new.detach().to(device=old.device, dtype=old.dtype, copy=True).contiguous()
     return nn.Parameter(value, requires_grad=old.requires_grad)

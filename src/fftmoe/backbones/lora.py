@@ -1,6 +1,8 @@
-"""LoRA as peft implements it: which modules have it, factors of any rank, products merged into frozen weights.
+"""PEFT's implementation of LoRA for the LoRA baselines: attach it, load factors of any rank, merge products.
 
-A module's path is its name in the backbone, e.g. `encoder.layer.1.attention.self.query`.
+Which layers are adapted, how many parameters that takes and where the factors start is said in
+`fftmoe.adapter.low_rank`, for these baselines and for the adapter's shared updates.
+A module's path is its name in the backbone, such as `encoder.layer.1.attention.self.query`.
 """
 
 import re
@@ -11,18 +13,9 @@ from typing import Any
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from fftmoe.errors import InputError, did_you_mean
-
-# Which linear modules of a block are meant, by their names.
-TARGETS = {
-    "query-value": r"(query|value|q_proj|v_proj|q_lin|v_lin|c_attn)$",
-    "attention": r"att(n|ention)",
-    "feed-forward": r"^(?!.*att(n|ention))",
-    "all-linear": "",
-}
-_BLOCK = r"(?:^|\.)(\d+)\."
+from fftmoe.adapter.replace import replaced
+from fftmoe.errors import InputError
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # path -> A [r, d_in], B [d_out, r]
 
@@ -52,41 +45,9 @@ def lora_config(
     )
 
 
-def target_names(model: nn.Module, blocks: Iterable[int], targets: str = "query-value") -> list[str]:
-    """The linear modules of these blocks, by their whole names.
-
-    Args:
-        targets: "query-value" (as in the paper of LoRA), "attention", "feed-forward" or "all-linear".
-
-    Raises:
-        InputError: unknown `targets`, or no such module.
-    """
-    if targets not in TARGETS:
-        raise InputError(f"unknown lora.targets {targets!r}{did_you_mean(targets, TARGETS)}")
-    wanted = set(blocks)
-    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    inside = (name for name in linears if re.search(_BLOCK, name) and block_of_module(name) in wanted)
-    names = [name for name in inside if re.search(TARGETS[targets], name)]
-    if not names:
-        raise InputError(f"blocks {sorted(wanted)} of this model hold no linear {targets} modules for LoRA to adapt")
-    return names
-
-
 def lora_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """The modules of the active LoRA adapter in depth order: path -> (d_in, d_out)."""
     return {path: (layer.in_features, layer.out_features) for path, (layer, _) in _layers(model).items()}
-
-
-def block_of_module(path: str) -> int:
-    """The index of the block that a module lies in: the first number in its path, as for peft.
-
-    Raises:
-        InputError: it lies in none.
-    """
-    match = re.search(_BLOCK, path)
-    if match is None:
-        raise InputError(f"module {path!r} is in no numbered block; name other target modules, or the blocks to adapt")
-    return int(match[1])
 
 
 def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -106,7 +67,7 @@ def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, 
         rank = a.shape[0]
         assert a.shape == (rank, layer.in_features), path
         assert b.shape == (layer.out_features, rank), path
-        linear_a.weight, linear_b.weight = _copy(a, linear_a.weight), _copy(b, linear_b.weight)
+        linear_a.weight, linear_b.weight = replaced(linear_a.weight, a), replaced(linear_b.weight, b)
         linear_a.out_features = linear_b.in_features = layer.r[adapter_name] = ranks[path] = rank
         if path in factors:
             loaded[path] = (linear_a.weight, linear_b.weight)
@@ -147,11 +108,6 @@ def _layers(model: nn.Module) -> dict[str, tuple[Any, str]]:
             if active:
                 found[name.removeprefix("base_model.model.")] = (module, active[0])
     return found
-
-
-def _copy(new: Tensor, old: nn.Parameter) -> nn.Parameter:
-    # A copy: training must not reach into the tensors that were loaded.
-    return nn.Parameter(new.detach().to(old.device, old.dtype, copy=True).contiguous(), requires_grad=old.requires_grad)
 
 
 def _follow(model: Any, ranks: Mapping[str, int]) -> None:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe import adapter
-from fftmoe.adapter.low_rank import LowRank
+from fftmoe.adapter.low_rank import block_of_module, target_names
+from fftmoe.adapter.shared_update import LowRank
 from fftmoe.backbones import logits
-from fftmoe.backbones.lora import block_of_module, target_names
 from fftmoe.exports.check import Batch
 
 RIDGE = 1e-2  # of the mean square of an input

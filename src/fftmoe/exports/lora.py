@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe import adapter
-from fftmoe.adapter.low_rank import SCALE, LowRank
+from fftmoe.adapter.shared_update import SCALE, LowRank
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.errors import InputError

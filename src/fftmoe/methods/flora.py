@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fftmoe.adapter.low_rank import initial_a
 from fftmoe.backbones.lora import load_factors, merged
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, head_of
-from fftmoe.methods.lora import LoraMethod, own_modules, uniform_a
+from fftmoe.methods.lora import LoraMethod, own_modules
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors
 from fftmoe.rng import generator
@@ -41,7 +42,7 @@ class FLora(LoraMethod):
 
     def first_a(self, path: str, rank: int, round: int) -> Tensor:
         """Another A in every round, so that rounds explore unlike directions."""
-        return uniform_a(rank, self.modules[path][0], generator(self.seed, "lora", path, round))
+        return initial_a(rank, self.modules[path][0], generator(self.seed, "lora", path, round))
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and what was merged into the client's modules."""

@@ -4,17 +4,16 @@ A module with frozen weight W computes `W x + s B A x`, A [r, d_in] and B [d_out
 `lora.{path}.A` and `lora.{path}.B`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from fftmoe.backbones.lora import block_of_module, load_factors
+from fftmoe.adapter.low_rank import block_of_module, initial_a, initial_b, parameters_per_rank, truncate
+from fftmoe.backbones.lora import load_factors
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.deltas import DeltaSession, widest, zeros
 from fftmoe.methods.shared_head import head_tensors, load_head
@@ -58,7 +57,7 @@ class LoraMethod(ABC):
 
     def parameters(self, budget: Budget) -> int:
         """Of the factors that a client of this budget trains."""
-        return self.rank(budget) * cost_per_rank(own_modules(self.modules, budget.blocks), self.trained)
+        return self.rank(budget) * parameters_per_rank(own_modules(self.modules, budget.blocks).values(), self.trained)
 
     def init(self, model: Any) -> ServerState:
         """The shared factors at the largest rank that any client has, and the model's head."""
@@ -100,11 +99,11 @@ class LoraMethod(ABC):
 
     def first_a(self, path: str, rank: int, round: int) -> Tensor:
         """A [rank, d_in] before any training, the same in every round."""
-        return uniform_a(rank, self.modules[path][0], generator(self.seed, "lora", path))
+        return initial_a(rank, self.modules[path][0], generator(self.seed, "lora", path))
 
     def first_b(self, path: str, rank: int) -> Tensor:
         """Zeros [d_out, rank]: the adapter adds nothing yet."""
-        return torch.zeros(self.modules[path][1], rank)
+        return initial_b(rank, self.modules[path][1])
 
     @contextmanager
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
@@ -148,30 +147,15 @@ class LoraMethod(ABC):
         self.install(model, {**tensors, **client_state}, plan.budget)
 
 
-def uniform_a(rank: int, d_in: int, source: torch.Generator) -> Tensor:
-    """A as peft draws it, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(d_in); float32 [rank, d_in]."""
-    return (2 * torch.rand(rank, d_in, generator=source) - 1) / math.sqrt(d_in)
-
-
 def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Pairs (A, B) by path as `lora.{path}.A`, `lora.{path}.B`."""
     return {f"lora.{path}.{factor}": t for path, pair in factors.items() for factor, t in zip("AB", pair, strict=True)}
-
-
-def truncate(tensor: Tensor, factor: str, rank: int) -> Tensor:
-    """The first `rank` rows of an A, or columns of a B."""
-    return (tensor[:rank] if factor == "A" else tensor[:, :rank]).contiguous()
 
 
 def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int, int]]:
     """The modules that lie in these blocks."""
     wanted = set(blocks)
     return {path: dims for path, dims in modules.items() if block_of_module(path) in wanted}
-
-
-def cost_per_rank(modules: Modules, factors: str = "AB") -> int:
-    """Parameters of these factors at rank 1, over all the modules."""
-    return sum((d_in if "A" in factors else 0) + (d_out if "B" in factors else 0) for d_in, d_out in modules.values())
 
 
 def matching_rank(
@@ -193,7 +177,7 @@ def matching_rank(
     """
     if match not in MATCHES:
         raise InputError(f"unknown match {match!r}{did_you_mean(match, MATCHES)}")
-    cost = cost_per_rank(own_modules(modules, blocks), sent if match == "uplink" else "AB")
+    cost = parameters_per_rank(own_modules(modules, blocks).values(), sent if match == "uplink" else "AB")
     if cost == 0 or parameters < cost:
         raise InputError(
             f"budget {tier!r} allows {parameters // len(blocks)} parameters per block and cannot hold LoRA of rank 1: "

@@ -8,6 +8,7 @@ from typing import Any
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import (
     attach_adapter,
     find_device,
@@ -16,7 +17,7 @@ from fftmoe.backbones import (
     load_backbone,
     place,
 )
-from fftmoe.backbones.lora import lora_config, lora_modules, target_names
+from fftmoe.backbones.lora import lora_config, lora_modules
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
