@@ -17,9 +17,9 @@ from rich.console import Console
 
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
-from fftmoe.cost.profile import profile
 from fftmoe.report.progress import Progress
 from fftmoe.rounds.run import run
+from fftmoe.setup.forecast import profile
 
 BRIEF = (
     TRAINED_HEAD,

@@ -28,10 +28,10 @@ from fftmoe.backbones import (
 )
 from fftmoe.backbones.prefix_cache import cache_key, with_prefix
 from fftmoe.config import parse_recipe
-from fftmoe.cost.plan import forecast
 from fftmoe.data import Completions, ImageExamples, TokenizedText, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
 from fftmoe.setup.compose import compose
+from fftmoe.setup.forecast import forecast
 from models import FAMILIES, HIDDEN, LABELS, NUM_BLOCKS, VOCAB, token_examples, tokens
 
 BLOCK = 2

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
-from fftmoe.cost.capacity import fitting_tier
 from fftmoe.deploy.job import make_job, read_profile
 from fftmoe.deploy.site import Site, SiteSettings, open_site
 from fftmoe.engines.base import Engine, Fault, Group, Reply
@@ -25,6 +24,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.rounds.run import begin, run
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data
+from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.stacking import clients_at_once
 from fftmoe.store import RunFolder
 from sites import NAMES, divide, natural, over_sites
@@ -194,7 +194,10 @@ def test_a_budget_is_named_measured_or_derived(recipe_values: dict[str, Any], di
         ("smal", "did you mean 'small'"),
         ("memory=3", "did you mean 'memory_mib'"),
         ("memory_mib=much", "must be a number"),
-        ("memory_mib=0.001", "cannot hold one expert"),
+        (
+            "memory_mib=0.001",
+            "no tier of the recipe fits .* has memory_mib 0.001: .* 'small', needs memory_mib 0.01099",
+        ),
         ("memory_mib=0.007", "no tier of the recipe fits this machine"),
     ],
 )
@@ -206,7 +209,7 @@ def test_a_budget_that_cannot_be(recipe_values: dict[str, Any], divided: Path, b
 def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
     recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
     examples = load_server_data(recipe).test
-    return fitting_tier(budget, recipe, ExpertShape(20, 4), (1, 2), examples)
+    return site_tier(budget, recipe, ExpertShape(20, 4), (1, 2), len(examples), float(examples.lengths.double().mean()))
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,20 @@ def test_budgets_take_one_byte_for_each_client():
     assert budgets.numbers.nbytes == 1009
     many = [Budget(str(n), 1, 1, BLOCKS) for n in range(257)]
     assert Budgets.of(many, np.arange(257)) == dict(enumerate(many))
+
+
+def test_a_deadline_leaves_out_the_first_blocks():
+    """One token of one expert in one block takes 168 + 252 FLOPs where a block has 4 experts."""
+    blocks = (1, 3, 5)
+
+    def tier(flops: float, **limits: Any) -> Budget:
+        timed = Limits("t", 1.0, deadline_seconds=2.0, gflops_per_second=flops * 1000 / 2 / 1e9 * 1.001, **limits)
+        return resolve(timed, shape=SHAPE, num_experts=4, blocks=blocks, tokens_per_round=1000)
+
+    assert tier(3 * (168 + 252), experts=4).blocks == (1, 3, 5)
+    assert tier(2 * (168 + 252), experts=4) == Budget("t", 1, 4, (3, 5))
+    assert tier(2 * (168 + 252), experts=4, blocks=(1, 3, 5, 7)[:1]).blocks == (1,)  # stated blocks stay
+    assert tier(3 * (168 + 2 * 252), experts=4, top_k=3).blocks == (3, 5)  # and a stated top_k has its time
+    assert tier(3 * (168 + 252)) == Budget("t", 1, 4, (1, 3, 5))  # all experts, where nothing else limits them
+    with pytest.raises(InputError, match="cannot compute one expert"):
+        tier(100, experts=4)

@@ -19,7 +19,6 @@ from PIL import Image
 
 from fftmoe.backbones import load_adapter, load_backbone
 from fftmoe.config import METHODS, parse_recipe
-from fftmoe.cost.plan import forecast
 from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
@@ -31,6 +30,7 @@ from fftmoe.server import solve
 from fftmoe.server.solve import plan_sums
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_examples
 from fftmoe.store import unpack_state
 from fftmoe.trained.load import evaluate_run

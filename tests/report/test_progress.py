@@ -2,14 +2,11 @@
 
 import io
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from fftmoe.cost.forecast import tell
 from fftmoe.report.progress import Progress, duration
 
 
@@ -63,37 +60,3 @@ def test_a_run_that_is_nearly_over_does_not_say_so():
 )
 def test_a_duration_is_as_exact_as_an_estimate(seconds: float, text: str):
     assert duration(seconds) == text
-
-
-@pytest.fixture
-def population() -> Any:
-    """Three of ten clients are large; four train in a round, on one worker."""
-    tiers = [SimpleNamespace(name="small"), SimpleNamespace(name="large")]
-    members = {"small": np.arange(7), "large": np.arange(3)}
-    federation = SimpleNamespace(rounds=100, clients_per_round=4)
-    return SimpleNamespace(
-        tiers=tiers,
-        num_clients=10,
-        budgets=SimpleNamespace(members=lambda tier: members[tier.name]),
-        recipe=SimpleNamespace(federation=federation, engine=SimpleNamespace(workers=1)),
-    )
-
-
-def told(experiment: Any, seconds: dict[str, float], done: int = 0) -> str:
-    out = io.StringIO()
-    tell(experiment, seconds, done, "runs/x", Progress(Console(file=out, width=200)))
-    return out.getvalue()
-
-
-def test_a_run_that_would_take_hours_says_so_first(population: Any):
-    # 100 rounds of 4 clients at 0.7 * 20 + 0.3 * 50 = 29 s: 11,600 s.
-    text = told(population, {"small": 20.0, "large": 50.0})
-    for words in ("100 rounds", "about 3 h 15 min", "Ctrl-C", "fftmoe resume runs/x", "--set federation.rounds=2"):
-        assert words in text, text
-    assert "about 19 min" in told(population, {"small": 20.0, "large": 50.0}, done=90)  # the ten that are left: 1,160 s
-    assert "federation.rounds=2" not in told(population, {"small": 20.0, "large": 50.0}, done=90)
-
-
-def test_a_short_run_and_one_that_could_not_be_timed_say_nothing(population: Any):
-    assert told(population, {"small": 0.1, "large": 0.1}) == ""
-    assert told(population, {}) == ""

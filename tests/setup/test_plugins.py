@@ -22,6 +22,7 @@ from fftmoe.methods.local_only import LocalOnly
 from fftmoe.records import Experts, ServerState
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
+from fftmoe.setup.forecast import seconds_by_tier
 from fftmoe.setup.plugins import Plugins
 from fftmoe.store import RunFolder
 
@@ -225,3 +226,11 @@ def test_a_stopped_run_goes_on_with_its_plugins(recipe_values: dict[str, Any], t
         fftmoe.resume(whole.folder)
     again = fftmoe.resume(whole.folder, plugins=plugins)
     assert (again.folder / weights).read_bytes() == expected
+
+
+@pytest.mark.parametrize("method", ["same", "own"])
+def test_a_method_of_ones_own_is_timed_before_it_trains(method: str, recipe_values: dict[str, Any]):
+    """A visible run times every tier first."""
+    plugins = Plugins(methods={"same": SameForAll, "own": OwnFedIt})
+    experiment = plugged(recipe_values, plugins, method=f"plugin:{method}")
+    assert seconds_by_tier(experiment, experiment.method.init(experiment.model)).keys() == {"small", "large"}

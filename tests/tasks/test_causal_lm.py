@@ -15,7 +15,6 @@ import yaml
 
 from fftmoe.backbones import continue_greedily, logits
 from fftmoe.config import parse_recipe
-from fftmoe.cost.plan import forecast
 from fftmoe.data import Completions, PromptSplit, load_prompts, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.evaluate import batch_size_for, tally
@@ -24,6 +23,7 @@ from fftmoe.rounds.run import resume, run
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
+from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_split
 from fftmoe.tasks import CausalLm, NextToken, exact_match, rouge_l
 from fftmoe.trained.load import evaluate_run, load_run

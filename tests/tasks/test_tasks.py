@@ -11,12 +11,12 @@ import torch
 
 from fftmoe.backbones import load_tokenizer
 from fftmoe.config import parse_recipe
-from fftmoe.cost.plan import forecast
 from fftmoe.data import Wanted
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
+from fftmoe.setup.forecast import forecast
 from fftmoe.setup.targeted import load_targeted
 from fftmoe.tasks import EachLabel, MultiLabel, PerToken, Regression, Squares, Task, TokenClassification
 from fftmoe.trained.load import evaluate_run

@@ -165,7 +165,7 @@ def plan(
     limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
     _check_measuring(measure, limits, write, force)
     from fftmoe.cli.terminal import print_forecast
-    from fftmoe.cost.plan import forecast
+    from fftmoe.setup.forecast import forecast
 
     if measure:
         _measure(loaded, limits, write, as_json)
@@ -193,12 +193,13 @@ def _check_measuring(measure: bool, limits: Mapping[str, float | None], write: P
 
 def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path | None, as_json: bool) -> None:
     from fftmoe.cli.terminal import print_profile
-    from fftmoe.cost.profile import as_yaml, profile
+    from fftmoe.cost.measured import tier_as_yaml
+    from fftmoe.setup.forecast import profile
     from fftmoe.store.files import write_atomically
 
     console = Console(stderr=as_json)
     found = profile(recipe, *limits.values(), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
-    tier = as_yaml(found, recipe)
+    tier = tier_as_yaml(found, recipe.name)
     if write is not None:
         write_atomically(write, tier.encode())
     if as_json:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fftmoe.config import Recipe
-from fftmoe.cost.plan import Forecast, SumsCost, TierCost
-from fftmoe.cost.profile import Profile
+from fftmoe.cost.analytic import Forecast, StatisticsCost, TierCost
+from fftmoe.cost.measured import MachineProfile
 from fftmoe.report.html import OWN_MIX
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import size
@@ -112,7 +112,7 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> N
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
 
 
-def print_profile(console: Console, found: Profile) -> None:
+def print_profile(console: Console, found: MachineProfile) -> None:
     """What was measured of this machine, the recipe's tiers on it, and the largest budget that fits."""
     console.print(
         f"\nmemory: {found.available_mib:.0f} MiB free of {found.total_mib:.0f}; this process took "
@@ -157,7 +157,7 @@ def _prefix_line(forecast: Forecast) -> str:
     return f"{kept}; of some examples {refused}" if forecast.prefix_bytes else f"the frozen prefix is {refused}"
 
 
-def _sums_line(sums: SumsCost) -> str:
+def _sums_line(sums: StatisticsCost) -> str:
     when, gets = "once, before the first round", size(sums.bytes_first)
     if sums.every is not None:
         gets += f" ({size(sums.bytes_down)} after a round)"

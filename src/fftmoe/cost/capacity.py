@@ -1,106 +1,103 @@
-"""Which of a recipe's tiers a machine can take: as it says, by its limits, or by what is measured of it."""
+"""The tier of a recipe that a site's machine can take: by name, by stated limits, or by measured ones."""
 
-import time
+from collections.abc import Mapping, Sequence
 
-import torch
-
-from fftmoe.config import Recipe
-from fftmoe.cost.memory import available_mib
-from fftmoe.data import Examples
+from fftmoe.cost.analytic import adapter_cost, budget_order
+from fftmoe.cost.machine import available_mib, gflops_per_second
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.methods.budget import ExpertShape, Limits, resolve
+from fftmoe.methods.budget import MIB, ExpertShape
+from fftmoe.records import Budget
 
 LIMITS = ("memory_mib", "uplink_mib", "gflops")
-MEMORY_SHARE = 0.25  # of what is free now; the rest is for the backbone's activations and the machine's other work
+MEMORY_SHARE = 0.25  # of the free memory; the rest is for the backbone's activations and the machine's other work
 TIME_SHARE = 0.25  # of a round's deadline
-MATRIX = 512
-MEASURE_SECONDS = 0.2
 
 
-def fitting_tier(budget: str, recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], examples: Examples) -> str:
-    """The name of the tier that `budget` comes to (see `SiteSettings.budget`).
+def fitting_tier(
+    budget: str,
+    names: Sequence[str],
+    tiers: Sequence[Budget],
+    shape: ExpertShape,
+    upload: str,
+    tokens_per_round: int,
+    deadline_seconds: float,
+) -> str:
+    """The name of the tier that `budget` stands for.
+
+    Args:
+        budget: the name of a tier; limits such as `memory_mib=300,gflops=5`, for the largest tier within them; or
+            `auto`, for limits that are measured (`measured_limits`).
+        names: of all tiers. tiers: those that limits may choose, which state their experts and their top_k.
+        upload: the numbers of an upload, as in `Training.upload`.
+        tokens_per_round: that this site trains on. deadline_seconds: of a round.
 
     Raises:
-        InputError: it names no tier and no limit, or not even the smallest tier fits.
+        InputError: `budget` is neither a tier nor limits, or no tier is within the limits.
     """
-    names = [tier.name for tier in recipe.budgets]
     if budget in names:
         return budget
-    limits = _measured(recipe) if budget == "auto" else _stated(budget, names)
-    tokens = _tokens_per_round(recipe, examples)
-    sizes = resolve(
-        Limits(
-            "this machine",
-            1.0,
-            memory_mib=limits.get("memory_mib"),
-            uplink_mib=limits.get("uplink_mib"),
-            gflops=limits.get("gflops"),
-        ),
-        shape=shape,
-        num_experts=recipe.adapter.num_experts,
-        blocks=blocks,
-        tokens_per_round=tokens,
+    limits = measured_limits(deadline_seconds) if budget == "auto" else stated_limits(budget, names)
+    needs = {tier: _needs(tier, shape, upload, tokens_per_round) for tier in tiers}
+    fitting = [tier for tier, need in needs.items() if all(need[name] <= limit for name, limit in limits.items())]
+    if fitting:
+        return max(fitting, key=budget_order).name
+    smallest = "no tier states its experts and top_k"
+    if needs:
+        tier = min(needs, key=budget_order)
+        smallest = f"the smallest, {tier.name!r}, needs {_in_words({name: needs[tier][name] for name in limits})}"
+    raise InputError(
+        f"no tier of the recipe fits this machine, which has {_in_words(limits)}: {smallest}; "
+        f"raise the limits, or name a tier: {', '.join(names)}"
     )
-    stated = [t for t in recipe.budgets if t.experts is not None and t.top_k is not None]
-    fit = [t for t in stated if (t.experts or 0) <= sizes.experts and (t.top_k or 0) <= sizes.top_k]
-    if not fit:
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
-        raise InputError(
-            f"no tier of the recipe fits this machine: with {shown} it can hold {sizes.experts} experts and use "
-            f"{sizes.top_k} for a token; raise the limits, or name a tier: {', '.join(names)}"
-        )
-    return max(fit, key=lambda tier: (tier.experts or 0, tier.top_k or 0)).name
 
 
-def _stated(budget: str, names: list[str]) -> dict[str, float]:
-    """`memory_mib=300,gflops=5` as numbers."""
-    limits = {}
-    for part in budget.split(","):
-        name, equals, value = part.strip().partition("=")
-        if not equals:
-            raise InputError(
-                f"--budget {budget!r} is no tier of the recipe{did_you_mean(budget, names)}; or write auto, or limits "
-                "such as memory_mib=300,gflops=5"
-            )
-        if name not in LIMITS:
-            raise InputError(f"--budget {budget!r}: unknown limit {name!r}{did_you_mean(name, LIMITS)}")
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            raise InputError(f"--budget {budget!r}: {name} is {value!r}, and must be a number") from None
-    return limits
-
-
-def _measured(recipe: Recipe) -> dict[str, float]:
-    """What a quarter of the free memory and of a round's time come to on one core of this machine."""
-    gflops_per_second = _speed()
+def _needs(tier: Budget, shape: ExpertShape, upload: str, tokens: int) -> dict[str, float]:
+    """What a tier takes of each of `LIMITS` in a round."""
+    cost = adapter_cost(tier, shape, upload)
     return {
-        "memory_mib": MEMORY_SHARE * available_mib(),
-        "gflops": TIME_SHARE * recipe.federation.deadline_seconds * gflops_per_second,
+        "memory_mib": cost.training_bytes / MIB,
+        "uplink_mib": cost.bytes_up / MIB,
+        "gflops": cost.flops_per_token * tokens / 1e9,
     }
 
 
-def _speed() -> float:
-    """GFLOP a second of float32 matrix products on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a = torch.ones(MATRIX, MATRIX)
-        done, started = 0, time.perf_counter()
-        while time.perf_counter() - started < MEASURE_SECONDS:
-            torch.mm(a, a)
-            done += 1
-        return done * 2 * MATRIX**3 / (time.perf_counter() - started) / 1e9
-    finally:
-        torch.set_num_threads(threads)
+def _in_words(limits: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
 
 
-def _tokens_per_round(recipe: Recipe, examples: Examples) -> int:
-    federation = recipe.federation
-    mean = float(examples.lengths.double().mean())
-    rows = (
-        federation.local_steps * federation.batch_size
-        if federation.local_steps is not None
-        else (federation.local_epochs or 1) * len(examples)
-    )
-    return max(1, round(rows * mean))
+def stated_limits(text: str, names: Sequence[str]) -> dict[str, float]:
+    """`memory_mib=300,gflops=5` as numbers.
+
+    Args:
+        names: of the tiers, for a suggestion where `text` may be a misspelt one.
+
+    Raises:
+        InputError: the text states no limits.
+    """
+    limits = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals:
+            raise InputError(
+                f"--budget {text!r} is not a tier of the recipe{did_you_mean(text, names)}; or write auto, or limits "
+                "such as memory_mib=300,gflops=5"
+            )
+        if name not in LIMITS:
+            raise InputError(f"--budget {text!r}: unknown limit {name!r}{did_you_mean(name, LIMITS)}")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise InputError(f"--budget {text!r}: {name} is {value!r}, and must be a number") from None
+    return limits
+
+
+def measured_limits(deadline_seconds: float) -> dict[str, float]:
+    """Limits for `auto`: a quarter of the free memory, and a quarter of a round's time on one core.
+
+    The timed forecast (`timed.py`) is of no use here: it trains the real client from the first round's state, and a
+    site chooses its tier before it joins, when it has neither a state nor a plan. So one matrix product is timed.
+    """
+    return {
+        "memory_mib": MEMORY_SHARE * available_mib(),
+        "gflops": TIME_SHARE * deadline_seconds * gflops_per_second(),
+    }

@@ -14,12 +14,12 @@ from fftmoe.backbones import fingerprint
 from fftmoe.client.runtime import ClientRuntime
 from fftmoe.client.screening import Agreement, screen_plan
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.cost.capacity import fitting_tier
 from fftmoe.data import Examples, Wanted
 from fftmoe.deploy.job import read_job
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
-from fftmoe.setup.compose import cached, training_of
+from fftmoe.setup.compose import cached, tokens_per_example, training_of
+from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.load import load_splits
 from fftmoe.store import ClientStateFiles
 
@@ -96,7 +96,8 @@ def _open(settings: SiteSettings, text: str) -> Site:
     model = build_model(recipe, labels)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
-    tier = fitting_tier(settings.budget, recipe, shape, blocks, found.examples["train"])
+    own = found.examples["train"]
+    tier = site_tier(settings.budget, recipe, shape, blocks, len(own), tokens_per_example(own, model))
     agreed = agreement(recipe, model, settings.client_id, tier)
     examples = cached(recipe, model, found.examples["train"])
     runtime = ClientRuntime(

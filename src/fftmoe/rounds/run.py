@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
-from fftmoe.cost.forecast import against, resident_mib, seconds_by_tier, tell
-from fftmoe.cost.plan import predicted_by_tier
+from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError, OutputError
 from fftmoe.records import ServerState
@@ -22,6 +21,7 @@ from fftmoe.rounds.measure import local_only
 from fftmoe.rounds.private import PrivateRounds, private_rounds
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.stacking import clients_at_once
 from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
@@ -169,7 +169,7 @@ def _carry_out(
         progress.say(privacy.promise)
     expected = seconds_by_tier(experiment, initial) if progress.visible else {}
     memory = resident_mib(experiment) if expected else None
-    tell(experiment, expected, state.round, folder.path, progress)
+    announce_duration(experiment, expected, state.round, folder.path, progress)
     with (
         closing(Trackers(recipe.trackers, folder.path, recipe.name, progress.say)) as trackers,
         closing(open_engine(experiment, folder)) as engine,
@@ -187,7 +187,7 @@ def _carry_out(
             **journal.totals(),
             **({"privacy": privacy.summary()} if privacy is not None else {}),
             "predicted_by_tier": (predicted := predicted_by_tier(experiment, initial)),
-            "prediction": against(predicted, expected, journal.ledger.per_client_round()),
+            "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
             "environment": environment(next(experiment.model.parameters()).device),
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(peak, 1),

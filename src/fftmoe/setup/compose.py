@@ -10,6 +10,7 @@ from fftmoe import adapter
 from fftmoe.backbones import check_quantization, first_adapted_block, num_states, on_device
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
+from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.methods.base import Method
@@ -121,8 +122,8 @@ def assemble(
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
     training = training_of(recipe)
-    mean_tokens = _mean_tokens(data.test if remote else data.train, model)
-    tokens = _tokens_per_round(mean_tokens, int(sizes.sum()), partition, training)
+    mean_tokens = tokens_per_example(data.test if remote else data.train, model)
+    tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
     tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape, plugins)
     if adapted := adapter.blocks(model):
         # The saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.
@@ -233,27 +234,18 @@ def training_of(recipe: Recipe) -> Training:
     )
 
 
-def _mean_tokens(examples: Examples, model: Any) -> float:
-    """Tokens of an average example; of images the patches and whatever the model adds to them."""
+def tokens_per_example(examples: Examples, model: Any) -> float:
+    """The tokens of an average example; of an image, its patches and the tokens that the model adds to them."""
     batch = examples.batch([0])
     if "pixel_values" in batch:
         return float(num_states(model, on_device(model, batch)))
     return float(examples.lengths.double().mean())
 
 
-def _tokens_per_round(mean_tokens: float, num_examples: int, partition: Partition, training: Training) -> int:
-    """Tokens that an average client trains on in a round."""
-    if training.local_steps is not None:
-        examples = float(training.local_steps * training.batch_size)
-    else:
-        examples = (training.local_epochs or 1) * num_examples / len(partition)
-    return max(1, round(examples * mean_tokens))
-
-
 def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: int) -> tuple[Budget, ...]:
     tiers = []
     for section in recipe.budgets:
-        own = blocks if section.blocks is None else _own_blocks(section.name, section.blocks, blocks)
+        own = own_blocks(section.name, section.blocks, blocks)
         limits = Limits(**section.model_dump(exclude={"blocks"}), blocks=None if section.blocks is None else own)
         tiers.append(
             resolve(
@@ -273,8 +265,13 @@ def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: 
     return tuple(tiers)
 
 
-def _own_blocks(tier: str, wanted: str | list[int], adapted: tuple[int, ...]) -> tuple[int, ...]:
-    if wanted == "all":
+def own_blocks(tier: str, wanted: str | list[int] | None, adapted: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks of a tier among the adapted ones; None: all.
+
+    Raises:
+        InputError: the tier names a block that is not adapted.
+    """
+    if wanted in (None, "all"):
         return adapted
     own = adapted[-int(wanted.removeprefix("last-")) :] if isinstance(wanted, str) else tuple(sorted(wanted))
     if not own or not set(own) <= set(adapted):

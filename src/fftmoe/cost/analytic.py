@@ -1,0 +1,242 @@
+"""The analytic forecast: what a client's round costs, from shapes and from the messages that would be sent.
+
+Nothing is trained for it. `adapter_cost` needs no more than the shape of one expert, so that a site can use it before
+it joins; `tier_cost` adds the head and the real bytes of the first round's messages.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fftmoe.client.compress import compress
+from fftmoe.cost.workload import Workload
+from fftmoe.head import sum_shapes
+from fftmoe.methods.budget import BYTES, TRAINING_COPIES, ExpertShape
+from fftmoe.methods.lora import LoraMethod
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, pack_plan, pack_update
+from fftmoe.records.codec import bytes_per_number
+from fftmoe.server.plan import plan_round
+from fftmoe.server.solve import plan_sums
+
+
+@dataclass(frozen=True)
+class AdapterCost:
+    """What the experts of one budget cost a client.
+
+    Attributes:
+        parameters: of the resident experts, their router rows, and what all clients share.
+        training_bytes: of these parameters with their gradients and AdamW's two moments.
+        bytes_up: of the changes to these parameters, without the header of the message.
+        flops_per_token: forward and backward.
+    """
+
+    parameters: int
+    training_bytes: int
+    bytes_up: float
+    flops_per_token: int
+
+
+def adapter_cost(budget: Budget, shape: ExpertShape, upload: str) -> AdapterCost:
+    """The cost of a budget from the shape of one expert.
+
+    Args:
+        upload: the numbers of an upload, as in `Training.upload`.
+    """
+    num_blocks = len(budget.blocks)
+    parameters = num_blocks * shape.block_parameters(budget.experts)
+    return AdapterCost(
+        parameters=parameters,
+        training_bytes=training_bytes(parameters),
+        bytes_up=parameters * bytes_per_number(upload, shape.dim),
+        flops_per_token=num_blocks * shape.flops_per_token(budget.top_k, budget.experts),
+    )
+
+
+def training_bytes(parameters: int) -> int:
+    """The memory for so many parameters while they train: weights, gradients and AdamW's two moments, in float32."""
+    return BYTES * TRAINING_COPIES * parameters
+
+
+def tokens_per_round(training: Training, num_examples: float, mean_tokens: float) -> int:
+    """The tokens that a client with so many examples trains on in a round, at least 1."""
+    if training.local_steps is not None:
+        examples = float(training.local_steps * training.batch_size)
+    else:
+        examples = (training.local_epochs or 1) * num_examples
+    return max(1, round(examples * mean_tokens))
+
+
+def budget_order(budget: Budget) -> tuple[int, int, int]:
+    """Orders budgets by size: by adapted blocks, then by resident experts, then by experts for each token.
+
+    Blocks come first because a client trains nothing in a block that it leaves out, whereas other clients train the
+    experts that it does not hold.
+    """
+    return len(budget.blocks), budget.experts, budget.top_k
+
+
+@dataclass(frozen=True)
+class TierCost:
+    """What one client of a tier costs in a round.
+
+    Attributes:
+        bytes_down: of the real message in the first round.
+        bytes_up: at most, which is when every resident expert was trained.
+        trainable_parameters: of the adapter and the head. adapter_bytes: of the same, in float32.
+        training_bytes: of the same, with gradients and AdamW's moments.
+        flops_per_token: of the adapter, forward and backward.
+        rank: of LoRA; None for methods that train no LoRA.
+    """
+
+    budget: Budget
+    clients: tuple[int, ...]
+    bytes_down: int
+    bytes_up: int
+    trainable_parameters: int
+    adapter_bytes: int
+    training_bytes: int
+    flops_per_token: int
+    rank: int | None
+
+
+def first_plans(workload: Workload, cohort: Sequence[int], seed: int) -> dict[int, ClientPlan]:
+    """The plans of the first round, by client, if these clients took part in it."""
+    method, state, budgets = workload.method, workload.state, workload.budgets
+    plan = plan_round(method, state, 1, cohort, budgets, workload.training, seed)
+    return {client.client_id: client for client in plan.clients}
+
+
+def tier_cost(workload: Workload, tier: Budget, plans: Mapping[int, ClientPlan]) -> TierCost:
+    """The cost of a tier, from the messages of its first client.
+
+    Args:
+        plans: of the first round; they must include the first client of the tier.
+    """
+    method = workload.method
+    clients = tuple(workload.budgets.members(tier).tolist())
+    plan = plans[clients[0]]
+    download = method.download(workload.state, plan)
+    widest, _ = compress(method.widest_update(plan, download), {}, workload.training.upload)
+    parameters = method.parameters(tier) + workload.head_parameters
+    return TierCost(
+        budget=tier,
+        clients=clients,
+        bytes_down=len(pack_plan(plan, download)),
+        bytes_up=len(pack_update(widest)),
+        trainable_parameters=parameters,
+        adapter_bytes=BYTES * parameters,
+        training_bytes=training_bytes(parameters),
+        flops_per_token=_flops_per_token(workload, tier),
+        rank=method.rank(tier) if isinstance(method, LoraMethod) else None,
+    )
+
+
+def _flops_per_token(workload: Workload, tier: Budget) -> int:
+    if tier.rank or not workload.has_experts:  # LoRA: a multiply and an add per parameter, in each of three passes
+        return 6 * workload.method.parameters(tier)
+    return adapter_cost(tier, workload.shape, workload.training.upload).flops_per_token
+
+
+@dataclass(frozen=True)
+class StatisticsCost:
+    """What a closed-form head costs every client, whatever its tier, in addition to the rounds.
+
+    Attributes:
+        bytes_first: of the first client's message before the first round; others differ by a few bytes of header.
+        bytes_down: likewise of later messages; those of FLoRA are larger, since it sends what has been merged.
+        bytes_up: of the client whose feature statistics are largest.
+        times: exchanges in the whole run; the first one comes before the first round.
+        every: rounds from one exchange to the next, with one after the last round; None: only the first exchange.
+    """
+
+    bytes_first: int
+    bytes_down: int
+    bytes_up: int
+    times: int
+    every: int | None
+
+
+def statistics_cost(workload: Workload, times: int, every: int | None, numbers_sent: bool) -> StatisticsCost:
+    """The cost of the feature statistics from which a closed-form head is computed.
+
+    Args:
+        times, every: see `StatisticsCost`.
+        numbers_sent: whether a client's message may depend on its number of examples, which private runs conceal.
+    """
+    method, state = workload.method, workload.state
+    first, later = (
+        plan_sums(method, before, [0], workload.largest, workload.training, workload.seed).clients[0]
+        for before in (state, replace(state, round=1))
+    )
+    return StatisticsCost(
+        bytes_first=len(pack_plan(first, method.download(state, first))),
+        bytes_down=len(pack_plan(later, method.download(state, later))),
+        bytes_up=len(pack_update(_largest_statistics(workload, numbers_sent))),
+        times=times,
+        every=every,
+    )
+
+
+def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
+    """The message with the most numbers that any client may send."""
+    num_labels, num_features = workload.state.tensors["head.weight"].shape
+    candidates = [
+        {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_labels, n).items()}
+        for n in ({*workload.sizes.tolist()} if numbers_sent else {None})
+    ]
+    largest = max(candidates, key=lambda tensors: sum(t.numel() for t in tensors.values()))
+    return ClientUpdate(workload.state.round, 0, workload.num_examples, largest)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a run: costs by tier, every client's first experts, and the size of the frozen parts.
+
+    Attributes:
+        sums: None where the head is not closed-form.
+        backbone_bytes: of the frozen backbone, in each process.
+        prefix_bytes: of the frozen prefix's states that are cached on disk.
+        prefix_refused: why the states of some examples are not cached; None where all are.
+    """
+
+    tiers: tuple[TierCost, ...]
+    sums: StatisticsCost | None
+    experts: dict[int, Experts]
+    num_examples: tuple[int, ...]
+    backbone_bytes: int
+    prefix_bytes: int
+    prefix_refused: str | None
+    rounds: int
+    clients_per_round: int
+
+
+def forecast_run(
+    workload: Workload,
+    sums: StatisticsCost | None,
+    backbone_bytes: int,
+    prefix_bytes: int,
+    prefix_refused: str | None,
+) -> Forecast:
+    """The forecast of a whole run; for the arguments see `Forecast`."""
+    plans = first_plans(workload, range(workload.num_clients), workload.seed)
+    return Forecast(
+        tiers=tuple(tier_cost(workload, tier, plans) for tier in workload.tiers),
+        sums=sums,
+        experts={client_id: plan.experts for client_id, plan in plans.items()},
+        num_examples=tuple(workload.sizes.tolist()),
+        backbone_bytes=backbone_bytes,
+        prefix_bytes=prefix_bytes,
+        prefix_refused=prefix_refused,
+        rounds=workload.rounds,
+        clients_per_round=workload.clients_per_round,
+    )
+
+
+def cost_by_tier(workload: Workload) -> dict[str, dict[str, float]]:
+    """The cost of one client's round in each tier that has clients, as `summary.json` records it."""
+    first = {tier: int(ids[0]) for tier in workload.tiers if len(ids := workload.budgets.members(tier))}
+    plans = first_plans(workload, sorted(first.values()), seed=0)
+    recorded = ("bytes_down", "bytes_up", "training_bytes", "flops_per_token")
+    costs = {tier.name: tier_cost(workload, tier, plans) for tier in first}
+    return {name: {key: getattr(cost, key) for key in recorded} for name, cost in costs.items()}

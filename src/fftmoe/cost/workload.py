@@ -1,0 +1,49 @@
+"""A run as this package sees it: the values that its costs depend on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fftmoe.methods.base import Method
+from fftmoe.methods.budget import Budgets, ExpertShape
+from fftmoe.records import Budget, ServerState, Training
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every client of a run holds, trains and sends, before the first round.
+
+    Attributes:
+        state: the global model that `method.init` made.
+        tiers: the distinct budgets. budgets: client_id -> its tier.
+        largest: the tier whose view of the global model the run reports.
+        shape: of one expert. num_experts: in the pool of a block.
+        has_experts: whether the model carries the adapter of experts, and not LoRA.
+        sizes: the training examples of each client, integers [C].
+        num_examples: the examples that the clients share out, over all clients.
+    """
+
+    method: Method
+    state: ServerState
+    tiers: tuple[Budget, ...]
+    budgets: Budgets
+    largest: Budget
+    shape: ExpertShape
+    num_experts: int
+    has_experts: bool
+    training: Training
+    sizes: np.ndarray
+    num_examples: int
+    rounds: int
+    clients_per_round: int
+    seed: int
+
+    @property
+    def num_clients(self) -> int:
+        """Size of the population."""
+        return len(self.budgets)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the head that the server sends."""
+        return sum(t.numel() for name, t in self.state.tensors.items() if name.startswith("head."))

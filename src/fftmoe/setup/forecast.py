@@ -1,0 +1,212 @@
+"""From a recipe to a forecast: what a run of it will cost here, before it trains.
+
+The forecasts themselves are computed in `cost/`, from plain values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fftmoe import adapter
+from fftmoe.backbones import first_adapted_block
+from fftmoe.backbones.prefix_cache import prefix_cost
+from fftmoe.config import Recipe
+from fftmoe.cost import prediction, timed
+from fftmoe.cost.analytic import Forecast, StatisticsCost, cost_by_tier, forecast_run, statistics_cost, tokens_per_round
+from fftmoe.cost.capacity import fitting_tier
+from fftmoe.cost.machine import available_mib
+from fftmoe.cost.machine import resident_mib as resident_mib_of
+from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
+from fftmoe.cost.timed import PreparedClients, TimedClient
+from fftmoe.cost.workload import Workload
+from fftmoe.data import WithPrefix
+from fftmoe.errors import RunError
+from fftmoe.methods.budget import MIB, ExpertShape
+from fftmoe.records import Budget, ServerState, Tensors
+from fftmoe.report.progress import Progress
+from fftmoe.setup.build import build_method, fit_budgets
+from fftmoe.setup.clients import build_client, client_spec
+from fftmoe.setup.compose import Experiment, compose, own_blocks, training_of
+from fftmoe.setup.engine import num_workers
+from fftmoe.setup.stacking import clients_at_once
+
+
+def forecast(recipe: Recipe) -> Forecast:
+    """Compose the experiment of a recipe and compute what its first round costs; trains and writes nothing.
+
+    Raises:
+        InputError: as `compose`, for instance a budget that cannot hold one expert.
+    """
+    # The size of the frozen prefix's states is computed, and not the states, which takes as long as some rounds.
+    engine = recipe.engine.model_copy(update={"prefix_cache": "off"})
+    experiment = compose(recipe.model_copy(update={"engine": engine}))
+    work = workload(experiment, experiment.method.init(experiment.model))
+    adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
+    backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
+    return forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
+
+
+def profile(
+    recipe: Recipe,
+    deadline_seconds: float | None = None,
+    memory_mib: float | None = None,
+    uplink_mbit: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> MachineProfile:
+    """Time this machine on the recipe's backbone and data, and choose a budget for it.
+
+    Args:
+        deadline_seconds: of a round; None: `federation.deadline_seconds`.
+        memory_mib: for the whole process; None: what is free now.
+        uplink_mbit: megabits a second; None: uploads take no time.
+        say: called with a line for each budget that was timed.
+
+    Raises:
+        InputError: no budget fits; or as `compose`.
+    """
+    available = available_mib()
+    limits = RoundLimits(deadline_seconds or recipe.federation.deadline_seconds, memory_mib or available, uplink_mbit)
+    experiment = compose(recipe)
+    work = workload(experiment, experiment.method.init(experiment.model))
+    return profile_machine(work, timed_client(experiment, work), limits, available, say)
+
+
+def predicted_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, dict[str, float]]:
+    """What one client's round costs in each tier that has clients; `initial` is the state before the first round."""
+    return cost_by_tier(workload(experiment, initial))
+
+
+def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, float]:
+    """Seconds of an average client's round by tier, from a few timed steps; empty where they cannot be timed here.
+
+    They cannot where clients are remote, and where a loss is no finite number: the run itself will report that, and
+    which client it belongs to.
+    """
+    if experiment.remote:
+        return {}
+    try:
+        client = timed_client(experiment, workload(experiment, initial))
+        return timed.seconds_by_tier(client, experiment.tiers, experiment.largest)
+    except RunError:
+        return {}
+
+
+def resident_mib(experiment: Experiment) -> float | None:
+    """The memory in MiB that the processes of the run will hold at their peak, once `seconds_by_tier` has been called.
+
+    None where clients are remote.
+    """
+    if experiment.remote:
+        return None
+    engine, workers = experiment.recipe.engine, num_workers(experiment.recipe)
+    cached = [e.path.stat().st_size for e in (experiment.train, experiment.test) if isinstance(e, WithPrefix)]
+    return resident_mib_of(cached, 1 if workers == 1 and engine.kind == "local" else 1 + workers)
+
+
+def announce_duration(
+    experiment: Experiment, seconds: Mapping[str, float], done: int, folder: Path, progress: Progress
+) -> None:
+    """Say how long the rounds after `done` will train, where that is worth knowing; `seconds` as `seconds_by_tier`."""
+    members = {tier.name: len(experiment.budgets.members(tier)) for tier in experiment.tiers}
+    federation = experiment.recipe.federation
+    rounds, workers = federation.rounds - done, num_workers(experiment.recipe)
+    prediction.announce_duration(seconds, members, rounds, federation.clients_per_round, workers, folder, progress)
+
+
+def site_tier(
+    budget: str, recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], num_examples: int, mean_tokens: float
+) -> str:
+    """The name of the recipe's tier that a site's `--budget` stands for (see `fitting_tier`).
+
+    Args:
+        shape: of one expert. blocks: that are adapted.
+        num_examples: of the site. mean_tokens: of one of them.
+
+    Raises:
+        InputError: as `fitting_tier`.
+    """
+    tiers = [
+        Budget(tier.name, tier.top_k, tier.experts, own_blocks(tier.name, tier.blocks, blocks))
+        for tier in recipe.budgets
+        if tier.experts is not None and tier.top_k is not None
+    ]
+    return fitting_tier(
+        budget,
+        [tier.name for tier in recipe.budgets],
+        tiers,
+        shape,
+        recipe.federation.upload,
+        tokens_per_round(training_of(recipe), num_examples, mean_tokens),
+        recipe.federation.deadline_seconds,
+    )
+
+
+def workload(experiment: Experiment, initial: ServerState) -> Workload:
+    """The values that the costs of an experiment depend on; `initial` is the state before the first round."""
+    recipe = experiment.recipe
+    return Workload(
+        method=experiment.method,
+        state=initial,
+        tiers=experiment.tiers,
+        budgets=experiment.budgets,
+        largest=experiment.largest,
+        shape=experiment.shape,
+        num_experts=recipe.adapter.num_experts,
+        has_experts=bool(adapter.blocks(experiment.model)),
+        training=experiment.training,
+        sizes=experiment.partition.sizes,
+        num_examples=len(experiment.train),
+        rounds=recipe.federation.rounds,
+        clients_per_round=recipe.federation.clients_per_round,
+        seed=recipe.seed,
+    )
+
+
+def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
+    """The real client of an experiment, ready to be timed with any budget; it keeps no state."""
+    runtime = build_client(client_spec(experiment, _Forgetful()), experiment.model)
+
+    def prepare(budget: Budget, rows: Mapping[int, np.ndarray]) -> PreparedClients:
+        recipe, model, shape, plugins = experiment.recipe, experiment.model, experiment.shape, experiment.plugins
+        [fitted] = fit_budgets(recipe, model, [budget], shape, plugins)
+        # A client of each tier is added: methods with one rank for all clients take that of the smallest tier.
+        budgets = dict(enumerate(experiment.tiers, start=len(rows))) | dict.fromkeys(rows, fitted)
+        method = build_method(recipe, model, shape, budgets, plugins)
+        return PreparedClients(method, budgets, replace(runtime, method=method, partition=rows))
+
+    return TimedClient(work, prepare, clients_at_once(experiment))
+
+
+class _Forgetful:
+    """The states of clients that start anew each time and write nothing to disk."""
+
+    def load(self, client_id: int, before: int) -> Tensors:
+        """See `ClientStates`."""
+        return {}
+
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
+        """See `ClientStates`."""
+
+
+def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost | None:
+    """The cost of a closed-form head; None where the recipe has another head."""
+    recipe = experiment.recipe
+    head = recipe.closed_form
+    if not head:
+        return None
+    times = sum(head.solved_after(done, work.rounds) for done in range(work.rounds + 1))
+    every = head.every if head.update == "resolved" else None
+    return statistics_cost(work, times, every, numbers_sent=recipe.privacy is None)
+
+
+def _prefix_cost(experiment: Experiment, recipe: Recipe) -> tuple[int, str | None]:
+    """Bytes of the cached states of training and test examples, and why the states of some are not cached."""
+    if recipe.engine.prefix_cache == "off":
+        return 0, "engine.prefix_cache is off"
+    model, limit = experiment.model, recipe.engine.prefix_cache_mib * MIB
+    block = first_adapted_block(model)
+    costs = [prefix_cost(model, block, examples, limit) for examples in (experiment.train, experiment.test)]
+    refused = [reason for _, reason in costs if reason is not None]
+    return sum(size for size, reason in costs if reason is None), refused[0] if refused else None
