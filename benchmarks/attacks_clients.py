@@ -14,9 +14,9 @@ from torch import Tensor
 from fftmoe.data import Examples
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.head import HeadSums
-from fftmoe.methods.aggregate import block_of
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpack_plan, unpack_update
 from fftmoe.records.codec import decode, encode
+from fftmoe.records.names import block_of
 from fftmoe.rng import generator, numpy_generator
 
 Craft = Callable[[Tensor, Tensor, torch.Generator], Tensor]

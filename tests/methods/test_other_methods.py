@@ -24,7 +24,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.flame import Flame, scale_name
+from fftmoe.methods.flame import Flame
 from fftmoe.methods.flora import FLora
 from fftmoe.methods.head_only import HeadOnly
 from fftmoe.methods.local_only import LocalOnly
@@ -37,6 +37,7 @@ from fftmoe.records import (
     Training,
     pack_update,
 )
+from fftmoe.records.names import expert_tensor
 from fftmoe.rng import generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
@@ -159,13 +160,14 @@ def test_a_flame_client_learns_its_scale_and_keeps_it(moe_model: Any):
     method = flame()
     state = method.init(moe_model)
     update, kept = train(moe_model, method, state, 1)
+    scales = [expert_tensor(block, "scale") for block in BLOCKS]
     assert not any("scale" in name for name in update.tensors)
-    assert all(kept[scale_name(block)] != 1.0 for block in BLOCKS)
+    assert all(kept[name] != 1.0 for name in scales)
     _, again = train(moe_model, method, state, 1, kept)
-    assert all(again[scale_name(block)] != kept[scale_name(block)] for block in BLOCKS)
+    assert all(again[name] != kept[name] for name in scales)
     plan = plan_of(method, state, 1)
     with method.session(moe_model, plan, method.download(state, plan), kept) as session:
-        assert all(torch.equal(session.parameters[scale_name(b)].detach(), kept[scale_name(b)]) for b in BLOCKS)
+        assert all(torch.equal(session.parameters[name].detach(), kept[name]) for name in scales)
 
 
 def test_flames_scale_multiplies_what_the_block_adds_and_starts_at_one(moe_model: Any):
@@ -173,10 +175,10 @@ def test_flames_scale_multiplies_what_the_block_adds_and_starts_at_one(moe_model
     method = flame()
     state = method.init(moe_model)
     plan = plan_of(method, state, 1)
-    kept = {scale_name(1): torch.tensor([0.5]), scale_name(2): torch.tensor([-3.0])}
+    kept = {expert_tensor(1, "scale"): torch.tensor([0.5]), expert_tensor(2, "scale"): torch.tensor([-3.0])}
     by_hand = {**state.tensors}
     for block in BLOCKS:
-        by_hand[f"blocks.{block}.down"] = kept[scale_name(block)] * by_hand[f"blocks.{block}.down"]
+        by_hand[f"blocks.{block}.down"] = kept[expert_tensor(block, "scale")] * by_hand[f"blocks.{block}.down"]
     method.install(moe_model, state.tensors, LARGE)
     plain = answers(moe_model)
     method.install(moe_model, by_hand, LARGE)

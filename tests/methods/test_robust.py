@@ -26,7 +26,7 @@ from fftmoe.config.rules import MERGED_BY_MEAN
 from fftmoe.engines.base import Fault
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, bounded_total
-from fftmoe.methods.robust import KINDS, RobustMean, needed, together
+from fftmoe.methods.robust import KINDS, RobustMean, joint_tensors, needed
 from fftmoe.methods.robust_means import MEANS, bounded_mean, median, multi_krum, shortened, trimmed_mean
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientUpdate, Tensors, pack_plan, pack_update, unpack_update
@@ -238,7 +238,7 @@ def test_what_is_judged_together():
         *("blocks.1.router", "blocks.1.up", "blocks.1.down", "blocks.10.up", "shared.1.up", "shared.1.down"),
         *("shared.1.query.a", "shared.1.query.b", "head.weight", "head.bias", "lora.layer.0.q.A", "lora.layer.0.q.B"),
     ]
-    assert together(dict.fromkeys(names, torch.Size())) == [
+    assert joint_tensors(dict.fromkeys(names, torch.Size())) == [
         ["blocks.1.down", "blocks.1.up"],
         ["blocks.1.router"],
         ["blocks.10.up"],

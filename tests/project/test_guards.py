@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 GUARDED = {
     "fftmoe.server.screening": "server/test_screening.py rounds/test_private_runs.py",
     "fftmoe.client.screening": "client/test_plans.py",
-    "fftmoe.records": "server/test_screening.py",
+    "fftmoe.records.wire": "server/test_screening.py",
     "fftmoe.strict": "store/test_hostile_files.py",
     "fftmoe.backbones.trust": "backbones/test_hostile_models.py",
     "fftmoe.backbones.adapter_folder": "backbones/test_hostile_models.py",

@@ -22,7 +22,7 @@ from scipy import stats
 from fftmoe.client.compress import compress
 from fftmoe.client.conceal import concealed
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import WeightedSum, block_of
+from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.noise import normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, clipped, holders, joint_norm
 from fftmoe.records import (
@@ -36,6 +36,7 @@ from fftmoe.records import (
     unpack_update,
 )
 from fftmoe.records.codec import decode
+from fftmoe.records.names import block_of
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server import accountant
 from fftmoe.server.accountant import LEAST_NOISE, Mechanism, calibrate, divided_noise, next_clip_norm, poisson_cohort

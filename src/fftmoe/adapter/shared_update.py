@@ -22,6 +22,7 @@ from fftmoe.adapter.low_rank import (
 from fftmoe.adapter.replace import replaced
 from fftmoe.adapter.tuner_layer import MoeTunerLayer
 from fftmoe.errors import InputError
+from fftmoe.records.names import shared_factors, shared_update
 
 SCALE = 2.0  # s; LoRA's alpha is usually twice the rank
 SHARED_TARGETS = ("query-value", "all-linear")  # which linear layers of a block can have an update
@@ -149,12 +150,12 @@ def low_ranks(model: nn.Module) -> dict[str, LowRank]:
     """The shared updates of the active adapter, by their prefix on the wire: `shared.{block}.{name}`."""
     layers = [m for m in model.modules() if isinstance(m, SharedProjection) and m.active()]
     ordered = sorted(layers, key=lambda layer: (layer.block, layer.name))
-    return {f"shared.{layer.block}.{layer.name}": layer.active()[0] for layer in ordered}
+    return {shared_update(layer.block, layer.name): layer.active()[0] for layer in ordered}
 
 
 def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of the shared updates by their names on the wire, `shared.{block}.{name}.a` and `.b`."""
     parameters: dict[str, nn.Parameter] = {}
     for prefix, low_rank in low_ranks(model).items():
-        parameters |= {f"{prefix}.a": low_rank.low_a, f"{prefix}.b": low_rank.low_b}
+        parameters |= zip(shared_factors(prefix), (low_rank.low_a, low_rank.low_b), strict=True)
     return parameters

@@ -1,7 +1,7 @@
-"""Fewer bytes for an upload, with error feedback: what rounding leaves out is added to the client's next upload.
+"""Smaller uploads with error feedback: a client adds to each upload what rounding left out of earlier ones.
 
-So nothing is lost for good: the uploads of all rounds sum to the true changes, less what the client still holds
-(Seide et al., 2014; Karimireddy et al., arXiv 1901.09847). What is held back stays on the client.
+Nothing is lost for good: over all rounds the uploads sum to the exact deltas, up to the feedback that the client still
+holds (Seide et al., 2014; Karimireddy et al., arXiv 1901.09847). The feedback never leaves the client.
 """
 
 from dataclasses import replace
@@ -9,24 +9,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fftmoe.records import ClientUpdate, Tensors
+from fftmoe.records import ClientUpdate, Tensors, names
 from fftmoe.records.codec import decode, encode
-
-FEEDBACK, EXPERTS = "feedback/", ":experts"
 
 
 def split_state(kept: Tensors) -> tuple[Tensors, Tensors]:
-    """What a client keeps, as the method's part and the feedback of its uploads."""
-    method = {name: t for name, t in kept.items() if not name.startswith(FEEDBACK)}
-    return method, {name: t for name, t in kept.items() if name.startswith(FEEDBACK)}
+    """A client's state in two parts: the state of the method, and the feedback of the uploads."""
+    method = {name: t for name, t in kept.items() if not names.is_feedback(name)}
+    return method, {name: t for name, t in kept.items() if names.is_feedback(name)}
 
 
 def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[ClientUpdate, Tensors]:
-    """The update with its deltas in the numbers of `kind`, and the feedback after it.
+    """The update with its deltas in the number format `kind`, and the new feedback.
 
     Args:
-        feedback: what earlier uploads left out, by `feedback/{name}`; empty the first time. Of a block's tensors it
-            holds the rows of the experts that the client ever sent, whose ids are beside them.
+        feedback: what earlier uploads left out, by `names.feedback`; empty in the client's first round. For tensors
+            of experts it has one row for every expert that the client ever sent; `names.feedback_experts` has their
+            ids.
+        kind: see `fftmoe.records.codec`; "float32" leaves everything out of the feedback.
     """
     if kind == "float32":
         return update, feedback
@@ -34,41 +34,46 @@ def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[Client
     left = dict(feedback)
     for name, delta in update.tensors.items():
         ids = _expert_ids(update, name)
-        wanted = delta + _held(left, name, delta, ids)
-        parts = encode({name: wanted}, kind)
+        exact = delta + _feedback_for(left, name, delta, ids)
+        parts = encode({name: exact}, kind)
         sent |= parts
-        left |= _merged(left, name, wanted - decode(parts)[name], ids)
+        left |= _new_feedback(left, name, exact - decode(parts)[name], ids)
     return replace(update, tensors=sent), left
 
 
 def _expert_ids(update: ClientUpdate, name: str) -> tuple[int, ...] | None:
-    """The experts that the rows of a tensor `blocks.{i}.{part}` belong to; None for any other."""
-    prefix, _, rest = name.partition(".")
-    return update.experts[int(rest.split(".")[0])] if prefix == "blocks" else None
+    """The experts to which the rows of a tensor belong; None for a tensor without experts."""
+    block = names.block_of(name)
+    return None if block is None else update.experts[block]
 
 
-def _rows(feedback: Tensors, name: str) -> dict[int, Tensor]:
-    key = FEEDBACK + name
-    return dict(zip(feedback[key + EXPERTS].tolist(), feedback[key], strict=True)) if key in feedback else {}
+def _feedback_rows(feedback: Tensors, name: str) -> dict[int, Tensor]:
+    """The feedback of each expert."""
+    key = names.feedback(name)
+    if key not in feedback:
+        return {}
+    return dict(zip(feedback[names.feedback_experts(name)].tolist(), feedback[key], strict=True))
 
 
-def _held(feedback: Tensors, name: str, delta: Tensor, ids: tuple[int, ...] | None) -> Tensor:
-    """What is held back of this tensor, shaped as the delta; zero of experts that were never sent."""
+def _feedback_for(feedback: Tensors, name: str, delta: Tensor, ids: tuple[int, ...] | None) -> Tensor:
+    """The feedback of a tensor in the shape of its delta; zero for experts that were never sent."""
     if ids is None:
-        return feedback.get(FEEDBACK + name, torch.zeros_like(delta))
+        return feedback.get(names.feedback(name), torch.zeros_like(delta))
     if not ids:
         return torch.zeros_like(delta)
-    rows = _rows(feedback, name)
+    rows = _feedback_rows(feedback, name)
     return torch.stack([rows.get(m, torch.zeros_like(row)) for m, row in zip(ids, delta, strict=True)])
 
 
-def _merged(feedback: Tensors, name: str, left: Tensor, ids: tuple[int, ...] | None) -> Tensors:
-    """The feedback of this tensor with these rows in the place of the old ones."""
-    key = FEEDBACK + name
+def _new_feedback(feedback: Tensors, name: str, left: Tensor, ids: tuple[int, ...] | None) -> Tensors:
+    """The entries of a tensor after its upload left out `left`; other experts keep their rows."""
     if ids is None:
-        return {key: left}
-    rows = _rows(feedback, name) | dict(zip(ids, left, strict=True))
+        return {names.feedback(name): left}
+    rows = _feedback_rows(feedback, name) | dict(zip(ids, left, strict=True))
     if not rows:
         return {}
     order = sorted(rows)
-    return {key: torch.stack([rows[m] for m in order]), key + EXPERTS: torch.tensor(order)}
+    return {
+        names.feedback(name): torch.stack([rows[m] for m in order]),
+        names.feedback_experts(name): torch.tensor(order),
+    }

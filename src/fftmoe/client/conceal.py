@@ -1,22 +1,21 @@
-"""An update in which nothing but numbers to be summed depends on what the client's data made of its experts."""
+"""Private updates: only numbers that are summed over clients depend on how a client's data used its experts."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from fftmoe.methods.aggregate import block_of
 from fftmoe.methods.private import clipped
-from fftmoe.records import ClientPlan, ClientUpdate
+from fftmoe.records import ClientPlan, ClientUpdate, names
 
 
 def concealed(update: ClientUpdate, plan: ClientPlan) -> ClientUpdate:
-    """The update as a private round has it: all experts that the client holds, zeros where it trained nothing.
+    """The update as a private round sends it: a row for every resident expert, zeros for untrained ones.
 
-    Its joint norm is at most what the plan allows, it counts as one whatever its number of examples, and it says
-    nothing of routing or of its loss. How long its message is follows from the plan alone.
+    The joint norm is at most the plan's `clip_norm`, the client counts as one example, and the update has no routing
+    statistics and no loss. The length of its message follows from the plan alone.
     """
-    tensors = {name: _dense(name, tensor, update, plan) for name, tensor in update.tensors.items()}
+    tensors = {name: _all_residents(name, tensor, update, plan) for name, tensor in update.tensors.items()}
     most = math.inf if plan.training.clip_norm is None else plan.training.clip_norm
     return ClientUpdate(
         round=update.round,
@@ -27,12 +26,12 @@ def concealed(update: ClientUpdate, plan: ClientPlan) -> ClientUpdate:
     )
 
 
-def _dense(name: str, tensor: Tensor, update: ClientUpdate, plan: ClientPlan) -> Tensor:
-    """A row for each resident expert."""
-    block = block_of(name)
+def _all_residents(name: str, tensor: Tensor, update: ClientUpdate, plan: ClientPlan) -> Tensor:
+    """The tensor with a row for each resident expert; a tensor without experts as it is."""
+    block = names.block_of(name)
     if block is None:
         return tensor
     rows = [plan.experts[block].index(expert) for expert in update.experts[block]]
-    whole = torch.zeros(len(plan.experts[block]), *tensor.shape[1:], dtype=tensor.dtype)
-    whole[rows] = tensor
-    return whole
+    full = torch.zeros(len(plan.experts[block]), *tensor.shape[1:], dtype=tensor.dtype)
+    full[rows] = tensor
+    return full

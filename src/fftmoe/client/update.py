@@ -14,7 +14,7 @@ from fftmoe.client.example_privacy import noisy_backward, poisson_batches
 from fftmoe.data import Examples, training_batches
 from fftmoe.errors import RunError
 from fftmoe.methods.base import Method
-from fftmoe.records import ClientPlan, ClientUpdate, Tensors, Training
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, Training, names
 from fftmoe.rng import generator
 from fftmoe.tasks import Loss
 
@@ -119,8 +119,8 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) 
     absent classes down as hard as it pushes its own up, and the average forgets; SGD keeps the gradient's size,
     which vanishes for a class that is already unlikely.
     """
-    adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
-    head = [p for name, p in parameters.items() if name.startswith("head.")]
+    adapter = [p for name, p in parameters.items() if not names.is_head(name)]
+    head = [p for name, p in parameters.items() if names.is_head(name)]
     adamw = partial(torch.optim.AdamW, weight_decay=training.weight_decay, fused=True)
     head_optimizer = torch.optim.SGD if training.head_optimizer == "sgd" else adamw
     pairs = [(adamw, adapter, training.learning_rate), (head_optimizer, head, training.head_learning_rate)]

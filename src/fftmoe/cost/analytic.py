@@ -14,7 +14,7 @@ from fftmoe.cost.workload import Workload
 from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import BYTES, TRAINING_COPIES, ExpertShape
 from fftmoe.methods.lora import LoraMethod
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, pack_plan, pack_update
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, names, pack_plan, pack_update
 from fftmoe.records.codec import bytes_per_number
 from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums
@@ -180,7 +180,7 @@ def statistics_cost(workload: Workload, times: int, every: int | None, numbers_s
 
 def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
     """The message with the most numbers that any client may send."""
-    num_labels, num_features = workload.state.tensors["head.weight"].shape
+    num_labels, num_features = workload.state.tensors[names.HEAD_WEIGHT].shape
     candidates = [
         {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_labels, n).items()}
         for n in ({*workload.sizes.tolist()} if numbers_sent else {None})

@@ -6,7 +6,7 @@ import numpy as np
 
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape
-from fftmoe.records import Budget, ServerState, Training
+from fftmoe.records import Budget, ServerState, Training, names
 
 
 @dataclass(frozen=True)
@@ -46,4 +46,4 @@ class Workload:
     @property
     def head_parameters(self) -> int:
         """Parameters of the head that the server sends."""
-        return sum(t.numel() for name, t in self.state.tensors.items() if name.startswith("head."))
+        return sum(t.numel() for name, t in self.state.tensors.items() if names.is_head(name))

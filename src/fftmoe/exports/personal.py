@@ -17,6 +17,7 @@ from fftmoe.exports.card import model_card, of_run
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, fresh_backbone, open_run, read_summary, reload
+from fftmoe.records import names
 from fftmoe.store import save_adapter
 from fftmoe.trained.load import Trained
 from fftmoe.trained.personal import load_client, load_federation
@@ -98,7 +99,9 @@ def _of_tier(run: Path, name: str, top_k: int | None) -> Part:
     _check_experts(trained)
     experiment.method.install(trained.model, state.tensors, tier)
     used = tier.top_k if top_k is None else top_k
-    busiest = {block: state.load[f"blocks.{block}"].argsort(descending=True, stable=True) for block in tier.blocks}
+    busiest = {
+        block: state.load[names.load_of_block(block)].argsort(descending=True, stable=True) for block in tier.blocks
+    }
     rows = {block: sorted(order[: tier.experts].tolist()) for block, order in busiest.items()}
     _look_at(trained, rows, used)
     whose = f"For a device of tier {name}: the {tier.experts} experts of each block that the federation uses most"

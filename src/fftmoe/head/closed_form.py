@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.records import names
+
 # Ridge strengths that are tried, relative to the mean eigenvalue of the features' second moments.
 STRENGTHS = tuple(10.0 ** (e / 2) for e in range(-16, 5))
 
@@ -116,7 +118,7 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
 def solved_head(sums: HeadSums) -> dict[str, Tensor]:
     """The head that these sums give, as the tensors of a model's state."""
     weight, bias, _ = solve_ridge(sums)
-    return {"head.weight": weight, "head.bias": bias}
+    return {names.HEAD_WEIGHT: weight, names.HEAD_BIAS: bias}
 
 
 def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:

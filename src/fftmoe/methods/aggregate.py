@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.records import ClientUpdate, Tensors
+from fftmoe.records import ClientUpdate, Tensors, names
 
 KINDS = ("per-expert", "fedavg")
-
-
-def block_of(name: str) -> int | None:
-    """Block index of a tensor named `blocks.{i}.{part}`; None for one without experts (the head, a shared expert)."""
-    prefix, _, rest = name.partition(".")
-    return int(rest.split(".")[0]) if prefix == "blocks" else None
 
 
 class Aggregator(Protocol):
@@ -70,7 +64,7 @@ class WeightedSum:
         self.last_client = update.client_id
         self.total += update.num_examples
         for name, delta in update.tensors.items():
-            block = block_of(name)
+            block = names.block_of(name)
             shape = self.shapes[name]
             total = self.sums.setdefault(name, torch.zeros(shape, dtype=torch.float64))
             if block is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.server_optimizer import ServerOptimizer
-from fftmoe.records import ClientPlan, ClientUpdate, ServerState, Tensors
+from fftmoe.records import ClientPlan, ClientUpdate, ServerState, Tensors, names
 
 LONGEST_FLOAT = 1 / 30_000  # 3.3333333333333335e-05: no float is written with more digits
 
@@ -83,7 +83,7 @@ def mean_loss(losses: list[float]) -> float:
 
 def head_of(update: ClientUpdate) -> ClientUpdate:
     """The update without anything but the head."""
-    return replace(update, tensors={name: t for name, t in update.tensors.items() if name.startswith("head.")})
+    return replace(update, tensors={name: t for name, t in update.tensors.items() if names.is_head(name)})
 
 
 def zeros(shape: Sequence[int]) -> Tensor:

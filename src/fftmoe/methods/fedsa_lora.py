@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fftmoe.methods.fedit import FedIt
+from fftmoe.records import names
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,4 @@ class FedSaLora(FedIt):
 
     def shares(self, name: str) -> bool:
         """A, and the head if it is shared."""
-        return self.share_head if name.startswith("head.") else super().shares(name)
+        return self.share_head if names.is_head(name) else super().shares(name)

@@ -15,12 +15,12 @@ from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
-from fftmoe.methods.fft_moe_client import FftMoeSession, hold_nothing, load_projections, shared_names
+from fftmoe.methods.fft_moe_client import FftMoeSession, hold_nothing, load_projections
 from fftmoe.methods.fft_moe_stack import FftMoeStack
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class FftMoe:
         tensors = head_tensors(model)
         load: Tensors = {}
         for block, moe in adapter.blocks(model).items():
-            tensors[f"blocks.{block}.router"] = moe.router.weight.detach().cpu().clone()
-            tensors[f"blocks.{block}.up"] = moe.up.detach().cpu().clone()
-            tensors[f"blocks.{block}.down"] = moe.down.detach().cpu().clone()
+            own = dict(zip(names.expert_tensors(block), (moe.router.weight, moe.up, moe.down), strict=True))
             if moe.shared_up is not None and moe.shared_down is not None:
-                tensors[f"shared.{block}.up"] = moe.shared_up.detach().cpu().clone()
-                tensors[f"shared.{block}.down"] = moe.shared_down.detach().cpu().clone()
-            load[f"blocks.{block}"] = torch.full((self.num_experts,), 1 / self.num_experts, dtype=torch.float64)
+                own |= zip(names.shared_tensors(block), (moe.shared_up, moe.shared_down), strict=True)
+            tensors |= {name: p.detach().cpu().clone() for name, p in own.items()}
+            load[names.load_of_block(block)] = torch.full(
+                (self.num_experts,), 1 / self.num_experts, dtype=torch.float64
+            )
         tensors |= {name: p.detach().cpu().clone() for name, p in adapter.shared_projections(model).items()}
         return ServerState(round=0, tensors=tensors, load=load)
 
@@ -98,13 +98,12 @@ class FftMoe:
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and for each of the client's blocks its resident experts with their load, and the shared one."""
-        tensors = {name: t for name, t in state.tensors.items() if name.startswith("head.")}
+        tensors = {name: t for name, t in state.tensors.items() if names.is_head(name)}
         for block, experts in plan.experts.items():
             ids = torch.tensor(experts, dtype=torch.long)
-            for part in ("router", "up", "down"):
-                tensors[f"blocks.{block}.{part}"] = state.tensors[f"blocks.{block}.{part}"][ids]
-            tensors |= {name: t for name, t in state.tensors.items() if name.startswith(f"shared.{block}.")}
-            tensors[f"blocks.{block}.load"] = state.load[f"blocks.{block}"][ids].float()
+            tensors |= {name: state.tensors[name][ids] for name in names.expert_tensors(block)}
+            tensors |= {name: t for name, t in state.tensors.items() if names.shared_block_of(name) == block}
+            tensors[names.expert_tensor(block, "load")] = state.load[names.load_of_block(block)][ids].float()
         return tensors
 
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> FftMoeSession:
@@ -124,8 +123,9 @@ class FftMoe:
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """Of a client that trained all its resident experts and knows the whole pool; lengths as on the wire."""
-        kept = (".load", ".router") if self.local.kept_fraction == 1 else (".load",)
-        own = [n for n in download if not n.endswith(kept) and (plan.training.train_head or n[:5] != "head.")]
+        kept = {"load", "router"} if self.local.kept_fraction == 1 else {"load"}
+        own = [name for name in download if not (names.is_expert(name) and names.parse(name).part in kept)]
+        own = [name for name in own if plan.training.train_head or not names.is_head(name)]
         update = widest(plan, {name: zeros(download[name].shape) for name in own})
         everything = tuple(range(self.num_experts))
         shares = {block: (LONGEST_FLOAT,) * len(ids) for block, ids in plan.experts.items()}
@@ -144,7 +144,9 @@ class FftMoe:
             losses += losses_of(update)
             for block, experts in update.experts.items():
                 shares = torch.tensor(update.shares[block], dtype=torch.float64)
-                routed[f"blocks.{block}"][list(experts)] += (update.num_examples if self.weigh_load else 1) * shares
+                routed[names.load_of_block(block)][list(experts)] += (
+                    update.num_examples if self.weigh_load else 1
+                ) * shares
         deltas, trained = mean.mean()
         tensors, optimizer = self.optimizer.apply(state.tensors, deltas, trained, state.optimizer)
         load = {name: self._moving_load(u, routed[name]) for name, u in state.load.items()}
@@ -166,12 +168,11 @@ class FftMoe:
             if block not in budget.blocks:
                 hold_nothing(moe, budget.top_k)
                 continue
-            router, up, down = (tensors[f"blocks.{block}.{part}"] for part in ("router", "up", "down"))
+            router, up, down = (tensors[name] for name in names.expert_tensors(block))
             moe.load_experts(router, up, down, budget.top_k)
             if moe.shared_up is not None:
-                moe.load_shared(*(tensors[name] for name in shared_names(block)))
-        own = tuple(f"shared.{block}." for block in budget.blocks)
-        load_projections(model, {name: t for name, t in tensors.items() if name.startswith(own)})
+                moe.load_shared(*(tensors[name] for name in names.shared_tensors(block)))
+        load_projections(model, {n: t for n, t in tensors.items() if names.shared_block_of(n) in budget.blocks})
         load_head(model, tensors)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
@@ -187,5 +188,5 @@ def load_variation(load: Tensors) -> float:
 
 
 def _fraction_trained(trained: Tensors) -> float:
-    rows = [mask for name, mask in trained.items() if name.endswith(".up")]
+    rows = [mask for name, mask in trained.items() if names.parse(name).part == "up"]
     return float(torch.cat(rows).double().mean()) if rows else 0.0

@@ -12,14 +12,9 @@ from fftmoe import adapter
 from fftmoe.backbones import device_of
 from fftmoe.methods.balance import Balance, LocalSettings
 from fftmoe.methods.shared_head import load_head
-from fftmoe.records import ClientPlan, ClientUpdate, Tensors
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, names
 
 UNKNOWN = -1.0  # affinity of an expert that the client never held
-
-
-def shared_names(block: int) -> tuple[str, str]:
-    """The tensors of a block's shared expert."""
-    return f"shared.{block}.up", f"shared.{block}.down"
 
 
 def load_projections(model: Any, tensors: Tensors) -> dict[str, nn.Parameter]:
@@ -29,8 +24,9 @@ def load_projections(model: Any, tensors: Tensors) -> dict[str, nn.Parameter]:
         the parameters of those that are, by their names.
     """
     for prefix, low_rank in adapter.low_ranks(model).items():
-        if f"{prefix}.a" in tensors:
-            low_rank.load(tensors[f"{prefix}.a"], tensors[f"{prefix}.b"])
+        a, b = names.shared_factors(prefix)
+        if a in tensors:
+            low_rank.load(tensors[a], tensors[b])
         else:
             low_rank.load(*(torch.zeros(p.shape[-2:]) for p in (low_rank.low_a, low_rank.low_b)))
     return {name: p for name, p in adapter.shared_projections(model).items() if name in tensors}
@@ -50,13 +46,12 @@ def install_experts(model: Any, plan: ClientPlan, tensors: Tensors) -> dict[str,
         if block not in plan.experts:
             hold_nothing(moe, plan.budget.top_k)
             continue
-        names = [f"blocks.{block}.{part}" for part in ("router", "up", "down")]
-        router, up, down = (tensors[name] for name in names)
+        router, up, down = (tensors[name] for name in names.expert_tensors(block))
         moe.load_experts(router, up, down, plan.budget.top_k)
-        parameters |= dict(zip(names, (moe.router.weight, moe.up, moe.down), strict=True))
+        parameters |= dict(zip(names.expert_tensors(block), (moe.router.weight, moe.up, moe.down), strict=True))
         if moe.shared_up is not None and moe.shared_down is not None:
-            moe.load_shared(*(tensors[name] for name in shared_names(block)))
-            parameters |= dict(zip(shared_names(block), (moe.shared_up, moe.shared_down), strict=True))
+            moe.load_shared(*(tensors[name] for name in names.shared_tensors(block)))
+            parameters |= dict(zip(names.shared_tensors(block), (moe.shared_up, moe.shared_down), strict=True))
     return parameters | load_projections(model, tensors)
 
 
@@ -73,7 +68,7 @@ def own_routers(plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Te
     """The tensors with the effective router rows W = W_global + P, where the client has rows P of its own."""
     own = {}
     for block, experts in plan.experts.items():
-        name = f"blocks.{block}.router"
+        name = names.expert_tensor(block, "router")
         if name in client_state:
             own[name] = tensors[name] + client_state[name][list(experts)]
     return {**tensors, **own}
@@ -81,7 +76,7 @@ def own_routers(plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Te
 
 def load_of(plan: ClientPlan, tensors: Tensors, device: torch.device) -> dict[int, Tensor]:
     """The federation's load of the resident experts by block, float64."""
-    return {block: tensors[f"blocks.{block}.load"].to(device, torch.float64) for block in plan.experts}
+    return {block: tensors[names.expert_tensor(block, "load")].to(device, torch.float64) for block in plan.experts}
 
 
 class FftMoeSession:
@@ -154,7 +149,7 @@ class UpdateMaker:
         """Pure: a new state is returned, and the old one left as it was."""
         deltas, kept_fraction = trained.deltas, self.settings.kept_fraction
         state = dict(client_state)
-        tensors = {name: delta for name, delta in deltas.items() if not name.startswith("blocks.")}
+        tensors = {name: delta for name, delta in deltas.items() if not names.is_expert(name)}
         experts, shares, preferences = {}, {}, {}
         for block, resident in plan.experts.items():
             rows, slots = _trained_rows(block, trained), trained.slots[block]
@@ -162,15 +157,15 @@ class UpdateMaker:
                 rows = torch.arange(len(resident))
             experts[block] = tuple(resident[row] for row in rows.tolist())
             shares[block] = tuple((slots[rows] / slots.sum().clamp_min(1)).tolist())
-            for part in ("up", "down"):
-                tensors[f"blocks.{block}.{part}"] = deltas[f"blocks.{block}.{part}"][rows]
-            router, change = f"blocks.{block}.router", deltas[f"blocks.{block}.router"]
+            router, up, down = names.expert_tensors(block)
+            tensors |= {up: deltas[up][rows], down: deltas[down][rows]}
+            change = deltas[router]
             if kept_fraction < 1:
                 tensors[router] = (1 - kept_fraction) * change[rows]
             if kept_fraction > 0:
                 state[router] = self._residual(state.get(router), resident, kept_fraction * change)
-            affinity = self._affinity(state.get(f"blocks.{block}.affinity"), resident, trained.probs[block])
-            state[f"blocks.{block}.affinity"] = affinity
+            known = names.expert_tensor(block, "affinity")
+            state[known] = affinity = self._affinity(state.get(known), resident, trained.probs[block])
             order = torch.argsort(affinity, descending=True, stable=True).tolist()
             preferences[block] = tuple(m for m in order if affinity[m] != UNKNOWN)
         return ClientUpdate(
@@ -203,6 +198,6 @@ def _trained_rows(block: int, trained: Trained) -> Tensor:
     Tokens alone do not train: where the head reads one token, the others of the last block have no gradient,
     and counting their experts would dilute the average with zeros.
     """
-    up, down = (trained.deltas[f"blocks.{block}.{part}"] for part in ("up", "down"))
+    _, up, down = (trained.deltas[name] for name in names.expert_tensors(block))
     moved = up.flatten(1).any(1) | down.flatten(1).any(1)
     return ((trained.slots[block] > 0) & moved).nonzero().flatten()

@@ -16,7 +16,7 @@ from fftmoe.backbones import device_of, head_inputs, logits
 from fftmoe.methods.balance import Balance, LocalSettings
 from fftmoe.methods.fft_moe_client import Trained, UpdateMaker, install_experts, load_of, own_routers
 from fftmoe.methods.shared_head import load_head
-from fftmoe.records import ClientPlan, ClientUpdate, Tensors
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, names
 
 
 class FftMoeStack:
@@ -62,7 +62,7 @@ class FftMoeStack:
         if not self.head:
             return logits(self._model, batch).unflatten(0, (clients, -1))
         inputs_CBF = head_inputs(self._model, batch).unflatten(0, (clients, -1))
-        return torch.baddbmm(self.head["head.bias"][:, None], inputs_CBF, self.head["head.weight"].mT)
+        return torch.baddbmm(self.head[names.HEAD_BIAS][:, None], inputs_CBF, self.head[names.HEAD_WEIGHT].mT)
 
     def penalty(self, mask: Tensor) -> Tensor:
         """The auxiliary losses [C] of the last forward pass; called once per step."""

@@ -18,7 +18,7 @@ from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.fft_moe_client import FftMoeSession
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 
 BY_ACTIVATIONS = partial(WeightedSum, activation_power=1.0)
 
@@ -67,17 +67,12 @@ class Flame(FftMoe):
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
         """The global model times the client's scalars: the output is linear in the experts' second layers."""
         scaled = {
-            name: client_state[scale_name(block)] * tensors[name]
+            name: client_state[names.expert_tensor(block, "scale")] * tensors[name]
             for block in plan.experts
-            for name in (f"blocks.{block}.down", f"shared.{block}.down")
-            if name in tensors and scale_name(block) in client_state
+            for name in (names.expert_tensors(block)[-1], names.shared_tensors(block)[-1])
+            if name in tensors and names.expert_tensor(block, "scale") in client_state
         }
         super().personalize(model, {**tensors, **scaled}, plan, client_state)
-
-
-def scale_name(block: int) -> str:
-    """The client's scalar of a block, in its state and among its parameters."""
-    return f"blocks.{block}.scale"
 
 
 def _times(scale: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
@@ -99,14 +94,18 @@ class FlameSession(FftMoeSession):
     ) -> None:
         super().__init__(model, plan, tensors, client_state, settings, num_experts)
         self.scales: dict[int, nn.Parameter] = {
-            block: nn.Parameter(client_state.get(scale_name(block), torch.ones(1)).clone().to(device_of(model)))
+            block: nn.Parameter(
+                client_state.get(names.expert_tensor(block, "scale"), torch.ones(1)).clone().to(device_of(model))
+            )
             for block in plan.experts
         }
         self.parameters: Mapping[str, nn.Parameter] = {
             **self.parameters,
-            **{scale_name(b): scale for b, scale in self.scales.items()},
+            **{names.expert_tensor(b, "scale"): scale for b, scale in self.scales.items()},
         }
-        self.start |= {scale_name(block): scale.detach().clone() for block, scale in self.scales.items()}
+        self.start |= {
+            names.expert_tensor(block, "scale"): scale.detach().clone() for block, scale in self.scales.items()
+        }
         self.steps = 0
 
     def __enter__(self) -> "FlameSession":
@@ -129,6 +128,8 @@ class FlameSession(FftMoeSession):
             block: tuple((self.balance.slots[block][list(ids)] * per_step).tolist())
             for block, ids in update.experts.items()
         }
-        state |= {scale_name(block): scale.detach().cpu().clone() for block, scale in self.scales.items()}
+        state |= {
+            names.expert_tensor(block, "scale"): scale.detach().cpu().clone() for block, scale in self.scales.items()
+        }
         # All clients hold the same experts, so no one needs to know which they prefer.
         return replace(update, shares=shares, preferences={}), state

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fftmoe.methods.flora import stack_updates
 from fftmoe.methods.lora import LoraMethod
-from fftmoe.records import ClientUpdate, ServerState
+from fftmoe.records import ClientUpdate, ServerState, names
 
 # Components below the float32 rounding of the largest one are nothing that float32 factors could hold.
 NEGLIGIBLE = torch.finfo(torch.float32).eps
@@ -32,7 +32,7 @@ class FlexLora(LoraMethod):
         new, stacks, diagnostics = stack_updates(self, state, updates)
         tensors = dict(new.tensors)
         for path, (a, b) in stacks.items():
-            name_a, name_b = f"lora.{path}.A", f"lora.{path}.B"
+            name_a, name_b = (names.lora_tensor(path, factor) for factor in "AB")
             rank = tensors[name_a].shape[0]
             split_a, split_b = split_product(a, b, rank)
             kept = split_a.shape[0]

@@ -17,7 +17,7 @@ from fftmoe.backbones.lora import load_factors, merged
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, head_of
 from fftmoe.methods.lora import LoraMethod, own_modules
 from fftmoe.methods.shared_head import head_tensors, load_head
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, names
 from fftmoe.rng import generator
 
 Stacks = dict[str, tuple[Tensor, Tensor]]  # path -> A [sum of ranks, d_in], B [d_out, sum of ranks], float64
@@ -47,7 +47,7 @@ class FLora(LoraMethod):
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and what was merged into the client's modules."""
         own = own_modules(self.modules, plan.budget.blocks)
-        return {name: t for name, t in state.tensors.items() if name.startswith("head.") or module_of(name) in own}
+        return {name: t for name, t in state.tensors.items() if names.is_head(name) or names.merged_path(name) in own}
 
     @contextmanager
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
@@ -60,8 +60,8 @@ class FLora(LoraMethod):
         new, stacks, diagnostics = stack_updates(self, state, updates)
         tensors = dict(new.tensors)
         for path, stack in stacks.items():
-            old = {part: tensors.pop(f"merged.{path}.{part}", None) for part in "ABW"}
-            tensors |= {f"merged.{path}.{part}": t for part, t in merge(old, *stack).items()}
+            old = {part: tensors.pop(names.merged_tensor(path, part), None) for part in names.MERGED_PARTS}
+            tensors |= {names.merged_tensor(path, part): t for part, t in merge(old, *stack).items()}
         return replace(new, tensors=tensors), diagnostics
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
@@ -110,28 +110,24 @@ def merge(old: dict[str, Tensor | None], a: Tensor, b: Tensor) -> Tensors:
     return {"W": (b @ a).float()}
 
 
-def module_of(name: str) -> str | None:
-    """The path in `merged.{path}.{part}`; None for any other name."""
-    return name.removeprefix("merged.")[:-2] if name.startswith("merged.") else None
-
-
 def merged_paths(tensors: Tensors) -> list[str]:
     """The modules into which something was merged."""
-    return sorted({path for name in tensors if (path := module_of(name)) is not None})
+    return sorted({path for name in tensors if (path := names.merged_path(name)) is not None})
 
 
 def as_factors(tensors: Tensors, path: str) -> tuple[Tensor, Tensor]:
     """What was merged into a module as A and B; a dense W is its own product with the identity."""
-    if f"merged.{path}.A" in tensors:
-        return tensors[f"merged.{path}.A"], tensors[f"merged.{path}.B"]
-    dense = tensors[f"merged.{path}.W"]
+    a, b, dense = (tensors.get(names.merged_tensor(path, part)) for part in names.MERGED_PARTS)
+    if a is not None and b is not None:
+        return a, b
+    assert dense is not None, f"nothing was merged into {path}"
     d_out, d_in = dense.shape
     return (torch.eye(d_in), dense) if d_in <= d_out else (dense, torch.eye(d_out))
 
 
 def products(tensors: Tensors) -> Tensors:
     """What was merged into each module, by path: dense float32 [d_out, d_in]."""
-    dense = {path: tensors.get(f"merged.{path}.W") for path in merged_paths(tensors)}
+    dense = {path: tensors.get(names.merged_tensor(path, "W")) for path in merged_paths(tensors)}
     return {path: _multiply(*as_factors(tensors, path)) if w is None else w for path, w in dense.items()}
 
 

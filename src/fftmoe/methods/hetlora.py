@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fftmoe.methods.deltas import DeltaMean, head_of
 from fftmoe.methods.lora import LoraMethod, named_factors
-from fftmoe.records import ClientUpdate, ServerState, Tensors
+from fftmoe.records import ClientUpdate, ServerState, Tensors, names
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PaddedSum:
         for path, (a, b) in factors.items():
             rank = a.shape[0]
             if path not in self.sums:
-                old_a, old_b = self.old[f"lora.{path}.A"], self.old[f"lora.{path}.B"]
+                old_a, old_b = (self.old[names.lora_tensor(path, factor)] for factor in "AB")
                 self.sums[path] = (torch.zeros_like(old_a, dtype=a.dtype), torch.zeros_like(old_b, dtype=b.dtype))
             sum_a, sum_b = self.sums[path]
             sum_a[:rank] += weight * a
@@ -73,7 +73,7 @@ class PaddedSum:
         for path, (sum_a, sum_b) in self.sums.items():
             weight, held = self.weights[path], self.held[path]
             if weight > 0:
-                a, b = self.old[f"lora.{path}.A"].clone(), self.old[f"lora.{path}.B"].clone()
+                a, b = (self.old[names.lora_tensor(path, factor)].clone() for factor in "AB")
                 a[:held] = sum_a[:held] / weight
                 b[:, :held] = sum_b[:, :held] / weight
                 means |= named_factors({path: (a, b)})

@@ -17,7 +17,7 @@ from fftmoe.backbones.lora import load_factors
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.deltas import DeltaSession, widest, zeros
 from fftmoe.methods.shared_head import head_tensors, load_head
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 from fftmoe.rng import generator
 
 MATCHES = ("parameters", "uplink")
@@ -66,7 +66,7 @@ class LoraMethod(ABC):
         rank = max(self.rank(budget) for budget in self.budgets.values())
         for path in self.modules:
             first = {"A": self.first_a(path, rank, round=0), "B": self.first_b(path, rank)}
-            tensors |= {f"lora.{path}.{factor}": first[factor] for factor in self.sent}
+            tensors |= {names.lora_tensor(path, factor): first[factor] for factor in self.sent}
         return ServerState(round=0, tensors=tensors)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
@@ -79,11 +79,11 @@ class LoraMethod(ABC):
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and the shared factors of the client's modules at its rank."""
-        tensors = {name: t for name, t in state.tensors.items() if name.startswith("head.")}
+        tensors = {name: t for name, t in state.tensors.items() if names.is_head(name)}
         rank = self.rank(plan.budget)
         for path in own_modules(self.modules, plan.budget.blocks):
             for factor in self.sent:
-                name = f"lora.{path}.{factor}"
+                name = names.lora_tensor(path, factor)
                 tensors[name] = truncate(state.tensors[name], factor, rank)
         return tensors
 
@@ -91,7 +91,7 @@ class LoraMethod(ABC):
         """The factors with which a client of this budget begins: from `tensors`, or as peft initialises them."""
         factors, rank = {}, self.rank(budget)
         for path in own_modules(self.modules, budget.blocks):
-            a, b = tensors.get(f"lora.{path}.A"), tensors.get(f"lora.{path}.B")
+            a, b = (tensors.get(names.lora_tensor(path, factor)) for factor in "AB")
             a = self.first_a(path, rank, round) if a is None else truncate(a, "A", rank)
             b = self.first_b(path, rank) if b is None else truncate(b, "B", rank)
             factors[path] = (a, b)
@@ -110,13 +110,13 @@ class LoraMethod(ABC):
         """Load the client's factors and head, and train them; what the client kept goes before what was sent."""
         tensors = {**tensors, **client_state}
         loaded = load_factors(model, self.start(tensors, plan.budget, plan.round))
-        parameters = {name: p for name, p in named_factors(loaded).items() if name[-1] in self.trained}
+        parameters = {name: p for name, p in named_factors(loaded).items() if names.parse(name).part in self.trained}
         parameters |= load_head(model, tensors, plan.training.train_head)
         yield DeltaSession(plan, parameters, kept={name for name in parameters if not self.shares(name)})
 
     def shares(self, name: str) -> bool:
         """Whether what a client trains under this name is sent; what is not stays on the client."""
-        return name.startswith("head.") or name[-1] in self.sent
+        return names.is_head(name) or names.parse(name).part in self.sent
 
     @abstractmethod
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
@@ -126,13 +126,13 @@ class LoraMethod(ABC):
         """The client's trained factors, float64: where it started from, and its change."""
         factors = {}
         for path, (a, b) in self.start(state.tensors, self.budgets[update.client_id], update.round).items():
-            delta_a, delta_b = update.tensors[f"lora.{path}.A"], update.tensors[f"lora.{path}.B"]
+            delta_a, delta_b = (update.tensors[names.lora_tensor(path, factor)] for factor in "AB")
             factors[path] = (a.double() + delta_a.double(), b.double() + delta_b.double())
         return factors
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
         """All shared factors of the client's modules, and the head where it is trained."""
-        shapes = {n: tuple(t.shape) for n, t in download.items() if n.startswith("head.") and plan.training.train_head}
+        shapes = {n: tuple(t.shape) for n, t in download.items() if names.is_head(n) and plan.training.train_head}
         rank, own = self.rank(plan.budget), own_modules(self.modules, plan.budget.blocks)
         shapes |= named_factors({path: ((rank, d_in), (d_out, rank)) for path, (d_in, d_out) in own.items()})
         return widest(plan, {name: zeros(shape) for name, shape in shapes.items() if self.shares(name)})
@@ -149,7 +149,11 @@ class LoraMethod(ABC):
 
 def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Pairs (A, B) by path as `lora.{path}.A`, `lora.{path}.B`."""
-    return {f"lora.{path}.{factor}": t for path, pair in factors.items() for factor, t in zip("AB", pair, strict=True)}
+    return {
+        names.lora_tensor(path, factor): t
+        for path, pair in factors.items()
+        for factor, t in zip("AB", pair, strict=True)
+    }
 
 
 def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int, int]]:

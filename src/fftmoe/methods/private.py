@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fftmoe.methods.aggregate import Aggregator, block_of
+from fftmoe.methods.aggregate import Aggregator
 from fftmoe.methods.base import Method
 from fftmoe.methods.noise import Draw, normal
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training, names
 
 
 def joint_norm(tensors: Mapping[str, Tensor]) -> float:
@@ -90,7 +90,7 @@ class PrivateSum:
         deltas = {name: delta.double() for name, delta in update.tensors.items()}
         self.within += joint_norm(deltas) <= self.clip_norm
         for name, delta in clipped(deltas, self.clip_norm).items():
-            block, shape = block_of(name), self.shapes[name]
+            block, shape = names.block_of(name), self.shapes[name]
             total = self.sums.setdefault(name, torch.zeros(shape, dtype=torch.float64))
             count = self.contributors.setdefault(name, zero_counts(name, shape))
             rows = slice(None) if block is None else torch.tensor(update.experts[block], dtype=torch.long)
@@ -121,7 +121,7 @@ class PrivateSum:
 
 def zero_counts(name: str, shape: torch.Size) -> Tensor:
     """Zeros, one for each row of a tensor that can be held apart: float64 [M], or [1]."""
-    return torch.zeros(1 if block_of(name) is None else shape[0], dtype=torch.float64)
+    return torch.zeros(1 if names.block_of(name) is None else shape[0], dtype=torch.float64)
 
 
 def holders(method: Method, state: ServerState, budgets: Mapping[int, Budget], training: Training) -> Tensors:
@@ -129,22 +129,22 @@ def holders(method: Method, state: ServerState, budgets: Mapping[int, Budget], t
 
     It follows from the budgets and the residents, which no data has a say in while these are balanced.
     """
-    names: dict[Budget, list[str]] = {}
+    sent: dict[Budget, list[str]] = {}
     members: Counter[Budget] = Counter()
     held: dict[tuple[Budget, int], Counter[int]] = defaultdict(Counter)
     for client_id, experts in method.assign(state, sorted(budgets)).items():
         budget = budgets[client_id]
-        if budget not in names:
+        if budget not in sent:
             plan = ClientPlan(state.round + 1, client_id, 0, budget, experts, training)
-            names[budget] = list(method.widest_update(plan, method.download(state, plan)).tensors)
+            sent[budget] = list(method.widest_update(plan, method.download(state, plan)).tensors)
         members[budget] += 1
         for block, ids in experts.items():
             held[budget, block].update(ids)
     counts: Tensors = {}
-    for budget, own in names.items():
+    for budget, own in sent.items():
         for name in own:
             count = counts.setdefault(name, zero_counts(name, state.tensors[name].shape))
-            block = block_of(name)
+            block = names.block_of(name)
             found = {0: members[budget]} if block is None else held[budget, block]
             count[list(found)] += torch.tensor(list(found.values()), dtype=torch.float64)
     return counts

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.methods.aggregate import block_of
 from fftmoe.methods.robust_means import MEANS, bounded_mean
-from fftmoe.records import ClientUpdate, Tensors
+from fftmoe.records import ClientUpdate, Tensors, names
 
 KINDS = ("norm-bound", *MEANS)
 FEW = ("bounded", "frozen")
@@ -58,17 +57,17 @@ class RobustMean:
         """See `Aggregator`; a frozen unit is one that is not to change."""
         deltas: Tensors = {}
         trained: Tensors = {}
-        for names in together(self.shapes):
-            senders = [self.updates[c] for c in sorted(self.updates) if names[0] in self.updates[c].tensors]
+        for group in joint_tensors(self.shapes):
+            senders = [self.updates[c] for c in sorted(self.updates) if group[0] in self.updates[c].tensors]
             if senders:
-                num_rows = 1 if block_of(names[0]) is None else self.shapes[names[0]][0]
-                merged, moved = self._merge([_sent(update, names) for update in senders], num_rows)
-                sizes = [self.shapes[name].numel() // num_rows for name in names]
-                for name, own in zip(names, merged.split(sizes, 1), strict=True):
+                num_rows = self.shapes[group[0]][0] if names.is_expert(group[0]) else 1
+                merged, moved = self._merge([_contribution(update, group) for update in senders], num_rows)
+                sizes = [self.shapes[name].numel() // num_rows for name in group]
+                for name, own in zip(group, merged.split(sizes, 1), strict=True):
                     deltas[name], trained[name] = own.reshape(self.shapes[name]), moved
         return deltas, trained
 
-    def _merge(self, sent: Sequence["Sent"], num_rows: int) -> tuple[Tensor, Tensor]:
+    def _merge(self, sent: Sequence["Contribution"], num_rows: int) -> tuple[Tensor, Tensor]:
         """The merged rows, [num_rows, P], and which of them are to change."""
         bound = self._bound(sent)
         merged = torch.zeros(num_rows, sent[0].deltas_RP.shape[1], dtype=torch.float64)
@@ -92,7 +91,7 @@ class RobustMean:
             return None
         return bounded_mean(deltas_NP, bound, least=2 * self.num_malicious + 1)
 
-    def _bound(self, sent: Sequence["Sent"]) -> float | None:
+    def _bound(self, sent: Sequence["Contribution"]) -> float | None:
         """The usual length of a change: the median over clients of the median over the units that each trained.
 
         A client has one vote however many experts it holds. None where so few vote that the malicious ones could
@@ -102,25 +101,29 @@ class RobustMean:
         return float(torch.stack(votes).median()) if len(votes) > 2 * self.num_malicious else None
 
 
-class Sent(NamedTuple):
-    """What a client sent of tensors that belong together: the experts (0 where there are none), and a row for each."""
+class Contribution(NamedTuple):
+    """What one client sent of the tensors of a group.
+
+    Attributes:
+        rows: the experts that the client trained; only 0 for tensors without experts.
+        deltas_RP: the deltas of each of these rows, the tensors of the group side by side.
+    """
 
     rows: tuple[int, ...]
     deltas_RP: Tensor
 
 
-def together(names: Mapping[str, torch.Size]) -> list[list[str]]:
-    """The tensors in groups whose rows are judged as one, by name: all but routers go with those of the same prefix."""
+def joint_tensors(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
+    """The names in groups whose rows are judged as one unit: the tensors of one module, but each router by itself."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        prefix, _, part = name.rpartition(".")
-        own = block_of(name) is not None and part == "router"
-        groups[name if own else prefix].append(name)
+    for name in sorted(shapes):
+        router = names.is_expert(name) and names.parse(name).part == "router"
+        groups[name if router else names.module_of(name)].append(name)
     return list(groups.values())
 
 
-def _sent(update: ClientUpdate, names: Sequence[str]) -> Sent:
-    block, tensors = block_of(names[0]), [update.tensors[name].double() for name in names]
+def _contribution(update: ClientUpdate, group: Sequence[str]) -> Contribution:
+    block, tensors = names.block_of(group[0]), [update.tensors[name].double() for name in group]
     if block is None:
-        return Sent((0,), torch.cat([tensor.flatten() for tensor in tensors])[None])
-    return Sent(update.experts[block], torch.cat([tensor.flatten(1) for tensor in tensors], 1))
+        return Contribution((0,), torch.cat([tensor.flatten() for tensor in tensors])[None])
+    return Contribution(update.experts[block], torch.cat([tensor.flatten(1) for tensor in tensors], 1))

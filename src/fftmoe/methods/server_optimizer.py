@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.records import Tensors
+from fftmoe.records import Tensors, names
 
 KINDS = ("sgd", "momentum", "adam")
 
@@ -40,7 +40,7 @@ class ServerOptimizer:
         new_tensors, new_state = dict(tensors), dict(state)
         for name in sorted(deltas):
             old = tensors[name]
-            if name.startswith("head."):
+            if names.is_head(name):
                 new_tensors[name] = (old.double() + deltas[name]).to(old.dtype)
                 continue
             rows = trained[name].view(-1, *[1] * (old.dim() - 1))
@@ -54,14 +54,14 @@ class ServerOptimizer:
         if self.kind == "sgd":
             return delta, {}
         zeros = torch.zeros_like(delta)
-        m_old = state.get(f"{name}:m", zeros)
+        m_old = state.get(names.moment(name, "m"), zeros)
         if self.kind == "momentum":
             m = torch.where(rows, self.beta1 * m_old + delta, m_old)
-            return m, {f"{name}:m": m}
-        v_old = state.get(f"{name}:v", zeros)
-        steps = state.get(f"{name}:t", torch.zeros(trained.shape, dtype=torch.float64)) + trained
+            return m, {names.moment(name, "m"): m}
+        v_old = state.get(names.moment(name, "v"), zeros)
+        steps = state.get(names.moment(name, "t"), torch.zeros(trained.shape, dtype=torch.float64)) + trained
         m = torch.where(rows, self.beta1 * m_old + (1 - self.beta1) * delta, m_old)
         v = torch.where(rows, self.beta2 * v_old + (1 - self.beta2) * delta**2, v_old)
         t = steps.clamp(min=1).view(rows.shape)
         step = (m / (1 - self.beta1**t)) / ((v / (1 - self.beta2**t)).sqrt() + self.epsilon)
-        return step, {f"{name}:m": m, f"{name}:v": v, f"{name}:t": steps}
+        return step, {names.moment(name, "m"): m, names.moment(name, "v"): v, names.moment(name, "t"): steps}

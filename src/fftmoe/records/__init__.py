@@ -1,9 +1,10 @@
-"""The values that pass between server and client, and their form on the wire.
+"""The values that pass between server and client, their form on the wire, and the names of their tensors.
 
-Both sides meet only here. No rule of a method or of a round lives here; everyone may import it.
+Every package may import this one; it holds no rule of a method or of a round.
 """
 
-from fftmoe.records.messages import DEEPEST as DEEPEST
+from fftmoe.records.digests import digest as digest
+from fftmoe.records.digests import made_on as made_on
 from fftmoe.records.messages import NOTHING as NOTHING
 from fftmoe.records.messages import Budget as Budget
 from fftmoe.records.messages import ClientPlan as ClientPlan
@@ -13,14 +14,13 @@ from fftmoe.records.messages import RoundPlan as RoundPlan
 from fftmoe.records.messages import ServerState as ServerState
 from fftmoe.records.messages import Tensors as Tensors
 from fftmoe.records.messages import Training as Training
-from fftmoe.records.messages import digest as digest
-from fftmoe.records.messages import inspect_message as inspect_message
-from fftmoe.records.messages import made_on as made_on
-from fftmoe.records.messages import make_update as make_update
-from fftmoe.records.messages import pack as pack
-from fftmoe.records.messages import pack_plan as pack_plan
-from fftmoe.records.messages import pack_update as pack_update
-from fftmoe.records.messages import unpack as unpack
-from fftmoe.records.messages import unpack_header as unpack_header
-from fftmoe.records.messages import unpack_plan as unpack_plan
-from fftmoe.records.messages import unpack_update as unpack_update
+from fftmoe.records.wire import DEEPEST as DEEPEST
+from fftmoe.records.wire import inspect_message as inspect_message
+from fftmoe.records.wire import make_update as make_update
+from fftmoe.records.wire import pack as pack
+from fftmoe.records.wire import pack_plan as pack_plan
+from fftmoe.records.wire import pack_update as pack_update
+from fftmoe.records.wire import unpack as unpack
+from fftmoe.records.wire import unpack_header as unpack_header
+from fftmoe.records.wire import unpack_plan as unpack_plan
+from fftmoe.records.wire import unpack_update as unpack_update

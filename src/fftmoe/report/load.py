@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fftmoe.records import names
+
 DIGITS = 5
 STARVED = 0.1  # of the even share
 PATIENCE = 3  # rounds in a row
@@ -22,7 +24,7 @@ RULE = (
 
 def load_row(load: Mapping[str, Any]) -> dict[str, Any]:
     """The load of a server state, `blocks.{i}` -> float64 [M], for a round's row: block -> shares."""
-    by_block = {int(name.removeprefix("blocks.")): shares for name, shares in load.items()}
+    by_block = {names.block_of_load(name): shares for name, shares in load.items()}
     rounded = {str(block): [round(float(u), DIGITS) for u in shares] for block, shares in sorted(by_block.items())}
     return {"load": rounded} if rounded else {}
 

@@ -10,7 +10,7 @@ from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
 from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError, OutputError
-from fftmoe.records import ServerState
+from fftmoe.records import ServerState, names
 from fftmoe.report.environment import environment
 from fftmoe.report.html import report_page
 from fftmoe.report.progress import Progress
@@ -200,7 +200,7 @@ def _carry_out(
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     """What was run."""
-    head = sum(t.numel() for name, t in state.tensors.items() if name.startswith("head."))
+    head = sum(t.numel() for name, t in state.tensors.items() if names.is_head(name))
     return {
         "schema_version": SCHEMA_VERSION,
         "method": experiment.recipe.method,

@@ -13,7 +13,7 @@ import torch
 from fftmoe.head import sum_shapes
 from fftmoe.methods.base import Method, most_shares
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
-from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on
+from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on, names
 from fftmoe.records.codec import encode
 
 MARGIN = 1024  # bytes of header beyond those of the widest update, for numbers with more digits
@@ -106,7 +106,7 @@ def _widest(
 ) -> ClientUpdate:
     """The largest update that the client may send."""
     if plan.task == "sums":
-        num_labels, num_features = download["head.weight"].shape
+        num_labels, num_features = download[names.HEAD_WEIGHT].shape
         shapes = sum_shapes(num_features, num_labels, None if plan.concealed else num_examples)
         update = widest(plan, {name: zeros(shape) for name, shape in shapes.items()})
     else:

@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 
 from fftmoe.errors import FftmoeError
 from fftmoe.head import HeadSums, sum_shapes
-from fftmoe.methods.aggregate import block_of
-from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update
+from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update, names
 from fftmoe.records.codec import LEVELS, SCALE, decode
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
 
@@ -145,7 +144,7 @@ def _check_declared(
 ) -> None:
     """Exactly the tensors it may send, with a row for each expert it trained; they fill what follows the header."""
     shapes = _shapes(header["num_examples"], expected)
-    blocks = {name: block_of(name) for name in shapes}
+    blocks = {name: names.block_of(name) for name in shapes}
     rows = {name: (len(header["experts"][str(block)]),) for name, block in blocks.items() if block is not None}
     own = {name: (*rows[name], *shape[1:]) if name in rows else shape for name, shape in shapes.items()}
     wire = on_wire(own, expected.plan)

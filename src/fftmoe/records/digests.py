@@ -1,0 +1,28 @@
+"""Short digests that identify a global model, and what an update was made on."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def digest(tensors: Mapping[str, Tensor], more: str = "") -> str:
+    """Sixteen hexadecimal digits for these tensors, in any order, and an additional text."""
+    found = hashlib.sha256(more.encode())
+    for name, t in sorted(tensors.items()):
+        found.update(f"\n{name} {t.dtype} {[*t.shape]}\n".encode())
+        whole: Any = t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
+        found.update(whole)
+    return found.hexdigest()[:16]
+
+
+def made_on(backbone: str, base: str) -> str:
+    """Sixteen hexadecimal digits for what an update was made on.
+
+    Args:
+        backbone: fingerprint of the client's own backbone.
+        base: `ClientPlan.base`, the digest of the global model.
+    """
+    return hashlib.sha256(f"{backbone} {base}".encode()).hexdigest()[:16]

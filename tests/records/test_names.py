@@ -1,0 +1,121 @@
+"""Names of tensors: what is built is parsed again, and no other module builds or parses one."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fftmoe.records import names
+from fftmoe.records.names import TensorName, parse
+
+SOURCE = Path(__file__).parents[2] / "src" / "fftmoe"
+
+blocks = st.integers(0, 99)
+words = st.text("abcxyz_0123456789", min_size=1, max_size=5)
+paths = st.lists(words, min_size=1, max_size=4).map(".".join)
+tensor_names = st.one_of(
+    st.builds(TensorName, st.just("blocks"), blocks, st.sampled_from([*names.EXPERT_PARTS, "load", "affinity"])),
+    st.builds(TensorName, st.just("shared"), blocks, paths),
+    st.builds(TensorName, st.just("head"), st.just(""), paths),
+    st.builds(TensorName, st.just("lora"), paths, st.sampled_from("AB")),
+    st.builds(TensorName, st.just("merged"), paths, st.sampled_from(names.MERGED_PARTS)),
+)
+
+
+@given(tensor_names)
+def test_parsing_inverts_building(name: TensorName):
+    assert parse(str(name)) == name
+
+
+@given(tensor_names)
+def test_every_question_about_a_name_agrees_with_its_parts(name: TensorName):
+    text = str(name)
+    assert names.is_expert(text) is (name.family == "blocks")
+    assert names.is_head(text) is (name.family == "head")
+    assert names.block_of(text) == (name.owner if name.family == "blocks" else None)
+    assert names.shared_block_of(text) == (name.owner if name.family == "shared" else None)
+    assert names.merged_path(text) == (name.owner if name.family == "merged" else None)
+
+
+@given(blocks, paths, st.sampled_from("AB"), st.sampled_from(names.MERGED_PARTS))
+def test_builders_give_the_documented_parts(block: int, path: str, factor: str, part: str):
+    for name, expected in zip(names.expert_tensors(block), names.EXPERT_PARTS, strict=True):
+        assert parse(name) == TensorName("blocks", block, expected)
+        assert names.module_of(name) == names.load_of_block(block)
+    assert [parse(name).part for name in names.shared_tensors(block)] == ["up", "down"]
+    update = names.shared_update(block, path)
+    assert [parse(name) for name in names.shared_factors(update)] == [
+        TensorName("shared", block, f"{path}.{side}") for side in "ab"
+    ]
+    assert parse(names.lora_tensor(path, factor)) == TensorName("lora", path, factor)
+    assert parse(names.merged_tensor(path, part)) == TensorName("merged", path, part)
+    assert parse(names.head_tensor(path)) == TensorName("head", "", path)
+    assert names.block_of_load(names.load_of_block(block)) == block
+
+
+@given(tensor_names)
+def test_feedback_is_recognised_and_nothing_else_is(name: TensorName):
+    text = str(name)
+    assert names.is_feedback(names.feedback(text))
+    assert names.is_feedback(names.feedback_experts(text))
+    assert names.feedback(text) != names.feedback_experts(text)
+    assert not names.is_feedback(text)
+
+
+def test_another_name_is_an_error():
+    for text in ("", "sums.gram", "feedback/head.weight"):
+        with pytest.raises(ValueError, match="not the name of a tensor"):
+            parse(text)
+
+
+def test_names_on_the_wire_are_as_they_always_were():
+    """Runs, checkpoints and sites hold these names."""
+    assert names.expert_tensors(1) == ("blocks.1.router", "blocks.1.up", "blocks.1.down")
+    assert names.shared_tensors(2) == ("shared.2.up", "shared.2.down")
+    assert names.shared_factors(names.shared_update(2, "query")) == ("shared.2.query.a", "shared.2.query.b")
+    assert (names.HEAD_WEIGHT, names.HEAD_BIAS) == ("head.weight", "head.bias")
+    assert names.lora_tensor("encoder.query", "A") == "lora.encoder.query.A"
+    assert names.merged_tensor("encoder.query", "W") == "merged.encoder.query.W"
+    assert names.feedback("head.bias") == "feedback/head.bias"
+    assert names.feedback_experts("blocks.1.up") == "feedback/blocks.1.up:experts"
+    assert names.moment("blocks.1.up", "v") == "blocks.1.up:v"
+
+
+PATTERN = re.compile(r"^(head|blocks|shared|lora|merged)\.(?!\w+=)|^feedback/|^\.(up|down|router|load|affinity|scale)$")
+SETTINGS = re.compile(
+    r"^(head|lora)\.(kind|features|num_features|update|every|learning_rate|optimizer|match|targets)\b"
+)
+
+
+def built_by_hand(source: str) -> list[str]:
+    """The texts in a module that begin like the name of a tensor, without docstrings."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docstrings)
+    texts = [n.value for n in constants if isinstance(n.value, str)]
+    return [text for text in texts if PATTERN.match(text) and not SETTINGS.match(text)]
+
+
+def test_no_other_module_builds_or_parses_a_name():
+    others = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "records" / "names.py"]
+    assert len(others) > 100
+    found = {str(path.relative_to(SOURCE)): built_by_hand(path.read_text()) for path in others}
+    assert {path: texts for path, texts in found.items() if texts} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['f"blocks.{i}.up"', 'name.startswith("head.")', 'x["head.weight"]', 'f"lora.{p}.A"', 'n.endswith(".router")'],
+)
+def test_the_search_finds_what_it_is_for(line: str):
+    assert built_by_hand(f"{line}\n")
+    assert not built_by_hand('raise ValueError("head.kind=averaged")\n')
