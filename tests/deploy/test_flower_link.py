@@ -279,7 +279,7 @@ def test_a_node_trains_and_says_what_it_is_and_nothing_else(federation: Federati
     [identity] = federation.grid.push_messages([message])
     answers: list[Message] = []
     soon(lambda: bool(answers.extend(federation.grid.pull_messages([identity])) or answers))
-    assert answers[0].error.reason == "this node trains and says what it is"
+    assert answers[0].error.reason == "this node answers messages of the types train and query only"
 
 
 def announce(client: FleetHttpClient, node: Node, answer: Message, header: Message) -> PushMessagesResponse:
@@ -384,7 +384,7 @@ def test_nodes_come_back_to_a_superlink_that_was_killed(authority: Authority, tm
             with open_grid(endpoint, publics(keys)) as (grid, first):
                 soon(lambda: connected(grid, first) == {"a"})
                 process.kill()
-                with pytest.raises(RunError, match="it is not there any more"):
+                with pytest.raises(RunError, match="it does not run any more"):
                     grid.get_node_ids()
         with superlink(endpoint, tmp_path), open_grid(endpoint, publics(keys)) as (grid, second):
             soon(lambda: connected(grid, second) == {"a"})
@@ -416,7 +416,7 @@ def test_a_superlink_that_cannot_start_says_why(authority: Authority, tmp_path: 
             with pytest.raises(RunError, match=f"cannot listen on {address}.*choose another port"):
                 start_superlink(endpoint, tmp_path / "log")
     other = make_authority(tmp_path / "other")
-    with pytest.raises(RunError, match=r"server\.pem with .*other.server\.key is of no use"):
+    with pytest.raises(RunError, match=r"server\.pem with .*other.server\.key cannot be used"):
         start_superlink(replace(Endpoint(free_address(), *authority), key=other.key), tmp_path / "log")
 
 
@@ -491,7 +491,7 @@ def test_a_server_of_another_authority_is_refused(federation: Federation, tmp_pa
     other = make_authority(tmp_path / "other").ca
     for _ in range(TRIES):
         reason = refusal(federation.endpoint.fleet, other, federation.keys["a"], tmp_path / "memory")
-        assert "is not one that this site trusts (" in reason
+        assert "has a certificate that this site does not trust (" in reason
 
 
 def test_a_client_without_tls_is_refused(federation: Federation):

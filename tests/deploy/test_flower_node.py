@@ -123,7 +123,7 @@ def test_a_message_of_very_many_parts_is_not_fetched(monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_sends_everyone_elsewhere_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(Server, "__call__", lambda self, request: NONSENSE["elsewhere"](request))
-    with pytest.raises(RunError, match="answers with HTTP 307, as no fftmoe server does"):
+    with pytest.raises(RunError, match="answers with HTTP 307; a server of fftmoe does not"):
         serve([], monkeypatch, tmp_path)
 
 

@@ -79,7 +79,7 @@ def test_too_many_objects_and_other_kinds_are_refused(monkeypatch: pytest.Monkey
     other = parts[array].replace(b"Array ", b"MetricRecord ", 1)
     with pytest.raises(ValueError, match="an object of kind MetricRecord"):
         put_together(*renamed(root, parts, array, other))
-    with pytest.raises(TypeError, match="ArrayRecord in the place of a message"):
+    with pytest.raises(TypeError, match="ArrayRecord instead of a message"):
         put_together(next(n for n, c in parts.items() if c.startswith(b"ArrayRecord ")), dict(parts))
 
 
@@ -146,7 +146,7 @@ class Endless(httpx.SyncByteStream):
 
 def test_an_answer_without_end_is_cut_off():
     stream = Endless()
-    with pytest.raises(httpx.ReadError, match="its answer is longer than 67108864 bytes"):
+    with pytest.raises(httpx.ReadError, match="its response is longer than 67108864 bytes"):
         client(lambda request: httpx.Response(200, stream=stream)).post("https://a/")
     assert stream.taken == 65
 
@@ -155,7 +155,7 @@ def test_an_answer_that_would_unfold_is_not_read():
     def packed(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Endless())
 
-    with pytest.raises(httpx.RemoteProtocolError, match="it packs its answers"):
+    with pytest.raises(httpx.RemoteProtocolError, match="its response is compressed"):
         client(packed).post("https://a/")
 
 

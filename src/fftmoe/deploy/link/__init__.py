@@ -1,4 +1,4 @@
-"""The wire of a deployment: Flower's SuperLink and SuperNode, through the parts of Flower that are private to it.
+"""Connects a deployment's server and sites by Flower's SuperLink, and holds all use of Flower's private parts.
 
-Everything that may break with the next version of Flower lives here, and nothing else. Only `deploy/` imports it.
+What may break with the next version of Flower lives here and nothing else; only the rest of `deploy/` imports it.
 """

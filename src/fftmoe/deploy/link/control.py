@@ -1,4 +1,4 @@
-"""The SuperLink's control port, as whoever holds its token uses it."""
+"""Clients of the SuperLink's control port, which its token opens."""
 
 import ssl
 from collections.abc import Iterator
@@ -10,9 +10,7 @@ import httpx
 from flwr.proto.control_pb2 import ListNodesRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
-from flwr.supercore.interceptors import (
-    RuntimeVersionHttpInterceptor,
-)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import (
     ProtobufCall,
     ProtobufClient,
@@ -25,13 +23,13 @@ from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
-CALL_SECONDS = 60.0  # for the SuperLink, which is on this machine, to answer
-RETRY_SECONDS = 10.0  # for it to be reachable again
+CALL_SECONDS = 60.0  # for an answer of the SuperLink, which runs on this machine
+RETRY_SECONDS = 10.0  # for a SuperLink that cannot be reached
 Client = TypeVar("Client", bound=ProtobufClient)
 
 
 def list_sites(endpoint: Endpoint) -> dict[str, str]:
-    """Each registered site's name and status: `online`, `offline`, or `registered` if it never came.
+    """Name and status of each registered site: `online`, `offline`, or `registered` if it never connected.
 
     Raises:
         RunError: the SuperLink does not answer.
@@ -46,12 +44,12 @@ def connect(
     *interceptors: ProtobufClientInterceptor,
     retries: RetryInvoker | None = None,
 ) -> Client:
-    """A client of the SuperLink's control port, on this machine, that shows the token; to be closed."""
+    """A client of the control port that sends the token; the caller closes it."""
     trust = ssl.create_default_context(cafile=endpoint.ca)
-    who = [RuntimeVersionHttpInterceptor("fftmoe"), _Bearer(endpoint.token), *interceptors]
-    client = kind(f"https://{endpoint.control}", interceptors=who, verify=trust, retry_invoker=retries)
+    chain = [RuntimeVersionHttpInterceptor("fftmoe"), _Bearer(endpoint.token), *interceptors]
+    client = kind(f"https://{endpoint.control}", interceptors=chain, verify=trust, retry_invoker=retries)
     client.close()
-    # A client of our own, as Flower's goes through the proxy that the environment names, even to this machine.
+    # Flower's own HTTP client would use the proxy that the environment names, even for this machine.
     client._client = httpx.Client(verify=trust, timeout=CALL_SECONDS, trust_env=False)
     return client
 
@@ -61,13 +59,13 @@ class _Bearer:
     token: str = field(repr=False)
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Show the token."""
+        """Send the token."""
         context.request.headers["authorization"] = f"Bearer {self.token}"
         return call_next(context)
 
 
 def retries() -> RetryInvoker:
-    """Calls are tried again while the SuperLink may only be slow to come, and not where it is not to be trusted."""
+    """Calls are repeated while the SuperLink cannot be reached, but not if its certificate is wrong."""
     return RetryInvoker(
         exponential,
         httpx.TransportError,
@@ -79,15 +77,17 @@ def retries() -> RetryInvoker:
 
 @contextmanager
 def explained(endpoint: Endpoint) -> Iterator[None]:
-    """What goes wrong with the SuperLink, as a sentence."""
+    """Turn errors of the SuperLink into a `RunError` that explains them."""
     try:
         yield
     except (httpx.HTTPError, ObjectPushError) as error:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
-            reason = "it does not know this run; it was started again, or heard nothing from this process for a minute"
+            reason = (
+                "it does not know this run: it was restarted, or it got no heartbeat from this process for a minute"
+            )
         elif isinstance(root_cause(error), ssl.SSLCertVerificationError):
-            reason = f"its certificate {endpoint.certificate} does not hold for {endpoint.control}: {root_cause(error)}"
+            reason = f"its certificate {endpoint.certificate} is not valid for {endpoint.control}: {root_cause(error)}"
         elif isinstance(error, httpx.ConnectError):
-            reason = "it is not there any more; its log may say why"
+            reason = "it does not run any more; its log may say why"
         raise RunError(f"the SuperLink at {endpoint.control} failed: {reason}") from error

@@ -1,4 +1,4 @@
-"""A site's line to its server: waits while the server is away, says so, and ends where it is the wrong one."""
+"""A site's connection to its server: it waits while the server is away, and ends if the server is the wrong one."""
 
 import ssl
 import time
@@ -18,27 +18,29 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
-MAX_WAIT_SECONDS = 30.0  # between tries to reach the server
-LOOK_SECONDS = 0.1  # between looks whether to stop, while waiting
-AWAY = {502, 503, 504}  # the server, or what stands before it, says that it is not there now
+MAX_WAIT_SECONDS = 30.0  # between two tries to reach the server
+LOOK_SECONDS = 0.1  # between two calls of `stop` while waiting
+AWAY = {502, 503, 504}  # the server, or a proxy before it, is not available now
 KEY_IN_USE = 412
-# How OpenSSL says that the other side does not speak TLS.
+# OpenSSL's reasons for a peer that does not speak TLS.
 PLAIN_TEXT = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
 class Stopped(Exception):
-    """`stop` said so."""
+    """The node was asked to stop."""
 
 
 @dataclass
 class ServerLine:
-    """The line to the server.
+    """The connection to the server.
 
     Attributes:
-        welcome: whether the server has ever let this node in.
-        failures: in a row, so far.
+        stop: whether to stop. say: shows a line to a person.
+        poll_seconds: the shortest time between two requests for messages.
+        welcome: whether the server has ever accepted this node.
+        failures: number of consecutive failures so far.
     """
 
     client: FleetHttpClient
@@ -50,10 +52,10 @@ class ServerLine:
     failures: int = 0
 
     def call(self, send: Callable[[Request], Response], request: Request) -> Response:
-        """What the server answers, whenever it does.
+        """The server's answer; waits as long as the server is away.
 
         Raises:
-            HTTPStatusError: it will not. RunError: it is the wrong server. Stopped: see there.
+            HTTPStatusError: the server refuses the request. RunError: it is the wrong server. Stopped: see there.
         """
         while True:
             try:
@@ -76,12 +78,15 @@ class ServerLine:
                 return response
 
     def join(self, public_key: bytes, memory: Path) -> Node:
-        """Be let in.
+        """Connect as a node.
+
+        Args:
+            memory: a file with the number of this node while it is connected.
 
         Raises:
-            RunError: the server was reached for the first time, and refuses this node. Stopped: see there.
+            RunError: the server has never accepted this node, and refuses it. Stopped: see there.
         """
-        # To the server, a node that crashed is connected for another minute, and its key is in use.
+        # The server counts a crashed node as connected for another minute, and refuses its key meanwhile.
         with suppress(OSError, ValueError, httpx.HTTPStatusError):
             self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(memory.read_text())))
         request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -94,7 +99,7 @@ class ServerLine:
                 if not self.welcome and error.response.status_code != KEY_IN_USE:
                     raise RunError(f"the server at {self.address} {reason}") from error
             self.wait(f"it {reason}")
-        with suppress(OSError):  # a full disk costs a minute after the next crash, and not this connection
+        with suppress(OSError):  # without the file, only the next start after a crash takes a minute longer
             memory.write_text(str(node_id))
         if not self.welcome:
             self.say(f"connected to the server at {self.address}")
@@ -102,7 +107,7 @@ class ServerLine:
         return Node(node_id=node_id)
 
     def wait(self, reason: str) -> None:
-        """After a failure, and longer after each; what is over at the next try is not worth a line."""
+        """Wait after a failure, longer after each one; a failure that the next try ends is not reported."""
         self.failures += 1
         if not self.welcome and self.failures == 1:
             self.say(f"waiting for the server at {self.address} ({reason})")
@@ -111,10 +116,10 @@ class ServerLine:
         self.pause(min(2.0 ** min(self.failures - 1, 10), MAX_WAIT_SECONDS))
 
     def pause(self, seconds: float) -> None:
-        """Sleep.
+        """Sleep, unless the node is asked to stop.
 
         Raises:
-            Stopped: see there.
+            Stopped: it is.
         """
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
@@ -124,11 +129,11 @@ class ServerLine:
 
 
 def _distrust(cause: BaseException) -> str | None:
-    """Why this is not the server that it should be, if it is not."""
+    """Why this cannot be the right server; None if it may be."""
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
-            f"is not one that this site trusts ({cause.verify_message}); check the address, the authority's "
-            "certificate and this machine's date"
+            f"has a certificate that this site does not trust ({cause.verify_message}); check the address, ca.crt and "
+            "this machine's date"
         )
     if isinstance(cause, ssl.SSLError) and cause.reason in PLAIN_TEXT:
         return "does not speak TLS; check the address and the port"
@@ -136,14 +141,14 @@ def _distrust(cause: BaseException) -> str | None:
 
 
 def _refusal(response: httpx.Response) -> str:
-    """Why this node is not let in."""
+    """Why the server does not accept this node."""
     if response.status_code == KEY_IN_USE:
-        return "still counts an earlier connection with this site's key, which lapses within a minute"
+        return "still has an earlier connection with this site's key, which ends within a minute"
     if response.status_code != httpx.codes.UNAUTHORIZED:
-        return f"answers with HTTP {response.status_code}, as no fftmoe server does; check the address and the port"
+        return f"answers with HTTP {response.status_code}; a server of fftmoe does not, so check the address and port"
     with suppress(KeyError, ValueError):
         ahead = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
-        # Whole seconds, as the server's are; it takes a signature from the past for longer than one from the future.
+        # The server counts whole seconds, and accepts an old signature for longer than one from the future.
         if not -TIMESTAMP_TOLERANCE < ahead < SYSTEM_TIME_TOLERANCE - 1:
             return f"has a clock that differs by {abs(ahead):.0f} s from this machine's; set both by NTP"
-    return "does not know this site's key; start this site with the folder that the server's owner made for it"
+    return "does not know this site's key; start this site with the folder that the server's operator made for it"

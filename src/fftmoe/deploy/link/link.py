@@ -1,7 +1,7 @@
-"""The server's end of a SuperLink: Flower's grid for one run, in our own process.
+"""The server's end of a SuperLink: Flower's grid for one run, in the process that opened the run.
 
-Flower would start a server of its own for a run, from an app that it unpacks. Here, whoever opens the run claims it
-and keeps it alive, and the app that Flower wants to see has no code in it.
+Flower would start another process for a run, from an app that it unpacks. Here the process that opens the run claims
+it and keeps it alive, and the app that Flower requires holds no code.
 """
 
 import hashlib
@@ -36,10 +36,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -64,32 +61,32 @@ clientapp = "fftmoe.flower_app:client_app"
 
 [tool.flwr.app.config]
 """
-# What Flower says of these is long, and speaks of its own parts.
+# Shorter than Flower's own texts, which name its internal parts.
 REASONS = {
-    ErrorCode.NODE_UNAVAILABLE: "its node has gone",
-    ErrorCode.MESSAGE_UNAVAILABLE: "its node was started anew, or its message was too old",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer was too old",
+    ErrorCode.NODE_UNAVAILABLE: "its node has disconnected",
+    ErrorCode.MESSAGE_UNAVAILABLE: "its node was restarted, or its message expired",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer expired",
 }
-CUT_OFF = "its answer did not arrive whole"
+CUT_OFF = "its answer arrived incomplete"
 UNREADABLE = "its answer cannot be read"
 
 
 @contextmanager
 def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[Grid, dict[str, int]]]:
-    """Register the sites with the SuperLink, open a run on it, and lend its grid until the context ends.
+    """Register the sites with the SuperLink, open a run on it, and yield its grid until the context ends.
 
-    Nodes are let in from now on. One grid at a time in a process: Flower keeps the run's identity in a class.
+    The SuperLink accepts nodes from now on. A process can have one grid at a time, because Flower keeps the identity
+    of the run in a class.
 
     Args:
-        sites: name -> public key in OpenSSH's format, of a NIST curve. A site that an earlier grid of this SuperLink
+        sites: name -> public key in OpenSSH's format, on a NIST curve. A site that an earlier grid of this SuperLink
             registered stays registered.
 
     Yields:
-        The grid, and the node of each site by its name. A node's number is another one after the SuperLink was
-        started again.
+        The grid, and the node of each site by its name. After a restart of the SuperLink, nodes have new numbers.
 
     Raises:
-        InputError: a key cannot be used. RunError: the SuperLink cannot; later, calls of the grid raise it as well.
+        InputError: a key cannot be used. RunError: the SuperLink failed; calls of the grid raise it as well.
     """
     keys = _load_keys(sites)
     with ExitStack() as stack:
@@ -110,14 +107,14 @@ def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[
 
 
 def connected(grid: Grid, nodes: Mapping[str, int]) -> set[str]:
-    """The names of the sites whose nodes are connected now; a node that is cut off counts for another minute."""
+    """The sites whose nodes are connected now; a node that is cut off counts as connected for another minute."""
     here = set(grid.get_node_ids())
     return {name for name, node in nodes.items() if node in here}
 
 
 @dataclass
 class _Arriving:
-    """An answer that is announced, and as much of it as has arrived."""
+    """An answer that has been announced, and the parts that have arrived so far."""
 
     header: MessageProto
     object_ids: list[str]
@@ -125,27 +122,27 @@ class _Arriving:
 
 
 class LinkGrid(HttpGrid):
-    """Flower's grid, whose calls come back soon whatever becomes of the nodes and of the SuperLink.
+    """Flower's grid with calls that return soon, even if nodes or the SuperLink fail.
 
-    Flower's own waits for ever for a SuperLink that is gone, interrupts this process when the SuperLink has forgotten
-    it, and holds up everyone's answers until the slowest upload among them is complete.
+    Flower's own grid waits forever for a SuperLink that has ended, interrupts this process if the SuperLink does not
+    know it any more, and delays all answers until the slowest upload among them is complete.
     """
 
     def __init__(self, endpoint: Endpoint, token: str) -> None:
         super().__init__(endpoint.control, token=token)
         self._endpoint = endpoint
         self._retry_invoker = retries()
-        self._arriving: dict[str, _Arriving] = {}  # by the message that it answers
+        self._arriving: dict[str, _Arriving] = {}  # by the id of the message that it answers
 
     def begin(self) -> None:
-        """Tell the SuperLink that the run is going on, and Flower's messages which one it is."""
+        """Report to the SuperLink that the run has started, and give its identity to Flower's messages."""
         start = self._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = start.task_id, start.run.run_id
         TaskIdentity.node_id = start.context.node_id
         self.set_run(run_from_proto(start.run))
 
     def finish(self, status: str, details: str) -> None:
-        """Tell the SuperLink how the run ended, if it still wants to know."""
+        """Report the end of the run to the SuperLink, if it still answers."""
         self._retry_invoker.max_tries = 1
         with suppress(httpx.HTTPError):
             self._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
@@ -156,15 +153,15 @@ class LinkGrid(HttpGrid):
             return super().get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`; an empty id for a message that could not be taken."""
+        """See `Grid`; the id of a message that was not accepted is empty."""
         with explained(self._endpoint):
             return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The answers to these messages that are there whole, each once."""
+        """The answers to these messages that have arrived completely; each is returned once."""
         wanted = set(message_ids)
         with explained(self._endpoint):
-            # The SuperLink tells of an answer once, and of one that it has told of that there is none.
+            # The SuperLink announces an answer once. To a second request it reports that there is no answer.
             if unannounced := wanted - self._arriving.keys():
                 found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=unannounced))
                 for header, tree in zip(found.messages_list, found.message_object_trees, strict=True):
@@ -181,9 +178,9 @@ class LinkGrid(HttpGrid):
             part = self._runtime_client.PullObject(request)
             if part.object_found and not part.object_available:
                 return None
-            if not part.object_found:  # the node stopped sending, and the SuperLink waits no longer
+            if not part.object_found:  # the node stopped sending, and the SuperLink has stopped waiting
                 del self._arriving[message_id]
-                return _refused(arriving.header, CUT_OFF)
+                return _error_of(arriving.header, CUT_OFF)
             arriving.contents[object_id] = part.object_content
         del self._arriving[message_id]
         self._runtime_client.ConfirmMessageReceived(
@@ -199,27 +196,27 @@ class LinkGrid(HttpGrid):
 
 
 def _read(arriving: _Arriving) -> Message:
-    """The answer as a message; what a node made up becomes an error in its name."""
+    """The answer as a message; an invalid answer becomes an error of its node."""
     announced = arriving.header.metadata
     try:
         message = put_together(announced.message_id, arriving.contents)
-    except Exception:  # whatever a stranger's bytes can cause
-        return _refused(arriving.header, UNREADABLE)
+    except Exception:  # invalid bytes can raise anything
+        return _error_of(arriving.header, UNREADABLE)
     said = message.metadata
-    # The SuperLink has checked who answers whom in the header alone.
+    # The SuperLink has checked sender and request in the header only.
     if (said.src_node_id, said.reply_to_message_id) != (announced.src_node_id, announced.reply_to_message_id):
-        return _refused(arriving.header, UNREADABLE)
+        return _error_of(arriving.header, UNREADABLE)
     if message.has_error() and message.error.code in REASONS:
         return make_message(said, error=Error(message.error.code, REASONS[message.error.code]))
     return message
 
 
-def _refused(header: MessageProto, reason: str) -> Message:
+def _error_of(header: MessageProto, reason: str) -> Message:
     return make_message(message_from_proto(header).metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
 
 
 def _load_keys(sites: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The sites' keys as Flower registers them."""
+    """The sites' keys in the form that Flower registers."""
     keys: dict[str, bytes] = {}
     for name, text in sites.items():
         try:
@@ -227,10 +224,12 @@ def _load_keys(sites: Mapping[str, bytes]) -> dict[str, bytes]:
         except (ValueError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, EllipticCurvePublicKey) or not uses_nist_ec_curve(key):
-            raise InputError(f"the key of site {name} is not an OpenSSH public key of a NIST curve; give ECDSA P-384")
+            raise InputError(
+                f"the key of site {name} is not an OpenSSH public key on a NIST curve; use an ECDSA P-384 key"
+            )
         keys[name] = public_key_to_bytes(key)
     if len(set(keys.values())) < len(keys):
-        raise InputError("two sites have the same key; make one for each")
+        raise InputError("two sites have the same key; make a key for each site")
     return keys
 
 
@@ -243,7 +242,7 @@ def _register(control: ControlHttpClient, keys: Mapping[str, bytes]) -> dict[str
 
 
 def _start_run(control: ControlHttpClient) -> int:
-    """With a Flower App Bundle, as one has to; `flwr build` would make the same."""
+    """Start a run with the Flower App Bundle that Flower requires; `flwr build` would make the same one."""
     bundle = io.BytesIO()
     with zipfile.ZipFile(bundle, "w") as archive:
         archive.writestr("pyproject.toml", APP)
@@ -254,29 +253,29 @@ def _start_run(control: ControlHttpClient) -> int:
 
 
 def _claim(endpoint: Endpoint, run_id: int) -> str:
-    """Become the run's server; returns the token that says so."""
+    """Claim the run for this process; returns the token of the claim."""
     secret = SuperExecAuthHttpInterceptor(
         master_secret=bytes.fromhex(endpoint.secret), protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
     with connect(RuntimeHttpClient, endpoint, secret) as client:
-        while True:  # past runs that were started and never claimed
+        while True:  # skips runs that were started and never claimed
             claim = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
             if claim.task.run_id == run_id:
                 return claim.token
             if not claim.token:
-                raise RunError(f"the SuperLink at {endpoint.control} gave this run to somebody else; start it again")
+                raise RunError(f"the SuperLink at {endpoint.control} gave this run to another process; start it again")
 
 
 @contextmanager
 def _heartbeats(endpoint: Endpoint, token: str) -> Iterator[None]:
-    """Keep the run alive: the token lapses a minute after the last sign of life."""
+    """Send heartbeats; the token expires a minute after the last one."""
     with connect(RuntimeHttpClient, endpoint, RuntimeTokenHttpInterceptor(token)) as client:
 
         def beat() -> bool:
             try:
                 return client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
             except httpx.HTTPError:
-                return False  # it is tried again soon; what was wrong, the grid's next call tells
+                return False  # it is repeated soon, and the next call of the grid reports the cause
 
         sender = HeartbeatSender(beat)
         sender.start()

@@ -1,7 +1,7 @@
-"""A site's end of a SuperLink: a long-lived process that answers with the app that it was given.
+"""A site's node: a long-lived process that answers the server's messages with a given app.
 
-It speaks Flower's Fleet API itself. Flower's own node would fetch, install and import what the server ships, and ends
-its process when a call fails; this one asks for messages and nothing else, and outlives the server.
+It speaks Flower's Fleet API itself. Flower's own node fetches, installs and imports code from the server, and ends
+when a call fails. This node asks for messages only, and keeps running while the server is away.
 """
 
 import logging
@@ -15,10 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfigValue
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import (
-    HEARTBEAT_DEFAULT_INTERVAL,
-    ErrorCode,
-)
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -38,12 +35,12 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_BYTES, MOST_OBJECTS, bound, put_together
 
-CALL_SECONDS = 60.0  # without a byte, after which a call has failed; an object of 5 MiB may go over a slow line
-LEAVE_SECONDS = 5.0  # the same, for the last call, as somebody waits for this process to end
-PATIENCE = 0.1  # of the time without a message, so that waiting for one adds at most this part to a round
+CALL_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
+LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
+PATIENCE = 0.1  # fraction of the idle time that a node waits, so polling adds at most this fraction to a round
 MOST_PATIENCE_SECONDS = 30.0
-PART_SECONDS = 0.05  # between looks for a part of a message that the server is still writing
-SEND_TRIES = 3  # of one answer, should the server lose parts of it
+PART_SECONDS = 0.05  # between two looks for a part of a message that the server is still writing
+SEND_TRIES = 3  # for one answer, in case the server loses parts of it
 
 
 def serve_node(
@@ -58,28 +55,23 @@ def serve_node(
     say: Callable[[str], None],
     poll_seconds: float = 0.2,
 ) -> None:
-    """Answer the server's messages until `stop`, for ever trying again while the server is away.
+    """Answer the server's messages until `stop`, and wait for the server whenever it is away.
 
-    Nothing that the server sends is executed or stored: messages go to `app`, if they are to train or a query.
+    Nothing that the server sends is executed or stored. Messages of the types train and query go to `app`.
 
     Args:
         address: host:port of the server.
         ca: PEM certificate of the authority that signed the server's.
-        node_config: what `app` finds in its context.
-        memory: a file of this node's own, where a crashed node finds what it has to take back.
-        stop: looked at often, but not while `app` runs.
-        say: takes a line for a person: that the server is waited for, reached, lost, and back.
-        poll_seconds: between two questions for messages, at the least; longer when there have been none for a while.
+        node_config: the configuration in the context of `app`.
+        memory: a file with the number of this node while it is connected, for a restart after a crash.
+        stop: whether to stop; called often, but not while `app` runs.
+        say: shows a line to a person when the server is awaited, reached, lost or back.
+        poll_seconds: the shortest time between two requests for messages; an idle node waits longer.
 
     Raises:
-        RunError: the first time that the server was reached it was the wrong one, or refused this node's key.
+        RunError: the server that was reached first is the wrong one, or refused this node's key.
     """
-    signature = NodeAuthHttpInterceptor(key, key.public_key())
-    with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
-        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for these
-        client._client.follow_redirects = False  # to whom, the server has no say in
-        client._client.headers["accept-encoding"] = "identity"
-        client._client.event_hooks = {"response": [bound]}
+    with _fleet_client(address, ca, key) as client:
         link = ServerLine(client, address, stop, say, poll_seconds)
         node = None
         try:
@@ -97,13 +89,25 @@ def serve_node(
                     memory.unlink(missing_ok=True)
 
 
+@contextmanager
+def _fleet_client(address: str, ca: bytes, key: EllipticCurvePrivateKey) -> Iterator[FleetHttpClient]:
+    """Flower's client of the Fleet API, which signs with `key` and accepts limited responses only."""
+    signature = NodeAuthHttpInterceptor(key, key.public_key())
+    with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
+        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for these
+        client._client.follow_redirects = False  # the server must not choose another one
+        client._client.headers["accept-encoding"] = "identity"
+        client._client.event_hooks = {"response": [bound]}
+        yield client
+
+
 def patience(idle_seconds: float, least: float) -> float:
-    """Seconds to the next look: a part of how long there has been nothing, so that idle nodes leave a server alone."""
+    """Seconds until the next request for messages: longer for an idle node, so that idle nodes are a small load."""
     return min(MOST_PATIENCE_SECONDS, max(least, PATIENCE * idle_seconds))
 
 
 def _work(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
-    """Answer messages until `stop`, or until the server does not know this node any more, as it was started again."""
+    """Answer messages until `stop`, or until the server does not know this node because it was restarted."""
     context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     last = time.monotonic()
     while not link.stop():
@@ -136,11 +140,11 @@ def _work(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str
 
 
 def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
-    """A message's parts, as many as a message has at most; None when the server has withdrawn it."""
+    """The parts of a message, up to the limits of a message; None if the server has withdrawn it."""
     contents: dict[str, bytes] = {}
     for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
         if sum(map(len, contents.values())) > MOST_BYTES:
-            break  # what is there will not do
+            break  # too large: `put_together` will refuse it
         request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
         while not (part := link.call(link.client.PullObject, request)).object_available:
             if not part.object_found:
@@ -151,16 +155,19 @@ def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[
 
 
 def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
-    """The app's answer; of what it raises the name alone, as its text may hold data."""
+    """The app's answer; of an error only the name, because its text may hold data."""
     message_id = announced.metadata.message_id
     try:
         message = put_together(message_id, contents)
         if message.metadata.message_type not in (MessageType.TRAIN, MessageType.QUERY):
-            return Message(Error(ErrorCode.UNKNOWN, "this node trains and says what it is"), reply_to=announced)
-        message.metadata.__dict__["_message_id"] = message_id  # as Flower does; it has no setter
+            return Message(
+                Error(ErrorCode.UNKNOWN, "this node answers messages of the types train and query only"),
+                reply_to=announced,
+            )
+        message.metadata.__dict__["_message_id"] = message_id  # as Flower does, because there is no setter
         answer = app(message, context)
         if not isinstance(answer, Message):
-            raise TypeError(f"the app answered with {type(answer).__name__}, not with a message")
+            raise TypeError(f"the app answered with {type(answer).__name__} instead of a message")
         return answer
     except Exception as error:
         logging.getLogger("fftmoe").exception("this node failed to answer")
@@ -169,7 +176,7 @@ def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], cont
 
 
 def _send(link: ServerLine, node: Node, answer: Message) -> None:
-    """Announce the answer, then send those of its parts that the server has not got."""
+    """Announce the answer, then send the parts that the server does not have."""
     with no_object_id_recompute():
         answer.metadata.__dict__["_message_id"] = answer.object_id
         parts = get_all_nested_objects(answer)
@@ -179,7 +186,7 @@ def _send(link: ServerLine, node: Node, answer: Message) -> None:
             message_object_trees=[get_object_tree(answer)],
         )
         for _ in range(SEND_TRIES):
-            wanted = link.call(link.client.PushMessages, request)  # nothing, once nobody waits for the answer
+            wanted = link.call(link.client.PushMessages, request)  # empty if the answer is not awaited any more
             pushes = (
                 PushObjectRequest(
                     node=node,
@@ -196,14 +203,14 @@ def _send(link: ServerLine, node: Node, answer: Message) -> None:
 
 @contextmanager
 def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
-    """Stay connected, in the server's eyes, while the app runs for hours."""
+    """Send heartbeats, so that the node counts as connected while the app runs for hours."""
     request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
 
     def beat() -> bool:
         try:
             return client.SendNodeHeartbeat(request).success
         except httpx.HTTPError:
-            return False  # it is tried again soon; what was wrong, the next message will tell
+            return False  # it is repeated soon, and the next call reports the cause
 
     sender = HeartbeatSender(beat)
     sender.start()

@@ -1,6 +1,7 @@
-"""Flower's messages travel as objects that name one another; whoever made them, nothing large is put together of them.
+"""Builds a Flower message from its objects, within limits on its size.
 
-An array names its chunks by number, so that a few bytes can ask for one chunk a million times.
+Objects refer to one another. An array refers to its chunks by number, so a few bytes could name one chunk a million
+times.
 """
 
 import json
@@ -12,30 +13,30 @@ from flwr.supercore.inflatable.inflatable_object import get_object_body, get_obj
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
 
 MOST_BYTES = 2**30  # of a message
-MOST_OBJECTS = 256  # of a message; the last of an array's chunks apart, each holds 5 MiB
-MOST_BODY = 64 * 2**20  # bytes of an answer of the server to a node
+MOST_OBJECTS = 256  # of a message; each chunk of an array holds 5 MiB, except the last one
+MOST_BODY = 64 * 2**20  # bytes of the server's response to a node
 KINDS = {"Message", "RecordDict", "ArrayRecord", "Array", "ArrayChunk", "ConfigRecord"}
 
 
 def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
-    """The message of these objects, which are used up.
+    """The message that these objects form; `contents` is empty afterwards.
 
     Raises:
-        Exception: of whatever kind, where somebody made them up.
+        Exception: of any kind, if the objects are invalid.
     """
     if len(contents) > MOST_OBJECTS:
-        raise ValueError(f"a message of {len(contents)} objects")
+        raise ValueError(f"a message of {len(contents)} objects; at most {MOST_OBJECTS} are allowed")
     unfolded = sum(_unfolded(content, contents) for content in contents.values())
     if unfolded > MOST_BYTES:
-        raise ValueError(f"a message of {unfolded} bytes")
+        raise ValueError(f"a message of {unfolded} bytes; at most {MOST_BYTES} are allowed")
     message = inflate_object_from_contents(message_id, contents)
     if not isinstance(message, Message):
-        raise TypeError(f"{type(message).__name__} in the place of a message")
+        raise TypeError(f"{type(message).__name__} instead of a message")
     return message
 
 
 def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
-    """Bytes of what is made of an object, its children apart."""
+    """Bytes of an object once it is built, without its children, but with every chunk of an array."""
     kind, children, _ = get_object_head_values_from_object_content(content)
     if kind not in KINDS:
         raise ValueError(f"an object of kind {kind}")
@@ -46,9 +47,9 @@ def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
 
 
 def bound(response: httpx.Response) -> None:
-    """A hook of an httpx client: an answer as it is on the line, and no more of it than is ever sent."""
-    if response.headers.get("content-encoding", "identity") != "identity":  # which might unfold
-        raise httpx.RemoteProtocolError("it packs its answers", request=response.request)
+    """A response hook of httpx that refuses compressed responses, and limits the length of all others."""
+    if response.headers.get("content-encoding", "identity") != "identity":  # decompression could make it large
+        raise httpx.RemoteProtocolError("its response is compressed", request=response.request)
     response.stream = _Bounded(response)
 
 
@@ -62,7 +63,7 @@ class _Bounded(httpx.SyncByteStream):
         for part in self._inner:
             size += len(part)
             if size > MOST_BODY:
-                raise httpx.ReadError(f"its answer is longer than {MOST_BODY} bytes", request=self._request)
+                raise httpx.ReadError(f"its response is longer than {MOST_BODY} bytes", request=self._request)
             yield part
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
-"""Flower's SuperLink, hardened, in a process of its own that ends with the process that started it.
+"""Flower's SuperLink, hardened, in a separate process that ends with the process that started it.
 
-Its state is in memory. It has two listeners, both with TLS. `fleet` is for nodes: it knows the Fleet API and nothing
-else, and refuses strangers before it reads what they send. `control` is for the one process that holds the token.
+Its state is in memory. It has two listeners, both with TLS. `fleet` is for nodes: it offers the Fleet API only, and
+refuses unregistered nodes before it reads what they send. `control` is for the one process that holds the token.
 
-The SuperLink's process runs this file as a script: importing the package would load torch, which it has no use for.
+The SuperLink's process runs this file as a script, because importing the package would load torch, which it does not
+need.
 """
 
 import asyncio
@@ -53,16 +54,16 @@ def _free_loopback() -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a SuperLink listens, and the secrets that it shares with its one user.
+    """Where a SuperLink listens, and the secrets that it shares with the process that started it.
 
     Attributes:
-        fleet: host:port to listen on for nodes; the host 0.0.0.0 is every IPv4 network of this machine.
-        ca: PEM file of the authority that signed `certificate`.
-        certificate: PEM file; good for the name that nodes call, and for 127.0.0.1.
+        fleet: host:port for nodes; the host 0.0.0.0 means all IPv4 networks of this machine.
+        ca: PEM file of the certificate authority that signed `certificate`.
+        certificate: PEM file; valid for the host that nodes connect to, and for 127.0.0.1.
         key: PEM file of its private key, without a passphrase.
-        control: 127.0.0.1:port to listen on for this machine's server; by default one that was free.
-        token: for everything on `control`.
-        secret: for acting as Flower's ServerApp, beside the token; hexadecimal.
+        control: 127.0.0.1:port for the server on this machine; by default a free port.
+        token: needed for every request to `control`.
+        secret: needed in addition to act as Flower's ServerApp; hexadecimal.
     """
 
     fleet: str
@@ -78,30 +79,30 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     """Start a SuperLink and wait until it listens. It ends at `stop_superlink`, or with this process.
 
     Args:
-        log: what it has to say is added to this file.
+        log: the file to which its output is appended.
 
     Raises:
         RunError: it could not start; the message says why.
     """
-    from fftmoe.errors import RunError  # not above: see this module's docstring
+    from fftmoe.errors import RunError  # not at the top: see this module's docstring
 
-    # None of the caller's settings of Flower: some open further ports, or other ways to log in.
+    # Without the caller's settings of Flower, some of which open further ports or ways to log in.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", __file__],  # -P: this folder's files are not to be found as modules
+            [sys.executable, "-P", __file__],  # -P: files of this folder must not be imported as modules
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the caller, who then still has something to say to it
+            start_new_session=True,  # Ctrl-C is for the caller, which still needs the SuperLink then
         )
     stdin, report = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
     too_late = threading.Timer(START_SECONDS, process.kill)
     too_late.start()
     said = b""
-    with suppress(BrokenPipeError), report:  # by a pipe, as a command line can be read by others
+    with suppress(BrokenPipeError), report:  # through a pipe, because other users can read a command line
         stdin.write(json.dumps(asdict(endpoint), default=str).encode() + b"\n")
         stdin.flush()
         said = report.readline()
@@ -114,8 +115,8 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def stop_superlink(process: "subprocess.Popen[bytes]") -> None:
-    """End a SuperLink that `start_superlink` has started; nothing if it has ended."""
-    with suppress(BrokenPipeError):  # it ended before it had read everything
+    """End a SuperLink that `start_superlink` started; do nothing if it has ended already."""
+    with suppress(BrokenPipeError):  # it ended before it read everything
         cast(IO[bytes], process.stdin).close()
     try:
         process.wait(STOP_SECONDS)
@@ -125,7 +126,7 @@ def stop_superlink(process: "subprocess.Popen[bytes]") -> None:
 
 
 class Guard:
-    """What each listener lets through to Flower, decided before the body is read."""
+    """Decides, before the body of a request is read, whether it may pass to Flower."""
 
     def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
         self._app: ASGIApp = app
@@ -139,23 +140,23 @@ class Guard:
         if status is None:
             await self._app(scope, _limited(receive), send)
             return
-        # The rest of what the stranger sends is not read.
+        # The rest of a refused request is not read.
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
     async def _refusal(self, scope: Scope) -> int | None:
-        """The status to answer with; None when the request may pass."""
+        """The status of the refusal; None if the request may pass."""
         headers, path = Headers(scope=scope), scope["path"]
         if path == "/health":
             return None
-        if scope["server"][1] == self._control_port:  # of this machine's end of the connection
+        if scope["server"][1] == self._control_port:  # the port of this end of the connection
             given = headers.get("authorization", "").encode()
             return None if hmac.compare_digest(given, self._bearer) else 401
         if scope["method"] != "POST" or not path.startswith("/v1/fleet/"):
             return 404
         if not self._state.run_ids:
-            return 503  # the nodes' keys come before the first run: until then, nobody is a stranger
+            return 503  # keys are registered before the first run, so no node can be checked before it
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdecimal():
             return 411
@@ -164,7 +165,7 @@ class Guard:
         return None if await run_in_threadpool(self._knows, headers) else 401
 
     def _knows(self, headers: Headers) -> bool:
-        """Whether a registered node signed this; that it did so just now, as itself, Flower checks with the body."""
+        """Whether a registered node signed this. Flower checks the time and the node itself with the body."""
         try:
             key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
             signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
@@ -177,25 +178,25 @@ class Guard:
 
 
 class LeanLinkState(InMemoryLinkState):
-    """Flower's state, for runs that last days: what nobody will fetch any more does not stay in memory."""
+    """Flower's state for runs that last days: it frees the memory of objects that will not be fetched any more."""
 
     def __init__(self, federation_manager: FederationManager, object_store: ObjectStore) -> None:
         super().__init__(federation_manager, object_store)
-        # Flower takes these two locks in either order when an upload is cut off, which can stop it for good.
+        # If an upload is cut off, Flower takes these two locks in either order, which can be a deadlock.
         self._lock_object_push_sessions = self.lock
 
     def delete_messages(self, message_ins_ids: set[str]) -> None:
-        """Delete requests and their answers; Flower would keep the bytes of a request that its node never fetched."""
+        """Delete requests and their answers; Flower would keep a request that its node never fetched."""
         with self.lock:
             for request in message_ins_ids:
                 self.object_store.delete(request)
                 answer = self.message_res_store.get(self.message_ins_id_to_message_res_id.get(request, ""))
-                if answer is not None and not answer.metadata.delivered_at:  # else the server is about to fetch it
+                if answer is not None and not answer.metadata.delivered_at:  # otherwise the server is about to fetch it
                     self.object_store.delete(answer.metadata.message_id)
             super().delete_messages(message_ins_ids)
 
     def preregister_object_tree(self, object_tree: ObjectTree, session_id: str) -> list[str]:
-        """Refuse a message of more parts than one has: parts that are known can be named again, and unfold."""
+        """Refuse a message of too many parts; parts that are stored already count as often as they are named."""
         with self.lock:
             if self._count(object_tree) > MOST_OBJECTS:
                 raise ValueError(f"a message of more than {MOST_OBJECTS} objects")
@@ -208,13 +209,13 @@ class LeanLinkState(InMemoryLinkState):
         return 1 + sum(self._count(child) for child in tree.children)
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        """Refuse a part that is larger than any of a message."""
+        """Refuse an object that is larger than any part of a message."""
         if len(object_content) > MOST_OBJECT_BYTES:
             raise ValueError(f"an object of {len(object_content)} bytes")
         return super().store_object(run_id, session_id, object_id, object_content)
 
     def deactivate_node(self, node_id: int) -> bool:
-        """Give up what the node was doing: it has ended, or begins anew, and Flower gives out a message only once."""
+        """Drop the node's messages: it has ended or starts again, and Flower delivers a message only once."""
         with self.lock:
             begun = {i for i, m in self.message_ins_store.items() if m.metadata.dst_node_id == node_id}
             self.delete_messages(begun - self.message_ins_id_to_message_res_id.keys())
@@ -222,7 +223,7 @@ class LeanLinkState(InMemoryLinkState):
 
 
 def _limited(receive: Receive) -> Receive:
-    """`receive`, as if the client had gone once its body is too long: its own word for the length is not taken."""
+    """`receive` that reports a disconnect if the body is too long, whatever length the client declared."""
     size = 0
 
     async def limited() -> Message:
@@ -247,22 +248,22 @@ def _listen(address: str) -> socket.socket:
         raise OSError(
             f"it cannot listen on {address} ({error.strerror}); choose another port or host, or end what uses it"
         ) from error
-    # By this number asyncio knows TCP, and turns off what would delay each answer by 40 ms (Nagle's algorithm).
+    # With this protocol number asyncio turns off Nagle's algorithm, which would delay each answer by 40 ms.
     return socket.socket(listener.family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
 def _configure(endpoint: Endpoint) -> uvicorn.Config:
-    app = create_app()  # of Flower's one HTTP application, without the gRPC servers and processes of its command
+    app = create_app()  # Flower's HTTP application, without the gRPC servers and processes of its command
     app.state.superexec_auth_secret = bytes.fromhex(endpoint.secret)
-    app.state.enable_supernode_auth = True  # no node registers itself
+    app.state.enable_supernode_auth = True  # nodes cannot register themselves
     factory = app.state.linkstate_factory
     factory.state_instance = LeanLinkState(factory.federation_manager, factory.objectstore_factory.store())
     config = uvicorn.Config(
         Guard(app, endpoint),
         lifespan="on",
-        http="h11",  # limits a request's head; httptools does not
+        http="h11",  # limits the header of a request; httptools does not
         ws="none",
-        access_log=False,  # nodes ask several times a second
+        access_log=False,  # nodes send several requests a second
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -273,7 +274,9 @@ def _configure(endpoint: Endpoint) -> uvicorn.Config:
     try:
         config.load()
     except OSError as error:
-        raise OSError(f"its certificate {endpoint.certificate} with {endpoint.key} is of no use: {error}") from error
+        raise OSError(
+            f"its certificate {endpoint.certificate} with the key {endpoint.key} cannot be used: {error}"
+        ) from error
     return config
 
 
@@ -287,14 +290,14 @@ async def _serve(server: uvicorn.Server, sockets: Iterable[socket.socket], repor
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # returns when the last who could write is gone, however it went
+    sys.stdin.read()  # returns when the starting process has ended, for any reason
     os._exit(0)
 
 
 def main() -> None:
-    """The SuperLink's process: reads its endpoint, reports that it is ready or why it cannot be, and serves."""
+    """The SuperLink's process: it reads its endpoint, reports that it is ready or why it is not, and serves."""
     report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print belongs into the log
+    os.dup2(2, 1)  # the output of libraries goes to the log
     endpoint = Endpoint(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
