@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fftmoe.client.screening import LARGEST, Agreement, screen_plan
-from fftmoe.deploy.site import agreement
 from fftmoe.errors import InputError
 from fftmoe.records import Tensors, pack, pack_plan, unpack, unpack_plan
 from fftmoe.setup.build import build_model
+from fftmoe.setup.site import make_agreement
 from spoiling import DEEP, INF, NAN, container, of, put_together, say, text
 from tampering import CELLS, Recorded, recipe_of, record
 
@@ -31,7 +31,7 @@ def opened(recipe_values: dict[str, Any]) -> Opened:
             experiment = known.experiment
             model = build_model(experiment.recipe, experiment.label_names)
             tier = experiment.budgets[known.victim].name
-            done[cell] = known, agreement(experiment.recipe, model, known.victim, tier)
+            done[cell] = known, make_agreement(experiment.recipe, model, known.victim, tier)
         return done[cell]
 
     return make

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
 from fftmoe.deploy.job import make_job, read_profile
-from fftmoe.deploy.site import Site, SiteSettings, open_site
+from fftmoe.deploy.site import OpenSite, SiteSettings, open_site
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
@@ -23,7 +23,7 @@ from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
 from fftmoe.rounds.run import begin, run
 from fftmoe.setup.compose import Experiment, compose
-from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data
+from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data, read_recipe
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.stacking import clients_at_once
 from fftmoe.store import RunFolder
@@ -43,7 +43,7 @@ class Sites:
 
     reliable = False
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[OpenSite]) -> None:
         self._sites = sites
 
     def absent(self) -> tuple[int, ...]:
@@ -116,10 +116,10 @@ def test_sites_end_with_the_bytes_of_one_machine(
 
 
 @pytest.fixture
-def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callable[..., Site]:
+def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callable[..., OpenSite]:
     """`site(budget="small", labels=[…], run="…", data={…})` of the first author."""
 
-    def make(**changes: Any) -> Site:
+    def make(**changes: Any) -> OpenSite:
         values = over_sites(natural(recipe_values), divided)
         values = {**values, "data": {**values["data"], **changes.get("data", {})}}
         recipe = parse_recipe(values, "test").model_dump(mode="json")
@@ -130,23 +130,23 @@ def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callab
     return make
 
 
-def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Callable[..., Site]):
+def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Callable[..., OpenSite]):
     opened, budget = site(), Budget("small", 1, 2, (1, 2))
     for client_id, task in ((1, "train"), (0, "alone")):
-        plan = ClientPlan(1, client_id, 5, budget, {}, opened.agreed.training, task)
+        plan = ClientPlan(1, client_id, 5, budget, {}, opened.client.agreed.training, task)
         with pytest.raises(InputError, match=rf"site is client 0 .* asked to '{task}' as client {client_id}"):
             opened([pack_plan(plan, {})])
 
 
-def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., Site]):
+def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
     with pytest.raises(
         InputError, match=r"train\.csv: label 'red' occurs in 9 rows and is none of the agreed .*data\.labels"
     ):
         site(labels=["blue", "green", "violet"])
 
 
-def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[..., Site]):
-    assert len(site(data={"source": "/etc"}).examples) == 29
+def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[..., OpenSite]):
+    assert site(data={"source": "/etc"}).client.num_examples == 29
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_job_that_is_none_is_refused(divided: Path, job: dict[str, Any], words
 
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
-def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., Site], run: str):
+def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., OpenSite], run: str):
     with pytest.raises(InputError, match="1 to 64 letters and digits"):
         site(run=run)
 
@@ -220,6 +220,7 @@ def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
         ({"data": {"validation_examples": 7}}, "data.validation_examples"),
         ({"method": "centralized"}, "centralized"),
         ({"method": "fedsa-lora"}, "no global model"),
+        ({"trackers": ["csvv"]}, "tracker 'csvv'"),
     ],
 )
 def test_what_takes_everyones_data_is_refused(
@@ -228,6 +229,13 @@ def test_what_takes_everyones_data_is_refused(
     recipe = parse_recipe(merged(over_sites(natural(recipe_values), divided), changes), "test")
     with pytest.raises(InputError, match=words):
         check_deployable(recipe)
+
+
+def test_a_recipe_comes_from_text_or_by_name(recipe_values: dict[str, Any]):
+    assert read_recipe(json.dumps(recipe_values)) == parse_recipe(recipe_values, "test")
+    assert read_recipe("quickstart").name == "quickstart"
+    with pytest.raises(InputError, match="starts like JSON but is not valid JSON"):
+        read_recipe("{'seed': 3}")
 
 
 def test_the_server_needs_test_rows_and_labels_alone(recipe_values: dict[str, Any], divided: Path):
@@ -250,7 +258,7 @@ def test_a_site_with_a_foreign_budget_is_named(recipe_values: dict[str, Any], di
 
 
 def test_a_site_with_another_backbone_is_named_before_the_first_round(
-    recipe_values: dict[str, Any], divided: Path, site: Callable[..., Site], tmp_path: Path
+    recipe_values: dict[str, Any], divided: Path, site: Callable[..., OpenSite], tmp_path: Path
 ):
     folder = shutil.copytree(recipe_values["backbone"]["model"], tmp_path / "damaged")
     weights = load_file(folder / "model.safetensors")

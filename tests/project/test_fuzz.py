@@ -48,7 +48,6 @@ from fftmoe.deploy.folder import create_deployment, read_site
 from fftmoe.deploy.job import make_job, read_job, read_profile
 from fftmoe.deploy.link.objects import put_together
 from fftmoe.deploy.run_sites import RunSites
-from fftmoe.deploy.site import SiteSettings, _own, agreement
 from fftmoe.engines.flower_messages import (
     pack_query,
     pack_reply,
@@ -62,6 +61,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import pack_plan
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.build import build_model
+from fftmoe.setup.site import make_agreement, site_recipe
 from fftmoe.store import pack_state, read_config, read_labels, unpack_state
 from fftmoe.strict import strict_json, strict_yaml
 from fuzzing import Reader, Watch, fuzz
@@ -133,7 +133,7 @@ def plan(things: Things) -> Reader:
     known = record(recipe_of("fft-moe", things.recipe_values), CELLS["fft-moe"][2], rounds=1)
     experiment = known.experiment
     model = build_model(experiment.recipe, experiment.label_names)
-    agreed = agreement(experiment.recipe, model, known.victim, experiment.budgets[known.victim].name)
+    agreed = make_agreement(experiment.recipe, model, known.victim, experiment.budgets[known.victim].name)
     asked = next(client for client in known.plan.clients if client.client_id == known.victim)
     seeds = [pack_plan(asked, experiment.method.download(known.state, asked))]
     return Reader("plan", lambda data: screen_plan(data, agreed), seeds, (InputError,), 0.24)
@@ -176,12 +176,11 @@ def profile(things: Things) -> Reader:
 
 
 def job(things: Things) -> Reader:
-    settings = SiteSettings("a", 0, things.folder, "small", things.folder)
     recipe = parse_recipe(things.recipe_values, "here").model_dump(mode="json")
     seeds = [json.dumps(make_job(recipe, ["a", "b"], "abc1")).encode()]
 
     def read(data: bytes) -> object:
-        return parse_recipe(_own(read_job(strict_json(data))["recipe"], settings), "there")
+        return site_recipe(read_job(strict_json(data))["recipe"], things.folder, None)
 
     return Reader("job", read, seeds, (ValueError,), 0.05)
 

@@ -27,7 +27,7 @@ GUARDED = {
     "fftmoe.store.server_state": "store/test_hostile_files.py",
     "fftmoe.deploy.job": "deploy/test_sites.py",
     "fftmoe.setup.deployment": "deploy/test_sites.py",
-    "fftmoe.deploy.site": "deploy/test_sites.py",
+    "fftmoe.setup.site": "deploy/test_sites.py",
     "fftmoe.rounds.private_examples": "rounds/test_example_privacy.py",
 }
 

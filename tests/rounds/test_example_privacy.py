@@ -17,12 +17,12 @@ from fftmoe.client import update as update_module
 from fftmoe.client.example_privacy import noisy_backward, poisson_batches, sampling_rate
 from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
-from fftmoe.deploy.site import agreement
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import normal
 from fftmoe.records import Training, pack_plan, unpack_update
 from fftmoe.rounds.run import resume, run
 from fftmoe.server.accountant import Mechanism
+from fftmoe.setup.site import make_agreement
 from tampering import recipe_of, record
 
 EXAMPLES = {"clip_norm": 0.7, "noise_multiplier": 1.3, "delta": 0.001}
@@ -147,7 +147,7 @@ def test_what_is_sent_does_not_tell_what_was_drawn(values: Values, method: str, 
 def test_a_site_refuses_a_server_that_asks_for_less_noise(values: Values):
     known = record(values("fft-moe"), "train", rounds=1)
     plan, method = known.plan.clients[0], known.experiment.method
-    agreed = agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
+    agreed = make_agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
     for less in ({"example_noise": 1.2}, {"example_clip": 0.8}, {"example_clip": None}, {"local_steps": 7}):
         own = replace(plan, training=replace(plan.training, **less))
         with pytest.raises(InputError, match="the server asks to train by"):

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
-from fftmoe.deploy.site import agreement
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import InputError, RunError
 from fftmoe.methods.noise import normal
@@ -28,6 +27,7 @@ from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.site import make_agreement
 from fftmoe.store import RunFolder, pack_state
 from spoiling import of, say
 from tampering import recipe_of, record
@@ -208,7 +208,7 @@ def test_a_site_refuses_a_server_that_asks_for_more_than_the_recipe(values: Valu
     """For an update that is not concealed, or not clipped."""
     known = record(values("fft-moe", NOISY), "train", rounds=1)
     plan, method = known.plan.clients[0], known.experiment.method
-    agreed = agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
+    agreed = make_agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
 
     def asked(**training: Any) -> bytes:
         own = replace(plan, training=replace(plan.training, **training))

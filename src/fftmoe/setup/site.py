@@ -1,0 +1,109 @@
+"""A site's client, from the recipe that its server sent: the model, the site's own examples, and what it agrees to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fftmoe import adapter
+from fftmoe.backbones import fingerprint
+from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.client.screening import Agreement
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.data import Wanted
+from fftmoe.errors import InputError
+from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
+from fftmoe.setup.compose import cached, tokens_per_example, training_of
+from fftmoe.setup.forecast import site_tier
+from fftmoe.setup.load import load_splits
+
+
+@dataclass(frozen=True)
+class SiteClient:
+    """The client of one site, ready for one run.
+
+    Attributes:
+        runtime: trains, and answers the server's messages.
+        agreed: the limits within which a message must be.
+        num_examples: number of the site's training examples.
+        backbone: fingerprint of the backbone that was loaded.
+    """
+
+    runtime: ClientRuntime
+    agreed: Agreement
+    num_examples: int
+    backbone: str
+
+
+def make_site_client(
+    values: Mapping[str, Any],
+    label_names: Sequence[str],
+    *,
+    client_id: int,
+    data: Path,
+    budget: str,
+    model: str | None,
+    states: ClientStates,
+) -> SiteClient:
+    """Load the site's data and the backbone, and make its client.
+
+    Args:
+        values: the recipe that the server sent.
+        label_names: the labels that all sites use, in the order of the logits; none for a task without labels.
+        client_id: the site's index among the clients.
+        data: the folder with the site's `train.*`, whatever the recipe says.
+        budget: see `site_tier`.
+        model: a folder with the backbone; None for the one that the recipe names.
+        states: where the client keeps its state.
+
+    Raises:
+        InputError: the recipe is not valid, or the data, the budget or the model does not fit it.
+    """
+    recipe = site_recipe(values, data, model)
+    rows = load_splits(recipe, str(data), Wanted(("train",), tuple(label_names) or None)).examples["train"]
+    adapted = build_model(recipe, label_names)
+    shape = expert_shape(recipe, adapted.get_base_model(), shared=recipe.method != "flame")
+    blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
+    tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
+    runtime = ClientRuntime(
+        adapted,
+        build_method(recipe, adapted, shape, {}),
+        make_loss(recipe),
+        len(label_names),
+        cached(recipe, adapted, rows),
+        {client_id: np.arange(len(rows))},
+        states,
+        lambda *_, **__: {},  # a site measures nothing for the server
+    )
+    return SiteClient(runtime, make_agreement(recipe, adapted, client_id, tier), len(rows), fingerprint(adapted))
+
+
+def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:
+    """What a site agrees to when it joins a run of this recipe; `model` is freshly built from it."""
+    backbone = model.get_base_model()
+    shape = expert_shape(recipe, backbone, shared=recipe.method != "flame")
+    return Agreement(
+        client_id=client_id,
+        tier=tier,
+        training=training_of(recipe),
+        blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
+        num_experts=pool_size(recipe, backbone),
+        longest=max(size for p in model.parameters() if p.requires_grad for size in p.shape),
+        fit=lambda budget: fit_budgets(recipe, model, [replace(budget, rank=0)], shape)[0],
+    )
+
+
+def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Recipe:
+    """The server's recipe with this site's own paths.
+
+    Raises:
+        InputError: it is not a valid recipe.
+    """
+    for section in ("backbone", "data"):
+        if not isinstance(values.get(section), dict):
+            raise InputError(f"the recipe that the server sent has no section {section}")
+    backbone = {**values["backbone"], **({"model": model} if model else {})}
+    own = {**values, "backbone": backbone, "data": {**values["data"], "source": str(data)}}
+    return parse_recipe(own, "that the server sent")
