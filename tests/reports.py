@@ -96,7 +96,7 @@ class Structure(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.text += data
+            self.text += data.strip("\n")  # the line breaks between elements are no text
         if self.open and self.open[-1] in ("h1", "h2", "h3"):
             self.headings.append(data)
 

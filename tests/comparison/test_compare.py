@@ -233,7 +233,7 @@ def test_of_errors_less_is_better():
     ]
     page = comparison_page(Comparison("x", grid))
     assert "fedit+h: lowest perplexity" in page
-    assert "Perplexity against rounds and bytes" in page
+    assert "Perplexity by rounds and by bytes" in page
     assert "IID kept: own IID perplexity / mean over the other partitions" in page
     assert "below 0" in page
     assert "ccuracy" not in page
@@ -291,7 +291,7 @@ def test_the_page_loads_nothing_and_shows_failures():
     assert "&lt;x&gt;" in page
     assert "out of luck" in page
     assert page.count("<figure") == 4  # by rounds and by bytes, for each partition
-    assert "No cell has finished yet" in comparison_page(Comparison("x", (cell("a+h", "iid", 0, None),)))
+    assert "No run has finished yet" in comparison_page(Comparison("x", (cell("a+h", "iid", 0, None),)))
 
 
 def assert_self_contained(page: str) -> None:

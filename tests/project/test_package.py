@@ -39,6 +39,8 @@ def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(wheel: Pat
     assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} <= {Path(name).name for name in names}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".so"))]
     assert any(name.endswith("py.typed") for name in names)
+    templates = {path.name for path in (ROOT / "src" / "fftmoe" / "report" / "templates").iterdir()}
+    assert {f"fftmoe/report/templates/{name}" for name in templates} <= set(names)
 
 
 def test_it_is_installed_and_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
@@ -51,6 +53,8 @@ def test_it_is_installed_and_works_in_an_environment_of_its_own(wheel: Path, tmp
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = run(python, "-c", "import fftmoe; print(fftmoe.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(own)
+    make_page = "from fftmoe.report.page import report_page; print(report_page({}, [], None))"
+    assert run(python, "-c", make_page, cwd=tmp_path).startswith("<!doctype html>")
     fftmoe = tmp_path / "env" / "bin" / "fftmoe"
     assert "Deploy on many machines" in run(fftmoe, "--help", cwd=tmp_path)
     assert '"tiers"' in run(fftmoe, "plan", "quickstart", "--json", cwd=tmp_path, FFTMOE_CACHE=str(tmp_path / "cache"))

@@ -13,7 +13,7 @@ import pytest
 
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import CellResult, Comparison
-from fftmoe.report.html import report_page
+from fftmoe.report.page import report_page
 from reports import config, rows, summary
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)

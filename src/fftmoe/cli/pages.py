@@ -7,7 +7,7 @@ from typing import Any
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_of
 from fftmoe.errors import InputError
-from fftmoe.report.html import report_page
+from fftmoe.report.page import report_page
 from fftmoe.store import read_config, write_atomically
 
 

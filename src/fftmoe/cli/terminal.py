@@ -11,8 +11,7 @@ from rich.table import Column, Table
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import Forecast, StatisticsCost, TierCost
 from fftmoe.cost.measured import MachineProfile
-from fftmoe.report.html import OWN_MIX
-from fftmoe.report.metric import Metric
+from fftmoe.report.metric import OWN_MIX, Metric
 from fftmoe.report.progress import size
 from fftmoe.setup.load import is_language, reads_images
 from fftmoe.store import read_labels

@@ -1,7 +1,7 @@
 """`comparison.html`: the tables and curves of a comparison in one file that needs no network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fftmoe.comparison.statistics import (
     IID,
@@ -19,35 +19,31 @@ from fftmoe.comparison.statistics import (
     paired_differences,
     select,
 )
-from fftmoe.comparison.tables import Table, failures, tables, with_interval
-from fftmoe.report import draw
-from fftmoe.report.draw import Level, Line
+from fftmoe.comparison.tables import failures, tables, with_interval
+from fftmoe.report.draw import Level, Line, line_figure
+from fftmoe.report.marks import DASHES, Figure
 from fftmoe.report.metric import Metric
-from fftmoe.report.page import alarm, cards, figures, heading, page, paragraph, section, subsection, table
+from fftmoe.report.render import render
 
-BANDS = "Mean over seeds; the band is its 95 % interval (Student t)."
+DIFFERENCES_SHOWN = 4  # at the top of the page; its table lists all
+ROUNDS, BYTES = "round", "MiB up and down"  # the horizontal axes
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The text of the page."""
-    cells, title = comparison.cells, f"{comparison.name}, compared"
-    curves = "".join(
-        subsection(partition, figures(*_curves(cells, partition)))
-        for partition in distinct(cell.partition for cell in cells if cell.rows)
+    """The page as HTML; it needs no network and no script."""
+    cells = comparison.cells
+    partitions = distinct(cell.partition for cell in cells if cell.rows)
+    return render(
+        "comparison.html.j2",
+        title=f"{comparison.name}, compared",
+        sentence=_what_was_run(cells),
+        missing=_missing(cells),
+        outcome=_outcome(cells),
+        tables=tables(comparison),
+        metric=metric_of(cells).label.capitalize(),
+        curves=[(partition, _curves(cells, partition)) for partition in partitions],
+        failures=failures(comparison),
     )
-    body = (
-        heading(title, _what_was_run(cells)),
-        alarm(_missing(cells)),
-        _outcome(comparison),
-        *(section(found.title, *_table(found)) for found in tables(comparison)),
-        section(
-            f"{metric_of(cells).label.capitalize()} against rounds and bytes",
-            paragraph(BANDS if curves else "No cell has finished yet.", note=True),
-            curves,
-        ),
-        section("Failed", *map(paragraph, failures(comparison))),
-    )
-    return page(title, "".join(body))
 
 
 def _what_was_run(cells: Sequence[CellResult]) -> str:
@@ -65,74 +61,73 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
     ]
 
 
-def _outcome(comparison: Comparison) -> str:
-    """The best variant, and how the reference stands against the others, best of them first."""
-    cells, metric = comparison.cells, metric_of(comparison.cells)
-    means = {variant: over_grid(cells, variant, metric.name) for variant in distinct(c.variant for c in cells)}
-    known = {variant: found for variant, found in means.items() if found is not None}
+def _outcome(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
+    """(value, what it is): the best variant, then the reference compared with the others, the largest gain first."""
+    metric = metric_of(cells)
+    means = {variant: over_grid(cells, variant, metric.name) for variant in distinct(cell.variant for cell in cells)}
+    complete = {variant: mean for variant, mean in means.items() if mean is not None}
     where = "mean over partitions and seeds" if len({cell.place for cell in cells}) > 1 else "mean over seeds"
-    sign, most = (1, "lowest") if metric.lower_is_better else (-1, "highest")
-    ranked = sorted(known, key=lambda variant: sign * known[variant].mean)
+    most = "lowest" if metric.lower_is_better else "highest"
+    ranked = sorted(complete, key=lambda variant: metric.gain(0.0, complete[variant].mean))
     shown = [
-        (with_interval(known[best], metric.form), f"{best}: {most} {metric.label}, {where}") for best in ranked[:1]
+        (with_interval(complete[best], metric.form), f"{best}: {most} {metric.label}, {where}") for best in ranked[:1]
     ]
-    found = sorted(paired_differences(cells), key=lambda difference: -sign * difference.estimate.mean)
-    shown += [_against(difference, metric) for difference in found[:4]]
-    return cards(shown) if shown else ""
+    found = sorted(paired_differences(cells), key=lambda difference: -metric.gain(difference.estimate.mean, 0.0))
+    return shown + [_difference_card(difference, metric) for difference in found[:DIFFERENCES_SHOWN]]
 
 
-def _against(found: Difference, metric: Metric) -> tuple[str, str]:
-    text = f"{found.reference} against {found.other}: better in {found.wins} of {found.estimate.n} pairs"
+def _difference_card(found: Difference, metric: Metric) -> tuple[str, str]:
+    text = f"{found.reference} compared with {found.other}: better in {found.wins} of {found.estimate.n} pairs"
     return with_interval(found.estimate, f"+{metric.form}"), text
 
 
-def _table(found: Table) -> list[str]:
-    return [table(found.header, found.rows), *(paragraph(note, note=True) for note in found.notes)]
-
-
-def _curves(cells: Sequence[CellResult], partition: str) -> list[str]:
-    """A colour for every method, a dash for every head; against rounds, and against bytes."""
-    variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
-    colours, metric = _colours(cells, variants), metric_of(cells)
+def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
+    """The metric by rounds and by bytes; empty if no variant has a curve."""
+    metric = metric_of(cells)
     floor, ceiling = metric.bounds
-    known = {variant: points for variant in variants if (points := curve(cells, variant, partition))}
-
-    def drawn(across: str) -> list[Line]:
-        return [
-            Line(
-                variant,
-                [(_place(p, across), p.value) for p in points],
-                colours[variant],
-                heads.index(head_of(cells, variant)) % len(draw.DASHES),
-                [
-                    (_place(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
-                    for p in points
-                    if (width := p.half_width) is not None
-                ],
-            )
-            for variant, points in known.items()
-        ]
-
-    levels = _on_iid(cells, partition)
-    return [
-        draw.lines(
+    levels = _iid_level(cells, partition)
+    drawn = [
+        line_figure(
             f"{metric.label.capitalize()} by {across}",
-            drawn(across),
+            _lines(cells, partition, across),
             across=across,
             levels=levels,
             floor=floor,
             ceiling=ceiling,
         )
-        for across in ("round", "MiB up and down")
+        for across in (ROUNDS, BYTES)
+    ]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
+    """A line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
+    variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
+    colours = _colours(cells, variants)
+    floor, ceiling = metric_of(cells).bounds
+    by_variant: Mapping[str, list[CurvePoint]] = {v: p for v in variants if (p := curve(cells, v, partition))}
+    return [
+        Line(
+            variant,
+            [(_place(p, across), p.value) for p in points],
+            colours[variant],
+            heads.index(head_of(cells, variant)) % len(DASHES),
+            [
+                (_place(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
+                for p in points
+                if (width := p.half_width) is not None
+            ],
+        )
+        for variant, points in by_variant.items()
     ]
 
 
 def _place(point: CurvePoint, across: str) -> float:
-    return point.round if across == "round" else point.bytes / 2**20
+    return point.round if across == ROUNDS else point.bytes / 2**20
 
 
-def _on_iid(cells: Sequence[CellResult], partition: str) -> list[Level]:
-    """What the first reference variant reaches where the data is not skewed, to compare with."""
+def _iid_level(cells: Sequence[CellResult], partition: str) -> list[Level]:
+    """What the first reference variant reaches on IID data, to compare with; empty on IID data itself."""
     reference = next((cell.variant for cell in cells if cell.method == REFERENCE), None)
     if partition == IID or reference is None:
         return []
@@ -141,7 +136,7 @@ def _on_iid(cells: Sequence[CellResult], partition: str) -> list[Level]:
 
 
 def _colours(cells: Sequence[CellResult], variants: Sequence[str]) -> dict[str, int]:
-    """The methods' colours; variants of one method and head each get their own."""
+    """A colour for each method; if two variants have the same method and head, a colour for each variant."""
     method_of = {cell.variant: (cell.method, cell.head) for cell in cells}
     plain = len(set(method_of.values())) == len(variants)
     keys = {variant: method_of[variant][0] if plain else variant for variant in variants}

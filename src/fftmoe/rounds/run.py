@@ -12,7 +12,7 @@ from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError, OutputError
 from fftmoe.records import ServerState, names
 from fftmoe.report.environment import environment
-from fftmoe.report.html import report_page
+from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.rounds.journal import Journal

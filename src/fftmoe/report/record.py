@@ -1,4 +1,4 @@
-"""What the page of a run is made of."""
+"""What the page of a run is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from fftmoe.report.metric import Metric
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run as its folder keeps it.
 
     Attributes:
-        config: the resolved recipe. rows: of `metrics.jsonl`.
-        summary: of `summary.json`; empty as long as the run has not finished.
+        config: the resolved recipe.
+        rows: the lines of `metrics.jsonl`.
+        summary: `summary.json`; empty for a run that has not finished.
     """
 
     config: Mapping[str, Any]
@@ -22,16 +23,21 @@ class Run:
 
     @property
     def metric(self) -> Metric:
-        """What it is judged by."""
+        """The metric that the run is judged by."""
         return Metric.of(self.summary, self.rows)
 
     @property
     def private(self) -> bool:
-        """Whether the server knows nothing of single clients."""
+        """Whether the server knows nothing about single clients."""
         return self.config.get("privacy") not in (None, False, "off")
 
+    @property
+    def epsilon(self) -> list[tuple[float, float]]:
+        """(round, epsilon spent so far) of a differentially private run; empty for others."""
+        return [(row["round"], row["epsilon"]) for row in self.rows if "epsilon" in row]
+
     def setting(self, path: str, default: Any = None) -> Any:
-        """A value of the recipe by its dotted key."""
+        """A value of the recipe by its dotted key; `default` where it is missing or None."""
         value: Any = self.config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,0 +1,134 @@
+"""A figure as plain values: what is drawn where, in which colour, without any markup.
+
+A figure is 360 units wide, about as wide as a phone, and scales. Every colour is a name in the style sheet:
+`c0` … `c7`, `ink` (text), `line` (rules) or `card` (the ground of a map). A template turns the marks into SVG.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+WIDTH = 360
+COLOURS = 8  # c0 … c7
+INK = -1  # as a colour number: the text's colour, which differs from all others
+DASHES = ("", "6 3", "2 2", "8 2 2 2")
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Path:
+    """A line or an area; `d` is its outline as SVG writes it. Empty colours are not painted."""
+
+    kind: ClassVar[str] = "path"
+
+    d: str
+    fill: str = ""
+    stroke: str = ""
+    width: float = 1
+    dash: str = ""
+    round_ends: bool = False
+    opacity: float = 1
+
+
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle."""
+
+    kind: ClassVar[str] = "box"
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    corner: float = 0
+    opacity: float = 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text; `turned` reads upwards."""
+
+    kind: ClassVar[str] = "text"
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "middle"
+    turned: bool = False
+
+
+Mark = Path | Box | Text
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: a sample of what is drawn, in a space `width` wide and 11 high, and what it means."""
+
+    label: str
+    mark: Mark
+    width: int = 26
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its title; `description` says in words what it shows."""
+
+    title: str
+    description: str
+    height: float
+    marks: Sequence[Mark]
+    legend: Sequence[Key] = ()
+    note: str = ""
+    width: ClassVar[int] = WIDTH
+
+
+def colour_name(number: int) -> str:
+    """The style sheet's name of a colour: `c0` … `c7` in turn, or `ink`."""
+    return "ink" if number == INK else f"c{number % COLOURS}"
+
+
+def stroke(d: str, colour: int, dash: int, width: float) -> Path:
+    """An unfilled line."""
+    return Path(d, stroke=colour_name(colour), dash=DASHES[dash], width=width)
+
+
+def line_key(label: str, colour: int, dash: int) -> Key:
+    """A legend's entry for a line."""
+    return Key(label, stroke("M0 6H26", colour, dash, 2.5))
+
+
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """The linear map that takes `low` to `start` and `high` to `stop`."""
+    span = (high - low) or 1.0
+    return lambda value: start + (value - low) / span * (stop - start)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `most` of them at most."""
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * largest, TINY):  # a difference that is only rounding
+        around = largest / 2 if largest > TINY else 0.5
+        high, low = low + around, low - around
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= raw * 0.999)
+    return [step * n for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def grid(values: Sequence[float], y_of: Callable[[float], float], left: int, right: int, show: Callable) -> list[Mark]:
+    """Horizontal rules at the values, each with its value on the left."""
+    rules = "".join(f"M{left} {y_of(v):.1f}H{right}" for v in values)
+    return [Path(rules, stroke="line"), *(Text(left - 5, y_of(v) + 4, show(v), "end") for v in values)]
+
+
+def axis(values: Sequence[float], x_of: Callable[[float], float], bottom: int, name: str, middle: float) -> list[Mark]:
+    """The values of a horizontal axis, and its name below them."""
+    texts = [Text(x_of(v), bottom + 14, f"{v:g}") for v in values]
+    return [*texts, Text(middle, bottom + 28, name)]
+
+
+def every(names: Iterable[str], step: int) -> list[tuple[int, str]]:
+    """Every step-th name with its place."""
+    return [(place, name) for place, name in enumerate(names) if place % max(1, step) == 0]

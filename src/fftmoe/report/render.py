@@ -1,0 +1,28 @@
+"""Pages from templates: Python passes plain values, and `templates/` holds all markup.
+
+Everything that is passed in is escaped (`autoescape`), and a value that a template names but nobody passed is an error.
+"""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a page from one of the templates; the page loads nothing from any other file or host."""
+    return _templates().get_template(template).render(values)
+
+
+@cache
+def _templates() -> Environment:
+    loaded = Environment(
+        loader=PackageLoader("fftmoe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    loaded.filters["short"] = "{:.4g}".format
+    return loaded

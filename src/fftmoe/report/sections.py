@@ -1,0 +1,169 @@
+"""The sections of a run's page as plain values; the template `run.html.j2` holds their text."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fftmoe.report import run_figures
+from fftmoe.report.load import LoadWatch, describe
+from fftmoe.report.marks import Figure
+from fftmoe.report.metric import OWN_MIX
+from fftmoe.report.progress import size
+from fftmoe.report.record import RunRecord
+
+FAULTS_SHOWN = 50
+ALARMS_SHOWN = 20
+NOTHING = "–"
+
+Pairs = list[tuple[str, Any]]
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ClientsView:
+    """What is known about the clients' own values; without rows the server knows nothing."""
+
+    rows: Rows
+    tiers: Pairs
+    figure: Figure | None
+    metric: str
+    measured_on: str
+    private: bool
+
+
+@dataclass(frozen=True)
+class ExpertsView:
+    """Alarms and maps of the experts' load; `hidden` in private mode, where the server does not know it."""
+
+    hidden: bool
+    alarms: list[str]
+    num_alarms: int
+    loads: list[Figure]
+    usage: list[Figure]
+
+
+@dataclass(frozen=True)
+class CostsView:
+    """A row for each tier, whether its seconds were predicted, and the memory of the run as text."""
+
+    rows: Rows
+    timed: bool
+    peak_mib: float | None
+    expected_mib: float | None
+
+
+@dataclass(frozen=True)
+class FaultsView:
+    """Faults by kind as text, the first of them one by one, and how many more there are."""
+
+    counts: str
+    rows: Rows
+    num_more: int
+
+
+@dataclass(frozen=True)
+class PrivacyView:
+    """The smallest number of clients in a sum, and what differential privacy spent and added."""
+
+    min_contributors: Any
+    spent: Pairs
+
+
+def measured_on(run: RunRecord) -> str:
+    """What data the run's metric was measured on."""
+    if run.setting("method") == "local-only":
+        return "mean of the clients' own models on common test data"
+    return "on all test data"
+
+
+def clients(run: RunRecord) -> ClientsView | None:
+    """The clients' own values; None for a run that has not finished."""
+    metric, summary = run.metric, run.summary
+    if not summary:
+        return None
+    measures = {key.replace("accuracy", metric.name): text for key, text in OWN_MIX.items()}
+    rows: Rows = [
+        (text, metric.text(summary[key]["mean"]), metric.text(summary[key]["worst_decile"]))
+        for key, text in measures.items()
+        if key in summary
+    ]
+    by_tier = summary.get(f"{metric.name}_by_tier", {})
+    tiers = [(f"{metric.label} as tier {name} would use it", metric.text(value)) for name, value in by_tier.items()]
+    return ClientsView(rows, tiers, run_figures.clients(run), metric.label, measured_on(run), run.private)
+
+
+def experts(run: RunRecord) -> ExpertsView | None:
+    """How evenly experts were used, and by whom; None for a method without experts."""
+    if run.private and run.setting("method") == "fft-moe":
+        return ExpertsView(True, [], 0, [], [])
+    overall, loads = run_figures.effective(run), run_figures.loads(run)
+    if overall is None:
+        return None
+    alarms = LoadWatch(run.rows).alarms
+    shown = [f"{describe(found)}." for found in alarms[:ALARMS_SHOWN]]
+    return ExpertsView(False, shown, len(alarms), [overall, *loads], run_figures.usage(run))
+
+
+def costs(run: RunRecord) -> CostsView:
+    """What one client of each tier sends, computes and holds in a round: as planned and as measured."""
+    summary = run.summary
+    planned, measured = summary.get("predicted_by_tier", {}), summary.get("per_client_round_by_tier", {})
+    timed = summary.get("prediction", {})
+    rows: Rows = []
+    for tier in dict.fromkeys((*planned, *measured)):
+        cost, found = planned.get(tier, {}), measured.get(tier, {})
+        seconds = timed.get(tier, {}).get("seconds_per_client_round", {}).get("predicted")
+        rows.append(
+            (
+                tier,
+                f"{found.get('client_rounds', 0):.0f}",
+                _planned_and_measured(cost.get("bytes_down"), found.get("bytes_down"), size),
+                _planned_and_measured(cost.get("bytes_up"), found.get("bytes_up"), size),
+                _planned_and_measured(seconds, found.get("seconds"), "{:.2f}".format),
+                size(cost["training_bytes"]) if cost else NOTHING,
+                f"{cost['flops_per_token'] / 1e6:.2f}" if cost else NOTHING,
+            )
+        )
+    return CostsView(rows, bool(timed), summary.get("peak_rss_mib"), summary.get("expected_rss_mib"))
+
+
+def _planned_and_measured(planned: float | None, measured: float | None, show: Callable[[float], str]) -> str:
+    if planned is None:
+        return NOTHING if measured is None else show(measured)
+    return f"{show(planned)} → {NOTHING if measured is None else show(measured)}"
+
+
+def faults(run: RunRecord) -> FaultsView | None:
+    """What went wrong with clients; None if nothing did."""
+    counts = run.rows[-1].get("fault_counts", {}) if run.rows else {}
+    if not counts:
+        return None
+    recorded = [(row["round"], fault) for row in run.rows for fault in row.get("faults", ())]
+    rows: Rows = [(f"round {t}", str(f["client_id"]), f["kind"], f["reason"]) for t, f in recorded[:FAULTS_SHOWN]]
+    text = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()) if number)
+    return FaultsView(text, rows, max(0, len(recorded) - FAULTS_SHOWN))
+
+
+def privacy(run: RunRecord) -> PrivacyView | None:
+    """What a private run keeps from the server, and what it spent; None for a run that is not private."""
+    if not run.private:
+        return None
+    spent, values = run.summary.get("privacy", {}), []
+    if "epsilon" in spent:
+        early = "; the run ended early, to stay within its budget" if spent["stopped_early"] else ""
+        values = [
+            ("epsilon of a client", f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}"),
+            ("noise", f"{spent['noise_multiplier']:.4g} times the clip norm"),
+            ("clip norm", f"{spent['clip_norm']:.4g}"),
+            ("a client is in a round", f"with probability {spent['sampling_rate']:.3g}"),
+        ]
+    return PrivacyView(run.setting("privacy.min_contributors", "?"), values)
+
+
+def robustness(run: RunRecord) -> Pairs:
+    """The settings of a robust run, and how many updates it rejected; empty for other runs."""
+    mode = run.config.get("robustness")
+    if not isinstance(mode, Mapping):
+        return []
+    rejected = run.rows[-1].get("fault_counts", {}).get("rejected", 0) if run.rows else 0
+    return [*((key.replace("_", " "), value) for key, value in mode.items()), ("updates rejected", rejected)]
