@@ -18,20 +18,21 @@ from torch import Tensor
 
 import fftmoe
 from common import RESULTS, TRAINED_HEAD, machine, markdown
-from fftmoe.backbones import load_adapter, logits
+from fftmoe.backbones import logits
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, evaluation_batches
 from fftmoe.exports.check import difference
 from fftmoe.exports.folder import size_of
+from fftmoe.exports.load import reload
 from fftmoe.rounds.run import run
+from fftmoe.setup.finished import finished_run, recipe_of
 from fftmoe.setup.load import load_split
-from fftmoe.trained.load import Trained, load_run, own_backbone
+from fftmoe.trained.run import FinishedRun
 
 RANKS = (4, 16, 64)
 STEPS = 100
 TIMES = 5  # of one batch
 BATCH = 16
-CPU = torch.device("cpu")
 
 Batch = dict[str, Tensor]
 Answer = Callable[[Batch], Tensor]
@@ -59,8 +60,8 @@ def trained_run(folder: Path, data: Path | None) -> Path:
 
 
 def measure(finished: Path, folder: Path) -> dict[str, Any]:
-    trained = load_run(finished, exact=True)
-    examples = load_split(trained.recipe, "test", trained.label_names)
+    described = finished_run(finished)
+    examples = load_split(recipe_of(finished), "test", described.label_names)
     client = next(c for c in range(100) if (finished / "clients" / f"{c:06d}").is_dir())
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
         "peft": ("peft", {}),
@@ -76,7 +77,7 @@ def measure(finished: Path, folder: Path) -> dict[str, Any]:
         about = fftmoe.export(finished, to, folder / str(place), **options)
         made[name] = {"folder": folder / str(place), "seconds": time.perf_counter() - begun, "about": about}
         print(f"{name}: written in {made[name]['seconds']:.0f} s", flush=True)
-    opened = {name: load(trained, one["about"]["format"], one["folder"]) for name, one in made.items()}
+    opened = {name: load(described, one["about"]["format"], one["folder"]) for name, one in made.items()}
     seconds = latencies({name: answer for name, (answer, _) in opened.items()}, batches(examples)[:3])
     expected = [answered for batch in batches(examples) for answered in [opened["peft"][0](batch)]]
     rows = {}
@@ -104,7 +105,7 @@ def accuracy(found: Sequence[Tensor], examples: Examples) -> float:
     return float((torch.cat(list(found)).argmax(1) == examples.labels[order]).double().mean())
 
 
-def load(trained: Trained, form: str, folder: Path) -> tuple[Answer, float]:
+def load(run: FinishedRun, form: str, folder: Path) -> tuple[Answer, float]:
     """A function from a batch to logits, and the seconds it takes to make it."""
     begun = time.perf_counter()
     if form == "onnx":
@@ -112,7 +113,7 @@ def load(trained: Trained, form: str, folder: Path) -> tuple[Answer, float]:
     elif form == "torch-export":
         answer = graph_answer(folder / "model.pt2")
     else:
-        answer = model_answer(load_adapter(own_backbone(trained.recipe, trained.label_names, CPU), folder))
+        answer = model_answer(reload(run, folder))
     return answer, time.perf_counter() - begun
 
 

@@ -21,7 +21,7 @@ from fftmoe.cli.pages import rebuild_report
 from fftmoe.cli.terminal import print_outcome
 from fftmoe.report.load import LoadWatch, describe
 from fftmoe.report.progress import Progress
-from fftmoe.trained.load import recipe_of
+from fftmoe.setup.finished import recipe_of
 
 IMAGES = Path(__file__).parent / "images"
 COLUMNS = 100

@@ -125,7 +125,7 @@ def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list
     Raises:
         InputError: the folder is no finished run, or an input cannot be read.
     """
-    from fftmoe.trained.predict import predict_run
+    from fftmoe.setup.finished import predict_run
 
     return predict_run(Path(run), inputs, **options)
 
@@ -141,6 +141,6 @@ def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict
     Raises:
         InputError: bad input. RunError: what was made computes something else. Nothing has been written.
     """
-    from fftmoe.exports import export_run
+    from fftmoe.setup.export import export_run
 
     return export_run(Path(run), to, Path(output), options)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fftmoe.backbones import logits, on_device
 from fftmoe.data import Examples, evaluation_batches
+from fftmoe.rng import numpy_generator
 from fftmoe.tasks import Task
 
 BATCH_SIZE = 64
@@ -51,6 +52,14 @@ class Tally:
         known = self.counts > 0
         means_LK = self.sums[known] / self.counts[known, None]
         return self.task.metrics(shares_CL[:, known] @ means_LK)[self.task.metric]
+
+
+def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
+    """A fixed random subset of `size` examples; all examples when `size` is None or larger than their number."""
+    if size is None or size >= len(examples):
+        return examples
+    rows = numpy_generator(seed, "holdout").choice(len(examples), size, replace=False)
+    return examples.select(np.sort(rows))
 
 
 @torch.inference_mode()

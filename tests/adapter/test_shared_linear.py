@@ -33,8 +33,8 @@ from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
 from fftmoe.setup.build import build_model, expert_shape
+from fftmoe.setup.finished import load_run
 from fftmoe.store import save_adapter
-from fftmoe.trained.load import load_run
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 from shared_fixtures import Cli
 from shared_updates import output, randomise, trainable
@@ -309,11 +309,11 @@ def test_the_imitation_by_lora_takes_in_the_last_projections_update(run: Path, t
     last = [p for name, p in adapter.shared_projections(trained.model).items() if name.endswith(".output.dense.b")]
     assert any(parameter.any() for parameter in last)
     silent = shutil.copytree(run, tmp_path / "run")
-    save_adapter(trained.model, silent / "adapter", trained.label_names)
+    save_adapter(trained.model, silent / "adapter", trained.run.label_names)
     expected = answers(trained.model, run)
     about = fftmoe.export(silent, "lora", tmp_path / "out", rank=3, steps=0)
     assert all(0 < error < 1e-3 for error in about["relative_error"].values())
-    lora = PeftModel.from_pretrained(fresh_backbone(trained), str(tmp_path / "out")).eval()
-    alone = answers(fresh_backbone(trained), run)
+    lora = PeftModel.from_pretrained(fresh_backbone(trained.run), str(tmp_path / "out")).eval()
+    alone = answers(fresh_backbone(trained.run), run)
     for found, wanted, without in zip(answers(lora, run), expected, alone, strict=True):
         assert (found - wanted).norm() < 0.02 * (without - wanted).norm()

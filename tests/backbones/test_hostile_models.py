@@ -16,7 +16,7 @@ from fftmoe.backbones.lora import lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_model
-from fftmoe.trained.load import load_run
+from fftmoe.setup.finished import load_run
 from hostile import BOMBS, Code, every_bomb, lay_canary, refused, say
 from models import tiny_bert
 

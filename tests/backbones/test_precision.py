@@ -15,8 +15,8 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
+from fftmoe.setup.finished import evaluate_run
 from fftmoe.store import unpack_state
-from fftmoe.trained.load import evaluate_run
 from models import FAMILIES, token_examples
 
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from fftmoe.errors import InputError
 from fftmoe.rng import generator
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
-from fftmoe.trained.load import evaluate_run
+from fftmoe.setup.finished import evaluate_run
 from models import token_examples
 
 KINDS = ("8bit", "4bit")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from fftmoe import adapter
 from fftmoe.backbones import head_parameters, load_adapter, logits
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.exports import peft as peft_export
+from fftmoe.exports.card import figures_of_run, model_card
 from fftmoe.exports.check import Batch, probes
 from fftmoe.exports.load import fresh_backbone
-from fftmoe.trained.load import Trained, load_run, own_backbone
-from fftmoe.trained.personal import load_client, load_federation
+from fftmoe.setup.export import card_facts
+from fftmoe.setup.finished import load_client, load_federation, load_run
+from fftmoe.trained.run import FinishedRun
 from language import language_recipe, save_language_model, save_prompts
 from pictures import vision_values
 from shared_fixtures import Cli, assert_refused
@@ -77,7 +80,7 @@ def answers(model: Any, batches: list[Batch]) -> list[Tensor]:
 
 def opened(run: Path, folder: Path) -> Any:
     """As anybody would open it."""
-    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True)), str(folder)).eval()
+    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True).run), str(folder)).eval()
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor]):
@@ -109,17 +112,14 @@ def test_the_card_says_what_a_hub_and_a_person_want_to_know(texts: Path, out: Pa
     summary = json.loads((texts / "summary.json").read_text())
     (result,) = values["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == summary["accuracy"]
-    for words in ("not private by themselves", "2 rounds", "| accuracy as tier small uses it |", "small (60%"):
-        assert words in body.replace("rounds: 2 of", "2 rounds of")
+    for words in ("not private by themselves", "rounds: 2 with", "| accuracy as tier small uses it |", "small (60%"):
+        assert words in body
     assert str(texts) not in body
 
 
 def test_a_private_runs_card_names_its_epsilon(texts: Path, tmp_path: Path):
-    from fftmoe.exports.card import model_card, of_run
-
-    recipe, summary = load_run(texts).recipe, json.loads((texts / "summary.json").read_text())
-    private = {**summary, "privacy": {"epsilon": 3.25, "delta": 1e-5}}
-    card = model_card(recipe, private, 3, "", of_run(recipe, private, own=True))
+    private = replace(card_facts(texts), epsilon=3.25, delta=1e-5)
+    card = model_card(load_run(texts).run, private, "", figures_of_run(private, own=True))
     assert "epsilon 3.25 at delta 1e-05" in card
     assert "not private by themselves" not in card
 
@@ -149,8 +149,8 @@ def test_a_clients_adapter_gives_what_its_own_model_gives(texts: Path, tmp_path:
     assert about["experts"] == {str(block): list(ids) for block, ids in client.experts.items()}
     if client.kept:  # its router is not the federation's
         moved = load_federation(texts, exact=True)
-        moved.experiment.method.install(moved.experiment.model, moved.state.tensors, client.budget)
-        assert not answers(moved.experiment.model, batches)[2].equal(expected[2])
+        moved.method.install(moved.trained.model, moved.state.tensors, client.budget)
+        assert not answers(moved.trained.model, batches)[2].equal(expected[2])
 
 
 def test_both_tiers_and_own_states_are_among_those_clients(texts: Path):
@@ -162,7 +162,7 @@ def test_both_tiers_and_own_states_are_among_those_clients(texts: Path):
 def test_a_tiers_adapter_has_the_experts_most_used(texts: Path, out: Path):
     about = fftmoe.export(texts, "personal", out, tier="small")
     federation = load_federation(texts, exact=True)
-    block = max(federation.experiment.largest.blocks)
+    block = max(max(tier.blocks) for tier in federation.tiers)
     busiest = federation.state.load[f"blocks.{block}"].topk(2).indices.tolist()
     assert about["experts"] == {str(block): sorted(busiest)}
     pool = adapter.blocks(load_run(texts, exact=True).model)[block]
@@ -202,8 +202,10 @@ def test_the_random_features_before_a_solved_head_go_along(solved: Path, out: Pa
     expected = head_of(load_run(solved, exact=True).model)
     assert expected.keys() == {"weight", "bias", "directions", "phases"}
     trained = load_run(solved, exact=True)
-    recipe = trained.recipe.model_copy(update={"seed": 97})
-    other = fresh_backbone(Trained(recipe, trained.label_names, trained.model))
+    other = fresh_backbone(trained.run)
+    with torch.no_grad():
+        for tensor in head_of(other).values():
+            tensor.add_(1)
     found = head_of(PeftModel.from_pretrained(other, str(out)))
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
 
@@ -216,8 +218,8 @@ def head_of(model: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((), ("--client", "--tier", "--experts")),
-        (("--client", 3, "--tier", "small"), ("one of",)),
+        ((), ("exactly one of --client", "--tier", "--experts")),
+        (("--client", 3, "--tier", "small"), ("exactly one of",)),
         (("--client", 7), ("client 7", "0 to 6")),
         (("--tier", "smal"), ("'smal'", "did you mean 'small'")),
         (("--experts", "1,5"), ("--experts 1,5", "0 to 4")),
@@ -242,7 +244,7 @@ def test_a_graph_needs_nothing_but_torch_and_takes_any_batch(texts: Path, out: P
     mask = (torch.arange(11) < torch.arange(3, 10)[:, None]).long()
     batch = {"input_ids": ids, "attention_mask": mask}
     torch.testing.assert_close(graph(**batch), answers(trained.model, [batch])[0])
-    assert json.loads((out / "labels.json").read_text())["labels"] == list(trained.label_names)
+    assert json.loads((out / "labels.json").read_text())["labels"] == list(trained.run.label_names)
     assert about["top_k"] == (top_k or 2)
 
 
@@ -305,8 +307,8 @@ def test_a_model_of_images_is_exported_alike(
 def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
     cli: Cli, texts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def wrong(trained: Any, folder: Path) -> Any:
-        model = load_adapter(own_backbone(trained.recipe, trained.label_names, torch.device("cpu")), folder)
+    def wrong(run: FinishedRun, folder: Path) -> Any:
+        model = load_adapter(fresh_backbone(run), folder)
         with torch.no_grad():
             next(iter(head_parameters(model).values())).mul_(1.001)
         return model
@@ -327,6 +329,6 @@ def test_a_folder_with_files_and_strange_options_are_refused(cli: Cli, texts: Pa
     other = out.parent / "other"
     assert_refused(cli("export", texts, "--to", "pef", "--output", other), "did you mean 'peft'")
     strange = cli("export", texts, "--to", "peft", "--output", other, "--rank", 3)
-    assert_refused(strange, "--rank is no option of --to peft, but of lora")
+    assert_refused(strange, "--rank is not an option of --to peft, but of lora")
     assert_refused(cli("export", texts.parent, "--to", "peft", "--output", other), "is not a run folder")
     assert not other.exists()

@@ -22,11 +22,11 @@ from fftmoe.evaluate import tally
 from fftmoe.exports import distil as distillation
 from fftmoe.exports import fit
 from fftmoe.exports.check import probes
-from fftmoe.exports.examples import unlabelled
 from fftmoe.exports.load import fresh_backbone
+from fftmoe.setup.export import lora_examples
+from fftmoe.setup.finished import load_run, recipe_of
 from fftmoe.setup.load import load_split
 from fftmoe.tasks import make_task
-from fftmoe.trained.load import load_run
 from language import language_recipe, save_language_model, save_prompts
 from shared_fixtures import Cli, assert_refused
 
@@ -57,8 +57,10 @@ def pairs(seed: int) -> tuple[Tensor, Tensor]:
     return h_TF, torch.tanh(h_TF @ torch.randn(INPUTS, DIM, generator=torch.Generator().manual_seed(1))) + 0.1
 
 
-def sums_of(h_TF: Tensor, d_TD: Tensor) -> fit.Sums:
-    sums = fit.Sums(torch.zeros(INPUTS, INPUTS, dtype=torch.float64), torch.zeros(INPUTS, DIM, dtype=torch.float64))
+def sums_of(h_TF: Tensor, d_TD: Tensor) -> fit.TokenSums:
+    sums = fit.TokenSums(
+        torch.zeros(INPUTS, INPUTS, dtype=torch.float64), torch.zeros(INPUTS, DIM, dtype=torch.float64)
+    )
     sums.add(h_TF[:40], d_TD[:40])
     sums.add(h_TF[40:], d_TD[40:])
     return sums
@@ -118,7 +120,7 @@ def exported(cli: Cli, run: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def opened(run: Path, folder: Path) -> Any:
-    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True)), str(folder)).eval()
+    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True).run), str(folder)).eval()
 
 
 def test_it_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: tuple[Path, dict[str, Any]]):
@@ -148,7 +150,7 @@ def test_the_shared_update_of_attention_and_the_head_are_exact(run: Path, export
 def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, dict[str, Any]]):
     folder, about = exported
     trained = load_run(run, exact=True)
-    test, task = load_split(trained.recipe, "test", trained.label_names), make_task("sequence-classification")
+    test, task = load_split(recipe_of(run), "test", trained.run.label_names), make_task("sequence-classification")
     for name, model in (("lora", opened(run, folder)), ("mixture_of_experts", trained.model)):
         assert about["metric"][name] == tally(model, task, test, 3).metrics()
     # Without experts and shared updates the model is the backbone with the run's head.
@@ -167,7 +169,7 @@ def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, 
 
 def test_training_after_the_fit_brings_the_outputs_nearer(run: Path, tmp_path: Path):
     trained = load_run(run, exact=True)
-    batches, _ = unlabelled(trained, None, 16)
+    batches = lora_examples(trained.run, None).fitted
     sites = distillation._sites(trained.model)
     losses = []
     for steps in (0, 40):
@@ -213,7 +215,7 @@ def test_a_language_model_and_its_lora_are_made_one_without_this_package(cli: Cl
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         ours = logits(opened(run, tmp_path / "as-lora"), {"input_ids": ids})
-        alone = logits(fresh_backbone(load_run(run, exact=True)).eval(), {"input_ids": ids})
+        alone = logits(fresh_backbone(load_run(run, exact=True).run).eval(), {"input_ids": ids})
         # B A is added to the weight before it is multiplied, and not after.
         torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-5, atol=1e-5)
     assert (ours - alone).abs().max() > 1e-3

@@ -30,10 +30,10 @@ from fftmoe.server import solve
 from fftmoe.server.solve import plan_sums
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_examples
 from fftmoe.store import unpack_state
-from fftmoe.trained.load import evaluate_run
 from models import FAMILIES, HIDDEN, tiny_tokenizer
 from shared_fixtures import Cli
 from tampering import Kept

@@ -23,10 +23,10 @@ from fftmoe.rounds.run import resume, run
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
+from fftmoe.setup.finished import evaluate_run, load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_split
 from fftmoe.tasks import CausalLm, NextToken, exact_match, rouge_l
-from fftmoe.trained.load import evaluate_run, load_run
 from interrupting import Killed, interrupt, results
 from language import (
     BEGIN,

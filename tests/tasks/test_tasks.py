@@ -16,10 +16,10 @@ from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
+from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.targeted import load_targeted
 from fftmoe.tasks import EachLabel, MultiLabel, PerToken, Regression, Squares, Task, TokenClassification
-from fftmoe.trained.load import evaluate_run
 
 WORDS = ("ash", "bay", "cod", "dew", "elm")
 COLOURS = ("blue", "green", "red")

@@ -15,9 +15,9 @@ from PIL import Image
 
 import fftmoe
 from fftmoe.backbones import load_tokenizer, logits
+from fftmoe.setup.finished import load_client, load_run, recipe_of
 from fftmoe.setup.load import load_split
-from fftmoe.trained.load import Trained, load_run
-from fftmoe.trained.personal import load_client
+from fftmoe.trained.run import TrainedModel
 from language import language_recipe, save_language_model, save_prompts
 from pictures import COLOURS, vision_values
 from shared_fixtures import Cli, assert_refused
@@ -146,7 +146,7 @@ def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Pat
     table = rows(cli, vision, source, "--scores")
     assert [row["image"] for row in table] == [f"{source}:{row}" for row in range(1, 24)]
     trained = load_run(vision)
-    examples = load_split(trained.recipe, "test", trained.label_names)
+    examples = load_split(recipe_of(vision), "test", trained.run.label_names)
     pictures = datasets.Dataset.from_parquet(str(source))
     assert isinstance(pictures, datasets.Dataset)
     for row in range(3):
@@ -177,9 +177,9 @@ def test_what_is_no_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
 # Prompts
 
 
-def greedily(trained: Trained, prompt: str, most: int) -> str:
+def greedily(trained: TrainedModel, prompt: str, most: int) -> str:
     """The completion as a loop over whole forward passes."""
-    tokenizer: Any = load_tokenizer(trained.recipe.backbone.model)
+    tokenizer: Any = load_tokenizer(trained.run.backbone.model)
     ids, start = tokenizer(prompt)["input_ids"], len(tokenizer(prompt)["input_ids"])
     while len(ids) < start + most:
         with torch.inference_mode():
@@ -196,7 +196,7 @@ def test_prompts_are_completed_greedily(cli: Cli, language: Path):
     assert found == [{"prompt": prompt, "completion": greedily(trained, prompt, 3)} for prompt in prompts]
     assert any(row["completion"] for row in found)
     assert found == rows(cli, language, "--max-new-tokens", 3, stdin="\n".join(prompts))
-    table = Path(trained.recipe.data.source) / "test.csv"  # its column is the recipe's
+    table = Path(recipe_of(language).data.source) / "test.csv"  # its column is the recipe's
     assert len(rows(cli, language, "--file", table, "--max-new-tokens", 1)) == 23
 
 

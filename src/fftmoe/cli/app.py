@@ -125,7 +125,7 @@ def resume(
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
     from fftmoe.rounds import run as runs
-    from fftmoe.trained.load import recipe_of
+    from fftmoe.setup.finished import recipe_of
 
     overrides = [*(set_ or []), *([f"engine.workers={workers}"] if workers else [])]
     console = Console()

@@ -56,7 +56,7 @@ def server(
     from fftmoe.config import load_recipe
     from fftmoe.deploy.server import run_server
     from fftmoe.report.progress import Progress
-    from fftmoe.trained.load import recipe_of
+    from fftmoe.setup.finished import recipe_of
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `deploy stop` ends it as Ctrl-C does
     console = Console()

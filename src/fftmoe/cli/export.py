@@ -1,4 +1,4 @@
-"""`fftmoe export`: a finished run in the forms that others use."""
+"""`fftmoe export`: write a finished run in another form."""
 
 import sys
 from pathlib import Path
@@ -12,44 +12,47 @@ from fftmoe.errors import InputError
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     to: Annotated[str, typer.Option(help="peft, personal, lora, onnx or torch-export.")],
-    output: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
-    top_k: Annotated[int | None, typer.Option(min=1, help="Experts a token uses; default: the largest tier's.")] = None,
-    client: Annotated[int | None, typer.Option(min=0, help="personal: the client whose own model it is.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; default: as the largest tier.")] = None,
+    client: Annotated[int | None, typer.Option(min=0, help="personal: the model of this client.")] = None,
     tier: Annotated[str | None, typer.Option(help="personal: as many experts as this tier holds.")] = None,
     experts: Annotated[str | None, typer.Option(help="personal: these experts of every block, e.g. 0,3,5.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="lora: of the factors; default 16.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="lora: the rank of the factors; default 16.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="lora: a file of texts, or a source; default: the run's training split.")
+        str | None, typer.Option(help="lora: a file of texts, or a data source; default: the run's training split.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="lora: of training after the fit; default 100.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="lora: training steps after the fit; default 100.")] = None,
 ) -> None:
-    """Write a finished run for others to use, and compare it with the run before it is."""
-    from fftmoe.exports import export_run
+    """Write a finished run in another form, after comparing it with the run."""
+    from fftmoe.setup.export import export_run
 
-    options = {"top_k": top_k, "client": client, "tier": tier, "experts": _numbers(experts)}
+    options = {"top_k": top_k, "client": client, "tier": tier, "experts": _expert_ids(experts)}
     about = export_run(run, to, output, {**options, "rank": rank, "data": data, "steps": steps})
-    sys.stdout.write(told(about, output))
+    sys.stdout.write(describe_export(about, output))
 
 
-def told(about: dict[str, Any], output: Path) -> str:
-    """What a person wants to know of an export."""
+def describe_export(about: dict[str, Any], output: Path) -> str:
+    """What the terminal shows of an export, from the contents of `export.json`."""
     found = f"logits differ by {about['max_difference']:.2g} at most (allowed: {about['tolerance']:.2g})"
     lines = [f"{output}: {about['format']}, {about['bytes'] / 2**20:.2f} MiB"]
     if "relative_error" not in about:
         return "\n".join([*lines, f"compared with the run: {found}"]) + "\n"
-    lines += [f"loaded again: {found}", "an imitation. Of what the experts add it lacks, squared, on held-out tokens:"]
+    lines += [
+        f"loaded again: {found}",
+        "this LoRA is an imitation. It misses this share of what the experts add (squared, on held-out tokens):",
+    ]
     lines += [f"  block {block}: {error:.1%}" for block, error in about["relative_error"].items()]
     lines.append("on the run's test split:")
-    lines += [f"  {model.replace('_', ' ')}: {_named(metric)}" for model, metric in about["metric"].items()]
+    lines += [f"  {model.replace('_', ' ')}: {_listed(metric)}" for model, metric in about["metric"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _named(metric: dict[str, float]) -> str:
+def _listed(metric: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metric.items())
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def _expert_ids(text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--experts {text}: write numbers of experts, e.g. 0,3,5") from None
+        raise InputError(f"--experts {text}: write the numbers of experts, e.g. 0,3,5") from None

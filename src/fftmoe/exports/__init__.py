@@ -1,4 +1,5 @@
-"""A finished run in the forms that others use: PEFT folders, a plain LoRA, graphs for devices."""
+"""Other forms of a finished run: PEFT folders with a model card, a plain LoRA, and graphs that run by themselves.
 
-from fftmoe.exports.export import FORMATS as FORMATS
-from fftmoe.exports.export import export_run as export_run
+`trained/` loads the model of a run, and `setup/export.py` reads the run's recipe and chooses the form. `setup/`,
+`rounds/` and the command line may import this package.
+"""

@@ -1,4 +1,4 @@
-"""A fitted LoRA trained to give what the mixture of experts gives, in every block and at the end."""
+"""Train a fitted LoRA further, so that its blocks and its logits give what the mixture of experts gives."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ from fftmoe.rng import generator
 LEARNING_RATE = 1e-3
 
 
-class Given(NamedTuple):
-    """Logits [T, C] of texts, images or tokens, and what each feed-forward network gives, [T, D]."""
+class Outputs(NamedTuple):
+    """Logits [T, C] of texts, images or tokens, and the output [T, D] of each adapted feed-forward network."""
 
     logits: Tensor
     states: list[Tensor]
@@ -33,15 +33,16 @@ def distil(
     steps: int,
     exclusive: bool,
 ) -> None:
-    """Adam on the factors' numbers, `steps` batches in a fixed random order.
+    """Train the factors with Adam on `steps` batches in a fixed random order.
 
-    The loss is KL(teacher | student) of the class probabilities (where classes do not exclude one another, the squared
-    difference of the logits), plus the mean over blocks of the squared difference of their outputs, both relative to
-    the teacher's: each block hears of its own error, and all of what it comes to.
+    The loss is the KL divergence KL(teacher | student) of the class probabilities plus the mean over blocks of the
+    squared difference of the block outputs. Where classes do not exclude one another, the squared difference of the
+    logits takes the place of the divergence. Squared differences are relative to the mean square of the teacher. Each
+    block is therefore trained on its own error and on the error of the whole model.
 
     Args:
-        factors: A and B by block, the only parameters of `student` that change.
-        exclusive: one class alone is right.
+        factors: the parameters A and B by block; no other parameter of `student` changes.
+        exclusive: whether exactly one class is right.
     """
     parameters = [factor for pair in factors.values() for factor in pair]
     student.requires_grad_(False)
@@ -53,21 +54,21 @@ def distil(
         adam.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         batch = batches[index]
         with torch.no_grad():
-            wanted = _run(teacher, batch, sites)
+            target = _run(teacher, batch, sites)
         adam.zero_grad(set_to_none=True)
-        _loss(_run(student, batch, sites), wanted, exclusive).backward()
+        _loss(_run(student, batch, sites), target, exclusive).backward()
         adam.step()
     student.requires_grad_(False)
 
 
 def _sites(teacher: Any) -> list[str]:
-    """The feed-forward networks beside which the teacher's experts sit, by their names in both models."""
+    """The feed-forward networks with experts, by the names that they have in both models."""
     names = (name for name, module in teacher.named_modules() if isinstance(module, adapter.SparseMoe))
     return [name.partition(".moe_experts.")[0] for name in names]
 
 
-def _run(model: Any, batch: Batch, sites: Sequence[str]) -> Given:
-    """What a model gives for a batch."""
+def _run(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
+    """The logits and the block outputs of a model for a batch."""
     states: dict[str, Tensor] = {}
 
     def keep(site: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -77,17 +78,19 @@ def _run(model: Any, batch: Batch, sites: Sequence[str]) -> Given:
         for site in sites:
             stack.callback(model.get_submodule(site).register_forward_hook(keep(site)).remove)
         found = logits(model, batch)
-    return Given(found if found.dim() == 2 else real_tokens(found, batch), [states[site] for site in sites])
+    return Outputs(found if found.dim() == 2 else real_tokens(found, batch), [states[site] for site in sites])
 
 
-def _loss(found: Given, wanted: Given, exclusive: bool) -> Tensor:
+def _loss(found: Outputs, target: Outputs, exclusive: bool) -> Tensor:
     if exclusive:
-        one, other = found.logits.log_softmax(-1), wanted.logits.log_softmax(-1)
-        last = F.kl_div(one, other, reduction="batchmean", log_target=True)
+        student, teacher = found.logits.log_softmax(-1), target.logits.log_softmax(-1)
+        last = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     else:
-        last = _relative(found.logits, wanted.logits)
-    return last + torch.stack([_relative(*pair) for pair in zip(found.states, wanted.states, strict=True)]).mean()
+        last = _relative_square(found.logits, target.logits)
+    return (
+        last + torch.stack([_relative_square(*pair) for pair in zip(found.states, target.states, strict=True)]).mean()
+    )
 
 
-def _relative(found: Tensor, wanted: Tensor) -> Tensor:
-    return F.mse_loss(found, wanted) / wanted.square().mean()
+def _relative_square(found: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(found, target) / target.square().mean()

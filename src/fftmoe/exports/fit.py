@@ -1,12 +1,12 @@
-"""The low-rank map that imitates a mixture of experts best in the mean square, in closed form.
+"""The low-rank map that imitates a mixture of experts with the least squared error, in closed form.
 
-The mixture adds D(x) to a block's feed-forward network, whose last projection reads h(x); a shared update of that
-projection adds to it, and counts in D. Of all W of rank r,
+The mixture adds D(x) to the output of a block's feed-forward network, whose last projection reads h(x). A shared update
+of that projection adds to the same output, so its part is included in D. Among all W of rank r,
 
     W = argmin E |D - W h|^2 + ridge |W|^2
 
-is P W', where W' is the solution of any rank and P projects on the r first principal directions of what W' gives
-(reduced-rank regression; Izenman, 1975). Only sums over tokens are needed.
+is P W', where W' is the solution of full rank and P projects on the first r principal directions of the fitted values
+W' h (reduced-rank regression; Izenman, 1975). Only sums over tokens are needed.
 
 Shape letters: T tokens, F inputs of the projection, D model dim, r rank.
 """
@@ -25,12 +25,16 @@ from fftmoe.adapter.shared_update import LowRank
 from fftmoe.backbones import logits
 from fftmoe.exports.check import Batch
 
-RIDGE = 1e-2  # of the mean square of an input
+RIDGE = 1e-2  # relative to the mean square of an input
 
 
 @dataclass
-class Sums:
-    """Of pairs (h, D) of one block: gram [F, F] of h, cross [F, D] of the two, and the sum of |D|^2; float64."""
+class TokenSums:
+    """Sums over the pairs (h, D) of one block.
+
+    Attributes:
+        gram: of h h^T, float64 [F, F]. cross: of h D^T, float64 [F, D]. energy: of |D|^2. tokens: the number of pairs.
+    """
 
     gram: Tensor
     cross: Tensor
@@ -38,40 +42,43 @@ class Sums:
     tokens: int = 0
 
     def add(self, h_TF: Tensor, d_TD: Tensor) -> None:
-        """Further tokens."""
+        """Add further tokens."""
         self.gram += (h_TF.mT @ h_TF).double()
         self.cross += (h_TF.mT @ d_TD).double()
         self.energy += float(d_TD.double().square().sum())
         self.tokens += len(h_TF)
 
 
-def low_rank(sums: Sums, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors A [r, F] and B [D, r], float32, of W = B A."""
+def low_rank(sums: TokenSums, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors A [r, F] and B [D, r] of W = B A, float32."""
     num_inputs = len(sums.gram)
     ridge = RIDGE * sums.gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
     whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
-    # The principal directions of the fitted values: eigenvectors of C^T (G + ridge)^-1 C.
+    # The principal directions of the fitted values are the eigenvectors of C^T (G + ridge)^-1 C.
     _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
     best_Dr = directions_DD[:, -rank:].flip(-1)
     return (whole_FD @ best_Dr).mT.float().contiguous(), best_Dr.float().contiguous()
 
 
 @torch.no_grad()
-def relative_error(sums: Sums, a: Tensor, b: Tensor) -> float:
-    """Sum of |D - B A h|^2 over that of |D|^2: 0 is a perfect copy, 1 no better than nothing."""
+def relative_error(sums: TokenSums, a: Tensor, b: Tensor) -> float:
+    """The sum of |D - B A h|^2 over the sum of |D|^2: 0 for a perfect imitation, 1 for a map that gives 0."""
     map_FD = (b.double() @ a.double()).mT
     fitted = ((sums.gram @ map_FD) * map_FD).sum() - 2 * (sums.cross * map_FD).sum()
     return float(1 + fitted / sums.energy) if sums.energy else 0.0
 
 
 def last_projections(model: Any) -> dict[int, str]:
-    """The last linear module of the feed-forward network of each adapted block, by its name in the bare backbone."""
+    """The name of the last linear module in the feed-forward network of each adapted block.
+
+    Names are those of the backbone without an adapter.
+    """
     names = target_names(model, adapter.blocks(model), "feed-forward")
     return {block_of_module(name): bare(name) for name in names}
 
 
 def last_shared(model: Any) -> dict[int, LowRank]:
-    """The shared updates of those modules, where they have any."""
+    """The shared updates of those modules by block, where they have one."""
     names = last_projections(model)
     return {
         block_of_module(name): module
@@ -81,41 +88,41 @@ def last_shared(model: Any) -> dict[int, LowRank]:
 
 
 def owner(name: str) -> str:
-    """The module of the bare backbone that a shared update belongs to."""
+    """The module of the backbone that a shared update of this name changes."""
     return bare(name.partition(".moe_shared.")[0])
 
 
 def bare(name: str) -> str:
-    """What a module of an adapted model is called in the backbone without an adapter."""
+    """The name that a module of an adapted model has in the backbone without an adapter."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
 @torch.no_grad()
-def collect(model: Any, batches: Sequence[Batch]) -> dict[int, Sums]:
-    """The sums of every adapted block over all tokens of these batches that are not padding."""
-    sums: dict[int, Sums] = {}
+def collect(model: Any, batches: Sequence[Batch]) -> dict[int, TokenSums]:
+    """The sums of every adapted block over all tokens of these batches except padding."""
+    sums: dict[int, TokenSums] = {}
     with _reading(model) as (inputs, added):
         for batch in batches:
             logits(model, batch)
             for block in list(added):
                 h_TF, d_TD = real_tokens(inputs[block], batch), real_tokens(added.pop(block), batch)
-                sums.setdefault(block, _nothing(h_TF.shape[1], d_TD.shape[1])).add(h_TF, d_TD)
+                sums.setdefault(block, _zero_sums(h_TF.shape[1], d_TD.shape[1])).add(h_TF, d_TD)
     return sums
 
 
-def _nothing(num_inputs: int, dim: int) -> Sums:
+def _zero_sums(num_inputs: int, dim: int) -> TokenSums:
     gram, cross = (torch.zeros(num_inputs, n, dtype=torch.float64) for n in (num_inputs, dim))
-    return Sums(gram, cross)
+    return TokenSums(gram, cross)
 
 
-States = dict[int, Tensor]
+BlockStates = dict[int, Tensor]
 
 
 @contextmanager
-def _reading(model: Any) -> Iterator[tuple[States, States]]:
-    """Within the context a forward pass leaves h [..., F] and D [..., D] of every adapted block."""
-    inputs: States = {}
-    added: States = {}
+def _reading(model: Any) -> Iterator[tuple[BlockStates, BlockStates]]:
+    """Within the context, a forward pass fills two dictionaries with h [..., F] and D [..., D] of every block."""
+    inputs: BlockStates = {}
+    added: BlockStates = {}
 
     def reads(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: inputs.update({block: arguments[0]})
@@ -125,7 +132,7 @@ def _reading(model: Any) -> Iterator[tuple[States, States]]:
 
     with ExitStack() as stack:
         for name in target_names(model, adapter.blocks(model), "feed-forward"):
-            # Of a block's linear modules the last takes the others' places: they are in the order of their use.
+            # The linear modules of a block are in the order of their use, and the last one overwrites the others.
             block, linear = block_of_module(name), model.get_submodule(name)
             stack.callback(linear.register_forward_pre_hook(reads(block)).remove)
         for block, module in (*adapter.blocks(model).items(), *last_shared(model).items()):
@@ -134,6 +141,6 @@ def _reading(model: Any) -> Iterator[tuple[States, States]]:
 
 
 def real_tokens(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """The states [B, S, n] of a batch's tokens without padding, [T, n]; of images all of them."""
+    """The states [B, S, n] of the tokens that are not padding, [T, n]; for images the states of all tokens."""
     mask = batch.get("attention_mask")
     return states.flatten(0, -2) if mask is None else states[mask.bool()]

@@ -1,4 +1,4 @@
-"""The folder of an export: whole or not there, and what it says of itself."""
+"""The folder of an export, which appears whole or not at all."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ ABOUT = "export.json"
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `path` when all went well and is gone otherwise.
+    """A temporary folder to write into; it is renamed to `path` on success and removed on any error.
 
     Raises:
         InputError: `path` holds files, or cannot be made.
@@ -36,22 +36,22 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file of text."""
+    """Write a text file."""
     with disk_errors(path):
         path.write_text(text)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Strict JSON for people."""
+    """Write indented strict JSON."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def digest_of(path: Path) -> str:
-    """A file's SHA-256, as hexadecimal digits."""
+    """The SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all its files."""
+    """The bytes of all files in a folder and in the folders below it."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

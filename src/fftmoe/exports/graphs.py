@@ -1,7 +1,7 @@
-"""The adapted model as a graph that needs none of this package: a `.pt2` file of torch.export, or an ONNX file.
+"""Export the adapted model as a graph that runs without this package: a `.pt2` file of torch.export, or an ONNX file.
 
-The batch, and of texts the number of tokens, stay open. All experts are computed and the unchosen gated to zero
-(`compute: wide`): the one form whose shapes do not depend on what the router decides.
+The batch size and the number of tokens stay open. The graph computes all experts and multiplies the unchosen ones by
+zero (`compute: wide`), because only then does no shape depend on the decisions of the router.
 """
 
 import importlib.util
@@ -20,24 +20,24 @@ from fftmoe.backbones import logits
 from fftmoe.errors import InputError
 from fftmoe.exports.check import Batch, answers, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_json
-from fftmoe.exports.load import Source, open_run
 from fftmoe.store import disk_errors
+from fftmoe.trained.run import TrainedModel
 
 GRAPH, ONNX = "model.pt2", "model.onnx"
-# The run may have computed its experts in another order of additions, an ONNX runtime everything.
+# The run may have added up its experts in another order; an ONNX runtime computes everything in its own way.
 REORDERED, OTHER_RUNTIME = 1e-4, 1e-3
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class TextGraph(nn.Module):
-    """From token ids to logits; the names of the arguments are those of the graph's inputs."""
+    """From token ids to logits; the arguments of `forward` name the inputs of the graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, S] both; [B, C], or [B, S, V] of a language model."""
+        """From two int64 [B, S] to logits [B, C], or [B, S, V] for a language model."""
         return logits(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
 
 
@@ -49,37 +49,57 @@ class ImageGraph(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """float32 [B, 3, H, W], normalised as the model's image processor does; [B, C]."""
+        """From float32 [B, 3, H, W], normalised as the model's image processor does it, to logits [B, C]."""
         return logits(self.model, {"pixel_values": pixel_values})
 
 
-def export_graph(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
-    """`model.pt2`, which `torch.export.load` opens; what `export.json` says of it is returned."""
-    source = open_run(run, top_k)
-    batches, expected = _expected(source)
+def export_graph(trained: TrainedModel, folder: Path) -> dict[str, Any]:
+    """Write `model.pt2`, which `torch.export.load` opens.
+
+    Returns:
+        What `export.json` records about this format.
+
+    Raises:
+        RunError: the graph gives other logits.
+    """
+    batches = probes(trained)
+    expected = answers(trained.model, batches)
     with disk_errors(folder), _quiet():
-        torch.export.save(_traced(source, batches[-1]), folder / GRAPH)
+        torch.export.save(_traced(trained, batches[-1]), folder / GRAPH)
         module = torch.export.load(folder / GRAPH).module()
     with torch.inference_mode():
         found = difference([module(**batch) for batch in batches], expected)
-    return _told(source, folder, GRAPH, require(found, REORDERED, "graph"))
+    return _record(trained, folder, GRAPH, require(found, REORDERED, "graph"))
 
 
-def export_onnx(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
-    """`model.onnx`; what `export.json` says of it is returned.
+def check_onnx_packages() -> None:
+    """Check that what `export_onnx` needs is installed.
 
     Raises:
-        InputError: the packages of the extra `export` are missing.
+        InputError: packages of the extra `export` are missing.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--to onnx needs {', '.join(missing)}; run: pip install 'fftmoe[export]'")
+
+
+def export_onnx(trained: TrainedModel, folder: Path) -> dict[str, Any]:
+    """Write `model.onnx`.
+
+    Returns:
+        What `export.json` records about this format.
+
+    Raises:
+        InputError: packages of the extra `export` are missing. RunError: the graph gives other logits.
+    """
+    check_onnx_packages()
     import onnxruntime
 
-    source = open_run(run, top_k)
-    batches, expected = _expected(source)
+    batches = probes(trained)
+    expected = answers(trained.model, batches)
     with disk_errors(folder), _quiet():
-        graph = torch.onnx.export(_traced(source, batches[-1]), (), dynamo=True, verbose=False, output_names=["logits"])
+        traced = _traced(trained, batches[-1])
+        graph = torch.onnx.export(traced, (), dynamo=True, verbose=False, output_names=["logits"])
         assert graph is not None
         graph.save(folder / ONNX)
     session = onnxruntime.InferenceSession(str(folder / ONNX), providers=["CPUExecutionProvider"])
@@ -87,16 +107,11 @@ def export_onnx(run: Path, folder: Path, *, top_k: int | None = None) -> dict[st
         torch.from_numpy(session.run(None, {name: value.numpy() for name, value in batch.items()})[0])
         for batch in batches
     ]
-    return _told(source, folder, ONNX, require(difference(found, expected), OTHER_RUNTIME, "graph"))
+    return _record(trained, folder, ONNX, require(difference(found, expected), OTHER_RUNTIME, "graph"))
 
 
-def _expected(source: Source) -> tuple[list[Batch], list[Tensor]]:
-    batches = probes(source.trained)
-    return batches, answers(source.trained.model, batches)
-
-
-def _traced(source: Source, example: Batch) -> torch.export.ExportedProgram:
-    model = source.trained.model.get_base_model()
+def _traced(trained: TrainedModel, example: Batch) -> torch.export.ExportedProgram:
+    model = trained.model.get_base_model()
     for moe in adapter.blocks(model).values():
         moe.compute = "wide"
     graph = ImageGraph(model) if "pixel_values" in example else TextGraph(model)
@@ -105,17 +120,17 @@ def _traced(source: Source, example: Batch) -> torch.export.ExportedProgram:
     return torch.export.export(graph.eval(), (), example, dynamic_shapes=shapes)
 
 
-def _told(source: Source, folder: Path, name: str, compared: dict[str, float]) -> dict[str, Any]:
-    trained = source.trained
-    write_json(folder / "labels.json", {"labels": list(trained.label_names)})
+def _record(trained: TrainedModel, folder: Path, name: str, compared: dict[str, float]) -> dict[str, Any]:
+    """Write the names of the labels, and give what `export.json` records."""
+    write_json(folder / "labels.json", {"labels": list(trained.run.label_names)})
     moe = next(iter(adapter.blocks(trained.model).values()), None)
-    used = {} if moe is None else {"top_k": moe.top_k}
-    return {**compared, "weights": digest_of(folder / name), **used}
+    top_k = {} if moe is None else {"top_k": moe.top_k}
+    return {**compared, "weights": digest_of(folder / name), **top_k}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch and onnxscript say of their own insides, about which a caller can do nothing."""
+    """Silence the warnings of torch and onnxscript about their own code, which a user cannot act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,97 +1,116 @@
-"""A plain LoRA that imitates the mixture of experts, for servers that know LoRA and nothing else.
+"""Export a plain LoRA that imitates the mixture of experts, for servers that support LoRA only.
 
 A low-rank change of the last projection of each feed-forward network adds B A h where the experts added D(x). It is
-fitted in closed form (`fit.py`), and then trained a little on what counts: what the blocks and the model give. It is
-an imitation; `export.json` says how good. What is exact: the shared low-rank updates of other projections, and the
-head.
+first fitted in closed form (`fit.py`) and then trained for a few steps to bring the outputs of the blocks and of the
+model closer (`distil.py`). `export.json` records how good the imitation is. The shared low-rank updates of other
+projections and the head are exact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe import adapter
 from fftmoe.adapter.shared_update import SCALE, LowRank
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import load_factors, lora_config
+from fftmoe.data import Examples
 from fftmoe.errors import InputError
-from fftmoe.exports.card import Measured, model_card
-from fftmoe.exports.check import SAME, answers, difference, probes, require
+from fftmoe.exports.card import CardFacts, Figures, model_card, shown_name
+from fftmoe.exports.check import SAME, Batch, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.distil import distil
-from fftmoe.exports.examples import measured, unlabelled
-from fftmoe.exports.fit import Sums, collect, last_projections, low_rank, owner, relative_error
+from fftmoe.exports.examples import finite_metrics
+from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
 from fftmoe.exports.folder import digest_of, write_text
-from fftmoe.exports.load import WEIGHTS, Source, fresh_backbone, open_run, reload
+from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
 from fftmoe.store import save_adapter
+from fftmoe.trained.run import FinishedRun, TrainedModel
 
-RANK, STEPS = 16, 100
 BATCH_SIZE = 16
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The LoRA model, and its factors' names by block."""
+class LoraSettings:
+    """How the imitation is made.
+
+    Attributes:
+        rank: of all factors; raised to the rank of the shared updates where that is larger.
+        steps: of training after the closed-form fit.
+
+    Raises:
+        InputError: `rank` is below 1, or `steps` is negative.
+    """
+
+    rank: int = 16
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.steps < 0:
+            raise InputError(
+                f"--rank {self.rank} and --steps {self.steps}: the rank must be at least 1, and the steps at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class LoraExamples:
+    """The data of an imitation.
+
+    Attributes:
+        fitted: batches without labels that the LoRA is fitted to and trained on.
+        held_out: batches without labels on which its error is measured.
+        test: labelled examples for the metrics. num_strata: how many strata their labels number.
+    """
+
+    fitted: Sequence[Batch]
+    held_out: Sequence[Batch]
+    test: Examples
+    num_strata: int
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """The LoRA model, and the backbone's module that imitates the experts of each block, by block."""
 
     model: Any
     names: Mapping[int, str]
 
 
 def export_lora(
-    run: Path,
-    folder: Path,
-    *,
-    rank: int | None = None,
-    data: str | None = None,
-    steps: int | None = None,
-    top_k: int | None = None,
+    trained: TrainedModel, facts: CardFacts, folder: Path, settings: LoraSettings, examples: LoraExamples
 ) -> dict[str, Any]:
-    """A PEFT LoRA folder, and what `export.json` says of it: the error by block, and the run's metric before and after.
+    """Write a PEFT LoRA folder.
 
-    Args:
-        rank: of all factors; at least that of the shared updates. data: a file of texts or images without labels, or a
-            source whose training split is read; the run's own when None. steps: of training after the fit.
+    Returns:
+        What `export.json` records about this format: the error by block and the run's metrics before and after.
+
+    Raises:
+        InputError: the run has no experts. RunError: the folder gives other logits than the model that was saved in it.
     """
-    rank, steps = RANK if rank is None else rank, STEPS if steps is None else steps
-    if rank < 1 or steps < 0:
-        raise InputError(f"--rank {rank} and --steps {steps}: the rank is at least 1, and steps are at least 0")
-    source = open_run(run, top_k)
-    teacher = source.trained.model
-    if not adapter.blocks(teacher):
-        raise InputError(
-            f"a run of method {source.trained.recipe.method} has no experts to imitate; --to peft exports it as it is"
-        )
-    batches, held_out = unlabelled(source.trained, data, BATCH_SIZE)
-    sums, held_sums = collect(teacher, batches), collect(teacher, held_out)
+    check_has_experts(trained, "to imitate")
+    run, teacher = trained.run, trained.model
+    sums, held_sums = collect(teacher, examples.fitted), collect(teacher, examples.held_out)
     shared = _shared(teacher)
-    rank = max([rank, *(a.shape[0] for a, _ in shared.values())])
-    fitted = _attach(source, sums, shared, rank)
-    metric = {"mixture_of_experts": measured(source.trained, teacher)}
-    metric["backbone_alone"] = measured(source.trained, fitted.model)
-    _load(fitted, sums, shared, rank)
-    metric["lora_closed_form"] = measured(source.trained, fitted.model)
-    closed_form = _errors(fitted, held_sums)
-    recipe = source.trained.recipe
-    # A solved head's logits are probabilities already; their softmax is flat, and says little of the label.
-    exclusive = recipe.backbone.task not in ("multi-label-classification", "regression") and not recipe.closed_form
-    distil(fitted.model, own_factors(fitted), teacher, batches, steps, exclusive)
-    metric["lora"] = measured(source.trained, fitted.model)
-    inputs = probes(source.trained)
-    expected = answers(fitted.model, inputs)
-    save_adapter(fitted.model, folder, source.trained.label_names)
-    found = difference(answers(reload(source.trained, folder), inputs), expected)
-    errors = _errors(fitted, held_sums)
-    write_text(folder / "README.md", _card(source, metric["lora"], metric["mixture_of_experts"], errors))
+    rank = max([settings.rank, *(a.shape[0] for a, _ in shared.values())])
+    imitation = _attach(trained, sums, shared, rank)
+    metrics = partial(finite_metrics, task=run.task, examples=examples.test, num_strata=examples.num_strata)
+    metric = {"mixture_of_experts": metrics(teacher), "backbone_alone": metrics(imitation.model)}
+    _load(imitation, sums, shared, rank)
+    metric["lora_closed_form"], closed_form = metrics(imitation.model), _errors(imitation, held_sums)
+    distil(imitation.model, own_factors(imitation), teacher, examples.fitted, settings.steps, _exclusive(run))
+    metric["lora"], errors = metrics(imitation.model), _errors(imitation, held_sums)
+    compared = _save(trained, imitation, folder)
+    write_text(folder / "README.md", _card(run, facts, metric, errors))
     return {
-        **require(found, SAME, "LoRA"),
+        **compared,
         "weights": digest_of(folder / WEIGHTS),
         "rank": rank,
-        "steps": steps,
+        "steps": settings.steps,
         "tokens": next(iter(sums.values())).tokens,
         "relative_error_closed_form": closed_form,
         "relative_error": errors,
@@ -99,21 +118,39 @@ def export_lora(
     }
 
 
-def _card(source: Source, own: Mapping[str, float], experts: Mapping[str, float], errors: Mapping[str, float]) -> str:
-    recipe, kind = source.trained.recipe, next(iter(own))
+def _exclusive(run: FinishedRun) -> bool:
+    """Whether the teacher's logits are compared as probabilities of classes of which exactly one is right.
+
+    The logits of a closed-form head are probabilities already; their softmax is flat and says little about the label.
+    """
+    return run.task not in ("multi-label-classification", "regression") and run.head != "closed-form"
+
+
+def _save(trained: TrainedModel, imitation: Imitation, folder: Path) -> dict[str, float]:
+    """Write the LoRA, and compare the folder with the model in memory."""
+    batches = probes(trained)
+    expected = answers(imitation.model, batches)
+    save_adapter(imitation.model, folder, trained.run.label_names)
+    return require(difference(answers(reload(trained.run, folder), batches), expected), SAME, "LoRA")
+
+
+def _card(
+    run: FinishedRun, facts: CardFacts, metric: Mapping[str, Mapping[str, float]], errors: Mapping[str, float]
+) -> str:
+    own, experts = metric["lora"], metric["mixture_of_experts"]
+    missing = ", ".join(f"{error:.1%} in block {block}" for block, error in errors.items())
     what = (
-        "A plain LoRA that imitates a mixture-of-experts adapter; "
-        + ", ".join(f"block {block} lacks {error:.1%} of what the experts add" for block, error in errors.items())
-        + " (squared, on held-out tokens)."
+        "A plain LoRA that imitates a mixture-of-experts adapter. Of what the experts add, it misses "
+        f"{missing} (squared error on held-out tokens)."
     )
     values = {f"{name} on the test split": value for name, value in own.items()}
     values |= {f"{name} of the imitated adapter": value for name, value in experts.items()}
-    measured = Measured(f"When this was made, on {Path(recipe.data.source).name}.", kind, values)
-    return model_card(recipe, source.summary, len(source.trained.label_names), what, measured)
+    note = f"Measured when this LoRA was made, on {shown_name(facts.data_source)}."
+    return model_card(run, facts, what, Figures(note, next(iter(own)), values))
 
 
 def _shared(model: Any) -> Factors:
-    """The shared updates as LoRA's factors, by the name of their module, but of those that the fit takes in."""
+    """The shared updates as factors of LoRA by the name of their module, without those that the fit includes."""
     fitted = last_projections(model).values()
     return {
         path: (module.low_a.detach(), SCALE * module.low_b.detach())
@@ -122,32 +159,35 @@ def _shared(model: Any) -> Factors:
     }
 
 
-def _attach(source: Source, sums: Mapping[int, Sums], shared: Factors, rank: int) -> Fitted:
+def _attach(trained: TrainedModel, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> Imitation:
     """The run's backbone and head with a LoRA that adds nothing yet."""
-    teacher = source.trained.model
-    names = {block: name for block, name in last_projections(teacher).items() if block in sums}
-    student = attach_adapter(fresh_backbone(source.trained), lora_config(rank, 1.0, [*names.values(), *shared]))
-    copy_head(teacher, student)
-    return Fitted(student, names)
+    names = {block: name for block, name in last_projections(trained.model).items() if block in sums}
+    student = attach_adapter(fresh_backbone(trained.run), lora_config(rank, 1.0, [*names.values(), *shared]))
+    copy_head(trained.model, student)
+    return Imitation(student, names)
 
 
-def _load(fitted: Fitted, sums: Mapping[int, Sums], shared: Factors, rank: int) -> None:
-    """The fit of every block, and what is shared; all of one rank, as some servers want it, filled up with zeros."""
-    factors = {name: low_rank(sums[block], rank) for block, name in fitted.names.items()} | shared
+def _load(imitation: Imitation, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> None:
+    """Load the fit of every block and the shared updates.
+
+    All factors are filled up with zeros to the same rank, which some servers require.
+    """
+    factors = {name: low_rank(sums[block], rank) for block, name in imitation.names.items()} | shared
     padded = {
         name: (F.pad(a, (0, 0, 0, rank - a.shape[0])), F.pad(b, (0, rank - b.shape[1])))
         for name, (a, b) in factors.items()
     }
-    load_factors(fitted.model, padded)
+    load_factors(imitation.model, padded)
 
 
-def _errors(fitted: Fitted, sums: Mapping[int, Sums]) -> dict[str, float]:
-    """On these tokens, by block."""
-    factors = own_factors(fitted)
+def _errors(imitation: Imitation, sums: Mapping[int, TokenSums]) -> dict[str, float]:
+    """The relative error of each block on the tokens of these sums."""
+    factors = own_factors(imitation)
     return {str(block): relative_error(own, *factors[block]) for block, own in sums.items()}
 
 
-def own_factors(fitted: Fitted) -> dict[int, tuple[Tensor, Tensor]]:
-    """The parameters A and B of every block's imitation."""
-    layers = {block: fitted.model.get_submodule(f"base_model.model.{name}") for block, name in fitted.names.items()}
+def own_factors(imitation: Imitation) -> dict[int, tuple[Tensor, Tensor]]:
+    """The parameters A and B that imitate the experts of each block."""
+    model, names = imitation.model, imitation.names
+    layers = {block: model.get_submodule(f"base_model.model.{name}") for block, name in names.items()}
     return {block: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for block, layer in layers.items()}

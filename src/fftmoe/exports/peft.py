@@ -1,34 +1,37 @@
-"""The adapter as a PEFT folder with a model card."""
+"""Export the run's adapter as a PEFT folder with a model card."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from fftmoe.exports.card import model_card, of_run
+from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_json, write_text
-from fftmoe.exports.load import CONFIG, WEIGHTS, open_run, reload
+from fftmoe.exports.load import CONFIG, WEIGHTS, reload
+from fftmoe.trained.run import TrainedModel
 
 
-def export_peft(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
-    """The run's adapter, byte for byte; with `top_k` its configuration says so.
+def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: int | None = None) -> dict[str, Any]:
+    """Copy the run's adapter byte for byte.
+
+    Args:
+        top_k: how many experts a token uses, which `trained` does already; None keeps the saved value.
 
     Returns:
-        what `export.json` says of it.
+        What `export.json` records about this format.
+
+    Raises:
+        RunError: the copied adapter gives other logits.
     """
-    source = open_run(run, top_k)
+    run = trained.run
     for name in (CONFIG, WEIGHTS, "labels.json"):
-        shutil.copyfile(run / "adapter" / name, folder / name)
+        shutil.copyfile(run.folder / "adapter" / name, folder / name)
     if top_k is not None:
         config = json.loads((folder / CONFIG).read_text())
         write_json(folder / CONFIG, {**config, "top_k": top_k})
-    trained = source.trained
     batches = probes(trained)
-    found = difference(answers(reload(trained, folder), batches), answers(trained.model, batches))
-    recipe, num_labels = trained.recipe, len(trained.label_names)
-    what = f"A {recipe.method} adapter, trained in a federation in which the raw data stayed where it was."
-    measured = of_run(recipe, source.summary, own=top_k is None)
-    card = model_card(recipe, source.summary, num_labels, what, measured)
-    write_text(folder / "README.md", card)
+    found = difference(answers(reload(run, folder), batches), answers(trained.model, batches))
+    what = f"An adapter of method {run.method}, trained in a federation in which the raw data never left the clients."
+    write_text(folder / "README.md", model_card(run, facts, what, figures_of_run(facts, own=top_k is None)))
     return {**require(found, SAME, "adapter"), "weights": digest_of(folder / WEIGHTS)}

@@ -1,6 +1,7 @@
-"""An adapter of fewer experts, for one device: a client's own model, or what a tier or a person chooses of the pool.
+"""Export an adapter of fewer experts for one device: a client's own, or a choice from the pool.
 
-Experts are slices of tensors, and a router over some of them is some of its rows, so nothing is approximated.
+Experts are slices of tensors, and the router of some experts consists of their rows of the router, so the exported
+adapter computes exactly what the model computes with these experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,125 +14,92 @@ import torch
 from fftmoe import adapter
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.exports.card import model_card, of_run
-from fftmoe.exports.check import SAME, answers, difference, probes, require
+from fftmoe.exports.card import CardFacts, figures_of_run, model_card
+from fftmoe.exports.check import SAME, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_text
-from fftmoe.exports.load import WEIGHTS, fresh_backbone, open_run, read_summary, reload
+from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
 from fftmoe.records import names
 from fftmoe.store import save_adapter
-from fftmoe.trained.load import Trained
-from fftmoe.trained.personal import load_client, load_federation
+from fftmoe.trained.personal import FinishedFederation, PersonalModel
+from fftmoe.trained.run import TrainedModel
 
 
 @dataclass(frozen=True)
-class Part:
-    """Experts of a model, equally many in every block that has some.
+class ExpertChoice:
+    """Experts of a model; every block that has experts at all has the same number of them.
 
     Attributes:
-        trained: the model, which uses none but these.
-        rows: their places in the model, by block. experts: their numbers in the pool, by block.
-        top_k: of them a token uses. whose: for a person. facts: for `export.json`.
+        trained: the model, which uses only these experts.
+        rows: their positions in the model, by block. experts: their ids in the pool, by block.
+        top_k: how many of them a token uses.
+        description: the choice in words, for the model card. facts: the choice for `export.json`.
     """
 
-    trained: Trained
+    trained: TrainedModel
     rows: Mapping[int, Sequence[int]]
     experts: Mapping[int, Sequence[int]]
     top_k: int
-    whose: str
+    description: str
     facts: Mapping[str, Any]
 
 
-def export_personal(
-    run: Path,
-    folder: Path,
-    *,
-    client: int | None = None,
-    tier: str | None = None,
-    experts: Sequence[int] | None = None,
-    top_k: int | None = None,
-) -> dict[str, Any]:
-    """The experts of a client, of a tier or of this list, with their router rows, what is shared and the head.
+def experts_of_client(personal: PersonalModel, client_id: int) -> ExpertChoice:
+    """The resident experts of a client.
 
-    Args:
-        top_k: experts a token uses; as the client, the tier or the run when None.
-
-    Returns:
-        what `export.json` says of it.
+    Raises:
+        InputError: the method has no experts.
     """
-    if sum(choice is not None for choice in (client, tier, experts)) != 1:
-        raise InputError("say whose experts to export: one of --client ID, --tier NAME and --experts 0,3,5")
-    if client is not None:
-        part = _of_client(run, client, top_k)
-    elif tier is not None:
-        part = _of_tier(run, tier, top_k)
-    else:
-        part = _of_list(run, experts or (), top_k)
-    trained, recipe = part.trained, part.trained.recipe
-    batches = probes(trained)
-    expected = answers(trained.model, batches)
-    save_adapter(pruned(part), folder, trained.label_names)
-    found = difference(answers(reload(trained, folder), batches), expected)
-    summary = read_summary(run)
-    measured = of_run(recipe, summary, own=False)
-    write_text(folder / "README.md", model_card(recipe, summary, len(trained.label_names), f"{part.whose}.", measured))
-    held = {str(block): list(ids) for block, ids in part.experts.items()}
-    told = {**part.facts, "experts": held, "top_k": part.top_k}
-    return {**require(found, SAME, "adapter"), "weights": digest_of(folder / WEIGHTS), **told}
+    check_has_experts(personal.trained, "to choose from")
+    description = f"The personal adapter of client {client_id}: its resident experts and its own router"
+    # The model holds only the client's experts, so their positions are not their ids in the pool.
+    rows = {block: range(len(ids)) for block, ids in personal.experts.items()}
+    facts = {"client": client_id, "own_state": personal.kept}
+    return ExpertChoice(personal.trained, rows, personal.experts, personal.budget.top_k, description, facts)
 
 
-def _of_client(run: Path, client_id: int, top_k: int | None) -> Part:
-    client = load_client(run, client_id, top_k, exact=True)
-    _check_experts(client.trained)
-    whose = f"The personal adapter of client {client_id}: its resident experts and its own router"
-    facts = {"client": client_id, "own_state": client.kept}
-    # The model holds the client's experts alone: their places are not their numbers in the pool.
-    rows = {block: range(len(ids)) for block, ids in client.experts.items()}
-    return Part(client.trained, rows, client.experts, client.budget.top_k, whose, facts)
+def experts_of_tier(federation: FinishedFederation, name: str, top_k: int | None) -> ExpertChoice:
+    """The experts that the federation uses most, as many as a tier holds.
 
-
-def _of_tier(run: Path, name: str, top_k: int | None) -> Part:
-    federation = load_federation(run, exact=True)
-    experiment, state = federation.experiment, federation.state
-    tiers = {tier.name: tier for tier in experiment.tiers}
+    Raises:
+        InputError: there is no such tier, the method has no experts, or a tier holds fewer than `top_k`.
+    """
+    trained, state = federation.trained, federation.state
+    tiers = {tier.name: tier for tier in federation.tiers}
     if name not in tiers:
-        raise InputError(f"the run in {run} has no tier {name!r}{did_you_mean(name, tiers)}")
-    trained, tier = Trained(experiment.recipe, experiment.label_names, experiment.model), tiers[name]
-    _check_experts(trained)
-    experiment.method.install(trained.model, state.tensors, tier)
-    used = tier.top_k if top_k is None else top_k
-    busiest = {
-        block: state.load[names.load_of_block(block)].argsort(descending=True, stable=True) for block in tier.blocks
-    }
+        raise InputError(f"the run in {trained.run.folder} has no tier {name!r}{did_you_mean(name, tiers)}")
+    tier = tiers[name]
+    check_has_experts(trained, "to choose from")
+    federation.method.install(trained.model, state.tensors, tier)
+    top_k = tier.top_k if top_k is None else top_k
+    load = {block: state.load[names.load_of_block(block)] for block in tier.blocks}
+    busiest = {block: load_E.argsort(descending=True, stable=True) for block, load_E in load.items()}
     rows = {block: sorted(order[: tier.experts].tolist()) for block, order in busiest.items()}
-    _look_at(trained, rows, used)
-    whose = f"For a device of tier {name}: the {tier.experts} experts of each block that the federation uses most"
-    return Part(trained, rows, rows, used, whose, {"tier": name})
+    _use_only(trained, rows, top_k)
+    description = f"For a device of tier {name}: the {tier.experts} experts of each block that the federation uses most"
+    return ExpertChoice(trained, rows, rows, top_k, description, {"tier": name})
 
 
-def _of_list(run: Path, experts: Sequence[int], top_k: int | None) -> Part:
-    source = open_run(run, None)
-    trained, chosen = source.trained, sorted(set(experts))
-    _check_experts(trained)
+def listed_experts(trained: TrainedModel, experts: Sequence[int], top_k: int | None) -> ExpertChoice:
+    """The same listed experts in every block.
+
+    Raises:
+        InputError: the method has no experts, an id is not in the pool, or there are fewer than `top_k`.
+    """
+    chosen = sorted(set(experts))
+    check_has_experts(trained, "to choose from")
     blocks = adapter.blocks(trained.model)
     most = min(moe.num_experts for moe in blocks.values())
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < most:
         raise InputError(f"--experts {','.join(map(str, experts))}: the run has experts 0 to {most - 1}")
     usual: int = trained.model.peft_config["default"].top_k
-    used = min(usual, len(chosen)) if top_k is None else top_k
+    top_k = min(usual, len(chosen)) if top_k is None else top_k
     rows = dict.fromkeys(blocks, chosen)
-    _look_at(trained, rows, used)
-    return Part(trained, rows, rows, used, f"Experts {', '.join(map(str, chosen))} of every block", {})
+    _use_only(trained, rows, top_k)
+    return ExpertChoice(trained, rows, rows, top_k, f"Experts {', '.join(map(str, chosen))} of every block", {})
 
 
-def _check_experts(trained: Trained) -> None:
-    if not adapter.blocks(trained.model):
-        raise InputError(
-            f"a run of method {trained.recipe.method} has no experts to choose from; export it whole: --to peft"
-        )
-
-
-def _look_at(trained: Trained, rows: Mapping[int, Sequence[int]], top_k: int) -> None:
-    """The pool, of which only these experts may be used."""
+def _use_only(trained: TrainedModel, rows: Mapping[int, Sequence[int]], top_k: int) -> None:
+    """Let the model use only these experts of the pool."""
     for block, moe in adapter.blocks(trained.model).items():
         if block in rows:
             resident = torch.zeros(moe.num_experts, dtype=torch.bool)
@@ -139,24 +107,49 @@ def _look_at(trained: Trained, rows: Mapping[int, Sequence[int]], top_k: int) ->
             moe.view(top_k, resident)
 
 
-def pruned(part: Part) -> Any:
-    """The run's backbone with an adapter of these experts alone."""
-    old = part.trained.model
-    pools, sizes = adapter.blocks(old), {len(rows) for rows in part.rows.values()}
-    assert len(sizes) == 1, "a budget names one number for all its blocks"
+def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dict[str, Any]:
+    """Write the chosen experts with their router rows, the shared parts and the head as a PEFT folder.
+
+    Returns:
+        What `export.json` records about this format.
+
+    Raises:
+        RunError: the exported adapter gives other logits.
+    """
+    run = choice.trained.run
+    batches = probes(choice.trained)
+    expected = answers(choice.trained.model, batches)
+    save_adapter(pruned(choice), folder, run.label_names)
+    found = difference(answers(reload(run, folder), batches), expected)
+    figures = figures_of_run(facts, own=False)
+    write_text(folder / "README.md", model_card(run, facts, f"{choice.description}.", figures))
+    return {
+        **require(found, SAME, "adapter"),
+        "weights": digest_of(folder / WEIGHTS),
+        **choice.facts,
+        "experts": {str(block): list(ids) for block, ids in choice.experts.items()},
+        "top_k": choice.top_k,
+    }
+
+
+def pruned(choice: ExpertChoice) -> Any:
+    """The run's backbone with an adapter that holds only the chosen experts."""
+    old = choice.trained.model
+    pools, sizes = adapter.blocks(old), {len(rows) for rows in choice.rows.values()}
+    assert len(sizes) == 1, "a budget gives all its blocks the same number of experts"
     config = replace(
         old.peft_config["default"],
         num_experts=sizes.pop(),
-        top_k=part.top_k,
-        blocks=list(part.rows),
-        scale=pools[next(iter(part.rows))].scale,  # FLAME's clients have their own
+        top_k=choice.top_k,
+        blocks=list(choice.rows),
+        scale=pools[next(iter(choice.rows))].scale,  # each client of FLAME has its own scale
         target_modules=None,
         inference_mode=True,
     )
-    new = attach_adapter(fresh_backbone(part.trained), config)
+    new = attach_adapter(fresh_backbone(choice.trained.run), config)
     for block, moe in adapter.blocks(new).items():
-        pool, rows = pools[block], list(part.rows[block])
-        moe.load_experts(pool.router.weight[rows], pool.up[rows], pool.down[rows], part.top_k)
+        pool, rows = pools[block], list(choice.rows[block])
+        moe.load_experts(pool.router.weight[rows], pool.up[rows], pool.down[rows], choice.top_k)
         if pool.shared_up is not None and pool.shared_down is not None:
             moe.load_shared(pool.shared_up, pool.shared_down)
     values = adapter.shared_projections(old)

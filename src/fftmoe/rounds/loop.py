@@ -7,6 +7,7 @@ from typing import Any
 
 from fftmoe.engines.base import Engine, Fault
 from fftmoe.errors import RunError
+from fftmoe.evaluate import holdout
 from fftmoe.head import bounded_total
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.report.load import load_row
@@ -21,7 +22,6 @@ from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
 from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.compose import Experiment
-from fftmoe.setup.load import holdout
 
 PATIENCE = 3  # void rounds in a row
 

@@ -11,13 +11,13 @@ from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.engines.base import Engine
-from fftmoe.evaluate import Tally, mean_and_worst_decile, tally
+from fftmoe.evaluate import Tally, holdout, mean_and_worst_decile, tally
 from fftmoe.records import ServerState, Training
 from fftmoe.rounds.exchange import Ledger, expectations
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment
-from fftmoe.setup.load import holdout
+from fftmoe.setup.finished import generation_sample
 from fftmoe.trained.generate import generation_metrics
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
@@ -48,9 +48,9 @@ def final_metrics(experiment: Experiment, state: ServerState, states: ClientStat
         same_clients = list(_chosen(experiment, evaluation.personal_clients))
         shared = {f"global_{name}": value for name, value in _spread(experiment, same_rows[same_clients]).items()}
         metrics[f"personal_{metric}"] = {**own, **shared}
-    if evaluation.generate is not None:
+    if (sample := generation_sample(experiment.recipe)) is not None:
         experiment.method.install(experiment.model, state.tensors, experiment.largest)
-        metrics |= generation_metrics(experiment.recipe, experiment.model, experiment.test, evaluation.generate)
+        metrics |= generation_metrics(experiment.model, experiment.recipe.backbone.model, experiment.test, sample)
     return metrics
 
 

@@ -209,11 +209,3 @@ def _images(recipe: Recipe, source: str, wanted: Wanted, columns: Sequence[str])
     examples = {name: split.examples(mean=form.mean, std=form.std, scale=form.scale) for name, split in own.items()}
     further = {name: split.columns for name, split in own.items()}
     return Splits({**examples}, further, data.label_names, None, data.label_names)
-
-
-def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
-    """A fixed random subset of `size` examples; all of them when `size` is None or larger."""
-    if size is None or size >= len(examples):
-        return examples
-    rows = numpy_generator(seed, "holdout").choice(len(examples), size, replace=False)
-    return examples.select(np.sort(rows))

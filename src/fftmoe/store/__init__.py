@@ -11,5 +11,6 @@ from fftmoe.store.run_folder import Saved as Saved
 from fftmoe.store.run_folder import check_output as check_output
 from fftmoe.store.run_folder import read_config as read_config
 from fftmoe.store.run_folder import read_run as read_run
+from fftmoe.store.run_folder import read_summary as read_summary
 from fftmoe.store.server_state import pack_state as pack_state
 from fftmoe.store.server_state import unpack_state as unpack_state

@@ -173,6 +173,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     return recipe
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        InputError: the run has not finished, or the file is damaged.
+    """
+    path = folder / "summary.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; finish the run first: fftmoe resume {folder}") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved recipe of a run, finished or not.
 

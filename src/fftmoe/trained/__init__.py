@@ -1,4 +1,5 @@
-"""A finished run at work: loading it, predictions, a client's own model, generated text.
+"""A finished run at work: its model loaded, measured and asked, a client's personal model, and generated text.
 
-Other forms of a finished run live in `exports/`. The command line, `rounds/` and `exports/` import it.
+Recipes and run folders are read in `setup/finished.py`, and other forms of a run are written in `exports/`. `exports/`,
+`setup/`, `rounds/` and the command line may import this package.
 """

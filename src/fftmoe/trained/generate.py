@@ -1,35 +1,43 @@
-"""What a language model writes after the prompts of held-out examples, against their completions."""
+"""Compare the text that a language model generates after held-out prompts with the true completions."""
 
 from typing import Any
 
 import numpy as np
 
 from fftmoe.backbones import continue_greedily, load_tokenizer
-from fftmoe.config import GenerationSection, Recipe
 from fftmoe.data import Completions, Examples, WithPrefix
-from fftmoe.setup.load import holdout
+from fftmoe.evaluate import holdout
 from fftmoe.tasks import exact_match, rouge_l
+from fftmoe.trained.run import GenerationSample
 
 
-def generation_metrics(recipe: Recipe, model: Any, examples: Examples, wanted: GenerationSection) -> dict[str, Any]:
-    """`exact_match` and `rouge_l`, means over a fixed sample of examples, and `generated`, how many these are."""
+def generation_metrics(model: Any, backbone: str, examples: Examples, settings: GenerationSample) -> dict[str, Any]:
+    """Score greedy completions of a fixed sample of held-out examples.
+
+    Args:
+        backbone: the name of the backbone, whose tokenizer is used.
+        examples: prompts with completions, from which the sample is drawn.
+
+    Returns:
+        `exact_match` and `rouge_l`, means over the sample, and `generated`, the size of the sample.
+    """
     plain = examples.examples if isinstance(examples, WithPrefix) else examples
-    sample = holdout(plain, wanted.examples, recipe.seed)
+    sample = holdout(plain, settings.num_examples, settings.seed)
     assert isinstance(sample, Completions)
-    tokenizer = load_tokenizer(recipe.backbone.model)
+    tokenizer = load_tokenizer(backbone)
     pairs = [sample.text(row) for row in range(len(sample))]
-    written = continue_greedily(
+    generated = continue_greedily(
         model,
         [prompt for prompt, _ in pairs],
-        wanted.max_new_tokens,
+        settings.max_new_tokens,
         end_id=int(tokenizer.eos_token_id),  # type: ignore[arg-type]
         pad_id=sample.texts.pad_id,
     )
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
-    right = [str(tokenizer.decode(ids, skip_special_tokens=True)) for _, ids in pairs]
+    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in generated]
+    references = [str(tokenizer.decode(ids, skip_special_tokens=True)) for _, ids in pairs]
     scores = {"exact_match": exact_match, "rouge_l": rouge_l}
     means = {
-        name: float(np.mean([score(*each) for each in zip(texts, right, strict=True)]))
+        name: float(np.mean([score(*pair) for pair in zip(texts, references, strict=True)]))
         for name, score in scores.items()
     }
     return {**means, "generated": len(sample)}

@@ -1,91 +1,75 @@
-"""A client's own model, from what its run has kept: the global model's part that it holds, with what it keeps."""
+"""A client's personal model: its part of the global model, together with the state that the client has kept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from fftmoe import adapter
 from fftmoe.client.compress import split_state
-from fftmoe.config import Recipe
+from fftmoe.client.runtime import ClientStates
 from fftmoe.errors import InputError
-from fftmoe.records import Budget, Experts, ServerState
-from fftmoe.server.average import served
+from fftmoe.methods.base import Method
+from fftmoe.records import Budget, Experts, ServerState, Training
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
-from fftmoe.store import RunFolder
-from fftmoe.trained.load import Trained, recipe_of
+from fftmoe.trained.load import use_top_k
+from fftmoe.trained.run import TrainedModel
 
 
 @dataclass(frozen=True)
-class Client:
-    """A client of a finished run.
+class FinishedFederation:
+    """A finished run with the parts from which the model of every client and tier can be built again.
 
     Attributes:
-        trained: the model that it would use.
-        budget: of its tier. experts: its residents, by block.
-        kept: whether it has kept something of its own; else its model is its part of the global one.
+        trained: the model, into which a state must be installed before it is used.
+        state: the last state of the server; its tensors are those that the run serves.
+        tiers: the distinct budgets. budgets: the budget of each client by client_id.
+        training: how clients train. seed: of the recipe.
+        client_states: what the clients have kept.
     """
 
-    trained: Trained
+    trained: TrainedModel
+    method: Method
+    state: ServerState
+    tiers: tuple[Budget, ...]
+    budgets: Mapping[int, Budget]
+    training: Training
+    seed: int
+    client_states: ClientStates
+
+
+@dataclass(frozen=True)
+class PersonalModel:
+    """The model that one client of a finished run uses.
+
+    Attributes:
+        trained: the model, which holds only this client's experts.
+        budget: of the client's tier. experts: its resident experts by block.
+        kept: whether the client has kept a state; otherwise its model is its part of the global model.
+    """
+
+    trained: TrainedModel
     budget: Budget
     experts: Experts
     kept: bool
 
 
-@dataclass(frozen=True)
-class Federation:
-    """A finished run with the parts it was made of, computing in float32 on the CPU where that is asked for."""
-
-    experiment: Experiment
-    state: ServerState
-
-
-def load_federation(folder: Path, *, exact: bool = False) -> Federation:
-    """The experiment of a run and the server's last state.
+def personal_model(federation: FinishedFederation, client_id: int, top_k: int | None = None) -> PersonalModel:
+    """Install a client's own model, as the run's personal metrics measure it, into the model of the federation.
 
     Args:
-        exact: see `load_run`.
+        top_k: how many experts a token uses; None keeps the value of the client's tier.
 
     Raises:
-        InputError: the run did not finish or has no checkpoint, or its data is not here any more.
+        InputError: there is no such client, or it holds fewer than `top_k` experts.
     """
-    recipe = recipe_of(folder)
-    saved = RunFolder(folder).load_newest()
-    if saved.state is None:
+    method, state, budgets = federation.method, federation.state, federation.budgets
+    trained = federation.trained
+    if not 0 <= client_id < len(budgets):
         raise InputError(
-            f"the run in {folder} has kept no checkpoint, without which nobody knows what its clients held; "
-            "run it again (a comparison keeps those of its runs with --keep)"
+            f"client {client_id} does not exist: the run in {trained.run.folder} has clients 0 to {len(budgets) - 1}"
         )
-    return Federation(compose(_here(recipe, exact)), served(saved.state))
-
-
-def _here(recipe: Recipe, exact: bool) -> Recipe:
-    """The recipe without what only training needs; its device may not be here."""
-    changes = {"device": "cpu", "precision": "float32"} if exact else {"device": "auto"}
-    engine = recipe.engine.model_copy(update={**changes, "prefix_cache": "off"})
-    return recipe.model_copy(update={"engine": engine})
-
-
-def load_client(folder: Path, client_id: int, top_k: int | None = None, *, exact: bool = False) -> Client:
-    """A client's own model, as the run's personal accuracies measure it.
-
-    Args:
-        top_k: experts a token uses; its tier's when None.
-        exact: see `load_run`.
-
-    Raises:
-        InputError: as `load_federation`; there is no such client, or it holds fewer than `top_k` experts.
-    """
-    federation = load_federation(folder, exact=exact)
-    experiment, state = federation.experiment, federation.state
-    if not 0 <= client_id < experiment.num_clients:
-        raise InputError(f"client {client_id}: the run in {folder} has clients 0 to {experiment.num_clients - 1}")
-    budgets, seed = experiment.budgets, experiment.recipe.seed
-    plan = plan_round(experiment.method, state, state.round, [client_id], budgets, experiment.training, seed).clients[0]
-    kept, _ = split_state(RunFolder(folder).client_states.load(client_id, before=state.round + 1))
-    experiment.method.personalize(experiment.model, experiment.method.download(state, plan), plan, kept)
-    if top_k is not None:
-        for moe in adapter.blocks(experiment.model).values():
-            moe.view(top_k)
+    cohort = [client_id]
+    plan = plan_round(method, state, state.round, cohort, budgets, federation.training, federation.seed).clients[0]
+    kept, _ = split_state(federation.client_states.load(client_id, before=state.round + 1))
+    method.personalize(trained.model, method.download(state, plan), plan, kept)
+    use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
-    trained = Trained(recipe_of(folder), experiment.label_names, experiment.model)
-    return Client(trained, budget, plan.experts, bool(kept))
+    return PersonalModel(trained, budget, plan.experts, bool(kept))

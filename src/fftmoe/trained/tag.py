@@ -1,4 +1,4 @@
-"""The tags that a run's model gives to the words of texts."""
+"""Tag the words of texts with the token classifier of a finished run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,29 +7,30 @@ import numpy as np
 import torch
 
 from fftmoe.backbones import load_tokenizer, logits, on_device
-from fftmoe.config import Recipe
 from fftmoe.data import IGNORED, evaluation_batches, tokenize_tagged
+from fftmoe.trained.run import TrainedModel
 
 
 @torch.inference_mode()
-def tag_words(
-    recipe: Recipe, model: Any, label_names: Sequence[str], texts: Sequence[str], batch_size: int
-) -> list[dict[str, Any]]:
-    """`{"text", "tokens", "tags"}` of each text, its words being what lies between spaces.
+def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
+    """The tag of every word of each text; words are separated by white space.
 
-    A word beyond `data.max_length`, of which the model sees nothing, has the tag None.
+    Returns:
+        `{"text", "tokens", "tags"}` for each text. The tag of a word that lies beyond the run's maximum length, and
+        that the model therefore does not read, is None.
     """
+    run, model = trained.run, trained.model
     words = [text.split() for text in texts]
-    # Each word's tag is its own number, so that the labels say which token is the first of which word.
-    numbers = [str(place) for place in range(max(map(len, words)))]
+    # Each word gets its position as its tag, so the labels show which token is the first one of which word.
+    positions = [str(place) for place in range(max(map(len, words)))]
     examples = tokenize_tagged(
         "the texts",
         words,
-        [numbers[: len(own)] for own in words],
-        numbers,
+        [positions[: len(own)] for own in words],
+        positions,
         np.zeros(len(texts), dtype=np.int64),
-        load_tokenizer(recipe.backbone.model),
-        recipe.data.max_length,
+        load_tokenizer(run.backbone.model),
+        run.inputs.max_length,
     )
     tags: list[list[str | None]] = [[None] * len(own) for own in words]
     for rows in evaluation_batches(examples, batch_size):
@@ -38,6 +39,6 @@ def tag_words(
         for row, best, firsts in zip(rows.tolist(), best_BS.tolist(), batch["labels"].tolist(), strict=True):
             for label, word in zip(best, firsts, strict=True):
                 if word != IGNORED:
-                    tags[row][word] = label_names[label]
+                    tags[row][word] = run.label_names[label]
     answers = zip(texts, words, tags, strict=True)
     return [{"text": text, "tokens": own, "tags": found} for text, own, found in answers]

@@ -1,0 +1,174 @@
+"""Write a finished run in another form: whole or not at all, and compared with the run before the folder appears."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fftmoe.config import Recipe
+from fftmoe.data import Examples, read_texts
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.exports.card import CardFacts, CardTier
+from fftmoe.exports.check import check_has_experts
+from fftmoe.exports.examples import fitting_batches
+from fftmoe.exports.folder import ABOUT, digest_of, new_folder, size_of, write_json
+from fftmoe.exports.graphs import check_onnx_packages, export_graph, export_onnx
+from fftmoe.exports.load import WEIGHTS
+from fftmoe.exports.lora import BATCH_SIZE, LoraExamples, LoraSettings, export_lora
+from fftmoe.exports.peft import export_peft
+from fftmoe.exports.personal import (
+    ExpertChoice,
+    experts_of_client,
+    experts_of_tier,
+    export_personal,
+    listed_experts,
+)
+from fftmoe.setup.finished import load_client, load_federation, load_run, recipe_of
+from fftmoe.setup.load import load_split, load_split_by_stratum
+from fftmoe.store import read_summary
+from fftmoe.trained.inputs import unlabelled_images, unlabelled_texts
+from fftmoe.trained.run import FinishedRun
+
+
+def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write a run in the format `to` into a new or empty folder.
+
+    Args:
+        options: of the format, by name; an option that is None counts as not given.
+
+    Returns:
+        What `export.json` records: the run with the SHA-256 of its adapter, the size and the SHA-256 of the weights
+        written, and the largest difference between the logits of both with the largest difference allowed.
+
+    Raises:
+        InputError: the format, an option, the run or the output cannot be used. RunError: the exported model gives
+        other logits than the run's model. Nothing has been written in either case.
+    """
+    if to not in FORMATS:
+        raise InputError(f"unknown format {to!r}{did_you_mean(to, FORMATS)}")
+    make, known = FORMATS[to]
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    if unknown := sorted(set(given) - known):
+        others = [name for name, (_, options) in FORMATS.items() if unknown[0] in options]
+        raise InputError(
+            f"--{unknown[0].replace('_', '-')} is not an option of --to {to}"
+            + (f", but of {' and '.join(others)}" if others else f"; its options are {', '.join(sorted(known))}")
+        )
+    recipe = recipe_of(run)
+    with new_folder(output) as folder:
+        about = {
+            "format": to,
+            "run": {"name": recipe.name, "method": recipe.method, "adapter": digest_of(run / "adapter" / WEIGHTS)},
+            **make(run, folder, **given),
+            "bytes": size_of(folder),
+        }
+        write_json(folder / ABOUT, about)
+    return about
+
+
+def _peft(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
+    return export_peft(load_run(run, top_k, exact=True), card_facts(run), folder, top_k)
+
+
+def _personal(
+    run: Path,
+    folder: Path,
+    *,
+    client: int | None = None,
+    tier: str | None = None,
+    experts: Sequence[int] | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    if sum(choice is not None for choice in (client, tier, experts)) != 1:
+        raise InputError("name the experts to export with exactly one of --client ID, --tier NAME and --experts 0,3,5")
+    choice: ExpertChoice
+    if client is not None:
+        choice = experts_of_client(load_client(run, client, top_k, exact=True), client)
+    elif tier is not None:
+        choice = experts_of_tier(load_federation(run, exact=True), tier, top_k)
+    else:
+        choice = listed_experts(load_run(run, exact=True), experts or (), top_k)
+    return export_personal(choice, card_facts(run), folder)
+
+
+def _lora(
+    run: Path,
+    folder: Path,
+    *,
+    rank: int | None = None,
+    data: str | None = None,
+    steps: int | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
+    settings = LoraSettings(**given)
+    trained, facts = load_run(run, top_k, exact=True), card_facts(run)
+    check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
+    return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
+
+
+def _graph(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
+    return export_graph(load_run(run, top_k, exact=True), folder)
+
+
+def _onnx(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
+    check_onnx_packages()
+    return export_onnx(load_run(run, top_k, exact=True), folder)
+
+
+FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
+    "peft": (_peft, {"top_k"}),
+    "personal": (_personal, {"client", "tier", "experts", "top_k"}),
+    "lora": (_lora, {"rank", "data", "steps", "top_k"}),
+    "onnx": (_onnx, {"top_k"}),
+    "torch-export": (_graph, {"top_k"}),
+}
+
+
+def card_facts(run: Path) -> CardFacts:
+    """What the model card of a run says about its training.
+
+    Raises:
+        InputError: the folder is not a finished run.
+    """
+    recipe, summary = recipe_of(run), read_summary(run)
+    metric = next((name for name in ("accuracy", "perplexity", "loss") if name in summary), "accuracy")
+    privacy = summary.get("privacy", {})
+    return CardFacts(
+        data_source=recipe.data.source,
+        test_examples=recipe.data.test_examples,
+        partition=recipe.partition.kind,
+        num_clients=summary.get("num_clients"),
+        clients_per_round=recipe.federation.clients_per_round,
+        rounds=summary.get("rounds_completed"),
+        tiers=[CardTier(tier.name, tier.fraction, tier.top_k, tier.experts) for tier in recipe.budgets],
+        metric=metric,
+        value=summary.get(metric),
+        by_tier=summary.get(f"{metric}_by_tier", {}),
+        epsilon=privacy.get("epsilon"),
+        delta=privacy.get("delta"),
+    )
+
+
+def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
+    """The examples that an imitation of a run is fitted to and judged by.
+
+    Args:
+        data: a file of texts or images without labels, or a source with a training split; None for the run's own
+            training split.
+
+    Raises:
+        InputError: the examples cannot be read, or there are fewer than 20.
+    """
+    recipe = recipe_of(run.folder)
+    examples = _unlabelled(run, recipe, data)
+    fitted, held_out = fitting_batches(examples, data or "the training split", BATCH_SIZE)
+    test, strata = load_split_by_stratum(recipe, "test", run.label_names)
+    return LoraExamples(fitted, held_out, test, len(strata))
+
+
+def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
+    if data is None or not Path(data).is_file():
+        return load_split(recipe, "train", run.label_names, data)
+    if run.reads_images:
+        return unlabelled_images(run, [Path(data)], run.inputs.image_column)[1]
+    return unlabelled_texts(run, read_texts(Path(data), run.inputs.text_column))

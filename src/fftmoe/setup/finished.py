@@ -1,0 +1,172 @@
+"""Open the folder of a finished run, and measure it, ask it, or rebuild the model of one of its clients.
+
+This is the only place that reads the recipe of a finished run for these uses; `trained/` takes plain values.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.errors import InputError
+from fftmoe.evaluate import BATCH_SIZE
+from fftmoe.server.average import served
+from fftmoe.setup.compose import compose
+from fftmoe.setup.load import load_split_by_stratum
+from fftmoe.store import RunFolder, read_labels, read_run
+from fftmoe.trained.complete import MAX_NEW_TOKENS
+from fftmoe.trained.inputs import read_inputs
+from fftmoe.trained.load import load_trained
+from fftmoe.trained.metrics import metrics_on
+from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
+from fftmoe.trained.predict import Answer, check_request, predict
+from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat, TrainedModel
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a finished run.
+
+    Raises:
+        InputError: the folder is not a finished run.
+    """
+    return parse_recipe(read_run(folder), str(folder / "config.yaml"))
+
+
+def finished_run(folder: Path) -> FinishedRun:
+    """What a finished run looks like to the code that uses it.
+
+    Raises:
+        InputError: the folder is not a finished run, or is damaged.
+    """
+    recipe = recipe_of(folder)
+    backbone, data, head = recipe.backbone, recipe.data, recipe.head
+    return FinishedRun(
+        folder=folder,
+        name=recipe.name,
+        method=recipe.method,
+        task=backbone.task,
+        label_names=read_labels(folder / "adapter"),
+        backbone=BackboneOptions(
+            model=backbone.model,
+            pooling=backbone.pooling,
+            quantization=backbone.quantization,
+            fourier_features=recipe.fourier_features,
+        ),
+        inputs=InputFormat(
+            max_length=data.max_length,
+            text_column=data.text,
+            image_column=data.image,
+            prompt_column=data.prompt,
+            chat_template=data.chat_template,
+        ),
+        head=None if head is None else head.kind,
+        precision=recipe.engine.precision,
+        generation=generation_sample(recipe),
+    )
+
+
+def generation_sample(recipe: Recipe) -> GenerationSample | None:
+    """How the recipe measures generated text; None where it does not."""
+    wanted = recipe.evaluation.generate
+    return None if wanted is None else GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed)
+
+
+def load_run(folder: Path, top_k: int | None = None, *, exact: bool = False) -> TrainedModel:
+    """The trained model of a run folder.
+
+    Args:
+        top_k, exact: see `load_trained`.
+
+    Raises:
+        InputError: the folder is not a finished run, or `top_k` is above the number of experts.
+    """
+    return load_trained(finished_run(folder), top_k, exact=exact)
+
+
+def evaluate_run(
+    folder: Path, source: str | None = None, split: str = "test", top_k: int | None = None
+) -> dict[str, Any]:
+    """The task's metrics of a run on a split of its own data, or of `source`; see `metrics_on`.
+
+    Raises:
+        InputError: as `load_run`; the split cannot be read.
+    """
+    trained = load_run(folder, top_k)
+    examples, strata = load_split_by_stratum(recipe_of(folder), split, trained.run.label_names, source)
+    return metrics_on(trained, examples, strata)
+
+
+def predict_run(
+    folder: Path,
+    inputs: Sequence[str] = (),
+    top_k: int | None = None,
+    *,
+    file: Path | None = None,
+    column: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    scores: bool = False,
+    client: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[Answer]:
+    """The answers of a run's model; see `predict`.
+
+    Args:
+        inputs: texts or prompts; for a run on images paths of image files, of folders of them, or of tables.
+        top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
+        file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
+        column: the column of a table; None for the one that the run's recipe names.
+        client: the client whose personal model is asked (`load_client`); None for the global model.
+
+    Raises:
+        InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
+    """
+    run = finished_run(folder)
+    check_request(run, batch_size, scores)
+    asked = read_inputs(run, inputs, file, column)  # before the model, because loading that takes longer
+    trained = load_trained(run, top_k) if client is None else load_client(folder, client, top_k).trained
+    return predict(trained, asked, batch_size, scores, max_new_tokens)
+
+
+def load_federation(folder: Path, *, exact: bool = False) -> FinishedFederation:
+    """The parts of a finished run and the last state of its server.
+
+    Args:
+        exact: see `load_trained`.
+
+    Raises:
+        InputError: the run has not finished, has no checkpoint, or its data cannot be read.
+    """
+    run, recipe, files = finished_run(folder), recipe_of(folder), RunFolder(folder)
+    saved = files.load_newest()
+    if saved.state is None:
+        raise InputError(
+            f"the run in {folder} has no checkpoint, so the experts of its clients are unknown; run it again "
+            "(`fftmoe compare` keeps the checkpoints of its runs with --keep)"
+        )
+    parts = compose(_without_training(recipe, exact))
+    return FinishedFederation(
+        trained=TrainedModel(run, parts.model),
+        method=parts.method,
+        state=served(saved.state),
+        tiers=parts.tiers,
+        budgets=parts.budgets,
+        training=parts.training,
+        seed=recipe.seed,
+        client_states=files.client_states,
+    )
+
+
+def load_client(folder: Path, client_id: int, top_k: int | None = None, *, exact: bool = False) -> PersonalModel:
+    """A client's personal model; see `personal_model`.
+
+    Raises:
+        InputError: as `load_federation`; there is no such client, or it holds fewer than `top_k` experts.
+    """
+    return personal_model(load_federation(folder, exact=exact), client_id, top_k)
+
+
+def _without_training(recipe: Recipe, exact: bool) -> Recipe:
+    """The recipe without what only training needs, on a device that this machine has."""
+    changes = {"device": "cpu", "precision": "float32"} if exact else {"device": "auto"}
+    engine = recipe.engine.model_copy(update={**changes, "prefix_cache": "off"})
+    return recipe.model_copy(update={"engine": engine})

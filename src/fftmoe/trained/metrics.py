@@ -1,0 +1,38 @@
+"""Measure the model of a finished run on labelled examples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fftmoe.data import Examples
+from fftmoe.evaluate import tally
+from fftmoe.tasks import make_task
+from fftmoe.trained.generate import generation_metrics
+from fftmoe.trained.run import TrainedModel
+
+
+def metrics_on(trained: TrainedModel, examples: Examples, strata: Sequence[str]) -> dict[str, Any]:
+    """The task's metrics of a trained model on examples.
+
+    Args:
+        strata: the names of what the labels of `examples` number: the classes, or another division of the examples
+            where the task has no classes.
+
+    Returns:
+        `metric`, the name of the task's main metric; every metric under its name; `num_examples`; the main metric
+        within each stratum as `accuracy_by_label`, `perplexity_by_label` and so on; and the metrics of generated text
+        where the run measures them.
+    """
+    run, task = trained.run, make_task(trained.run.task)
+    found = tally(trained.model, task, examples, len(strata))
+    by_label = zip(strata, found.by_stratum(), strict=True)
+    metrics = {
+        "metric": task.metric,
+        **found.metrics(),
+        "num_examples": len(examples),
+        f"{task.metric}_by_label": {name: float(value) for name, value in by_label if not np.isnan(value)},
+    }
+    if run.generation is None:
+        return metrics
+    return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation)

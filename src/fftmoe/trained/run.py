@@ -1,0 +1,98 @@
+"""What a finished run looks like to the code that uses it: plain values instead of a recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """How the run's frozen backbone is loaded; the arguments of `load_backbone`.
+
+    Attributes:
+        model: a hub id, a local folder, or the name of a model of an installed package.
+        fourier_features: random features between the backbone and a closed-form head; 0 for none.
+    """
+
+    model: str
+    pooling: str
+    quantization: str
+    fourier_features: int
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How the run reads its inputs.
+
+    Attributes:
+        max_length: tokens of a text; longer texts are cut.
+        text_column: the column of a table with texts. image_column: likewise for images. prompt_column: likewise for
+            prompts, None where the model was trained on whole texts.
+        chat_template: whether a prompt is written as the message of a user.
+    """
+
+    max_length: int
+    text_column: str
+    image_column: str
+    prompt_column: str | None
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class GenerationSample:
+    """The held-out prompts that a language model continues, and how far.
+
+    Attributes:
+        num_examples: how many prompts are drawn. max_new_tokens: the longest completion. seed: draws the sample.
+    """
+
+    num_examples: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder, whose `adapter/` is loaded.
+        task: the task, such as "sequence-classification".
+        label_names: the classes or targets in the order of the logits; empty for a language model.
+        head: the kind of the classification head, None for a language model.
+        precision: the precision that the recipe asks for: "auto", "float32" or "bfloat16".
+        generation: how generated text is measured; None where it is not.
+    """
+
+    folder: Path
+    name: str
+    method: str
+    task: str
+    label_names: tuple[str, ...]
+    backbone: BackboneOptions
+    inputs: InputFormat
+    head: str | None
+    precision: str
+    generation: GenerationSample | None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether an input is an image; otherwise it is a text."""
+        return self.task == "image-classification"
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task is to continue texts, which have no labels."""
+        return self.task == "causal-lm"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The adapted model of a finished run, ready to use.
+
+    Attributes:
+        model: the PEFT model: the frozen backbone with the trained adapter and head.
+    """
+
+    run: FinishedRun
+    model: Any
