@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.backbones import logits
-from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.client.training import make_optimizers
+from fftmoe.client.update import token_mask
 from fftmoe.config import load_recipe
 from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
 from fftmoe.server.plan import plan_round

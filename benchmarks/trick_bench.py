@@ -20,7 +20,8 @@ from fftmoe import adapter
 from fftmoe.backbones import device_of, first_adapted_block, logits, on_device, place
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.client.stack import update_stack
-from fftmoe.client.update import local_batches, make_optimizers, token_mask, update_client
+from fftmoe.client.training import make_optimizers
+from fftmoe.client.update import local_batches, token_mask, update_client
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, TokenizedText
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors

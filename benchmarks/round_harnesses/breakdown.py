@@ -58,7 +58,7 @@ PARTS = {
         "fftmoe.methods.fft_moe_stack:FftMoeStack.penalty",
     ),
     "backward": ("torch:Tensor.backward",),
-    "optimizer, made": ("fftmoe.client.update:make_optimizers", "fftmoe.client.stack:make_optimizers"),
+    "optimizer, made": ("fftmoe.client.training:make_optimizers",),
     "optimizer, step": ("torch.optim:Adam.step",),  # AdamW's own, once the first one has been made
     "the update": (
         "fftmoe.methods.fft_moe_client:FftMoeSession.finish",

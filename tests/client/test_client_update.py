@@ -14,7 +14,8 @@ from peft import PeftModel, get_peft_model
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
-from fftmoe.client.update import make_optimizers, proximal, token_mask, update_client
+from fftmoe.client.training import make_optimizers, proximal
+from fftmoe.client.update import token_mask, update_client
 from fftmoe.data import TokenizedText, training_batches
 from fftmoe.errors import RunError
 from fftmoe.head import make_head

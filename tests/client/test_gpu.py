@@ -16,7 +16,8 @@ from fftmoe.adapter.compute import ACTIVATIONS, COMPUTES
 from fftmoe.adapter.stacked import stacked
 from fftmoe.backbones import attach_adapter, load_backbone, logits, on_device, place
 from fftmoe.client.stack import update_stack
-from fftmoe.client.update import make_optimizers, token_mask, update_client
+from fftmoe.client.training import make_optimizers
+from fftmoe.client.update import token_mask, update_client
 from fftmoe.head import make_head
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe

@@ -12,7 +12,8 @@ from federation import examples, exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
-from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.client.training import make_optimizers
+from fftmoe.client.update import token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head

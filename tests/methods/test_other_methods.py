@@ -14,7 +14,8 @@ from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
 from fftmoe.backbones.lora import lora_config, lora_modules
-from fftmoe.client.update import make_optimizers, token_mask
+from fftmoe.client.training import make_optimizers
+from fftmoe.client.update import token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head

@@ -1,21 +1,28 @@
-"""Several clients trained at once on one backbone, with the result of training one after another.
+"""The updates of several clients, trained in one batch on one backbone.
 
 A small batch leaves a processor idle between many small operations. Clients of one budget make one large batch
-instead. `update_client` is the specification; the updates are equal to its own up to rounding.
+instead. Both ways share the loop of `training.py`; `update_client` is the specification, and the updates here equal
+its updates up to rounding. They cannot be equal to the bit, because these sums run in another order:
+
+- the backbone multiplies the rows of all clients in one product, and a product of another shape adds in another order;
+- the task's loss of a client is a masked sum over its row of the batch, divided by a count, where one client takes the
+  mean of its own batch; the masked sums of the auxiliary losses differ likewise;
+- trained heads and the `wide` computation of the experts are batched products over the clients.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fftmoe.backbones import device_of, on_device
-from fftmoe.client.update import check_finite, local_batches, make_optimizers, proximal
+from fftmoe.client.training import Losses, check_finite, train
+from fftmoe.client.update import local_batches
 from fftmoe.data import Examples
 from fftmoe.head import Head
-from fftmoe.methods.base import StackingMethod
+from fftmoe.methods.base import Stack, StackingMethod
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 
 
@@ -29,51 +36,62 @@ def update_stack(
     examples: Examples,
     indices: Sequence[np.ndarray],
 ) -> list[tuple[ClientUpdate, Tensors]]:
-    """`update_client` for C clients; everything that is one per client there is a sequence here.
+    """`update_client` for C clients. What is one value for one client there is a sequence here.
 
-    A client with fewer steps than another is finished after its own last one.
+    A client with fewer steps than another is finished after its own last step.
 
     Raises:
         RunError: the loss of a client became infinite or not a number.
     """
-    training, device = plans[0].training, device_of(model)
     batches = [local_batches(plan, rows, examples) for plan, rows in zip(plans, indices, strict=True)]
     results: dict[int, tuple[ClientUpdate, Tensors]] = {}
     losses: list[list[Tensor]] = [[] for _ in plans]
     with method.stack(model, plans, tensors, client_states) as stack:
-        parameters = list(stack.parameters.values())
-        start = [p.detach().clone() for p in parameters] if training.proximal else []
-        optimizers = make_optimizers(stack.parameters, training)
-        for step in range(max(map(len, batches))):
-            rows_CB, real_CB = _side_by_side([own[step] if step < len(own) else None for own in batches])
-            batch, real_CB = on_device(model, examples.batch(rows_CB.flatten())), real_CB.to(device)
-            losses_CB = head.losses(stack.logits(batch), batch["labels"].view_as(rows_CB))
-            task_C = (losses_CB * real_CB).sum(-1) / real_CB.sum(-1).clamp_min(1)
-            loss = (task_C + stack.penalty(_mask(batch, real_CB))).sum()
-            (loss + proximal(parameters, start, training.proximal)).backward(inputs=parameters)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+
+        def loss_of(step: "StackedRows") -> Losses:
+            return stacked_losses(model, stack, head, examples, step)
+
+        for step, task_C in enumerate(train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of)):
+            assert task_C is not None
             for c, own in enumerate(batches):
                 if step < len(own):
-                    losses[c].append(task_C.detach()[c])
-                if step == len(own) - 1:  # what the optimizers do to it from now on is no longer its own
+                    losses[c].append(task_C[c])
+                if step == len(own) - 1:  # later steps would go on changing this client's parameters
                     metrics = {"loss": check_finite(losses[c], plans[c])}
                     results[c] = stack.finish(c, len(indices[c]), metrics)
     return [results[c] for c in range(len(plans))]
 
 
-def _side_by_side(batches: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """Rows int64 [C, B] of the clients' batches, and which of them are real; others repeat an example for nothing."""
-    present = [rows for rows in batches if rows is not None]
-    filler, width = present[0][0], max(map(len, present))
-    rows_CB = filler.expand(len(batches), width).clone()
-    real_CB = torch.zeros(len(batches), width, dtype=torch.bool)
-    for c, rows in enumerate(batches):
-        if rows is not None:
+class StackedRows(NamedTuple):
+    """One step of C clients: example rows int64 [C, B], and bool [C, B], False where a row only fills a gap."""
+
+    rows_CB: Tensor
+    real_CB: Tensor
+
+
+def stacked_rows(batches: Sequence[Sequence[Tensor]]) -> Iterator[StackedRows]:
+    """The steps of all clients, one after another, until the last client is done.
+
+    Args:
+        batches: for each client, the rows int64 [b] of each of its steps.
+    """
+    for step in range(max(map(len, batches))):
+        present = {c: own[step] for c, own in enumerate(batches) if step < len(own)}
+        filler, width = next(iter(present.values()))[0], max(map(len, present.values()))
+        rows_CB = filler.expand(len(batches), width).clone()
+        real_CB = torch.zeros(len(batches), width, dtype=torch.bool)
+        for c, rows in present.items():
             rows_CB[c, : len(rows)] = rows
             real_CB[c, : len(rows)] = True
-    return rows_CB, real_CB
+        yield StackedRows(rows_CB, real_CB)
+
+
+def stacked_losses(model: Any, stack: Stack, head: Head, examples: Examples, step: StackedRows) -> Losses:
+    """The sum of the clients' losses, and the task's loss of each client [C]; rows that fill gaps do not count."""
+    batch, real_CB = on_device(model, examples.batch(step.rows_CB.flatten())), step.real_CB.to(device_of(model))
+    losses_CB = head.losses(stack.logits(batch), batch["labels"].view_as(step.rows_CB))
+    task_C = (losses_CB * real_CB).sum(-1) / real_CB.sum(-1).clamp_min(1)
+    return Losses((task_C + stack.penalty(_mask(batch, real_CB))).sum(), task_C)
 
 
 def _mask(batch: dict[str, Tensor], real_CB: Tensor) -> Tensor:

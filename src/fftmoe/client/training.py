@@ -1,0 +1,135 @@
+"""The loop of local training, for one client and for several clients in one batch (docs/math.md, Local training).
+
+Each step takes a batch, computes losses, makes gradients of them and lets the optimizers move the parameters. The two
+callers differ in how they compute losses (`update.py`, `stack.py`). Private training differs in how gradients are made
+(`example_privacy.py`). All the rest is here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fftmoe.errors import RunError
+from fftmoe.records import ClientPlan, Training, names
+
+Batch = TypeVar("Batch")
+
+
+class Losses(NamedTuple):
+    """The losses of one batch.
+
+    Attributes:
+        total: what is minimised, a scalar.
+        task: the part that measures the task, a scalar; of C clients [C].
+    """
+
+    total: Tensor
+    task: Tensor
+
+
+LossOf = Callable[[Batch], Losses]
+
+
+class MakeGradients(Protocol[Batch]):
+    """How the gradients of a step are made."""
+
+    def __call__(
+        self, loss_of: LossOf[Batch], batch: Batch, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
+    ) -> Tensor | None:
+        """Set the gradient of every parameter that the loss reaches.
+
+        Args:
+            loss_of: the losses of a batch.
+            batch: the examples of this step.
+            parameters: what is trained.
+            pull: the proximal term, which depends on no example; to be computed after the losses.
+
+        Returns:
+            the task's loss without a graph; None where it must stay unknown.
+        """
+        ...
+
+
+def plain_gradients(
+    loss_of: LossOf[Batch], batch: Batch, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
+) -> Tensor:
+    """The gradients of the loss and the proximal term, in one backward pass: the order of its sums decides the bits."""
+    losses = loss_of(batch)
+    # Gradients only of what is trained: autograd then leaves out the rest of the backbone.
+    (losses.total + pull()).backward(inputs=parameters)
+    return losses.task.detach()
+
+
+def train(
+    batches: Iterable[Batch],
+    parameters: Mapping[str, nn.Parameter],
+    training: Training,
+    loss_of: LossOf[Batch],
+    make_gradients: MakeGradients[Batch] = plain_gradients,
+) -> Iterator[Tensor | None]:
+    """Take one step of training for each batch.
+
+    Args:
+        batches: of any kind that `loss_of` takes.
+        parameters: what is trained, by name.
+        training: learning rates, optimizers and the strength of the proximal term.
+        loss_of: the losses of a batch, computed with the parameters as they are at that moment.
+        make_gradients: plain gradients, or private ones.
+
+    Yields:
+        after each step, what `make_gradients` returned. The caller can read the parameters at that moment.
+    """
+    own = list(parameters.values())
+    start = [p.detach().clone() for p in own] if training.proximal else []
+    optimizers = make_optimizers(parameters, training)
+    pull = partial(proximal, own, start, training.proximal)
+    for batch in batches:
+        task_loss = make_gradients(loss_of, batch, own, pull)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        yield task_loss
+
+
+def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:
+    """AdamW for the adapter, plain SGD for the head (docs/math.md, Local training).
+
+    AdamW gives every coordinate a step of similar size. Under label skew each client then pushes down the rows of its
+    absent classes as hard as it pushes up the rows of its own, and the average forgets. SGD keeps the size of the
+    gradient, which vanishes for a class that is already unlikely.
+    """
+    adapter = [p for name, p in parameters.items() if not names.is_head(name)]
+    head = [p for name, p in parameters.items() if names.is_head(name)]
+    adamw = partial(torch.optim.AdamW, weight_decay=training.weight_decay, fused=True)
+    head_optimizer = torch.optim.SGD if training.head_optimizer == "sgd" else adamw
+    pairs = [(adamw, adapter, training.learning_rate), (head_optimizer, head, training.head_learning_rate)]
+    return [make(params, lr=rate) for make, params, rate in pairs if params]
+
+
+def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> Tensor | float:
+    """(mu / 2) * |theta - theta_t|^2 (FedProx, arXiv 1812.06127); 0 when mu is 0."""
+    if not mu:
+        return 0.0
+    return mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(parameters, start, strict=True))
+
+
+def check_finite(task_losses: Sequence[Tensor], plan: ClientPlan) -> float:
+    """The mean of the losses of a client's steps.
+
+    Raises:
+        RunError: one of them is infinite or not a number.
+    """
+    losses: list[float] = torch.stack(list(task_losses)).tolist()  # read once: each reading waits for a GPU
+    bad = [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]
+    if bad:
+        raise RunError(
+            f"client {plan.client_id}: the loss became {losses[bad[0] - 1]} in step {bad[0]} of round {plan.round}; "
+            f"lower federation.learning_rate ({plan.training.learning_rate:g}) "
+            f"or head.learning_rate ({plan.training.head_learning_rate:g})"
+        )
+    return float(np.mean(losses))
