@@ -71,26 +71,33 @@ def empty(header: dict[str, Any], tensors: Tensors) -> None:
     tensors[min(tensors)] = torch.empty(0, 2**40)
 
 
-TYPES, TRAINING = r"and it should have \[", r"the server asks to train by .*, and the recipe says"
-BUDGET, EXPERTS = r"which is none that this site agreed to", r"the server's experts "
+TYPES = r"it must have exactly the fields \["
+TRAINING = r"the server asks for the training settings .*; this site agreed to those of the recipe"
+BUDGET, EXPERTS = r"the server asks for the budget .*, but ", r"the server's plan lists these experts "
 KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
-    "empty": (lambda m: b"", r"none of ours: it has 0 bytes"),
-    "cut": (lambda m: m[:40], r"none of ours: it has 40 bytes"),
-    "long header": (lambda m: put_together(" " * (2**22 + 1), b""), r"none of ours: it has a header of 4194305 bytes"),
-    "endless header": (lambda m: b"\xff" * 8 + m, r"none of ours: .* says that \d+ of them are a header"),
-    "deep": (text(lambda _: DEEP), r"none of ours: its JSON is nested 50 deep"),
+    "empty": (lambda m: b"", r"cannot be read: it has 0 bytes"),
+    "cut": (lambda m: m[:40], r"cannot be read: it has 40 bytes"),
+    "long header": (
+        lambda m: put_together(" " * (2**22 + 1), b""),
+        r"cannot be read: it has a header of 4194305 bytes",
+    ),
+    "endless header": (lambda m: b"\xff" * 8 + m, r"cannot be read: .* says that \d+ of them are a header"),
+    "deep": (text(lambda _: DEEP), r"cannot be read: its JSON is nested 50 deep"),
     "not a number": (text(lambda s: re.sub(r'"round":\d+', '"round":NaN', s)), r"NaN, which is no number"),
     "a field more": (say(code="import os"), TYPES),
     "a field less": (of(lambda h, t: h.pop("task")), TYPES),
     "client is true": (say(client_id=True), TYPES),
-    "another client": (of(lambda h, t: h.update(client_id=h["client_id"] + 1)), r"it was asked to '\w+' as client \d"),
-    "trains alone": (say(task="alone"), r"trains for the federation; it was asked to 'alone' as client"),
-    "unknown task": (say(task="__init__"), r"it was asked to '__init__'"),
-    "round below zero": (say(round=-1), r"plan has round -1"),
+    "another client": (
+        of(lambda h, t: h.update(client_id=h["client_id"] + 1)),
+        r"the server's plan is for client \d; this site is client \d",
+    ),
+    "trains alone": (say(task="alone"), r"the server asks for the task 'alone'; this site carries out train, sums"),
+    "unknown task": (say(task="__init__"), r"the server asks for the task '__init__'"),
+    "round below zero": (say(round=-1), r"plan has round -1; it must be at least 0"),
     "huge round": (say(round=LARGEST), r"plan has round 9223372036854775808"),
-    "huge seed": (say(seed=LARGEST), r"and seed 9223372036854775808"),
-    "endless seed": (say(seed=10**999), r"and seed 10+\.\.\.0+$"),
-    "seed below zero": (say(seed=-1), r"and seed -1"),
+    "huge seed": (say(seed=LARGEST), r"plan has seed 9223372036854775808; it must be at least 0 and below 2\^63"),
+    "endless seed": (say(seed=10**999), r"plan has seed 10+\.\.\.0+; "),
+    "seed below zero": (say(seed=-1), r"plan has seed -1"),
     "endless training": (table("training", local_steps=10**12), TRAINING),
     "an epoch more": (table("training", local_epochs=1, local_steps=None), TRAINING),
     "another rate": (table("training", learning_rate=1e9), TRAINING),
@@ -103,15 +110,18 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "budget without a field": (of(lambda h, t: h["budget"].pop("rank")), TYPES),
     "another tier": (
         of(lambda h, t: h["budget"].update(name="other") if h["task"] == "train" else False),
-        BUDGET,
+        BUDGET + "the tier of this site is",
     ),
-    "more experts than there are": (table("budget", experts=10**12), BUDGET),
+    "more experts than there are": (table("budget", experts=10**12), BUDGET + "1 <= top_k <= experts <= "),
     "more top_k than experts": (of(lambda h, t: h["budget"].update(top_k=h["budget"]["experts"] + 1)), BUDGET),
-    "top_k zero": (table("budget", top_k=0), BUDGET),
-    "huge rank": (table("budget", rank=10**12), BUDGET),
-    "unknown block": (of(lambda h, t: h["budget"]["blocks"].append(97)), BUDGET),
-    "block twice": (of(lambda h, t: h["budget"]["blocks"].append(h["budget"]["blocks"][-1])), BUDGET),
-    "block is true": (table("budget", blocks=[True]), BUDGET),
+    "top_k zero": (table("budget", top_k=0), BUDGET + "1 <= top_k <= experts <= "),
+    "huge rank": (table("budget", rank=10**12), BUDGET + "the recipe's method gives this tier other limits"),
+    "unknown block": (of(lambda h, t: h["budget"]["blocks"].append(97)), BUDGET + "the recipe adapts the blocks"),
+    "block twice": (
+        of(lambda h, t: h["budget"]["blocks"].append(h["budget"]["blocks"][-1])),
+        BUDGET + "its blocks must be integers",
+    ),
+    "block is true": (table("budget", blocks=[True]), BUDGET + "its blocks must be integers"),
     "foreign expert": (experts(lambda ids: [*ids[:-1], 99]), EXPERTS),
     "negative expert": (experts(lambda ids: [-1, *ids[1:]]), EXPERTS),
     "expert twice": (experts(lambda ids: [ids[0], *ids[:-1]]), EXPERTS),
@@ -126,9 +136,15 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
         EXPERTS,
     ),
     "experts are text": (experts(lambda ids: "0123"), EXPERTS),
-    "experts of another block": (say(experts={"97": [0]}), EXPERTS),
+    "experts of another block": (
+        say(experts={"97": [0]}),
+        r"the server's plan has experts for blocks \['97'\], not for \[",
+    ),
     "experts are a list": (say(experts=[]), TYPES),
-    "other numbers": (tensor(lambda t: t.double()), r"the server's tensor .* float32 of at most 3 dimensions"),
+    "other numbers": (
+        tensor(lambda t: t.double()),
+        r"the server's tensor .*; expected float32 with at most 3 dimensions",
+    ),
     "whole numbers": (tensor(lambda t: t.to(torch.int64)), r"the server's tensor "),
     "long tensor": (of(lambda h, t: t.update({"a": torch.zeros(10**4)})), r"the server's tensor 'a' "),
     "empty and long tensor": (of(empty), r"the server's tensor .*\[0, 1099511627776\]"),

@@ -188,13 +188,14 @@ def test_a_client_sends_the_smaller_form_and_one_that_hides_its_number_the_whole
         (many, True, "sums.gram"),
         (few, False, "sums.gram"),
     ):
-        sent = head_sums(model, examples(), rows, NUM_LABELS, number_told=told)
+        sent = head_sums(model, examples(), rows, NUM_LABELS, reveal_number=told)
         assert set(sent) == {name, "sums.moment"}
         assert {n: tuple(t.shape) for n, t in sent.items()} == sum_shapes(
             LIFTED, NUM_LABELS, len(rows) if told else None
         )
     sums, whole = (
-        HeadSums.from_tensors(head_sums(model, examples(), few, NUM_LABELS, number_told=told)) for told in (True, False)
+        HeadSums.from_tensors(head_sums(model, examples(), few, NUM_LABELS, reveal_number=told))
+        for told in (True, False)
     )
     torch.testing.assert_close(sums.gram, whole.gram, rtol=1e-5, atol=1e-5)
     assert torch.equal(sums.moment, whole.moment)

@@ -150,7 +150,7 @@ def test_a_site_refuses_a_server_that_asks_for_less_noise(values: Values):
     agreed = make_agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
     for less in ({"example_noise": 1.2}, {"example_clip": 0.8}, {"example_clip": None}, {"local_steps": 7}):
         own = replace(plan, training=replace(plan.training, **less))
-        with pytest.raises(InputError, match="the server asks to train by"):
+        with pytest.raises(InputError, match="the server asks for the training settings"):
             screen_plan(pack_plan(own, method.download(known.state, own)), agreed)
 
 

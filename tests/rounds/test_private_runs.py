@@ -216,7 +216,7 @@ def test_a_site_refuses_a_server_that_asks_for_more_than_the_recipe(values: Valu
 
     screen_plan(asked(), agreed)
     for more in ({"private": False}, {"clip_norm": None}, {"clip_norm": 50.0}):
-        with pytest.raises(InputError, match="the server asks to train by"):
+        with pytest.raises(InputError, match="the server asks for the training settings"):
             screen_plan(asked(**more), agreed)
 
 

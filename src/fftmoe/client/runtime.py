@@ -21,6 +21,9 @@ from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
 from fftmoe.tasks import Loss
 
+Measure = Callable[[Any], Mapping[str, float]]
+"""The metrics of a model as it is now."""
+
 
 class ClientStates(Protocol):
     """Where clients keep what never leaves them (personal router rows, affinities)."""
@@ -36,11 +39,16 @@ class ClientStates(Protocol):
 
 @dataclass(frozen=True)
 class ClientRuntime:
-    """Runs whatever task a message asks of the client that it names.
+    """Carries out the task of each message for the client that the message names.
 
     Attributes:
+        model: the backbone with the adapter attached, shared by all clients.
+        method: the federated method.
         loss: what training minimises.
-        num_labels: classes of a head that is solved from sums.
+        num_labels: classes of a closed-form head.
+        examples: the data of all clients.
+        partition: the rows of `examples` of each client.
+        states: what each client keeps from round to round.
         measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
     """
 
@@ -54,7 +62,7 @@ class ClientRuntime:
     measure: Callable[..., Mapping[str, float]]
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
-        """Plan and tensors in, update out, of every client; several train together."""
+        """One update for each plan; several messages are clients that train in one batch."""
         backbone = fingerprint(self.model)
         received = [unpack_plan(message) for message in messages]
         if len(received) > 1:
@@ -67,12 +75,12 @@ class ClientRuntime:
         ]
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """A round of the federation."""
+        """The task "train": a client's part of a round."""
         kept, feedback = split_state(self.states.load(plan.client_id, before=plan.round))
         return self._finish(plan, feedback, *self._update(plan, tensors, kept, None))
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
-        """The same round of several clients, on one backbone at once."""
+        """`train` for several clients, in one batch on one backbone."""
         assert can_stack(self.method)
         assert isinstance(self.loss, Head)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
@@ -83,24 +91,31 @@ class ClientRuntime:
             for plan, (_, feedback), result in zip(plans, states, results, strict=True)
         ]
 
-    def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
-        """What is kept is saved, and what is sent tells no more, and is as small, as asked for."""
-        if plan.concealed:
-            update = concealed(update, plan)
-        update, feedback = compress(update, feedback, plan.training.upload)
-        self.states.save(plan.client_id, plan.round, {**state, **feedback})
-        return update
-
-    def alone(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """Training alone: no state is kept, and the client measures its own model.
-
-        Where the federation solves its head from everyone's sums, a client alone solves one from its own, before it
-        trains and after.
-        """
+    def local(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """The task "alone": local training without the federation. No state is kept; the client measures its model."""
         rows = self.partition[plan.client_id]
         measure = partial(self.measure, own_labels=self.examples.labels[torch.from_numpy(rows)])
         if plan.training.train_head or not isinstance(self.loss, Head):
             return self._update(plan, tensors, {}, measure)[0]
+        return self._local_closed_form(plan, tensors, measure)
+
+    def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """The task "sums": the client's feature statistics, from which the server computes a closed-form head.
+
+        They are taken on the global model, or on the client's own model where the method has no global one.
+        """
+        if self.method.personal:
+            kept, _ = split_state(self.states.load(plan.client_id, before=plan.round + 1))
+            self.method.personalize(self.model, tensors, plan, kept)
+        else:
+            self.method.install(self.model, tensors, plan.budget)
+        rows = self.partition[plan.client_id]
+        sums = head_sums(self.model, self.examples, rows, self.num_labels, reveal_number=not plan.concealed)
+        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
+
+    def _local_closed_form(self, plan: ClientPlan, tensors: Tensors, measure: Measure) -> ClientUpdate:
+        """Local training with a closed-form head, which the client computes from its own data before and after."""
+        rows = self.partition[plan.client_id]
 
         def solve_and_measure(model: Any) -> Mapping[str, float]:
             load_head(model, self._own_head(rows))
@@ -110,28 +125,22 @@ class ClientRuntime:
         return self._update(plan, {**tensors, **self._own_head(rows)}, {}, solve_and_measure)[0]
 
     def _own_head(self, rows: np.ndarray) -> Tensors:
+        """The closed-form head of these examples."""
         return solved_head(HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels)))
 
-    def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """The sums that a closed-form head is solved from: on the global model, or its own where there is none."""
-        if self.method.personal:
-            kept, _ = split_state(self.states.load(plan.client_id, before=plan.round + 1))
-            self.method.personalize(self.model, tensors, plan, kept)
-        else:
-            self.method.install(self.model, tensors, plan.budget)
-        rows = self.partition[plan.client_id]
-        sums = head_sums(self.model, self.examples, rows, self.num_labels, number_told=not plan.concealed)
-        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
-
     def _update(
-        self,
-        plan: ClientPlan,
-        tensors: Tensors,
-        kept: Tensors,
-        measure: Callable[[Any], Mapping[str, float]] | None,
+        self, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Measure | None
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
         return update_client(self.model, self.method, self.loss, plan, tensors, kept, self.examples, rows, measure)
 
+    def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
+        """Save what the client keeps, and make the update as private and as small as the plan asks for."""
+        if plan.concealed:
+            update = concealed(update, plan)
+        update, feedback = compress(update, feedback, plan.training.upload)
+        self.states.save(plan.client_id, plan.round, {**state, **feedback})
+        return update
 
-TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.alone, "sums": ClientRuntime.sums}
+
+TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.local, "sums": ClientRuntime.sums}

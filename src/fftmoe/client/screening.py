@@ -1,6 +1,6 @@
-"""No plan is believed either: a site does what it agreed to when it joined, whatever its server asks.
+"""Every plan is checked before it is carried out: a site does what it agreed to, whatever its server asks.
 
-Nothing is made larger than the message that it came in, or than the adapter of the recipe.
+Nothing is made that is larger than the message, or larger than the adapter of the recipe.
 """
 
 import json
@@ -12,9 +12,10 @@ from typing import Any
 from fftmoe.errors import InputError
 from fftmoe.records import Budget, Training, inspect_message
 
-MOST_HEADER = 2**22  # bytes of JSON, half a million experts
+MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
-LARGEST = 2**63  # of a number of a round and of a seed
+LARGEST = 2**63  # the round and the seed are below this
+SERVED = ("train", "sums")  # the tasks that a site carries out
 
 PLAN = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
 BUDGET = {field.name: list if field.name == "blocks" else field.type for field in fields(Budget)}
@@ -24,14 +25,16 @@ _shown = reprlib.repr
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a site serves.
+    """What a site agreed to when it joined.
 
     Attributes:
-        client_id: its own. tier: the name of its budget; sums are asked for on another.
-        training: as the recipe has it.
-        blocks, num_experts: of the adapter.
-        longest: dimension of anything that is trained.
-        fit: the budget as the recipe's method honours it, which a sound one is already.
+        client_id: the site's own.
+        tier: the name of its budget. Feature statistics may be asked for with the budget of another tier.
+        training: the settings of the recipe.
+        blocks: the blocks that the recipe adapts.
+        num_experts: experts of each block.
+        longest: the largest dimension of anything that is trained.
+        fit: gives a budget as the recipe's method uses it; a budget that an honest server sends stays as it is.
     """
 
     client_id: int
@@ -44,71 +47,105 @@ class Agreement:
 
 
 def screen_plan(message: bytes, agreed: Agreement) -> None:
-    """Whether the site does what the message asks.
+    """Check a message before any of it is used.
 
     Raises:
-        InputError: no server that keeps to the job sends it.
+        InputError: the message asks for something that the site did not agree to.
     """
-    try:
-        declared, header, _ = inspect_message(message, MOST_HEADER)
-    except ValueError as error:
-        raise InputError(f"the server's message is none of ours: {error}") from error
+    declared, header = _read(message)
     _check_types("plan", header, {**PLAN, "training": dict})
-    _check_numbers(header, agreed.client_id)
-    wanted = json.dumps(vars(agreed.training), sort_keys=True)
-    if json.dumps(header["training"], sort_keys=True) != wanted:  # True is no 1
-        raise InputError(f"the server asks to train by {_shown(header['training'])}, and the recipe says {wanted}")
-    budget = _budget(header["budget"], header["task"], agreed)
-    _check_experts(header["experts"], budget, header["task"], agreed)
+    _check_client(header["client_id"], agreed.client_id)
+    _check_task(header["task"])
+    _check_numbers(header["round"], header["seed"])
+    _check_training(header["training"], agreed.training)
+    _check_types("budget", header["budget"], BUDGET)
+    budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
+    sums = header["task"] == "sums"
+    _check_budget(budget, agreed, any_tier=sums)
+    _check_experts(header["experts"], budget, agreed.num_experts, most=agreed.num_experts if sums else budget.experts)
     _check_tensors(declared, max(agreed.longest, budget.rank))
 
 
+def _read(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the message declares of its tensors, and its header; neither has been checked."""
+    try:
+        declared, header, _ = inspect_message(message, MOST_HEADER)
+    except ValueError as error:
+        raise InputError(f"the server's message cannot be read: {error}") from error
+    return declared, header
+
+
 def _check_types(what: str, table: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Exactly these names, with values of exactly these types."""
+    """The table has exactly these names, with values of exactly these types."""
     if {name: type(value) for name, value in table.items()} != types:
-        raise InputError(f"the server's {what} is {_shown(table)}, and it should have {[*types]}")
+        raise InputError(f"the server's {what} is {_shown(table)}; it must have exactly the fields {[*types]}")
 
 
-def _check_numbers(header: Mapping[str, Any], client_id: int) -> None:
-    if header["client_id"] != client_id or header["task"] not in ("train", "sums"):
+def _check_client(client_id: int, own: int) -> None:
+    if client_id != own:
+        raise InputError(f"the server's plan is for client {_shown(client_id)}; this site is client {own}")
+
+
+def _check_task(task: str) -> None:
+    if task not in SERVED:
+        raise InputError(f"the server asks for the task {_shown(task)}; this site carries out {', '.join(SERVED)}")
+
+
+def _check_numbers(round: int, seed: int) -> None:
+    for name, value in (("round", round), ("seed", seed)):
+        if not 0 <= value < LARGEST:
+            raise InputError(f"the server's plan has {name} {_shown(value)}; it must be at least 0 and below 2^63")
+
+
+def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
+    """The settings are compared as JSON: in Python True equals 1."""
+    expected = json.dumps(vars(agreed), sort_keys=True)
+    if json.dumps(asked, sort_keys=True) != expected:
         raise InputError(
-            f"this site is client {client_id} and trains for the federation; it was asked to {_shown(header['task'])} "
-            f"as client {header['client_id']}"
+            f"the server asks for the training settings {_shown(asked)}; this site agreed to those of the recipe, "
+            f"{expected}"
         )
-    if not (0 <= header["round"] < LARGEST and 0 <= header["seed"] < LARGEST):
-        raise InputError(f"the server's plan has round {_shown(header['round'])} and seed {_shown(header['seed'])}")
 
 
-def _budget(table: Mapping[str, Any], task: str, agreed: Agreement) -> Budget:
-    _check_types("budget", table, BUDGET)
-    blocks = tuple(table["blocks"])
-    budget = Budget(**{**table, "blocks": blocks})
+def _check_budget(budget: Budget, agreed: Agreement, any_tier: bool) -> None:
+    """The budget is one that the site agreed to: each line says what is wrong, and why."""
+    blocks = budget.blocks
     ascending = all(type(block) is int for block in blocks) and list(blocks) == sorted(set(blocks))
-    bounded = 1 <= budget.top_k <= budget.experts <= agreed.num_experts
-    own = budget.name == agreed.tier or task == "sums"
-    if not (own and ascending and bounded and set(blocks) <= set(agreed.blocks) and agreed.fit(budget) == budget):
-        raise InputError(f"the server asks for the budget {_shown(table)}, which is none that this site agreed to")
-    return budget
+    problems = {
+        f"the tier of this site is {agreed.tier!r}": budget.name != agreed.tier and not any_tier,
+        "its blocks must be integers in ascending order": not ascending,
+        f"the recipe adapts the blocks {agreed.blocks}": not set(blocks) <= set(agreed.blocks),
+        f"1 <= top_k <= experts <= {agreed.num_experts} must hold": not (
+            1 <= budget.top_k <= budget.experts <= agreed.num_experts
+        ),
+    }
+    problem = next((text for text, wrong in problems.items() if wrong), None)
+    if problem is None and agreed.fit(budget) != budget:
+        problem = "the recipe's method gives this tier other limits"
+    if problem is not None:
+        raise InputError(f"the server asks for the budget {_shown(vars(budget))}, but {problem}")
 
 
-def _check_experts(table: Mapping[str, Any], budget: Budget, task: str, agreed: Agreement) -> None:
-    """Of each of the budget's blocks, or none at all; as many as it has, or all where sums are asked for."""
-    most = agreed.num_experts if task == "sums" else budget.experts
+def _check_experts(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
+    """Expert ids for each block of the budget, or for no block; at most `most` in a block."""
     if table and table.keys() != {str(block) for block in budget.blocks}:
-        raise InputError(f"the server's experts are {_shown(table)}, and those of blocks {budget.blocks} were expected")
+        raise InputError(f"the server's plan has experts for blocks {_shown([*table])}, not for {[*budget.blocks]}")
     for block, ids in table.items():
-        plain = isinstance(ids, list) and all(type(m) is int and 0 <= m < agreed.num_experts for m in ids)
-        if not plain or ids != sorted(set(ids)) or len(ids) > most:
-            raise InputError(f"the server's experts of block {block} are {_shown(ids)}, and at most {most} were due")
+        valid = isinstance(ids, list) and all(type(m) is int and 0 <= m < num_experts for m in ids)
+        if not valid or ids != sorted(set(ids)) or len(ids) > most:
+            raise InputError(
+                f"block {block}: the server's plan lists these experts {_shown(ids)}; at most {most} different ids "
+                f"below {num_experts} in ascending order are allowed"
+            )
 
 
 def _check_tensors(declared: Mapping[str, Any], longest: int) -> None:
-    """Of few dimensions and none too long, so that what is made of them is not either."""
+    """The tensors have few dimensions, none of them too long, so nothing that is made of them is too large."""
     for name, found in declared.items():
         shape: Any = found.get("shape") if isinstance(found, dict) and found.get("dtype") == "F32" else None
-        plain = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
-        if not plain or any(type(size) is not int or not 0 <= size <= longest for size in shape):
+        valid = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
+        if not valid or any(type(size) is not int or not 0 <= size <= longest for size in shape):
             raise InputError(
-                f"the server's tensor {_shown(name)} is {_shown(found)}, and float32 of at most {MOST_DIMENSIONS} "
-                f"dimensions up to {longest} was expected"
+                f"the server's tensor {_shown(name)} is {_shown(found)}; expected float32 with at most "
+                f"{MOST_DIMENSIONS} dimensions of at most {longest}"
             )

@@ -1,7 +1,8 @@
-"""A client's part of a closed-form head: sums over its examples, which are less than data and no protection of it.
+"""A client's part of a closed-form head: feature statistics, which are sums over the client's examples.
 
-They hold how many examples of each label the client has, and the sum of their features. Of a label with one example
-that sum is the example's features; the sums of a client with one example are that example, its label included.
+The sums hold less than the data, but they do not protect it. They say how many examples of each label the client has
+and give the sum of their features. For a label with one example that sum is the features of that example. The sums of
+a client with a single example are that example, with its label.
 """
 
 from collections.abc import Iterator
@@ -22,23 +23,26 @@ BATCH_SIZE = 64
 
 @torch.inference_mode()
 def head_sums(
-    model: Any, examples: Examples, indices: np.ndarray, num_labels: int, number_told: bool = True
+    model: Any, examples: Examples, indices: np.ndarray, num_labels: int, reveal_number: bool = True
 ) -> Tensors:
-    """The sums over these examples of what the model's head reads, for the wire.
+    """The sums over these examples of the features that the model's head reads, ready to be sent.
 
     Args:
-        indices: int64 [N], at least one.
-        number_told: False: what is sent is as large whatever N is.
+        model: the backbone with the adapter.
+        examples: the data of all clients.
+        indices: the client's examples, int64 [N], at least one.
+        num_labels: classes of the head.
+        reveal_number: whether the size of the answer may depend on N; False where N must stay unknown.
     """
-    read = _read(model, examples, indices)
-    first = next(read)
-    if number_told and are_few(len(indices), first[0].shape[1]):
-        features, labels = map(torch.cat, zip(first, *read, strict=True))
+    batches = _features_and_labels(model, examples, indices)
+    first = next(batches)
+    if reveal_number and are_few(len(indices), first[0].shape[1]):
+        features, labels = map(torch.cat, zip(first, *batches, strict=True))
         return few_tensors(features, labels, num_labels)
-    return HeadSums.total(HeadSums.of(*batch, num_labels) for batch in chain([first], read)).to_tensors()
+    return HeadSums.total(HeadSums.of(*batch, num_labels) for batch in chain([first], batches)).to_tensors()
 
 
-def _read(model: Any, examples: Examples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+def _features_and_labels(model: Any, examples: Examples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """Features float32 [B, F] and labels int64 [B], batch by batch."""
     for batch in map(examples.batch, evaluation_batches(examples, BATCH_SIZE, indices)):
         yield head_inputs(model, on_device(model, batch)).cpu(), batch["labels"]
