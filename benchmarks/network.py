@@ -27,7 +27,7 @@ import yaml
 
 from common import RESULTS, machine, markdown
 from fftmoe.config import parse_recipe
-from fftmoe.data import load_source
+from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.deploy import server as server_module
 from fftmoe.report.progress import Progress
 from fftmoe.rounds.run import run
@@ -51,9 +51,7 @@ def divide(folder: Path) -> None:
 
 def examples(split: str) -> list[tuple[str, str]]:
     """Texts with the names of their labels."""
-    source = load_source("builtin:stdlib-docs")
-    found = source.splits[split]
-    return [(text, source.label_names[label]) for text, label in zip(found.texts, found.labels, strict=True)]
+    return [(text, label) for text, label, _ in stdlib_docs()[split]]
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -64,7 +62,7 @@ def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 def recipe(folder: Path, rounds: int) -> dict[str, Any]:
     """Everyone in every round, two steps each, measured once at the end."""
-    labels = list(load_source("builtin:stdlib-docs").label_names)
+    labels = sorted({label for _, label in examples("train")})
     return {
         "backbone": {"model": "builtin:minilm"},
         "data": {"source": str(folder / "all"), "max_length": 64, "labels": labels},

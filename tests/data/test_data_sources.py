@@ -7,8 +7,8 @@ import datasets
 import numpy as np
 import pytest
 
-from fftmoe.data import load_source
 from fftmoe.errors import InputError
+from reading import read_labelled_texts
 
 TRAIN = [("good film", "pos", 3), ("bad, bad film", "neg", 1), ("null", "pos", 3), ('she said "no"', "neg", 2)]
 TEST = [("a second\nline", "neg", 1), ("123", "pos", 2)]
@@ -42,15 +42,14 @@ def test_every_file_format_gives_the_same_data(tmp_path: Path, suffix: str, capf
     write(tmp_path, "test", TEST, suffix)
     datasets.enable_progress_bars()
     capfd.readouterr()
-    data = load_source(str(tmp_path), extra_columns=["author"])
+    data = read_labelled_texts(str(tmp_path), extra_columns=["author"])
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()  # the caller's setting is put back
     assert data.label_names == ("neg", "pos")
-    assert data.num_labels == 2
     assert list(data.splits) == ["train", "test"]
     train, test = data.splits["train"], data.splits["test"]
-    assert train.texts == tuple(row[0] for row in TRAIN)
-    assert test.texts == tuple(row[0] for row in TEST)
+    assert train.content == tuple(row[0] for row in TRAIN)
+    assert test.content == tuple(row[0] for row in TEST)
     assert train.labels.dtype == np.int64
     assert train.labels.tolist() == [1, 0, 1, 0]
     assert test.labels.tolist() == [0, 1]
@@ -63,7 +62,7 @@ def test_numbers_as_labels_are_sorted_as_numbers(tmp_path: Path, suffix: str):
     rows = [("some text", label, 0) for label in (10, 9, 100)]
     write(tmp_path, "train", rows, suffix)
     write(tmp_path, "test", rows, suffix)
-    assert load_source(str(tmp_path)).label_names == ("9", "10", "100")
+    assert read_labelled_texts(str(tmp_path)).label_names == ("9", "10", "100")
 
 
 def test_class_labels_keep_names_and_validation_is_read(tmp_path: Path):
@@ -71,7 +70,7 @@ def test_class_labels_keep_names_and_validation_is_read(tmp_path: Path):
     for split in ("train", "test", "validation"):
         rows = datasets.Dataset.from_dict({"q": ["one", "two"], "y": [0, 1]}, features=features)
         rows.to_parquet(str(tmp_path / f"{split}.parquet"))
-    data = load_source(str(tmp_path), text="q", label="y")
+    data = read_labelled_texts(str(tmp_path), text="q", label="y")
     assert data.label_names == ("zoo", "art")
     assert data.splits["validation"].labels.tolist() == [0, 1]
 
@@ -79,9 +78,9 @@ def test_class_labels_keep_names_and_validation_is_read(tmp_path: Path):
 def test_a_changed_file_is_read_anew(tmp_path: Path):
     write(tmp_path, "train", TRAIN)
     write(tmp_path, "test", TEST)
-    load_source(str(tmp_path))
+    read_labelled_texts(str(tmp_path))
     write(tmp_path, "test", TEST[:1])
-    assert len(load_source(str(tmp_path)).splits["test"]) == 1
+    assert len(read_labelled_texts(str(tmp_path)).splits["test"]) == 1
 
 
 def broken(folder: Path, **changes: list[tuple[Any, Any, Any]]) -> str:
@@ -95,27 +94,27 @@ def test_missing_column_lists_the_columns(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"train\.jsonl has no column 'texts'; did you mean 'text'\?; it has text, label, author: name"
     ):
-        load_source(broken(tmp_path), text="texts")
+        read_labelled_texts(broken(tmp_path), text="texts")
     with pytest.raises(InputError, match="no column 'writer'; it has text, label, author: name"):
-        load_source(str(tmp_path), extra_columns=["writer"])
+        read_labelled_texts(str(tmp_path), extra_columns=["writer"])
 
 
 def test_label_unseen_in_training(tmp_path: Path):
     rows = [*TEST, ("meh", "mixed", 1), ("hm", "mixed", 1)]
     with pytest.raises(InputError, match=r"test\.jsonl: label 'mixed' occurs in 2 rows but never in training"):
-        load_source(broken(tmp_path, test=rows))
+        read_labelled_texts(broken(tmp_path, test=rows))
 
 
 @pytest.mark.parametrize("text", ["", "  \n", None])
 def test_empty_text(tmp_path: Path, text: str | None):
     with pytest.raises(InputError, match=r"test\.jsonl: column 'text' is empty in row 3"):
-        load_source(broken(tmp_path, test=[*TEST, (text, "pos", 1)]))
+        read_labelled_texts(broken(tmp_path, test=[*TEST, (text, "pos", 1)]))
 
 
 @pytest.mark.parametrize("label", ["", None])
 def test_empty_label(tmp_path: Path, label: str | None):
     with pytest.raises(InputError, match=r"train\.jsonl: column 'label' has no label in row 5"):
-        load_source(broken(tmp_path, train=[*TRAIN, ("fine", label, 1)]))
+        read_labelled_texts(broken(tmp_path, train=[*TRAIN, ("fine", label, 1)]))
 
 
 def test_unlabelled_class_label(tmp_path: Path):
@@ -124,20 +123,20 @@ def test_unlabelled_class_label(tmp_path: Path):
         rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
         rows.to_parquet(str(tmp_path / f"{split}.parquet"))
     with pytest.raises(InputError, match=r"test\.parquet: column 'label' has no label in row 2 \(value -1\)"):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
 
 
 def test_columns_of_the_wrong_type(tmp_path: Path):
     with pytest.raises(InputError, match="column 'author' holds int values such as 3"):
-        load_source(broken(tmp_path), text="author")
+        read_labelled_texts(broken(tmp_path), text="author")
     rows = [("a", 0.5, 0), ("b", 1.5, 0)]
     with pytest.raises(InputError, match=r"column 'label' holds float values such as 0\.5"):
-        load_source(broken(tmp_path, train=rows, test=rows))
+        read_labelled_texts(broken(tmp_path, train=rows, test=rows))
 
 
 def test_a_single_label_is_nothing_to_classify(tmp_path: Path):
     with pytest.raises(InputError, match="holds one label only"):
-        load_source(broken(tmp_path, train=[("a", "pos", 0)], test=[("a", "pos", 0)]))
+        read_labelled_texts(broken(tmp_path, train=[("a", "pos", 0)], test=[("a", "pos", 0)]))
 
 
 def test_folder_without_test(tmp_path: Path):
@@ -145,16 +144,16 @@ def test_folder_without_test(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"has no test split \(it has train\); .* add test\.parquet \(or \.csv, \.jsonl\)"
     ):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
 
 
 def test_empty_folder_and_ambiguous_folder(tmp_path: Path):
     with pytest.raises(InputError, match="has no train and no test split"):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
     write(tmp_path, "train", TRAIN, "csv")
     write(tmp_path, "train", TRAIN, "jsonl")
     with pytest.raises(InputError, match=r"holds both train\.csv and train\.jsonl"):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -171,26 +170,26 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
     write(tmp_path, "test", TEST)
     with pytest.raises(
-        InputError, match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; (mend the file|save it as UTF-8)"
+        InputError, match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; (correct the file|save it as UTF-8)"
     ):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
 
 
 def test_file_without_rows(tmp_path: Path):
     write(tmp_path, "train", TRAIN)
     (tmp_path / "test.csv").write_text("text,label\n")
     with pytest.raises(InputError, match=r"test\.csv has no rows"):
-        load_source(str(tmp_path))
+        read_labelled_texts(str(tmp_path))
 
 
 def test_source_names_that_are_nothing(tmp_path: Path):
     with pytest.raises(InputError, match=r"not a builtin data set; did you mean 'stdlib-docs'\?"):
-        load_source("builtin:stdlib-doc")
-    with pytest.raises(InputError, match="is no folder"):
-        load_source(str(tmp_path / "missing"))
+        read_labelled_texts("builtin:stdlib-doc")
+    with pytest.raises(InputError, match="is not a folder"):
+        read_labelled_texts(str(tmp_path / "missing"))
     write(tmp_path, "train", TRAIN)
     with pytest.raises(InputError, match=r"is a file: name the folder"):
-        load_source(str(tmp_path / "train.jsonl"))
+        read_labelled_texts(str(tmp_path / "train.jsonl"))
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +198,7 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(InputError, match=r"'someone/reviews' is not a local folder.*Couldn't reach.*local folder"):
-        load_source("someone/reviews")
+        read_labelled_texts("someone/reviews")
 
 
 def test_hub_id_with_configuration(monkeypatch: pytest.MonkeyPatch):
@@ -211,8 +210,8 @@ def test_hub_id_with_configuration(monkeypatch: pytest.MonkeyPatch):
         return datasets.DatasetDict({"train": rows, "test": rows, "unsupervised": rows})
 
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
-    assert list(load_source("someone/reviews:plain").splits) == ["train", "test"]
-    load_source("reviews")
+    assert list(read_labelled_texts("someone/reviews:plain").splits) == ["train", "test"]
+    read_labelled_texts("reviews")
     assert asked == [("someone/reviews", "plain"), ("reviews", None)]
 
 
@@ -220,4 +219,4 @@ def test_hub_set_without_test(monkeypatch: pytest.MonkeyPatch):
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": rows}))
     with pytest.raises(InputError, match="someone/reviews with splits train has no test split"):
-        load_source("someone/reviews")
+        read_labelled_texts("someone/reviews")

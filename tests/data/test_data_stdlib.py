@@ -8,26 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from fftmoe.data import LabelledText, load_source, stdlib_docs
+from fftmoe.data import stdlib_docs
 from fftmoe.data.stdlib_docs import chapter_of
 from fftmoe.errors import InputError
+from reading import Labelled, read_labelled_texts
 
 
 @pytest.fixture(scope="module")
-def docs() -> LabelledText:
-    return load_source("builtin:stdlib-docs", extra_columns=["module"])
+def docs() -> Labelled:
+    return read_labelled_texts("builtin:stdlib-docs", extra_columns=["module"])
 
 
-def test_size_and_balance(docs: LabelledText):
+def test_size_and_balance(docs: Labelled):
     train, test = docs.splits["train"], docs.splits["test"]
-    assert docs.num_labels >= 15
+    assert len(docs.label_names) >= 15
     assert len(train) + len(test) >= 4000
     counts = Counter([*train.labels.tolist(), *test.labels.tolist()])
     assert min(counts.values()) >= 60
     assert max(counts.values()) < 0.2 * sum(counts.values())
 
 
-def test_split_is_stratified_by_chapter_and_leaves_every_module_two_examples(docs: LabelledText):
+def test_split_is_stratified_by_chapter_and_leaves_every_module_two_examples(docs: Labelled):
     train, test = docs.splits["train"], docs.splits["test"]
     in_train, in_test = Counter(train.labels.tolist()), Counter(test.labels.tolist())
     for label, count in in_train.items():
@@ -37,13 +38,13 @@ def test_split_is_stratified_by_chapter_and_leaves_every_module_two_examples(doc
     assert set(test.columns["module"]) <= set(modules)
 
 
-def test_no_text_occurs_twice(docs: LabelledText):
-    texts = [text for split in docs.splits.values() for text in split.texts]
+def test_no_text_occurs_twice(docs: Labelled):
+    texts = [text for split in docs.splits.values() for text in split.content]
     assert len(set(texts)) == len(texts)
     assert all(text == " ".join(text.split()) for text in texts)
 
 
-def test_labels_of_well_known_modules(docs: LabelledText):
+def test_labels_of_well_known_modules(docs: Labelled):
     train = docs.splits["train"]
     found = {
         module: docs.label_names[label]
@@ -70,7 +71,7 @@ def test_every_documented_public_module_has_a_chapter():
 
 
 @pytest.mark.slow  # parses the library a second time
-def test_the_set_is_the_same_in_another_process(docs: LabelledText):
+def test_the_set_is_the_same_in_another_process(docs: Labelled):
     # Another hash seed, and modules imported that this process may lack, must change nothing.
     script = (
         "import decimal, curses.ascii, hashlib\n"
@@ -81,7 +82,7 @@ def test_the_set_is_the_same_in_another_process(docs: LabelledText):
     run = [sys.executable, "-c", script]
     other = subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout.strip()
     rows = [
-        list(zip(split.texts, (docs.label_names[i] for i in split.labels), split.columns["module"], strict=True))
+        list(zip(split.content, (docs.label_names[i] for i in split.labels), split.columns["module"], strict=True))
         for split in docs.splits.values()
     ]
     assert hashlib.sha256(repr(rows).encode()).hexdigest() == other
@@ -100,7 +101,7 @@ def test_a_library_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(stdlib_docs, "C_MODULES", [])
     with pytest.raises(InputError, match=r"found 0 docstrings in .* without the sources of its standard library"):
-        load_source("builtin:stdlib-docs")
+        read_labelled_texts("builtin:stdlib-docs")
 
 
 def test_source_is_parsed_and_not_run(tmp_path: Path):

@@ -1,5 +1,4 @@
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fftmoe.data import (
-    Split,
     TokenizedText,
     default_cache_dir,
     evaluation_batches,
@@ -34,8 +32,9 @@ def tiny_tokenizer(**special: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **special)
 
 
-def split(texts: tuple[str, ...] = TEXTS) -> Split:
-    return Split(texts, np.arange(len(texts)) % 3)
+def labelled(texts: tuple[str, ...] = TEXTS) -> tuple[tuple[str, ...], np.ndarray]:
+    """Texts with labels: the first arguments of the cache's functions."""
+    return texts, np.arange(len(texts)) % 3
 
 
 @pytest.fixture(scope="module")
@@ -106,51 +105,52 @@ def no_tokenizing(*_: object) -> TokenizedText:
 
 def test_cache_hit_is_equal_and_does_not_tokenize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tokenizer = tiny_tokenizer(pad_token="[PAD]")
-    first = tokenize_cached(split(), tokenizer, 7, tmp_path / "new")
+    first = tokenize_cached(*labelled(), tokenizer, 7, tmp_path / "new")
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".safetensors"]  # no temporary file stays
     monkeypatch.setattr("fftmoe.data.token_cache.tokenize_texts", no_tokenizing)
     # A tokenizer that was never called, as in a new process: the calls' own settings are no part of the key.
-    assert equal(tokenize_cached(split(), tiny_tokenizer(pad_token="[PAD]"), 7, tmp_path / "new"), first)
+    assert equal(tokenize_cached(*labelled(), tiny_tokenizer(pad_token="[PAD]"), 7, tmp_path / "new"), first)
 
 
 def test_no_cache(tmp_path: Path):
     assert equal(
-        tokenize_cached(split(), tiny_tokenizer(), 7, None), tokenize_cached(split(), tiny_tokenizer(), 7, tmp_path)
+        tokenize_cached(*labelled(), tiny_tokenizer(), 7, None),
+        tokenize_cached(*labelled(), tiny_tokenizer(), 7, tmp_path),
     )
 
 
 def test_key_follows_the_content(minilm: Any):
-    tokenizer, labels = tiny_tokenizer(pad_token="[PAD]"), split().labels
+    tokenizer, labels = tiny_tokenizer(pad_token="[PAD]"), labelled()[1]
     keys = [
-        cache_key(split(), tokenizer, 7),
-        cache_key(split(), tokenizer, 8),
-        cache_key(split(), minilm, 7),
-        cache_key(split(), tiny_tokenizer(pad_token="[UNK]"), 7),
-        cache_key(split((*TEXTS[:3], "on cat")), tokenizer, 7),
-        cache_key(Split(("ab", "c"), labels[:2]), tokenizer, 7),
-        cache_key(Split(("a", "bc"), labels[:2]), tokenizer, 7),
-        cache_key(replace(split(), labels=labels[::-1]), tokenizer, 7),
+        cache_key(*labelled(), tokenizer, 7),
+        cache_key(*labelled(), tokenizer, 8),
+        cache_key(*labelled(), minilm, 7),
+        cache_key(*labelled(), tiny_tokenizer(pad_token="[UNK]"), 7),
+        cache_key(*labelled((*TEXTS[:3], "on cat")), tokenizer, 7),
+        cache_key(("ab", "c"), labels[:2], tokenizer, 7),
+        cache_key(("a", "bc"), labels[:2], tokenizer, 7),
+        cache_key(TEXTS, labels[::-1], tokenizer, 7),
     ]
     assert len(set(keys)) == len(keys)
-    assert cache_key(split(), tokenizer, 7) == keys[0]
+    assert cache_key(*labelled(), tokenizer, 7) == keys[0]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) - 9], lambda _: b"", lambda _: b"nonsense" * 9])
 def test_damaged_cache_is_made_anew(tmp_path: Path, damage: Any):
     tokenizer = tiny_tokenizer()
-    first = tokenize_cached(split(), tokenizer, 7, tmp_path)
+    first = tokenize_cached(*labelled(), tokenizer, 7, tmp_path)
     (path,) = tmp_path.iterdir()
     # Whoever still maps the first file keeps it: damage and repair come as new files.
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(damage(whole))
-    assert equal(tokenize_cached(split(), tokenizer, 7, tmp_path), first)
+    assert equal(tokenize_cached(*labelled(), tokenizer, 7, tmp_path), first)
     assert path.read_bytes() == whole
 
 
 def test_cache_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file").write_text("in the way")
-    assert len(tokenize_cached(split(), tiny_tokenizer(), 7, tmp_path / "file" / "cache")) == 4
+    assert len(tokenize_cached(*labelled(), tiny_tokenizer(), 7, tmp_path / "file" / "cache")) == 4
     assert "cannot write the token cache" in caplog.text
 
 

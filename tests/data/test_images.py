@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ import transformers
 from PIL import Image
 
 from fftmoe.backbones import ImageFormat, load_backbone, load_image_processor, logits
-from fftmoe.data import ImageExamples, LabelledImages, evaluation_batches, load_images
+from fftmoe.data import ImageExamples, evaluation_batches
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from models import FAMILIES
+from reading import Labelled, Rows, read_labelled_images
 
 SIZE = (5, 7)
 FORMAT = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 1.0, 2.0], "scale": 1 / 255}
@@ -43,14 +45,18 @@ def write(folder: Path, images: list[Any], feature: Any = None, **columns: list[
     return folder
 
 
-def load(folder: Path, size: tuple[int, int] = SIZE, **options: Any) -> LabelledImages:
-    return load_images(str(folder), size=size, **options)
+def load(folder: Path, size: tuple[int, int] = SIZE, **options: Any) -> Labelled:
+    return read_labelled_images(str(folder), size, **options)
+
+
+def as_examples(rows: Rows, mean: Sequence[float], std: Sequence[float], scale: float) -> ImageExamples:
+    return ImageExamples(rows.content, torch.from_numpy(rows.labels), tuple(mean), tuple(std), scale)
 
 
 @pytest.fixture
 def examples(tmp_path: Path) -> ImageExamples:
     folder = write(tmp_path, [Image.fromarray(colours(i)) for i in range(3)], datasets.Image())
-    return load(folder).splits["train"].examples(**FORMAT)
+    return as_examples(load(folder).splits["train"], **FORMAT)
 
 
 @pytest.mark.parametrize("kind", ["image", "bytes", "struct", "lists"])
@@ -64,12 +70,11 @@ def test_every_form_of_column_gives_the_same_pixels(tmp_path: Path, kind: str):
     }
     loaded = load(write(tmp_path, *forms[kind]))
     for split in (loaded.splits["train"], loaded.splits["test"]):
-        assert split.pixels.dtype == torch.uint8
-        assert np.array_equal(split.pixels.permute(0, 2, 3, 1).numpy(), arrays)
+        assert split.content.dtype == torch.uint8
+        assert np.array_equal(split.content.permute(0, 2, 3, 1).numpy(), arrays)
         assert split.labels.tolist() == [0, 1, 0]
         assert len(split) == 3
     assert loaded.label_names == (("cat", "dog") if kind == "image" else ("0", "1"))
-    assert loaded.num_labels == 2
 
 
 def test_columns_are_named_and_kept(tmp_path: Path):
@@ -86,12 +91,12 @@ def test_grey_images_get_three_equal_channels_and_all_are_resized(tmp_path: Path
     grey = colours(1, 28, 28)[:, :, 0]
     transparent = Image.fromarray(colours(2, 11, 13)).convert("RGBA")
     images = [Image.fromarray(grey), transparent, Image.fromarray(colours(3, 5, 7))]
-    pixels = load(write(tmp_path, images, datasets.Image())).splits["train"].pixels
+    pixels = load(write(tmp_path, images, datasets.Image())).splits["train"].content
     assert pixels.shape == (3, 3, 5, 7)
     assert torch.equal(pixels[0, 0], pixels[0, 2])
     expected = Image.fromarray(grey).resize((7, 5), Image.Resampling.BILINEAR)
     assert np.array_equal(pixels[0, 0].numpy(), np.asarray(expected))
-    lists = load(write(tmp_path, [grey.tolist()] * 2)).splits["train"].pixels
+    lists = load(write(tmp_path, [grey.tolist()] * 2)).splits["train"].content
     assert torch.equal(lists[0], pixels[0])
 
 
@@ -119,14 +124,16 @@ def test_a_selection_is_a_set_of_its_own(examples: ImageExamples):
     ("value", "reason"),
     [
         (None, "the value is empty"),
-        (b"nonsense", "the file is of no known format"),
+        (b"nonsense", "the file has an unknown format"),
         (png(colours(0))[:-30], "image file is truncated"),
         (png(colours(0)[:, :, 0].astype(np.uint16)), r"more than 8 bits \(mode I;16\)"),
     ],
 )
 def test_a_damaged_image_is_named(tmp_path: Path, value: Any, reason: str):
     folder = write(tmp_path, [png(colours(0)), value, png(colours(1))])
-    message = rf"train.parquet: column 'image' holds no image in row 2: .*{reason}.*mend or remove the row.*data.image"
+    message = (
+        rf"train.parquet: column 'image' holds no image in row 2: .*{reason}.*correct or remove the row.*data.image"
+    )
     with pytest.raises(InputError, match=message):
         load(folder)
 
@@ -177,7 +184,7 @@ def test_the_format_is_the_image_processors(vit_folder: Path, tmp_path: Path):
     assert format == ImageFormat((8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.5), 1 / 255)
     images = [Image.fromarray(colours(number, 11, 13)) for number in range(2)]
     split = load(write(tmp_path, images, datasets.Image()), format.size).splits["train"]
-    ours = split.examples(mean=format.mean, std=format.std, scale=format.scale).batch([0, 1])
+    ours = as_examples(split, mean=format.mean, std=format.std, scale=format.scale).batch([0, 1])
     processor: Any = transformers.AutoImageProcessor.from_pretrained(source)
     own = processor(images, return_tensors="pt")["pixel_values"]
     # One grey level: libraries round a resized pixel differently.

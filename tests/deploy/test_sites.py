@@ -140,7 +140,7 @@ def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Cal
 
 def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
     with pytest.raises(
-        InputError, match=r"train\.csv: label 'red' occurs in 9 rows and is none of the agreed .*data\.labels"
+        InputError, match=r"train\.csv: label 'red' occurs in 9 rows and is not among the agreed .*data\.labels"
     ):
         site(labels=["blue", "green", "violet"])
 
@@ -244,7 +244,7 @@ def test_the_server_needs_test_rows_and_labels_alone(recipe_values: dict[str, An
     assert (len(data.train), len(data.test), data.label_names) == (0, 41, ("blue", "green", "red"))
     agreed = {**values, "data": {**values["data"], "labels": ["red", "white", "green", "blue"]}}
     assert load_server_data(parse_recipe(agreed, "test")).label_names == ("red", "white", "green", "blue")
-    with pytest.raises(InputError, match="is none of the agreed"):
+    with pytest.raises(InputError, match="is not among the agreed"):
         load_server_data(parse_recipe({**values, "data": {**values["data"], "labels": ["red", "blue"]}}, "test"))
 
 

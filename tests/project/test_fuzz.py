@@ -40,7 +40,6 @@ from fftmoe.config import parse_recipe
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.data.images import _decode
 from fftmoe.data.read import _READERS
-from fftmoe.data.sources import Split
 from fftmoe.data.token_cache import _fits, _load
 from fftmoe.data.tokens import tokenize_texts
 from fftmoe.deploy.files import read_fields
@@ -254,7 +253,7 @@ def tokens(things: Things) -> Reader:
 
     def read(path: Path) -> object:
         examples = _load(path, 0)
-        if examples is not None and _fits(examples, Split(texts, labels), 6, 9):
+        if examples is not None and _fits(examples, labels, 6, 9):
             return examples.batch([0, 1, 2])
         return None
 

@@ -24,12 +24,13 @@ import fftmoe
 from fftmoe.backbones import load_tokenizer
 from fftmoe.cli.terminal import ranges
 from fftmoe.config import parse_recipe
-from fftmoe.data import load_source, tokenize_texts
+from fftmoe.data import tokenize_texts
 from fftmoe.evaluate import accuracy
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Training, pack_update
 from fftmoe.store import unpack_state
+from reading import read_labelled_texts
 from shared_fixtures import Cli, Outcome
 
 SUMMARY_KEYS = {
@@ -189,12 +190,12 @@ def test_peft_alone_reproduces_the_accuracy(finished: Finished, backbone_folder:
 
 
 def measured(model: Any, backbone: Any, finished: Finished, data_folder: Path) -> float:
-    source = load_source(str(data_folder))
+    source = read_labelled_texts(str(data_folder))
     folder = backbone.config._name_or_path
     labels = json.loads((finished.folder / "adapter" / "labels.json").read_text())["labels"]
     assert tuple(labels) == source.label_names
     test = source.splits["test"]
-    return accuracy(model.eval(), tokenize_texts(test.texts, test.labels, load_tokenizer(folder), 13))
+    return accuracy(model.eval(), tokenize_texts(test.content, test.labels, load_tokenizer(folder), 13))
 
 
 def test_the_page_shows_the_outcome_and_loads_nothing(finished: Finished):

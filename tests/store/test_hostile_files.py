@@ -16,13 +16,13 @@ import datasets
 import pytest
 
 from fftmoe.config import load_recipe
-from fftmoe.data import load_images, load_source
 from fftmoe.deploy.folder import create_deployment, read_server, read_site
 from fftmoe.errors import InputError
 from fftmoe.server.screening import screen
 from fftmoe.store import read_config, read_labels, unpack_state
 from fftmoe.strict import read_small, strict_json
 from hostile import BOMBS, Code, every_bomb, lay_canary, refused, say
+from reading import read_labelled_images, read_labelled_texts
 from tampering import Recorded, recipe_of, record
 
 
@@ -135,9 +135,9 @@ IMAGES = {
     "huge": (png(10**5, 10**5), "could be decompression bomb|pixels"),
     "large": (png(10**4, 10**4), "could be decompression bomb|pixels"),
     "just too large": (png(2**13 + 1, 2**13), "has 8193 x 8192 pixels, and at most 67108864"),
-    "a program": (EPS, "of no known format"),
-    "pickle": (pickle.dumps(Code("true")), "of no known format"),
-    "nothing": (b"", "empty|of no known format"),
+    "a program": (EPS, "an unknown format"),
+    "pickle": (pickle.dumps(Code("true")), "an unknown format"),
+    "nothing": (b"", "empty|an unknown format"),
 }
 
 
@@ -152,10 +152,10 @@ def write_images(folder: Path, values: list[Any]) -> None:
 def test_an_image_is_no_bomb_and_no_program(tmp_path: Path, canary: Path, kind: str):
     data, reason = IMAGES[kind]
     write_images(tmp_path, [data.replace(b"CANARY", str(canary).encode())] * 2)
-    load_images_of = lambda: load_images(str(tmp_path), size=(8, 8))  # noqa: E731
+    read_images_of = lambda: read_labelled_images(str(tmp_path), (8, 8))  # noqa: E731
     with pytest.raises(InputError, match="holds no image in row 1"):
-        load_images_of()  # what is imported late is imported now
-    refused(load_images_of, reason, InputError)
+        read_images_of()  # what is imported late is imported now
+    refused(read_images_of, reason, InputError)
     assert not canary.exists()
 
 
@@ -168,9 +168,9 @@ def test_an_image_is_in_the_folder_of_the_data(tmp_path: Path, name: str):
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
     os.mkfifo(folder / "pipe.png")
     write_images(folder, [name, name])
-    refused(lambda: load_images(str(folder), size=(8, 8)), "is not in|a pipe or a device", InputError)
+    refused(lambda: read_labelled_images(str(folder), (8, 8)), "is not in|a pipe or a device", InputError)
     write_images(folder, ["inside.png", "inside.png"])
-    assert load_images(str(folder), size=(8, 8)).splits["train"].pixels.shape == (2, 3, 8, 8)
+    assert read_labelled_images(str(folder), (8, 8)).splits["train"].content.shape == (2, 3, 8, 8)
 
 
 def packed(kind: str) -> bytes:
@@ -187,10 +187,10 @@ def packed(kind: str) -> bytes:
 def test_data_are_not_unpacked(tmp_path: Path, kind: str):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_bytes(packed(kind))
-    refused(lambda: load_source(str(tmp_path)), "does not begin with an object", InputError)
+    refused(lambda: read_labelled_texts(str(tmp_path)), "does not begin with an object", InputError)
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").rename(tmp_path / f"{split}.parquet")
-    refused(lambda: load_source(str(tmp_path)), "cannot be read as parquet", InputError)
+    refused(lambda: read_labelled_texts(str(tmp_path)), "cannot be read as parquet", InputError)
 
 
 @pytest.mark.parametrize("kind", ["Evil", "Audio", "Video", "Image", "Features", "partial"])
@@ -204,9 +204,9 @@ def test_notes_of_a_table_make_nothing_of_their_own(tmp_path: Path, kind: str, c
         table = Table.from_pydict({"text": ["http://127.0.0.1:9/a", "b"], "label": [0, 1]})
         parquet.write_table(table.replace_schema_metadata(notes), tmp_path / f"{split}.parquet")
     if kind == "Image":  # it stays undecoded
-        refused(lambda: load_source(str(tmp_path)), "dict values such as", InputError)
+        refused(lambda: read_labelled_texts(str(tmp_path)), "dict values such as", InputError)
     else:
-        assert load_source(str(tmp_path)).splits["train"].texts == ("http://127.0.0.1:9/a", "b")
+        assert read_labelled_texts(str(tmp_path)).splits["train"].content == ("http://127.0.0.1:9/a", "b")
     assert not canary.exists()
 
 

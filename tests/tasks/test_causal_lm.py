@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import yaml
 
 from fftmoe.backbones import continue_greedily, logits
 from fftmoe.config import parse_recipe
-from fftmoe.data import Completions, PromptSplit, load_prompts, tokenize_completions
+from fftmoe.data import Completions, SplitRequest, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.evaluate import batch_size_for, tally
 from fftmoe.records import pack_plan, unpack_update
@@ -26,6 +26,7 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run, load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_split
+from fftmoe.setup.splits import Splits, load_splits
 from fftmoe.tasks import CausalLm, NextToken, exact_match, rouge_l
 from interrupting import Killed, interrupt, results
 from language import (
@@ -83,13 +84,16 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def prompts(*pairs: tuple[str, str]) -> PromptSplit:
+Content = tuple[str, tuple[str, ...] | None, tuple[str, ...], np.ndarray]  # the first arguments of tokenization
+
+
+def prompts(*pairs: tuple[str, str]) -> Content:
     first, second = zip(*pairs, strict=True)
-    return PromptSplit("here", second, first, np.zeros(len(pairs), dtype=np.int64))
+    return "here", first, second, np.zeros(len(pairs), dtype=np.int64)
 
 
-def texts(*learned: str) -> PromptSplit:
-    return PromptSplit("here", learned, None, np.zeros(len(learned), dtype=np.int64))
+def texts(*learned: str) -> Content:
+    return "here", None, learned, np.zeros(len(learned), dtype=np.int64)
 
 
 def rows(examples: Completions) -> list[tuple[list[int], list[int]]]:
@@ -101,7 +105,7 @@ def rows(examples: Completions) -> list[tuple[list[int], list[int]]]:
 
 
 def test_a_completion_is_learned_to_its_end_and_its_prompt_is_not():
-    found = tokenize_completions(prompts(("say ash", "ash ash"), ("say", "bay")), tiny_language_tokenizer(), 19)
+    found = tokenize_completions(*prompts(("say ash", "ash ash"), ("say", "bay")), tiny_language_tokenizer(), 19)
     assert rows(found) == [([BEGIN, SAY, ASH], [ASH, ASH, END]), ([BEGIN, SAY], [BAY, END])]
     batch = found.batch([1, 0])
     assert batch["input_ids"].tolist() == [[BEGIN, SAY, BAY, END, PAD, PAD], [BEGIN, SAY, ASH, ASH, ASH, END]]
@@ -112,7 +116,7 @@ def test_a_completion_is_learned_to_its_end_and_its_prompt_is_not():
 
 
 def test_a_text_is_learned_whole():
-    found = tokenize_completions(texts("say ash", "bay"), tiny_language_tokenizer(), 19)
+    found = tokenize_completions(*texts("say ash", "bay"), tiny_language_tokenizer(), 19)
     assert rows(found) == [([], [BEGIN, SAY, ASH, END]), ([], [BEGIN, BAY, END])]
 
 
@@ -131,7 +135,7 @@ def test_what_is_too_long_loses_its_prompt_first(
     max_length: int, before: list[int], after: list[int], caplog: pytest.LogCaptureFixture
 ):
     split = prompts(("say say bay", "ash ash"), ("say", "bay"))
-    assert rows(tokenize_completions(split, tiny_language_tokenizer(), max_length))[0] == (before, after)
+    assert rows(tokenize_completions(*split, tiny_language_tokenizer(), max_length))[0] == (before, after)
     cut = 0 if max_length == 7 else 2 if max_length < 4 else 1
     assert [f"{cut} of 2 rows have more than data.max_length={max_length}" in text for text in caplog.messages] == [
         True
@@ -139,13 +143,13 @@ def test_what_is_too_long_loses_its_prompt_first(
 
 
 def test_a_long_text_loses_its_end():
-    assert rows(tokenize_completions(texts("say ash bay"), tiny_language_tokenizer(), 3)) == [([], [BEGIN, SAY, ASH])]
+    assert rows(tokenize_completions(*texts("say ash bay"), tiny_language_tokenizer(), 3)) == [([], [BEGIN, SAY, ASH])]
 
 
 def test_a_chat_template_says_who_speaks():
     tokenizer = tiny_language_tokenizer(CHAT)
     user, bot = (int(tokenizer.get_vocab()[word]) for word in ("user", "bot"))
-    found = tokenize_completions(prompts(("say ash", "ash")), tokenizer, 19, chat_template=True)
+    found = tokenize_completions(*prompts(("say ash", "ash")), tokenizer, 19, chat_template=True)
     assert rows(found) == [([user, SAY, ASH, bot], [ASH, END])]
 
 
@@ -167,46 +171,52 @@ def test_a_chat_template_says_who_speaks():
             prompts(("say", "ash")),
             19,
             True,
-            "refuses a message",
+            "rejects a user's message",
         ),
         (
             tiny_language_tokenizer("{{ messages | length }} {{ messages[-1].content }}"),
             prompts(("say", "ash")),
             19,
             True,
-            "row 1 in another way once it is answered",
+            "changes the prompt of row 1 once it is answered",
         ),
     ],
 )
-def test_what_cannot_be_learned_is_refused(
-    tokenizer: Any, split: PromptSplit, max_length: int, chat: bool, message: str
-):
+def test_what_cannot_be_learned_is_refused(tokenizer: Any, split: Content, max_length: int, chat: bool, message: str):
     with pytest.raises(InputError, match=message):
-        tokenize_completions(split, tokenizer, max_length, chat)
+        tokenize_completions(*split, tokenizer, max_length, chat)
 
 
 def test_a_tokenizer_that_ends_no_text_is_refused():
     tokenizer = tiny_language_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-text token"):
-        tokenize_completions(texts("ash"), tokenizer, 19)
+        tokenize_completions(*texts("ash"), tokenizer, 19)
 
 
-def test_strata_are_those_of_the_first_column_that_all_splits_have(tmp_path: Path):
+def test_strata_are_those_of_the_first_column_that_all_splits_have(values: dict[str, Any], tmp_path: Path):
     folder = save_prompts(tmp_path / "data")
-    splits, names = load_prompts(str(folder), prompt="prompt", completion="completion", strata=("label", "author"))
-    assert names == ("author-0", "author-1", "author-2")
-    np.testing.assert_array_equal(splits["test"].labels, np.arange(23) % 3)
-    splits, names = load_prompts(str(folder), strata=("label",), extra_columns=("author",))
-    assert names == ("all",)
-    assert not splits["train"].labels.any()
-    assert splits["train"].prompts is None
-    assert splits["train"].columns["author"][:2] == ["author-0", "author-1"]
+
+    def load(columns: tuple[str, ...] = (), **changes: Any) -> Splits:
+        recipe = parse_recipe(changed(values, **changes), "test")
+        return load_splits(recipe, str(folder), SplitRequest(), columns)
+
+    natural = {"kind": "natural", "by": "author"}
+    found = load(partition=natural)  # no split has a column `label`, which is asked for first
+    assert found.strata == ("author-0", "author-1", "author-2")
+    np.testing.assert_array_equal(found.examples["test"].labels, np.arange(23) % 3)
+    whole = {"data__prompt": None, "data__completion": None}
+    found = load(("author",), **whole)
+    assert found.strata == ("all",)
+    assert found.label_names == ()
+    assert not found.examples["train"].labels.any()
+    assert not cast(Completions, found.examples["train"]).starts.any()  # no prompts
+    assert found.columns["train"]["author"][:2] == ["author-0", "author-1"]
     with pytest.raises(InputError, match=r"no column 'answer'.*data.completion"):
-        load_prompts(str(folder), prompt="prompt", completion="answer")
+        load(data__completion="answer")
     (folder / "test.csv").write_text("prompt,completion\nsay,\n")
     with pytest.raises(InputError, match="'completion' is empty in row 1"):
-        load_prompts(str(folder), prompt="prompt", completion="completion")
+        load()
 
 
 # What it costs

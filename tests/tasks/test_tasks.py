@@ -11,14 +11,14 @@ import torch
 
 from fftmoe.backbones import load_tokenizer
 from fftmoe.config import parse_recipe
-from fftmoe.data import Wanted
+from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
-from fftmoe.setup.targeted import load_targeted
+from fftmoe.setup.splits import load_splits
 from fftmoe.tasks import EachLabel, MultiLabel, PerToken, Regression, Squares, Task, TokenClassification
 
 WORDS = ("ash", "bay", "cod", "dew", "elm")
@@ -125,7 +125,7 @@ def test_a_words_tag_is_on_its_first_token_and_is_cut_with_it(recipe_values: dic
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = parse_recipe(recipe_of(recipe_values, tmp_path, "token-classification", data__max_length=4), "test")
-    found = load_targeted(recipe, str(tmp_path), Wanted(), ())
+    found = load_splits(recipe, str(tmp_path), SplitRequest())
     assert found.label_names == ("C", "O")
     assert found.strata == ("all",)
     batch = found.examples["train"].batch([1, 0])
@@ -158,7 +158,12 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
         ("multi-label-classification", {"text": "ash", "colours": "red"}, {}, r"holds 'red' in row 2.*data.label"),
         ("token-classification", {"tokens": ["ash"], "tags": ["O", "O"]}, {}, "row 2 has 1 tokens and 2 tags"),
         ("token-classification", {"tokens": [], "tags": []}, {}, "row 2 has 0 tokens"),
-        ("token-classification", {"tokens": ["ash"], "tags": ["N"]}, {"split": "test"}, "'N' occurs, and never in tra"),
+        (
+            "token-classification",
+            {"tokens": ["ash"], "tags": ["N"]},
+            {"split": "test"},
+            "'N' occurs here but never in tra",
+        ),
         (
             "token-classification",
             {"tokens": ["ash"], "tags": ["O"]},

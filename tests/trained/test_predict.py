@@ -135,7 +135,7 @@ def test_a_column_that_is_not_there_or_holds_no_texts_is_named(cli: Cli, texts: 
     (tmp_path / "table.jsonl").write_text('{"said": 3}\n')
     assert_refused(cli("predict", texts, "--file", tmp_path / "table.jsonl"), "'text'", "said", "--column")
     named = cli("predict", texts, "--file", tmp_path / "table.jsonl", "--column", "said")
-    assert_refused(named, "holds 3", "no text")
+    assert_refused(named, "holds 3", "not a text")
 
 
 # Images

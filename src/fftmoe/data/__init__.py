@@ -1,31 +1,32 @@
-"""Data: where it comes from, how it becomes tokens and batches, and which client holds what."""
+"""Data sets: where they are read from, how rows become examples in batches, and which client holds which example.
+
+No recipe, model or method is known here; `setup/` calls these functions with the recipe's values, and packages that
+train or evaluate use the examples.
+"""
 
 from fftmoe.data.batches import evaluation_batches as evaluation_batches
 from fftmoe.data.batches import training_batches as training_batches
+from fftmoe.data.columns import extra_values as extra_values
+from fftmoe.data.columns import lists_of as lists_of
+from fftmoe.data.columns import numbers_of as numbers_of
+from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
 from fftmoe.data.examples import Examples as Examples
 from fftmoe.data.images import ImageExamples as ImageExamples
-from fftmoe.data.images import ImageSplit as ImageSplit
-from fftmoe.data.images import LabelledImages as LabelledImages
-from fftmoe.data.images import load_images as load_images
+from fftmoe.data.images import read_pixels as read_pixels
+from fftmoe.data.labels import list_names as list_names
+from fftmoe.data.labels import number_classes as number_classes
+from fftmoe.data.labels import number_strata as number_strata
 from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition
-from fftmoe.data.prompts import PromptSplit as PromptSplit
-from fftmoe.data.prompts import load_prompts as load_prompts
 from fftmoe.data.ragged import Ragged as Ragged
-from fftmoe.data.sources import LabelledText as LabelledText
-from fftmoe.data.sources import Split as Split
-from fftmoe.data.sources import Wanted as Wanted
-from fftmoe.data.sources import load_source as load_source
-from fftmoe.data.sources import texts_of as texts_of
-from fftmoe.data.strata import stratified_tables as stratified_tables
+from fftmoe.data.read import Table as Table
+from fftmoe.data.sources import SplitRequest as SplitRequest
+from fftmoe.data.sources import read_tables as read_tables
 from fftmoe.data.targets import TaggedText as TaggedText
 from fftmoe.data.targets import TargetedText as TargetedText
-from fftmoe.data.targets import lists_of as lists_of
-from fftmoe.data.targets import names_of as names_of
-from fftmoe.data.targets import numbers_of as numbers_of
 from fftmoe.data.targets import several_hot as several_hot
 from fftmoe.data.targets import tokenize_tagged as tokenize_tagged
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir

@@ -1,4 +1,4 @@
-"""Which examples go into which batch: orders of indices, never the data itself."""
+"""Which examples go into which batch: indices only, never the data."""
 
 import math
 
@@ -7,13 +7,12 @@ from torch import Tensor
 
 from fftmoe.data.examples import Examples, Rows
 
-# Batches that are sorted by length together: enough to remove most padding, few enough to keep batches random.
+# Batches that are sorted by length together: enough to avoid most padding, few enough to keep batches random.
 POOL_BATCHES = 8
 
 
 def evaluation_batches(examples: Examples, batch_size: int, indices: Rows | None = None) -> list[Tensor]:
-    """Every example once, neighbours of like length, so that padding is small and memory peaks in the first
-    batch.
+    """Every example once, sorted by length, so that there is little padding and memory peaks in the first batch.
 
     Args:
         examples: the data.
@@ -39,23 +38,23 @@ def training_batches(
 ) -> list[Tensor]:
     """Shuffled batches of a client's local training, a new order in every epoch.
 
-    With `lengths`, texts of like length share a batch, so that little of it is padding: each run of `POOL_BATCHES`
-    shuffled batches is sorted by length and its batches are shuffled again.
+    With `lengths`, texts of similar length share a batch, which reduces padding: each group of `POOL_BATCHES` shuffled
+    batches is sorted by length, and its batches are shuffled again.
 
     Args:
         indices: the client's example indices, or their number n for 0..n-1; at least one.
         batch_size: examples per batch; an epoch's last batch may be smaller.
         generator: the randomness of the orders.
         epochs: passes over the data.
-        steps: batches in all, over as many epochs as it takes; give either this or `epochs`.
-        lengths: int64, tokens of every example of the data set that `indices` point into.
+        steps: number of batches, over as many epochs as needed; give either this or `epochs`.
+        lengths: int64, tokens of every example of the data set that `indices` refer to.
 
     Returns:
         int64 index tensors, one per optimizer step.
     """
     pool = torch.arange(indices) if isinstance(indices, int) else torch.as_tensor(indices, dtype=torch.int64)
     if (epochs is None) == (steps is None):
-        raise ValueError(f"give epochs or steps, and not both: epochs={epochs}, steps={steps}")
+        raise ValueError(f"give exactly one of epochs or steps: epochs={epochs}, steps={steps}")
     if len(pool) == 0 or batch_size < 1:
         raise ValueError(f"nothing to train on: {len(pool)} examples in batches of {batch_size}")
     num_epochs = epochs if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))

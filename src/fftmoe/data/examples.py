@@ -1,4 +1,4 @@
-"""What training and evaluation need to know of a data set; texts, images and cached states all have it."""
+"""The interface of a data set to training and evaluation; texts, images and cached states all have it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,18 +16,18 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N]: the class of each example, or the stratum where there are no classes."""
+        """int64 [N]: the class of each example, or its stratum if there are no classes."""
         ...
 
     @property
     def lengths(self) -> Tensor:
-        """int64 [N], by which examples that cost alike find each other: tokens, or 1 where all are of one size."""
+        """int64 [N]: tokens of each example, or 1 if all have one size; examples of similar cost share a batch."""
         ...
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The model's inputs for the examples at `rows`, each [B, ...], and their `labels` as the task has them."""
+        """The model's inputs for the examples at `rows`, each [B, ...], and their `labels` in the form of the task."""
         ...
 
     def select(self, rows: Rows, /) -> "Examples":
-        """The examples at `rows`, in that order, as a set of its own."""
+        """The examples at `rows`, in that order."""
         ...

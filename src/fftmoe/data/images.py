@@ -1,8 +1,7 @@
 """Labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,23 @@ from torch import Tensor
 
 from fftmoe.data.examples import Rows
 from fftmoe.data.read import Table
-from fftmoe.data.sources import WHOLE, Wanted, labelled_tables
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small
 
-# Others that Pillow knows start a program (EPS), or are seldom seen and seldom looked at.
+# Pillow knows other formats, but some of them start a program (EPS), and others are rare and little tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MOST_BYTES = 2**28  # of a file
-MOST_PIXELS = 2**26  # as much as any camera's but a few; a file of a few bytes can claim any number
+MAX_FILE_BYTES = 2**28
+MAX_PIXELS = 2**26  # more than all but a few cameras take; a file of a few bytes can claim any number
 
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """N images of one size with their labels, as a model reads them: (pixel * scale - mean) / std.
+    """N images of one size with their labels, which a model reads as (pixel * scale - mean) / std.
 
     Attributes:
-        pixels: uint8 [N, 3, H, W], a quarter of what float32 would take.
+        pixels: uint8 [N, 3, H, W], a quarter of the memory of float32.
         labels: int64 [N].
-        mean: of each of the three channels. `std`: likewise.
+        mean: one for each of the three channels, as `std`.
         scale: the factor on pixels from 0 to 255, mostly 1/255.
     """
 
@@ -49,7 +47,7 @@ class ImageExamples:
         return torch.ones(len(self), dtype=torch.int64)
 
     def select(self, rows: Rows, /) -> "ImageExamples":
-        """The images at `rows`, in that order, as a set of its own."""
+        """The images at `rows`, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return ImageExamples(self.pixels[rows], self.labels[rows], self.mean, self.std, self.scale)
 
@@ -60,81 +58,19 @@ class ImageExamples:
         return {"pixel_values": (self.pixels[rows].float() * self.scale - mean) / std, "labels": self.labels[rows]}
 
 
-@dataclass(frozen=True)
-class ImageSplit:
-    """Images of one split.
-
-    Attributes:
-        pixels: uint8 [N, 3, H, W].
-        labels: int64 [N], indices into `LabelledImages.label_names`.
-        columns: further columns by name, N values each.
-    """
-
-    pixels: Tensor
-    labels: np.ndarray
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def examples(self, *, mean: Sequence[float], std: Sequence[float], scale: float) -> ImageExamples:
-        """The images as a model reads them, see `ImageExamples`."""
-        return ImageExamples(self.pixels, torch.from_numpy(self.labels), tuple(mean), tuple(std), scale)
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Splits `train`, `test` and perhaps `validation`, and the name of each label."""
-
-    splits: dict[str, ImageSplit]
-    label_names: tuple[str, ...]
-
-    @property
-    def num_labels(self) -> int:
-        """Number of classes."""
-        return len(self.label_names)
-
-
-def load_images(
-    source: str,
-    *,
-    size: tuple[int, int],
-    image: str = "image",
-    label: str = "label",
-    extra_columns: Sequence[str] = (),
-    wanted: Wanted = WHOLE,
-) -> LabelledImages:
-    """Read an image classification data set; labels are numbered as `load_source` does.
+def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
+    """The images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
-        source: a local folder with `train.*` and `test.*` (parquet or jsonl), or a hub id, optionally
-            `id:configuration`.
-        size: height and width to which every image is resized (bilinear); grey becomes three equal channels.
-        image: column that holds the images: `datasets.Image`, encoded files (PNG, JPEG) as bytes, or lists of whole
-            numbers from 0 to 255, [H, W] or [H, W, 3].
-        label: column that holds the labels.
-        extra_columns: further columns to keep.
+        column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, or lists of whole numbers from 0 to 255,
+            [H, W] or [H, W, 3].
+        size: height and width of every result.
+
+    Returns:
+        uint8 [N, 3, H, W].
 
     Raises:
-        InputError: as `load_source`; an image is missing or cannot be read.
-    """
-    tables, labels, label_names = labelled_tables(source, {"data.image": image}, label, extra_columns, wanted)
-    splits = {
-        name: ImageSplit(
-            pixels=read_pixels(table, image, size),
-            labels=labels[name],
-            columns={column: list(table.rows[column]) for column in extra_columns if column in table.rows.column_names},
-        )
-        for name, table in tables.items()
-    }
-    return LabelledImages(splits, label_names)
-
-
-def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
-    """The images of a table's column, resized to this height and width; uint8 [N, 3, H, W].
-
-    Raises:
-        InputError: one is missing or cannot be read.
+        InputError: an image is missing or cannot be read.
     """
     height, width = size
     pixels = np.empty((table.rows.num_rows, height, width, 3), dtype=np.uint8)
@@ -145,15 +81,15 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
         except Exception as error:  # every format fails in its own ways
             raise InputError(
                 f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; images are"
-                " encoded files (PNG, JPEG) or lists of whole numbers from 0 to 255: mend or remove the row, or name"
+                " encoded files (PNG, JPEG) or lists of whole numbers from 0 to 255: correct or remove the row, or name"
                 " another column with data.image"
             ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _decode(value: Any, folder: Path | None) -> Image.Image:
-    """Raises some exception with a reason where the value is no image."""
-    if isinstance(value, dict):  # datasets.Image: the file's bytes, or where it is
+    """The image in a table's cell; some exception with a reason if there is none."""
+    if isinstance(value, dict):  # datasets.Image: the file's bytes, or its path
         value = value.get("bytes") or value.get("path")
     if value is None:
         raise ValueError("the value is empty")
@@ -161,17 +97,17 @@ def _decode(value: Any, folder: Path | None) -> Image.Image:
         return Image.fromarray(_array(value))
     if not isinstance(value, bytes | str):
         raise TypeError(f"{value!r} is a value of type {type(value).__name__}")
-    data = value if isinstance(value, bytes) else read_small(_inside(folder, value), MOST_BYTES)
+    data = value if isinstance(value, bytes) else read_small(_inside(folder, value), MAX_FILE_BYTES)
     decoded = Image.open(io.BytesIO(data), formats=FORMATS)
-    if decoded.width * decoded.height > MOST_PIXELS:  # known before anything is unpacked
-        raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MOST_PIXELS} are read")
+    if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
+        raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")
     if decoded.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels have more than 8 bits (mode {decoded.mode})")
     return ImageOps.exif_transpose(decoded)
 
 
 def _inside(folder: Path | None, name: str) -> Path:
-    """The file of this name in the data's folder; of a hub's data, wherever it keeps it."""
+    """The path of a file in the data's folder; the hub's own cache may be anywhere."""
     if folder is None:
         return Path(name)
     path = (folder / name).resolve()
@@ -190,4 +126,4 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    return "the file is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+    return "the file has an unknown format" if isinstance(error, UnidentifiedImageError) else str(error)

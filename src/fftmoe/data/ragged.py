@@ -1,4 +1,4 @@
-"""Arrays of unlike lengths end to end: the examples of very many clients without an object for each."""
+"""Arrays of different lengths in one array: the examples of very many clients without an object for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Ragged(Sequence[np.ndarray]):
 
     @classmethod
     def grouped(cls, owners: np.ndarray, num_owners: int) -> "Ragged":
-        """What each of `num_owners` holds, ascending, where example i belongs to `owners[i]`, integers [N]."""
+        """The examples of each of `num_owners`, ascending; example i belongs to `owners[i]`, integers [N]."""
         sizes = np.bincount(owners, minlength=num_owners)
         return cls(owners.argsort(kind="stable"), np.concatenate([[0], sizes.cumsum()]))
 

@@ -1,25 +1,25 @@
-"""Tokenize once: a cache on disk whose key is the content that went in, so it can never be stale."""
+"""A cache of tokenized texts on disk. Its key is a hash of the content, so an entry can never be stale."""
 
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fftmoe.data.sources import Split
 from fftmoe.data.tokens import TokenizedText, pad_id_of, tokenize_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Part of every key: raise it when the file's layout or the way of tokenizing changes.
+# Part of every key: raise it if the file's layout or the way of tokenizing changes.
 FORMAT_VERSION = 1
 
 
@@ -31,25 +31,29 @@ def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def tokenize_cached(
-    split: Split, tokenizer: "PreTrainedTokenizerBase", max_length: int, cache_dir: Path | None
+    texts: Sequence[str],
+    labels: np.ndarray,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    cache_dir: Path | None,
 ) -> TokenizedText:
-    """What `tokenize_texts` gives, from `cache_dir` where it holds this very content (None: no cache).
+    """The result of `tokenize_texts`, read from `cache_dir` if it holds exactly this content (None: no cache).
 
-    A file is written whole or not at all. One that cannot be read is made anew, and a folder that cannot be
-    written is only logged: the cache saves time, nothing depends on it.
+    A file is written whole or not at all. A file that cannot be read is written again, and a folder that cannot be
+    written is only logged: the cache saves time, and nothing depends on it.
 
     Raises:
         InputError: as `tokenize_texts`.
     """
     if cache_dir is None:
-        return tokenize_texts(split.texts, split.labels, tokenizer, max_length)
-    path = Path(cache_dir) / f"tokens-{cache_key(split, tokenizer, max_length)}.safetensors"
+        return tokenize_texts(texts, labels, tokenizer, max_length)
+    path = Path(cache_dir) / f"tokens-{cache_key(texts, labels, tokenizer, max_length)}.safetensors"
     cached = _load(path, pad_id_of(tokenizer))
-    if cached is not None and not _fits(cached, split, len(tokenizer), max_length):
+    if cached is not None and not _fits(cached, labels, len(tokenizer), max_length):
         cached = None
     if cached is not None:
         return cached
-    examples = tokenize_texts(split.texts, split.labels, tokenizer, max_length)
+    examples = tokenize_texts(texts, labels, tokenizer, max_length)
     try:
         _save(path, examples)
     except OSError as error:
@@ -57,12 +61,12 @@ def tokenize_cached(
     return examples
 
 
-def cache_key(split: Split, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> str:
+def cache_key(texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> str:
     """SHA-256 over the texts, the labels, the tokenizer's content, `max_length` and the format's version."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {max_length} {len(split)}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {max_length} {len(texts)}\n".encode())
     digest.update(_tokenizer_content(tokenizer).encode())
-    digest.update(split.labels.astype("<i8").tobytes())
-    for text in split.texts:
+    digest.update(labels.astype("<i8").tobytes())
+    for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(f"{len(data)} ".encode())  # lengths keep ("ab", "c") and ("a", "bc") apart
         digest.update(data)
@@ -72,7 +76,7 @@ def cache_key(split: Split, tokenizer: "PreTrainedTokenizerBase", max_length: in
 def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-    # These two hold the settings of whichever call came last, not the tokenizer's own.
+    # These two hold the settings of the last call, not those of the tokenizer.
     content.update(truncation=None, padding=None)
     content.update(
         kind=type(tokenizer).__name__,
@@ -90,15 +94,15 @@ def _load(path: Path, pad_id: int) -> TokenizedText | None:
         return None
 
 
-def _fits(examples: TokenizedText, split: Split, num_tokens: int, max_length: int) -> bool:
-    """Whether this could be what the tokenizer gave for these texts: a damaged file must not reach the model."""
-    ids, offsets, labels = examples.input_ids, examples.offsets, examples.labels
+def _fits(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max_length: int) -> bool:
+    """Whether this can be the tokenizer's result for texts with these labels: a damaged file must not reach a model."""
+    ids, offsets = examples.input_ids, examples.offsets
     if (ids.dtype, offsets.dtype) != (torch.int32, torch.int64) or (ids.dim(), len(offsets.shape)) != (1, 1):
         return False
     lengths = offsets.diff()
     return (
-        len(offsets) == len(split) + 1
-        and torch.equal(labels, torch.from_numpy(split.labels))
+        len(offsets) == len(labels) + 1
+        and torch.equal(examples.labels, torch.from_numpy(labels))
         and int(offsets[0]) == 0
         and int(offsets[-1]) == len(ids)
         and bool(((lengths > 0) & (lengths <= max_length)).all())
@@ -113,6 +117,6 @@ def _save(path: Path, examples: TokenizedText) -> None:
     try:
         tensors = {"input_ids": examples.input_ids, "offsets": examples.offsets, "labels": examples.labels}
         save_file(tensors, temporary)
-        os.replace(temporary, path)  # atomic: another process sees the old file, the new one, or none
+        os.replace(temporary, path)  # atomic: another process sees the old file, the new file, or no file
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Texts as token ids: stored flat without padding, and padded batch by batch."""
+"""Texts as token ids: stored without padding, and padded batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from fftmoe.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Bounds the memory that the tokenizer's own per-text objects take.
+# Texts that are tokenized in one call, which bounds the memory of the tokenizer's objects for each text.
 CHUNK_TEXTS = 4096
-IGNORED = -100  # the label of a token that has none, as transformers writes it
+IGNORED = -100  # the label of a token without one, as in transformers
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TokenizedText:
         input_ids: int32 [total tokens], the texts one after another.
         offsets: int64 [N + 1]; text i is `input_ids[offsets[i]:offsets[i + 1]]`.
         labels: int64 [N].
-        pad_id: token id that fills a batch's shorter rows; masked, so any id of the vocabulary does.
+        pad_id: the token id that fills the shorter rows of a batch; they are masked, so any id can be used.
     """
 
     input_ids: Tensor
@@ -43,7 +43,7 @@ class TokenizedText:
         return self.offsets.diff()
 
     def select(self, indices: Tensor | np.ndarray | Sequence[int]) -> "TokenizedText":
-        """The texts at `indices`, in that order, as a set of its own."""
+        """The texts at `indices`, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         ids = [self.input_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows.tolist()]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[rows].cumsum(0)])
@@ -68,7 +68,7 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class AnsweredText:
-    """N tokenized texts that have more than a class each: what `Examples` wants, apart from `select` and `batch`."""
+    """N tokenized texts with more than a class each: the members of `Examples` except `select` and `batch`."""
 
     texts: TokenizedText
 
@@ -77,7 +77,7 @@ class AnsweredText:
 
     @property
     def labels(self) -> Tensor:
-        """The stratum of each text, int64 [N]; nothing that the model sees."""
+        """The stratum of each text, int64 [N]; the model does not see it."""
         return self.texts.labels
 
     @property
@@ -117,7 +117,7 @@ def tokenize_texts(
 
 
 def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> TokenizedText:
-    """The texts of these token ids, one after another."""
+    """Texts from the token ids of each, int32."""
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     return TokenizedText(
         input_ids=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *ids])),
@@ -128,7 +128,7 @@ def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> To
 
 
 def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The padding token's id, else the end-of-text token's (GPT-2, Llama have no padding token), else 0."""
+    """The id of the padding token, else of the end-of-text token (GPT-2 and Llama have no padding token), else 0."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):
             return token_id

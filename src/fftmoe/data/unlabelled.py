@@ -1,4 +1,4 @@
-"""What a finished model is asked about: texts and images without labels, from files of every kind."""
+"""Inputs for a finished model: texts and images without labels, from files of every kind."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of a file: one a line, or a column of .csv, .jsonl or .parquet; those without a word are left out.
+    """The texts of a file: one per line, or a column of .csv, .jsonl or .parquet; empty ones are left out.
 
     Raises:
         InputError: the file cannot be read, or has no such column of texts.
@@ -27,10 +27,10 @@ def read_texts(path: Path, column: str) -> list[str]:
             texts = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise InputError(f"cannot read --file {path}: {reason}; it should hold one text a line") from error
+            raise InputError(f"cannot read --file {path}: {reason}; it should hold one text per line") from error
     wrong = next((text for text in texts if not isinstance(text, str | None)), None)
     if wrong is not None:
-        raise InputError(f"{path}: column {column!r} holds {wrong!r:.50}, which is no text; name another column")
+        raise InputError(f"{path}: column {column!r} holds {wrong!r:.50}, which is not a text; name another column")
     return [text for text in texts if text and text.strip()]
 
 
@@ -41,10 +41,10 @@ def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> t
         size: height and width to which every image is resized.
 
     Returns:
-        what each image is called, its file's path or `{file}:{row}`; the pixels, uint8 [N, 3, H, W].
+        a name for each image, its file's path or `{file}:{row}`; the pixels, uint8 [N, 3, H, W].
 
     Raises:
-        InputError: a place cannot be read, or what is there is no image.
+        InputError: a place cannot be read, or holds no image.
     """
     names: list[str] = []
     pixels: list[Tensor] = []
@@ -56,7 +56,7 @@ def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> t
 
 
 def _table(place: Path, column: str) -> tuple[Table, list[str]]:
-    """A place as a table with this column, and its rows' names."""
+    """A file or folder as a table with this column, and the names of its rows."""
     if place.suffix[1:] in SUFFIXES:
         table = read_table(place)
         _column(table, column)
@@ -68,11 +68,13 @@ def _table(place: Path, column: str) -> tuple[Table, list[str]]:
 def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         if not place.is_file():
-            raise InputError(f"there is no image file, folder of images or table at {place}")
+            raise InputError(f"there is no image file, folder of images or table at {place}; name one")
         return [place]
     found = sorted(file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise InputError(f"the folder {place} holds no image; known endings: {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError(
+            f"the folder {place} holds no image; it may hold files that end in {', '.join(IMAGE_SUFFIXES)}"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Examples together with the hidden states that the frozen first blocks make of them, which lie in a file.
+"""Examples together with their hidden states after the frozen first blocks, which are kept in a file.
 
 Shape letters: B batch, S sequence, d model.
 """
@@ -16,19 +16,19 @@ from fftmoe.data.examples import Examples, Rows
 
 @dataclass(frozen=True)
 class WithPrefix:
-    """N examples whose batches bring "prefix_states" along (see `backbones.prefix`).
+    """N examples whose batches include "prefix_states" (see `backbones.prefix`).
 
-    The file is mapped into memory at the first batch, read-only in effect: processes that map it share its pages.
-    Pickled, this is the file's path and not its content.
+    The file is mapped into memory at the first batch, and processes that map it share its pages. Pickling keeps the
+    file's path and not its content.
 
     Attributes:
-        examples: the N examples themselves.
+        examples: the N examples.
         path: [tokens, dim] in native byte order, without a header.
         block: the block that the states enter.
         dim: d.
         starts: int64 [N]; example i has the rows `starts[i]:starts[i] + num_states[i]` of the file.
         num_states: int64 [N], at least 1 each.
-        dtype: of the file's numbers.
+        dtype: the type of the numbers in the file.
     """
 
     examples: Examples
@@ -44,16 +44,16 @@ class WithPrefix:
 
     @property
     def labels(self) -> Tensor:
-        """Those of the examples."""
+        """The labels of the examples."""
         return self.examples.labels
 
     @property
     def lengths(self) -> Tensor:
-        """Those of the examples, so that batches are the same with the states and without."""
+        """The lengths of the examples, so that batches are the same with the states and without."""
         return self.examples.lengths
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The examples' own batch, and `prefix_states`, `dtype` [B, S, d], zero where a row is padded."""
+        """The batch of the examples, and `prefix_states`, `dtype` [B, S, d], zero on padding."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         num_states = self.num_states[rows]
         columns = torch.arange(int(num_states.max()))

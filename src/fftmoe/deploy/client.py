@@ -56,7 +56,7 @@ def _num_rows(data: Path) -> int:
         raise InputError(
             f"--data {data} is no folder; name the one that holds this site's train.csv, .jsonl or .parquet"
         )
-    return read_folder(data, needed=("train",))["train"].rows.num_rows
+    return read_folder(data, required=("train",))["train"].rows.num_rows
 
 
 def _statement(site: Site, settings: SiteSettings, num_rows: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The same adapter trained where all data is in one place: what a federation can hope for."""
+"""The same adapter trained with all data in one place: an upper bound for a federation."""
 
 import math
 
@@ -6,9 +6,13 @@ from fftmoe.config import BudgetSection, Recipe
 
 
 def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
-    """The recipe with one client of the largest tier that holds everything and does the work of a whole cohort.
+    """The recipe with one client of the largest tier that holds all data and does the work of a whole cohort.
 
-    A round has as many steps as those of a round's clients together, so that curves can be laid over each other.
+    A round has as many steps as all clients of a round together, so that learning curves can be compared.
+
+    Args:
+        num_examples: training examples of all clients.
+        num_clients: clients of the original federation.
     """
     federation = recipe.federation
     steps = federation.local_steps
@@ -31,6 +35,6 @@ def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
 
 
 def _size(tier: BudgetSection) -> tuple[float, ...]:
-    """Orders tiers as their budgets will be: all blocks before some, then what is stated, then the limits."""
+    """Orders tiers by the size of their budgets: first those with all blocks, then by stated values, then by limits."""
     limits = (tier.experts, tier.top_k, tier.memory_mib, tier.uplink_mib, tier.gflops, tier.deadline_seconds)
     return (float(tier.blocks in (None, "all")), *(math.inf if limit is None else limit for limit in limits))

@@ -11,11 +11,12 @@ import numpy as np
 
 from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe, load_recipe, parse_recipe
-from fftmoe.data import Partition, Ragged, Wanted
+from fftmoe.data import Partition, Ragged, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.report.trackers import check_trackers
 from fftmoe.setup.compose import Experiment, assemble
-from fftmoe.setup.load import Loaded, agreed_labels, load_splits
+from fftmoe.setup.load import Loaded, agreed_labels
+from fftmoe.setup.splits import load_splits
 from fftmoe.strict import strict_json
 
 
@@ -93,7 +94,7 @@ def load_server_data(recipe: Recipe) -> Loaded:
     Raises:
         InputError: the test examples cannot be read.
     """
-    found = load_splits(recipe, recipe.data.source, Wanted(("test",), agreed_labels(recipe)))
+    found = load_splits(recipe, recipe.data.source, SplitRequest(("test",), agreed_labels(recipe)))
     test = found.examples["test"]
     return Loaded(test.select([]), test, found.label_names, None, found.max_length, found.strata)
 

@@ -12,12 +12,12 @@ from fftmoe.backbones import fingerprint
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import Wanted
+from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
 from fftmoe.setup.compose import cached, tokens_per_example, training_of
 from fftmoe.setup.forecast import site_tier
-from fftmoe.setup.load import load_splits
+from fftmoe.setup.splits import load_splits
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_site_client(
         InputError: the recipe is not valid, or the data, the budget or the model does not fit it.
     """
     recipe = site_recipe(values, data, model)
-    rows = load_splits(recipe, str(data), Wanted(("train",), tuple(label_names) or None)).examples["train"]
+    rows = load_splits(recipe, str(data), SplitRequest(("train",), tuple(label_names) or None)).examples["train"]
     adapted = build_model(recipe, label_names)
     shape = expert_shape(recipe, adapted.get_base_model(), shared=recipe.method != "flame")
     blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))

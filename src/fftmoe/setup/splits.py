@@ -1,17 +1,194 @@
-"""What every kind of data comes to."""
+"""From a recipe and a source to splits of examples: one function for each kind of task."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fftmoe.data import Examples
+import numpy as np
+import torch
+
+from fftmoe.backbones import ImageFormat, load_image_processor, load_tokenizer
+from fftmoe.config import DataSection, Recipe
+from fftmoe.data import (
+    Examples,
+    ImageExamples,
+    SplitRequest,
+    Table,
+    TargetedText,
+    default_cache_dir,
+    extra_values,
+    list_names,
+    lists_of,
+    number_classes,
+    number_strata,
+    numbers_of,
+    read_pixels,
+    read_tables,
+    several_hot,
+    texts_of,
+    tokenize_cached,
+    tokenize_completions,
+    tokenize_tagged,
+    tokenize_texts,
+)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Splits of a source, ready for the model, and the further columns of each; the rest as `Loaded`."""
+    """The requested splits of a source, ready for the model.
 
-    examples: dict[str, Examples]
-    columns: dict[str, dict[str, list[Any]]]
+    Attributes:
+        examples: by split.
+        columns: the values of the extra columns, by split and column.
+        label_names: the classes or other names that the model predicts; empty for a language model.
+        strata: the names that `Examples.labels` refers to, the classes if there are any.
+        max_length: tokens that the tokenizer allows; None for images.
+    """
+
+    examples: Mapping[str, Examples]
+    columns: Mapping[str, Mapping[str, list[Any]]]
     label_names: tuple[str, ...]
-    max_length: int | None
     strata: tuple[str, ...]
+    max_length: int | None
+
+
+def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str] = ()) -> Splits:
+    """Read a source as the recipe's task needs it: for training, for evaluation on other data, for exports and sites.
+
+    Args:
+        columns: further columns to keep, which the first requested split must have.
+
+    Raises:
+        InputError: the data or the model cannot be read.
+    """
+    return _LOADERS[recipe.backbone.task](recipe, source, request, columns)
+
+
+def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
+    data = recipe.data
+    content = {"data.text": [data.text], "data.label": [data.label]}
+    tables = read_tables(source, content, [data.text], columns, request)
+    labels, names = number_classes(tables, data.label, request)
+    cache = None if request.evaluation else default_cache_dir()
+    examples = {
+        split: tokenize_cached(
+            texts_of(tables[split], "data.text", data.text), labels[split], tokenizer, data.max_length, cache
+        )
+        for split in request.splits
+    }
+    return Splits(examples, _columns(tables, columns, request), names, names, tokenizer.model_max_length)
+
+
+def _images(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    form = load_image_processor(recipe.backbone.model)
+    data = recipe.data
+    content = {"data.image": [data.image], "data.label": [data.label]}
+    tables = read_tables(source, content, (), columns, request)
+    labels, names = number_classes(tables, data.label, request)
+    examples = {split: _images_of(tables[split], labels[split], data.image, form) for split in request.splits}
+    return Splits(examples, _columns(tables, columns, request), names, names, None)
+
+
+def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer = load_tokenizer(recipe.backbone.model)
+    data = recipe.data
+    key, column = ("data.text", data.text) if data.completion is None else ("data.completion", data.completion)
+    content = {key: [column]} if data.prompt is None else {"data.prompt": [data.prompt], key: [column]}
+    # A column that the recipe names must exist; the default name may be absent, and then nothing divides the examples.
+    named = () if data.label == DataSection.model_fields["label"].default else (data.label,)
+    texts = [name for own in content.values() for name in own]
+    tables = read_tables(source, content, texts, (*named, *columns), request)
+    labels, strata = number_strata(tables, _dividing(recipe, ()))
+    examples = {
+        split: tokenize_completions(
+            tables[split].where,
+            None if data.prompt is None else texts_of(tables[split], "data.prompt", data.prompt),
+            texts_of(tables[split], key, column),
+            labels[split],
+            tokenizer,
+            data.max_length,
+            data.chat_template,
+        )
+        for split in request.splits
+    }
+    return Splits(examples, _columns(tables, columns, request), (), strata, tokenizer.model_max_length)
+
+
+def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
+    content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
+    tables = read_tables(source, content, (), columns, request)
+    labels, strata = number_strata(tables, _dividing(recipe, (data.tokens, data.tags)))
+    tags = {split: lists_of(tables[split], "data.tags", data.tags) for split in request.splits}
+    names = list_names(tables, tags, request)
+    examples = {
+        split: tokenize_tagged(
+            tables[split].where,
+            lists_of(tables[split], "data.tokens", data.tokens),
+            tags[split],
+            names,
+            labels[split],
+            tokenizer,
+            data.max_length,
+        )
+        for split in request.splits
+    }
+    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+
+
+def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
+    content = {"data.text": [data.text], "data.label": [data.label]}
+    tables = read_tables(source, content, [data.text], columns, request)
+    labels, strata = number_strata(tables, _dividing(recipe, (data.text, data.label)))
+    lists = {split: lists_of(tables[split], "data.label", data.label) for split in request.splits}
+    names = list_names(tables, lists, request)
+    examples = {}
+    for split in request.splits:
+        texts = texts_of(tables[split], "data.text", data.text)
+        targets = several_hot(lists[split], names)
+        examples[split] = TargetedText(tokenize_texts(texts, labels[split], tokenizer, data.max_length), targets)
+    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+
+
+def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
+    names = tuple(data.targets or ())
+    content = {"data.text": [data.text], "data.targets": list(names)}
+    tables = read_tables(source, content, [data.text], columns, request)
+    labels, strata = number_strata(tables, _dividing(recipe, (data.text, *names)))
+    examples = {}
+    for split in request.splits:
+        texts, targets = texts_of(tables[split], "data.text", data.text), numbers_of(tables[split], names)
+        examples[split] = TargetedText(tokenize_texts(texts, labels[split], tokenizer, data.max_length), targets)
+    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+
+
+Loader = Callable[[Recipe, str, SplitRequest, Sequence[str]], Splits]
+
+_LOADERS: dict[str, Loader] = {
+    "sequence-classification": _classified_texts,
+    "image-classification": _images,
+    "causal-lm": _completions,
+    "token-classification": _tagged_words,
+    "multi-label-classification": _several_labels,
+    "regression": _numbers,
+}
+
+
+def _images_of(table: Table, labels: np.ndarray, column: str, form: ImageFormat) -> ImageExamples:
+    """A table's images as the model's image processor scales them."""
+    pixels = read_pixels(table, column, form.size)
+    return ImageExamples(pixels, torch.from_numpy(labels), form.mean, form.std, form.scale)
+
+
+def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
+    """The columns that can divide the examples of a task without classes: `data.label`, then the natural client."""
+    return [name for name in (recipe.data.label, recipe.partition.by) if name is not None and name not in answers]
+
+
+def _columns(
+    tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest
+) -> dict[str, dict[str, list[Any]]]:
+    return {split: extra_values(tables[split], columns) for split in request.splits}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fftmoe.backbones import continue_greedily, load_tokenizer
-from fftmoe.data import PromptSplit, tokenize_completions
+from fftmoe.data import tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.trained.run import TrainedModel
 
@@ -28,9 +28,10 @@ def complete(
     run, model = trained.run, trained.model
     tokenizer = load_tokenizer(run.backbone.model)
     # Training cuts a prompt so that its completion has room. The completion is not known yet, so "x" takes its place.
-    places = np.zeros(len(prompts), dtype=np.int64)
-    split = PromptSplit("the prompts", ("x",) * len(prompts), tuple(prompts), places)
-    tokenized = tokenize_completions(split, tokenizer, run.inputs.max_length, run.inputs.chat_template)
+    completions, strata = ["x"] * len(prompts), np.zeros(len(prompts), dtype=np.int64)
+    tokenized = tokenize_completions(
+        "the prompts", prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
+    )
     ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
     positions, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, ids))
     if positions is not None and longest + max_new_tokens > positions:
