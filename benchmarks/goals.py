@@ -21,7 +21,8 @@ from fftmoe.comparison.statistics import (
     metric_of,
     paired_differences,
 )
-from fftmoe.comparison.tables import NOTHING, with_interval
+from fftmoe.comparison.tables import with_interval
+from fftmoe.report.metric import NO_VALUE
 from grid_results import read_cells
 
 OURS, BASELINE, CENTRAL = "fft-moe", "fedit", "centralized"
@@ -77,7 +78,7 @@ def cost_row(cells: Sequence[CellResult], variant: str, target_of: str) -> Row:
     name, found = f"{variant} to the final accuracy of {target_of}", list(costs(cells, variant, target_of))
     reached = [cost for cost in found if cost is not None]
     halves = sum(rounds <= PART and size <= PART for rounds, size in reached)
-    rounds, size = (f"{statistics.median(cost[i] for cost in reached):.2f}" if reached else NOTHING for i in (0, 1))
+    rounds, size = (f"{statistics.median(cost[i] for cost in reached):.2f}" if reached else NO_VALUE for i in (0, 1))
     return (name, f"{len(reached)} of {len(found)}", rounds, size, f"{halves} of {len(found)}")
 
 
@@ -116,7 +117,7 @@ def goal_rows(cells: Sequence[CellResult], head: str) -> list[Row]:
 
 
 def _n(found: Estimate | None) -> str:
-    return NOTHING if found is None else str(found.n)
+    return NO_VALUE if found is None else str(found.n)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,9 +20,10 @@ from common import RESULTS, markdown
 from fftmoe.comparison.cells import make_grid
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.statistics import Comparison, distinct, over_grid, retained
-from fftmoe.comparison.tables import NOTHING, Table, difference_table, tables, with_interval
+from fftmoe.comparison.tables import TextTable, difference_table, tables, with_interval
 from fftmoe.config import read_recipe, recipe_folder
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.report.metric import NO_VALUE
 from fftmoe.report.progress import Progress
 from grid_results import GridResults, Piece
 
@@ -122,7 +123,7 @@ def places(file: Path, name: str, data: Path | None, models: Path | None) -> dic
     return overrides
 
 
-def joint(comparisons: Mapping[str, Comparison]) -> list[Table]:
+def joint(comparisons: Mapping[str, Comparison]) -> list[TextTable]:
     """Over all data sets: mean accuracy over each grid, what is kept of IID accuracy, and paired differences."""
     cells = [replace(cell, data=name) for name, comparison in comparisons.items() for cell in comparison.cells]
     variants = distinct(cell.variant for cell in cells)
@@ -132,12 +133,12 @@ def joint(comparisons: Mapping[str, Comparison]) -> list[Table]:
         accuracy.append((variant, *map(with_interval, own), with_interval(over_grid(cells, variant, "accuracy"))))
         found = [retained(comparison.cells, variant) for comparison in comparisons.values()]
         ratios = [ratio.mean for ratio in found if ratio is not None]
-        mean = f"{statistics.fmean(ratios):.3f}" if len(ratios) == len(found) else NOTHING
+        mean = f"{statistics.fmean(ratios):.3f}" if len(ratios) == len(found) else NO_VALUE
         kept.append((variant, *map(with_interval, found), mean))
     header = ("", *comparisons, "mean")
     return [
-        Table("Accuracy, mean over the partitions", header, tuple(accuracy)),
-        Table("Accuracy under skew / IID accuracy", header, tuple(kept)),
+        TextTable("Accuracy, mean over the partitions", header, tuple(accuracy)),
+        TextTable("Accuracy under skew / IID accuracy", header, tuple(kept)),
         difference_table(cells),
     ]
 

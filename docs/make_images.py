@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fftmoe.cli.pages import rebuild_report
 from fftmoe.cli.terminal import print_outcome
-from fftmoe.report.load import LoadWatch, describe
+from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.progress import Progress
 from fftmoe.setup.finished import recipe_of
 
@@ -52,7 +52,7 @@ def terminal(run: Path) -> str:
             row = json.loads(line)
             progress.round_done(row)
             for alarm in watch.see(row):
-                progress.say(f"alarm: {describe(alarm)}")
+                progress.say(f"alarm: {describe_alarm(alarm)}")
         print_outcome(console, json.loads((run / "summary.json").read_text()), run, recipe_of(run))
     svg = console.export_svg(title="fftmoe run")
     return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # a picture that loads nothing

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, Training
-from fftmoe.report.load import LoadWatch, describe, effective_experts, load_row
+from fftmoe.report.load import LoadWatch, describe_alarm, effective_experts, load_row
 from fftmoe.report.progress import Progress, size
-from fftmoe.report.usage import MOST_CLIENTS, Counts, Usage, as_bits, count, from_bits
+from fftmoe.report.usage import RECORDED_CLIENTS, Counts, Usage, as_bits, count, from_bits
 from reports import rows
 
 ROWS = [
@@ -94,7 +94,7 @@ def test_a_row_is_short_whatever_the_cohort():
     plan = RoundPlan(1, tuple(ClientPlan(1, c, 0, budget, {4: (1,)}, training) for c in range(1009)))
     usage = Usage(plan)
     assert len(list(usage.watch(ClientUpdate(1, c, 5, {}, {4: (1,)}) for c in range(1009)))) == 1009
-    assert list(usage.row()["experts"]) == [str(c) for c in range(MOST_CLIENTS)]
+    assert list(usage.row()["experts"]) == [str(c) for c in range(RECORDED_CLIENTS)]
 
 
 def test_uses_are_counted_over_the_rounds():
@@ -153,7 +153,7 @@ def test_a_block_that_leans_on_few_experts_raises_an_alarm_until_it_recovers():
 def test_alarms_are_sentences_and_those_of_a_resumed_run_are_the_same():
     told = rows()
     watch = LoadWatch(told)
-    assert [describe(alarm) for alarm in watch.alarms] == [
+    assert [describe_alarm(alarm) for alarm in watch.alarms] == [
         "round 3, block 11: routing has collapsed to 1.4 effective experts of 5"
     ]
     resumed = LoadWatch(told[:2])
@@ -161,4 +161,4 @@ def test_alarms_are_sentences_and_those_of_a_resumed_run_are_the_same():
         resumed.see(row)
     assert resumed.alarms == watch.alarms
     starved = {"round": 5, "block": 2, "kind": "starved", "experts": [0, 7]}
-    assert describe(starved) == "round 5, block 2: hardly any token went to expert 0, 7 for 3 rounds"
+    assert describe_alarm(starved) == "round 5, block 2: hardly any token went to expert 0, 7 for 3 rounds"

@@ -245,7 +245,7 @@ def test_the_verb_shows_a_run_that_goes_on(cli: Cli, folder: Path, tmp_path: Pat
         (None, "", "is not a run folder"),
         ("summary.json", "{", "summary.json"),
         ("metrics.jsonl", "[1]\n", "it is damaged"),
-        ("comparison.json", '{"cells": [{}]}', "it is no comparison"),
+        ("comparison.json", '{"cells": [{}]}', "it is not a comparison"),
     ],
 )
 def test_the_verb_refuses_what_is_no_run(

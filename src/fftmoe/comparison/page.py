@@ -12,12 +12,12 @@ from fftmoe.comparison.statistics import (
     Difference,
     curve,
     distinct,
-    head_of,
     metric_of,
     numbers,
     over_grid,
     paired_differences,
     select,
+    variant_head,
 )
 from fftmoe.comparison.tables import failures, tables, with_interval
 from fftmoe.report.draw import Level, Line, line_figure
@@ -38,7 +38,7 @@ def comparison_page(comparison: Comparison) -> str:
         title=f"{comparison.name}, compared",
         sentence=_what_was_run(cells),
         missing=_missing(cells),
-        outcome=_outcome(cells),
+        outcome=_outcome_cards(cells),
         tables=tables(comparison),
         metric=metric_of(cells).label.capitalize(),
         curves=[(partition, _curves(cells, partition)) for partition in partitions],
@@ -61,7 +61,7 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
     ]
 
 
-def _outcome(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
+def _outcome_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
     """(value, what it is): the best variant, then the reference compared with the others, the largest gain first."""
     metric = metric_of(cells)
     means = {variant: over_grid(cells, variant, metric.name) for variant in distinct(cell.variant for cell in cells)}
@@ -89,7 +89,7 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
     drawn = [
         line_figure(
             f"{metric.label.capitalize()} by {across}",
-            _lines(cells, partition, across),
+            _curve_lines(cells, partition, across),
             across=across,
             levels=levels,
             floor=floor,
@@ -100,7 +100,7 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def _lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
+def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
     """A line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
     variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
     colours = _colours(cells, variants)
@@ -109,11 +109,11 @@ def _lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Lin
     return [
         Line(
             variant,
-            [(_place(p, across), p.value) for p in points],
+            [(_position(p, across), p.value) for p in points],
             colours[variant],
-            heads.index(head_of(cells, variant)) % len(DASHES),
+            heads.index(variant_head(cells, variant)) % len(DASHES),
             [
-                (_place(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
+                (_position(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
                 for p in points
                 if (width := p.half_width) is not None
             ],
@@ -122,7 +122,7 @@ def _lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Lin
     ]
 
 
-def _place(point: CurvePoint, across: str) -> float:
+def _position(point: CurvePoint, across: str) -> float:
     return point.round if across == ROUNDS else point.bytes / 2**20
 
 

@@ -1,4 +1,4 @@
-"""`comparison.json`: the statistics of a comparison and the numbers of every cell."""
+"""`comparison.json`: the statistics of a comparison, and the numbers of every cell."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,11 +20,11 @@ from fftmoe.comparison.statistics import (
     target_value,
 )
 
-SCHEMA_VERSION = 2
+COMPARISON_SCHEMA = 2
 
 
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
-    """`comparison.json`: the statistics, then every cell."""
+    """The contents of `comparison.json`: the statistics, then every cell."""
     cells, metric = comparison.cells, metric_of(comparison.cells)
     partitions = distinct(cell.partition for cell in cells)
     rows = {}
@@ -44,7 +44,7 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
             "to_target": to_target,
         }
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": COMPARISON_SCHEMA,
         "name": comparison.name,
         "metric": metric.name,
         "target": comparison.target,
@@ -55,16 +55,16 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_of(values: Mapping[str, Any]) -> Comparison:
-    """The comparison of a `comparison.json`, to make its page again.
+    """The comparison that a `comparison.json` describes, to render its page again.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the values do not describe a comparison.
     """
     try:
         cells = tuple(CellResult(**cell) for cell in values["cells"])
         return Comparison(values["name"], cells, values["target"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"it is no comparison: {type(error).__name__}: {error}") from error
+        raise ValueError(f"it is not a comparison: {type(error).__name__}: {error}") from error
 
 
 def _values(found: Any) -> dict[str, Any] | None:

@@ -1,9 +1,8 @@
 """The statistics of a comparison: finished cells in, numbers out.
 
-A cell is one run at (variant, partition, seed), judged by its task's metric, which is the same for all. Everything
-here leaves out cells that failed or were not run. A
-mean over several partitions takes only seeds for which all of them are there, so that no variant gains by failing
-where it is hard.
+A cell is one run at (variant, partition, seed). All cells are judged by the same metric, that of their task. Cells that
+failed or were not run are left out. A mean over several partitions uses only the seeds whose cells all finished, so
+that no variant gains by failing on a hard partition.
 """
 
 import math
@@ -14,10 +13,11 @@ from typing import Any, Literal
 
 from fftmoe.report.metric import Metric
 
-# What differences are taken from, and whose final value the others have to reach.
+# The method whose differences to the others are shown, the method whose final value is the target, and the partition
+# without skew.
 REFERENCE, BASELINE, IID = "fft-moe", "fedit", "iid"
 
-# 97.5 % quantiles of Student's t with 1 … 10 degrees of freedom (scipy is no dependency).
+# 97.5 % quantiles of Student's t with 1 … 10 degrees of freedom (scipy is not a dependency).
 _T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 Place = tuple[str, str]  # (data, partition)
@@ -28,13 +28,13 @@ class CellResult:
     """One cell of a comparison.
 
     Attributes:
-        variant: its row in the tables, `method+head` unless a variant named it otherwise.
-        summary: of its `summary.json`; empty unless done.
-        rows: of its `metrics.jsonl`, where the metric was measured: round, its value by its name, bytes_up, bytes_down
-            and client_seconds, all since the start.
+        variant: the name of its row in the tables; `method+head` unless the variant has another name.
+        summary: the contents of its `summary.json`; empty unless the run finished.
+        rows: the lines of its `metrics.jsonl` with a measured metric: round, the metric by its name, and bytes_up,
+            bytes_down and client_seconds since the start.
         reason: why it failed.
-        data: the data set, where cells of several are put together.
-        metric: what the task is judged by.
+        data: the data set, if the comparison has several.
+        metric: the name of the metric.
     """
 
     variant: str
@@ -51,13 +51,13 @@ class CellResult:
 
     @property
     def place(self) -> Place:
-        """What it was run on, apart from the seed."""
+        """The data set and the partition."""
         return self.data, self.partition
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and the value to reach where one was named."""
+    """All cells, and the target value of the metric, if one was given."""
 
     name: str
     cells: tuple[CellResult, ...]
@@ -71,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values with its 95 % interval, mean ± half_width; one value has no interval."""
+    """A mean of n values with its 95 % interval, mean ± half_width; a single value has no interval."""
 
     mean: float
     half_width: float | None
@@ -80,9 +80,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """After a round: the metric (mean, lowest and highest over seeds), mean bytes both ways and client seconds so far.
+    """After a round: the metric (mean, lowest, highest over seeds), mean bytes both ways, mean client seconds so far.
 
-    `half_width` is that of the mean's 95 % interval; one seed has none.
+    `half_width` is half of the mean's 95 % interval; a single seed has none.
     """
 
     round: int
@@ -96,7 +96,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Difference:
-    """The metric of `reference` minus `other`, pair by pair; `wins` counts the pairs in which `reference` is better."""
+    """The metric of `reference` minus that of `other`, in pairs; `wins` counts the pairs that `reference` wins."""
 
     reference: str
     other: str
@@ -119,7 +119,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % interval by Student's t with n - 1 degrees of freedom; None of no values."""
+    """The mean and its 95 % interval by Student's t with n - 1 degrees of freedom; None without values."""
     if not values:
         return None
     n = len(values)
@@ -133,7 +133,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def select(cells: Iterable[CellResult], variant: str, partition: str | None = None) -> list[CellResult]:
-    """The finished cells of a variant, on one partition or all."""
+    """The finished cells of a variant, on one partition or on all."""
     return [
         cell
         for cell in cells
@@ -142,7 +142,7 @@ def select(cells: Iterable[CellResult], variant: str, partition: str | None = No
 
 
 def number(cell: CellResult, *path: str) -> float | None:
-    """A number of the cell's summary; None where it has none."""
+    """A number of the cell's summary by its path of keys; None if there is none."""
     node: Any = cell.summary
     for key in path:
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -150,25 +150,25 @@ def number(cell: CellResult, *path: str) -> float | None:
 
 
 def numbers(cells: Iterable[CellResult], *path: str) -> list[float]:
-    """One number of every cell that has it."""
+    """The same number of every cell that has it."""
     return [value for cell in cells if (value := number(cell, *path)) is not None]
 
 
 def metric_of(cells: Sequence[CellResult]) -> Metric:
-    """What they are judged by."""
+    """The metric of all cells."""
     return Metric(cells[0].metric if cells else "accuracy")
 
 
 def over_grid(cells: Sequence[CellResult], variant: str, *path: str) -> Estimate | None:
-    """The mean over all partitions, estimated over the seeds that have them all."""
+    """The mean over all partitions, estimated from the seeds that finished all of them."""
     return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
 
 
 def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
-    """The mean over the partitions that are not IID, relative to the variant's own IID value; of errors the inverse.
+    """The mean over the skewed partitions divided by the variant's own IID value; the inverse for a metric of errors.
 
-    1 is nothing lost, less is worse. Estimated over the seeds that have all partitions; None without an IID partition
-    or without another.
+    At 1 nothing is lost, and less is worse. It is estimated from the seeds that finished all partitions; None without
+    an IID partition or without a skewed one.
     """
     ratios, metric = [], metric_of(cells)
     for values in _whole_seeds(cells, variant, metric.name):
@@ -185,7 +185,7 @@ def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
 
 
 def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: str) -> list[dict[Place, float]]:
-    """For each seed that lacks no place of the grid: place -> the number."""
+    """For each seed that has the number at every place of the grid: place -> number."""
     places = {cell.place for cell in cells}
     by_seed: dict[int, dict[Place, float]] = {}
     for cell in select(cells, variant):
@@ -195,7 +195,7 @@ def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: str) -> list[
 
 
 def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[CurvePoint]:
-    """The metric against cost over the rounds that every finished seed has measured."""
+    """The metric and the costs after each round that every finished seed has measured."""
     name = metric_of(cells).name
     runs = [{row["round"]: row for row in cell.rows} for cell in select(cells, variant, partition)]
     if not runs:
@@ -221,31 +221,32 @@ def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[Cur
 
 
 def target_value(comparison: Comparison, variant: str, partition: str) -> float | None:
-    """What this variant has to reach: the named target, or else fedit's final mean with the same head."""
+    """The value that this variant has to reach: the given target, or else fedit's final mean with the same head."""
     if comparison.target is not None:
         return comparison.target
-    baseline = first_variant(comparison.cells, BASELINE, head_of(comparison.cells, variant))
+    baseline = first_variant(comparison.cells, BASELINE, variant_head(comparison.cells, variant))
     name = metric_of(comparison.cells).name
     final = numbers(select(comparison.cells, baseline, partition), name) if baseline else []
     return statistics.fmean(final) if final else None
 
 
 def cost_to_target(points: Sequence[CurvePoint], target: float, metric: Metric) -> CurvePoint | None:
-    """The first point whose mean is at the target or better; None when none is."""
+    """The first point whose mean reaches the target; None if no point does."""
     return next((point for point in points if not metric.better(target, point.value)), None)
 
 
 def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
-    """fft-moe minus every other variant with the same head, over the pairs with equal data, partition and seed.
+    """fft-moe minus every other variant with the same head, over pairs with equal data, partition and seed.
 
-    A variant whose head no fft-moe variant has is compared with the first of them. Cells count as independent.
+    A variant with a head that no fft-moe variant has is compared with the first fft-moe variant. Pairs are treated as
+    independent.
     """
     variants, metric = distinct(cell.variant for cell in cells), metric_of(cells)
     references = {head: first_variant(cells, REFERENCE, head) for head in distinct(cell.head for cell in cells)}
     anywhere = next((label for label in references.values() if label), None)
     differences = []
     for variant in variants:
-        reference = references[head_of(cells, variant)] or anywhere
+        reference = references[variant_head(cells, variant)] or anywhere
         if reference is None or variant in references.values():
             continue
         ours, theirs = (
@@ -258,8 +259,8 @@ def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
     return differences
 
 
-def head_of(cells: Sequence[CellResult], variant: str) -> str:
-    """The variant's head."""
+def variant_head(cells: Sequence[CellResult], variant: str) -> str:
+    """The head of a variant."""
     return next(cell.head for cell in cells if cell.variant == variant)
 
 

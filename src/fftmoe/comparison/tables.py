@@ -1,4 +1,4 @@
-"""The tables of a comparison as text, for the page, for Markdown, and printed on the terminal."""
+"""The tables of a comparison as text, for the page, for Markdown and for the terminal."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -29,14 +29,13 @@ from fftmoe.comparison.statistics import (
     select,
     target_value,
 )
+from fftmoe.report.metric import NO_VALUE
 from fftmoe.report.progress import size
-
-NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Table:
-    """A title, a header, rows of text, and notes to read under them."""
+class TextTable:
+    """A table of text with its title, its header, and notes below it."""
 
     title: str
     header: tuple[str, ...]
@@ -44,8 +43,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def tables(comparison: Comparison) -> list[Table]:
-    """Everything that is printed of a comparison; a table without a row is left out."""
+def tables(comparison: Comparison) -> list[TextTable]:
+    """All tables of a comparison that have a row."""
     every = (
         metric_table(comparison.cells),
         robustness_table(comparison.cells),
@@ -55,62 +54,62 @@ def tables(comparison: Comparison) -> list[Table]:
     return [table for table in every if table.rows]
 
 
-def metric_table(cells: Sequence[CellResult]) -> Table:
-    """Variants by partitions, and the mean over the partitions."""
+def metric_table(cells: Sequence[CellResult]) -> TextTable:
+    """The metric of each variant on each partition, and its mean over the partitions."""
     partitions, metric = distinct(cell.partition for cell in cells), metric_of(cells)
     rows = []
     for variant in distinct(cell.variant for cell in cells):
-        shown = [_value(cells, variant, partition) for partition in partitions]
+        shown = [_mean_text(cells, variant, partition) for partition in partitions]
         mean = [with_interval(over_grid(cells, variant, metric.name), metric.form)] if len(partitions) > 1 else []
         rows.append((variant, *shown, *mean))
     notes = ["± 95 % interval of the mean over seeds (Student t)"]
     if any(cell.status != "done" for cell in cells):
-        notes.append("* some of its seeds failed or were not run; a mean over partitions takes whole seeds only")
+        notes.append(
+            "* some seeds failed or were not run; a mean over partitions uses only seeds that finished all of them"
+        )
     header = (metric.label, *partitions, *(["mean"] if len(partitions) > 1 else []))
-    return Table(metric.label.capitalize(), header, tuple(rows), tuple(notes))
+    return TextTable(metric.label.capitalize(), header, tuple(rows), tuple(notes))
 
 
-def _value(cells: Sequence[CellResult], variant: str, partition: str) -> str:
+def _mean_text(cells: Sequence[CellResult], variant: str, partition: str) -> str:
     here, metric = [cell for cell in cells if (cell.variant, cell.partition) == (variant, partition)], metric_of(cells)
     found = estimate(numbers(select(here, variant), metric.name))
     if found is None:
-        return "failed" if any(cell.status == "failed" for cell in here) else NOTHING
+        return "failed" if any(cell.status == "failed" for cell in here) else NO_VALUE
     return with_interval(found, metric.form) + ("*" if found.n < len(here) else "")
 
 
-def robustness_table(cells: Sequence[CellResult]) -> Table:
-    """What skew costs, whom it costs most, and what a run sends and computes."""
+def robustness_table(cells: Sequence[CellResult]) -> TextTable:
+    """What skew costs, what it costs the worst clients, and what a run sends and computes."""
     metric = metric_of(cells)
 
     def of_clients(whose: str, key: str) -> Callable[[str], str]:
         return lambda variant: with_interval(over_grid(cells, variant, f"{whose}_{metric.name}", key), metric.form)
 
-    columns = {
-        "IID kept": lambda variant: with_interval(retained(cells, variant)),
-        "worst decile": of_clients("client", "worst_decile"),
-    }
-    notes = ["worst decile: of clients, each on its own label mix", "up, down, client s: of a run, mean over its cells"]
+    columns: dict[str, Callable[[str], str]] = {}
+    notes = []
     if any(cell.partition == IID for cell in cells):
         over, under = "mean over the other partitions", f"own IID {metric.label}"
         parts = (under, over) if metric.lower_is_better else (over, under)
-        notes.insert(0, f"IID kept: {' / '.join(parts)}")
-    else:
-        del columns["IID kept"]
+        columns["IID kept"] = lambda variant: with_interval(retained(cells, variant))
+        notes.append(f"IID kept: {' / '.join(parts)}")
+    columns["worst decile"] = of_clients("client", "worst_decile")
+    notes.append("worst decile: over clients, each on its own label mix")
     if any(number(cell, f"personal_{metric.name}", "mean") is not None for cell in cells):
-        notes.insert(-1, "personal: a client's own model on its own labels; global there: the global one on those rows")
+        notes.append("personal: a client's own model on its own labels; global there: the global model on those rows")
         for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
             columns[name] = of_clients("personal", key)
     columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
     columns["down"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_down"))
     columns["client s"] = lambda variant: _mean(numbers(select(cells, variant), "client_seconds"))
-    rows = tuple(
-        (variant, *(show(variant) for show in columns.values())) for variant in distinct(cell.variant for cell in cells)
-    )
-    return Table("Under skew, and what a run costs", ("", *columns), rows, tuple(notes))
+    notes.append("up, down, client s: per run, mean over runs")
+    variants = distinct(cell.variant for cell in cells)
+    rows = tuple((variant, *(show(variant) for show in columns.values())) for variant in variants)
+    return TextTable("Under skew, and what a run costs", ("", *columns), rows, tuple(notes))
 
 
-def target_table(comparison: Comparison) -> Table:
-    """Rounds to the target in every partition, with the mean bytes and seconds where it was reached."""
+def target_table(comparison: Comparison) -> TextTable:
+    """Rounds to the target on every partition, with the mean bytes and seconds over those where it was reached."""
     cells = comparison.cells
     partitions = distinct(cell.partition for cell in cells)
     rows = []
@@ -118,15 +117,17 @@ def target_table(comparison: Comparison) -> Table:
         costs = [_cost(comparison, variant, partition) for partition in partitions]
         if any(target_value(comparison, variant, partition) is not None for partition in partitions):
             reached = [cost for cost in costs if cost is not None]
-            rounds = [NOTHING if cost is None else str(cost.round) for cost in costs]
+            rounds = [NO_VALUE if cost is None else str(cost.round) for cost in costs]
             means = _bytes([cost.bytes for cost in reached]), _mean([cost.seconds for cost in reached])
             rows.append((variant, *rounds, *means))
-    named = f"{comparison.target:g}" if comparison.target is not None else f"{BASELINE}'s final one with the same head"
-    notes = (
-        f"the {metric_of(cells).label} to reach: {named}; by the curve of means over seeds",
-        f"up+down, client s: mean over the partitions where it was reached; {NOTHING} where it was not",
+    named = (
+        f"{comparison.target:g}" if comparison.target is not None else f"{BASELINE}'s final value with the same head"
     )
-    return Table("Rounds to the target", ("rounds", *partitions, "up+down", "client s"), tuple(rows), notes)
+    notes = (
+        f"target {metric_of(cells).label}: {named}; reached by the mean over seeds",
+        f"up+down, client s: mean over the partitions where it was reached; {NO_VALUE} where it was not",
+    )
+    return TextTable("Rounds to the target", ("rounds", *partitions, "up+down", "client s"), tuple(rows), notes)
 
 
 def _cost(comparison: Comparison, variant: str, partition: str) -> CurvePoint | None:
@@ -135,8 +136,8 @@ def _cost(comparison: Comparison, variant: str, partition: str) -> CurvePoint | 
     return None if target is None else cost_to_target(points, target, metric_of(comparison.cells))
 
 
-def difference_table(cells: Sequence[CellResult]) -> Table:
-    """fft-moe minus the others over all cells."""
+def difference_table(cells: Sequence[CellResult]) -> TextTable:
+    """fft-moe minus each other variant, over all pairs."""
     metric = metric_of(cells)
     rows = tuple(
         (
@@ -147,15 +148,15 @@ def difference_table(cells: Sequence[CellResult]) -> Table:
         )
         for found in paired_differences(cells)
     )
-    notes = ("± 95 % interval of the mean over pairs of equal data, partition and seed, taken as independent",)
+    notes = ("± 95 % interval of the mean over pairs with equal data, partition and seed, treated as independent",)
     better = "below 0" if metric.lower_is_better else "above 0"
-    return Table(f"Paired differences of {metric.label}", ("", "difference", "pairs", better), rows, notes)
+    return TextTable(f"Paired differences of {metric.label}", ("", "difference", "pairs", better), rows, notes)
 
 
 def with_interval(value: Estimate | None, form: str = ".3f") -> str:
-    """`0.912 ±.004`; `form` is the mean's, and the interval's without a sign."""
+    """A mean with its interval as text, `0.912 ±.004`; `form` formats both, with a sign only on the mean."""
     if value is None:
-        return NOTHING
+        return NO_VALUE
     interval = (
         "" if value.half_width is None else " ±" + f"{value.half_width:{form.removeprefix('+')}}".removeprefix("0")
     )
@@ -163,15 +164,15 @@ def with_interval(value: Estimate | None, form: str = ".3f") -> str:
 
 
 def _bytes(values: Sequence[float]) -> str:
-    return size(statistics.fmean(values)) if values else NOTHING
+    return size(statistics.fmean(values)) if values else NO_VALUE
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.0f}" if values else NOTHING
+    return f"{statistics.fmean(values):.0f}" if values else NO_VALUE
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """One line for every reason, with the cells that failed by it."""
+    """One line for every reason, with the cells that failed for it."""
     by_reason: dict[str, list[str]] = {}
     for cell in comparison.failed:
         by_reason.setdefault(cell.reason, []).append(f"{cell.variant}, {cell.partition}, seed {cell.seed}")
@@ -179,7 +180,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Every table, and why cells failed."""
+    """Print every table, and why cells failed."""
     for table in tables(comparison):
         first, *others = table.header
         columns = [Column(first, no_wrap=True), *(Column(_folded(head)) for head in others)]
@@ -195,5 +196,5 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _folded(partition: str) -> str:
-    """`bernoulli-dirichlet:0.3:0.5` on three short lines."""
+    """A partition on short lines: `bernoulli-dirichlet:0.3:0.5` on three."""
     return partition.replace("-", "-\n").replace(":", "\n", 1)

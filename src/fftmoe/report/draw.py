@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fftmoe.report.marks import (
-    WIDTH,
+    FIGURE_WIDTH,
     Box,
     Figure,
     Key,
@@ -26,7 +26,7 @@ from fftmoe.report.marks import (
     ticks,
 )
 
-LEVELS = 8  # shades of a map
+NUM_SHADES = 8  # shades of a map
 DOTS = 30  # points of a line that get a dot each; with more, dots would hide the line
 
 Point = tuple[float, float]
@@ -149,9 +149,9 @@ def bar_figure(title: str, values: Sequence[tuple[str, float, str]]) -> Figure |
     longest, marks = max(value for _, value, _ in values) or 1.0, list[Mark]()
     for row, (name, value, text) in enumerate(values):
         y = 30 * row
-        marks += [Text(0, y + 11, name, "start"), Text(WIDTH, y + 11, text, "end")]
-        marks.append(Box(0, y + 15, WIDTH, 7, "line", corner=2, opacity=0.5))
-        marks.append(Box(0, y + 15, max(1.0, WIDTH * value / longest), 7, "c0", corner=2))
+        marks += [Text(0, y + 11, name, "start"), Text(FIGURE_WIDTH, y + 11, text, "end")]
+        marks.append(Box(0, y + 15, FIGURE_WIDTH, 7, "line", corner=2, opacity=0.5))
+        marks.append(Box(0, y + 15, max(1.0, FIGURE_WIDTH * value / longest), 7, "c0", corner=2))
     spoken = "; ".join(f"{name} {text}" for name, _, text in values)
     return Figure(title, f"{title}: {spoken}.", 30 * len(values), marks)
 
@@ -224,7 +224,7 @@ class HeatMap:
 
     left: ClassVar[int] = 44
     top: ClassVar[int] = 4
-    wide: ClassVar[int] = WIDTH - 44 - 4
+    wide: ClassVar[int] = FIGURE_WIDTH - 44 - 4
 
     @property
     def step_x(self) -> float:
@@ -259,11 +259,11 @@ class HeatMap:
         """The frames in one path, and the cells of each shade in one path."""
         colour, shades = colour_name(self.colour), dict[int, list[str]]()
         for (row, column), value in self.cells.items():
-            if level := math.ceil(min(1.0, value) * LEVELS):
+            if level := math.ceil(min(1.0, value) * NUM_SHADES):
                 shades.setdefault(level, []).append(self.outline(row, column))
         empty = [place for place in self.outlined if self.cells.get(place, 0) <= 0]
         frames = "".join(self.outline(row, column, 0.5) for row, column in empty)
-        filled = [Path("".join(d), fill=colour, opacity=level / LEVELS) for level, d in sorted(shades.items())]
+        filled = [Path("".join(d), fill=colour, opacity=level / NUM_SHADES) for level, d in sorted(shades.items())]
         return [Path(frames, stroke=colour, width=0.8, opacity=0.55), *filled]
 
     def _names(self) -> list[Mark]:

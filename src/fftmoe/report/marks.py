@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-WIDTH = 360
+FIGURE_WIDTH = 360
 COLOURS = 8  # c0 … c7
 INK = -1  # as a colour number: the text's colour, which differs from all others
 DASHES = ("", "6 3", "2 2", "8 2 2 2")
@@ -81,7 +81,7 @@ class Figure:
     marks: Sequence[Mark]
     legend: Sequence[Key] = ()
     note: str = ""
-    width: ClassVar[int] = WIDTH
+    width: ClassVar[int] = FIGURE_WIDTH
 
 
 def colour_name(number: int) -> str:

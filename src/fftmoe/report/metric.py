@@ -6,6 +6,7 @@ from typing import Any
 
 LOWER_IS_BETTER = ("perplexity", "loss", "mean_absolute_error", "mean_squared_error")
 SHARES = ("accuracy", "f1")  # between 0 and 1
+NO_VALUE = "–"  # what a table shows where there is no value
 # Keys of a summary that were measured on each client's own label mix, for the metric accuracy, and what they are.
 OWN_MIX = {
     "client_accuracy": "on each client's own label mix",

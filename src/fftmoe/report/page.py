@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from fftmoe.report import run_figures, sections
-from fftmoe.report.load import RULE, LoadWatch, describe
+from fftmoe.report.load import RULE, LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord
@@ -31,7 +31,7 @@ def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], su
         name=name,
         sentence=_what_was_run(run),
         warnings=_warnings(run),
-        outcome=_outcome(run),
+        outcome=_outcome_cards(run),
         learning=_drawn(run_figures.learning(run), run_figures.loss(run)),
         clients=sections.clients(run),
         experts=sections.experts(run),
@@ -78,13 +78,13 @@ def _warnings(run: RunRecord) -> list[str]:
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
         lines.append(f"{void} rounds changed nothing: too few clients answered.")
     alarms = LoadWatch(run.rows).alarms
-    lines += [f"{describe(found)}." for found in alarms[:WARNED_ALARMS]]
+    lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
     if len(alarms) > WARNED_ALARMS:
         lines.append(f"… and {len(alarms) - WARNED_ALARMS} more alarms about the load of experts, below.")
     return [line[0].upper() + line[1:] for line in lines]
 
 
-def _outcome(run: RunRecord) -> list[tuple[str, str]]:
+def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
     """(value, what it is): the metric, what the federation gained, the worst clients, and what the run cost."""
     metric, summary = run.metric, run.summary
     shown: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Live progress on a terminal; plain lines anywhere else."""
+"""Progress of a run: bars on a terminal, plain lines elsewhere."""
 
 import statistics
 import time
@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-RECENT = 5  # rounds whose median tells how long the next will take
-WORTH_SAYING = 60  # seconds
+RECENT = 5  # rounds whose median predicts the time of the next
+WORTH_SAYING = 60  # seconds; a shorter time left is not shown
 
 
 class Progress:
-    """Shows rounds, clients, accuracy, bytes and the time that is left while a run goes on.
+    """Shows rounds, clients, the metric, bytes and the time left while a run goes on.
 
     Args:
-        clock: seconds since any moment.
+        clock: returns seconds since any fixed moment.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -32,21 +32,23 @@ class Progress:
 
     @classmethod
     def silent(cls) -> "Progress":
-        """Shows nothing."""
+        """A progress that shows nothing."""
         return cls(Console(quiet=True))
 
     @property
     def visible(self) -> bool:
-        """Whether anybody could read it."""
+        """Whether anything is shown."""
         return not self._console.quiet
 
     def say(self, text: str) -> None:
-        """One line about what happens next."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)  # it may hold what a site wrote
+        """Print one line."""
+        self._console.print(
+            text, highlight=False, markup=False, soft_wrap=True
+        )  # no markup: the text may come from a site
 
     @contextmanager
     def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:
-        """Bars for rounds (`done` before) and clients while the block runs, if the console is a terminal."""
+        """On a terminal, show bars for rounds (`done` of them before) and clients while the block runs."""
         self._num_rounds, self._last = num_rounds, self._clock()
         self._recent.clear()
         try:
@@ -71,12 +73,12 @@ class Progress:
                 self._bars = None
 
     def client_done(self, client_id: int) -> None:
-        """A client's update has arrived."""
+        """Count a client's update that has arrived."""
         if self._bars:
             self._bars.advance(self._clients)
 
     def round_done(self, row: Mapping[str, Any]) -> None:
-        """One line per round: the metric where measured, training loss, bytes so far, and the time left."""
+        """Print a round's line: training loss, the metric if it was measured, bytes so far, and the time left."""
         left = self._time_left(row["round"])
         if self._bars:
             self._bars.update(self._rounds, completed=row["round"], left=left and f"about {duration(left)} left")
@@ -99,7 +101,7 @@ class Progress:
         self.say("  ".join(parts))
 
     def _time_left(self, done: int) -> float | None:
-        """The rounds to come at the median of the last ones: one that was slow does not tell of the others."""
+        """The remaining rounds times the median of the last ones, so that one slow round does not change it."""
         if self._num_rounds is None:
             return None
         now = self._clock()
@@ -109,7 +111,7 @@ class Progress:
 
 
 def size(num_bytes: float) -> str:
-    """A byte count for people: `512 B`, `3.4 MiB`, `433 KiB`."""
+    """A number of bytes as text: `512 B`, `3.4 MiB`, `433 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
@@ -118,7 +120,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, as exact as an estimate is: `40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    """A time as text, rounded as an estimate deserves: `40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -9,7 +9,7 @@ from fftmoe.report.load import EFFECTIVE, effective_experts
 from fftmoe.report.marks import COLOURS, DASHES, INK, Figure
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
-from fftmoe.report.usage import MOST_CLIENTS, Counts, count
+from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
 
 BLOCKS_SHOWN = 6
 MAPPED_CLIENTS = 40
@@ -52,7 +52,7 @@ def loss(run: RunRecord) -> Figure | None:
     return line_figure("Training loss", lines, across="round", show="{:.3g}".format)
 
 
-def clients(run: RunRecord) -> Figure | None:
+def client_values(run: RunRecord) -> Figure | None:
     """The value of every client, sorted; percentiles where there are very many clients."""
     metric, recorded = run.metric, run.summary.get("clients", {})
     title = f"{metric.label.capitalize()} of every client on its own label mix"
@@ -78,7 +78,7 @@ def _client_levels(run: RunRecord) -> list[Level]:
     return levels
 
 
-def effective(run: RunRecord) -> Figure | None:
+def effective_number(run: RunRecord) -> Figure | None:
     """The effective number of experts of every block over rounds, with the level of the alarm."""
     by_block: dict[int, list[tuple[float, float]]] = {}
     num_experts = 0
@@ -94,7 +94,7 @@ def effective(run: RunRecord) -> Figure | None:
     return line_figure("Effective number of experts", lines, across="round", levels=[level], floor=0)
 
 
-def loads(run: RunRecord) -> list[Figure]:
+def expert_loads(run: RunRecord) -> list[Figure]:
     """A map for each of the most uneven blocks: experts by rounds, shaded by the share of routed tokens."""
     rows = [row for row in run.rows if row.get("load")]
     if not rows:
@@ -129,7 +129,7 @@ def _load_map(block: str, rows: Sequence[Any]) -> HeatMap:
     )
 
 
-def usage(run: RunRecord) -> list[Figure]:
+def expert_usage(run: RunRecord) -> list[Figure]:
     """A map for each of the last blocks: clients by experts, shaded by the share of its rounds a client trained it."""
     blocks = count(run.rows)
     num_experts = int(run.setting("adapter.num_experts", 1))
@@ -146,8 +146,8 @@ def _usage_note(counts: Counts, num_blocks: int) -> str:
         notes.append(f"The {MAPPED_CLIENTS} clients with most rounds, of {num_clients}.")
     if num_blocks > BLOCKS_SHOWN:
         notes.append(f"The last {BLOCKS_SHOWN} of {num_blocks} blocks.")
-    if num_clients >= MOST_CLIENTS:
-        notes.append(f"In each round, at most {MOST_CLIENTS} clients are recorded.")
+    if num_clients >= RECORDED_CLIENTS:
+        notes.append(f"In each round, at most {RECORDED_CLIENTS} clients are recorded.")
     return " ".join(notes)
 
 

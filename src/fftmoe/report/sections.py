@@ -5,25 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from fftmoe.report import run_figures
-from fftmoe.report.load import LoadWatch, describe
+from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
-from fftmoe.report.metric import OWN_MIX
+from fftmoe.report.metric import NO_VALUE, OWN_MIX
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 
 FAULTS_SHOWN = 50
 ALARMS_SHOWN = 20
-NOTHING = "–"
 
 Pairs = list[tuple[str, Any]]
-Rows = list[tuple[str, ...]]
+TextRows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class ClientsView:
     """What is known about the clients' own values; without rows the server knows nothing."""
 
-    rows: Rows
+    rows: TextRows
     tiers: Pairs
     figure: Figure | None
     metric: str
@@ -46,7 +45,7 @@ class ExpertsView:
 class CostsView:
     """A row for each tier, whether its seconds were predicted, and the memory of the run as text."""
 
-    rows: Rows
+    rows: TextRows
     timed: bool
     peak_mib: float | None
     expected_mib: float | None
@@ -57,7 +56,7 @@ class FaultsView:
     """Faults by kind as text, the first of them one by one, and how many more there are."""
 
     counts: str
-    rows: Rows
+    rows: TextRows
     num_more: int
 
 
@@ -82,26 +81,26 @@ def clients(run: RunRecord) -> ClientsView | None:
     if not summary:
         return None
     measures = {key.replace("accuracy", metric.name): text for key, text in OWN_MIX.items()}
-    rows: Rows = [
+    rows: TextRows = [
         (text, metric.text(summary[key]["mean"]), metric.text(summary[key]["worst_decile"]))
         for key, text in measures.items()
         if key in summary
     ]
     by_tier = summary.get(f"{metric.name}_by_tier", {})
     tiers = [(f"{metric.label} as tier {name} would use it", metric.text(value)) for name, value in by_tier.items()]
-    return ClientsView(rows, tiers, run_figures.clients(run), metric.label, measured_on(run), run.private)
+    return ClientsView(rows, tiers, run_figures.client_values(run), metric.label, measured_on(run), run.private)
 
 
 def experts(run: RunRecord) -> ExpertsView | None:
     """How evenly experts were used, and by whom; None for a method without experts."""
     if run.private and run.setting("method") == "fft-moe":
         return ExpertsView(True, [], 0, [], [])
-    overall, loads = run_figures.effective(run), run_figures.loads(run)
+    overall, loads = run_figures.effective_number(run), run_figures.expert_loads(run)
     if overall is None:
         return None
     alarms = LoadWatch(run.rows).alarms
-    shown = [f"{describe(found)}." for found in alarms[:ALARMS_SHOWN]]
-    return ExpertsView(False, shown, len(alarms), [overall, *loads], run_figures.usage(run))
+    shown = [f"{describe_alarm(found)}." for found in alarms[:ALARMS_SHOWN]]
+    return ExpertsView(False, shown, len(alarms), [overall, *loads], run_figures.expert_usage(run))
 
 
 def costs(run: RunRecord) -> CostsView:
@@ -109,7 +108,7 @@ def costs(run: RunRecord) -> CostsView:
     summary = run.summary
     planned, measured = summary.get("predicted_by_tier", {}), summary.get("per_client_round_by_tier", {})
     timed = summary.get("prediction", {})
-    rows: Rows = []
+    rows: TextRows = []
     for tier in dict.fromkeys((*planned, *measured)):
         cost, found = planned.get(tier, {}), measured.get(tier, {})
         seconds = timed.get(tier, {}).get("seconds_per_client_round", {}).get("predicted")
@@ -120,8 +119,8 @@ def costs(run: RunRecord) -> CostsView:
                 _planned_and_measured(cost.get("bytes_down"), found.get("bytes_down"), size),
                 _planned_and_measured(cost.get("bytes_up"), found.get("bytes_up"), size),
                 _planned_and_measured(seconds, found.get("seconds"), "{:.2f}".format),
-                size(cost["training_bytes"]) if cost else NOTHING,
-                f"{cost['flops_per_token'] / 1e6:.2f}" if cost else NOTHING,
+                size(cost["training_bytes"]) if cost else NO_VALUE,
+                f"{cost['flops_per_token'] / 1e6:.2f}" if cost else NO_VALUE,
             )
         )
     return CostsView(rows, bool(timed), summary.get("peak_rss_mib"), summary.get("expected_rss_mib"))
@@ -129,8 +128,8 @@ def costs(run: RunRecord) -> CostsView:
 
 def _planned_and_measured(planned: float | None, measured: float | None, show: Callable[[float], str]) -> str:
     if planned is None:
-        return NOTHING if measured is None else show(measured)
-    return f"{show(planned)} → {NOTHING if measured is None else show(measured)}"
+        return NO_VALUE if measured is None else show(measured)
+    return f"{show(planned)} → {NO_VALUE if measured is None else show(measured)}"
 
 
 def faults(run: RunRecord) -> FaultsView | None:
@@ -139,7 +138,7 @@ def faults(run: RunRecord) -> FaultsView | None:
     if not counts:
         return None
     recorded = [(row["round"], fault) for row in run.rows for fault in row.get("faults", ())]
-    rows: Rows = [(f"round {t}", str(f["client_id"]), f["kind"], f["reason"]) for t, f in recorded[:FAULTS_SHOWN]]
+    rows: TextRows = [(f"round {t}", str(f["client_id"]), f["kind"], f["reason"]) for t, f in recorded[:FAULTS_SHOWN]]
     text = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()) if number)
     return FaultsView(text, rows, max(0, len(recorded) - FAULTS_SHOWN))
 

@@ -64,7 +64,7 @@ class Trackers:
 
     def configure(self, recipe: Mapping[str, Any]) -> None:
         """Log the resolved recipe as hyperparameters, by dotted keys."""
-        values = dict(_flat(recipe))
+        values = dict(_flattened(recipe))
         self._each(lambda tracker: tracker.store_init_configuration(values))
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Trackers:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Log the numbers of a run's summary under `final/`, without single clients and without curves."""
         kept = {k: v for k, v in summary.items() if k not in NOT_TRACKED and not k.endswith("_by_round")}
-        values = {f"final/{key}": value for key, value in _flat(kept) if _is_number(value)}
+        values = {f"final/{key}": value for key, value in _flattened(kept) if _is_number(value)}
         self._each(lambda tracker: tracker.log(values, step=summary["rounds_completed"]))
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+def _flattened(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
     """Dotted keys with numbers and strings, which every tracker takes.
 
     A list of sections with a `name` is flattened by these names; any other list becomes text.
@@ -116,7 +116,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
         if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
             value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
         if isinstance(value, Mapping):
-            found += _flat(value, f"{path}{key}.")
+            found += _flattened(value, f"{path}{key}.")
         elif value is not None:
             found.append((path + str(key), value if isinstance(value, int | float | str) else str(value)))
     return found

@@ -1,4 +1,4 @@
-"""Which client held and trained which experts: noted round by round in the rows, counted for the page."""
+"""Which client held and trained which experts: recorded in the row of each round, and counted for the page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,45 +6,45 @@ from typing import Any
 
 from fftmoe.records import ClientUpdate, RoundPlan
 
-MOST_CLIENTS = 50  # of a round: a row stays short whatever the cohort
+RECORDED_CLIENTS = 50  # in each round, so that a row stays short for any cohort
 
 
 class Usage:
-    """What the clients of one round held and trained, noted while their updates pass by."""
+    """Records which experts the clients of one round held and trained, while their updates pass through."""
 
     def __init__(self, plan: RoundPlan) -> None:
         self._held = {client.client_id: client.experts for client in plan.clients}
-        self._noted: dict[str, dict[str, list[str]]] = {}
+        self._recorded: dict[str, dict[str, list[str]]] = {}
 
     def watch(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
-        """The same updates; of the first `MOST_CLIENTS` that have experts it is noted which."""
+        """Yield the same updates, and record the experts of the first `RECORDED_CLIENTS` clients that have any."""
         for update in updates:
             held = self._held[update.client_id]
-            if held and len(self._noted) < MOST_CLIENTS:
-                self._noted[str(update.client_id)] = {
+            if held and len(self._recorded) < RECORDED_CLIENTS:
+                self._recorded[str(update.client_id)] = {
                     str(block): [as_bits(ids), as_bits(update.experts.get(block, ()))] for block, ids in held.items()
                 }
             yield update
 
     def row(self) -> dict[str, Any]:
         """`experts`: client -> block -> [held, trained], each as the bits of a hexadecimal number (`as_bits`)."""
-        return {"experts": self._noted} if self._noted else {}
+        return {"experts": self._recorded} if self._recorded else {}
 
 
 def as_bits(experts: Iterable[int]) -> str:
-    """Expert m is bit m: experts 0, 1 and 4 are `13`."""
+    """Experts as a hexadecimal number in which expert m is bit m: experts 0, 1 and 4 are `13`."""
     return f"{sum(1 << expert for expert in experts):x}"
 
 
 def from_bits(text: str) -> tuple[int, ...]:
-    """Inverse of `as_bits`, ascending."""
+    """The inverse of `as_bits`: the experts in ascending order."""
     bits = int(text, 16)
     return tuple(expert for expert in range(bits.bit_length()) if bits >> expert & 1)
 
 
 @dataclass
 class Counts:
-    """Of one block: in how many rounds each client held and trained each expert, and in how many it answered."""
+    """For one block: in how many rounds each client held and trained each expert, and in how many it answered."""
 
     held: dict[int, dict[int, int]] = field(default_factory=dict)
     trained: dict[int, dict[int, int]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Counts:
 
 
 def count(rows: Sequence[Mapping[str, Any]]) -> dict[int, Counts]:
-    """Block -> counts over the run, of every client that the rows name; empty where they name none."""
+    """Block -> counts over the run for every client that the rows name; empty if they name none."""
     blocks: dict[int, Counts] = {}
     for row in rows:
         for client, by_block in row.get("experts", {}).items():

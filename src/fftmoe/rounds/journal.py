@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fftmoe.records import ServerState
-from fftmoe.report.load import LoadWatch, describe
+from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.exchange import Ledger
@@ -64,7 +64,7 @@ class Journal:
         self.trackers.log(row)
         self.progress.round_done(row)
         for alarm in self._watch.see(row):
-            self.progress.say(f"alarm: {describe(alarm)}")
+            self.progress.say(f"alarm: {describe_alarm(alarm)}")
 
     def totals(self) -> dict[str, Any]:
         """What `summary.json` keeps of the rounds."""
