@@ -86,7 +86,7 @@ def _rounds(experiment: Experiment, engine: Engine, num_rounds: int) -> Iterator
         plan = plan_round(method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)
         download, expect = partial(method.download, state), expectations(experiment)
         updates = Ledger().exchange(engine, plan, download, expect, lambda _: None)
-        state = averaged(apply_round(method, state, plan, updates)[0], recipe.federation.average_decay)
+        state = averaged(apply_round(method, state, plan, updates)[0], recipe.federation.ema_decay)
         yield state
 
 

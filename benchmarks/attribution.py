@@ -26,7 +26,7 @@ MOMENTUM = {
     "federation.server_beta1": 0.8,
     "federation.learning_rate": 2e-3,
 }
-AVERAGE = {"federation.average_decay": 0.6}
+AVERAGE = {"federation.ema_decay": 0.6}
 OURS = {"method": "fft-moe", "federation.aggregation": "fedavg"}
 LORA = {"method": "fedit"}
 SOLVED, AVERAGED = {"head.kind": "closed-form"}, {"head.kind": "averaged"}

@@ -50,8 +50,13 @@ SAME, ALIKE = 1e-4, 2e-2
 GOALS = {"epoch": 10.0, "small clients": 20.0}
 PRODUCT, HABIT, CACHE = "the product itself", "naive, and inputs that require gradients", "building the cache"
 
-SLOW = ("engine.prefix_cache='off'", "engine.clients_at_once=1", "adapter.compute=loop", "engine.precision=float32")
-FAST = ("engine.prefix_cache=auto", "engine.clients_at_once=auto", "adapter.compute=auto", "engine.precision=bfloat16")
+SLOW = ("engine.prefix_cache='off'", "engine.clients_per_batch=1", "adapter.compute=loop", "engine.precision=float32")
+FAST = (
+    "engine.prefix_cache=auto",
+    "engine.clients_per_batch=auto",
+    "adapter.compute=auto",
+    "engine.precision=bfloat16",
+)
 SEEDS = 3
 
 

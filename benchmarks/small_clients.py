@@ -22,7 +22,7 @@ from fftmoe.records import ClientUpdate, RoundPlan
 from fftmoe.rounds.exchange import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.setup.clients import ClientSpec, build_client
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import ClientStateFiles
 from timing import Seconds, interleave
 from trick_bench import Bench
@@ -42,7 +42,7 @@ def measure(bench: Bench, full: Tricks, longest: int, rounds: int) -> dict[str, 
         full: what the product does.
     """
     clients = len(bench.plans)
-    chosen = clients_at_once(bench.experiment)
+    chosen = clients_per_batch(bench.experiment)
     with ExitStack() as stack:
         pool = WorkerPool(WORKERS, partial(build_client, spec(bench, full)))
         stack.callback(pool.close)

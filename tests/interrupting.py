@@ -13,7 +13,7 @@ SETTINGS = {
     "plain": (),
     "state on clients": ("adapter.router=personal", "federation.upload=int8", "federation.server_optimizer=adam"),
     "solved head": ("head={kind: closed-form, num_features: 37, every: 2}",),
-    "moving average": ("federation.average_decay=0.6",),
+    "moving average": ("federation.ema_decay=0.6",),
 }
 # What tells one run from another; `seconds` and peaks differ of course.
 RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors", "clients/*/*.safetensors")

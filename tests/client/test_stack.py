@@ -44,7 +44,7 @@ from fftmoe.rounds.run import run
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import group_clients, plan_round
 from fftmoe.setup.compose import compose
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 from models import FAMILIES, HIDDEN, images, token_examples
 
 M, H, C = 7, 3, 5
@@ -275,8 +275,8 @@ def settings(recipe: dict[str, Any], **engine: Any) -> Recipe:
 
 
 def test_a_run_with_several_at_once_is_the_same_run(recipe_values: dict[str, Any], tmp_path: Path):
-    one = run(settings(recipe_values, clients_at_once=1), tmp_path / "one").summary
-    several = run(settings(recipe_values, clients_at_once=3), tmp_path / "several").summary
+    one = run(settings(recipe_values, clients_per_batch=1), tmp_path / "one").summary
+    several = run(settings(recipe_values, clients_per_batch=3), tmp_path / "several").summary
     losses = [
         [json.loads(line).get("train_loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "several")
@@ -290,24 +290,24 @@ def test_a_run_with_several_at_once_is_the_same_run(recipe_values: dict[str, Any
 
 def test_the_number_of_workers_changes_nothing(recipe_values: dict[str, Any], tmp_path: Path):
     for workers in (1, 2):
-        run(settings(recipe_values, clients_at_once=3, workers=workers), tmp_path / str(workers))
+        run(settings(recipe_values, clients_per_batch=3, workers=workers), tmp_path / str(workers))
     one, two = (max((tmp_path / str(w) / "checkpoints").glob("*.safetensors")).read_bytes() for w in (1, 2))
     assert one == two
 
 
 def test_a_method_that_cannot_is_refused_with_the_remedy(recipe_values: dict[str, Any], tmp_path: Path):
-    recipe = settings({**recipe_values, "method": "fedit"}, clients_at_once=3)
+    recipe = settings({**recipe_values, "method": "fedit"}, clients_per_batch=3)
     with pytest.raises(
-        InputError, match=r"engine\.clients_at_once=3: method fedit trains one client at a time; set it"
+        InputError, match=r"engine\.clients_per_batch=3: method fedit trains one client at a time; set it"
     ):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_auto_takes_several_where_batches_are_small_and_one_where_they_are_not(recipe_values: dict[str, Any]):
-    small = compose(settings(recipe_values, clients_at_once="auto"))
-    assert 1 < clients_at_once(small) <= recipe_values["federation"]["clients_per_round"]
+    small = compose(settings(recipe_values, clients_per_batch="auto"))
+    assert 1 < clients_per_batch(small) <= recipe_values["federation"]["clients_per_round"]
     large = dataclasses.replace(small, mean_tokens=1000.0)
-    assert clients_at_once(large) == 1
-    lora = compose(settings({**recipe_values, "method": "fedit"}, clients_at_once="auto"))
-    assert clients_at_once(lora) == 1
+    assert clients_per_batch(large) == 1
+    lora = compose(settings({**recipe_values, "method": "fedit"}, clients_per_batch="auto"))
+    assert clients_per_batch(lora) == 1

@@ -369,10 +369,10 @@ def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dic
     heads = {cell.variant: head_of(cell.recipe) for cell in make_grid(values, own).cells}
     assert {label: (head.features, head.update) for label, head in heads.items()} == {
         "fft-moe+closed-form": ("fourier", "frozen"),
-        "fft-moe+averaged": ("linear", "resolved"),
-        "fedit+closed-form": ("fourier", "resolved"),
-        "fedit+averaged": ("linear", "resolved"),
-        "head-only+averaged": ("linear", "resolved"),
+        "fft-moe+averaged": ("linear", "recomputed"),
+        "fedit+closed-form": ("fourier", "recomputed"),
+        "fedit+averaged": ("linear", "recomputed"),
+        "head-only+averaged": ("linear", "recomputed"),
     }
 
 

@@ -86,9 +86,25 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(
     assert f"unknown key '{path}'; did you mean '{near}'?" in refusal(changed(recipe_values, key, 1))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "now"),
+    [
+        ("engine.clients_at_once", 2, "clients_per_batch"),
+        ("federation.average_decay", 0.5, "ema_decay"),
+        ("federation.spare_clients", 1, "over_selection"),
+        ("head.update", "resolved", "recomputed"),
+    ],
+)
+def test_a_former_name_is_refused_with_the_present_one(recipe_values: dict[str, Any], key: str, value: Any, now: str):
+    message = refusal(changed(recipe_values, key, value))
+    assert key in message
+    assert f"; did you mean '{now}'?" in message
+    assert message.count("did you mean") == 1
+
+
 def test_an_unknown_key_that_is_near_none_lists_the_valid_ones(recipe_values: dict[str, Any]):
     message = refusal(changed(recipe_values, "engine.zzz", 1))
-    valid = "clients_at_once, device, kind, precision, prefix_cache, prefix_cache_mib, ray_address, workers"
+    valid = "clients_per_batch, device, kind, precision, prefix_cache, prefix_cache_mib, ray_address, workers"
     assert f"unknown key 'engine.zzz'; valid: {valid}" in message
 
 
@@ -170,7 +186,7 @@ def test_a_head_that_clients_train_needs_a_learning_rate(recipe_values: dict[str
 
 def test_local_only_has_no_closed_form_head(recipe_values: dict[str, Any]):
     values = changed(recipe_values, "method", "local-only")
-    for update in ("frozen", "resolved"):
+    for update in ("frozen", "recomputed"):
         message = refusal(changed(values, "head", {**CLOSED, "update": update}))
         assert "local-only shares no feature statistics" in message
         assert "head.kind=averaged" in message

@@ -10,7 +10,7 @@ from fftmoe.cost.timed import RoundTime, TimedBudget
 from fftmoe.records import Budget
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.forecast import seconds_by_tier, timed_client, workload
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 from round_times import TIMES, budget, seconds
 
 
@@ -60,7 +60,7 @@ def test_a_client_is_timed_as_an_average_client_of_a_round(experiment: Experimen
     assert client.steps() == 3.0  # local_steps
     assert client.sample_steps() == 3  # of 113 / 7 = 16 examples in batches of 5: 4 batches, and no more than a round's
     ticks = iter([10.0, 14.5])
-    assert client.seconds(experiment.largest, 2, now=lambda: next(ticks)) == 4.5 / clients_at_once(experiment)
+    assert client.seconds(experiment.largest, 2, now=lambda: next(ticks)) == 4.5 / clients_per_batch(experiment)
     for chosen in (Budget("any", 1, 1, (2,)), Budget("any", 2, 4, (1, 2))):
         assert client.seconds(chosen, 1) > 0
 

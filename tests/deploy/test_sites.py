@@ -25,7 +25,7 @@ from fftmoe.rounds.run import begin, run
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data, read_recipe
 from fftmoe.setup.forecast import site_tier
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
 from sites import NAMES, divide, natural, over_sites
 
@@ -285,10 +285,10 @@ def test_a_profile_that_is_none(values: dict[str, Any]):
 
 
 def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Path):
-    values = merged(over_sites(natural(recipe_values), divided), {"engine": {"clients_at_once": "auto"}})
+    values = merged(over_sites(natural(recipe_values), divided), {"engine": {"clients_per_batch": "auto"}})
     recipe = parse_recipe(values, "test")
     own = fingerprint(compose(parse_recipe(natural(recipe_values), "here")).model)
     profiles = [SiteProfile(str(c), c, "small", 5, own) for c in range(4)]
     experiment = compose_deployed(recipe, load_server_data(recipe), profiles)
-    assert clients_at_once(experiment) == 1
+    assert clients_per_batch(experiment) == 1
     assert experiment.remote

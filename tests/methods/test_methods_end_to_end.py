@@ -317,10 +317,10 @@ def test_sums_are_counted_once_for_every_client_and_are_no_rounds_of_a_tier(fini
         assert sum(tier["client_rounds"] for tier in tiers) == 2 * 3
 
 
-@pytest.mark.parametrize("update", ["frozen", "trained", "resolved"])
+@pytest.mark.parametrize("update", ["frozen", "trained", "recomputed"])
 def test_a_recipe_that_is_accepted_can_be_run_without_an_adapter(values: Values, tmp_path: Path, update: str):
     recipe = values("head-only", {**CLOSED, "update": update, "learning_rate": 0.01})
-    if update == "resolved":
+    if update == "recomputed":
         with pytest.raises(InputError, match=r"set head\.update=frozen"):
             parse_recipe(recipe, "tiny")
     else:

@@ -161,13 +161,13 @@ def test_others_are_asked_in_the_place_of_who_is_absent(finish: Finish):
 
 def test_more_clients_are_asked_than_needed_where_some_may_drop(finish: Finish):
     """And those that come after enough are not merged."""
-    folder, engine = finish("spare", nothing, "federation.spare_clients=2")
+    folder, engine = finish("spare", nothing, "federation.over_selection=2")
     assert all(len(asked) == 7 for asked in engine.asked)
     assert json.loads((folder / "summary.json").read_text())["faults"] == {"spare": 4, "stale": 2}
 
 
 def test_the_command_line_shows_faults_and_local_runs_have_none(cli: Cli, recipe_file: Path, tmp_path: Path):
-    sets = [part for setting in [*SETTINGS, "federation.spare_clients=2"] for part in ("--set", setting)]
+    sets = [part for setting in [*SETTINGS, "federation.over_selection=2"] for part in ("--set", setting)]
     outcome = cli("run", recipe_file, "--output", tmp_path / "run", *sets)
     assert (outcome.status, "faults" in outcome.out) == (0, False)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -348,7 +348,7 @@ def test_who_is_absent_is_not_replaced_and_no_quorum_decides(values: Values, tmp
 def test_a_run_ends_before_the_round_that_would_cost_too_much(finish: Finish, values: Values, cli: Any):
     costs = [row["epsilon"] for row in rows(finish("whole", "fft-moe", NOISY, **{"federation.rounds": 5}))[1:]]
     budget = {**NOISY, "epsilon": (costs[2] + costs[3]) / 2}
-    decayed = {"federation.rounds": 5, "federation.average_decay": 0.5}
+    decayed = {"federation.rounds": 5, "federation.ema_decay": 0.5}
     folder = finish("run", "fft-moe", budget, **decayed)
     found = summary(folder)
     assert (found["rounds_completed"], found["privacy"]["releases"], found["privacy"]["stopped_early"]) == (3, 3, True)
@@ -442,7 +442,7 @@ def test_a_run_that_does_not_know_what_it_spent_does_not_go_on(
         ("fft-moe", SUMS, {"federation.activation_power": 1.0}, "weighs clients by their routing"),
         ("fft-moe", {"min_contributors": 4}, {}, "no round could change anything; lower the first"),
         ("fft-moe-solved-head", NOISY, {}, "use head.kind=averaged or one-vs-all"),
-        ("fft-moe", NOISY, {"federation.spare_clients": 1}, "leave federation.spare_clients out"),
+        ("fft-moe", NOISY, {"federation.over_selection": 1}, "leave federation.over_selection out"),
         ("fft-moe", {"epsilon": 1.0}, {}, "needs privacy.clip_norm, .* and privacy.delta"),
         ("fft-moe", {"delta": 0.1}, {}, "belong to differential privacy"),
         ("fft-moe", {"clip_quantile": 0.5}, {}, "belong to differential privacy"),

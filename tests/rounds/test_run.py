@@ -547,7 +547,7 @@ def take_until(lines: Iterator[str], start: str) -> bool:
 
 def test_a_moving_average_is_what_a_run_leaves_and_not_what_it_trains_from(run: Run):
     settings = ("evaluation.local_only=false", "federation.rounds=2")
-    plain, averaged = (run(*settings, f"federation.average_decay={decay}") for decay in (0, 0.5))
+    plain, averaged = (run(*settings, f"federation.ema_decay={decay}") for decay in (0, 0.5))
     # The first round is its own average, and the second trains from it.
     assert [row["train_loss"] for row in averaged.metrics[1:]] == [row["train_loss"] for row in plain.metrics[1:]]
     assert averaged.metrics[1]["accuracy"] == plain.metrics[1]["accuracy"]

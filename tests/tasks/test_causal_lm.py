@@ -533,7 +533,7 @@ def test_what_was_written_is_held_against_what_was_wanted(written: str, wanted: 
         ({"data__max_length": 38}, ("data.max_length=38", "37 tokens")),
         ({"data__label": "topic"}, ("no column 'topic'",)),
         ({"partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 5}}, ("no column 'label'", "data.label")),
-        ({"engine__clients_at_once": 2}, ("clients_at_once=2", "causal-lm", "one client at a time")),
+        ({"engine__clients_per_batch": 2}, ("clients_per_batch=2", "causal-lm", "one client at a time")),
         ({"evaluation__generate": {"examples": 3, "max_new_tokens": 30}}, ("max_new_tokens=30", "37 tokens")),
         ({"backbone__task": "sequence-classification"}, ("missing key 'head'",)),
     ],

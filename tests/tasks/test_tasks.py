@@ -183,7 +183,7 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
             {"partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 7}},
             "divides the examples by their labels",
         ),
-        ("regression", {"text": "ash", "reds": 1, "share": 0.5}, {"engine": {"clients_at_once": 2}}, "one client at"),
+        ("regression", {"text": "ash", "reds": 1, "share": 0.5}, {"engine": {"clients_per_batch": 2}}, "one client at"),
     ],
 )
 def test_what_cannot_be_used_is_refused(

@@ -17,7 +17,7 @@ class EngineSection(Section):
 
     `kind: flower` is Flower's simulation, in `workers` processes of Ray on this machine or on the cluster at
     `ray_address`.
-    `clients_at_once` is how many clients of one tier are trained together in one batch; `auto` does so if their own
+    `clients_per_batch` is how many clients of one tier are trained together in one batch; `auto` does so if their own
     batches are small.
     `device: auto` is a GPU if there is one. `precision: bfloat16` halves the bits of matrix multiplications, which
     most GPUs and some processors do faster; `auto` asks the device. Trained values, sums and messages stay float32.
@@ -28,7 +28,7 @@ class EngineSection(Section):
     kind: Literal["local", "flower"] = "local"
     workers: Literal["auto"] | Count = 1
     ray_address: str | None = None
-    clients_at_once: Literal["auto"] | Count = "auto"
+    clients_per_batch: Literal["auto"] | Count = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"

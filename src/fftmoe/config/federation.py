@@ -15,12 +15,13 @@ class FederationSection(Section):
     from all of a client's texts.
     `upload` is the number format in which clients send their changes; each client adds what rounding left out to its
     next changes.
-    `average_decay` above 0 evaluates and saves a moving average of the global model over the rounds; 0.7 averages
+    `ema_decay` above 0 evaluates and saves a moving average of the global model over the rounds; 0.7 averages
     about three.
 
     For runs in which clients can be lost (not on one machine): a round asks `clients_per_round` clients and
-    `spare_clients` more. It ends when `clients_per_round` have answered, or after `deadline_seconds`. If fewer than
-    the fraction `quorum` of `clients_per_round` have answered by then, the round changes nothing.
+    `over_selection` more (as in arXiv 2111.04877). It ends when `clients_per_round` have answered, or after
+    `deadline_seconds`. If fewer than the fraction `quorum` of `clients_per_round` have answered by then, the round
+    changes nothing.
 
     `max_update_norm` rejects a client's changes if their Euclidean norm, over all tensors, is above it.
     """
@@ -28,7 +29,7 @@ class FederationSection(Section):
     rounds: Count
     clients_per_round: Count
     quorum: Fraction = 0.5
-    spare_clients: Annotated[int, Field(ge=0)] = 0
+    over_selection: Annotated[int, Field(ge=0)] = 0
     deadline_seconds: Positive = 3600.0
     batch_size: Count
     learning_rate: Positive
@@ -46,7 +47,7 @@ class FederationSection(Section):
     server_beta1: Fraction = 0.9
     server_beta2: Fraction = 0.99
     server_epsilon: Positive = 1e-3
-    average_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "FederationSection":

@@ -12,7 +12,7 @@ class HeadSection(Section):
 
     A closed-form head is computed before the first round. `update` says what happens to it afterwards: nothing
     (`frozen`), training and averaging (`trained`), or computing it again on the adapted features every `every` rounds
-    and after the last (`resolved`).
+    and after the last (`recomputed`).
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
@@ -20,7 +20,7 @@ class HeadSection(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     features: Literal["linear", "fourier"] = "linear"
     num_features: Annotated[int, Field(ge=1, le=2**16)] = 2048
-    update: Literal["frozen", "trained", "resolved"] = "resolved"
+    update: Literal["frozen", "trained", "recomputed"] = "recomputed"
     every: Count = 1
 
     @property
@@ -30,7 +30,7 @@ class HeadSection(Section):
 
     def solved_after(self, round: int, last: int) -> bool:
         """Whether the head is computed after `round` of `last` rounds; round 0 is before the first."""
-        again = self.update == "resolved" and (round % self.every == 0 or round == last)
+        again = self.update == "recomputed" and (round % self.every == 0 or round == last)
         return self.kind == "closed-form" and (round == 0 or again)
 
     @model_validator(mode="after")

@@ -14,6 +14,13 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.strict import read_small, strict_yaml
 
 DATA_SUFFIXES = (".csv", ".jsonl", ".parquet")
+RENAMED = {
+    "engine.clients_at_once": "clients_per_batch",
+    "federation.average_decay": "ema_decay",
+    "federation.spare_clients": "over_selection",
+    "head.update=resolved": "recomputed",
+}
+"""Former keys and values of a recipe with their present names, which messages suggest."""
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -100,17 +107,22 @@ def _explain(error: Any, values: Any) -> str:
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
     )
     if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+        return f"unknown key {path!r}{_suggest(path, str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"missing key {path!r}; add it (recipes/quickstart.yaml shows every section)"
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         valid = [v for v in error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ") if v]
-        return f"{path} is {error['input']!r}{did_you_mean(error['input'], valid)}"
+        return f"{path} is {error['input']!r}" + _suggest(f"{path}={error['input']}", error["input"], valid)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_type" and isinstance(error["input"], bool):
         message += "; YAML reads an unquoted yes, no, on or off as true or false: quote it"
     shown = "" if isinstance(error["input"], dict) else f" (value: {reprlib.repr(error['input'])})"
     return f"{path + ': ' if path else ''}{message}{shown}"
+
+
+def _suggest(former: str, name: str, valid: Sequence[str]) -> str:
+    """The present name of something renamed, or the nearest valid one."""
+    return f"; did you mean {RENAMED[former]!r}?" if former in RENAMED else did_you_mean(name, valid)
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

@@ -148,10 +148,10 @@ def _check_client_privacy(recipe: Recipe) -> None:
             "a closed-form head is computed from exact feature statistics, without noise; with differential privacy "
             "use head.kind=averaged or one-vs-all"
         )
-    if recipe.federation.spare_clients:
+    if recipe.federation.over_selection:
         raise ValueError(
             "with differential privacy each round's clients are drawn by chance only, so none can be in reserve; "
-            "leave federation.spare_clients out"
+            "leave federation.over_selection out"
         )
 
 

@@ -72,7 +72,7 @@ def federate(
                 enough,
             )
             state, diagnostics = apply_round(privacy or method, state, plan, usage.watch(updates), quorum)
-            state = averaged(state, recipe.federation.average_decay)
+            state = averaged(state, recipe.federation.ema_decay)
             journal.lap("clients")
             if t == num_rounds:
                 state = served(state)
@@ -99,7 +99,7 @@ def _plan(
     else:
         size = recipe.federation.clients_per_round
         if not engine.reliable:
-            size = min(num_clients, size + recipe.federation.spare_clients)
+            size = min(num_clients, size + recipe.federation.over_selection)
         drawn = choose_cohort(num_clients, size, recipe.seed, t)
         cohort = substitute(drawn, engine.absent(), num_clients, recipe.seed, t)
     return plan_round(experiment.method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)

@@ -23,7 +23,7 @@ from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.plugins import Plugins
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
 
 SCHEMA_VERSION = 1
@@ -73,7 +73,7 @@ def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progre
     Raises:
         InputError: the output cannot be used; nothing has been written. RunError: a client failed.
     """
-    at_once = clients_at_once(experiment)  # refused before anything is written
+    at_once = clients_per_batch(experiment)  # refused before anything is written
     initial = experiment.method.init(experiment.model)
     privacy = private_rounds(experiment, initial, output, resumed=False)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=6 * len(pack_state(initial)))
@@ -139,7 +139,7 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine: Open) -> Result:
     """The rest of an interrupted run of an experiment that has been made from its recipe."""
-    recipe, at_once = experiment.recipe, clients_at_once(experiment)
+    recipe, at_once = experiment.recipe, clients_per_batch(experiment)
     initial = experiment.method.init(experiment.model)
     privacy = private_rounds(experiment, initial, output, resumed=True)
     folder = RunFolder(output)

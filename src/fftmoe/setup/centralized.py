@@ -28,7 +28,7 @@ def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
             "local_steps": max(1, steps * federation.clients_per_round),
             "server_optimizer": "sgd",
             "server_learning_rate": 1.0,
-            "average_decay": 0.0,
+            "ema_decay": 0.0,
         }
     )
     return recipe.model_copy(update={"partition": one_client, "budgets": [tier], "federation": one_cohort})

@@ -30,7 +30,7 @@ from fftmoe.setup.build import build_method, fit_budgets
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose, own_blocks, training_of
 from fftmoe.setup.engine import num_workers
-from fftmoe.setup.stacking import clients_at_once
+from fftmoe.setup.stacking import clients_per_batch
 
 
 def forecast(recipe: Recipe) -> Forecast:
@@ -176,7 +176,7 @@ def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
         method = build_method(recipe, model, shape, budgets, plugins)
         return PreparedClients(method, budgets, replace(runtime, method=method, partition=rows))
 
-    return TimedClient(work, prepare, clients_at_once(experiment))
+    return TimedClient(work, prepare, clients_per_batch(experiment))
 
 
 class _Forgetful:
@@ -197,7 +197,7 @@ def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost |
     if not head:
         return None
     times = sum(head.solved_after(done, work.rounds) for done in range(work.rounds + 1))
-    every = head.every if head.update == "resolved" else None
+    every = head.every if head.update == "recomputed" else None
     return statistics_cost(work, times, every, numbers_sent=recipe.privacy is None)
 
 

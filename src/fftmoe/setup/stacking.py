@@ -12,7 +12,7 @@ BUSY_TOKENS = 128
 MOST_CLIENTS = 32
 
 
-def clients_at_once(experiment: Experiment) -> int:
+def clients_per_batch(experiment: Experiment) -> int:
     """What the recipe says; for `auto` as many as make one batch of a size that a processor likes.
 
     It follows from the recipe and the data, not from the number of workers, which must not change results.
@@ -20,14 +20,14 @@ def clients_at_once(experiment: Experiment) -> int:
     Raises:
         InputError: the recipe asks for several, and the method or the head can only train one.
     """
-    wanted = experiment.recipe.engine.clients_at_once
+    wanted = experiment.recipe.engine.clients_per_batch
     reason = "each site trains its own client" if experiment.remote else _not_possible(experiment)
     if wanted == "auto":
         # Natural clients may be sites of their own one day, which train alone and must end with the same bytes.
         natural = experiment.partition.groups is not None
         return 1 if reason or natural else _worthwhile(experiment)
     if wanted > 1 and reason:
-        raise InputError(f"engine.clients_at_once={wanted}: {reason}; set it to 1 or auto")
+        raise InputError(f"engine.clients_per_batch={wanted}: {reason}; set it to 1 or auto")
     return wanted
 
 
