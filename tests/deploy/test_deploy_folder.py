@@ -327,7 +327,7 @@ def test_certificates_are_valid_for_a_day_to_ten_years(tmp_path: Path, days: int
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("full", "is not empty, and keys are never written over; name a new one"),
+        ("full", "is not empty, and keys are never overwritten; name a new one"),
         ("full/mine.txt", "mine.txt is a file; name another"),
         ("full/mine.txt/below", "mine.txt is a file; name another"),
         ("x" * 300, "File name too long; name another"),
@@ -499,7 +499,7 @@ def test_a_file_that_is_not_json_is_damaged(server: Path, site: Path, content: s
 @pytest.mark.parametrize("content", ["[]", "1", "null", "{}", '{"format": "1"}', '{"format": true}'])
 def test_json_of_another_kind_is_damaged(server: Path, content: str):
     (server / "deployment.json").write_text(content)
-    wrong = r'no {"format": \.\.\.} in it' if content[0] == "{" else r"not JSON \(.* an object was expected\)"
+    wrong = r'it has no {"format": \.\.\.}' if content[0] == "{" else r"not JSON \(.* an object was expected\)"
     with pytest.raises(InputError, match=rf"is damaged or .*: {wrong}; copy it again"):
         read_server(server)
 
@@ -507,7 +507,7 @@ def test_json_of_another_kind_is_damaged(server: Path, content: str):
 def test_another_format_names_both(server: Path, site: Path):
     for path, read in ((server / "deployment.json", read_server), (site / "site.json", read_site)):
         edit(path, format=2, more="fields")
-        with pytest.raises(InputError, match=rf"{path} has format 2 and this fftmoe reads 1; use the version"):
+        with pytest.raises(InputError, match=rf"{path} has format 2, and this fftmoe reads format 1; use the version"):
             read(path.parent)
 
 
@@ -603,7 +603,10 @@ def test_files_of_another_deployment_are_refused(server: Path, tmp_path: Path):
     create_deployment(tmp_path / "other", ADDRESS, SITES, days=1)
     for name, words in (
         ("ca.crt", r"server.crt is damaged .*: the authority in .*ca.crt did not sign it; copy it again"),
-        ("server.key", r"server.key is damaged .*: it is not the key of the certificate beside it; copy it again"),
+        (
+            "server.key",
+            r"server.key is damaged .*: it is not the key of the certificate in the same folder; copy it again",
+        ),
     ):
         mine = (server / name).read_bytes()
         shutil.copy(tmp_path / "other" / "server" / name, server / name)
@@ -719,7 +722,7 @@ def test_a_public_key_of_another_kind_is_refused(server: Path):
 def test_two_sites_with_one_key_are_refused(server: Path):
     same = (server / "sites" / "3.pub").read_text().strip() + " with a comment\n"  # the key counts, not the text
     (server / "sites" / "hospital-b.pub").write_text(same)
-    with pytest.raises(InputError, match=r"the sites hospital-b and 3 have the same key, and the server could not"):
+    with pytest.raises(InputError, match=r"the sites hospital-b and 3 have the same key, so the server could not"):
         read_server(server)
 
 
@@ -728,7 +731,9 @@ def test_a_key_of_nobody_is_refused_and_other_files_are_left_alone(server: Path)
     (server / "sites" / "notes.txt").write_bytes(b"mine")
     read_server(server)
     (server / "sites" / "intruder.pub").write_bytes(make_site_key().public)
-    with pytest.raises(InputError, match=r"has keys of intruder, not in deployment.json; remove them, or make a new"):
+    with pytest.raises(
+        InputError, match=r"has keys of intruder, which deployment.json does not name; remove them, or make a new"
+    ):
         read_server(server)
 
 

@@ -1,13 +1,16 @@
-"""One process per folder, told from a dead one, and ended when asked."""
+"""One process per folder: others are refused, a dead one does not count, and a live one can be stopped."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from fftmoe.deploy.running import FACTS, holder, running, stop
+from fftmoe.deploy.running import FACTS, LOCK, holder, running, stop
 from fftmoe.errors import InputError, RunError
 
 HOLD = """
@@ -29,7 +32,7 @@ def held(folder: Path, how: str = "well") -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_is_held_by_one_process_which_says_who_it_is(tmp_path: Path):
+def test_a_folder_is_held_by_one_process_and_its_facts_can_be_read(tmp_path: Path):
     assert holder(tmp_path) is None
     with held(tmp_path) as process:
         assert holder(tmp_path) == {"output": "runs/x", "pid": process.pid}
@@ -42,7 +45,7 @@ def test_a_folder_is_held_by_one_process_which_says_who_it_is(tmp_path: Path):
     assert not stop(tmp_path, 1.0)
 
 
-def test_what_a_killed_process_left_is_no_holder(tmp_path: Path):
+def test_the_files_of_a_killed_process_do_not_hold_the_folder(tmp_path: Path):
     with held(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
@@ -58,3 +61,14 @@ def test_a_process_that_does_not_end_is_named(tmp_path: Path):
         with pytest.raises(RunError, match=f"process {process.pid} .* kill -9 {process.pid}"):
             stop(tmp_path, 0.5)
         process.kill()
+
+
+def test_looking_at_a_folder_does_not_refuse_a_process_that_starts(tmp_path: Path):
+    """`holder` locks the folder for a moment; a server that starts then waits instead of giving up."""
+    with running(tmp_path, {}):
+        pass
+    handle = os.open(tmp_path / LOCK, os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    threading.Timer(0.3, os.close, [handle]).start()
+    with running(tmp_path, {"output": "runs/y"}):
+        assert (holder(tmp_path) or {})["output"] == "runs/y"

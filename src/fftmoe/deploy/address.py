@@ -23,10 +23,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Read `host:port`, `1.2.3.4:port` or `[IPv6]:port`.
+    """Parse `host:port`, `1.2.3.4:port` or `[IPv6]:port`.
 
     Raises:
-        InputError: the text is none of these, or no site could reach it.
+        InputError: the text has another form, or no site could reach this address.
     """
     if "://" in text:
         raise _wrong(text, "has a scheme")
@@ -44,7 +44,7 @@ def parse_address(text: str) -> Address:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` stays on this machine: localhost, 127.0.0.0/8 or ::1. Other names are not looked up.
+    """Whether `host:port` stays on this machine: localhost, 127.0.0.0/8 or ::1. Other names are not resolved.
 
     Raises:
         InputError: see `parse_address`.
@@ -59,15 +59,15 @@ def _bracketed(text: str, host: str) -> IPv6Address:
     except ValueError as error:
         raise _wrong(text, f"has {host!r} in brackets, which is not an IPv6 address") from error
     if ip.scope_id is not None:
-        # A zone names a network card of one machine: it means nothing to the others, nor to a certificate.
-        raise _wrong(text, f"has the zone {ip.scope_id!r}, which only this machine knows")
+        # A zone names a network interface of one machine, and has no meaning on another machine or in a certificate.
+        raise _wrong(text, f"has the zone {ip.scope_id!r}, which has a meaning on this machine only")
     _check_reachable(text, ip)
     return ip
 
 
 def _plain(text: str, host: str) -> str | IPv4Address:
     labels = host.lower().split(".")
-    if labels[-1].isdecimal():  # no top-level domain is a number, so this was meant as an IP address
+    if labels[-1].isdecimal():  # no top-level domain is a number, so this is meant as an IP address
         try:
             ip = IPv4Address(host)
         except ValueError as error:
@@ -81,9 +81,12 @@ def _plain(text: str, host: str) -> str | IPv4Address:
 
 def _check_reachable(text: str, ip: IPv4Address | IPv6Address) -> None:
     if ip.is_unspecified:
-        raise _wrong(text, "means every address of a machine, which nobody can call: name the one that the sites reach")
+        raise _wrong(
+            text,
+            "stands for every address of a machine, so no site can connect to it: name the one that the sites reach",
+        )
     if ip.is_multicast:
-        raise _wrong(text, "is a multicast address, which no server answers at")
+        raise _wrong(text, "is a multicast address, at which no server answers")
 
 
 def _wrong(text: str, why: str) -> InputError:

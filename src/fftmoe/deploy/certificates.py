@@ -1,4 +1,4 @@
-"""Whether a certificate from a file can be used, and for how long."""
+"""Checks certificates from files: whether they can be used, and for how long."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ from fftmoe.deploy.address import Host
 from fftmoe.deploy.files import COPY_AGAIN, damaged
 from fftmoe.errors import InputError
 
-# What cryptography raises for a certificate that parses but says something wrong, or nothing.
+# What cryptography raises for a certificate that can be parsed but has wrong or missing values.
 UNUSABLE = (
     ValueError,
     TypeError,
@@ -34,22 +34,22 @@ def days_left(certificate: bytes, now: datetime | None = None) -> int:
 
 
 def expiry_warning(certificate: bytes, whose: str, now: datetime | None = None) -> str | None:
-    """A sentence when a PEM certificate has less than `WARN_DAYS` days left; None before."""
+    """A warning if a PEM certificate expires in less than `WARN_DAYS` days, otherwise None."""
     if days_left(certificate, now) >= WARN_DAYS:
         return None
     end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-    return f"{whose} ends on {end:%Y-%m-%d}, and no round can start after that; {NEW_DEPLOYMENT}"
+    return f"{whose} expires on {end:%Y-%m-%d}, and no round can start after that; {NEW_DEPLOYMENT}"
 
 
 def load_authority(path: Path, data: bytes) -> x509.Certificate:
-    """The authority's certificate.
+    """The certificate of the certificate authority.
 
     Raises:
         InputError: the file holds something else, or the certificate is not valid today.
     """
     certificate = load_certificate(path, data)
     try:
-        certificate.verify_directly_issued_by(certificate)  # by itself
+        certificate.verify_directly_issued_by(certificate)  # it signs itself
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except UNUSABLE:
         is_authority = False
@@ -62,13 +62,13 @@ def load_certificate(path: Path, data: bytes) -> x509.Certificate:
     """The one certificate of a PEM file.
 
     Raises:
-        InputError: the file holds none or several, or the certificate is not valid today.
+        InputError: the file holds no certificate or several, or the certificate is not valid today.
     """
     try:
         certificates = x509.load_pem_x509_certificates(data)
     except UNUSABLE as error:
         raise damaged(path, "it holds no certificate") from error
-    if len(certificates) != 1:  # each one more is somebody more to trust
+    if len(certificates) != 1:  # each further certificate would be one more authority to trust
         raise damaged(path, f"it holds {len(certificates)} certificates")
     _check_dates(path, certificates[0], datetime.now(UTC))
     return certificates[0]
@@ -77,10 +77,10 @@ def load_certificate(path: Path, data: bytes) -> x509.Certificate:
 def check_server_certificate(
     path: Path, certificate: x509.Certificate, authority: x509.Certificate, host: Host
 ) -> None:
-    """Whether the sites, who know only the authority, accept this certificate from `host`.
+    """Check that sites, which trust the authority only, will accept this certificate from `host`.
 
     Raises:
-        InputError: another authority signed it, it is for other hosts, or it may not be used by a server.
+        InputError: another authority signed it, it is for other hosts, or a server may not use it.
     """
     try:
         certificate.verify_directly_issued_by(authority)
@@ -104,17 +104,17 @@ def check_server_certificate(
 
 
 def check_server_key(path: Path, data: bytes, certificate: x509.Certificate) -> None:
-    """Whether this is the private key of the certificate.
+    """Check that this is the private key of the certificate.
 
     Raises:
-        InputError: it is not, or it is no key, or it needs a passphrase.
+        InputError: it is another key, is not a key, or needs a passphrase.
     """
     try:
         same = load_pem_private_key(data, password=None).public_key() == certificate.public_key()
     except UNUSABLE as error:
         raise damaged(path, "it holds no private key without a passphrase") from error
     if not same:
-        raise damaged(path, "it is not the key of the certificate beside it")
+        raise damaged(path, "it is not the key of the certificate in the same folder")
 
 
 def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""A site of a federation: what it will do is told first, then it serves until it is stopped."""
+"""Runs a site of a federation: it first prints what it will do, then serves until it is stopped."""
 
 import hashlib
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import fftmoe
 from fftmoe.data.read import read_folder
 from fftmoe.deploy.certificates import expiry_warning
-from fftmoe.deploy.folder import Site, read_site
+from fftmoe.deploy.folder import SiteFolder, read_site
 from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.running import running
 from fftmoe.deploy.site import SiteSettings, open_site
@@ -23,8 +23,10 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
     """Join the federation of this site's folder, and serve it until SIGTERM or SIGINT.
 
     Args:
-        folder: `sites/<name>` of the deployment. data: the folder with the site's own `train.*`.
-        budget: see `SiteSettings`. model: a folder with the backbone, where it is not where the recipe says.
+        folder: the folder `sites/<name>` of the deployment.
+        data: the folder with the site's own `train.*`.
+        budget, model: see `SiteSettings`.
+        say: shows a line to a person.
 
     Raises:
         InputError: the folder or the data cannot be used. RunError: the server refuses this site.
@@ -47,32 +49,32 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
 
 
 def _num_rows(data: Path) -> int:
-    """Training rows of the folder, read before anyone is reached.
+    """Number of training rows in the folder, which is read before the site connects.
 
     Raises:
-        InputError: it has no readable `train.*`.
+        InputError: the folder has no readable `train.*`.
     """
     if not data.is_dir():
         raise InputError(
-            f"--data {data} is no folder; name the one that holds this site's train.csv, .jsonl or .parquet"
+            f"--data {data} is not a folder; name the folder with this site's train.csv, .jsonl or .parquet"
         )
     return read_folder(data, required=("train",))["train"].rows.num_rows
 
 
-def _statement(site: Site, settings: SiteSettings, num_rows: int) -> list[str]:
-    """What the operator agrees to by letting this go on."""
+def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[str]:
+    """What the operator agrees to by not stopping the site."""
     fingerprint = hashlib.sha256(site.ca).hexdigest()
     return [
         f"site {site.name} (client {site.client_id}) joins {site.address}",
-        f"  over TLS, believing only the authority of {site.folder / 'ca.crt'} (SHA-256 {fingerprint[:16]}…), and",
-        "  signing what it says with node.key",
+        "  by TLS; it trusts only the certificate authority in",
+        f"          {site.folder / 'ca.crt'} (SHA-256 {fingerprint[:16]}…), and signs its messages with node.key",
         f"  runs    fftmoe {fftmoe.__version__} as it is installed here; no code is taken from the server",
         f"  reads   {num_rows} rows of {settings.data}/train.*, and the backbone "
         + (f"in {settings.model}" if settings.model else "that the recipe names"),
         f"  budget  {settings.budget}",
-        "  sends   the number of its rows, its budget, and each round: the changes of the experts it trained, of what",
-        "          all share and of the head, how its tokens were shared among experts, and its training loss; where",
-        "          the recipe solves the head, sums over its features and labels. Never a text, an image or a label",
+        "  sends   the number of its rows, its budget, and in each round: the deltas of the experts that it trained,",
+        "          of the shared parts and of the head, how many tokens each expert got, and the training loss; for a",
+        "          closed-form head also feature statistics, summed over examples. Never a text, image or label",
         f"  keeps   its own state in {settings.folder / 'state'}, which is not sent",
-        "  what is sent can tell about the data it was learned from (an adapter is not anonymous by itself)",
+        "  note    an adapter is not anonymous: what is sent can reveal something about the training data",
     ]

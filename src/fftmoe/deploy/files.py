@@ -1,4 +1,4 @@
-"""Files that only their owner can read, in folders that are made whole or not at all."""
+"""Reads and writes the files of a deployment: private files, and folders that appear complete or not at all."""
 
 import json
 import os
@@ -20,10 +20,10 @@ COPY_AGAIN = "copy it again from the folder that `fftmoe deploy init` made"
 
 
 def check_new(folder: Path) -> Path:
-    """The absolute place of a folder that is new or empty.
+    """The absolute path of a folder, if it is new or empty.
 
     Raises:
-        InputError: it holds something, cannot be made, or is where the command runs. Nothing has been touched.
+        InputError: it holds something, cannot be made, or is the current folder. Nothing has been changed.
     """
     try:
         place = folder.resolve()
@@ -31,23 +31,22 @@ def check_new(folder: Path) -> Path:
         occupied = place.is_dir() and any(place.iterdir())
         current = place == Path.cwd()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise InputError(f"cannot use the folder {folder}: {_reason(error)}; name another") from error
+        raise InputError(f"cannot use the folder {folder}: {_system_reason(error)}; name another") from error
     if not nearest.is_dir():
         raise InputError(f"cannot make the folder {folder}: {nearest} is a file; name another")
     if occupied:
-        raise InputError(f"the folder {folder} is not empty, and keys are never written over; name a new one")
-    if current:  # it would be replaced, and the shell would be left in a folder that is gone
+        raise InputError(f"the folder {folder} is not empty, and keys are never overwritten; name a new one")
+    if current:  # it would be replaced, and the shell would stay in a deleted folder
         raise InputError(f"{folder} is the folder that the command runs in; name a new one below it")
     return place
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; it takes its place if the block ends well, else nothing is left.
+    """Yield a temporary folder, which becomes `folder` when the block succeeds; otherwise nothing is left behind.
 
     Raises:
-        InputError: see `check_new`.
-        OutputError: the disk refused.
+        InputError: see `check_new`. OutputError: the folder cannot be written.
     """
     place = check_new(folder)
     missing = [p for p in place.parents if not p.exists()]
@@ -56,7 +55,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(mkdtemp(prefix=".deploy-", dir=place.parent))  # mkdtemp's mode is 0700
         yield temporary
-        os.rename(temporary, place)  # refuses a folder that has been filled meanwhile
+        os.rename(temporary, place)  # fails if somebody has filled the folder meanwhile
     except BaseException as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -64,17 +63,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             for parent in missing:
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"cannot write {folder}: {_reason(error)}; free space, or name another folder") from error
+            raise OutputError(
+                f"cannot write {folder}: {_system_reason(error)}; free space, or name another folder"
+            ) from error
         raise
 
 
 def make_private_folder(path: Path) -> None:
-    """A folder that only its owner can enter; its parent exists."""
+    """Make a folder that only its owner can enter, in an existing folder."""
     path.mkdir(mode=PRIVATE_FOLDER)
 
 
 def write_new(path: Path, data: bytes, mode: int = PUBLIC_FILE) -> None:
-    """Write a new file that has this mode from the start, and force it to the disk."""
+    """Write a new file, which has this mode from the start, and sync it to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
@@ -83,19 +84,19 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_FILE) -> None:
 
 
 def json_bytes(fields: Mapping[str, Any]) -> bytes:
-    """`fields` after the format's number, as a JSON file."""
+    """A JSON file of the format's number and then `fields`."""
     return json.dumps({"format": FORMAT, **fields}, indent=2).encode() + b"\n"
 
 
 def read_bytes(path: Path, private: bool = False) -> bytes:
-    """A file's bytes.
+    """The bytes of a file.
 
     Raises:
-        InputError: it is missing or unreadable or no small file, or it is `private` and others can read it.
+        InputError: the file is missing, cannot be read or is too large, or it is `private` and other users can read it.
     """
     try:
         with open_file(path) as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # of the file that is read, whatever is renamed
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # of the open file, even if its path changes
             if private and mode & 0o077:
                 command = f"chmod 600 {shlex.quote(str(path))}"
                 raise InputError(f"the private key {path} is open to other users (mode {mode:04o}); run: {command}")
@@ -105,14 +106,14 @@ def read_bytes(path: Path, private: bool = False) -> bytes:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {_reason(error)}; make it readable, or {COPY_AGAIN}") from error
+        raise InputError(f"cannot read {path}: {_system_reason(error)}; make it readable, or {COPY_AGAIN}") from error
 
 
 def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of a JSON file of ours, exactly these and of these types.
+    """The fields of a JSON file of a deployment, which must be exactly these and of these types.
 
     Raises:
-        InputError: the file is missing, is damaged, is not ours, or has another format.
+        InputError: the file is missing or damaged, or has another format.
     """
     data = read_bytes(path)
     try:
@@ -120,24 +121,24 @@ def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
     except ValueError as error:
         raise damaged(path, f"not JSON ({error})") from error
     if type(fields.get("format")) is not int:
-        raise damaged(path, 'no {"format": ...} in it')
+        raise damaged(path, 'it has no {"format": ...}')
     if fields["format"] != FORMAT:
         raise InputError(
-            f"{path} has format {fields['format']} and this fftmoe reads {FORMAT}; "
+            f"{path} has format {fields['format']}, and this fftmoe reads format {FORMAT}; "
             "use the version of fftmoe that made the folder, or make a new one with `fftmoe deploy init`"
         )
     if set(fields) != {"format", *types}:
         raise damaged(path, f"it has {', '.join(sorted(fields))} and should have format, {', '.join(types)}")
     for name, expected in types.items():
-        if type(fields[name]) is not expected:  # not isinstance: True is no number here
+        if type(fields[name]) is not expected:  # not isinstance, which would accept True as a number
             raise damaged(path, f"{name} is {fields[name]!r} and should be of type {expected.__name__}")
     return fields
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """The error for a file that is there but cannot be used."""
+    """The error for a file that exists but cannot be used."""
     return InputError(f"{path} is damaged or not from `fftmoe deploy init`: {why}; {COPY_AGAIN}")
 
 
-def _reason(error: Exception) -> str:
+def _system_reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)

@@ -1,9 +1,10 @@
-"""The folder of a deployment: made by the operator, and read by the server and by each site."""
+"""Makes the folder of a deployment, and reads the parts that the server and each site get."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -36,7 +37,7 @@ MAX_DAYS = 3650
 
 @dataclass(frozen=True)
 class Deployment:
-    """What everybody may know: the server's `host:port`, and the sites' names in the order of their client ids."""
+    """The public facts: the server's `host:port`, and the sites' names in the order of their client ids."""
 
     address: str
     sites: tuple[str, ...]
@@ -44,9 +45,11 @@ class Deployment:
 
 @dataclass(frozen=True)
 class ServerFolder:
-    """What the server has, checked.
+    """The server's folder, after all checks.
 
-    `ca`, `certificate` and `key` are PEM, from `ca.crt`, `server.crt` and `server.key`; `public_keys[i]` is client i's.
+    Attributes:
+        ca, certificate, key: PEM bytes of `ca.crt`, `server.crt` and `server.key`.
+        public_keys: the key of client i at index i.
     """
 
     folder: Path
@@ -58,8 +61,12 @@ class ServerFolder:
 
 
 @dataclass(frozen=True)
-class Site:
-    """What one site has, checked. `ca` is PEM, from `ca.crt`; `key` is from `node.key`."""
+class SiteFolder:
+    """A site's folder, after all checks.
+
+    Attributes:
+        ca: PEM bytes of `ca.crt`. key: the private key of `node.key`.
+    """
 
     folder: Path
     name: str
@@ -70,17 +77,17 @@ class Site:
 
 
 def create_deployment(folder: Path, address: str, sites: Sequence[str], days: int) -> None:
-    """Make the folder of a new deployment, with new keys and with certificates for so many days.
+    """Make the folder of a new deployment, with new keys and with certificates that are valid for `days` days.
 
     Raises:
-        InputError: an argument cannot be used, or `folder` is neither new nor empty. Nothing has been touched.
-        OutputError: the disk refused. Nothing is left behind.
+        InputError: an argument cannot be used, or `folder` is neither new nor empty. Nothing has been changed.
+        OutputError: the folder cannot be written. Nothing is left behind.
     """
     host = parse_address(address).host
     check_sites(sites)
     if not 1 <= days <= MAX_DAYS:
         raise InputError(f"certificates cannot be valid for {days} days; give --days from 1 to {MAX_DAYS}")
-    place = check_new(folder)  # before the keys, which take a while for many sites
+    place = check_new(folder)  # before the keys are made, which takes a while for many sites
     now = datetime.now(UTC)
     authority = make_authority(days, now)
     server = make_server_certificate(authority, host, days, now)
@@ -96,18 +103,15 @@ def create_deployment(folder: Path, address: str, sites: Sequence[str], days: in
         _write_server(temporary / "server", address, authority.certificate, server, keys)
         for client_id, (name, key) in enumerate(keys.items()):
             site = {"name": name, "client_id": client_id, "address": address}
-            make_private_folder(temporary / "sites" / name)
-            write_new(temporary / "sites" / name / "site.json", json_bytes(site))
-            write_new(temporary / "sites" / name / "ca.crt", authority.certificate)
-            write_new(temporary / "sites" / name / "node.key", key.private, PRIVATE_FILE)
+            _write_site(temporary / "sites" / name, site, authority.certificate, key)
 
 
 def read_server(folder: Path) -> ServerFolder:
     """Read `FOLDER/server`, or a copy of it.
 
     Raises:
-        InputError: a file is missing, damaged, of another deployment or open to other users; a certificate is not
-            valid today or not for the address; a site has no key, or shares one. The message says what to do.
+        InputError: a file is missing, damaged, from another deployment or open to other users; a certificate is not
+            valid today or not for the address; a site has no key or the key of another. The message says what to do.
     """
     _check_kind(folder, "deployment.json", "the server's folder", "server/")
     fields = read_fields(folder / "deployment.json", {"address": str, "sites": list})
@@ -127,7 +131,7 @@ def read_server(folder: Path) -> ServerFolder:
     return ServerFolder(folder, deployment, ca, certificate, key, public_keys)
 
 
-def read_site(folder: Path) -> Site:
+def read_site(folder: Path) -> SiteFolder:
     """Read `FOLDER/sites/<name>`, or a copy of it.
 
     Raises:
@@ -146,11 +150,11 @@ def read_site(folder: Path) -> Site:
     ca = read_bytes(folder / "ca.crt")
     load_authority(folder / "ca.crt", ca)
     key = read_site_key(folder / "node.key")
-    return Site(folder, fields["name"], fields["client_id"], fields["address"], ca, key)
+    return SiteFolder(folder, fields["name"], fields["client_id"], fields["address"], ca, key)
 
 
 def _check_kind(folder: Path, file: str, what: str, which: str) -> None:
-    """Whether somebody passed another folder of the deployment than the one that was asked for."""
+    """Refuse another folder of the deployment than the one that is needed."""
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
@@ -161,6 +165,13 @@ def _check_kind(folder: Path, file: str, what: str, which: str) -> None:
         raise InputError(
             f"{folder} is not {what}: it has no {file}; pass {which} from the folder that `fftmoe deploy init` made"
         )
+
+
+def _write_site(folder: Path, site: Mapping[str, Any], ca: bytes, key: SiteKey) -> None:
+    make_private_folder(folder)
+    write_new(folder / "site.json", json_bytes(site))
+    write_new(folder / "ca.crt", ca)
+    write_new(folder / "node.key", key.private, PRIVATE_FILE)
 
 
 def _write_server(folder: Path, address: str, ca: bytes, server: Certified, keys: dict[str, SiteKey]) -> None:

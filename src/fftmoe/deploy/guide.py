@@ -1,4 +1,4 @@
-"""The README of a deployment: who gets what, how to start, and what never to send."""
+"""Writes the README of a deployment: who gets which folder, how to start, and what must stay secret."""
 
 import shlex
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A certificate authority, the server's certificate and the sites' keys, as bytes."""
+"""Makes a certificate authority, the server's certificate and the sites' keys, all as bytes."""
 
 from datetime import datetime, timedelta
 from ipaddress import IPv4Address
@@ -18,27 +18,27 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fftmoe.deploy.address import Host
 
-CLOCK_SKEW = timedelta(minutes=5)  # a site whose clock is behind can join at once
+CLOCK_SKEW = timedelta(minutes=5)  # a site whose clock is slow can join immediately
 
 
 class Certified(NamedTuple):
-    """A certificate with its private key, both PEM."""
+    """A certificate and its private key, both in PEM format."""
 
     certificate: bytes
     key: bytes
 
 
 class SiteKey(NamedTuple):
-    """An ECDSA P-384 key pair in OpenSSH's format; `public` is one line."""
+    """An ECDSA P-384 key pair in OpenSSH format; `public` is one line."""
 
     private: bytes
     public: bytes
 
 
 def make_authority(days: int, now: datetime) -> Certified:
-    """A certificate authority of our own, which can sign servers' certificates and nothing below them."""
+    """A new certificate authority, which can sign certificates of servers but not of other authorities."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = _name("fftmoe deployment CA")
+    name = _subject("fftmoe deployment CA")
     builder = (
         _builder(name, name, key.public_key(), days, now)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -48,7 +48,7 @@ def make_authority(days: int, now: datetime) -> Certified:
 
 
 def make_server_certificate(authority: Certified, host: Host, days: int, now: datetime) -> Certified:
-    """A certificate, signed by the authority, for `host` and for this machine itself (localhost, 127.0.0.1).
+    """A certificate for `host` and for the server's own machine (localhost, 127.0.0.1), signed by the authority.
 
     Raises:
         ValueError: the authority's files are damaged or do not belong together.
@@ -59,7 +59,7 @@ def make_server_certificate(authority: Certified, host: Host, days: int, now: da
         raise ValueError("the authority's key is not the key of its certificate")
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
-        _builder(_name("fftmoe server"), ca.subject, key.public_key(), days, now)
+        _builder(_subject("fftmoe server"), ca.subject, key.public_key(), days, now)
         .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
@@ -70,7 +70,7 @@ def make_server_certificate(authority: Certified, host: Host, days: int, now: da
 
 
 def make_site_key() -> SiteKey:
-    """A new key with which one site proves to the server who it is."""
+    """A new key, with which a site proves its identity to the server."""
     key = ec.generate_private_key(ec.SECP384R1())
     return SiteKey(
         private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
@@ -112,8 +112,8 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sig
     )
 
 
-def _name(common_name: str) -> x509.Name:
-    # Not the host: a common name ends at 64 characters, and clients read the alternative names only.
+def _subject(common_name: str) -> x509.Name:
+    # Not the host: a common name has at most 64 characters, and clients read the alternative names only.
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 

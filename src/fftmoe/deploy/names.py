@@ -1,18 +1,18 @@
-"""The sites' names, which become the names of folders and files."""
+"""Checks the names of sites, which become names of folders and files."""
 
 import re
 from collections.abc import Sequence
 
 from fftmoe.errors import InputError
 
-SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")  # no leading hyphen: a command would take it for an option
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")  # no leading hyphen, because a command would read it as an option
 
 
 def check_sites(names: Sequence[str]) -> None:
-    """Whether these can be the names of all sites, in the order of their client ids.
+    """Check that these can be the names of all sites, in the order of their client ids.
 
     Raises:
-        InputError: there are none, one cannot be a name, or two are the same.
+        InputError: there is no name, a name cannot be used, or two names are the same.
     """
     if not names:
         raise InputError("there are no sites; name at least one, such as --sites hospital-a,hospital-b")

@@ -1,4 +1,4 @@
-"""The server of a federation: a SuperLink beside it for the sites to reach, and one run over them."""
+"""Runs the server of a federation: it starts a SuperLink, which the sites connect to, and runs one recipe."""
 
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -20,13 +20,14 @@ LOG = "superlink.log"
 
 
 def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, progress: Progress) -> Result:
-    """Run the recipe over the sites of this deployment, or go on with the run that was interrupted in `output`.
+    """Run the recipe over the sites of this deployment, or continue the interrupted run in `output`.
 
-    There is no way to do so without TLS and registered keys.
+    Connections always use TLS and registered keys.
 
     Args:
-        folder: `server` of the deployment.
-        wait_seconds: for the sites to come.
+        folder: the folder `server` of the deployment.
+        recipe: passed on to `setup/`, which alone reads it.
+        wait_seconds: how long to wait for the sites.
 
     Raises:
         InputError: the folder, the recipe or the output cannot be used. RunError: the run failed.
@@ -40,7 +41,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
     with running(folder, facts):
         superlink = start_superlink(endpoint, folder / LOG)
         try:
-            progress.say(f"listening on {endpoint.fleet}; sites reach it as {server.deployment.address}")
+            progress.say(f"listening on {endpoint.fleet}; sites connect to {server.deployment.address}")
             with open_grid(endpoint, keys_of(server)) as (grid, nodes):
                 client_ids = {site: client_id for client_id, site in enumerate(server.deployment.sites)}
                 return run_over_sites(grid, prepared, nodes, client_ids, wait_seconds, progress)
@@ -49,7 +50,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
 
 
 def endpoint_of(server: ServerFolder) -> Endpoint:
-    """On this machine alone if the sites are told to look there, else on all of its networks."""
+    """Where the SuperLink listens: on the loopback if the sites' address is there, otherwise on all networks."""
     address, folder = server.deployment.address, server.folder
     host, port = parse_address(address).host, parse_address(address).port
     everywhere = "[::]" if isinstance(host, IPv6Address) else "0.0.0.0"
@@ -58,6 +59,6 @@ def endpoint_of(server: ServerFolder) -> Endpoint:
 
 
 def keys_of(server: ServerFolder) -> dict[str, bytes]:
-    """Each site's public key as OpenSSH writes it."""
+    """The public key of each site in OpenSSH format."""
     keys = zip(server.deployment.sites, server.public_keys, strict=True)
     return {site: key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) for site, key in keys}

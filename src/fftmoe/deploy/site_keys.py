@@ -1,4 +1,4 @@
-"""The sites' keys, read from files: the private one at the site, the public ones at the server."""
+"""Reads the sites' keys from files: a site reads its private key, the server reads all public keys."""
 
 from base64 import b64decode
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fftmoe.deploy.files import damaged, read_bytes
 from fftmoe.errors import InputError
 
-# What cryptography raises for a damaged key: TypeError for a passphrase, NotImplementedError for a compressed point.
+# What cryptography raises for a damaged key; TypeError for a passphrase, NotImplementedError for a compressed point.
 UNREADABLE = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm)
 
 
@@ -24,8 +24,8 @@ def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A site's private key.
 
     Raises:
-        InputError: it is missing or open to other users, is not an ECDSA P-384 key in OpenSSH's format, or needs
-            a passphrase.
+        InputError: the file is missing or open to other users, is not an ECDSA P-384 key in OpenSSH format, or
+            needs a passphrase.
     """
     data = read_bytes(path, private=True)
     try:
@@ -40,7 +40,7 @@ def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def read_public_keys(folder: Path, sites: Sequence[str]) -> tuple[ec.EllipticCurvePublicKey, ...]:
-    """The public keys in `server/sites`, in the order of the sites.
+    """The public keys of these sites from `server/sites`, in the same order.
 
     Raises:
         InputError: a key is missing or damaged, belongs to no site, or belongs to two.
@@ -48,7 +48,7 @@ def read_public_keys(folder: Path, sites: Sequence[str]) -> tuple[ec.EllipticCur
     foreign = {path.stem for path in folder.glob("[!.]*.pub")} - set(sites)
     if foreign:
         raise InputError(
-            f"{folder} has keys of {', '.join(sorted(foreign))}, not in deployment.json; "
+            f"{folder} has keys of {', '.join(sorted(foreign))}, which deployment.json does not name; "
             "remove them, or make a new deployment with these sites"
         )
     owners: dict[tuple[int, int], str] = {}
@@ -60,7 +60,7 @@ def read_public_keys(folder: Path, sites: Sequence[str]) -> tuple[ec.EllipticCur
         other = owners.setdefault((numbers.x, numbers.y), name)
         if other != name:
             raise InputError(
-                f"the sites {other} and {name} have the same key, and the server could not tell them apart; "
+                f"the sites {other} and {name} have the same key, so the server could not distinguish them; "
                 "copy both again from the folder that `fftmoe deploy init` made"
             )
         keys.append(key)
@@ -79,7 +79,7 @@ def _load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def _holds_public_half(data: bytes, public: ec.EllipticCurvePublicKey) -> bool:
-    """Whether the public key in the file is the private one's: cryptography does not look, the server would refuse."""
+    """Whether the file's public key belongs to its private key, which cryptography does not check."""
     blob = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
     try:
         return b64decode(blob) in b64decode(data.split(b"-----")[2])  # between BEGIN and END

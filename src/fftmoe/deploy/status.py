@@ -1,4 +1,4 @@
-"""How a deployment is doing, as told to its operator."""
+"""Describes the state of a deployment for its operator."""
 
 import json
 from collections.abc import Mapping
@@ -16,32 +16,34 @@ def describe(folder: Path) -> list[str]:
     """Lines about the server or the site of this folder.
 
     Raises:
-        InputError: it is neither.
+        InputError: the folder belongs to neither.
     """
     if not any((folder / name).exists() for name in ("deployment.json", "site.json")):
-        raise InputError(f"{folder} is neither the server's folder nor a site's; both were made by `deploy init`")
+        raise InputError(f"{folder} is neither a server's folder nor a site's; name one that `fftmoe deploy init` made")
     facts = holder(folder)
     if facts is None:
         return [f"nothing runs from {folder}"]
     if (folder / "site.json").exists():
         return [f"process {facts.get('pid')} serves {facts.get('address')} with the data in {facts.get('data')}"]
-    return [f"process {facts.get('pid')} runs {facts.get('output')}", *_rounds(facts), *_sites(folder, facts)]
+    return [f"process {facts.get('pid')} runs {facts.get('output')}", *last_round(facts), *_sites(folder, facts)]
 
 
-def _rounds(facts: Mapping[str, Any]) -> list[str]:
-    """How far its run is."""
+def last_round(facts: Mapping[str, Any]) -> list[str]:
+    """The last round of the server's run, and its faults."""
     path = Path(str(facts.get("output"))) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    if not lines:
-        return ["before the first round"]
-    row = json.loads(lines[-1])
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]  # the run may be writing the last one
+    if not whole:
+        return ["no round is finished yet"]
+    row = json.loads(whole[-1])
     metric = row.get("metric", "accuracy")
     measured = "" if row[metric] is None else f", {metric.replace('_', ' ')} {row[metric]:.3f}"
-    return [f"round {row['round']} is done{measured}", *(f"  {f['kind']}: {f}" for f in row.get("faults", ()))]
+    faults = [f"  {fault['kind']}: client {fault['client_id']} ({fault['reason']})" for fault in row.get("faults", ())]
+    return [f"round {row['round']} is finished{measured}", *faults]
 
 
 def _sites(folder: Path, facts: Mapping[str, Any]) -> list[str]:
-    """Which are connected."""
+    """The sites, and whether they are connected."""
     server = read_server(folder)
     endpoint = Endpoint(
         server.deployment.address,
@@ -54,5 +56,5 @@ def _sites(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     try:
         online = list_sites(endpoint)
     except RunError as error:
-        return [f"its sites are not known: {error}"]
+        return [f"the sites' status is not available: {error}"]
     return [f"site {site}: {online.get(site, 'not registered yet')}" for site in server.deployment.sites]
