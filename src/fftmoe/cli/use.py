@@ -24,7 +24,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure the model of a finished run, and print the metrics as JSON."""
+    """Measure a finished run, and print its metrics as JSON."""
     values = _top_k_values(top_k)
     from fftmoe.setup.finished import evaluate_run
 
