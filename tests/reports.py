@@ -1,4 +1,4 @@
-"""Runs of every kind as their folders keep them, and what every page has to be."""
+"""Recipes, rows and summaries of runs, and what every page must fulfil."""
 
 import re
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ HOSTILE = "<script>alert('x')</script>&\"'"
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """A resolved recipe, as far as a page reads it."""
+    """The parts of a resolved recipe that a page reads."""
     return {
         "name": "tiny",
         "seed": 3,
@@ -46,7 +46,7 @@ def rows(metric: str = "accuracy", values: tuple[float | None, ...] = (0.25, Non
 
 
 def summary(metric: str = "accuracy", **changes: Any) -> dict[str, Any]:
-    """Of the run with these rows."""
+    """The summary of the run with these rows."""
     each = {"client_rounds": 3.0, "bytes_down": 2.0**20, "bytes_up": 2.0**19, "seconds": 1.25}
     plan = {"bytes_down": 2**20, "bytes_up": 2**20, "training_bytes": 5 * 2**20, "flops_per_token": 3_000_000}
     return {
@@ -72,7 +72,7 @@ def summary(metric: str = "accuracy", **changes: Any) -> dict[str, Any]:
 
 
 class Structure(HTMLParser):
-    """Reads a page as strictly as XML is read: every element is closed in its turn."""
+    """Reads a page as strictly as XML: every element must be closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Structure(HTMLParser):
 
 
 def structure_of(page: str) -> Structure:
-    """What a page consists of.
+    """The elements, headings and text of a page.
 
     Raises:
         AssertionError: it is not well-formed, would load something, or has a figure without words.
@@ -122,7 +122,7 @@ def structure_of(page: str) -> Structure:
 
 
 def external_loads(page: str) -> list[str]:
-    """Addresses that a browser would fetch."""
+    """The addresses that a browser would load."""
     inside = re.findall(r"""(?:src|href|action|poster|\sdata)\s*=\s*["']?([^"'#\s>]+)""", page)
     inside = [address for address in inside if not address.startswith("data:")]  # in the page itself
     return inside + re.findall(r"url\(([^#)][^)]*)\)|@import", page)

@@ -1,4 +1,4 @@
-"""The time that is left, as a run tells it."""
+"""The time left, as a run shows it."""
 
 import io
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def row(number: int) -> dict[str, Any]:
 
 
 def shown(seconds: Sequence[float], num_rounds: int, done: int = 0) -> list[str]:
-    """The lines of a run whose rounds took so long."""
+    """The lines that a run with these round times prints."""
     now = [0.0]
     out = io.StringIO()
     progress = Progress(Console(file=out, width=200), clock=lambda: now[0])
@@ -26,23 +26,23 @@ def shown(seconds: Sequence[float], num_rounds: int, done: int = 0) -> list[str]
     return out.getvalue().splitlines()
 
 
-def test_the_time_left_is_that_of_the_rounds_to_come_at_the_median_of_the_last():
+def test_the_time_left_is_the_remaining_rounds_times_the_median_of_recent_rounds():
     lines = shown([120, 120, 3000, 120], num_rounds=14)
     assert [line.rpartition("  ")[2] for line in lines] == [
         "about 26 min left",
         "about 24 min left",
-        "about 22 min left",  # one slow round says nothing of the others
+        "about 22 min left",  # one slow round does not change the estimate
         "about 20 min left",
     ]
 
 
-def test_old_rounds_are_forgotten_and_those_before_a_resume_are_not_counted():
+def test_the_time_left_ignores_old_rounds_and_rounds_before_a_resume():
     lines = shown([60] * 5 + [240] * 3, num_rounds=30, done=10)
     assert "about 19 min left" in lines[0]
     assert "about 48 min left" in lines[-1]  # 12 rounds at the median of 60, 60, 240, 240, 240
 
 
-def test_a_run_that_is_nearly_over_does_not_say_so():
+def test_a_short_time_left_is_not_shown():
     assert not any("left" in line for line in shown([1.0, 1.0, 1.0], num_rounds=9))
 
 
@@ -58,5 +58,5 @@ def test_a_run_that_is_nearly_over_does_not_say_so():
         (200_000, "2 d 7 h"),
     ],
 )
-def test_a_duration_is_as_exact_as_an_estimate(seconds: float, text: str):
+def test_a_duration_is_rounded_as_an_estimate(seconds: float, text: str):
     assert duration(seconds) == text

@@ -32,7 +32,7 @@ ROWS = [
         (2**50, "1024.0 TiB"),
     ],
 )
-def test_sizes_are_for_people(num_bytes: float, text: str):
+def test_sizes_as_text(num_bytes: float, text: str):
     assert size(num_bytes) == text
 
 
@@ -46,7 +46,7 @@ def shown(terminal: bool) -> str:
     return buffer.getvalue()
 
 
-def test_a_round_is_one_plain_line_where_there_is_no_terminal():
+def test_without_a_terminal_a_round_is_one_plain_line():
     assert shown(terminal=False).splitlines() == [
         "round   0  accuracy 0.250  down 0 B  up 0 B",
         "round   1  loss 1.500  down 2.0 KiB  up 1000 B",
@@ -54,13 +54,13 @@ def test_a_round_is_one_plain_line_where_there_is_no_terminal():
     ]
 
 
-def test_a_terminal_gets_bars_beside_the_lines():
+def test_a_terminal_shows_bars_and_lines():
     text = shown(terminal=True)
     assert "round   2  loss 1.250" in text
     assert "2/2" in text
 
 
-def test_silence_is_silent(capsys: pytest.CaptureFixture[str]):
+def test_a_silent_progress_prints_nothing(capsys: pytest.CaptureFixture[str]):
     progress = Progress.silent()
     progress.say("hello")
     with progress.rounds(2, 3):
@@ -76,7 +76,7 @@ def test_experts_as_bits_and_back(experts: set[int]):
     assert from_bits(as_bits(experts)) == tuple(sorted(experts))
 
 
-def test_what_clients_held_and_trained_is_noted_while_updates_pass():
+def test_held_and_trained_experts_are_recorded_while_updates_pass():
     held = {1: {4: (0, 1, 4), 11: (2,)}, 3: {4: (3,)}, 6: {}}
     budget = Budget("small", 1, 3, (4, 11))
     training = Training(batch_size=2, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
@@ -88,7 +88,7 @@ def test_what_clients_held_and_trained_is_noted_while_updates_pass():
     assert Usage(plan).row() == {}
 
 
-def test_a_row_is_short_whatever_the_cohort():
+def test_a_row_stays_short_for_a_large_cohort():
     budget = Budget("small", 1, 3, (4,))
     training = Training(batch_size=2, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
     plan = RoundPlan(1, tuple(ClientPlan(1, c, 0, budget, {4: (1,)}, training) for c in range(1009)))
@@ -97,7 +97,7 @@ def test_a_row_is_short_whatever_the_cohort():
     assert list(usage.row()["experts"]) == [str(c) for c in range(RECORDED_CLIENTS)]
 
 
-def test_uses_are_counted_over_the_rounds():
+def test_held_and_trained_experts_are_counted_over_the_rounds():
     first, second = (
         {"experts": {"1": {"4": ["13", "11"]}, "10": {"4": ["1", "1"]}}},
         {"experts": {"1": {"4": ["3", "1"]}}},
@@ -141,7 +141,7 @@ def test_an_expert_that_gets_nothing_for_three_rounds_raises_an_alarm_once():
     assert seen(*[[0.02, 0.23, 0.25, 0.25, 0.25]] * 7) == []  # a tenth of the even share, not below it
 
 
-def test_a_block_that_leans_on_few_experts_raises_an_alarm_until_it_recovers():
+def test_a_block_that_uses_few_experts_raises_one_alarm_until_it_recovers():
     even, few = [0.2] * 5, [0.5, 0.4, 0.04, 0.03, 0.03]
     assert effective_experts(few) == pytest.approx(2.9, abs=0.1)
     assert seen(few) == []
@@ -150,14 +150,14 @@ def test_a_block_that_leans_on_few_experts_raises_an_alarm_until_it_recovers():
     assert seen(collapsed, collapsed, even, collapsed) == [(1, "collapsed"), (4, "collapsed")]
 
 
-def test_alarms_are_sentences_and_those_of_a_resumed_run_are_the_same():
-    told = rows()
-    watch = LoadWatch(told)
+def test_alarms_are_sentences_and_a_resumed_run_raises_the_same():
+    recorded = rows()
+    watch = LoadWatch(recorded)
     assert [describe_alarm(alarm) for alarm in watch.alarms] == [
         "round 3, block 11: routing has collapsed to 1.4 effective experts of 5"
     ]
-    resumed = LoadWatch(told[:2])
-    for row in told[2:]:
+    resumed = LoadWatch(recorded[:2])
+    for row in recorded[2:]:
         resumed.see(row)
     assert resumed.alarms == watch.alarms
     starved = {"round": 5, "block": 2, "kind": "starved", "experts": [0, 7]}

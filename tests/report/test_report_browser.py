@@ -1,4 +1,4 @@
-"""The pages in a real browser: on a phone, on a desk and on paper, in the light and in the dark.
+"""The pages in a real browser: on a phone, on a desktop and on paper.
 
 Chromium is asked for what it did with a page: what it logged, whether it looked anything up, how wide the page became.
 """
@@ -26,7 +26,7 @@ LONG = "a-name-of-a-client-or-a-tier-that-somebody-made-very-long-and-that-nobod
 
 
 def chromium(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Headless, without a network, with a profile of its own."""
+    """Run Chromium headless, without a network, with a new profile."""
     assert CHROMIUM is not None
     command = [
         CHROMIUM,
@@ -42,22 +42,29 @@ def chromium(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module", params=["run", "comparison"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With everything that a page can have, and words that are hard to break."""
-    told = rows()
-    told[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": LONG}]
-    told[-1]["fault_counts"] = {"rejected": 1}
-    told = [{**row, "epsilon": 0.5 * row["round"]} for row in told]
+    """A page with everything that it can have, and with long words."""
+    recorded = rows()
+    recorded[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": LONG}]
+    recorded[-1]["fault_counts"] = {"rejected": 1}
+    recorded = [{**row, "epsilon": 0.5 * row["round"]} for row in recorded]
     more: dict[str, Any] = {"local_only_accuracy": {"mean": 0.5}, "environment": {"platform": LONG}, "rounds_void": 1}
     recipe = config(name=LONG, robustness={"aggregator": "median"}, data={"source": f"/{LONG}/{LONG}"})
     seeds = [
         CellResult(
-            f"{LONG}+{m}", m, "h", "iid", seed, "done", summary(accuracy=0.5 + seed / 9, client_seconds=1.0), told[2:]
+            f"{LONG}+{m}",
+            m,
+            "h",
+            "iid",
+            seed,
+            "done",
+            summary(accuracy=0.5 + seed / 9, client_seconds=1.0),
+            recorded[2:],
         )
         for m in ("fft-moe", "fedit")
         for seed in range(2)
     ]
     pages = {
-        "run": lambda: report_page(recipe, told, summary(**more)),
+        "run": lambda: report_page(recipe, recorded, summary(**more)),
         "comparison": lambda: comparison_page(
             Comparison(LONG, (*seeds, CellResult("x", "x", "h", "iid", 2, "failed", reason=LONG)))
         ),
@@ -67,7 +74,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def test_a_page_logs_nothing_and_asks_nobody(page: Path, tmp_path: Path):
+def test_a_page_logs_nothing_and_requests_nothing(page: Path, tmp_path: Path):
     ended, asked = opened(page, tmp_path)
     assert "CONSOLE" not in ended.stderr
     assert "</main>" in ended.stdout
@@ -75,14 +82,14 @@ def test_a_page_logs_nothing_and_asks_nobody(page: Path, tmp_path: Path):
 
 
 def opened(page: Path, tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """What Chromium said of a page, and the addresses that it asked for, without those of Chromium's own services."""
+    """What Chromium logged about a page, and the addresses it requested, without those of its own services."""
     netlog = tmp_path / "net.json"
     ended = chromium(tmp_path, f"--log-net-log={netlog}", "--dump-dom", page.as_uri())
     urls = set(re.findall(r'"url":"(https?://[^"]+)"', netlog.read_text()))
     return ended, {url for url in urls if not re.match(r"https?://[^/]*(google|gstatic|gvt1|chrom)", url)}
 
 
-def test_an_error_and_a_request_would_be_seen(tmp_path: Path):
+def test_the_check_finds_an_error_and_a_request(tmp_path: Path):
     wrong = tmp_path / "wrong.html"
     wrong.write_text("<script>nothing()</script><img src='http://images.example/a.png'>")
     ended, asked = opened(wrong, tmp_path)
@@ -91,7 +98,7 @@ def test_an_error_and_a_request_would_be_seen(tmp_path: Path):
 
 
 def measured(page: Path, tmp_path: Path) -> dict[int, int]:
-    """How wide the page becomes in a frame of each width: a window of Chromium has a least width, a frame has none."""
+    """The page's width in a frame of each width; a window of Chromium has a minimum width, a frame has none."""
     frames = "".join(
         f'<iframe width="{w}" height="700" style="border:0" src="{page.as_uri()}"></iframe>' for w in WIDTHS
     )
@@ -109,7 +116,7 @@ def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path):
     assert measured(page, tmp_path) == {width: width for width in WIDTHS}
 
 
-def test_what_is_too_wide_would_be_found(tmp_path: Path):
+def test_the_check_finds_what_is_too_wide(tmp_path: Path):
     wide = tmp_path / "wide.html"
     wide.write_text('<!doctype html><body style="margin:0"><div style="width:500px">x</div>')
     assert measured(wide, tmp_path) == {320: 500, 360: 500, 390: 500, 768: 768, 1280: 1280}

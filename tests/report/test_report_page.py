@@ -44,32 +44,32 @@ def test_the_gain_over_local_training_is_shown():
 @pytest.mark.parametrize(("mean", "gain"), [(14.0, "+4.000"), (8.0, "-2.000")])
 def test_a_gain_is_positive_where_a_smaller_value_is_better(mean: float, gain: str):
     alone: dict[str, Any] = {"local_only_perplexity": {"mean": mean, "worst_decile": 20.0, "num_clients": 3}}
-    told = summary("perplexity", **{"perplexity": 10.0, **alone})
-    found = structure_of(report_page(config(), rows("perplexity", (90.5, None, 31.25, 10.0)), told))
+    recorded = summary("perplexity", **{"perplexity": 10.0, **alone})
+    found = structure_of(report_page(config(), rows("perplexity", (90.5, None, 31.25, 10.0)), recorded))
     assert f"{gain}gain over local training" in found.text
 
 
 def test_a_language_model_is_judged_by_its_own_metric():
     values = (90.5, None, 31.25, 12.5)
-    told = {
+    recorded = {
         "perplexity": 12.5,
         "perplexity_by_tier": {"small": 14.0},
         "client_perplexity": {"mean": 13, "worst_decile": 20},
     }
-    found = structure_of(report_page(config(), rows("perplexity", values), {**summary("perplexity"), **told}))
+    found = structure_of(report_page(config(), rows("perplexity", values), {**summary("perplexity"), **recorded}))
     assert "12.5perplexity, on all test data" in found.text
     assert "Perplexity of every client" in found.text
     assert "ccuracy" not in found.text
 
 
-def test_a_private_run_says_what_is_not_known():
+def test_a_private_run_says_what_the_server_does_not_know():
     private = [{k: v for k, v in r.items() if k not in ("load", "experts", "train_loss")} for r in rows()]
     private = [{**row, "epsilon": 0.5 * row["round"]} if row["round"] else row for row in private]
     spent = {"epsilon": 1.5, "delta": 1e-3, "stopped_early": True, "noise_multiplier": 1.1, "clip_norm": 0.5}
-    told = summary(privacy={**spent, "sampling_rate": 0.2, "releases": 3})
-    del told["clients"]
+    recorded = summary(privacy={**spent, "sampling_rate": 0.2, "releases": 3})
+    del recorded["clients"]
     recipe = config(privacy={"min_contributors": 3, "epsilon": 2.0, "delta": 1e-3})
-    found = structure_of(report_page(recipe, private, told))
+    found = structure_of(report_page(recipe, private, recorded))
     assert "Privacy" in found.headings
     for words in (
         "not known to the server in private mode",
@@ -82,32 +82,32 @@ def test_a_private_run_says_what_is_not_known():
     assert "Which client uses" not in found.text
 
 
-def test_sums_alone_are_private_too():
+def test_a_private_run_without_noise_says_so():
     found = structure_of(report_page(config(privacy={"min_contributors": 3}), rows(), summary(privacy={})))
     assert "sums over at least 3 clients, and no single update" in found.text
 
 
-def test_a_robust_run_names_its_mode_and_what_was_rejected():
-    told = rows()
-    told[-1]["fault_counts"] = {"rejected": 2}
-    told[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": "norm 9 is above 2"}]
+def test_a_robust_run_shows_its_settings_and_the_rejected_updates():
+    recorded = rows()
+    recorded[-1]["fault_counts"] = {"rejected": 2}
+    recorded[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": "norm 9 is above 2"}]
     recipe = config(robustness={"aggregator": "trimmed-mean", "malicious_fraction": 0.2})
-    found = structure_of(report_page(recipe, told, summary()))
+    found = structure_of(report_page(recipe, recorded, summary()))
     assert "Malicious clients" in found.headings
     for words in ("trimmed-mean", "updates rejected2", "2 rejected.", "round 36rejectednorm 9 is above 2"):
         assert words in found.text
 
 
-def test_a_remote_run_knows_no_clients():
-    told = {k: v for k, v in summary().items() if k not in ("clients", "client_accuracy")}
-    assert "their data is elsewhere" in structure_of(report_page(config(), rows(), told)).text
+def test_a_deployed_run_has_no_values_of_single_clients():
+    recorded = {k: v for k, v in summary().items() if k not in ("clients", "client_accuracy")}
+    assert "their data is elsewhere" in structure_of(report_page(config(), rows(), recorded)).text
 
 
-def test_faults_are_capped_and_counted():
-    told = rows()
-    told[2]["faults"] = [{"client_id": c, "kind": "late", "reason": "slow"} for c in range(53)]
-    told[3]["fault_counts"] = {"late": 53, "absent": 0}
-    found = structure_of(report_page(config(), told, summary()))
+def test_only_the_first_faults_are_listed_and_all_are_counted():
+    recorded = rows()
+    recorded[2]["faults"] = [{"client_id": c, "kind": "late", "reason": "slow"} for c in range(53)]
+    recorded[3]["fault_counts"] = {"late": 53, "absent": 0}
+    found = structure_of(report_page(config(), recorded, summary()))
     assert "53 late." in found.text
     assert "… and 3 more" in found.text
 
@@ -125,7 +125,7 @@ def test_a_run_of_another_method_has_no_experts():
     assert "Experts" not in found.headings
 
 
-def test_alarms_stand_above_everything():
+def test_alarms_are_at_the_top_of_the_page():
     starving = [{**row, "round": t, "load": {"4": [0.001, 0.249, 0.25, 0.25, 0.25]}} for t, row in enumerate(rows())]
     text = structure_of(report_page(config(), starving, summary())).text
     alarm = "block 4: hardly any token went to expert 0 for 3 rounds."
@@ -174,7 +174,7 @@ def test_a_comparison_has_its_outcome_first():
     assert "95 % interval" in found.text
 
 
-def test_what_is_not_well_formed_would_be_found():
+def test_the_check_finds_a_page_that_is_not_well_formed():
     for wrong in (
         "<p><b>x</p></b>",
         "<p>",
@@ -219,7 +219,7 @@ def test_a_real_run_has_every_figure(folder: Path):
     assert "Effective number of experts" in found.text
 
 
-def test_the_verb_makes_the_same_page_again(cli: Cli, folder: Path, tmp_path: Path):
+def test_the_report_command_writes_the_same_page_again(cli: Cli, folder: Path, tmp_path: Path):
     before = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
     outcome = cli("report", folder)
@@ -229,7 +229,7 @@ def test_the_verb_makes_the_same_page_again(cli: Cli, folder: Path, tmp_path: Pa
     assert (tmp_path / "other.html").read_bytes() == before
 
 
-def test_the_verb_shows_a_run_that_goes_on(cli: Cli, folder: Path, tmp_path: Path):
+def test_the_report_command_shows_an_unfinished_run(cli: Cli, folder: Path, tmp_path: Path):
     going_on = tmp_path / "run"
     going_on.mkdir()
     (going_on / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
@@ -248,7 +248,7 @@ def test_the_verb_shows_a_run_that_goes_on(cli: Cli, folder: Path, tmp_path: Pat
         ("comparison.json", '{"cells": [{}]}', "it is not a comparison"),
     ],
 )
-def test_the_verb_refuses_what_is_no_run(
+def test_the_report_command_refuses_what_is_not_a_run(
     cli: Cli, folder: Path, tmp_path: Path, name: str | None, text: str, words: str
 ):
     spoilt = tmp_path / "run"
@@ -263,7 +263,7 @@ def test_the_verb_refuses_what_is_no_run(
     assert not list(spoilt.glob("*.html"))
 
 
-def test_the_verb_writes_over_no_folder(cli: Cli, folder: Path, tmp_path: Path):
+def test_the_report_command_does_not_overwrite_a_folder(cli: Cli, folder: Path, tmp_path: Path):
     outcome = cli("report", folder, "--output", tmp_path)
     assert outcome.status == 2
     assert "is a folder" in outcome.err

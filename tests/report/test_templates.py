@@ -21,7 +21,7 @@ TEMPLATES = Path(fftmoe.report.__file__).parent / "templates"
 
 
 def assert_escaped(page: str, least: int) -> None:
-    """The hostile text is on the page at least so often, and everywhere as text: it opens no element."""
+    """The hostile text is on the page at least `least` times, and only as text: it opens no element."""
     found = structure_of(page)
     in_attributes = sum(HOSTILE in (value or "") for _, attributes in found.elements for value in attributes.values())
     assert found.text.count(HOSTILE) + in_attributes >= least
@@ -43,15 +43,15 @@ def test_every_text_field_of_a_recipe_is_escaped(recipe_values: dict[str, Any]):
 
 
 def test_every_text_of_a_runs_rows_and_summary_is_escaped():
-    told = rows(HOSTILE)
-    told[-1]["fault_counts"] = {HOSTILE: 1}
-    told[-1]["faults"] = [{"client_id": HOSTILE, "kind": HOSTILE, "reason": HOSTILE}]
-    told[-1]["phase_seconds"] = {HOSTILE: 2.0}
+    recorded = rows(HOSTILE)
+    recorded[-1]["fault_counts"] = {HOSTILE: 1}
+    recorded[-1]["faults"] = [{"client_id": HOSTILE, "kind": HOSTILE, "reason": HOSTILE}]
+    recorded[-1]["phase_seconds"] = {HOSTILE: 2.0}
     facts = summary(HOSTILE, environment={HOSTILE: HOSTILE}, per_client_round_by_tier={HOSTILE: {"bytes_up": 1.0}})
     facts |= {f"{HOSTILE}_by_tier": {HOSTILE: 0.5}, "clients": {"tier": [HOSTILE], HOSTILE: [0.5]}}
     recipe = config(name=HOSTILE, method=HOSTILE, robustness={HOSTILE: HOSTILE}, partition={"kind": HOSTILE})
     recipe |= {"data": {"source": HOSTILE}, "evaluation": {"max_examples": HOSTILE}}
-    assert_escaped(report_page(recipe, told, facts), least=25)
+    assert_escaped(report_page(recipe, recorded, facts), least=25)
 
 
 def test_every_text_of_a_private_run_is_escaped():
@@ -68,7 +68,7 @@ def test_every_text_of_a_comparison_is_escaped():
 
 
 def parts_of_a_page() -> dict[str, str]:
-    """Each macro by itself, with the hostile text in each of its places."""
+    """The output of each macro, with the hostile text in every place that takes text."""
     imports = """{% from "parts.html.j2" import alarm, cards, facts, heading, note, table %}
         {% from "figures.html.j2" import figure %}"""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)

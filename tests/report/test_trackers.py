@@ -180,7 +180,7 @@ def run_without_tensorboard(recipe: Path, output: Path, *settings: str) -> subpr
 
 
 def test_a_run_works_without_tensorboard(recipe_file: Path, tmp_path: Path):
-    """accelerate cannot be hidden as well: peft imports it. That only this package imports it is an import contract."""
+    """accelerate cannot be hidden, because peft imports it; an import contract lets only fftmoe.report import it."""
     done = run_without_tensorboard(recipe_file, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,221 @@
+"""The cells of a comparison: what they are, in which order they run, and which comparisons are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from comparisons import assert_refused, with_grid
+from fftmoe.comparison.cells import Variant, make_grid, partition_section
+from fftmoe.config import HeadSection, Recipe, apply_override
+from fftmoe.errors import InputError
+from shared_fixtures import Cli
+
+
+def head_of(recipe: Recipe) -> HeadSection:
+    assert recipe.head is not None
+    return recipe.head
+
+
+@pytest.fixture(scope="module")
+def grid_values(recipe_values: dict[str, Any]) -> dict[str, Any]:
+    return with_grid(recipe_values)
+
+
+def test_all_cells_of_a_seed_come_before_the_next(grid_values: dict[str, Any]):
+    grid = make_grid(grid_values, {})
+    assert [cell.name for cell in grid.cells] == [
+        f"fft-moe+{head}, {partition}, seed {seed}"
+        for seed in (0, 1)
+        for partition in ("iid", "shards:1")
+        for head in ("averaged", "one-vs-all")
+    ]
+    first, last = grid.cells[0].recipe, grid.cells[-1].recipe
+    assert (head_of(first).kind, first.seed, first.partition.kind, first.partition.num_clients) == (
+        "averaged",
+        0,
+        "iid",
+        7,
+    )
+    assert first.partition.alpha is None  # the recipe's own, of another kind, is gone
+    assert (head_of(last).kind, last.seed, last.partition.shards_per_client) == ("one-vs-all", 1, 1)
+    assert (first.trackers, first.evaluation.local_only, first.engine.workers) == ([], False, 1)
+    assert grid.cells[-1].path == Path("shards-1/fft-moe+one-vs-all/seed-1")
+
+
+def test_flags_win_over_the_section_and_overrides_apply_in_order(grid_values: dict[str, Any]):
+    overrides = {
+        "+averaged": {"federation.learning_rate": 0.1, "federation.batch_size": 2, "head.learning_rate": 0.3},
+        "fft-moe": {"federation.learning_rate": 0.2, "federation.batch_size": 3},
+        "fft-moe+averaged": {"federation.learning_rate": 0.3},
+        "fft-moe+one-vs-all": {"budgets.small.top_k": 2},
+    }
+    values = {**grid_values, "compare": {**grid_values["compare"], "overrides": overrides}}
+    flags = {"methods": ["fft-moe+averaged", "fft-moe+one-vs-all"], "partitions": ["dirichlet:2"], "seeds": [7]}
+    averaged, one_vs_all = make_grid(values, flags, overrides={"federation.rounds": 1}).cells
+    assert (averaged.seed, averaged.recipe.partition.alpha, averaged.recipe.federation.rounds) == (7, 2.0, 1)
+    federation = averaged.recipe.federation
+    assert (federation.learning_rate, federation.batch_size, head_of(averaged.recipe).learning_rate) == (0.3, 3, 0.3)
+    assert one_vs_all.recipe.federation.learning_rate == 0.2
+    assert [budget.top_k for budget in one_vs_all.recipe.budgets] == [2, 2]
+    assert values["budgets"][0]["top_k"] == 1  # the caller's values are as they were
+    won = make_grid(values, flags, overrides={"federation.learning_rate": 0.5, "head.kind": "one-vs-all"}).cells
+    assert [cell.recipe.federation.learning_rate for cell in won] == [0.5, 0.5]
+    assert [head_of(cell.recipe).kind for cell in won] == ["averaged", "one-vs-all"]  # a label says what was run
+
+
+@pytest.mark.parametrize("name", ["quickstart", "banking77", "agnews"])
+def test_a_shipped_recipe_can_be_compared_by_every_head_as_the_readme_says(name: str):
+    flags = {
+        "methods": ["fft-moe", "fedit", "hetlora"],
+        "heads": ["averaged", "one-vs-all", "closed-form"],
+        "partitions": ["iid", "dirichlet:0.1", "shards:1"],
+    }
+    assert len(make_grid(name, flags).cells) == 3 * 3 * 3 * 3
+
+
+def test_a_closed_form_head_takes_its_features_from_the_section(grid_values: dict[str, Any]):
+    overrides = {"+closed-form": {"head.features": "fourier"}, "fft-moe+closed-form": {"head.update": "frozen"}}
+    values = {**grid_values, "compare": {"overrides": overrides}}
+    flags = {"heads": ["closed-form", "averaged"], "partitions": ["iid"], "seeds": 1}
+    own = {**flags, "methods": ["fft-moe", "fedit", "head-only+averaged"]}
+    heads = {cell.variant: head_of(cell.recipe) for cell in make_grid(values, own).cells}
+    assert {label: (head.features, head.update) for label, head in heads.items()} == {
+        "fft-moe+closed-form": ("fourier", "frozen"),
+        "fft-moe+averaged": ("linear", "recomputed"),
+        "fedit+closed-form": ("fourier", "recomputed"),
+        "fedit+averaged": ("linear", "recomputed"),
+        "head-only+averaged": ("linear", "recomputed"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("partitions", "chosen"),
+    [(["shards:1", "iid"], "iid"), (["shards:1", "dirichlet:1"], "shards:1"), (None, "dirichlet:1.0")],
+)
+def test_centralized_runs_once_per_seed(recipe_values: dict[str, Any], partitions: list[str] | None, chosen: str):
+    flags = {"methods": ["fft-moe", "centralized"], "heads": ["averaged", "one-vs-all"], "partitions": partitions}
+    cells = make_grid(recipe_values, {**flags, "seeds": 2}).cells
+    assert [(c.variant, c.partition, c.seed) for c in cells if c.recipe.method == "centralized"] == [
+        (f"centralized+{head}", chosen, seed) for seed in (0, 1) for head in ("averaged", "one-vs-all")
+    ]
+    others = [cell for cell in cells if cell.recipe.method == "fft-moe"]
+    assert len(others) == 4 * len(partitions or [chosen])
+
+
+@pytest.mark.parametrize("how", ["the recipe's", "overridden", "a variant's"])
+def test_centralized_is_known_however_it_is_asked_for(recipe_values: dict[str, Any], how: str):
+    values = {**recipe_values, "method": "centralized"} if how == "the recipe's" else recipe_values
+    overrides = {"method": "centralized"} if how == "overridden" else None
+    variants = [Variant("all", {"method": "centralized"})] if how == "a variant's" else None
+    flags = {"partitions": ["shards:1", "iid"], "seeds": 1}
+    (only,) = make_grid(values, flags, variants, overrides).cells
+    assert (only.partition, only.recipe.method) == ("iid", "centralized")
+
+
+def test_what_is_not_named_is_the_recipes(recipe_values: dict[str, Any]):
+    cells = make_grid(recipe_values, {}).cells
+    assert [cell.name for cell in cells] == [f"fft-moe+one-vs-all, dirichlet:1.0, seed {seed}" for seed in (0, 1, 2)]
+    asked = make_grid(recipe_values, {}, overrides={"evaluation.local_only": True, "trackers": ["tensorboard"]})
+    assert asked.cells[0].recipe.evaluation.local_only
+    assert asked.cells[0].recipe.trackers == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("text", "section"),
+    [
+        ("iid", {"kind": "iid", "num_clients": 7, "min_examples": 3}),
+        ("dirichlet:0.1", {"kind": "dirichlet", "alpha": 0.1, "num_clients": 7, "min_examples": 3}),
+        ("shards:2", {"kind": "shards", "shards_per_client": 2, "num_clients": 7, "min_examples": 3}),
+        ("natural:author", {"kind": "natural", "by": "author", "min_examples": 3}),
+        (
+            "bernoulli-dirichlet:0.3:0.5",
+            {
+                "kind": "bernoulli-dirichlet",
+                "alpha": 0.3,
+                "holder_fraction": 0.5,
+                "num_clients": 7,
+                "min_examples": 3,
+            },
+        ),
+    ],
+)
+def test_partitions_are_written_briefly(text: str, section: dict[str, Any]):
+    base = {"kind": "dirichlet", "alpha": 1.0, "by": "x", "num_clients": 7, "min_examples": 3}
+    assert partition_section(text, base) == section
+
+
+def test_an_override_reaches_lists_and_makes_sections():
+    values: dict[str, Any] = {"budgets": [{"name": "small", "top_k": 1}]}
+    apply_override(values, "budgets.small.top_k", 2)
+    apply_override(values, "budgets.0.experts", 3)
+    apply_override(values, "engine.workers", 1)
+    assert values == {"budgets": [{"name": "small", "top_k": 2, "experts": 3}], "engine": {"workers": 1}}
+    for key in ("budgets.large.top_k", "engine.workers.x"):
+        with pytest.raises(InputError, match="not a section"):
+            apply_override(values, key, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--methods", "fft-mo"), ("for the cell fft-mo+one-vs-all", "method is 'fft-mo'")),
+        (("--heads", "averagd"), ("head.kind is 'averagd'", "did you mean 'averaged'")),
+        (("--methods", "fft-moe+best"), ("head.kind is 'best'",)),
+        (("--partitions", "dirichlt:0.1"), ("'dirichlt' is not known", "did you mean 'dirichlet'")),
+        (("--partitions", "dirichlet"), ("takes alpha", "write it like dirichlet:0.1")),
+        (("--partitions", "shards:2:3"), ("takes shards_per_client", "shards:2")),
+        (("--partitions", "iid:3"), ("takes no value",)),
+        (("--partitions", "dirichlet:-1"), ("dirichlet:-1", "partition.alpha", "-1")),
+        (("--partitions", "shards:few"), ("partition.shards_per_client", "'few'")),
+        (("--partitions", "iid,iid"), ("iid, iid", "name each once")),
+        (("--methods", "fft-moe,fft-moe"), ("are one", "name each once")),
+        (("--methods", ""), ("nothing to compare", "at least one")),
+        (("--seeds", "0"), ("nothing to compare",)),
+        (("--seeds", ""), ("nothing to compare",)),
+        (("--seeds", "some"), ("--seeds some", "3 or 0,1,2")),
+        (("--seeds", "1,1"), ("are one",)),
+        (("--workers", "many"), ("--workers many", "auto")),
+        (("--workers", "0"), ("--workers 0",)),
+        (("--target", "90"), ("target 90 is no accuracy", "at most 1")),
+        (("--target", "-1"), ("compare.target", "-1")),
+        (("--set", "federation.roundz=3"), ("federation.roundz", "did you mean 'rounds'")),
+        (("--set", "federation.rounds"), ("--set", "section.key=value")),
+        (("--set", "seed.x=3"), ("seed.x=3", "not a section")),
+        (("--set", "seed=3"), ("seed=3", "--seeds 0,1,2")),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    cli: Cli, recipe_file: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+):
+    assert_refused(cli("compare", recipe_file, "--output", tmp_path / "out", *arguments), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"seed": 3}, ("'compare.seed'", "did you mean 'seeds'")),
+        ({"seeds": "three"}, ("compare.seeds", "'three'")),
+        ({"overrides": {"fft-mo": {}}}, ("method 'fft-mo'", "did you mean 'fft-moe'")),
+        ({"overrides": {"+closed-from": {}}}, ("head 'closed-from'", "did you mean 'closed-form'")),
+        ({"overrides": {"fft-moe+avergaed": {}}}, ("head 'avergaed'", "did you mean 'averaged'")),
+        ({"overrides": {"fft-moe+": {}}}, ("'fft-moe+'", "head ''", "closed-form")),
+        ({"overrides": {"fft-moe": {"federation.roundz": 3}}}, ("fft-moe+one-vs-all, ", "did you mean 'rounds'")),
+        ({"overrides": {"fft-moe": {"partition.num_clients": 5}}}, ("partition.num_clients", "for all")),
+        (3, ("compare is 3", "section")),
+    ],
+)
+def test_a_section_that_is_wrong_is_refused(
+    cli: Cli, recipe_values: dict[str, Any], tmp_path: Path, section: Any, words: tuple[str, ...]
+):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe_values, "compare": section}))
+    assert_refused(cli("compare", tmp_path / "r.yaml", "--output", tmp_path / "out"), *words)
+
+
+def test_a_partition_by_clients_needs_their_number(recipe_values: dict[str, Any]):
+    natural = {**recipe_values, "partition": {"kind": "natural", "by": "author"}}
+    assert [cell.partition for cell in make_grid(natural, {"seeds": 1}).cells] == ["natural:author"]
+    with pytest.raises(InputError, match=r"add partition\.num_clients"):
+        make_grid(natural, {"partitions": ["iid"]})
