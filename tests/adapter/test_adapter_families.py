@@ -213,7 +213,7 @@ def test_excluded_modules_stay_as_they_are():
 def test_target_modules_that_match_nothing_are_refused():
     with pytest.raises(InputError, match="matches 'nowhere'"):
         get_peft_model(tiny_bert(), small_config(target_modules="nowhere"))
-    with pytest.raises(InputError, match=r"'0' \(ReLU\) holds no nn.Linear"):
+    with pytest.raises(InputError, match=r"'0' \(ReLU\) has no nn.Linear"):
         get_peft_model(nn.Sequential(nn.ReLU()), small_config(target_modules="0"))
 
 

@@ -146,7 +146,7 @@ def test_it_is_replaced_by_a_copy_of_any_width():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="made without a shared expert; set shared_dim"):
+    with pytest.raises(InputError, match="has no shared expert to load weights into; set shared_dim"):
         sparse_moe(0).load_shared(torch.zeros(S, D), torch.zeros(S, D))
     with pytest.raises(InputError, match=r"up \(2, 8\), down \(2, 8\) does not fit a block of model dim=7"):
         sparse_moe().load_shared(torch.zeros(S, D + 1), torch.zeros(S, D + 1))

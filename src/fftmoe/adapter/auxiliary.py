@@ -1,7 +1,7 @@
 """The routers' auxiliary losses as part of the loss that a model returns, so that any training loop includes them.
 
-A `Trainer` knows the model's loss and nothing of routers. For the time of one call the routers' decisions are read
-through hooks, and what they cost is added to that call's loss; afterwards nothing of it is left on the model.
+A `Trainer` uses the model's loss and knows no routers. During one call of the model, hooks read what the routers
+decided, and the auxiliary losses are added to the loss of that call. Nothing stays on the model afterwards.
 """
 
 import inspect
@@ -19,22 +19,26 @@ from fftmoe.adapter.layer import MoeLayer
 from fftmoe.adapter.routing import Routing
 from fftmoe.errors import InputError
 
-# Kinds of models of transformers 5 that divide the sum of their loss by `num_items_in_batch`; None is GPT-2's with a
-# language model's head. The others take the argument and give the mean over the batch that they see.
+# The `loss_type` of models of transformers 5 that divide the sum of their loss by `num_items_in_batch`; None is that of
+# GPT-2 as a language model. Other models take the argument and return the mean over the batch that they see.
 DIVIDING = (None, "ForCausalLM", "ForConditionalGeneration", "ForImageClassification")
-IGNORED = -100  # the label of what is not to be predicted
+IGNORED = -100  # the label of a token that is not to be predicted
 
 
 @contextmanager
 def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) -> Iterator[None]:
-    """Within the context, the model's training loss has the penalties of these adapters' routers added.
+    """Within the context, the auxiliary losses of these adapters are added to the model's training loss.
 
-    Per adapter it is `balance_strength * L_bal + z_strength * L_z`, averaged over its blocks (docs/math.md), with the
-    uniform target. Tokens that `attention_mask` [B, S] leaves out do not count; without one of that form all do.
-    Frozen routers, models in evaluation mode and calls without gradients are left alone.
+    For one adapter they are `balance_strength * L_bal + z_strength * L_z`, averaged over its blocks (docs/math.md),
+    with the uniform target. Tokens that an `attention_mask` [B, S] leaves out do not count; without such a mask all tokens
+    count. Nothing is added for frozen routers, for models in evaluation mode and for calls without gradients.
+
+    Args:
+        model: the model that is called.
+        configs: the configuration of each active adapter, by its name.
 
     Raises:
-        InputError: at the call: the model returned no loss, or its blocks ran without a graph.
+        InputError: when the model is called: it returned no loss, or its blocks ran without a graph.
     """
     adapters = {name: c for name, c in configs.items() if model.training and (c.balance_strength or c.z_strength)}
     recorded: dict[str, dict[int, Routing]] = {name: {} for name in adapters}
@@ -60,6 +64,8 @@ def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) 
 
 
 def _keep(into: dict[int, Routing], block: int) -> Callable[[nn.Module, object, Routing], None]:
+    """A hook that stores the routing of this block."""
+
     def hook(_module: nn.Module, _inputs: object, routing: Routing) -> None:
         into[block] = routing
 
@@ -67,14 +73,14 @@ def _keep(into: dict[int, Routing], block: int) -> Callable[[nn.Module, object, 
 
 
 def _penalty(config: MoeAdapterConfig, routings: Mapping[int, Routing], mask: Tensor | None) -> Tensor:
-    """Of one adapter, a scalar."""
+    """The auxiliary losses of one adapter, a scalar."""
     total = torch.zeros(())
     for routing in routings.values():
         if not routing.probs_TM.requires_grad:
             raise InputError(
-                "the routers' losses cannot reach them under reentrant activation (gradient) checkpointing, whose "
-                "first pass keeps no graph; give it {'use_reentrant': False}, or set balance_strength and z_strength "
-                "to 0"
+                "the routers get no gradient of their losses under reentrant activation (gradient) checkpointing, "
+                "whose first pass keeps no graph; give it {'use_reentrant': False}, or set balance_strength and "
+                "z_strength to 0"
             )
         per_token = isinstance(mask, Tensor) and mask.dim() == 2 and mask.numel() == len(routing.probs_TM)
         mask_T = mask.flatten() if per_token and mask is not None else None
@@ -88,15 +94,15 @@ def _penalty(config: MoeAdapterConfig, routings: Mapping[int, Routing], mask: Te
 
 
 def _share(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
-    """By how much the model shrank its own loss, because an optimiser's step adds up those of several batches.
+    """The factor by which the model scaled its own loss, because one optimizer step adds up several batches.
 
-    `Trainer` then gives `num_items_in_batch`, the labels of all of them, and the model its labels' sum divided by it;
-    the penalty, a mean, becomes as much of the whole as the batch has of the labels.
+    `Trainer` then passes `num_items_in_batch`, the number of labels in all these batches, and the model divides the sum
+    of its losses by it. The auxiliary losses are means, so they are scaled by the batch's share of all labels.
     """
     kind, items = getattr(model, "loss_type", None), inputs.get("num_items_in_batch")
     labels = inputs.get("shift_labels")
     if labels is None and inputs.get("labels") is not None:
-        # Counted as `Trainer` counts them: nothing predicts a text's first token.
+        # Counted as `Trainer` counts them: the first token of a text is not predicted.
         labels = inputs["labels"][..., 1:] if LOSS_MAPPING.get(kind or "") is ForCausalLMLoss else inputs["labels"]
     if items is None or labels is None or kind not in DIVIDING:
         return 1.0
@@ -104,13 +110,13 @@ def _share(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
 
 
 def _with_loss(output: Any, penalties: list[Tensor]) -> Any:
-    """The output with the penalties in its loss; of a tuple's parts the loss, a scalar, is the first."""
+    """The output with the penalties added to its loss, a scalar, which is the first part of a tuple."""
     loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.dim() > 0:
         raise InputError(
-            "the model returned no loss to add the routers' losses to: pass it `labels` (Trainer keeps them back with "
-            "label_smoothing_factor and compute_loss_func), or set balance_strength and z_strength to 0 and add what "
-            "record_routing gives"
+            "the model returned no loss to add the routers' losses to: pass it `labels` (Trainer does not with "
+            "label_smoothing_factor or compute_loss_func), or set balance_strength and z_strength to 0 and add losses "
+            "from record_routing yourself"
         )
     total = loss + sum(penalty.to(loss.device) for penalty in penalties)
     if isinstance(output, tuple):

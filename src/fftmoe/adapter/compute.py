@@ -25,9 +25,9 @@ ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "silu": F.
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
 
-# How many hidden units take as long as it takes `grouped` to bring one slot to its expert and back: arithmetic is what
-# a CPU is short of, moving bytes what a GPU is short of. The CPU's are measured by `python benchmarks/crossover.py`;
-# the GPU's is estimated from its bandwidth and not measured.
+# The time in which `grouped` brings one slot to its expert and back, in hidden units that could be computed meanwhile.
+# Arithmetic limits a CPU, moving bytes limits a GPU. `python benchmarks/crossover.py` measured the values for CPUs; the
+# values for GPUs are estimated from the bandwidth.
 SLOT_OVERHEAD = {
     ("cpu", torch.float32): 16,
     ("cpu", torch.bfloat16): 48,
@@ -35,8 +35,8 @@ SLOT_OVERHEAD = {
     ("cuda", torch.bfloat16): 512,
     ("cuda", torch.float16): 512,
 }
-# What sorting and the smaller products of one call of `grouped` take, in hidden units of one token each; measured by
-# `python benchmarks/crossover.py --tokens 16 32 64 128`.
+# The time that one call of `grouped` takes for sorting and for its smaller products, in hidden units of one token;
+# measured by `python benchmarks/crossover.py --tokens 16 32 64 128`.
 CALL_OVERHEAD = {"cpu": 7000}
 
 
@@ -52,7 +52,7 @@ class Compute(Protocol):
         down_MHD: Tensor,
         activation: Activation,
     ) -> Tensor:
-        """Returns y_TD."""
+        """The mixture's output y_TD."""
         ...
 
 
@@ -83,9 +83,9 @@ def wide(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """All experts' hidden units at once: one layer of width M*H, the unchosen experts gated to zero.
+    """One layer of width M*H with the hidden units of all experts, in which unchosen experts have a gate of zero.
 
-    Every argument may have the same leading dimensions before those in its name: that many mixtures side by side.
+    All arguments may have the same leading dimensions in front of those in their names: one mixture for each index.
     """
     num_experts, expert_dim = up_MHD.shape[-3:-1]
     gates_TM = gates_TK.new_zeros(*x_TD.shape[:-1], num_experts).scatter(-1, expert_ids_TK, gates_TK)
@@ -102,11 +102,11 @@ def grouped(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """Only the chosen experts: routed slots sorted by expert, then two grouped matrix products."""
+    """Only the chosen experts: the routed slots are sorted by expert, and two grouped matrix products follow."""
     slots = sort_by_expert(expert_ids_TK, up_MHD.shape[0])
     x_ND = _Dispatch.apply(x_TD, slots)
     hidden_NH = activation(F.grouped_mm(x_ND, up_MHD.mT, offs=slots.ends_M))
-    # The gate goes on the H-wide hidden units, not on the D-wide output: fewer numbers to keep.
+    # The gate multiplies the H hidden units and not the D outputs: fewer numbers are kept for the backward pass.
     gated_NH = hidden_NH * gates_TK.flatten().index_select(0, slots.order_N)[:, None]
     return _Combine.apply(F.grouped_mm(gated_NH, down_MHD, offs=slots.ends_M), slots)
 
@@ -115,10 +115,10 @@ class Slots(NamedTuple):
     """The N routed slots in the order of their experts.
 
     Attributes:
-        order_N: which of the T*K slots each is, int64.
-        tokens_N: the token it belongs to, int64.
-        places_TK: where each token's slots are among the N, int64.
-        ends_M: where each expert's slots end, int32. It stays on the device: counts on the host would wait for a GPU.
+        order_N: the index of each among the T*K slots, int64.
+        tokens_N: the token that each belongs to, int64.
+        places_TK: where the slots of each token are among the N, int64.
+        ends_M: where the slots of each expert end, int32. It stays on the device: reading it would wait for the GPU.
     """
 
     order_N: Tensor
@@ -128,7 +128,7 @@ class Slots(NamedTuple):
 
 
 def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Slots:
-    """Sorts the slots; those of one expert stay in the order of their tokens."""
+    """Sort the slots by expert; the slots of one expert stay in the order of their tokens."""
     ids_N = expert_ids_TK.flatten()
     order_N = ids_N.argsort(stable=True)
     experts_M = torch.arange(num_experts, device=ids_N.device)
@@ -137,12 +137,12 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Slots:
     return Slots(order_N, order_N // expert_ids_TK.shape[1], places_TK, ends_M)
 
 
-# Two linear maps, each the other's transpose. They are written out because autograd's own backward would copy all N
-# rows once more each way; and it would add at repeated indices, in another order on every run on CUDA.
+# Two linear maps, each the transpose of the other. They are written out because autograd's backward would copy all N
+# rows once more for each of them, and on CUDA would add at repeated indices in another order in every run.
 
 
 class _Dispatch(torch.autograd.Function):
-    """x_TD -> x_ND: every token's row for each of its slots."""
+    """x_TD -> x_ND: the row of a token, once for each of its slots."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:
@@ -156,7 +156,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """y_ND -> y_TD: the sum over every token's slots."""
+    """y_ND -> y_TD: the sum over the slots of each token."""
 
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, slots: Slots) -> Tensor:
@@ -188,10 +188,17 @@ def choose(
     row takes as long as SLOT_OVERHEAD hidden units, and each call takes CALL_OVERHEAD in addition.
 
     Args:
-        num_tokens: T; of several clients at once, one's.
+        compute: "auto" or the name of an implementation.
+        num_experts: M.
+        expert_dim: H.
+        top_k: K.
+        dim: D.
+        num_tokens: T; for several clients in one batch, the tokens of one client.
+        device: where the mixture is computed.
+        dtype: in which it is computed.
 
     Raises:
-        InputError: `compute` is unknown, or "grouped" was asked for and cannot take this shape or dtype.
+        InputError: `compute` is unknown, or it is "grouped", which cannot take this shape or dtype.
     """
     if compute != "auto":
         check_compute(compute)
@@ -203,7 +210,7 @@ def choose(
                 "Use compute='wide' or 'auto', or a multiple of 16."
             )
         return compute
-    # torch.compile (2.13) has no shapes for a grouped product in other dtypes, and fails.
+    # torch.compile (2.13) fails on a grouped product in other dtypes, because it has no shapes for it.
     unknown_to_compiler = torch.compiler.is_compiling() and dtype != torch.bfloat16
     if unknown_to_compiler or not _fits_grouped(expert_dim, dim, dtype):
         return "wide"
@@ -214,7 +221,7 @@ def choose(
 
 
 def check_compute(compute: str) -> None:
-    """Raises InputError unless `compute` is "auto" or the name of an implementation."""
+    """Raise InputError unless `compute` is "auto" or the name of an implementation."""
     valid = ("auto", *COMPUTES)
     if compute not in valid:
         raise InputError(f"unknown compute {compute!r}{did_you_mean(compute, valid)}")

@@ -1,7 +1,7 @@
-"""Where the adapter attaches in each model family, and how a block there is wrapped.
+"""Which modules the adapter wraps in each model family, and how a wrapped module is called.
 
-The adapter's output joins the feed-forward network's before the residual addition and the norm that follow:
-y = FFN(x) + s * MoE(x), x being the feed-forward network's input.
+The adapter's output is added to the output of the feed-forward network, before the residual addition and the norm that
+follow: y = FFN(x) + s * MoE(x), where x is the input of the feed-forward network.
 """
 
 import re
@@ -21,16 +21,21 @@ Names = str | Sequence[str]
 
 
 class Family(NamedTuple):
-    """One row of the table: which modules of the whole model are wrapped; the group is the block index."""
+    """One row of the table.
+
+    Attributes:
+        pattern: a regular expression for the names of the wrapped modules; its group is the block index.
+        call: how these modules are called.
+    """
 
     pattern: str
     call: Call
 
 
-# BertOutput and its copies: layer N's `output` (not `attention.output`), a post-norm block. x is its second
-# argument, the attention block's output, so MoE(x) is added within LayerNorm(dense(h) + x).
+# BertOutput and its copies: `output` of layer N (not `attention.output`), a post-norm block. x is its second argument,
+# the output of the attention block, so MoE(x) is added within LayerNorm(dense(h) + x).
 _BERT = Family(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
-# Pre-norm decoders: layer N's `mlp`; x has passed the norm, MoE(x) joins before the residual addition.
+# Pre-norm decoders: `mlp` of layer N; x has passed the norm, and MoE(x) is added before the residual addition.
 _DECODER = Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
 
 FAMILIES: dict[str, Family] = {
@@ -39,11 +44,11 @@ FAMILIES: dict[str, Family] = {
     "electra": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
-    # Layer N's `ffn`, post-norm: MoE(x) joins before output_layer_norm(ffn(x) + x).
+    # `ffn` of layer N, post-norm: MoE(x) is added before output_layer_norm(ffn(x) + x).
     "distilbert": Family(r"(?:.*\.)?layer\.(\d+)\.ffn", "input"),
-    # Layer N's `mlp`, pre-norm: x has passed layernorm_after.
+    # `mlp` of layer N, pre-norm: x has passed layernorm_after.
     "vit": Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
-    # Block N's `mlp`, pre-norm: x has passed ln_2.
+    # `mlp` of block N, pre-norm: x has passed ln_2.
     "gpt2": Family(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
     "gemma": _DECODER,
     "llama": _DECODER,
@@ -74,9 +79,13 @@ def find_sites(
 ) -> list[Site]:
     """The feed-forward networks to adapt, in depth order.
 
-    Without `target_modules` they follow from the model's family. With it (a regular expression for the whole
-    module name, or a list of names or endings), the block index is the order of appearance, and modules that
-    the family's row does not name are called with x alone.
+    Args:
+        model: a transformers model.
+        target_modules: which modules to adapt: a regular expression for the whole name, or a list of names or endings.
+            The block index is then the order of appearance, and modules that the family's row does not name are called
+            with x only. None: the modules of the model's family.
+        exclude_modules: modules to leave out, in the same form.
+        blocks: which of the blocks found (`select_blocks`).
 
     Raises:
         InputError: the family is unknown, nothing matches, or `blocks` is out of range.
@@ -89,27 +98,25 @@ def find_sites(
     sites: list[Site] = []
     for name, module in model.named_modules():
         match = re.fullmatch(family.pattern, name) if family else None
-        wanted = match is not None if target_modules is None else _matches(name, target_modules)
-        if not wanted or (exclude_modules is not None and _matches(name, exclude_modules)):
+        chosen = match is not None if target_modules is None else _matches(name, target_modules)
+        if not chosen or (exclude_modules is not None and _matches(name, exclude_modules)):
             continue
         block = int(match[1]) if match and target_modules is None else len(sites)
         call = family.call if family and match else "input"
         dim = _hidden_size(config) if match else _input_dim(name, module)
         sites.append(Site(name, block, dim, call))
     if not sites:
-        wanted_modules = family.pattern if target_modules is None and family else target_modules
-        raise InputError(
-            f"no module of this {model_type} model matches {wanted_modules!r}; {_how_to_name_modules(model)}"
-        )
-    chosen = select_blocks(blocks, len(sites))
-    return [site for site in sorted(sites, key=lambda site: site.block) if site.block in chosen]
+        pattern = family.pattern if target_modules is None and family else target_modules
+        raise InputError(f"no module of this {model_type} model matches {pattern!r}; {_how_to_name_modules(model)}")
+    selected = select_blocks(blocks, len(sites))
+    return [site for site in sorted(sites, key=lambda site: site.block) if site.block in selected]
 
 
 def block_dims(model: nn.Module, blocks: Sequence[int] | str | None = None) -> dict[int, int]:
     """The model dim of every block that `blocks` names, by block index in depth order.
 
     Raises:
-        InputError: as `find_sites`.
+        InputError: as for `find_sites`.
     """
     return {site.block: site.dim for site in find_sites(model, blocks=blocks)}
 
@@ -118,7 +125,7 @@ def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[in
     """The block indices that `blocks` names: "all" or None, "last-N", or a list of indices.
 
     Raises:
-        InputError: malformed, or beyond the model's `num_blocks` blocks.
+        InputError: `blocks` has another form, or names a block that the model does not have.
     """
     if blocks is None or blocks == "all":
         return set(range(num_blocks))
@@ -149,16 +156,16 @@ def _hidden_size(config: Any) -> int:
 
 
 def _input_dim(name: str, module: nn.Module) -> int:
-    # The first matrix of a feed-forward network reads its input.
+    # The first linear layer of a feed-forward network reads the network's input.
     for child in module.modules():
         if isinstance(child, nn.Linear):
             return child.in_features
-    raise InputError(f"target module {name!r} ({type(module).__name__}) holds no nn.Linear; name feed-forward modules")
+    raise InputError(f"target module {name!r} ({type(module).__name__}) has no nn.Linear; name feed-forward modules")
 
 
 def _unknown_family(model: nn.Module, model_type: str) -> str:
     return (
-        f"model_type={model_type!r} is not among the families whose feed-forward networks are known "
+        f"model_type={model_type!r} is not a model family that fftmoe knows "
         f"({', '.join(sorted(FAMILIES))}); {_how_to_name_modules(model)}"
     )
 
@@ -166,8 +173,8 @@ def _unknown_family(model: nn.Module, model_type: str) -> str:
 def _how_to_name_modules(model: nn.Module) -> str:
     candidates = [name for name, _ in model.named_modules() if _LIKELY_NAMES.fullmatch(name)]
     advice = (
-        "pass target_modules naming the feed-forward modules, each called with its input alone, as a regular "
-        "expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "
+        "pass target_modules with the names of the feed-forward modules, each of which is called with its input only, "
+        "as a regular expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "
         "target_modules=['mlp']"
     )
     if candidates:

@@ -1,4 +1,4 @@
-"""A feed-forward network with the adapter beside it, as a PEFT layer."""
+"""A feed-forward network with the adapter next to it, as a PEFT layer."""
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from fftmoe.rng import generator
 class MoeLayer(nn.Module, MoeTunerLayer):
     """Wraps one feed-forward module; each named adapter is a SparseMoe in `moe_experts`.
 
-    Active adapters are added one to another. While adapters are disabled the wrapped module is called alone.
+    The outputs of all active adapters are added. While adapters are disabled, only the wrapped module is called.
 
     Args:
         base_layer: the wrapped module.
@@ -35,7 +35,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
         return self.site.block
 
     def update_layer(self, adapter_name: str, config: MoeAdapterConfig) -> None:
-        """Adds the adapter `adapter_name`, initialised from the config's seed and the block index alone."""
+        """Add the adapter `adapter_name`; its first weights follow from the config's seed and the block index."""
         moe = SparseMoe(
             config.num_experts,
             config.expert_dim,
@@ -49,7 +49,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
             compute=config.compute,
         )
         device = next((p.device for p in self.base_layer.parameters()), None)
-        # Experts stay float32 beside a bfloat16 backbone: small updates would be lost in its 8 bits.
+        # Experts stay float32 next to a bfloat16 backbone, whose 8 bits would lose small updates.
         if device is not None and moe.up.device.type != "meta" and device.type != "meta":
             moe.to(device)
         self.moe_experts[adapter_name] = moe
@@ -63,7 +63,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """The wrapped module as it was; peft calls this, and looks no further for what else is wrapped within."""
+        """The wrapped module without any wrapper inside; PEFT calls this and does not look for inner wrappers."""
         if merge:
             self.merge(safe_merge, adapter_names)
         for name, module in list(self.base_layer.named_modules()):
@@ -72,7 +72,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
         return self.base_layer
 
     def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Calls the wrapped module and adds the active adapters' output."""
+        """Call the wrapped module and add the output of the active adapters."""
         if self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
         if self.site.call == "input":
@@ -83,7 +83,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
         return self._forward_residual(x, *args, **kwargs)
 
     def _forward_residual(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        # The wrapped module adds its second argument before its norm; the adapter's output goes the same way.
+        # The wrapped module adds its second argument before its norm, so the adapter's output is added to it.
         residual = input_tensor
         for moe in self._present():
             residual = residual + moe(input_tensor)

@@ -1,8 +1,8 @@
 """Auxiliary losses as pure functions of a Routing (docs/math.md, Balance loss and z-loss).
 
-They return values and store nothing. Each takes an optional token mask, so that padding neither counts as
-load nor pulls on the router. Where a client holds R < M experts, every vector here is over those R. Several clients
-at once have one more dimension in front of every shape, and get one value each.
+They return values and store nothing. Each takes an optional token mask, so that padding does not count as load and does
+not train the router. Where a client holds R < M experts, every vector is over those R experts. For several clients in
+one batch every shape has one more dimension in front, and each client gets its own value.
 
 Shape letters: T tokens, M experts, K top-k.
 """
@@ -16,11 +16,12 @@ from fftmoe.adapter.routing import Routing
 def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
     """f_M: the fraction of routed slots that went to each expert.
 
-    At balance 1/M each; sums to 1 for every top-k (to 0 where the mask leaves no token). Carries no gradient.
+    It is 1/M for each expert at balance. It sums to 1 for every top-k, or to 0 where the mask leaves no token. It has
+    no gradient.
 
     Args:
         routing: of T tokens.
-        mask: [T] bool or 0/1, true for the tokens that count; None: all.
+        mask: [T] bool or 0/1, true for the tokens that count; None: all tokens.
 
     Returns:
         float32 [M].
@@ -36,7 +37,7 @@ def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """P_M: the mean router probability of each expert; 1/M each at balance, and it carries the gradient.
+    """P_M: the mean router probability of each expert, with its gradient; 1/M for each expert at balance.
 
     Args:
         routing: of T tokens.
@@ -50,15 +51,15 @@ def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
-    """q_M, the load to aim for: proportional to (u_m + epsilon)^-beta, and summing to 1.
+    """q_M, the load to aim for: proportional to (u_m + epsilon)^-beta, with the sum 1.
 
-    beta = 0 is the classical uniform target, 1/M each, whatever the global load; a larger beta sends more
-    tokens to the experts that the whole federation uses least.
+    beta = 0 gives the classical uniform target, 1/M for each expert, whatever the global load. A larger beta sends more
+    tokens to the experts that the federation uses least.
 
     Args:
         global_load_M: u, the federation's load of these experts.
         beta: at least 0.
-        epsilon: above 0, keeps an unused expert's target finite.
+        epsilon: above 0; it keeps the target of an unused expert finite.
     """
     # As a softmax of logs: (u + epsilon)^-beta overflows for a large beta.
     return (-beta * (global_load_M + epsilon).log()).softmax(-1)
@@ -67,7 +68,7 @@ def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
 def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
     """Sum over experts of f_m P_m / q_m (docs/math.md, Balance loss).
 
-    At balance, f = P = q, it is exactly 1 in exact arithmetic, for every number of experts, top-k and target.
+    At balance, f = P = q, its exact value is 1 for every number of experts, top-k and target.
 
     Args:
         load_M: f, from `expert_load`.
@@ -78,9 +79,9 @@ def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
 
 
 def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of logsumexp(logits)^2 over the resident experts; keeps the logits small.
+    """The mean over tokens of logsumexp(logits)^2 over the resident experts, which keeps the logits small.
 
-    Balance does not fix its value: with all logits 0 it is log(R)^2.
+    Its value at balance depends on the logits: with all logits 0 it is log(R)^2.
 
     Args:
         routing: of T tokens.
@@ -93,8 +94,8 @@ def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
 def skew(load_M: Tensor, global_load_M: Tensor) -> Tensor:
     """The skew s in [0, 1]: total variation 0.5 * sum |f - u| between a client's load and the global one.
 
-    0 where they agree, 1 where the client only uses experts that nobody else does. The global load is first
-    rescaled to sum to 1 over these experts, as a client may hold only some; if none was used, it is uniform.
+    It is 0 where they agree, and 1 where the client uses only experts that no other client uses. A client may hold only
+    some experts, so the global load is first rescaled to the sum 1 over these; if none was used, it is uniform.
     """
     total = global_load_M.sum(-1, keepdim=True)
     uniform_M = torch.full_like(global_load_M, 1 / global_load_M.shape[-1])

@@ -37,12 +37,12 @@ class MoeModel(BaseTuner):
                 blocks=peft_config.blocks,
             )
         }
-        wanted = {site.block for site in self._sites.values()} if peft_config.shared_rank else set()
-        projections = find_projections(self.model, wanted, peft_config.shared_targets)
+        blocks = {site.block for site in self._sites.values()} if peft_config.shared_rank else set()
+        projections = find_projections(self.model, blocks, peft_config.shared_targets)
         self._projections = {name: found for name, found in projections.items() if name not in self._sites}
-        # peft, which comes to a site first, would not find what is in it again once the site is wrapped.
+        # PEFT wraps a site first and then no longer finds the layers in it, so `_create_and_replace` wraps those.
         apart = [name for name in self._projections if not any(name.startswith(f"{site}.") for site in self._sites)]
-        # A copy: what is saved stays what the user asked for, not this model's module names.
+        # A copy, so that the saved configuration stays what the user asked for, without the names of this model.
         resolved = copy.copy(peft_config)
         resolved.target_modules = "|".join(re.escape(name) for name in (*self._sites, *apart))
         resolved.exclude_modules = None
@@ -76,7 +76,7 @@ class MoeModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _share(self, peft_config: MoeAdapterConfig, adapter_name: str, key: str) -> None:
-        """Gives the linear layer of this name its shared update."""
+        """Give the linear layer of this name its shared update."""
         block, name = self._projections[key]
         source, target = generator(peft_config.seed, "shared", block, name), self.model.get_submodule(key)
         if isinstance(target, SharedProjection):
@@ -91,19 +91,19 @@ class MoeModel(BaseTuner):
         self.model.set_submodule(key, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # peft's own copies `weight` and `bias` across; a feed-forward network has neither, and is moved nowhere.
+        # PEFT's own version copies `weight` and `bias`; a feed-forward network has neither.
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """The context in which peft calls the model, in every way that a PeftModel can be called."""
+        """The context in which PEFT calls the model, in every way that a PeftModel can be called."""
         configs = {name: self.peft_config[name] for name in self.active_adapters}
         with auxiliary_losses(self.model, {n: c for n, c in configs.items() if isinstance(c, MoeAdapterConfig)}):
             yield
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # peft's rule looks at the last two parts of a name; a router's weight lies one module deeper.
+        # PEFT's rule takes the last two parts of a name; the weight of a router is one module deeper.
         shorter = key.replace(f".moe_experts.{adapter_name}.", ".moe_experts.")
         return shorter if shorter != key else super()._remove_adapter_name_from_key(key, adapter_name)
 
@@ -112,8 +112,8 @@ def blocks(model: nn.Module) -> dict[int, SparseMoe]:
     """The active adapter of each adapted block, by block index in depth order.
 
     Args:
-        model: a PeftModel, or any module that holds adapted layers. Where several adapters are active at
-            once, the first is given.
+        model: a PeftModel, or any module that holds adapted layers. If several adapters are active, the first of them
+            is given.
     """
     layers = [module for module in model.modules() if isinstance(module, MoeLayer) and module.active_moe()]
     return {layer.block: layer.active_moe()[0] for layer in sorted(layers, key=lambda layer: layer.block)}

@@ -1,8 +1,8 @@
 """The sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
 
 Shape letters: T tokens, D model dim, H expert hidden units, S shared hidden units, M experts of the pool, R experts
-held, K top-k. Where the experts of C clients are held at once, every weight has C in front, and the tokens that come
-in are the clients', one after another, equally many each.
+held, K top-k. A block can hold the experts of C clients. Every weight then has C in front, and the tokens that come in
+are those of one client after another, equally many for each.
 """
 
 from functools import partial
@@ -18,26 +18,27 @@ from fftmoe.errors import InputError
 
 
 class SparseMoe(nn.Module):
-    """`s * (E_shared(x) + sum_{m in S(x)} g_m(x) E_m(x))`: what is added to a block's feed-forward network.
+    """`s * (E_shared(x) + sum_{m in S(x)} g_m(x) E_m(x))`, which is added to a block's feed-forward network.
 
-    The pool starts as M experts. A client replaces it by its resident experts (`load_experts`), any number of
-    them including none; the server keeps all and can look at them as a client would (`view`). Masking the
-    pool and slicing it give the same function.
+    A new block holds the pool of M experts. A client replaces the pool by its resident experts (`load_experts`), any
+    number of them, also none. The server keeps the pool and can use it as a client would (`view`). Masking the pool and
+    slicing it give the same function.
 
     Args:
         num_experts: M.
-        expert_dim: H. A multiple of 16 is fastest; any positive number works.
+        expert_dim: H, any positive number; multiples of 16 are fastest.
         dim: model dim D.
         top_k: experts per token.
         generator: source of the initial weights; the same generator gives the same pool in every process.
         scale: s.
-        shared_dim: hidden units of the expert that every token uses besides the routed ones; 0 for none.
+        shared_dim: hidden units of the expert that every token uses in addition to the routed ones; 0 for no such
+            expert.
         activation: "relu", "gelu" or "silu".
         gates: "detached", "renormalized" or "softmax".
         compute: "auto", "loop", "wide" or "grouped".
     """
 
-    # Declared for type checkers; a non-persistent buffer, so that it follows the module's device.
+    # Declared for type checkers; `resident` is a non-persistent buffer, so that it follows the module's device.
     resident: Tensor | None
     shared_up: nn.Parameter | None
     shared_down: nn.Parameter | None
@@ -61,9 +62,9 @@ class SparseMoe(nn.Module):
         self.router = Router(num_experts, dim, generator)
         up_MHD = torch.randn(num_experts, expert_dim, dim, generator=generator) * dim**-0.5
         self.up = nn.Parameter(up_MHD)
-        # Zero, so that an untrained adapter is exactly the backbone.
+        # Zero, so that a model with an untrained adapter is exactly the backbone.
         self.down = nn.Parameter(torch.zeros(num_experts, expert_dim, dim))
-        # The shared expert is drawn last, so that the routed ones are the same with it and without it.
+        # The shared expert is drawn last, so that the routed experts are the same with it and without it.
         self.shared_up = self.shared_down = None
         if shared_dim:
             self.shared_up = nn.Parameter(torch.randn(shared_dim, dim, generator=generator) * dim**-0.5)
@@ -77,16 +78,16 @@ class SparseMoe(nn.Module):
 
     @property
     def num_experts(self) -> int:
-        """Experts held here: M for the pool, R on a client; the shared one is not counted."""
+        """The number of experts held here: M for the pool, R on a client; the shared expert is not counted."""
         return self.up.shape[-3]
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """`(C,)` where the experts of C clients are held at once, `()` otherwise."""
+        """`(C,)` where the experts of C clients are held, `()` otherwise."""
         return tuple(self.up.shape[:-3])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [..., D] to [..., D] in x's dtype, or in autocast's dtype where that is on."""
+        """Map [..., D] to [..., D] in x's dtype, or in the dtype of autocast where that is on."""
         if self.num_experts == 0:
             return torch.zeros_like(x)
         x_TD = x.reshape(*self.clients, -1, x.shape[-1])
@@ -97,8 +98,8 @@ class SparseMoe(nn.Module):
         return y_TD.reshape(x.shape)
 
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """The experts' scaled output y_TD for tokens whose routing is known."""
-        # grouped_mm is not known to autocast, so every operand is cast here, for all implementations alike.
+        """The scaled output y_TD of the experts for tokens that have been routed."""
+        # Autocast does not know grouped_mm, so every operand is cast here, for all implementations.
         dtype, output = _mixture_dtype(x_TD), _compute_dtype(x_TD)
         expert_dim, dim = self.up.shape[-2:]
         name = computes.choose(
@@ -122,13 +123,17 @@ class SparseMoe(nn.Module):
         return y_TD if self.scale == 1.0 else self.scale * y_TD
 
     def load_shared(self, up: Tensor, down: Tensor) -> None:
-        """Replaces the shared expert by a copy of this one, up and down [S, D] each; or of C clients', [C, S, D].
+        """Replace the shared expert by a copy of this one.
+
+        Args:
+            up: [S, D], or [C, S, D] for the shared experts of C clients.
+            down: of the same shape.
 
         Raises:
-            InputError: there is no shared expert here, or it has another model dim.
+            InputError: this block has no shared expert, or one with another model dim.
         """
         if self.shared_up is None or self.shared_down is None:
-            raise InputError("this block was made without a shared expert; set shared_dim")
+            raise InputError("this block has no shared expert to load weights into; set shared_dim")
         if up.shape != down.shape or up.dim() not in (2, 3) or up.shape[-1] != self.shared_up.shape[-1]:
             raise InputError(
                 f"a shared expert of shapes up {tuple(up.shape)}, down {tuple(down.shape)} does not fit a block of "
@@ -138,12 +143,12 @@ class SparseMoe(nn.Module):
         self.shared_down = replaced(self.shared_down, down)
 
     def load_experts(self, router: Tensor, up: Tensor, down: Tensor, top_k: int) -> None:
-        """Replaces the experts held here by copies of these R (0 is allowed: the block then adds nothing).
+        """Replace the experts held here by copies of these R experts; with R = 0 the block adds nothing.
 
-        The new parameters keep the old ones' `requires_grad`; any `view` is dropped.
+        The new parameters have the `requires_grad` of the old ones. A `view` that was set is removed.
 
         Args:
-            router: [R, D]; of C clients at once, here and below, with C in front.
+            router: [R, D]; for C clients every tensor has C in front.
             up: [R, H, D].
             down: [R, H, D].
             top_k: experts per token; at most R, ignored when R is 0.
@@ -173,11 +178,11 @@ class SparseMoe(nn.Module):
         self.resident = None
 
     def view(self, top_k: int, resident: Tensor | None = None) -> None:
-        """Looks at the experts held here as a client with `top_k` and these residents would.
+        """Use the experts held here as a client with this `top_k` and these resident experts would.
 
         Args:
-            top_k: experts per token; at most the number of residents.
-            resident: bool, [num_experts]; None: all.
+            top_k: experts per token; at most the number of resident experts.
+            resident: bool [num_experts]; None: all experts.
 
         Raises:
             InputError: top_k is not in 1..number of residents, or the mask has another shape.
@@ -202,7 +207,7 @@ def _check_top_k(top_k: int, num_resident: int) -> None:
 
 
 def _mixture_dtype(x: Tensor) -> torch.dtype:
-    # A CPU is slower at many small products in bfloat16 than in float32. A GPU's grouped product knows bfloat16 alone.
+    # A CPU computes many small products faster in float32. A GPU has a grouped product in bfloat16 only.
     dtype = _compute_dtype(x)
     return torch.float32 if x.device.type == "cpu" and dtype == torch.bfloat16 else dtype
 

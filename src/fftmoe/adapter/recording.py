@@ -1,4 +1,4 @@
-"""Reading what the routers decided, without keeping state on any module."""
+"""Reads what the routers decided, without keeping state on any module."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +22,8 @@ def record_routing(model: nn.Module) -> Iterator[ReadRouting]:
             losses = [router_z_loss(routing, mask) for routing in read().values()]
 
     Yields:
-        `read() -> dict[int, Routing]`, by block index in depth order. Blocks that hold no experts, or
-        that did not run, are absent. Tokens are in the order of `x.flatten(0, -2)`, so an attention mask
-        is passed as `mask.flatten()`.
+        `read() -> dict[int, Routing]`, by block index in depth order. Blocks that hold no experts or did not run are
+        absent. The tokens are in the order of `x.flatten(0, -2)`, so `mask.flatten()` is the attention mask for them.
     """
     recorded: dict[int, Routing] = {}
 

@@ -1,4 +1,4 @@
-"""Makes the adapter a PEFT method: `get_peft_model` and `PeftModel.from_pretrained` know it afterwards."""
+"""Makes the adapter a PEFT method, so that `get_peft_model` and `PeftModel.from_pretrained` accept it."""
 
 from aenum import extend_enum
 from peft import PeftType
@@ -8,13 +8,13 @@ NAME = "FFT_MOE"
 
 
 def add_peft_type() -> None:
-    """Adds the member FFT_MOE to peft's closed enumeration; a second call does nothing."""
+    """Add the member FFT_MOE to PEFT's closed enumeration; a second call does nothing."""
     if NAME not in PeftType.__members__:
         extend_enum(PeftType, NAME, NAME)
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Registers the configuration and tuner under FFT_MOE; a second call does nothing."""
+    """Register the configuration and the tuner under FFT_MOE; a second call does nothing."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     add_peft_type()

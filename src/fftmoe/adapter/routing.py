@@ -1,7 +1,7 @@
 """Which experts each token goes to, and with which weight (docs/math.md, Router and Gates).
 
-Shape letters: T tokens, D model dim, M experts, K top-k. Several clients at once have one more dimension in front of
-every shape, weights included.
+Shape letters: T tokens, D model dim, M experts, K top-k. For several clients in one batch every shape, those of the
+weights too, has one more dimension in front.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     Attributes:
         logits_TM: float32; -inf for experts that are not resident.
         probs_TM: float32, softmax over the resident experts; 0 for the others.
-        gates_TK: float32 weights of the chosen experts, by descending probability.
+        gates_TK: float32 weights of the chosen experts, in the order of descending probability.
         expert_ids_TK: int64 indices of the chosen experts.
     """
 
@@ -35,31 +35,31 @@ def gates(
 ) -> tuple[Tensor, Tensor]:
     """Each token's `top_k` most probable experts S and their weights (docs/math.md, Gates).
 
-    `detached`: p_m / stop_gradient(sum_S p). The forward pass sums to 1 for every k, so clients of unlike k
-    give outputs of the same size, and the router still learns at k = 1.
-    `renormalized`: p_m / sum_S p. The usual form; at k = 1 its router gradient is exactly zero.
-    `softmax`: p_m. The output shrinks when k does.
+    `detached`: p_m / stop_gradient(sum_S p). The weights sum to 1 for every k, so clients with different k give outputs
+    of the same size, and the router still learns at k = 1.
+    `renormalized`: p_m / sum_S p, the usual form. At k = 1 the gradient of the router is exactly zero.
+    `softmax`: p_m. A smaller k gives a smaller output.
 
     Args:
         probs_TM: probabilities over the experts.
         top_k: at most the number of resident experts.
         kind: one of the three above.
-        resident_M: bool; only these experts may be chosen. None: all.
+        resident_M: bool; only these experts may be chosen. None: all experts.
 
     Returns:
         gates_TK in probs_TM's dtype; expert_ids_TK, int64.
 
     Raises:
-        InputError: unknown `kind`.
+        InputError: `kind` is unknown.
     """
-    # A resident expert's probability can underflow to 0, the value of those away; -1 keeps these last.
+    # A resident expert's probability can underflow to 0, that of absent experts; -1 ranks the absent ones last.
     ranked_TM = probs_TM if resident_M is None else probs_TM.masked_fill(~resident_M, -1.0)
     expert_ids_TK = ranked_TM.topk(top_k, dim=-1).indices
     chosen_TK = probs_TM.gather(-1, expert_ids_TK)
     if kind == "detached":
         return chosen_TK / chosen_TK.sum(-1, keepdim=True).detach(), expert_ids_TK
     if kind == "renormalized":
-        # As a softmax of log p: p / p would leave rounding noise where the gradient at k = 1 is exactly zero.
+        # As a softmax of log p: p / p would leave rounding noise at k = 1, where the gradient is exactly zero.
         tiny = torch.finfo(chosen_TK.dtype).tiny
         return chosen_TK.clamp_min(tiny).log().softmax(-1), expert_ids_TK
     if kind == "softmax":
@@ -68,10 +68,10 @@ def gates(
 
 
 class Router(nn.Module):
-    """One row per expert; always float32, because bfloat16 logits change which experts are chosen.
+    """One row for each expert; always float32, because bfloat16 logits would change which experts are chosen.
 
     Args:
-        num_experts: M rows.
+        num_experts: M, the number of rows.
         dim: model dim D.
         generator: source of the initial rows, N(0, 1/D).
     """
@@ -81,7 +81,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_experts, dim, generator=generator) * dim**-0.5)
 
     def forward(self, x_TD: Tensor, top_k: int, resident_M: Tensor | None, kind: str) -> Routing:
-        """Routes T tokens over the resident experts (a bool mask; None: all)."""
+        """Route T tokens over the resident experts (a bool mask [M]; None: all experts)."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TM = x_TD.float() @ self.weight.float().mT
             if resident_M is not None:

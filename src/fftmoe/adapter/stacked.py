@@ -1,4 +1,4 @@
-"""The mixtures of several clients at once, each over its own experts, for clients that train side by side.
+"""The mixtures of several clients in one computation, each over its own experts.
 
 Shape letters as in compute.py, and C clients.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fftmoe.adapter.compute import COMPUTES, Activation, Compute, wide
 
-MAX_GROUPS = 1023  # what one grouped_mm takes on CUDA
+MAX_GROUPS = 1023  # the most groups that one grouped_mm takes on CUDA
 
 
 def stacked(
@@ -22,29 +22,29 @@ def stacked(
     *,
     max_groups: int = MAX_GROUPS,
 ) -> Tensor:
-    """What `COMPUTES[name]` gives for each client alone, for all clients in as few products as it can.
+    """What `COMPUTES[name]` gives for each client, computed for all clients in as few products as possible.
 
     Args:
-        name: of an implementation; `choose` decides by one client's sizes.
-        x_CTD: each client's tokens; all tensors share its dtype except the ids.
-        gates_CTK: weights of the chosen experts. A client with a smaller K gives weights of 0 to experts that it did
+        name: of an implementation; `choose` decides it from the sizes of one client.
+        x_CTD: the tokens of each client; all tensors share its dtype except the ids.
+        gates_CTK: weights of the chosen experts. A client with a smaller K has weights of 0 for experts that it did
             not choose.
-        expert_ids_CTK: int64 in 0..M-1, counted from the client's own first expert.
-        up_CMHD: each client's experts.
-        down_CMHD: each client's experts.
+        expert_ids_CTK: int64 in 0..M-1, counted within the client's own experts.
+        up_CMHD: the first layers of each client's experts.
+        down_CMHD: the second layers of each client's experts.
         activation: of the hidden units.
-        max_groups: experts of one product; clients beyond it go into further ones.
+        max_groups: the most experts in one product; further clients go into further products.
 
     Returns:
         y_CTD.
     """
     arguments = (x_CTD, gates_CTK, expert_ids_CTK, up_CMHD, down_CMHD)
     if name == "wide":
-        # One layer over the experts of all clients would be C times the arithmetic.
+        # One layer over the experts of all clients would need C times the arithmetic.
         return wide(*arguments, activation)
-    # The loop's backward writes the gradient of all experts once per expert: client by client it writes less.
-    together = 1 if name == "loop" else max(1, max_groups // up_CMHD.shape[1])
-    chunks = zip(*(argument.split(together) for argument in arguments), strict=True)
+    # The backward pass of the loop writes the gradient of all experts once for each expert: for one client that is less.
+    clients_per_product = 1 if name == "loop" else max(1, max_groups // up_CMHD.shape[1])
+    chunks = zip(*(argument.split(clients_per_product) for argument in arguments), strict=True)
     return torch.cat([_as_one(COMPUTES[name], *chunk, activation=activation) for chunk in chunks])
 
 
@@ -57,7 +57,7 @@ def _as_one(
     down_CMHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """One mixture over the experts of all clients, in which no token goes to another client's."""
+    """One mixture over the experts of all clients, in which no token goes to an expert of another client."""
     num_clients, num_experts = up_CMHD.shape[:2]
     first_C11 = num_experts * torch.arange(num_clients, device=x_CTD.device)[:, None, None]
     per_client = (x_CTD, gates_CTK, expert_ids_CTK + first_C11, up_CMHD, down_CMHD)
