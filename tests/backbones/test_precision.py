@@ -93,7 +93,9 @@ def test_auto_asks_the_processor(able: dict[str, bool], dtype: torch.dtype, monk
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(recipe_values: dict[str, Any], tmp_path: Path):
-    with pytest.raises(InputError, match=r"engine\.device=cuda, but torch finds no CUDA GPU here; set it to auto"):
+    with pytest.raises(
+        InputError, match=r"engine\.device=cuda, but torch finds no CUDA GPU on this machine; set it to auto"
+    ):
         run(settings(recipe_values, device="cuda"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert find_device("auto") == CPU

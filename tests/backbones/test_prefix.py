@@ -155,7 +155,7 @@ def test_a_prepared_model_has_and_saves_the_same_parts():
 def test_what_cannot_be_resumed_is_refused():
     model = adapted(FAMILIES["bert"].make())
     for block in (0, 3):
-        with pytest.raises(InputError, match=f"block={block} of a model with 3 blocks: choose between 1 and 2"):
+        with pytest.raises(InputError, match=f"block={block}, but the model has 3 blocks; choose between 1 and 2"):
             enable_resume(model, block)
     with pytest.raises(InputError, match="call enable_resume"):
         logits(model, {**tokens(), "prefix_states": torch.zeros(2, 7, HIDDEN)})
@@ -165,7 +165,7 @@ def test_what_cannot_be_resumed_is_refused():
     trained.get_parameter("base_model.model.bert.embeddings.LayerNorm.weight").requires_grad_(True)
     with pytest.raises(InputError, match=r"embeddings\.LayerNorm\.weight is trained, and block 2 reads"):
         prefix_states(trained, 2, tokens())
-    with pytest.raises(InputError, match="where a None model keeps its blocks is unknown"):
+    with pytest.raises(InputError, match="does not know where a None model keeps its blocks"):
         enable_resume(nn.Linear(2, 3), 1)
     with pytest.raises(InputError, match="dropout"):
         enable_resume(model.train(), BLOCK)
@@ -204,7 +204,7 @@ def test_features_need_a_head_that_reads_one_vector():
             features(adapted(FAMILIES[family].make()), tokens())
     model = FAMILIES["bert"].make()
     assert isinstance(model, transformers.PreTrainedModel)
-    with pytest.raises(InputError, match="without a classification head"):
+    with pytest.raises(InputError, match="has no classification head, so it has no features"):
         features(model.base_model, tokens())
 
 
@@ -351,7 +351,7 @@ def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(
     model, examples = adapted(FAMILIES["bert"].make()), token_examples(101, 3)
     num_bytes = len(examples.input_ids) * HIDDEN * 4
     assert with_prefix(model, BLOCK, examples, tmp_path, num_bytes - 1) is examples
-    assert f"they take {num_bytes} bytes, above the limit of {num_bytes - 1}" in caplog.text
+    assert f"they take {num_bytes} bytes, more than the limit of {num_bytes - 1} bytes" in caplog.text
     assert with_prefix(model, 0, examples, tmp_path, PLENTY) is examples
     assert "the adapter begins in the model's first block" in caplog.text
     with full_disk(num_bytes // 2):

@@ -89,7 +89,7 @@ def test_without_the_package_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(InputError, match=r"backbone\.quantization=8bit needs the package bitsandbytes"):
             compose(recipe)
         patch.setattr(importlib.metadata, "version", lambda name: "0.48.2")
-        with pytest.raises(InputError, match=r"needs bitsandbytes 0.49 or later, and here is 0.48.2"):
+        with pytest.raises(InputError, match=r"needs bitsandbytes 0.49 or later, but 0.48.2 is installed"):
             check_quantization("4bit")
 
 

@@ -30,8 +30,8 @@ def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) 
     """Within the context, the auxiliary losses of these adapters are added to the model's training loss.
 
     For one adapter they are `balance_strength * L_bal + z_strength * L_z`, averaged over its blocks (docs/math.md),
-    with the uniform target. Tokens that an `attention_mask` [B, S] leaves out do not count; without such a mask all tokens
-    count. Nothing is added for frozen routers, for models in evaluation mode and for calls without gradients.
+    with the uniform target. Tokens that an `attention_mask` [B, S] leaves out do not count; without such a mask all
+    tokens count. Nothing is added for frozen routers, in evaluation mode and in calls without gradients.
 
     Args:
         model: the model that is called.

@@ -42,7 +42,7 @@ def stacked(
     if name == "wide":
         # One layer over the experts of all clients would need C times the arithmetic.
         return wide(*arguments, activation)
-    # The backward pass of the loop writes the gradient of all experts once for each expert: for one client that is less.
+    # The backward pass of the loop writes the gradient of all experts once per expert, which is less for one client.
     clients_per_product = 1 if name == "loop" else max(1, max_groups // up_CMHD.shape[1])
     chunks = zip(*(argument.split(clients_per_product) for argument in arguments), strict=True)
     return torch.cat([_as_one(COMPUTES[name], *chunk, activation=activation) for chunk in chunks])

@@ -1,4 +1,7 @@
-"""Foundation models: find, load, freeze, and attach an adapter and a head."""
+"""Foundation models: find, load and freeze one, attach an adapter and a head, run it, and cache its frozen part.
+
+No method, client or recipe is known here; `tasks` and `store` stand next to it, and every package above may import it.
+"""
 
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
 from fftmoe.backbones.attach import copy_head as copy_head

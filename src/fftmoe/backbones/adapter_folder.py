@@ -1,6 +1,6 @@
-"""What a saved adapter may say of itself before peft reads it: what this package writes, and no more.
+"""Checks a saved adapter before PEFT reads it: it may contain what this package writes, and nothing else.
 
-peft's configurations can name modules to import, patterns to search with, and any size.
+A configuration of PEFT can name modules to import, patterns to search with, and sizes without a limit.
 """
 
 import re
@@ -16,8 +16,8 @@ from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MOST_CONFIG = 2**24  # bytes: with LoRA every module of a large model is named
-# Beside these, an adapter has the values that peft gives by itself. The first two are told to whoever reads the file.
+MOST_CONFIG = 2**24  # bytes: with LoRA the file names every module of a large model
+# Fields that may have any value. All fields that are not listed here or below must have the default value of PEFT.
 ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}
 OWN: dict[str, tuple[Any, set[str]]] = {
     "FFT_MOE": (
@@ -30,19 +30,19 @@ OWN: dict[str, tuple[Any, set[str]]] = {
         {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform", "fan_in_fan_out"},
     ),
 }
-PLAIN = re.compile(r"[\w.\\-]+")  # a module's name, perhaps escaped: a pattern that is quickly searched with
+PLAIN = re.compile(r"[\w.\\-]+")  # the name of a module, perhaps escaped: a pattern that is fast to search with
 
 
 def check_adapter(folder: Path) -> None:
-    """Whether a folder holds an adapter as this package saves it.
+    """Check that a folder holds an adapter in the form in which this package saves it.
 
     Raises:
-        InputError: it does not. Nothing large has been made.
+        InputError: it does not. Nothing large has been created.
     """
     try:
         values = strict_json(read_small(folder / CONFIG, MOST_CONFIG))
         shapes = _shapes(folder / WEIGHTS)
-        reason = _odd(values) or _oversized(values, shapes)
+        reason = _foreign(values) or _oversized(values, shapes)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = str(error)
     if reason:
@@ -50,16 +50,17 @@ def check_adapter(folder: Path) -> None:
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in the file, by name."""
     if not path.is_file():
-        raise ValueError(f"it has no {WEIGHTS}, and weights in other formats can hold code")
+        raise ValueError(f"it has no {WEIGHTS}, and weights in other formats can contain code")
     with safe_open(path, framework="pt") as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
-def _odd(values: Mapping[str, Any]) -> str | None:
-    """What this package does not write."""
+def _foreign(values: Mapping[str, Any]) -> str | None:
+    """The first value that this package does not write, as a reason; None if there is no such value."""
     if values.get("peft_type") not in OWN:
-        return f"its peft_type is {values.get('peft_type')!r:.50}, and {' or '.join(OWN)} was expected"
+        return f"its peft_type is {values.get('peft_type')!r:.50}; expected {' or '.join(OWN)}"
     make, own = OWN[values["peft_type"]]
     usual = make().to_dict()
     for name, value in values.items():
@@ -68,18 +69,18 @@ def _odd(values: Mapping[str, Any]) -> str | None:
     for name in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         names = values.get(name) or ()
         if isinstance(names, str) or not all(isinstance(text, str) and PLAIN.fullmatch(text) for text in names):
-            return f"its {name} are {names!r:.50}, and plain names were expected"
+            return f"its {name} are {names!r:.50}; expected plain names"
     return None
 
 
 def _oversized(values: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> str | None:
-    """What is larger than the tensors that it comes with."""
+    """A reason if the configuration asks for sizes that none of its tensors has; None otherwise."""
     held = {name: shape for name, shape in shapes.items() if 0 not in shape}
     sizes = {0, 1, *(size for shape in held.values() for size in shape)}
     ranks = [values.get("r", 1), *(values.get("rank_pattern") or {}).values()]
-    wanted = [*ranks, values.get("shared_dim", 0), values.get("shared_rank", 0)]
+    asked = [*ranks, values.get("shared_dim", 0), values.get("shared_rank", 0)]
     pool = [values.get("num_experts"), values.get("expert_dim")]
     is_pool = pool == [None, None] or any(shape[:2] == pool for shape in held.values() if len(shape) == 3)
-    if any(type(size) is not int or size not in sizes for size in wanted) or not is_pool:
+    if any(type(size) is not int or size not in sizes for size in asked) or not is_pool:
         return f"its {CONFIG} asks for sizes that no tensor of {WEIGHTS} has"
     return None

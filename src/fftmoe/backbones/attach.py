@@ -1,4 +1,4 @@
-"""Put an adapter and a trainable head on a frozen backbone."""
+"""Puts an adapter and a trainable head on a frozen backbone, and runs the result."""
 
 import copy
 import warnings
@@ -20,14 +20,14 @@ from fftmoe.errors import InputError
 
 
 def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = "default") -> PeftModel:
-    """Wraps the backbone so that only the adapter and the classification head are trained and saved.
+    """Wrap the backbone so that only the adapter and the classification head are trained and saved.
 
-    The adapter's weights are float32 whatever the backbone's dtype. `config` is left as it was.
+    The adapter's weights are float32, whatever the backbone's dtype. `config` is not changed.
     """
     config = copy.deepcopy(config)
     heads = [name for name, _ in backbone.named_children() if name in HEAD_MODULES]
-    wanted = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or []), *heads]))
-    cast(Any, config).modules_to_save = wanted or None
+    saved = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or []), *heads]))
+    cast(Any, config).modules_to_save = saved or None
     with _quiet_peft():
         model = get_peft_model(backbone, config, adapter_name, autocast_adapter_dtype=True)
     return cast(PeftModel, model.eval())
@@ -37,23 +37,25 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
     """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives.
 
     Raises:
-        InputError: the folder is damaged, was saved for another backbone, or not by this package.
+        InputError: the folder is damaged, was saved for another backbone, or was not saved by this package.
     """
     check_adapter(Path(folder))
     try:
         with _quiet_peft():
             model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
-    except Exception as error:  # peft and safetensors have many kinds
+    except Exception as error:  # PEFT and safetensors raise errors of many types
         reason = " ".join(str(error).split())
-        raise InputError(f"cannot load the adapter in {folder}: {reason}; it is damaged or of another model") from error
+        raise InputError(
+            f"cannot load the adapter in {folder}: {reason}; it is damaged, or belongs to another model"
+        ) from error
     return cast(PeftModel, model.eval())
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The model's logits for a batch of named inputs: [B, C] for classes, [B, S, V] for a language model.
 
-    `labels` are left out: how logits become a loss is not the model's business. `prefix_states` [B, S, d] stand for
-    what the first blocks would compute, which then do not run (see `enable_resume`).
+    The model does not get `labels`, because the task computes the loss. If the batch has `prefix_states` [B, S, d],
+    they replace what the first blocks would compute, and these blocks do not run (see `enable_resume`).
     """
     with resumed(model, batch.get("prefix_states")), computing(model):
         output = model(**model_inputs(batch))
@@ -61,14 +63,14 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the classification head reads, [B, D]; of a head of several modules, what the last one reads.
+    """The features that the classification head reads, [B, D]; for a head of several modules, those of the last one.
 
     Raises:
-        InputError: the model has no head, or its head reads a sequence.
+        InputError: the model has no head, or its head reads a sequence of features.
     """
     heads = [module for path, module in model.named_modules() if path.rpartition(".")[2] in HEAD_MODULES]
     if not heads:
-        raise InputError(f"a {type(model).__name__} without a classification head has no features for one to read")
+        raise InputError(f"this {type(model).__name__} has no classification head, so it has no features for one")
     read: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -82,17 +84,17 @@ def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     features_BD = at_least_float32(read.pop())
     if features_BD.ndim != 2:
         raise InputError(
-            f"this model's head reads a sequence of features per example, shape {list(features_BD.shape)}, where one "
-            "vector is needed; set backbone.pooling to mean"
+            f"this model's head reads a sequence of features for each example, shape {list(features_BD.shape)}, but "
+            "one vector for each example is needed; set backbone.pooling to mean"
         )
     return features_BD
 
 
 def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the head's weight is multiplied by, [B, F]: `features`, lifted where the head lifts them.
+    """The inputs of the head's linear layer, [B, F]: `features`, or the random Fourier features made of them.
 
     Raises:
-        InputError: as `features`.
+        InputError: as for `features`.
     """
     features_BD = features(model, batch)
     lifting = [module for module in model.modules() if isinstance(module, FourierHead)]
@@ -102,7 +104,7 @@ def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable classification head of an adapted model, by name: "weight" and "bias" for a linear head.
 
-    A head of several modules has their names in front ("pre_classifier.weight"); a language model has none.
+    In a head of several modules the module comes first ("pre_classifier.weight"). A language model has no head.
     """
     heads = _heads(model)
     return {
@@ -113,7 +115,7 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copy_head(source: nn.Module, to: nn.Module) -> None:
-    """The classification head of one adapted model into another, with the random features that it stands on."""
+    """Copy the classification head of one adapted model into another, with the random features that it uses."""
     heads = _heads(source)
     for name, head in _heads(to).items():
         head.load_state_dict(heads[name].state_dict())
@@ -129,7 +131,7 @@ def _heads(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Silences a deprecation between peft and transformers about which a caller can do nothing."""
+    """Silence a deprecation warning between PEFT and transformers that a caller cannot avoid."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield

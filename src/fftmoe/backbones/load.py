@@ -1,6 +1,6 @@
-"""Load and freeze a foundation model.
+"""Loads and freezes a foundation model.
 
-A backbone is frozen and in evaluation mode, so dropout is off and equal inputs give equal features.
+A backbone is frozen and in evaluation mode: dropout is off, and equal inputs give equal features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
 
 POOLINGS = ("mean", "native")
-POOLED = ("sequence-classification", "multi-label-classification", "regression")  # a text as a whole
+POOLED = ("sequence-classification", "multi-label-classification", "regression")  # tasks on a text as a whole
 
-# What transformers calls the layers between the features and the logits; they are trained whole.
+# The names in transformers of the layers between the features and the logits; these layers are trained completely.
 HEAD_MODULES = ("pre_classifier", "classifier", "score")
 
-# Heads are trained, and a pooler is drawn where the checkpoint has none.
+# Heads are trained, and a pooler gets random weights where the checkpoint has none.
 _NOT_QUANTIZED = (*HEAD_MODULES, "lm_head", "pooler")
 
 _AUTO_MODELS: dict[str, Any] = {
@@ -40,7 +40,7 @@ _AUTO_MODELS: dict[str, Any] = {
 }
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 _HEAD_STD = 0.02
-MOST_EDGE = 4096  # pixels of an image as the model sees it
+MOST_EDGE = 4096  # pixels, of an image as the model sees it
 
 
 def load_backbone(
@@ -57,21 +57,21 @@ def load_backbone(
     quantization: str = "none",
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Loads a frozen backbone in evaluation mode; code that comes with a model is never run.
+    """Load a frozen backbone in evaluation mode; code that comes with a model is never run.
 
     Args:
         model: "builtin:minilm", a local folder, or a hub id.
         task: "sequence-classification", "image-classification", "token-classification", "multi-label-classification",
             "regression" or "causal-lm".
-        num_labels: C, for all but "causal-lm"; of a regression how many numbers a text has.
-        pooling: for texts as a whole, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
-        label_names: C names, kept in the model's configuration.
-        seed: of the weights that the checkpoint does not hold, the head's above all.
-        head_bias: the initial bias of every class, see `head.Head.init_bias`.
-        fourier_features: F > 0 puts F random Fourier features before the head (`FourierHead`).
+        num_labels: C, for every task but "causal-lm"; for a regression the number of targets of a text.
+        pooling: for tasks on a text as a whole, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
+        label_names: C names, stored in the model's configuration.
+        seed: of the weights that the checkpoint does not have, mainly the head's.
+        head_bias: the initial bias of every class, see `fftmoe.head.HeadLoss.init_bias`.
+        fourier_features: if above 0, the head reads this number of random Fourier features (`FourierHead`).
         dtype: of the frozen weights.
-        quantization: "none", or "8bit" or "4bit" for the weights of all linear layers but the head's.
-        device: where quantised weights are put; others are loaded on the CPU, to be moved by the caller.
+        quantization: "none", or "8bit" or "4bit" for the weights of all linear layers except the head's.
+        device: where quantised weights are put; other weights are loaded on the CPU, and the caller moves them.
 
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
@@ -100,13 +100,13 @@ def load_backbone(
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; where it has no padding token, its end-of-text token pads.
+    """The model's tokenizer; if it has no padding token, its end-of-text token is used for padding.
 
     Raises:
         InputError: the model or its tokenizer cannot be found.
     """
     source = resolve_model(model)
-    # transformers would answer with an empty tokenizer, which knows no word.
+    # transformers would return an empty tokenizer, which knows no word.
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
     with _explained(model, "tokenizer"):
@@ -125,7 +125,9 @@ class ImageFormat:
 
     Attributes:
         size: height and width.
-        mean: of each of the three channels. `std`: likewise.
+        mean: of each of the three channels.
+        std: of each of the three channels.
+        scale: see above.
     """
 
     size: tuple[int, int]
@@ -145,7 +147,7 @@ def load_image_processor(model: str) -> ImageFormat:
         for name in (trust.CONFIG, trust.IMAGES):
             trust.check_settings(source, name)
         processor: Any = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
-    # A processor that crops resizes to somewhat more first; here images are resized to what the model sees.
+    # A processor that crops first resizes to a larger size; here images are resized to the size that the model sees.
     size = dict((processor.crop_size if getattr(processor, "do_center_crop", None) else None) or processor.size)
     edge = size.get("shortest_edge")
     height, width = (value if isinstance(value := size.get(name, edge), int) else 0 for name in ("height", "width"))
@@ -170,7 +172,7 @@ def _label_options(task: str, num_labels: int | None, label_names: Sequence[str]
 
 def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) -> nn.Module:
     source = resolve_model(model)
-    # transformers draws the weights that the checkpoint lacks from global state; `seed` decides below.
+    # transformers draws the weights that the checkpoint lacks from global state; below they are drawn from `seed`.
     with _explained(model, "model"), _quiet_transformers(), torch.random.fork_rng(devices=[]):
         trust.check_settings(source, trust.CONFIG)
         if Path(source).is_dir():
@@ -204,7 +206,7 @@ def _lift_head(model: nn.Module, num_features: int, seed: int) -> None:
     name, linear = next(iter(heads.items()), ("", None))
     if len(heads) != 1 or not isinstance(linear, nn.Linear):
         raise InputError(
-            f"head.features=fourier needs a model whose head is one linear layer, and this one's is "
+            f"head.features=fourier needs a model whose head is one linear layer; the head of this model is "
             f"{', '.join(type(head).__name__ for head in heads.values()) or 'absent'}; set backbone.pooling to mean, "
             "or head.features to linear"
         )
@@ -221,13 +223,13 @@ def _fill_head_bias(model: nn.Module, value: float) -> None:
         for module in child.modules()
         if isinstance(module, nn.Linear)
     ]
-    # The last one makes the logits; a decoder's `score` has no bias.
+    # The last linear layer computes the logits; the `score` of a decoder has no bias.
     if value != 0.0 and linears and linears[-1].bias is not None:
         nn.init.constant_(linears[-1].bias, value)
 
 
 def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolClassifier:
-    # Nothing reads the pooler, and a part that is never used should not be counted as the model's.
+    # Nothing reads the pooler, and a part that is never used should not count as a part of the model.
     if getattr(backbone, "pooler", None) is not None:
         cast(Any, backbone).pooler = None
     with torch.random.fork_rng(devices=[]):
@@ -237,9 +239,9 @@ def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolCla
 
 
 def _settle_config(config: Any) -> None:
-    # Training keeps no key-value cache; `generate` switches its own on.
+    # Training needs no key-value cache; `generate` switches its own cache on.
     config.use_cache = False
-    # Decoders read the logits at the last token that is not padding, and must know which tokens pad.
+    # Decoders read the logits at the last token that is not padding, so they must know the padding token.
     if getattr(config, "pad_token_id", None) is None:
         end = getattr(config, "eos_token_id", None)
         config.pad_token_id = end[0] if isinstance(end, list) else end
@@ -247,7 +249,7 @@ def _settle_config(config: Any) -> None:
 
 @contextmanager
 def _explained(model: str, what: str) -> Iterator[None]:
-    """What goes wrong with a model's files, as one sentence; libraries fail with errors of every kind."""
+    """Report in one sentence what is wrong with a model's files; libraries raise errors of many types."""
     try:
         yield
     except InputError:
@@ -255,14 +257,14 @@ def _explained(model: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         raise InputError(
-            f"cannot load the {what} of {model!r}; name a local folder with a model, or a hub id that is "
-            f"cached or can be reached ({reason:.500})"
+            f"cannot load the {what} of {model!r} ({reason:.500}); name a local folder with a model, or a hub id that "
+            "is cached or can be reached"
         ) from error
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences progress bars and the report of new weights: a new head is what was asked for."""
+    """Silence progress bars and the report of new weights: a new head is intended."""
     log = transformers.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -23,22 +23,22 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]  # path -> A [r, d_in], B [d_out, 
 def lora_config(
     rank: int, scale: float, target_modules: Sequence[str] | None = None, blocks: Iterable[int] | None = None
 ) -> LoraConfig:
-    """The configuration to attach LoRA with; `load_factors` changes the rank later and keeps the scale.
+    """The configuration with which LoRA is attached; `load_factors` can change the rank later and keeps the scale.
 
     Args:
         rank: r of the attached factors.
         scale: s in `W x + s B A x`, whatever the rank.
-        target_modules: endings of the names of the modules to adapt; peft's choice for the model's family when None.
-        blocks: indices of the blocks to adapt; all when None.
+        target_modules: endings of the names of the modules to adapt; None for PEFT's choice for the model's family.
+        blocks: indices of the blocks to adapt; None for all blocks.
 
     Raises:
-        InputError: `target_modules` is one string, which peft would read as a pattern that ignores `blocks`.
+        InputError: `target_modules` is one string, which PEFT would read as a pattern that ignores `blocks`.
     """
     if isinstance(target_modules, str):
         raise InputError(f"target_modules={target_modules!r} is a string; list the endings, e.g. [{target_modules!r}]")
     return LoraConfig(
         r=rank,
-        lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft divides by r and takes a float
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # PEFT divides by r and accepts a float
         target_modules=None if target_modules is None else list(target_modules),
         layers_to_transform=None if blocks is None else sorted(blocks),
         lora_dropout=0.0,
@@ -51,10 +51,10 @@ def lora_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Replaces the adapter's factors by copies of these, of any rank; a module without any gets rank 0.
+    """Replace the adapter's factors by copies of these, of any rank; a module without factors gets rank 0.
 
-    The scale stays. The model's configuration follows, so that a saved adapter opens with peft (which knows no
-    rank 0).
+    The scale stays. The model's configuration is adjusted, so that PEFT can open a saved adapter; a configuration of
+    PEFT has no rank 0.
 
     Returns:
         path -> the new parameters A and B, for the paths of `factors`.
@@ -71,16 +71,16 @@ def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, 
         linear_a.out_features = linear_b.in_features = layer.r[adapter_name] = ranks[path] = rank
         if path in factors:
             loaded[path] = (linear_a.weight, linear_b.weight)
-    _follow(model, ranks)
+    _update_config(model, ranks)
     return loaded
 
 
 @contextmanager
 def merged(model: nn.Module, products: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context each named module's frozen weight is `W + scale * product`, product [d_out, d_in].
+    """Within the context the frozen weight of each named module is `W + scale * product`, product [d_out, d_in].
 
-    Afterwards the weights are the very tensors they were: subtracting again would leave rounding errors, which
-    would grow from client to client.
+    Afterwards the modules have their original tensors again: subtracting the products would leave rounding errors,
+    which would grow from client to client.
     """
     pristine: list[tuple[nn.Parameter, Tensor]] = []
     layers = _layers(model)
@@ -88,7 +88,7 @@ def merged(model: nn.Module, products: Mapping[str, Tensor]) -> Iterator[None]:
         for path, product in products.items():
             layer, adapter_name = layers[path]
             weight: nn.Parameter = layer.get_base_layer().weight
-            # A Conv1D of GPT-2 stores its weight as [d_in, d_out].
+            # GPT-2's Conv1D stores its weight as [d_in, d_out].
             change = product.T if getattr(layer, "fan_in_fan_out", False) else product
             pristine.append((weight, weight.data))
             total = weight.data.float() + layer.scaling[adapter_name] * change.to(weight.device)
@@ -110,8 +110,8 @@ def _layers(model: nn.Module) -> dict[str, tuple[Any, str]]:
     return found
 
 
-def _follow(model: Any, ranks: Mapping[str, int]) -> None:
-    """The configuration of what is loaded now: peft's scale is alpha / r, module by module."""
+def _update_config(model: Any, ranks: Mapping[str, int]) -> None:
+    """Adjust the configuration to the ranks that are loaded: PEFT's scale is alpha / r for each module."""
     layers = _layers(model)
     largest = max(ranks.values(), default=0)
     if not layers or largest == 0:

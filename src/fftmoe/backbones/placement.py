@@ -1,4 +1,4 @@
-"""On which device a model computes, and in which numbers."""
+"""Decides on which device a model computes, and in which number format."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,32 +15,32 @@ from fftmoe.errors import InputError
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def find_device(wanted: str) -> torch.device:
-    """`cpu` or `cuda`; for `auto` the GPU where there is one.
+def find_device(name: str) -> torch.device:
+    """The device called `cpu` or `cuda`; for `auto` the GPU if there is one.
 
     Raises:
-        InputError: a GPU is asked for, and torch finds none.
+        InputError: `cuda` is named, but torch finds no GPU.
     """
     available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise InputError("engine.device=cuda, but torch finds no CUDA GPU here; set it to auto or cpu")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu")
+    if name == "cuda" and not available:
+        raise InputError("engine.device=cuda, but torch finds no CUDA GPU on this machine; set it to auto or cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def find_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; for `auto` bfloat16 where the device multiplies such numbers faster."""
-    if wanted != "auto":
-        return PRECISIONS[wanted]
+def find_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of this name; for `auto` bfloat16 if the device multiplies such numbers faster than float32."""
+    if name != "auto":
+        return PRECISIONS[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16")) else torch.float32
+    return torch.bfloat16 if any(able.get(feature) for feature in ("avx512_bf16", "amx_bf16")) else torch.float32
 
 
 def place(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model on this device, from now on multiplying in `dtype`; its weights stay as they are.
+    """Move the model to this device and let it multiply in `dtype` from now on; its weights keep their dtype.
 
-    What is trained and what is summed stays float32: torch's autocast says which operations are safe in fewer bits.
+    Trained weights and sums stay float32: torch's autocast decides which operations are safe in fewer bits.
     """
     model.to(device)
     model.compute_dtype = dtype
@@ -54,7 +54,7 @@ def place(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
 def _float32_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Attention's own products in float32: their backward pass takes a CPU longer in bfloat16."""
+    """Compute the products within attention in float32, because their backward pass on a CPU is slower in bfloat16."""
     with torch.autocast(query.device.type, enabled=False):
         output, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), attention_mask, **settings
@@ -68,7 +68,7 @@ AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """What `place` said; float32 for a model that it never saw."""
+    """The dtype that `place` was given for this model; float32 for other models."""
     return cast(torch.dtype, getattr(model, "compute_dtype", torch.float32))
 
 
@@ -79,16 +79,16 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
+    """The device of the model's parameters."""
     return next(model.parameters()).device
 
 
 def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch where the model is."""
+    """The batch on the device of the model."""
     device = device_of(model)
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, converted to float32 if its numbers are smaller: for sums and losses."""
+    """`x`, converted to float32 if its numbers have fewer bits: for sums and losses."""
     return x.float() if x.dtype.itemsize < torch.float32.itemsize else x

@@ -13,7 +13,7 @@ class MeanPoolClassifier(nn.Module):
         num_labels: C.
     """
 
-    # peft asks for it; without the attribute it would make the frozen embeddings require gradients.
+    # PEFT reads this attribute; without it PEFT would make the frozen embeddings require gradients.
     is_gradient_checkpointing = False
 
     def __init__(self, backbone: nn.Module, num_labels: int) -> None:

@@ -1,7 +1,7 @@
-"""Resume a frozen model in the middle: what its first blocks compute never changes, so it need be computed once.
+"""Runs a frozen model from the middle on: what its first blocks compute never changes, so it is computed only once.
 
-The hidden states that enter the first adapted block are a function of the example alone. `prefix_states` computes
-them; a batch that brings them along as "prefix_states" is run from that block on.
+The hidden states that enter the first adapted block depend on nothing but the example. `prefix_states` computes them. A
+batch that has them as "prefix_states" is run from that block on.
 """
 
 import re
@@ -18,15 +18,17 @@ from fftmoe.adapter.families import FAMILIES
 from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.errors import InputError
 
-# What a batch holds beside the model's inputs.
+# The parts of a batch that are not inputs of the model.
 _NOT_INPUTS = ("labels", "prefix_states")
 
 
 def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> Tensor:
-    """The hidden states [B, S, d] that enter block `block` (from 0), without gradients; nothing later is computed.
+    """The hidden states [B, S, d] that enter block `block` (counted from 0), without gradients.
+
+    Nothing after them is computed.
 
     Raises:
-        InputError: as `check_prefix`.
+        InputError: as for `check_prefix`.
     """
     check_prefix(model, block)
 
@@ -45,23 +47,23 @@ def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> 
 
 
 def enable_resume(model: nn.Module, block: int) -> None:
-    """Prepares a model so that a batch with "prefix_states" is run from block `block` on (see `resumed`).
+    """Prepare a model so that a batch with "prefix_states" is run from block `block` on (see `resumed`).
 
-    Other batches go through the whole model as before. Nothing is saved with the model.
+    Other batches go through the whole model as before. None of this is saved with the model.
 
     Raises:
-        InputError: as `check_prefix`.
+        InputError: as for `check_prefix`.
     """
     check_prefix(model, block)
     blocks = _block_list(model)
     stand_in = _StandIn()
     rest = nn.ModuleList([*[stand_in] * block, *blocks.modules[block:]])
-    # Within an object of its own, so that the model does not count these modules among its children.
+    # Inside a separate object, so that these modules do not become children of the model.
     cast(Any, model).resume = _Resume(blocks, rest, stand_in)
 
 
 def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """S, the hidden states of each example of a batch, whatever is adapted."""
+    """S, the number of hidden states of each example in a batch; adapters do not change it."""
 
     def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise _Reached(arguments[0])
@@ -79,9 +81,9 @@ def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
 @contextmanager
 def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
-    """Within the context a forward pass starts with `states` [B, S, d]; None leaves the model as it is.
+    """Within the context a forward pass starts with `states` [B, S, d]; None leaves the model unchanged.
 
-    The embeddings are computed still: they are cheap, and masks and positions are derived from their shape.
+    The embeddings are still computed: they are cheap, and masks and positions follow from their shape.
 
     Raises:
         InputError: `enable_resume` was not called.
@@ -92,7 +94,7 @@ def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
     resume = getattr(model, "resume", None)
     if resume is None:
         raise InputError(
-            "a batch brings prefix_states, but the model was not prepared: call enable_resume(model, block)"
+            "the batch has prefix_states, but the model was not prepared for them: call enable_resume(model, block)"
         )
     parent, name = resume.blocks.parent, resume.blocks.name
     resume.stand_in.states = states
@@ -105,9 +107,9 @@ def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
 
 
 def first_adapted_block(model: nn.Module) -> int:
-    """The first block that holds an adapter or is trained; the last block where none is.
+    """The first block that has an adapter or is trained; the last block if there is none.
 
-    0 where the model's blocks are unknown, since then nothing is known to be fixed.
+    It is 0 if fftmoe does not know where the model keeps its blocks, because then no block is known to be fixed.
     """
     try:
         modules = _block_list(model).modules
@@ -117,31 +119,33 @@ def first_adapted_block(model: nn.Module) -> int:
 
 
 def check_prefix(model: nn.Module, block: int) -> None:
-    """Whether the states that enter block `block` are fixed.
+    """Check that the states which enter block `block` are fixed.
 
     Raises:
-        InputError: where the blocks are is unknown, there is no such block or none before it, something before it
-            is adapted or trained, or dropout is active.
+        InputError: fftmoe does not know where the model keeps its blocks, there is no such block or no block before it,
+            something before it is adapted or trained, or dropout is active.
     """
     modules = _block_list(model).modules
     if not 0 < block < len(modules):
         last = len(modules) - 1
-        raise InputError(f"block={block} of a model with {last + 1} blocks: choose between 1 and {last}")
+        raise InputError(f"block={block}, but the model has {last + 1} blocks; choose between 1 and {last}")
     if model.training:
-        raise InputError("the model is in training mode, where dropout changes what blocks compute; call model.eval()")
+        raise InputError(
+            "the model is in training mode, in which dropout changes what blocks compute; call model.eval()"
+        )
     for number in range(block):
         if _is_adapted(modules[number]):
-            raise InputError(f"block {number} is adapted, and block {block} reads what it computes")
+            raise InputError(f"block {number} is adapted, and block {block} depends on what it computes")
     for name, tensor in prefix_tensors(model, block).items():
         if tensor.requires_grad:
-            raise InputError(f"{name} is trained, and block {block} reads what it computes")
+            raise InputError(f"{name} is trained, and block {block} depends on what it computes")
 
 
 def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
-    """The parameters and buffers that decide the states before block `block`, by name.
+    """The parameters and buffers that determine the states before block `block`, by name.
 
-    That is everything but the later blocks and the head. Small parts that come after (a final norm) are included, and
-    so are the scales of quantised weights, which are neither parameters nor buffers.
+    These are all except those of the later blocks and of the head. Small later parts, such as a final norm, are
+    included, and so are the scales of quantised weights, which are neither parameters nor buffers.
     """
     after = {id(tensor) for later in _block_list(model).modules[block:] for tensor in _tensors(later).values()}
     before = {
@@ -156,12 +160,12 @@ def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a batch that the model is called with."""
+    """The part of a batch with which the model is called."""
     return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
 
 
 class _Reached(Exception):
-    """No error: it carries the states out of the model."""
+    """Not an error: it carries the states out of the model."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -169,7 +173,7 @@ class _Reached(Exception):
 
 
 class _StandIn(nn.Module):
-    """In the place of every block before the first adapted one: it returns the states that are known."""
+    """Replaces every block before the first adapted one: it returns the states that were computed before."""
 
     states: Tensor | None = None
 
@@ -199,9 +203,10 @@ def _block_list(model: nn.Module) -> _BlockList:
     model_type = str(getattr(getattr(model, "config", None), "model_type", None))
     if model_type not in FAMILIES:
         raise InputError(
-            f"where a {model_type} model keeps its blocks is unknown; known are {', '.join(sorted(FAMILIES))}"
+            f"fftmoe does not know where a {model_type} model keeps its blocks, only those of the families "
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    # The adapter's pattern names a module within block (\d+); before that comes the list.
+    # The family's pattern names a module within block (\d+); the part before that is the list of blocks.
     pattern = FAMILIES[model_type].pattern.partition(r"\.(\d+)")[0]
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and re.fullmatch(pattern, path):
@@ -211,14 +216,14 @@ def _block_list(model: nn.Module) -> _BlockList:
 
 
 def _is_adapted(block: nn.Module) -> bool:
-    # An adapter may be frozen, as one that is loaded to be used; it is replaced all the same.
+    # An adapter counts even if it is frozen, for example after loading, because its weights can be replaced.
     return any(isinstance(module, BaseTunerLayer) for module in block.modules()) or any(
         parameter.requires_grad for parameter in block.parameters()
     )
 
 
 def _owners(name: str) -> set[str]:
-    """The modules that a tensor of this name may be a part of: `a.weight.absmax` of `a.weight` and `a`."""
+    """The modules to which a tensor of this name may belong: `a.weight.absmax` to `a.weight` or `a`."""
     return {name.rsplit(".", 1)[0], name.rsplit(".", 2)[0], name.rsplit(".", 3)[0]}
 
 

@@ -1,4 +1,4 @@
-"""The frozen prefix of every example, computed once and kept on disk: a cache that nothing depends on."""
+"""Caches the states that enter the first adapted block on disk. A run works without this cache, only more slowly."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from fftmoe.backbones import (
 from fftmoe.data import Examples, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
 
-# Part of every key: raise it when the file's layout or the way of computing changes.
+# A part of every key: raise it when the layout of the file or the way of computing changes.
 FORMAT_VERSION = 1
 BATCH_SIZE = 64
 
@@ -38,27 +38,27 @@ def with_prefix(
     max_bytes: int,
     groups: Sequence[np.ndarray] | None = None,
 ) -> Examples:
-    """The examples with the states that enter block `block`, and the model prepared to resume there.
+    """Add the states that enter block `block` to the examples, and prepare the model to run from there.
 
-    Where that cannot be had (too large, a full disk, a model that does not allow it) the reason is logged and the
-    examples are returned as they are, which costs time and nothing else.
+    Where that is impossible (too large, a full disk, a model that does not allow it), the reason is logged and the
+    examples are returned unchanged; the run then only takes longer.
 
     Args:
         model: frozen before that block, in evaluation mode.
-        block: from 0; `first_adapted_block(model)` is the one that saves most.
-        examples: any number, at least one.
-        cache_dir: where the file `prefix-<key>.bin` is, or will be.
-        max_bytes: size above which nothing is cached.
-        groups: a cover of the examples whose parts share no batch, so that each part has the states, to the last bit,
-            that it would have by itself; None for no such care.
+        block: counted from 0; `first_adapted_block(model)` saves most.
+        examples: at least one.
+        cache_dir: the folder of the file `prefix-<key>.bin`.
+        max_bytes: the size above which nothing is cached.
+        groups: parts that together are all examples and share no batch, so that the states of a part are the same to
+            the last bit as without the other parts; None if that is not needed.
     """
     log = logging.getLogger(__name__)
-    num_bytes, refused = prefix_cost(model, block, examples, max_bytes)
-    if refused is not None:
-        log.info("no states are cached: %s", refused)
+    num_bytes, reason = prefix_cost(model, block, examples, max_bytes)
+    if reason is not None:
+        log.info("no states are cached: %s", reason)
         return examples
-    num_states, dim = _shape(model, block, examples)
-    dtype = compute_dtype(model)  # more digits than are multiplied would only take room
+    num_states, dim = _state_sizes(model, block, examples)
+    dtype = compute_dtype(model)  # more bits than the model multiplies would only take space
     parts = [None] if groups is None else groups
     batches = [batch for rows in parts for batch in evaluation_batches(examples, BATCH_SIZE, rows)]
     key = cache_key(model, block, examples, batches if groups is not None else ())
@@ -75,30 +75,34 @@ def with_prefix(
 
 
 def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int) -> tuple[int, str | None]:
-    """What the states take on the disk, and why they are not cached; None where they are. Arguments as `with_prefix`'s.
+    """How many bytes the states take on the disk, and the reason if they are not cached; None if they are.
 
-    0 bytes where the model does not allow it.
+    It is 0 bytes if the model does not allow it. The arguments are those of `with_prefix`.
     """
     if block == 0:
-        return 0, "the adapter begins in the model's first block, or where its blocks are is unknown"
+        return 0, "the adapter begins in the model's first block, or fftmoe does not know where its blocks are"
     try:
         check_prefix(model, block)
     except InputError as reason:
         return 0, str(reason)
-    num_states, dim = _shape(model, block, examples)
+    num_states, dim = _state_sizes(model, block, examples)
     num_bytes = int(num_states.sum()) * dim * compute_dtype(model).itemsize
     if num_bytes > max_bytes:
-        return num_bytes, f"they take {num_bytes} bytes, above the limit of {max_bytes}"
+        return num_bytes, f"they take {num_bytes} bytes, more than the limit of {max_bytes} bytes"
     return num_bytes, None
 
 
 def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tensor] = ()) -> str:
-    """SHA-256 over all that decides the states: code versions, configuration, weights, block, dtype and the inputs.
+    """SHA-256 over all that determines the states: code versions, configuration, weights, block, dtype and inputs.
 
-    `batches` where they are not what follows from the inputs.
+    Args:
+        model: whose configuration, weights and dtype count.
+        block: that the states enter.
+        examples: the inputs.
+        batches: rows of each batch, if they do not follow from the inputs.
     """
     dtype, config = compute_dtype(model), model.config.to_dict()
-    config.pop("_name_or_path", None)  # the same model elsewhere
+    config.pop("_name_or_path", None)  # the same model may be in another folder
     digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE} {dtype}\n".encode())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in prefix_tensors(model, block).items():
@@ -110,6 +114,7 @@ def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tens
 
 
 def _update(digest: Any, name: str, value: Any) -> None:
+    """Add a value to the digest: a tensor, a dataclass without its labels, or anything with a `repr`."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             if field.name != "labels":
@@ -119,19 +124,19 @@ def _update(digest: Any, name: str, value: Any) -> None:
         digest.update(f"{name} {value!r}\n".encode())
         return
     digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-    # As bytes, because numpy has no bfloat16.
+    # As bytes: numpy has no bfloat16.
     digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
-def _shape(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:
-    """States of each example, int64 [N], and d: texts have one a token, images all have as many as the first."""
+def _state_sizes(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:
+    """The number of states of each example, int64 [N], and d. A text has one state for each token; images are alike."""
     batch = examples.batch([0])
     _, length, dim = prefix_states(model, block, on_device(model, batch)).shape
     return examples.lengths if "attention_mask" in batch else torch.full((len(examples),), length), dim
 
 
 def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
-    """Where in the file each example's states begin: they follow one another in the order of the batches."""
+    """Where in the file the states of each example begin: they are in the order of the batches."""
     order = torch.cat(batches)
     starts = torch.empty_like(num_states)
     starts[order] = num_states[order].cumsum(0) - num_states[order]
@@ -141,6 +146,7 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
 def _write(
     path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor], dtype: torch.dtype
 ) -> None:
+    """Compute the states of all batches and write them to the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     try:
@@ -153,6 +159,6 @@ def _write(
                 file.write(own.contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # atomic: another process sees the whole file or none
+        os.replace(temporary, path)  # atomic: another process sees the whole file or no file
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits, by bitsandbytes: an adapter of experts stands beside them and is not touched."""
+"""Frozen weights in 8 or 4 bits, by bitsandbytes; the adapter's own weights are not quantised."""
 
 import importlib.metadata
 import logging
@@ -12,14 +12,14 @@ from torch import nn
 from fftmoe.errors import InputError, did_you_mean
 
 QUANTIZATIONS = ("none", "8bit", "4bit")
-OLDEST = (0, 49)  # the first whose CPU implementation does both, forward and backward
+OLDEST = (0, 49)  # the first version whose CPU implementation has a forward and a backward pass
 
 
 def check_quantization(quantization: str) -> None:
-    """Whether weights can be held so on this machine; asked before anything is loaded.
+    """Check that weights can be quantised on this machine, before anything is loaded.
 
     Raises:
-        InputError: an unknown name, or bitsandbytes is absent or old.
+        InputError: the name is unknown, or bitsandbytes is not installed or too old.
     """
     if quantization not in QUANTIZATIONS:
         raise InputError(f"unknown quantization {quantization!r}{did_you_mean(quantization, QUANTIZATIONS)}")
@@ -35,16 +35,16 @@ def check_quantization(quantization: str) -> None:
         ) from None
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise InputError(
-            f"backbone.quantization={quantization} needs bitsandbytes {'.'.join(map(str, OLDEST))} or later, and here "
-            f"is {version}: pip install -U bitsandbytes, or set it to none"
+            f"backbone.quantization={quantization} needs bitsandbytes {'.'.join(map(str, OLDEST))} or later, but "
+            f"{version} is installed: pip install -U bitsandbytes, or set it to none"
         )
 
 
 def quantization_options(quantization: str, device: torch.device, kept: Sequence[str]) -> dict[str, Any]:
-    """Arguments of transformers' `from_pretrained`; weights of all but the `kept` modules are quantised on their way.
+    """Arguments for `from_pretrained` of transformers, which then quantises all modules except `kept` as it loads them.
 
-    4 bits are NormalFloat4 (QLoRA, arXiv 2305.14314), multiplied in the dtype that comes in; 8 bits are LLM.int8
-    (arXiv 2208.07339).
+    4 bits are NormalFloat4 (QLoRA, arXiv 2305.14314), multiplied in the dtype of the input; 8 bits are LLM.int8 (arXiv
+    2208.07339).
     """
     if quantization == "none":
         return {}
@@ -59,13 +59,13 @@ def quantization_options(quantization: str, device: torch.device, kept: Sequence
 
 
 def settle_quantized(model: nn.Module) -> None:
-    """Keeps a quantised model the function that it is, whatever it has been used for.
+    """Make sure that a quantised model stays the same function, whatever it is used for.
 
-    Where a CPU knows bfloat16, bitsandbytes packs 4-bit weights anew at the first call without gradients. They then
-    multiply in fewer bits and, what is worse, have no gradient for their inputs in any later call, without a word.
+    On a CPU with bfloat16, bitsandbytes packs 4-bit weights in another way at the first call without gradients. From
+    then on they multiply in fewer bits and, worse, silently give no gradient for their inputs.
     """
     if getattr(model, "is_quantized", False):
-        # Every product in 8 bits would say that its input is rounded to float16 first.
+        # Otherwise every product in 8 bits would log that its input is rounded to float16 first.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -73,14 +73,14 @@ def settle_quantized(model: nn.Module) -> None:
 
 
 def check_drawn(model: nn.Module, names: set[str]) -> None:
-    """Whether all weights that the checkpoint lacks can still be drawn.
+    """Check that no weight which the checkpoint lacks has been quantised, because it must still be drawn.
 
     Raises:
-        InputError: one has been quantised, from values that mean nothing.
+        InputError: one was quantised, from values without a meaning.
     """
     lost = [name for name, p in model.named_parameters() if name in names and not p.is_floating_point()]
     if lost:
         raise InputError(
             f"the checkpoint has no {', '.join(lost[:3])}, so there is nothing to quantise; set backbone.quantization "
-            "to none, or use a whole checkpoint"
+            "to none, or use a complete checkpoint"
         )

@@ -1,7 +1,7 @@
-"""What a model may ask for before it is loaded: no code, nothing from elsewhere, and no more room than it fills.
+"""Checks a model's files before they are loaded: no code, nothing from other places, and no more memory than needed.
 
-transformers is always told to trust no remote code, but a configuration has more ways to name code: a kernel of the
-hub for attention, a quantiser to import, another folder's weights.
+transformers is always called with `trust_remote_code=False`, but a configuration can name code in other ways: a kernel
+from the hub for attention, a quantiser to import, the weights of another folder.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,22 @@ from fftmoe.strict import read_small, strict_json
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 CODE = {"auto_map", "custom_generate", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels"}
-IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others are fetched from the hub where they are not installed
+IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others may be downloaded from the hub
 MOST_BLOCKS = 1000
-MOST_INDEX = 2**25  # bytes, of the names of a million tensors
+MOST_INDEX = 2**25  # bytes, enough for the names of a million tensors
 
 
 def check_settings(source: str, name: str) -> None:
-    """Whether one of a model's JSON files, where it has it, asks for nothing but numbers and words.
+    """Check one of a model's JSON files, if the model has it: it may hold settings, but not name code or other places.
 
     Args:
         source: a local folder or a hub id.
+        name: the name of the file.
 
     Raises:
-        InputError: it asks for code, for something elsewhere, or is no JSON.
+        InputError: it names code or another place, or is not JSON.
     """
-    path = _find(source, name)
+    path = _find_file(source, name)
     if path is None:
         return
     try:
@@ -44,50 +45,51 @@ def check_settings(source: str, name: str) -> None:
     if asked:
         raise InputError(
             f"{name} of the model {source!r} has {', '.join(asked)}: fftmoe runs no code that comes with a model, and "
-            "reads plain weights in its own folder alone; use another model, or a copy without that"
+            "reads plain weights from the model's own folder only; use another model, or a copy without these fields"
         )
 
 
 def check_weights(folder: Path) -> None:
-    """Whether a local folder holds the weights as safetensors, and as many as its configuration builds.
+    """Check that a local folder has its weights as safetensors, and that they are enough for its configuration.
 
     Raises:
-        InputError: it does not. Nothing large has been made.
+        InputError: they are not. Nothing large has been created.
     """
-    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names
-        raise InputError(f"model folder '{folder}' is an adapter's; name the folder of the whole model")
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that this file names
+        raise InputError(f"model folder '{folder}' is the folder of an adapter; name the folder of the whole model")
     files = [folder / "model.safetensors"]
     if not files[0].is_file():
         files = [folder / name for name in _shards(folder)]
     try:
-        held = sum(_numbers(path) for path in files)
+        held = sum(_count_numbers(path) for path in files)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights in model folder '{folder}' cannot be read: {error}") from error
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     blocks = getattr(config, "num_hidden_layers", 0)
     if not isinstance(blocks, int) or blocks > MOST_BLOCKS:
-        raise InputError(f"config.json in '{folder}' says {blocks!r:.50} blocks, and at most {MOST_BLOCKS} are read")
+        raise InputError(f"config.json in '{folder}' says {blocks!r:.50} blocks; at most {MOST_BLOCKS} are allowed")
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     built = sum(p.numel() for p in model.parameters())
-    if built > 2 * held:  # a part that is not in the file, such as a pooler, is drawn anew
+    if built > 2 * held:  # a part that is not in the file, such as a pooler, gets random weights
         raise InputError(
-            f"config.json in '{folder}' is of a model of {built} numbers, and its weights are {held}: one of the two "
-            "is damaged, or of another model"
+            f"config.json in '{folder}' describes a model of {built} numbers, but its weights are {held} numbers: one "
+            "of the two is damaged, or belongs to another model"
         )
 
 
-def _find(source: str, name: str) -> Path | None:
+def _find_file(source: str, name: str) -> Path | None:
+    """The path of a model's file; None if the model does not have it."""
     if Path(source).is_dir():
         return Path(source) / name if (Path(source) / name).exists() else None
-    # None where there is no such file, or the hub cannot be asked and has never been.
+    # None if there is no such file, or if the hub cannot be reached and the file is not in its cache.
     quietly = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     found = cached_file(source, name, **quietly)
     return None if found is None else Path(found)
 
 
 def _flat(value: Any) -> list[tuple[str, Any]]:
-    """Every key at any depth, with its value."""
+    """Every key with its value, at any depth."""
     if isinstance(value, Mapping):
         return [pair for key, own in value.items() for pair in ((key, own), *_flat(own))]
     return [pair for own in value for pair in _flat(own)] if isinstance(value, list) else []
@@ -98,27 +100,30 @@ def _names_code(key: str, value: Any) -> bool:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The files of weights in several parts.
+    """The names of the files of weights that are stored in several parts.
 
     Raises:
-        InputError: there are none, or some are elsewhere.
+        InputError: there are no such files, or some are in another folder.
     """
     try:
         shards = sorted(set(strict_json(read_small(folder / INDEX, MOST_INDEX))["weight_map"].values()))
         inside = all(Path(name).name == name and name.endswith(".safetensors") for name in shards)
     except FileNotFoundError:
         raise InputError(
-            f"model folder '{folder}' has no model.safetensors; weights in other formats can hold code and are not "
+            f"model folder '{folder}' has no model.safetensors; weights in other formats can contain code and are not "
             "read: save the model with save_pretrained of a recent transformers"
         ) from None
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise InputError(f"{INDEX} in model folder '{folder}' cannot be read: {error}") from error
     if not shards or not inside:
-        raise InputError(f"{INDEX} in model folder '{folder}' names files that are not *.safetensors beside it")
+        raise InputError(
+            f"{INDEX} in model folder '{folder}' names files that are not *.safetensors in the same folder"
+        )
     return shards
 
 
-def _numbers(path: Path) -> int:
+def _count_numbers(path: Path) -> int:
+    """How many numbers the tensors of a file have together."""
     with safe_open(path, framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     return sum(torch.Size(shape).numel() for shape in shapes)
