@@ -1,6 +1,6 @@
-"""Metrics of a model on held-out examples, for everyone and for each client.
+"""Metrics of a model on held-out examples, over all examples and for each client.
 
-Shape letters: N examples, L strata (the classes, where there are some), K statistics of a task, C clients.
+Shape letters: N examples, L strata (the classes, if the task has classes), K statistics of a task, C clients.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from fftmoe.data import Examples, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import Task
 
-BATCH_SIZE = 64
-MOST_LOGITS = 2**27  # of a batch, half a GiB: a language model has its whole vocabulary's for every token
+EVALUATION_BATCH_SIZE = 64
+MOST_LOGITS = 2**27  # in a batch, half a GiB: a language model has a whole vocabulary of logits for every token
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a model does on held-out examples, by stratum.
+    """The results of a model on held-out examples, by stratum.
 
     Attributes:
-        task: whose statistics they are.
+        task: which defines the statistics.
         sums: of the examples' statistics, float64 [L, K].
-        counts: examples, int64 [L].
+        counts: the number of examples, int64 [L].
     """
 
     task: Task
@@ -35,23 +35,23 @@ class Tally:
     counts: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """On all examples, by name, the run's metric first."""
+        """The metrics on all examples, by name, the run's metric first."""
         return {name: float(value) for name, value in self.task.metrics(self.sums.sum(0)).items()}
 
     def by_stratum(self) -> np.ndarray:
-        """The run's metric within each stratum, float64 [L]; NaN for one without examples."""
+        """The run's metric within each stratum, float64 [L]; NaN for a stratum without examples."""
         return self.task.metrics(self.sums)[self.task.metric]
 
     def on_mixes(self, shares_CL: np.ndarray) -> np.ndarray:
-        """The run's metric on data that is mixed as each client's own is, float64 [C].
+        """The run's metric for each client, on held-out data with the client's mix of strata, float64 [C].
 
         Args:
-            shares_CL: of the strata among each client's training examples. Strata without held-out examples are left
-                out; a client with no other has NaN.
+            shares_CL: the fraction of each stratum among each client's training examples. Strata without held-out
+                examples are left out; a client that has only such strata gets NaN.
         """
-        known = self.counts > 0
-        means_LK = self.sums[known] / self.counts[known, None]
-        return self.task.metrics(shares_CL[:, known] @ means_LK)[self.task.metric]
+        held = self.counts > 0
+        means_LK = self.sums[held] / self.counts[held, None]
+        return self.task.metrics(shares_CL[:, held] @ means_LK)[self.task.metric]
 
 
 def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
@@ -64,7 +64,7 @@ def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
 
 @torch.inference_mode()
 def tally(model: Any, task: Task, examples: Examples, num_strata: int) -> Tally:
-    """The task's statistics of this model; L is `num_strata`."""
+    """The statistics of this model on these examples; L is `num_strata`."""
     sums, counts = 0.0, torch.bincount(examples.labels, minlength=num_strata).numpy()
     for rows in evaluation_batches(examples, batch_size_for(model, task, examples)):
         batch = on_device(model, examples.batch(rows))
@@ -76,16 +76,16 @@ def tally(model: Any, task: Task, examples: Examples, num_strata: int) -> Tally:
 
 
 def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
-    """Examples at once, fewer where the task judges every token and the vocabulary is large."""
+    """Examples in a batch; fewer if the task judges every token and the vocabulary is large."""
     if not task.by_token:
-        return BATCH_SIZE
-    # As much as a language model gives; others give less.
+        return EVALUATION_BATCH_SIZE
+    # This is the size for a language model; other models that judge every token have fewer logits.
     longest, vocabulary = int(examples.lengths.max()), int(model.config.get_text_config().vocab_size)
-    return max(1, min(BATCH_SIZE, MOST_LOGITS // (longest * vocabulary)))
+    return max(1, min(EVALUATION_BATCH_SIZE, MOST_LOGITS // (longest * vocabulary)))
 
 
 @torch.inference_mode()
-def predict_logits(model: Any, examples: Examples, batch_size: int = BATCH_SIZE) -> Tensor:
+def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
     """Logits of every example, float32 [N, C] of C classes, in the order of `examples`."""
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
@@ -98,15 +98,19 @@ def predict_logits(model: Any, examples: Examples, batch_size: int = BATCH_SIZE)
 
 
 def accuracy(model: Any, examples: Examples) -> float:
-    """Share of examples whose highest logit is their label."""
+    """The fraction of examples whose highest logit is that of their label."""
     return float((predict_logits(model, examples).argmax(1) == examples.labels).double().mean())
 
 
 def client_metrics(model: Any, own_labels: Tensor, task: Task, examples: Examples) -> dict[str, float]:
-    """What a client that trained alone says of its model: on all of `examples`, and on its own mix of strata.
+    """The metrics that a client reports after local training: on all of `examples`, and on its own mix of strata.
 
     Args:
-        own_labels: the client's strata, int64 [N]; where `examples` has none of them there is no metric of its own.
+        model: as the client trained it.
+        own_labels: the strata of the client's examples, int64 [N]; if `examples` has none of these strata, only the
+            metric on all examples is reported.
+        task: which defines the metric.
+        examples: held out.
     """
     num_strata = 1 + int(max(own_labels.max(), examples.labels.max()))
     found = tally(model, task, examples, num_strata)
@@ -117,7 +121,7 @@ def client_metrics(model: Any, own_labels: Tensor, task: Task, examples: Example
 
 
 def mean_and_worst_decile(values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> dict[str, float]:
-    """Mean over clients, and mean over the worst tenth of them (at least one)."""
+    """The mean over the clients, and the mean over the worst tenth of them (at least one client)."""
     ordered = np.sort(np.asarray(values, dtype=float)[~np.isnan(values)])
     worst = (ordered if higher_is_better else ordered[::-1])[: max(1, len(ordered) // 10)]
     return {"mean": float(ordered.mean()), "worst_decile": float(worst.mean())}

@@ -20,7 +20,7 @@ from federation import exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
-from fftmoe.adapter.shared_update import SCALE, LowRank, SharedProjection
+from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank, SharedProjection
 from fftmoe.backbones import attach_adapter, enable_resume, load_backbone, logits, prefix_states
 from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.config import parse_recipe
@@ -133,7 +133,9 @@ def test_without_experts_it_is_pefts_lora_with_gradients(family: str):
     ours = attach_adapter(FAMILIES[family].make(), config())
     randomise(ours, experts=False)
     backbone = FAMILIES[family].make()
-    lora = attach_adapter(backbone, lora_config(R, SCALE, target_names(backbone, range(NUM_BLOCKS), "all-linear")))
+    lora = attach_adapter(
+        backbone, lora_config(R, SHARED_SCALE, target_names(backbone, range(NUM_BLOCKS), "all-linear"))
+    )
     low_ranks = {owner(name): module for name, module in ours.named_modules() if isinstance(module, LowRank)}
     theirs = load_factors(lora, {path: (m.low_a, m.low_b) for path, m in low_ranks.items()})
     found, expected = logits(ours, batch), logits(lora, batch)

@@ -26,7 +26,7 @@ from fftmoe.backbones import (
     logits,
     prefix_states,
 )
-from fftmoe.backbones.prefix_cache import cache_key, with_prefix
+from fftmoe.backbones.prefix_cache import prefix_key, with_prefix
 from fftmoe.config import parse_recipe
 from fftmoe.data import Completions, ImageExamples, TokenizedText, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
@@ -159,11 +159,11 @@ def test_what_cannot_be_resumed_is_refused():
             enable_resume(model, block)
     with pytest.raises(InputError, match="call enable_resume"):
         logits(model, {**tokens(), "prefix_states": torch.zeros(2, 7, HIDDEN)})
-    with pytest.raises(InputError, match="block 1 is adapted, and block 2 reads"):
+    with pytest.raises(InputError, match="block 1 is adapted, and block 2 depends on what it computes"):
         prefix_states(adapted(FAMILIES["bert"].make(), 1).requires_grad_(False), 2, tokens())
     trained = adapted(FAMILIES["bert"].make())
     trained.get_parameter("base_model.model.bert.embeddings.LayerNorm.weight").requires_grad_(True)
-    with pytest.raises(InputError, match=r"embeddings\.LayerNorm\.weight is trained, and block 2 reads"):
+    with pytest.raises(InputError, match=r"embeddings\.LayerNorm\.weight is trained, and block 2 depends on what"):
         prefix_states(trained, 2, tokens())
     with pytest.raises(InputError, match="does not know where a None model keeps its blocks"):
         enable_resume(nn.Linear(2, 3), 1)
@@ -316,20 +316,20 @@ def test_the_key_follows_whatever_decides_the_states():
     cast(Any, other_norm).config.layer_norm_eps = 1e-3
     same = changed("")
     keys = [
-        cache_key(same, 2, examples),
-        cache_key(changed("", block=1), 1, examples),
-        cache_key(changed("bert.embeddings.word_embeddings.weight"), 2, examples),
-        cache_key(changed("bert.encoder.layer.1.output.dense.bias"), 2, examples),
-        cache_key(other_norm, 2, examples),
-        cache_key(adapted(FAMILIES["bert"].make().to(torch.bfloat16)), 2, examples),
-        cache_key(same, 2, replace(examples, input_ids=ids)),
-        cache_key(same, 2, examples.select([1, 0, 2, 3, 4, 5, 6])),
+        prefix_key(same, 2, examples),
+        prefix_key(changed("", block=1), 1, examples),
+        prefix_key(changed("bert.embeddings.word_embeddings.weight"), 2, examples),
+        prefix_key(changed("bert.encoder.layer.1.output.dense.bias"), 2, examples),
+        prefix_key(other_norm, 2, examples),
+        prefix_key(adapted(FAMILIES["bert"].make().to(torch.bfloat16)), 2, examples),
+        prefix_key(same, 2, replace(examples, input_ids=ids)),
+        prefix_key(same, 2, examples.select([1, 0, 2, 3, 4, 5, 6])),
     ]
     assert len(set(keys)) == len(keys)
     # Nor does it follow what cannot: adapters, later blocks, the head, and the labels.
     for name in ("bert.encoder.layer.2.attention.output.dense.bias", "classifier.modules_to_save.default.bias"):
-        assert cache_key(changed(name), 2, examples) == keys[0]
-    assert cache_key(same, 2, replace(examples, labels=examples.labels + 1)) == keys[0]
+        assert prefix_key(changed(name), 2, examples) == keys[0]
+    assert prefix_key(same, 2, replace(examples, labels=examples.labels + 1)) == keys[0]
 
 
 def test_the_key_sees_every_token_of_texts_with_answers():
@@ -339,9 +339,9 @@ def test_the_key_sees_every_token_of_texts_with_answers():
     middle = len(ids) // 2
     ids[middle] = 2 if ids[middle] != 2 else 3
     starts = torch.zeros(len(texts), dtype=torch.int64)
-    key = cache_key(model, 2, Completions(texts, starts))
-    assert cache_key(model, 2, Completions(replace(texts, input_ids=ids), starts)) != key
-    assert cache_key(model, 2, Completions(replace(texts, labels=texts.labels + 1), starts)) == key
+    key = prefix_key(model, 2, Completions(texts, starts))
+    assert prefix_key(model, 2, Completions(replace(texts, input_ids=ids), starts)) != key
+    assert prefix_key(model, 2, Completions(replace(texts, labels=texts.labels + 1), starts)) == key
 
 
 def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(

@@ -15,7 +15,7 @@ from decoders import PAD, VOCAB, texts
 from fftmoe.adapter import MoeAdapterConfig, blocks
 from fftmoe.backbones import attach_adapter, fingerprint, load_backbone, logits
 from fftmoe.backbones.prefix import prefix_tensors
-from fftmoe.backbones.prefix_cache import cache_key
+from fftmoe.backbones.prefix_cache import prefix_key
 from fftmoe.backbones.quantize import check_quantization
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
@@ -190,7 +190,7 @@ def test_each_way_of_holding_the_weights_has_its_own_fingerprint_and_cache(llama
             model.get_parameter("model.layers.0.mlp.up_proj.weight").data *= scale
             folder = llama.parent / f"{llama.name}-{scale}"
             model.save_pretrained(folder)
-        return cache_key(load(folder, kind), 1, token_examples(5, 1))
+        return prefix_key(load(folder, kind), 1, token_examples(5, 1))
 
     # Twice the weights have the same codes in 4 and 8 bits; only their scales differ.
     keys = [key(kind, scale) for kind in ("none", *KINDS) for scale in (1.0, 2.0)]

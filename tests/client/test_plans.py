@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fftmoe.client.screening import LARGEST, Agreement, screen_plan
+from fftmoe.client.screening import NUMBER_LIMIT, Agreement, screen_plan
 from fftmoe.errors import InputError
 from fftmoe.records import Tensors, pack, pack_plan, unpack, unpack_plan
 from fftmoe.setup.build import build_model
@@ -94,8 +94,8 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "trains alone": (say(task="alone"), r"the server asks for the task 'alone'; this site carries out train, sums"),
     "unknown task": (say(task="__init__"), r"the server asks for the task '__init__'"),
     "round below zero": (say(round=-1), r"plan has round -1; it must be at least 0"),
-    "huge round": (say(round=LARGEST), r"plan has round 9223372036854775808"),
-    "huge seed": (say(seed=LARGEST), r"plan has seed 9223372036854775808; it must be at least 0 and below 2\^63"),
+    "huge round": (say(round=NUMBER_LIMIT), r"plan has round 9223372036854775808"),
+    "huge seed": (say(seed=NUMBER_LIMIT), r"plan has seed 9223372036854775808; it must be at least 0 and below 2\^63"),
     "endless seed": (say(seed=10**999), r"plan has seed 10+\.\.\.0+; "),
     "seed below zero": (say(seed=-1), r"plan has seed -1"),
     "endless training": (table("training", local_steps=10**12), TRAINING),

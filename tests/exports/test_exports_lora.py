@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import fftmoe
 from fftmoe import adapter
-from fftmoe.adapter.shared_update import SCALE, LowRank
+from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
 from fftmoe.evaluate import tally
 from fftmoe.exports import distil as distillation
@@ -144,7 +144,7 @@ def test_the_shared_update_of_attention_and_the_head_are_exact(run: Path, export
     for name, module in shared.items():
         layer = lora.get_submodule(name.partition(".moe_shared")[0])
         product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
-        torch.testing.assert_close(product, SCALE * module.low_b @ module.low_a)
+        torch.testing.assert_close(product, SHARED_SCALE * module.low_b @ module.low_a)
 
 
 def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, dict[str, Any]]):

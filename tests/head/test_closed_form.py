@@ -20,7 +20,7 @@ from torch import Tensor
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, features, head_inputs, head_parameters, load_adapter, load_backbone, logits
-from fftmoe.backbones.fourier import WIDTH, FourierHead
+from fftmoe.backbones.fourier import KERNEL_WIDTH, FourierHead
 from fftmoe.backbones.lora import lora_config, lora_modules
 from fftmoe.client.runtime import ClientRuntime
 from fftmoe.client.sums import head_sums
@@ -509,7 +509,7 @@ def test_inner_products_of_lifted_features_are_a_gaussian_kernel():
     head = FourierHead(5, 20_011, C, seed=7)
     lifted = head.lift(z)
     unit = z / z.norm(dim=1, keepdim=True)
-    kernel = (-torch.cdist(unit, unit).square() / (2 * WIDTH**2)).exp()
+    kernel = (-torch.cdist(unit, unit).square() / (2 * KERNEL_WIDTH**2)).exp()
     # The mean of 20,011 independent terms of variance 1 - k^2 + k^4 / 2, at most 0.71 for the kernel's values here:
     # standard deviation 0.006. The seed is fixed; five of them are room for 17 x 17 pairs.
     torch.testing.assert_close(lifted @ lifted.T, kernel, rtol=0, atol=0.03)

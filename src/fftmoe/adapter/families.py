@@ -20,7 +20,7 @@ Call = Literal["input", "residual"]
 Names = str | Sequence[str]
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
     """One row of the table.
 
     Attributes:
@@ -34,22 +34,22 @@ class Family(NamedTuple):
 
 # BertOutput and its copies: `output` of layer N (not `attention.output`), a post-norm block. x is its second argument,
 # the output of the attention block, so MoE(x) is added within LayerNorm(dense(h) + x).
-_BERT = Family(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
+_BERT = ModelFamily(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
 # Pre-norm decoders: `mlp` of layer N; x has passed the norm, and MoE(x) is added before the residual addition.
-_DECODER = Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
+_DECODER = ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, ModelFamily] = {
     "bert": _BERT,
     "camembert": _BERT,
     "electra": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     # `ffn` of layer N, post-norm: MoE(x) is added before output_layer_norm(ffn(x) + x).
-    "distilbert": Family(r"(?:.*\.)?layer\.(\d+)\.ffn", "input"),
+    "distilbert": ModelFamily(r"(?:.*\.)?layer\.(\d+)\.ffn", "input"),
     # `mlp` of layer N, pre-norm: x has passed layernorm_after.
-    "vit": Family(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
+    "vit": ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
     # `mlp` of block N, pre-norm: x has passed ln_2.
-    "gpt2": Family(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
+    "gpt2": ModelFamily(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
     "gemma": _DECODER,
     "llama": _DECODER,
     "mistral": _DECODER,
@@ -61,7 +61,7 @@ FAMILIES: dict[str, Family] = {
 _LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff)")
 
 
-class Site(NamedTuple):
+class AdapterSite(NamedTuple):
     """One feed-forward network to adapt: module name, block index, model dim, and how it is called."""
 
     name: str
@@ -76,7 +76,7 @@ def find_sites(
     target_modules: Names | None = None,
     exclude_modules: Names | None = None,
     blocks: Sequence[int] | str | None = None,
-) -> list[Site]:
+) -> list[AdapterSite]:
     """The feed-forward networks to adapt, in depth order.
 
     Args:
@@ -95,7 +95,7 @@ def find_sites(
     family = FAMILIES.get(model_type)
     if family is None and target_modules is None:
         raise InputError(_unknown_family(model, model_type))
-    sites: list[Site] = []
+    sites: list[AdapterSite] = []
     for name, module in model.named_modules():
         match = re.fullmatch(family.pattern, name) if family else None
         chosen = match is not None if target_modules is None else _matches(name, target_modules)
@@ -104,7 +104,7 @@ def find_sites(
         block = int(match[1]) if match and target_modules is None else len(sites)
         call = family.call if family and match else "input"
         dim = _hidden_size(config) if match else _input_dim(name, module)
-        sites.append(Site(name, block, dim, call))
+        sites.append(AdapterSite(name, block, dim, call))
     if not sites:
         pattern = family.pattern if target_modules is None and family else target_modules
         raise InputError(f"no module of this {model_type} model matches {pattern!r}; {_how_to_name_modules(model)}")

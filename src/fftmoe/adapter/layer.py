@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fftmoe.adapter.config import MoeAdapterConfig
-from fftmoe.adapter.families import Site
+from fftmoe.adapter.families import AdapterSite
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.shared_update import SharedProjection
 from fftmoe.adapter.tuner_layer import MoeTunerLayer
@@ -22,7 +22,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("moe_experts",)
 
-    def __init__(self, base_layer: nn.Module, site: Site) -> None:
+    def __init__(self, base_layer: nn.Module, site: AdapterSite) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.site = site

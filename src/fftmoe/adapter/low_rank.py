@@ -39,7 +39,7 @@ def block_of_module(path: str) -> int:
     Raises:
         InputError: it lies in no block.
     """
-    return _place(path)[0]
+    return _split_path(path)[0]
 
 
 def within_block(path: str) -> str:
@@ -48,10 +48,10 @@ def within_block(path: str) -> str:
     Raises:
         InputError: it lies in no block.
     """
-    return _place(path)[1]
+    return _split_path(path)[1]
 
 
-def _place(path: str) -> tuple[int, str]:
+def _split_path(path: str) -> tuple[int, str]:
     match = re.search(_IN_BLOCK, path)
     if match is None:
         raise InputError(f"module {path!r} is in no numbered block; name other target modules, or the blocks to adapt")

@@ -12,7 +12,7 @@ from torch import nn
 
 from fftmoe.adapter.auxiliary import auxiliary_losses
 from fftmoe.adapter.config import MoeAdapterConfig
-from fftmoe.adapter.families import Site, find_sites
+from fftmoe.adapter.families import AdapterSite, find_sites
 from fftmoe.adapter.layer import MoeLayer
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.shared_update import SharedProjection, find_projections
@@ -28,7 +28,7 @@ class MoeModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, MoeAdapterConfig)
-        self._sites: dict[str, Site] = {
+        self._sites: dict[str, AdapterSite] = {
             site.name: site
             for site in find_sites(
                 self.model,

@@ -4,13 +4,13 @@ from aenum import extend_enum
 from peft import PeftType
 from peft.utils import register_peft_method
 
-NAME = "FFT_MOE"
+PEFT_NAME = "FFT_MOE"
 
 
 def add_peft_type() -> None:
     """Add the member FFT_MOE to PEFT's closed enumeration; a second call does nothing."""
-    if NAME not in PeftType.__members__:
-        extend_enum(PeftType, NAME, NAME)
+    if PEFT_NAME not in PeftType.__members__:
+        extend_enum(PeftType, PEFT_NAME, PEFT_NAME)
 
 
 def register(config_cls: type, model_cls: type) -> None:
@@ -18,5 +18,5 @@ def register(config_cls: type, model_cls: type) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     add_peft_type()
-    if PeftType[NAME] not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(name=NAME.lower(), prefix="moe_", config_cls=config_cls, model_cls=model_cls)
+    if PeftType[PEFT_NAME] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name=PEFT_NAME.lower(), prefix="moe_", config_cls=config_cls, model_cls=model_cls)

@@ -24,7 +24,7 @@ from fftmoe.adapter.tuner_layer import MoeTunerLayer
 from fftmoe.errors import InputError
 from fftmoe.records.names import shared_factors, shared_update
 
-SCALE = 2.0  # s; LoRA's alpha is usually twice the rank
+SHARED_SCALE = 2.0  # s; LoRA's alpha is usually twice the rank
 SHARED_TARGETS = ("query-value", "all-linear")  # which linear layers of a block can have an update
 
 
@@ -43,7 +43,7 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., d_in] to [..., d_out], in x's dtype."""
         rows = x if self.low_a.dim() == 2 else x.reshape(len(self.low_a), -1, x.shape[-1])
-        y = SCALE * (rows @ self.low_a.to(x.dtype).mT @ self.low_b.to(x.dtype).mT)
+        y = SHARED_SCALE * (rows @ self.low_a.to(x.dtype).mT @ self.low_b.to(x.dtype).mT)
         return y.reshape(*x.shape[:-1], -1)
 
     def load(self, low_a: Tensor, low_b: Tensor) -> None:

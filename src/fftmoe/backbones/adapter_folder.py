@@ -15,7 +15,7 @@ from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_CONFIG = 2**24  # bytes: with LoRA the file names every module of a large model
 # Fields that may have any value. All fields that are not listed here or below must have the default value of PEFT.
 ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}
@@ -40,8 +40,8 @@ def check_adapter(folder: Path) -> None:
         InputError: it does not. Nothing large has been created.
     """
     try:
-        values = strict_json(read_small(folder / CONFIG, MOST_CONFIG))
-        shapes = _shapes(folder / WEIGHTS)
+        values = strict_json(read_small(folder / ADAPTER_CONFIG, MOST_CONFIG))
+        shapes = _tensor_shapes(folder / ADAPTER_WEIGHTS)
         reason = _foreign(values) or _oversized(values, shapes)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = str(error)
@@ -49,10 +49,10 @@ def check_adapter(folder: Path) -> None:
         raise InputError(f"cannot load the adapter in {folder}: {reason}; it is damaged, or was not saved by fftmoe")
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def _tensor_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of each tensor in the file, by name."""
     if not path.is_file():
-        raise ValueError(f"it has no {WEIGHTS}, and weights in other formats can contain code")
+        raise ValueError(f"it has no {ADAPTER_WEIGHTS}, and weights in other formats can contain code")
     with safe_open(path, framework="pt") as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
@@ -65,7 +65,7 @@ def _foreign(values: Mapping[str, Any]) -> str | None:
     usual = make().to_dict()
     for name, value in values.items():
         if name not in ANY | own and (name not in usual or value != usual[name]):
-            return f"its {CONFIG} says {name}={value!r:.50}"
+            return f"its {ADAPTER_CONFIG} says {name}={value!r:.50}"
     for name in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
         names = values.get(name) or ()
         if isinstance(names, str) or not all(isinstance(text, str) and PLAIN.fullmatch(text) for text in names):
@@ -82,5 +82,5 @@ def _oversized(values: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> st
     pool = [values.get("num_experts"), values.get("expert_dim")]
     is_pool = pool == [None, None] or any(shape[:2] == pool for shape in held.values() if len(shape) == 3)
     if any(type(size) is not int or size not in sizes for size in asked) or not is_pool:
-        return f"its {CONFIG} asks for sizes that no tensor of {WEIGHTS} has"
+        return f"its {ADAPTER_CONFIG} asks for sizes that no tensor of {ADAPTER_WEIGHTS} has"
     return None

@@ -10,11 +10,11 @@ from fftmoe.backbones.placement import at_least_float32
 from fftmoe.rng import generator
 
 # The kernel's width, in units of the features' length. Features of length 1 are at most 2 apart.
-WIDTH = 2.0
+KERNEL_WIDTH = 2.0
 
 
 class FourierHead(nn.Linear):
-    """logits = W phi(z) + b with phi(z) = sqrt(2/F) cos(D z/|z| / WIDTH + phase): in the limit, a Gaussian kernel.
+    """logits = W phi(z) + b, phi(z) = sqrt(2/F) cos(D z/|z| / KERNEL_WIDTH + phase): for large F a Gaussian kernel.
 
     The directions D and the phases follow from the seed, so only W and b are sent. Features are normalised to length 1,
     so the width of the kernel needs no statistics and stays right while adapters change the features.
@@ -34,7 +34,7 @@ class FourierHead(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         source = generator(seed, "fourier")
-        self.register_buffer("directions", torch.randn(dim, num_features, generator=source) / WIDTH)
+        self.register_buffer("directions", torch.randn(dim, num_features, generator=source) / KERNEL_WIDTH)
         self.register_buffer("phases", torch.rand(num_features, generator=source) * 2 * math.pi)
 
     def lift(self, z: Tensor) -> Tensor:

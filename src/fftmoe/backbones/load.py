@@ -110,7 +110,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
     with _explained(model, "tokenizer"):
-        for name in (trust.CONFIG, trust.TOKENIZER):
+        for name in (trust.MODEL_CONFIG, trust.TOKENIZER):
             trust.check_settings(source, name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer = cast(transformers.PreTrainedTokenizerBase, tokenizer)
@@ -144,7 +144,7 @@ def load_image_processor(model: str) -> ImageFormat:
     """
     with _explained(model, "image processor"), _quiet_transformers():
         source = resolve_model(model)
-        for name in (trust.CONFIG, trust.IMAGES):
+        for name in (trust.MODEL_CONFIG, trust.IMAGES):
             trust.check_settings(source, name)
         processor: Any = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     # A processor that crops first resizes to a larger size; here images are resized to the size that the model sees.
@@ -174,7 +174,7 @@ def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) 
     source = resolve_model(model)
     # transformers draws the weights that the checkpoint lacks from global state; below they are drawn from `seed`.
     with _explained(model, "model"), _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        trust.check_settings(source, trust.CONFIG)
+        trust.check_settings(source, trust.MODEL_CONFIG)
         if Path(source).is_dir():
             trust.check_weights(Path(source))
         loaded, info = auto.from_pretrained(

@@ -26,8 +26,8 @@ from fftmoe.data import Examples, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
 
 # A part of every key: raise it when the layout of the file or the way of computing changes.
-FORMAT_VERSION = 1
-BATCH_SIZE = 64
+PREFIX_FORMAT = 1
+PREFIX_BATCH_SIZE = 64
 
 
 def with_prefix(
@@ -60,8 +60,8 @@ def with_prefix(
     num_states, dim = _state_sizes(model, block, examples)
     dtype = compute_dtype(model)  # more bits than the model multiplies would only take space
     parts = [None] if groups is None else groups
-    batches = [batch for rows in parts for batch in evaluation_batches(examples, BATCH_SIZE, rows)]
-    key = cache_key(model, block, examples, batches if groups is not None else ())
+    batches = [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
+    key = prefix_key(model, block, examples, batches if groups is not None else ())
     path = Path(cache_dir) / f"prefix-{key}.bin"
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
@@ -92,7 +92,7 @@ def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int
     return num_bytes, None
 
 
-def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tensor] = ()) -> str:
+def prefix_key(model: Any, block: int, examples: Examples, batches: Sequence[Tensor] = ()) -> str:
     """SHA-256 over all that determines the states: code versions, configuration, weights, block, dtype and inputs.
 
     Args:
@@ -103,7 +103,7 @@ def cache_key(model: Any, block: int, examples: Examples, batches: Sequence[Tens
     """
     dtype, config = compute_dtype(model), model.config.to_dict()
     config.pop("_name_or_path", None)  # the same model may be in another folder
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {torch.__version__} {block} {BATCH_SIZE} {dtype}\n".encode())
+    digest = hashlib.sha256(f"{PREFIX_FORMAT} {torch.__version__} {block} {PREFIX_BATCH_SIZE} {dtype}\n".encode())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in prefix_tensors(model, block).items():
         _update(digest, name, tensor)

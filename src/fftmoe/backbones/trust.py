@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
-CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
+MODEL_CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 CODE = {"auto_map", "custom_generate", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels"}
 IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others may be downloaded from the hub
@@ -41,7 +41,7 @@ def check_settings(source: str, name: str) -> None:
         values = strict_json(read_small(path))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {name} of the model {source!r}: {error}") from error
-    asked = [key for key, value in _flat(values) if _names_code(key, value)]
+    asked = [key for key, value in _all_keys(values) if _names_code(key, value)]
     if asked:
         raise InputError(
             f"{name} of the model {source!r} has {', '.join(asked)}: fftmoe runs no code that comes with a model, and "
@@ -88,11 +88,11 @@ def _find_file(source: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _flat(value: Any) -> list[tuple[str, Any]]:
+def _all_keys(value: Any) -> list[tuple[str, Any]]:
     """Every key with its value, at any depth."""
     if isinstance(value, Mapping):
-        return [pair for key, own in value.items() for pair in ((key, own), *_flat(own))]
-    return [pair for own in value for pair in _flat(own)] if isinstance(value, list) else []
+        return [pair for key, own in value.items() for pair in ((key, own), *_all_keys(own))]
+    return [pair for own in value for pair in _all_keys(own)] if isinstance(value, list) else []
 
 
 def _names_code(key: str, value: Any) -> bool:

@@ -33,7 +33,7 @@ def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[Client
     sent: Tensors = {}
     left = dict(feedback)
     for name, delta in update.tensors.items():
-        ids = _expert_ids(update, name)
+        ids = _experts_of_rows(update, name)
         exact = delta + _feedback_for(left, name, delta, ids)
         parts = encode({name: exact}, kind)
         sent |= parts
@@ -41,7 +41,7 @@ def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[Client
     return replace(update, tensors=sent), left
 
 
-def _expert_ids(update: ClientUpdate, name: str) -> tuple[int, ...] | None:
+def _experts_of_rows(update: ClientUpdate, name: str) -> tuple[int, ...] | None:
     """The experts to which the rows of a tensor belong; None for a tensor without experts."""
     block = names.block_of(name)
     return None if block is None else update.experts[block]

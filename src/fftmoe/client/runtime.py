@@ -15,7 +15,7 @@ from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
-from fftmoe.head import Head, HeadSums, solved_head
+from fftmoe.head import HeadLoss, HeadSums, solved_head
 from fftmoe.methods.base import Method, can_stack
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
@@ -68,7 +68,7 @@ class ClientRuntime:
         if len(received) > 1:
             updates = self.train_together(*zip(*received, strict=True))
         else:
-            updates = [TASKS[plan.task](self, plan, tensors) for plan, tensors in received]
+            updates = [CLIENT_TASKS[plan.task](self, plan, tensors) for plan, tensors in received]
         return [
             pack_update(replace(update, made_on=made_on(backbone, plan.base)))
             for update, (plan, _) in zip(updates, received, strict=True)
@@ -82,7 +82,7 @@ class ClientRuntime:
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """`train` for several clients, in one batch on one backbone."""
         assert can_stack(self.method)
-        assert isinstance(self.loss, Head)
+        assert isinstance(self.loss, HeadLoss)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
         kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
         results = update_stack(self.model, self.method, self.loss, plans, tensors, kept, self.examples, rows)
@@ -95,7 +95,7 @@ class ClientRuntime:
         """The task "alone": local training without the federation. No state is kept; the client measures its model."""
         rows = self.partition[plan.client_id]
         measure = partial(self.measure, own_labels=self.examples.labels[torch.from_numpy(rows)])
-        if plan.training.train_head or not isinstance(self.loss, Head):
+        if plan.training.train_head or not isinstance(self.loss, HeadLoss):
             return self._update(plan, tensors, {}, measure)[0]
         return self._local_closed_form(plan, tensors, measure)
 
@@ -143,4 +143,4 @@ class ClientRuntime:
         return update
 
 
-TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.local, "sums": ClientRuntime.sums}
+CLIENT_TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.local, "sums": ClientRuntime.sums}

@@ -14,7 +14,7 @@ from fftmoe.records import Budget, Training, inspect_message
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
-LARGEST = 2**63  # the round and the seed are below this
+NUMBER_LIMIT = 2**63  # the round and the seed are below this
 SERVED = ("train", "sums")  # the tasks that a site carries out
 
 PLAN = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
@@ -52,21 +52,22 @@ def screen_plan(message: bytes, agreed: Agreement) -> None:
     Raises:
         InputError: the message asks for something that the site did not agree to.
     """
-    declared, header = _read(message)
+    declared, header = _read_header(message)
     _check_types("plan", header, {**PLAN, "training": dict})
     _check_client(header["client_id"], agreed.client_id)
-    _check_task(header["task"])
-    _check_numbers(header["round"], header["seed"])
+    _check_served(header["task"])
+    _check_round_and_seed(header["round"], header["seed"])
     _check_training(header["training"], agreed.training)
     _check_types("budget", header["budget"], BUDGET)
     budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
     sums = header["task"] == "sums"
     _check_budget(budget, agreed, any_tier=sums)
-    _check_experts(header["experts"], budget, agreed.num_experts, most=agreed.num_experts if sums else budget.experts)
+    most = agreed.num_experts if sums else budget.experts
+    _check_expert_ids(header["experts"], budget, agreed.num_experts, most)
     _check_tensors(declared, max(agreed.longest, budget.rank))
 
 
-def _read(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the message declares of its tensors, and its header; neither has been checked."""
     try:
         declared, header, _ = inspect_message(message, MOST_HEADER)
@@ -86,14 +87,14 @@ def _check_client(client_id: int, own: int) -> None:
         raise InputError(f"the server's plan is for client {_shown(client_id)}; this site is client {own}")
 
 
-def _check_task(task: str) -> None:
+def _check_served(task: str) -> None:
     if task not in SERVED:
         raise InputError(f"the server asks for the task {_shown(task)}; this site carries out {', '.join(SERVED)}")
 
 
-def _check_numbers(round: int, seed: int) -> None:
+def _check_round_and_seed(round: int, seed: int) -> None:
     for name, value in (("round", round), ("seed", seed)):
-        if not 0 <= value < LARGEST:
+        if not 0 <= value < NUMBER_LIMIT:
             raise InputError(f"the server's plan has {name} {_shown(value)}; it must be at least 0 and below 2^63")
 
 
@@ -126,7 +127,7 @@ def _check_budget(budget: Budget, agreed: Agreement, any_tier: bool) -> None:
         raise InputError(f"the server asks for the budget {_shown(vars(budget))}, but {problem}")
 
 
-def _check_experts(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
+def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
     """Expert ids for each block of the budget, or for no block; at most `most` in a block."""
     if table and table.keys() != {str(block) for block in budget.blocks}:
         raise InputError(f"the server's plan has experts for blocks {_shown([*table])}, not for {[*budget.blocks]}")

@@ -21,7 +21,7 @@ from fftmoe.backbones import device_of, on_device
 from fftmoe.client.training import Losses, check_finite, train
 from fftmoe.client.update import local_batches
 from fftmoe.data import Examples
-from fftmoe.head import Head
+from fftmoe.head import HeadLoss
 from fftmoe.methods.base import Stack, StackingMethod
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 
@@ -29,7 +29,7 @@ from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 def update_stack(
     model: Any,
     method: StackingMethod,
-    head: Head,
+    head: HeadLoss,
     plans: Sequence[ClientPlan],
     tensors: Sequence[Tensors],
     client_states: Sequence[Tensors],
@@ -86,7 +86,7 @@ def stacked_rows(batches: Sequence[Sequence[Tensor]]) -> Iterator[StackedRows]:
         yield StackedRows(rows_CB, real_CB)
 
 
-def stacked_losses(model: Any, stack: Stack, head: Head, examples: Examples, step: StackedRows) -> Losses:
+def stacked_losses(model: Any, stack: Stack, head: HeadLoss, examples: Examples, step: StackedRows) -> Losses:
     """The sum of the clients' losses, and the task's loss of each client [C]; rows that fill gaps do not count."""
     batch, real_CB = on_device(model, examples.batch(step.rows_CB.flatten())), step.real_CB.to(device_of(model))
     losses_CB = head.losses(stack.logits(batch), batch["labels"].view_as(step.rows_CB))

@@ -18,7 +18,7 @@ from fftmoe.data import Examples, evaluation_batches
 from fftmoe.head import HeadSums, are_few, few_tensors
 from fftmoe.records import Tensors
 
-BATCH_SIZE = 64
+SUMS_BATCH_SIZE = 64
 
 
 @torch.inference_mode()
@@ -44,5 +44,5 @@ def head_sums(
 
 def _features_and_labels(model: Any, examples: Examples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """Features float32 [B, F] and labels int64 [B], batch by batch."""
-    for batch in map(examples.batch, evaluation_batches(examples, BATCH_SIZE, indices)):
+    for batch in map(examples.batch, evaluation_batches(examples, SUMS_BATCH_SIZE, indices)):
         yield head_inputs(model, on_device(model, batch)).cpu(), batch["labels"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fftmoe.errors import RunError
 from fftmoe.records import ClientPlan, Training, names
 
-Batch = TypeVar("Batch")
+BatchT = TypeVar("BatchT")
 
 
 class Losses(NamedTuple):
@@ -32,14 +32,14 @@ class Losses(NamedTuple):
     task: Tensor
 
 
-LossOf = Callable[[Batch], Losses]
+LossOf = Callable[[BatchT], Losses]
 
 
-class MakeGradients(Protocol[Batch]):
+class MakeGradients(Protocol[BatchT]):
     """How the gradients of a step are made."""
 
     def __call__(
-        self, loss_of: LossOf[Batch], batch: Batch, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
+        self, loss_of: LossOf[BatchT], batch: BatchT, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
     ) -> Tensor | None:
         """Set the gradient of every parameter that the loss reaches.
 
@@ -56,7 +56,7 @@ class MakeGradients(Protocol[Batch]):
 
 
 def plain_gradients(
-    loss_of: LossOf[Batch], batch: Batch, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
+    loss_of: LossOf[BatchT], batch: BatchT, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
 ) -> Tensor:
     """The gradients of the loss and the proximal term, in one backward pass: the order of its sums decides the bits."""
     losses = loss_of(batch)
@@ -66,11 +66,11 @@ def plain_gradients(
 
 
 def train(
-    batches: Iterable[Batch],
+    batches: Iterable[BatchT],
     parameters: Mapping[str, nn.Parameter],
     training: Training,
-    loss_of: LossOf[Batch],
-    make_gradients: MakeGradients[Batch] = plain_gradients,
+    loss_of: LossOf[BatchT],
+    make_gradients: MakeGradients[BatchT] = plain_gradients,
 ) -> Iterator[Tensor | None]:
     """Take one step of training for each batch.
 

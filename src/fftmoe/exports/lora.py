@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.adapter.shared_update import SCALE, LowRank
+from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.data import Examples
@@ -153,7 +153,7 @@ def _shared(model: Any) -> Factors:
     """The shared updates as factors of LoRA by the name of their module, without those that the fit includes."""
     fitted = last_projections(model).values()
     return {
-        path: (module.low_a.detach(), SCALE * module.low_b.detach())
+        path: (module.low_a.detach(), SHARED_SCALE * module.low_b.detach())
         for name, module in model.named_modules()
         if isinstance(module, LowRank) and (path := owner(name)) not in fitted
     }

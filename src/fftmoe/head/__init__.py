@@ -1,4 +1,7 @@
-"""Classification heads: how logits become a loss, and the head that sums solve exactly."""
+"""Classification heads: the losses of their kinds, and the closed-form head from feature statistics.
+
+Only the mathematics is here, without models, clients or recipes; every package above may import it.
+"""
 
 from fftmoe.head.bounded import bounded_total as bounded_total
 from fftmoe.head.closed_form import HeadSums as HeadSums
@@ -9,7 +12,7 @@ from fftmoe.head.closed_form import solved_head as solved_head
 from fftmoe.head.closed_form import sum_shapes as sum_shapes
 from fftmoe.head.losses import HEADS as HEADS
 from fftmoe.head.losses import Averaged as Averaged
-from fftmoe.head.losses import Head as Head
+from fftmoe.head.losses import HeadLoss as HeadLoss
 from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
 from fftmoe.head.losses import make_head as make_head

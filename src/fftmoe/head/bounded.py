@@ -1,4 +1,4 @@
-"""Sums of clients of whom some lie, none of which weighs more than the median client's (docs/math.md, Robust means)."""
+"""Feature statistics of clients that may be malicious: none counts more than the median client's (docs/math.md)."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,13 @@ from fftmoe.head.closed_form import HeadSums
 
 
 def bounded_total(parts: Iterable[HeadSums]) -> HeadSums:
-    """The sums of all clients, each made as small as the median one where it is larger; at least one part.
+    """The total of the clients' feature statistics, each scaled down to the size of the median one if it is larger.
 
-    The size of sums is the trace of their gram, sum |x|^2: what more or longer features would add to. Made smaller as
-    a whole they are still sums, of examples that count for less. All parts are held at once.
+    The size is the trace of the Gram matrix, sum |x|^2, which grows with more or longer features. Statistics that are
+    scaled as a whole are still statistics, of examples with a smaller weight. All parts are in memory together.
+
+    Args:
+        parts: one for each client, at least one.
     """
     own = list(parts)
     sizes = torch.stack([part.gram.trace() for part in own])

@@ -1,4 +1,4 @@
-"""The ridge-regression head from sums over clients: exact whatever the partition (docs/math.md, Closed-form head).
+"""The ridge-regression head from feature statistics: exact for every partition (docs/math.md, Closed-form head).
 
 Shape letters: N examples, F features, C classes, D = F + 1.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from fftmoe.records import names
 
-# Ridge strengths that are tried, relative to the mean eigenvalue of the features' second moments.
+# The ridge strengths to choose from, relative to the mean eigenvalue of the features' second moments.
 STRENGTHS = tuple(10.0 ** (e / 2) for e in range(-16, 5))
 
 
 @dataclass(frozen=True)
 class HeadSums:
-    """What the closed form needs to know of a set of examples; sums of two sets are the sums of their union.
+    """The feature statistics of a set of examples; those of two disjoint sets add up to those of their union.
 
     Attributes:
-        gram: sum of x xT, float64 [F + 1, F + 1], where x = [features, 1].
-        moment: sum of x onehot(y)T, float64 [F + 1, C]; its last row counts the labels.
+        gram: the sum of x xT, float64 [F + 1, F + 1], where x = [features, 1].
+        moment: the sum of x onehot(y)T, float64 [F + 1, C]; its last row counts the labels.
     """
 
     gram: Tensor
@@ -30,13 +30,13 @@ class HeadSums:
 
     @classmethod
     def of(cls, features_NF: Tensor, labels_N: Tensor, num_labels: int) -> "HeadSums":
-        """The sums of these examples."""
+        """The statistics of these examples."""
         x_ND = _with_one(features_NF)
         return cls(x_ND.T @ x_ND, x_ND.T @ F.one_hot(labels_N, num_labels).double())
 
     @classmethod
     def total(cls, parts: Iterable["HeadSums"]) -> "HeadSums":
-        """The sums of the union; at least one part."""
+        """The statistics of the union of these parts, at least one."""
         iterator = iter(parts)
         total = next(iterator)
         for part in iterator:
@@ -49,13 +49,13 @@ class HeadSums:
         return float(self.gram[-1, -1])
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """For the wire: float32, of the symmetric gram its upper triangle alone."""
+        """The form in which they are sent: float32, and only the upper triangle of the symmetric Gram matrix."""
         rows, columns = torch.triu_indices(*self.gram.shape)
         return {"sums.gram": self.gram[rows, columns].float(), "sums.moment": self.moment.float()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
-        """Inverse of `to_tensors`, or of `few_tensors`, up to float32."""
+        """The inverse of `to_tensors` or `few_tensors`, up to rounding to float32."""
         moment = tensors["sums.moment"].double()
         if "sums.factor" in tensors:
             factor_ND = tensors["sums.factor"].double()
@@ -67,15 +67,15 @@ class HeadSums:
 
 
 def are_few(num_examples: int, num_features: int) -> bool:
-    """Whether N rows of D numbers are no more than half a gram."""
+    """Whether N rows of D numbers take at most half the space of a Gram matrix."""
     return 2 * num_examples <= num_features + 1
 
 
 def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """The sums of few examples for the wire: in the place of the gram R of x = QR, N rows in the place of D.
+    """The statistics of few examples, ready to be sent: R of x = QR, with N rows, instead of the Gram matrix.
 
-    R follows from the gram up to the signs of its rows, and tells no more. The column of ones is the first to be
-    factored, so that one row has all that sums over the examples, and loses nothing where these cancel.
+    The Gram matrix determines R up to the signs of its rows, so R reveals nothing more. The column of ones is factored
+    first, so that a single row holds all sums over the examples, and nothing is lost where they cancel.
     """
     x_ND = _with_one(features_NF)
     factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
@@ -84,7 +84,7 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
 
 
 def sum_shapes(num_features: int, num_labels: int, num_examples: int | None) -> dict[str, tuple[int, ...]]:
-    """Of what is sent of so many examples; None where nobody is to know how many."""
+    """The shapes of the tensors that are sent for this many examples; None if the number must stay unknown."""
     side = num_features + 1
     gram: dict[str, tuple[int, ...]] = {"sums.gram": (side * (side + 1) // 2,)}
     if num_examples is not None and are_few(num_examples, num_features):
@@ -100,8 +100,10 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     """W, b that minimise sum_i |W f_i + b - onehot(y_i)|^2 + rho (|W|^2 + |b|^2).
 
     Args:
-        strength: rho relative to the gram's mean eigenvalue; None chooses it among `STRENGTHS` by generalised
-            cross-validation (Golub, Heath and Wahba, 1979), which needs the sums alone and no held-out data.
+        sums: the feature statistics of the examples.
+        strength: rho relative to the mean eigenvalue of the Gram matrix; None to choose it among `STRENGTHS` by
+            generalised cross-validation (Golub, Heath and Wahba, 1979), which needs only the statistics and no
+            held-out data.
 
     Returns:
         weight float32 [C, F], bias float32 [C], and the relative strength.
@@ -122,12 +124,12 @@ def solved_head(sums: HeadSums) -> dict[str, Tensor]:
 
 
 def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
-    """Mean squared residual over (1 - degrees of freedom / N)^2; infinite where the fit is saturated."""
+    """The mean squared residual divided by (1 - degrees of freedom / N)^2; infinite if the fit is saturated."""
     energy, shrunk = projected.square().sum(1), eigenvalues + rho
     # Every one-hot label has norm 1, so the labels' squared norm is N.
     residual = num_examples - 2 * (energy / shrunk).sum() + (energy * eigenvalues / shrunk**2).sum()
     freedom = float((eigenvalues / shrunk).sum())
-    # Sums travel in float32; this is what their rounding may have made of the residual, to first order.
+    # Statistics are sent in float32; to first order, this is how much their rounding can change the residual.
     noise = torch.finfo(torch.float32).eps * float(eigenvalues[-1]) * float((energy / shrunk**2).sum())
     if freedom >= num_examples or residual <= noise:
         return float("inf")

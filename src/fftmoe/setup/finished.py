@@ -9,7 +9,7 @@ from typing import Any
 
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.evaluate import BATCH_SIZE
+from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.server.average import served
 from fftmoe.setup.compose import compose
 from fftmoe.setup.load import load_split_by_stratum
@@ -103,7 +103,7 @@ def predict_run(
     *,
     file: Path | None = None,
     column: str | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = EVALUATION_BATCH_SIZE,
     scores: bool = False,
     client: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,

@@ -1,4 +1,7 @@
-"""Tasks: what a model is asked, and how its answers are judged; one file each."""
+"""Tasks: which loss training minimises and how outputs are judged, one file for each task.
+
+No model, method or recipe is known here; every package above may import it.
+"""
 
 from collections.abc import Callable
 
@@ -25,7 +28,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "multi-label-classification": MultiLabel,
     "regression": Regression,
 }
-# Tasks whose loss is their own; that of the others is their head's (`fftmoe.head`).
+# The tasks that bring a loss; the other tasks use the loss of the recipe's head (`fftmoe.head`).
 LOSSES: dict[str, Callable[[], Loss]] = {
     "causal-lm": NextToken,
     "token-classification": PerToken,
@@ -38,7 +41,7 @@ def make_task(name: str) -> Task:
     """The task that recipes call `name`.
 
     Raises:
-        InputError: no such task.
+        InputError: there is no such task.
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}{did_you_mean(name, TASKS)}")

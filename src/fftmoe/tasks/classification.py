@@ -1,4 +1,4 @@
-"""One label of C for each example, a text or an image. The loss is the head's (`fftmoe.head`)."""
+"""Classification: one of C labels for each example, a text or an image. The head brings the loss (`fftmoe.head`)."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from fftmoe.tasks.base import ratio
 
 
 class Classification:
-    """Accuracy: the share of examples whose highest logit is their label."""
+    """Accuracy: the fraction of examples whose highest logit is that of their label."""
 
     metric = "accuracy"
     higher_is_better = True
@@ -18,10 +18,10 @@ class Classification:
     by_token = False
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 2]: whether it is right, and 1."""
+        """[B, 2]: 1 if the prediction is right, else 0; and 1."""
         right_B = (logits.argmax(1) == batch["labels"]).double()
         return torch.stack([right_B, torch.ones_like(right_B)], 1)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Of sums [..., 2]."""
+        """The metrics from sums [..., 2]."""
         return {"accuracy": ratio(sums[..., 0], sums[..., 1])}

@@ -1,4 +1,4 @@
-"""F1 from counts that can be added up.
+"""F1 from counts that can be added.
 
 Shape letters: C classes.
 """
@@ -9,11 +9,11 @@ from fftmoe.tasks.base import ratio
 
 
 def class_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """2 * hits / (predicted + actual), each [...]; NaN where a class was neither there nor predicted."""
+    """2 * hits / (predicted + actual), each [...]; NaN where a class neither occurs nor is predicted."""
     return ratio(2 * hits, predicted + actual)
 
 
 def macro(by_class: np.ndarray) -> np.ndarray:
-    """The mean over the classes [..., C] that have a value; NaN where none has."""
-    known = ~np.isnan(by_class)
-    return ratio(np.where(known, by_class, 0.0).sum(-1), known.sum(-1))
+    """The mean over the classes [..., C] that have a value; NaN where no class has one."""
+    defined = ~np.isnan(by_class)
+    return ratio(np.where(defined, by_class, 0.0).sum(-1), defined.sum(-1))

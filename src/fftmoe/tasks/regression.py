@@ -1,4 +1,4 @@
-"""T numbers for each text.
+"""Regression: T numbers for each text.
 
 Shape letters: B batch, T targets.
 """
@@ -14,10 +14,10 @@ from fftmoe.tasks.base import ratio
 
 
 class Squares:
-    """Squared error: L = mean_b mean_t (z_bt - y_bt)^2. Numbers of about 1 suit the head's learning rate best."""
+    """Squared error: L = mean_b mean_t (z_bt - y_bt)^2. Targets of about 1 suit the head's learning rate best."""
 
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
-        """The mean over batch and targets."""
+        """The mean over the batch and the targets."""
         return F.mse_loss(outputs_BT, targets_BT)
 
 
@@ -26,22 +26,22 @@ class Regression:
 
     metric = "mean_absolute_error"
     higher_is_better = False
-    bounds = (0.0, 1e15)  # a model that is worse than this has failed
+    bounds = (0.0, 1e15)  # a model with a larger value has failed
     by_token = False
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 4T + 1]: by target the error's size and square, the target and its square; and 1."""
+        """[B, 4T + 1]: for each target the absolute error, its square, the target and its square; and 1."""
         y_BT = batch["labels"].double()
         error_BT = logits.double() - y_BT
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Of sums [..., 4T + 1]."""
+        """The metrics from sums [..., 4T + 1]."""
         means = ratio(sums[..., :-1], sums[..., -1:])
-        size, square, mean, second = np.split(means, 4, axis=-1)
-        explained = 1 - ratio(square, second - mean**2)
+        absolute, square, mean, mean_square = np.split(means, 4, axis=-1)
+        explained = 1 - ratio(square, mean_square - mean**2)
         return {
-            "mean_absolute_error": size.mean(-1),
+            "mean_absolute_error": absolute.mean(-1),
             "mean_squared_error": square.mean(-1),
             "r2": explained.mean(-1),
         }

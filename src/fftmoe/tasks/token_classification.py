@@ -1,4 +1,4 @@
-"""A label for each token that has one, such as a word's first: names, parts of speech.
+"""Token classification: a label for each labelled token, such as the first token of a word (names, parts of speech).
 
 Shape letters: B batch, S sequence, C classes.
 """
@@ -19,12 +19,12 @@ class PerToken:
     """Softmax cross-entropy: the mean over the labelled tokens of the batch."""
 
     def loss(self, logits_BSC: Tensor, labels_BS: Tensor, /) -> Tensor:
-        """Of tokens whose label is not -100."""
+        """The mean over the tokens whose label is not -100."""
         return F.cross_entropy(logits_BSC.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED)
 
 
 class TokenClassification:
-    """Accuracy over labelled tokens; beside it the F1 of each class, averaged (`macro_f1`)."""
+    """Accuracy over the labelled tokens, and the mean of the classes' F1 (`macro_f1`)."""
 
     metric = "accuracy"
     higher_is_better = True
@@ -32,14 +32,18 @@ class TokenClassification:
     by_token = True
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3C]: of each class how many tokens were rightly said to be it, said to be it, and are it."""
+        """[B, 3C]: for each class the number of tokens that are hits, predicted, and actual."""
         labels_BS, num_classes = batch["labels"], logits.shape[-1]
-        there_BS1 = (labels_BS != IGNORED)[..., None]
-        said_BSC = F.one_hot(logits.argmax(-1), num_classes) * there_BS1
-        are_BSC = F.one_hot(labels_BS.clamp_min(0), num_classes) * there_BS1
-        return torch.cat([(said_BSC * are_BSC).sum(1), said_BSC.sum(1), are_BSC.sum(1)], 1).double()
+        labelled_BS1 = (labels_BS != IGNORED)[..., None]
+        predicted_BSC = F.one_hot(logits.argmax(-1), num_classes) * labelled_BS1
+        actual_BSC = F.one_hot(labels_BS.clamp_min(0), num_classes) * labelled_BS1
+        hits_BSC = predicted_BSC * actual_BSC
+        return torch.cat([hits_BSC.sum(1), predicted_BSC.sum(1), actual_BSC.sum(1)], 1).double()
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Of sums [..., 3C]."""
-        hits, said, are = np.split(sums, 3, axis=-1)
-        return {"accuracy": ratio(hits.sum(-1), are.sum(-1)), "macro_f1": macro(class_f1(hits, said, are))}
+        """The metrics from sums [..., 3C]."""
+        hits, predicted, actual = np.split(sums, 3, axis=-1)
+        return {
+            "accuracy": ratio(hits.sum(-1), actual.sum(-1)),
+            "macro_f1": macro(class_f1(hits, predicted, actual)),
+        }
