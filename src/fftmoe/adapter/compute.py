@@ -202,13 +202,8 @@ def choose(
     """
     if compute != "auto":
         check_compute(compute)
-        if compute == "grouped" and not _fits_grouped(expert_dim, dim, dtype):
-            multiple = GROUPED_ALIGNMENT_BYTES // dtype.itemsize
-            raise InputError(
-                f"compute='grouped' needs float32, bfloat16 or float16, here multiples of {multiple}; "
-                f"got expert_dim={expert_dim} and model dim={dim}. "
-                "Use compute='wide' or 'auto', or a multiple of 16."
-            )
+        if compute == "grouped":
+            _check_grouped(expert_dim, dim, dtype)
         return compute
     # torch.compile (2.13) fails on a grouped product in other dtypes, because it has no shapes for it.
     unknown_to_compiler = torch.compiler.is_compiling() and dtype != torch.bfloat16
@@ -225,6 +220,15 @@ def check_compute(compute: str) -> None:
     valid = ("auto", *COMPUTES)
     if compute not in valid:
         raise InputError(f"unknown compute {compute!r}{did_you_mean(compute, valid)}")
+
+
+def _check_grouped(expert_dim: int, dim: int, dtype: torch.dtype) -> None:
+    if not _fits_grouped(expert_dim, dim, dtype):
+        multiple = GROUPED_ALIGNMENT_BYTES // dtype.itemsize
+        raise InputError(
+            f"compute='grouped' needs float32, bfloat16 or float16, and here multiples of {multiple}; got {dtype} with "
+            f"expert_dim={expert_dim} and model dim={dim}. Use compute='wide' or 'auto', or a multiple of 16."
+        )
 
 
 def _fits_grouped(expert_dim: int, dim: int, dtype: torch.dtype) -> bool:

@@ -86,17 +86,20 @@ def load_backbone(
     }
     if task != "causal-lm":
         options |= _label_options(task, num_labels, label_names)
-    mean_pooled = task in POOLED and pooling == "mean"
-    auto = transformers.AutoModel if mean_pooled else _AUTO_MODELS[task]
-    loaded = _from_pretrained(auto, model, seed, options)
-    if mean_pooled:
-        loaded = _mean_pooled(loaded, options["num_labels"], seed)
+    loaded = _load_with_head(model, task, pooling, seed, options)
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)
     _fill_head_bias(loaded, head_bias)
     settle_quantized(loaded)
     _settle_config(loaded.config)
     return loaded.requires_grad_(False).eval()
+
+
+def _load_with_head(model: str, task: str, pooling: str, seed: int, options: dict[str, Any]) -> Any:
+    """The model with the head of its task: on mean-pooled features, or the head that transformers gives it."""
+    if task in POOLED and pooling == "mean":
+        return _mean_pooled(_from_pretrained(transformers.AutoModel, model, seed, options), options["num_labels"], seed)
+    return _from_pretrained(_AUTO_MODELS[task], model, seed, options)
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:

@@ -58,7 +58,6 @@ def with_prefix(
         log.info("no states are cached: %s", reason)
         return examples
     num_states, dim = _state_sizes(model, block, examples)
-    dtype = compute_dtype(model)  # more bits than the model multiplies would only take space
     parts = [None] if groups is None else groups
     batches = [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
     key = prefix_key(model, block, examples, batches if groups is not None else ())
@@ -66,12 +65,12 @@ def with_prefix(
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
         try:
-            _write(path, model, block, examples, batches, dtype)
+            _write(path, model, block, examples, batches)
         except OSError as error:
             log.warning("no states are cached: cannot write %s: %s", path, error)
             return examples
     enable_resume(model, block)
-    return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states, dtype)
+    return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states, compute_dtype(model))
 
 
 def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int) -> tuple[int, str | None]:
@@ -143,17 +142,15 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
     return starts
 
 
-def _write(
-    path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor], dtype: torch.dtype
-) -> None:
-    """Compute the states of all batches and write them to the file."""
+def _write(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
+    """Compute the states of all batches and write them to the file, in the dtype in which the model multiplies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             for rows in batches:
                 batch = examples.batch(rows)
-                states = prefix_states(model, block, on_device(model, batch)).cpu().to(dtype)
+                states = prefix_states(model, block, on_device(model, batch)).cpu().to(compute_dtype(model))
                 mask = batch.get("attention_mask")
                 own = states if mask is None else states[mask.bool()]
                 file.write(own.contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16

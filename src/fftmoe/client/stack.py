@@ -11,6 +11,7 @@ its updates up to rounding. They cannot be equal to the bit, because these sums 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +48,7 @@ def update_stack(
     results: dict[int, tuple[ClientUpdate, Tensors]] = {}
     losses: list[list[Tensor]] = [[] for _ in plans]
     with method.stack(model, plans, tensors, client_states) as stack:
-
-        def loss_of(step: "StackedRows") -> Losses:
-            return stacked_losses(model, stack, head, examples, step)
-
+        loss_of = partial(stacked_losses, model, stack, head, examples)
         for step, task_C in enumerate(train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of)):
             assert task_C is not None
             for c, own in enumerate(batches):

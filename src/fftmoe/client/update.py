@@ -4,6 +4,7 @@ This is the specification of local training. `stack.py` trains several clients i
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fftmoe.backbones import logits, on_device
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
 from fftmoe.client.training import Losses, check_finite, plain_gradients, train
 from fftmoe.data import Examples, training_batches
-from fftmoe.methods.base import Method
+from fftmoe.methods.base import Method, Session
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import generator
 from fftmoe.tasks import Loss
@@ -34,7 +35,8 @@ def update_client(
 
     Args:
         model: the resident backbone with the adapter attached; only its adapter and head are written.
-        objective: the task's loss; the method adds its own.
+        method: the federated method, which may add an auxiliary loss.
+        objective: the task's loss.
         plan: what the server asks of this client.
         tensors: what the server sent, `Method.download`.
         client_state: what this client kept from earlier rounds; empty the first time.
@@ -49,14 +51,9 @@ def update_client(
         RunError: the loss became infinite or not a number.
     """
     with method.session(model, plan, tensors, client_state) as session:
-
-        def loss_of(rows: Tensor) -> Losses:
-            batch = on_device(model, examples.batch(rows))
-            task_loss = objective.loss(logits(model, batch), batch["labels"])
-            return Losses(task_loss + session.penalty(token_mask(batch)), task_loss)
-
         task_losses: list[Tensor] = []
         if session.parameters:  # a closed-form head on a backbone without an adapter has none
+            loss_of = partial(client_losses, model, session, objective, examples)
             gradients = plain_gradients if plan.training.example_clip is None else noisy_gradients(plan.training)
             batches = local_batches(plan, indices, examples)
             steps = train(batches, session.parameters, plan.training, loss_of, gradients)
@@ -65,6 +62,13 @@ def update_client(
         if measure is not None:
             metrics |= measure(model)
         return session.finish(len(indices), metrics)
+
+
+def client_losses(model: Any, session: Session, objective: Loss, examples: Examples, rows: Tensor) -> Losses:
+    """The task's loss of these examples, and its sum with the method's auxiliary loss."""
+    batch = on_device(model, examples.batch(rows))
+    task_loss = objective.loss(logits(model, batch), batch["labels"])
+    return Losses(task_loss + session.penalty(token_mask(batch)), task_loss)
 
 
 def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> list[Tensor]:
