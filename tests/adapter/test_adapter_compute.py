@@ -1,4 +1,4 @@
-"""The fast paths against the loop, which is the specification: outputs and every gradient."""
+"""The fast paths compared with the loop, which is the specification: outputs and every gradient."""
 
 from typing import NamedTuple
 
@@ -169,7 +169,7 @@ def test_unknown_compute_names_the_nearest():
         computes.choose("groupped", 4, 16, 1, 16, 2048, CPU, torch.float32)
 
 
-def test_a_name_that_is_near_none_lists_the_valid_ones():
+def test_a_name_that_is_not_similar_to_any_lists_the_valid_ones():
     with pytest.raises(InputError, match="unknown compute 'padded'; valid: auto, grouped, loop, wide"):
         computes.choose("padded", 4, 16, 1, 16, 2048, CPU, torch.float32)
 

@@ -55,7 +55,7 @@ def test_an_untrained_adapter_is_exactly_the_backbone(family: str):
 
 
 @every_family
-def test_a_training_step_changes_the_adapter_and_the_head_alone(family: str):
+def test_a_training_step_changes_only_the_adapter_and_the_head(family: str):
     model = attach_adapter(FAMILIES[family].make(), small_config())
     randomise(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -252,7 +252,7 @@ def test_recorded_routing_is_read_once_and_leaves_nothing_behind():
     assert not any(moe.router._forward_hooks for moe in blocks(model).values())
 
 
-def test_the_adapter_stays_float32_beside_a_bfloat16_backbone():
+def test_the_adapter_stays_float32_next_to_a_bfloat16_backbone():
     model = attach_adapter(tiny_bert().bfloat16(), small_config())
     randomise(model)
     assert {p.dtype for moe in blocks(model).values() for p in moe.parameters()} == {torch.float32}

@@ -90,7 +90,7 @@ def test_every_loss_ignores_padding(seed: int, keep: list[bool]):
     torch.testing.assert_close(router_z_loss(padded, mask), router_z_loss(trimmed))
 
 
-def test_a_batch_of_padding_alone_gives_finite_losses():
+def test_a_batch_with_nothing_but_padding_gives_finite_losses():
     routing, mask = route(), torch.zeros(T)
     assert torch.equal(expert_load(routing, mask), torch.zeros(M))
     assert float(router_z_loss(routing, mask)) == 0.0

@@ -165,7 +165,7 @@ def test_the_router_stays_float32_under_autocast():
 
 
 @pytest.mark.parametrize("compute", ["loop", "wide", "grouped"])
-def test_every_compute_runs_under_autocast_and_beside_a_bfloat16_backbone(compute: str):
+def test_every_compute_runs_under_autocast_and_next_to_a_bfloat16_backbone(compute: str):
     moe = SparseMoe(M, 8, 16, K, generator(0), compute=compute)
     torch.nn.init.normal_(moe.down, generator=generator(1))
     x = torch.randn(T, 16, generator=generator(2))

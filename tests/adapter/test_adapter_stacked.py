@@ -1,4 +1,4 @@
-"""Clients side by side against each client alone: outputs and every gradient."""
+"""Several clients in one computation compared with one client at a time: outputs and every gradient."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,9 @@ def one_by_one(name: str, p: Problem) -> list[Tensor]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([1, 13]), st.integers(1, 5), st.data())
-def test_side_by_side_is_each_client_alone(seed: int, clients: int, tokens: int, experts: int, data: st.DataObject):
+def test_stacked_clients_compute_what_single_clients_compute(
+    seed: int, clients: int, tokens: int, experts: int, data: st.DataObject
+):
     used = data.draw(st.integers(1, experts))
     top_k = data.draw(st.integers(1, used))
     p = problem(seed, clients=clients, tokens=tokens, experts=experts, top_k=top_k, used=used)

@@ -111,7 +111,7 @@ def test_it_adds_twice_b_a_x(layer: SharedProjection):
     torch.testing.assert_close(layer(inputs()).detach(), merged)
 
 
-def test_gradients_reach_a_and_b_alone_and_are_those_by_hand(layer: SharedProjection):
+def test_gradients_reach_only_a_and_b_and_equal_those_by_hand(layer: SharedProjection):
     low_rank, x = layer.active()[0], inputs()
     y = layer(x)
     g = torch.randn(y.shape, generator=generator(7, "g"))
@@ -185,7 +185,7 @@ def test_names_on_the_wire_are_the_block_and_what_the_family_calls_the_projectio
 
 
 @every_family
-def test_a_training_step_changes_it_with_the_experts_and_the_head_alone(family: str):
+def test_a_training_step_changes_only_it_the_experts_and_the_head(family: str):
     model = attach_adapter(FAMILIES[family].make(), config())
     randomise(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -212,7 +212,7 @@ def test_fused_projections_are_refused_with_the_remedy():
     assert adapter.projection_parameters(FAMILIES["gpt2"].make(), 1, 0) == 0
 
 
-def test_a_block_with_one_of_the_two_alone_is_refused():
+def test_a_block_with_only_one_of_the_two_is_refused():
     backbone = tiny_bert()
     attention = backbone.get_submodule("bert.encoder.layer.1.attention.self")
     attention.value = nn.Identity()
@@ -238,7 +238,7 @@ def test_without_it_the_adapter_is_what_it_was():
 
 
 @pytest.mark.parametrize("blocks", ["all", "last-1"])
-def test_the_first_a_follows_from_the_seed_alone(blocks: str):
+def test_the_first_a_depends_only_on_the_seed(blocks: str):
     """Whatever the process drew before, and whichever other blocks are adapted."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() % 1000 + 1)
@@ -323,7 +323,7 @@ def test_several_adapters_can_be_switched_and_dropped():
     assert list(adapter.shared_projections(model)) == names
 
 
-def test_a_second_adapter_is_loaded_beside_the_first(tmp_path: Path):
+def test_a_second_adapter_is_loaded_next_to_the_first(tmp_path: Path):
     batch, one, two = tokens(), attach_adapter(tiny_bert(), config(seed=1)), attach_adapter(tiny_bert(), config(seed=2))
     for model, factor in ((one, 1.0), (two, 3.0)):
         randomise(model)
@@ -421,7 +421,7 @@ def test_the_state_holds_them_for_every_block_and_none_without(model: Any, backb
 
 
 @pytest.mark.parametrize("client_id", BUDGETS)
-def test_a_client_downloads_trains_and_sends_them_for_its_own_blocks_alone(model: Any, client_id: int):
+def test_a_client_downloads_trains_and_sends_them_only_for_its_own_blocks(model: Any, client_id: int):
     moe, own = method(), held(client_id)
     state = moe.init(model)
     plan = plan_of(moe, state, client_id)
@@ -469,7 +469,7 @@ def test_a_block_outside_the_budget_adds_nothing(model: Any):
         assert torch.equal(output(model, batch), whole)
 
 
-def test_what_another_client_left_has_no_say(model: Any):
+def test_what_another_client_left_in_the_model_changes_nothing(model: Any):
     moe = method()
     state = moe.init(model)
     alone, _ = train(model, moe, state, 3)
@@ -521,7 +521,7 @@ def test_a_round_without_a_client_of_its_block_changes_nothing_in_it(model: Any)
         assert torch.equal(new.tensors[name], state.tensors[name]) is (".1." in name)
 
 
-def test_alone_a_client_keeps_its_own(model: Any):
+def test_in_local_training_a_client_keeps_its_own(model: Any):
     alone = LocalOnly(method())
     state = alone.init(model)
     update, kept = train(model, alone, state, 0)

@@ -230,7 +230,7 @@ def test_the_state_holds_one_per_block_and_none_without(model: Any, backbone_fol
 
 
 @pytest.mark.parametrize("client_id", BUDGETS)
-def test_a_client_downloads_trains_and_sends_it_for_its_own_blocks_alone(model: Any, client_id: int):
+def test_a_client_downloads_trains_and_sends_it_only_for_its_own_blocks(model: Any, client_id: int):
     moe = method()
     state = moe.init(model)
     plan = plan_of(moe, state, client_id)
@@ -325,7 +325,7 @@ def test_a_clients_own_model_has_what_it_downloaded(model: Any):
     assert torch.equal(own, state.tensors["shared.2.up"])
 
 
-def test_alone_a_client_keeps_its_own(model: Any):
+def test_in_local_training_a_client_keeps_its_own(model: Any):
     alone = LocalOnly(method())
     state = alone.init(model)
     update, kept = train(model, alone, state, 0)

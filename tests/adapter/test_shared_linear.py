@@ -87,7 +87,7 @@ def test_they_are_those_that_lora_adapts(family: str):
     assert wrapped == set(wanted)
 
 
-def test_query_and_value_have_the_names_and_the_first_values_that_they_have_alone():
+def test_query_and_value_have_the_same_names_and_first_values_without_the_other_layers():
     both, alone = (
         attach_adapter(tiny_bert(), config()),
         attach_adapter(tiny_bert(), config(shared_targets="query-value")),
@@ -97,7 +97,7 @@ def test_query_and_value_have_the_names_and_the_first_values_that_they_have_alon
         assert torch.equal(everything[name], parameter)
 
 
-def test_a_feed_forward_network_that_is_one_linear_layer_gets_experts_alone():
+def test_a_feed_forward_network_that_is_one_linear_layer_gets_only_experts():
     model = attach_adapter(tiny_bert(), config(target_modules=r".*layer\.\d+\.intermediate\.dense"))
     assert list(adapter.blocks(model)) == [0, 1, 2]
     assert "intermediate.dense" not in prefixes(model, 1)

@@ -168,7 +168,7 @@ def test_a_step_on_classes_keeps_the_ratio_of_task_and_penalty(family: str, tmp_
     assert_same(found, {name: p.grad for name, p in plain.named_parameters() if p.grad is not None})
 
 
-def test_the_loss_is_left_alone_in_evaluation_and_without_strengths(tmp_path: Path):
+def test_the_loss_is_unchanged_in_evaluation_and_without_strengths(tmp_path: Path):
     batch = texts(3, 7)
     plain, with_losses = adapted(decoder("llama"), config()), adapted(decoder("llama"), penalised())
     task = plain(**batch).loss

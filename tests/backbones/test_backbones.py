@@ -62,7 +62,7 @@ def test_a_backbone_is_frozen_deterministic_and_float32(bert_folder: str):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "native"])
-def test_the_head_follows_from_the_seed_and_leaves_global_randomness_alone(bert_folder: str, pooling: str):
+def test_the_head_follows_from_the_seed_and_does_not_touch_global_randomness(bert_folder: str, pooling: str):
     before = torch.random.get_rng_state()
     one, two, other = (
         load_backbone(bert_folder, num_labels=3, pooling=pooling, seed=seed).get_parameter("classifier.weight")

@@ -1,4 +1,4 @@
-"""Models that somebody made to harm whoever loads them: no code of theirs runs, and none is larger than its file."""
+"""Models made to harm the person who loads them: none of their code runs, and none is larger than its file."""
 
 import json
 import pickle
@@ -229,7 +229,7 @@ def test_a_tokenizer_that_is_none(copy: Path, text: str):
 
 
 def test_words_of_a_tokenizer_come_from_its_own_folder(copy: Path, tmp_path: Path):
-    """Paths in its settings are the author's, and name files of whoever reads them."""
+    """Paths in its settings come from the author, but would name files of the person who loads the model."""
     own = len(load_tokenizer(str(copy)))
     (tmp_path / "vocab.txt").write_text("\n".join(f"w{n}" for n in range(99)))
     say(copy / "tokenizer_config.json", vocab_file=str(tmp_path / "vocab.txt"), tokenizer_file="/etc/passwd")

@@ -117,7 +117,7 @@ def test_a_bfloat16_backbone_loses_nothing_in_float32_states(tmp_path: Path):
     assert torch.equal(logits(model, cached.batch(rows)), logits(model, examples.batch(rows)))
 
 
-def test_blocks_before_do_not_run_and_none_runs_for_their_states_after():
+def test_earlier_blocks_do_not_run_and_later_blocks_do_not_run_for_their_states():
     model = adapted(FAMILIES["bert"].make())
     layers = model.get_submodule("base_model.model.bert.encoder.layer")
     assert isinstance(layers, nn.ModuleList)

@@ -1,4 +1,4 @@
-"""Adapters beside weights of 8 and 4 bits. Needs the extra `quantized`, whose package takes seconds to import."""
+"""Adapters next to weights of 8 and 4 bits. Needs the extra `quantized`, whose package takes seconds to import."""
 
 import importlib
 import importlib.metadata
@@ -137,7 +137,7 @@ def test_gradients_reach_the_adapter_in_every_block_and_nothing_else(llama: Path
 @needs_it
 @every_kind
 def test_the_gradient_is_that_of_the_weights_as_they_were_rounded(llama: Path, kind: str):
-    """Against the float model that has the rounded values: the adapter needs no change beside quantised layers."""
+    """Compared with the float model that has the rounded values: the adapter works next to quantised layers."""
     bnb: Any = importlib.import_module("bitsandbytes")
     backbone = load(llama, kind)
     rounded = load(llama)
@@ -217,7 +217,7 @@ def test_flora_cannot_add_to_rounded_weights(recipe_values: dict[str, Any]):
 
 @needs_it
 @every_kind
-def test_lora_trains_beside_it(llama: Path, kind: str):
+def test_lora_trains_next_to_it(llama: Path, kind: str):
     model = attach_adapter(load(llama, kind), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     logits(model, inputs()).square().mean().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Local training against an independent loop: with one client that holds everything, federated is ordinary."""
+"""Local training compared with an independent loop: with one client that holds all data it is ordinary training."""
 
 import dataclasses
 from collections.abc import Callable

@@ -124,7 +124,7 @@ def test_float32_sends_what_it_has_and_keeps_nothing():
     assert feedback == {}
 
 
-def test_feedback_is_told_from_what_a_method_keeps():
+def test_feedback_is_kept_apart_from_the_state_of_the_method():
     kept = {"blocks.1.router": torch.ones(2), "feedback/head.bias": torch.ones(3)}
     method, feedback = split_state(kept)
     assert (list(method), list(feedback)) == (["blocks.1.router"], ["feedback/head.bias"])

@@ -1,4 +1,4 @@
-"""On one CUDA GPU: the same updates as on a CPU, alone and several at once, without waiting in the middle of a step."""
+"""On one CUDA GPU: the updates of a CPU, for one client and for several in a batch, without waiting within a step."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -174,7 +174,7 @@ def test_what_no_honest_server_asks_is_not_done(opened: Opened, kind: str):
     assert spoilt
 
 
-def test_numbers_may_be_anything_as_training_will_tell(opened: Opened):
+def test_tensors_may_hold_any_numbers_because_training_checks_the_loss(opened: Opened):
     known, agreed = opened("fft-moe")
     header, tensors = unpack(message(known, known.victim))
     for wild in (NAN, INF, 1e30):

@@ -1,4 +1,4 @@
-"""Clients trained at once are clients trained one after another: the same updates, the same states, up to rounding."""
+"""Clients trained in one batch get the updates and states of clients trained one after another, up to rounding."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def method(budget: Budget = BUDGET, **fields: Any) -> FftMoe:
 def both_ways(
     model: Any, moe: FftMoe, training: Training, head: str = "averaged", examples: Any = EXAMPLES
 ) -> tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[ClientUpdate, Tensors]]]:
-    """Two rounds, so that clients begin the second with a state: results of one after another, and of all at once."""
+    """Two rounds, so that clients have a state in the second: results of single clients, and of all in one batch."""
     state, results = moe.init(model), []
     kept: list[Tensors] = [{} for _ in range(C)]
     for t in (1, 2):
@@ -274,7 +274,7 @@ def settings(recipe: dict[str, Any], **engine: Any) -> Recipe:
     return parse_recipe({**recipe, "engine": {**recipe["engine"], **engine}, "trackers": []}, "test")
 
 
-def test_a_run_with_several_at_once_is_the_same_run(recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_run_with_several_clients_in_a_batch_is_the_same_run(recipe_values: dict[str, Any], tmp_path: Path):
     one = run(settings(recipe_values, clients_per_batch=1), tmp_path / "one").summary
     several = run(settings(recipe_values, clients_per_batch=3), tmp_path / "several").summary
     losses = [

@@ -157,7 +157,7 @@ def test_sums_of_few_examples_are_as_many_rows(seed: int, num_rows: int, common:
 
 
 @given(seed=seeds, num_rows=st.integers(2, (F + 1) // 2))
-def test_the_rows_sent_tell_no_more_than_the_gram(seed: int, num_rows: int):
+def test_the_rows_that_are_sent_reveal_no_more_than_the_gram_matrix(seed: int, num_rows: int):
     """They can be had from it: Cholesky's factor of its leading part, and what follows from that; up to signs."""
     x, labels = drawn(num_rows, seed)
     gram = HeadSums.of(x, labels, C).gram.flip(0, 1)  # the column of ones is the first to be factored
@@ -406,8 +406,10 @@ def test_the_head_is_solved_on_the_adapted_features(backbone_folder: Path):
 
 
 @pytest.mark.parametrize("trains_an_adapter", [True, False])
-def test_a_client_alone_solves_its_own_head_before_it_trains_and_after(backbone_folder: Path, trains_an_adapter: bool):
-    """As a federation of one would: against sums taken by hand, of the untrained model and of the trained one."""
+def test_in_local_training_a_client_computes_its_own_head_before_and_after(
+    backbone_folder: Path, trains_an_adapter: bool
+):
+    """As in a federation of one client, compared with sums by hand for the untrained and the trained model."""
     rows, model = np.arange(3, 60), moe_model(backbone_folder, LIFTED)
     method: Method = fft_moe(1) if trains_an_adapter else HeadOnly()
     state = method.init(model)
@@ -442,7 +444,7 @@ def test_a_client_alone_solves_its_own_head_before_it_trains_and_after(backbone_
         assert all(torch.equal(t, expected.tensors[name]) for name, t in first.tensors.items())
 
 
-def test_a_clients_sums_are_of_its_own_examples_and_cost_their_elements(backbone_folder: Path):
+def test_the_statistics_of_a_client_come_from_its_own_examples_and_cost_their_elements(backbone_folder: Path):
     model, partition = moe_model(backbone_folder, LIFTED), partitioned("iid")
     method = fft_moe(len(partition))
     state = method.init(model)
@@ -534,7 +536,7 @@ def test_directions_follow_from_the_seed_and_do_not_travel():
     assert {name: int(p.count_nonzero()) for name, p in one.named_parameters()} == {"weight": 0, "bias": 0}
 
 
-def test_a_backbone_with_random_features_leaves_global_randomness_alone(backbone_folder: Path):
+def test_a_backbone_with_random_features_does_not_touch_global_randomness(backbone_folder: Path):
     before = torch.get_rng_state()
     load_backbone(str(backbone_folder), num_labels=NUM_LABELS, fourier_features=LIFTED)
     assert torch.equal(torch.get_rng_state(), before)

@@ -358,7 +358,7 @@ def test_a_model_learns_to_answer(finish: Finish):
 # Whole runs
 
 
-def test_a_run_tells_its_perplexity_under_the_metrics_name(finish: Finish):
+def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(finish: Finish):
     folder = finish(
         partition={"kind": "natural", "by": "author"},
         evaluation={"personal": True, "local_only": True, "generate": {"examples": 7, "max_new_tokens": 5}},
@@ -384,7 +384,7 @@ def test_a_run_tells_its_perplexity_under_the_metrics_name(finish: Finish):
     assert measured["exact_match"] == summary["exact_match"]
 
 
-def test_a_clients_own_perplexity_is_of_its_own_mix_of_tokens(values: dict[str, Any]):
+def test_the_perplexity_of_a_client_is_that_of_its_own_mix_of_tokens(values: dict[str, Any]):
     """By hand from the statistics of each kind: expected nats over expected tokens of an example of its own."""
     one_tier = [{"name": "all", "fraction": 1.0, "top_k": 2, "experts": 5}]
     own = {"kind": "dirichlet", "alpha": 0.5, "num_clients": 5}
@@ -512,7 +512,7 @@ def by_hand(model: Any, prompt: torch.Tensor, steps: int) -> list[int]:
         ("ñandú 東", "ñandú", 0.0, 2 / 3),
     ],
 )
-def test_what_was_written_is_held_against_what_was_wanted(written: str, wanted: str, exact: float, rouge: float):
+def test_a_generated_text_is_compared_with_its_reference(written: str, wanted: str, exact: float, rouge: float):
     assert exact_match(written, wanted) == exact
     assert rouge_l(written, wanted) == pytest.approx(rouge)
 
@@ -557,7 +557,7 @@ def test_classification_takes_nothing_of_a_language_model(recipe_values: dict[st
             parse_recipe(changed(recipe_values, **{key: value}, **more), "test")
 
 
-def test_the_command_line_tells_the_perplexity(values: dict[str, Any], tmp_path: Path, cli: Cli):
+def test_the_command_line_prints_the_perplexity(values: dict[str, Any], tmp_path: Path, cli: Cli):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(changed(values, federation__rounds=1)))
     outcome = cli("run", path, "--output", tmp_path / "run")
