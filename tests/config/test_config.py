@@ -213,6 +213,26 @@ def test_sizes_are_positive(recipe_values: dict[str, Any], key: str, value: Any)
     assert f"(value: {value})" in message
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("dirichlet", "alpha", 0.0),
+        ("dirichlet", "alpha", float("nan")),
+        ("dirichlet", "alpha", float("inf")),
+        ("shards", "shards_per_client", 0),
+        ("bernoulli-dirichlet", "holder_fraction", 0.0),
+        ("bernoulli-dirichlet", "holder_fraction", 1.5),
+        ("iid", "num_clients", 0),
+        ("iid", "min_examples", 0),
+    ],
+)
+def test_a_parameter_of_the_partition_is_in_its_range(recipe_values: dict[str, Any], kind: str, key: str, value: Any):
+    values = {**recipe_values, "partition": {"kind": kind, "num_clients": 7, key: value}}
+    message = refusal(values)
+    assert f"partition.{key}: Input should be " in message
+    assert f"(value: {value})" in message
+
+
 @pytest.mark.parametrize("lengths", [{}, {"local_epochs": 1, "local_steps": 3}])
 def test_local_training_has_exactly_one_length(recipe_values: dict[str, Any], lengths: dict[str, int]):
     values = copy.deepcopy(recipe_values)

@@ -120,7 +120,7 @@ def test_a_partitioner_of_ones_own_divides(recipe_values: dict[str, Any]):
     [
         (lambda labels, clients, seed: labels[:-1], r"integers \[113\]"),
         (lambda labels, clients, seed: labels / 2, "float64"),
-        (lambda labels, clients, seed: np.full_like(labels, clients), "named clients 7 to 7; there are 0 to 6"),
+        (lambda labels, clients, seed: np.full_like(labels, clients), "returned clients 7 to 7; there are 0 to 6"),
         (lambda labels, clients, seed: np.zeros_like(labels), "client 1 has 0 examples"),
     ],
 )

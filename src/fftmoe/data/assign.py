@@ -1,8 +1,8 @@
 """The divisions behind `make_partition`: those of flwr-datasets' partitioners, for any population, and our own.
 
-The partitioners hand out one client at a time, which takes minutes for 100,000. What they draw is drawn here in the
-same way, and the tests hold each division to its partitioner. Every function gives int64 [N], the client of each
-example, from 0 to `num_clients - 1`.
+The partitioners return one client at a time, which takes minutes for 100,000 clients. Here the same random draws give
+all clients together, and the tests compare each division with its partitioner. Every function returns int64 [N], the
+client of each example, from 0 to `num_clients - 1`.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,7 +14,7 @@ from fftmoe.rng import numpy_generator
 
 
 def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """Random division into sizes that differ by one at most: `IidPartitioner` on shuffled examples."""
+    """A random division into sizes that differ by at most one, as `IidPartitioner` on shuffled examples."""
     rows = numpy_generator(seed, "order").permutation(len(labels))
     return _placed(rows, _even_parts(len(labels), num_clients))
 
@@ -22,8 +22,8 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
 def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) -> np.ndarray:
     """Each class divided by its own draw from Dirichlet(alpha); clients may be empty.
 
-    `DirichletPartitioner` on shuffled examples, without its balancing and its least size: drawing again is the
-    caller's, who can then say which client stayed too small.
+    As `DirichletPartitioner` on shuffled examples, without its balancing and its minimum size: the caller draws again,
+    and can say which client stayed too small.
     """
     rows = numpy_generator(seed, "order").permutation(len(labels))
     shuffled, random = labels[rows], numpy_generator(seed, "shares")
@@ -37,8 +37,8 @@ def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) 
 def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client: int) -> np.ndarray:
     """Label-sorted examples cut into `num_clients * shards_per_client` shards, dealt out at random.
 
-    Needs at least one example per shard to leave no client empty; shard sizes differ by one at most. The dealing is
-    `ShardPartitioner`'s, which would round the shard size down and drop what is left over.
+    Needs at least one example per shard so that no client is empty; shard sizes differ by at most one. Shards are dealt
+    as by `ShardPartitioner`, which rounds the shard size down and drops the remaining examples.
     """
     shuffled = numpy_generator(seed, "order").permutation(len(labels))
     by_label = shuffled[labels[shuffled].argsort(kind="stable")]
@@ -49,7 +49,7 @@ def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client
 
 
 def natural(groups: Sequence[Hashable]) -> tuple[list[Any], np.ndarray]:
-    """The distinct groups in sorted order, and which of them each example is in, as `GroupedNaturalIdPartitioner`."""
+    """The distinct groups in sorted order, and the group of each example, as `GroupedNaturalIdPartitioner`."""
     values: list[Any] = sorted(set(groups))  # type: ignore[type-var]
     numbers = {value: number for number, value in enumerate(values)}
     return values, np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
@@ -60,8 +60,8 @@ def bernoulli_dirichlet(
 ) -> np.ndarray:
     """Each client holds each class with probability `holder_fraction`; its holders divide it by Dirichlet(alpha).
 
-    A client that drew no class is given one, and a class that nobody drew one holder, chosen uniformly. Clients
-    may still be empty, because a share may be too small for one example.
+    A client that drew no class gets one, and a class that no client drew gets one holder, both chosen uniformly.
+    Clients may still be empty, because a share may be too small for one example.
     """
     rng = numpy_generator(seed, "holders")
     classes = np.unique(labels)
@@ -79,14 +79,14 @@ def bernoulli_dirichlet(
 
 
 def _placed(places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` put at `places`, a permutation."""
+    """An array with `values[i]` at `places[i]`; `places` is a permutation."""
     result = np.empty_like(values)
     result[places] = values
     return result
 
 
 def _even_parts(num_examples: int, num_parts: int) -> np.ndarray:
-    """The part of each example, int64 [N], ascending: sizes differ by one at most, and the first are the larger."""
+    """The part of each example, int64 [N], ascending: sizes differ by at most one, larger parts first."""
     sizes = num_examples // num_parts + (np.arange(num_parts) < num_examples % num_parts)
     return np.arange(num_parts).repeat(sizes)
 

@@ -1,4 +1,4 @@
-"""Which client holds which examples: exact, disjoint covers, fixed by the seed alone."""
+"""Which client holds which examples: disjoint covers of all examples, determined by the seed."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fftmoe.data.ragged import Ragged
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
 
-# The parameters that each kind needs; it takes no others. `num_clients` is checked apart.
+# The parameters that each kind needs; it takes no others. All but `natural` also need `num_clients`.
 PARAMETERS = {
     "iid": (),
     "dirichlet": ("alpha",),
@@ -29,11 +29,11 @@ MAX_DRAWS = 100
 
 @dataclass(frozen=True)
 class Partition:
-    """A disjoint cover of the examples; nothing here is as many objects as there are clients.
+    """A disjoint cover of the examples, without an object for each client.
 
     Attributes:
         indices: by `client_id`, sorted int64 example indices.
-        groups: by `client_id`, the natural group's name; None where clients have numbers alone.
+        groups: by `client_id`, the name of the natural group; None if clients have only numbers.
     """
 
     indices: Ragged
@@ -44,7 +44,7 @@ class Partition:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """By `client_id`, the natural group's name, or the number as text; made anew at each call."""
+        """By `client_id`, the name of the natural group, or the number as text; computed at each call."""
         return tuple(map(str, range(len(self)))) if self.groups is None else self.groups
 
     @property
@@ -58,12 +58,12 @@ class Partition:
         Args:
             labels: integers [N], each below `num_labels`.
             num_labels: L.
-            clients: the consecutive ones whose rows are wanted; everyone when None.
+            clients: the consecutive clients whose rows are returned; all when None.
         """
         clients = range(len(self)) if clients is None else clients
         ends = self.indices.offsets[clients.start : clients.stop + 1]
         sizes = np.diff(ends)
-        # One count over pairs (client, label) in the place of one per client.
+        # One count over pairs (client, label) instead of one for each client.
         pairs = np.arange(len(sizes)).repeat(sizes) * num_labels + labels[self.indices.flat[ends[0] : ends[-1]]]
         counts = np.bincount(pairs, minlength=len(sizes) * num_labels).reshape(len(sizes), num_labels)
         return counts / sizes[:, None]
@@ -84,29 +84,29 @@ def make_partition(
 ) -> Partition:
     """Divide the examples among clients.
 
-    `iid`, `dirichlet`, `shards` and `natural` are those of flwr-datasets' partitioners (`fftmoe.data.assign`);
-    `bernoulli-dirichlet` is our own.
+    `iid`, `dirichlet`, `shards` and `natural` divide as flwr-datasets' partitioners do (`fftmoe.data.assign`);
+    `bernoulli-dirichlet` is our own. The recipe checks the ranges of the parameters; here are their meanings.
 
     Args:
         kind: `iid`: random, sizes equal up to one. `dirichlet`: each class is divided by a draw from
-            Dirichlet(alpha). `shards`: examples sorted by label are cut into equal shards, each client gets
+            Dirichlet(alpha). `shards`: examples sorted by label are cut into equal shards, and each client gets
             `shards_per_client` of them. `bernoulli-dirichlet`: each client holds each class with probability
-            `holder_fraction`, every class has a holder and every client a class, and its holders divide it by
-            Dirichlet(alpha). `natural`: one client per distinct group.
+            `holder_fraction`, every class has a holder and every client a class, and the holders of a class divide it
+            by Dirichlet(alpha). `natural`: one client for each distinct group.
         labels: integers [N].
-        num_clients: for `natural` None, or exactly the number of groups.
+        num_clients: at least 1; for `natural` None, or exactly the number of groups.
         seed: of the division; global random state is neither read nor changed.
-        alpha: concentration > 0; smaller is more skewed.
+        alpha: concentration, finite and > 0; smaller is more skewed.
         shards_per_client: at least 1.
         holder_fraction: in (0, 1].
         groups: N values that can be sorted.
-        min_examples: every client has at least so many. Random divisions are drawn again, up to 100 times,
+        min_examples: the fewest examples of a client, at least 1. Random divisions are drawn again, up to 100 times,
             until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
-        divide: a division of somebody else's, which `kind` is then a name for.
+        divide: the division of a plug-in, which `kind` then names.
 
     Raises:
-        InputError: unknown kind, a parameter that is missing, foreign or out of range, more clients than
-            examples, or a client with too few examples.
+        InputError: unknown kind, a parameter that is missing or that the kind does not use, more clients than examples,
+            or a client with too few examples.
     """
     if divide is None and kind not in PARAMETERS:
         raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, PARAMETERS)}")
@@ -122,21 +122,29 @@ def make_partition(
     if divide is None and kind == "natural":
         assert groups is not None
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
-    least = 2 if min_examples is None else min_examples
-    num_clients = _checked_num_clients(kind, num_clients, len(labels), least)
-    parameters = {name: given[name] for name in takes}
-    division = _DIVISIONS[kind] if divide is None else partial(_checked, divide, kind)
-    num_draws = MAX_DRAWS if "alpha" in parameters else 1  # the others' sizes do not depend on the draw
+    fewest = 2 if min_examples is None else min_examples
+    num_clients = _checked_num_clients(kind, num_clients, len(labels), fewest)
+    if divide is None:
+        division: Divide = partial(_DIVISIONS[kind], **{name: given[name] for name in takes})
+    else:
+        division = partial(_checked, divide, kind)
+    num_draws = MAX_DRAWS if "alpha" in takes else 1  # the sizes of the others do not depend on the draw
+    return _drawn(division, kind, labels, num_clients, seed, fewest, num_draws)
+
+
+def _drawn(
+    division: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int, fewest: int, num_draws: int
+) -> Partition:
+    """The first of `num_draws` divisions that gives every client at least `fewest` examples."""
     partition = None
     for draw in range(num_draws):
-        owners = division(labels, num_clients, derive(seed, "partition", kind, draw), **parameters)
+        owners = division(labels, num_clients, derive(seed, "partition", kind, draw))
         partition = Partition(Ragged.grouped(owners, num_clients))
-        if partition.sizes.min() >= least:
+        if partition.sizes.min() >= fewest:
             return partition
     assert partition is not None
-    raise _too_few(
-        partition, least, f" after {num_draws} draws" if num_draws > 1 else "", _REMEDIES.get(kind, _REMEDIES["iid"])
-    )
+    when = f" after {num_draws} draws" if num_draws > 1 else ""
+    raise _too_few(partition, fewest, when, _REMEDIES.get(kind, _REMEDIES["iid"]))
 
 
 _DIVISIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -156,25 +164,25 @@ _REMEDIES = {
 
 
 def _checked(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """What somebody else's division gives, if it is one."""
+    """The result of a plug-in's division, checked."""
     owners = np.asarray(divide(labels, num_clients, seed))
     if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
         raise InputError(
-            f"partition.kind={kind} gave {owners.dtype} {list(owners.shape)}; it must give the client of each example, "
-            f"integers [{len(labels)}]"
+            f"partition.kind={kind} returned {owners.dtype} {list(owners.shape)}; it must return the client of each"
+            f" example, integers [{len(labels)}]"
         )
     if owners.min() < 0 or owners.max() >= num_clients:
         raise InputError(
-            f"partition.kind={kind} named clients {owners.min()} to {owners.max()}; there are 0 to {num_clients - 1}"
+            f"partition.kind={kind} returned clients {owners.min()} to {owners.max()}; there are 0 to {num_clients - 1}"
         )
     return owners.astype(np.int64)
 
 
-def _too_few(partition: Partition, least: int, when: str, remedy: str) -> InputError:
+def _too_few(partition: Partition, fewest: int, when: str, remedy: str) -> InputError:
     client = int(partition.sizes.argmin())
     return InputError(
         f"client {partition.names[client]} has {partition.sizes[client]} examples{when}, fewer than"
-        f" partition.min_examples={least}; {remedy}"
+        f" partition.min_examples={fewest}; {remedy}"
     )
 
 
@@ -184,36 +192,23 @@ def _check_parameters(kind: str, takes: Sequence[str], given: dict[str, Any]) ->
         if name in takes and value is None:
             raise InputError(f"partition.kind={kind} needs {shown}, which is not set; add it to the recipe")
         if name not in takes and value is not None:
-            wanted = ", ".join(takes) or "num_clients only"
-            raise InputError(f"partition.kind={kind} does not use {shown}; remove it (it takes {wanted})")
-    alpha, share, shards = given["alpha"], given["holder_fraction"], given["shards_per_client"]
-    if alpha is not None and not 0 < alpha < float("inf"):
-        raise InputError(
-            f"partition.alpha={alpha} must be a finite number greater than 0; try 0.1 (skewed) to 100 (even)"
-        )
-    if share is not None and not 0 < share <= 1:
-        raise InputError(f"partition.holder_fraction={share} must be greater than 0 and at most 1")
-    if shards is not None and shards < 1:
-        raise InputError(f"partition.shards_per_client={shards} must be at least 1")
+            uses = ", ".join(takes) or "num_clients only"
+            raise InputError(f"partition.kind={kind} does not use {shown}; remove it (it uses {uses})")
 
 
-def _checked_num_clients(kind: str, num_clients: int | None, num_examples: int, least: int) -> int:
+def _checked_num_clients(kind: str, num_clients: int | None, num_examples: int, fewest: int) -> int:
     if num_clients is None:
         raise InputError(f"partition.kind={kind} needs partition.num_clients, which is not set; add it to the recipe")
-    if num_clients < 1 or least < 1:
+    if num_clients * fewest > num_examples:
         raise InputError(
-            f"partition.num_clients={num_clients} and partition.min_examples={least} must both be at least 1"
-        )
-    if num_clients * least > num_examples:
-        raise InputError(
-            f"partition.num_clients={num_clients} with at least {least} examples each needs"
-            f" {num_clients * least} training examples, but there are {num_examples}; lower"
+            f"partition.num_clients={num_clients} with at least {fewest} examples each needs"
+            f" {num_clients * fewest} training examples, but there are {num_examples}; lower"
             " partition.num_clients or partition.min_examples, or add data"
         )
     return num_clients
 
 
-def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: int, least: int) -> Partition:
+def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: int, fewest: int) -> Partition:
     if len(groups) != num_examples:
         raise ValueError(f"{len(groups)} groups for {num_examples} labels; give one group per example")
     empty = next((row for row, group in enumerate(groups, start=1) if group is None or group == ""), None)
@@ -231,6 +226,6 @@ def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: 
             f"partition.num_clients={num_clients}, but the column of partition.by has {len(values)} distinct"
             " values, one client each; remove partition.num_clients, or name another column"
         )
-    if partition.sizes.min() < least:
-        raise _too_few(partition, least, "", _REMEDIES["natural"])
+    if partition.sizes.min() < fewest:
+        raise _too_few(partition, fewest, "", _REMEDIES["natural"])
     return partition

@@ -1,9 +1,9 @@
-"""The builtin set: what the docstrings of the running Python's standard library are about.
+"""The builtin data set: docstrings of the running Python's standard library, labelled with their topics.
 
-Each text is the first paragraph of one docstring, its label the chapter of the Python Library Reference that
-the docstring's module belongs to. `stdlib_chapters.json` is transcribed from the 3.11 reference's table of
-contents, with private implementation modules under the chapter of the module they serve (`_pydecimal` under
-`decimal`'s). Nothing is downloaded, and no Python file of the library is executed: sources are parsed. Only
+Each text is the first paragraph of one docstring. Its label is the chapter of the Python Library Reference to which
+the docstring's module belongs. `stdlib_chapters.json` is transcribed from the 3.11 reference's table of
+contents, with private implementation modules under the chapter of the module that they implement (`_pydecimal`
+under that of `decimal`). Nothing is downloaded, and no Python file of the library is executed: sources are parsed. Only
 modules written in C, which have no source to parse, are imported, from the fixed list `C_MODULES`.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
-# C modules whose import does no more than define names.
+# C modules whose import only defines names.
 C_MODULES = (
     "_abc _asyncio _bisect _blake2 _bz2 _codecs _collections _contextvars _csv _datetime _decimal _functools"
     " _heapq _imp _io _json _locale _lzma _md5 _opcode _operator _pickle _queue _random _sha1 _sha3 _signal"
@@ -38,22 +38,22 @@ C_MODULES = (
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
 MIN_CHARACTERS = 20
 MIN_CHAPTER_TEXTS = 60
-# With fewer than three texts a module could have a single training example once every fifth text is the test's.
+# With fewer than three texts a module could have a single training example, because every fifth text is for testing.
 MIN_MODULE_TEXTS = 3
 TEST_EVERY = 5
-# A constant: the test set is part of the data, so it must not change with a run's seed.
+# A constant, because the test set is part of the data and must not change with a run's seed.
 SPLIT_SEED = 20_250_818
 
 Row = tuple[str, str, str]  # text, chapter, top-level module
 
 
 def stdlib_docs() -> dict[str, list[Row]]:
-    """The builtin set's rows by split.
+    """The rows of the builtin data set by split.
 
     Rules, in order: texts of fewer than 20 characters are dropped; a text that occurs under several chapters
     is ambiguous and dropped, one that repeats under one chapter is kept where it first occurs; modules with
     fewer than 3 texts and then chapters with fewer than 60 are dropped. A fifth of every chapter, spread over
-    its modules, is the test split; the draw is the same in every run.
+    its modules, is the test split, which is the same in every run.
 
     Returns:
         `{"train": rows, "test": rows}`, each row `(text, chapter, top-level module)`, in a fixed order.
@@ -79,7 +79,7 @@ def stdlib_docs() -> dict[str, list[Row]]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    # Syntax trees hold no cycles, yet looking for some in millions of nodes takes as long as parsing.
+    # Syntax trees hold no cycles, but the search for cycles in millions of nodes takes as long as parsing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -90,7 +90,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def chapter_of(module: str) -> str | None:
-    """The reference's chapter for a dotted module name, by its longest listed prefix; None if it has none."""
+    """The chapter of the reference for a dotted module name, by its longest listed prefix; None if there is none."""
     return _lookup(_module_chapters(), module)
 
 
@@ -126,7 +126,7 @@ def _source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """The dotted name and the docstrings of every module under `root`, in path order."""
     paths: list[Path] = []
     for folder, folders, files in os.walk(root):
-        folders[:] = set(folders) - SKIPPED_FOLDERS  # not entered at all: site-packages may be huge
+        folders[:] = set(folders) - SKIPPED_FOLDERS  # they are never entered: site-packages may be huge
         paths.extend(Path(folder, file) for file in files if file.endswith(".py"))
     for path in sorted(paths):
         parts = path.relative_to(root).with_suffix("").parts
@@ -137,7 +137,7 @@ def _parsed(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # the library ships a few templates that are not valid Python
+        return  # the library includes a few templates that are not valid Python
     yield from _docstrings(tree)
 
 
@@ -145,24 +145,24 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
     """The docstrings of `node` and of every definition in it, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield ast.get_docstring(node, clean=False) or ""
-    # Only statements can hold definitions; leaving expressions out makes the walk several times faster.
+    # Only statements can hold definitions; skipping expressions makes the walk several times faster.
     for field in ("body", "handlers", "orelse", "finalbody"):
         for child in getattr(node, field, ()) if not isinstance(node, ast.expr) else ():
             yield from _docstrings(child)
 
 
 def _c_docstrings() -> Iterator[tuple[str, Iterator[str]]]:
-    """The name and the docstrings of every C module that this Python has."""
+    """The name and the docstrings of every C module of this Python."""
     for name in C_MODULES:
         with contextlib.suppress(ImportError):  # not on this platform, or not in this build
             yield name, _member_docstrings(importlib.import_module(name))
 
 
 def _member_docstrings(module: ModuleType) -> Iterator[str]:
-    """The docstrings of a module, of its functions and classes, and of the classes' own members."""
+    """The docstrings of a module, of its functions and classes, and of the members of its classes."""
     yield module.__doc__ or ""
     for _, member in sorted(vars(module).items()):
-        # A re-exported member belongs to the module that it names, which may lie in another chapter.
+        # A re-exported member belongs to the module that it names, which may be in another chapter.
         if callable(member) and getattr(member, "__module__", None) == module.__name__:
             yield _own_doc(member)
             for _, value in sorted(vars(member).items()) if isinstance(member, type) else ():
@@ -171,7 +171,7 @@ def _member_docstrings(module: ModuleType) -> Iterator[str]:
 
 def _own_doc(member: object) -> str:
     doc = getattr(member, "__doc__", None)
-    # A plain value shows its class's docstring, which is not its own.
+    # The docstring of a plain value is that of its class.
     return doc if isinstance(doc, str) and doc is not type(member).__doc__ else ""
 
 
@@ -192,7 +192,7 @@ def _keep_frequent(rows: list[Row]) -> list[Row]:
 
 
 def _split(rows: list[Row], chapter: str) -> dict[str, list[Row]]:
-    """Every fifth row of a chapter to the test, after shuffling inside each module: stratified by both."""
+    """Every fifth row of a chapter for testing, after shuffling within each module: stratified by both."""
     rng = numpy_generator(SPLIT_SEED, "stdlib-docs", chapter)
     by_module = np.lexsort((rng.random(len(rows)), np.array([module for _, _, module in rows])))
     chosen = set(by_module[int(rng.integers(TEST_EVERY)) :: TEST_EVERY].tolist())
