@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from fftmoe.config import METHODS, parse_recipe
+from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.methods.registry import METHODS
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
 from fftmoe.rounds.exchange import Ledger, expectations
 from fftmoe.server.apply import apply_round
@@ -23,7 +24,7 @@ from fftmoe.setup.compose import Experiment, compose
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}
 CLOSED = {"kind": "closed-form"}
 FROZEN = {"kind": "closed-form", "update": "frozen"}
-EVERY_METHOD = get_args(METHODS)
+EVERY_METHOD = tuple(METHODS)
 OWN_ROUTERS = {"adapter.router": "shared+personal", "adapter.shared_rank": 1}
 FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 # Name -> method, head, task, and other settings of the recipe.
@@ -148,7 +149,7 @@ def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:
 
     def answered(state: ServerState, task: str) -> Recorded:
         if task == "sums":
-            plan = plan_sums(method, state, cohort, experiment.largest, training, seed)
+            plan = plan_sums(state, cohort, experiment.largest, training, seed)
         else:
             plan = plan_round(method, state, state.round + 1, cohort, experiment.budgets, training, seed, task)
         messages = {client.client_id: pack_plan(client, method.download(state, client)) for client in plan.clients}

@@ -49,7 +49,8 @@ from fftmoe.records import (
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.build import build_model, expert_shape, fit_budgets, pool_size
+from fftmoe.setup.method import expert_shape, fit_budgets, pool_size, stated_shape
+from fftmoe.setup.model import build_model
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 from shared_updates import output, randomise, trainable
 
@@ -605,7 +606,7 @@ def test_a_recipes_shape_is_what_its_model_holds(recipe_values: dict[str, Any]):
         counted = sum(p.numel() for p in moe.parameters()) + sum(p.numel() for p in of_block(model, block))
         assert counted == shape.block_parameters(5)
     assert len(adapter.shared_projections(model)) == 8
-    assert expert_shape(chosen, model.get_base_model(), shared=False) == ExpertShape(HIDDEN, 4)
+    assert stated_shape(chosen, model.get_base_model(), shared=False) == ExpertShape(HIDDEN, 4)
     assert pool_size(chosen, model.get_base_model()) == 5
     lora = recipe(recipe_values, "fedit")
     assert expert_shape(lora, build_model(lora, LABELS).get_base_model()) == shape
@@ -625,5 +626,5 @@ def test_flames_pool_is_what_the_smallest_tier_holds_with_its_shared_parts(recip
         assert all(moe.num_experts == pool and moe.shared_up is None for moe in adapter.blocks(model).values())
         assert pool_size(chosen, model.get_base_model()) == pool
         tiers = (Budget("small", 1, 2, BLOCKS), Budget("large", 5, 5, BLOCKS))
-        fitted = fit_budgets(chosen, model, tiers, expert_shape(chosen, model.get_base_model(), shared=False))
+        fitted = fit_budgets(chosen, model, tiers, expert_shape(chosen, model.get_base_model()))
         assert [(tier.experts, tier.top_k) for tier in fitted] == [(pool, 1), (pool, pool)]

@@ -32,8 +32,9 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
-from fftmoe.setup.build import build_model, expert_shape
 from fftmoe.setup.finished import load_run
+from fftmoe.setup.method import expert_shape
+from fftmoe.setup.model import build_model
 from fftmoe.store import save_adapter
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 from shared_fixtures import Cli

@@ -15,8 +15,8 @@ from fftmoe.backbones import load_adapter, load_image_processor, load_tokenizer
 from fftmoe.backbones.lora import lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.setup.build import build_model
 from fftmoe.setup.finished import load_run
+from fftmoe.setup.model import build_model
 from hostile import BOMBS, Code, every_bomb, lay_canary, refused, say
 from models import tiny_bert
 

@@ -11,7 +11,7 @@ import torch
 from fftmoe.client.screening import NUMBER_LIMIT, Agreement, screen_plan
 from fftmoe.errors import InputError
 from fftmoe.records import Tensors, pack, pack_plan, unpack, unpack_plan
-from fftmoe.setup.build import build_model
+from fftmoe.setup.model import build_model
 from fftmoe.setup.site import make_agreement
 from spoiling import DEEP, INF, NAN, container, of, put_together, say, text
 from tampering import CELLS, Recorded, recipe_of, record

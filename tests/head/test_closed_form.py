@@ -347,7 +347,7 @@ def runtime(
 
 def exchanged(handler: Handler, method: Method, state: ServerState, num_clients: int) -> list[ClientUpdate]:
     """Everyone's sums, as messages."""
-    plan = plan_sums(method, state, range(num_clients), LARGE, TRAINING, seed=5)
+    plan = plan_sums(state, range(num_clients), LARGE, TRAINING, seed=5)
     replies = [handler([pack_plan(client, method.download(state, client))])[0] for client in plan.clients]
     updates = [unpack_update(reply) for reply in replies]
     assert [update.client_id for update in updates] == list(range(num_clients))
@@ -464,12 +464,12 @@ def test_everyone_measures_the_largest_tiers_view_of_all_experts(backbone_folder
     model = moe_model(backbone_folder, 0)
     method = fft_moe(2)
     state = method.init(model)
-    plan = plan_sums(method, dataclasses.replace(state, round=1), [0, 1], LARGE, TRAINING, seed=5)
+    plan = plan_sums(dataclasses.replace(state, round=1), [0, 1], LARGE, TRAINING, seed=5)
     assert {client.task for client in plan.clients} == {"sums"}
     for client in plan.clients:
         assert client.budget == LARGE != method.budgets[client.client_id]
         assert client.experts == dict.fromkeys(BLOCKS, tuple(range(M)))
-    (first,) = plan_sums(method, state, [0], LARGE, TRAINING, seed=5).clients
+    (first,) = plan_sums(state, [0], LARGE, TRAINING, seed=5).clients
     assert method.download(state, first).keys() == {"head.weight", "head.bias"}
 
 

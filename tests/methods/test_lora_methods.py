@@ -734,7 +734,7 @@ def test_fedsa_lora_keeps_b_on_the_client_and_begins_with_it(model: Any):
 
 def test_a_fedsa_lora_clients_model_is_the_shared_a_and_head_with_its_own_b(model: Any):
     method = on(model, FedSaLora)
-    assert method.personal
+    assert method.capabilities.personal
     state = method.init(model)
     update, kept = train(model, method, state, 1)
     batch = examples().batch(range(5))
@@ -768,7 +768,7 @@ def test_fedsa_lora_can_keep_the_head_too(model: Any):
 def test_methods_without_personal_parts_personalize_as_they_install(model: Any):
     for kind in (FedIt, FfaLora, HetLora, FLora, FlexLora):
         method = on(model, kind)
-        assert not method.personal
+        assert not method.capabilities.personal
         state = run_round(model, method, method.init(model), BUDGETS)
         seen = []
         plan = plan_of(method, state, 0)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from fftmoe.backbones import load_adapter, load_backbone
-from fftmoe.config import METHODS, parse_recipe
+from fftmoe.config import parse_recipe
 from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy
+from fftmoe.methods.registry import METHODS
 from fftmoe.records import ServerState, pack_plan, unpack_update
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds import loop as rounds_module
@@ -43,7 +44,7 @@ CLOSED = {"kind": "closed-form"}
 FROZEN = {"kind": "closed-form", "update": "frozen"}
 FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 
-EVERY_METHOD = get_args(METHODS)
+EVERY_METHOD = tuple(METHODS)
 PERSONAL = ("fedsa-lora", "local-only")  # there is no global model to save
 # Local-only shares no sums, and where no adapter changes the features a head is solved once.
 SOLVED = {method: FROZEN if method == "head-only" else CLOSED for method in EVERY_METHOD if method != "local-only"}
@@ -523,7 +524,7 @@ def test_a_fresh_adapter_adds_nothing_to_the_first_sums(values: Values, method: 
     handler = build_client(client_spec(experiment, Kept()), experiment.model)
     sent, sums = [], []
     for at in (state, dataclasses.replace(state, round=1)):
-        (plan,) = plan_sums(experiment.method, at, [0], experiment.largest, experiment.training, 3).clients
+        (plan,) = plan_sums(at, [0], experiment.largest, experiment.training, 3).clients
         sent.append(pack_plan(plan, experiment.method.download(at, plan)))
         sums.append(unpack_update(handler([sent[-1]])[0]).tensors)
     assert len(sent[0]) < len(sent[1]) or method == "head-only"

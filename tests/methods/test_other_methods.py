@@ -247,7 +247,7 @@ def test_head_only_trains_and_sends_the_head_whatever_is_attached(kind: str, req
     installed = answers(model)
     method.personalize(model, method.download(new, plan_of(method, new, 2)), plan_of(method, new, 2), {})
     assert torch.equal(answers(model), installed)
-    assert not method.personal
+    assert not method.capabilities.personal
     assert method.parameters(LARGE) == 0
     assert all(not experts for experts in method.assign(state, [0, 1]).values())
 
@@ -308,7 +308,7 @@ inners = pytest.mark.parametrize(
 def test_local_only_sends_nothing_and_changes_nothing(inner: Inner, kind: str, request: pytest.FixtureRequest):
     model = adapted(kind, request)
     method = LocalOnly(inner(model))
-    assert method.personal
+    assert method.capabilities.personal
     state = method.init(model)
     plan = plan_round(method, state, 1, sorted(BUDGETS), BUDGETS, TRAINING, seed=5)
     updates = [train(model, method, state, c)[0] for c in BUDGETS]

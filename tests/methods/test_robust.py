@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fftmoe.config import parse_recipe
 from fftmoe.config.robustness import RobustnessSection
-from fftmoe.config.rules import MERGED_BY_MEAN
+from fftmoe.config.rules import AVERAGING
 from fftmoe.engines.base import Fault
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, bounded_total
@@ -492,7 +492,7 @@ def _times(one: ClientUpdate, factor: float) -> ClientUpdate:
     return replace(one, tensors={name: factor * t for name, t in one.tensors.items()})
 
 
-@pytest.mark.parametrize(("method", "kind"), [*zip(MERGED_BY_MEAN, itertools.cycle(KINDS))])
+@pytest.mark.parametrize(("method", "kind"), [*zip(AVERAGING, itertools.cycle(KINDS))])
 def test_whole_runs_finish_and_repeat_to_the_bit(recipe_values: dict[str, Any], method: str, kind: str, tmp_path: Any):
     recipe = robust(recipe_values, kind, method)
     tensors = []

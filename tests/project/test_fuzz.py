@@ -59,7 +59,7 @@ from fftmoe.engines.flower_messages import (
 from fftmoe.errors import InputError
 from fftmoe.records import pack_plan
 from fftmoe.server.screening import Rejected, screen
-from fftmoe.setup.build import build_model
+from fftmoe.setup.model import build_model
 from fftmoe.setup.site import make_agreement, site_recipe
 from fftmoe.store import pack_state, read_config, read_labels, unpack_state
 from fftmoe.strict import strict_json, strict_yaml

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from fftmoe.config import METHODS, parse_recipe
+from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import RunError
+from fftmoe.methods.registry import METHODS
 from fftmoe.records import ClientPlan, ServerState, Tensors, unpack_plan
 from fftmoe.rounds.run import resume, run
 from fftmoe.server.cohort import choose_cohort
@@ -124,7 +125,7 @@ def first_of(round: int, num_clients: int) -> int:
     return choose_cohort(num_clients, min(3, num_clients), 3, round)[0]
 
 
-@pytest.mark.parametrize("method", get_args(METHODS))
+@pytest.mark.parametrize("method", tuple(METHODS))
 def test_a_run_is_what_it_would_be_without_the_answers_that_were_refused(finish: Finish, method: str):
     """In both rounds one; on one machine, where engines lose nobody."""
     population = 1 if method == "centralized" else 5

@@ -21,8 +21,8 @@ from fftmoe.rounds import exchange as ledger_module
 from fftmoe.rounds.exchange import Ledger, expectations
 from fftmoe.server.expectation import LARGEST, MARGIN
 from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
-from fftmoe.setup.build import build_model
 from fftmoe.setup.clients import build_client, client_spec
+from fftmoe.setup.model import build_model
 from fftmoe.store import pack_state
 from spoiling import KINDS, SHAPE, of, put_together, say, taken_apart, text
 from tampering import CELLS, Kept, Playback, Recorded, recipe_of, record

@@ -16,7 +16,7 @@ from fftmoe.client.sums import head_sums
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
 from fftmoe.head import HeadLoss, HeadSums, solved_head
-from fftmoe.methods.base import Method, can_stack
+from fftmoe.methods.base import Method
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
 from fftmoe.tasks import Loss
@@ -81,7 +81,7 @@ class ClientRuntime:
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """`train` for several clients, in one batch on one backbone."""
-        assert can_stack(self.method)
+        assert self.method.capabilities.stacks
         assert isinstance(self.loss, HeadLoss)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
         kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
@@ -104,7 +104,7 @@ class ClientRuntime:
 
         They are taken on the global model, or on the client's own model where the method has no global one.
         """
-        if self.method.personal:
+        if self.method.capabilities.personal:
             kept, _ = split_state(self.states.load(plan.client_id, before=plan.round + 1))
             self.method.personalize(self.model, tensors, plan, kept)
         else:

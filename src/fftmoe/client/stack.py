@@ -23,13 +23,13 @@ from fftmoe.client.training import Losses, check_finite, train
 from fftmoe.client.update import local_batches
 from fftmoe.data import Examples
 from fftmoe.head import HeadLoss
-from fftmoe.methods.base import Stack, StackingMethod
+from fftmoe.methods.base import Method, Stack
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 
 
 def update_stack(
     model: Any,
-    method: StackingMethod,
+    method: Method,
     head: HeadLoss,
     plans: Sequence[ClientPlan],
     tensors: Sequence[Tensors],

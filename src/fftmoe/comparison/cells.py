@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -10,11 +10,12 @@ from typing import Any, get_args
 from pydantic import Field, ValidationError
 
 from fftmoe.comparison.statistics import IID
-from fftmoe.config import METHODS, HeadSection, Recipe, Section, apply_override, parse_recipe, read_recipe
+from fftmoe.config import HeadSection, Recipe, Section, apply_override, parse_recipe, read_recipe
 from fftmoe.config.fields import Positive
 from fftmoe.config.plugins import is_plugin
 from fftmoe.data.partition import PARAMETERS
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.methods.registry import METHODS
 from fftmoe.report.metric import Metric
 from fftmoe.strict import strict_yaml
 from fftmoe.tasks import make_task
@@ -217,11 +218,10 @@ def _check_override_keys(overrides: Mapping[str, Any]) -> None:
         if method or not plus:
             _check_name(key, "method", method, METHODS)
         if plus:
-            _check_name(key, "head", head, HeadSection.model_fields["kind"].annotation)
+            _check_name(key, "head", head, get_args(HeadSection.model_fields["kind"].annotation))
 
 
-def _check_name(key: str, what: str, name: str, literal: Any) -> None:
-    valid = get_args(literal)
+def _check_name(key: str, what: str, name: str, valid: Collection[str]) -> None:
     if name not in valid and not is_plugin(name):
         raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
 
@@ -239,7 +239,8 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
 
 def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:
     """All, but of a centralized variant one: it holds all data in one place, so each would run the same again."""
-    if variant.overrides.get("method", base.method) != "centralized":
+    spec = METHODS.get(variant.overrides.get("method", base.method))
+    if spec is None or not spec.capabilities.pools_data:
         return partitions
     return [IID if IID in partitions else next(iter(partitions))]
 

@@ -17,5 +17,4 @@ from fftmoe.config.read import load_recipe as load_recipe
 from fftmoe.config.read import parse_recipe as parse_recipe
 from fftmoe.config.read import read_recipe as read_recipe
 from fftmoe.config.read import recipe_folder as recipe_folder
-from fftmoe.config.schema import METHODS as METHODS
 from fftmoe.config.schema import Recipe as Recipe

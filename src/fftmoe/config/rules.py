@@ -3,19 +3,15 @@
 from fftmoe.config.plugins import is_plugin
 from fftmoe.config.privacy import PrivacySection
 from fftmoe.config.schema import Recipe
+from fftmoe.methods.registry import METHODS, Capabilities
 
-MERGED_BY_MEAN = ("fft-moe", "fedit", "ffa-lora", "fedsa-lora", "head-only")
-"""The methods whose server does nothing but average deltas, so that another aggregation can replace the mean."""
+AVERAGING = tuple(name for name, spec in METHODS.items() if spec.capabilities.averages)
+"""The methods whose server only averages deltas, so that another aggregation can replace the mean."""
 
-WHY_NOT_PRIVATE = {
-    "hetlora": "weighs every client by the norm of its update",
-    "flora": "hands the factors of every client to all others",
-    "flexlora": "multiplies the factors of every client before it adds them",
-    "flame": "weighs every client by the experts that its data activated",
-    "local-only": "sends nothing that privacy could protect",
-    "centralized": "has all data in one place",
-}
-"""For each method that cannot work with sums alone: the reason."""
+
+def _capabilities(recipe: Recipe) -> Capabilities | None:
+    """Those of the recipe's method; None for a plug-in, which is known only where the recipe is run."""
+    return METHODS[recipe.method].capabilities if recipe.method in METHODS else None
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -47,8 +43,11 @@ def _check_task(recipe: Recipe) -> None:
         )
     if (task == "regression") != (data.targets is not None):
         raise ValueError("backbone.task=regression and data.targets, the columns with the numbers, belong together")
-    if language and recipe.method == "head-only":
-        raise ValueError("method head-only trains a classification head, and a language model has none; choose another")
+    method = _capabilities(recipe)
+    if language and method and method.trains == "head":
+        raise ValueError(
+            f"method {recipe.method} trains a classification head, and a language model has none; choose another"
+        )
     if evaluation.generate and data.prompt is None:
         raise ValueError(
             "evaluation.generate continues prompts; name their columns with data.prompt and data.completion"
@@ -63,10 +62,10 @@ def _check_plugins(recipe: Recipe) -> None:
             f"the guarantees of privacy hold only for the methods and aggregations of fftmoe, and {used[0]} is a "
             "plug-in; leave privacy out, or use another"
         )
-    if is_plugin(aggregation) and method not in MERGED_BY_MEAN and not is_plugin(method):
+    if is_plugin(aggregation) and method not in AVERAGING and not is_plugin(method):
         raise ValueError(
             f"method {method} {_NO_MEAN}, so federation.aggregation={aggregation} cannot be used; "
-            f"use one of {', '.join(MERGED_BY_MEAN)}, or another aggregation"
+            f"use one of {', '.join(AVERAGING)}, or another aggregation"
         )
 
 
@@ -74,21 +73,23 @@ _NO_MEAN = "does not aggregate by averaging"
 
 
 def _check_method(recipe: Recipe) -> None:
-    method, head, federation = recipe.method, recipe.head, recipe.federation
-    if recipe.closed_form and method == "local-only":
+    name, method, head, federation = recipe.method, _capabilities(recipe), recipe.head, recipe.federation
+    if method is None:
+        return
+    if recipe.closed_form and not method.shares_statistics:
         raise ValueError(
-            "method local-only shares no feature statistics to compute a closed-form head from; use head.kind=averaged"
+            f"method {name} shares no feature statistics to compute a closed-form head from; use head.kind=averaged"
         )
-    if federation.server_optimizer != "sgd" and method in ("hetlora", "flora", "flexlora", "head-only"):
-        raise ValueError(f"method {method} has no server optimizer; use federation.server_optimizer=sgd")
-    if federation.upload != "float32" and method == "flora":
+    if federation.server_optimizer != "sgd" and not method.server_optimizer:
+        raise ValueError(f"method {name} has no server optimizer; use federation.server_optimizer=sgd")
+    if federation.upload != "float32" and not method.rounded_uploads:
         raise ValueError(
-            "method flora starts each round with new factors, so a client cannot add what rounding left out to its "
+            f"method {name} starts each round with new factors, so a client cannot add what rounding left out to its "
             "next update; use federation.upload=float32"
         )
-    if head and not head.trained and method == "head-only" and head.update != "frozen":
+    if head and not head.trained and method.trains == "head" and head.update != "frozen":
         raise ValueError(
-            "method head-only changes no features, so its closed-form head is computed once: set head.update=frozen "
+            f"method {name} changes no features, so its closed-form head is computed once: set head.update=frozen "
             "(or trained)"
         )
 
@@ -97,9 +98,9 @@ def _check_robustness(recipe: Recipe) -> None:
     if recipe.robustness is None:
         return
     asked, federation = f"robustness.aggregator={recipe.robustness.aggregator}", recipe.federation
-    if recipe.method not in MERGED_BY_MEAN:
+    if recipe.method not in AVERAGING:
         raise ValueError(
-            f"method {recipe.method} {_NO_MEAN}, so {asked} cannot be used; use one of {', '.join(MERGED_BY_MEAN)}, or "
+            f"method {recipe.method} {_NO_MEAN}, so {asked} cannot be used; use one of {', '.join(AVERAGING)}, or "
             "leave robustness out"
         )
     if federation.aggregation != "per-expert" or federation.activation_power:
@@ -110,18 +111,20 @@ def _check_robustness(recipe: Recipe) -> None:
 
 
 def _check_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
-    federation = recipe.federation
+    federation, method = recipe.federation, _capabilities(recipe)
+    assert method is not None, "`_check_plugins` refuses plug-ins"
     if recipe.robustness is not None:
         raise ValueError(
             "privacy hides single updates and robustness compares them, so a run can have one of the two: leave "
             "privacy or robustness out (privacy.clip_norm bounds what one client can do)"
         )
-    if recipe.method in WHY_NOT_PRIVATE:
+    if method.why_not_private:
+        others = [name for name, spec in METHODS.items() if not spec.capabilities.why_not_private]
         raise ValueError(
-            f"method {recipe.method} {WHY_NOT_PRIVATE[recipe.method]}, and privacy shows the server only sums; "
-            "use fft-moe, fedit, ffa-lora, fedsa-lora or head-only, or leave privacy out"
+            f"method {recipe.method} {method.why_not_private}, and privacy shows the server only sums; "
+            f"use {', '.join(others[:-1])} or {others[-1]}, or leave privacy out"
         )
-    if recipe.method == "fft-moe" and recipe.adapter.residents != "balanced":
+    if method.trains == "experts" and recipe.adapter.residents != "balanced":
         raise ValueError(
             f"adapter.residents={recipe.adapter.residents} follows from each client's routing, which privacy hides; "
             "use adapter.residents=balanced"
@@ -139,7 +142,7 @@ def _check_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
     if privacy.noisy:
         _check_client_privacy(recipe)
     if privacy.examples is not None:
-        _check_example_privacy(recipe, privacy)
+        _check_example_privacy(recipe, privacy, method)
 
 
 def _check_client_privacy(recipe: Recipe) -> None:
@@ -155,7 +158,7 @@ def _check_client_privacy(recipe: Recipe) -> None:
         )
 
 
-def _check_example_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
+def _check_example_privacy(recipe: Recipe, privacy: PrivacySection, method: Capabilities) -> None:
     if privacy.noisy:
         raise ValueError(
             "privacy.examples protects single examples, while privacy.noise_multiplier and privacy.epsilon protect "
@@ -166,7 +169,7 @@ def _check_example_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
             "privacy.examples counts local steps, which draw examples by chance; say federation.local_steps instead "
             "of local_epochs"
         )
-    if recipe.method == "fft-moe" and recipe.adapter.balance == "heterogeneity-aware":
+    if method.trains == "experts" and recipe.adapter.balance == "heterogeneity-aware":
         raise ValueError(
             "adapter.balance=heterogeneity-aware uses the routing of all of a client's examples, so one example "
             "changes the weight of the others; with privacy.examples use adapter.balance=switch or none"

@@ -1,6 +1,6 @@
-"""A whole recipe: its sections, and the names of fftmoe's own methods."""
+"""A whole recipe: its sections."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -18,20 +18,7 @@ from fftmoe.config.partition import PartitionSection
 from fftmoe.config.plugins import own_or_plugin
 from fftmoe.config.privacy import PrivacyOrOff
 from fftmoe.config.robustness import RobustnessOrOff
-
-METHODS = Literal[
-    "fft-moe",
-    "fedit",
-    "ffa-lora",
-    "fedsa-lora",
-    "hetlora",
-    "flora",
-    "flexlora",
-    "flame",
-    "head-only",
-    "local-only",
-    "centralized",
-]
+from fftmoe.methods.registry import METHODS
 
 
 class Recipe(Section):
@@ -42,7 +29,7 @@ class Recipe(Section):
     backbone: BackboneSection
     data: DataSection
     partition: PartitionSection
-    method: Annotated[str, own_or_plugin(*get_args(METHODS))] = "fft-moe"
+    method: Annotated[str, own_or_plugin(*METHODS)] = "fft-moe"
     adapter: AdapterSection
     lora: LoraSection = LoraSection()
     head: Annotated[HeadSection | None, Field(validate_default=True)] = None

@@ -13,7 +13,7 @@ from fftmoe.client.compress import compress
 from fftmoe.cost.workload import Workload
 from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import BYTES, TRAINING_COPIES, ExpertShape
-from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.lora import rank_of
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, names, pack_plan, pack_update
 from fftmoe.records.codec import bytes_per_number
 from fftmoe.server.plan import plan_round
@@ -117,7 +117,8 @@ def tier_cost(workload: Workload, tier: Budget, plans: Mapping[int, ClientPlan])
     clients = tuple(workload.budgets.members(tier).tolist())
     plan = plans[clients[0]]
     download = method.download(workload.state, plan)
-    widest, _ = compress(method.widest_update(plan, download), {}, workload.training.upload)
+    update = method.widest_update(plan, download)
+    widest, _ = compress(update, {}, workload.training.upload)
     parameters = method.parameters(tier) + workload.head_parameters
     return TierCost(
         budget=tier,
@@ -128,7 +129,7 @@ def tier_cost(workload: Workload, tier: Budget, plans: Mapping[int, ClientPlan])
         adapter_bytes=BYTES * parameters,
         training_bytes=training_bytes(parameters),
         flops_per_token=_flops_per_token(workload, tier),
-        rank=method.rank(tier) if isinstance(method, LoraMethod) else None,
+        rank=rank_of(update),
     )
 
 
@@ -166,7 +167,7 @@ def statistics_cost(workload: Workload, times: int, every: int | None, numbers_s
     """
     method, state = workload.method, workload.state
     first, later = (
-        plan_sums(method, before, [0], workload.largest, workload.training, workload.seed).clients[0]
+        plan_sums(before, [0], workload.largest, workload.training, workload.seed).clients[0]
         for before in (state, replace(state, round=1))
     )
     return StatisticsCost(

@@ -52,6 +52,16 @@ class ExpertShape:
         return 3 * (routed + 2 * self.shared_parameters)
 
 
+def pool_of_smallest(shape: ExpertShape, experts: Sequence[int]) -> int:
+    """How many experts the smallest tier can hold if it shares nothing else, at the cost of its stated experts.
+
+    Args:
+        shape: shape of one expert, and of what clients share next to the stated experts.
+        experts: stated number of experts of each tier.
+    """
+    return shape.block_parameters(min(experts)) // shape.parameters
+
+
 @dataclass(frozen=True)
 class Limits:
     """A tier as a recipe states it: either `top_k` and `experts`, or limits from which they are derived.

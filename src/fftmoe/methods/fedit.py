@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from fftmoe.methods.aggregate import Merge, WeightedSum
+from fftmoe.methods.base import MethodParts
 from fftmoe.methods.deltas import DeltaMean
 from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientUpdate, ServerState
 
@@ -21,7 +23,14 @@ class FedIt(LoraMethod):
 
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
     merge: Merge = WeightedSum
-    name: str = "fedit"
+    capabilities: ClassVar[Capabilities] = METHODS["fedit"].capabilities
+
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """FedIT over a population, with the server optimizer and the mean of the recipe."""
+        return cls(
+            parts.budgets, parts.modules, parts.seed, optimizer=parts.optimizer, merge=parts.merge or WeightedSum
+        )
 
     def rank(self, budget: Budget) -> int:
         """The smallest rank of the population, whatever the budget."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fftmoe.methods.fedit import FedIt
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import names
 
 
@@ -20,14 +21,9 @@ class FedSaLora(FedIt):
     """
 
     share_head: bool = True
-    name: str = "fedsa-lora"
+    capabilities: ClassVar[Capabilities] = METHODS["fedsa-lora"].capabilities
 
     sent: ClassVar[str] = "A"
-
-    @property
-    def personal(self) -> bool:
-        """B is each client's own."""
-        return True
 
     def shares(self, name: str) -> bool:
         """A, and the head if it is shared."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fftmoe.methods.fedit import FedIt
+from fftmoe.methods.registry import METHODS, Capabilities
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class FfaLora(FedIt):
     A never travels: every process draws it from the seed. As with FedIT all clients have the smallest rank.
     """
 
-    name: str = "ffa-lora"
+    capabilities: ClassVar[Capabilities] = METHODS["ffa-lora"].capabilities
 
     trained: ClassVar[str] = "B"
     sent: ClassVar[str] = "B"

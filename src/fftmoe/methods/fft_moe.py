@@ -4,19 +4,22 @@ Every client holds a personal subset of a pool of M experts per block; the pool 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar, Self
 
 import torch
 
 from fftmoe import adapter
 from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
+from fftmoe.methods.base import CostMatch, Defaults, MethodParts, Stack
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
 from fftmoe.methods.fft_moe_client import FftMoeSession, hold_nothing, load_projections
 from fftmoe.methods.fft_moe_stack import FftMoeStack
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
@@ -24,7 +27,7 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 
 
 @dataclass(frozen=True)
-class FftMoe:
+class FftMoe(Defaults):
     """The method as a value; every part that an ablation switches is a field.
 
     Attributes:
@@ -51,12 +54,31 @@ class FftMoe:
     load_decay: float = 0.5
     weigh_load: bool = True
     seed: int = 0
-    name: str = "fft-moe"
 
-    @property
-    def personal(self) -> bool:
-        """There is a global model."""
-        return False
+    capabilities: ClassVar[Capabilities] = METHODS["fft-moe"].capabilities
+
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """FFT-MoE over a population."""
+        mean = partial(WeightedSum, kind=parts.aggregation, activation_power=parts.activation_power)
+        return cls(
+            budgets=parts.budgets,
+            shape=parts.shape,
+            num_experts=parts.num_experts,
+            local=parts.local,
+            merge=parts.merge or mean,
+            optimizer=parts.optimizer,
+            residents=parts.residents,
+            explore=parts.explore,
+            load_decay=parts.load_decay,
+            weigh_load=parts.weigh_load,
+            seed=parts.seed,
+        )
+
+    @classmethod
+    def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
+        """The tiers as the recipe states them."""
+        return tuple(tiers)
 
     def parameters(self, budget: Budget) -> int:
         """Of the resident experts, their router rows, and the shared expert."""
@@ -92,10 +114,6 @@ class FftMoe:
         """Without the design: worker processes, to which methods are sent, assign nothing."""
         return {name: value for name, value in vars(self).items() if name != "_design"}
 
-    def whole(self, budget: Budget) -> Experts:
-        """All experts of the budget's blocks."""
-        return dict.fromkeys(budget.blocks, tuple(range(self.num_experts)))
-
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and for each of the client's blocks its resident experts with their load, and the shared one."""
         tensors = {name: t for name, t in state.tensors.items() if names.is_head(name)}
@@ -110,14 +128,9 @@ class FftMoe:
         """A client's local training (`fft_moe_client`)."""
         return FftMoeSession(model, plan, tensors, client_state, self.local, self.num_experts)
 
-    @property
-    def stacks(self) -> bool:
-        """Clients of one tier can train at once."""
-        return True
-
     def stack(
         self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
-    ) -> FftMoeStack:
+    ) -> AbstractContextManager[Stack]:
         """The local training of several clients at once (`fft_moe_stack`)."""
         return FftMoeStack(model, plans, tensors, client_states, self.local, self.num_experts)
 

@@ -7,7 +7,7 @@ router has to be trained and is averaged as they are.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from fftmoe import adapter
 from fftmoe.backbones import device_of
 from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
+from fftmoe.methods.base import CostMatch, Defaults, MethodParts
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.fft_moe_client import FftMoeSession
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 
 BY_ACTIVATIONS = partial(WeightedSum, activation_power=1.0)
@@ -37,7 +39,25 @@ class Flame(FftMoe):
 
     local: LocalSettings = field(default_factory=_no_losses)
     merge: Merge = BY_ACTIVATIONS
-    name: str = "flame"
+
+    capabilities: ClassVar[Capabilities] = METHODS["flame"].capabilities
+
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """FLAME over a population. The balance losses and the weights of the mean are its own."""
+        return cls(
+            budgets=parts.budgets,
+            shape=parts.shape,
+            num_experts=parts.num_experts,
+            optimizer=parts.optimizer,
+            seed=parts.seed,
+        )
+
+    @classmethod
+    def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
+        """Every tier holds the whole pool."""
+        pool = cost.num_experts
+        return tuple(replace(tier, experts=pool, top_k=min(tier.top_k, pool)) for tier in tiers)
 
     def parameters(self, budget: Budget) -> int:
         """All experts and one scalar in every block of the budget."""
@@ -45,16 +65,14 @@ class Flame(FftMoe):
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """Everyone holds every expert of its blocks."""
-        return {client_id: self.whole(self.budgets[client_id]) for client_id in cohort}
-
-    @property
-    def stacks(self) -> bool:
-        """Every client's own scalars act outside the experts, one client at a time."""
-        return False
+        pool = tuple(range(self.num_experts))
+        return {client_id: dict.fromkeys(self.budgets[client_id].blocks, pool) for client_id in cohort}
 
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> "FlameSession":
         """A client's local training."""
         return FlameSession(model, plan, tensors, client_state, self.local, self.num_experts)
+
+    stack = Defaults.stack  # each client's own scalars act outside the experts
 
     def most_shares(self, plan: ClientPlan, max_tokens: int) -> float:
         """Activations per step, as shares are here: of each token of a full batch k_n."""

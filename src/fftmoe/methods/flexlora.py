@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fftmoe.methods.flora import stack_updates
 from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import ClientUpdate, ServerState, names
 
 # Components below the float32 rounding of the largest one are nothing that float32 factors could hold.
@@ -25,7 +26,7 @@ class FlexLora(LoraMethod):
     examples, over the clients that adapt the module; one that nobody adapts is unchanged.
     """
 
-    name: str = "flexlora"
+    capabilities: ClassVar[Capabilities] = METHODS["flexlora"].capabilities
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """The SVD of the cohort's stack, module by module."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fftmoe.adapter.low_rank import initial_a
 from fftmoe.backbones.lora import load_factors, merged
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, head_of
 from fftmoe.methods.lora import LoraMethod, own_modules
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, names
 from fftmoe.rng import generator
@@ -34,7 +35,7 @@ class FLora(LoraMethod):
     p_n is by examples, over the clients that adapt the module.
     """
 
-    name: str = "flora"
+    capabilities: ClassVar[Capabilities] = METHODS["flora"].capabilities
 
     def init(self, model: Any) -> ServerState:
         """The head; nothing has been merged."""

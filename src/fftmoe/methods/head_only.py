@@ -3,26 +3,34 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from fftmoe.errors import InputError
 from fftmoe.methods.aggregate import Merge, WeightedSum
+from fftmoe.methods.base import CostMatch, Defaults, MethodParts
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest, zeros
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
 
 @dataclass(frozen=True)
-class HeadOnly:
+class HeadOnly(Defaults):
     """Every client trains and sends the head. An adapter that the model has stays as attached, which adds nothing."""
 
     merge: Merge = WeightedSum
-    name: str = "head-only"
 
-    @property
-    def personal(self) -> bool:
-        """There is a global model."""
-        return False
+    capabilities: ClassVar[Capabilities] = METHODS["head-only"].capabilities
+
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """The method with the mean of the recipe."""
+        return cls(parts.merge or WeightedSum)
+
+    @classmethod
+    def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
+        """The tiers as the recipe states them; they cost the same."""
+        return tuple(tiers)
 
     def parameters(self, budget: Budget) -> int:
         """None beside the head."""
@@ -42,10 +50,6 @@ class HeadOnly:
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """There are no experts."""
         return {client_id: {} for client_id in cohort}
-
-    def whole(self, budget: Budget) -> Experts:
-        """There are no experts."""
-        return {}
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head."""

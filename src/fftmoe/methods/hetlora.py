@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fftmoe.methods.deltas import DeltaMean, head_of
 from fftmoe.methods.lora import LoraMethod, named_factors
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import ClientUpdate, ServerState, Tensors, names
 
 
@@ -22,7 +23,7 @@ class HetLora(LoraMethod):
     erase it. The paper's rank self-pruning is left out: ranks are budgets here and stay as they are.
     """
 
-    name: str = "hetlora"
+    capabilities: ClassVar[Capabilities] = METHODS["hetlora"].capabilities
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
         """The factors by norm, the head by examples."""

@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from fftmoe.methods.base import Method, Session
+from fftmoe.methods.base import CostMatch, Defaults, Method, MethodParts, Session
 from fftmoe.methods.deltas import losses_of, mean_loss, widest
+from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
 
 @dataclass(frozen=True)
-class LocalOnly:
+class LocalOnly(Defaults):
     """Another method's model and local training, without its federation.
 
     The server's state never changes, so residents and what is downloaded are those of the start. A client begins
@@ -26,12 +28,18 @@ class LocalOnly:
     """
 
     inner: Method
-    name: str = "local-only"
 
-    @property
-    def personal(self) -> bool:
-        """Every client has its own model."""
-        return True
+    capabilities: ClassVar[Capabilities] = METHODS["local-only"].capabilities
+
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """The local training of FFT-MoE."""
+        return cls(FftMoe.make(parts))
+
+    @classmethod
+    def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
+        """The tiers as the recipe states them."""
+        return tuple(tiers)
 
     def parameters(self, budget: Budget) -> int:
         """As the inner method."""
@@ -44,10 +52,6 @@ class LocalOnly:
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """The inner method's first assignment: the state holds no statistics, and never will."""
         return self.inner.assign(state, cohort)
-
-    def whole(self, budget: Budget) -> Experts:
-        """As the inner method."""
-        return self.inner.whole(budget)
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """Where the client begins."""

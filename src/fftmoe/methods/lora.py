@@ -7,15 +7,17 @@ A module with frozen weight W computes `W x + s B A x`, A [r, d_in] and B [d_out
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from fftmoe.adapter.low_rank import block_of_module, initial_a, initial_b, parameters_per_rank, truncate
 from fftmoe.backbones.lora import load_factors
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.methods.base import CostMatch, Defaults, MethodParts
 from fftmoe.methods.deltas import DeltaSession, widest, zeros
+from fftmoe.methods.registry import Capabilities
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 from fftmoe.rng import generator
@@ -25,7 +27,7 @@ Modules = Mapping[str, tuple[int, int]]  # path -> (d_in, d_out)
 
 
 @dataclass(frozen=True)
-class LoraMethod(ABC):
+class LoraMethod(Defaults, ABC):
     """LoRA in a federation, but for how it is merged. A client holds factors of its own rank for its own blocks.
 
     Factors that a client has neither been sent nor kept start as peft's: A uniform, B zero. That A is drawn from
@@ -41,15 +43,33 @@ class LoraMethod(ABC):
     budgets: Mapping[int, Budget]
     modules: Modules
     seed: int = 0
-    name: str = "lora"
 
+    capabilities: ClassVar[Capabilities] = Capabilities("low-rank")
     trained: ClassVar[str] = "AB"
     sent: ClassVar[str] = "AB"
 
-    @property
-    def personal(self) -> bool:
-        """There is a global model."""
-        return False
+    @classmethod
+    def make(cls, parts: MethodParts) -> Self:
+        """The method over a population."""
+        return cls(parts.budgets, parts.modules, parts.seed)
+
+    @classmethod
+    def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
+        """The tiers with the rank that costs as much as their experts."""
+        return tuple(
+            replace(
+                tier,
+                rank=matching_rank(
+                    tier.name,
+                    len(tier.blocks) * cost.shape.block_parameters(tier.experts),
+                    cost.modules,
+                    tier.blocks,
+                    cost.match,
+                    cls.sent,
+                ),
+            )
+            for tier in tiers
+        )
 
     def rank(self, budget: Budget) -> int:
         """The rank of a client of this budget."""
@@ -72,10 +92,6 @@ class LoraMethod(ABC):
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
         """There are no experts."""
         return {client_id: {} for client_id in cohort}
-
-    def whole(self, budget: Budget) -> Experts:
-        """There are no experts."""
-        return {}
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
         """The head, and the shared factors of the client's modules at its rank."""
@@ -154,6 +170,15 @@ def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         for path, pair in factors.items()
         for factor, t in zip("AB", pair, strict=True)
     }
+
+
+def rank_of(update: ClientUpdate) -> int | None:
+    """The rank of the LoRA factors in an update; None if it has none."""
+    for name, delta in update.tensors.items():
+        parsed = names.parse(name)
+        if parsed.family == "lora":
+            return delta.shape[0 if parsed.part == "A" else 1]
+    return None
 
 
 def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.report.metric import Metric
 
 
@@ -25,6 +26,12 @@ class RunRecord:
     def metric(self) -> Metric:
         """The metric that the run is judged by."""
         return Metric.of(self.summary, self.rows)
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """Those of its method; None for a plug-in."""
+        spec = METHODS.get(self.setting("method", ""))
+        return None if spec is None else spec.capabilities
 
     @property
     def private(self) -> bool:

@@ -70,7 +70,7 @@ class PrivacyView:
 
 def measured_on(run: RunRecord) -> str:
     """What data the run's metric was measured on."""
-    if run.setting("method") == "local-only":
+    if run.capabilities and run.capabilities.personal:
         return "mean of the clients' own models on common test data"
     return "on all test data"
 
@@ -93,7 +93,7 @@ def clients(run: RunRecord) -> ClientsView | None:
 
 def experts(run: RunRecord) -> ExpertsView | None:
     """How evenly experts were used, and by whom; None for a method without experts."""
-    if run.private and run.setting("method") == "fft-moe":
+    if run.private and run.capabilities and run.capabilities.trains == "experts":
         return ExpertsView(True, [], 0, [], [])
     overall, loads = run_figures.effective_number(run), run_figures.expert_loads(run)
     if overall is None:

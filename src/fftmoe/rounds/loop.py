@@ -142,7 +142,7 @@ def _solve_if_due(experiment: Experiment, state: ServerState, engine: Engine, le
     if recipe.head is None or not recipe.head.solved_after(state.round, recipe.federation.rounds):
         return state
     method, everyone = experiment.method, _reachable(experiment, engine)
-    plan = plan_sums(method, state, everyone, experiment.largest, experiment.training, recipe.seed)
+    plan = plan_sums(state, everyone, experiment.largest, experiment.training, recipe.seed)
     download, expect = partial(method.download, state), expectations(experiment)
     updates = Counted(ledger.exchange(engine, plan, download, expect, lambda _: None))
     fewest = 1 if recipe.privacy is None else recipe.privacy.min_contributors

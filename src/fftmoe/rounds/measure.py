@@ -30,7 +30,7 @@ def measure(experiment: Experiment, state: ServerState, sample: Examples, states
     if state.round == recipe.federation.rounds:
         return final_metrics(experiment, state, states)
     # Measuring every client's own model takes a pass for each, and is left to the end.
-    if state.round % recipe.evaluation.every or experiment.method.personal:
+    if state.round % recipe.evaluation.every or experiment.method.capabilities.personal:
         return {}
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     return _tally(experiment, sample).metrics()
@@ -39,7 +39,7 @@ def measure(experiment: Experiment, state: ServerState, sample: Examples, states
 def final_metrics(experiment: Experiment, state: ServerState, states: ClientStates) -> dict[str, Any]:
     """The global model, or the mean of the clients' own where there is none; and, if asked for, both."""
     evaluation, metric = experiment.recipe.evaluation, experiment.task.metric
-    if experiment.method.personal:
+    if experiment.method.capabilities.personal:
         return personal_metrics(experiment, state, states)
     metrics = global_metrics(experiment, state)
     if evaluation.personal:

@@ -238,8 +238,9 @@ def delta_of(experiment: Experiment, settings: PrivacySection) -> float:
 
 
 def _kind(experiment: Experiment) -> str:
-    """What a row is divided by; LoRA and heads know no other than by who sent it."""
-    return experiment.recipe.federation.aggregation if experiment.recipe.method == "fft-moe" else "per-expert"
+    """The aggregation of experts; all other tensors are averaged over the clients that sent them."""
+    trains_experts = experiment.method.capabilities.trains == "experts"
+    return experiment.recipe.federation.aggregation if trains_experts else "per-expert"
 
 
 def _shapes(state: ServerState) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 
 from fftmoe.head import sum_shapes
-from fftmoe.methods.base import Method, most_shares
+from fftmoe.methods.base import Method
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on, names
 from fftmoe.records.codec import encode
@@ -91,7 +91,7 @@ class Expectation:
             shapes=shapes,
             experts=update.experts,
             pool=update.preferences,
-            most_shares=most_shares(method, plan, max_tokens),
+            most_shares=method.most_shares(plan, max_tokens),
             most_header=header + MARGIN,
             most_bytes=num_bytes + MARGIN,
             num_examples=1 if plan.concealed else num_examples,

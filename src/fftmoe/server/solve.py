@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from fftmoe.head import HeadSums, solved_head
-from fftmoe.methods.base import Method
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, ServerState, Training, digest
+from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
 
 
-def plan_sums(
-    method: Method, state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int
-) -> RoundPlan:
+def every_expert(state: ServerState, budget: Budget) -> Experts:
+    """All experts of the pool in the blocks of a budget; nothing if the global model has no experts."""
+    pools = {block: state.load.get(names.load_of_block(block)) for block in budget.blocks}
+    return {block: tuple(range(len(load))) for block, load in pools.items() if load is not None}
+
+
+def plan_sums(state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int) -> RoundPlan:
     """Every client measures the same model, the global one as `budget` uses it, whatever its own budget is.
 
     Sums of unlike models would fit none of them. A client only runs the model forward here, which takes a quarter of
@@ -20,7 +23,7 @@ def plan_sums(
     """
     if state.round == 0:
         budget = replace(budget, blocks=())
-    experts, base = method.whole(budget), digest(state.tensors)
+    experts, base = every_expert(state, budget), digest(state.tensors)
     plans = (
         ClientPlan(
             round=state.round,

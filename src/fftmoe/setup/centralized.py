@@ -1,8 +1,17 @@
-"""The same adapter trained with all data in one place: an upper bound for a federation."""
+"""The method `centralized`: FFT-MoE with all data in one place, an upper bound for a federation.
+
+It is a transformation of the recipe and has no class of its own.
+"""
 
 import math
 
 from fftmoe.config import BudgetSection, Recipe
+from fftmoe.methods.registry import METHODS
+
+
+def is_centralized(recipe: Recipe) -> bool:
+    """Whether `centralized` has to transform the recipe before it is run."""
+    return recipe.method in METHODS and METHODS[recipe.method].capabilities.pools_data
 
 
 def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:

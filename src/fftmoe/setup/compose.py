@@ -18,9 +18,10 @@ from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, re
 from fftmoe.records import Budget, Training
 from fftmoe.records.codec import bytes_per_number
 from fftmoe.rng import derive
-from fftmoe.setup.build import build_method, build_model, check_head, expert_shape, fit_budgets
-from fftmoe.setup.centralized import centralized
+from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.load import Loaded, load_examples
+from fftmoe.setup.method import build_method, expert_shape, fit_budgets
+from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.tasks import Task, make_task
 
@@ -87,7 +88,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     check_named(recipe, plugins)
     check_quantization(recipe.backbone.quantization)
     data = load_examples(recipe)
-    if recipe.method == "centralized":
+    if is_centralized(recipe):
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
     _check_strata(recipe, data.strata)
@@ -120,7 +121,7 @@ def assemble(
     check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
     dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
-    shape = expert_shape(recipe, model.get_base_model(), shared=recipe.method != "flame")
+    shape = expert_shape(recipe, model.get_base_model(), plugins)
     training = training_of(recipe)
     mean_tokens = tokens_per_example(data.test if remote else data.train, model)
     tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)

@@ -14,8 +14,10 @@ from fftmoe.config import Recipe, load_recipe, parse_recipe
 from fftmoe.data import Partition, Ragged, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.report.trackers import check_trackers
+from fftmoe.setup.centralized import is_centralized
 from fftmoe.setup.compose import Experiment, assemble
 from fftmoe.setup.load import Loaded, agreed_labels
+from fftmoe.setup.method import method_class
 from fftmoe.setup.splits import load_splits
 from fftmoe.strict import strict_json
 
@@ -71,14 +73,15 @@ def check_deployable(recipe: Recipe) -> None:
         InputError: names the keys of the recipe that must go.
     """
     check_trackers(recipe.trackers)
+    capabilities = method_class(recipe).capabilities
     asked = {
         "evaluation.personal": recipe.evaluation.personal,
         "evaluation.local_only": recipe.evaluation.local_only,
         "data.train_examples": recipe.data.train_examples is not None,
         "data.validation_examples": recipe.data.validation_examples is not None,
         "data.test_examples": recipe.data.test_examples is not None,
-        "method=centralized": recipe.method == "centralized",
-        f"method={recipe.method}, which has no global model": recipe.method in ("local-only", "fedsa-lora"),
+        f"method={recipe.method}": is_centralized(recipe),
+        f"method={recipe.method}, which has no global model": capabilities.personal,
     }
     wrong = [name for name, is_asked in asked.items() if is_asked]
     if wrong:

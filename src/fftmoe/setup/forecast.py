@@ -26,10 +26,10 @@ from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState, Tensors
 from fftmoe.report.progress import Progress
-from fftmoe.setup.build import build_method, fit_budgets
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose, own_blocks, training_of
 from fftmoe.setup.engine import num_workers
+from fftmoe.setup.method import build_method, fit_budgets
 from fftmoe.setup.stacking import clients_per_batch
 
 

@@ -1,41 +1,48 @@
-"""Methods, aggregators and partitioners that are not fftmoe's own, named in recipes as `plugin:NAME`.
+"""Methods, aggregators and partitioners that fftmoe does not ship. A recipe names them `plugin:NAME`.
 
-They come from two places. Installed packages announce theirs as entry points (groups `fftmoe.methods`,
-`fftmoe.aggregators`, `fftmoe.partitioners`), which every process of a run finds by itself. A script hands its own to
-`fftmoe.run(..., plugins=Plugins(...))`, a value that goes where the recipe goes.
+They come from two places. Installed packages announce them as entry points (groups `fftmoe.methods`,
+`fftmoe.aggregators`, `fftmoe.partitioners`), which every process of a run finds by itself. A script passes its own to
+`fftmoe.run(..., plugins=Plugins(...))`; they go wherever the recipe goes.
 
-A recipe holds a name and never a place to import from: recipes come from other people, and whoever runs one must have
-installed, or written, all the code that it can reach.
+A recipe holds a name and never a place to import from. Recipes come from other people, and only code that was
+installed or written on this machine may run.
 """
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from fftmoe.config import Recipe
 from fftmoe.config.plugins import PREFIX
 from fftmoe.data import Divide
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.aggregate import Merge
-from fftmoe.methods.base import Method
+from fftmoe.methods.base import Method, MethodClass
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.lora import LoraMethod
 
 MakeMethod = type[FftMoe] | type[LoraMethod] | Callable[[FftMoe], Method]
 
 
+def is_method_class(plugin: Any) -> TypeGuard[MethodClass]:
+    """Whether a plug-in is a class that setup makes from the recipe; any other is a function of FFT-MoE's method."""
+    return isinstance(plugin, type) and issubclass(plugin, (FftMoe, LoraMethod))
+
+
 @dataclass(frozen=True)
 class Plugins:
-    """The parts that a script brings, by the NAME of `plugin:NAME`; they come before installed ones of that name.
+    """The plug-ins of a script by the NAME of `plugin:NAME`. They take precedence over installed ones.
 
     With several worker processes each must be picklable: a class or function of a module, or a `partial` of one.
 
     Attributes:
-        methods: a subclass of `FftMoe` or of `LoraMethod`, which is made from the recipe as fftmoe's own are; or, on
-            the adapter of experts, a function from what the recipe would make of `fft-moe` to the method.
-        aggregators: from the shapes of the global tensors to an `Aggregator` (`methods/aggregate.py`).
-        partitioners: from labels [N], the number of clients and a seed to the client of each example, integers [N].
+        methods: a subclass of `FftMoe` or `LoraMethod`, which is made from the recipe like the methods of fftmoe; or a
+            function that takes the method that the recipe would make of `fft-moe`, and returns a `Method` for its
+            adapter.
+        aggregators: a function from the shapes of the global tensors to an `Aggregator` (`methods/aggregate.py`).
+        partitioners: a function of labels [N], the number of clients and a seed that returns the client of each
+            example, integers [N].
     """
 
     methods: Mapping[str, MakeMethod] = field(default_factory=dict)
@@ -44,11 +51,11 @@ class Plugins:
 
     @property
     def empty(self) -> bool:
-        """Whether there are installed ones alone."""
+        """Whether the script brings no plug-ins."""
         return not (self.methods or self.aggregators or self.partitioners)
 
     def method(self, name: str) -> MakeMethod | None:
-        """What the recipe calls `plugin:NAME`; None where the name is one of fftmoe's own. Likewise below.
+        """The plug-in that a recipe calls `plugin:NAME`; None if the name is a method of fftmoe.
 
         Raises:
             InputError: there is no such plug-in, or it cannot be imported.
@@ -56,16 +63,16 @@ class Plugins:
         return _find("methods", name, self.methods)
 
     def aggregator(self, name: str) -> Merge | None:
-        """See `method`."""
+        """As `method`, for the aggregation."""
         return _find("aggregators", name, self.aggregators)
 
     def partitioner(self, name: str) -> Divide | None:
-        """See `method`."""
+        """As `method`, for the kind of partition."""
         return _find("partitioners", name, self.partitioners)
 
 
 def check_named(recipe: Recipe, plugins: Plugins) -> None:
-    """Whether everything that the recipe names is here; asked before anything is loaded.
+    """Check that every plug-in that the recipe names exists, before anything is loaded.
 
     Raises:
         InputError: see `Plugins.method`.
@@ -97,7 +104,7 @@ def _find(kind: str, name: str, given: Mapping[str, Any]) -> Any:
         )
     try:
         return installed[bare].load()
-    except Exception as error:  # somebody else's module fails in its own way
+    except Exception as error:  # a module of another package can fail in any way
         raise InputError(
             f"{name} is announced as {installed[bare].value!r}, which cannot be imported "
             f"({type(error).__name__}: {error}); mend or uninstall that package"

@@ -14,9 +14,10 @@ from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
-from fftmoe.setup.build import build_method, build_model, expert_shape, fit_budgets, make_loss, pool_size
 from fftmoe.setup.compose import cached, tokens_per_example, training_of
 from fftmoe.setup.forecast import site_tier
+from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
+from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.splits import load_splits
 
 
@@ -64,7 +65,7 @@ def make_site_client(
     recipe = site_recipe(values, data, model)
     rows = load_splits(recipe, str(data), SplitRequest(("train",), tuple(label_names) or None)).examples["train"]
     adapted = build_model(recipe, label_names)
-    shape = expert_shape(recipe, adapted.get_base_model(), shared=recipe.method != "flame")
+    shape = expert_shape(recipe, adapted.get_base_model())
     blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
     tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
     runtime = ClientRuntime(
@@ -83,7 +84,7 @@ def make_site_client(
 def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:
     """What a site agrees to when it joins a run of this recipe; `model` is freshly built from it."""
     backbone = model.get_base_model()
-    shape = expert_shape(recipe, backbone, shared=recipe.method != "flame")
+    shape = expert_shape(recipe, backbone)
     return Agreement(
         client_id=client_id,
         tier=tier,

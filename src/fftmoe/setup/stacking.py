@@ -2,7 +2,6 @@
 
 from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
-from fftmoe.methods.base import can_stack
 from fftmoe.setup.compose import Experiment
 from fftmoe.tasks import LOSSES
 
@@ -34,8 +33,8 @@ def clients_per_batch(experiment: Experiment) -> int:
 def _not_possible(experiment: Experiment) -> str | None:
     if experiment.training.example_clip is not None:
         return "privacy.examples takes one example at a time"
-    if not can_stack(experiment.method):
-        return f"method {experiment.method.name} trains one client at a time"
+    if not experiment.method.capabilities.stacks:
+        return f"method {experiment.recipe.method} trains one client at a time"
     if experiment.recipe.backbone.task in LOSSES:
         return f"backbone.task={experiment.recipe.backbone.task} trains one client at a time"
     names = sorted(head_parameters(experiment.model))

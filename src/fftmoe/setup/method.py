@@ -1,0 +1,152 @@
+"""From a recipe to its method, and to what one client of it costs."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from fftmoe import adapter
+from fftmoe.backbones.lora import lora_modules
+from fftmoe.config import Recipe
+from fftmoe.errors import InputError
+from fftmoe.methods.aggregate import Merge
+from fftmoe.methods.balance import LocalSettings
+from fftmoe.methods.base import CostMatch, Method, MethodClass, MethodParts
+from fftmoe.methods.budget import ExpertShape, pool_of_smallest
+from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.registry import METHODS
+from fftmoe.methods.robust import RobustMean, needed
+from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.records import Budget
+from fftmoe.setup.plugins import Plugins, is_method_class
+
+
+def method_class(recipe: Recipe, plugins: Plugins | None = None) -> MethodClass:
+    """The class of the recipe's method; for a plug-in function that of FFT-MoE, from which it makes its method."""
+    if recipe.method in METHODS:
+        return METHODS[recipe.method].load()
+    made_by = (plugins or Plugins()).method(recipe.method)
+    return made_by if is_method_class(made_by) else FftMoe
+
+
+def build_method(
+    recipe: Recipe,
+    model: Any,
+    shape: ExpertShape,
+    budgets: Mapping[int, Budget],
+    plugins: Plugins | None = None,
+) -> Method:
+    """The method of the recipe over a population.
+
+    Args:
+        model: the backbone with its adapter.
+        shape: shape of one expert, see `expert_shape`.
+        budgets: client_id -> budget.
+    """
+    plugins, settings, federation = plugins or Plugins(), recipe.adapter, recipe.federation
+    parts = MethodParts(
+        budgets=budgets,
+        seed=recipe.seed,
+        modules=lora_modules(model),
+        shape=shape,
+        num_experts=pool_size(recipe, model.get_base_model(), plugins),
+        optimizer=ServerOptimizer(
+            kind=federation.server_optimizer,
+            learning_rate=federation.server_learning_rate,
+            beta1=federation.server_beta1,
+            beta2=federation.server_beta2,
+            epsilon=federation.server_epsilon,
+        ),
+        merge=plugins.aggregator(federation.aggregation) or _robust_merge(recipe),
+        aggregation=federation.aggregation,
+        activation_power=federation.activation_power,
+        local=LocalSettings(
+            balance=settings.balance,
+            balance_strength=settings.balance_strength,
+            balance_beta=settings.balance_beta,
+            balance_epsilon=settings.balance_epsilon,
+            z_strength=settings.z_strength,
+            router=settings.router,
+            personal_fraction=settings.personal_fraction,
+        ),
+        residents=settings.residents,
+        explore=settings.explore,
+        load_decay=settings.load_decay,
+        weigh_load=recipe.robustness is None,  # a malicious client may claim any number of examples
+    )
+    method = method_class(recipe, plugins).make(parts)
+    plugin: Any = plugins.method(recipe.method)
+    return method if plugin is None or is_method_class(plugin) else plugin(method)
+
+
+def _robust_merge(recipe: Recipe) -> Merge | None:
+    """The robust mean that the recipe asks for; None for the usual mean of the method.
+
+    Raises:
+        InputError: a round has too few clients for it.
+    """
+    robustness, cohort = recipe.robustness, recipe.federation.clients_per_round
+    if robustness is None:
+        return None
+    f, kind = robustness.num_malicious(cohort), robustness.aggregator
+    if cohort < needed(kind, f):
+        raise InputError(
+            f"robustness.aggregator={kind} needs {needed(kind, f)} updates to outlive {f} malicious ones, and "
+            f"federation.clients_per_round={cohort}; raise that, or lower robustness.malicious_fraction="
+            f"{robustness.malicious_fraction:g}"
+        )
+    return partial(RobustMean, kind=kind, num_malicious=f, few=robustness.few_contributors)
+
+
+# What a client costs
+
+
+def stated_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:
+    """Shape of one expert in a block of this backbone, with what the recipe adds for all clients if `shared`."""
+    settings = recipe.adapter
+    dims = adapter.block_dims(model, settings.blocks)
+    block, dim = max(dims.items())
+    if not shared:
+        return ExpertShape(dim, settings.expert_dim)
+    projections = adapter.projection_parameters(model, block, settings.shared_rank, settings.shared_targets)
+    return ExpertShape(dim, settings.expert_dim, settings.shared_dim, projections)
+
+
+def expert_shape(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> ExpertShape:
+    """Shape of one expert as the recipe's method uses it; where clients hold the whole pool, they share nothing else.
+
+    Args:
+        model: the backbone, with or without its adapter.
+    """
+    return stated_shape(recipe, model, shared=not method_class(recipe, plugins).capabilities.whole_pool)
+
+
+def pool_size(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> int:
+    """M, the number of experts in each block.
+
+    Raises:
+        InputError: it follows from the experts of each tier, and a tier does not state them.
+    """
+    if not method_class(recipe, plugins).capabilities.whole_pool:
+        return recipe.adapter.num_experts
+    stated = [tier.experts for tier in recipe.budgets if tier.experts is not None]
+    if len(stated) < len(recipe.budgets):
+        raise InputError(
+            f"method {recipe.method} gives every client the whole pool: state `experts` in every tier of `budgets`"
+        )
+    return pool_of_smallest(stated_shape(recipe, model), stated)
+
+
+def fit_budgets(
+    recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape, plugins: Plugins | None = None
+) -> tuple[Budget, ...]:
+    """The tiers as the method uses them: for LoRA with a rank of the same cost, for FLAME with the whole pool.
+
+    Args:
+        model: the backbone with its adapter.
+
+    Raises:
+        InputError: a tier is too small for the method.
+    """
+    pool = pool_size(recipe, model.get_base_model(), plugins)
+    cost = CostMatch(shape, pool, lora_modules(model), recipe.lora.match)
+    return method_class(recipe, plugins).fit(tiers, cost)

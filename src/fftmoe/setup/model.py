@@ -1,0 +1,115 @@
+"""From a recipe to the model: the frozen backbone with a fresh adapter, and the loss that clients minimise."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fftmoe import adapter
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.low_rank import target_names
+from fftmoe.backbones import (
+    attach_adapter,
+    find_device,
+    find_precision,
+    head_parameters,
+    load_backbone,
+    place,
+)
+from fftmoe.backbones.lora import lora_config
+from fftmoe.config import Recipe
+from fftmoe.errors import InputError
+from fftmoe.head import make_head
+from fftmoe.methods.registry import Capabilities
+from fftmoe.rng import derive
+from fftmoe.setup.method import method_class, pool_size, stated_shape
+from fftmoe.setup.plugins import Plugins
+from fftmoe.tasks import LOSSES, Loss
+
+
+def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | None = None) -> Any:
+    """The frozen backbone with a fresh adapter of the kind that the method trains; the same in every process.
+
+    Raises:
+        InputError: the backbone cannot be read, or cannot have this adapter.
+    """
+    capabilities = method_class(recipe, plugins).capabilities
+    if capabilities.changes_backbone and recipe.backbone.quantization != "none":
+        raise InputError(
+            f"method {recipe.method} adds the clients' updates to the frozen weights, and quantized weights cannot be "
+            "changed; set backbone.quantization to none, or use another method"
+        )
+    device = find_device(recipe.engine.device)
+    backbone = load_backbone(
+        recipe.backbone.model,
+        task=recipe.backbone.task,
+        num_labels=len(label_names) or None,
+        pooling=recipe.backbone.pooling,
+        label_names=label_names or None,
+        seed=derive(recipe.seed, "head"),
+        head_bias=0.0 if recipe.head is None else make_head(recipe.head.kind).init_bias(len(label_names)),
+        fourier_features=recipe.fourier_features,
+        quantization=recipe.backbone.quantization,
+        device=device,
+    )
+    blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
+    model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
+    return place(model, device, find_precision(recipe.engine.precision, device))
+
+
+def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: Sequence[int], pool: int) -> Any:
+    """Attach LoRA, or else experts. With `head-only` the experts stay as they are and add nothing."""
+    if capabilities.trains == "low-rank":
+        targets = target_names(backbone, blocks, recipe.lora.targets)
+        return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
+    _check_memory(recipe, backbone, len(blocks), pool)
+    settings, only_experts = recipe.adapter, capabilities.whole_pool
+    config = MoeAdapterConfig(
+        num_experts=pool,
+        expert_dim=settings.expert_dim,
+        shared_dim=0 if only_experts else settings.shared_dim,
+        shared_rank=0 if only_experts else settings.shared_rank,
+        shared_targets=settings.shared_targets,
+        top_k=1,  # each client's budget sets its own
+        blocks=list(blocks),
+        activation=settings.activation,
+        gates=settings.gates,
+        scale=settings.scale,
+        compute=settings.compute,
+        seed=derive(recipe.seed, "adapter"),
+    )
+    return attach_adapter(backbone, config)
+
+
+def _check_memory(recipe: Recipe, backbone: Any, num_blocks: int, pool: int) -> None:
+    """Check that this machine can hold the pool: a site receives its recipe from the server."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * num_blocks * stated_shape(recipe, backbone).block_parameters(pool)
+    if needed > memory:
+        raise InputError(
+            f"the experts of adapter.num_experts={recipe.adapter.num_experts} and "
+            f"adapter.expert_dim={recipe.adapter.expert_dim} take {needed / 2**30:.4g} GiB, and this machine has "
+            f"{memory / 2**30:.4g}; lower one of the two, or adapt fewer blocks"
+        )
+
+
+def make_loss(recipe: Recipe) -> Loss:
+    """The loss that clients minimise."""
+    if recipe.backbone.task in LOSSES:
+        return LOSSES[recipe.backbone.task]()
+    head = recipe.head
+    assert head is not None, "a task without a loss of its own has a head"
+    return make_head(head.kind)
+
+
+def check_head(recipe: Recipe, model: Any) -> None:
+    """Check that feature statistics determine all parameters of the model's head.
+
+    Raises:
+        InputError: the head is closed-form, but not one linear layer with a bias.
+    """
+    held = sorted(head_parameters(model))
+    if recipe.closed_form and held != ["bias", "weight"]:
+        raise InputError(
+            f"a closed-form head is one linear layer with a bias, and this model's holds {', '.join(held) or 'none'}; "
+            "set backbone.pooling to mean"
+        )
