@@ -1,6 +1,7 @@
 """A finished run in other forms: whole or not there, and computing what the run's model computes."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from fftmoe import adapter
 from fftmoe.backbones import head_parameters, load_adapter, logits
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.exports import peft as peft_export
-from fftmoe.exports.card import figures_of_run, model_card
+from fftmoe.exports.card import escape_markdown, figures_of_run, model_card
 from fftmoe.exports.check import Batch, probes
 from fftmoe.exports.load import fresh_backbone
 from fftmoe.setup.export import card_facts
@@ -122,6 +123,27 @@ def test_a_private_runs_card_names_its_epsilon(texts: Path, tmp_path: Path):
     card = model_card(load_run(texts).run, private, "", figures_of_run(private, own=True))
     assert "epsilon 3.25 at delta 1e-05" in card
     assert "not private by themselves" not in card
+
+
+@pytest.mark.parametrize(("metric", "value"), [("f1", 0.625), ("mean_absolute_error", 1.75)])
+def test_the_card_shows_the_main_metric_of_the_run(texts: Path, tmp_path: Path, metric: str, value: float):
+    shutil.copytree(texts, tmp_path / "run")
+    summary = json.loads((texts / "summary.json").read_text())
+    of_accuracy = {"accuracy", "accuracy_by_tier", "metric"}
+    other = {name: found for name, found in summary.items() if name not in of_accuracy}
+    other |= {"metric": metric, metric: value, f"{metric}_by_tier": {"small": 0.5}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(other))
+    facts = card_facts(tmp_path / "run")
+    card = model_card(load_run(texts).run, facts, "", figures_of_run(facts, own=True))
+    front = yaml.safe_load(card.split("---\n", 2)[1])
+    assert front["metrics"] == [metric]
+    assert [found["type"] for found in front["model-index"][0]["results"][0]["metrics"]] == [metric, metric]
+    shown = metric.replace("_", "\\_")
+    assert f"| {shown} on the test split | {value} |\n| {shown} as tier small uses it | 0.5 |" in card
+
+
+def test_names_are_escaped_where_markdown_would_read_them_as_markup():
+    assert escape_markdown("a|b\n<i>_c_</i> [d](e)") == "a\\|b \\<i\\>\\_c\\_\\</i\\> \\[d\\](e)"
 
 
 def test_peft_with_another_top_k_opens_with_it(texts: Path, out: Path):

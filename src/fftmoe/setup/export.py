@@ -131,7 +131,7 @@ def card_facts(run: Path) -> CardFacts:
         InputError: the folder is not a finished run.
     """
     recipe, summary = recipe_of(run), read_summary(run)
-    metric = next((name for name in ("accuracy", "perplexity", "loss") if name in summary), "accuracy")
+    metric = summary.get("metric", "accuracy")
     privacy = summary.get("privacy", {})
     return CardFacts(
         data_source=recipe.data.source,
