@@ -1,4 +1,4 @@
-"""Checkpoints against damage, a disk that refuses, and a loss of power: whole or not used, and never silently."""
+"""Checkpoints survive damage, a disk that refuses and a loss of power: each is intact or not used, and it is said."""
 
 import errno
 import itertools
@@ -21,7 +21,7 @@ from disks import Disk, PowerCut
 from fftmoe.errors import InputError, OutputError
 from fftmoe.records import ServerState, Tensors
 from fftmoe.rng import generator
-from fftmoe.store import Damaged, RunFolder, Saved, files, pack_state
+from fftmoe.store import DamagedFileError, RunFolder, Saved, files, pack_state
 from fftmoe.store.files import sha256
 
 ROUNDS = 5
@@ -47,13 +47,13 @@ def takes_part(client: int, round: int) -> bool:
 
 
 def kept_after(client: int, round: int) -> Tensors:
-    """What the client keeps at the end of this round."""
+    """The state that the client has at the end of this round."""
     last = round if takes_part(client, round) else round - 1
     return {"affinity": random_tensor(client, last)} if last > 0 else {}
 
 
 def play(folder: RunFolder, first: int, done: Callable[[int], None] = lambda _: None) -> None:
-    """The rounds from this one, as a run writes them."""
+    """Write the rounds from this one on, as a run does."""
     if first == 1:
         folder.append_metrics({"round": 0, "bytes_up": 0})
     for round in range(first, ROUNDS + 1):
@@ -73,7 +73,7 @@ def go_on(folder: RunFolder, done: Callable[[int], None] = lambda _: None) -> No
 
 
 def assert_was_saved(folder: RunFolder, saved: Saved) -> None:
-    """Whatever round it is of, it is that round, with all that belongs to it."""
+    """What was saved belongs to one round, and is that round with all its files."""
     if saved.state is None:
         assert saved.rows == []
         return
@@ -92,7 +92,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder after its last round; not to be changed."""
+    """The folder of a run after its last round; tests change copies of it."""
     folder = RunFolder.create(tmp_path_factory.mktemp("whole") / "run", {"name": "tiny"}, needed_bytes=0)
     play(folder, 1)
     return folder.path
@@ -117,10 +117,10 @@ def test_the_last_three_are_kept_and_the_newest_is_loaded(whole: Path):
 
 
 class Damage(NamedTuple):
-    """Of one file: cut at `place`, or a bit of that byte turned over."""
+    """Damage to one file: it is cut at `place`, or a bit of the byte at `place` is flipped."""
 
     file: str
-    place: float  # as a share of the file
+    place: float  # as a fraction of the file
     bit: int | None
 
     def do(self, folder: Path) -> None:
@@ -135,12 +135,12 @@ class Damage(NamedTuple):
 
 
 def of_checkpoints(folder: Path) -> list[str]:
-    """Every file that a run goes on from."""
+    """Every file from which a run continues."""
     return [name for name in contents(folder) if name != "config.yaml"]
 
 
 def load_damaged(folder: Path) -> int | None:
-    """The round that is loaded, and is right; None where it is refused."""
+    """The round that is loaded, which is checked to be right; None where loading is refused."""
     try:
         saved = RunFolder(folder).load_newest()
     except InputError:
@@ -151,8 +151,8 @@ def load_damaged(folder: Path) -> int | None:
     return saved.state.round
 
 
-def test_no_truncation_and_no_turned_bit_is_ever_loaded(whole: Path):
-    """A hundred and a thousand, anywhere in the three checkpoints' six files."""
+def test_no_truncated_file_and_no_flipped_bit_is_ever_loaded(whole: Path):
+    """A hundred truncations and a thousand flipped bits, anywhere in the six files of the three checkpoints."""
     source, found = random.Random(3), []
     names = [name for name in of_checkpoints(whole) if name.startswith("checkpoints/")]
     with copied(whole) as folder:
@@ -169,7 +169,7 @@ def test_no_truncation_and_no_turned_bit_is_ever_loaded(whole: Path):
 
 @given(st.data())
 def test_whatever_is_damaged_what_is_loaded_is_right(whole: Path, data: st.DataObject):
-    """Several files at once, rows and clients' states among them."""
+    """Several damaged files together, with rows and client states among them."""
     some = st.builds(
         Damage,
         st.sampled_from(of_checkpoints(whole)),
@@ -182,7 +182,7 @@ def test_whatever_is_damaged_what_is_loaded_is_right(whole: Path, data: st.DataO
         load_damaged(folder)
 
 
-def test_each_that_is_passed_over_is_named_with_the_reason(whole: Path):
+def test_each_checkpoint_that_is_passed_over_is_named_with_the_reason(whole: Path):
     with copied(whole) as folder:
         Damage("checkpoints/round-000005.safetensors", 0.5, 0).do(folder)
         Damage("checkpoints/round-000004.json", 0.5, None).do(folder)
@@ -190,31 +190,33 @@ def test_each_that_is_passed_over_is_named_with_the_reason(whole: Path):
         assert (saved.state or state_after(0)).round == 3
         five, four = saved.passed_over
         assert "round 5" in five
-        assert "round-000005.safetensors has other bytes" in five
-        assert "round-000004.json is no manifest" in four
+        assert "round-000005.safetensors has changed since it was written" in five
+        assert "round-000004.json is not a valid manifest" in four
         (folder / "checkpoints" / "round-000003.safetensors").unlink()
         with pytest.raises(InputError, match=r"round 5: .*round 4: .*round 3: .*cannot be read: No such file"):
             RunFolder(folder).load_newest()
 
 
-def test_a_client_state_that_is_damaged_is_gone_back_before_or_refused_by_name(whole: Path):
-    """The last that client 1 kept is of round 5, and client 0 of round 4."""
+def test_a_damaged_client_state_makes_the_run_return_to_an_older_round_or_is_refused_by_name(whole: Path):
+    """The last state of client 1 is from round 5, that of client 0 from round 4."""
     for client, newest, loaded in ((1, 5, 4), (0, 4, 3)):
         with copied(whole) as folder:
             (path,) = (folder / "clients" / f"{client:06d}").glob(f"round-{newest:06d}-*")
-            path.write_bytes(b"")  # as a file is whose bytes never reached the disk
+            path.write_bytes(b"")  # like a file whose bytes never reached the disk
             saved = RunFolder(folder).load_newest()
             assert (saved.state or state_after(0)).round == loaded
-            assert all(f"client {client} kept it in round {newest}" in reason for reason in saved.passed_over)
-            with pytest.raises(Damaged, match=f"client {client} kept it in round {newest}: remove it"):
+            assert all(f"client {client} saved it in round {newest}" in reason for reason in saved.passed_over)
+            with pytest.raises(
+                DamagedFileError, match=f"client {client} saved it in round {newest}: restore the file, or remove it"
+            ):
                 RunFolder(folder).client_states.load(client, before=ROUNDS + 1)
             (older,) = (folder / "clients" / f"{client:06d}").glob(f"round-{newest - 2:06d}-*")
             older.write_bytes(b"")
-            with pytest.raises(InputError, match=f"client {client} kept it in round {newest - 2}"):
+            with pytest.raises(InputError, match=f"client {client} saved it in round {newest - 2}"):
                 RunFolder(folder).load_newest()
 
 
-def test_what_was_never_a_state_is_refused_though_its_digest_is_right(whole: Path):
+def test_a_file_that_was_never_a_state_is_refused_although_its_digest_is_right(whole: Path):
     with copied(whole) as folder:
         manifest = folder / "checkpoints" / "round-000005.json"
         state = (folder / "checkpoints" / "round-000005.safetensors").read_bytes()
@@ -227,13 +229,13 @@ def test_what_was_never_a_state_is_refused_though_its_digest_is_right(whole: Pat
             RunFolder(folder).load_newest()
         for reason in (
             r"round 5: \S*/round-000005.safetensors: it has",
-            r"round 4: \S*/round-000004.json is no manifest of it: its JSON is nested",
-            r"round 3: \S* is no state of a client: .*; client 2 kept it in round 3",
+            r"round 4: \S*/round-000004.json is not a valid manifest: its JSON is nested",
+            r"round 3: \S* is not the state of a client: .*; client 2 saved it in round 3",
         ):
             assert re.search(reason, str(refused.value)), reason
 
 
-def test_rows_that_are_damaged_are_gone_back_before_or_refused(whole: Path):
+def test_damaged_rows_make_the_run_return_to_an_older_round_or_are_refused(whole: Path):
     metrics = (whole / "metrics.jsonl").read_bytes()
     lines = metrics.splitlines(keepends=True)
     for spoiled, loaded in (
@@ -252,10 +254,10 @@ def test_rows_that_are_damaged_are_gone_back_before_or_refused(whole: Path):
                 assert load_damaged(folder) == loaded
 
 
-def test_a_run_whose_checkpoints_are_gone_is_no_new_run(whole: Path):
+def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_a_new_run(whole: Path):
     with copied(whole) as folder:
         shutil.rmtree(folder / "checkpoints")
-        with pytest.raises(InputError, match=r"there is none, though metrics\.jsonl has rows of several rounds"):
+        with pytest.raises(InputError, match=r"none exists although metrics\.jsonl has rows of several rounds"):
             RunFolder(folder).load_newest()
         rows = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         (folder / "metrics.jsonl").write_bytes(b"".join(rows[:2]))  # the first round's row comes before its checkpoint
@@ -263,11 +265,11 @@ def test_a_run_whose_checkpoints_are_gone_is_no_new_run(whole: Path):
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "round-000001.json").write_bytes(b"")
         (reason,) = RunFolder(folder).load_newest().passed_over
-        assert "round-000001.json is no manifest" in reason
+        assert "round-000001.json is not a valid manifest" in reason
 
 
-def test_a_run_that_went_back_ends_with_the_same_files(whole: Path):
-    """Nothing stays of the rounds that are played again, nor of what a killed process was writing."""
+def test_a_run_that_returned_to_an_older_round_ends_with_the_same_files(whole: Path):
+    """Nothing stays of the rounds that are repeated, nor of what a killed process was writing."""
     newest, second = "checkpoints/round-000005.json", "checkpoints/round-000004.safetensors"
     for damaged in ((), (newest,), (newest, second)):
         with copied(whole) as folder:
@@ -296,8 +298,8 @@ def disk() -> Iterator[Disk]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_whatever_call_a_disk_refuses_nothing_is_lost_and_the_run_goes_on(whole: Path, disk: Disk, number: int):
-    """From a run that was killed in round 4: going back in its folder, and two rounds."""
+def test_whichever_call_a_disk_refuses_nothing_is_lost_and_the_run_continues(whole: Path, disk: Disk, number: int):
+    """Starting from a run that was killed in round 4: return to round 3 in its folder, and play two rounds."""
     step = 0
     for step in itertools.count(1):
         with copied(whole) as folder:
@@ -321,11 +323,13 @@ def test_whatever_call_a_disk_refuses_nothing_is_lost_and_the_run_goes_on(whole:
 
 
 @pytest.mark.parametrize(("every", "seed"), [(1, None), (3, 1)])
-def test_whenever_the_power_goes_at_most_a_round_is_lost(
+def test_whenever_the_power_fails_at_most_one_round_is_lost(
     whole: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, every: int, seed: int | None
 ):
-    """And where a disk keeps by chance some of what was not forced to it, other files than others."""
-    monkeypatch.setattr(files, "_at_once", lambda work, paths: [work(path) for path in paths])  # every cut as it was
+    """The same holds where a disk happens to keep some of the writes that were not forced to it."""
+    monkeypatch.setattr(
+        files, "_for_each", lambda work, paths: [work(path) for path in paths]
+    )  # a fixed order of calls
     done, step = [0], 0
     for step in itertools.count(1, every):
         with TemporaryDirectory() as place:

@@ -1,4 +1,4 @@
-"""Files and messages that somebody made to harm whoever reads them: refused at once, by name, and nothing happens."""
+"""Files and messages that were made to harm the reader are refused immediately and by name, and nothing happens."""
 
 import gzip
 import io
@@ -55,7 +55,7 @@ YAMLS = {
 
 
 @pytest.mark.parametrize("kind", YAMLS)
-def test_a_recipe_or_a_runs_configuration_runs_no_code_and_does_not_unfold(tmp_path: Path, canary: Path, kind: str):
+def test_a_recipe_or_a_configuration_of_a_run_runs_no_code_and_does_not_expand(tmp_path: Path, canary: Path, kind: str):
     text, reason = YAMLS[kind]
     data = text.replace("CANARY", str(canary)).encode(errors="surrogateescape")
     (tmp_path / "recipe.yaml").write_bytes(data)
@@ -67,7 +67,7 @@ def test_a_recipe_or_a_runs_configuration_runs_no_code_and_does_not_unfold(tmp_p
     assert not canary.exists()
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
+def test_reading_does_not_wait_for_a_pipe_or_a_device(tmp_path: Path):
     os.mkfifo(tmp_path / "labels.json")
     refused(lambda: read_labels(tmp_path), "a pipe or a device", InputError)
     (tmp_path / "labels.json").unlink()
@@ -81,21 +81,21 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"labels": "abc"}', "no list of texts"),
-        ('{"labels": [1, 2]}', "no list of texts"),
-        ('{"labels": {"a": 1}}', "no list of texts"),
+        ('{"labels": "abc"}', "not a list of texts"),
+        ('{"labels": [1, 2]}', "not a list of texts"),
+        ('{"labels": {"a": 1}}', "not a list of texts"),
         ("[" * 10**5, "nested"),
         ('{"labels": ["a"], "labels": ["b"]}', "a name twice"),
         ('{"labels": ["' + "a" * 2**21 + '"]}', "more than 1048576 bytes"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, text: str, reason: str):
+def test_a_file_that_holds_no_labels_is_refused(tmp_path: Path, text: str, reason: str):
     (tmp_path / "labels.json").write_text(text)
     refused(lambda: read_labels(tmp_path), reason, InputError)
 
 
 @every_bomb
-def test_a_checkpoint_that_is_a_bomb(bomb: str):
+def test_a_checkpoint_that_is_a_bomb_is_refused(bomb: str):
     reason = r"header|JSON|bytes|metadata"
     refused(lambda: unpack_state(BOMBS[bomb]), reason, ValueError)
 
@@ -109,7 +109,7 @@ def known(recipe_values: dict[str, Any]) -> Recorded:
 
 
 @every_bomb
-def test_a_message_that_is_a_bomb(known: Recorded, bomb: str):
+def test_a_message_that_is_a_bomb_is_refused(known: Recorded, bomb: str):
     refused(lambda: screen(BOMBS[bomb], known.expectation(known.victim)), "none of ours|bytes, and at most")
     whole = BOMBS[bomb].ljust(len(known.replies[known.victim]), b" ")
     refused(lambda: screen(whole, known.expectation(known.victim)), "none of ours|bytes, and at most")
@@ -149,18 +149,18 @@ def write_images(folder: Path, values: list[Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Image size:Warning")
 @pytest.mark.parametrize("kind", IMAGES)
-def test_an_image_is_no_bomb_and_no_program(tmp_path: Path, canary: Path, kind: str):
+def test_an_image_that_is_a_bomb_or_a_program_is_refused(tmp_path: Path, canary: Path, kind: str):
     data, reason = IMAGES[kind]
     write_images(tmp_path, [data.replace(b"CANARY", str(canary).encode())] * 2)
     read_images_of = lambda: read_labelled_images(str(tmp_path), (8, 8))  # noqa: E731
     with pytest.raises(InputError, match="holds no image in row 1"):
-        read_images_of()  # what is imported late is imported now
+        read_images_of()  # so that late imports happen before the time is measured
     refused(read_images_of, reason, InputError)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "link.png", "pipe.png"])
-def test_an_image_is_in_the_folder_of_the_data(tmp_path: Path, name: str):
+def test_an_image_outside_the_folder_of_the_data_is_refused(tmp_path: Path, name: str):
     folder = tmp_path / "data"
     folder.mkdir()
     for path in (tmp_path / "outside.png", folder / "inside.png"):
@@ -184,7 +184,7 @@ def packed(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zip"])
-def test_data_are_not_unpacked(tmp_path: Path, kind: str):
+def test_compressed_data_is_not_unpacked(tmp_path: Path, kind: str):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_bytes(packed(kind))
     refused(lambda: read_labelled_texts(str(tmp_path)), "does not begin with an object", InputError)
@@ -194,8 +194,8 @@ def test_data_are_not_unpacked(tmp_path: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["Evil", "Audio", "Video", "Image", "Features", "partial"])
-def test_notes_of_a_table_make_nothing_of_their_own(tmp_path: Path, kind: str, canary: Path):
-    """Neither a class that they name, nor what is at an address in the place of a text."""
+def test_the_metadata_of_a_table_creates_no_objects(tmp_path: Path, kind: str, canary: Path):
+    """It creates no class that it names, and it loads nothing from an address that a text holds."""
     from pyarrow import Table, parquet
 
     features = {"text": {"_type": kind, "path": "http://127.0.0.1:9/"}, "label": {"_type": "Value", "dtype": "int64"}}
@@ -203,7 +203,7 @@ def test_notes_of_a_table_make_nothing_of_their_own(tmp_path: Path, kind: str, c
     for split in ("train", "test"):
         table = Table.from_pydict({"text": ["http://127.0.0.1:9/a", "b"], "label": [0, 1]})
         parquet.write_table(table.replace_schema_metadata(notes), tmp_path / f"{split}.parquet")
-    if kind == "Image":  # it stays undecoded
+    if kind == "Image":  # it is not decoded
         refused(lambda: read_labelled_texts(str(tmp_path)), "dict values such as", InputError)
     else:
         assert read_labelled_texts(str(tmp_path)).splits["train"].content == ("http://127.0.0.1:9/a", "b")
@@ -220,7 +220,7 @@ def deployment(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["../b", "/etc", "a/../b", "", ".", "a" * 99, "A"])
-def test_a_sites_name_is_no_path(deployment: Path, name: str):
+def test_the_name_of_a_site_cannot_be_a_path(deployment: Path, name: str):
     say(deployment / "sites" / "a" / "site.json", name=name)
     refused(lambda: read_site(deployment / "sites" / "a"), "cannot be called", InputError)
     say(deployment / "server" / "deployment.json", sites=[name, "b"])
@@ -228,7 +228,7 @@ def test_a_sites_name_is_no_path(deployment: Path, name: str):
 
 
 @pytest.mark.parametrize("file", ["site.json", "ca.crt", "node.key"])
-def test_a_sites_files_are_small_files(deployment: Path, file: str):
+def test_the_files_of_a_site_must_be_small_files(deployment: Path, file: str):
     path = deployment / "sites" / "a" / file
     path.write_bytes(b"[" * 2**21)
     refused(lambda: read_site(path.parent), "more than 1048576 bytes", InputError)
@@ -240,10 +240,10 @@ def test_a_sites_files_are_small_files(deployment: Path, file: str):
     refused(lambda: read_site(path.parent), "a pipe or a device", InputError)
 
 
-# What all of this rests on
+# The readers that the tests above rely on
 
 
-def test_reading_stops_where_it_should(tmp_path: Path):
+def test_reading_stops_at_the_limit(tmp_path: Path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * 11)
     assert read_small(path, 11) == b"x" * 11
@@ -256,8 +256,8 @@ def test_reading_stops_where_it_should(tmp_path: Path):
         strict_json('{"a": [[1]]}', deepest=2)
 
 
-def test_the_canary_sings(canary: Path):
-    """A check of the checks: the code in these tests would do what they look for."""
+def test_the_canary_detects_code_that_runs(canary: Path):
+    """A check of these tests: the code that they use would do what they look for."""
     pickle.loads(pickle.dumps(Code(f"touch {canary}")))
     assert canary.exists()
     canary.unlink()

@@ -1,4 +1,4 @@
-"""A run that was cut off goes on to the bytes that it would have had."""
+"""A run that was interrupted is resumed, and ends with the bytes that it would have had."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.fixture(scope="module")
 def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of an uninterrupted run with these settings, made once."""
+    """The folder of an uninterrupted run with these settings; each is made once."""
     made: dict[str, Path] = {}
 
     def find(name: str) -> Path:
@@ -37,7 +37,7 @@ def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 @pytest.mark.parametrize(
     ("place", "round"), [("in training", 1), ("in training", 4), ("before the row", 3), ("before the checkpoint", 2)]
 )
-def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
+def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     recipe_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -57,10 +57,10 @@ def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
     assert without_clocks(folder) == without_clocks(expected)
 
 
-def test_a_run_that_is_cut_off_time_and_again(
+def test_a_run_that_is_interrupted_in_every_round_ends_with_the_same_bytes(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ):
-    """In every round, and each time it goes on."""
+    """It is interrupted once in every round, and resumed each time."""
     name, folder = "state on clients", tmp_path / "run"
     attempt: Callable[[], Any] = lambda: run(load_recipe(recipe_file, settings(name)), folder)  # noqa: E731
     for t in range(1, ROUNDS + 1):
@@ -73,10 +73,8 @@ def test_a_run_that_is_cut_off_time_and_again(
     assert results(folder) == results(whole(name))
 
 
-def test_a_run_killed_outright_goes_on_from_the_command_line(
-    recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
-):
-    """With another number of workers, which changes nothing."""
+def test_a_killed_run_is_resumed_from_the_command_line(recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]):
+    """It is resumed with another number of workers, which changes nothing."""
     folder, main = tmp_path / "run", "import fftmoe.cli.app as c; c.main()"
     flags = [part for setting in settings("plain") for part in ("--set", setting)]
     with subprocess.Popen(
@@ -89,7 +87,7 @@ def test_a_run_killed_outright_goes_on_from_the_command_line(
         assert any(line.startswith("round   2") for line in process.stdout)
         process.send_signal(signal.SIGKILL)
     assert not (folder / "summary.json").exists()
-    # A line that was being written when the power went.
+    # A line that was being written when the power failed.
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"round": 3, "accu')
     command = [sys.executable, "-c", main, "resume", str(folder), "--workers", "2"]
@@ -99,7 +97,7 @@ def test_a_run_killed_outright_goes_on_from_the_command_line(
     assert results(folder) == results(whole("plain"))
 
 
-def test_what_cannot_go_on_is_refused(
+def test_a_run_that_cannot_be_resumed_is_refused(
     cli: Callable[..., Any], recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]
 ):
     finished = whole("plain")
@@ -116,7 +114,9 @@ def test_what_cannot_go_on_is_refused(
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
-def test_a_run_cut_off_after_its_last_round_is_only_measured_and_saved(tmp_path: Path, whole: Callable[[str], Path]):
+def test_a_run_interrupted_after_its_last_round_is_only_measured_and_saved(
+    tmp_path: Path, whole: Callable[[str], Path]
+):
     finished, folder = whole("moving average"), tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "adapter")
@@ -127,7 +127,7 @@ def test_a_run_cut_off_after_its_last_round_is_only_measured_and_saved(tmp_path:
     assert without_clocks(folder) == without_clocks(finished)
 
 
-def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_bytes_are_the_same(
+def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_the_bytes_are_the_same(
     cli: Callable[..., Any], tmp_path: Path, whole: Callable[[str], Path]
 ):
     finished, folder = whole("state on clients"), tmp_path / "run"
@@ -138,9 +138,9 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_bytes_are_the_same(
     newest.write_bytes(newest.read_bytes()[:-1])
     resumed = cli("resume", folder)
     assert resumed.status == 0
-    told = resumed.out.replace("\n", " ")
-    assert f"passed over the checkpoint of round {ROUNDS}: {newest} has " in told
-    assert f"going on after round {ROUNDS - 1} of {ROUNDS}" in told
+    output = resumed.out.replace("\n", " ")
+    assert f"passed over the checkpoint of round {ROUNDS}: {newest} has " in output
+    assert f"going on after round {ROUNDS - 1} of {ROUNDS}" in output
     assert results(folder) == results(finished)
     assert without_clocks(folder) == without_clocks(finished)
     (folder / "summary.json").unlink()
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_bytes_are_the_same(
     assert results(folder) == before
 
 
-def test_a_run_that_a_full_disk_ended_goes_on_when_there_is_room(
+def test_a_run_that_a_full_disk_ended_is_resumed_when_there_is_space(
     cli: Callable[..., Any],
     recipe_file: Path,
     tmp_path: Path,

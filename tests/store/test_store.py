@@ -1,4 +1,4 @@
-"""The run folder: whole files or none, and no folder that is somebody else's."""
+"""The run folder: files are whole or absent, and a folder with other files is refused."""
 
 import json
 import os
@@ -77,7 +77,9 @@ def test_a_disk_with_too_little_space_is_refused_before_anything_is_written(
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     path = tmp_path / "deep" / "run"
-    with pytest.raises(InputError, match=r"70 MiB left and the run needs about 71 MiB; free some, or name another"):
+    with pytest.raises(
+        InputError, match=r"70 MiB left and the run needs about 71 MiB; free some space, or name another"
+    ):
         RunFolder.create(path, CONFIG, needed_bytes=7 * 2**20)
     assert asked == [tmp_path]  # the nearest folder that exists
     assert list(tmp_path.iterdir()) == []
@@ -126,7 +128,7 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
     assert read_labels(tmp_path / "adapter") == ("a", "b", "c")
 
 
-def test_a_device_that_is_full_is_reported_with_its_reason():
+def test_a_full_device_is_reported_with_its_reason():
     with (
         pytest.raises(OutputError, match=r"cannot write /dev/full: No space left on device; free space or"),
         disk_errors(Path("/dev/full")),
@@ -147,7 +149,7 @@ preferences = st.dictionaries(
 
 @given(groups, groups, groups, preferences, st.integers(0, 10**6))
 @settings(deadline=None, max_examples=50)
-def test_a_state_comes_back_as_it_was(tensors: dict, optimizer: dict, load: dict, known: dict, round: int):
+def test_a_server_state_is_read_as_it_was_written(tensors: dict, optimizer: dict, load: dict, known: dict, round: int):
     source = generator(round)
     made = [
         {name: torch.randn(shape, generator=source, dtype=dtype) for name, shape in group.items()}
@@ -162,14 +164,14 @@ def test_a_state_comes_back_as_it_was(tensors: dict, optimizer: dict, load: dict
     assert pack_state(back) == pack_state(state)
 
 
-def test_a_state_is_saved_where_the_run_keeps_it(tmp_path: Path):
+def test_a_server_state_is_saved_in_the_run_folder(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", CONFIG, needed_bytes=0)
     state = ServerState(2, {"head.bias": torch.tensor([1.0, 2.0])})
     folder.save_state(state)
     assert (tmp_path / "run" / "checkpoints" / "round-000002.safetensors").read_bytes() == pack_state(state)
 
 
-def test_each_client_finds_what_it_kept_and_only_that(tmp_path: Path):
+def test_each_client_finds_its_own_state_and_no_other(tmp_path: Path):
     states = ClientStateFiles(tmp_path)
     assert states.load(7, before=2) == {}
     states.save(7, 1, {"blocks.1.router": torch.full((2, 3), 7.0)})
@@ -180,8 +182,8 @@ def test_each_client_finds_what_it_kept_and_only_that(tmp_path: Path):
 
 
 @given(st.data())
-def test_a_round_that_is_played_again_finds_what_was_kept_before_it(data: st.DataObject):
-    """Against a client that keeps everything, while the server goes back by fewer rounds than are kept."""
+def test_a_repeated_round_finds_the_state_from_before_it(data: st.DataObject):
+    """Compared with a client that keeps every state; the server returns by fewer rounds than states are kept."""
     with TemporaryDirectory() as folder:
         states, everything = ClientStateFiles(Path(folder)), {}
         newest = 0
@@ -191,14 +193,14 @@ def test_a_round_that_is_played_again_finds_what_was_kept_before_it(data: st.Dat
             found = states.load(13, before=round)
             assert (float(found["x"][0]) if found else None) == (everything[max(older)] if older else None)
             for later in [r for r in everything if r >= round]:
-                del everything[later]  # the rounds after it are played again too
+                del everything[later]  # the rounds after it are repeated too
             everything[round] = data.draw(st.integers(0, 99))
             states.save(13, round, {"x": torch.tensor([float(everything[round])])})
             newest = max(newest, round)
         assert len(list(Path(folder).rglob("*.safetensors"))) <= GENERATIONS
 
 
-def test_a_client_that_keeps_nothing_leaves_no_file(tmp_path: Path):
+def test_a_client_without_a_state_leaves_no_file(tmp_path: Path):
     ClientStateFiles(tmp_path).save(3, 1, {})
     assert list(tmp_path.iterdir()) == []
 
@@ -220,7 +222,7 @@ def test_a_summary_is_strict_json(tmp_path: Path):
         folder.write_summary({"accuracy": float("nan")})
 
 
-def test_a_run_is_read_only_when_it_is_one_and_has_finished(tmp_path: Path):
+def test_only_a_finished_run_is_read(tmp_path: Path):
     with pytest.raises(InputError, match=r"is not a run folder: it has no config\.yaml"):
         read_run(tmp_path)
     folder = RunFolder.create(tmp_path / "run", CONFIG, needed_bytes=0)

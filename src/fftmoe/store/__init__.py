@@ -1,9 +1,12 @@
-"""The run folder, and how it is written and read."""
+"""The files of a run: its folder, checkpoints, client states, privacy ledgers and saved adapter, read and written.
+
+What the files mean to a run is decided in `rounds/` and `setup/`. Every package above `tasks/` may import this one.
+"""
 
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
 from fftmoe.store.client_states import ClientStateFiles as ClientStateFiles
-from fftmoe.store.files import Damaged as Damaged
+from fftmoe.store.files import DamagedFileError as DamagedFileError
 from fftmoe.store.files import disk_errors as disk_errors
 from fftmoe.store.files import write_atomically as write_atomically
 from fftmoe.store.run_folder import RunFolder as RunFolder

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, that outlast a loss of power, and that are known by their digests."""
+"""Files that are written whole or not at all, that survive a loss of power, and that are checked by their digests."""
 
 import hashlib
 import os
@@ -12,20 +12,20 @@ from safetensors import SafetensorError
 
 from fftmoe.errors import OutputError, RunError
 
-AT_ONCE = 8  # files that wait for the disk side by side, which takes it little longer than one
+THREADS = 8  # files that are forced to the disk together, which takes hardly longer than one
 
 
-class Damaged(RunError):
-    """A file has other bytes than it was written with; the message says which, and how."""
+class DamagedFileError(RunError):
+    """A file does not have the bytes that were written; the message names the file and the difference."""
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write to a temporary file beside `path`, rename it into place; `durable`: both are forced to the disk."""
+    """Write a temporary file next to `path` and rename it; `durable` forces the bytes and the name to the disk."""
     write_together({path: data}, durable)
 
 
 def write_together(files: Mapping[Path, bytes], durable: bool = True) -> None:
-    """Write files as `write_atomically` does, waiting for the disk once; they come into place in this order."""
+    """Write several files as `write_atomically` does, waiting for the disk once; they are renamed in this order."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     with disk_errors(next(iter(files))):
         try:
@@ -43,7 +43,7 @@ def write_together(files: Mapping[Path, bytes], durable: bool = True) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, and force them to the disk."""
+    """Make a folder with its missing parents, and force them to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     sync(*(folder.parent for folder in missing))
@@ -51,17 +51,18 @@ def make_folder(path: Path) -> None:
 
 def sync(*paths: Path) -> None:
     """Force the bytes of files, and the names in folders, to the disk."""
-    _at_once(_sync, paths)
+    _for_each(_sync, paths)
 
 
 def remove(*paths: Path) -> None:
-    """Take files away. That of a file which is on the disk waits for the disk."""
-    _at_once(Path.unlink, paths)
+    """Remove files, several together because removing a synced file waits for the disk."""
+    _for_each(Path.unlink, paths)
 
 
-def _at_once(work: Callable[[Path], None], paths: Sequence[Path]) -> None:
+def _for_each(work: Callable[[Path], None], paths: Sequence[Path]) -> None:
+    """Call `work` for every path, in threads where there are several."""
     if len(paths) > 1:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(work, paths))
     else:
         for path in paths:
@@ -77,36 +78,36 @@ def _sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """What a process that was killed in the middle of a write has left."""
+    """Remove the temporary files that a killed process has left."""
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sha256(data: bytes) -> str:
-    """As hexadecimal digits."""
+    """The SHA-256 as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_whole(path: Path, digest: str, size: int | None = None) -> bytes:
-    """A file, or its first `size` bytes.
+    """The bytes of a file, or its first `size` bytes.
 
     Raises:
-        Damaged: it cannot be read, or is not what this is the SHA-256 of.
+        DamagedFileError: the file cannot be read, is too short, or has another SHA-256 than `digest`.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from error
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
     if size is not None and len(data) < size:
-        raise Damaged(f"{path} has {len(data)} bytes of {size}")
+        raise DamagedFileError(f"{path} has {len(data)} bytes, but {size} were written")
     if sha256(data[:size]) != digest:
-        raise Damaged(f"{path} has other bytes than it was written with")
+        raise DamagedFileError(f"{path} has changed since it was written: its SHA-256 is another")
     return data[:size]
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a refusal to write (full disk, no permission) into one message for a person."""
+    """Turn the refusal of a write (full disk, no permission) into an `OutputError` with one line for a person."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""What a run has spent of its clients' privacy, on the disk before it is spent."""
+"""The privacy that a run has spent of its clients; it is on the disk before it is spent."""
 
 import json
 from collections import Counter
@@ -13,12 +13,12 @@ from fftmoe.store.files import write_atomically
 
 @dataclass(frozen=True)
 class Spent:
-    """How often a run has released noisy sums, and what a run that goes on has to know beside it.
+    """How often a run has released noisy sums, and the settings with which a resumed run continues.
 
     Attributes:
-        noise_multiplier: z of every release, stated or solved for.
-        clip_norm: C of the next.
-        releases: so far, those among them that were perhaps never finished.
+        noise_multiplier: z of every release, as the recipe states it or as it was solved for.
+        clip_norm: C of the next release.
+        releases: the number so far, which includes releases that may not have been completed.
     """
 
     noise_multiplier: float
@@ -28,22 +28,22 @@ class Spent:
 
 @dataclass(frozen=True)
 class PrivacyLedger:
-    """`checkpoints/privacy.json` of the run in `run`.
+    """`checkpoints/privacy.json` of the run in the folder `run`.
 
-    It never goes back, whatever a run goes back to: a round that is played again has been released twice.
+    It never returns to an older value, even when the run does: a repeated round has been released twice.
     """
 
     run: Path
 
     def write(self, spent: Spent) -> None:
-        """Returns when it is on the disk."""
+        """Write the ledger; it is on the disk when this returns."""
         write_atomically(self._path, json.dumps(asdict(spent), indent=2).encode() + b"\n")
 
     def read(self) -> Spent:
         """What was written last.
 
         Raises:
-            InputError: the file is not there, or not whole: nobody knows what was spent.
+            InputError: the file is missing or damaged, so the spent privacy is unknown.
         """
         try:
             return _as_spent(json.loads(self._path.read_bytes()))
@@ -57,12 +57,15 @@ class PrivacyLedger:
 
 @dataclass(frozen=True)
 class AskedLedger:
-    """`checkpoints/example_privacy.json` of the run in `run`: how often each client was asked. It never goes back."""
+    """`checkpoints/example_privacy.json` of the run in the folder `run`: how often each client was asked to train.
+
+    It never returns to an older value, even when the run does.
+    """
 
     run: Path
 
     def write(self, asked: Counter[int]) -> None:
-        """Returns when it is on the disk."""
+        """Write the ledger; it is on the disk when this returns."""
         values = {"asked": {str(client): times for client, times in sorted(asked.items())}}
         write_atomically(self._path, json.dumps(values).encode())
 
@@ -70,7 +73,7 @@ class AskedLedger:
         """What was written last.
 
         Raises:
-            InputError: the file is not there, or not whole.
+            InputError: the file is missing or damaged.
         """
         try:
             asked = json.loads(self._path.read_bytes())["asked"]
@@ -87,8 +90,7 @@ class AskedLedger:
 
 def _lost(path: Path, what: str, error: Exception) -> InputError:
     return InputError(
-        f"{path} does not say {what} ({error}), and without it the run cannot go on; put the file back as it was, or "
-        "start a new run"
+        f"{path} does not say {what} ({error}), so the run cannot continue; restore the file, or start a new run"
     )
 
 

@@ -1,4 +1,4 @@
-"""The run folder: every file is written whole or not at all, and what a run goes on from is never a damaged one."""
+"""The run folder: every file is written whole or not at all, and a run never continues from a damaged file."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import ServerState
 from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
-from fftmoe.store.files import Damaged, disk_errors, make_folder, remove_temporaries, sync, write_atomically
+from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically
 from fftmoe.strict import read_small, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
@@ -21,12 +21,12 @@ MARGIN_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run goes on from: its newest whole checkpoint.
+    """What a run continues from: its newest intact checkpoint.
 
     Attributes:
-        state: None before the end of the first round.
-        metrics: the lines of `metrics.jsonl` up to it.
-        passed_over: newer checkpoints that are not whole: which, and why.
+        state: the server state; None before the end of the first round.
+        metrics: the lines of `metrics.jsonl` up to this checkpoint.
+        passed_over: newer checkpoints that are damaged, each with the reason.
     """
 
     state: ServerState | None = None
@@ -35,7 +35,7 @@ class Saved:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each round."""
+        """The rows of `metrics`, one for each round."""
         return [json.loads(line) for line in self.metrics.splitlines()]
 
 
@@ -50,15 +50,15 @@ class RunFolder:
         """Make a new run folder with its resolved recipe.
 
         Raises:
-            InputError: the folder holds another run or other files, cannot be made, or the disk has less than
-                `needed_bytes` (with a margin) left. Nothing has been written then.
+            InputError: the folder holds another run or other files, it cannot be made, or the disk has fewer than
+                `needed_bytes` and a margin left. Nothing has been written then.
         """
         nearest = check_output(path)
         free = shutil.disk_usage(nearest).free
         if free < needed_bytes + MARGIN_BYTES:
             raise InputError(
                 f"the disk of {nearest} has {free / 2**20:.0f} MiB left and the run needs about "
-                f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some, or name another disk with --output"
+                f"{(needed_bytes + MARGIN_BYTES) / 2**20:.0f} MiB; free some space, or name another disk with --output"
             )
         with disk_errors(path):
             make_folder(path)
@@ -67,7 +67,7 @@ class RunFolder:
         return cls(path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl`."""
+        """Append one line to `metrics.jsonl`."""
         with disk_errors(self.path), self.checkpoints.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -77,46 +77,46 @@ class RunFolder:
             return [json.loads(line) for line in self.checkpoints.metrics.read_bytes().splitlines()]
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """`summary.json`, strict JSON."""
+        """Write `summary.json` as strict JSON."""
         text = json.dumps(summary, indent=2, allow_nan=False)
         write_atomically(self.path / "summary.json", text.encode() + b"\n")
 
     def write_report(self, page: str) -> None:
-        """`report.html`."""
+        """Write `report.html`."""
         write_atomically(self.path / "report.html", page.encode())
 
     def save_state(self, state: ServerState) -> None:
-        """A checkpoint after a round whose row has been written; it is on the disk when this returns."""
+        """Save a checkpoint after a round whose row has been written; it is on the disk when this returns."""
         metrics = self.checkpoints.metrics
         with disk_errors(metrics):
             sync(self.path, *([metrics] if metrics.exists() else []), *self.client_states.take_unsynced())
         self.checkpoints.save(state)
 
     def load_newest(self) -> Saved:
-        """The newest checkpoint that is whole with its rows and with what clients had kept; nothing is changed.
+        """The newest checkpoint that is intact together with its rows and the states of clients; no file is changed.
 
         Raises:
-            InputError: there are checkpoints, or were, of more than the first round, and none is whole.
+            InputError: the run got beyond its first round, and no checkpoint is intact.
         """
         rounds, passed_over = self.checkpoints.rounds(), list[str]()
         for round in rounds:
             try:
                 state, metrics = self.checkpoints.load(round)
                 self.client_states.check(round)
-            except Damaged as reason:
+            except DamagedFileError as reason:
                 passed_over.append(f"round {round}: {reason}")
             else:
                 return Saved(state, metrics, tuple(passed_over))
-        if max(self._rounds_told(), *rounds, 0) < 2:  # the first round's row, and perhaps half of its checkpoint
+        if max(self._rounds_in_metrics(), *rounds, 0) < 2:  # the first checkpoint may not have been completed
             return Saved(passed_over=tuple(passed_over))
-        reasons = ". ".join(passed_over) or "there is none, though metrics.jsonl has rows of several rounds"
+        reasons = ". ".join(passed_over) or "none exists although metrics.jsonl has rows of several rounds"
         raise InputError(
-            f"the run in {self.path} has no whole checkpoint to go on from ({reasons}); "
-            "put its files back as they were, or start a new run"
+            f"the run in {self.path} has no intact checkpoint to continue from ({reasons}); "
+            "restore its files, or start a new run"
         )
 
     def rewind(self, saved: Saved) -> None:
-        """Remove what came after this checkpoint: it will be played again."""
+        """Remove what came after this checkpoint, because those rounds are repeated."""
         round = saved.state.round if saved.state else 0
         with disk_errors(self.path):
             self._make_folders()
@@ -129,23 +129,25 @@ class RunFolder:
         for name in ("checkpoints", "clients"):
             make_folder(self.path / name)
 
-    def _rounds_told(self) -> int:
+    def _rounds_in_metrics(self) -> int:
         metrics = self.checkpoints.metrics
-        return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0  # the first is of no round
+        return (
+            max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0
+        )  # the first row belongs to no round
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The server's states of the last rounds."""
+        """The server states of the last rounds."""
         return Checkpoints(self.path)
 
     @property
     def client_states(self) -> ClientStateFiles:
-        """Where this run's clients keep their state."""
-        return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` sees to it
+        """The states of this run's clients."""
+        return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` forces them to the disk
 
 
 def check_output(path: Path) -> Path:
-    """The nearest folder that exists at or above `path`, where a run could be written.
+    """Check that a run can be written to `path`, and return the nearest existing folder at or above it.
 
     Raises:
         InputError: the folder holds another run or other files, or cannot be made.
@@ -168,7 +170,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     recipe = read_config(folder)
     if not (folder / "adapter" / "adapter_config.json").is_file():
         raise InputError(
-            f"the run in {folder} did not finish: it has no adapter/; go on with it: fftmoe resume {folder}"
+            f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {folder}"
         )
     return recipe
 
@@ -201,5 +203,5 @@ def read_config(folder: Path) -> dict[str, Any]:
         return values
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {folder / 'config.yaml'}: {error}; the run's folder is damaged, run it again"
+            f"cannot read {folder / 'config.yaml'}: {error}; the run folder is damaged, so start the run again"
         ) from error

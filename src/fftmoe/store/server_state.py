@@ -1,4 +1,4 @@
-"""The server's state as bytes."""
+"""The server state as bytes."""
 
 import operator
 
@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from fftmoe.records import ServerState, Tensors, inspect_message, pack
 
-DEEPEST = 4  # brackets: a list of experts of a block of a client
+DEEPEST = 4  # nested brackets: a list of experts of a block of a client
 GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a server state
 
 
@@ -22,7 +22,7 @@ def unpack_state(data: bytes) -> ServerState:
     """Inverse of `pack_state`.
 
     Raises:
-        ValueError: it is no server state.
+        ValueError: the bytes are not a server state.
     """
     _, header, _ = inspect_message(data, len(data), DEEPEST)
     try:
@@ -36,5 +36,5 @@ def unpack_state(data: bytes) -> ServerState:
             group, _, name = key.partition("/")
             groups[group][name] = tensor
     except (AttributeError, LookupError, TypeError, SafetensorError) as error:
-        raise ValueError(f"it is no server state: {type(error).__name__}: {error}") from error
+        raise ValueError(f"it is not a server state: {type(error).__name__}: {error}") from error
     return ServerState(round=round, preferences=preferences, **groups)
