@@ -20,7 +20,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common import RESULTS, machine, markdown
-from fftmoe.deploy.folder import Site, create_deployment, read_server, read_site
+from fftmoe.deploy.folder import SiteFolder, create_deployment, read_server, read_site
 from fftmoe.deploy.link.link import open_grid
 from fftmoe.deploy.link.superlink import start_superlink, stop_superlink
 from fftmoe.deploy.server import endpoint_of, keys_of
@@ -28,7 +28,7 @@ from fftmoe.deploy.server import endpoint_of, keys_of
 NODES = (1, 2, 4)
 
 
-def asked(site: Site, seconds: float) -> int:
+def asked(site: SiteFolder, seconds: float) -> int:
     """How often this site is answered that there is no work."""
     key = site.key
     who = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())]
@@ -42,7 +42,7 @@ def asked(site: Site, seconds: float) -> int:
     return answers
 
 
-def side_by_side(sites: list[Site], seconds: float) -> float:
+def side_by_side(sites: list[SiteFolder], seconds: float) -> float:
     """Answers a second to all of these together."""
     answers: list[int] = []
     threads = [threading.Thread(target=lambda site=site: answers.append(asked(site, seconds))) for site in sites]

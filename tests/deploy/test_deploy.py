@@ -1,4 +1,4 @@
-"""Federations over sites as an operator runs them: processes, TLS, keys, and what can befall them."""
+"""Federations over sites as an operator runs them: with processes, TLS and keys, and with failures."""
 
 import copy
 import json
@@ -24,10 +24,10 @@ from fftmoe.setup.forecast import forecast
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
-# Started in the background of a script, processes ignore interrupts; these are to hear them.
+# Processes in the background of a script ignore interrupts; these must receive them.
 MAIN = "import signal, fftmoe.cli.app as c; signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
 SECONDS = 600.0
-# Of private runs, whose routing nobody knows.
+# For private runs, in which the server does not know the routing.
 BRIEFLY = ("federation.rounds=3", "adapter.residents=balanced", "adapter.balance=switch")
 RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors")
 
@@ -43,8 +43,8 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = SECONDS)
         time.sleep(0.1)
 
 
-class Federation:
-    """One deployment of four sites on this machine's loopback."""
+class LocalDeployment:
+    """A deployment of four sites on the loopback of this machine."""
 
     def __init__(self, folder: Path, data_folder: Path, values: dict[str, Any]) -> None:
         self.folder, self.values = folder, values
@@ -60,7 +60,7 @@ class Federation:
         self.stack = ExitStack()
         self.sites: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> "Federation":
+    def __enter__(self) -> "LocalDeployment":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +130,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def values(recipe_values: dict[str, Any]) -> dict[str, Any]:
-    """Three tiers, everyone in every round, more rounds than it takes to kill something in their midst."""
+    """Three tiers, all clients in every round, and enough rounds to kill a process in the middle of the run."""
     three = [
         {"name": "small", "fraction": 0.5, "top_k": 1, "experts": 2},
         {"name": "medium", "fraction": 0.25, "top_k": 2, "experts": 3},
@@ -142,23 +142,23 @@ def values(recipe_values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def local(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one machine with everyone's data ends with."""
+    """The result of one machine with all data."""
     return run(parse_recipe(values, "here"), tmp_path_factory.mktemp("local") / "run").folder
 
 
 @pytest.fixture(scope="module")
 def federation(
     values: dict[str, Any], data_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Federation]:
-    """Four sites that wait for a server, again and again."""
-    with Federation(tmp_path_factory.mktemp("federation"), data_folder, values) as made:
+) -> Iterator[LocalDeployment]:
+    """Four sites that serve one run after the other."""
+    with LocalDeployment(tmp_path_factory.mktemp("federation"), data_folder, values) as made:
         for number in range(4):
             made.start_site(number)
         yield made
 
 
-def test_four_sites_end_with_the_bytes_of_one_machine(federation: Federation, local: Path, tmp_path: Path):
-    """And the ledger has of every tier what the same run on one machine has, which is what a plan says."""
+def test_four_sites_produce_the_bytes_of_one_machine(federation: LocalDeployment, local: Path, tmp_path: Path):
+    """The costs of each tier are also those of the same run on one machine, and those of the plan."""
     output = tmp_path / "run"
     with federation.server(output) as server:
         wait_for("the first round", lambda: len(rows(output)) > 1 or server.poll() is not None)
@@ -172,12 +172,12 @@ def test_four_sites_end_with_the_bytes_of_one_machine(federation: Federation, lo
     planned = forecast(parse_recipe(federation.values, "planned"))
     for tier in planned.tiers:
         found = there["per_client_round_by_tier"][tier.budget.name]
-        # The plan is of the first round, and of updates in which every expert was trained and every number is long.
+        # The plan is for the first round, for updates in which every expert was trained and every number is long.
         assert found["bytes_down"] == pytest.approx(tier.bytes_down, rel=0.01)
         assert 0.8 * tier.bytes_up <= found["bytes_up"] <= tier.bytes_up
 
 
-def test_sums_over_sites_are_those_of_one_machine(federation: Federation, tmp_path: Path):
+def test_private_sums_over_sites_are_those_of_one_machine(federation: LocalDeployment, tmp_path: Path):
     private = ("privacy={min_contributors: 2}", *BRIEFLY)
     flags = [part for setting in private for part in ("--set", setting)]
     values = copy.deepcopy(federation.values)
@@ -190,7 +190,7 @@ def test_sums_over_sites_are_those_of_one_machine(federation: Federation, tmp_pa
     there = summary(tmp_path / "run")
     assert there["faults"] == {}
     assert there["privacy"] == summary(here)["privacy"] != {}
-    assert not list((tmp_path / "run").rglob("clients/*"))  # what they keep stays with them
+    assert not list((tmp_path / "run").rglob("clients/*"))  # the sites keep their own states
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_sums_over_sites_are_those_of_one_machine(federation: Federation, tmp_pa
     ],
     ids=["clients", "examples"],
 )
-def test_a_private_federation_over_sites_tells_what_it_has_spent(federation: Federation, tmp_path: Path, privacy: str):
+def test_a_private_federation_over_sites_reports_its_epsilon(federation: LocalDeployment, tmp_path: Path, privacy: str):
     flags = [part for setting in (f"privacy={privacy}", *BRIEFLY) for part in ("--set", setting)]
     with federation.server(tmp_path / "run", *flags) as server:
         assert server.wait(timeout=SECONDS) == 0, federation.logs()
@@ -209,14 +209,14 @@ def test_a_private_federation_over_sites_tells_what_it_has_spent(federation: Fed
     assert (found["rounds_completed"], found["faults"]) == (3, {})
     spent = found["privacy"]["examples"] if "examples" in privacy else found["privacy"]
     assert spent["epsilon"] > 0
-    # Noise is drawn anew by whoever draws it: the same seed gives another model.
+    # Noise is drawn again, so the same seed gives another model.
     with federation.server(tmp_path / "again", *flags) as server:
         assert server.wait(timeout=SECONDS) == 0, federation.logs()
     assert results(tmp_path / "again").keys() == results(tmp_path / "run").keys()
     assert results(tmp_path / "again") != results(tmp_path / "run")
 
 
-def test_a_server_that_is_killed_goes_on_to_the_same_bytes(federation: Federation, local: Path, tmp_path: Path):
+def test_a_killed_server_continues_to_the_same_bytes(federation: LocalDeployment, local: Path, tmp_path: Path):
     output = tmp_path / "run"
     for last in sorted(random.Random(5).sample(range(1, 11), 2)):
         with federation.server(output) as server:
@@ -233,8 +233,8 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bytes(federation: Federatio
     assert summary(output)["faults"] == {}
 
 
-def test_a_site_that_is_killed_in_a_round_and_comes_back(federation: Federation, tmp_path: Path):
-    """The run completes; the round that it was lost in says so."""
+def test_a_site_is_killed_in_a_round_and_restarted(federation: LocalDeployment, tmp_path: Path):
+    """The run completes, and the round without the site records a fault."""
     output = tmp_path / "run"
     with federation.server(output) as server:
         wait_for("the second round", lambda: len(rows(output)) > 2 or server.poll() is not None)
@@ -249,24 +249,24 @@ def test_a_site_that_is_killed_in_a_round_and_comes_back(federation: Federation,
     assert sum(found["faults"].values()) == len(lost)
 
 
-def test_a_server_and_a_site_are_stopped_when_asked(federation: Federation, tmp_path: Path):
+def test_deploy_stop_ends_a_server_and_a_site(federation: LocalDeployment, tmp_path: Path):
     output = tmp_path / "run"
     server_folder, site_folder = federation.folder / "d" / "server", federation.folder / "d" / "sites" / NAMES[3]
     with federation.server(output, "--set", "federation.rounds=100000") as server:
         wait_for("the first round", lambda: len(rows(output)) > 1 or server.poll() is not None)
-        told = subprocess.run(command("status", server_folder), capture_output=True, text=True, timeout=SECONDS)
-        assert "round " in told.stdout
-        assert all(f"site {name}: online" in told.stdout for name in NAMES)
+        shown = subprocess.run(command("status", server_folder), capture_output=True, text=True, timeout=SECONDS)
+        assert "round " in shown.stdout
+        assert all(f"site {name}: online" in shown.stdout for name in NAMES)
         subprocess.run(command("stop", server_folder), check=True, timeout=SECONDS)
         assert server.wait(timeout=SECONDS) == 130
     subprocess.run(command("stop", site_folder), check=True, timeout=SECONDS)
     assert federation.sites[NAMES[3]].wait(timeout=SECONDS) == 0, federation.logs()
     for folder in (server_folder, site_folder):
-        told = subprocess.run(command("status", folder), capture_output=True, text=True, timeout=SECONDS)
-        assert told.stdout.replace("\n", "") == f"nothing runs from {folder}"
+        shown = subprocess.run(command("status", folder), capture_output=True, text=True, timeout=SECONDS)
+        assert shown.stdout.replace("\n", "") == f"nothing runs from {folder}"
     federation.start_site(3)
     before = len(rows(output))
-    with federation.server(output) as server:  # the same command goes on
+    with federation.server(output) as server:  # the same command continues
         wait_for("another round", lambda: len(rows(output)) > before or server.poll() is not None)
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=SECONDS) == 130, federation.logs()

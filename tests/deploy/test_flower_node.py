@@ -1,4 +1,4 @@
-"""A site's process, whatever its server answers: it goes on, and does nothing that it was not made for."""
+"""A site's node keeps running and does nothing unexpected, whatever its server answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ LOOKS = 20  # after which the node is stopped
 
 
 class Server:
-    """Lets the node in, and answers what it is told to when it is asked for messages."""
+    """Accepts the node, and gives prepared answers to its requests for messages."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers, self.asked = list(answers), [""]

@@ -1,4 +1,4 @@
-"""A federation over sites that hold their own data ends with the bytes of one machine that holds everyone's."""
+"""A federation over sites with their own data produces the bytes of one machine with all data."""
 
 import dataclasses
 import json
@@ -33,13 +33,13 @@ SETTINGS = {
     "plain": {},
     "some of them": {"federation": {"clients_per_round": 2, "rounds": 4}},
     "state on sites": {"adapter": {"router": "personal"}, "federation": {"upload": "int8"}},
-    "solved head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
+    "closed-form head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
     "LoRA": {"method": "hetlora"},
 }
 
 
 class Sites:
-    """Every site in this process; what they say passes as bytes."""
+    """All sites in this process; their answers pass as bytes."""
 
     reliable = False
 
@@ -83,7 +83,7 @@ def divided(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_sites_end_with_the_bytes_of_one_machine(
+def test_sites_produce_the_bytes_of_one_machine(
     recipe_values: dict[str, Any], divided: Path, tmp_path: Path, name: str
 ):
     values = merged(natural(recipe_values), SETTINGS[name])
@@ -109,15 +109,15 @@ def test_sites_end_with_the_bytes_of_one_machine(
         assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
     for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
         assert remote.summary[key] == local.summary[key]
-    assert "client_accuracy" not in remote.summary  # it would take everyone's labels
-    # What clients keep is with them, and the server has none of it.
+    assert "client_accuracy" not in remote.summary  # it would need all labels
+    # The sites keep the client states, and the server has none.
     assert not list((remote.folder / "clients").iterdir())
     assert bool(list(states.rglob("*.safetensors"))) == (name != "LoRA")
 
 
 @pytest.fixture
 def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callable[..., OpenSite]:
-    """`site(budget="small", labels=[…], run="…", data={…})` of the first author."""
+    """Opens the first author's site: `site(budget="small", labels=[…], run="…", data={…})`."""
 
     def make(**changes: Any) -> OpenSite:
         values = over_sites(natural(recipe_values), divided)
@@ -130,7 +130,7 @@ def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callab
     return make
 
 
-def test_a_site_serves_its_own_client_alone_and_only_what_it_agreed_to(site: Callable[..., OpenSite]):
+def test_a_site_serves_only_its_own_client_and_only_what_it_agreed_to(site: Callable[..., OpenSite]):
     opened, budget = site(), Budget("small", 1, 2, (1, 2))
     for client_id, task in ((1, "train"), (0, "alone")):
         plan = ClientPlan(1, client_id, 5, budget, {}, opened.client.agreed.training, task)
@@ -145,7 +145,7 @@ def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
         site(labels=["blue", "green", "violet"])
 
 
-def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[..., OpenSite]):
+def test_a_site_reads_its_own_folder_and_not_the_one_that_the_server_names(site: Callable[..., OpenSite]):
     assert site(data={"source": "/etc"}).client.num_examples == 29
 
 
@@ -162,7 +162,7 @@ def test_a_site_reads_its_own_folder_whatever_the_server_says(site: Callable[...
         ({"recipe": {"backbone": {}, "data": {}}, "labels": ["a", "b"], "run": "a"}, "that the server sent: missing"),
     ],
 )
-def test_a_job_that_is_none_is_refused(divided: Path, job: dict[str, Any], words: str):
+def test_an_invalid_job_is_refused(divided: Path, job: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
         open_site(settings(divided, 0, "small"), job)
 
@@ -201,7 +201,7 @@ def test_a_budget_is_named_measured_or_derived(recipe_values: dict[str, Any], di
         ("memory_mib=0.007", "no tier of the recipe fits this machine"),
     ],
 )
-def test_a_budget_that_cannot_be(recipe_values: dict[str, Any], divided: Path, budget: str, words: str):
+def test_a_budget_that_cannot_be_used(recipe_values: dict[str, Any], divided: Path, budget: str, words: str):
     with pytest.raises(InputError, match=words):
         tier_of(recipe_values, divided, budget)
 
@@ -223,7 +223,7 @@ def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
         ({"trackers": ["csvv"]}, "tracker 'csvv'"),
     ],
 )
-def test_what_takes_everyones_data_is_refused(
+def test_a_recipe_that_needs_all_data_is_refused(
     recipe_values: dict[str, Any], divided: Path, changes: dict[str, Any], words: str
 ):
     recipe = parse_recipe(merged(over_sites(natural(recipe_values), divided), changes), "test")
@@ -238,7 +238,7 @@ def test_a_recipe_comes_from_text_or_by_name(recipe_values: dict[str, Any]):
         read_recipe("{'seed': 3}")
 
 
-def test_the_server_needs_test_rows_and_labels_alone(recipe_values: dict[str, Any], divided: Path):
+def test_the_server_needs_only_test_rows_and_labels(recipe_values: dict[str, Any], divided: Path):
     values = over_sites(natural(recipe_values), divided)
     data = load_server_data(parse_recipe(values, "test"))
     assert (len(data.train), len(data.test), data.label_names) == (0, 41, ("blue", "green", "red"))
@@ -262,7 +262,7 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
 ):
     folder = shutil.copytree(recipe_values["backbone"]["model"], tmp_path / "damaged")
     weights = load_file(folder / "model.safetensors")
-    weights["encoder.layer.0.output.dense.weight"].view(torch.int32)[3, 5] ^= 1  # the last bit of a number
+    weights["encoder.layer.0.output.dense.weight"].view(torch.int32)[3, 5] ^= 1  # the last bit of one number
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     damaged, whole = site(settings={"model": str(folder)}), site()
     recipe = parse_recipe(
@@ -279,7 +279,7 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
 @pytest.mark.parametrize(
     "values", [{}, {"site": "a"}, {"site": "a", "client_id": 0, "tier": "x", "num_examples": "many"}]
 )
-def test_a_profile_that_is_none(values: dict[str, Any]):
+def test_an_invalid_profile_is_refused(values: dict[str, Any]):
     with pytest.raises(InputError, match="described itself"):
         read_profile(values)
 

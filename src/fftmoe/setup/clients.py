@@ -1,4 +1,4 @@
-"""What answers for the clients of an experiment, in this process or in another."""
+"""Makes the handler for the clients of an experiment, in this process or in a worker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from fftmoe.tasks import make_task
 
 @dataclass(frozen=True)
 class ClientSpec:
-    """What a worker process needs to build its `ClientRuntime`; picklable, unlike a model."""
+    """The values from which a worker process builds its `ClientRuntime`; unlike a model, they can be pickled."""
 
     recipe: Recipe
     label_names: tuple[str, ...]
@@ -34,7 +34,7 @@ class ClientSpec:
 
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
-    """Of this experiment, with clients that keep their states there."""
+    """The clients of this experiment, which keep their states in `states`."""
     recipe = experiment.recipe
     return ClientSpec(
         recipe,
@@ -49,7 +49,7 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
 
 
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
-    """The handler of an engine; `model` shares a resident one, otherwise a new one is loaded."""
+    """The handler of an engine, with the given model; None loads a new one."""
     if model is None:
         model = build_model(spec.recipe, spec.label_names, spec.plugins)
         for examples in (spec.train, spec.holdout):

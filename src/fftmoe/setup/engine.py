@@ -1,4 +1,4 @@
-"""The engine that a recipe asks for."""
+"""Opens the engine that a recipe names."""
 
 import os
 from functools import partial
@@ -13,12 +13,12 @@ from fftmoe.store import RunFolder
 
 
 def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
-    """Clients of this experiment, which keep their states in the run's folder; to be closed.
+    """An engine for the clients of this experiment, whose states are in the run's folder; the caller closes it.
 
     Raises:
         InputError: the engine is not installed. RunError: it could not start.
     """
-    recipe = experiment.recipe  # compose may have changed it
+    recipe = experiment.recipe  # `compose` may have changed it
     if recipe.engine.kind == "flower":
         return open_simulation(experiment, folder)
     workers = num_workers(recipe)
@@ -28,6 +28,6 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
 
 
 def num_workers(recipe: Recipe) -> int:
-    """The processes that train clients."""
+    """Number of processes that train clients."""
     workers = recipe.engine.workers
     return min(os.cpu_count() or 1, recipe.federation.clients_per_round) if workers == "auto" else workers

@@ -1,4 +1,4 @@
-"""The clients of a run in Flower's simulation: each of its processes makes the whole experiment from the recipe."""
+"""Opens Flower's simulation; each of its processes composes the whole experiment from the recipe."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from fftmoe.store import ClientStateFiles, RunFolder, read_config
 
 
 def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
-    """Flower's simulation, as large as the recipe's `engine` says.
+    """Flower's simulation with the number of workers, or on the Ray cluster, that the recipe names.
 
     Raises:
-        InputError: Flower is not installed.
+        InputError: Flower is not installed. RunError: the simulation could not start.
     """
     try:
         from fftmoe.engines.flower_messages import make_client_app
@@ -29,7 +29,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
     recipe = experiment.recipe
     workers = os.cpu_count() or 1 if recipe.engine.workers == "auto" else recipe.engine.workers
     return FlowerSimulation(
-        make_client_app(serve, _ready),
+        make_client_app(_serve, _prepare),
         job={"recipe": read_config(folder.path), "states": str(folder.client_states.folder.absolute())},
         num_clients=experiment.num_clients,
         workers=min(workers, recipe.federation.clients_per_round),
@@ -38,14 +38,14 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
     )
 
 
-def serve(job: Mapping[str, Any], context: object) -> Handler:
-    """The clients of this job; made once in a process."""
+def _serve(job: Mapping[str, Any], context: object) -> Handler:
+    """The clients of this job; each process makes them once."""
     return _clients(json.dumps(job, sort_keys=True))
 
 
-def _ready(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:
-    """Made before the first round, whose deadline would else have to hold for it."""
-    serve(job, context)
+def _prepare(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:
+    """Make the clients before the first round, so that this does not count toward its deadline."""
+    _serve(job, context)
     return {}
 
 
