@@ -1,4 +1,4 @@
-"""`fftmoe init`: looks at a person's own CSV data, says what it sees, and writes a first recipe for it."""
+"""`fftmoe init`: reads a person's own CSV data, reports its columns, and writes a first recipe for it."""
 
 import csv
 import random
@@ -14,16 +14,22 @@ from fftmoe.errors import InputError, did_you_mean
 
 TEXT_NAMES = ("text", "sentence", "content", "note", "message", "question")
 LABEL_NAMES = ("label", "class", "category", "intent", "target")
-MOST_LABELS = 200
-TEST_SHARE = 0.2  # of a single file
-TOKENS_A_WORD = 1.4
-LEAST_EXAMPLES = 20  # of a client, where nobody says who holds what
+MAX_LABELS = 200
+TEST_FRACTION = 0.2  # of a single file
+TOKENS_PER_WORD = 1.4
+MIN_CLIENT_EXAMPLES = 20  # if no column names the clients
+LONGEST, STEP = 128, 16  # tokens: the largest `max_length`, and its multiples
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was seen in the data: its columns, and how long most texts are."""
+class DataSummary:
+    """The training and test rows of a data set, its columns, and the length of most texts in tokens.
+
+    Attributes:
+        source: the folder that a recipe names.
+        text: the column of texts, as `label` and `by` for the labels and the natural clients (None: no such column).
+    """
 
     source: Path
     train: Sequence[Row]
@@ -35,39 +41,39 @@ class Found:
 
     @property
     def labels(self) -> list[str]:
-        """The classes of the training rows."""
+        """The distinct labels of the training rows, sorted."""
         return sorted({row[self.label] for row in self.train})
 
     @property
     def clients(self) -> list[str]:
-        """The natural clients; none where no column names them."""
+        """The natural clients, sorted; empty if no column names them."""
         return sorted({row[self.by] for row in self.train}) if self.by else []
 
 
 def init(
     data: Annotated[Path, typer.Argument(help="A folder with train.csv and test.csv, or one CSV file to be split.")],
     output: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("mine.yaml"),
-    text: Annotated[str | None, typer.Option(help="The column of texts; default: guessed, and said.")] = None,
-    label: Annotated[str | None, typer.Option(help="The column of labels; default: guessed, and said.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts; default: guessed, and printed.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of labels; default: guessed, and printed.")] = None,
     by: Annotated[str | None, typer.Option(help="The column that says who holds a row, e.g. hospital.")] = None,
 ) -> None:
     """Look at your own data and write a first recipe for it."""
     if output.exists():
         raise InputError(f"--output {output}: the file is there already; name another, or remove it")
     folder, splits = _splits(data)
-    found = look(folder, *splits, text=text, label=label, by=by)
+    summary = summarize(folder, *splits, text=text, label=label, by=by)
     if data.is_file():
-        _write_split(folder, splits)
+        _write_splits(folder, splits)
     try:
-        output.write_text(recipe(found, output), encoding="utf-8")
+        output.write_text(recipe_text(summary, output), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error.strerror}; name another place") from error
-    for line in told(found, output):
+    for line in next_steps(summary, output):
         sys.stdout.write(line + "\n")
 
 
 def _splits(data: Path) -> tuple[Path, tuple[list[Row], list[Row]]]:
-    """The folder that a recipe names, and its training and test rows; those of a single file are drawn."""
+    """The folder that a recipe names, and its training and test rows; a single file is split at random."""
     if data.is_dir():
         missing = [name for name in ("train.csv", "test.csv") if not (data / name).is_file()]
         if missing:
@@ -80,10 +86,12 @@ def _splits(data: Path) -> tuple[Path, tuple[list[Row], list[Row]]]:
         raise InputError(f"{data} is neither a folder nor a CSV file; name a folder with train.csv and test.csv")
     folder = data.with_name(f"{data.stem}-split")
     if folder.exists():
-        raise InputError(f"{data} would be split into {folder}, which is there already; name that folder, or remove it")
+        raise InputError(
+            f"{data} would be split into {folder}, which exists already; name that folder as the data, or remove it"
+        )
     rows = read_csv(data)
     random.Random(0).shuffle(rows)
-    cut = max(1, round(TEST_SHARE * len(rows)))
+    cut = max(1, round(TEST_FRACTION * len(rows)))
     return folder, (rows[cut:], rows[:cut])
 
 
@@ -91,7 +99,7 @@ def read_csv(path: Path) -> list[Row]:
     """The rows of a CSV file with a header line.
 
     Raises:
-        InputError: it cannot be read, or is none.
+        InputError: the file cannot be read, or is not such a file.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -108,11 +116,11 @@ def read_csv(path: Path) -> list[Row]:
         raise InputError(f"{path} has one column, {names[0]!r}; columns must be separated by commas")
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
-            raise InputError(f"{path}: row {number} has not {len(names)} values; mend it, or quote its commas")
+            raise InputError(f"{path}: row {number} does not have {len(names)} values; correct it, or quote its commas")
     return rows
 
 
-def look(
+def summarize(
     source: Path,
     train: Sequence[Row],
     test: Sequence[Row],
@@ -120,33 +128,34 @@ def look(
     text: str | None,
     label: str | None,
     by: str | None,
-) -> Found:
-    """Which column is what: as said, or guessed by name, then texts as the longest and labels as the fewest values.
+) -> DataSummary:
+    """Find the columns of texts and labels: as named, else by common names, else by length and number of values.
 
     Raises:
-        InputError: a column that is named is not there, or none looks like labels.
+        InputError: a named column does not exist, no column looks like labels, or a label has no training row.
     """
     columns = list(train[0])
     for name, column in (("--text", text), ("--label", label), ("--by", by)):
         if column is not None and column not in columns:
             raise InputError(f"{name} {column}: the data has no such column{did_you_mean(column, columns)}")
     free = [column for column in columns if column not in (text, label, by)]
-    label = label or _label(train, free)
-    text = text or _text(train, [column for column in free if column != label])
+    label = label or _guess_label(train, free)
+    text = text or _guess_text(train, [column for column in free if column != label])
     unseen = sorted({row[label] for row in test} - {row[label] for row in train})
     if unseen:
         raise InputError(
-            f"label {unseen[0]!r} of column {label!r} occurs in the test rows alone; add training rows with it, "
+            f"label {unseen[0]!r} of column {label!r} occurs only in the test rows; add training rows with it, "
             "remove those rows, or name another column with --label"
         )
     words = sorted(len(row[text].split()) for row in train)
-    most = TOKENS_A_WORD * words[int(0.9 * (len(words) - 1))] + 2
-    return Found(source, train, test, text, label, by, min(128, 16 * -(-int(most) // 16)))
+    tokens = TOKENS_PER_WORD * words[int(0.9 * (len(words) - 1))] + 2  # nine texts in ten are no longer
+    return DataSummary(source, train, test, text, label, by, min(LONGEST, STEP * -(-int(tokens) // STEP)))
 
 
-def _label(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def _guess_label(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The column with a common name for labels, else the one with the fewest values, but at least two."""
     values = {column: len({row[column] for row in rows}) for column in columns}
-    possible = [column for column in columns if 2 <= values[column] <= min(MOST_LABELS, len(rows) // 2)]
+    possible = [column for column in columns if 2 <= values[column] <= min(MAX_LABELS, len(rows) // 2)]
     named = [column for column in possible if column.lower() in LABEL_NAMES]
     if not possible:
         shown = ", ".join(f"{column} ({number} values)" for column, number in values.items())
@@ -154,14 +163,15 @@ def _label(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return named[0] if named else min(possible, key=lambda column: values[column])
 
 
-def _text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def _guess_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The column with a common name for texts, else the one with the most characters."""
     named = [column for column in columns if column.lower() in TEXT_NAMES]
     if not columns:
         raise InputError("no column is left for the texts; name them with --text and --label")
     return named[0] if named else max(columns, key=lambda column: sum(len(row[column]) for row in rows))
 
 
-def _write_split(folder: Path, splits: Sequence[Sequence[Row]]) -> None:
+def _write_splits(folder: Path, splits: Sequence[Sequence[Row]]) -> None:
     try:
         folder.mkdir()
         for name, rows in zip(("train", "test"), splits, strict=True):
@@ -173,12 +183,12 @@ def _write_split(folder: Path, splits: Sequence[Sequence[Row]]) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror}; make room, or name data elsewhere") from error
 
 
-def recipe(found: Found, output: Path) -> str:
-    """A recipe in YAML, with a comment where a person may want another value."""
-    count = len(found.clients) or max(2, min(10, len(found.train) // LEAST_EXAMPLES))
-    who = (
-        f"{{kind: natural, by: {quoted(found.by)}}}  # one client for each value of that column"
-        if found.by
+def recipe_text(data: DataSummary, output: Path) -> str:
+    """A recipe in YAML, with a comment at values that a person may want to change."""
+    count = len(data.clients) or max(2, min(10, len(data.train) // MIN_CLIENT_EXAMPLES))
+    partition = (
+        f"{{kind: natural, by: {as_yaml(data.by)}}}  # one client for each value of that column"
+        if data.by
         else f"{{kind: iid, num_clients: {count}}}  # or {{kind: natural, by: a column that says who holds a row}}"
     )
     return f"""\
@@ -186,15 +196,15 @@ def recipe(found: Found, output: Path) -> str:
 # fftmoe run {output}     trains; then fftmoe evaluate and fftmoe predict
 backbone: {{model: "builtin:minilm"}}  # or a local folder, or a hub id, of an encoder
 data:
-  source: {quoted(str(found.source.absolute()))}
-  text: {quoted(found.text)}
-  label: {quoted(found.label)}
-  max_length: {found.max_length}  # tokens; nine texts in ten are no longer
-partition: {who}
+  source: {as_yaml(str(data.source.absolute()))}
+  text: {as_yaml(data.text)}
+  label: {as_yaml(data.label)}
+  max_length: {data.max_length}  # tokens; nine texts in ten are no longer
+partition: {partition}
 adapter: {{num_experts: 16, expert_dim: 16, blocks: last-2}}  # more blocks learn more and take longer
-head: {{kind: closed-form, features: fourier, num_features: 1024, every: 10,  # solved from sums that everyone sends
-  learning_rate: 1.0}}  # of a head that clients train, where a comparison asks for one
-budgets:  # half of the clients hold 4 experts of every block and use 1 for a token, the others all 16 and 2
+head: {{kind: closed-form, features: fourier, num_features: 1024, every: 10,  # computed from the clients' statistics
+  learning_rate: 1.0}}  # only for a head that clients train, as `fftmoe compare --heads averaged` asks for
+budgets:  # half of the clients hold 4 experts of every block and use 1 per token, the others hold all 16 and use 2
   - {{name: small, fraction: 0.5, top_k: 1, experts: 4}}
   - {{name: large, fraction: 0.5, top_k: 2, experts: 16}}
 federation: {{rounds: 10, clients_per_round: {min(count, 5)}, local_epochs: 1, batch_size: 16, learning_rate: 4.0e-3}}
@@ -202,21 +212,21 @@ engine: {{workers: auto}}
 """
 
 
-def quoted(text: str | None) -> str:
-    """A string as YAML reads back, whatever it holds."""
+def as_yaml(text: str | None) -> str:
+    """A string with any content as YAML in double quotes."""
     import yaml
 
     return yaml.safe_dump(text, default_style='"', width=sys.maxsize, allow_unicode=True).strip()
 
 
-def told(found: Found, output: Path) -> list[str]:
-    """What was seen, what was guessed, and what to type next."""
-    labels, clients = found.labels, found.clients
+def next_steps(data: DataSummary, output: Path) -> list[str]:
+    """Lines for the terminal: the data as it was read, the guesses, and the commands to type next."""
+    labels, clients = data.labels, data.clients
     shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-    who = f"{len(clients)} clients by column {found.by!r}" if found.by else "rows dealt to clients at random (no --by)"
+    who = f"{len(clients)} clients by column {data.by!r}" if data.by else "rows go to clients at random (no --by)"
     return [
-        f"{len(found.train)} training rows, {len(found.test)} test rows in {found.source}",
-        f"texts: column {found.text!r}; labels: column {found.label!r}, {len(labels)} of them ({shown})",
-        f"{who}",
+        f"{len(data.train)} training rows, {len(data.test)} test rows in {data.source}",
+        f"texts: column {data.text!r}; labels: column {data.label!r}, {len(labels)} of them ({shown})",
+        who,
         f"wrote {output}; read it, then: fftmoe plan {output} && fftmoe run {output}",
     ]
