@@ -1,7 +1,8 @@
-"""How good predictions of a round are: `python benchmarks/budgets.py`, about ten minutes on two cores.
+"""The error of forecasts of a round: `python benchmarks/budgets.py`, about ten minutes on two cores.
 
-Of every setting, what `fftmoe plan --measure` says of each tier (`line`) and what a run times before it trains
-(`timed`) are held against the mean of the run's own client-rounds. Written to `results/budgets.json`.
+In every setting, two forecasts of a client's seconds are compared with the mean of a run's client rounds, for each
+tier: the one of `fftmoe plan --measure` (`line`), and the one that a run makes before it trains (`timed`). Writes
+`results/budgets.json`.
 """
 
 import argparse
@@ -45,9 +46,9 @@ SETTINGS = {
 
 
 def measured(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """By tier: seconds of a client's round as the line and the timing before a run predict them, and as they were."""
+    """By tier: the seconds of a client's round, forecast twice and measured, and the bytes, forecast and measured."""
     recipe = load_recipe("quickstart", [*BRIEF, *overrides])
-    line = {fit.budget.name: fit.seconds for fit in profile(recipe).tiers}
+    line = {predicted.budget.name: predicted.seconds for predicted in profile(recipe).tiers}
     with tempfile.TemporaryDirectory() as folder:
         summary = run(recipe, Path(folder) / "run", Progress(Console(file=io.StringIO()))).summary
     return {
@@ -62,7 +63,7 @@ def bytes_of(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def error(predicted: float, actual: float) -> float:
-    """Relative, with its sign: above 0 where the prediction was too large."""
+    """The relative error, above 0 where the prediction was too large."""
     return predicted / actual - 1
 
 

@@ -174,7 +174,7 @@ def test_a_failed_cell_ends_the_command_with_1(cli: Cli, recipe_values: dict[str
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe_values, "compare": section}))
     outcome = cli("compare", tmp_path / "r.yaml", "--output", tmp_path / "out", "--workers", 1)
     assert outcome.status == 1
-    assert outcome.err == "fftmoe: 1 of 2 cells failed, for the reasons above; the same command tries them again\n"
+    assert outcome.err == "fftmoe: 1 of 2 cells failed, for the reasons above; to try them again, repeat the command\n"
     assert re.search(r"fft-moe\+averaged +failed", outcome.out)
     assert re.search(r"fft-moe\+one-vs-all +0\.\d{3}", outcome.out)
     assert "failed: fft-moe+averaged, dirichlet:1.0, seed 0: client" in outcome.out
@@ -219,7 +219,7 @@ def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.startswith("fftmoe: interrupted")
-    assert "the same command goes on" in err
+    assert "to continue, repeat the command" in err
     assert err.count("\n") == 1, err  # nobody tells of leaked semaphores
     assert len(list((tmp_path / "out").rglob("summary.json"))) >= 1
     assert not (tmp_path / "out" / "comparison.json").exists()

@@ -253,7 +253,9 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(recipe_file: Path, tmp_p
     interrupted, *killed = map(json.loads, done.stdout.splitlines())
     folder = tmp_path / "interrupted"
     assert interrupted["ends"] == [130]
-    assert f"fftmoe: interrupted; go on after its last whole round: fftmoe resume {folder}\n" in interrupted["told"]
+    assert (
+        f"fftmoe: interrupted; to continue after its last whole round: fftmoe resume {folder}\n" in interrupted["told"]
+    )
     assert len(killed) == number
     assert [result for result in (interrupted, *killed) if not result["equal"] or result["lost"] > 1] == []
     assert all(set(result["ends"]) == {-signal.SIGKILL} for result in killed)

@@ -22,7 +22,7 @@ from peft import PeftModel
 
 import fftmoe
 from fftmoe.backbones import load_tokenizer
-from fftmoe.cli.terminal import ranges
+from fftmoe.cli.plan_output import ranges
 from fftmoe.config import parse_recipe
 from fftmoe.data import tokenize_texts
 from fftmoe.evaluate import accuracy
@@ -448,6 +448,7 @@ def test_a_plan_counts_how_often_a_head_is_solved(
 def test_a_plan_says_when_sums_are_sent(cli: Cli, recipe_file: Path):
     known, shown = planned(cli, recipe_file, CLOSED)
     size = f"{known['sums']['bytes_up'] / 1024:.1f} KiB"
+    assert "computes the head from feature statistics: for them, every client also gets " in shown
     assert f"and sends at most {size}, 3 times: before the first round, then after every round.\n" in shown
     shown = planned(cli, recipe_file, "head={kind: closed-form, every: 2}")[1]
     assert "2 times: before the first round, then after every 2 rounds and after the last.\n" in shown
@@ -455,7 +456,7 @@ def test_a_plan_says_when_sums_are_sent(cli: Cli, recipe_file: Path):
     assert ", once, before the first round.\n" in shown
     known, shown = planned(cli, recipe_file)
     assert known["sums"] is None
-    assert "sums" not in shown
+    assert "statistics" not in shown
 
 
 @pytest.mark.parametrize("method", ["hetlora", "fedit"])
@@ -532,7 +533,7 @@ def test_an_interrupted_run_ends_with_130_and_a_whole_checkpoint(recipe_file: Pa
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     folder = tmp_path / "run"
-    assert err == f"fftmoe: interrupted; go on after its last whole round: fftmoe resume {folder}\n"
+    assert err == f"fftmoe: interrupted; to continue after its last whole round: fftmoe resume {folder}\n"
     state = unpack_state(max((tmp_path / "run" / "checkpoints").glob("*.safetensors")).read_bytes())
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert state.round >= 1

@@ -1,4 +1,5 @@
-"""The command line: every verb with its help, what it prints, and `fftmoe init`.
+"""The command line: every verb with its help and what it prints.
 
-No rule of a run lives here: verbs read what a person typed, call one function below, and print. Nobody imports it.
+No rule of a run lives here: a verb reads what a person typed, calls one function of a package below, and prints the
+result. No other package imports this one.
 """

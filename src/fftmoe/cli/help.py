@@ -1,4 +1,4 @@
-"""What `fftmoe --help` shows: verbs in groups, examples, exit statuses, and where the documentation is."""
+"""The page that `fftmoe --help` prints."""
 
 import click
 from typer.core import TyperGroup
@@ -11,15 +11,15 @@ GROUPS = {
 }
 MORE = "More"
 EXAMPLES = ("fftmoe run", "fftmoe run mine.yaml --set federation.rounds=5")
-STATUSES = "0 done, 1 the run failed, 2 bad input (nothing written), 130 interrupted after a checkpoint"
-DOCS = "README.md, docs/first-hour.md (from a clone to an adapter on your own data)"
+STATUSES = ("0 done, 1 the run failed, 2 bad input (nothing written), 130 interrupted after a checkpoint",)
+DOCS = ("README.md, docs/first-hour.md (from a clone to an adapter on your own data)",)
 
 
-class Page(TyperGroup):
-    """The verbs under the headings of `GROUPS`, and what else a first look is for."""
+class HelpPage(TyperGroup):
+    """Lists the verbs under the headings of `GROUPS`, then examples, exit statuses and the documentation."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click."""
+        """See `click.Group`."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         grouped = {name for names in GROUPS.values() for name in names}
         groups = {**GROUPS, MORE: tuple(name for name in commands if name not in grouped)}
@@ -36,11 +36,8 @@ class Page(TyperGroup):
                     formatter.write_dl(rows)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See click."""
-        with formatter.section("Examples"):
-            formatter.write_text(EXAMPLES[0])
-            formatter.write_text(EXAMPLES[1])
-        with formatter.section("Exit status"):
-            formatter.write_text(STATUSES)
-        with formatter.section("Documentation"):
-            formatter.write_text(DOCS)
+        """See `click.Group`."""
+        for heading, texts in (("Examples", EXAMPLES), ("Exit status", STATUSES), ("Documentation", DOCS)):
+            with formatter.section(heading):
+                for text in texts:
+                    formatter.write_text(text)

@@ -1,4 +1,4 @@
-"""`fftmoe report`: the page of a run or a comparison again, from what its folder keeps."""
+"""The page of a run or a comparison, rebuilt from the files in its folder."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
     """Write the page of a run, finished or not, or of a comparison.
 
     Args:
-        folder: of `run` or of `compare`.
-        output: the file; by default `report.html` or `comparison.html` in the folder.
+        folder: that `fftmoe run` or `fftmoe compare` wrote.
+        output: the file to write; by default `report.html` or `comparison.html` in the folder.
 
     Returns:
-        the file that was written.
+        The file that was written.
 
     Raises:
-        InputError: the folder is neither, or is damaged; nothing has been written.
+        InputError: the folder is of neither, or is damaged; nothing has been written.
     """
     if (folder / "comparison.json").is_file():
-        default, page = folder / "comparison.html", _comparison(folder)
+        default, page = folder / "comparison.html", _comparison_page(folder)
     else:
-        default, page = folder / "report.html", _run(folder)
+        default, page = folder / "report.html", _run_page(folder)
     written = output or default
     if written.is_dir():
         raise InputError(f"--output {written} is a folder; name a file, e.g. {written / default.name}")
@@ -35,24 +35,25 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
     return written
 
 
-def _run(folder: Path) -> str:
-    config = read_config(folder)
-    rows, summary = _rows(folder / "metrics.jsonl"), folder / "summary.json"
+def _run_page(folder: Path) -> str:
+    config, rows = read_config(folder), _read_rows(folder / "metrics.jsonl")
+    summary = _read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
     try:
-        return report_page(config, rows, _json(summary) if summary.is_file() else None)
+        return report_page(config, rows, summary)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
-def _comparison(folder: Path) -> str:
+def _comparison_page(folder: Path) -> str:
+    record = _read_json(folder / "comparison.json")
     try:
-        return comparison_page(comparison_of(_json(folder / "comparison.json")))
+        return comparison_page(comparison_of(record))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder / "comparison.json", f"{type(error).__name__}: {error}") from error
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Of whole lines: a run that goes on may be writing one."""
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of all complete lines; a run in progress may be writing the last one."""
     if not path.is_file():
         return []
     try:
@@ -62,7 +63,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise _damaged(path, str(error)) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -70,4 +71,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"no page can be made of {path}: {reason}; it is damaged, put it back as it was")
+    return InputError(f"cannot make a page from {path}: {reason}; it is damaged, restore it")

@@ -1,4 +1,4 @@
-"""`fftmoe report`: the page of a run or a comparison, made again."""
+"""`fftmoe report`: the page of a run or a comparison, written again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def report(
     ],
     output: Annotated[Path | None, typer.Option(help="The file to write; default: the page in the folder.")] = None,
 ) -> None:
-    """Make the page of a run or a comparison again, from what its folder keeps."""
+    """Write the page of a run or a comparison again, from the files in its folder."""
     from fftmoe.cli.pages import rebuild_report
 
     written = rebuild_report(run, output)

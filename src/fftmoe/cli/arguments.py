@@ -1,0 +1,29 @@
+"""Arguments that several verbs share, and lists of values that a person types."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _recipes(incomplete: str) -> list[str]:
+    """The recipes that a shell may complete: shipped ones by name, and YAML files next to what was typed."""
+    from fftmoe.config import recipe_folder
+
+    shipped = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    local = sorted(map(str, (Path(incomplete).parent if "/" in incomplete else Path()).glob("*.yaml")))
+    return [name for name in (*shipped, *local) if name.startswith(incomplete)]
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", autocompletion=_recipes)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the recipe, e.g. --set federation.rounds=5."),
+]
+
+
+def split_list(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated list without surrounding spaces; None where nothing was typed."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,87 @@
+"""`fftmoe compare`: many runs side by side."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from fftmoe.cli.arguments import RecipeArgument, SetOption, split_list
+from fftmoe.errors import InputError, RunError
+
+PIPE_COLUMNS = 200
+
+
+def compare(
+    recipe: RecipeArgument = "quickstart",
+    methods: Annotated[str | None, typer.Option(help="E.g. fft-moe,fedit+averaged; default: the recipe's.")] = None,
+    heads: Annotated[str | None, typer.Option(help="E.g. averaged,one-vs-all; default: the recipe's.")] = None,
+    partitions: Annotated[
+        str | None,
+        typer.Option(help="E.g. iid,dirichlet:0.1,shards:2,bernoulli-dirichlet:0.3:0.5; default: the recipe's."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 0,1,2; default: 3.")] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="The accuracy (or other metric) to reach; default: that of fedit with the same head."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder; default: runs/<name>-comparison.")] = None,
+    workers: Annotated[
+        str, typer.Option(help="Cells that run at the same time, each on one core; auto: one for each core.")
+    ] = "auto",
+    set_: SetOption = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters and checkpoints of the cells.")] = False,
+) -> None:
+    """Compare methods on equal data, cohorts and seeds; the same command continues an interrupted comparison."""
+    from fftmoe.comparison.run import compare as compare_methods
+    from fftmoe.comparison.tables import print_comparison
+    from fftmoe.config import parse_override
+    from fftmoe.report.progress import Progress
+
+    # No window folds the lines of a pipe or a file, so tables may be as wide as they need.
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
+    folder = output or Path("runs") / f"{Path(recipe).stem}-comparison"
+    try:
+        comparison = compare_methods(
+            recipe,
+            folder,
+            methods=split_list(methods),
+            heads=split_list(heads),
+            partitions=split_list(partitions),
+            seeds=_seeds(seeds),
+            target=target,
+            overrides=dict(map(parse_override, set_ or [])),
+            workers=_workers(workers),
+            keep=keep,
+            progress=Progress(console),
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write(f"fftmoe: interrupted; {folder} keeps the finished cells; to continue, repeat the command\n")
+        raise
+    print_comparison(console, comparison)
+    console.print(f"\npage  {folder / 'comparison.html'}", highlight=False, markup=False, soft_wrap=True)
+    if comparison.failed:
+        raise RunError(
+            f"{len(comparison.failed)} of {len(comparison.cells)} cells failed, for the reasons above; "
+            "to try them again, repeat the command"
+        )
+
+
+def _seeds(text: str | None) -> int | list[int] | None:
+    """`3` means three seeds, `0,1,2` names them, and `7,` means seed 7 only."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(part) for part in split_list(text) or []]
+    except ValueError:
+        raise InputError(f"--seeds {text}: write a number of seeds, or a list of them, e.g. 3 or 0,1,2") from None
+    return seeds if "," in text or not seeds else seeds[0]
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--workers {text}: write a number of processes, at least 1, or auto")
+    return int(text)

@@ -1,0 +1,103 @@
+"""`fftmoe plan`: what a run will cost, or what budget this machine can take."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fftmoe.cli.arguments import RecipeArgument, SetOption
+from fftmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from fftmoe.config import Recipe
+
+
+def plan(
+    recipe: RecipeArgument = "quickstart",
+    set_: SetOption = None,
+    clients: Annotated[bool, typer.Option("--clients", help="List all clients instead of the first twenty.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this machine instead, and choose a budget for it.")
+    ] = False,
+    deadline: Annotated[
+        float | None, typer.Option(help="With --measure: seconds for a client's round; default: the recipe's.")
+    ] = None,
+    memory_mib: Annotated[
+        float | None,
+        typer.Option(help="With --measure: memory in MiB for the whole process; default: the free memory."),
+    ] = None,
+    uplink_mbit: Annotated[
+        float | None, typer.Option(help="With --measure: megabits a second to the server; default: not counted.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="With --measure: the YAML file to write the chosen tier to.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --write: replace an existing file.")] = False,
+) -> None:
+    """Show which clients hold which experts and what a round costs, without training; or measure this machine."""
+    from fftmoe.config import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
+    _check_measuring(measure, limits, write, force)
+    if measure:
+        _measure(loaded, limits, write, as_json)
+    else:
+        _forecast(loaded, clients, as_json)
+
+
+def _forecast(recipe: "Recipe", all_clients: bool, as_json: bool) -> None:
+    from fftmoe.cli.plan_output import print_forecast
+    from fftmoe.setup.forecast import forecast
+
+    found = forecast(recipe)
+    if as_json:
+        _print_json(found)
+    else:
+        print_forecast(Console(), found, all_clients)
+
+
+def _check_measuring(measure: bool, limits: Mapping[str, float | None], write: Path | None, force: bool) -> None:
+    """Refuse options that could not be honoured, before anything is timed."""
+    given = [name for name, value in {**limits, "--write": write}.items() if value is not None]
+    if given and not measure:
+        raise InputError(f"{given[0]} applies to measuring this machine; add --measure")
+    for name, value in limits.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value:g}, and must be above 0")
+    if write is not None and write.exists() and not force:
+        raise InputError(f"--write {write}: the file exists; name another, or add --force to replace it")
+    if write is not None and not write.absolute().parent.is_dir():
+        raise InputError(f"--write {write}: there is no folder {write.parent}; make it, or name another")
+
+
+def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path | None, as_json: bool) -> None:
+    from fftmoe.cli.plan_output import print_profile
+    from fftmoe.cost.measured import tier_as_yaml
+    from fftmoe.setup.forecast import profile
+    from fftmoe.store.files import write_atomically
+
+    console = Console(stderr=as_json)
+    found = profile(recipe, *limits.values(), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    tier = tier_as_yaml(found, recipe.name)
+    if write is not None:
+        write_atomically(write, tier.encode())
+    if as_json:
+        _print_json(found)
+        return
+    print_profile(console, found)
+    sys.stdout.write(f"\n{tier}")
+    if write is not None:
+        console.print(f"\nwritten to {write}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_json(found: Any) -> None:
+    """Print a dataclass as JSON."""
+    sys.stdout.write(json.dumps(dataclasses.asdict(found), indent=2) + "\n")

@@ -1,0 +1,151 @@
+"""What `fftmoe plan` prints: the forecast of a run, or the profile of this machine."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from fftmoe.cost.analytic import Forecast, StatisticsCost, TierCost
+from fftmoe.cost.measured import MachineProfile
+from fftmoe.report.progress import size
+
+CLIENTS_SHOWN = 20
+
+
+def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> None:
+    """Print what each tier costs, and which experts the first twenty clients (or all) will hold."""
+    console.print(_tiers_table(forecast))
+    _print_lines(console, (*_explanations(forecast), ""))
+    shown = list(forecast.experts)[: None if all_clients else CLIENTS_SHOWN]
+    _print_lines(console, _client_lines(forecast, shown))
+    if len(shown) < len(forecast.experts):
+        console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+
+
+def _tiers_table(forecast: Forecast) -> Table:
+    table = _table("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
+    for tier in forecast.tiers:
+        table.add_row(
+            tier.budget.name,
+            str(len(tier.clients)),
+            _uses(tier, _has_experts(forecast)),
+            ranges(tier.budget.blocks),
+            size(tier.bytes_down),
+            size(tier.bytes_up),
+            f"{tier.trainable_parameters:,}",
+            size(tier.training_bytes),
+            f"{tier.flops_per_token / 1e6:.2f}",
+        )
+    return table
+
+
+def _explanations(forecast: Forecast) -> list[str]:
+    """What the columns of the table mean, and what a run costs in addition to them."""
+    lines = []
+    if _has_experts(forecast):
+        lines.append("uses: experts a token activates, of those a client holds in each block.")
+    elif forecast.tiers[0].rank:
+        lines.append("uses: LoRA's rank.")
+    lines += [
+        "down, up: one client's messages in one round.",
+        "memory: adapter and head with gradients and AdamW moments.",
+        "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
+        f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
+        f"{size(forecast.backbone_bytes)}, shared by worker processes where its checkpoint is float32 safetensors.",
+        _prefix_line(forecast),
+    ]
+    return lines if forecast.sums is None else [*lines, _statistics_line(forecast.sums)]
+
+
+def _client_lines(forecast: Forecast, clients: Iterable[int]) -> list[str]:
+    tier_of = {client: tier.budget.name for tier in forecast.tiers for client in tier.clients}
+    lines = []
+    for client in clients:
+        held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in forecast.experts[client].items())
+        facts = f"client {client:>3}  {tier_of[client]:<8} {forecast.num_examples[client]:>6} examples  "
+        lines.append((facts + held).rstrip())
+    return lines
+
+
+def _has_experts(forecast: Forecast) -> bool:
+    return any(forecast.experts.values())
+
+
+def _uses(tier: TierCost, has_experts: bool) -> str:
+    if tier.rank is not None:
+        return f"rank {tier.rank}"
+    return f"{tier.budget.top_k} of {tier.budget.experts}" if has_experts else "head"
+
+
+def _prefix_line(forecast: Forecast) -> str:
+    cached = f"the blocks below the adapter are computed once for each example: {size(forecast.prefix_bytes)} on disk"
+    if forecast.prefix_refused is None:
+        return f"{cached}."
+    refused = f"not cached: {forecast.prefix_refused}."
+    return f"{cached}; some examples are {refused}" if forecast.prefix_bytes else f"the frozen prefix is {refused}"
+
+
+def _statistics_line(cost: StatisticsCost) -> str:
+    when, gets = "once, before the first round", size(cost.bytes_first)
+    if cost.every is not None:
+        gets += f" ({size(cost.bytes_down)} after a round)"
+        then = "round" if cost.every == 1 else f"{cost.every} rounds and after the last"
+        when = f"{cost.times} times: before the first round, then after every {then}"
+    return (
+        f"the server computes the head from feature statistics: for them, every client also gets {gets} and sends at "
+        f"most {size(cost.bytes_up)}, {when}."
+    )
+
+
+def print_profile(console: Console, profile: MachineProfile) -> None:
+    """Print what was measured of this machine, the recipe's tiers on it, and the largest budget that fits."""
+    _print_lines(
+        console,
+        [
+            f"\nmemory: {profile.available_mib:.0f} MiB free of {profile.total_mib:.0f}; this process took "
+            f"{profile.process_mib:.0f} with the largest budget that was timed"
+        ],
+    )
+    table = _table("tier", "uses", "blocks", "seconds a round", "memory of the process")
+    for predicted in (*profile.tiers, profile.chosen):
+        budget = predicted.budget
+        table.add_row(
+            budget.name,
+            f"{budget.top_k} of {budget.experts}",
+            ranges(budget.blocks),
+            f"{predicted.seconds:.3g}",
+            f"{predicted.memory_mib:.0f} MiB",
+        )
+    console.print(table)
+    limits = profile.limits
+    network = "the network is not counted" if limits.uplink_mbit is None else f"upload at {limits.uplink_mbit:g} Mbit/s"
+    _print_lines(
+        console,
+        [
+            f"seconds: of one client's round of {profile.steps:g} steps, with one core to itself; {network}.",
+            f"measured: the largest budget within {limits.deadline_seconds:g} s and {limits.memory_mib:.0f} MiB; "
+            "more blocks come first, then more experts, then more experts for each token.",
+            f"what bounds it: {profile.bound}.",
+        ],
+    )
+
+
+def _table(*heads: str) -> Table:
+    return Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short form: `0-3 7 9-11`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
