@@ -210,9 +210,8 @@ def choose(
     if unknown_to_compiler or not _fits_grouped(expert_dim, dim, dtype):
         return "wide"
     overhead = SLOT_OVERHEAD.get((device.type, dtype), SLOT_OVERHEAD["cpu", torch.float32])
-    wide_units = num_experts * expert_dim * num_tokens
     grouped_units = top_k * (expert_dim + overhead) * num_tokens + CALL_OVERHEAD.get(device.type, 0)
-    return "wide" if wide_units <= grouped_units else "grouped"
+    return "wide" if num_experts * expert_dim * num_tokens <= grouped_units else "grouped"
 
 
 def check_compute(compute: str) -> None:

@@ -76,16 +76,11 @@ def load_backbone(
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
     """
-    for name, value, valid in (("task", task, tuple(_AUTO_MODELS)), ("pooling", pooling, POOLINGS)):
-        if value not in valid:
-            raise InputError(f"unknown {name} {value!r}{did_you_mean(value, valid)}")
+    _check_choice("task", task, tuple(_AUTO_MODELS))
+    _check_choice("pooling", pooling, POOLINGS)
     check_quantization(quantization)
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        **quantization_options(quantization, torch.device(device), _NOT_QUANTIZED),
-    }
-    if task != "causal-lm":
-        options |= _label_options(task, num_labels, label_names)
+    options = _label_options(task, num_labels, label_names) | {"dtype": dtype}
+    options |= quantization_options(quantization, torch.device(device), _NOT_QUANTIZED)
     loaded = _load_with_head(model, task, pooling, seed, options)
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)
@@ -93,6 +88,11 @@ def load_backbone(
     settle_quantized(loaded)
     _settle_config(loaded.config)
     return loaded.requires_grad_(False).eval()
+
+
+def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise InputError(f"unknown {name} {value!r}{did_you_mean(value, valid)}")
 
 
 def _load_with_head(model: str, task: str, pooling: str, seed: int, options: dict[str, Any]) -> Any:
@@ -162,6 +162,9 @@ def load_image_processor(model: str) -> ImageFormat:
 
 
 def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the labels; none for a language model."""
+    if task == "causal-lm":
+        return {}
     if num_labels is None or num_labels < 1:
         raise InputError(f"task {task!r} needs num_labels of at least 1, got {num_labels}")
     options: dict[str, Any] = {"num_labels": num_labels}

@@ -60,8 +60,7 @@ def with_prefix(
     num_states, dim = _state_sizes(model, block, examples)
     parts = [None] if groups is None else groups
     batches = [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
-    key = prefix_key(model, block, examples, batches if groups is not None else ())
-    path = Path(cache_dir) / f"prefix-{key}.bin"
+    path = cache_dir / f"prefix-{prefix_key(model, block, examples, () if groups is None else batches)}.bin"
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
         try:

@@ -34,7 +34,7 @@ def update_client(
     """Train the client's part of the adapter on its own examples (docs/math.md, Local training).
 
     Args:
-        model: the resident backbone with the adapter attached; only its adapter and head are written.
+        model: the resident backbone with the adapter; only its adapter and head are written.
         method: the federated method, which may add an auxiliary loss.
         objective: the task's loss.
         plan: what the server asks of this client.
@@ -59,8 +59,7 @@ def update_client(
             steps = train(batches, session.parameters, plan.training, loss_of, gradients)
             task_losses = [loss for loss in steps if loss is not None]
         metrics = {"loss": check_finite(task_losses, plan)} if task_losses else {}
-        if measure is not None:
-            metrics |= measure(model)
+        metrics |= {} if measure is None else measure(model)
         return session.finish(len(indices), metrics)
 
 
