@@ -40,7 +40,7 @@ from fftmoe.config import parse_recipe
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.data.images import _decode
 from fftmoe.data.read import _READERS
-from fftmoe.data.token_cache import _fits, _load
+from fftmoe.data.token_cache import _fits, _read_entry
 from fftmoe.data.tokens import tokenize_texts
 from fftmoe.deploy.files import read_fields
 from fftmoe.deploy.folder import create_deployment, read_site
@@ -252,7 +252,7 @@ def tokens(things: Things) -> Reader:
     tensors = {"input_ids": found.input_ids, "offsets": found.offsets, "labels": found.labels}
 
     def read(path: Path) -> object:
-        examples = _load(path, 0)
+        examples = _read_entry(path, 0)
         if examples is not None and _fits(examples, labels, 6, 9):
             return examples.batch([0, 1, 2])
         return None

@@ -19,7 +19,7 @@ TEST_FRACTION = 0.2  # of a single file
 TOKENS_PER_WORD = 1.4
 MIN_CLIENT_EXAMPLES = 20  # if no column names the clients
 LONGEST, STEP = 128, 16  # tokens: the largest `max_length`, and its multiples
-Row = dict[str, str]
+CsvRow = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class DataSummary:
     """
 
     source: Path
-    train: Sequence[Row]
-    test: Sequence[Row]
+    train: Sequence[CsvRow]
+    test: Sequence[CsvRow]
     text: str
     label: str
     by: str | None
@@ -72,7 +72,7 @@ def init(
         sys.stdout.write(line + "\n")
 
 
-def _splits(data: Path) -> tuple[Path, tuple[list[Row], list[Row]]]:
+def _splits(data: Path) -> tuple[Path, tuple[list[CsvRow], list[CsvRow]]]:
     """The folder that a recipe names, and its training and test rows; a single file is split at random."""
     if data.is_dir():
         missing = [name for name in ("train.csv", "test.csv") if not (data / name).is_file()]
@@ -95,7 +95,7 @@ def _splits(data: Path) -> tuple[Path, tuple[list[Row], list[Row]]]:
     return folder, (rows[cut:], rows[:cut])
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv(path: Path) -> list[CsvRow]:
     """The rows of a CSV file with a header line.
 
     Raises:
@@ -122,8 +122,8 @@ def read_csv(path: Path) -> list[Row]:
 
 def summarize(
     source: Path,
-    train: Sequence[Row],
-    test: Sequence[Row],
+    train: Sequence[CsvRow],
+    test: Sequence[CsvRow],
     *,
     text: str | None,
     label: str | None,
@@ -152,7 +152,7 @@ def summarize(
     return DataSummary(source, train, test, text, label, by, min(LONGEST, STEP * -(-int(tokens) // STEP)))
 
 
-def _guess_label(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def _guess_label(rows: Sequence[CsvRow], columns: Sequence[str]) -> str:
     """The column with a common name for labels, else the one with the fewest values, but at least two."""
     values = {column: len({row[column] for row in rows}) for column in columns}
     possible = [column for column in columns if 2 <= values[column] <= min(MAX_LABELS, len(rows) // 2)]
@@ -163,7 +163,7 @@ def _guess_label(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return named[0] if named else min(possible, key=lambda column: values[column])
 
 
-def _guess_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def _guess_text(rows: Sequence[CsvRow], columns: Sequence[str]) -> str:
     """The column with a common name for texts, else the one with the most characters."""
     named = [column for column in columns if column.lower() in TEXT_NAMES]
     if not columns:
@@ -171,7 +171,7 @@ def _guess_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return named[0] if named else max(columns, key=lambda column: sum(len(row[column]) for row in rows))
 
 
-def _write_splits(folder: Path, splits: Sequence[Sequence[Row]]) -> None:
+def _write_splits(folder: Path, splits: Sequence[Sequence[CsvRow]]) -> None:
     try:
         folder.mkdir()
         for name, rows in zip(("train", "test"), splits, strict=True):

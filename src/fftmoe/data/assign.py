@@ -30,7 +30,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) 
     owners = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         own = rows[shuffled == label]
-        owners[own] = _parts(random.dirichlet(np.full(num_clients, float(alpha))), len(own))
+        owners[own] = _parts_by_share(random.dirichlet(np.full(num_clients, float(alpha))), len(own))
     return owners
 
 
@@ -74,7 +74,7 @@ def bernoulli_dirichlet(
     for column, label in enumerate(classes):
         holders = np.flatnonzero(holds_CL[:, column])
         rows = rng.permutation(np.flatnonzero(labels == label))
-        owners[rows] = holders[_parts(rng.dirichlet(np.full(len(holders), float(alpha))), len(rows))]
+        owners[rows] = holders[_parts_by_share(rng.dirichlet(np.full(len(holders), float(alpha))), len(rows))]
     return owners
 
 
@@ -91,7 +91,7 @@ def _even_parts(num_examples: int, num_parts: int) -> np.ndarray:
     return np.arange(num_parts).repeat(sizes)
 
 
-def _parts(shares: np.ndarray, num_examples: int) -> np.ndarray:
+def _parts_by_share(shares: np.ndarray, num_examples: int) -> np.ndarray:
     """The part of each example, int64 [N], ascending: part c ends where `shares[: c + 1]` do, rounded down."""
     cuts = (shares.cumsum()[:-1] * num_examples).astype(np.int64)
     return cuts.searchsorted(np.arange(num_examples), side="right")

@@ -88,7 +88,7 @@ def tokenize_completions(
     end = _end_of_text(tokenizer, max_length)
     if chat_template:
         assert prompts is not None, "a chat template writes prompts with their completions"
-        first, second = _messages(where, prompts, texts, tokenizer)
+        first, second = _chat_messages(where, prompts, texts, tokenizer)
     else:
         first, second = prompts, texts
     prompt_ids = None if first is None else _ids(tokenizer, first, special=not chat_template)
@@ -158,7 +158,7 @@ def _cut(prompt: Ids, learned: Ids, max_length: int, begin: Any) -> tuple[Ids, I
     return prompt[len(prompt) - room :], learned
 
 
-def _messages(
+def _chat_messages(
     where: str, prompts: Sequence[str], completions: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[str], list[str]]:
     """Prompts as the template writes them up to the assistant's answer, and what it then adds for the completions."""

@@ -65,7 +65,7 @@ def _check_trained(where: str, classes: Sequence[Any], trained: Sequence[Any]) -
     if unknown := sorted(set(map(str, classes)) - set(map(str, trained))):
         raise InputError(
             f"{where} has labels that the run was not trained on: {', '.join(unknown[:SHOWN])}; the run knows"
-            f" {_shown(trained)}: remove those rows, or evaluate on other data"
+            f" {_first_names(trained)}: remove those rows, or evaluate on other data"
         )
 
 
@@ -74,13 +74,13 @@ def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputEr
     counted = f"{where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows"
     if request.label_names:
         return InputError(
-            f"{counted} and is not among the agreed labels {_shown(request.label_names)}; remove those rows, or add it "
-            "to data.labels"
+            f"{counted} and is not among the agreed labels {_first_names(request.label_names)}; remove those rows, or"
+            " add it to data.labels"
         )
     return InputError(f"{counted} but never in training; add training rows with it, or remove those rows")
 
 
-def _shown(names: Sequence[Any]) -> str:
+def _first_names(names: Sequence[Any]) -> str:
     """The first names, for a message."""
     return ", ".join(map(str, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
 

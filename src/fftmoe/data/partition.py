@@ -129,10 +129,10 @@ def make_partition(
     else:
         division = partial(_checked, divide, kind)
     num_draws = MAX_DRAWS if "alpha" in takes else 1  # the sizes of the others do not depend on the draw
-    return _drawn(division, kind, labels, num_clients, seed, fewest, num_draws)
+    return _draw_until_enough(division, kind, labels, num_clients, seed, fewest, num_draws)
 
 
-def _drawn(
+def _draw_until_enough(
     division: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int, fewest: int, num_draws: int
 ) -> Partition:
     """The first of `num_draws` divisions that gives every client at least `fewest` examples."""

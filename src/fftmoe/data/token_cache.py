@@ -48,14 +48,14 @@ def tokenize_cached(
     if cache_dir is None:
         return tokenize_texts(texts, labels, tokenizer, max_length)
     path = Path(cache_dir) / f"tokens-{cache_key(texts, labels, tokenizer, max_length)}.safetensors"
-    cached = _load(path, pad_id_of(tokenizer))
+    cached = _read_entry(path, pad_id_of(tokenizer))
     if cached is not None and not _fits(cached, labels, len(tokenizer), max_length):
         cached = None
     if cached is not None:
         return cached
     examples = tokenize_texts(texts, labels, tokenizer, max_length)
     try:
-        _save(path, examples)
+        _write_entry(path, examples)
     except OSError as error:
         logging.getLogger(__name__).warning("cannot write the token cache %s: %s", path, error)
     return examples
@@ -86,7 +86,7 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def _load(path: Path, pad_id: int) -> TokenizedText | None:
+def _read_entry(path: Path, pad_id: int) -> TokenizedText | None:
     try:
         tensors = load_file(path)  # memory-mapped
         return TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
@@ -110,7 +110,7 @@ def _fits(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max_leng
     )
 
 
-def _save(path: Path, examples: TokenizedText) -> None:
+def _write_entry(path: Path, examples: TokenizedText) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     os.close(handle)
