@@ -50,7 +50,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fftmoe.deploy.link.link import connected, open_grid
+from fftmoe.deploy.link.link import open_grid
 from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.link.superlink import Endpoint, LeanLinkState, start_superlink, stop_superlink
 from fftmoe.engines.base import Fault, Reply
@@ -68,7 +68,13 @@ LARGE = 100 * 2**20  # bytes, more than a node may send at once
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
 
 
-# What runs in processes of its own: this file is their script.
+def connected(grid: Grid, nodes: Mapping[str, int]) -> set[str]:
+    """The sites whose nodes are connected now; a node that is cut off counts as connected for another minute."""
+    here = set(grid.get_node_ids())
+    return {name for name, node in nodes.items() if node in here}
+
+
+# The rest of this section runs in other processes: this file is their script.
 
 
 def backwards(job: JobValues, context: Context) -> Callable[[Sequence[bytes]], list[bytes]]:

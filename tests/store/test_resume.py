@@ -16,8 +16,6 @@ from fftmoe.config import load_recipe
 from fftmoe.rounds.run import resume, run
 from interrupting import ROUNDS, SETTINGS, Killed, interrupt, results, settings, without_clocks
 
-Edit = Callable[[dict[str, Any]], None]
-
 
 @pytest.fixture(scope="module")
 def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

@@ -68,7 +68,7 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"recipe {where}: " + "; ".join(_explain(e, values) for e in error.errors())) from None
+        raise InputError(f"recipe {where}: " + "; ".join(_explain(e) for e in error.errors())) from None
     try:
         check_rules(recipe)
     except ValueError as error:
@@ -101,7 +101,7 @@ def find_recipe(source: str) -> Path:
     raise InputError(f"no recipe file {source!r}, and no shipped recipe of that name{did_you_mean(source, shipped)}")
 
 
-def _explain(error: Any, values: Any) -> str:
+def _explain(error: Any) -> str:
     """One pydantic error as a sentence: where, what, which value, which values are valid."""
     path = ".".join(
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))

@@ -89,26 +89,23 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def chapter_of(module: str) -> str | None:
-    """The chapter of the reference for a dotted module name, by its longest listed prefix; None if there is none."""
-    return _lookup(_module_chapters(), module)
-
-
-def _module_chapters() -> dict[str, str]:
+def module_chapters() -> dict[str, str]:
+    """The chapters of the reference by module, as they are stored with the package."""
     table = json.loads(resources.files("fftmoe.data").joinpath("stdlib_chapters.json").read_text("utf-8"))
     return {module: chapter for chapter, modules in table.items() for module in modules}
 
 
-def _lookup(chapters: dict[str, str], module: str) -> str | None:
+def chapter_of(module: str, chapters: dict[str, str]) -> str | None:
+    """The chapter of a dotted module name, by its longest listed prefix; None if it has none."""
     while module not in chapters and "." in module:
         module = module.rpartition(".")[0]
     return chapters.get(module)
 
 
 def _all_rows() -> Iterator[Row]:
-    chapters = _module_chapters()
+    chapters = module_chapters()
     for module, docstrings in [*_source_docstrings(Path(sysconfig.get_path("stdlib"))), *_c_docstrings()]:
-        chapter = _lookup(chapters, module)
+        chapter = chapter_of(module, chapters)
         if chapter is None:
             continue
         for text in map(_first_paragraph, docstrings):

@@ -23,7 +23,6 @@ Family = Literal["blocks", "shared", "head", "lora", "merged"]
 ExpertPart = Literal["router", "up", "down", "load", "affinity", "scale"]
 Moment = Literal["m", "v", "t"]
 
-EXPERT_PARTS: tuple[ExpertPart, ...] = ("router", "up", "down")  # the trained ones
 MERGED_PARTS = ("A", "B", "W")
 FEEDBACK, FEEDBACK_EXPERTS = "feedback/", ":experts"
 

@@ -106,12 +106,6 @@ def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[
         grid.finish(SubStatus.COMPLETED, "")
 
 
-def connected(grid: Grid, nodes: Mapping[str, int]) -> set[str]:
-    """The sites whose nodes are connected now; a node that is cut off counts as connected for another minute."""
-    here = set(grid.get_node_ids())
-    return {name for name, node in nodes.items() if node in here}
-
-
 @dataclass
 class _Arriving:
     """An answer that has been announced, and the parts that have arrived so far."""
