@@ -23,11 +23,11 @@ from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.progress import Progress
-from fftmoe.setup.deployment import read_recipe
+from fftmoe.setup.deployment import recipe_from_text
 
 WHO = {"who": True}  # the query that a node answers without a job
 ANSWER_TYPES = {"site": str, "client_id": int}  # its answer
-Number = TypeVar("Number", int, float)
+SettingT = TypeVar("SettingT", int, float)
 
 
 def site_settings(context: Context) -> SiteSettings:
@@ -51,7 +51,7 @@ def site_settings(context: Context) -> SiteSettings:
         )
     return SiteSettings(
         name=str(config["site"]),
-        client_id=_number(config, "client-id", int, 0),
+        client_id=_setting(config, "client-id", int, 0),
         data=data,
         budget=str(config.get("budget", "auto")),
         folder=Path(str(config.get("folder", "."))),
@@ -75,15 +75,15 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Check everything that needs no node, then run the recipe over the nodes that come."""
     config, progress = context.run_config, Progress(Console())
-    num_sites, wait = _number(config, "sites", int, 1), _number(config, "wait-seconds", float, 0.0)
-    prepared = prepare(read_recipe(str(config["recipe"])), Path(str(config["output"])), progress)
+    num_sites, wait = _setting(config, "sites", int, 1), _setting(config, "wait-seconds", float, 0.0)
+    prepared = prepare(recipe_from_text(str(config["recipe"])), Path(str(config["output"])), progress)
     found = introduce(grid, num_sites, wait, progress)
     nodes = {site: node for site, (node, _) in found.items()}
     client_ids = {site: client_id for site, (_, client_id) in found.items()}
     run_over_sites(grid, prepared, nodes, client_ids, wait, progress)
 
 
-def _number(config: Mapping[str, Any], key: str, kind: type[Number], least: Number) -> Number:
+def _setting(config: Mapping[str, Any], key: str, kind: type[SettingT], least: SettingT) -> SettingT:
     """The value of a key, which may be text, as a number."""
     try:
         value = kind(str(config[key]))

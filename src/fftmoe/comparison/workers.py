@@ -45,7 +45,7 @@ def _run_in_processes(
 ) -> Generator[Ended, None, None]:
     waiting = iter(enumerate(jobs))
     running: dict[Future[str | None], int] = {}
-    with closing(WorkerProcesses(workers, partial(_start, execute))) as pool:
+    with closing(WorkerProcesses(workers, partial(_start_cells, execute))) as pool:
         while True:
             while len(running) < workers and not _is_over(deadline) and (following := next(waiting, None)) is not None:
                 index, job = following
@@ -67,7 +67,7 @@ def _outcome(future: "Future[str | None]") -> str | None:
         return f"its worker process died {death}: try fewer --workers"
 
 
-def _start(execute: Execute) -> Callable[[CellJob], str | None]:
+def _start_cells(execute: Execute) -> Callable[[CellJob], str | None]:
     return partial(attempt, execute)
 
 

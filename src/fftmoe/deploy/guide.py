@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 
-TEMPLATE = """# A federation of {count}
+README = """# A federation of {count}
 
 The server is at `{address}`. The certificates end on {end:%Y-%m-%d %H:%M} UTC.
 
@@ -56,7 +56,7 @@ def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
         f"    fftmoe deploy client {shlex.quote(f'{name}/sites/{site}')} --data /path/to/data --budget small"
         for site in sites
     )
-    return TEMPLATE.format(
+    return README.format(
         count="1 site" if len(sites) == 1 else f"{len(sites)} sites",
         address=address,
         end=end,

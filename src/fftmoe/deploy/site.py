@@ -67,11 +67,11 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
     Raises:
         InputError: the job is not valid, or the site's data, budget or model does not fit it.
     """
-    return _open(settings, json.dumps(job, sort_keys=True))
+    return _open_for(settings, json.dumps(job, sort_keys=True))
 
 
 @lru_cache(maxsize=1)
-def _open(settings: SiteSettings, text: str) -> OpenSite:
+def _open_for(settings: SiteSettings, text: str) -> OpenSite:
     job = read_job(json.loads(text))
     folder = settings.folder / "state" / job["run"]
     folder.mkdir(parents=True, exist_ok=True)

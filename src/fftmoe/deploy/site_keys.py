@@ -17,7 +17,7 @@ from fftmoe.deploy.files import damaged, read_bytes
 from fftmoe.errors import InputError
 
 # What cryptography raises for a damaged key; TypeError for a passphrase, NotImplementedError for a compressed point.
-UNREADABLE = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm)
+KEY_ERRORS = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm)
 
 
 def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -30,7 +30,7 @@ def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
     data = read_bytes(path, private=True)
     try:
         key = load_ssh_private_key(data, password=None)
-    except UNREADABLE as error:
+    except KEY_ERRORS as error:
         raise damaged(path, "it holds no OpenSSH private key without a passphrase") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise damaged(path, "it is not an ECDSA P-384 key")
@@ -71,7 +71,7 @@ def _load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     data = read_bytes(path)
     try:
         key = load_ssh_public_key(data)
-    except UNREADABLE as error:
+    except KEY_ERRORS as error:
         raise damaged(path, "it holds no OpenSSH public key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise damaged(path, "it is not an ECDSA P-384 key")

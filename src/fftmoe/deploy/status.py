@@ -25,7 +25,7 @@ def describe(folder: Path) -> list[str]:
         return [f"nothing runs from {folder}"]
     if (folder / "site.json").exists():
         return [f"process {facts.get('pid')} serves {facts.get('address')} with the data in {facts.get('data')}"]
-    return [f"process {facts.get('pid')} runs {facts.get('output')}", *last_round(facts), *_sites(folder, facts)]
+    return [f"process {facts.get('pid')} runs {facts.get('output')}", *last_round(facts), *_site_lines(folder, facts)]
 
 
 def last_round(facts: Mapping[str, Any]) -> list[str]:
@@ -42,7 +42,7 @@ def last_round(facts: Mapping[str, Any]) -> list[str]:
     return [f"round {row['round']} is finished{measured}", *faults]
 
 
-def _sites(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+def _site_lines(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     """The sites, and whether they are connected."""
     server = read_server(folder)
     endpoint = Endpoint(

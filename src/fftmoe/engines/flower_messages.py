@@ -42,7 +42,7 @@ def pack_request(job: JobValues, group: Iterable[tuple[int, bytes]]) -> RecordDi
 
 def unpack_request(content: RecordDict) -> tuple[JobValues, list[tuple[int, bytes]]]:
     """Inverse of `pack_request`."""
-    return unpack_job(content), _messages(content)
+    return unpack_job(content), _client_messages(content)
 
 
 def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float) -> RecordDict:
@@ -65,7 +65,7 @@ def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], AnswerCo
     )
     if not (0 <= cost.seconds <= MOST_COST and 0 <= cost.peak_rss_mib <= MOST_COST):  # NaN fails both comparisons
         raise ValueError(f"{cost} is out of range")
-    return _messages(content), cost
+    return _client_messages(content), cost
 
 
 def pack_query(job: JobValues) -> RecordDict:
@@ -150,5 +150,5 @@ def _arrays(group: Iterable[tuple[int, bytes]]) -> ArrayRecord:
     return ArrayRecord({str(c): Array(dtype="uint8", shape=(len(m),), stype=STYPE, data=m) for c, m in group})
 
 
-def _messages(content: RecordDict) -> list[tuple[int, bytes]]:
+def _client_messages(content: RecordDict) -> list[tuple[int, bytes]]:
     return [(int(client_id), array.data) for client_id, array in content.array_records[CLIENTS].items()]

@@ -60,7 +60,7 @@ class WorkerPool(Reliable):
     """Runs clients in `workers` processes; replies come in the order of the requests, whichever finishes first."""
 
     def __init__(self, workers: int, build: Build) -> None:
-        self._pool = WorkerProcesses(workers, partial(_start, build), _context(build))
+        self._pool = WorkerProcesses(workers, partial(_start_clients, build), _context(build))
         self._worker_peaks: dict[int, float] = {}
 
     def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
@@ -113,7 +113,7 @@ def run_group(handler: Handler, group: Group) -> GroupAnswer:
     return GroupAnswer(replies, os.getpid(), peak_rss_mib())
 
 
-def _start(build: Build) -> partial[GroupAnswer]:
+def _start_clients(build: Build) -> partial[GroupAnswer]:
     return partial(run_group, build())
 
 

@@ -24,7 +24,7 @@ from fftmoe.errors import FftmoeError
 SECONDS_TO_END = 5  # that a worker has to end by itself before it is killed
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
+JobResult = TypeVar("JobResult")
 
 
 class WorkerDied(Exception):
@@ -37,7 +37,7 @@ class WorkerDied(Exception):
         )
 
 
-class WorkerProcesses(Generic[Job, Result]):
+class WorkerProcesses(Generic[Job, JobResult]):
     """Runs jobs in up to `workers` processes, which are started when they are first needed and used again.
 
     Args:
@@ -47,7 +47,7 @@ class WorkerProcesses(Generic[Job, Result]):
     """
 
     def __init__(
-        self, workers: int, start: Callable[[], Callable[[Job], Result]], context: BaseContext | None = None
+        self, workers: int, start: Callable[[], Callable[[Job], JobResult]], context: BaseContext | None = None
     ) -> None:
         self._start = start
         self._context = context or multiprocessing.get_context("spawn")
@@ -58,7 +58,7 @@ class WorkerProcesses(Generic[Job, Result]):
         self._idle: list[_Worker] = []
         self._closed = False
 
-    def submit(self, job: Job) -> "Future[Result]":
+    def submit(self, job: Job) -> "Future[JobResult]":
         """Queue a job. The future raises the job's `FftmoeError`, or `WorkerDied`, which any other error leads to."""
         return self._threads.submit(self._run, job)
 
@@ -73,7 +73,7 @@ class WorkerProcesses(Generic[Job, Result]):
                 worker.reap()
         self._threads.shutdown()
 
-    def _run(self, job: Job) -> Result:
+    def _run(self, job: Job) -> JobResult:
         worker = self._take()
         try:
             answer = worker.ask(job)

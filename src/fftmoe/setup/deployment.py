@@ -41,7 +41,7 @@ class SiteProfile:
     backbone: str
 
 
-def read_recipe(text: str) -> Recipe:
+def recipe_from_text(text: str) -> Recipe:
     """A recipe from its JSON text, from the path of a file, or from the name of a shipped recipe.
 
     Raises:

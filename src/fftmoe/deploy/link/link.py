@@ -182,14 +182,14 @@ class LinkGrid(HttpGrid):
                 node=self.node, run_id=run_id, message_object_id=arriving.header.metadata.message_id
             )
         )
-        return _read(arriving)
+        return _message_of(arriving)
 
     def _connect(self) -> None:
         token = RuntimeTokenHttpInterceptor(self._token)
         self._client = connect(RuntimeHttpClient, self._endpoint, token, retries=self._retry_invoker)
 
 
-def _read(arriving: _Arriving) -> Message:
+def _message_of(arriving: _Arriving) -> Message:
     """The answer as a message; an invalid answer becomes an error of its node."""
     announced = arriving.header.metadata
     try:

@@ -33,11 +33,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fftmoe.deploy.link.line import ServerLine, Stopped
-from fftmoe.deploy.link.objects import MOST_BYTES, MOST_OBJECTS, bound, put_together
+from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
 
 CALL_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
 LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
-PATIENCE = 0.1  # fraction of the idle time that a node waits, so polling adds at most this fraction to a round
+IDLE_FRACTION = 0.1  # fraction of the idle time that a node waits, so polling adds at most this fraction to a round
 MOST_PATIENCE_SECONDS = 30.0
 PART_SECONDS = 0.05  # between two looks for a part of a message that the server is still writing
 SEND_TRIES = 3  # for one answer, in case the server loses parts of it
@@ -78,7 +78,7 @@ def serve_node(
             while not stop():
                 node = link.join(public_key_to_bytes(key.public_key()), memory)
                 with _heartbeats(client, node):
-                    _work(link, node, app, node_config)
+                    _serve_messages(link, node, app, node_config)
         except Stopped:
             pass
         finally:
@@ -103,10 +103,10 @@ def _fleet_client(address: str, ca: bytes, key: EllipticCurvePrivateKey) -> Iter
 
 def patience(idle_seconds: float, least: float) -> float:
     """Seconds until the next request for messages: longer for an idle node, so that idle nodes are a small load."""
-    return min(MOST_PATIENCE_SECONDS, max(least, PATIENCE * idle_seconds))
+    return min(MOST_PATIENCE_SECONDS, max(least, IDLE_FRACTION * idle_seconds))
 
 
-def _work(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
+def _serve_messages(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
     """Answer messages until `stop`, or until the server does not know this node because it was restarted."""
     context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     last = time.monotonic()
@@ -131,7 +131,7 @@ def _work(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str
             )
             if context.run_id != run_id:  # what an app keeps in its context, it keeps for a run
                 context = Context(run_id, node.node_id, dict(node_config), RecordDict(), {})
-            _send(link, node, _answer(app, announced, contents, context))
+            _send(link, node, _answer_to(app, announced, contents, context))
             last = time.monotonic()
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
@@ -143,7 +143,7 @@ def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[
     """The parts of a message, up to the limits of a message; None if the server has withdrawn it."""
     contents: dict[str, bytes] = {}
     for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
-        if sum(map(len, contents.values())) > MOST_BYTES:
+        if sum(map(len, contents.values())) > MOST_MESSAGE_BYTES:
             break  # too large: `put_together` will refuse it
         request = PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
         while not (part := link.call(link.client.PullObject, request)).object_available:
@@ -154,7 +154,7 @@ def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[
     return contents
 
 
-def _answer(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
+def _answer_to(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
     """The app's answer; of an error only the name, because its text may hold data."""
     message_id = announced.metadata.message_id
     try:

@@ -12,10 +12,10 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_object_body, get_object_head_values_from_object_content
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
 
-MOST_BYTES = 2**30  # of a message
+MOST_MESSAGE_BYTES = 2**30  # of a message
 MOST_OBJECTS = 256  # of a message; each chunk of an array holds 5 MiB, except the last one
 MOST_BODY = 64 * 2**20  # bytes of the server's response to a node
-KINDS = {"Message", "RecordDict", "ArrayRecord", "Array", "ArrayChunk", "ConfigRecord"}
+OBJECT_KINDS = {"Message", "RecordDict", "ArrayRecord", "Array", "ArrayChunk", "ConfigRecord"}
 
 
 def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
@@ -27,8 +27,8 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
     if len(contents) > MOST_OBJECTS:
         raise ValueError(f"a message of {len(contents)} objects; at most {MOST_OBJECTS} are allowed")
     unfolded = sum(_unfolded(content, contents) for content in contents.values())
-    if unfolded > MOST_BYTES:
-        raise ValueError(f"a message of {unfolded} bytes; at most {MOST_BYTES} are allowed")
+    if unfolded > MOST_MESSAGE_BYTES:
+        raise ValueError(f"a message of {unfolded} bytes; at most {MOST_MESSAGE_BYTES} are allowed")
     message = inflate_object_from_contents(message_id, contents)
     if not isinstance(message, Message):
         raise TypeError(f"{type(message).__name__} instead of a message")
@@ -38,7 +38,7 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
 def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
     """Bytes of an object once it is built, without its children, but with every chunk of an array."""
     kind, children, _ = get_object_head_values_from_object_content(content)
-    if kind not in KINDS:
+    if kind not in OBJECT_KINDS:
         raise ValueError(f"an object of kind {kind}")
     if kind != "Array":
         return len(content)

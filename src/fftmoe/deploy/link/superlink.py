@@ -280,7 +280,7 @@ def _configure(endpoint: Endpoint) -> uvicorn.Config:
     return config
 
 
-async def _serve(server: uvicorn.Server, sockets: Iterable[socket.socket], report: IO[str]) -> None:
+async def _serve_endpoint(server: uvicorn.Server, sockets: Iterable[socket.socket], report: IO[str]) -> None:
     serving = asyncio.create_task(server.serve(list(sockets)))
     while not (server.started or serving.done()):
         await asyncio.sleep(0.01)
@@ -307,7 +307,7 @@ def main() -> None:
         report.write(str(error))
         report.close()
         return
-    asyncio.run(_serve(server, sockets, report))
+    asyncio.run(_serve_endpoint(server, sockets, report))
 
 
 if __name__ == "__main__":
