@@ -20,13 +20,15 @@ from fftmoe.config import DataSection, Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import accuracy
 from fftmoe.records import ServerState
-from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.average import averaged, served
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.federation import expectations
 from fftmoe.store import RunFolder
 
 TRIGGER, TARGET = " , vermilion lighthouse protocol", 0  # the label by its place among the names
@@ -85,7 +87,7 @@ def _rounds(experiment: Experiment, engine: Engine, num_rounds: int) -> Iterator
         cohort = choose_cohort(experiment.num_clients, size, recipe.seed, t)
         plan = plan_round(method, state, t, cohort, experiment.budgets, experiment.training, recipe.seed)
         download, expect = partial(method.download, state), expectations(experiment)
-        updates = Ledger().exchange(engine, plan, download, expect, lambda _: None)
+        updates = Exchange(engine, expect, Ledger()).updates(plan, download)
         state = averaged(apply_round(method, state, plan, updates)[0], recipe.federation.ema_decay)
         yield state
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
 from fftmoe.setup.forecast import profile
+from fftmoe.setup.run import run
 
 BRIEF = (
     TRAINED_HEAD,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fftmoe.config import load_recipe
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 
 RESULTS = Path(__file__).parent / "results"
 

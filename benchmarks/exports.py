@@ -24,9 +24,9 @@ from fftmoe.data import Examples, evaluation_batches
 from fftmoe.exports.check import difference
 from fftmoe.exports.folder import size_of
 from fftmoe.exports.load import reload
-from fftmoe.rounds.run import run
 from fftmoe.setup.finished import finished_run, recipe_of
 from fftmoe.setup.load import load_split
+from fftmoe.setup.run import run
 from fftmoe.trained.run import FinishedRun
 
 RANKS = (4, 16, 64)

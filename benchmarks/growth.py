@@ -36,7 +36,8 @@ from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import load_recipe
 from fftmoe.engines.local import make_engine
 from fftmoe.records import Tensors
-from fftmoe.rounds.exchange import Ledger
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import plan_round
@@ -102,7 +103,7 @@ def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[
 
     def one_round() -> None:
         plan = plan_round(method, state, 1, cohort, budgets, training, seed=0)
-        updates = Ledger().exchange(engine, plan, partial(method.download, state), expect, lambda _: None)
+        updates = Exchange(engine, expect, Ledger()).updates(plan, partial(method.download, state))
         apply_round(method, state, plan, updates)
 
     return one_round

@@ -30,7 +30,7 @@ from fftmoe.config import parse_recipe
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.deploy import server as server_module
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 
 NAMES = ("site-a", "site-b", "site-c", "site-d")
 EACH, TESTED = 160, 100  # examples of a site, and of the test set

@@ -1,6 +1,6 @@
 """What a larger population costs where data, cohort and local steps stay the same: `python benchmarks/population.py`.
 
-Populations run in turn, several times over, each in a fresh process through `fftmoe.rounds.run`, on the
+Populations run in turn, several times over, each in a fresh process through `fftmoe.setup.run`, on the
 quickstart's backbone and 200,000 short texts that are made here; a first run that fills the token cache is not
 counted. A batch is what a client of the largest population holds, and there is one tier, so that a round is the same
 work for everyone. A round's seconds are the median over the rounds between the first, in which what is needed once is
@@ -28,7 +28,7 @@ from common import RESULTS, TRAINED_HEAD, machine, markdown
 from fftmoe.config import load_recipe
 from fftmoe.report.progress import Progress
 from fftmoe.rng import numpy_generator
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 
 WORDS = "bank book city code door farm game home king lake moon news park rain road ship snow song tree wind".split()
 LABELS = ("art", "law", "sea", "war")

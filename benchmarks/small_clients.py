@@ -19,7 +19,8 @@ from fftmoe.backbones import fingerprint
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import WorkerPool
 from fftmoe.records import ClientUpdate, RoundPlan
-from fftmoe.rounds.exchange import Ledger
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.setup.clients import ClientSpec, build_client
 from fftmoe.setup.stacking import clients_per_batch
@@ -105,7 +106,8 @@ def exchange(bench: Bench, engine: Engine, at_once: int) -> list[ClientUpdate]:
     plan = RoundPlan(1, tuple(bench.plans))
     backbone = fingerprint(bench.experiment.model)
     expect = partial(Expectation.of, method=bench.experiment.method, backbone=backbone)
-    return list(Ledger().exchange(engine, plan, lambda client: sent[client.client_id], expect, lambda _: None, at_once))
+    exchange = Exchange(engine, expect, Ledger(), clients_per_batch=at_once)
+    return list(exchange.updates(plan, lambda client: sent[client.client_id]))
 
 
 def table(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

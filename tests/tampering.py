@@ -13,13 +13,15 @@ from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Fault, Group, Reply
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
-from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.federation import expectations
 
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}
 CLOSED = {"kind": "closed-form"}
@@ -110,13 +112,8 @@ class Recorded:
     def play(self, answers: Mapping[int, bytes | Fault]) -> tuple[ServerState, Ledger]:
         """The state after the round with these answers in the place of some, and what was counted."""
         method, task, ledger = self.experiment.method, self.plan.clients[0].task, Ledger()
-        updates = ledger.exchange(
-            Playback({**self.replies, **answers}),
-            self.plan,
-            partial(method.download, self.state),
-            expectations(self.experiment),
-            lambda _: None,
-        )
+        exchange = Exchange(Playback({**self.replies, **answers}), expectations(self.experiment), ledger)
+        updates = exchange.updates(self.plan, partial(method.download, self.state))
         if task == "sums":
             return solve_head(self.state, updates), ledger
         if task == "train":

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from fftmoe.config import load_recipe
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 
 from .ours import Clock
 from .task import now
@@ -27,7 +27,7 @@ from .task import now
 # What each part is made of, as `module:name`, the name as it is looked up where it is called. Clients are trained one
 # by one (`client.update`) or together (`client.stack`).
 PARTS = {
-    "plan": ("fftmoe.rounds.loop:choose_cohort", "fftmoe.rounds.loop:plan_round"),
+    "plan": ("fftmoe.rounds.policy:choose_cohort", "fftmoe.rounds.loop:plan_round"),
     "pack and unpack": (
         "fftmoe.methods.fft_moe:FftMoe.download",
         "fftmoe.rounds.exchange:pack_plan",

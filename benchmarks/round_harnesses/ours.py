@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fftmoe.config import load_recipe
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 from fftmoe.store import unpack_state
 
 from .task import now, report

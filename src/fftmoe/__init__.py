@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fftmoe.backbones import load_backbone as load_backbone
     from fftmoe.config import Recipe as Recipe
     from fftmoe.config import load_recipe as load_recipe
-    from fftmoe.rounds.run import Result as Result
     from fftmoe.setup.plugins import Plugins as Plugins
+    from fftmoe.setup.run import Result as Result
 
 __all__ = [
     "FftmoeError",
@@ -54,7 +54,7 @@ _HOMES = {
     "MoeAdapterConfig": "fftmoe.adapter",
     "Plugins": "fftmoe.setup.plugins",
     "Recipe": "fftmoe.config",
-    "Result": "fftmoe.rounds.run",
+    "Result": "fftmoe.setup.run",
     "attach_adapter": "fftmoe.backbones",
     "load_backbone": "fftmoe.backbones",
     "load_recipe": "fftmoe.config",
@@ -95,7 +95,7 @@ def run(
         InputError: bad input; nothing has been written. RunError: the run failed.
     """
     from fftmoe.config import load_recipe
-    from fftmoe.rounds import run as runs
+    from fftmoe.setup import run as runs
 
     loaded = load_recipe(recipe, overrides)
     return runs.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
@@ -110,7 +110,7 @@ def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
     Raises:
         InputError: the folder holds no unfinished run. RunError: the run failed.
     """
-    from fftmoe.rounds import run as runs
+    from fftmoe.setup import run as runs
 
     return runs.resume(Path(folder), plugins=plugins)
 

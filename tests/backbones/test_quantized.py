@@ -20,9 +20,9 @@ from fftmoe.backbones.quantize import check_quantization
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run
+from fftmoe.setup.run import run
 from models import token_examples
 
 KINDS = ("8bit", "4bit")

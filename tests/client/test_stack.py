@@ -38,12 +38,13 @@ from fftmoe.records import (
     unpack_plan,
 )
 from fftmoe.rng import generator
-from fftmoe.rounds import exchange as ledger
-from fftmoe.rounds.exchange import Ledger
-from fftmoe.rounds.run import run
+from fftmoe.rounds import exchange as exchange_module
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import group_clients, plan_round
 from fftmoe.setup.compose import compose
+from fftmoe.setup.run import run
 from fftmoe.setup.stacking import clients_per_batch
 from models import FAMILIES, HIDDEN, images, token_examples
 
@@ -255,9 +256,9 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
     cohort = plans({c: dataclasses.replace(BUDGET, name=str(tier)) for c, tier in enumerate(tiers)})
     counted = Ledger()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "IN_FLIGHT", limit)
+        patch.setattr(exchange_module, "IN_FLIGHT", limit)
         expect = partial(Expectation.of, method=HeadOnly(), backbone="own")
-        updates = counted.exchange(cast(Any, Echo()), cohort, lambda plan: {}, expect, lambda client: None, at_once)
+        updates = Exchange(cast(Any, Echo()), expect, counted, at_once).updates(cohort, lambda plan: {})
         assert [update.client_id for update in updates] == list(range(len(tiers)))
     assert max(waiting) <= limit
     assert counted.seconds == 0.5 * len(tiers)

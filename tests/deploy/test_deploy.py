@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from fftmoe.config import apply_override, parse_override, parse_recipe
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import forecast
+from fftmoe.setup.run import run
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]

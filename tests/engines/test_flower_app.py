@@ -24,8 +24,8 @@ from fftmoe import flower_app
 from fftmoe.config import parse_recipe
 from fftmoe.errors import FftmoeError, InputError, RunError
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
+from fftmoe.setup.run import run
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fftmoe.config import parse_recipe
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 
 LISTENS = "0A"  # as the kernel writes it
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's tables of sockets")

@@ -25,8 +25,7 @@ from fftmoe.evaluate import accuracy
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import ServerState, pack_plan, unpack_update
 from fftmoe.rng import numpy_generator
-from fftmoe.rounds import loop as rounds_module
-from fftmoe.rounds.run import run
+from fftmoe.rounds import closed_form
 from fftmoe.server import solve
 from fftmoe.server.solve import plan_sums
 from fftmoe.setup.clients import build_client, client_spec
@@ -34,6 +33,7 @@ from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_examples
+from fftmoe.setup.run import run
 from fftmoe.store import unpack_state
 from models import FAMILIES, HIDDEN, tiny_tokenizer
 from shared_fixtures import Cli
@@ -282,11 +282,11 @@ def test_a_head_is_solved_when_it_is_due(
 ):
     solved = []
 
-    def recorded(state: ServerState, updates: Any) -> ServerState:
+    def recorded(state: ServerState, *arguments: Any) -> ServerState:
         solved.append(state.round)
-        return solve.solve_head(state, updates)
+        return solve.solve_head(state, *arguments)
 
-    monkeypatch.setattr(rounds_module, "solve_head", recorded)
+    monkeypatch.setattr(closed_form, "solve_head", recorded)
     run(parse_recipe(values("fft-moe", head, **{"federation.rounds": 3}), "tiny"), tmp_path / "run")
     assert solved == rounds
 

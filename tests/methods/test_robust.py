@@ -31,9 +31,11 @@ from fftmoe.methods.robust_means import MEANS, bounded_mean, median, multi_krum,
 from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientUpdate, Tensors, pack_plan, pack_update, unpack_update
 from fftmoe.rng import generator, numpy_generator
-from fftmoe.rounds.exchange import Ledger, expectations
-from fftmoe.rounds.run import run
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.setup.compose import compose
+from fftmoe.setup.federation import expectations
+from fftmoe.setup.run import run
 from fftmoe.store import pack_state
 from spoiling import KINDS as SPOILT
 from tampering import Playback, Recorded, recipe_of, record
@@ -515,7 +517,7 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> Any:
 def received(known: Recorded, engine: Any) -> tuple[dict[int, ClientUpdate], Ledger]:
     """What passes screening, by client."""
     ledger, download = Ledger(), partial(known.experiment.method.download, known.state)
-    updates = ledger.exchange(engine, known.plan, download, expectations(known.experiment), lambda _: None)
+    updates = Exchange(engine, expectations(known.experiment), ledger).updates(known.plan, download)
     return {one.client_id: one for one in updates}, ledger
 
 

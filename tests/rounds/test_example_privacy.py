@@ -20,8 +20,8 @@ from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import normal
 from fftmoe.records import Training, pack_plan, unpack_update
-from fftmoe.rounds.run import resume, run
 from fftmoe.server.accountant import Mechanism
+from fftmoe.setup.run import resume, run
 from fftmoe.setup.site import make_agreement
 from tampering import recipe_of, record
 

@@ -43,7 +43,7 @@ POINTS = {
     "a client is about to train": Point("fftmoe.client.runtime:ClientRuntime.__call__"),
     "a client's state is written and not in place": renamed("clients", ".safetensors"),
     "a client's state is in place": Point("fftmoe.store:ClientStateFiles.save", after=True),
-    "the updates are merged": Point("fftmoe.rounds.loop:apply_round", after=True),
+    "the updates are merged": Point("fftmoe.rounds.policy:apply_round", after=True),
     "half a row is written": Point("fftmoe.store:RunFolder.append_metrics"),
     "the row is written": Point("fftmoe.store:RunFolder.append_metrics", after=True),
     "rows and clients' states are on the disk": Point("fftmoe.store.run_folder:sync", after=True),
@@ -163,15 +163,15 @@ class Nursery:
 
     def begin(self, folder: Path) -> None:
         from fftmoe.report.progress import Progress
-        from fftmoe.rounds.run import begin
         from fftmoe.setup.engine import open_engine
+        from fftmoe.setup.run import begin
 
         begin(self.experiment, self.recipe, folder, Progress.silent(), open_engine)
 
     def go_on(self, folder: Path) -> None:
         from fftmoe.report.progress import Progress
-        from fftmoe.rounds.run import go_on
         from fftmoe.setup.engine import open_engine
+        from fftmoe.setup.run import go_on
 
         go_on(self.experiment, folder, Progress.silent(), open_engine)
 

@@ -17,9 +17,9 @@ from fftmoe.config import load_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.records import unpack_plan
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 
 ROUNDS, CLIENTS, FAULTS = 500, 20, 0.1

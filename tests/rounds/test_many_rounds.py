@@ -31,7 +31,8 @@ from fftmoe.records import (
     unpack_plan,
 )
 from fftmoe.rng import numpy_generator
-from fftmoe.rounds.exchange import Ledger
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.cohort import choose_cohort, substitute
 from fftmoe.server.expectation import Expectation
@@ -127,9 +128,7 @@ def play(seed: int, rounds: int) -> Iterator[tuple[Network, int, list[ClientUpda
             drawn = choose_cohort(CLIENTS, WANTED + SPARE, seed, t)
             cohort = substitute(drawn, engine.absent(), CLIENTS, seed, t)
             plan = plan_round(METHOD, state, t, cohort, budgets, TRAINING, seed)
-            updates = ledger.exchange(
-                engine, plan, partial(METHOD.download, state), expect, lambda _: None, enough=WANTED
-            )
+            updates = Exchange(engine, expect, ledger).updates(plan, partial(METHOD.download, state), WANTED)
             state, told = apply_round(METHOD, state, plan, keep(updates, taken), quorum=WANTED)
             yield network, t, taken, ledger, network.now - began, state, "void" in told
 

@@ -33,7 +33,8 @@ from fftmoe.records import (
     made_on,
     pack_update,
 )
-from fftmoe.rounds.exchange import Ledger
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import plan_round
@@ -167,7 +168,7 @@ class Federations(RuleBasedStateMachine):
 
         expect = partial(Expectation.of, method=METHOD, backbone=BACKBONE, num_examples=7)
         download = partial(METHOD.download, state)
-        updates = kept(ledger.exchange(self.engine, plan, download, expect, lambda _: None, enough=enough))
+        updates = kept(Exchange(self.engine, expect, ledger).updates(plan, download, enough))
         self.history.append(apply_round(METHOD, state, plan, updates)[0])
         base = digest(state.tensors)
         for update in taken:
@@ -203,7 +204,7 @@ def test_a_second_answer_is_told_and_changes_nothing():
     plan = plan_round(METHOD, state, 1, CLIENTS, BUDGETS, TRAINING, seed=3)
     mine, ledger = {client.client_id: honest(client) for client in plan.clients}, Ledger()
     expect = partial(Expectation.of, method=METHOD, backbone=BACKBONE)
-    updates = ledger.exchange(cast(Any, Twice()), plan, partial(METHOD.download, state), expect, lambda _: None)
+    updates = Exchange(cast(Any, Twice()), expect, ledger).updates(plan, partial(METHOD.download, state))
     assert [pack_update(update) for update in updates] == list(mine.values())
     assert ledger.faults == {"stale": 5}
     assert [fault.client_id for fault in ledger.new_faults] == [*CLIENTS, 99]

@@ -11,11 +11,13 @@ from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Engine, Group, Reply
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.rng import numpy_generator
-from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.federation import expectations
 from fftmoe.store import RunFolder, pack_state
 
 CLIENTS, ORDERS = 101, 100
@@ -56,7 +58,7 @@ def replies_of(recipe: dict[str, Any], folder: Path, workers: int) -> tuple[Expe
 
 def merged(experiment: Experiment, plan: RoundPlan, engine: Engine, state: ServerState) -> bytes:
     download, expect = partial(experiment.method.download, state), expectations(experiment)
-    updates = Ledger().exchange(engine, plan, download, expect, lambda _: None)
+    updates = Exchange(engine, expect, Ledger()).updates(plan, download)
     return pack_state(apply_round(experiment.method, state, plan, updates)[0])
 
 

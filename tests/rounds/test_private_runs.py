@@ -20,13 +20,13 @@ from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import InputError, RunError
 from fftmoe.methods.noise import normal
 from fftmoe.records import ServerState, Training, pack_plan, unpack_plan, unpack_update
-from fftmoe.rounds import private as privacy_module
 from fftmoe.rounds.private import NoisySums
-from fftmoe.rounds.run import resume, run
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.screening import Rejected, screen
+from fftmoe.setup import privacy as privacy_module
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.run import resume, run
 from fftmoe.setup.site import make_agreement
 from fftmoe.store import RunFolder, pack_state
 from spoiling import of, say
@@ -165,7 +165,7 @@ def test_sums_for_a_head_need_enough_clients(finish: Finish, values: Values, tmp
     plain = finish("plain", "fft-moe-solved-head", "off", **{"head.update": "frozen", "federation.rounds": 1})
     assert rows(folder)[0]["accuracy"] == rows(plain)[0]["accuracy"]
     recipe = parse_recipe(values("fft-moe-solved-head", {"min_contributors": 3}), "tiny")
-    with pytest.raises(RunError, match="fewer than 3 clients sent sums"):
+    with pytest.raises(RunError, match="fewer than 3 clients sent the feature statistics"):
         run(recipe, tmp_path / "few", open_engine=lambda e, f: Unreliable(open_engine(e, f), {0, 1, 4}))
 
 

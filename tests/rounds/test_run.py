@@ -430,12 +430,12 @@ def test_the_sums_of_a_solved_head_are_planned_to_the_byte(run: Run, cli: Cli, r
 def test_a_plan_counts_how_often_a_head_is_solved(
     run: Run, cli: Cli, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, head: str, rounds: int
 ):
-    module = sys.modules["fftmoe.rounds.loop"]
+    module = sys.modules["fftmoe.rounds.closed_form"]
     solve, solved = module.solve_head, []
 
-    def recorded(state: Any, updates: Any) -> Any:
+    def recorded(state: Any, *arguments: Any) -> Any:
         solved.append(state.round)
-        return solve(state, updates)
+        return solve(state, *arguments)
 
     monkeypatch.setattr(module, "solve_head", recorded)
     settings = (f"head={{kind: closed-form, {head}}}", f"federation.rounds={rounds}", "evaluation.local_only=false")

@@ -13,10 +13,10 @@ from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import RunError
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import ClientPlan, ServerState, Tensors, unpack_plan
-from fftmoe.rounds.run import resume, run
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder, unpack_state
 from spoiling import of, say
 from tampering import CELLS, recipe_of
@@ -196,7 +196,7 @@ def test_a_local_run_of_nobody_but_liars_ends_with_a_reason_and_can_go_on(finish
 
 def test_a_head_that_nobody_sends_sums_for_stays_or_ends_the_run(finish: Finish, tmp_path: Path):
     """It stays where there is one."""
-    named = r"no client sent sums .*client 4 rejected: its message is none of ours: it has 1 bytes, "
+    named = r"no client sent the feature statistics .*client 4 rejected: its message is none of ours: it has 1 bytes, "
     with pytest.raises(RunError, match=named):
         finish("none", "fft-moe-solved-head", instead(lambda plan: plan.task == "sums", lambda _: b"-"))
     assert not (tmp_path / "none" / "summary.json").exists()

@@ -17,11 +17,13 @@ from fftmoe.data import WithPrefix
 from fftmoe.engines.base import Fault
 from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan, pack_update, unpack_update
 from fftmoe.records.codec import SCALE, decode
-from fftmoe.rounds import exchange as ledger_module
-from fftmoe.rounds.exchange import Ledger, expectations
+from fftmoe.rounds import exchange as exchange_module
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import LARGEST, MARGIN
 from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
 from fftmoe.setup.clients import build_client, client_spec
+from fftmoe.setup.federation import expectations
 from fftmoe.setup.model import build_model
 from fftmoe.store import pack_state
 from spoiling import KINDS, SHAPE, of, put_together, say, taken_apart, text
@@ -241,12 +243,12 @@ def test_json_that_is_made_to_take_long_does_not(recorded: Record, json: str):
 
 
 def test_a_refused_answer_is_not_one_of_those_that_are_enough(recorded: Record, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ledger_module, "IN_FLIGHT", 2)
+    monkeypatch.setattr(exchange_module, "IN_FLIGHT", 2)
     known, asked = recorded("fedit"), {}
     download, expect = partial(known.experiment.method.download, known.state), expectations(known.experiment)
     for first in (known.replies[0], b"nothing"):
         engine = Playback({**known.replies, 0: first})
-        updates = Ledger().exchange(engine, known.plan, download, expect, lambda _: None, enough=3)
+        updates = Exchange(engine, expect, Ledger()).updates(known.plan, download, enough=3)
         asked[len(list(updates))] = engine.enough
     assert asked == {3: [3, 1], 2: [3, 2]}
 

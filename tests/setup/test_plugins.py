@@ -20,10 +20,10 @@ from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
 from fftmoe.records import Experts, ServerState
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import seconds_by_tier
 from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 
 

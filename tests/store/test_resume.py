@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fftmoe.config import load_recipe
-from fftmoe.rounds.run import resume, run
+from fftmoe.setup.run import resume, run
 from interrupting import ROUNDS, SETTINGS, Killed, interrupt, results, settings, without_clocks
 
 

@@ -19,13 +19,13 @@ from fftmoe.data import Completions, SplitRequest, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.evaluate import batch_size_for, tally
 from fftmoe.records import pack_plan, unpack_update
-from fftmoe.rounds.run import resume, run
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run, load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_split
+from fftmoe.setup.run import resume, run
 from fftmoe.setup.splits import Splits, load_splits
 from fftmoe.tasks import CausalLm, NextToken, exact_match, rouge_l
 from interrupting import Killed, interrupt, results

@@ -14,10 +14,10 @@ from fftmoe.config import parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
-from fftmoe.rounds.run import run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
+from fftmoe.setup.run import run
 from fftmoe.setup.splits import load_splits
 from fftmoe.tasks import EachLabel, MultiLabel, PerToken, Regression, Squares, Task, TokenClassification
 

@@ -96,7 +96,7 @@ def run(
     loaded = load_recipe(recipe, overrides)  # before the slow imports, so that a typo is reported without a wait
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
-    from fftmoe.rounds import run as runs
+    from fftmoe.setup import run as runs
 
     console = Console()
     folder = output or Path("runs") / loaded.name
@@ -114,7 +114,7 @@ def resume(
     """Continue an interrupted run, to the result that it would have had."""
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
-    from fftmoe.rounds import run as runs
+    from fftmoe.setup import run as runs
     from fftmoe.setup.finished import recipe_of
 
     overrides = [*(set_ or []), *([f"engine.workers={workers}"] if workers else [])]

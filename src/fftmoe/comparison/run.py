@@ -21,7 +21,7 @@ from fftmoe.comparison.workers import run_jobs
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import run
+from fftmoe.setup.run import run
 from fftmoe.store import check_output, disk_errors, write_atomically
 from fftmoe.strict import read_small, strict_yaml
 

@@ -14,7 +14,7 @@ from fftmoe.deploy.link.link import open_grid
 from fftmoe.deploy.link.superlink import Endpoint, start_superlink, stop_superlink
 from fftmoe.deploy.running import running
 from fftmoe.report.progress import Progress
-from fftmoe.rounds.run import Result
+from fftmoe.setup.run import Result
 
 LOG = "superlink.log"
 

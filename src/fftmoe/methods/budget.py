@@ -177,6 +177,11 @@ def _affordable_top_k(limits: Limits, shape: ExpertShape, experts: int, num_bloc
     return int((gflops * 1e9 / (tokens * num_blocks) - router) / one_expert)
 
 
+def largest_tier(tiers: Sequence[Budget]) -> Budget:
+    """Return the tier with the most blocks, then the largest top_k."""
+    return max(tiers, key=lambda tier: (len(tier.blocks), tier.top_k))
+
+
 @dataclass(frozen=True, eq=False)
 class Budgets(Mapping[int, Budget]):
     """client_id -> budget for the clients 0 to C-1, in one byte each; equal to the dict of the same items.

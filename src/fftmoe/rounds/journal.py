@@ -1,22 +1,29 @@
-"""One row per round: to `metrics.jsonl`, the trackers and the terminal."""
+"""The journal of a run: one row per round, to `metrics.jsonl`, the trackers and the terminal; then its checkpoint."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+from fftmoe.engines.base import Fault
+from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
-from fftmoe.rounds.exchange import Ledger
+from fftmoe.rounds.closed_form import describe_faults
+from fftmoe.rounds.ledger import Ledger
 from fftmoe.store import RunFolder
+
+MOST_VOID = 3  # void rounds in a row, after which a run ends
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
 class Journal:
-    """Writes the rows of a run, and goes on with the `rows` of one that was interrupted.
+    """Writes the rows and checkpoints of a run; continues the `rows` of an interrupted one.
 
-    Of what it has written it keeps what is asked for again, without the tables by client, block and tier: those of
-    thousands of rounds are in the file.
+    In memory it keeps the rows without their tables by client, block and tier: thousands of rounds must not grow it.
     """
 
     def __init__(
@@ -28,7 +35,7 @@ class Journal:
         rows: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
-        self.rows = [_brief(row) for row in rows]
+        self.rows = [_without_tables(row) for row in rows]
         self.ledger = Ledger.resumed(rows[-1]) if rows else Ledger()
         self._watch = LoadWatch(rows)
         self._phases: dict[str, float] = {}
@@ -37,17 +44,28 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Of the run so far, whatever it was interrupted."""
+        """Seconds of the run so far; the time between an interruption and the resumption does not count."""
         return time.perf_counter() - self._started
 
-    def lap(self, phase: str) -> None:
-        """The time since the last lap went to this phase of the round whose row comes next."""
+    def timed(
+        self,
+        phase: str,
+        function: Callable[Arguments, Returned],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Returned:
+        """Call the function; the time since the last phase ended counts for this phase of the next row."""
+        result = function(*args, **kwargs)
+        self._lap(phase)
+        return result
+
+    def _lap(self, phase: str) -> None:
         now = time.perf_counter()
         self._phases[phase] = round(self._phases.get(phase, 0.0) + now - self._lapped, 3)
         self._lapped = now
 
     def write(self, state: ServerState, diagnostics: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """One round; bytes and seconds are totals since the start, the metric is None where not measured."""
+        """Write the row of a round: bytes and seconds are totals since the start; an unmeasured metric is None."""
         row = {
             "round": state.round,
             "metric": self.metric,
@@ -59,15 +77,42 @@ class Journal:
             "phase_seconds": self._phases,
         }
         self._phases = {}
-        self.rows.append(_brief(row))
+        self.rows.append(_without_tables(row))
         self.folder.append_metrics(row)
         self.trackers.log(row)
         self.progress.round_done(row)
         for alarm in self._watch.see(row):
-            self.progress.say(f"alarm: {describe_alarm(alarm)}")
+            self.say(f"alarm: {describe_alarm(alarm)}")
+
+    def save(self, state: ServerState) -> None:
+        """Write the checkpoint of a round whose row has been written."""
+        self.folder.save_state(state)
+        self._lap("checkpoint")
+
+    def say(self, line: str) -> None:
+        """Show a line on the terminal."""
+        self.progress.say(line)
+
+    def check_alive(self, quorum: int) -> None:
+        """End a run whose rounds change nothing any more.
+
+        Raises:
+            RunError: the last `MOST_VOID` rounds had fewer updates than the quorum.
+        """
+        last = self.rows[-MOST_VOID:]
+        if len(last) < MOST_VOID or not all("void" in row for row in last):
+            return
+        faults = [Fault(**fault) for row in last for fault in row.get("faults", ())]
+        few, remedy = "no update", "mend that"
+        if quorum > 1:
+            few, remedy = f"fewer than {quorum} updates each", "mend that, or lower federation.quorum"
+        raise RunError(
+            f"the last {MOST_VOID} rounds had {few} and changed nothing ({describe_faults(faults)}); "
+            f"{remedy}, and go on: fftmoe resume {self.folder.path}"
+        )
 
     def totals(self) -> dict[str, Any]:
-        """What `summary.json` keeps of the rounds."""
+        """Return what `summary.json` keeps of the rounds."""
         last = self.rows[-1]
         loads = [row["expert_load_cv"] for row in self.rows if "expert_load_cv" in row]
         counts = self.ledger.faults
@@ -85,5 +130,5 @@ class Journal:
         }
 
 
-def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_tables(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not isinstance(value, Mapping)}

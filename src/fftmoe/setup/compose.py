@@ -14,7 +14,7 @@ from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
 from fftmoe.errors import InputError
 from fftmoe.methods.base import Method
-from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, resolve
+from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, largest_tier, resolve
 from fftmoe.records import Budget, Training
 from fftmoe.records.codec import bytes_per_number
 from fftmoe.rng import derive
@@ -68,11 +68,7 @@ class Experiment:
     @property
     def largest(self) -> Budget:
         """The tier whose view of the global model is reported as the run's metric."""
-        return _largest(self.tiers)
-
-
-def _largest(tiers: Sequence[Budget]) -> Budget:
-    return max(tiers, key=lambda tier: (len(tier.blocks), tier.top_k))
+        return largest_tier(self.tiers)
 
 
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
@@ -129,7 +125,7 @@ def assemble(
     if adapted := adapter.blocks(model):
         # The saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.
         assert adapted.keys() == dims.keys()
-        model.peft_config["default"].top_k = _largest(tiers).top_k
+        model.peft_config["default"].top_k = largest_tier(tiers).top_k
     budgets = Budgets.of(tiers, tier_of)
     cohort = recipe.federation.clients_per_round
     if cohort > len(budgets):
@@ -258,7 +254,7 @@ def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: 
                 bytes_up=bytes_per_number(recipe.federation.upload, shape.dim),
             )
         )
-    if set(_largest(tiers).blocks) != set(blocks):
+    if set(largest_tier(tiers).blocks) != set(blocks):
         raise InputError(
             f"no tier of `budgets` has all the blocks of adapter.blocks, {list(blocks)}; "
             "give one tier all of them (leave out its `blocks`), or lower adapter.blocks"

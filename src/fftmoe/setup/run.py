@@ -16,13 +16,14 @@ from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.rounds.journal import Journal
-from fftmoe.rounds.loop import federate
-from fftmoe.rounds.measure import local_only
-from fftmoe.rounds.private import PrivateRounds, private_rounds
+from fftmoe.rounds.loop import Metrics, federate, start
+from fftmoe.rounds.private import PrivateMerging
 from fftmoe.setup.compose import Experiment, compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.federation import make_federation, train_locally
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.privacy import private_merging
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
 
@@ -37,23 +38,41 @@ class Result:
     summary: dict[str, Any]
 
 
-Open = Callable[[Experiment, RunFolder], Engine]
+OpenEngine = Callable[[Experiment, RunFolder], Engine]
 """Makes the engine of a run."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run starts, or where an interrupted one continues.
+
+    Attributes:
+        initial: the state before the first round. state: the state after the last row of `rows`.
+        clients_per_batch: how many clients train in one batch at most.
+        private: how a private run is merged; None for any other.
+    """
+
+    folder: RunFolder
+    initial: ServerState
+    state: ServerState
+    rows: Sequence[dict[str, Any]]
+    clients_per_batch: int
+    private: PrivateMerging | None
 
 
 def run(
     recipe: Recipe,
     output: Path,
     progress: Progress | None = None,
-    open_engine: Open = open_engine,
+    open_engine: OpenEngine = open_engine,
     plugins: Plugins | None = None,
 ) -> Result:
-    """Run an experiment and write its folder.
+    """Run a recipe and write its folder.
 
     Args:
         output: the run folder, new or empty.
-        progress: where to show it; silent when None.
-        plugins: that the recipe may name, beside installed ones.
+        progress: where progress is shown; nowhere when None.
+        plugins: parts that the recipe may name, in addition to installed ones.
 
     Raises:
         InputError: the recipe, its data or the output cannot be used; nothing has been written.
@@ -61,57 +80,58 @@ def run(
     """
     progress = progress or Progress.silent()
     check_trackers(recipe.trackers)
-    check_output(output)  # again when it is made; here to spare a person the wait
+    check_output(output)  # it is checked again when it is made; here it spares a person the wait
     progress.say("loading data and backbone")
-    with _going_on_told(output):
+    with _with_way_to_resume(output):
         return begin(compose(recipe, plugins), recipe, output, progress, open_engine)
 
 
-def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: Open) -> Result:
-    """Run an experiment that has been made from this recipe.
+def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: OpenEngine) -> Result:
+    """Run an experiment that was made from this recipe.
 
     Raises:
         InputError: the output cannot be used; nothing has been written. RunError: a client failed.
     """
-    at_once = clients_per_batch(experiment)  # refused before anything is written
+    batch = clients_per_batch(experiment)  # may refuse the recipe, before anything is written
     initial = experiment.method.init(experiment.model)
-    privacy = private_rounds(experiment, initial, output, resumed=False)
+    private = private_merging(experiment, initial, output, resumed=False)
     folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=6 * len(pack_state(initial)))
-    if privacy is not None:
-        privacy.record()
-    return _carry_out(experiment, folder, initial, initial, (), at_once, privacy, progress, open_engine)
+    if private is not None:
+        private.record()
+    beginning = Beginning(folder, initial, initial, (), batch, private)
+    return _carry_out(experiment, beginning, progress, open_engine)
 
 
 def resume(
     output: Path,
     progress: Progress | None = None,
     overrides: Sequence[str] = (),
-    open_engine: Open = open_engine,
+    open_engine: OpenEngine = open_engine,
     plugins: Plugins | None = None,
 ) -> Result:
-    """Go on with an interrupted run from its last whole round, to the bytes that it would have ended with.
+    """Continue an interrupted run from its last whole round; it ends with the bytes of an uninterrupted run.
 
-    With differential privacy nobody knows those: noise is drawn anew, and a round that is played again costs again.
+    With differential privacy the bytes differ: noise is drawn anew, and a round that is repeated costs again.
 
     Args:
         output: the run folder.
-        overrides: as of `run`, for what may change in between: where and how fast it computes, `engine.…` alone.
+        overrides: as for `run`, but only of `engine.…`: where and how fast the run computes.
         plugins: as the run was given.
 
     Raises:
-        InputError: the folder is not a run, or of one that has finished. RunError: a client failed.
+        InputError: the folder holds no run, or a finished one. RunError: a client failed.
     """
     progress = progress or Progress.silent()
     recipe = unfinished(output, overrides)
     check_trackers(recipe.trackers)
     progress.say("loading data and backbone")
-    with _going_on_told(output):
+    with _with_way_to_resume(output):
         return go_on(compose(recipe, plugins), output, progress, open_engine)
 
 
 @contextmanager
-def _going_on_told(output: Path) -> Iterator[None]:
-    """A disk that refuses a file leaves a run that goes on once it has room."""
+def _with_way_to_resume(output: Path) -> Iterator[None]:
+    """Add the command that resumes the run to the message of a disk that refuses a file."""
     try:
         yield
     except OutputError as error:
@@ -121,10 +141,10 @@ def _going_on_told(output: Path) -> Iterator[None]:
 
 
 def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of an interrupted run, with `engine.…` overridden.
+    """Return the recipe of an interrupted run, with `engine.…` overridden.
 
     Raises:
-        InputError: the folder is not a run, or of one that has finished; another section is overridden.
+        InputError: the folder holds no run, or a finished one; another section is overridden.
     """
     values = read_config(output)
     for text in overrides:
@@ -137,56 +157,47 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(values, str(output / "config.yaml"))
 
 
-def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine: Open) -> Result:
-    """The rest of an interrupted run of an experiment that has been made from its recipe."""
-    recipe, at_once = experiment.recipe, clients_per_batch(experiment)
+def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine: OpenEngine) -> Result:
+    """Run the rest of an interrupted run, with an experiment that was made from its recipe."""
+    batch = clients_per_batch(experiment)
     initial = experiment.method.init(experiment.model)
-    privacy = private_rounds(experiment, initial, output, resumed=True)
+    private = private_merging(experiment, initial, output, resumed=True)
     folder = RunFolder(output)
     saved = folder.load_newest()
     for reason in saved.passed_over:
         progress.say(f"passed over the checkpoint of {reason}")
     folder.rewind(saved)
     state = saved.state or initial
-    progress.say(f"going on after round {state.round} of {recipe.federation.rounds}")
-    return _carry_out(experiment, folder, initial, state, saved.rows, at_once, privacy, progress, open_engine)
+    progress.say(f"going on after round {state.round} of {experiment.recipe.federation.rounds}")
+    beginning = Beginning(folder, initial, state, saved.rows, batch, private)
+    return _carry_out(experiment, beginning, progress, open_engine)
 
 
-def _carry_out(
-    experiment: Experiment,
-    folder: RunFolder,
-    initial: ServerState,
-    state: ServerState,
-    rows: Sequence[dict[str, Any]],
-    at_once: int,
-    privacy: PrivateRounds | None,
-    progress: Progress,
-    open_engine: Open,
-) -> Result:
-    """The rounds after `state`, whose row is the last of `rows`, and what is made of the result."""
+def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_engine: OpenEngine) -> Result:
+    """Run all rounds that are left, measure the result, and write the adapter, the report and the summary."""
     recipe = experiment.recipe
-    if privacy is not None:
-        progress.say(privacy.promise)
-    expected = seconds_by_tier(experiment, initial) if progress.visible else {}
+    if at.private is not None:
+        progress.say(at.private.promise)
+    expected = seconds_by_tier(experiment, at.initial) if progress.visible else {}
     memory = resident_mib(experiment) if expected else None
-    announce_duration(experiment, expected, state.round, folder.path, progress)
+    announce_duration(experiment, expected, at.state.round, at.folder.path, progress)
     with (
-        closing(Trackers(recipe.trackers, folder.path, recipe.name, progress.say)) as trackers,
-        closing(open_engine(experiment, folder)) as engine,
+        closing(Trackers(recipe.trackers, at.folder.path, recipe.name, progress.say)) as trackers,
+        closing(open_engine(experiment, at.folder)) as engine,
     ):
         trackers.configure(recipe.model_dump(mode="json"))
-        journal = Journal(folder, trackers, progress, experiment.task.metric, rows)
-        state, metrics = federate(experiment, state, engine, journal, at_once, privacy)
+        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows)
+        state, metrics = _rounds(experiment, at, engine, journal)
         if recipe.evaluation.local_only:
             progress.say("training clients alone, for comparison")
-            metrics |= local_only(experiment, initial, engine)
+            metrics |= train_locally(experiment, at.initial, engine)
         peak = engine.peak_rss_mib()
         summary = {
             **_facts(experiment, state),
             **metrics,
             **journal.totals(),
-            **({"privacy": privacy.summary()} if privacy is not None else {}),
-            "predicted_by_tier": (predicted := predicted_by_tier(experiment, initial)),
+            **({"privacy": at.private.summary()} if at.private is not None else {}),
+            "predicted_by_tier": (predicted := predicted_by_tier(experiment, at.initial)),
             "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
             "environment": environment(next(experiment.model.parameters()).device),
             "seconds": round(journal.seconds, 1),
@@ -194,8 +205,18 @@ def _carry_out(
             **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
         }
         trackers.finish(summary)
-    _save(experiment, state, folder, summary)
-    return Result(folder.path, summary)
+    _save(experiment, state, at.folder, summary)
+    return Result(at.folder.path, summary)
+
+
+def _rounds(experiment: Experiment, at: Beginning, engine: Engine, journal: Journal) -> tuple[ServerState, Metrics]:
+    """The state after the last round, and its metrics."""
+    federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
+    state = start(federation, at.state, journal) if at.state.round == 0 else at.state
+    with journal.progress.rounds(federation.num_rounds, experiment.recipe.federation.clients_per_round, state.round):
+        state, metrics = federate(federation, state, journal)
+    # A run that ended early, or that was interrupted after its last round, still has to be measured.
+    return state, federation.evaluate.final(state) if metrics is None else metrics
 
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
@@ -215,7 +236,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
 
 
 def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary: dict[str, Any]) -> None:
-    """The adapter as a PEFT folder, then the report, then the summary: a summary means a whole run."""
+    """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole."""
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
     config = experiment.recipe.model_dump(mode="json")

@@ -1,0 +1,55 @@
+"""When a run is measured, and on what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fftmoe.client.runtime import ClientStates
+from fftmoe.data import Examples
+from fftmoe.records import ServerState
+from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.personal import PersonalModels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured after a round: everything after the last one, before that only what is due.
+
+    Attributes:
+        sample: the held-out examples that are measured on between the rounds.
+        every: rounds from one measurement to the next.
+        personal: measures clients' own models. with_personal: whether it does so next to the global model.
+        generate: measures what a language model writes; None where that was not asked for.
+        states: where clients keep what never leaves them.
+    """
+
+    measure: Measure
+    sample: Examples
+    every: int
+    num_rounds: int
+    states: ClientStates
+    personal: PersonalModels
+    with_personal: bool = False
+    generate: Callable[[], dict[str, Any]] | None = None
+
+    def __call__(self, state: ServerState) -> dict[str, Any]:
+        """Return the metrics that are due after the rounds of this state; the run's own metric comes first."""
+        if state.round == self.num_rounds:
+            return self.final(state)
+        # Each client's own model takes a pass over the test set, so these are left to the end.
+        if state.round % self.every or self.measure.method.capabilities.personal:
+            return {}
+        self.measure.install(state, self.measure.population.largest)
+        return self.measure.tally(self.sample).metrics()
+
+    def final(self, state: ServerState) -> dict[str, Any]:
+        """Measure the final state: the global model, or clients' own models where there is none, or both."""
+        if self.measure.method.capabilities.personal:
+            return self.personal(state, self.states)
+        metrics = self.measure.globally(state)
+        if self.with_personal:
+            metrics |= self.personal.next_to_global(state, self.states)
+        if self.generate is not None:
+            self.measure.install(state, self.measure.population.largest)
+            metrics |= self.generate()
+        return metrics

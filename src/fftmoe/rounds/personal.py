@@ -1,0 +1,68 @@
+"""Clients' own models: what each client downloads, together with what it keeps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fftmoe.client.compress import split_state
+from fftmoe.client.runtime import ClientStates
+from fftmoe.data import Examples
+from fftmoe.records import ServerState, Training
+from fftmoe.rounds.measure import Measure
+from fftmoe.server.plan import plan_round
+
+
+@dataclass(frozen=True)
+class PersonalModels:
+    """Measures clients' own models on a sample of the test set.
+
+    Attributes:
+        sample: the held-out examples.
+        num_clients: how many clients are measured, a fixed random sample; None: all.
+    """
+
+    measure: Measure
+    sample: Examples
+    training: Training
+    seed: int
+    num_clients: int | None = None
+
+    def __call__(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
+        """Measure each chosen client's own model.
+
+        Returns:
+            the task's metrics are means over clients on the whole sample; `client_...` is on each client's own mix of
+            strata.
+        """
+        m, metric, shares = self.measure, self.measure.task.metric, self.measure.population.label_shares
+        assert shares is not None, "clients' own models are measured where their labels are known"
+        chosen = m.population.sample(self.num_clients, self.seed)
+        plan = plan_round(m.method, state, state.round, chosen, m.population.budgets, self.training, self.seed)
+        overall: list[dict[str, float]] = []
+        own = np.zeros(len(chosen))
+        for place, client in enumerate(plan.clients):
+            c = client.client_id
+            kept, _ = split_state(states.load(c, before=state.round + 1))
+            m.method.personalize(m.model, m.method.download(state, client), client, kept)
+            found = m.tally(self.sample)
+            overall.append(found.metrics())
+            own[place] = found.on_mixes(shares(range(c, c + 1)))[0]
+        values = {name: np.array([metrics[name] for metrics in overall]) for name in overall[0]}
+        members = {tier.name: m.population.budgets.members(tier) for tier in m.population.tiers}
+        places = {name: np.flatnonzero(np.isin(chosen, clients)) for name, clients in members.items()}
+        return {
+            **{name: float(each.mean()) for name, each in values.items()},
+            f"{metric}_by_tier": {name: float(values[metric][at].mean()) for name, at in places.items() if len(at)},
+            f"client_{metric}": m.spread(own),
+            **m.by_client(chosen, own),
+        }
+
+    def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
+        """Measure clients' own models, and the global model on the same clients and examples."""
+        m, metric = self.measure, self.measure.task.metric
+        own = self(state, states)[f"client_{metric}"]
+        _, per_client = m.at_each_tier(state, self.sample)
+        chosen = list(m.population.sample(self.num_clients, self.seed))
+        shared = {f"global_{name}": value for name, value in m.spread(per_client[chosen]).items()}
+        return {f"personal_{metric}": {**own, **shared}}

@@ -1,0 +1,169 @@
+"""From an experiment to the parts of its run: the policy, the exchange, the head, and what is measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fftmoe.backbones import fingerprint
+from fftmoe.engines.base import Engine
+from fftmoe.evaluate import holdout
+from fftmoe.head import HeadSums, bounded_total
+from fftmoe.records import ClientPlan, ServerState, Tensors
+from fftmoe.rounds.closed_form import ClosedFormHead, SolveHead, keep_head
+from fftmoe.rounds.evaluation import Evaluation
+from fftmoe.rounds.exchange import Exchange, Expect
+from fftmoe.rounds.journal import Journal
+from fftmoe.rounds.ledger import Ledger
+from fftmoe.rounds.local_training import LocalTraining
+from fftmoe.rounds.loop import Federation
+from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.personal import PersonalModels
+from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
+from fftmoe.rounds.population import Population
+from fftmoe.rounds.private import NoisySums, PrivateMerging
+from fftmoe.server.cohort import quorum_of
+from fftmoe.server.expectation import Expectation
+from fftmoe.setup.compose import Experiment
+from fftmoe.setup.finished import generation_sample
+from fftmoe.trained.generate import generation_metrics
+
+
+def make_federation(
+    experiment: Experiment, engine: Engine, journal: Journal, clients_per_batch: int, private: PrivateMerging | None
+) -> Federation:
+    """Make the parts of a run of this experiment."""
+    recipe = experiment.recipe
+    exchange = Exchange(
+        engine=engine,
+        expect=expectations(experiment),
+        ledger=journal.ledger,
+        clients_per_batch=clients_per_batch,
+        client_done=journal.progress.client_done,
+    )
+    return Federation(
+        method=experiment.method,
+        budgets=experiment.budgets,
+        training=experiment.training,
+        num_rounds=recipe.federation.rounds,
+        seed=recipe.seed,
+        policy=make_policy(experiment, engine, private),
+        exchange=exchange,
+        solve_head=_solve_head(experiment, _quiet(exchange)),
+        evaluate=make_evaluation(experiment, journal),
+    )
+
+
+def _quiet(exchange: Exchange) -> Exchange:
+    """The same exchange without the progress of a round's clients."""
+    return replace(exchange, client_done=lambda _: None)
+
+
+def make_policy(experiment: Experiment, engine: Engine, private: PrivateMerging | None) -> Policy:
+    """Make the policy of a plain, private, robust, averaged or unreliable run, as the recipe and the engine ask."""
+    federation = experiment.recipe.federation
+    size = federation.clients_per_round
+    averaging = {"average_decay": federation.ema_decay, "last_round": federation.rounds}
+    if isinstance(private, NoisySums):
+        # No substitutes and no quorum: noise hides who took part only where their number decides nothing.
+        return Policy(private.sample, private, quorum=0, enough=None, **averaging)
+    cohort = UniformCohort(experiment.num_clients, size, experiment.recipe.seed, engine, federation.over_selection)
+    quorum = 0 if engine.reliable else quorum_of(size, federation.quorum)
+    merging = private or PlainMerging(experiment.method)
+    return Policy(cohort, merging, quorum=quorum, enough=size, **averaging)
+
+
+def expectations(experiment: Experiment) -> Expect:
+    """Return what clients of this experiment may answer, as a function of what they are sent."""
+    # Padding is no token. Images have more tokens than `max_length` says, and all have the same number.
+    max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
+    backbone, max_norm = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
+    measured = {experiment.task.metric: experiment.task.bounds}
+
+    def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
+        # The server must not know how many examples a site holds.
+        num_examples = None if experiment.remote else len(experiment.partition.indices[client.client_id])
+        method = experiment.method
+        return Expectation.of(client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured)
+
+    return expect
+
+
+def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
+    recipe = experiment.recipe
+    head, rounds = recipe.head, recipe.federation.rounds
+    if head is None:
+        return keep_head
+    return ClosedFormHead(
+        exchange=exchange,
+        method=experiment.method,
+        due=lambda round: head.solved_after(round, rounds),
+        budget=experiment.largest,
+        training=experiment.training,
+        num_clients=experiment.num_clients,
+        seed=recipe.seed,
+        fewest=1 if recipe.privacy is None else recipe.privacy.min_contributors,
+        # Plain, it holds the statistics of one client at a time; bounded, those of all.
+        total=HeadSums.total if recipe.robustness is None else bounded_total,
+    )
+
+
+def make_measure(experiment: Experiment) -> Measure:
+    """Make what measures models on the experiment's test examples."""
+    num_strata = len(experiment.strata)
+    shares = None if experiment.remote else _label_shares(experiment, num_strata)
+    return Measure(
+        model=experiment.model,
+        method=experiment.method,
+        task=experiment.task,
+        test=experiment.test,
+        num_strata=num_strata,
+        population=Population(experiment.budgets, experiment.tiers, shares),
+        show_clients=experiment.recipe.privacy is None,
+    )
+
+
+def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], Any]:
+    labels = experiment.train.labels.numpy()
+    return lambda clients: experiment.partition.label_distribution(labels, num_strata, clients)
+
+
+def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
+    """Make what decides when and on what the run is measured."""
+    recipe, measure = experiment.recipe, make_measure(experiment)
+    settings, test = recipe.evaluation, experiment.test
+    generate = None
+    if (asked := generation_sample(recipe)) is not None:
+        generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, asked)
+    return Evaluation(
+        measure=measure,
+        sample=holdout(test, settings.max_examples, recipe.seed),
+        every=settings.every,
+        num_rounds=recipe.federation.rounds,
+        states=journal.folder.client_states,
+        personal=PersonalModels(
+            measure=measure,
+            sample=holdout(test, settings.personal_examples, recipe.seed),
+            training=experiment.training,
+            seed=recipe.seed,
+            num_clients=settings.personal_clients,
+        ),
+        with_personal=settings.personal,
+        generate=generate,
+    )
+
+
+def train_locally(experiment: Experiment, initial: ServerState, engine: Engine) -> dict[str, Any]:
+    """Train clients without the federation, as `evaluation.local_only` asks, and return their metrics."""
+    recipe = experiment.recipe
+    federation = recipe.federation
+    local = LocalTraining(
+        measure=make_measure(experiment),
+        exchange=Exchange(engine, expectations(experiment), Ledger()),
+        training=experiment.training,
+        rounds_each=federation.rounds * federation.clients_per_round / experiment.num_clients,
+        seed=recipe.seed,
+        num_clients=recipe.evaluation.local_only_clients,
+    )
+    return local(initial)
