@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from common import RESULTS, keep_comparison, markdown
-from fftmoe.comparison.cells import Variant
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.tables import tables
 from fftmoe.config import recipe_folder
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import Variant
 
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
 HELD_OUT = 800  # training rows that take the place of the test rows

@@ -18,11 +18,11 @@ from typing import Any
 from rich.console import Console
 
 from common import RESULTS, keep_comparison, markdown
-from fftmoe.comparison.cells import Variant
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.tables import tables
 from fftmoe.config import read_recipe
 from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import Variant
 
 RECIPES = {"flan8": "stories260k", "shakespeare": "stories260k", "pacs32": "vit-cifar10"}
 WHOLE = {"evaluation.every": 5, "evaluation.max_examples": None, "evaluation.generate": None}

@@ -17,7 +17,6 @@ from typing import Any, Literal
 from rich.console import Console
 
 from common import RESULTS, markdown
-from fftmoe.comparison.cells import make_grid
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.statistics import Comparison, distinct, over_grid, retained
 from fftmoe.comparison.tables import TextTable, difference_table, tables, with_interval
@@ -25,6 +24,7 @@ from fftmoe.config import read_recipe, recipe_folder
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.report.metric import NO_VALUE
 from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import make_grid
 from grid_results import GridResults, Piece
 
 

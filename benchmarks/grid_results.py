@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
-from fftmoe.comparison.cells import Cell
 from fftmoe.comparison.run import is_finished, read_cell, write_cell
 from fftmoe.comparison.statistics import CellResult, distinct
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
+from fftmoe.setup.cells import Cell
 from fftmoe.store import disk_errors, write_atomically
 
 KEPT = (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fftmoe.comparison.cells import make_grid
 from fftmoe.methods.budget import ExpertShape
+from fftmoe.setup.cells import make_grid
 
 # d of a block, and d_in + d_out of its query and value and of all its linear layers.
 BLOCKS = {"flan8": (64, 224, 1156), "shakespeare": (64, 224, 1156), "pacs32": (128, 512, 1792)}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.comparison.cells import Cell
 from fftmoe.comparison.statistics import CellResult
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
+from fftmoe.setup.cells import Cell
 
 FOUR = [(name, partition) for name in ("first", "second") for partition in ("iid", "shards")]
 

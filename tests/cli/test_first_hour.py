@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.comparison.cells import make_grid
+from fftmoe.setup.cells import make_grid
 from shared_fixtures import Cli
 
 TRAIN = "text,label\n" + "".join(f"ash bay {c},{c}\n" for c in ("red", "blue", "green") * 11)

@@ -16,10 +16,10 @@ import yaml
 from rich.console import Console
 
 from comparisons import assert_refused, with_grid
-from fftmoe.comparison.cells import Variant
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.statistics import Comparison
 from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import Variant
 from reports import structure_of
 from shared_fixtures import Cli, Outcome
 

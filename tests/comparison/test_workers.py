@@ -10,23 +10,25 @@ from typing import Any
 import pytest
 
 from fftmoe.comparison.workers import run_jobs
-from fftmoe.config import Recipe, parse_recipe
+from fftmoe.config import parse_recipe
 from fftmoe.errors import RunError
+from fftmoe.setup.cells import Cell
 
 
-def fake_run(recipe: Recipe, folder: Path) -> None:
+def fake_run(cell: Cell, folder: Path) -> None:
     """Seed 1 takes its process along, 2 fails as foreseen, 3 as nobody foresaw."""
-    if recipe.seed == 1:
+    if cell.seed == 1:
         os._exit(9)
-    if recipe.seed == 2:
+    if cell.seed == 2:
         raise RunError("the loss became nan")
-    if recipe.seed == 3:
+    if cell.seed == 3:
         raise ZeroDivisionError("by zero")
     folder.mkdir()
 
 
 def test_a_process_that_dies_stops_no_other(recipe_values: dict[str, Any], tmp_path: Path):
-    jobs = [(parse_recipe({**recipe_values, "seed": seed}, ""), tmp_path / str(seed)) for seed in range(6)]
+    cells = [Cell("a", "iid", seed, parse_recipe({**recipe_values, "seed": seed}, "")) for seed in range(6)]
+    jobs = [(cell, tmp_path / str(cell.seed)) for cell in cells]
     ends = dict(run_jobs(jobs, fake_run, workers=2))
     assert sorted(ends) == list(range(6))
     assert "died (exit status 9)" in (ends[1] or "")
@@ -35,7 +37,7 @@ def test_a_process_that_dies_stops_no_other(recipe_values: dict[str, Any], tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "4", "5"]
 
 
-def endless_run(recipe: Recipe, folder: Path) -> None:
+def endless_run(cell: Cell, folder: Path) -> None:
     folder.mkdir()
     time.sleep(600)
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fftmoe.comparison.statistics import (
-    IID,
     REFERENCE,
     CellResult,
     Comparison,
@@ -20,6 +19,7 @@ from fftmoe.comparison.statistics import (
     variant_head,
 )
 from fftmoe.comparison.tables import failures, tables, with_interval
+from fftmoe.data.partition import IID
 from fftmoe.report.draw import Level, Line, line_figure
 from fftmoe.report.marks import DASHES, Figure
 from fftmoe.report.metric import Metric

@@ -13,17 +13,15 @@ from typing import Any, Literal
 
 import yaml
 
-from fftmoe.comparison.cells import Cell, Grid, Variant, make_grid
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_values
 from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.comparison.workers import run_jobs
-from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.run import run
 from fftmoe.store import check_output, disk_errors, write_atomically
-from fftmoe.strict import read_small, strict_yaml
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 # What a finished cell does not need for the comparison.
@@ -109,7 +107,7 @@ def cell_folder(cell: Cell, output: Path) -> Path:
 
 
 def is_finished(cell: Cell, output: Path) -> bool:
-    """Whether the cell has a summary, which is written last.
+    """Whether the cell has run to its end: its summary, which is written last, is there.
 
     Raises:
         InputError: it was run with another recipe.
@@ -119,28 +117,15 @@ def is_finished(cell: Cell, output: Path) -> bool:
         return False
     another = f"; name another folder with --output, or remove {folder}"
     try:
-        values = strict_yaml(read_small(folder / "config.yaml"))
-        ran = parse_recipe(values, str(folder / "config.yaml")).model_dump(mode="json")
+        difference = first_difference(cell, folder / "config.yaml")
     except (OSError, ValueError) as error:
         raise InputError(f"{' '.join(str(error).split())}{another}") from None
-    wanted = cell.recipe.model_dump(mode="json")
-    if (difference := _first_difference(ran, wanted)) is not None:
+    if difference is not None:
         key, before, now = difference
         raise InputError(
             f"the finished cell {cell.name!r} was run with {key}={before!r}, and this comparison has {now!r}{another}"
         )
     return True
-
-
-def _first_difference(a: Any, b: Any, path: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
-    """The dotted key of the first value in which two recipes differ, and both values."""
-    if a == b:
-        return None
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        a, b = dict(enumerate(a)), dict(enumerate(b))
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return next(_first_difference(a[key], b[key], (*path, str(key))) for key in a if a[key] != b[key])
-    return ".".join(path), a, b
 
 
 def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
@@ -157,7 +142,7 @@ def _run_cells(
 ) -> None:
     """Run them all; one that fails leaves `failed.txt` in its folder and stops no other."""
     started = time.monotonic()
-    jobs = [(cell.recipe, cell_folder(cell, output)) for cell in cells]
+    jobs = [(cell, cell_folder(cell, output)) for cell in cells]
     with closing(run_jobs(jobs, partial(run_cell, keep=keep), workers, deadline)) as ends:
         for count, (index, reason) in enumerate(ends, 1):
             cell, (_, folder) = cells[index], jobs[index]
@@ -173,10 +158,10 @@ def _run_cells(
             progress.say(f"[{count}/{len(cells)}, {minutes:.1f} min] {cell.name}: {outcome}")
 
 
-def run_cell(recipe: Recipe, folder: Path, keep: bool = False) -> None:
-    """One run into its folder; what another attempt left there goes first."""
+def run_cell(cell: Cell, folder: Path, keep: bool = False) -> None:
+    """Run a cell into its folder, after removing what an earlier attempt left there."""
     shutil.rmtree(folder, ignore_errors=True)
-    run(recipe, folder)
+    run(cell.recipe, folder)
     if not keep:
         for name in BULKY:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -185,8 +170,8 @@ def run_cell(recipe: Recipe, folder: Path, keep: bool = False) -> None:
 def read_cell(cell: Cell, output: Path) -> CellResult:
     """What a cell has left: its numbers, why it failed, or nothing."""
     folder = cell_folder(cell, output)
-    recipe, metric = cell.recipe, cell.metric.name
-    place = (cell.variant, recipe.method, recipe.head.kind if recipe.head else "", cell.partition, cell.seed)
+    metric = cell.metric.name
+    place = (cell.variant, cell.method, cell.head, cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -209,7 +194,7 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    config = yaml.safe_dump(cell.recipe.model_dump(mode="json"), sort_keys=False)
+    config = yaml.safe_dump(cell.config, sort_keys=False)
     write_atomically(folder / "config.yaml", config.encode())
     write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     text = json.dumps(summary, indent=2, allow_nan=False)

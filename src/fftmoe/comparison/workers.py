@@ -8,12 +8,12 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from fftmoe.config import Recipe
 from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
 from fftmoe.errors import FftmoeError
+from fftmoe.setup.cells import Cell
 
-Execute = Callable[[Recipe, Path], object]  # picklable where there are several workers
-CellJob = tuple[Recipe, Path]
+CellJob = tuple[Cell, Path]
+Execute = Callable[[Cell, Path], object]  # picklable where there are several workers
 Ended = tuple[int, str | None]  # the job's index, and the reason if it failed
 
 

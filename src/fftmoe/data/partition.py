@@ -12,9 +12,10 @@ from fftmoe.data.ragged import Ragged
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
 
+IID = "iid"  # the partition without skew
 # The parameters that each kind needs; it takes no others. All but `natural` also need `num_clients`.
 PARAMETERS = {
-    "iid": (),
+    IID: (),
     "dirichlet": ("alpha",),
     "shards": ("shards_per_client",),
     "bernoulli-dirichlet": ("alpha", "holder_fraction"),

@@ -1,4 +1,4 @@
-"""What a comparison runs: the cells (variant, partition, seed), each with the recipe that makes it."""
+"""The cells of a comparison (variant, partition, seed), each with its recipe."""
 
 import copy
 import re
@@ -9,26 +9,16 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
-from fftmoe.comparison.statistics import IID
 from fftmoe.config import HeadSection, Recipe, Section, apply_override, parse_recipe, read_recipe
 from fftmoe.config.fields import Positive
 from fftmoe.config.plugins import is_plugin
-from fftmoe.data.partition import PARAMETERS
+from fftmoe.data.partition import IID
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.registry import METHODS
 from fftmoe.report.metric import Metric
-from fftmoe.strict import strict_yaml
+from fftmoe.setup.partition_text import PARTITION_KEYS, partition_section
+from fftmoe.strict import read_small, strict_yaml
 from fftmoe.tasks import make_task
-
-# By kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
-_PARAMETERS = {**PARAMETERS, "natural": ("by",)}
-_EXAMPLES = {
-    "iid": "iid",
-    "dirichlet": "dirichlet:0.1",
-    "shards": "shards:2",
-    "bernoulli-dirichlet": "bernoulli-dirichlet:0.3:0.5",
-    "natural": "natural:author",
-}
 
 
 @dataclass(frozen=True)
@@ -50,17 +40,32 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The cell's name in messages."""
         return f"{self.variant}, {self.partition}, seed {self.seed}"
 
     @property
+    def method(self) -> str:
+        """The method of its recipe."""
+        return self.recipe.method
+
+    @property
+    def head(self) -> str:
+        """The kind of the recipe's head; empty where the task has none."""
+        return self.recipe.head.kind if self.recipe.head else ""
+
+    @property
     def metric(self) -> Metric:
-        """What its task is judged by."""
+        """The metric by which its task is judged."""
         return Metric(make_task(self.recipe.backbone.task).metric)
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The values of its recipe, as `config.yaml` holds them."""
+        return self.recipe.model_dump(mode="json")
+
+    @property
     def path(self) -> Path:
-        """Its folder below the comparison's `cells/`."""
+        """Its folder, relative to the comparison's `cells/`."""
         safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
         return Path(*safe)
 
@@ -141,31 +146,6 @@ def _check_target(target: float | None, metric: str) -> None:
         )
 
 
-def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
-    """`dirichlet:0.1` as a recipe's partition section, with the clients of the section `base`."""
-    kind, *given = text.split(":")
-    if kind not in _PARAMETERS:
-        raise InputError(f"partition {text!r}: {kind!r} is not known{did_you_mean(kind, _PARAMETERS)}")
-    names = _PARAMETERS[kind]
-    if len(given) != len(names) or not all(given):
-        wanted = " and ".join(names) or "no value"
-        raise InputError(f"partition {text!r}: {kind} takes {wanted}; write it like {_EXAMPLES[kind]}")
-    kept = ("min_examples",) if kind == "natural" else ("num_clients", "min_examples")
-    section = {"kind": kind, **{key: base[key] for key in kept if key in base}}
-    if kind != "natural" and section.get("num_clients") is None:
-        raise InputError(f"partition {text!r} needs a number of clients; add partition.num_clients to the recipe")
-    parameters = {name: value if name == "by" else _value(value) for name, value in zip(names, given, strict=True)}
-    return section | parameters
-
-
-def _value(text: str) -> Any:
-    """A number as YAML reads it; what is none is left for the recipe's validation to name."""
-    try:
-        return strict_yaml(text)
-    except ValueError:
-        return text
-
-
 def _choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
     section = {} if section is None else section
     if not isinstance(section, dict):
@@ -233,7 +213,7 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
             raise InputError(f"the partitions {', '.join(texts)} name one twice; name each once")
         return {text: partition_section(text, section) for text in texts}
     own = base.partition
-    label = ":".join([own.kind, *(str(getattr(own, name)) for name in _PARAMETERS[own.kind])])
+    label = ":".join([own.kind, *(str(getattr(own, name)) for name in PARTITION_KEYS[own.kind])])
     return {label: dict(section)}
 
 
@@ -276,3 +256,26 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
         if cell.path in names:
             raise InputError(f"the cells {names[cell.path]!r} and {cell.name!r} are one; name each once")
         names[cell.path] = cell.name
+
+
+def first_difference(cell: Cell, config: Path) -> tuple[str, Any, Any] | None:
+    """Compare a cell's recipe with the one in a `config.yaml`.
+
+    Returns:
+        the dotted key of the first value in which they differ, the value in the file, and the cell's value.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or holds no recipe.
+    """
+    values = strict_yaml(read_small(config))
+    return _first_difference(parse_recipe(values, str(config)).model_dump(mode="json"), cell.config)
+
+
+def _first_difference(a: Any, b: Any, path: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
+    if a == b:
+        return None
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next(_first_difference(a[key], b[key], (*path, str(key))) for key in a if a[key] != b[key])
+    return ".".join(path), a, b

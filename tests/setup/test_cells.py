@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from comparisons import assert_refused, with_grid
-from fftmoe.comparison.cells import Variant, make_grid, partition_section
 from fftmoe.config import HeadSection, Recipe, apply_override
 from fftmoe.errors import InputError
+from fftmoe.setup.cells import Variant, make_grid
+from fftmoe.setup.partition_text import partition_section
 from shared_fixtures import Cli
 
 

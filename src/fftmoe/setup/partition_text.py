@@ -1,0 +1,47 @@
+"""Partitions written as text, `dirichlet:0.1`, as the command line and the `compare` section of a recipe take them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fftmoe.data.partition import PARAMETERS
+from fftmoe.errors import InputError, did_you_mean
+from fftmoe.strict import strict_yaml
+
+# For each kind, the keys of a recipe's partition section in the order of the text `kind:value:value`.
+PARTITION_KEYS = {**PARAMETERS, "natural": ("by",)}
+_EXAMPLES = {
+    "iid": "iid",
+    "dirichlet": "dirichlet:0.1",
+    "shards": "shards:2",
+    "bernoulli-dirichlet": "bernoulli-dirichlet:0.3:0.5",
+    "natural": "natural:author",
+}
+
+
+def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the partition section that a text such as `dirichlet:0.1` stands for; `base` gives the other keys.
+
+    Raises:
+        InputError: the kind or its parameters are wrong, or no number of clients is known.
+    """
+    kind, *given = text.split(":")
+    if kind not in PARTITION_KEYS:
+        raise InputError(f"partition {text!r}: {kind!r} is not known{did_you_mean(kind, PARTITION_KEYS)}")
+    names = PARTITION_KEYS[kind]
+    if len(given) != len(names) or not all(given):
+        wanted = " and ".join(names) or "no value"
+        raise InputError(f"partition {text!r}: {kind} takes {wanted}; write it like {_EXAMPLES[kind]}")
+    kept = ("min_examples",) if kind == "natural" else ("num_clients", "min_examples")
+    section = {"kind": kind, **{key: base[key] for key in kept if key in base}}
+    if kind != "natural" and section.get("num_clients") is None:
+        raise InputError(f"partition {text!r} needs a number of clients; add partition.num_clients to the recipe")
+    parameters = {name: value if name == "by" else _value(value) for name, value in zip(names, given, strict=True)}
+    return section | parameters
+
+
+def _value(text: str) -> Any:
+    """Read a number as YAML does; the recipe's validation will refuse what is not a number."""
+    try:
+        return strict_yaml(text)
+    except ValueError:
+        return text
