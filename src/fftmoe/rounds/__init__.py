@@ -1,4 +1,4 @@
-"""A run: the loop over rounds, the exchange of messages, the policies of private and robust runs, and the journal.
+"""The federated round: the loop, the exchange of messages, the policies of private and unreliable runs, the journal.
 
-The parts of a run are made from a recipe in `setup/`. The command line, `comparison/` and `deploy/` import it.
+Nothing here reads a recipe: `setup/` makes the parts of a run and gives them to the loop. Only `setup/` imports it.
 """

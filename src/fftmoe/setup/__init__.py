@@ -1,5 +1,5 @@
-"""From a recipe to the parts of a run: the only package below the command line that reads recipes.
+"""From a recipe to the parts of a run, and the few functions that wire whole runs, forecasts, exports and predictions.
 
-The parts themselves live in the packages below, and take plain arguments. `rounds/`, `cost/`, `trained/`, `exports/`,
-`deploy/` and `comparison/` import it.
+It is the only package below the command line that reads recipes; the parts themselves live in the packages below and
+take plain values. The command line, `comparison/`, `deploy/` and `flower_app` import it.
 """
