@@ -125,8 +125,13 @@ def make_measure(experiment: Experiment) -> Measure:
 
 
 def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], Any]:
-    labels = experiment.train.labels.numpy()
-    return lambda clients: experiment.partition.label_distribution(labels, num_strata, clients)
+    def shares(clients: range) -> Any:
+        # The array is taken at each call: when workers start, torch moves the labels into shared memory, and an array
+        # from before would read memory that is in use for something else.
+        labels = experiment.train.labels.numpy()
+        return experiment.partition.label_distribution(labels, num_strata, clients)
+
+    return shares
 
 
 def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
