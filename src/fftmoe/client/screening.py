@@ -109,22 +109,23 @@ def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
 
 
 def _check_budget(budget: Budget, agreed: Agreement, any_tier: bool) -> None:
-    """The budget is one that the site agreed to: each line says what is wrong, and why."""
-    blocks = budget.blocks
-    ascending = all(type(block) is int for block in blocks) and list(blocks) == sorted(set(blocks))
-    problems = {
-        f"the tier of this site is {agreed.tier!r}": budget.name != agreed.tier and not any_tier,
-        "its blocks must be integers in ascending order": not ascending,
-        f"the recipe adapts the blocks {agreed.blocks}": not set(blocks) <= set(agreed.blocks),
-        f"1 <= top_k <= experts <= {agreed.num_experts} must hold": not (
-            1 <= budget.top_k <= budget.experts <= agreed.num_experts
-        ),
-    }
-    problem = next((text for text, wrong in problems.items() if wrong), None)
-    if problem is None and agreed.fit(budget) != budget:
-        problem = "the recipe's method gives this tier other limits"
+    problem = _problem_of(budget, agreed, any_tier)
     if problem is not None:
         raise InputError(f"the server asks for the budget {_shown(vars(budget))}, but {problem}")
+
+
+def _problem_of(budget: Budget, agreed: Agreement, any_tier: bool) -> str | None:
+    """Why the site did not agree to this budget; None if it did. Each check relies on those before it."""
+    blocks = budget.blocks
+    if budget.name != agreed.tier and not any_tier:
+        return f"the tier of this site is {agreed.tier!r}"
+    if not all(type(block) is int for block in blocks) or list(blocks) != sorted(set(blocks)):
+        return "its blocks must be integers in ascending order"
+    if not set(blocks) <= set(agreed.blocks):
+        return f"the recipe adapts the blocks {agreed.blocks}"
+    if not 1 <= budget.top_k <= budget.experts <= agreed.num_experts:
+        return f"1 <= top_k <= experts <= {agreed.num_experts} must hold"
+    return None if agreed.fit(budget) == budget else "the recipe's method gives this tier other limits"
 
 
 def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
