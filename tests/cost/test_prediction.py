@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fftmoe.cost.prediction import announce_duration, predicted_and_measured
+from fftmoe.cost.prediction import announce_training, predicted_and_measured
 from fftmoe.report.progress import Progress
 
 
@@ -13,7 +13,7 @@ def announced(seconds: dict[str, float], rounds: int = 100) -> str:
     """The announcement to 7 clients of tier small and 3 of tier large, of which 4 take part in a round."""
     out = io.StringIO()
     progress = Progress(Console(file=out, width=200))
-    announce_duration(seconds, {"small": 7, "large": 3}, rounds, 4, 1, Path("runs/x"), progress)
+    announce_training(seconds, {"small": 7, "large": 3}, rounds, 4, 1, Path("runs/x"), progress)
     return out.getvalue()
 
 

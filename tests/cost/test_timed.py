@@ -47,7 +47,7 @@ def test_a_machine_that_takes_twice_as_long_predicts_twice_as_long():
 
 
 def test_a_few_points_are_met_and_their_seconds_grow_with_the_steps():
-    """As `seconds_by_tier` fits them: one point a tier, all with the same number of steps."""
+    """As `time_tiers` fits them: one point a tier, all with the same number of steps."""
     tiers = [budget(1, 4), budget(2, 8), budget(4, 16)]
     few = RoundTime.fitted([TimedBudget(b, 3, seconds(b, 3)) for b in tiers])
     for b in tiers:

@@ -49,10 +49,10 @@ def compare(
             methods=split_list(methods),
             heads=split_list(heads),
             partitions=split_list(partitions),
-            seeds=_seeds(seeds),
+            seeds=_parse_seeds(seeds),
             target=target,
             overrides=dict(map(parse_override, set_ or [])),
-            workers=_workers(workers),
+            workers=_parse_workers(workers),
             keep=keep,
             progress=Progress(console),
         )
@@ -68,7 +68,7 @@ def compare(
         )
 
 
-def _seeds(text: str | None) -> int | list[int] | None:
+def _parse_seeds(text: str | None) -> int | list[int] | None:
     """`3` means three seeds, `0,1,2` names them, and `7,` means seed 7 only."""
     if text is None:
         return None
@@ -79,7 +79,7 @@ def _seeds(text: str | None) -> int | list[int] | None:
     return seeds if "," in text or not seeds else seeds[0]
 
 
-def _workers(text: str) -> int | Literal["auto"]:
+def _parse_workers(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:

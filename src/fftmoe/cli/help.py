@@ -3,7 +3,7 @@
 import click
 from typer.core import TyperGroup
 
-GROUPS = {
+VERB_GROUPS = {
     "Start": ("init", "plan", "run", "resume"),
     "Use a finished run": ("evaluate", "predict", "report", "export"),
     "Compare methods": ("compare",),
@@ -16,13 +16,13 @@ DOCS = ("README.md, docs/first-hour.md (from a clone to an adapter on your own d
 
 
 class HelpPage(TyperGroup):
-    """Lists the verbs under the headings of `GROUPS`, then examples, exit statuses and the documentation."""
+    """Lists the verbs under the headings of `VERB_GROUPS`, then examples, exit statuses and the documentation."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See `click.Group`."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        grouped = {name for names in GROUPS.values() for name in names}
-        groups = {**GROUPS, MORE: tuple(name for name in commands if name not in grouped)}
+        grouped = {name for names in VERB_GROUPS.values() for name in names}
+        groups = {**VERB_GROUPS, MORE: tuple(name for name in commands if name not in grouped)}
         width = max(map(len, commands))
         for heading, names in groups.items():
             room = formatter.width - 6 - width

@@ -24,7 +24,7 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> N
 
 
 def _tiers_table(forecast: Forecast) -> Table:
-    table = _table("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
+    table = _plain_table("tier", "clients", "uses", "blocks", "down", "up ≤", "trained", "memory", "MFLOP")
     for tier in forecast.tiers:
         table.add_row(
             tier.budget.name,
@@ -107,7 +107,7 @@ def print_profile(console: Console, profile: MachineProfile) -> None:
             f"{profile.process_mib:.0f} with the largest budget that was timed"
         ],
     )
-    table = _table("tier", "uses", "blocks", "seconds a round", "memory of the process")
+    table = _plain_table("tier", "uses", "blocks", "seconds a round", "memory of the process")
     for predicted in (*profile.tiers, profile.chosen):
         budget = predicted.budget
         table.add_row(
@@ -131,7 +131,7 @@ def print_profile(console: Console, profile: MachineProfile) -> None:
     )
 
 
-def _table(*heads: str) -> Table:
+def _plain_table(*heads: str) -> Table:
     return Table(*(Column(head, no_wrap=True) for head in heads), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 

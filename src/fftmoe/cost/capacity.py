@@ -44,9 +44,9 @@ def fitting_tier(
     smallest = "no tier states its experts and top_k"
     if needs:
         tier = min(needs, key=budget_order)
-        smallest = f"the smallest, {tier.name!r}, needs {_in_words({name: needs[tier][name] for name in limits})}"
+        smallest = f"the smallest, {tier.name!r}, needs {_limits_text({name: needs[tier][name] for name in limits})}"
     raise InputError(
-        f"no tier of the recipe fits this machine, which has {_in_words(limits)}: {smallest}; "
+        f"no tier of the recipe fits this machine, which has {_limits_text(limits)}: {smallest}; "
         f"raise the limits, or name a tier: {', '.join(names)}"
     )
 
@@ -61,7 +61,7 @@ def _needs(tier: Budget, shape: ExpertShape, upload: str, tokens: int) -> dict[s
     }
 
 
-def _in_words(limits: Mapping[str, float]) -> str:
+def _limits_text(limits: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
 
 

@@ -25,7 +25,7 @@ def available_mib() -> float:
     return max(0.0, min(_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left))
 
 
-def resident_mib(cached_bytes: Iterable[int], processes: int) -> float:
+def expected_peak_mib(cached_bytes: Iterable[int], processes: int) -> float:
     """The memory in MiB that the processes of a run are expected to hold at their peak.
 
     Each is expected to take what this process has taken so far, in which a few steps must have been trained, and the

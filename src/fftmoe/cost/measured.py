@@ -125,7 +125,7 @@ def time_budgets(workload: Workload, client: TimedClient, say: Callable[[str], N
         median = statistics.median(seconds)
         points.append(TimedBudget(budget, count, median, (max(seconds) - min(seconds)) / median))
         say(
-            f"timed {_in_words(budget)}, {count} steps: {median:.3f} s, median of {REPEATS}, "
+            f"timed {_budget_text(budget)}, {count} steps: {median:.3f} s, median of {REPEATS}, "
             f"spread {points[-1].spread:.0%}"
         )
     return points
@@ -206,7 +206,7 @@ def largest_within(
 
 def _broken_limits(predicted: PredictedRound, limits: RoundLimits) -> str:
     """Which limits this round breaks, and by how much."""
-    broken, budget = [], _in_words(predicted.budget)
+    broken, budget = [], _budget_text(predicted.budget)
     if (over := predicted.seconds - limits.deadline_seconds) > 0:
         broken.append(
             f"the deadline: {budget} would take {predicted.seconds:.3g} s a round of "
@@ -220,7 +220,7 @@ def _broken_limits(predicted: PredictedRound, limits: RoundLimits) -> str:
     return "; ".join(broken)
 
 
-def _in_words(budget: Budget) -> str:
+def _budget_text(budget: Budget) -> str:
     return f"{budget.top_k} of {budget.experts} experts in {len(budget.blocks)} blocks"
 
 

@@ -10,7 +10,7 @@ ANNOUNCED_SECONDS = 60  # a shorter run is over before its announcement has been
 LONG_SECONDS = 1800  # a longer one is worth a trial first
 
 
-def announce_duration(
+def announce_training(
     seconds: Mapping[str, float],
     members: Mapping[str, int],
     rounds: int,
@@ -22,7 +22,7 @@ def announce_duration(
     """Say how long the clients will train, and what to do about a long run; say nothing of a short one.
 
     Args:
-        seconds: of a client's round by tier, as `seconds_by_tier` gives them; where it is empty, nothing is said.
+        seconds: of a client's round by tier, as `time_tiers` gives them; where it is empty, nothing is said.
         members: the number of clients by tier.
         rounds: that are left. workers: processes that train clients. folder: of the run.
     """
@@ -48,7 +48,7 @@ def predicted_and_measured(
     """`{tier: {quantity: {"predicted", "measured"}}}` of one client's round, for each quantity with a prediction.
 
     Args:
-        predicted: as `cost_by_tier` gives it. seconds: as `seconds_by_tier` gives them, or empty.
+        predicted: as `cost_by_tier` gives it. seconds: as `time_tiers` gives them, or empty.
         measured: `bytes_down`, `bytes_up` and `seconds` by tier, means over the rounds of its clients.
     """
     compared: dict[str, dict[str, dict[str, float]]] = {}

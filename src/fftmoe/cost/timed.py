@@ -148,7 +148,7 @@ class TimedClient:
         return [pack_plan(client, method.download(workload.state, client)) for client in plan.clients]
 
 
-def seconds_by_tier(client: TimedClient, tiers: Sequence[Budget], largest: Budget) -> dict[str, float]:
+def time_tiers(client: TimedClient, tiers: Sequence[Budget], largest: Budget) -> dict[str, float]:
     """The seconds of an average client's round in each tier, after timing each tier once.
 
     Args:

@@ -13,13 +13,12 @@ from fftmoe import adapter
 from fftmoe.backbones import first_adapted_block
 from fftmoe.backbones.prefix_cache import prefix_cost
 from fftmoe.config import Recipe
-from fftmoe.cost import prediction, timed
 from fftmoe.cost.analytic import Forecast, StatisticsCost, cost_by_tier, forecast_run, statistics_cost, tokens_per_round
 from fftmoe.cost.capacity import fitting_tier
-from fftmoe.cost.machine import available_mib
-from fftmoe.cost.machine import resident_mib as resident_mib_of
+from fftmoe.cost.machine import available_mib, expected_peak_mib
 from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
-from fftmoe.cost.timed import PreparedClients, TimedClient
+from fftmoe.cost.prediction import announce_training
+from fftmoe.cost.timed import PreparedClients, TimedClient, time_tiers
 from fftmoe.cost.workload import Workload
 from fftmoe.data import WithPrefix
 from fftmoe.errors import RunError
@@ -88,7 +87,7 @@ def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, f
         return {}
     try:
         client = timed_client(experiment, workload(experiment, initial))
-        return timed.seconds_by_tier(client, experiment.tiers, experiment.largest)
+        return time_tiers(client, experiment.tiers, experiment.largest)
     except RunError:
         return {}
 
@@ -102,7 +101,7 @@ def resident_mib(experiment: Experiment) -> float | None:
         return None
     engine, workers = experiment.recipe.engine, num_workers(experiment.recipe)
     cached = [e.path.stat().st_size for e in (experiment.train, experiment.test) if isinstance(e, WithPrefix)]
-    return resident_mib_of(cached, 1 if workers == 1 and engine.kind == "local" else 1 + workers)
+    return expected_peak_mib(cached, 1 if workers == 1 and engine.kind == "local" else 1 + workers)
 
 
 def announce_duration(
@@ -112,7 +111,7 @@ def announce_duration(
     members = {tier.name: len(experiment.budgets.members(tier)) for tier in experiment.tiers}
     federation = experiment.recipe.federation
     rounds, workers = federation.rounds - done, num_workers(experiment.recipe)
-    prediction.announce_duration(seconds, members, rounds, federation.clients_per_round, workers, folder, progress)
+    announce_training(seconds, members, rounds, federation.clients_per_round, workers, folder, progress)
 
 
 def site_tier(
