@@ -32,7 +32,7 @@ class PreparedRun:
     """A run that is ready for its sites.
 
     Attributes:
-        recipe: passed on to `setup/`, which alone reads it.
+        recipe: passed on to `setup/`, the only package that reads it.
         is_interrupted: whether the run continues in `output`.
         data: the server's own test examples and labels.
         sites: the sites that the run already knows.

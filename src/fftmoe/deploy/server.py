@@ -26,7 +26,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
 
     Args:
         folder: the folder `server` of the deployment.
-        recipe: passed on to `setup/`, which alone reads it.
+        recipe: passed on to `setup/`, the only package that reads it.
         wait_seconds: how long to wait for the sites.
 
     Raises:

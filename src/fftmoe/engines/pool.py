@@ -125,7 +125,7 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, start), daemon=True)
         self.process.start()
-        theirs.close()  # the process alone holds its end now, so that its death ends ours
+        theirs.close()  # only the process holds its end now, so its death ends this one
 
     def ask(self, job: Any) -> Any:
         """The result of a job.

@@ -53,11 +53,10 @@ def make_site_client(
     Args:
         values: the recipe that the server sent.
         label_names: the labels that all sites use, in the order of the logits; none for a task without labels.
-        client_id: the site's index among the clients.
+        client_id: the site's index among the clients. states: where the client keeps its state.
         data: the folder with the site's `train.*`, whatever the recipe says.
         budget: see `site_tier`.
         model: a folder with the backbone; None for the one that the recipe names.
-        states: where the client keeps its state.
 
     Raises:
         InputError: the recipe is not valid, or the data, the budget or the model does not fit it.
