@@ -1,4 +1,4 @@
-"""A finished run in other forms: whole or not there, and computing what the run's model computes."""
+"""An export is whole or absent, and computes what the run's model computes."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ Finished = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def finished(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The folder of a run of these values."""
+    """`finished(values)` runs a recipe of these values, and returns the run folder."""
 
     def run(values: dict[str, Any]) -> Path:
         folder = tmp_path_factory.mktemp("exports")
@@ -46,10 +46,10 @@ def finished(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def texts(finished: Finished, recipe_values: dict[str, Any]) -> Path:
-    """Two tiers, the smaller in one block of two; own router rows; something shared in the blocks and in attention."""
+    """Two tiers, the smaller with one block of two; personal router rows; shared updates in blocks and in attention."""
     own = {"router": "shared+personal", "shared_dim": 3, "shared_rank": 2}
     small, large = recipe_values["budgets"]
-    # A rate at which experts come to differ from nothing.
+    # A learning rate that is high enough for the experts to change.
     federation = {**recipe_values["federation"], "learning_rate": 0.1}
     return finished(
         {
@@ -69,7 +69,7 @@ def language(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    """Where to export to; afterwards nothing temporary lies beside it."""
+    """The folder to export to; afterwards no temporary folder may be next to it."""
     yield tmp_path / "out"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -80,7 +80,7 @@ def answers(model: Any, batches: list[Batch]) -> list[Tensor]:
 
 
 def opened(run: Path, folder: Path) -> Any:
-    """As anybody would open it."""
+    """The exported folder as a user opens it."""
     return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True).run), str(folder)).eval()
 
 
@@ -91,7 +91,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]):
 # PEFT
 
 
-def test_peft_is_the_runs_adapter_with_a_card(cli: Cli, texts: Path, out: Path):
+def test_a_peft_export_is_the_adapter_of_the_run_with_a_model_card(cli: Cli, texts: Path, out: Path):
     outcome = cli("export", texts, "--to", "peft", "--output", out)
     assert (outcome.status, outcome.err) == (0, "")
     assert "logits differ by 0 at most" in outcome.out
@@ -104,12 +104,12 @@ def test_peft_is_the_runs_adapter_with_a_card(cli: Cli, texts: Path, out: Path):
     assert about["run"]["adapter"] == about["weights"]
 
 
-def test_the_card_says_what_a_hub_and_a_person_want_to_know(texts: Path, out: Path):
+def test_the_card_has_front_matter_for_a_hub_and_facts_for_a_person(texts: Path, out: Path):
     fftmoe.export(texts, "peft", out)
     _, front, body = (out / "README.md").read_text().split("---\n", 2)
     values = yaml.safe_load(front)
     assert (values["library_name"], values["pipeline_tag"]) == ("peft", "text-classification")
-    assert "base_model" not in values  # a folder of this machine
+    assert "base_model" not in values  # it is a local folder
     summary = json.loads((texts / "summary.json").read_text())
     (result,) = values["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == summary["accuracy"]
@@ -118,7 +118,7 @@ def test_the_card_says_what_a_hub_and_a_person_want_to_know(texts: Path, out: Pa
     assert str(texts) not in body
 
 
-def test_a_private_runs_card_names_its_epsilon(texts: Path, tmp_path: Path):
+def test_the_card_of_a_private_run_states_its_epsilon(texts: Path, tmp_path: Path):
     private = replace(card_facts(texts), epsilon=3.25, delta=1e-5)
     card = model_card(load_run(texts).run, private, "", figures_of_run(private, own=True))
     assert "epsilon 3.25 at delta 1e-05" in card
@@ -146,7 +146,7 @@ def test_names_are_escaped_where_markdown_would_read_them_as_markup():
     assert escape_markdown("a|b\n<i>_c_</i> [d](e)") == "a\\|b \\<i\\>\\_c\\_\\</i\\> \\[d\\](e)"
 
 
-def test_peft_with_another_top_k_opens_with_it(texts: Path, out: Path):
+def test_a_peft_export_with_another_top_k_opens_with_it(texts: Path, out: Path):
     fftmoe.export(texts, "peft", out, top_k=1)
     trained = load_run(texts, 1, exact=True)
     assert_equal(answers(opened(texts, out), probes(trained)), answers(trained.model, probes(trained)))
@@ -158,7 +158,7 @@ def test_peft_with_another_top_k_opens_with_it(texts: Path, out: Path):
 
 
 @pytest.mark.parametrize("client_id", [0, 1, 2, 3])
-def test_a_clients_adapter_gives_what_its_own_model_gives(texts: Path, tmp_path: Path, client_id: int):
+def test_the_adapter_of_a_client_gives_what_its_personal_model_gives(texts: Path, tmp_path: Path, client_id: int):
     about = fftmoe.export(texts, "personal", tmp_path / "out", client=client_id)
     client = load_client(texts, client_id, exact=True)
     batches = probes(client.trained)
@@ -169,19 +169,19 @@ def test_a_clients_adapter_gives_what_its_own_model_gives(texts: Path, tmp_path:
     assert (config.num_experts, config.top_k) == (client.budget.experts, client.budget.top_k)
     assert config.blocks == list(client.budget.blocks)
     assert about["experts"] == {str(block): list(ids) for block, ids in client.experts.items()}
-    if client.kept:  # its router is not the federation's
+    if client.kept:  # its router differs from the global one
         moved = load_federation(texts, exact=True)
         moved.method.install(moved.trained.model, moved.state.tensors, client.budget)
         assert not answers(moved.trained.model, batches)[2].equal(expected[2])
 
 
-def test_both_tiers_and_own_states_are_among_those_clients(texts: Path):
+def test_those_clients_include_both_tiers_and_kept_states(texts: Path):
     clients = [load_client(texts, client_id) for client_id in range(4)]
     assert {client.budget.name for client in clients} == {"small", "large"}
     assert any(client.kept for client in clients)
 
 
-def test_a_tiers_adapter_has_the_experts_most_used(texts: Path, out: Path):
+def test_the_adapter_of_a_tier_has_the_experts_that_are_used_most(texts: Path, out: Path):
     about = fftmoe.export(texts, "personal", out, tier="small")
     federation = load_federation(texts, exact=True)
     block = max(max(tier.blocks) for tier in federation.tiers)
@@ -192,19 +192,19 @@ def test_a_tiers_adapter_has_the_experts_most_used(texts: Path, out: Path):
     assert held.router.weight.equal(pool.router.weight[sorted(busiest)])
 
 
-def test_chosen_experts_compute_as_the_pool_without_the_others(texts: Path, out: Path):
+def test_listed_experts_compute_what_the_pool_computes_without_the_others(texts: Path, out: Path):
     fftmoe.export(texts, "personal", out, experts=[4, 1], top_k=2)
     trained = load_run(texts, exact=True)
     for moe in adapter.blocks(trained.model).values():
         moe.view(2, torch.tensor([False, True, False, False, True]))
     batches = probes(trained)
     for one, other in zip(answers(opened(texts, out), batches), answers(trained.model, batches), strict=True):
-        torch.testing.assert_close(one, other)  # fewer experts are computed in another way
+        torch.testing.assert_close(one, other)  # another number of experts may be computed in another order
 
 
 @pytest.fixture(scope="module")
 def solved(finished: Finished, recipe_values: dict[str, Any]) -> Path:
-    """Its head was solved on random features."""
+    """A run whose closed-form head uses random features."""
     return finished({**recipe_values, "head": {"kind": "closed-form", "features": "fourier", "num_features": 31}})
 
 
@@ -218,9 +218,11 @@ def solved(finished: Finished, recipe_values: dict[str, Any]) -> Path:
         ("lora", {}),
     ],
 )
-def test_the_random_features_before_a_solved_head_go_along(solved: Path, out: Path, form: str, choice: dict[str, Any]):
-    """In the file, so that a backbone with other ones, of another seed, gives the same once the adapter is loaded."""
-    fftmoe.export(solved, form, out, **choice)  # compares most forms with the run's model by itself
+def test_the_random_features_of_a_closed_form_head_are_exported(
+    solved: Path, out: Path, form: str, choice: dict[str, Any]
+):
+    """They are in the file, so a backbone with other features gives the same once the adapter is loaded."""
+    fftmoe.export(solved, form, out, **choice)  # which compares most forms with the model of the run
     expected = head_of(load_run(solved, exact=True).model)
     assert expected.keys() == {"weight", "bias", "directions", "phases"}
     trained = load_run(solved, exact=True)
@@ -233,7 +235,7 @@ def test_the_random_features_before_a_solved_head_go_along(solved: Path, out: Pa
 
 
 def head_of(model: Any) -> dict[str, Tensor]:
-    """The one that computes, of those in a model."""
+    """The state of the head that computes the logits."""
     return [module for module in model.modules() if isinstance(module, FourierHead)][-1].state_dict()
 
 
@@ -249,7 +251,9 @@ def head_of(model: Any) -> dict[str, Tensor]:
         (("--experts", "1,2", "--top-k", 3), ("top_k=3", "2 resident")),
     ],
 )
-def test_whose_experts_must_be_clear(cli: Cli, texts: Path, out: Path, flags: tuple[object, ...], words: tuple[str]):
+def test_the_choice_of_experts_must_be_unambiguous(
+    cli: Cli, texts: Path, out: Path, flags: tuple[object, ...], words: tuple[str]
+):
     assert_refused(cli("export", texts, "--to", "personal", "--output", out, *flags), *words)
     assert not out.exists()
 
@@ -258,7 +262,7 @@ def test_whose_experts_must_be_clear(cli: Cli, texts: Path, out: Path, flags: tu
 
 
 @pytest.mark.parametrize("top_k", [None, 1])
-def test_a_graph_needs_nothing_but_torch_and_takes_any_batch(texts: Path, out: Path, top_k: int | None):
+def test_a_graph_needs_only_torch_and_takes_any_batch(texts: Path, out: Path, top_k: int | None):
     about = fftmoe.export(texts, "torch-export", out, top_k=top_k)
     graph = torch.export.load(out / "model.pt2").module()
     trained = load_run(texts, top_k, exact=True)
@@ -283,7 +287,7 @@ def test_an_onnx_file_gives_what_the_model_gives(texts: Path, out: Path):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)  # another runtime
 
 
-def test_onnx_without_its_packages_says_what_to_install(
+def test_an_onnx_export_without_its_packages_says_what_to_install(
     cli: Cli, texts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from fftmoe.exports import graphs
@@ -296,7 +300,7 @@ def test_onnx_without_its_packages_says_what_to_install(
 # Language models
 
 
-def test_a_language_model_is_exported_alike(language: Path, tmp_path: Path):
+def test_a_language_model_is_exported_in_every_form(language: Path, tmp_path: Path):
     trained = load_run(language, exact=True)
     batches = probes(trained)
     expected = answers(trained.model, batches)
@@ -310,7 +314,7 @@ def test_a_language_model_is_exported_alike(language: Path, tmp_path: Path):
     torch.testing.assert_close(graph(**batches[1]), expected[1])
 
 
-def test_a_model_of_images_is_exported_alike(
+def test_an_image_model_is_exported_as_a_graph_and_as_lora(
     finished: Finished, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ):
     run = finished({**recipe_values, **vision_values(tmp_path_factory.mktemp("vision"))})
@@ -326,7 +330,7 @@ def test_a_model_of_images_is_exported_alike(
 # Whole or not at all
 
 
-def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
+def test_an_export_with_other_logits_fails_and_leaves_nothing(
     cli: Cli, texts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def wrong(run: FinishedRun, folder: Path) -> Any:
@@ -342,9 +346,9 @@ def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
     assert not out.exists()
 
 
-def test_a_folder_with_files_and_strange_options_are_refused(cli: Cli, texts: Path, out: Path):
+def test_a_folder_with_files_and_unknown_options_are_refused(cli: Cli, texts: Path, out: Path):
     out.mkdir()
-    assert cli("export", texts, "--to", "peft", "--output", out).status == 0  # an empty one is taken
+    assert cli("export", texts, "--to", "peft", "--output", out).status == 0  # an empty folder is accepted
     before = sorted(path.name for path in out.iterdir())
     assert_refused(cli("export", texts, "--to", "peft", "--output", out), str(out), "holds other files")
     assert sorted(path.name for path in out.iterdir()) == before

@@ -1,4 +1,4 @@
-"""A plain LoRA in the place of a mixture of experts: the fit is the best there is, and the errors told are true."""
+"""A plain LoRA that imitates a mixture of experts: the fit is optimal, and the reported errors are right."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def finished(cli: Cli, folder: Path, values: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def run(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose experts add something, and whose attention has a shared update of rank 3."""
+    """A run whose experts changed, and whose attention has a shared update of rank 3."""
     changed = {
         "adapter": {**recipe_values["adapter"], "shared_rank": 3},
         "federation": {**recipe_values["federation"], "learning_rate": 0.1},
@@ -51,7 +51,7 @@ def run(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPa
 
 
 def pairs(seed: int) -> tuple[Tensor, Tensor]:
-    """h and D of tokens: D is not linear in h."""
+    """Random h and D of tokens; D is not linear in h."""
     source = torch.Generator().manual_seed(seed)
     h_TF = torch.randn(TOKENS, INPUTS, generator=source) + 0.3
     return h_TF, torch.tanh(h_TF @ torch.randn(INPUTS, DIM, generator=torch.Generator().manual_seed(1))) + 0.1
@@ -70,7 +70,7 @@ def sums_of(h_TF: Tensor, d_TD: Tensor) -> fit.TokenSums:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
-def test_no_map_of_that_rank_is_nearer(rank: int, monkeypatch: pytest.MonkeyPatch):
+def test_no_map_of_the_same_rank_has_a_smaller_error(rank: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fit, "RIDGE", 0.0)
     h_TF, d_TD = pairs(0)
     a, b = fit.low_rank(sums_of(h_TF, d_TD), rank)
@@ -84,7 +84,7 @@ def test_no_map_of_that_rank_is_nearer(rank: int, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_error_told_is_that_of_the_tokens(rank: int):
+def test_the_reported_error_is_that_of_the_tokens(rank: int):
     a, b = fit.low_rank(sums_of(*pairs(0)), rank)
     h_TF, d_TD = pairs(7)
     direct = (d_TD - h_TF @ a.mT @ b.mT).square().sum() / d_TD.square().sum()
@@ -92,7 +92,7 @@ def test_the_error_told_is_that_of_the_tokens(rank: int):
     assert fit.relative_error(sums_of(h_TF, d_TD), 0 * a, b) == 1
 
 
-def test_the_sums_are_of_what_the_experts_add_to_real_tokens(run: Path):
+def test_the_sums_are_over_what_the_experts_add_to_tokens_that_are_not_padding(run: Path):
     trained = load_run(run, exact=True)
     model, batch = trained.model, probes(trained)[1]
     sums = fit.collect(model, [batch])
@@ -115,7 +115,7 @@ def exported(cli: Cli, run: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     folder = tmp_path_factory.mktemp("out") / "lora"
     outcome = cli("export", run, "--to", "lora", "--output", folder, "--rank", 4, "--steps", 5)
     assert (outcome.status, outcome.err) == (0, "")
-    assert "an imitation" in outcome.out
+    assert "this LoRA is an imitation" in outcome.out
     return folder, json.loads((folder / "export.json").read_text())
 
 
@@ -123,7 +123,7 @@ def opened(run: Path, folder: Path) -> Any:
     return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True).run), str(folder)).eval()
 
 
-def test_it_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: tuple[Path, dict[str, Any]]):
+def test_the_export_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: tuple[Path, dict[str, Any]]):
     folder, about = exported
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
@@ -147,13 +147,13 @@ def test_the_shared_update_of_attention_and_the_head_are_exact(run: Path, export
         torch.testing.assert_close(product, SHARED_SCALE * module.low_b @ module.low_a)
 
 
-def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, dict[str, Any]]):
+def test_the_reported_metrics_of_the_imitation_are_right(run: Path, exported: tuple[Path, dict[str, Any]]):
     folder, about = exported
     trained = load_run(run, exact=True)
     test, task = load_split(recipe_of(run), "test", trained.run.label_names), make_task("sequence-classification")
     for name, model in (("lora", opened(run, folder)), ("mixture_of_experts", trained.model)):
         assert about["metric"][name] == tally(model, task, test, 3).metrics()
-    # Without experts and shared updates the model is the backbone with the run's head.
+    # Without experts and shared updates, the model is the backbone with the run's head.
     alone = load_run(run, exact=True).model
     with torch.no_grad():
         for moe in adapter.blocks(alone).values():
@@ -167,32 +167,36 @@ def test_what_is_told_of_the_imitation_is_true(run: Path, exported: tuple[Path, 
     assert "imitates a mixture-of-experts adapter" in (folder / "README.md").read_text()
 
 
-def test_training_after_the_fit_brings_the_outputs_nearer(run: Path, tmp_path: Path):
+def test_training_after_the_fit_brings_the_outputs_closer(run: Path, tmp_path: Path):
     trained = load_run(run, exact=True)
     batches = lora_examples(trained.run, None).fitted
-    sites = distillation._sites(trained.model)
+    sites = distillation._expert_sites(trained.model)
     losses = []
     for steps in (0, 40):
         fftmoe.export(run, "lora", tmp_path / str(steps), rank=1, steps=steps)
         model = opened(run, tmp_path / str(steps))
         with torch.no_grad():
             found = [
-                distillation._loss(*(distillation._run(m, b, sites) for m in (model, trained.model)), exclusive=True)
+                distillation._distil_loss(
+                    *(distillation._outputs_of(m, b, sites) for m in (model, trained.model)), exclusive=True
+                )
                 for b in batches
             ]
         losses.append(float(torch.stack(found).mean()))
     assert losses[1] < losses[0]
 
 
-def test_it_is_fitted_to_a_file_of_texts_without_labels(run: Path, tmp_path: Path):
+def test_the_lora_can_be_fitted_to_a_file_of_texts_without_labels(run: Path, tmp_path: Path):
     lines = ["red ash bay", "blue cod", "green elm fig gum", "ivy hay dew red"] * 10
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     about = fftmoe.export(run, "lora", tmp_path / "out", rank=2, steps=0, data=str(tmp_path / "texts.txt"))
-    assert about["tokens"] == pytest.approx(36 * 5.25, rel=0.1)  # nine of ten texts, each with two special tokens
-    assert about["rank"] == 3  # of the shared update
+    assert about["tokens"] == pytest.approx(
+        36 * 5.25, rel=0.1
+    )  # nine tenths of the texts, each with two special tokens
+    assert about["rank"] == 3  # the rank of the shared update
 
 
-def test_a_language_model_is_imitated_alike(cli: Cli, tmp_path: Path):
+def test_a_language_model_is_imitated_in_the_same_way(cli: Cli, tmp_path: Path):
     values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))
     run = finished(cli, tmp_path, values)
     about = fftmoe.export(run, "lora", tmp_path / "out", rank=7, steps=3)
@@ -203,8 +207,8 @@ def test_a_language_model_is_imitated_alike(cli: Cli, tmp_path: Path):
     assert (config["r"], config["bias"], config["modules_to_save"], config["rank_pattern"]) == (7, "none", None, {})
 
 
-def test_a_language_model_and_its_lora_are_made_one_without_this_package(cli: Cli, tmp_path: Path):
-    """By the lines of docs/export.md as they stand; the one model computes what the two did."""
+def test_a_language_model_and_its_lora_are_merged_without_this_package(cli: Cli, tmp_path: Path):
+    """The lines of docs/export.md are run unchanged; the merged model computes what the two computed."""
     values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))
     run = finished(cli, tmp_path, values)
     fftmoe.export(run, "lora", tmp_path / "as-lora", rank=7, steps=3)
@@ -216,13 +220,13 @@ def test_a_language_model_and_its_lora_are_made_one_without_this_package(cli: Cl
     with torch.no_grad():
         ours = logits(opened(run, tmp_path / "as-lora"), {"input_ids": ids})
         alone = logits(fresh_backbone(load_run(run, exact=True).run).eval(), {"input_ids": ids})
-        # B A is added to the weight before it is multiplied, and not after.
+        # B A is added to the weight before the multiplication instead of after it.
         torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-5, atol=1e-5)
     assert (ours - alone).abs().max() > 1e-3
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
-def test_what_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_run_that_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_values: dict[str, Any], tmp_path: Path):
     (tmp_path / "few.txt").write_text("red\nblue\n")
     few = cli("export", run, "--to", "lora", "--output", tmp_path / "out", "--data", tmp_path / "few.txt")
     assert_refused(few, "few.txt holds 2 examples", "at least 20")

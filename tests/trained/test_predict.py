@@ -1,4 +1,4 @@
-"""A finished run that is asked: texts, images and prompts from everywhere, and measures on other data."""
+"""A finished run answers texts, images and prompts from every kind of input, and is measured on other data."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ Finished = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def finished(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """`finished(head=…)`: the folder of a run of the tiny recipe with other sections."""
+    """`finished(head=…)` runs the tiny recipe with other sections, and returns the run folder."""
 
     def run(**sections: Any) -> Path:
         folder = tmp_path_factory.mktemp("predict")
@@ -68,7 +68,7 @@ def rows(cli: Cli, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
 # Texts
 
 
-def test_texts_give_the_same_from_everywhere(cli: Cli, texts: Path, tmp_path: Path):
+def test_texts_get_the_same_answers_from_every_kind_of_input(cli: Cli, texts: Path, tmp_path: Path):
     asked = rows(cli, texts, *TEXTS)
     assert [row["text"] for row in asked] == list(TEXTS)
     assert all(row.keys() == {"text", "label", "score"} and row["label"] in COLOURS for row in asked)
@@ -86,7 +86,7 @@ def test_texts_give_the_same_from_everywhere(cli: Cli, texts: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("solved", [False, True])
-def test_scores_are_of_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished: Finished, solved: bool):
+def test_scores_cover_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished: Finished, solved: bool):
     run = finished(head={"kind": "closed-form", "features": "fourier", "num_features": 31}) if solved else texts
     for row in rows(cli, run, *TEXTS, "--scores"):
         assert row["scores"].keys() == set(COLOURS)
@@ -94,7 +94,7 @@ def test_scores_are_of_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished
         assert row["score"] == max(row["scores"].values()) == row["scores"][row["label"]]
 
 
-def test_answers_are_written_to_a_file_and_counted_alike_in_any_batch(cli: Cli, texts: Path, tmp_path: Path):
+def test_answers_are_written_to_a_file_and_equal_in_any_batch_size(cli: Cli, texts: Path, tmp_path: Path):
     asked = rows(cli, texts, *TEXTS)
     assert rows(cli, texts, *TEXTS, "--output", tmp_path / "answers.jsonl", "--batch-size", 2) == []
     written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -104,7 +104,7 @@ def test_answers_are_written_to_a_file_and_counted_alike_in_any_batch(cli: Cli, 
     assert fftmoe.predict(texts, TEXTS) == asked
 
 
-def test_a_clients_own_model_answers(cli: Cli, texts: Path):
+def test_the_personal_model_of_a_client_answers(cli: Cli, texts: Path):
     own = load_client(texts, 2)
     probs = fftmoe.predict(texts, TEXTS, client=2, scores=True)
     assert own.kept
@@ -113,7 +113,7 @@ def test_a_clients_own_model_answers(cli: Cli, texts: Path):
     assert_refused(cli("predict", texts, "red", "--client", 7), "client 7", "clients 0 to 6")
 
 
-def test_a_run_without_checkpoints_has_no_clients(cli: Cli, texts: Path, tmp_path: Path):
+def test_a_run_without_checkpoints_has_no_personal_models(cli: Cli, texts: Path, tmp_path: Path):
     shutil.copytree(texts, tmp_path / "run", ignore=lambda _, names: {"checkpoints", "metrics.jsonl"} & set(names))
     assert_refused(cli("predict", tmp_path / "run", "red", "--client", 2), "no checkpoint")
 
@@ -127,11 +127,13 @@ def test_a_run_without_checkpoints_has_no_clients(cli: Cli, texts: Path, tmp_pat
         (("red", "--top-k", 9), ("top_k=9",)),
     ],
 )
-def test_what_cannot_be_asked_is_named(cli: Cli, texts: Path, arguments: Sequence[object], words: Sequence[str]):
+def test_an_input_that_cannot_be_read_is_named(
+    cli: Cli, texts: Path, arguments: Sequence[object], words: Sequence[str]
+):
     assert_refused(cli("predict", texts, *arguments), *words)
 
 
-def test_a_column_that_is_not_there_or_holds_no_texts_is_named(cli: Cli, texts: Path, tmp_path: Path):
+def test_a_column_that_is_missing_or_holds_no_texts_is_named(cli: Cli, texts: Path, tmp_path: Path):
     (tmp_path / "table.jsonl").write_text('{"said": 3}\n')
     assert_refused(cli("predict", texts, "--file", tmp_path / "table.jsonl"), "'text'", "said", "--column")
     named = cli("predict", texts, "--file", tmp_path / "table.jsonl", "--column", "said")
@@ -158,12 +160,12 @@ def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Pat
         cli, vision, *(tmp_path / f"{row}.png" for row in range(2)), "--scores", "--file", tmp_path / "2.png"
     )
     for one, other in zip(folder, table, strict=False):
-        assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)  # another size of the batch
+        assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)  # another batch size
     expected = fftmoe.predict(vision, [str(source)])
     assert len(examples) == len(expected)
 
 
-def test_what_is_no_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
+def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
     (tmp_path / "picture.png").write_text("no image")
     assert_refused(cli("predict", vision, tmp_path / "picture.png"), "picture.png", "no image")
     assert_refused(cli("predict", vision, "some text"), "some text")
@@ -178,7 +180,7 @@ def test_what_is_no_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
 
 
 def greedily(trained: TrainedModel, prompt: str, most: int) -> str:
-    """The completion as a loop over whole forward passes."""
+    """The greedy completion, computed by whole forward passes in a loop."""
     tokenizer: Any = load_tokenizer(trained.run.backbone.model)
     ids, start = tokenizer(prompt)["input_ids"], len(tokenizer(prompt)["input_ids"])
     while len(ids) < start + most:
@@ -196,11 +198,11 @@ def test_prompts_are_completed_greedily(cli: Cli, language: Path):
     assert found == [{"prompt": prompt, "completion": greedily(trained, prompt, 3)} for prompt in prompts]
     assert any(row["completion"] for row in found)
     assert found == rows(cli, language, "--max-new-tokens", 3, stdin="\n".join(prompts))
-    table = Path(recipe_of(language).data.source) / "test.csv"  # its column is the recipe's
+    table = Path(recipe_of(language).data.source) / "test.csv"  # its column is named in the recipe
     assert len(rows(cli, language, "--file", table, "--max-new-tokens", 1)) == 23
 
 
-def test_what_a_language_model_cannot_do_is_named(cli: Cli, language: Path):
+def test_a_request_that_a_language_model_cannot_serve_is_named(cli: Cli, language: Path):
     assert_refused(cli("predict", language, "say ash", "--scores"), "causal-lm", "no label")
     assert_refused(cli("predict", language, "say ash", "--max-new-tokens", 50), "beyond the 37", "--max-new-tokens")
 
@@ -224,14 +226,16 @@ def test_every_word_gets_a_tag_or_none(cli: Cli, finished: Finished, backbone_fo
     (short, whole) = rows(cli, run, "ash  red", long)
     assert (short["tokens"], whole["tokens"]) == (["ash", "red"], long.split())
     assert all(tag in ("colour", "other") for tag in [*short["tags"], *whole["tags"][:5]])
-    assert whole["tags"][5:] == [None] * 3  # five words and two special tokens are what the model reads
+    assert whole["tags"][5:] == [None] * 3  # the model reads five words and two special tokens
     assert_refused(cli("predict", run, "red", "--scores"), "token-classification")
 
 
 # Measures
 
 
-def test_evaluate_takes_several_top_k_and_a_source_with_the_wanted_split_alone(cli: Cli, texts: Path, tmp_path: Path):
+def test_evaluate_takes_several_top_k_and_a_source_with_only_the_split_that_it_needs(
+    cli: Cli, texts: Path, tmp_path: Path
+):
     several = json.loads(cli("evaluate", texts, "--top-k", "1,2").out)
     for measures, k in zip(several, (1, 2), strict=True):
         assert measures == {"top_k": k, **json.loads(cli("evaluate", texts, "--top-k", k).out)}

@@ -1,4 +1,4 @@
-"""A finished run at work: runs on images, and the Python that a run prints."""
+"""Runs on images are measured, and the Python lines that a run prints load its model."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 
 
 class Ran(NamedTuple):
-    """A run's folder, and what the command line told."""
+    """A run folder, and what the command line printed."""
 
     folder: Path
     out: str
@@ -78,21 +78,21 @@ def test_evaluate_gives_the_accuracy_of_a_run_on_images(cli: Cli, vision: Ran):
     assert evaluated(cli, vision.folder, "--split", "train")["num_examples"] == 61
 
 
-def test_labels_of_other_images_are_numbered_by_their_names(cli: Cli, vision: Ran, tmp_path: Path):
+def test_labels_of_other_images_are_matched_by_name(cli: Cli, vision: Ran, tmp_path: Path):
     own = evaluated(cli, vision.folder)
-    # The same pictures, with labels that another file numbers otherwise.
+    # The same pictures, whose labels have other numbers in the file.
     assert evaluated(cli, vision.folder, "--data", write_pictures(tmp_path, ("blue", "red", "green"))) == own
     fewer = evaluated(cli, vision.folder, "--data", write_pictures(tmp_path, ("blue", "red"), ("red", "blue")))
     assert set(fewer["accuracy_by_label"]) == {"red", "blue"}
 
 
-def test_what_images_cannot_be_measured_on_is_named(cli: Cli, vision: Ran, tmp_path: Path):
+def test_a_missing_split_and_an_unknown_label_are_named(cli: Cli, vision: Ran, tmp_path: Path):
     assert_refused(cli("evaluate", vision.folder, "--split", "validation"), "no validation split")
     other = write_pictures(tmp_path, ("red", "violet"), ("red",))
     assert_refused(cli("evaluate", vision.folder, "--data", other), "not trained on: violet", "knows red, green, blue")
 
 
-def test_a_run_on_images_whose_model_has_lost_its_image_processor_is_refused(cli: Cli, vision: Ran, tmp_path: Path):
+def test_a_run_on_images_whose_model_has_no_image_processor_is_refused(cli: Cli, vision: Ran, tmp_path: Path):
     shutil.copytree(vision.folder, tmp_path / "run")
     recipe = yaml.safe_load((vision.folder / "config.yaml").read_text())
     shutil.copytree(recipe["backbone"]["model"], tmp_path / "vit")
@@ -121,7 +121,7 @@ def rows(examples: Examples) -> set[bytes]:
     return {examples.batch([i])["pixel_values"].numpy().tobytes() for i in range(len(examples))}
 
 
-def test_held_out_rows_take_the_place_of_the_test_rows_and_leave_training(vision: Ran):
+def test_validation_rows_replace_the_test_rows_and_leave_the_training_rows(vision: Ran):
     whole, held = (load_examples(with_validation(vision, **more)) for more in ({}, {"validation_examples": 5}))
     assert len(held.test) == 5
     assert len(held.train) == len(whole.train) - 5
@@ -132,7 +132,7 @@ def test_held_out_rows_take_the_place_of_the_test_rows_and_leave_training(vision
     assert rows(smaller.train) < rows(held.train)
 
 
-def test_holding_out_all_training_rows_is_refused(vision: Ran):
+def test_a_validation_split_of_all_training_rows_is_refused(vision: Ran):
     size = len(load_examples(with_validation(vision)).train)
     with pytest.raises(
         InputError, match=rf"data.validation_examples={size} leaves nothing of the {size} training rows"
@@ -144,7 +144,7 @@ def test_holding_out_all_training_rows_is_refused(vision: Ran):
 
 
 def printed_model(ran: Ran) -> Any:
-    """What the printed lines leave in `model`."""
+    """The `model` that the printed lines create."""
     lines = ran.out[ran.out.index("load it in Python:") :].split("\n\n")[0].splitlines()[1:]
     names: dict[str, Any] = {}
     exec("\n".join(line.strip() for line in lines), names)
@@ -181,7 +181,7 @@ def test_the_printed_python_loads_a_run_on_images(cli: Cli, vision: Ran):
     assert_it_is_the_runs(vision, cli)
 
 
-def test_the_printed_python_names_what_is_no_default(cli: Cli, run: Run, recipe_values: dict[str, Any]):
+def test_the_printed_python_names_only_values_that_are_not_defaults(cli: Cli, run: Run, recipe_values: dict[str, Any]):
     assert ", num_labels=3)\n" in run().out
     ran = run(
         backbone={**recipe_values["backbone"], "pooling": "native"}, head={"kind": "averaged", "learning_rate": 0.5}

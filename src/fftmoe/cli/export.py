@@ -43,11 +43,11 @@ def describe_export(about: dict[str, Any], output: Path) -> str:
     ]
     lines += [f"  block {block}: {error:.1%}" for block, error in about["relative_error"].items()]
     lines.append("on the run's test split:")
-    lines += [f"  {model.replace('_', ' ')}: {_listed(metric)}" for model, metric in about["metric"].items()]
+    lines += [f"  {model.replace('_', ' ')}: {_metric_text(metric)}" for model, metric in about["metric"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _listed(metric: dict[str, float]) -> str:
+def _metric_text(metric: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metric.items())
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fftmoe.backbones import BUILTIN_MINILM
 from fftmoe.trained.run import FinishedRun
 
-TEMPLATE = "card.md.jinja"
+CARD_TEMPLATE = "card.md.jinja"
 HUB_IDS = {BUILTIN_MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
@@ -84,7 +84,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures) 
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = escape_markdown
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(CARD_TEMPLATE).render(
         run=run,
         facts=facts,
         figures=figures,

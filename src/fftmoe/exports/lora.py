@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import attach_adapter, copy_head
-from fftmoe.backbones.lora import load_factors, lora_config
+from fftmoe.backbones.lora import Factors, load_factors, lora_config
 from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.exports.card import CardFacts, Figures, model_card, shown_name
@@ -31,8 +31,6 @@ from fftmoe.store import save_adapter
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 BATCH_SIZE = 16
-
-Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -97,14 +95,14 @@ def export_lora(
     sums, held_sums = collect(teacher, examples.fitted), collect(teacher, examples.held_out)
     shared = _shared(teacher)
     rank = max([settings.rank, *(a.shape[0] for a, _ in shared.values())])
-    imitation = _attach(trained, sums, shared, rank)
+    imitation = _attach_lora(trained, sums, shared, rank)
     metrics = partial(finite_metrics, task=run.task, examples=examples.test, num_strata=examples.num_strata)
     metric = {"mixture_of_experts": metrics(teacher), "backbone_alone": metrics(imitation.model)}
-    _load(imitation, sums, shared, rank)
+    _load_fit(imitation, sums, shared, rank)
     metric["lora_closed_form"], closed_form = metrics(imitation.model), _errors(imitation, held_sums)
     distil(imitation.model, own_factors(imitation), teacher, examples.fitted, settings.steps, _exclusive(run))
     metric["lora"], errors = metrics(imitation.model), _errors(imitation, held_sums)
-    compared = _save(trained, imitation, folder)
+    compared = _save_compared(trained, imitation, folder)
     write_text(folder / "README.md", _card(run, facts, metric, errors))
     return {
         **compared,
@@ -126,7 +124,7 @@ def _exclusive(run: FinishedRun) -> bool:
     return run.task not in ("multi-label-classification", "regression") and run.head != "closed-form"
 
 
-def _save(trained: TrainedModel, imitation: Imitation, folder: Path) -> dict[str, float]:
+def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) -> dict[str, float]:
     """Write the LoRA, and compare the folder with the model in memory."""
     batches = probes(trained)
     expected = answers(imitation.model, batches)
@@ -159,7 +157,7 @@ def _shared(model: Any) -> Factors:
     }
 
 
-def _attach(trained: TrainedModel, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> Imitation:
+def _attach_lora(trained: TrainedModel, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> Imitation:
     """The run's backbone and head with a LoRA that adds nothing yet."""
     names = {block: name for block, name in last_projections(trained.model).items() if block in sums}
     student = attach_adapter(fresh_backbone(trained.run), lora_config(rank, 1.0, [*names.values(), *shared]))
@@ -167,12 +165,13 @@ def _attach(trained: TrainedModel, sums: Mapping[int, TokenSums], shared: Factor
     return Imitation(student, names)
 
 
-def _load(imitation: Imitation, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> None:
+def _load_fit(imitation: Imitation, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> None:
     """Load the fit of every block and the shared updates.
 
     All factors are filled up with zeros to the same rank, which some servers require.
     """
-    factors = {name: low_rank(sums[block], rank) for block, name in imitation.names.items()} | shared
+    fitted = {name: low_rank(sums[block], rank) for block, name in imitation.names.items()}
+    factors = {**fitted, **shared}
     padded = {
         name: (F.pad(a, (0, 0, 0, rank - a.shape[0])), F.pad(b, (0, rank - b.shape[1])))
         for name, (a, b) in factors.items()

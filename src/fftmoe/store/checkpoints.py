@@ -43,7 +43,7 @@ class Checkpoints:
     def save(self, state: ServerState) -> None:
         """Save this state with the rows so far; then remove all older checkpoints but the last two."""
         data, rows = pack_state(state), self.metrics.read_bytes() if self.metrics.exists() else b""
-        manifest = {"round": state.round, "state": _facts(data), "metrics": _facts(rows)}
+        manifest = {"round": state.round, "state": _size_and_digest(data), "metrics": _size_and_digest(rows)}
         text = json.dumps(manifest, indent=2) + "\n"
         write_together({self._state(state.round): data, self._manifest(state.round): text.encode()})
         with disk_errors(self._folder):
@@ -99,7 +99,7 @@ class Checkpoints:
         remove(*(path for path in self._folder.glob("round-*") if _round(path) not in rounds))
 
 
-def _facts(data: bytes) -> Mapping[str, Any]:
+def _size_and_digest(data: bytes) -> Mapping[str, Any]:
     return {"bytes": len(data), "sha256": sha256(data)}
 
 

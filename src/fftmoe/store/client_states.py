@@ -49,7 +49,7 @@ class ClientStateFiles:
             DamagedFileError: the file does not hold what was saved.
         """
         kept = _newest(self._folder_of(client_id), before)
-        return _read(kept) if kept else {}
+        return _read_state(kept) if kept else {}
 
     def save(self, client_id: int, round: int, state: Tensors) -> None:
         """Save the state of this round; it replaces those of the same round and of later rounds."""
@@ -88,7 +88,7 @@ class ClientStateFiles:
         """
         for folder in self._folders():
             if kept := _newest(folder, before=round + 1):
-                _read(kept)
+                _read_state(kept)
 
     def forget_after(self, round: int) -> None:
         """Remove the states of later rounds, and files that were not completely written."""
@@ -133,7 +133,7 @@ def _outdated(folder: Path) -> list[Path]:
     return [kept.path for kept in _states_in(folder)[GENERATIONS:]]
 
 
-def _read(kept: ClientStateFile) -> Tensors:
+def _read_state(kept: ClientStateFile) -> Tensors:
     try:
         return unpack(read_whole(kept.path, kept.digest))[1]
     except (DamagedFileError, ValueError, LookupError, TypeError, SafetensorError) as error:

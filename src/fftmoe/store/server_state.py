@@ -7,13 +7,13 @@ from safetensors import SafetensorError
 
 from fftmoe.records import ServerState, Tensors, inspect_message, pack
 
-DEEPEST = 4  # nested brackets: a list of experts of a block of a client
-GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a server state
+DEEPEST_STATE = 4  # nested brackets: a list of experts of a block of a client
+TENSOR_GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a server state
 
 
 def pack_state(state: ServerState) -> bytes:
     """The server state as safetensors with a JSON header; equal states give equal bytes."""
-    groups = {name: getattr(state, name) for name in GROUPS}
+    groups = {name: getattr(state, name) for name in TENSOR_GROUPS}
     flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
     return pack({"round": state.round, "preferences": state.preferences}, flat)
 
@@ -24,14 +24,14 @@ def unpack_state(data: bytes) -> ServerState:
     Raises:
         ValueError: the bytes are not a server state.
     """
-    _, header, _ = inspect_message(data, len(data), DEEPEST)
+    _, header, _ = inspect_message(data, len(data), DEEPEST_STATE)
     try:
         preferences = {
             int(client): {int(block): tuple(map(operator.index, ids)) for block, ids in blocks.items()}
             for client, blocks in header["preferences"].items()
         }
         flat, round = safetensors.torch.load(data), operator.index(header["round"])
-        groups: dict[str, Tensors] = {name: {} for name in GROUPS}
+        groups: dict[str, Tensors] = {name: {} for name in TENSOR_GROUPS}
         for key, tensor in flat.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor

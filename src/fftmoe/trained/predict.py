@@ -53,10 +53,10 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
     kind = "text" if inputs.images is None else "image"
     examples = unlabelled_texts(run, inputs.names) if inputs.images is None else inputs.images
     logits = predict_logits(trained.model, examples, batch_size)
-    return [{kind: name, **_answer(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
+    return [{kind: name, **_answer_one(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
 
 
-def _answer(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_one(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
     """The answer to one input; C is the number of labels or targets."""
     names = run.label_names
     if run.task == "regression":
