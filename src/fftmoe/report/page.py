@@ -93,9 +93,9 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
         shown.append((metric.text(value), f"{metric.label}, {sections.measured_on(run)}"))
     elif curve:
         shown.append((metric.text(curve[-1][1]), f"{metric.label} after round {curve[-1][0]}"))
-    if value is not None and (alone := summary.get(f"local_only_{metric.name}")):
-        what = f"{sections.measured_on(run)} ({metric.text(alone['mean'])} on average)"
-        shown.append((f"{metric.gain(value, alone['mean']):+.3f}", f"gain over local training, {what}"))
+    if value is not None and (local := summary.get(f"local_only_{metric.name}")):
+        what = f"{sections.measured_on(run)} ({metric.text(local['mean'])} on average)"
+        shown.append((f"{metric.gain(value, local['mean']):+.3f}", f"gain over local training, {what}"))
     if worst := summary.get(f"client_{metric.name}"):
         shown.append((metric.text(worst["worst_decile"]), "worst tenth of the clients, each on its own label mix"))
     if run.epsilon:

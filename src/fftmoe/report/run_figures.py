@@ -27,8 +27,8 @@ FULL_SHADE = 3  # times the even share of an expert
 def learning(run: RunRecord) -> Figure | None:
     """The metric over rounds, with the level that local training reaches."""
     metric, levels = run.metric, []
-    if alone := run.summary.get(f"local_only_{metric.name}"):
-        levels.append(Level("local training, mean", alone["mean"], colour=1))
+    if local := run.summary.get(f"local_only_{metric.name}"):
+        levels.append(Level("local training, mean", local["mean"], colour=1))
     floor, ceiling = metric.bounds
     points = thinned(metric.curve(run.rows))
     sample = run.setting("evaluation.max_examples")
@@ -73,8 +73,8 @@ def _client_levels(run: RunRecord) -> list[Level]:
     if own := run.summary.get(f"client_{metric.name}"):
         levels.append(Level("mean", own["mean"], INK, 0))
         levels.append(Level("worst tenth", own["worst_decile"], INK, 1))
-    if alone := run.summary.get(f"local_only_client_{metric.name}"):
-        levels.append(Level("local training, mean", alone["mean"], INK, 2))
+    if local := run.summary.get(f"local_only_client_{metric.name}"):
+        levels.append(Level("local training, mean", local["mean"], INK, 2))
     return levels
 
 
