@@ -29,12 +29,14 @@ class Checkout:
     """A checkout of the code, and where its runs go.
 
     Attributes:
+        source: its top folder.
         inputs: the folder that its processes run in, with models and data.
         work: the folder for its recipes, its runs and their logs.
         entry: what Python executes to start its command line.
         environment: of its processes.
     """
 
+    source: Path
     inputs: Path
     work: Path
     entry: str
@@ -68,7 +70,7 @@ class Checkout:
             raise SystemExit(f"Python imports fftmoe from {found.stdout.strip()}, which is not in {source}")
         # A process that a script starts in the background ignores Ctrl-C unless it is told otherwise.
         listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-        return cls(inputs, work, f"{listen}; from {module} import {function}; {function}()", environment)
+        return cls(source, inputs, work, f"{listen}; from {module} import {function}; {function}()", environment)
 
     @contextmanager
     def started(self, log: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:

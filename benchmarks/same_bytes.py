@@ -45,17 +45,24 @@ BASE: dict[str, Any] = {
         {"name": "large", "fraction": 0.4, "top_k": 2, "experts": 5},
     ],
     "federation": {"rounds": 3, "clients_per_round": 5, "local_steps": 3, "batch_size": 5, "learning_rate": 0.01},
-    "engine": {"workers": 1, "clients_at_once": 1},
+    "engine": {"workers": 1, "clients_per_batch": 1},
     "evaluation": {},
     "trackers": [],
 }
 AVERAGED = {"head": {"kind": "averaged", "learning_rate": 0.1}, "partition": {"kind": "iid", "num_clients": 7}}
 PERSONAL = {"adapter.router": "personal", "adapter.shared_rank": 2, "adapter.shared_dim": 3}
 COMPRESSED = {
-    "federation.average_decay": 0.6,
+    "federation.ema_decay": 0.6,
     "federation.server_optimizer": "adam",
     "federation.server_learning_rate": 0.01,
     "federation.upload": "int8",
+}
+
+# Keys of recipes by their former names, which a checkout from before the renaming takes.
+FORMER = {
+    ("engine", "clients_per_batch"): "clients_at_once",
+    ("federation", "ema_decay"): "average_decay",
+    ("federation", "over_selection"): "spare_clients",
 }
 
 Changes = Mapping[str, Any]  # of the base recipe: a section, or a key of one with a dot between
@@ -110,8 +117,8 @@ RUNS: dict[str, Run] = {
     "private": Run({"privacy": {"min_contributors": 2}, "adapter.residents": "balanced"}),
     "robust": Run({"robustness": {"aggregator": "trimmed-mean"}}),
     "compressed": Run(COMPRESSED),
-    "spare-clients": Run({"federation.spare_clients": 2, "federation.quorum": 0.8}),
-    "at-once": Run({"engine.clients_at_once": 3}),
+    "over-selection": Run({"federation.over_selection": 2, "federation.quorum": 0.8}),
+    "client-batches": Run({"engine.clients_per_batch": 3}),
     "workers": Run({"engine.workers": 2}),
     "interrupted": Run({**PERSONAL, **COMPRESSED, "federation.rounds": 60}, run_interrupted),
     "deployed": Run(SITES, run_deployed),
@@ -130,6 +137,16 @@ def recipe_of(run: Run) -> dict[str, Any]:
         else:
             recipe[section] = value
     return recipe
+
+
+def spelled_for(recipe: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The recipe with the keys that the checkout in this folder knows."""
+    known = "".join(path.read_text() for path in sorted((source / "src" / "fftmoe" / "config").glob("*.py")))
+    spelled = json.loads(json.dumps(recipe))
+    for (section, name), former in FORMER.items():
+        if f"{name}:" not in known and name in spelled[section]:
+            spelled[section][former] = spelled[section].pop(name)
+    return spelled
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
@@ -185,7 +202,7 @@ def carry_out(name: str, checkout: Checkout, whole: bool) -> dict[str, str]:
         flags = [] if whole else ["--set", "federation.rounds=2"]
         return fingerprints(run_recipe(checkout, name, None, *flags))
     recipe = checkout.work / f"{name}.yaml"
-    recipe.write_text(yaml.safe_dump(recipe_of(RUNS[name]), sort_keys=False))
+    recipe.write_text(yaml.safe_dump(spelled_for(recipe_of(RUNS[name]), checkout.source), sort_keys=False))
     return fingerprints(RUNS[name].carry_out(checkout, name, recipe))
 
 
