@@ -42,8 +42,8 @@ PARTS = {
     ),
     "client states on disk": ("fftmoe.store:ClientStateFiles.load", "fftmoe.store:ClientStateFiles.save"),
     "install": (
-        "fftmoe.methods.fft_moe_client:FftMoeSession.__init__",
-        "fftmoe.methods.fft_moe_client:FftMoeSession.__enter__",
+        "fftmoe.methods.fft_moe:FftMoeSession.__init__",
+        "fftmoe.methods.fft_moe:FftMoeSession.__enter__",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.__init__",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.__enter__",
     ),
@@ -54,14 +54,14 @@ PARTS = {
     ),
     "forward": ("fftmoe.client.update:logits", "fftmoe.methods.fft_moe_stack:FftMoeStack.logits"),
     "auxiliary losses": (
-        "fftmoe.methods.fft_moe_client:FftMoeSession.penalty",
+        "fftmoe.methods.fft_moe:FftMoeSession.penalty",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.penalty",
     ),
     "backward": ("torch:Tensor.backward",),
     "optimizer, made": ("fftmoe.client.training:make_optimizers",),
     "optimizer, step": ("torch.optim:Adam.step",),  # AdamW's own, once the first one has been made
     "the update": (
-        "fftmoe.methods.fft_moe_client:FftMoeSession.finish",
+        "fftmoe.methods.fft_moe:FftMoeSession.finish",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.finish",
     ),
     "the rest of a client": ("fftmoe.engines.local:run_group",),

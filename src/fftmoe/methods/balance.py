@@ -1,13 +1,15 @@
-"""The losses that keep experts evenly used, and what a client's routers did (docs/math.md, Balance loss)."""
+"""The losses that keep experts evenly used, and the routing of a client (docs/math.md, Balance loss)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fftmoe.adapter import Routing, losses
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.records import Tensors, names
 
 BALANCE = ("heterogeneity-aware", "switch", "none")
 ROUTERS = ("shared", "personal", "shared+personal")
@@ -18,7 +20,7 @@ class LocalSettings:
     """The method's constants that act on the client.
 
     Attributes:
-        balance: target of the balance loss: against the global load, uniform, or no loss.
+        balance: target of the balance loss: by the global load, uniform, or no loss.
         balance_strength: lambda. balance_beta, balance_epsilon: of the target q ~ (u + epsilon) ** -beta.
         z_strength: of the router z-loss.
         router: whether router rows are aggregated, kept, or both.
@@ -45,23 +47,40 @@ class LocalSettings:
         return {"shared": 0.0, "personal": 1.0}.get(self.router, self.personal_fraction)
 
 
-class Balance:
-    """Adds up a client's routing step by step, and gives each step's auxiliary loss.
+@dataclass(frozen=True)
+class LocalResult:
+    """What the training of a client results in; `slots` and `probs` per block as in `Balance`."""
 
-    Of C clients at once every shape here has C in front, and there is a loss for each.
+    deltas: Tensors
+    slots: Mapping[int, Tensor]
+    probs: Mapping[int, Tensor]
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+class Balance:
+    """Sums up the routing of a client, and gives the auxiliary loss of each step.
+
+    For C clients in one batch every shape here has C in front, and each client has a loss.
 
     Args:
         load: block -> float64 [R], the federation's load of the resident experts.
 
     Attributes:
-        slots: block -> float64 [R], tokens' slots that were routed to each resident expert so far.
-        probs: block -> float64 [R], router probability that they got, summed over the tokens.
+        slots: block -> float64 [R], slots that were routed to each resident expert so far.
+        probs: block -> float64 [R], their router probabilities, summed over the tokens.
     """
 
     def __init__(self, settings: LocalSettings, load: Mapping[int, Tensor]) -> None:
         self.settings, self.load = settings, load
         self.slots = {block: torch.zeros_like(u) for block, u in load.items()}
         self.probs = {block: torch.zeros_like(u) for block, u in load.items()}
+
+    @classmethod
+    def of(cls, settings: LocalSettings, blocks: Iterable[int], tensors: Tensors, device: torch.device) -> Self:
+        """For a client, or for several, that downloaded these tensors with the load of their experts."""
+        load = {b: tensors[names.expert_tensor(b, "load")].to(device, torch.float64) for b in blocks}
+        return cls(settings, load)
 
     def penalty(self, routings: Mapping[int, Routing], mask: Tensor | None) -> Tensor:
         """lambda_n * L_bal + lambda_z * L_z of a step, each averaged over the adapted blocks.

@@ -1,20 +1,20 @@
-"""FFT-MoE on several clients at once: their experts side by side on one backbone.
+"""FFT-MoE for several clients in one batch: the fast path of `fft_moe.FftMoeSession`, which is its specification.
 
-What the clients share, the frozen backbone, then computes on one batch of all their examples; of what they do not
-share every tensor has the clients C in front. Each client's gradient is its own, as if it trained alone.
+The clients share the frozen backbone, which computes one batch of all their examples. Every other tensor has the
+clients C as its first dimension, and each client gets the gradient that it would get if it trained by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.backbones import device_of, head_inputs, logits
-from fftmoe.methods.balance import Balance, LocalSettings
-from fftmoe.methods.fft_moe_client import Trained, UpdateMaker, install_experts, load_of, own_routers
+from fftmoe.methods.balance import Balance, LocalResult, LocalSettings
+from fftmoe.methods.expert_loading import load_experts, load_projections
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, names
 
@@ -23,33 +23,36 @@ class FftMoeStack:
     """The training of C clients with the same budget. A context manager.
 
     Args:
-        plans, downloads, states: one for each client.
+        plans: one for each client.
+        tensors: what each client trains, with its effective router rows, and the load of its experts.
+        finish: from the position of a client and the result of its training to its update and its new state.
     """
 
     def __init__(
         self,
         model: Any,
         plans: Sequence[ClientPlan],
-        downloads: Sequence[Tensors],
-        states: Sequence[Tensors],
+        tensors: Sequence[Tensors],
         settings: LocalSettings,
-        num_experts: int,
+        finish: Callable[[int, LocalResult], tuple[ClientUpdate, Tensors]],
     ) -> None:
-        own = [own_routers(*each) for each in zip(plans, downloads, states, strict=True)]
-        stacked = {name: torch.stack([tensors[name] for tensors in own]) for name in own[0]}
-        self.plans, self.states = plans, states
-        self.make_update = UpdateMaker(settings, num_experts)
-        self.balance = Balance(settings, load_of(plans[0], stacked, device_of(model)))
-        # A fixed head is the same for all; trained ones stay outside the model, which holds only one.
-        fixed = load_head(model, downloads[0])
+        stacked = {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
+        self.plans, self._finish = plans, finish
+        self.balance = Balance.of(settings, plans[0].experts, stacked, device_of(model))
+        # A fixed head is the same for all clients. Trained heads stay outside of the model, which has room for one.
+        fixed = load_head(model, tensors[0])
         self.head = (
             {n: nn.Parameter(stacked[n].to(p)) for n, p in fixed.items()} if plans[0].training.train_head else {}
         )
-        self.parameters: Mapping[str, nn.Parameter] = {**install_experts(model, plans[0], stacked), **self.head}
+        self.parameters: Mapping[str, nn.Parameter] = {
+            **load_experts(model, stacked, plans[0].experts, plans[0].budget.top_k),
+            **load_projections(model, stacked),
+            **self.head,
+        }
         self.start = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._model, self._stack = model, ExitStack()
 
-    def __enter__(self) -> "FftMoeStack":
+    def __enter__(self) -> Self:
         self.read_routing = self._stack.enter_context(adapter.record_routing(self._model))
         return self
 
@@ -57,7 +60,7 @@ class FftMoeStack:
         self._stack.close()
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[C, B, classes], each client's by its own head."""
+        """[C, B, classes], of each client by its own head."""
         clients = len(self.plans)
         if not self.head:
             return logits(self._model, batch).unflatten(0, (clients, -1))
@@ -69,11 +72,13 @@ class FftMoeStack:
         return self.balance.penalty(self.read_routing(), mask)
 
     def finish(self, position: int, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """The update of one client as it stands, and what it keeps."""
+        """The update of the client at `position` as it is now, and its new state."""
         c = position
-        trained = Trained(
+        result = LocalResult(
             deltas={name: (p.detach()[c] - self.start[name][c]).cpu() for name, p in self.parameters.items()},
             slots={block: sums[c].cpu() for block, sums in self.balance.slots.items()},
             probs={block: sums[c].cpu() for block, sums in self.balance.probs.items()},
+            num_examples=num_examples,
+            metrics=metrics,
         )
-        return self.make_update(self.plans[c], self.states[c], trained, num_examples, metrics)
+        return self._finish(c, result)

@@ -17,8 +17,7 @@ from fftmoe.backbones import device_of
 from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import CostMatch, Defaults, MethodParts
-from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.methods.fft_moe_client import FftMoeSession
+from fftmoe.methods.fft_moe import FftMoe, FftMoeSession
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 
