@@ -33,8 +33,8 @@ from common import RESULTS, machine, markdown, mean_and_spread
 from fftmoe.config import Recipe, load_recipe, recipe_folder
 from fftmoe.engines.base import Engine
 from fftmoe.methods.robust import KINDS
-from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 

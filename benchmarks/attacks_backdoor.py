@@ -26,8 +26,9 @@ from fftmoe.server.apply import apply_round
 from fftmoe.server.average import averaged, served
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import expectations
 from fftmoe.store import RunFolder
 

@@ -30,7 +30,8 @@ from fftmoe.records import ServerState, pack_plan, unpack
 from fftmoe.records.codec import KINDS
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import ClientSpec, build_client
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from growth import Forgetful
 
 GOAL, POINTS = 1 / 8, 0.005

@@ -42,7 +42,8 @@ from fftmoe.server.apply import apply_round
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import ClientSpec, build_client
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from timing import Seconds, interleave, use_device
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"

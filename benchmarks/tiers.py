@@ -18,7 +18,8 @@ from fftmoe.client.update import token_mask
 from fftmoe.config import load_recipe
 from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_update
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.model import make_loss
 
 

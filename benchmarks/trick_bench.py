@@ -27,7 +27,8 @@ from fftmoe.data import Examples, TokenizedText
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import numpy_generator
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.model import make_loss
 from tricks import PaddedTo, Tricks
 

@@ -20,7 +20,8 @@ from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import expectations
 
 AVERAGED = {"kind": "averaged", "learning_rate": 0.5}

@@ -21,7 +21,8 @@ from fftmoe.data import TokenizedText, training_batches
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.cohort import choose_cohort
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 
 from .task import INITIAL, rows_name
 

@@ -10,7 +10,7 @@ import yaml
 
 from fftmoe.config import HeadSection, Recipe, find_recipe, load_recipe, parse_recipe, recipe_folder
 from fftmoe.errors import InputError
-from fftmoe.setup.compose import training_of
+from fftmoe.setup.tiers import training_of
 
 SHIPPED = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 

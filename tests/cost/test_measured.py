@@ -12,7 +12,8 @@ from fftmoe.cost.analytic import budget_order
 from fftmoe.cost.measured import PredictedRound, RoundLimits, candidate_budgets, largest_within
 from fftmoe.errors import InputError
 from fftmoe.records import Budget
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import workload
 from round_times import budget, seconds
 from shared_fixtures import Cli

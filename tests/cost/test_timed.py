@@ -8,7 +8,8 @@ import pytest
 from fftmoe.config import parse_recipe
 from fftmoe.cost.timed import RoundTime, TimedBudget
 from fftmoe.records import Budget
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import seconds_by_tier, timed_client, workload
 from fftmoe.setup.stacking import clients_per_batch
 from round_times import TIMES, budget, seconds

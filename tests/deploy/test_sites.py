@@ -21,8 +21,9 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data, recipe_from_text
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch

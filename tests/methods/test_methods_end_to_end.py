@@ -29,7 +29,8 @@ from fftmoe.rounds import closed_form
 from fftmoe.server import solve
 from fftmoe.server.solve import plan_sums
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.load import load_examples

@@ -17,7 +17,8 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import ClientUpdate, names
 from fftmoe.server.plan import plan_round
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import method_class
 
 SOURCE = Path(__file__).parents[2] / "src" / "fftmoe"

@@ -15,8 +15,8 @@ from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState, unpack_plan
 from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
-from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder, unpack_state
 from shared_fixtures import Cli

@@ -17,8 +17,8 @@ from fftmoe.config import load_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Reply
 from fftmoe.records import unpack_plan
 from fftmoe.report.progress import Progress
-from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 

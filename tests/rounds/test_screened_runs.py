@@ -14,8 +14,8 @@ from fftmoe.errors import RunError
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import ClientPlan, ServerState, Tensors, unpack_plan
 from fftmoe.server.cohort import choose_cohort
-from fftmoe.setup.compose import Experiment
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder, unpack_state
 from spoiling import of, say

@@ -14,7 +14,6 @@ from fftmoe.deploy.run_sites import RunSites
 from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine
 from fftmoe.report.progress import Progress
-from fftmoe.setup.compose import Experiment
 from fftmoe.setup.deployment import (
     check_deployable,
     compose_deployed,
@@ -22,6 +21,7 @@ from fftmoe.setup.deployment import (
     load_server_data,
     recipe_values,
 )
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded
 from fftmoe.setup.run import Result, begin, go_on, unfinished
 from fftmoe.store import RunFolder, check_output, read_config

@@ -13,7 +13,7 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples, WithPrefix
 from fftmoe.evaluate import client_metrics, holdout
 from fftmoe.methods.base import Method
-from fftmoe.setup.compose import Experiment
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.plugins import Plugins
 from fftmoe.tasks import make_task

@@ -1,7 +1,7 @@
-"""From a recipe to the parts of an experiment. Only this folder reads recipes; parts get plain arguments."""
+"""From a recipe to an experiment: load data and backbone, attach the adapter, partition, and resolve budgets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,72 +13,29 @@ from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
 from fftmoe.errors import InputError
-from fftmoe.methods.base import Method
-from fftmoe.methods.budget import Budgets, ExpertShape, Limits, assign_tiers, largest_tier, resolve
-from fftmoe.records import Budget, Training
-from fftmoe.records.codec import bytes_per_number
+from fftmoe.methods.budget import Budgets, ExpertShape, assign_tiers, largest_tier
+from fftmoe.records import Budget
 from fftmoe.rng import derive
 from fftmoe.setup.centralized import centralized, is_centralized
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded, load_examples
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
-from fftmoe.tasks import Task, make_task
+from fftmoe.setup.tiers import make_tiers, training_of
+from fftmoe.tasks import make_task
 
 BY_LABEL = ("dirichlet", "shards", "bernoulli-dirichlet")
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Everything a run needs, made from a recipe.
-
-    Attributes:
-        model: the backbone with the adapter attached, resident in this process.
-        label_names: the classes; none of a language model. strata: what `Examples.labels` numbers.
-        tiers: the distinct budgets, in the recipe's order. `budgets`: client_id -> its tier.
-        mean_tokens: of a training example. shape: of one expert.
-        fewest_examples: of a client.
-        remote: clients are elsewhere and hold their own data: `train` is empty and `partition` only names them.
-        plugins: that the recipe may name, beside installed ones.
-    """
-
-    recipe: Recipe
-    task: Task
-    model: Any
-    train: Examples
-    test: Examples
-    label_names: tuple[str, ...]
-    strata: tuple[str, ...]
-    partition: Partition
-    tiers: tuple[Budget, ...]
-    budgets: Budgets
-    training: Training
-    mean_tokens: float
-    shape: ExpertShape
-    method: Method
-    fewest_examples: int
-    remote: bool = False
-    plugins: Plugins = field(default_factory=Plugins)
-
-    @property
-    def num_clients(self) -> int:
-        """Size of the population."""
-        return len(self.partition)
-
-    @property
-    def largest(self) -> Budget:
-        """The tier whose view of the global model is reported as the run's metric."""
-        return largest_tier(self.tiers)
-
-
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
-    """Load data and backbone, attach the adapter, partition, and resolve budgets.
+    """Make the experiment that a recipe describes.
 
     Args:
-        plugins: that the recipe may name, beside installed ones.
+        plugins: parts that the recipe may name, in addition to installed ones.
 
     Raises:
-        InputError: anything in the recipe that cannot be honoured; nothing has been written.
+        InputError: something in the recipe cannot be honoured; nothing has been written.
     """
     plugins = plugins or Plugins()
     check_named(recipe, plugins)
@@ -103,11 +60,11 @@ def assemble(
     remote: bool = False,
     plugins: Plugins | None = None,
 ) -> Experiment:
-    """An experiment of clients whose data and tiers are known.
+    """Make an experiment of clients whose data and tiers are known.
 
     Args:
         tier_of: integers [C], each client's place in the recipe's `budgets`.
-        sizes: integers [C], each client's examples.
+        sizes: integers [C], the number of each client's examples.
 
     Raises:
         InputError: as `compose`.
@@ -116,30 +73,19 @@ def assemble(
     model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
     _check_max_length(recipe, data.max_length, model)
-    dims = adapter.block_dims(model.get_base_model(), recipe.adapter.blocks)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     training = training_of(recipe)
     mean_tokens = tokens_per_example(data.test if remote else data.train, model)
     tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
-    tiers = fit_budgets(recipe, model, _tiers(recipe, shape, tuple(dims), tokens), shape, plugins)
-    if adapted := adapter.blocks(model):
-        # The saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.
-        assert adapted.keys() == dims.keys()
-        model.peft_config["default"].top_k = largest_tier(tiers).top_k
+    tiers = _tiers_on(recipe, model, shape, tokens, plugins)
     budgets = Budgets.of(tiers, tier_of)
-    cohort = recipe.federation.clients_per_round
-    if cohort > len(budgets):
-        raise InputError(
-            f"federation.clients_per_round={cohort} is above the {len(budgets)} clients of the partition; lower it"
-        )
+    _check_cohort(recipe, len(budgets))
+    train = data.train if remote else _cached_train(recipe, model, data.train, partition)
     return Experiment(
         recipe=recipe,
         task=make_task(recipe.backbone.task),
         model=model,
-        # Natural clients are those that may be sites of their own one day, and must have the same states there.
-        train=data.train
-        if remote
-        else cached(recipe, model, data.train, partition.indices if partition.groups else None),
+        train=train,
         test=cached(recipe, model, data.test),
         label_names=data.label_names,
         strata=data.strata,
@@ -156,8 +102,28 @@ def assemble(
     )
 
 
+def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugins: Plugins) -> tuple[Budget, ...]:
+    """The tiers as the method can honour them on this model; the adapter's own `top_k` becomes that of the largest."""
+    blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
+    tiers = fit_budgets(recipe, model, make_tiers(recipe, shape, blocks, tokens), shape, plugins)
+    if adapted := adapter.blocks(model):
+        # A saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.
+        assert tuple(adapted) == blocks
+        model.peft_config["default"].top_k = largest_tier(tiers).top_k
+    return tiers
+
+
+def _cached_train(recipe: Recipe, model: Any, train: Examples, partition: Partition) -> Examples:
+    """The training examples with cached states.
+
+    Natural clients may become sites of their own, which must have the same states to the last bit: such clients share
+    no batch when the states are computed.
+    """
+    return cached(recipe, model, train, partition.indices if partition.groups else None)
+
+
 def cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None = None) -> Examples:
-    """The examples with the states below the adapter, where the recipe allows it; `groups` share no batch."""
+    """Add the states below the adapter to the examples, where the recipe allows it; `groups` share no batch."""
     if recipe.engine.prefix_cache == "off":
         return examples
     limit = recipe.engine.prefix_cache_mib * 2**20
@@ -208,71 +174,18 @@ def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) 
         )
 
 
-def training_of(recipe: Recipe) -> Training:
-    """How clients train by this recipe."""
-    federation, head, privacy = recipe.federation, recipe.head, recipe.privacy
-    examples = None if privacy is None else privacy.examples
-    return Training(
-        batch_size=federation.batch_size,
-        learning_rate=federation.learning_rate,
-        head_learning_rate=(head and head.learning_rate) or 0.0,  # none where nobody trains it
-        head_optimizer=head.optimizer if head else "sgd",
-        train_head=head is not None and head.trained,
-        local_epochs=federation.local_epochs,
-        local_steps=federation.local_steps,
-        group_by_length=federation.group_by_length,
-        weight_decay=federation.weight_decay,
-        proximal=federation.proximal,
-        upload=federation.upload,
-        private=privacy is not None,
-        clip_norm=None if privacy is None else privacy.clip_by_clients,
-        example_clip=None if examples is None else examples.clip_norm,
-        example_noise=0.0 if examples is None else examples.noise_multiplier,
-    )
+def _check_cohort(recipe: Recipe, num_clients: int) -> None:
+    """The number of natural clients, and of sites, is known only now."""
+    cohort = recipe.federation.clients_per_round
+    if cohort > num_clients:
+        raise InputError(
+            f"federation.clients_per_round={cohort} is above the {num_clients} clients of the partition; lower it"
+        )
 
 
 def tokens_per_example(examples: Examples, model: Any) -> float:
-    """The tokens of an average example; of an image, its patches and the tokens that the model adds to them."""
+    """Return the tokens of an average example; for an image, its patches and the tokens that the model adds."""
     batch = examples.batch([0])
     if "pixel_values" in batch:
         return float(num_states(model, on_device(model, batch)))
     return float(examples.lengths.double().mean())
-
-
-def _tiers(recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], tokens: int) -> tuple[Budget, ...]:
-    tiers = []
-    for section in recipe.budgets:
-        own = own_blocks(section.name, section.blocks, blocks)
-        limits = Limits(**section.model_dump(exclude={"blocks"}), blocks=None if section.blocks is None else own)
-        tiers.append(
-            resolve(
-                limits,
-                shape=shape,
-                num_experts=recipe.adapter.num_experts,
-                blocks=blocks,
-                tokens_per_round=tokens,
-                bytes_up=bytes_per_number(recipe.federation.upload, shape.dim),
-            )
-        )
-    if set(largest_tier(tiers).blocks) != set(blocks):
-        raise InputError(
-            f"no tier of `budgets` has all the blocks of adapter.blocks, {list(blocks)}; "
-            "give one tier all of them (leave out its `blocks`), or lower adapter.blocks"
-        )
-    return tuple(tiers)
-
-
-def own_blocks(tier: str, wanted: str | list[int] | None, adapted: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks of a tier among the adapted ones; None: all.
-
-    Raises:
-        InputError: the tier names a block that is not adapted.
-    """
-    if wanted in (None, "all"):
-        return adapted
-    own = adapted[-int(wanted.removeprefix("last-")) :] if isinstance(wanted, str) else tuple(sorted(wanted))
-    if not own or not set(own) <= set(adapted):
-        raise InputError(
-            f"budget {tier!r} names blocks {list(own)}, but the adapter is in {list(adapted)}; choose among those"
-        )
-    return own

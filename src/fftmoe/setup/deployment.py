@@ -15,7 +15,8 @@ from fftmoe.data import Partition, Ragged, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.report.trackers import check_trackers
 from fftmoe.setup.centralized import is_centralized
-from fftmoe.setup.compose import Experiment, assemble
+from fftmoe.setup.compose import assemble
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded, agreed_labels
 from fftmoe.setup.method import method_class
 from fftmoe.setup.splits import load_splits

@@ -7,7 +7,7 @@ from fftmoe.config import Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import make_engine
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.compose import Experiment
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.simulation import open_simulation
 from fftmoe.store import RunFolder
 

@@ -25,7 +25,7 @@ from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
 from fftmoe.server.cohort import quorum_of
 from fftmoe.server.expectation import Expectation
-from fftmoe.setup.compose import Experiment
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.finished import generation_sample
 from fftmoe.trained.generate import generation_metrics
 

@@ -26,10 +26,12 @@ from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState, Tensors
 from fftmoe.report.progress import Progress
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.compose import Experiment, compose, own_blocks, training_of
+from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import num_workers
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import build_method, fit_budgets
 from fftmoe.setup.stacking import clients_per_batch
+from fftmoe.setup.tiers import own_blocks, training_of
 
 
 def forecast(recipe: Recipe) -> Forecast:

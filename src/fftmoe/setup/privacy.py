@@ -12,7 +12,7 @@ from fftmoe.records import ServerState
 from fftmoe.rounds.example_cost import ExampleCost, ExampleRule
 from fftmoe.rounds.private import NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
 from fftmoe.server.accountant import Mechanism, accounting, calibrate
-from fftmoe.setup.compose import Experiment
+from fftmoe.setup.experiment import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
 
 

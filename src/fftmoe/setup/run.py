@@ -18,8 +18,9 @@ from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.loop import Metrics, federate, start
 from fftmoe.rounds.private import PrivateMerging
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import make_federation, train_locally
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.plugins import Plugins

@@ -11,7 +11,8 @@ from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Engine, Handler
 from fftmoe.errors import InputError
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.compose import Experiment, compose
+from fftmoe.setup.compose import compose
+from fftmoe.setup.experiment import Experiment
 from fftmoe.store import ClientStateFiles, RunFolder, read_config
 
 

@@ -14,11 +14,12 @@ from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
-from fftmoe.setup.compose import cached, tokens_per_example, training_of
+from fftmoe.setup.compose import cached, tokens_per_example
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.splits import load_splits
+from fftmoe.setup.tiers import training_of
 
 
 @dataclass(frozen=True)

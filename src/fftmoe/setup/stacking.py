@@ -2,7 +2,7 @@
 
 from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
-from fftmoe.setup.compose import Experiment
+from fftmoe.setup.experiment import Experiment
 from fftmoe.tasks import LOSSES
 
 # On a CPU (`benchmarks/at_once.py`): a batch of this many tokens keeps a core busy by itself, and beyond so many

@@ -1,0 +1,55 @@
+"""An experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fftmoe.config import Recipe
+from fftmoe.data import Examples, Partition
+from fftmoe.methods.base import Method
+from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
+from fftmoe.records import Budget, Training
+from fftmoe.setup.plugins import Plugins
+from fftmoe.tasks import Task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of a run. Only `setup/` sees it whole; every other package is given the values that it needs.
+
+    Attributes:
+        model: the backbone with the adapter attached, in the memory of this process.
+        label_names: the classes; empty for a language model. strata: the names of what `Examples.labels` numbers.
+        tiers: the distinct budgets, in the recipe's order. budgets: client_id -> its tier.
+        mean_tokens: of a training example. shape: of one expert.
+        fewest_examples: of the client that has the fewest.
+        remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
+        plugins: parts that the recipe may name, in addition to installed ones.
+    """
+
+    recipe: Recipe
+    task: Task
+    model: Any
+    train: Examples
+    test: Examples
+    label_names: tuple[str, ...]
+    strata: tuple[str, ...]
+    partition: Partition
+    tiers: tuple[Budget, ...]
+    budgets: Budgets
+    training: Training
+    mean_tokens: float
+    shape: ExpertShape
+    method: Method
+    fewest_examples: int
+    remote: bool = False
+    plugins: Plugins = field(default_factory=Plugins)
+
+    @property
+    def num_clients(self) -> int:
+        """The size of the population."""
+        return len(self.partition)
+
+    @property
+    def largest(self) -> Budget:
+        """The tier whose view of the global model is reported as the run's metric."""
+        return largest_tier(self.tiers)
