@@ -1,7 +1,7 @@
-"""A new user's first hour, played and timed: `python benchmarks/first_hour.py`, a few minutes on two cores.
+"""Run and time the first hour of a new user: `python benchmarks/first_hour.py`, a few minutes on two cores.
 
-Makes a CSV file (docstrings of the standard library, held by six teams), goes from it to an adapter and its use with
-the installed command, and writes each step with its seconds and output into docs/first-hour.md, between the markers.
+The script makes a CSV file: docstrings of the standard library, held by six teams. With the installed command it trains
+an adapter on that file and uses it. It writes each step, with its seconds and its output, into docs/first-hour.md.
 """
 
 import csv
@@ -30,7 +30,7 @@ STEPS = (
 
 
 def write_notes(path: Path) -> None:
-    """A few thousand rows that somebody could have: a text, what it is about, and who holds it."""
+    """Write a few thousand rows: a text, its topic, and the team that holds it."""
     rows = [row for split in stdlib_docs().values() for row in split]
     modules = sorted({module for _, _, module in rows})
     team = {module: f"team-{place % TEAMS + 1}" for place, module in enumerate(modules)}
@@ -41,10 +41,10 @@ def write_notes(path: Path) -> None:
 
 
 def step(folder: Path, title: str, arguments: list[str]) -> tuple[str, float]:
-    """Run one command as it would be typed; its part of the page, and its seconds.
+    """Run one command as a user would type it; return its part of the page and its seconds.
 
     Raises:
-        SystemExit: it failed, with what it said.
+        SystemExit: the command failed; the message includes its error output.
     """
     command = Path(sys.executable).parent / "fftmoe"
     started = time.perf_counter()
@@ -54,12 +54,12 @@ def step(folder: Path, title: str, arguments: list[str]) -> tuple[str, float]:
     if done.returncode:
         raise SystemExit(f"fftmoe {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
     typed = " ".join(f"'{part}'" if " " in part else part for part in arguments)
-    told = shortened(done.stdout.replace(str(folder), "/home/you").rstrip())
-    return f"### {title}: {seconds:.1f} s\n\n```\n$ fftmoe {typed}\n{told}\n```\n", seconds
+    shown = shortened(done.stdout.replace(str(folder), "/home/you").rstrip())
+    return f"### {title}: {seconds:.1f} s\n\n```\n$ fftmoe {typed}\n{shown}\n```\n", seconds
 
 
 def shortened(text: str, most: int = 40) -> str:
-    """The first and last lines of a long output."""
+    """Cut a long output down to its first and last lines."""
     lines = [line.rstrip() for line in text.splitlines()]
     if len(lines) > most:
         lines = [*lines[: most // 2], "…", *lines[-most // 2 :]]
@@ -67,7 +67,7 @@ def shortened(text: str, most: int = 40) -> str:
 
 
 def play(folder: Path) -> str:
-    """All steps."""
+    """Run all steps; return the measured part of the page."""
     write_notes(folder / "notes.csv")
     parts, total, load = [], 0.0, os.getloadavg()[0]
     for title, arguments in STEPS:
@@ -80,7 +80,7 @@ def play(folder: Path) -> str:
             parts.append(f"`mine.yaml`:\n\n```yaml\n{written}```\n")
     where = machine()
     facts = f"{where['cores']} cores of {where['cpu']}, Python {where['python']}, torch {where['torch']}; "
-    facts += f"on average {load:.1f} processes wanted them at the start and {os.getloadavg()[0]:.1f} at the end"
+    facts += f"load average {load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end"
     return f"{BEGIN}\nAll steps together: {total:.0f} s ({facts}).\n\n" + "\n".join(parts) + END
 
 
