@@ -32,7 +32,7 @@ from attacks_clients import CRAFTS, Colluding, LyingSums, Poisoned, malicious_cl
 from common import RESULTS, machine, markdown, mean_and_spread
 from fftmoe.config import Recipe, load_recipe, recipe_folder
 from fftmoe.engines.base import Engine
-from fftmoe.methods.robust import KINDS
+from fftmoe.methods.merge.robust import KINDS
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import run

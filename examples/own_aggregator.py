@@ -2,7 +2,7 @@
 
     python examples/own_aggregator.py [recipe] [section.key=value ...]
 
-An aggregator is what `fftmoe/methods/aggregate.py` calls so: `add` a client's update, then give the `mean`.
+An aggregator is what `fftmoe/methods/merge/aggregate.py` calls so: `add` a client's update, then give the `mean`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 import fftmoe
-from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import ClientUpdate
 
 

@@ -33,10 +33,10 @@ from fftmoe.backbones import (
 )
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import (
     Budget,
     ClientPlan,

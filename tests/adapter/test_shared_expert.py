@@ -23,10 +23,10 @@ from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig, SparseMoe
 from fftmoe.backbones import attach_adapter, load_backbone, logits
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.budget import MIB, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import (
     Budget,
     ClientPlan,

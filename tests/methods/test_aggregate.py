@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import KINDS, WeightedSum
-from fftmoe.methods.server_optimizer import KINDS as OPTIMIZERS
-from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.methods.merge.aggregate import KINDS, WeightedSum
+from fftmoe.methods.merge.server_optimizer import KINDS as OPTIMIZERS
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientUpdate, Tensors
 from fftmoe.records.names import block_of
 from fftmoe.rng import generator, numpy_generator

@@ -20,7 +20,7 @@ from fftmoe.head import make_head
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe, load_variation
-from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
 from fftmoe.rng import generator
 from fftmoe.server.apply import apply_round

@@ -19,7 +19,6 @@ from fftmoe.client.update import token_mask
 from fftmoe.data import training_batches
 from fftmoe.errors import InputError
 from fftmoe.head import make_head
-from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
@@ -29,6 +28,7 @@ from fftmoe.methods.flame import Flame
 from fftmoe.methods.flora import FLora
 from fftmoe.methods.head_only import HeadOnly
 from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import (
     Budget,
     ClientPlan,

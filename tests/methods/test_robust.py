@@ -26,9 +26,9 @@ from fftmoe.config.rules import AVERAGING
 from fftmoe.engines.base import Fault
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, bounded_total
-from fftmoe.methods.robust import KINDS, RobustMean, joint_tensors, needed
-from fftmoe.methods.robust_means import MEANS, bounded_mean, median, multi_krum, shortened, trimmed_mean
-from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.methods.merge.robust import KINDS, RobustMean, joint_tensors, needed
+from fftmoe.methods.merge.robust_means import MEANS, bounded_mean, median, multi_krum, shortened, trimmed_mean
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientUpdate, Tensors, pack_plan, pack_update, unpack_update
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.rounds.exchange import Exchange

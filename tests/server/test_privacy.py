@@ -22,7 +22,7 @@ from scipy import stats
 from fftmoe.client.compress import compress
 from fftmoe.client.conceal import concealed
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import WeightedSum
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.methods.noise import normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, clipped, holders, joint_norm
 from fftmoe.records import (

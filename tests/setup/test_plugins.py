@@ -15,10 +15,10 @@ import yaml
 import fftmoe
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import WeightedSum
 from fftmoe.methods.fedit import FedIt
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import Experts, ServerState
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import seconds_by_tier

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from fftmoe.methods.aggregate import Merge
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
+from fftmoe.methods.merge.aggregate import Merge
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import Capabilities
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors
 
 

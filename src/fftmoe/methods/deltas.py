@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fftmoe.methods.aggregate import Merge, WeightedSum
-from fftmoe.methods.server_optimizer import ServerOptimizer
+from fftmoe.methods.merge.aggregate import Merge, WeightedSum
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.records import ClientPlan, ClientUpdate, ServerState, Tensors, names
 
 LONGEST_FLOAT = 1 / 30_000  # 3.3333333333333335e-05: no float is written with more digits

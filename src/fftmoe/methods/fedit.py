@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.base import MethodParts
 from fftmoe.methods.deltas import DeltaMean
 from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.merge.aggregate import Merge, WeightedSum
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import METHODS, Capabilities
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientUpdate, ServerState
 
 

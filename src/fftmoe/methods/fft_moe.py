@@ -12,9 +12,9 @@ gradient. The server averages each expert m over the clients that trained it, an
     theta_m <- theta_m + eta * sum_n w_nm Delta_nm / sum_n w_nm,   w_nm = |D_n| a_nm^gamma
     u       <- rho u + (1 - rho) sum_n |D_n| a_n / sum_n |D_n|
 
-with a_nm the share of the client's routed slots that went to m. Three parts are files of their own: `residents.py` (who
-holds which experts), `balance.py` (the auxiliary losses) and `aggregate.py` (the sums). `fft_moe_stack.py` is the fast
-path that trains several clients in one batch; the session here is its specification.
+with a_nm the share of the client's routed slots that went to m. Three parts have files of their own: `residents.py`
+(who holds which experts), `balance.py` (the auxiliary losses) and `merge/aggregate.py` (the sums). `fft_moe_stack.py`
+is the fast path that trains several clients in one batch; the session here is its specification.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,16 +28,16 @@ from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.backbones import device_of
-from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import Balance, LocalResult, LocalSettings
 from fftmoe.methods.base import CostMatch, Defaults, MethodParts, Stack
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.deltas import LONGEST_FLOAT, losses_of, mean_loss, widest, zeros
 from fftmoe.methods.expert_loading import load_experts, load_projections, parameters_of
 from fftmoe.methods.fft_moe_stack import FftMoeStack
+from fftmoe.methods.merge.aggregate import Merge, WeightedSum
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.residents import Design, balanced_design, personal_residents
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fftmoe import adapter
 from fftmoe.backbones import device_of
-from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import CostMatch, Defaults, MethodParts
 from fftmoe.methods.fft_moe import FftMoe, FftMoeSession
+from fftmoe.methods.merge.aggregate import Merge, WeightedSum
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import Merge, WeightedSum
 from fftmoe.methods.base import CostMatch, Defaults, MethodParts
 from fftmoe.methods.deltas import DeltaMean, DeltaSession, widest, zeros
+from fftmoe.methods.merge.aggregate import Merge, WeightedSum
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fftmoe.methods.aggregate import Aggregator
 from fftmoe.methods.base import Method
+from fftmoe.methods.merge.aggregate import Aggregator
 from fftmoe.methods.noise import Draw, normal
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training, names
 

@@ -8,14 +8,14 @@ from fftmoe import adapter
 from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
-from fftmoe.methods.aggregate import Merge
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import CostMatch, Method, MethodClass, MethodParts
 from fftmoe.methods.budget import ExpertShape, pool_of_smallest
 from fftmoe.methods.fft_moe import FftMoe
+from fftmoe.methods.merge.aggregate import Merge
+from fftmoe.methods.merge.robust import RobustMean, needed
+from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import METHODS
-from fftmoe.methods.robust import RobustMean, needed
-from fftmoe.methods.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget
 from fftmoe.setup.plugins import Plugins, is_method_class
 

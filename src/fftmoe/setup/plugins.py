@@ -17,10 +17,10 @@ from fftmoe.config import Recipe
 from fftmoe.config.plugins import PREFIX
 from fftmoe.data import Divide
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.methods.aggregate import Merge
 from fftmoe.methods.base import Method, MethodClass
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.lora import LoraMethod
+from fftmoe.methods.merge.aggregate import Merge
 
 MakeMethod = type[FftMoe] | type[LoraMethod] | Callable[[FftMoe], Method]
 
@@ -40,7 +40,7 @@ class Plugins:
         methods: a subclass of `FftMoe` or `LoraMethod`, which is made from the recipe like the methods of fftmoe; or a
             function that takes the method that the recipe would make of `fft-moe`, and returns a `Method` for its
             adapter.
-        aggregators: a function from the shapes of the global tensors to an `Aggregator` (`methods/aggregate.py`).
+        aggregators: a function from the shapes of the global tensors to an `Aggregator` (`methods/merge/aggregate.py`).
         partitioners: a function of labels [N], the number of clients and a seed that returns the client of each
             example, integers [N].
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.methods.robust_means import MEANS, bounded_mean
+from fftmoe.methods.merge.robust_means import MEANS, bounded_mean
 from fftmoe.records import ClientUpdate, Tensors, names
 
 KINDS = ("norm-bound", *MEANS)

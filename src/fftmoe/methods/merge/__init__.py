@@ -1,0 +1,1 @@
+"""How updates become one delta, and a delta the next global model."""
