@@ -34,7 +34,7 @@ def accuracy_table(cells: Cells, data: str, partitions: list[str]) -> str:
 
 
 def personal_table(cells: Cells, partitions: list[str]) -> str:
-    """Clients' own models less the global one, each on the client's own labels, mean over the clients."""
+    """Each client's own model minus the global one, on the client's own labels, mean over the clients."""
     measured = {key: cell["personal_accuracy"] for key, cell in cells.items() if cell.get("personal_accuracy")}
 
     def entry(key: tuple[str, str, str]) -> str:
@@ -45,7 +45,7 @@ def personal_table(cells: Cells, partitions: list[str]) -> str:
 
     places = dict.fromkeys((data, variant) for data, variant, _ in measured)
     rows = [(f"{data}, {variant}", *(entry((data, variant, p)) for p in partitions)) for data, variant in places]
-    return markdown(("own model less the global one", *partitions), rows)
+    return markdown(("own model minus the global one", *partitions), rows)
 
 
 def own_table(cells: Cells, partitions: list[str]) -> str:
