@@ -7,7 +7,6 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fftmoe.config import Recipe
 from fftmoe.deploy.gather import RollCall, gather
 from fftmoe.deploy.job import make_job
 from fftmoe.deploy.run_sites import RunSites
@@ -15,6 +14,7 @@ from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import (
+    Recipe,
     check_deployable,
     compose_deployed,
     deadline_seconds,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fftmoe.config import Recipe
 from fftmoe.deploy.address import is_loopback, parse_address
 from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.federation import prepare, run_over_sites
@@ -14,6 +13,7 @@ from fftmoe.deploy.link.link import open_grid
 from fftmoe.deploy.link.superlink import Endpoint, start_superlink, stop_superlink
 from fftmoe.deploy.running import running
 from fftmoe.report.progress import Progress
+from fftmoe.setup.deployment import Recipe
 from fftmoe.setup.run import Result
 
 LOG = "superlink.log"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fftmoe.backbones import fingerprint
-from fftmoe.config import Recipe, load_recipe, parse_recipe
+from fftmoe.config import Recipe as Recipe
+from fftmoe.config import load_recipe, parse_recipe
 from fftmoe.data import Partition, Ragged, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.report.trackers import check_trackers
