@@ -1,4 +1,4 @@
-"""One part of the method switched at a time, on the quickstart with a trained head: `python benchmarks/ablation.py`."""
+"""Change one part of the method at a time, on the quickstart with a trained head: `python benchmarks/ablation.py`."""
 
 import argparse
 

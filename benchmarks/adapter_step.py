@@ -1,9 +1,9 @@
-"""What a training step with the adapter costs beside LoRA: `python benchmarks/adapter_step.py [--device cuda]`.
+"""Time a training step with the adapter and with LoRA: `python benchmarks/adapter_step.py [--device cuda]`.
 
-Forward, backward and AdamW of all-MiniLM-L6 on 16 sequences of 64 tokens. LoRA has as many parameters as a token uses
-of our experts, 2*d*k*h in each block: on query and value that is exactly rank k*h/2, on the feed-forward network about
-rank k*h/5. `backbone` is the step without an adapter that goes back as far as ours does; what a step takes beyond it
-is the adapter's own time.
+A step is forward, backward and AdamW of all-MiniLM-L6 on 16 sequences of 64 tokens. LoRA has as many parameters as a
+token uses of our experts, 2*d*k*h in each block. On query and value this is exactly rank k*h/2, on the feed-forward
+network about rank k*h/5. `backbone` is the step without an adapter, with a backward pass through as many blocks as
+ours. The adapter's own time is the time of a step minus that of `backbone`.
 """
 
 import argparse

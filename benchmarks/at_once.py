@@ -1,8 +1,8 @@
-"""What training several clients at once saves: `python benchmarks/at_once.py [--device cuda]`.
+"""Time the training of several clients in one batch: `python benchmarks/at_once.py [--device cuda]`.
 
-Each row is the quickstart's model on texts of one length. The clients' updates are computed one after another and all
-at once, in turn, several times; the figure is the ratio of the medians of the processor's time, and its range over
-blocks of repetitions. From this table come the constants of `fftmoe.setup.stacking`.
+Each row uses the quickstart's model on texts of one length. The clients' updates are computed one after another and in
+one batch, in turn, several times. The figure is the ratio of the medians of the processor time, with its range over
+blocks of repetitions. The constants of `fftmoe.setup.stacking` come from this table.
 """
 
 import argparse

@@ -1,15 +1,16 @@
-"""Malicious clients against every robust mean: `python benchmarks/attacks.py --data ../shared/data` (it holds trec6/).
+"""Test every robust mean with malicious clients: `python benchmarks/attacks.py --data ../shared/data` (with trec6/).
 
-FFT-MoE on TREC-6, 20 clients that all take part in every round, four of them malicious and colluding
-(`attacks_clients.py` says what they do). Each attack meets each aggregator, on three partitions with three seeds. The
-head is averaged, so that everything that is measured passes through the aggregator; a few cells solve it in closed form
-instead, and there the malicious also lie about sums. `attacks_backdoor.py` is the back door.
+FFT-MoE runs on TREC-6 with 20 clients that all take part in every round. Four of them are malicious and collude
+(`attacks_clients.py` describes them). Each attack is combined with each aggregator, on three partitions, with three
+seeds. The head is averaged, so that everything that is measured passes through the aggregator. A few cells use a
+closed-form head instead; there the malicious clients also send false feature statistics. `attacks_backdoor.py` has the
+back door.
 
-`--validation` measures on training rows that are held out; there `--only experts` compares what can become of experts
-with few contributors, where nothing but experts is adapted.
+`--validation` measures on held-out training rows. With it, `--only experts` compares the rules for experts with few
+contributors, in runs that adapt nothing but experts.
 
-A cell that has run is in the results file and is not run again, so the same command goes on after a stop; `--seconds`
-makes it stop by itself. All cells of a seed run before any of the next.
+A finished cell is in the results file and does not run again, so the same command continues after a stop. `--seconds`
+stops the command by itself. All cells of a seed run before any cell of the next seed.
 """
 
 import argparse
@@ -259,12 +260,14 @@ def show(cells: Sequence[Cell], results: Results) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="a folder that holds trec6/")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with trec6/")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="cells at once, each on one thread")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell later than this")
-    parser.add_argument("--only", default="", help="cells whose name holds this text")
-    parser.add_argument("--validation", action="store_true", help="on training rows held out, into a file of its own")
+    parser.add_argument("--workers", type=int, default=2, help="cells that run in parallel, each on one thread")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after this many seconds")
+    parser.add_argument("--only", default="", help="run only cells whose name contains this text")
+    parser.add_argument(
+        "--validation", action="store_true", help="measure on held-out training rows, into a separate file"
+    )
     parser.add_argument("--results", type=Path)
     parsed = parser.parse_args(arguments)
     name = "attacks-validation.json" if parsed.validation else "attacks.json"

@@ -1,8 +1,8 @@
-"""A back door: malicious clients teach a trigger phrase for some rounds; how well it works then, and for how long.
+"""Measure how well a back door works, and how long it lasts, after malicious clients trained it for some rounds.
 
-Half of their texts end in the trigger and carry the target label, the other half are as they were, and what they learn
-they send several times over. Afterwards they are honest. Success is the share of the other labels' test texts, trigger
-added, that get the target label.
+Half of the texts of a malicious client end in a trigger phrase and carry the target label; the other half is
+unchanged. The client multiplies its update before it sends it. After the attack these clients are honest. Success is
+the share of the other labels' test texts that get the target label when the trigger is added.
 """
 
 import statistics

@@ -1,7 +1,7 @@
-"""Malicious clients: engines that change what some clients of a federation send, or what they train on.
+"""Malicious clients: engines that change what some clients of a federation send, or the data they train on.
 
-They collude, know what all honest clients of the round send, and send what has the right form. Honest clients, the
-server and the messages are the real ones.
+The malicious clients collude, know what all honest clients of the round send, and send updates of the right form. The
+honest clients, the server and the messages are the real ones.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -1,7 +1,8 @@
-"""What each answer to skew brings, to FFT-MoE and to LoRA: `python benchmarks/attribution.py --data ../shared/data`.
+"""Measure the effect of each measure against skew: `python benchmarks/attribution.py --data ../shared/data`.
 
-Measured on training rows that are held out, so that it may be looked at while settings are chosen; the test rows of
-`recipes/grid/` are not touched. A stopped call goes on where it was, from its work folder.
+Each measure is tested with FFT-MoE and with LoRA. The figures are on held-out training rows, so that they may be used
+to choose settings; the test rows of `recipes/grid/` are not used. After a stop the same command continues from its
+work folder.
 """
 
 import argparse
@@ -63,11 +64,13 @@ VARIANTS = (
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", default="trec6", help="a text recipe of recipes/grid/; default trec6")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that holds it")
+    parser.add_argument("--data", type=Path, required=True, help="folder with this data set")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where runs are kept; default runs/attribution-<on>")
-    parser.add_argument("--results", type=Path, help="default benchmarks/results/attribution-<on>.json")
-    parser.add_argument("--seconds", type=float, help="start no cell later than this")
+    parser.add_argument("--work", type=Path, help="folder of the runs; default runs/attribution-<on>")
+    parser.add_argument(
+        "--results", type=Path, help="file of the results; default benchmarks/results/attribution-<on>.json"
+    )
+    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
     parsed = parser.parse_args(arguments)
     parsed.work = parsed.work or Path("runs") / f"attribution-{parsed.on}"
     parsed.results = parsed.results or RESULTS / f"attribution-{parsed.on}.json"

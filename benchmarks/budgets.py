@@ -1,8 +1,8 @@
-"""The error of forecasts of a round: `python benchmarks/budgets.py`, about ten minutes on two cores.
+"""Measure the error of cost forecasts for a round: `python benchmarks/budgets.py`, about ten minutes on two cores.
 
-In every setting, two forecasts of a client's seconds are compared with the mean of a run's client rounds, for each
-tier: the one of `fftmoe plan --measure` (`line`), and the one that a run makes before it trains (`timed`). Writes
-`results/budgets.json`.
+In every setting and for each tier, two forecasts of a client's seconds are compared with the mean of a run's client
+rounds: the forecast of `fftmoe plan --measure` (`line`), and the one that a run makes before it trains (`timed`).
+Writes `results/budgets.json`.
 """
 
 import argparse

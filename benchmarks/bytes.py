@@ -1,15 +1,15 @@
-"""What clients upload, and what fewer bits for it cost in accuracy: `python benchmarks/bytes.py [--data FOLDER]`.
+"""Measure the bytes of uploads and the accuracy with fewer bits: `python benchmarks/bytes.py [--data FOLDER]`.
 
-Uploads are the lengths of real messages, one of every client of the quickstart in a first round, set against the whole
-adapter in float32: all experts, their routers and what is shared, without the head. A head that clients train goes
-with each message, and its bytes are shown apart: a solved one, as the quickstart's, comes of messages of its own. FedIT
-and HetLoRA upload factors of the rank that costs as much as a tier's experts; FedIT gives everyone that of the smallest
-tier. Accuracies are of whole runs that differ in `federation.upload` alone, so that differences pair seed by seed. A
-float32 run whose experts are computed in another order of sums differs in rounding alone: its difference is what
-chance does. A verdict is open where the 95 % interval allows both. `--data` is
-a folder that holds `banking77/`.
+Uploads are the lengths of real messages, one of every client of the quickstart in a first round. They are divided by
+the size of the whole adapter in float32: all experts, their routers and the shared part, without the head. A trained
+head is part of each message, and its bytes are shown separately. A closed-form head, as in the quickstart, has separate
+messages. FedIT and HetLoRA upload factors of the rank that costs as much as a tier's experts; in FedIT all clients use
+the rank of the smallest tier. Accuracies are of whole runs that differ in `federation.upload` only, so the differences
+pair seed by seed. One float32 run computes the experts in another order of summation, so it differs by rounding only;
+its difference shows the size of chance effects. A verdict is open if the 95 % interval allows both outcomes. `--data`
+is a folder with `banking77/`.
 
-What was measured is in the results file and is not measured again.
+Measurements in the results file are not repeated.
 """
 
 import argparse
@@ -190,14 +190,16 @@ def verdict(apart: Estimate) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="adds banking77")
+    parser.add_argument("--data", type=Path, help="folder with banking77/, which is then measured too")
     parser.add_argument(
         "--trained-head", action="store_true", help="adds the quickstart with a head that clients train"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="of banking77")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of the runs on banking77")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=10**6, help="new ones at most; 0 shows what there is")
+    parser.add_argument(
+        "--runs", type=int, default=10**6, help="at most this many new runs; 0 shows the existing results"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "bytes.json")
     arguments = parser.parse_args()
     results = Results(arguments.results)

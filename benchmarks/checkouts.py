@@ -1,4 +1,4 @@
-"""Runs the command line of a checkout in processes of their own, with that checkout's code."""
+"""Run the command line of a checkout in separate processes, with that checkout's code."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine and commit beside the figures, and runs that resume where they stopped."""
+"""Helpers of all benchmarks: the machine and commit of each measurement, and runs that resume where they stopped."""
 
 import json
 import os

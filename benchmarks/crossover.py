@@ -1,7 +1,8 @@
-"""Where each way to compute the mixture is the fastest: `python benchmarks/crossover.py [--device cuda]`.
+"""Find the fastest implementation of the mixture for each size: `python benchmarks/crossover.py [--device cuda]`.
 
-Times forward and backward of the mixture alone, its routing given, over sizes, number formats and evenness of the
-load; and says what the rule of `fftmoe.adapter.compute.choose` loses against always choosing the fastest.
+The script times forward and backward of the mixture with a given routing, over sizes, number formats and evenness of
+the load. It also computes the loss of the rule of `fftmoe.adapter.compute.choose` compared with always choosing the
+fastest implementation.
 
 Shape letters as in compute.py.
 """
@@ -191,7 +192,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="only the default's timings are kept")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=TOKENS,
+        help="numbers of tokens; only the default's timings are written",
+    )
     arguments = parser.parse_args()
     device = use_device(arguments.device)
     timings = [

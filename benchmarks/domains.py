@@ -1,12 +1,12 @@
-"""Clients that differ by domain: `python benchmarks/domains.py --data ../shared/data --models ../shared/models`.
+"""Compare methods on domains: `python benchmarks/domains.py --data ../shared/data --models ../shared/models`.
 
-In flan8 every client is a kind of instruction, in shakespeare a role, in pacs32 a style of drawing. The shipped
-recipes, shorter, by FFT-MoE with routed experts beside what all clients share (an update of all linear layers; one of
-query and value, with a shared expert and without), and by LoRA on query and value or on all linear layers, of one rank
-and of each tier's own; and one dense expert for everybody, of as many parameters as the smallest tier has in experts,
-which tells whether it is routing that helps. Measured on training rows that are held out, so that it may be looked at
-while settings are chosen. `--scale full`, for a larger machine, runs the recipes whole, by all methods, over five
-seeds, and measures on the test rows. A stopped call goes on where it was, from its work folder.
+Each client has one domain: in flan8 a kind of instruction, in shakespeare a role, in pacs32 a style of drawing. The
+recipes are the shipped ones, with fewer rounds. FFT-MoE combines routed experts with a shared part: an update of all
+linear layers, or one of query and value, with or without a shared expert. LoRA adapts query and value or all linear
+layers, with one rank or with the rank of each tier. A last variant has one dense expert with as many parameters as the
+experts of the smallest tier; it shows whether routing helps. The figures are on held-out training rows, so that they
+may be used to choose settings. `--scale full`, for a larger machine, runs the complete recipes with all methods over
+five seeds, and measures on the test rows. After a stop the same command continues from its work folder.
 """
 
 import argparse
@@ -70,13 +70,13 @@ def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder that holds flan8/, shakespeare/, pacs32/")
-    parser.add_argument("--models", type=Path, required=True, help="one that holds stories260k/ and vit-cifar10/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with flan8/, shakespeare/, pacs32/")
+    parser.add_argument("--models", type=Path, required=True, help="folder with stories260k/ and vit-cifar10/")
     parser.add_argument("--on", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--scale", choices=SCALES, default="committed")
-    parser.add_argument("--seeds", type=int, help="default: the scale's")
-    parser.add_argument("--work", type=Path, help="where runs are kept; default runs/domains-<scale>")
-    parser.add_argument("--seconds", type=float, help="start no cell later than this")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: the scale's")
+    parser.add_argument("--work", type=Path, help="folder of the runs; default runs/domains-<scale>")
+    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
     parsed = parser.parse_args(arguments)
     parsed.work = parsed.work or Path("runs") / f"domains-{parsed.scale}"
     return parsed

@@ -1,11 +1,11 @@
-"""What each trick buys from end to end: `python benchmarks/end_to_end.py [--accuracy]`.
+"""Measure the effect of each optimisation on a whole epoch: `python benchmarks/end_to_end.py [--accuracy]`.
 
-The quickstart's model and texts, adapters in the last two blocks. First a local epoch in batches of 16, from a naive
-stack to the product with one trick after another, and the product with each trick switched off alone; then a round of
-clients with small batches, trained one after another, at once and in worker processes. Before anything is timed, all
-ways must give the same losses on the same examples.
+The script uses the quickstart's model and texts, with adapters in the last two blocks. First it times a local epoch in
+batches of 16: from a naive implementation to fftmoe's own, with one more optimisation in each step, and fftmoe's own
+with each optimisation switched off. Then it times a round of clients with small batches, trained one after another, in
+one batch, and in worker processes. Before any timing, all variants must give the same losses on the same examples.
 
-`--accuracy` runs the whole quickstart with the slow switches and with the fast ones instead.
+`--accuracy` instead runs the whole quickstart with the slow settings and with the fast ones.
 """
 
 import argparse
@@ -202,8 +202,12 @@ def accuracy(results: Results, seeds: int) -> tuple[tuple[str, ...], list[tuple[
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--examples", type=int, default=192, help="of the epoch; a quickstart client sees 192 a round")
-    parser.add_argument("--clients", type=int, nargs="*", default=[8, 32], help="of the rounds with small batches")
+    parser.add_argument(
+        "--examples", type=int, default=192, help="examples of the epoch; a quickstart client trains on 192 a round"
+    )
+    parser.add_argument(
+        "--clients", type=int, nargs="*", default=[8, 32], help="clients in the rounds with small batches"
+    )
     parser.add_argument("--habit", action="store_true", help=f"also time: {HABIT}")
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--seeds", type=int, default=SEEDS)

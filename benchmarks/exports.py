@@ -1,7 +1,8 @@
-"""One run in every form: size, time to load, time to answer, accuracy: `python benchmarks/exports.py --data FOLDER`.
+"""Compare the export formats of one run: `python benchmarks/exports.py --data FOLDER`.
 
-FOLDER holds `trec6/` with train and test (default: the quickstart's own texts). `--run RUN` takes a finished run.
-Every form computes on one thread of the CPU in float32, the same batches, each timed several times in turn.
+The script measures size, loading time, latency and accuracy. FOLDER holds `trec6/` with train and test (default: the
+quickstart's own texts). `--run RUN` takes a finished run. Every format computes on one thread of the CPU in float32 on
+the same batches. The formats are timed several times in turn.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What the grid's numbers say about the goals of docs/results.md: `python benchmarks/goals.py`, which runs nothing.
+"""Check the goals of docs/results.md against the numbers of the grid: `python benchmarks/goals.py`, which runs nothing.
 
 Everything is computed from the committed cells of `--results`, over the data sets and seeds that have all the cells a
-figure needs; how many those are is said beside it.
+figure needs. The output says how many those are.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def _n(found: Estimate | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "grid-committed.json")
-    parser.add_argument("--seed", type=int, help="of this seed alone; default: of all")
+    parser.add_argument("--seed", type=int, help="use only this seed; default: all")
     parsed = parser.parse_args(arguments)
     cells = [cell for cell in read_cells(parsed.results) if parsed.seed in (None, cell.seed)]
     heads = distinct(cell.head for cell in cells if cell.method == OURS)

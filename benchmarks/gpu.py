@@ -1,7 +1,7 @@
-"""Everything that needs one CUDA GPU, in one command: `python benchmarks/gpu.py`.
+"""Run all tests and measurements that need one CUDA GPU: `python benchmarks/gpu.py`.
 
-First correctness (the tests marked `gpu`), then the measurements that compare on a GPU what their own files compare on
-a CPU. Each writes its JSON beside theirs, with the device's name. A failure ends the command with its status.
+First the tests marked `gpu` run, then the comparisons that other files make on a CPU run on the GPU. Each writes its
+JSON next to the one for the CPU, with the device's name. If one fails, the command ends with its exit status.
 """
 
 import subprocess

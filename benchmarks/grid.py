@@ -1,9 +1,9 @@
-"""All methods on several data sets: `python benchmarks/grid.py --data ../shared/data --models ../shared/models`.
+"""Compare all methods on many data sets: `python benchmarks/grid.py --data ../shared/data --models ../shared/models`.
 
-Every `recipes/grid/<name>.yaml` says in its `compare:` section what runs on data set `<name>`; `--scale` says which
-recipes, and what runs beyond that. Cells that have finished are kept under `--work`, and their numbers in `--results`,
-so the same command goes on after a stop, with either of them alone; `--seconds` makes it stop by itself. All data sets
-run a seed before any runs the next, so that a grid that stops early still compares everything.
+The `compare:` section of every `recipes/grid/<name>.yaml` lists the runs on data set `<name>`. `--scale` chooses the
+recipes and further runs. Finished cells are kept under `--work`, and their numbers in `--results`. With either of the
+two, the same command continues after a stop; `--seconds` stops it by itself. All data sets run a seed before any runs
+the next, so that a grid that stops early still compares everything.
 """
 
 import argparse
@@ -155,13 +155,15 @@ def show(comparisons: Mapping[str, Comparison]) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="committed")
-    parser.add_argument("--pieces", nargs="+", help="some of the data sets; default: all")
-    parser.add_argument("--data", type=Path, help="a folder that holds trec6/, hwu64/, …; default: the recipes' own")
-    parser.add_argument("--models", type=Path, help="a folder that holds the recipes' models; default: their own")
+    parser.add_argument("--pieces", nargs="+", help="run only these data sets; default: all")
+    parser.add_argument("--data", type=Path, help="folder with trec6/, hwu64/, …; default: the recipes' own sources")
+    parser.add_argument("--models", type=Path, help="folder with the recipes' models; default: their own sources")
     parser.add_argument("--recipes", type=Path, default=recipe_folder() / "grid")
-    parser.add_argument("--work", type=Path, help="where runs are kept; default runs/grid-<scale>")
-    parser.add_argument("--results", type=Path, help="default benchmarks/results/grid-<scale>.json")
-    parser.add_argument("--seconds", type=float, help="start no cell later than this")
+    parser.add_argument("--work", type=Path, help="folder of the runs; default runs/grid-<scale>")
+    parser.add_argument(
+        "--results", type=Path, help="file of the results; default benchmarks/results/grid-<scale>.json"
+    )
+    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
     parser.add_argument("--workers", type=lambda text: text if text == "auto" else int(text), default="auto")
     parsed = parser.parse_args(arguments)
     parsed.work = parsed.work or Path("runs") / f"grid-{parsed.scale}"

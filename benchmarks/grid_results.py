@@ -1,4 +1,4 @@
-"""The committed numbers of a grid: a line for every cell, from which a machine with an empty work folder goes on."""
+"""Read and write the committed numbers of a grid: one line per cell, from which an empty work folder can continue."""
 
 import hashlib
 import json

@@ -1,14 +1,14 @@
-"""How the cost of a round grows with experts, top-k, clients and examples: `python benchmarks/growth.py`.
+"""Measure how the cost of a round grows with experts, top-k, clients and examples: `python benchmarks/growth.py`.
 
-Whole rounds on the quickstart's MiniLM, in this process: plan, messages, clients' updates, aggregation. The adapters
-are in the last two blocks with the cached prefix, every expert of the pool is resident, texts have 32 tokens and
-batches 16 of them. One quantity is varied at a time, the others stay as in `Setting`. Rounds of all settings take
-turns; times are the processor's.
+The script times whole rounds on the quickstart's MiniLM in this process: plan, messages, clients' updates,
+aggregation. The adapters are in the last two blocks with the cached prefix, every expert of the pool is resident,
+texts have 32 tokens and batches have 16 texts. One quantity is varied at a time, the others stay as in `Setting`.
+Rounds of all settings take turns; times are processor times.
 
-Two fits to the median times t(x): t = c x^b, by least squares of the logarithms, with a 95 % interval for b from
-resampled turns; and t = fixed + each x, by least squares of the relative errors, since at small sizes fixed costs
-dominate and b alone would flatter. Of 16 experts of this size `adapter.compute: auto` computes all where k is 8 or
-more, so from there on k costs nothing more.
+Two curves are fitted to the median times t(x). The first is t = c x^b, by least squares of the logarithms, with a 95 %
+interval for b from resampled turns. The second is t = fixed + each x, by least squares of the relative errors, because
+at small sizes fixed costs dominate and b alone would look too good. Of 16 experts of this size `adapter.compute: auto`
+computes all if k is 8 or more, so from there on a larger k costs nothing more.
 """
 
 import argparse

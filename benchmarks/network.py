@@ -1,8 +1,8 @@
-"""What a round costs beyond its training, here and over Flower: `python benchmarks/network.py [--rounds 12]`.
+"""Measure a round's time beyond its training, locally and over Flower: `python benchmarks/network.py [--rounds 12]`.
 
-The same run over four sites, their training the same to the last byte: in this process; in Flower's simulation; and
-deployed, a server and four site processes on this machine's loopback over TLS with registered keys. Beyond training is
-what a round takes less the clients' own seconds, divided among those that train side by side.
+The same run has four sites with the same training, to the last byte. It runs in this process, in Flower's simulation,
+and deployed: a server and four site processes on this machine's loopback over TLS with registered keys. The time
+beyond training is the time of a round minus the clients' own seconds, divided among those that train in parallel.
 """
 
 import argparse

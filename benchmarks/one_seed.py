@@ -1,7 +1,7 @@
-"""A grid's accuracies of one seed, cell by cell: `python benchmarks/one_seed.py [--seed 0]`. Runs nothing.
+"""Print the accuracies of one seed of a grid: `python benchmarks/one_seed.py [--seed 0]`. The script runs nothing.
 
-And beside them what each client's own subset of experts adds to the global model, on the same test rows, and how good
-the models of clients are that share none, on the clients' own labels.
+It also prints what each client's own subset of experts adds to the global model, on the same test rows. A last table
+gives the accuracy of clients' models without sharing, on the clients' own labels.
 """
 
 import argparse

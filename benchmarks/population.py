@@ -1,10 +1,10 @@
-"""What a larger population costs where data, cohort and local steps stay the same: `python benchmarks/population.py`.
+"""Measure the cost of a larger population, with the same cohort and local steps: `python benchmarks/population.py`.
 
-Populations run in turn, several times over, each in a fresh process through `fftmoe.setup.run`, on the
-quickstart's backbone and 200,000 short texts that are made here; a first run that fills the token cache is not
-counted. A batch is what a client of the largest population holds, and there is one tier, so that a round is the same
-work for everyone. A round's seconds are the median over the rounds between the first, in which what is needed once is
-made, and the last, which measures the model.
+Populations run in turn, several times, each in a new process through `fftmoe.setup.run`. They use the quickstart's
+backbone and 200,000 generated short texts. A first run fills the token cache and is not counted. A batch is what a
+client of the largest population holds, and there is one tier, so that a round is the same work for every population. A
+round's seconds are the median over the rounds, without the first, which builds what all rounds need, and without the
+last, which measures the model.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What privacy costs in accuracy: `python benchmarks/private.py --data ../shared/data --models ../shared/models`.
+"""Measure the accuracy of private runs: `python benchmarks/private.py --data ../shared/data --models ../shared/models`.
 
-TREC-6 over 200 clients of about 27 questions each, on which noise has a chance: half of them are in a round, and the
-pool is small. The clip norm of each row is the one of `CLIPS` with the best accuracy on training rows that are held
-out; test rows are seen by the runs with that norm alone. Runs that are in `--results` are not run again.
+TREC-6 is divided among 200 clients of about 27 questions each. Half of them are in a round, and the pool is small, so
+that the noise does not dominate. The clip norm of each row is the one of `CLIPS` with the best accuracy on held-out
+training rows; only the runs with that norm use test rows. Runs in `--results` do not run again.
 
 A second table protects single examples instead, over 20 clients of about 270 questions.
 """
@@ -86,8 +86,8 @@ def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a folder with trec6/")
-    parser.add_argument("--models", type=Path, help="a folder with models, where the hub is out of reach")
+    parser.add_argument("--data", type=Path, help="folder with trec6/")
+    parser.add_argument("--models", type=Path, help="folder with models, if the hub cannot be reached")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", default="auto")

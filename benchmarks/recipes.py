@@ -1,8 +1,8 @@
-"""The shipped recipes, IID and skewed, over several seeds: `python benchmarks/recipes.py --data ../shared/data`.
+"""Run the shipped recipes, IID and skewed, over several seeds: `python benchmarks/recipes.py --data ../shared/data`.
 
-Each with its own head, which is solved, and with one that clients train and the server averages.
+Each runs with its own closed-form head, and with a head that clients train and the server averages.
 
-`--data` is a folder that holds `banking77/` and `ag_news/` (train and test parquet); without it the hub is used.
+`--data` is a folder with `banking77/` and `ag_news/` (train and test parquet); without it the hub is used.
 """
 
 import argparse

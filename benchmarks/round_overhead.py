@@ -1,8 +1,9 @@
-"""What a federated round costs beside the training in it: `python benchmarks/round_overhead.py`.
+"""Measure the overhead of a federated round beyond its training: `python benchmarks/round_overhead.py`.
 
-The same tiny fit (20 clients a round, one step each, about 100,000 trained parameters, no evaluation) by `fftmoe run`,
-by a plain loop, in pfl-research and in Flower's simulation. Each runs in a process of its own, in turn, several times;
-ratios are taken within a turn. The two frameworks are installed into --envs, about 2 GB each, and kept there.
+The same small experiment (20 clients a round, one step each, about 100,000 trained parameters, no evaluation) runs
+with `fftmoe run`, with a plain loop, in pfl-research and in Flower's simulation. Each runs in its own process, in
+turn, several times; ratios are computed within a turn. The two frameworks are installed into --envs, about 2 GB each,
+and kept there.
 """
 
 import argparse
@@ -116,9 +117,9 @@ def distances(bench: Bench, initial: dict[str, Tensor]) -> dict[str, float]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=Setting.rounds, help="of each run; all but two are timed")
+    parser.add_argument("--rounds", type=int, default=Setting.rounds, help="rounds of each run; all but two are timed")
     parser.add_argument("--only", nargs="+", choices=list(MODULES), default=list(MODULES))
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our recipe")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe of fftmoe run")
     parser.add_argument("--envs", type=Path, default=ROOT / "build" / "benchmark-envs")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "round-overhead")
     parser.add_argument("--results", type=Path, default=RESULTS / "round_overhead.json")

@@ -1,7 +1,7 @@
-"""Clients whose batches are small, in every way: one after another, at once, in worker processes.
+"""Time clients with small batches: one after another, in one batch, and in worker processes.
 
-Processor time tells what this process computes. What several processes gain only the clock on the wall tells, which
-on a machine with other work says too little of them; so both are taken in the same rounds.
+Processor time covers this process only. The gain of several processes shows only in wall-clock time, which other work
+on the machine disturbs. So both times are taken in the same rounds.
 """
 
 import shutil

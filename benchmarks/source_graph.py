@@ -1,4 +1,4 @@
-"""The modules of the package and who imports whom, from their source alone."""
+"""Read the modules of the package and their imports from the source, without importing it."""
 
 import ast
 from collections.abc import Iterator, Mapping, Set

@@ -1,7 +1,7 @@
-"""All measurements of speed and scale on this machine, in one command: `python benchmarks/speed.py [names]`.
+"""Run all measurements of speed and scale on this machine: `python benchmarks/speed.py [names]`.
 
-About an hour and a half on two quiet cores; each takes its variants in turn and writes its own JSON. A failure is
-named at the end, and the others run all the same.
+This takes about an hour and a half on two quiet cores. Each measurement takes its variants in turn and writes its own
+JSON. If one fails, the others still run, and the end of the output names it.
 """
 
 import argparse

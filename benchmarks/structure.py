@@ -1,13 +1,13 @@
-"""How the package is built, from its source alone: `python benchmarks/structure.py [BEFORE [AFTER]]`.
+"""Print how the package is built, from its source only: `python benchmarks/structure.py [BEFORE [AFTER]]`.
 
 Prints a Markdown table of one checkout (default: this one), or of two side by side. `--list` adds the names behind the
 counts. `--key federation.clients_per_round` counts, by file, the attributes that have the key's last name.
 
-- A module counts as used by each module that imports it, also where it takes the name from a package whose
-  `__init__.py` passes it on. Passing a name on is no use.
+- A module counts as used by each module that imports it, directly or from a package whose `__init__.py` exports the
+  name again. The export itself does not count as a use.
 - A cycle is a group of modules each of which imports every other one, directly or through others. Imports within
-  functions count. Those for type checking alone are counted in a row of their own.
-- A function's lines are those from its first decorator to its end, with its docstring.
+  functions count. A separate row counts the imports for type checking only.
+- The lines of a function are those from its first decorator to its end, including its docstring.
 """
 
 import argparse
@@ -152,7 +152,9 @@ def table(found: Mapping[str, Figures]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", nargs="*", type=Path, metavar="CHECKOUT", help="one, or one before and one after")
+    parser.add_argument(
+        "checkouts", nargs="*", type=Path, metavar="CHECKOUT", help="one checkout, or one before and one after a change"
+    )
     parser.add_argument("--list", action="store_true", help="add the names behind the counts")
     parser.add_argument("--key", action="append", default=[], help="a key of recipes to look for; may be repeated")
     parsed = parser.parse_args(arguments)

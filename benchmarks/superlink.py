@@ -1,7 +1,7 @@
-"""How many nodes one SuperLink can have: `python benchmarks/superlink.py [--seconds 10]`.
+"""Measure how many nodes one SuperLink can serve: `python benchmarks/superlink.py [--seconds 10]`.
 
-Nodes ask it for work all the time; here a few ask as fast as they are answered, over TLS and with signatures as any
-node's, from this same machine. A node that looks every t seconds takes 1 / t of what is found.
+Nodes ask the SuperLink for work all the time. Here a few nodes on this machine ask as fast as they get answers, over
+TLS and with signatures like any node. A node that asks every t seconds takes 1 / t of the measured rate.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Language models and images: `python benchmarks/tasks.py --data ../shared/data --models ../shared/models`.
+"""Measure language models and images: `python benchmarks/tasks.py --data ../shared/data --models ../shared/models`.
 
 `--data` holds `flan8/`, `shakespeare/` and `pacs32/`, `--models` holds `stories260k/` and `vit-cifar10/`. Each recipe
-runs by four methods, beside the untouched backbone (the metric before the first round); then a training step on models
-of two families, of a size that has something to multiply, whose weights are random. `--small` is a look in minutes.
+runs with four methods; the metric of the unchanged backbone is the one before the first round. Then a training step is
+timed on models of two families with random weights, large enough for matrix products to dominate. `--small` takes
+minutes.
 """
 
 import argparse

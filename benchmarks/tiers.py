@@ -1,7 +1,7 @@
-"""What each budget tier really costs, measured on live objects: `python benchmarks/tiers.py [recipe]`.
+"""Measure the cost of each budget tier on live objects: `python benchmarks/tiers.py [recipe]`.
 
 Bytes: the messages of one round. Memory: the tensors of the adapter and head in training (weights, gradients,
-optimiser moments). FLOPs: counted by torch on one batch, backbone with adapter less backbone alone.
+optimiser moments). FLOPs: counted by torch on one batch, backbone with adapter minus backbone without.
 """
 
 import argparse

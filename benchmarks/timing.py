@@ -1,7 +1,7 @@
-"""Timings that can be compared though the machine does other work: rounds over all variants, in a new order each time.
+"""Comparable timings on a machine with other work: rounds over all variants, in a new order each time.
 
-On a CPU the time is the processor's time of this process on one thread, so waiting for other processes does not
-count; what they take from caches and memory bandwidth still does, to all variants alike.
+On a CPU the time is the processor time of this process on one thread, so waiting for other processes does not count.
+Other processes still use caches and memory bandwidth, but this affects all variants alike.
 """
 
 import random

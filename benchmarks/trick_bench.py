@@ -1,8 +1,8 @@
-"""Local training with each of our tricks on or off.
+"""Local training with each of our optimisations on or off.
 
-`one_after_another` is a training loop of this benchmark, in which every trick is a switch. Everything else, the model,
-the losses, the learning rates, the session that makes an update of what was trained, is the product's, so that the
-rows of a table differ in the tricks alone. `product` and `at_once` are the product's own loops.
+`one_after_another` is a training loop of this benchmark in which every optimisation is a switch. The model, the losses,
+the learning rates and the session that builds the update are fftmoe's own, so the rows of a table differ in the
+optimisations only. `product` and `at_once` are fftmoe's own loops.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""Memory that a worker process has to itself, beside one that imports for itself: `python benchmarks/worker_memory.py`.
+"""Measure the private memory of a forked and of a spawned worker process: `python benchmarks/worker_memory.py`.
 
-Both have the quickstart's backbone in use. Linux only: it alone says which pages are shared.
+Both use the quickstart's backbone. The script needs Linux, because only Linux reports which pages are shared.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A federation from Python: run a recipe, read what it measured, and use the adapter that it made.
+"""Run a federation from Python, read its metrics, and use the resulting adapter.
 
 python examples/federate_in_python.py [recipe] [section.key=value ...]
 """
@@ -16,13 +16,13 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         result = fftmoe.run(recipe, f"{folder}/run", overrides)
 
-        # A line for every round, and a summary of the whole run.
+        # metrics.jsonl has one line for every round; the summary covers the whole run.
         for line in (result.folder / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line)
             print({name: row[name] for name in ("round", "accuracy", "train_loss") if name in row})
         print(f"accuracy {result.summary['accuracy']:.3f}")
 
-        # The adapter is a PEFT folder beside the names of the labels, and opens on the backbone of the recipe.
+        # The adapter is a PEFT folder with the names of the labels. PEFT loads it onto the backbone of the recipe.
         labels = json.loads((result.folder / "adapter" / "labels.json").read_text())["labels"]
         used = fftmoe.load_recipe(recipe, overrides)
         backbone = fftmoe.load_backbone(
@@ -30,4 +30,4 @@ if __name__ == "__main__":
         )
         model = PeftModel.from_pretrained(backbone, str(result.folder / "adapter"))
         experts = sum(p.numel() for name, p in model.named_parameters() if ".moe_experts." in name)
-        print(f"{experts} numbers in experts and routers, for {len(labels)} labels")
+        print(f"{experts} parameters in experts and routers, for {len(labels)} labels")

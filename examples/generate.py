@@ -1,4 +1,4 @@
-"""Generate text with the adapter attached: a tiny Llama of random weights learns to count, and then counts on.
+"""Generate text with the adapter attached: a tiny Llama with random weights learns to count and then continues a count.
 
 python examples/generate.py
 """
@@ -10,7 +10,7 @@ import fftmoe
 
 
 def counting(num_texts: int, length: int, vocabulary: int, seed: int) -> torch.Tensor:
-    """Token ids [num_texts, length] that go up by one from a random start, and from the last id to the first."""
+    """Return token ids [num_texts, length] that count up by one from a random start, modulo the vocabulary size."""
     first = torch.randint(vocabulary, (num_texts, 1), generator=torch.Generator().manual_seed(seed))
     return (first + torch.arange(length)) % vocabulary
 
@@ -37,14 +37,14 @@ if __name__ == "__main__":
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     for step in range(150):
         ids = counting(32, 12, config.vocab_size, seed=step)
-        # In training mode the model's loss has the routers' losses added, as strong as the configuration says.
+        # In training mode the model's loss includes the router losses, with the strengths of the configuration.
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(f"loss {loss.item():.2f}; only the adapter was trained: {sum(p.numel() for p in trained)} numbers")
+    print(f"loss {loss.item():.2f}; only the adapter was trained: {sum(p.numel() for p in trained)} parameters")
 
     model.eval()
     prompt = torch.tensor([[5, 6, 7, 8]])
     text = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
-    print("counts on:", text[0].tolist())
+    print("continued count:", text[0].tolist())

@@ -1,8 +1,8 @@
-"""An aggregator of one's own: the usual mean per expert, over changes none of which is longer than a bound.
+"""Add your own aggregator: the usual mean per expert, over client updates whose norm is bounded.
 
     python examples/own_aggregator.py [recipe] [section.key=value ...]
 
-An aggregator is what `fftmoe/methods/merge/aggregate.py` calls so: `add` a client's update, then give the `mean`.
+`fftmoe/methods/merge/aggregate.py` defines the interface: `add` takes a client update, `mean` returns the aggregate.
 """
 
 import sys
@@ -19,12 +19,12 @@ from fftmoe.records import ClientUpdate
 
 @dataclass
 class Shortened(WeightedSum):
-    """Brings every client's change to the length `longest` before it is added, where it is longer."""
+    """Scales every client update whose norm exceeds `longest` down to that norm before it adds the update."""
 
     longest: float = 1.0
 
     def add(self, update: ClientUpdate) -> None:
-        """Over all tensors of the client together."""
+        """Add a client update, clipped by the norm over all its tensors together."""
         norm = torch.stack([delta.norm() for delta in update.tensors.values()]).norm()
         factor = (self.longest / norm).clamp(max=1.0)
         super().add(replace(update, tensors={name: factor * delta for name, delta in update.tensors.items()}))

@@ -1,8 +1,8 @@
-"""A method of one's own: FFT-MoE in which chance alone says who holds which experts, anew in every round.
+"""Add your own method: FFT-MoE with resident experts that are drawn at random in every round.
 
     python examples/own_method.py [recipe] [section.key=value ...]
 
-A method is what `fftmoe/methods/base.py` asks for; a subclass of FftMoe or LoraMethod changes what it wants to.
+`fftmoe/methods/base.py` defines the interface; a subclass of FftMoe or LoraMethod overrides parts of it.
 """
 
 import sys
@@ -18,10 +18,10 @@ from fftmoe.rng import numpy_generator
 
 @dataclass(frozen=True)
 class Drawn(FftMoe):
-    """Every client's residents are drawn from the whole pool."""
+    """Draws the resident experts of every client from the whole pool."""
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """Block by block as many experts as the budget allows."""
+        """Draw as many experts in each block as the client's budget allows."""
         residents: dict[int, Experts] = {}
         for client in cohort:
             budget, source = self.budgets[client], numpy_generator(self.seed, "drawn", client, state.round)

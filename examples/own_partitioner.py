@@ -1,8 +1,8 @@
-"""A partitioner of one's own: the first client has the most examples, the second half as many, the third a third.
+"""Add your own partitioner: the second client has half as many examples as the first, the third a third as many.
 
     python examples/own_partitioner.py [recipe] [section.key=value ...]
 
-A partitioner is a function from labels [N], the number of clients C and a seed to the client of each example.
+A partitioner takes labels [N], the number of clients C and a seed. It returns the client of each example, [N].
 """
 
 import sys
@@ -15,7 +15,7 @@ from fftmoe.rng import numpy_generator
 
 
 def by_rank(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """Client c's share is proportional to 1 / (c + 1), whatever the labels."""
+    """Give client c a share of the examples proportional to 1 / (c + 1), independent of the labels."""
     ends = np.cumsum(1 / np.arange(1, num_clients + 1))
     places = (np.arange(len(labels)) + 0.5) / len(labels) * ends[-1]
     return numpy_generator(seed, "by-rank").permutation(np.searchsorted(ends, places))
@@ -27,4 +27,4 @@ if __name__ == "__main__":
         plugins = fftmoe.Plugins(partitioners={"by-rank": by_rank})
         chosen = [*overrides, "partition.kind=plugin:by-rank", "partition.alpha=null"]
         result = fftmoe.run(recipe, f"{folder}/run", chosen, plugins=plugins)
-    print(f"accuracy with unlike sizes: {result.summary['accuracy']:.3f}")
+    print(f"accuracy with clients of different size: {result.summary['accuracy']:.3f}")

@@ -1,9 +1,9 @@
-"""The adapter under transformers' own Trainer: all-MiniLM-L6-v2 learns the chapters of Python's documentation.
+"""Train the adapter with the Trainer of transformers: all-MiniLM-L6-v2 learns the chapters of Python's documentation.
 
     python examples/trainer.py [number of training texts]
 
-`balance_strength` and `z_strength` put the routers' losses into the loss that the model returns while it is trained,
-so the Trainer needs to know nothing of experts.
+`balance_strength` and `z_strength` add the router losses to the loss that the model returns in training mode. So the
+Trainer needs no code for the experts.
 """
 
 import sys
@@ -21,7 +21,7 @@ MODEL = "builtin:minilm"
 
 
 def accuracy(predicted: transformers.EvalPrediction) -> dict[str, float]:
-    """Of the chapter with the highest score."""
+    """Return the share of texts whose chapter has the highest score."""
     return {"accuracy": float((np.asarray(predicted.predictions).argmax(-1) == predicted.label_ids).mean())}
 
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     tokenizer = load_tokenizer(MODEL)
 
     def rows(split: str, count: int) -> Any:
-        """Texts as token ids, with the number of their chapter."""
+        """Return token ids of texts, each with the index of its chapter."""
         chosen = splits[split][:count]
         ids = tokenizer(chosen[:, 0].tolist(), truncation=True, max_length=40)["input_ids"]
         return [{"input_ids": own, "label": chapters.index(row[1])} for own, row in zip(ids, chosen, strict=True)]

@@ -22,13 +22,13 @@ FROM_A_RECIPE = {
     "own_aggregator.py": "accuracy with shortened changes: ",
     "own_export.py": "difference of logits ",
     "own_method.py": "accuracy with drawn experts: ",
-    "own_partitioner.py": "accuracy with unlike sizes: ",
+    "own_partitioner.py": "accuracy with clients of different size: ",
     "own_task.py": "accuracy of the average class: ",
 }
 OWN = FROM_A_RECIPE | {"own_family.py": "blocks with experts: [1, 2] of 0 to 2"}
 SAYS = OWN | {
-    "federate_in_python.py": "numbers in experts and routers",
-    "generate.py": "counts on: [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]",
+    "federate_in_python.py": "parameters in experts and routers",
+    "generate.py": "continued count: [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]",
     "trainer.py": "accuracy over 24 chapters: ",
 }
 
