@@ -49,7 +49,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Where the names are that are imported when they are first used.
+# The modules of the names that are imported on their first use.
 _HOMES = {
     "MoeAdapterConfig": "fftmoe.adapter",
     "Plugins": "fftmoe.setup.plugins",
@@ -61,12 +61,12 @@ _HOMES = {
     "record_routing": "fftmoe.adapter",
 }
 
-if "peft" in sys.modules:  # the slow imports have been paid for, so nothing is gained by waiting
+if "peft" in sys.modules:  # PEFT is imported already, so waiting would save no time
     import_module("fftmoe.adapter")
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the public API on its first use."""
+    """Import a name of the public API on its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """With the names that have not been used yet."""
+    """List all names, including those of the public API that have not been imported yet."""
     return sorted({*globals(), *__all__})
 
 
@@ -87,12 +87,13 @@ def run(
     """Run a recipe (a YAML file, or the name of a shipped one) and return its folder and summary.
 
     Args:
+        recipe: the path or the name of the recipe.
         output: the run folder, new or empty; `runs/<name>` when None.
-        overrides: `section.key=value` each, as `--set` takes them.
+        overrides: texts `section.key=value`, as for the option `--set`.
         plugins: methods, aggregators and partitioners that the recipe names as `plugin:NAME` (docs/integration.md).
 
     Raises:
-        InputError: bad input; nothing has been written. RunError: the run failed.
+        InputError: the input is wrong; nothing has been written. RunError: the run failed.
     """
     from fftmoe.config import load_recipe
     from fftmoe.setup import run as runs
@@ -102,10 +103,10 @@ def run(
 
 
 def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
-    """Go on with an interrupted run; the result has the bytes that it would have had.
+    """Continue an interrupted run. The result is the same to the byte as that of an uninterrupted run.
 
     Args:
-        plugins: as the run was given.
+        plugins: the plug-ins that the run was started with.
 
     Raises:
         InputError: the folder holds no unfinished run. RunError: the run failed.
@@ -116,14 +117,16 @@ def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
 
 
 def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list[dict[str, Any]]:
-    """What a finished run answers: labels of texts or images, or completions of prompts; one dictionary an input.
+    """Predict with a finished run: labels of texts or images, or completions of prompts; one dictionary per input.
 
     Args:
-        inputs: texts or prompts; of a run on images paths of image files, folders or tables.
-        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens`, as of `fftmoe predict`.
+        run: the folder of the run.
+        inputs: texts or prompts; for a run on images, paths of image files, folders or tables.
+        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client` and `max_new_tokens`; they mean the same as
+            the options of `fftmoe predict`.
 
     Raises:
-        InputError: the folder is no finished run, or an input cannot be read.
+        InputError: the folder holds no finished run, or an input cannot be read.
     """
     from fftmoe.setup.finished import predict_run
 
@@ -131,15 +134,21 @@ def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list
 
 
 def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict[str, Any]:
-    """Write a finished run for others to use, and compare it with the run before it is; gives `export.json`.
+    """Export a finished run in another format, after checking that the export computes the same as the run.
 
     Args:
-        to: "peft", "personal", "lora", "onnx" or "torch-export".
+        run: the folder of the run.
+        to: the format: "peft", "personal", "lora", "onnx" or "torch-export".
         output: the folder to write, new or empty.
-        options: of the format, as of `fftmoe export`: `top_k`, `client`, `tier`, `experts`, `rank`, `data`, `steps`.
+        options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them; they
+            mean the same as the options of `fftmoe export`.
+
+    Returns:
+        the values of `export.json`.
 
     Raises:
-        InputError: bad input. RunError: what was made computes something else. Nothing has been written.
+        InputError: the input is wrong. RunError: the export computes something else than the run. In both cases nothing
+            has been written.
     """
     from fftmoe.setup.export import export_run
 

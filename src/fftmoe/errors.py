@@ -1,11 +1,11 @@
-"""Errors whose message a person can act on: what went wrong, with which value, whose, and what to change."""
+"""Errors with a message for people: what went wrong, with which value, whose value it is, and what to change."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class FftmoeError(Exception):
-    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+    """The base class of every error that this package raises; the command line prints it without a traceback."""
 
     exit_status = 1
 
@@ -17,17 +17,17 @@ class InputError(FftmoeError, ValueError):
 
 
 class OutputError(FftmoeError):
-    """The output cannot take the run's files (a full disk). Files are whole or absent; the remedy is the user's."""
+    """A file of the run cannot be written, e.g. because the disk is full. Every file is complete or absent."""
 
     exit_status = 2
 
 
 class RunError(FftmoeError, RuntimeError):
-    """The input was good but the run could not finish (a client failed, a worker died)."""
+    """The input is valid, but the run could not finish, e.g. because a client failed or a worker died."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest valid name, or the list of valid names when none is near."""
+    """Suggest the nearest valid name, `"; did you mean 'x'?"`, or list all valid names if none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(names)}"

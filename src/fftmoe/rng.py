@@ -1,4 +1,4 @@
-"""Randomness is an argument: every random choice names its stream by a seed and a path, never by global state."""
+"""Seeded random generators. Every random choice names its own stream by a seed and a path; no state is global."""
 
 import hashlib
 
@@ -7,16 +7,16 @@ import torch
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for the stream `path`, e.g. `derive(0, "cohort", 3)`; unlike paths give independent streams."""
+    """Derive a 63-bit seed for a stream, e.g. `derive(0, "cohort", 3)`; different paths give independent streams."""
     digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU torch generator for the stream `path`."""
+    """Make a torch generator on the CPU for the stream that `seed` and `path` name."""
     return torch.Generator().manual_seed(derive(seed, *path))
 
 
 def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
-    """A numpy generator for the stream `path`."""
+    """Make a numpy generator for the stream that `seed` and `path` name."""
     return np.random.default_rng(derive(seed, *path))

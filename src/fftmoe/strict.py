@@ -1,6 +1,6 @@
-"""Text from anyone, read with limits: it cannot name types, nest without end, or unfold to more than it is.
+"""Reads untrusted text with limits: it cannot name types, nest without bound, or expand in memory.
 
-What is wrong is a ValueError whose message ends a sentence about where the text is from.
+The message of a ValueError from here is the end of a sentence: the caller's message first names the text's origin.
 """
 
 import errno
@@ -15,28 +15,28 @@ from typing import IO, Any, NoReturn
 
 import yaml
 
-MOST_BYTES = 2**20  # of a file that a person may read
-MOST_YAML = 2**17  # which takes a second to parse
-DEEPEST = 20  # brackets within brackets
-MOST_BITS = 256  # of a number in YAML
-_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)  # of JSON, in one pass whatever the text
+MOST_BYTES = 2**20  # limit of a file that people read and write
+MOST_YAML = 2**17  # characters; parsing that many takes a second
+DEEPEST = 20  # levels of nested brackets
+MOST_BITS = 256  # of an integer in YAML
+_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)  # a JSON string; matches any text in linear time
 
 
 def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A file's bytes, if it is one and has no more than `most`.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is too large, or no file.
+        OSError: the file cannot be read. ValueError: it is too large, or not a regular file.
     """
     with open_file(path) as file:
         return at_most(file, most)
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A file for reading. Of a pipe one would wait for a writer, and a device may never end.
+    """Open a regular file for reading. Pipes and devices are refused, because reading one could block or never end.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is no file.
+        OSError: the file cannot be read. ValueError: it is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
@@ -45,76 +45,78 @@ def open_file(path: Path) -> IO[bytes]:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise ValueError("it is no file, but a pipe or a device")
+    raise ValueError("it is not a file, but a pipe or a device")
 
 
 def at_most(file: IO[bytes], most: int = MOST_BYTES) -> bytes:
-    """All that a file holds.
+    """Read all bytes of an open file.
 
     Raises:
-        ValueError: that is more than `most` bytes.
+        ValueError: there are more than `most` bytes.
     """
     data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"it has more than {most} bytes, which are the most that are read")
+        raise ValueError(f"it has more than {most} bytes; at most {most} are read")
     return data
 
 
 def strict_json(text: str | bytes, deepest: int = DEEPEST) -> dict[str, Any]:
-    """A JSON object with no name twice, no NaN, and no more depth than that.
+    """Parse a JSON object without repeated names, without NaN or infinity, and with at most `deepest` levels.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such an object.
     """
     text = text.decode() if isinstance(text, bytes) else text
     brackets = re.findall(r"[\[\]{}]", _STRING.sub("", text))
     depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
     if depth > deepest:
-        raise ValueError(f"its JSON is nested {depth} deep, and at most {deepest} was expected")
+        raise ValueError(f"its JSON is nested {depth} deep; at most {deepest} levels are allowed")
     value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
     if not isinstance(value, dict):
-        raise ValueError(f"its JSON is {reprlib.repr(value)}, and an object was expected")
+        raise ValueError(f"its JSON is {reprlib.repr(value)}; expected an object")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise ValueError(f"its JSON has a name twice among {reprlib.repr([name for name, _ in pairs])}")
+        raise ValueError(f"its JSON has a name twice: {reprlib.repr([name for name, _ in pairs])}")
     return table
 
 
 def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"its JSON has {constant}, which is no number")
+    raise ValueError(f"its JSON has {constant}, which is not a number")
 
 
 def strict_yaml(text: str | bytes) -> Any:
-    """The value of a YAML document of plain types.
+    """Parse a YAML document of plain types.
 
     Raises:
-        ValueError: it is none, or larger or deeper than a person writes, or has aliases, of which a few lines unfold to
-            more than a machine can hold.
+        ValueError: the text is not valid YAML; it is larger or deeper than the limits; or it contains aliases, because
+            a few lines of them can expand to more than the memory of a machine.
     """
     text = text.decode() if isinstance(text, bytes) else text
     if len(text) > MOST_YAML:
-        raise ValueError(f"its YAML has {len(text)} characters, and at most {MOST_YAML} are read")
+        raise ValueError(f"its YAML has {len(text)} characters; at most {MOST_YAML} are read")
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
-        message = " ".join(str(error).split())  # YAML's take several lines
+        message = " ".join(str(error).split())  # PyYAML's messages have several lines
         tab = "; it is a tab: indent with spaces" if r"character '\t'" in message else ""
         raise ValueError(message.replace(' in "<unicode string>"', "") + tab) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for documents without aliases, of little depth, and with numbers that can be printed."""
+    """PyYAML's safe loader with limits: no aliases, at most `DEEPEST` levels, and integers of at most `MOST_BITS`."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """See PyYAML."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}; write out what it stands for")
+            raise yaml.YAMLError(
+                f"it has an alias, *{self.peek_event().anchor}; write out the value that the alias stands for"
+            )
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
@@ -127,7 +129,7 @@ class _Loader(yaml.SafeLoader):
         """See PyYAML."""
         value = super().construct_yaml_int(node)
         if value.bit_length() > MOST_BITS:
-            raise yaml.YAMLError(f"a number of {value.bit_length()} binary digits")
+            raise yaml.YAMLError(f"a number of {value.bit_length()} binary digits; at most {MOST_BITS} are allowed")
         return value
 
 

@@ -83,7 +83,7 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     ),
     "endless header": (lambda m: b"\xff" * 8 + m, r"cannot be read: .* says that \d+ of them are a header"),
     "deep": (text(lambda _: DEEP), r"cannot be read: its JSON is nested 50 deep"),
-    "not a number": (text(lambda s: re.sub(r'"round":\d+', '"round":NaN', s)), r"NaN, which is no number"),
+    "not a number": (text(lambda s: re.sub(r'"round":\d+', '"round":NaN', s)), r"NaN, which is not a number"),
     "a field more": (say(code="import os"), TYPES),
     "a field less": (of(lambda h, t: h.pop("task")), TYPES),
     "client is true": (say(client_id=True), TYPES),

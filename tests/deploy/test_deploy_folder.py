@@ -499,7 +499,7 @@ def test_a_file_that_is_not_json_is_damaged(server: Path, site: Path, content: s
 @pytest.mark.parametrize("content", ["[]", "1", "null", "{}", '{"format": "1"}', '{"format": true}'])
 def test_json_of_another_kind_is_damaged(server: Path, content: str):
     (server / "deployment.json").write_text(content)
-    wrong = r'it has no {"format": \.\.\.}' if content[0] == "{" else r"not JSON \(.* an object was expected\)"
+    wrong = r'it has no {"format": \.\.\.}' if content[0] == "{" else r"not JSON \(.*; expected an object\)"
     with pytest.raises(InputError, match=rf"is damaged or .*: {wrong}; copy it again"):
         read_server(server)
 
@@ -755,7 +755,9 @@ def test_a_warning_comes_in_the_last_month():
     for day in (12, 31):
         warning = expiry_warning(certificate, "the certificate", datetime(2024, 1, day, tzinfo=UTC))
         assert warning is not None
-        assert warning.startswith("the certificate ends on 2024-02-10, and no round can start after that; make a new")
+        assert warning.startswith(
+            "the certificate expires on 2024-02-10, and no round can start after that; make a new"
+        )
 
 
 # Laws.

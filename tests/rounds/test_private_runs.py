@@ -175,7 +175,7 @@ def test_sums_for_a_head_need_enough_clients(finish: Finish, values: Values, tmp
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (say(num_examples=10), "num_examples 10, and 1 was expected"),
+        (say(num_examples=10), "num_examples 10; expected 1$"),
         (say(num_examples=True), "num_examples True"),
         (say(metrics={"loss": 0.5}), "its metrics are"),
         (say(preferences={"1": [0], "2": [0]}), "its preferences are"),

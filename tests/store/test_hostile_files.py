@@ -110,9 +110,9 @@ def known(recipe_values: dict[str, Any]) -> Recorded:
 
 @every_bomb
 def test_a_message_that_is_a_bomb_is_refused(known: Recorded, bomb: str):
-    refused(lambda: screen(BOMBS[bomb], known.expectation(known.victim)), "none of ours|bytes, and at most")
+    refused(lambda: screen(BOMBS[bomb], known.expectation(known.victim)), "not an fftmoe update|bytes; at most")
     whole = BOMBS[bomb].ljust(len(known.replies[known.victim]), b" ")
-    refused(lambda: screen(whole, known.expectation(known.victim)), "none of ours|bytes, and at most")
+    refused(lambda: screen(whole, known.expectation(known.victim)), "not an fftmoe update|bytes; at most")
 
 
 # Data
@@ -252,7 +252,7 @@ def test_reading_stops_at_the_limit(tmp_path: Path):
     with pytest.raises(IsADirectoryError):
         read_small(tmp_path)
     assert strict_json('{"a": [[1]]}', deepest=3) == {"a": [[1]]}
-    with pytest.raises(ValueError, match="nested 3 deep, and at most 2"):
+    with pytest.raises(ValueError, match="nested 3 deep; at most 2"):
         strict_json('{"a": [[1]]}', deepest=2)
 
 

@@ -1,6 +1,6 @@
-"""What noisy rounds cost: client-level epsilon by privacy loss distributions (docs/math.md, Privacy).
+"""Counts the client-level epsilon of noisy rounds with privacy loss distributions (docs/math.md, Privacy).
 
-Two federations are neighbours if one client's data is there in the one and in the other that client sends nothing.
+Two federations are neighbours if they differ in one client only: it takes part in one and sends nothing in the other.
 """
 
 import math
@@ -13,37 +13,37 @@ import numpy as np
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import Uniform, os_uniform
 
-LEAST_NOISE = 0.3  # z; below it one round costs an epsilon of about ten, and the accountant needs ever larger grids
+LEAST_NOISE = 0.3  # z; below it one round costs an epsilon of about ten, and the accountant needs very large grids
 MOST_NOISE = 2.0**20
-PRECISION = 1e-3  # relative, of a noise multiplier that is solved for
-GRID = 1e-4  # of privacy losses; rounding to it can only raise epsilon
-COUNT_SHARE = 0.04  # of 1 / z^2, spent on counting who was not clipped
-CLIP_RATE = 0.2  # how fast the clip norm follows (Andrew et al., arXiv 1905.03871, section 3)
+PRECISION = 1e-3  # relative error of a calibrated noise multiplier
+GRID = 1e-4  # step of the grid of privacy losses; losses are rounded up to it, which can only raise epsilon
+COUNT_SHARE = 0.04  # share of the privacy cost 1 / z^2 that pays for counting the unclipped clients
+CLIP_RATE = 0.2  # learning rate of the clip norm (Andrew et al., arXiv 1905.03871, section 3)
 
 
 def accounting() -> Any:
-    """The privacy loss distributions of Google's dp_accounting, loaded where they are needed: it is an extra.
+    """Import the privacy loss distributions of Google's `dp_accounting`, which is an optional dependency.
 
     Raises:
-        InputError: it is not installed.
+        InputError: `dp_accounting` is not installed.
     """
     try:
         import dp_accounting.pld
     except ImportError as error:
         raise InputError(
-            f"differential privacy needs {error.name or error} to count its epsilon: pip install 'fftmoe[dp]'"
+            f"differential privacy needs {error.name or error} to compute epsilon; pip install 'fftmoe[dp]'"
         ) from error
     return dp_accounting.pld.privacy_loss_distribution
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One release: a sum over a Poisson sample of the clients, with Gaussian noise.
+    """The Gaussian mechanism that a round applies: a noisy sum over a Poisson sample of the clients.
 
     Attributes:
-        sampling_rate: q, with which each client is in a round, whoever else is.
-        noise_multiplier: z, standard deviation of the noise over the most that one client can move the sum.
-        delta: of the guarantee.
+        sampling_rate: q, the probability that a client takes part in a round, independently of the other clients.
+        noise_multiplier: z, the standard deviation of the noise divided by the sensitivity of the sum to one client.
+        delta: the delta of the (epsilon, delta) guarantee.
     """
 
     sampling_rate: float
@@ -51,25 +51,25 @@ class Mechanism:
     delta: float
 
     def epsilon(self, releases: int) -> float:
-        """An upper bound of epsilon after so many releases."""
+        """Return an upper bound of epsilon after this number of releases."""
         return float(self._one.self_compose(releases).get_epsilon_for_delta(self.delta)) if releases else 0.0
 
     @cached_property
     def _one(self) -> Any:
-        """The privacy loss distribution of one release, which takes longer to make than to compose."""
+        """The privacy loss distribution of one release, cached because it takes longer to make than to compose."""
         return accounting().from_gaussian_mechanism(
             self.noise_multiplier, sampling_prob=self.sampling_rate, value_discretization_interval=GRID
         )
 
 
 def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int) -> float:
-    """The least noise multiplier, up to `PRECISION`, at which so many releases cost at most `epsilon`.
+    """Find the least noise multiplier, up to `PRECISION`, with which this many releases cost at most `epsilon`.
 
     Raises:
-        InputError: no noise does, or `dp-accounting` is missing.
+        InputError: no noise multiplier is large enough, or `dp-accounting` is not installed.
     """
     accounting()
-    from scipy.optimize import brentq  # comes with it
+    from scipy.optimize import brentq  # a dependency of dp_accounting
 
     @cache
     def excess(log_noise: float) -> float:
@@ -91,19 +91,24 @@ def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int)
 
 
 def poisson_cohort(num_clients: int, rate: float, uniform: Uniform = os_uniform) -> tuple[int, ...]:
-    """Each client with probability `rate`, whatever becomes of the others: ascending, and perhaps nobody."""
+    """Draw each client independently with probability `rate`; client ids in ascending order, possibly none."""
     return tuple(np.flatnonzero(uniform(num_clients) <= rate).tolist())
 
 
 def divided_noise(noise_multiplier: float) -> tuple[float, float]:
-    """Noise on the changes, in units of C, and on the count of who was not clipped, whose sensitivity is 1/2.
+    """Divide the noise between the sum of the updates and the count of the unclipped clients.
 
-    Together they cost what `noise_multiplier` alone would: z^-2 = z_delta^-2 + (2 sigma_b)^-2.
+    Both releases together cost as much privacy as one release with `noise_multiplier`:
+    z^-2 = z_delta^-2 + (2 sigma_b)^-2. The sensitivity of the count is 1/2.
+
+    Returns:
+        z_delta, the noise multiplier of the sum, in units of the clip norm C; and sigma_b, the standard deviation of
+        the noise on the count.
     """
     z_delta = noise_multiplier / math.sqrt(1 - COUNT_SHARE)
     return z_delta, noise_multiplier / (2 * math.sqrt(COUNT_SHARE))
 
 
 def next_clip_norm(clip_norm: float, within: float, quantile: float) -> float:
-    """C moved towards the quantile of the clients' norms, by the (noisy) share of them that was not clipped."""
+    """Move the clip norm C towards a quantile of the clients' norms; `within` is the noisy share of the unclipped."""
     return clip_norm * math.exp(-CLIP_RATE * (within - quantile))

@@ -1,4 +1,4 @@
-"""The end of a round: the cohort's updates become the next server state. Pure functions of the server state."""
+"""The end of a round: aggregate the cohort's updates into the next server state. Its functions are pure."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,11 @@ from fftmoe.records import ClientUpdate, RoundPlan, ServerState
 from fftmoe.records.codec import decode
 
 Diagnostics = dict[str, Any]
-"""What a method reports of a round, for its row in `metrics.jsonl`."""
+"""The values that a method reports about a round for its row of `metrics.jsonl`."""
 
 
 class Aggregates(Protocol):
-    """Whatever turns a round's updates into the next state: a method, or the policy of a private run."""
+    """An object that aggregates a round's updates into the next state: a method, or the policy of a private run."""
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         """See `Method.aggregate`."""

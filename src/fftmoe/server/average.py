@@ -1,7 +1,7 @@
-"""A moving average of the global model over the rounds: what is served, while training goes on from the last round.
+"""A moving average of the global model over the rounds. It is evaluated and saved; training continues without it.
 
-Under label skew the global model swings with every cohort's labels; the swings of several rounds cancel. It costs no
-byte on the wire (docs/math.md, Average over rounds).
+Under label skew the global model swings towards the labels of every cohort. The swings of several rounds cancel in the
+average. The average adds no traffic, because only the server computes it (docs/math.md, Average over rounds).
 """
 
 from dataclasses import replace
@@ -10,9 +10,9 @@ from fftmoe.records import ServerState
 
 
 def averaged(state: ServerState, decay: float) -> ServerState:
-    """The state with its average moved to include this round; `decay` 0 keeps none.
+    """Add this round's model to the average of the state; with `decay` 0 the state keeps no average.
 
-    a_t = a_{t-1} + (theta_t - a_{t-1}) (1 - decay) / (1 - decay^t), which weighs the rounds 1 … t by decay^(t - round).
+    a_t = a_{t-1} + (theta_t - a_{t-1}) (1 - decay) / (1 - decay^t). It weights each round s of 1 … t by decay^(t - s).
     """
     if not decay:
         return state
@@ -25,5 +25,5 @@ def averaged(state: ServerState, decay: float) -> ServerState:
 
 
 def served(state: ServerState) -> ServerState:
-    """The state with its average in the place of the global model, where one is kept."""
+    """Return the state whose global model is the average; a state without an average is returned unchanged."""
     return replace(state, tensors=state.average, average={}) if state.average else state

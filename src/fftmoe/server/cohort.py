@@ -1,4 +1,4 @@
-"""Which clients take part in a round: functions of the seed and the round number alone."""
+"""Chooses the clients of a round. The choice depends only on the seed and the round number."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ def choose_cohort(num_clients: int, clients_per_round: int, seed: int, round: in
 def substitute(
     cohort: Sequence[int], absent: Collection[int], num_clients: int, seed: int, round: int
 ) -> tuple[int, ...]:
-    """Replace the absent clients of a cohort by other clients, drawn at random, as far as there are any."""
+    """Replace the absent clients of a cohort by other clients, drawn at random, if there are enough."""
     present = [client for client in cohort if client not in absent]
     others = sorted(set(range(num_clients)) - set(cohort) - set(absent))
     wanted = min(len(cohort) - len(present), len(others))

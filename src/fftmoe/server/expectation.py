@@ -1,4 +1,4 @@
-"""What an honest client may answer to what it was sent; `screening` holds its answer against it."""
+"""What an honest client may answer to its plan. `screening` compares every answer with this expectation."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,11 @@ from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on, names
 from fftmoe.records.codec import encode
 
-MARGIN = 1024  # bytes of header beyond those of the widest update, for numbers with more digits
-LARGEST = 1e15  # of a change or a loss: products of two such numbers, summed, still fit in float32
+MARGIN = 1024  # bytes of header in addition to those of the widest update, for numbers with more digits
+LARGEST = 1e15  # limit of a delta or a loss: sums of products of two such numbers still fit in float32
 
 FIELDS = {field.name for field in fields(ClientUpdate)} - {"tensors"}
-# By what is asked, what each metric may be. Who trained alone also measures itself, which must be there.
+# By task, the bounds of each metric. With the task "alone" (local training), a client must also measure its own model.
 METRICS = {
     "train": {"loss": (-LARGEST, LARGEST)},
     "alone": {"loss": (-LARGEST, LARGEST)},
@@ -28,7 +28,7 @@ METRICS = {
 }
 ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
-Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape by name, as on the wire
+Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the dtype and shape of each tensor on the wire, by name
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class Expectation:
     """What an honest client may answer to its plan.
 
     Attributes:
-        made_on: see `fftmoe.records.made_on`.
-        shapes: of its tensors before they are rounded for the wire, with a row for each expert that it holds.
-        experts, pool: by block, those that it may have trained, and those that it may know.
-        most_shares: what the shares of a block may sum to.
-        most_header, most_bytes: of the JSON of its message, and of the whole.
-        num_examples: how many it has; None where the server does not know.
-        metrics: by name, from what to what each may be. needed: those that must be there.
-        max_norm: the largest Euclidean norm of all the changes it sends; None: any.
+        plan: the plan that the client was sent.
+        made_on: the fingerprint of the models that it must train on (`fftmoe.records.made_on`).
+        shapes: the shapes of its tensors before they are rounded for the wire, with one row for each resident expert.
+        experts: by block, the experts that it may have trained.
+        pool: by block, the experts that its preferences may name.
+        most_shares: the largest allowed sum of the shares of a block.
+        most_header: the largest allowed number of bytes of the message's JSON.
+        most_bytes: the largest allowed number of bytes of the whole message.
+        num_examples: the client's number of examples; None if the server does not know it.
+        metrics: by name, the least and the largest allowed value.
+        needed: the names of the metrics that must be present.
+        max_norm: the largest allowed Euclidean norm of all deltas together; None allows any.
     """
 
     plan: ClientPlan
@@ -71,12 +75,14 @@ class Expectation:
         max_norm: float | None = None,
         measured: Mapping[str, tuple[float, float]] = ACCURACY,
     ) -> "Expectation":
-        """Of a client that was sent this plan with these tensors.
+        """Derive the expectation from the plan and the tensors that the client was sent.
 
         Args:
-            backbone: the server's own, as its fingerprint.
-            max_tokens: of an example, for the methods whose shares count them.
-            measured: the metric by which a client that trained alone measures itself, and from what to what it goes.
+            backbone: the fingerprint of the server's backbone.
+            num_examples: see `Expectation`.
+            max_tokens: the most tokens of an example, for the methods whose shares count tokens.
+            max_norm: see `Expectation`.
+            measured: by name, the bounds of the metrics with which a client measures its model after local training.
         """
         metrics: dict[str, tuple[float, float]] = dict(METRICS[plan.task])
         needed = frozenset(f"holdout_{name}" for name in measured) if plan.task == "alone" else frozenset()
@@ -117,7 +123,7 @@ def _widest(
 
 
 def on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:
-    """What tensors of these shapes become; only what is trained for the federation is rounded."""
+    """Dtypes and shapes on the wire of tensors of these shapes; only updates of the task "train" are rounded."""
     upload = plan.training.upload if plan.task == "train" else "float32"
     return {
         name + suffix: declared for name, shape in shapes.items() for suffix, declared in _parts(shape, upload).items()
@@ -131,9 +137,9 @@ def _parts(shape: tuple[int, ...], upload: str) -> Declared:
 
 
 def _sizes(update: ClientUpdate, declared: Declared) -> tuple[int, int]:
-    """Bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
+    """The number of bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
     text = json.dumps({name: getattr(update, name) for name in FIELDS}, separators=(",", ":"))
-    laid = sorted(declared.items(), key=lambda item: (-item[1][0].itemsize, item[0]))  # safetensors aligns them so
+    laid = sorted(declared.items(), key=lambda item: (-item[1][0].itemsize, item[0]))  # safetensors' order
     ends = [0, *accumulate(dtype.itemsize * prod(shape) for _, (dtype, shape) in laid)]
     container = {
         name: {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": offsets}

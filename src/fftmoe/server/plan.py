@@ -1,4 +1,4 @@
-"""The plan of a round: what the server asks of each client of the cohort. Pure functions of the server state."""
+"""The plan of a round: what the server asks each client of the cohort to do. Its functions are pure."""
 
 import itertools
 import math
@@ -42,8 +42,8 @@ def plan_round(
 def group_clients(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, ...]]:
     """Divide the clients into groups of at most `most` that can train in one batch on one backbone.
 
-    Clients of a group have the same budget and the same training settings. The groups depend on the plans alone and
-    not on which worker runs them, so any number of workers gives the same result.
+    Clients of a group have the same budget and the same training settings. The groups depend on the plans
+    only, not on the workers, so any number of workers gives the same result.
     """
     alike: dict[tuple[object, ...], list[ClientPlan]] = {}
     for client in clients:
@@ -54,7 +54,7 @@ def group_clients(clients: Sequence[ClientPlan], most: int) -> list[tuple[Client
 
 
 def _even_chunks(clients: Sequence[ClientPlan], most: int) -> list[tuple[ClientPlan, ...]]:
-    """As few chunks as possible, of sizes as equal as possible: a worker with a small one would wait for the others."""
+    """Divide clients into as few chunks as possible, of nearly equal sizes so that no worker waits long for another."""
     groups = math.ceil(len(clients) / most)
     bounds = [len(clients) * group // groups for group in range(groups + 1)]
     return [tuple(clients[start:stop]) for start, stop in itertools.pairwise(bounds)]

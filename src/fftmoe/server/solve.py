@@ -1,4 +1,4 @@
-"""The server's part of a closed-form head: ask everyone for sums, solve, and put the solution into the state."""
+"""The server's part of a closed-form head: request feature statistics, compute the head, and put it into the state."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -9,17 +9,18 @@ from fftmoe.rng import derive
 
 
 def every_expert(state: ServerState, budget: Budget) -> Experts:
-    """All experts of the pool in the blocks of a budget; nothing if the global model has no experts."""
+    """Select all experts of the pool in the blocks of a budget; the result is empty if the model has no experts."""
     pools = {block: state.load.get(names.load_of_block(block)) for block in budget.blocks}
     return {block: tuple(range(len(load))) for block, load in pools.items() if load is not None}
 
 
 def plan_sums(state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int) -> RoundPlan:
-    """Every client measures the same model, the global one as `budget` uses it, whatever its own budget is.
+    """Plan a round in which every client computes feature statistics with the same model.
 
-    Sums of unlike models would fit none of them. A client only runs the model forward here, which takes a quarter of
-    the memory that training takes; what it downloads for it is counted. Before the first round that is the head alone:
-    a fresh adapter adds nothing (`Method.init`).
+    All clients use the global model with `budget`, and not with their own budgets, because statistics of different
+    models cannot be added. A client only runs the model forward, which takes a quarter of the memory of training. The
+    ledger counts its download. Before the first round the download is only the head, because a new adapter adds
+    nothing to the output (`Method.init`).
     """
     if state.round == 0:
         budget = replace(budget, blocks=())
@@ -45,6 +46,12 @@ def solve_head(
     updates: Iterable[ClientUpdate],
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
 ) -> ServerState:
-    """The state with the head that the sums of these updates give (docs/math.md, Closed-form head)."""
+    """Compute the head from the feature statistics in these updates, and put it into the state.
+
+    Args:
+        total: adds the statistics; a private run adds noise here.
+
+    Source: docs/math.md, Closed-form head.
+    """
     solution = solved_head(total(HeadSums.from_tensors(update.tensors) for update in updates))
     return replace(state, tensors=state.tensors | solution)
