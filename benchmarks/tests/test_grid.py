@@ -46,7 +46,7 @@ class Bench:
         self.ran: list[tuple[str, str]] = []  # since the last call
         self.interrupt_at: int | None = None
         compare = sys.modules["fftmoe.comparison.run"]
-        self._run = compare.__dict__["run"]
+        self._run = compare.run
         patch.setattr(compare, "run", self._count)
         patch.setenv("COLUMNS", "500")  # so that no line is folded
         patch.setattr(self.results, "machine", lambda: {"commit": self.commit})

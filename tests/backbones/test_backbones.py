@@ -183,7 +183,7 @@ def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: p
 
 @has_minilm
 def test_an_altered_builtin_model_is_refused(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
-    monkeypatch.setattr(find, "_MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(find, "MINILM_SHA256", "0" * 64)
     with pytest.raises(InputError, match="is not the official sentence-transformers/all-MiniLM-L6-v2"):
         resolve_model("builtin:minilm")
 

@@ -8,7 +8,7 @@ import pytest
 
 from fftmoe.config import parse_recipe
 from fftmoe.cost import machine
-from fftmoe.cost.machine import _control_groups, available_mib, total_mib
+from fftmoe.cost.machine import available_mib, control_groups, total_mib
 from fftmoe.data import WithPrefix
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import resident_mib
@@ -36,13 +36,13 @@ def test_the_tightest_control_group_counts_less_what_files_can_give_back(tmp_pat
             (folder / name).write_text(f"{2**63 if version == 1 and value == 'max' else number}\n")
         (folder / "memory.stat").write_text(f"anon 5\n{cache} {100 * MIB}\n")
     process.write_text("0::/a/b\n" if version == 2 else "5:cpu,cpuacct:/x\n4:memory:/a/b\n")
-    groups = [group for group in _control_groups(root, process) if group[0] < 2**40]
+    groups = [group for group in control_groups(root, process) if group[0] < 2**40]
     assert sorted(groups) == [(512.0, 200.0), (1024.0, 100.0)]
-    assert min(limit - used for limit, used in _control_groups(root, process)) == 312.0
+    assert min(limit - used for limit, used in control_groups(root, process)) == 312.0
 
 
 def test_a_machine_without_control_groups_has_no_limit(tmp_path: Path):
-    assert _control_groups(tmp_path / "none", tmp_path / "none") == [(float("inf"), 0.0)]
+    assert control_groups(tmp_path / "none", tmp_path / "none") == [(float("inf"), 0.0)]
 
 
 def test_the_memory_of_every_process_is_expected_unless_clients_are_remote(

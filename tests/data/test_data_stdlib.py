@@ -92,11 +92,11 @@ def test_the_set_is_the_same_in_another_process(docs: Labelled):
 
 def test_repeated_and_ambiguous_texts():
     rows = [("same", "A", "a"), ("both", "A", "a"), ("same", "A", "b"), ("both", "B", "c"), ("both", "A", "a")]
-    assert stdlib_docs._drop_repeats(iter(rows)) == [("same", "A", "a")]
+    assert stdlib_docs.drop_repeats(iter(rows)) == [("same", "A", "a")]
 
 
 def test_first_paragraph():
-    assert stdlib_docs._first_paragraph("One\n    line \ud800.\n\n    More.") == "One line ?."
+    assert stdlib_docs.first_paragraph("One\n    line \ud800.\n\n    More.") == "One line ?."
 
 
 def test_a_library_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -114,5 +114,5 @@ def test_source_is_parsed_and_not_run(tmp_path: Path):
         '"""Module."""\nraise SystemExit\ntry:\n    class A:\n        "Class."\n        async def f(self): "Method."\n'
         'except OSError:\n    def g(): "Fallback."\n'
     )
-    found = {name: list(docs) for name, docs in stdlib_docs._source_docstrings(tmp_path)}
+    found = {name: list(docs) for name, docs in stdlib_docs.source_docstrings(tmp_path)}
     assert found == {"broken": [], "json": ["Module.", "Class.", "Method.", "Fallback."]}

@@ -170,15 +170,15 @@ def test_the_reported_metrics_of_the_imitation_are_right(run: Path, exported: tu
 def test_training_after_the_fit_brings_the_outputs_closer(run: Path, tmp_path: Path):
     trained = load_run(run, exact=True)
     batches = lora_examples(trained.run, None).fitted
-    sites = distillation._expert_sites(trained.model)
+    sites = distillation.expert_sites(trained.model)
     losses = []
     for steps in (0, 40):
         fftmoe.export(run, "lora", tmp_path / str(steps), rank=1, steps=steps)
         model = opened(run, tmp_path / str(steps))
         with torch.no_grad():
             found = [
-                distillation._distil_loss(
-                    *(distillation._outputs_of(m, b, sites) for m in (model, trained.model)), exclusive=True
+                distillation.distillation_loss(
+                    *(distillation.outputs_at(m, b, sites) for m in (model, trained.model)), exclusive=True
                 )
                 for b in batches
             ]

@@ -29,7 +29,7 @@ from fftmoe.data import TokenizedText, make_partition
 from fftmoe.engines.base import Handler
 from fftmoe.errors import InputError
 from fftmoe.head import HeadSums, few_tensors, make_head, solve_ridge, sum_shapes
-from fftmoe.head.closed_form import STRENGTHS, _gcv
+from fftmoe.head.closed_form import STRENGTHS, cross_validation_error
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fedsa_lora import FedSaLora
@@ -220,7 +220,7 @@ def test_generalised_cross_validation_is_its_definition(seed: int, num_rows: int
     x, labels = drawn(num_rows, seed)
     sums = HeadSums.of(x, labels, C)
     eigenvalues, vectors = torch.linalg.eigh(sums.gram)
-    value = _gcv(strength * mean_eigenvalue(x), eigenvalues, vectors.T @ sums.moment, num_rows)
+    value = cross_validation_error(strength * mean_eigenvalue(x), eigenvalues, vectors.T @ sums.moment, num_rows)
     # The sums' form subtracts numbers as large as n, and divides by a (1 - tr H / n)^2 of at least (3/43)^2.
     assert value == pytest.approx(gcv_by_hat_matrix(x, labels, strength), rel=1e-8)
 

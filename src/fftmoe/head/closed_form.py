@@ -112,7 +112,7 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     eigenvalues = eigenvalues.clamp_min(0)
     unit, projected = float(eigenvalues.mean()), vectors.T @ sums.moment
     tried = STRENGTHS if strength is None else (strength,)
-    chosen = min(tried, key=lambda s: _gcv(s * unit, eigenvalues, projected, sums.num_examples))
+    chosen = min(tried, key=lambda s: cross_validation_error(s * unit, eigenvalues, projected, sums.num_examples))
     solution = vectors @ (projected / (eigenvalues + chosen * unit)[:, None])
     return solution[:-1].T.float().contiguous(), solution[-1].float().clone(), chosen
 
@@ -123,7 +123,7 @@ def solved_head(sums: HeadSums) -> dict[str, Tensor]:
     return {names.HEAD_WEIGHT: weight, names.HEAD_BIAS: bias}
 
 
-def _gcv(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
+def cross_validation_error(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
     """The mean squared residual divided by (1 - degrees of freedom / N)^2; infinite if the fit is saturated."""
     energy, shrunk = projected.square().sum(1), eigenvalues + rho
     # Every one-hot label has norm 1, so the labels' squared norm is N.
