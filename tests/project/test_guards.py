@@ -1,4 +1,4 @@
-"""Whatever guard is taken away, a test turns red: nothing is checked that nobody would miss (see `guards.py`)."""
+"""A test fails whichever guard is removed, so every check in these modules is tested (see `guards.py`)."""
 
 import json
 import os
@@ -10,8 +10,10 @@ from unittest.mock import ANY
 
 import pytest
 
+from guards import find_guards
+
 ROOT = Path(__file__).parents[2]
-# By module, the files of tests that must notice.
+# For each module, the files whose tests must fail when one of its guards is removed.
 GUARDED = {
     "fftmoe.server.screening": "server/test_screening.py rounds/test_private_runs.py",
     "fftmoe.client.screening": "client/test_plans.py",
@@ -28,15 +30,23 @@ GUARDED = {
     "fftmoe.deploy.job": "deploy/test_sites.py",
     "fftmoe.setup.deployment": "deploy/test_sites.py",
     "fftmoe.setup.site": "deploy/test_sites.py",
-    "fftmoe.rounds.private_examples": "rounds/test_example_privacy.py",
+    "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py",
+    "fftmoe.setup.privacy": "rounds/test_example_privacy.py rounds/test_private_runs.py",
 }
+
+
+@pytest.mark.parametrize("module", GUARDED)
+def test_every_module_of_the_table_has_guards_and_every_file_of_tests_exists(module: str):
+    source = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
+    assert list(find_guards(source.read_text()))
+    assert [name for name in GUARDED[module].split() if not (ROOT / "tests" / name).is_file()] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", GUARDED)
-def test_every_guard_would_be_missed(module: str):
+def test_a_test_fails_whichever_guard_is_removed(module: str):
     survivors: set[str] | None = None
-    for name in GUARDED[module].split():  # one after the other: what tests of a file share is set up once
+    for name in GUARDED[module].split():  # one file after the other, because the tests of a file share fixtures
         found = run_without_guards(module, f"tests/{name}")
         assert found == {"status": 0, "killed": ANY, "survivors": ANY, "red without a change": []}, name
         assert found["killed"]
