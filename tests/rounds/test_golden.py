@@ -1,4 +1,4 @@
-"""A tiny run whose losses are kept as data: a change that moves them is a change of behaviour."""
+"""The losses of a tiny run are stored in a file, so that a change of behaviour shows as other losses."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from shared_fixtures import Cli
 GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
 
 
-def test_the_losses_of_a_tiny_run_are_those_that_were_kept(cli: Cli, recipe_file: Path, tmp_path: Path):
+def test_a_tiny_run_has_the_stored_losses(cli: Cli, recipe_file: Path, tmp_path: Path):
     settings = ("federation.rounds=5", "evaluation.local_only=false", "trackers=[]", "adapter.balance_strength=0.1")
     sets = [part for setting in settings for part in ("--set", setting)]
     assert cli("run", recipe_file, "--output", tmp_path / "run", *sets).status == 0
@@ -24,5 +24,4 @@ def test_the_losses_of_a_tiny_run_are_those_that_were_kept(cli: Cli, recipe_file
     assert found["train_loss"] == pytest.approx(kept["train_loss"], rel=1e-5)
     # One of the 41 examples may lie on the border between two classes.
     assert found["accuracy"] == pytest.approx(kept["accuracy"], abs=1.01 / 41)
-    assert len(kept["train_loss"]) == 5
-    assert kept["train_loss"][-1] < kept["train_loss"][0]
+    assert found["train_loss"][-1] < found["train_loss"][0]
