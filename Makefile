@@ -28,8 +28,8 @@ benchmark: .venv/installed
 
 install: .venv/installed
 
-# torch goes first and alone: the exact pin takes a CPU wheel where one is offered, and everything after it
-# is satisfied by it, so no CUDA build is pulled in.
+# torch is installed first, by itself: the exact pin selects a CPU wheel if the index offers one. All later packages
+# accept that wheel, so pip installs no CUDA build.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

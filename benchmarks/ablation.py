@@ -4,7 +4,7 @@ import argparse
 
 from common import RESULTS, TRAINED_HEAD, Results, column, markdown, mean_and_spread
 
-# The first row is the quickstart but for its head; every other row changes the named key alone.
+# The first row is the quickstart with a trained head; every other row changes only the named key.
 VARIANTS = {
     "quickstart (per-expert, detached, heterogeneity-aware, SGD head)": [],
     "balance: switch": ["adapter.balance=switch"],
@@ -15,7 +15,7 @@ VARIANTS = {
     "head optimizer: adamw, 2e-3": ["head.optimizer=adamw", "head.learning_rate=0.002"],
     "adapter not trained": ["federation.learning_rate=1.0e-12"],
 }
-# Run with the first seed alone.
+# These rows run with the first seed only.
 ONCE = {
     "residents: balanced": ["adapter.residents=balanced"],
     "explore: false": ["adapter.explore=false"],

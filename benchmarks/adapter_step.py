@@ -222,7 +222,7 @@ def report(result: dict[str, Any]) -> None:
     print(
         f"\nOurs takes at most {most:.2f} of LoRA's step. At M={EXPERTS[-1]} the loop takes "
         f"{loop['milliseconds'] / auto['milliseconds']:.2f} times as long a step, "
-        f"{loop['own_milliseconds'] / auto['own_milliseconds']:.1f} times as long for the adapter alone; "
+        f"{loop['own_milliseconds'] / auto['own_milliseconds']:.1f} times as long for the adapter by itself; "
         f"with torch's own AdamW {variants[WITH_PLAIN]['milliseconds'] / auto['milliseconds']:.2f} times.",
         flush=True,
     )

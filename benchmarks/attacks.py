@@ -159,7 +159,7 @@ class Results:
 
 
 def run_cells(cells: Iterable[Cell], results: Results, parsed: argparse.Namespace) -> None:
-    """Those that have no figures yet, so many at once, until the time is over."""
+    """Run the cells without results, `workers` in parallel, until the time is over."""
     waiting = [cell for cell in cells if cell.name not in results.cells]
     end = time.monotonic() + parsed.seconds
     context = multiprocessing.get_context("spawn")

@@ -68,7 +68,7 @@ class Checkout:
         found = subprocess.run(command, env=environment, cwd=inputs, capture_output=True, text=True, check=True)
         if not Path(found.stdout.strip()).resolve().is_relative_to(source):
             raise SystemExit(f"Python imports fftmoe from {found.stdout.strip()}, which is not in {source}")
-        # A process that a script starts in the background ignores Ctrl-C unless it is told otherwise.
+        # A process that a script starts in the background ignores Ctrl-C by default.
         listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
         return cls(source, inputs, work, f"{listen}; from {module} import {function}; {function}()", environment)
 

@@ -68,13 +68,13 @@ class Results:
 
 
 def keep_comparison(folder: Path, file: Path) -> None:
-    """Copies what `fftmoe.comparison.run` left in this folder, with the machine beside it."""
+    """Copy the results of `fftmoe.comparison.run` from this folder, together with the machine."""
     found = json.loads((folder / "comparison.json").read_text())
     file.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation` of runs that differ in the seed alone; one run has no spread."""
+    """`mean ± standard deviation` of runs that differ only in the seed; a single run has no spread."""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 

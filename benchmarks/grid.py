@@ -35,7 +35,7 @@ class Scale:
     Attributes:
         folders: of recipes, below `--recipes`.
         seeds: of each; None leaves them to the recipe.
-        partitions: beside the recipe's own.
+        partitions: in addition to the recipe's own.
         populations: every data set runs once for each; None is the recipe's own, another number takes all training
             rows, so that many clients still have something to learn from.
     """

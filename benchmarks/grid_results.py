@@ -60,7 +60,7 @@ class Piece:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What `compare` needs beside the recipe."""
+        """What `compare` needs in addition to the recipe."""
         return {"overrides": self.overrides, "partitions": self.partitions}
 
     def lines(self) -> Iterator[Line]:

@@ -69,9 +69,9 @@ def private_examples() -> Choices:
 
 def spent_by(run: dict[str, Any]) -> str:
     """The epsilon of a run, of whatever it protects."""
-    told = run.get("privacy", {})
-    told = told.get("examples", told)
-    return f"{told['epsilon']:.2f}" if "epsilon" in told else "-"
+    spent = run.get("privacy", {})
+    spent = spent.get("examples", spent)
+    return f"{spent['epsilon']:.2f}" if "epsilon" in spent else "-"
 
 
 def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str]) -> str:

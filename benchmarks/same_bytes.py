@@ -193,7 +193,7 @@ def _metrics(where: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """The names of what differs, or is on one side alone."""
+    """Return the names of what differs or exists on one side only."""
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 

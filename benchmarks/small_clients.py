@@ -134,7 +134,7 @@ def table(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[st
 
 
 def best(result: dict[str, Any]) -> tuple[float, float]:
-    """With clients at once and workers: what was measured on the wall, and at most by processor time."""
+    """With clients in one batch and workers: the wall-clock speed-up, and the most that processor time allows."""
     bound = _faster(result["processor"], AT_ONCE)
     measured = _faster(result["wall"], IN_WORKERS)
     assert bound is not None

@@ -108,7 +108,7 @@ def target_of(found: Import, modules: Modules) -> str | None:
 
 
 def graph_of(modules: Modules, for_types: bool) -> Graph:
-    """What each module imports, as it is written; `for_types`: also what it imports for type checking alone."""
+    """Return what each module imports, as written; `for_types`: include imports for type checking only."""
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for module in modules.values():
         for found in imports_of(module):

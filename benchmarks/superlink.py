@@ -73,7 +73,9 @@ def main() -> None:
     results = {"machine": machine(), "seconds": seconds, "answers_a_second": found}
     (RESULTS / "superlink.json").write_text(json.dumps(results, indent=1) + "\n")
     print(
-        markdown(("nodes that ask at once", "answers a second"), [(str(n), f"{rate:.0f}") for n, rate in found.items()])
+        markdown(
+            ("nodes that ask in parallel", "answers a second"), [(str(n), f"{rate:.0f}") for n, rate in found.items()]
+        )
     )
 
 

@@ -85,5 +85,5 @@ def use_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """For the record, beside `machine()`."""
+    """Return the name of the device for the results file, where it complements `machine()`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu, 1 thread"

@@ -105,7 +105,7 @@ def _write_images(path: Path, source: random.Random, size: int) -> None:
 
 
 def _tokenizer(words: Sequence[str], length: int) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer that splits texts at spaces and knows these words alone."""
+    """A tokenizer that splits texts at spaces and knows only these words."""
     vocabulary = {word: number for number, word in enumerate((*SPECIAL, *words))}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -169,7 +169,7 @@ def _vision_model() -> transformers.PreTrainedModel:
 
 
 def _save(model: transformers.PreTrainedModel, folder: Path) -> None:
-    """Give the model random weights that depend on the seed alone, and write it."""
+    """Give the model random weights that depend only on the seed, and write it."""
     source = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.parameters():

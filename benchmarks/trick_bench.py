@@ -75,7 +75,7 @@ class Bench:
         return [update_client(model, method, head, p, s, {}, examples, r)[0] for p, s, r in each]
 
     def at_once(self, tricks: Tricks) -> list[ClientUpdate]:
-        """What the product does with all clients at once."""
+        """Run fftmoe's own loop with all clients in one batch."""
         examples, none = self.use(tricks), [{} for _ in self.plans]
         model, method = self.experiment.model, self.experiment.method
         updates = update_stack(model, method, self.head, self.plans, self.sent, none, examples, self.rows)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The pictures of the documentation, from a real run.
+"""Make the pictures of the documentation from a real run.
 
     make run                                     # or: fftmoe run quickstart --output runs/quickstart
     python docs/make_images.py runs/quickstart   # needs chromium
@@ -29,9 +29,9 @@ PHONE, WIDE = (390, 844), (1280, 1000)  # CSS pixels
 
 
 def main() -> None:
-    """Make all three."""
+    """Make all three pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     run = parser.parse_args().run
     IMAGES.mkdir(exist_ok=True)
     (IMAGES / "terminal.svg").write_text(terminal(run))
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def terminal(run: Path) -> str:
-    """What the terminal showed of a run, as SVG: its rows are told once more, as they were told then."""
+    """Return the terminal output of a run as SVG, with the rows of `metrics.jsonl` as `fftmoe run` prints them."""
     with Path("/dev/null").open("w") as nowhere:
         console = Console(file=nowhere, record=True, width=COLUMNS)
         console.print("$ fftmoe run", style="bold", highlight=False)
@@ -55,19 +55,19 @@ def terminal(run: Path) -> str:
                 progress.say(f"alarm: {describe_alarm(alarm)}")
         print_outcome(console, json.loads((run / "summary.json").read_text()), run, recipe_of(run))
     svg = console.export_svg(title="fftmoe run")
-    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # a picture that loads nothing
+    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # without fonts from the network
 
 
 def photograph(page: Path, picture: Path, size: tuple[int, int], scale: int) -> None:
-    """The first screen of a page, of `size` in CSS pixels and `scale` times as many real ones."""
+    """Save the first screen of a page, `size` CSS pixels large, with `scale` image pixels for each."""
     found = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if found is None:
-        raise SystemExit("there is no chromium; apt-get install chromium")
+        raise SystemExit("this script needs chromium, and none was found; run: apt-get install chromium")
     width, height = size
     command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--force-device-scale-factor={scale}", f"--window-size={width},{height}", f"--screenshot={picture}"]
     subprocess.run([*command, page.absolute().as_uri()], check=True, capture_output=True, timeout=120)
-    # The page has few colours: a palette takes a third of the bytes, and nobody sees it.
+    # The page has few colours: a palette takes a third of the bytes without a visible difference.
     with Image.open(picture) as taken:
         taken.convert("RGB").quantize(256).save(picture, optimize=True)
 

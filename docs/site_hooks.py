@@ -1,4 +1,4 @@
-"""Makes two pages of the site from the program itself, so that they cannot be out of date: its commands, its recipe."""
+"""Make two pages of the site, on commands and recipes, from the program itself, so that they are never out of date."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by mkdocs: adds the pages."""
+    """Add the pages; mkdocs calls this function."""
     from mkdocs.structure.files import File
 
     for path, text in {"reference/commands.md": commands_page(), "reference/recipe.md": recipe_page()}.items():
@@ -21,10 +21,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def commands_page() -> str:
-    """Every command with its help, as `--help` shows it."""
+    """Return a page of every command with its help, as `--help` prints it."""
     from fftmoe.cli.app import app
 
-    parts = ["# Command line\n\nAs `--help` has it.\n"]
+    parts = ["# Command line\n\nThis page shows what `--help` prints for every command.\n"]
     for name, command in sorted(_commands("fftmoe", typer.main.get_command(app))):
         context = click.Context(command, info_name=name, max_content_width=100)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
@@ -38,15 +38,17 @@ def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Co
 
 
 def recipe_page() -> str:
-    """Every section of a recipe: what it is for, its keys, what they take and what they are by default."""
+    """Return a page of every section of a recipe: its purpose, its keys, their types and their defaults."""
     from fftmoe.config import Recipe
 
-    parts = ["# Recipe\n\nA recipe is YAML; `--set section.key=value` overrides. An unknown key is an error.\n"]
+    parts = [
+        "# Recipe\n\nA recipe is a YAML file. `--set section.key=value` overrides a key. An unknown key is an error.\n"
+    ]
     for path, section in _sections("", Recipe):
         heading = path.rstrip(".") or "the recipe"
         rows = [f"| `{path}{key}` | {_kind(field)} | {_default(field)} |" for key, field in _fields(section)]
         parts.append(
-            f"## {heading}\n\n{_plain(section.__doc__)}\n\n| key | takes | default |\n|---|---|---|\n" + "\n".join(rows)
+            f"## {heading}\n\n{_plain(section.__doc__)}\n\n| key | type | default |\n|---|---|---|\n" + "\n".join(rows)
         )
     return "\n\n".join(parts) + "\n"
 
