@@ -1,4 +1,14 @@
-"""The losses that keep experts evenly used, and the routing of a client (docs/math.md, Balance loss)."""
+"""Computes the auxiliary losses that keep the use of the experts even (docs/math.md, Balance loss and z-loss).
+
+Over the resident experts of a block, with f_m the share of routed slots of expert m, P_m its mean router probability
+and u the global load:
+
+    q_m ~ (u_m + epsilon)^(-beta),   L_bal = sum_m f_m P_m / q_m,   lambda_n = lambda (1 - s_n)
+
+s_n is the distance between the client's own load and the global load. A client with skewed data may thus specialise.
+The balance loss follows the Switch Transformer (Fedus et al., arXiv 2101.03961), the z-loss ST-MoE (Zoph et al.,
+arXiv 2202.08906).
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,13 +27,16 @@ ROUTERS = ("shared", "personal", "shared+personal")
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """The method's constants that act on the client.
+    """`LocalSettings` holds the constants of the method that act on the client.
 
     Attributes:
-        balance: target of the balance loss: by the global load, uniform, or no loss.
-        balance_strength: lambda. balance_beta, balance_epsilon: of the target q ~ (u + epsilon) ** -beta.
-        z_strength: of the router z-loss.
-        router: whether router rows are aggregated, kept, or both.
+        balance: target of the balance loss: `heterogeneity-aware` follows the global load, `switch` is uniform, `none`
+            drops the loss.
+        balance_strength: lambda, the strength of the balance loss.
+        balance_beta: beta of the target q ~ (u + epsilon) ** -beta.
+        balance_epsilon: epsilon of the same target.
+        z_strength: strength of the router z-loss.
+        router: whether router rows are aggregated (`shared`), kept on the client (`personal`), or both.
         personal_fraction: pi, the part of a router change that stays on the client when `router` is
             `shared+personal`; `shared` is pi = 0 and `personal` is pi = 1.
     """
@@ -43,13 +56,21 @@ class LocalSettings:
 
     @property
     def kept_fraction(self) -> float:
-        """pi: 0 for `shared`, 1 for `personal`."""
+        """The part pi of a router change that stays on the client: 0 for `shared`, 1 for `personal`."""
         return {"shared": 0.0, "personal": 1.0}.get(self.router, self.personal_fraction)
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What the training of a client results in; `slots` and `probs` per block as in `Balance`."""
+    """`LocalResult` is the result of a client's local training.
+
+    Attributes:
+        deltas: change of each trained tensor.
+        slots: as `Balance.slots`.
+        probs: as `Balance.probs`.
+        num_examples: number of examples of the client.
+        metrics: training metrics by name.
+    """
 
     deltas: Tensors
     slots: Mapping[int, Tensor]
@@ -59,16 +80,17 @@ class LocalResult:
 
 
 class Balance:
-    """Sums up the routing of a client, and gives the auxiliary loss of each step.
+    """`Balance` sums the routing statistics of a client and computes the auxiliary loss of each step.
 
-    For C clients in one batch every shape here has C in front, and each client has a loss.
+    For C clients in one batch, every shape here has C as its first dimension, and each client has its own loss.
 
     Args:
-        load: block -> float64 [R], the federation's load of the resident experts.
+        settings: constants of the losses.
+        load: block -> float64 [R], the global load of the resident experts.
 
     Attributes:
-        slots: block -> float64 [R], slots that were routed to each resident expert so far.
-        probs: block -> float64 [R], their router probabilities, summed over the tokens.
+        slots: block -> float64 [R], the slots that have been routed to each resident expert so far.
+        probs: block -> float64 [R], the router probabilities of these experts, summed over the tokens.
     """
 
     def __init__(self, settings: LocalSettings, load: Mapping[int, Tensor]) -> None:
@@ -78,15 +100,23 @@ class Balance:
 
     @classmethod
     def of(cls, settings: LocalSettings, blocks: Iterable[int], tensors: Tensors, device: torch.device) -> Self:
-        """For a client, or for several, that downloaded these tensors with the load of their experts."""
+        """Start the statistics of one client or of several stacked clients.
+
+        Args:
+            settings: constants of the losses.
+            blocks: the blocks that the client adapts.
+            tensors: the client's download, which contains the load of its experts.
+            device: device of the statistics.
+        """
         load = {b: tensors[names.expert_tensor(b, "load")].to(device, torch.float64) for b in blocks}
         return cls(settings, load)
 
     def penalty(self, routings: Mapping[int, Routing], mask: Tensor | None) -> Tensor:
-        """lambda_n * L_bal + lambda_z * L_z of a step, each averaged over the adapted blocks.
+        """Return lambda_n * L_bal + lambda_z * L_z of one step, averaged over the adapted blocks.
 
         Args:
-            mask: bool [T], False on padding; [B] for whole examples of T / B tokens each; None: every token counts.
+            routings: block -> the routing of the step.
+            mask: bool [T], False on padding; or bool [B] for B examples of T / B tokens each; None: every token counts.
         """
         total = torch.zeros(())
         for block, routing in routings.items():
@@ -109,11 +139,12 @@ class Balance:
         target = losses.target_load(load, settings.balance_beta, settings.balance_epsilon)
         own = self.slots[block] / self.slots[block].sum(-1, keepdim=True)
         strength = settings.balance_strength * (1.0 - losses.skew(own, load))
-        # The strength stays on the device: as a number it would wait for a GPU in every step.
+        # The strength stays a tensor: converting it to a number would wait for the GPU in every step.
         return strength.to(probs.dtype) * losses.balance_loss(load_now, probs, target.to(probs.dtype))
 
 
 def _per_token(mask: Tensor | None, routing: Routing) -> Tensor | None:
+    """Expand a mask of examples to a mask of tokens."""
     if mask is None or mask.shape[-1] == routing.probs_TM.shape[-2]:
         return mask
     return mask.repeat_interleave(routing.probs_TM.shape[-2] // mask.shape[-1], -1)

@@ -1,7 +1,12 @@
-"""From a client's budget to what it activates: top_k, resident experts, adapted blocks (docs/math.md, Budgets).
+"""Computes a tier's budget: top_k, the number of resident experts, and the adapted blocks (docs/math.md, Budgets).
 
-Costs of one expert follow from its shape: U, V of [h, d] and a router row of [d], in float32. A shared expert, which
-everyone holds, has U, V of [S, d] and no router row.
+The cost of an expert follows from its shape. An expert has the matrices U and V of [h, d] and a router row of [d], all
+in float32. A shared expert, which every client holds, has the matrices U and V of [S, d] and no router row. With e
+parameters per expert, c shared parameters per block and L adapted blocks, a client can train
+
+    |R_n| = min(M, (memory / (16 L) - c) / e, (uplink / (b L) - c) / e)
+
+experts per block: training takes 16 bytes of memory per parameter, and an upload takes b bytes per parameter.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +25,13 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Shape of one expert: model dimension d, hidden units h; and of what is shared, 0 for none.
+    """`ExpertShape` describes the size of one expert and of the parameters that all clients share in a block.
 
     Attributes:
-        shared_dim: hidden units S of the shared expert.
-        projections: parameters of the shared update of attention in one block.
+        dim: model dimension d.
+        expert_dim: hidden units h of one expert.
+        shared_dim: hidden units S of the shared expert; 0 if there is none.
+        projections: parameters of the shared low-rank updates in one block; 0 if there are none.
     """
 
     dim: int
@@ -34,29 +41,29 @@ class ExpertShape:
 
     @property
     def parameters(self) -> int:
-        """Parameters of one expert with its router row."""
+        """The number of parameters of one expert, including its router row."""
         return 2 * self.expert_dim * self.dim + self.dim
 
     @property
     def shared_parameters(self) -> int:
-        """Parameters of what is shared, in one block."""
+        """The number of parameters that all clients share in one block."""
         return 2 * self.shared_dim * self.dim + self.projections
 
     def block_parameters(self, experts: int) -> int:
-        """Parameters of so many experts and the shared one."""
+        """Return the number of parameters of `experts` experts and of what is shared in one block."""
         return experts * self.parameters + self.shared_parameters
 
     def flops_per_token(self, top_k: int, experts: int) -> int:
-        """Adapter FLOPs of one token in one block, forward and backward (3 x forward), router included."""
+        """Return the adapter's FLOPs per token and block: forward and backward (3 x forward), router included."""
         routed = 2 * experts * self.dim + top_k * self.expert_dim * 4 * self.dim
         return 3 * (routed + 2 * self.shared_parameters)
 
 
 def pool_of_smallest(shape: ExpertShape, experts: Sequence[int]) -> int:
-    """How many experts the smallest tier can hold if it shares nothing else, at the cost of its stated experts.
+    """Return the largest pool that the smallest tier can hold at the cost of its stated experts and shared parameters.
 
     Args:
-        shape: shape of one expert, and of what clients share next to the stated experts.
+        shape: shape of one expert, and of what clients share in addition to the stated experts.
         experts: stated number of experts of each tier.
     """
     return shape.block_parameters(min(experts)) // shape.parameters
@@ -64,14 +71,20 @@ def pool_of_smallest(shape: ExpertShape, experts: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """A tier as a recipe states it: either `top_k` and `experts`, or limits from which they are derived.
+    """`Limits` is a tier as a recipe states it: `top_k` and `experts`, or limits from which they are derived.
 
     Attributes:
-        memory_mib: memory for the adapter while training (weights, gradients, AdamW moments).
-        uplink_mib: upload per round, head excluded.
-        gflops: adapter compute per round.
-        gflops_per_second: the machine's speed; with `deadline_seconds` it stands for `gflops`, and leaves out the
-            first blocks where the adapter in all of them cannot be computed in time.
+        name: name of the tier.
+        fraction: fraction of the clients that belong to the tier.
+        top_k: active experts per token; None: derived from the compute.
+        experts: resident experts per block; None: derived from memory and uplink.
+        blocks: the blocks that the tier adapts; None: all of them, or as many as the deadline allows.
+        memory_mib: memory in MiB for training the adapter (weights, gradients, AdamW moments).
+        uplink_mib: upload in MiB per round, head excluded.
+        gflops: adapter compute per round, in GFLOPs.
+        gflops_per_second: the machine's speed. Its product with `deadline_seconds` replaces `gflops`. If the adapter
+            cannot be computed in all blocks before the deadline, the first blocks are left out.
+        deadline_seconds: time in seconds that a client may compute in one round.
     """
 
     name: str
@@ -95,53 +108,74 @@ def resolve(
     tokens_per_round: int,
     bytes_up: float = BYTES,
 ) -> Budget:
-    """The budget of one tier: stated numbers as they are, the others as large as every limit allows.
+    """Compute the budget of one tier: keep stated numbers, and choose the others as large as every limit allows.
 
     Args:
-        bytes_up: what a parameter takes on its way to the server.
+        limits: the tier as the recipe states it.
+        shape: shape of one expert, and of what clients share.
+        num_experts: M, the size of the pool in each block.
+        blocks: the adapted blocks, which a tier without `blocks` uses.
+        tokens_per_round: tokens that a client trains on in one round.
+        bytes_up: bytes per parameter in an upload.
 
     Raises:
-        InputError: the limits cannot hold one expert, or the stated numbers contradict each other.
+        InputError: the limits allow less than one expert, or the stated numbers contradict each other.
     """
-    blocks = (
-        limits.blocks
-        if limits.blocks is not None
-        else _affordable_blocks(limits, shape, num_experts, blocks, tokens_per_round, bytes_up)
-    )
+    if limits.blocks is not None:
+        blocks = limits.blocks
+    else:
+        blocks = _affordable_blocks(limits, shape, num_experts, blocks, tokens_per_round, bytes_up)
     experts = limits.experts or min(num_experts, _affordable_experts(limits, shape, len(blocks), bytes_up))
+    _check_holds_one_expert(limits, shape, experts, len(blocks), bytes_up)
+    top_k = limits.top_k or min(experts, _affordable_top_k(limits, shape, experts, len(blocks), tokens_per_round))
+    _check_computes_one_expert(limits, top_k, tokens_per_round)
+    _check_sizes(limits.name, top_k, experts, num_experts)
+    return Budget(limits.name, top_k, experts, blocks)
+
+
+def _check_holds_one_expert(limits: Limits, shape: ExpertShape, experts: int, num_blocks: int, bytes_up: float) -> None:
     if experts < 1:
+        parameters = num_blocks * shape.block_parameters(1)
         raise InputError(
             f"budget {limits.name!r} cannot hold one expert per adapted block: it needs "
-            f"{len(blocks) * shape.block_parameters(1) * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
-            f"{len(blocks) * shape.block_parameters(1) * bytes_up / MIB:.3f} MiB of uplink, but has "
+            f"{parameters * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
+            f"{parameters * bytes_up / MIB:.3f} MiB of uplink, but has "
             f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
             "raise the limit, lower adapter.expert_dim, adapter.shared_dim or adapter.shared_rank, "
             "or give the tier fewer `blocks`"
         )
-    top_k = limits.top_k or min(experts, _affordable_top_k(limits, shape, experts, len(blocks), tokens_per_round))
+
+
+def _check_computes_one_expert(limits: Limits, top_k: int, tokens: int) -> None:
     if top_k < 1:
         raise InputError(
             f"budget {limits.name!r} cannot compute one expert per token within its limit of "
-            f"{_gflops(limits):g} GFLOPs a round over {tokens_per_round} tokens; "
+            f"{_gflops(limits):g} GFLOPs per round for {tokens} tokens; "
             "raise gflops or deadline_seconds, lower federation.local_steps, or give the tier fewer `blocks`"
         )
+
+
+def _check_sizes(name: str, top_k: int, experts: int, num_experts: int) -> None:
+    """Check that top_k <= experts <= num_experts."""
     if top_k > experts:
         raise InputError(
-            f"budget {limits.name!r} has top_k={top_k} above its experts={experts}; "
+            f"budget {name!r} has top_k={top_k}, which is more than its experts={experts}; "
             f"lower top_k to {experts} or raise experts to {top_k}"
         )
     if experts > num_experts:
         raise InputError(
-            f"budget {limits.name!r} has experts={experts} above adapter.num_experts={num_experts}; "
+            f"budget {name!r} has experts={experts}, which is more than adapter.num_experts={num_experts}; "
             f"lower experts to {num_experts} or raise adapter.num_experts"
         )
-    return Budget(limits.name, top_k, experts, blocks)
 
 
 def _affordable_blocks(
     limits: Limits, shape: ExpertShape, num_experts: int, blocks: tuple[int, ...], tokens: int, bytes_up: float
 ) -> tuple[int, ...]:
-    """All; with a deadline as many of the last as leave time for the stated top_k, or for one expert a token."""
+    """Return all blocks, or with a deadline the last ones for which the compute suffices.
+
+    The compute suffices if it allows the stated top_k, or one expert per token where none is stated.
+    """
     if limits.deadline_seconds is None:
         return blocks
     for count in range(len(blocks), 1, -1):
@@ -152,6 +186,7 @@ def _affordable_blocks(
 
 
 def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int, bytes_up: float) -> int:
+    """Return the number of experts per block that both memory and uplink allow."""
     bounds = []
     for mib, cost in ((limits.memory_mib, BYTES * TRAINING_COPIES), (limits.uplink_mib, bytes_up)):
         if mib is not None:
@@ -161,6 +196,7 @@ def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int, byt
 
 
 def _gflops(limits: Limits) -> float | None:
+    """Return the limit of compute per round; None if the tier states none."""
     if limits.gflops is not None:
         return limits.gflops
     if limits.deadline_seconds is not None and limits.gflops_per_second is not None:
@@ -169,6 +205,7 @@ def _gflops(limits: Limits) -> float | None:
 
 
 def _affordable_top_k(limits: Limits, shape: ExpertShape, experts: int, num_blocks: int, tokens: int) -> int:
+    """Return the number of experts per token that the compute allows."""
     gflops = _gflops(limits)
     if gflops is None:
         return experts
@@ -184,11 +221,13 @@ def largest_tier(tiers: Sequence[Budget]) -> Budget:
 
 @dataclass(frozen=True, eq=False)
 class Budgets(Mapping[int, Budget]):
-    """client_id -> budget for the clients 0 to C-1, in one byte each; equal to the dict of the same items.
+    """`Budgets` maps the clients 0 to C-1 to their budgets. It equals the dict of the same items.
+
+    The mapping takes one byte per client for up to 256 tiers.
 
     Attributes:
         tiers: the distinct budgets.
-        numbers: the tier of each client, the smallest unsigned integers [C] that can name them all.
+        numbers: index of each client's tier, unsigned integers [C] of the smallest sufficient dtype.
     """
 
     tiers: tuple[Budget, ...]
@@ -196,7 +235,7 @@ class Budgets(Mapping[int, Budget]):
 
     @classmethod
     def of(cls, tiers: Sequence[Budget], numbers: np.ndarray) -> "Budgets":
-        """Client c has the budget `tiers[numbers[c]]`; `numbers` are integers [C]."""
+        """Make the mapping in which client c has the budget `tiers[numbers[c]]`; `numbers` are integers [C]."""
         return cls(tuple(tiers), numbers.astype(np.min_scalar_type(len(tiers) - 1)))
 
     def __len__(self) -> int:
@@ -211,12 +250,19 @@ class Budgets(Mapping[int, Budget]):
         return self.tiers[self.numbers[client_id]]
 
     def members(self, tier: Budget) -> np.ndarray:
-        """The clients of a tier, ascending, int64."""
+        """Return the clients of a tier in ascending order, int64."""
         return np.flatnonzero(self.numbers == self.tiers.index(tier))
 
 
 def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.ndarray:
-    """Tier index of every client, int64 [C]: largest-remainder shares of the fractions, dealt at random.
+    """Assign a tier index to every client, int64 [C], at random.
+
+    The sizes of the tiers are the largest-remainder shares of the fractions.
+
+    Args:
+        fractions: fraction of the clients in each tier; they sum to 1.
+        num_clients: C, the size of the population.
+        seed: seed of the random assignment.
 
     Raises:
         InputError: the fractions do not sum to 1, or some tier gets no client.
@@ -231,7 +277,7 @@ def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.
         if count == 0:
             raise InputError(
                 f"a tier of `budgets` gets no client: its fraction {fraction:g} of {num_clients} clients rounds to "
-                "none; raise the fraction, remove the tier, or raise partition.num_clients"
+                "zero; raise the fraction, remove the tier, or raise partition.num_clients"
             )
     tiers = np.repeat(np.arange(len(counts)), counts)
     return numpy_generator(seed, "tiers").permutation(tiers)

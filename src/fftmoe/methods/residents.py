@@ -1,4 +1,8 @@
-"""Which experts a client holds: R_n, personal once the client has routing statistics (docs/math.md, Residents)."""
+"""Chooses the resident experts R_n of every client (docs/math.md, Residents).
+
+A client without routing statistics takes its experts from a balanced, seeded design. Afterwards it holds the experts
+that its router prefers, and one expert that few clients hold.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +15,13 @@ from fftmoe.rng import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class Design(Mapping[int, Experts]):
-    """client_id -> block -> expert ids, ascending, in one bit for each client and expert of a block.
+    """`Design` maps client_id -> block -> expert ids in ascending order. It takes one bit per client, block and expert.
 
     Attributes:
-        clients: int64 [C], ascending.
-        held: block -> uint8 [C, ceil(M / 8)], the packed bits of who holds what; none for a client without the block.
-        num_experts: M.
+        clients: client ids in ascending order, int64 [C].
+        held: block -> uint8 [C, ceil(M / 8)]. Packed bit m of a row is set if the client holds expert m. No bit is set
+            for a client that does not adapt the block.
+        num_experts: M, the size of the pool in each block.
     """
 
     clients: np.ndarray
@@ -38,13 +43,16 @@ class Design(Mapping[int, Experts]):
 
 
 def balanced_design(budgets: Mapping[int, Budget], num_experts: int, seed: int) -> Design:
-    """Residents before any statistics: each client takes the experts that fewest hold so far, ties at random.
+    """Assign resident experts before any statistics exist: each client takes the experts with the fewest holders.
 
-    Within a block the numbers of holders of any two experts differ by at most one. Takes some microseconds for each
-    client and block, and so is worth keeping.
+    Clients take their experts in the order of their ids, and ties are broken at random. Within a block the numbers of
+    holders of any two experts differ by at most one. The computation takes some microseconds per client and block, so
+    callers should keep the result.
 
     Args:
-        budgets: client_id -> budget, the whole population; clients take in the order of their ids.
+        budgets: client_id -> budget for the whole population.
+        num_experts: M, the size of the pool in each block.
+        seed: seed of the random ties.
     """
     clients = np.array(sorted(budgets), dtype=np.int64)
     packed = {}
@@ -69,16 +77,18 @@ def personal_residents(
     num_experts: int,
     explore: bool,
 ) -> dict[int, Experts]:
-    """Residents of a cohort: each client's preferred experts, and one exploration slot.
+    """Assign resident experts to a cohort: each client's preferred experts, and one expert to explore.
 
-    A client without statistics takes `fallback` (the balanced design). The exploration slot goes, in
-    `client_id` order, to the expert that fewest clients of the cohort hold so far (lowest id on a tie), so
-    that no expert starves; a client with a single slot, or with the whole pool, has nothing to explore.
+    A client without statistics takes its experts from `fallback` (the balanced design). In `client_id` order, the
+    exploration slot goes to the expert with the fewest holders in the cohort so far (lowest id on a tie), so that every
+    expert is trained. A client with a single slot, or with the whole pool, has no exploration slot.
 
     Args:
-        budgets: client_id -> budget, the cohort.
+        budgets: client_id -> budget for the cohort.
         preferences: client_id -> block -> expert ids, best first.
         fallback: client_id -> block -> expert ids.
+        num_experts: M, the size of the pool in each block.
+        explore: whether clients have an exploration slot.
     """
     residents: dict[int, Experts] = {client_id: {} for client_id in sorted(budgets)}
     for block in sorted({b for budget in budgets.values() for b in budget.blocks}):
@@ -105,7 +115,7 @@ def _favourites(
     num_experts: int,
     explore: bool,
 ) -> tuple[int, ...]:
-    """The slots that are not explored."""
+    """Return the experts of all slots of a client but the exploration slot."""
     known = preferences.get(client_id, {}).get(block)
     if known is None:
         return fallback[client_id][block]
