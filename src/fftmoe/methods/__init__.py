@@ -1,1 +1,1 @@
-"""What is trained, sent and merged."""
+"""Contains the federated methods: each decides what clients train, what they send, and how the server merges it."""

@@ -1,7 +1,7 @@
-"""What a federated method decides: what is trained, what is sent, and how it is merged.
+"""Defines the protocol of a federated method, which decides what clients train and send and how the server merges it.
 
-Rounds, engines and the client's training loop use a method only through the protocols of this module.
-`registry.py` lists the methods.
+Rounds, engines and the client's training loop use a method only through the protocols of this module. `registry.py`
+lists the methods.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,129 +20,148 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 
 
 class Session(Protocol):
-    """The local training of one client, from the loaded tensors to its update."""
+    """`Session` is the local training of one client, from the loaded tensors to the client's update."""
 
     parameters: Mapping[str, nn.Parameter]
-    """What the client trains, under the names of `fftmoe.records.names`."""
+    """The parameters that the client trains, under the names of `fftmoe.records.names`."""
 
     def penalty(self, mask: Tensor | None) -> Tensor:
-        """The method's auxiliary loss of the last forward pass, a scalar; `mask` [T] is False on padding."""
+        """Return the auxiliary loss of the last forward pass, a scalar; call it once per step.
+
+        Args:
+            mask: bool [T], False on padding; None: every token counts.
+        """
         ...
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """The update to send, and the client's new state."""
+        """Return the update to send and the client's new state."""
         ...
 
 
 class Stack(Protocol):
-    """The local training of C clients with the same budget. Every parameter has the clients as its first dimension."""
+    """`Stack` is the local training of C clients with the same budget in one batch."""
 
     parameters: Mapping[str, nn.Parameter]
-    """What the clients train, [C, ...] each."""
+    """The parameters that the clients train; each has the clients as its first dimension, [C, ...]."""
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[C, B, classes] for a batch of C * B examples, the examples of one client after those of another."""
+        """Return logits [C, B, classes] for a batch of C * B examples, in which each client's examples are adjacent."""
         ...
 
     def penalty(self, mask: Tensor) -> Tensor:
-        """As `Session.penalty` for each client, [C]; `mask` [C, T], or [C, B] if every token of an example counts."""
+        """Return the auxiliary loss of each client, [C], see `Session.penalty`.
+
+        Args:
+            mask: bool [C, T], False on padding; or bool [C, B] if every token of an example counts.
+        """
         ...
 
     def finish(self, position: int, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """As `Session.finish` for the client at `position`. Must be called before the other clients train on."""
+        """Return the update and the new state of the client at `position`, see `Session.finish`.
+
+        The call must come before the other clients take another step.
+        """
         ...
 
 
 class Method(Protocol):
-    """A federated method. On the server, its methods are pure: `init` and `aggregate` return a new state."""
+    """`Method` is a federated method. On the server it is pure: `init` and `aggregate` return a new state."""
 
     capabilities: ClassVar[Capabilities]
-    """What the other packages have to know of the method."""
+    """The properties of the method on which other packages depend."""
 
     def parameters(self, budget: Budget) -> int:
-        """Number of adapter parameters that a client of this budget trains, without the head."""
+        """Return the number of adapter parameters that a client with this budget trains, without the head."""
         ...
 
     def init(self, model: Any) -> ServerState:
-        """The state before the first round, from a freshly attached model, whose adapter adds nothing yet."""
+        """Return the state before the first round, from a model with a fresh adapter that adds nothing yet."""
         ...
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """The resident experts of every client of the cohort."""
+        """Return the resident experts of every client of the cohort."""
         ...
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The tensors that a client needs for its plan, and no others."""
+        """Return exactly the tensors that a client needs for its plan."""
         ...
 
     def session(
         self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors
     ) -> AbstractContextManager[Session]:
-        """Load the downloaded tensors into the resident model and open the training session of a client."""
+        """Load the downloaded tensors into the process's model and open the training session of a client."""
         ...
 
     def stack(
         self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
     ) -> AbstractContextManager[Stack]:
-        """As `session` for several clients. Their plans differ only in client, seed and experts.
+        """Open the training session of several clients, whose plans differ only in client, seed and experts.
 
-        Only called if `capabilities.stacks`.
+        It is called only if `capabilities.stacks` is true.
         """
         ...
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """The next state and diagnostics, from updates in `client_id` order that are consumed one at a time."""
+        """Return the next state and diagnostics, from updates in `client_id` order that are read one after another."""
         ...
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """The update that is largest on the wire: zeros in the shapes that the client may upload."""
+        """Return the update that is largest on the wire, with zeros in all shapes that the client may upload."""
         ...
 
     def most_shares(self, plan: ClientPlan, max_tokens: int) -> float:
-        """The largest possible sum of the shares of a block in an update; an example has up to `max_tokens` tokens."""
+        """Return the largest possible sum of the shares of a block; an example has up to `max_tokens` tokens."""
         ...
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """Put the global model into `model` as a client of this budget would use it, with all experts."""
+        """Load the global model into `model` as a client with this budget uses it, with all experts."""
         ...
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """Put into `model` what this client would use: what it downloaded, with what it keeps.
+        """Load a client's personal model into `model`, from the tensors that it downloaded and those that it keeps.
 
-        The same as `install` with the plan's budget if a client keeps nothing that the model uses.
+        The result equals `install` with the plan's budget if the client keeps no tensor that the model uses.
         """
         ...
 
 
 class Defaults:
-    """The members of `Method` that most methods have in common."""
+    """`Defaults` implements the members of `Method` that most methods share."""
 
     def stack(
         self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
     ) -> AbstractContextManager[Stack]:
-        """Clients train one after another."""
+        """Refuse stacked training: clients of this method train one after another.
+
+        Raises:
+            TypeError: always; callers must check `capabilities.stacks` first.
+        """
         raise TypeError(f"{type(self).__name__} trains one client at a time; see `capabilities.stacks`")
 
     def most_shares(self, plan: ClientPlan, max_tokens: int) -> float:
-        """Shares are fractions of one whole."""
+        """Return 1, because shares are fractions of a client's routed slots."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class MethodParts:
-    """Everything that a method can be made of; each method takes the parts that it needs.
+    """`MethodParts` holds all values from which methods are made; each method takes the ones that it needs.
 
     Attributes:
-        budgets: client_id -> budget, for every client of the population.
-        seed: of everything that the method draws at random.
-        modules: path -> (d_in, d_out) of the linear layers with LoRA; empty for a model without.
+        budgets: client_id -> budget for every client of the population.
+        seed: seed of everything that the method draws at random.
+        modules: path -> (d_in, d_out) of the linear layers with LoRA; empty for a model without LoRA.
         shape: shape of one expert.
         num_experts: M, the size of the pool in each block.
         optimizer: how the server applies a delta.
-        merge: replaces the mean over the clients; None for the usual mean of the method.
-        aggregation, activation_power: the usual mean of experts, see `WeightedSum`.
-        local: what clients with experts do: router, balance loss.
-        residents, explore, load_decay, weigh_load: see `FftMoe`.
+        merge: makes the aggregator that replaces the method's own mean; None: the method's own mean.
+        aggregation: kind of the mean over experts, see `WeightedSum.kind`.
+        activation_power: exponent of the shares in that mean, see `WeightedSum.activation_power`.
+        local: constants of the client's routing and of its auxiliary losses.
+        residents: how resident experts are chosen, see `FftMoe.residents`.
+        explore: whether clients have an exploration slot, see `FftMoe.explore`.
+        load_decay: decay of the moving average of the load, see `FftMoe.load_decay`.
+        weigh_load: whether examples weigh clients in the load, see `FftMoe.weigh_load`.
     """
 
     budgets: Mapping[int, Budget]
@@ -163,13 +182,13 @@ class MethodParts:
 
 @dataclass(frozen=True)
 class CostMatch:
-    """What decides how a method uses a tier that the recipe states in experts.
+    """`CostMatch` holds the values by which a method converts a tier of experts to a tier of equal cost.
 
     Attributes:
         shape: shape of one expert.
-        num_experts: M, the size of the pool.
-        modules: path -> (d_in, d_out) of the linear layers with LoRA; empty for a model without.
-        match: whether LoRA costs as many `parameters` as the experts, or as much `uplink`.
+        num_experts: M, the size of the pool in each block.
+        modules: path -> (d_in, d_out) of the linear layers with LoRA; empty for a model without LoRA.
+        match: the cost in which LoRA equals the experts: `parameters` or `uplink`.
     """
 
     shape: ExpertShape
@@ -179,19 +198,19 @@ class CostMatch:
 
 
 class MethodClass(Protocol):
-    """The class of a method as a value: its capabilities, and how an instance is made."""
+    """`MethodClass` is the class of a method: it has the method's capabilities and makes instances."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """See `Method`."""
+        """The properties of the method on which other packages depend."""
         ...
 
     def make(self, parts: MethodParts) -> Method:
-        """The method over a population."""
+        """Make the method for a population."""
         ...
 
     def fit(self, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """The tiers as the method uses them.
+        """Return the tiers as the method uses them.
 
         Raises:
             InputError: a tier is too small for the method.

@@ -1,4 +1,4 @@
-"""Experts and shared updates in the resident model: replace them by those of a client, or by the whole pool."""
+"""Loads experts and shared updates into the model: those of a client, or the whole pool."""
 
 from collections.abc import Iterable
 from typing import Any

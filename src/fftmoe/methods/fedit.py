@@ -1,4 +1,8 @@
-"""FedIT: A and B are averaged separately (Zhang et al., arXiv 2305.05644)."""
+"""FedIT averages the LoRA factors A and B separately (Zhang et al., arXiv 2305.05644).
+
+With p_n = |D_n| / sum |D_n|, the server computes A = sum_n p_n A_n and B = sum_n p_n B_n. The product B A differs from
+sum_n p_n B_n A_n, which is the known bias of this method.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,9 +20,13 @@ from fftmoe.records import Budget, ClientUpdate, ServerState
 
 @dataclass(frozen=True)
 class FedIt(LoraMethod):
-    """`A = sum p_n A_n`, `B = sum p_n B_n`, p_n by examples. `B A` is not `sum p_n B_n A_n`: the known bias.
+    """`FedIt` computes the example-weighted mean of each factor.
 
-    Factors of unlike rank cannot be averaged, so every client has the smallest rank of the population.
+    Factors of different ranks cannot be averaged, so every client uses the smallest rank of the population.
+
+    Attributes:
+        optimizer: how the server applies the mean delta.
+        merge: how the server computes the mean delta.
     """
 
     optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -27,22 +35,22 @@ class FedIt(LoraMethod):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """FedIT over a population, with the server optimizer and the mean of the recipe."""
+        """Make the method for a population, with the server optimizer and the aggregator of the recipe."""
         return cls(
             parts.budgets, parts.modules, parts.seed, optimizer=parts.optimizer, merge=parts.merge or WeightedSum
         )
 
     def rank(self, budget: Budget) -> int:
-        """The smallest rank of the population, whatever the budget."""
+        """Return the smallest rank of the population, which every client uses."""
         return self._smallest
 
     @cached_property
     def _smallest(self) -> int:
-        """Asked for at every client, and takes the whole population to find."""
+        """The smallest rank, computed once because it takes a pass over the whole population."""
         return min(own.rank for own in self.budgets.values())
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """Each tensor over the clients that sent it."""
+        """Average each tensor over the clients that sent it."""
         mean = DeltaMean(state, self.optimizer, self.merge)
         for update in updates:
             mean.add(update)

@@ -1,4 +1,7 @@
-"""FedSA-LoRA: A is shared, B stays with its client (Guo et al., arXiv 2410.01463, ICLR 2025)."""
+"""FedSA-LoRA averages A and keeps B on the client (Guo et al., arXiv 2410.01463, ICLR 2025).
+
+The server computes A = sum_n p_n A_n, and client n adapts its model by B_n A.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,14 +13,14 @@ from fftmoe.records import names
 
 @dataclass(frozen=True)
 class FedSaLora(FedIt):
-    """Clients train both factors; `A = sum p_n A_n`, and each keeps its own B, zero for a newcomer.
+    """`FedSaLora` trains both factors on every client, averages A, and lets each client keep its own B.
 
-    There is no global B: `install` gives the backbone with the shared head, and a client's model is `personalize`'s.
-    As with FedIT all clients have the smallest rank.
+    A client's first B is zero. There is no global B: `install` sets up the backbone with the shared head, and
+    `personalize` sets up a client's model. As in FedIT, every client uses the smallest rank of the population.
 
     Attributes:
-        share_head: whether the head is averaged; otherwise each client keeps its own, and what it downloads is the
-            initial one, which it needs the first time (the server does not know when that is).
+        share_head: whether the head is averaged. If not, each client keeps its own head and downloads the initial head
+            in every round, because the server does not know which clients have trained before.
     """
 
     share_head: bool = True
@@ -26,5 +29,5 @@ class FedSaLora(FedIt):
     sent: ClassVar[str] = "A"
 
     def shares(self, name: str) -> bool:
-        """A, and the head if it is shared."""
+        """Return whether a tensor is sent: A is sent, and the head if it is shared."""
         return self.share_head if names.is_head(name) else super().shares(name)

@@ -1,4 +1,7 @@
-"""FFA-LoRA: A is random and frozen, B is trained and averaged (Sun et al., arXiv 2403.12313, ICLR 2024)."""
+"""FFA-LoRA freezes a random A, and trains and averages B (Sun et al., arXiv 2403.12313, ICLR 2024).
+
+The server's mean is exact: (sum_n p_n B_n) A = sum_n p_n (B_n A).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,9 +12,10 @@ from fftmoe.methods.registry import METHODS, Capabilities
 
 @dataclass(frozen=True)
 class FfaLora(FedIt):
-    """`(sum p_n B_n) A = sum p_n (B_n A)` exactly, at half the traffic of the same rank and with half to learn.
+    """`FfaLora` trains and sends B only, which halves the traffic and the trained parameters of FedIT at equal rank.
 
-    A never travels: every process draws it from the seed. As with FedIT all clients have the smallest rank.
+    A is never sent, because every process draws it from the seed. As in FedIT, every client uses the smallest rank of
+    the population.
     """
 
     capabilities: ClassVar[Capabilities] = METHODS["ffa-lora"].capabilities

@@ -1,7 +1,8 @@
-"""FLAME: every client holds all experts and activates as many as it can afford (arXiv 2506.16600).
+"""FLAME gives every client all experts, and each client activates as many as it can afford (arXiv 2506.16600).
 
-FLAME adapts the experts of a pretrained mixture by LoRA. Here its rules act on the experts of our adapter, whose
-router has to be trained and is averaged as they are.
+The server averages expert j with the weights w_nj = |D_n| f_nj^t, where f_nj is the number of activations of j on
+client n per local step, and t = 1. FLAME adapts the experts of a pretrained mixture of experts by LoRA. Here its rules
+apply to the experts of our adapter, whose router is trained and averaged with the same weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +31,14 @@ def _no_losses() -> LocalSettings:
 
 @dataclass(frozen=True)
 class Flame(FftMoe):
-    """Client n uses k_n of all M experts, times a learnable scalar s_n per block that never leaves it.
+    """`Flame` lets client n use k_n of all M experts, scaled by a trained scalar s_n per block.
 
-    Expert j is averaged with weights `f_nj ** t * |D_n|`, f_nj its activations on client n per local step, with
-    t = 1. `Budget.experts` has no say: neither memory nor traffic shrink with k_n, as in the paper.
+    The scalar stays on the client. Every client holds the whole pool whatever its `Budget.experts`. As in the paper, neither memory nor traffic
+    decrease with k_n.
+
+    Attributes:
+        local: routing and losses on the client; FLAME has no auxiliary losses.
+        merge: how the updates of a round become one delta.
     """
 
     local: LocalSettings = field(default_factory=_no_losses)
@@ -43,7 +48,7 @@ class Flame(FftMoe):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """FLAME over a population. The balance losses and the weights of the mean are its own."""
+        """Make the method for a population, with the losses and the weights that FLAME prescribes."""
         return cls(
             budgets=parts.budgets,
             shape=parts.shape,
@@ -54,35 +59,38 @@ class Flame(FftMoe):
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """Every tier holds the whole pool."""
+        """Return the tiers with the whole pool as resident experts."""
         pool = cost.num_experts
         return tuple(replace(tier, experts=pool, top_k=min(tier.top_k, pool)) for tier in tiers)
 
     def parameters(self, budget: Budget) -> int:
-        """All experts and one scalar in every block of the budget."""
+        """Return the number of parameters of all experts and of one scalar in every block of the budget."""
         return len(budget.blocks) * (self.shape.block_parameters(self.num_experts) + 1)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """Everyone holds every expert of its blocks."""
+        """Assign every expert of its blocks to each client."""
         pool = tuple(range(self.num_experts))
         return {client_id: dict.fromkeys(self.budgets[client_id].blocks, pool) for client_id in cohort}
 
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> "FlameSession":
-        """A client's local training."""
+        """Make the training session of a client."""
         return FlameSession(model, plan, tensors, client_state, self.local, self.num_experts)
 
     stack = Defaults.stack  # each client's own scalars act outside the experts
 
     def most_shares(self, plan: ClientPlan, max_tokens: int) -> float:
-        """Activations per step, as shares are here: of each token of a full batch k_n."""
+        """Return the largest number of activations in one step: k_n for each token of a full batch."""
         return float(plan.budget.top_k * plan.training.batch_size * max_tokens)
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """Without preferences."""
+        """Return the largest update, without preferences, which FLAME does not send."""
         return replace(super().widest_update(plan, download), preferences={})
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """The global model times the client's scalars: the output is linear in the experts' second layers."""
+        """Load the global model with the experts' second layers multiplied by the client's scalars.
+
+        This gives the client's model, because the adapter's output is linear in these layers.
+        """
         scaled = {
             name: client_state[names.expert_tensor(block, "scale")] * tensors[name]
             for block in plan.experts
@@ -93,12 +101,12 @@ class Flame(FftMoe):
 
 
 def _times(scale: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    """A forward hook that multiplies a module's output."""
+    """Make a forward hook that multiplies a module's output by `scale`."""
     return lambda _module, _inputs, y: scale.to(y) * y
 
 
 class FlameSession(FftMoeSession):
-    """FFT-MoE's session with a trained factor on each block's output."""
+    """`FlameSession` is FFT-MoE's session with a trained scalar on each block's output."""
 
     def __init__(
         self,
@@ -133,12 +141,15 @@ class FlameSession(FftMoeSession):
         return self
 
     def penalty(self, mask: Tensor | None) -> Tensor:
-        """FFT-MoE's, which also counts the routed slots; called once per step."""
+        """Return FFT-MoE's penalty and count the step; the penalty also counts the routed slots."""
         self.steps += 1
         return super().penalty(mask)
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """In the place of shares f_nj = activations per step, so that a client of twice the k_n counts twice."""
+        """Return an update with f_nj, the activations per step, as shares.
+
+        A client with twice the k_n therefore has twice the weight.
+        """
         update, state = super().finish(num_examples, metrics)
         per_step = self.plan.budget.top_k / max(self.steps, 1)
         shares = {
@@ -148,5 +159,5 @@ class FlameSession(FftMoeSession):
         state |= {
             names.expert_tensor(block, "scale"): scale.detach().cpu().clone() for block, scale in self.scales.items()
         }
-        # All clients hold the same experts, so no one needs to know which they prefer.
+        # All clients hold the same experts, so the server does not need their preferences.
         return replace(update, shares=shares, preferences={}), state

@@ -1,4 +1,8 @@
-"""FlexLoRA: the weighted sum of products, divided again by an SVD (Bai et al., arXiv 2402.11505, NeurIPS 2024)."""
+"""FlexLoRA averages the clients' products and factors the mean by an SVD (Bai et al., arXiv 2402.11505, NeurIPS 2024).
+
+The server computes dW = sum_n p_n B_n A_n = U S V^T, keeps the r_max largest components, and sends client n the first
+r_n of them, with B = U sqrt(S) and A = sqrt(S) V^T.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,30 +11,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fftmoe.methods.flora import stack_updates
+from fftmoe.methods.flora import stack_cohort
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import ClientUpdate, ServerState, names
 
-# Components below the float32 rounding of the largest one are nothing that float32 factors could hold.
+# Components smaller than the float32 rounding error of the largest one cannot be represented in float32 factors.
 NEGLIGIBLE = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class FlexLora(LoraMethod):
-    """`dW = sum p_n B_n A_n = U S V^T`; the server keeps the r_max largest components, client n gets the first r_n.
+    """`FlexLora` keeps the largest components of the mean product as factors A and B.
 
-    `B = U sqrt(S)` and `A = sqrt(S) V^T`, so `B A` of the first r components is dW's best approximation of rank r.
-    How the paper divides S could not be checked; the even division gives factors of like size. A component
-    that is zero keeps the initial A with B = 0: with both factors zero it could never be trained. p_n is by
-    examples, over the clients that adapt the module; one that nobody adapts is unchanged.
+    The product of the first r components is the best approximation of dW of rank r. The even division of S between the
+    factors is our choice, which gives factors of similar size; we could not check how the paper divides S. A component
+    that is zero gets the initial A and B = 0, because a component with both factors zero could never be trained. The
+    weights p_n are proportional to the numbers of examples of the clients that adapt the module. A module that no
+    client adapts stays unchanged.
     """
 
     capabilities: ClassVar[Capabilities] = METHODS["flexlora"].capabilities
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """The SVD of the cohort's stack, module by module."""
-        new, stacks, diagnostics = stack_updates(self, state, updates)
+        """Replace the factors of each module by those from the SVD of the cohort's stack."""
+        new, stacks, diagnostics = stack_cohort(self, state, updates)
         tensors = dict(new.tensors)
         for path, (a, b) in stacks.items():
             name_a, name_b = (names.lora_tensor(path, factor) for factor in "AB")
@@ -44,15 +49,15 @@ class FlexLora(LoraMethod):
 
 
 def split_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best factors of `b @ a` of at most `rank`: sqrt(S) V^T [r, d_in], U sqrt(S) [d_out, r].
+    """Return the best factors of `b @ a` of at most `rank`: sqrt(S) V^T [r, d_in] and U sqrt(S) [d_out, r].
 
-    The product's SVD is that of the two triangles of the factors' QR decompositions, which are as small as the
-    stack: b = Q_b R_b, a^T = Q_a R_a, so b a = Q_b (R_b R_a^T) Q_a^T.
+    The QR decompositions b = Q_b R_b and a^T = Q_a R_a give b a = Q_b (R_b R_a^T) Q_a^T, so the SVD of the small matrix
+    R_b R_a^T [R, R] gives the SVD of the product.
 
     Args:
-        a: float64 [R, d_in].
-        b: float64 [d_out, R].
-        rank: at most this many components; fewer where the others are negligible.
+        a: stacked factors, float64 [R, d_in].
+        b: stacked factors, float64 [d_out, R].
+        rank: the most components; the result has fewer if the others are negligible.
     """
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)

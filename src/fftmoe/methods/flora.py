@@ -1,6 +1,7 @@
-"""FLoRA: clients' factors are stacked, so their products are summed exactly (Wang et al., arXiv 2409.05976, 2024).
+"""FLoRA stacks the clients' factors, so that their products add up exactly (Wang et al., arXiv 2409.05976, 2024).
 
-The sum is merged into the frozen weights, and clients begin each round with fresh factors.
+With A = [p_1 A_1; ...; p_K A_K] and B = [B_1 ... B_K], the product B A equals sum_n p_n B_n A_n for any ranks. The
+server adds the product to the frozen weights, and clients start each round with fresh factors.
 """
 
 from collections import defaultdict
@@ -26,59 +27,61 @@ Stacks = dict[str, tuple[Tensor, Tensor]]  # path -> A [sum of ranks, d_in], B [
 
 @dataclass(frozen=True)
 class FLora(LoraMethod):
-    """`A = [p_1 A_1; ...; p_K A_K]`, `B = [B_1 ... B_K]`, so `B A = sum p_n B_n A_n` exactly, for any ranks.
+    """`FLora` keeps the sum of all products so far as the global model.
 
-    All that was merged so far is the global model: stacked factors `merged.{path}.A` and `.B` while they are smaller
-    than the dense sum, from then on that, `merged.{path}.W` [d_out, d_in]. A client downloads all of it and not the
-    last stack alone, because the server cannot know which rounds it has missed; so the download grows at first.
-    The client's own factors begin anew in every round: A drawn from the seed, B zero.
-    p_n is by examples, over the clients that adapt the module.
+    The sum is stored as stacked factors `merged.{path}.A` and `merged.{path}.B` while they are smaller than the dense
+    sum, and as the dense sum `merged.{path}.W` [d_out, d_in] afterwards. A client downloads the whole sum, because the
+    server does not know which rounds the client has missed. The download therefore grows in the first rounds. In every
+    round a client trains fresh factors: A drawn from the seed, and B zero. The weights p_n are proportional to the
+    numbers of examples of the clients that adapt the module.
     """
 
     capabilities: ClassVar[Capabilities] = METHODS["flora"].capabilities
 
     def init(self, model: Any) -> ServerState:
-        """The head; nothing has been merged."""
+        """Return a state with the head only, because nothing has been merged yet."""
         return ServerState(round=0, tensors=head_tensors(model))
 
     def first_a(self, path: str, rank: int, round: int) -> Tensor:
-        """Another A in every round, so that rounds explore unlike directions."""
+        """Return the initial A, which differs from round to round so that rounds explore different directions."""
         return initial_a(rank, self.modules[path][0], generator(self.seed, "lora", path, round))
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The head, and what was merged into the client's modules."""
+        """Return the head, and the merged factors or sums of the client's modules."""
         own = own_modules(self.modules, plan.budget.blocks)
         return {name: t for name, t in state.tensors.items() if names.is_head(name) or names.merged_path(name) in own}
 
     @contextmanager
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
-        """Trains fresh factors on the merged weights, which are put back afterwards."""
-        with merged(model, products(tensors)), super().session(model, plan, tensors, client_state) as session:
+        """Train fresh factors on the merged weights, and restore the original weights afterwards."""
+        with merged(model, merged_products(tensors)), super().session(model, plan, tensors, client_state) as session:
             yield session
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """Merge the cohort's stack; a module that nobody adapts is unchanged."""
-        new, stacks, diagnostics = stack_updates(self, state, updates)
+        """Add the cohort's stack to the merged sum; a module that no client adapts stays unchanged."""
+        new, stacks, diagnostics = stack_cohort(self, state, updates)
         tensors = dict(new.tensors)
         for path, stack in stacks.items():
             old = {part: tensors.pop(names.merged_tensor(path, part), None) for part in names.MERGED_PARTS}
-            tensors |= {names.merged_tensor(path, part): t for part, t in merge(old, *stack).items()}
+            tensors |= {names.merged_tensor(path, part): t for part, t in add_stack(old, *stack).items()}
         return replace(new, tensors=tensors), diagnostics
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """What was merged, as LoRA factors of its rank, so that a saved adapter holds it; the backbone is untouched."""
+        """Load the merged sum as LoRA factors, so that a saved adapter contains it; the backbone stays unchanged."""
         factors = self.start({}, budget, round=0)
-        factors |= {path: as_factors(tensors, path) for path in merged_paths(tensors) if path in factors}
+        factors |= {path: merged_factors(tensors, path) for path in merged_paths(tensors) if path in factors}
         load_factors(model, factors)
         load_head(model, tensors)
 
 
-def stack_updates(
+def stack_cohort(
     method: LoraMethod, state: ServerState, updates: Iterable[ClientUpdate]
 ) -> tuple[ServerState, Stacks, dict[str, Any]]:
-    """The next state with its head averaged, the stack of every module that anyone adapts, and the diagnostics.
+    """Average the heads, and stack the factors of every module that a client adapts.
 
-    The factors of the whole cohort are held at once: they are the stack.
+    Returns:
+        The next state, the stacks by path, and the diagnostics. The stacks take the memory of all of the cohort's
+        factors.
     """
     heads = DeltaMean(state)
     parts: dict[str, list[tuple[float, Tensor, Tensor]]] = defaultdict(list)
@@ -91,7 +94,9 @@ def stack_updates(
 
 
 def stack(parts: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A and B with `B A = sum p_n B_n A_n`; p_n = weight over the sum of weights, and multiplies A alone.
+    """Stack the factors of several clients to A and B with B A = sum_n p_n B_n A_n.
+
+    Here p_n is the client's weight divided by the sum of the weights. It multiplies A_n, and B_n stays as it is.
 
     Args:
         parts: weight, A_n [r_n, d_in], B_n [d_out, r_n] of each client.
@@ -100,8 +105,8 @@ def stack(parts: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor
     return torch.cat([weight / total * a for weight, a, _ in parts]), torch.cat([b for _, _, b in parts], dim=1)
 
 
-def merge(old: dict[str, Tensor | None], a: Tensor, b: Tensor) -> Tensors:
-    """What was merged so far and one more stack, float32: factors A and B, or W where that is smaller."""
+def add_stack(old: dict[str, Tensor | None], a: Tensor, b: Tensor) -> Tensors:
+    """Add one stack to the merged sum of a module, float32: as factors A and B, or as W if that is smaller."""
     if old["W"] is not None:
         return {"W": (old["W"].double() + b @ a).float()}
     if old["A"] is not None and old["B"] is not None:
@@ -112,12 +117,12 @@ def merge(old: dict[str, Tensor | None], a: Tensor, b: Tensor) -> Tensors:
 
 
 def merged_paths(tensors: Tensors) -> list[str]:
-    """The modules into which something was merged."""
+    """Return the paths of the modules that have a merged sum."""
     return sorted({path for name in tensors if (path := names.merged_path(name)) is not None})
 
 
-def as_factors(tensors: Tensors, path: str) -> tuple[Tensor, Tensor]:
-    """What was merged into a module as A and B; a dense W is its own product with the identity."""
+def merged_factors(tensors: Tensors, path: str) -> tuple[Tensor, Tensor]:
+    """Return the merged sum of a module as factors A and B; for a dense W, one of them is the identity."""
     a, b, dense = (tensors.get(names.merged_tensor(path, part)) for part in names.MERGED_PARTS)
     if a is not None and b is not None:
         return a, b
@@ -126,10 +131,10 @@ def as_factors(tensors: Tensors, path: str) -> tuple[Tensor, Tensor]:
     return (torch.eye(d_in), dense) if d_in <= d_out else (dense, torch.eye(d_out))
 
 
-def products(tensors: Tensors) -> Tensors:
-    """What was merged into each module, by path: dense float32 [d_out, d_in]."""
+def merged_products(tensors: Tensors) -> Tensors:
+    """Return the merged sum of each module by path, dense float32 [d_out, d_in]."""
     dense = {path: tensors.get(names.merged_tensor(path, "W")) for path in merged_paths(tensors)}
-    return {path: _multiply(*as_factors(tensors, path)) if w is None else w for path, w in dense.items()}
+    return {path: _multiply(*merged_factors(tensors, path)) if w is None else w for path, w in dense.items()}
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Head only: the backbone stays as it is and federated averaging trains its classification head (a linear probe)."""
+"""The method `head-only` trains the classification head on a frozen backbone by federated averaging (a linear probe).
+
+The server computes theta + sum_n |D_n| Delta_n / sum_n |D_n| over the head (FedAvg; McMahan et al., arXiv 1602.05629).
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +19,13 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 
 @dataclass(frozen=True)
 class HeadOnly(Defaults):
-    """Every client trains and sends the head. An adapter that the model has stays as attached, which adds nothing."""
+    """`HeadOnly` lets every client train and send the head.
+
+    An adapter in the model keeps its initial weights, with which it adds nothing.
+
+    Attributes:
+        merge: how the server computes the mean delta.
+    """
 
     merge: Merge = WeightedSum
 
@@ -24,23 +33,23 @@ class HeadOnly(Defaults):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """The method with the mean of the recipe."""
+        """Make the method with the aggregator of the recipe."""
         return cls(parts.merge or WeightedSum)
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """The tiers as the recipe states them; they cost the same."""
+        """Return the tiers as the recipe states them; all of them train the same head."""
         return tuple(tiers)
 
     def parameters(self, budget: Budget) -> int:
-        """None beside the head."""
+        """Return zero, because the method trains no adapter."""
         return 0
 
     def init(self, model: Any) -> ServerState:
-        """The model's head.
+        """Return a state with the model's head.
 
         Raises:
-            InputError: it has none, as a language model.
+            InputError: the model has no head; it is a language model, for example.
         """
         tensors = head_tensors(model)
         if not tensors:
@@ -48,33 +57,33 @@ class HeadOnly(Defaults):
         return ServerState(round=0, tensors=tensors)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """There are no experts."""
+        """Return no experts for any client, because the method trains none."""
         return {client_id: {} for client_id in cohort}
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The head."""
+        """Return the head."""
         return dict(state.tensors)
 
     @contextmanager
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
-        """Trains the head; nothing at all where the head is solved."""
+        """Load the head and train it; train nothing if the plan does not train the head."""
         yield DeltaSession(plan, load_head(model, tensors, plan.training.train_head))
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """Averaged by examples."""
+        """Average the heads, weighted by examples."""
         mean = DeltaMean(state, merge=self.merge)
         for update in updates:
             mean.add(update)
         return mean.finish()
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """The head where it is trained."""
+        """Return an update with the head if it is trained."""
         return widest(plan, {n: zeros(t.shape) for n, t in download.items() if plan.training.train_head})
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """The head; the same for all budgets."""
+        """Load the head, which is the same for all budgets."""
         load_head(model, tensors)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """The same for all clients."""
+        """Load the head, which is the same for all clients."""
         load_head(model, tensors)

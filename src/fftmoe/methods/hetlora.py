@@ -1,4 +1,8 @@
-"""HetLoRA: unlike ranks by truncation and zero-padding, weighted by norm (Cho et al., arXiv 2401.06432, EMNLP 2024)."""
+"""HetLoRA truncates factors to each client's rank and averages them with padding (Cho et al., arXiv 2401.06432, 2024).
+
+Clients have different ranks r_n. With S_n = sqrt(sum over modules of |B_n A_n|_F^2), the server averages the factors,
+padded with zeros, with the weights p_n = S_n / sum S. The paper appeared at EMNLP 2024.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,18 +19,17 @@ from fftmoe.records import ClientUpdate, ServerState, Tensors, names
 
 @dataclass(frozen=True)
 class HetLora(LoraMethod):
-    """The server keeps rank r_max; client n works on the first r_n rows of A and columns of B.
+    """`HetLora` keeps factors of rank r_max; client n trains the first r_n rows of A and columns of B.
 
-    The factors come back padded with zeros to r_max and are averaged with `p_n = S_n / sum S`,
-    `S_n = sqrt(sum over modules of |B_n A_n|_F^2)`; with equal weights where all S_n are zero. The sums run over
-    the clients that adapt the module. A row that none of them holds is unchanged, where the padding alone would
-    erase it. The paper's rank self-pruning is left out: ranks are budgets here and stay as they are.
+    The factors of a module are averaged over the clients that adapt it. Clients have equal weights if all S_n are zero.
+    A row that no client of the round holds stays unchanged, although zero-padding would erase it. The paper's
+    self-pruning of ranks is left out, because ranks follow from the budgets and stay fixed.
     """
 
     capabilities: ClassVar[Capabilities] = METHODS["hetlora"].capabilities
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """The factors by norm, the head by examples."""
+        """Average the factors weighted by norm, and the head weighted by examples."""
         heads = DeltaMean(state)
         by_norm, equal = PaddedSum(state.tensors), PaddedSum(state.tensors)
         for update in updates:
@@ -41,14 +44,21 @@ class HetLora(LoraMethod):
 
 
 def product_norm(factors: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-    """sqrt(sum |B A|_F^2) without forming B A: |B A|_F^2 = <B^T B, A A^T>."""
+    """Compute sqrt(sum |B A|_F^2) without forming B A, by |B A|_F^2 = <B^T B, A A^T>."""
     squares = [float(((b.T @ b) * (a @ a.T)).sum()) for a, b in factors.values()]
-    return max(sum(squares), 0.0) ** 0.5  # rounding may leave a little less than zero
+    return max(sum(squares), 0.0) ** 0.5  # rounding can make the sum slightly negative
 
 
 @dataclass
 class PaddedSum:
-    """Streaming weighted mean of zero-padded factors; `old` are the global ones, A [r_max, d_in], B [d_out, r_max]."""
+    """`PaddedSum` computes a weighted mean of zero-padded factors, one client after another.
+
+    Attributes:
+        old: the global factors, A [r_max, d_in] and B [d_out, r_max].
+        sums: the weighted sums of A and B so far by path, float64.
+        weights: the sum of the weights so far by path.
+        held: the largest rank of any client so far by path.
+    """
 
     old: Tensors
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -56,7 +66,7 @@ class PaddedSum:
     held: dict[str, int] = field(default_factory=dict)
 
     def add(self, factors: Mapping[str, tuple[Tensor, Tensor]], weight: float) -> None:
-        """Add one client's factors, float64."""
+        """Add the factors of one client, float64, with its weight."""
         for path, (a, b) in factors.items():
             rank = a.shape[0]
             if path not in self.sums:
@@ -69,7 +79,7 @@ class PaddedSum:
             self.held[path] = max(self.held.get(path, 0), rank)
 
     def means(self) -> Tensors:
-        """The new factors of the modules whose weights do not sum to zero, float32."""
+        """Return the new factors, float32, of the modules whose weights have a positive sum."""
         means: Tensors = {}
         for path, (sum_a, sum_b) in self.sums.items():
             weight, held = self.weights[path], self.held[path]

@@ -1,4 +1,8 @@
-"""Local only: every client trains its own copy for ever and shares nothing, what a federation has to beat."""
+"""The method `local-only` lets every client train its own model and share nothing.
+
+It is the baseline of local training: theta_n <- theta_n + Delta_n on every client n. A federated method is useful only
+if it reaches a higher accuracy.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +20,16 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerStat
 
 @dataclass(frozen=True)
 class LocalOnly(Defaults):
-    """Another method's model and local training, without its federation.
+    """`LocalOnly` uses the model and the local training of another method, and merges nothing.
 
-    The server's state never changes, so residents and what is downloaded are those of the start. A client begins
-    from the download and afterwards continues from its own tensors; the download comes every time all the same,
-    because the server does not know who has begun, and is counted.
+    The state of the server never changes, so resident experts and downloads stay the initial ones. A client starts from
+    its first download and then continues from its own tensors. The download is still sent and counted in every round,
+    because the server does not know which clients have trained before.
 
     Attributes:
-        inner: whose adapter is trained. What its clients keep must lie in what they train (as is so with all methods
-            here but for FLAME's output scale, which starts at 1 in every round).
+        inner: the method whose model is trained. The tensors that its clients keep must be among those that they train.
+            All methods of this package satisfy this, except for FLAME's output scale, which would start at 1 in every
+            round.
     """
 
     inner: Method
@@ -33,72 +38,77 @@ class LocalOnly(Defaults):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """The local training of FFT-MoE."""
+        """Make the method with the local training of FFT-MoE."""
         return cls(FftMoe.make(parts))
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """The tiers as the recipe states them."""
+        """Return the tiers as the recipe states them."""
         return tuple(tiers)
 
     def parameters(self, budget: Budget) -> int:
-        """As the inner method."""
+        """Return the number of parameters that the inner method trains."""
         return self.inner.parameters(budget)
 
     def init(self, model: Any) -> ServerState:
-        """Where every client begins."""
+        """Return the inner method's initial state, from which every client starts."""
         return self.inner.init(model)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """The inner method's first assignment: the state holds no statistics, and never will."""
+        """Return the inner method's first assignment; the state never contains statistics that would change it."""
         return self.inner.assign(state, cohort)
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """Where the client begins."""
+        """Return the inner method's download of the initial state."""
         return self.inner.download(state, plan)
 
     @contextmanager
     def session(
         self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors
     ) -> Iterator["LocalSession"]:
-        """Trains on from the client's own tensors."""
+        """Continue training from the client's own tensors, or start from the download."""
         own = client_state or tensors
         with self.inner.session(model, plan, own, {}) as session:
             yield LocalSession(session, own)
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """Nothing is merged."""
+        """Merge nothing: count the round and return the mean training loss."""
         losses = [loss for update in updates for loss in losses_of(update)]
         return replace(state, round=state.round + 1), {"train_loss": mean_loss(losses)}
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """Metrics alone."""
+        """Return an update with metrics only."""
         return widest(plan, {})
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """The model before any training."""
+        """Load the initial model, before any training."""
         self.inner.install(model, tensors, budget)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """The client's own model, the downloaded one where it has not begun."""
-        # Opening a session is what puts a client's tensors into the model; they stay when it is closed.
+        """Load the client's own model, or the downloaded one if the client has not trained yet."""
+        # A session loads the client's tensors into the model, and they stay there after the session has ended.
         with self.inner.session(model, plan, client_state or tensors, {}):
             pass
 
 
 class LocalSession:
-    """The inner session, of which only metrics are sent and everything trained is kept."""
+    """`LocalSession` wraps a session so that only metrics are sent and all trained tensors stay on the client.
+
+    Args:
+        inner: the session that trains.
+        own: the tensors from which the client started.
+    """
 
     def __init__(self, inner: Session, own: Tensors) -> None:
         self.inner, self.own = inner, own
         self.parameters: Mapping[str, nn.Parameter] = inner.parameters
 
     def penalty(self, mask: Tensor | None) -> Tensor:
-        """The inner method's."""
+        """Return the inner session's penalty."""
         return self.inner.penalty(mask)
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """Nothing but metrics, and the client's tensors as they are now."""
+        """Return an update with metrics only, and a state with all of the client's current tensors."""
         update, _ = self.inner.finish(num_examples, metrics)
         trained = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         return replace(update, tensors={}, experts={}, shares={}, preferences={}), {**self.own, **trained}

@@ -1,7 +1,8 @@
-"""What the LoRA methods have in common: who holds which factors, how they are named, loaded and trained.
+"""Defines what all LoRA methods share: which client holds which factors, and how they are loaded, trained and sent.
 
-A module with frozen weight W computes `W x + s B A x`, A [r, d_in] and B [d_out, r]. Its tensors are named
-`lora.{path}.A` and `lora.{path}.B`.
+A module with the frozen weight W computes W x + s B A x, with A [r, d_in] and B [d_out, r] (Hu et al., LoRA, arXiv
+2106.09685). Its tensors are named `lora.{path}.A` and `lora.{path}.B`. The methods differ in how the server merges
+them.
 """
 
 from abc import ABC, abstractmethod
@@ -28,16 +29,18 @@ Modules = Mapping[str, tuple[int, int]]  # path -> (d_in, d_out)
 
 @dataclass(frozen=True)
 class LoraMethod(Defaults, ABC):
-    """LoRA in a federation, but for how it is merged. A client holds factors of its own rank for its own blocks.
+    """`LoraMethod` is federated LoRA without a rule for merging, which each subclass defines in `aggregate`.
 
-    Factors that a client has neither been sent nor kept start as peft's: A uniform, B zero. That A is drawn from
-    the seed alone and so is the same everywhere without travelling.
+    A client holds factors of its own rank for the modules in its blocks. Factors that a client has neither received nor
+    kept are initialised as in PEFT: A is uniform, and B is zero. This A is drawn from the seed, so it is the same in
+    every process and need not be sent.
 
     Attributes:
-        budgets: client_id -> budget, every client of the population; `Budget.rank` is its rank r_n.
-        modules: path -> (d_in, d_out), as `fftmoe.backbones.lora.lora_modules(model)` gives.
-        seed: of the first A.
-        trained: which of the factors "A" and "B" a client trains. `sent`: which of those it sends.
+        budgets: client_id -> budget for every client of the population; `Budget.rank` is the client's rank r_n.
+        modules: path -> (d_in, d_out), as `fftmoe.backbones.lora.lora_modules(model)` returns them.
+        seed: seed of the initial A.
+        trained: the factors, of "A" and "B", that a client trains.
+        sent: the factors that a client sends.
     """
 
     budgets: Mapping[int, Budget]
@@ -50,12 +53,12 @@ class LoraMethod(Defaults, ABC):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """The method over a population."""
+        """Make the method for a population."""
         return cls(parts.budgets, parts.modules, parts.seed)
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """The tiers with the rank that costs as much as their experts."""
+        """Return the tiers with the largest rank that costs no more than their experts."""
         return tuple(
             replace(
                 tier,
@@ -72,15 +75,15 @@ class LoraMethod(Defaults, ABC):
         )
 
     def rank(self, budget: Budget) -> int:
-        """The rank of a client of this budget."""
+        """Return the rank of a client with this budget."""
         return budget.rank
 
     def parameters(self, budget: Budget) -> int:
-        """Of the factors that a client of this budget trains."""
+        """Return the number of parameters in the factors that a client with this budget trains."""
         return self.rank(budget) * parameters_per_rank(own_modules(self.modules, budget.blocks).values(), self.trained)
 
     def init(self, model: Any) -> ServerState:
-        """The shared factors at the largest rank that any client has, and the model's head."""
+        """Return the state before the first round: shared factors of the largest rank of any client, and the head."""
         assert all(budget.rank > 0 for budget in self.budgets.values()), "every budget needs a rank"
         tensors = head_tensors(model)
         rank = max(self.rank(budget) for budget in self.budgets.values())
@@ -90,11 +93,11 @@ class LoraMethod(Defaults, ABC):
         return ServerState(round=0, tensors=tensors)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """There are no experts."""
+        """Return no experts for any client, because LoRA has none."""
         return {client_id: {} for client_id in cohort}
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The head, and the shared factors of the client's modules at its rank."""
+        """Return the head, and the shared factors of the client's modules at its rank."""
         tensors = {name: t for name, t in state.tensors.items() if names.is_head(name)}
         rank = self.rank(plan.budget)
         for path in own_modules(self.modules, plan.budget.blocks):
@@ -104,7 +107,10 @@ class LoraMethod(Defaults, ABC):
         return tensors
 
     def start(self, tensors: Tensors, budget: Budget, round: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """The factors with which a client of this budget begins: from `tensors`, or as peft initialises them."""
+        """Return the factors (A, B) by path with which a client of this budget starts a round.
+
+        They come from `tensors`, or are initialised as in PEFT where `tensors` lacks them.
+        """
         factors, rank = {}, self.rank(budget)
         for path in own_modules(self.modules, budget.blocks):
             a, b = (tensors.get(names.lora_tensor(path, factor)) for factor in "AB")
@@ -114,16 +120,16 @@ class LoraMethod(Defaults, ABC):
         return factors
 
     def first_a(self, path: str, rank: int, round: int) -> Tensor:
-        """A [rank, d_in] before any training, the same in every round."""
+        """Return the initial A, [rank, d_in], which is the same in every round."""
         return initial_a(rank, self.modules[path][0], generator(self.seed, "lora", path))
 
     def first_b(self, path: str, rank: int) -> Tensor:
-        """Zeros [d_out, rank]: the adapter adds nothing yet."""
+        """Return the initial B, zeros of [d_out, rank], with which the adapter adds nothing."""
         return initial_b(rank, self.modules[path][1])
 
     @contextmanager
     def session(self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Iterator[DeltaSession]:
-        """Load the client's factors and head, and train them; what the client kept goes before what was sent."""
+        """Load the client's factors and head and train them; kept tensors take precedence over downloaded ones."""
         tensors = {**tensors, **client_state}
         loaded = load_factors(model, self.start(tensors, plan.budget, plan.round))
         parameters = {name: p for name, p in named_factors(loaded).items() if names.parse(name).part in self.trained}
@@ -131,15 +137,15 @@ class LoraMethod(Defaults, ABC):
         yield DeltaSession(plan, parameters, kept={name for name in parameters if not self.shares(name)})
 
     def shares(self, name: str) -> bool:
-        """Whether what a client trains under this name is sent; what is not stays on the client."""
+        """Return whether a trained tensor of this name is sent; every other trained tensor stays on the client."""
         return names.is_head(name) or names.parse(name).part in self.sent
 
     @abstractmethod
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        """What the methods differ in."""
+        """Merge the updates of a round, see `Method.aggregate`."""
 
     def received(self, state: ServerState, update: ClientUpdate) -> dict[str, tuple[Tensor, Tensor]]:
-        """The client's trained factors, float64: where it started from, and its change."""
+        """Return the client's trained factors (A, B) by path, float64: the initial factors plus the client's delta."""
         factors = {}
         for path, (a, b) in self.start(state.tensors, self.budgets[update.client_id], update.round).items():
             delta_a, delta_b = (update.tensors[names.lora_tensor(path, factor)] for factor in "AB")
@@ -147,24 +153,24 @@ class LoraMethod(Defaults, ABC):
         return factors
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """All shared factors of the client's modules, and the head where it is trained."""
+        """Return an update with all shared factors of the client's modules, and with the head if it is trained."""
         shapes = {n: tuple(t.shape) for n, t in download.items() if names.is_head(n) and plan.training.train_head}
         rank, own = self.rank(plan.budget), own_modules(self.modules, plan.budget.blocks)
         shapes |= named_factors({path: ((rank, d_in), (d_out, rank)) for path, (d_in, d_out) in own.items()})
         return widest(plan, {name: zeros(shape) for name, shape in shapes.items() if self.shares(name)})
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """The global factors as a client of this budget starts from them; its blocks alone are adapted."""
+        """Load the factors with which a client of this budget starts; only the blocks of the budget are adapted."""
         load_factors(model, self.start(tensors, budget, round=0))
         load_head(model, tensors)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """`install`, with what the client keeps in the place of what it shares."""
+        """Load the client's model as `install` does, with kept tensors instead of downloaded ones."""
         self.install(model, {**tensors, **client_state}, plan.budget)
 
 
 def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Pairs (A, B) by path as `lora.{path}.A`, `lora.{path}.B`."""
+    """Name the factors (A, B) of each path `lora.{path}.A` and `lora.{path}.B`."""
     return {
         names.lora_tensor(path, factor): t
         for path, pair in factors.items()
@@ -173,7 +179,7 @@ def named_factors(factors: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def rank_of(update: ClientUpdate) -> int | None:
-    """The rank of the LoRA factors in an update; None if it has none."""
+    """Return the rank of the LoRA factors in an update; None if it has none."""
     for name, delta in update.tensors.items():
         parsed = names.parse(name)
         if parsed.family == "lora":
@@ -182,7 +188,7 @@ def rank_of(update: ClientUpdate) -> int | None:
 
 
 def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """The modules that lie in these blocks."""
+    """Return the modules that lie in these blocks."""
     wanted = set(blocks)
     return {path: dims for path, dims in modules.items() if block_of_module(path) in wanted}
 
@@ -190,26 +196,26 @@ def own_modules(modules: Modules, blocks: Iterable[int]) -> dict[str, tuple[int,
 def matching_rank(
     tier: str, parameters: int, modules: Modules, blocks: Sequence[int], match: str = "parameters", sent: str = "AB"
 ) -> int:
-    """The largest LoRA rank that costs no more than `parameters`.
+    """Return the largest LoRA rank that costs no more than `parameters`.
 
     Args:
-        tier: its name, for the message.
-        parameters: what the tier may hold in all its blocks, e.g. that of its experts.
-        modules: of the whole model; those in `blocks` count.
-        blocks: the tier's.
-        match: `parameters`: both factors together cost at most this; `uplink`: those that are sent do, so that a
-            method that sends one factor gets a larger rank for as many bytes.
-        sent: the factors that the method sends, `LoraMethod.sent`.
+        tier: name of the tier, for the error message.
+        parameters: the number of parameters that the tier may hold in all of its blocks.
+        modules: path -> (d_in, d_out) for the whole model; only the modules in `blocks` count.
+        blocks: blocks of the tier.
+        match: which factors count. `parameters` counts both. `uplink` counts those that are sent, so that a method that
+            sends one factor gets a larger rank for the same upload.
+        sent: the factors that the method sends, see `LoraMethod.sent`.
 
     Raises:
-        InputError: not even rank 1 fits, or `match` is unknown.
+        InputError: rank 1 costs more than `parameters`, or `match` is unknown.
     """
     if match not in MATCHES:
         raise InputError(f"unknown match {match!r}{did_you_mean(match, MATCHES)}")
     cost = parameters_per_rank(own_modules(modules, blocks).values(), sent if match == "uplink" else "AB")
     if cost == 0 or parameters < cost:
         raise InputError(
-            f"budget {tier!r} allows {parameters // len(blocks)} parameters per block and cannot hold LoRA of rank 1: "
-            f"it needs {cost // len(blocks)} parameters per block; raise the tier's experts, or adapt fewer modules"
+            f"budget {tier!r} allows {parameters // len(blocks)} parameters per block and cannot hold LoRA of rank 1, "
+            f"which needs {cost // len(blocks)} parameters per block; raise the tier's experts, or adapt fewer modules"
         )
     return parameters // cost

@@ -1,7 +1,9 @@
-"""Randomness that nobody can play again: uniform and normal numbers from the operating system's entropy.
+"""Draws uniform and normal numbers that nobody can reproduce, from the operating system's entropy.
 
-All other randomness here follows from the recipe's seed (`fftmoe.rng`), which is public. Noise that hides a client
-must not, and a cohort that is secret must not either.
+All other randomness follows from the recipe's seed (`fftmoe.rng`), which is public. Noise that hides a client must not
+follow from it, and neither must the choice of a secret cohort. A normal number is
+
+    g = 1/2 sum_{i <= 4} sqrt(-2 ln u_i) cos(2 pi v_i),   u, v uniform     (Holohan and Braghin, arXiv 2107.10138)
 """
 
 import math
@@ -13,33 +15,39 @@ import torch
 from torch import Tensor
 
 Uniform = Callable[[int], np.ndarray]
-"""So many numbers, uniform in (0, 1], float64."""
+"""A function from a count to that many numbers, uniform in (0, 1], float64."""
 
 Draw = Callable[[Sequence[int]], Tensor]
-"""Independent standard normal numbers of this shape, float64."""
+"""A function from a shape to independent standard normal numbers, float64."""
 
-AT_ONCE = 2**18  # numbers, so that large tensors take no more memory than this
+CHUNK = 2**18  # the most numbers that are drawn in one step, which bounds the memory for large tensors
 
 
 def os_uniform(count: int) -> np.ndarray:
-    """Multiples of 2^-53 in (0, 1] from `os.urandom`, float64 [count]."""
+    """Draw multiples of 2^-53 in (0, 1] from `os.urandom`, float64 [count]."""
     words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
     return ((words >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53
 
 
 def normal(shape: Sequence[int], uniform: Uniform = os_uniform) -> Tensor:
-    """Standard normal numbers, float64: the sum of four by Box and Muller, halved.
+    """Draw standard normal numbers, float64: half the sum of four Box-Muller numbers.
 
-    The last bits of a single number from Box-Muller can tell what it was added to (Mironov, CCS 2012; Jin et al.,
-    arXiv 2112.05307). Of the sum of four, each from uniform numbers of its own, whoever wants to find out has to solve
-    for all of them (Holohan and Braghin, arXiv 2107.10138, whose remedy Opacus' secure mode takes as well).
+    The last bits of a single Box-Muller number can reveal the value to which it was added (Mironov, CCS 2012; Jin et
+    al., arXiv 2112.05307). A sum of four numbers from independent uniform numbers prevents this, because an attacker
+    has to solve for all of them (Holohan and Braghin, arXiv 2107.10138). Opacus uses the same remedy in its secure
+    mode.
+
+    Args:
+        shape: shape of the result.
+        uniform: source of uniform numbers.
     """
     count = math.prod(shape)
-    parts = [_halved_sum(min(AT_ONCE, count - start), uniform) for start in range(0, count, AT_ONCE)]
+    parts = [_halved_sum(min(CHUNK, count - start), uniform) for start in range(0, count, CHUNK)]
     return torch.from_numpy(np.concatenate([np.empty(0), *parts])).reshape(tuple(shape))
 
 
 def _halved_sum(count: int, uniform: Uniform) -> np.ndarray:
+    """Return half the sum of four Box-Muller numbers, float64 [count]."""
     radius_4N = np.sqrt(-2 * np.log(uniform(4 * count))).reshape(4, count)
     angle_4N = 2 * np.pi * uniform(4 * count).reshape(4, count)
     return (radius_4N * np.cos(angle_4N)).sum(0) / 2

@@ -1,9 +1,16 @@
-"""Sums over clients from which no single client can be told, with noise or without (docs/math.md, Privacy).
+"""Merges updates so that the result reveals only sums over clients, with or without noise (docs/math.md, Privacy).
 
-Without noise, "sums only": a row (an expert, or a tensor without experts) changes only where enough clients of the
-round contribute to it. With noise, client-level differential privacy: one client moves the sums by at most `clip_norm`
-over all tensors together, every number that changes gets noise, and nothing else (who came, how many, which experts
-they trained) has a say in what changes or in what it is divided by.
+A row is one expert of a tensor, or a whole tensor without experts. Without noise ("sums only"), a row changes only if
+enough clients of the round contribute to it:
+
+    theta_m <- theta_m + eta * sum_n clip(Delta_nm) / h_m,   h_m contributors
+
+With noise, the release satisfies client-level differential privacy (McMahan et al., arXiv 1710.06963):
+
+    theta_m <- theta_m + eta * (sum_n clip(Delta_nm) + z C xi) / (q H_m),   xi ~ N(0, I)
+
+One client moves the vector of all sums by at most C = `clip_norm`, and every number that changes receives noise.
+Nothing else about the clients of the round (who they are, how many, which experts they trained) influences the result.
 """
 
 import math
@@ -22,12 +29,15 @@ from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensor
 
 
 def joint_norm(tensors: Mapping[str, Tensor]) -> float:
-    """The Euclidean norm over all numbers of all tensors."""
+    """Return the Euclidean norm over all numbers of all tensors."""
     return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
 
 
 def clipped(tensors: Mapping[str, Tensor], most: float) -> Tensors:
-    """These changes, scaled together to a joint norm of at most `most`; zeros in the place of infinite ones."""
+    """Scale all tensors by one factor so that their joint norm is at most `most`.
+
+    The result is zero if the norm is not finite.
+    """
     norm = joint_norm(tensors)
     if not math.isfinite(norm):
         return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
@@ -36,15 +46,15 @@ def clipped(tensors: Mapping[str, Tensor], most: float) -> Tensors:
 
 @dataclass(frozen=True)
 class Noise:
-    """What makes sums a release of differential privacy.
+    """`Noise` holds the values that make sums a release under differential privacy.
 
     Attributes:
-        std: of the noise on every number of a sum, z C.
-        expected: name -> float64 [M] ([1] of a tensor without experts): how many clients contribute to a row in a
-            round on average, by the design and the sampling rate alone.
-        expected_clients: of a round, on average.
-        announce: called before anything is drawn, so that a release is counted even if the process ends in it.
-        draw: the operating system's numbers, unless a test says otherwise.
+        std: z C, the standard deviation of the noise on every number of a sum.
+        expected: name -> float64 [M] ([1] for a tensor without experts), the expected number of contributors to each
+            row in a round. It follows from the balanced design and the sampling rate only.
+        expected_clients: q N, the expected number of clients in a round.
+        announce: called before any noise is drawn, so that the release is counted even if the process then ends.
+        draw: source of normal numbers: the operating system's entropy, except in tests.
     """
 
     std: float
@@ -56,19 +66,26 @@ class Noise:
 
 @dataclass
 class PrivateSum:
-    """An `Aggregator` without weights: the mean of clipped changes, in which each client counts as one.
+    """`PrivateSum` is an `Aggregator` that computes the mean of clipped changes and weighs all clients equally.
 
-    Without noise a row is divided by the clients that contribute to it, and changes where they are at least
-    `min_contributors`. Who they are follows from the plan, for clients send every expert that they hold, zeros where
-    nothing was trained.
+    Without noise, the sum of a row is divided by the number of its contributors, and the row changes if there are at
+    least `min_contributors`. The contributors follow from the plan, because clients send every expert that they hold,
+    and zeros for an expert that they did not train.
 
-    With noise both numbers are `Noise.expected`. How many really came would tell of one client's coming what the noise
-    on the sums does not hide, whether it divides them or decides what is frozen.
+    With noise, `Noise.expected` replaces the number of contributors in both places. The actual number would reveal
+    whether a client took part, and the noise on the sums does not hide that.
 
     Attributes:
-        clip_norm: C, over all tensors of a client together.
-        kind: `per-expert`; or `fedavg`, which divides every row by the clients of the whole round.
-        within: clients that did not have to be clipped.
+        shapes: shapes of the global tensors by name.
+        min_contributors: the fewest contributors with which a row changes.
+        clip_norm: C, the largest norm of a client's update over all of its tensors.
+        kind: `per-expert`; or `fedavg`, which divides every row by the number of clients in the round.
+        noise: the noise of the release; None for sums only.
+        sums: the sums so far, float64.
+        contributors: the number of contributors to each row so far, float64.
+        num_clients: the number of updates so far.
+        within: the number of updates that were not clipped.
+        last_client: the client whose update was added last.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -83,7 +100,7 @@ class PrivateSum:
     last_client: int = -1
 
     def add(self, update: ClientUpdate) -> None:
-        """Add one client; clients must come in ascending `client_id` order."""
+        """Add the update of one client; updates must arrive in ascending `client_id` order."""
         assert update.client_id > self.last_client, "updates must arrive in client_id order"
         self.last_client = update.client_id
         self.num_clients += 1
@@ -98,7 +115,7 @@ class PrivateSum:
             count[rows] += 1
 
     def mean(self) -> tuple[Tensors, Tensors]:
-        """See `Aggregator`; a tensor of which no row is to change is left out."""
+        """Return deltas and changed rows as `Aggregator.mean`, without tensors in which no row changes."""
         counts, everyone = self.contributors, float(self.num_clients)
         if self.noise is not None:
             self.noise.announce()
@@ -109,25 +126,26 @@ class PrivateSum:
         for name, rows in changes.items():
             divisor = counts[name] if self.kind == "per-expert" else torch.full_like(counts[name], everyone)
             total = self._released(name)
-            beside = (-1, *[1] * (total.dim() - 1))
-            deltas[name] = (total / divisor.view(beside)).where(rows.view(beside), 0.0)
+            per_row = (-1, *[1] * (total.dim() - 1))
+            deltas[name] = (total / divisor.view(per_row)).where(rows.view(per_row), 0.0)
         return deltas, changes
 
     def _released(self, name: str) -> Tensor:
-        """The sum of a tensor, zeros if nobody sent it, with the noise."""
+        """Return the sum of a tensor with noise; the sum is zero if no client sent the tensor."""
         total = self.sums.get(name, torch.zeros(self.shapes[name], dtype=torch.float64))
         return total if self.noise is None else total + self.noise.std * self.noise.draw(total.shape)
 
 
 def zero_counts(name: str, shape: torch.Size) -> Tensor:
-    """Zeros, one for each row of a tensor that can be held apart: float64 [M], or [1]."""
+    """Return a zero count for each row: float64 [M], or [1] for a tensor without experts."""
     return torch.zeros(1 if names.block_of(name) is None else shape[0], dtype=torch.float64)
 
 
 def holders(method: Method, state: ServerState, budgets: Mapping[int, Budget], training: Training) -> Tensors:
-    """How many clients of the population send each row in a round that they are in, as `zero_counts`.
+    """Count the clients of the population that send each row when they take part in a round.
 
-    It follows from the budgets and the residents, which no data has a say in while these are balanced.
+    The counts have the form of `zero_counts`. They follow from the budgets and the residents. With the balanced design
+    of residents they do not depend on any client's data.
     """
     sent: dict[Budget, list[str]] = {}
     members: Counter[Budget] = Counter()
@@ -153,21 +171,25 @@ def holders(method: Method, state: ServerState, budgets: Mapping[int, Budget], t
 def aggregate_sums(
     method: Method, total: Aggregator, state: ServerState, updates: Iterable[ClientUpdate]
 ) -> tuple[ServerState, dict[str, Any]]:
-    """The next state by this aggregator, which has nothing of single clients: no preferences, and the load of before.
+    """Merge updates by this aggregator into a state that contains no value of a single client.
+
+    The preferences and the load stay as they were before the round.
 
     Args:
-        method: one that can be told how updates are merged.
-        total: has seen no update.
+        method: a method with the field `merge`.
+        total: an aggregator without any update.
+        state: the state before the round.
+        updates: the updates of the round in `client_id` order.
 
     Returns:
-        the state, and of the diagnostics the one that follows from the plan.
+        The next state, and the diagnostics that follow from the plan.
     """
     merging: Any = method
     merged, diagnostics = replace(merging, merge=lambda _: total).aggregate(state, map(_with_shares, updates))
-    told = {"experts_released": diagnostics["experts_trained"]} if "experts_trained" in diagnostics else {}
-    return replace(merged, load=state.load, preferences=state.preferences), told
+    public = {"experts_released": diagnostics["experts_trained"]} if "experts_trained" in diagnostics else {}
+    return replace(merged, load=state.load, preferences=state.preferences), public
 
 
 def _with_shares(update: ClientUpdate) -> ClientUpdate:
-    """Methods read a share of each expert; here all are zero, which changes no load."""
+    """Add a share of zero for each expert, because methods read shares; zeros leave the load unchanged."""
     return replace(update, shares={block: (0.0,) * len(ids) for block, ids in update.experts.items()})

@@ -1,4 +1,4 @@
-"""The classification head, which every method sends whole under names `head.*`."""
+"""Reads and loads the classification head, which every method sends as a whole under names `head.*`."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from fftmoe.records import Tensors, names
 
 
 def head_tensors(model: Any) -> Tensors:
-    """The model's head as it is now, `head.{name}`."""
+    """Return a copy of the model's head, with tensors named `head.{name}`."""
     return {names.head_tensor(name): p.detach().cpu().clone() for name, p in head_parameters(model).items()}
 
 
 def load_head(model: Any, tensors: Tensors, train: bool = True) -> dict[str, nn.Parameter]:
-    """Copy `head.*` into the model; returns the parameters to train, none where the head is fixed."""
+    """Copy `head.*` into the model and return the head's parameters; return none if `train` is False."""
     parameters = head_parameters(model)
     with torch.no_grad():
         for name, parameter in parameters.items():

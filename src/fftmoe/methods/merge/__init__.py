@@ -1,1 +1,1 @@
-"""How updates become one delta, and a delta the next global model."""
+"""Merges the updates of a round into one delta, and applies the delta to the global model."""
