@@ -33,8 +33,8 @@ def _no_losses() -> LocalSettings:
 class Flame(FftMoe):
     """`Flame` lets client n use k_n of all M experts, scaled by a trained scalar s_n per block.
 
-    The scalar stays on the client. Every client holds the whole pool whatever its `Budget.experts`. As in the paper, neither memory nor traffic
-    decrease with k_n.
+    The scalar stays on the client. Every client holds the whole pool whatever its `Budget.experts`. As in the paper,
+    neither memory nor traffic decrease with k_n.
 
     Attributes:
         local: routing and losses on the client; FLAME has no auxiliary losses.

@@ -13,7 +13,7 @@ from fftmoe.methods.base import CostMatch, Method, MethodClass, MethodParts
 from fftmoe.methods.budget import ExpertShape, pool_of_smallest
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.merge.aggregate import Merge
-from fftmoe.methods.merge.robust import RobustMean, needed
+from fftmoe.methods.merge.robust import RobustMean, min_contributors
 from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import Budget
@@ -88,11 +88,11 @@ def _robust_merge(recipe: Recipe) -> Merge | None:
     if robustness is None:
         return None
     f, kind = robustness.num_malicious(cohort), robustness.aggregator
-    if cohort < needed(kind, f):
+    if cohort < min_contributors(kind, f):
         raise InputError(
-            f"robustness.aggregator={kind} needs {needed(kind, f)} updates to outlive {f} malicious ones, and "
-            f"federation.clients_per_round={cohort}; raise that, or lower robustness.malicious_fraction="
-            f"{robustness.malicious_fraction:g}"
+            f"robustness.aggregator={kind} needs {min_contributors(kind, f)} updates to tolerate {f} malicious ones, "
+            f"but federation.clients_per_round={cohort}; raise clients_per_round, or lower "
+            f"robustness.malicious_fraction={robustness.malicious_fraction:g}"
         )
     return partial(RobustMean, kind=kind, num_malicious=f, few=robustness.few_contributors)
 

@@ -1,7 +1,10 @@
-"""Exact sums over a cohort: per expert over the clients that trained it, or FedAvg (docs/math.md, Aggregation).
+"""Computes the weighted mean of a cohort's deltas: per expert, or as FedAvg (docs/math.md, Aggregation).
 
-`Aggregator` is what takes their place where clients are not trusted, or not to be known. Sums run in float64 in
-`client_id` order: float addition is not associative and clients finish in any order.
+    theta_m <- theta_m + eta * sum_n w_nm Delta_nm / sum_n w_nm,   w_nm = |D_n| a_nm^gamma
+
+The per-expert mean follows FFT-MoE (arXiv 2508.18663), and `fedavg` is the paper's formula (McMahan et al., arXiv
+1602.05629). Robust and private means implement the same protocol, `Aggregator`. Sums run in float64 in `client_id`
+order, because float addition is not associative and clients finish in any order.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,32 +21,41 @@ KINDS = ("per-expert", "fedavg")
 
 
 class Aggregator(Protocol):
-    """From the updates of a round, one after another in `client_id` order, to one delta of the global tensors."""
+    """`Aggregator` merges the updates of a round into one delta of the global tensors."""
 
     def add(self, update: ClientUpdate) -> None:
-        """Take in one client."""
+        """Add the update of one client; updates arrive in ascending `client_id` order."""
         ...
 
     def mean(self) -> tuple[Tensors, Tensors]:
-        """The delta, float64 and shaped as the global tensors, and per tensor which of its rows are to change.
+        """Return the delta of each tensor and the rows that change.
 
         Returns:
-            deltas, and `name -> bool [M]` (bool [1] for a tensor without experts); names left out stay as they are.
+            Deltas, float64 in the shapes of the global tensors, and changed rows, `name -> bool [M]` (bool [1] for a
+            tensor without experts). A tensor that is missing from both stays unchanged.
         """
         ...
 
 
 Merge = Callable[[Mapping[str, torch.Size]], Aggregator]
-"""From the shapes of the global tensors to an aggregator that has seen no update."""
+"""A function from the shapes of the global tensors to an aggregator without any update."""
 
 
 @dataclass
 class WeightedSum:
-    """Streaming weighted mean of client deltas, one client at a time, so memory does not grow with the cohort.
+    """`WeightedSum` computes the weighted mean of client deltas; its memory does not grow with the cohort.
 
-    Per expert m and cohort members n that trained it, `sum_n w_nm delta_nm / sum_n w_nm` with
-    `w_nm = |D_n| * a_nm ** activation_power`. `kind="fedavg"` divides by `sum_n |D_n|` over the whole cohort
-    instead (a client that did not train m contributes a zero delta), which is the paper's formula.
+    For each expert m the sums in `sum_n w_nm Delta_nm / sum_n w_nm` run over the clients n that trained m.
+
+    Attributes:
+        shapes: shapes of the global tensors by name.
+        kind: `per-expert` divides by the weights of the clients that trained the expert. `fedavg` divides by the number
+            of examples of the whole cohort, so a client that did not train the expert counts as a zero delta.
+        activation_power: gamma, the exponent of the share a_nm of a client's routed slots that went to the expert.
+        sums: the weighted sums of the deltas so far, float64.
+        weights: the sums of the weights so far, float64 [M] ([1] for a tensor without experts).
+        total: the number of examples of the cohort so far.
+        last_client: the client whose update was added last.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -59,7 +71,7 @@ class WeightedSum:
             raise InputError(f"unknown aggregation {self.kind!r}{did_you_mean(self.kind, KINDS)}")
 
     def add(self, update: ClientUpdate) -> None:
-        """Add one client; clients must come in ascending `client_id` order."""
+        """Add the update of one client; updates must arrive in ascending `client_id` order."""
         assert update.client_id > self.last_client, "updates must arrive in client_id order"
         self.last_client = update.client_id
         self.total += update.num_examples
@@ -79,18 +91,14 @@ class WeightedSum:
                 total.index_add_(0, ids, w.view(-1, *[1] * (delta.dim() - 1)) * delta.double())
 
     def _expert_weights(self, update: ClientUpdate, block: int) -> Tensor:
-        """w_nm of the experts that client n trained, float64 [R_trained]."""
+        """Return w_nm for the experts m that client n trained, float64 [R_trained]."""
         if self.kind == "fedavg" or self.activation_power == 0:
             return torch.full((len(update.experts[block]),), float(update.num_examples), dtype=torch.float64)
         shares = torch.tensor(update.shares[block], dtype=torch.float64)
         return update.num_examples * shares**self.activation_power
 
     def mean(self) -> tuple[Tensors, Tensors]:
-        """Mean deltas (float64, shaped as the global tensors) and, per tensor, which rows anyone trained.
-
-        Returns:
-            deltas, and `name -> bool [M]` (bool [1] for a tensor without experts).
-        """
+        """Return the mean deltas, and the rows that at least one client trained; see `Aggregator.mean`."""
         trained = {name: weight > 0 for name, weight in self.weights.items()}
         deltas = {}
         for name, total in self.sums.items():

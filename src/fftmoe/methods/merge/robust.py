@@ -1,8 +1,13 @@
-"""One delta from the updates of a round in which some clients are malicious (docs/robustness.md).
+"""Merges the updates of a round in which up to f clients are malicious (docs/robustness.md and docs/math.md).
 
-Everything is decided unit by unit: the two layers of one expert, one row of a router, a shared expert, the shared
-update of a projection, a LoRA module, the head. Malicious clients have a say in which experts they hold and can gather
-on one, so every unit may have all f of a round among its contributors, however few those are.
+Every unit is merged independently of the others. A unit is the two layers of one expert, one row of a router, a shared
+expert, a shared low-rank update, a LoRA module, or the head. Malicious clients influence which experts they hold and
+can all choose the same one, so all f of them may be among the contributors of any unit. With x_i the change of client i
+and c the median length of a change, the bounded mean is
+
+    sum_i x_i min(1, c / |x_i|) / max(n, 2 f + 1)
+
+`robust_means.py` contains the other means, with their papers.
 """
 
 from collections import defaultdict
@@ -18,23 +23,26 @@ from fftmoe.methods.merge.robust_means import MEANS, bounded_mean
 from fftmoe.records import ClientUpdate, Tensors, names
 
 KINDS = ("norm-bound", *MEANS)
-FEW = ("bounded", "frozen")
+FEW_CONTRIBUTORS = ("bounded", "frozen")
 
 
-def needed(kind: str, num_malicious: int) -> int:
-    """Contributors that a unit must have to be merged by this kind of mean."""
+def min_contributors(kind: str, num_malicious: int) -> int:
+    """Return the number of contributors that a unit needs to be merged by this kind of mean."""
     extra = 1 if kind == "norm-bound" else MEANS[kind][1]
     return 2 * num_malicious + extra if num_malicious else 1
 
 
 @dataclass
 class RobustMean:
-    """An `Aggregator` that keeps the updates of the whole round: its statistics need all of them at once.
+    """`RobustMean` is an `Aggregator` that keeps all updates of the round, because its statistics need all of them.
 
     Attributes:
+        shapes: shapes of the global tensors by name.
         kind: `norm-bound`, or one of `robust_means.MEANS`.
-        num_malicious: f, how many of a round's updates may be anything.
-        few: a unit with fewer contributors than `needed` gets their `bounded` mean, or stays `frozen`.
+        num_malicious: f, the number of updates in a round that may contain arbitrary values.
+        few: rule for a unit with fewer contributors than `min_contributors`: take their `bounded` mean, or leave the
+            unit `frozen`.
+        updates: client_id -> update.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -44,17 +52,17 @@ class RobustMean:
     updates: dict[int, ClientUpdate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, valid in (("aggregator", self.kind, KINDS), ("few_contributors", self.few, FEW)):
+        for name, value, valid in (("aggregator", self.kind, KINDS), ("few_contributors", self.few, FEW_CONTRIBUTORS)):
             if value not in valid:
                 raise InputError(f"unknown robustness.{name} {value!r}{did_you_mean(value, valid)}")
 
     def add(self, update: ClientUpdate) -> None:
-        """Keep one client's update. They may come in any order, which has no say in the result."""
-        assert update.client_id not in self.updates, f"client {update.client_id} came twice"
+        """Keep the update of one client; the order of the calls does not affect the result."""
+        assert update.client_id not in self.updates, f"client {update.client_id} sent two updates"
         self.updates[update.client_id] = update
 
     def mean(self) -> tuple[Tensors, Tensors]:
-        """See `Aggregator`; a frozen unit is one that is not to change."""
+        """Return deltas and changed rows, see `Aggregator.mean`; frozen units do not change."""
         deltas: Tensors = {}
         trained: Tensors = {}
         for group in joint_tensors(self.shapes):
@@ -67,13 +75,13 @@ class RobustMean:
                     deltas[name], trained[name] = own.reshape(self.shapes[name]), moved
         return deltas, trained
 
-    def _merge(self, sent: Sequence["Contribution"], num_rows: int) -> tuple[Tensor, Tensor]:
-        """The merged rows, [num_rows, P], and which of them are to change."""
-        bound = self._bound(sent)
-        merged = torch.zeros(num_rows, sent[0].deltas_RP.shape[1], dtype=torch.float64)
+    def _merge(self, contributions: Sequence["Contribution"], num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return the merged rows, float64 [num_rows, P], and which of them change, bool [num_rows]."""
+        bound = self._bound(contributions)
+        merged = torch.zeros(num_rows, contributions[0].deltas_RP.shape[1], dtype=torch.float64)
         moved = torch.zeros(num_rows, dtype=torch.bool)
         contributed: dict[int, list[Tensor]] = defaultdict(list)
-        for one in sent:
+        for one in contributions:
             for row, delta in zip(one.rows, one.deltas_RP, strict=True):
                 contributed[row].append(delta)
         for row, own in contributed.items():
@@ -83,30 +91,30 @@ class RobustMean:
         return merged, moved
 
     def _merge_unit(self, deltas_NP: Tensor, bound: float | None) -> Tensor | None:
-        """The delta of one unit; None where it is frozen."""
-        enough = len(deltas_NP) >= needed(self.kind, self.num_malicious)
+        """Return the delta of one unit, [P]; None if the unit does not change."""
+        enough = len(deltas_NP) >= min_contributors(self.kind, self.num_malicious)
         if enough and self.kind != "norm-bound":
             return MEANS[self.kind][0](deltas_NP, self.num_malicious)
         if bound is None or not (enough or self.few == "bounded"):
             return None
         return bounded_mean(deltas_NP, bound, least=2 * self.num_malicious + 1)
 
-    def _bound(self, sent: Sequence["Contribution"]) -> float | None:
-        """The usual length of a change: the median over clients of the median over the units that each trained.
+    def _bound(self, contributions: Sequence["Contribution"]) -> float | None:
+        """Return the typical length of a change: the median over clients of each client's median over its units.
 
-        A client has one vote however many experts it holds. None where so few vote that the malicious ones could
-        choose the outcome.
+        A client has one vote, whatever its number of experts. The result is None if there are at most 2 f votes,
+        because the malicious clients could then determine the median.
         """
-        votes = [one.deltas_RP.norm(dim=1).median() for one in sent if one.rows]
+        votes = [one.deltas_RP.norm(dim=1).median() for one in contributions if one.rows]
         return float(torch.stack(votes).median()) if len(votes) > 2 * self.num_malicious else None
 
 
 class Contribution(NamedTuple):
-    """What one client sent of the tensors of a group.
+    """`Contribution` holds the deltas of one client for a group of tensors.
 
     Attributes:
-        rows: the experts that the client trained; only 0 for tensors without experts.
-        deltas_RP: the deltas of each of these rows, the tensors of the group side by side.
+        rows: the experts that the client trained; (0,) for tensors without experts.
+        deltas_RP: the delta of each of these rows, with the tensors of the group concatenated.
     """
 
     rows: tuple[int, ...]
@@ -114,7 +122,7 @@ class Contribution(NamedTuple):
 
 
 def joint_tensors(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
-    """The names in groups whose rows are judged as one unit: the tensors of one module, but each router by itself."""
+    """Group the names of tensors whose rows form one unit: the tensors of one module, with routers in separate groups."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(shapes):
         router = names.is_expert(name) and names.parse(name).part == "router"
@@ -123,6 +131,7 @@ def joint_tensors(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
 
 
 def _contribution(update: ClientUpdate, group: Sequence[str]) -> Contribution:
+    """Return the client's deltas for a group of tensors, with the group's tensors concatenated."""
     block, tensors = names.block_of(group[0]), [update.tensors[name].double() for name in group]
     if block is None:
         return Contribution((0,), torch.cat([tensor.flatten() for tensor in tensors])[None])

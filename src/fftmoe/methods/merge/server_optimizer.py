@@ -1,9 +1,12 @@
-"""The server's step from an aggregated delta, with its state kept per expert (docs/math.md, Server optimisers).
+"""Applies an aggregated delta to the global model, with moments per expert (docs/math.md, Server optimisers).
 
-A row (an expert, or a whole shared tensor) that nobody trained keeps its weights and its moments bit for bit.
+    theta <- theta + eta * step
 
-The head is averaged plainly whatever the optimiser: clients train it at a bold rate of its own, and under label skew
-its changes swing from round to round, which a momentum makes larger (docs/LOG.md).
+The delta takes the role of the negative gradient (Reddi et al., arXiv 2003.00295). A row is one expert, or a whole
+tensor without experts. A row that no client trained keeps the bits of its weights and of its moments.
+
+The head is always averaged without an optimiser. Clients train it with a large learning rate, and under label skew its
+changes vary in direction from round to round, which momentum amplifies (docs/LOG.md).
 """
 
 from dataclasses import dataclass
@@ -19,10 +22,15 @@ KINDS = ("sgd", "momentum", "adam")
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """`theta <- theta + learning_rate * step`; the delta plays the part of the negative gradient.
+    """`ServerOptimizer` computes theta <- theta + learning_rate * step from the mean delta.
 
-    `sgd`: step = delta. `momentum`: v <- beta1 v + delta, step = v. `adam`: Adam with bias correction by the
-    number of rounds in which that very row was trained (Reddi et al., arXiv 2003.00295, "FedAdam").
+    Attributes:
+        kind: `sgd`: step = delta. `momentum`: v <- beta1 v + delta, step = v. `adam`: FedAdam with bias correction by
+            the number of rounds in which the row was trained.
+        learning_rate: eta.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: the constant in the denominator of `adam`.
     """
 
     kind: str = "sgd"
@@ -36,7 +44,17 @@ class ServerOptimizer:
             raise InputError(f"unknown server_optimizer {self.kind!r}{did_you_mean(self.kind, KINDS)}")
 
     def apply(self, tensors: Tensors, deltas: Tensors, trained: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        """One step on every tensor that has a delta; returns new tensors (float32) and a new optimiser state."""
+        """Apply one step to every tensor that has a delta.
+
+        Args:
+            tensors: the global model, float32.
+            deltas: the mean deltas, float64.
+            trained: name -> bool [M] ([1] for a tensor without experts), the rows that change.
+            state: the moments, under the names `names.moment(name, kind)`.
+
+        Returns:
+            The new tensors, float32, and the new moments.
+        """
         new_tensors, new_state = dict(tensors), dict(state)
         for name in sorted(deltas):
             old = tensors[name]
@@ -51,6 +69,7 @@ class ServerOptimizer:
         return new_tensors, new_state
 
     def _step(self, name: str, delta: Tensor, trained: Tensor, rows: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """Return the step of one tensor and its new moments; `rows` is `trained` in a shape that broadcasts."""
         if self.kind == "sgd":
             return delta, {}
         zeros = torch.zeros_like(delta)
