@@ -1,4 +1,4 @@
-"""From a recipe to its method, and to what one client of it costs."""
+"""Makes the method of a recipe, and computes the costs of its experts and tiers."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from fftmoe.setup.plugins import Plugins, is_method_class
 
 
 def method_class(recipe: Recipe, plugins: Plugins | None = None) -> MethodClass:
-    """The class of the recipe's method; for a plug-in function that of FFT-MoE, from which it makes its method."""
+    """Return the class of the recipe's method; for a plug-in function, the class of FFT-MoE, which it modifies."""
     if recipe.method in METHODS:
         return METHODS[recipe.method].load()
     made_by = (plugins or Plugins()).method(recipe.method)
@@ -35,12 +35,14 @@ def build_method(
     budgets: Mapping[int, Budget],
     plugins: Plugins | None = None,
 ) -> Method:
-    """The method of the recipe over a population.
+    """Make the recipe's method for a population.
 
     Args:
+        recipe: the checked recipe.
         model: the backbone with its adapter.
         shape: shape of one expert, see `expert_shape`.
         budgets: client_id -> budget.
+        plugins: the registered plug-ins.
     """
     plugins, settings, federation = plugins or Plugins(), recipe.adapter, recipe.federation
     parts = MethodParts(
@@ -71,7 +73,7 @@ def build_method(
         residents=settings.residents,
         explore=settings.explore,
         load_decay=settings.load_decay,
-        weigh_load=recipe.robustness is None,  # a malicious client may claim any number of examples
+        weigh_load=recipe.robustness is None,  # a malicious client could claim any number of examples
     )
     method = method_class(recipe, plugins).make(parts)
     plugin: Any = plugins.method(recipe.method)
@@ -79,10 +81,10 @@ def build_method(
 
 
 def _robust_merge(recipe: Recipe) -> Merge | None:
-    """The robust mean that the recipe asks for; None for the usual mean of the method.
+    """Return the robust mean that the recipe states; None for the method's own mean.
 
     Raises:
-        InputError: a round has too few clients for it.
+        InputError: a round has too few clients for the robust mean.
     """
     robustness, cohort = recipe.robustness, recipe.federation.clients_per_round
     if robustness is None:
@@ -97,11 +99,11 @@ def _robust_merge(recipe: Recipe) -> Merge | None:
     return partial(RobustMean, kind=kind, num_malicious=f, few=robustness.few_contributors)
 
 
-# What a client costs
+# Costs of experts and tiers
 
 
 def stated_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:
-    """Shape of one expert in a block of this backbone, with what the recipe adds for all clients if `shared`."""
+    """Return the shape of one expert for this backbone; if `shared`, it includes the recipe's shared parameters."""
     settings = recipe.adapter
     dims = adapter.block_dims(model, settings.blocks)
     block, dim = max(dims.items())
@@ -112,26 +114,32 @@ def stated_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape
 
 
 def expert_shape(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> ExpertShape:
-    """Shape of one expert as the recipe's method uses it; where clients hold the whole pool, they share nothing else.
+    """Return the shape of one expert as the recipe's method uses it.
+
+    If clients hold the whole pool, there are no shared parameters in addition to the experts.
 
     Args:
+        recipe: the checked recipe.
         model: the backbone, with or without its adapter.
+        plugins: the registered plug-ins.
     """
     return stated_shape(recipe, model, shared=not method_class(recipe, plugins).capabilities.whole_pool)
 
 
 def pool_size(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> int:
-    """M, the number of experts in each block.
+    """Return M, the number of experts in each block.
 
     Raises:
-        InputError: it follows from the experts of each tier, and a tier does not state them.
+        InputError: the method derives M from the experts of each tier, and a tier does not state them.
     """
     if not method_class(recipe, plugins).capabilities.whole_pool:
         return recipe.adapter.num_experts
     stated = [tier.experts for tier in recipe.budgets if tier.experts is not None]
     if len(stated) < len(recipe.budgets):
         raise InputError(
-            f"method {recipe.method} gives every client the whole pool: state `experts` in every tier of `budgets`"
+            f"method {recipe.method} gives every client the whole pool, whose size follows from the tiers, but "
+            f"{len(recipe.budgets) - len(stated)} of {len(recipe.budgets)} tiers do not state `experts`; "
+            "state `experts` in every tier of `budgets`"
         )
     return pool_of_smallest(stated_shape(recipe, model), stated)
 
@@ -139,10 +147,14 @@ def pool_size(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> int
 def fit_budgets(
     recipe: Recipe, model: Any, tiers: Sequence[Budget], shape: ExpertShape, plugins: Plugins | None = None
 ) -> tuple[Budget, ...]:
-    """The tiers as the method uses them: for LoRA with a rank of the same cost, for FLAME with the whole pool.
+    """Return the tiers as the method uses them: LoRA adds a rank of equal cost, and FLAME takes the whole pool.
 
     Args:
+        recipe: the checked recipe.
         model: the backbone with its adapter.
+        tiers: the tiers as the recipe states them.
+        shape: shape of one expert, see `expert_shape`.
+        plugins: the registered plug-ins.
 
     Raises:
         InputError: a tier is too small for the method.

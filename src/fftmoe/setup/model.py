@@ -1,4 +1,4 @@
-"""From a recipe to the model: the frozen backbone with a fresh adapter, and the loss that clients minimise."""
+"""Makes the model of a recipe: the frozen backbone with a fresh adapter, and the loss that clients minimise."""
 
 import os
 from collections.abc import Sequence
@@ -27,16 +27,24 @@ from fftmoe.tasks import LOSSES, Loss
 
 
 def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | None = None) -> Any:
-    """The frozen backbone with a fresh adapter of the kind that the method trains; the same in every process.
+    """Load the frozen backbone and attach a fresh adapter of the kind that the method trains.
+
+    The model is the same in every process, because its random weights follow from the recipe's seed.
+
+    Args:
+        recipe: the checked recipe.
+        label_names: names of the labels; empty for a task without labels.
+        plugins: the registered plug-ins.
 
     Raises:
-        InputError: the backbone cannot be read, or cannot have this adapter.
+        InputError: the backbone cannot be read, or cannot carry this adapter.
     """
     capabilities = method_class(recipe, plugins).capabilities
     if capabilities.changes_backbone and recipe.backbone.quantization != "none":
         raise InputError(
             f"method {recipe.method} adds the clients' updates to the frozen weights, and quantized weights cannot be "
-            "changed; set backbone.quantization to none, or use another method"
+            f"changed (backbone.quantization={recipe.backbone.quantization}); set backbone.quantization to none, or "
+            "use another method"
         )
     device = find_device(recipe.engine.device)
     backbone = load_backbone(
@@ -57,7 +65,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
 
 
 def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: Sequence[int], pool: int) -> Any:
-    """Attach LoRA, or else experts. With `head-only` the experts stay as they are and add nothing."""
+    """Attach LoRA or experts. With `head-only`, the experts keep their initial weights and add nothing."""
     if capabilities.trains == "low-rank":
         targets = target_names(backbone, blocks, recipe.lora.targets)
         return attach_adapter(backbone, lora_config(1, recipe.lora.scale, targets))
@@ -69,7 +77,7 @@ def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: S
         shared_dim=0 if only_experts else settings.shared_dim,
         shared_rank=0 if only_experts else settings.shared_rank,
         shared_targets=settings.shared_targets,
-        top_k=1,  # each client's budget sets its own
+        top_k=1,  # replaced by the top_k of each client's budget
         blocks=list(blocks),
         activation=settings.activation,
         gates=settings.gates,
@@ -81,19 +89,19 @@ def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: S
 
 
 def _check_memory(recipe: Recipe, backbone: Any, num_blocks: int, pool: int) -> None:
-    """Check that this machine can hold the pool: a site receives its recipe from the server."""
+    """Check that this machine can hold the pool, because a site receives its recipe from the server."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = 4 * num_blocks * stated_shape(recipe, backbone).block_parameters(pool)
-    if needed > memory:
+    pool_bytes = 4 * num_blocks * stated_shape(recipe, backbone).block_parameters(pool)
+    if pool_bytes > memory:
         raise InputError(
             f"the experts of adapter.num_experts={recipe.adapter.num_experts} and "
-            f"adapter.expert_dim={recipe.adapter.expert_dim} take {needed / 2**30:.4g} GiB, and this machine has "
-            f"{memory / 2**30:.4g}; lower one of the two, or adapt fewer blocks"
+            f"adapter.expert_dim={recipe.adapter.expert_dim} take {pool_bytes / 2**30:.4g} GiB, and this machine has "
+            f"{memory / 2**30:.4g} GiB of memory; lower one of the two values, or adapt fewer blocks"
         )
 
 
 def make_loss(recipe: Recipe) -> Loss:
-    """The loss that clients minimise."""
+    """Make the loss that clients minimise."""
     if recipe.backbone.task in LOSSES:
         return LOSSES[recipe.backbone.task]()
     head = recipe.head
@@ -105,11 +113,11 @@ def check_head(recipe: Recipe, model: Any) -> None:
     """Check that feature statistics determine all parameters of the model's head.
 
     Raises:
-        InputError: the head is closed-form, but not one linear layer with a bias.
+        InputError: the recipe has a closed-form head, but the model's head is not one linear layer with a bias.
     """
-    held = sorted(head_parameters(model))
-    if recipe.closed_form and held != ["bias", "weight"]:
+    found = sorted(head_parameters(model))
+    if recipe.closed_form and found != ["bias", "weight"]:
         raise InputError(
-            f"a closed-form head is one linear layer with a bias, and this model's holds {', '.join(held) or 'none'}; "
-            "set backbone.pooling to mean"
+            "a closed-form head must be one linear layer with a bias, but this model's head has the parameters "
+            f"{', '.join(found) or 'none'}; set backbone.pooling to mean"
         )

@@ -1,55 +1,61 @@
-"""How many clients train on the backbone at once."""
+"""Chooses how many clients share one batch on the backbone."""
 
 from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
 from fftmoe.setup.experiment import Experiment
 from fftmoe.tasks import LOSSES
 
-# On a CPU (`benchmarks/at_once.py`): a batch of this many tokens keeps a core busy by itself, and beyond so many
-# clients nothing more is gained.
+# Measured on a CPU (`benchmarks/at_once.py`): a batch of BUSY_TOKENS keeps a core busy, and more than MOST_CLIENTS in
+# one batch bring no further speed.
 BUSY_TOKENS = 128
 MOST_CLIENTS = 32
 
 
 def clients_per_batch(experiment: Experiment) -> int:
-    """What the recipe says; for `auto` as many as make one batch of a size that a processor likes.
+    """Return the number of clients per batch that the recipe states; for `auto`, the number that fills a batch.
 
-    It follows from the recipe and the data, not from the number of workers, which must not change results.
+    The number follows from the recipe and the data. It does not depend on the number of workers, which must not change
+    results.
 
     Raises:
-        InputError: the recipe asks for several, and the method or the head can only train one.
+        InputError: the recipe states several clients, but its method or its head supports only one.
     """
-    wanted = experiment.recipe.engine.clients_per_batch
-    reason = "each site trains its own client" if experiment.remote else _not_possible(experiment)
-    if wanted == "auto":
-        # Natural clients may be sites of their own one day, which train alone and must end with the same bytes.
+    stated = experiment.recipe.engine.clients_per_batch
+    obstacle = "each site trains its own client" if experiment.remote else _obstacle(experiment)
+    if stated == "auto":
+        # Natural clients may later be deployed as sites. A site trains one client and must produce the same bytes.
         natural = experiment.partition.groups is not None
-        return 1 if reason or natural else _worthwhile(experiment)
-    if wanted > 1 and reason:
-        raise InputError(f"engine.clients_per_batch={wanted}: {reason}; set it to 1 or auto")
-    return wanted
+        return 1 if obstacle or natural else _clients_that_fill_a_batch(experiment)
+    if stated > 1 and obstacle:
+        raise InputError(f"engine.clients_per_batch={stated}: {obstacle}; set it to 1 or auto")
+    return stated
 
 
-def _not_possible(experiment: Experiment) -> str | None:
+def _obstacle(experiment: Experiment) -> str | None:
+    """Return why clients cannot share a batch; None if they can."""
     if experiment.training.example_clip is not None:
-        return "privacy.examples takes one example at a time"
+        return "privacy.examples computes the gradient of one example at a time"
     if not experiment.method.capabilities.stacks:
         return f"method {experiment.recipe.method} trains one client at a time"
     if experiment.recipe.backbone.task in LOSSES:
         return f"backbone.task={experiment.recipe.backbone.task} trains one client at a time"
     names = sorted(head_parameters(experiment.model))
     if names != ["bias", "weight"]:
-        held = ", ".join(names) or "none"
-        return f"the head of {experiment.recipe.backbone.model} is not one linear layer with a bias, but {held}"
+        found = ", ".join(names) or "none"
+        return (
+            "batches of several clients need a head that is one linear layer with a bias, but the head of "
+            f"{experiment.recipe.backbone.model} has the parameters {found}"
+        )
     return None
 
 
-def _worthwhile(experiment: Experiment) -> int:
+def _clients_that_fill_a_batch(experiment: Experiment) -> int:
+    """Return the number of clients whose examples fill a batch that keeps a processor busy."""
     federation = experiment.recipe.federation
     typical = experiment.partition.sizes.mean()
     tokens = min(federation.batch_size, typical) * experiment.mean_tokens
     if tokens > BUSY_TOKENS:
         return 1
-    # At least two groups, so that two workers have work; it cannot be the number of workers that decides.
+    # A round has at least two groups, so that two workers have work. The actual number of workers must not matter.
     half = -(-federation.clients_per_round // 2)
     return max(1, min(MOST_CLIENTS, half, int(8 * BUSY_TOKENS / tokens)))

@@ -122,7 +122,7 @@ class Contribution(NamedTuple):
 
 
 def joint_tensors(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
-    """Group the names of tensors whose rows form one unit: the tensors of one module, with routers in separate groups."""
+    """Group tensors whose rows form one unit: the tensors of one module, with routers in separate groups."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(shapes):
         router = names.is_expert(name) and names.parse(name).part == "router"
