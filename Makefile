@@ -3,16 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/quickstart
 
-.PHONY: run install lint test test-all docs benchmark clean
+FAST := not slow and not gpu and not network
+
+.PHONY: run install lint test test-all coverage docs benchmark clean
 
 run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest -n 2 -m "$(FAST)"
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"
+
+# Which lines of src/ the tests of `make test` reach; processes that a test starts are not counted.
+coverage: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "$(FAST)" --cov src/fftmoe --cov-report term
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
