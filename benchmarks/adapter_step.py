@@ -39,7 +39,7 @@ WITH_PLAIN = f"auto M={EXPERTS[-1]}, plain AdamW"
 
 @dataclass(frozen=True)
 class Setting:
-    """What one table is about."""
+    """The settings of one table."""
 
     blocks: str
     expert_dim: int
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def indices(self) -> list[int]:
-        """The adapted blocks."""
+        """Return the indices of the adapted blocks."""
         return sorted(select_blocks(self.blocks, NUM_BLOCKS))
 
 
@@ -78,13 +78,13 @@ class Step:
         return hidden, self.beyond[0]
 
     def __call__(self) -> None:
-        """Forward, backward, AdamW."""
+        """Run forward, backward and AdamW."""
         self.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def backward(self) -> None:
-        """Forward and backward."""
+        """Run forward and backward."""
         device, dtype = self.setting.device.type, getattr(torch, self.setting.dtype)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             output = logits(self.model, self.batch)
@@ -92,7 +92,7 @@ class Step:
         loss.backward(inputs=[*self.parameters, *self.beyond])
 
     def flops(self) -> int:
-        """Of forward and backward."""
+        """Count the FLOPs of forward and backward."""
         with FlopCounterMode(display=False) as counter:
             self.backward()
         self.optimizer.zero_grad()
@@ -108,7 +108,7 @@ def make_batch(device: torch.device) -> dict[str, Tensor]:
 
 
 def steps(setting: Setting) -> dict[str, Step]:
-    """Every variant by name."""
+    """Return a step of every variant, by name."""
     batch = make_batch(setting.device)
     active = setting.top_k * setting.expert_dim
 
@@ -146,7 +146,7 @@ def steps(setting: Setting) -> dict[str, Step]:
 
 
 def busiest(step: Step) -> float:
-    """The busiest expert's load over the mean load, averaged over blocks."""
+    """Return the busiest expert's load divided by the mean load, averaged over blocks."""
     with torch.no_grad(), record_routing(step.model) as read:
         logits(step.model, step.batch)
         loads = [

@@ -34,7 +34,7 @@ BLOCKS = 3  # of repetitions
 
 
 def texts(num: int, length: int, num_labels: int) -> TokenizedText:
-    """Random token ids, all texts of one length."""
+    """Return random token ids; all texts have the same length."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (num * length,), generator=generator, dtype=torch.int32)
     return TokenizedText(ids, torch.arange(num + 1) * length, torch.arange(num) % num_labels)
@@ -43,7 +43,7 @@ def texts(num: int, length: int, num_labels: int) -> TokenizedText:
 def both_ways(
     blocks: str, cache: str, clients: int, batch: int, length: int, device: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One round of the clients, one after another and at once."""
+    """Return two functions for one round: clients one after another, and in one batch."""
     budget = "budgets=[{name: all, fraction: 1, top_k: 2, experts: 8}]"
     settings = (
         TRAINED_HEAD,

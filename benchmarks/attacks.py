@@ -84,12 +84,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its key among the results."""
+        """Return the cell's key in the results."""
         return f"{self.kind}, {self.attack}, {self.aggregator}, {self.partition}, seed {self.seed}"
 
 
 def cells_of(num_seeds: int) -> Iterator[Cell]:
-    """All of them, a seed after the other."""
+    """Return all cells, one seed after another."""
     for seed in range(num_seeds):
         for partition in PARTITIONS:
             for attack in ATTACKS:
@@ -103,7 +103,7 @@ def cells_of(num_seeds: int) -> Iterator[Cell]:
 
 
 def recipe_of(cell: Cell, data: Path, validation: bool) -> Recipe:
-    """What the cell runs."""
+    """Return the recipe of a cell."""
     kind, _, few = cell.aggregator.partition(", few ")
     robust = (
         [] if kind == PLAIN else [f"robustness.aggregator={kind}", f"robustness.few_contributors={few or 'bounded'}"]
@@ -116,7 +116,7 @@ def recipe_of(cell: Cell, data: Path, validation: bool) -> Recipe:
 
 
 def measure(cell: Cell, data: Path, validation: bool) -> dict[str, Any]:
-    """The cell's figures; in a process of its own, on one thread."""
+    """Run the cell in a separate process on one thread, and return its results."""
     torch.set_num_threads(1)
     start, recipe = time.process_time(), recipe_of(cell, data, validation)
     with tempfile.TemporaryDirectory() as folder:
@@ -145,14 +145,14 @@ def open_attacked(attack: str, experiment: Experiment, folder: RunFolder) -> Eng
 
 
 class Results:
-    """The figures of every cell by name in one JSON file, written after each."""
+    """The results of every cell by name in one JSON file, written after each cell."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, Any] = json.loads(path.read_text())["cells"] if path.exists() else {}
 
     def add(self, cell: Cell, figures: Mapping[str, Any]) -> None:
-        """Keep them, with the machine that they come from."""
+        """Store the results of a cell together with the machine."""
         self.cells[cell.name] = {**figures, "machine": machine()}
         self.path.parent.mkdir(exist_ok=True)
         self.path.write_text(json.dumps({"cells": self.cells}, indent=1) + "\n")
@@ -183,7 +183,7 @@ Accuracies = Mapping[tuple[str, str, str], list[float]]
 
 
 def accuracies(cells: Iterable[Cell], results: Results, kind: str) -> Accuracies:
-    """Of the cells of this kind that have run."""
+    """Return the accuracies of the finished cells of this kind."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for cell in cells:
         if cell.kind == kind and cell.name in results.cells:
@@ -193,7 +193,7 @@ def accuracies(cells: Iterable[Cell], results: Results, kind: str) -> Accuracies
 
 
 def attack_table(found: Accuracies, attacks: Sequence[str], aggregators: Sequence[str], partition: str) -> str:
-    """Accuracy, mean and deviation over the seeds, of every attack on every aggregator."""
+    """Return the accuracy of every attack on every aggregator, as mean and deviation over the seeds."""
 
     def entry(attack: str, aggregator: str) -> str:
         own = found.get((attack, aggregator, partition))
@@ -204,7 +204,7 @@ def attack_table(found: Accuracies, attacks: Sequence[str], aggregators: Sequenc
 
 
 def worst_table(found: Accuracies) -> str:
-    """By aggregator and partition: what it costs without an attack, and what the worst attack leaves."""
+    """Return, by aggregator and partition, its cost without an attack and the accuracy under the worst attack."""
     rows = []
     for partition in PARTITIONS:
         for aggregator in AGGREGATORS:
@@ -237,7 +237,7 @@ def worst_table(found: Accuracies) -> str:
 
 
 def show(cells: Sequence[Cell], results: Results) -> None:
-    """All tables, as Markdown."""
+    """Print all tables as Markdown."""
     found = accuracies(cells, results, "averaged")
     print("\n### Worst case of every aggregator\n\n" + worst_table(found))
     for partition in PARTITIONS:

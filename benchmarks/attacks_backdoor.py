@@ -37,7 +37,7 @@ ATTACKED, TRACKED, EVERY, BOOST = 10, 20, 2, 5.0  # rounds, rounds after them, m
 
 
 def backdoor_rounds(recipe: Recipe, fraction: float, folder: Path) -> list[list[float]]:
-    """[round, accuracy, success] every few rounds."""
+    """Return [round, accuracy, success] every few rounds."""
     experiment = compose(recipe)
     poisoned = _poisoned(recipe, experiment, folder / "poisoned")
     malicious = malicious_clients(experiment.num_clients, fraction, recipe.seed)
@@ -59,7 +59,7 @@ def _open(experiment: Experiment, poisoned: Experiment, malicious: frozenset[int
 
 
 def _poisoned(recipe: Recipe, experiment: Experiment, folder: Path) -> Experiment:
-    """The same rows, of which every other training row is poisoned, and the test rows that show success."""
+    """Poison every other training row; also return the test rows that measure success."""
     folder.mkdir()
     datasets.disable_progress_bars()
     names, section = experiment.label_names, recipe.data
@@ -94,7 +94,7 @@ def _rounds(experiment: Experiment, engine: Engine, num_rounds: int) -> Iterator
 
 
 def lifespan(rounds: Sequence[Sequence[float]]) -> float:
-    """Rounds after the attack until success is below half of what it was at its end; all of them if it never is."""
+    """Return the rounds after the attack until success is below half of its last value; all rounds if it never is."""
     after = {int(t): success for t, _, success in rounds if t >= ATTACKED}
     return next((t - ATTACKED for t in sorted(after) if after[t] < after[ATTACKED] / 2), TRACKED)
 

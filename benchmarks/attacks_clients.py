@@ -25,17 +25,17 @@ trained it, [N, …] (its own where there are none)."""
 
 
 def _alie(own: Tensor, honest: Tensor, source: torch.Generator) -> Tensor:
-    """Hides among the honest: the mean less 1.5 standard deviations (arXiv 1902.06156; 1.5 as in ByzFL)."""
+    """Hide among honest updates: the mean minus 1.5 standard deviations (arXiv 1902.06156; 1.5 as in ByzFL)."""
     return honest.mean(0) - 1.5 * honest.std(0, correction=0)
 
 
 def _ipm(own: Tensor, honest: Tensor, source: torch.Generator) -> Tensor:
-    """A small step against the mean, so as to be chosen (inner product manipulation, arXiv 1903.03936)."""
+    """Step a little against the mean, which selection rules accept (inner-product manipulation, arXiv 1903.03936)."""
     return -0.5 * honest.mean(0)
 
 
 def _gaussian(own: Tensor, honest: Tensor, source: torch.Generator) -> Tensor:
-    """A random direction, ten times as long as an honest change."""
+    """Return a random direction, ten times as long as an honest change."""
     noise = torch.randn(own.shape, generator=source, dtype=own.dtype)
     return noise * (10 * own.norm() / noise.norm())
 
@@ -52,32 +52,32 @@ CRAFTS: dict[str, Craft] = {
 
 
 def malicious_clients(num_clients: int, fraction: float, seed: int) -> frozenset[int]:
-    """Which clients of the population are malicious: so many, chosen by the seed."""
+    """Return the malicious clients of the population, chosen by the seed."""
     chosen = numpy_generator(seed, "malicious").choice(num_clients, round(fraction * num_clients), replace=False)
     return frozenset(int(client) for client in chosen)
 
 
 class Wrapped:
-    """What an engine says of itself, from another."""
+    """An engine that takes its properties from another engine."""
 
     def __init__(self, inner: Engine) -> None:
         self._inner = inner
 
     @property
     def reliable(self) -> bool:
-        """As the other."""
+        """Same as the wrapped engine."""
         return self._inner.reliable
 
     def absent(self) -> Collection[int]:
-        """As the other."""
+        """Same as the wrapped engine."""
         return self._inner.absent()
 
     def close(self) -> None:
-        """Ends the other."""
+        """Close the wrapped engine."""
         self._inner.close()
 
     def peak_rss_mib(self) -> float:
-        """As the other."""
+        """Same as the wrapped engine."""
         return self._inner.peak_rss_mib()
 
 
@@ -95,7 +95,7 @@ class Colluding(Wrapped):
         self._craft, self._malicious, self._seed, self._last = craft, malicious, seed, last
 
     def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
-        """See `Engine`; the malicious wait for all others."""
+        """See `Engine`; the malicious clients wait for all others."""
         plans = {client_id: unpack_plan(message)[0] for group in groups for client_id, message in group}
         replies = [cast(Reply, answer) for answer in self._inner.run_clients(groups, enough)]
         updates = {reply.client_id: _decoded(unpack_update(reply.message)) for reply in replies}
@@ -169,7 +169,7 @@ class Poisoned(Wrapped):
 
 
 class LyingSums(Wrapped):
-    """Clients of whom the malicious ones send sums of features ten times as long, with the labels moved on by one."""
+    """Malicious clients send statistics of features ten times as long, with the labels shifted by one."""
 
     def __init__(self, inner: Engine, malicious: Collection[int]) -> None:
         super().__init__(inner)
@@ -199,7 +199,7 @@ def _lying(sums: Tensors) -> Tensors:
 
 
 def with_labels(examples: Examples, labels: Tensor) -> Examples:
-    """The same inputs under other labels, int64 [N]; cached states come along."""
+    """Return the same inputs with other labels, int64 [N]; cached states are kept."""
     inner = cast(Any, examples)
     if hasattr(inner, "examples"):
         return replace(inner, examples=replace(inner.examples, labels=labels))

@@ -46,7 +46,7 @@ SETTINGS = {
 
 
 def measured(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """By tier: the seconds of a client's round, forecast twice and measured, and the bytes, forecast and measured."""
+    """Return, by tier, the two forecasts and the measured seconds of a client's round, and its bytes."""
     recipe = load_recipe("quickstart", [*BRIEF, *overrides])
     line = {predicted.budget.name: predicted.seconds for predicted in profile(recipe).tiers}
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def bytes_of(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def error(predicted: float, actual: float) -> float:
-    """The relative error, above 0 where the prediction was too large."""
+    """Return the relative error, which is above 0 if the prediction was too large."""
     return predicted / actual - 1
 
 

@@ -49,7 +49,7 @@ Sizes = Mapping[str, Any]
 
 
 def uploads(experiment: Experiment, state: ServerState) -> dict[int, bytes]:
-    """By client the message that it sends in a round of everyone."""
+    """Return, by client, the message that it sends in a round of all clients."""
     method, everyone = experiment.method, range(experiment.num_clients)
     plan = plan_round(method, state, 1, everyone, experiment.budgets, experiment.training, experiment.recipe.seed)
     rows = experiment.partition.indices
@@ -62,12 +62,12 @@ def uploads(experiment: Experiment, state: ServerState) -> dict[int, bytes]:
 
 
 def adapter_bytes(state: ServerState) -> int:
-    """Of the whole adapter as the server holds it, in float32, without the head."""
+    """Return the bytes of the whole adapter as the server holds it, in float32, without the head."""
     return sum(tensor.nbytes for name, tensor in state.tensors.items() if not name.startswith("head."))
 
 
 def head_bytes(message: bytes) -> int:
-    """Of the head's numbers in a message, with the scales that belong to them."""
+    """Return the bytes of the head in a message, including its scales."""
     return sum(tensor.nbytes for name, tensor in unpack(message)[1].items() if name.startswith("head."))
 
 
@@ -90,7 +90,7 @@ def sizes(messages: Mapping[int, bytes], tiers: Mapping[int, str]) -> dict[str, 
 
 
 def measured(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The sizes of a recipe's uploads, its adapter's, and the LoRA rank of each tier."""
+    """Return the sizes of a recipe's uploads and of its adapter, and the LoRA rank of each tier."""
     experiment = compose(load_recipe(recipe, [*overrides, "trackers=[]"]))
     state = experiment.method.init(experiment.model)
     tiers = {client_id: experiment.budgets[client_id].name for client_id in range(experiment.num_clients)}
@@ -103,7 +103,7 @@ def measured(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def messages(results: Results, recipe: str) -> dict[tuple[str, str], Sizes]:
-    """By method and upload, from the file or by one round of everyone."""
+    """Return the messages by method and upload, from the file or from one round of all clients."""
     found = {}
     for method, overrides in METHODS.items():
         for upload in KINDS:
@@ -118,7 +118,7 @@ def messages(results: Results, recipe: str) -> dict[tuple[str, str], Sizes]:
 
 
 def fraction_table(found: Mapping[str, Sizes]) -> str:
-    """By upload and tier: its bytes against those of the whole adapter."""
+    """Return, by upload and tier, the bytes divided by those of the whole adapter."""
     rows = []
     for upload, entry in found.items():
         whole = entry["adapter_bytes"]
@@ -132,7 +132,7 @@ def fraction_table(found: Mapping[str, Sizes]) -> str:
 
 
 def method_table(found: Mapping[tuple[str, str], Sizes]) -> str:
-    """By method and upload: bytes of a client-round, and how many times those of fft-moe."""
+    """Return, by method and upload, the bytes of a client's round, and their ratio to those of fft-moe."""
     rows = []
     for (method, upload), entry in found.items():
         kib = {tier: own["bytes"] / 1024 for tier, own in entry["uploads"].items()}
@@ -163,7 +163,7 @@ def accuracies(
 
 
 def accuracy_rows(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
-    """Means over seeds, and differences to float32 of the seeds that both have."""
+    """Return means over seeds, and differences to float32 over the seeds that both have."""
     rows, base = [], {run["seed"]: run["accuracy"] for run in found["float32"]}
     for upload, runs in found.items():
         own = column(runs, "accuracy")
@@ -181,7 +181,7 @@ def accuracy_rows(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]]) -
 
 
 def verdict(apart: Estimate) -> str:
-    """Whether the whole interval is above the loss that is allowed, or below it; one run says nothing."""
+    """Return whether the whole interval is within the allowed loss, outside it, or neither; one run decides nothing."""
     half = float("inf") if apart.half_width is None else apart.half_width
     if apart.mean - half >= -POINTS:
         return "yes"

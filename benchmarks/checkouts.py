@@ -21,12 +21,12 @@ BUDGETS = ("small", "large")  # the tiers of the sites
 
 
 class RunFailed(Exception):
-    """A run did not end as it should have; the message says which and why."""
+    """A run failed; the message says which run and why."""
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout of the code, and where its runs go.
+    """A checkout of the code, and the folder of its runs.
 
     Attributes:
         source: its top folder.
@@ -101,7 +101,7 @@ class Checkout:
 
 
 def run_recipe(checkout: Checkout, name: str, recipe: Path | None, *flags: str) -> Path:
-    """Run a recipe, or the default one, from its beginning to its end; the folder of the run."""
+    """Run a recipe, or the default one, from beginning to end; return the folder of the run."""
     folder = checkout.work / name
     named = [recipe] if recipe else []
     checkout.call(checkout.work / f"{name}.log", "run", *named, "--output", folder, *flags)
@@ -109,7 +109,7 @@ def run_recipe(checkout: Checkout, name: str, recipe: Path | None, *flags: str) 
 
 
 def run_interrupted(checkout: Checkout, name: str, recipe: Path) -> Path:
-    """Run a recipe, kill the process after a few rounds, and resume the run; the folder of the run."""
+    """Run a recipe, kill the process after a few rounds, and resume the run; return the folder of the run."""
     folder, log = checkout.work / name, checkout.work / f"{name}.log"
     with checkout.started(log, "run", recipe, "--output", folder) as process:
         ends = time.monotonic() + SECONDS
@@ -128,7 +128,7 @@ def _num_rows(folder: Path) -> int:
 
 
 def run_deployed(checkout: Checkout, name: str, recipe: Path) -> Path:
-    """Run a recipe over sites in processes of their own, with TLS on the loopback; the folder of the run."""
+    """Run a recipe over sites in separate processes, with TLS on the loopback; return the folder of the run."""
     folder, deployment = checkout.work / name, checkout.work / f"{name}-folders"
     with create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"

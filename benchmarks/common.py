@@ -23,7 +23,7 @@ TRAINED_HEAD = "head={kind: one-vs-all, learning_rate: 1.0}"
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Describe the machine and the commit of a measurement."""
     cpu = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -43,14 +43,14 @@ def _lines(path: str) -> list[str]:
 
 
 class Results:
-    """Summaries by name in one JSON file, written after every run, so that a stopped grid goes on where it was."""
+    """Summaries by name in one JSON file, written after every run, so that a stopped grid can resume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
 
     def run(self, name: str, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-        """The summary of this run, from the file or by running it."""
+        """Return the summary of this run, from the file or by running it."""
         if name not in self.runs:
             with tempfile.TemporaryDirectory() as folder:
                 summary = run(load_recipe(recipe, overrides), Path(folder) / "run").summary
@@ -80,13 +80,13 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def column(summaries: Sequence[Mapping[str, Any]], *path: str) -> list[float]:
-    """One number from each summary."""
+    """Return one number from each summary."""
     values = []
     for summary in summaries:
         node: Any = summary

@@ -55,11 +55,11 @@ class Timing:
 
     @property
     def best(self) -> str:
-        """The fastest implementation."""
+        """Return the fastest implementation."""
         return min(self.seconds, key=self.seconds.__getitem__)
 
     def loss(self, name: str) -> float:
-        """How much longer `name` takes than the fastest: 0.1 is 10 %."""
+        """Return how much longer `name` takes than the fastest: 0.1 is 10 %."""
         return self.seconds[name] / self.seconds[self.best] - 1
 
 
@@ -110,18 +110,18 @@ def rule_in_code(device: torch.device, dim: int) -> Rule:
 
 
 def rule_of(slot_overhead: float) -> Rule:
-    """`choose`'s rule with another constant."""
+    """Return the rule of `choose` with another constant."""
     return lambda p: "wide" if p.experts * p.expert_dim <= p.top_k * (p.expert_dim + slot_overhead) else "grouped"
 
 
 def losses(timings: Sequence[Timing], rule: Rule) -> tuple[float, float]:
-    """What the rule loses against the fastest: on average, at worst."""
+    """Return the loss of the rule compared with the fastest: on average, and at worst."""
     lost = [timing.loss(rule(timing.point)) for timing in timings]
     return statistics.fmean(lost), max(lost)
 
 
 def fit(timings: Sequence[Timing]) -> float:
-    """The constant that loses least on average on this machine."""
+    """Return the constant with the least average loss on this machine."""
     return min(
         (float(b) for b in (*range(0, 128, 8), *range(128, 1025, 32))), key=lambda b: losses(timings, rule_of(b))
     )
@@ -142,7 +142,7 @@ def table(timings: Sequence[Timing], rule: Rule) -> str:
 
 
 def summary(timings: Sequence[Timing], rule: Rule) -> list[dict[str, Any]]:
-    """By dtype and evenness: where each is the fastest, and what the rules lose."""
+    """Return, by dtype and evenness, how often each is the fastest, and the loss of the rules."""
     found = []
     for dtype in sorted({t.point.dtype for t in timings}, reverse=True):
         of_dtype = [t for t in timings if t.point.dtype == dtype]

@@ -41,7 +41,7 @@ DENSE = {
 
 
 def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
-    """All of a tier cost it about the same; `fedit` and the dense expert cost everybody as the smallest."""
+    """Return variants of equal cost per tier; in `fedit` and the dense expert, all clients cost as the smallest."""
     tiers = read_recipe(recipe)[0]["budgets"]
     # What three experts of every tier would cost goes into what all share.
     fewer = ATTENTION | {
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def changes(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
-    """What every cell on this data set has in the place of the shipped recipe's."""
+    """Return the changes of every cell on this data set to the shipped recipe."""
     places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
     return places | SCALES[parsed.scale][0]
 

@@ -84,7 +84,7 @@ def check(bench: Bench, variants: Mapping[str, Tricks]) -> dict[str, float]:
 
 
 def measure_epoch(bench: Bench, bfloat16: bool, rounds: int, habit: bool = True) -> dict[str, Any]:
-    """Every way of an epoch: checked, then timed in the same rounds."""
+    """Check every variant of an epoch, then time all in the same rounds."""
     rows = cumulative(bfloat16)
     full = list(rows.values())[-1]
     variants = {**rows, **left_out(full)}
@@ -111,7 +111,7 @@ def measure_epoch(bench: Bench, bfloat16: bool, rounds: int, habit: bool = True)
 
 
 def measure_small(clients: int, full: Tricks, rounds: int, cache_dir: Path) -> dict[str, Any]:
-    """A round of clients that have just the examples of their few small batches."""
+    """Time a round of clients that have only the examples of a few small batches."""
     few = (
         f"partition.num_clients={clients}",
         f"federation.clients_per_round={clients}",
@@ -125,7 +125,7 @@ def measure_small(clients: int, full: Tricks, rounds: int, cache_dir: Path) -> d
 
 
 def epoch_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Each way with its time, and how many times faster than the naive stack and than the row before."""
+    """Return each variant with its time, and its speed-up over the naive stack and over the row before."""
     seconds: Seconds = result["seconds"]
     rows, before = [], "naive"
     for name in [*result["cumulative"], PRODUCT, *({HABIT} & seconds.keys())]:
@@ -143,7 +143,7 @@ def epoch_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[
 
 
 def left_out_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """How much longer the full stack takes without each trick."""
+    """Return how much longer the full stack takes without each optimisation."""
     seconds: Seconds = result["seconds"]
     full = seconds[result["cumulative"][-1]]
     names = [name for name in seconds if name.startswith("without ")]
@@ -152,7 +152,7 @@ def left_out_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tup
 
 
 def cache_cost(result: Mapping[str, Any]) -> dict[str, float]:
-    """Building an epoch's cache, in epochs of the full stack without it and with it; after how many it has paid."""
+    """Return the cost of building the cache, in epochs without and with it, and the epochs until it pays off."""
     seconds = {name: statistics.median(taken) for name, taken in result["seconds"].items()}
     build = seconds[CACHE] * result["examples"] / result["examples_cached"]
     without, with_it = seconds["without cached"], seconds[result["cumulative"][-1]]
@@ -166,7 +166,7 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def goals(epoch: Mapping[str, Any] | None, small: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether what we promise is so."""
+    """Print whether the goals are met."""
     lines = []
     if epoch is not None:
         faster = ratio(epoch["seconds"]["naive"], epoch["seconds"][PRODUCT], PARTS)
@@ -185,7 +185,7 @@ def _met(value: float, goal: str) -> str:
 
 
 def accuracy(results: Results, seeds: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The whole quickstart in both ways; what was run before is read from the file."""
+    """Run the whole quickstart in both ways; earlier runs are read from the file."""
     rows = []
     for name, switches in {"slow": SLOW, "fast": FAST}.items():
         runs = [

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def trained_run(folder: Path, data: Path | None) -> Path:
-    """The quickstart, or its recipe on questions by type."""
+    """Train the quickstart, or its recipe on questions by type."""
     overrides = [TRAINED_HEAD, "evaluation.local_only=false", "trackers=[]"]
     if data is not None:
         overrides += [f"data.source={data / 'trec6'}", "data.max_length=48", "name=trec6"]
@@ -107,7 +107,7 @@ def accuracy(found: Sequence[Tensor], examples: Examples) -> float:
 
 
 def load(run: FinishedRun, form: str, folder: Path) -> tuple[Answer, float]:
-    """A function from a batch to logits, and the seconds it takes to make it."""
+    """Return a function from a batch to logits, and the seconds that loading it takes."""
     begun = time.perf_counter()
     if form == "onnx":
         answer = onnx_answer(folder / "model.onnx")
@@ -146,7 +146,7 @@ def onnx_answer(path: Path) -> Answer:
 
 
 def latencies(answers: dict[str, Answer], some: Sequence[Batch]) -> dict[str, float]:
-    """Median seconds of a batch. All forms take their turn with each, so that a busy moment hits them alike."""
+    """Return the median seconds of a batch. All formats take turns, so that a busy moment affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in answers}
     for turn in range(TIMES + 1):
         for batch in some:

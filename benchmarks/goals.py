@@ -34,13 +34,13 @@ Accuracies = Mapping[tuple[str, int, str, str], float]  # (data, seed, variant, 
 
 
 def accuracies(cells: Sequence[CellResult]) -> Accuracies:
-    """Of every finished cell."""
+    """Return the accuracy of every finished cell."""
     done = (cell for cell in cells if cell.status == "done")
     return {(c.data, c.seed, c.variant, c.partition): float(c.summary["accuracy"]) for c in done}
 
 
 def kept(known: Accuracies, variant: str) -> Estimate | None:
-    """Mean accuracy over the skewed partitions / IID accuracy, over data sets and seeds."""
+    """Return mean accuracy over the skewed partitions / IID accuracy, over data sets and seeds."""
     ratios = []
     for data, seed, name, partition in known:
         if (name, partition) == (variant, IID):
@@ -51,7 +51,7 @@ def kept(known: Accuracies, variant: str) -> Estimate | None:
 
 
 def gap(known: Accuracies, head: str) -> Estimate | None:
-    """Centralized minus federated accuracy of the same adapter and head, IID."""
+    """Return centralized minus federated accuracy of the same adapter and head, IID."""
     return estimate(
         [
             known[data, seed, name, IID] - known[data, seed, f"{OURS}+{head}", IID]
@@ -62,7 +62,7 @@ def gap(known: Accuracies, head: str) -> Estimate | None:
 
 
 def costs(cells: Sequence[CellResult], variant: str, target_of: str) -> Iterator[tuple[float, float] | None]:
-    """By data set and partition: rounds and bytes to the final accuracy of `target_of`, as parts of its own."""
+    """Return, by data set and partition, rounds and bytes to the accuracy of `target_of`, as shares of its own."""
     for data in distinct(cell.data for cell in cells):
         own = [cell for cell in cells if cell.data == data]
         for partition in distinct(cell.partition for cell in own):
@@ -87,7 +87,7 @@ def _verdict(met: bool | None) -> str:
 
 
 def goal_rows(cells: Sequence[CellResult], head: str) -> list[Row]:
-    """The goals on accuracy, for the variant of ours with this head."""
+    """Return the goals on accuracy, for our variant with this head."""
     known, variant = accuracies(cells), f"{OURS}+{head}"
     share, distance = kept(known, variant), gap(known, head)
     others = [d for d in paired_differences(cells) if d.reference == variant and not d.other.startswith(CENTRAL)]

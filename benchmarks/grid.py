@@ -94,7 +94,7 @@ def _piece(piece: str, file: Path, population: int | None, scale: Scale, argumen
 def run_pieces(
     pieces: Sequence[Piece], results: GridResults, workers: int | Literal["auto"], deadline: float | None
 ) -> dict[str, Comparison]:
-    """Every data set's comparison, as far as the deadline allowed; the results are written after each seed of each."""
+    """Run every data set's comparison until the deadline; the results are written after each seed of each."""
     progress = Progress(Console())
     results.restore(progress.say)
     results.write()  # a call that was killed may have left cells in the work folder
@@ -115,7 +115,7 @@ def run_pieces(
 
 
 def places(file: Path, name: str, data: Path | None, models: Path | None) -> dict[str, str]:
-    """Where this machine holds what the recipe names; what it does not hold stays as the recipe says."""
+    """Return this machine's paths of data and models; what it does not have stays as in the recipe."""
     overrides = {} if data is None else {"data.source": str(data / name)}
     model = Path(read_recipe(file)[0]["backbone"]["model"]).name
     if models is not None and (models / model).is_dir():
@@ -124,7 +124,7 @@ def places(file: Path, name: str, data: Path | None, models: Path | None) -> dic
 
 
 def joint(comparisons: Mapping[str, Comparison]) -> list[TextTable]:
-    """Over all data sets: mean accuracy over each grid, what is kept of IID accuracy, and paired differences."""
+    """Return, over all data sets, mean accuracies of each grid, kept IID accuracy, and paired differences."""
     cells = [replace(cell, data=name) for name, comparison in comparisons.items() for cell in comparison.cells]
     variants = distinct(cell.variant for cell in cells)
     accuracy, kept = [], []
@@ -144,7 +144,7 @@ def joint(comparisons: Mapping[str, Comparison]) -> list[TextTable]:
 
 
 def show(comparisons: Mapping[str, Comparison]) -> None:
-    """The joint tables, then those of every data set, as Markdown."""
+    """Print the joint tables, then those of every data set, as Markdown."""
     for table in joint(comparisons):
         print(f"\n## {table.title}\n\n{markdown(table.header, table.rows)}")
     for name, comparison in comparisons.items():

@@ -55,7 +55,7 @@ class Piece:
 
     @property
     def seeds(self) -> list[int]:
-        """In the order in which they run."""
+        """Return the seeds in the order in which they run."""
         return distinct(cell.seed for cell in self.cells)
 
     @property
@@ -64,7 +64,7 @@ class Piece:
         return {"overrides": self.overrides, "partitions": self.partitions}
 
     def lines(self) -> Iterator[Line]:
-        """Of every cell, what is committed of it."""
+        """Return the committed line of every cell."""
         for cell in self.cells:
             yield numbers_of(cell, read_cell(cell, self.folder), self.name)
 
@@ -79,7 +79,7 @@ def digest(recipe: Recipe) -> str:
 
 
 def numbers_of(cell: Cell, result: CellResult, data: str) -> Line:
-    """What is committed of a cell; its rounds as lists in the order of `COLUMNS`."""
+    """Return the committed numbers of a cell; its rounds are lists in the order of `COLUMNS`."""
     coordinates = {key: getattr(result, key) for key in ("variant", "method", "head", "partition", "seed", "status")}
     line = {"data": data, **coordinates, "digest": digest(cell.recipe)}
     if result.status == "done":
@@ -93,7 +93,7 @@ def _rounded(key: str, value: Any) -> Any:
 
 
 def _contents(line: Line) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Of a finished cell's line, what `numbers_of` kept: the summary and the rounds."""
+    """Return the summary and the rounds that `numbers_of` kept, from a finished cell's line."""
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in line["rows"]]
     by_round = {str(row["round"]): row["accuracy"] for row in rows}
     return {**{key: line[key] for key in KEPT if key in line}, "accuracy_by_round": by_round}, rows
@@ -104,7 +104,7 @@ def _key(line: Line) -> Key:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a results file, each with the record of the machine that ran it; none where there is no file."""
+    """Return the lines of a results file, each with the record of its machine; without a file, none."""
     if not path.exists():
         return []
     try:
@@ -170,7 +170,7 @@ class GridResults:
             say(f"{outdated} cells in {self.path} are of other recipes than now and run again")
 
     def _take_over(self, piece: Piece) -> Any:
-        """The machine of the last call that worked in the piece's folder, which is this one's from now on."""
+        """Return the machine of the last call in the piece's folder, and store this call's machine there."""
         path = piece.folder.with_name(f"{piece.folder.name}.machine.json")
         before = json.loads(path.read_text()) if path.is_file() else None
         with disk_errors(path):
@@ -179,7 +179,7 @@ class GridResults:
         return before
 
     def write(self) -> None:
-        """The lines of these pieces as they are now, and those of the others as the file has them."""
+        """Write the present lines of these pieces, and keep the file's lines of the others."""
         ours = {piece.name for piece in self.pieces}
         lines = [line for line in read_lines(self.path) if line["data"] not in ours]
         for piece in self.pieces:
@@ -199,12 +199,12 @@ class GridResults:
 
 
 def _numbers(line: Line) -> Line:
-    """All but where it was run, as JSON gives it back."""
+    """Return all numbers without the machine, as read back from JSON."""
     return json.loads(json.dumps({key: value for key, value in line.items() if key != "machine"}))
 
 
 def _index(machines: list[Any], record: Any) -> int | None:
-    """Of the record among the machines, to which it is added."""
+    """Return the index of the record among the machines; a new record is added."""
     if record is None:
         return None
     if record not in machines:

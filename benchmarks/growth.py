@@ -53,7 +53,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Setting:
-    """Of one round. `experts` in the pool, all of them resident; `examples` of each client, seen once."""
+    """The sizes of one round: `experts` in the pool, all of them resident; `examples` of each client, seen once."""
 
     experts: int = 16
     top_k: int = 2
@@ -72,7 +72,7 @@ NAMES = {"experts": "experts M", "top_k": "top-k", "clients": "clients a round",
 
 
 class Forgetful:
-    """Clients that keep nothing, so that every round is a first one."""
+    """A store that keeps no client state, so that every round is a first one."""
 
     def load(self, client_id: int, before: int) -> Tensors:
         """Nothing."""
@@ -89,7 +89,7 @@ def composed(experts: int, top_k: int) -> Experiment:
 
 
 def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[[], object]:
-    """A call that does one round."""
+    """Return a function that runs one round."""
     model, cohort = experiment.model, range(setting.clients)
     examples = texts(setting.clients * setting.examples, LENGTH, len(experiment.label_names))
     cached = with_prefix(model, first_adapted_block(model), examples, cache, 2**32)
@@ -111,13 +111,13 @@ def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[
 
 
 def settings_of(sizes: Mapping[str, Sequence[int]]) -> dict[str, Setting]:
-    """Every setting once, by name: the one in the middle belongs to all four quantities."""
+    """Return every setting once, by name; the middle one belongs to all four quantities."""
     every = [replace(Setting(), **{quantity: size}) for quantity, own in sizes.items() for size in own]
     return {str(setting): setting for setting in every}
 
 
 def measure(sizes: Mapping[str, Sequence[int]], repetitions: int) -> Seconds:
-    """Seconds of the rounds by setting."""
+    """Return the seconds of the rounds, by setting."""
     experiments: dict[tuple[int, int], Experiment] = {}
     with tempfile.TemporaryDirectory() as cache:
         rounds = {}
@@ -130,13 +130,13 @@ def measure(sizes: Mapping[str, Sequence[int]], repetitions: int) -> Seconds:
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """The b and c of t = c x^b."""
+    """Return b and c of t = c x^b."""
     slope, intercept = np.polyfit(np.log(sizes), np.log(times), 1)
     return float(slope), float(np.exp(intercept))
 
 
 def affine(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """The fixed cost, and that of each unit."""
+    """Return the fixed cost and the cost of each unit."""
     x, t = np.asarray(sizes, float), np.asarray(times, float)
     fixed, each = np.linalg.lstsq(np.stack([1 / t, x / t], axis=1), np.ones_like(t), rcond=None)[0]
     return float(fixed), float(each)
@@ -156,7 +156,7 @@ def interval(sizes: Sequence[float], runs: Sequence[Sequence[float]]) -> tuple[f
 
 
 def fitted(sizes: Sequence[int], runs: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Both fits of one quantity, from the times of every size."""
+    """Return both fits of one quantity, from the times of every size."""
     times = [statistics.median(own) for own in runs]
     b, factor = exponent(sizes, times)
     fixed, each = affine(sizes, times)
@@ -172,13 +172,13 @@ def fitted(sizes: Sequence[int], runs: Sequence[Sequence[float]]) -> dict[str, A
 
 
 def growth(sizes: Mapping[str, Sequence[int]], seconds: Seconds) -> dict[str, dict[str, Any]]:
-    """The fits of all quantities."""
+    """Return the fits of all quantities."""
     runs = {q: [seconds[str(replace(Setting(), **{q: size}))] for size in own] for q, own in sizes.items()}
     return {quantity: fitted(sizes[quantity], runs[quantity]) for quantity in sizes}
 
 
 def plot(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel for each quantity, both axes logarithmic: medians with their range, and the fits."""
+    """Draw a panel for each quantity, both axes logarithmic: medians with their range, and the fits."""
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     for axes, (quantity, fit) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
         sizes, times = fit["sizes"], np.asarray(fit["median_seconds"])

@@ -50,7 +50,7 @@ def divide(folder: Path) -> None:
 
 
 def examples(split: str) -> list[tuple[str, str]]:
-    """Texts with the names of their labels."""
+    """Return texts with the names of their labels."""
     return [(text, label) for text, label, _ in stdlib_docs()[split]]
 
 
@@ -61,7 +61,7 @@ def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 
 def recipe(folder: Path, rounds: int) -> dict[str, Any]:
-    """Everyone in every round, two steps each, measured once at the end."""
+    """Return a recipe with all clients in every round, two steps each, measured once at the end."""
     labels = sorted({label for _, label in examples("train")})
     return {
         "backbone": {"model": "builtin:minilm"},
@@ -116,7 +116,7 @@ def command(*arguments: object) -> "subprocess.Popen[bytes]":
 
 @contextmanager
 def timed_grid() -> Iterator[dict[str, list[float]]]:
-    """Times the grid that the server opens: handing messages over, fetching answers, and waiting in between."""
+    """Time the grid that the server opens: sending messages, fetching answers, and waiting in between."""
     parts: dict[str, list[float]] = defaultdict(list)
     original = server_module.open_grid
 
@@ -150,7 +150,7 @@ ENGINES = {"here": here, "simulation": simulated, "deployment": deployed}
 
 
 def rounds_of(output: Path, side_by_side: int) -> list[tuple[float, float]]:
-    """Of each round but the first: seconds in all, and beyond training."""
+    """Return, for each round but the first, the total seconds and those beyond training."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     found = []
     for before, row in list(itertools.pairwise(rows))[1:-1]:  # the last one also measures

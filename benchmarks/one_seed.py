@@ -49,7 +49,7 @@ def personal_table(cells: Cells, partitions: list[str]) -> str:
 
 
 def own_table(cells: Cells, partitions: list[str]) -> str:
-    """Where every client keeps a model of its own: its accuracy on the client's own labels, mean over the clients."""
+    """For methods with a model for each client: its accuracy on the client's own labels, mean over the clients."""
     found = {key: cell["client_accuracy"]["mean"] for key, cell in cells.items() if cell["method"] in PERSONAL}
     places = dict.fromkeys((data, variant) for data, variant, _ in found)
     rows = [

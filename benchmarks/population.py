@@ -48,19 +48,19 @@ NUM_RATIOS = 3
 
 
 class Clock(Progress):
-    """Shows nothing, and notes when rounds are done."""
+    """Progress that prints nothing and records when rounds end."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
         self.done: list[tuple[float, float]] = []
 
     def round_done(self, row: Mapping[str, Any]) -> None:
-        """Wall-clock and CPU seconds."""
+        """Record wall-clock and CPU seconds."""
         self.done.append((time.perf_counter(), time.process_time()))
 
 
 def measure(overrides: Sequence[str]) -> dict[str, float]:
-    """One run, in a process that does nothing else."""
+    """Run one population, in a process that does nothing else."""
     clock, start = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = run(load_recipe("quickstart", overrides), Path(folder) / "run", clock)
@@ -79,7 +79,7 @@ def measure(overrides: Sequence[str]) -> dict[str, float]:
 
 
 def in_fresh_process(overrides: Sequence[str]) -> dict[str, float]:
-    """`measure` where no earlier run has left memory or caches behind."""
+    """Call `measure` in a new process, without memory or caches of earlier runs."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, overrides).result()
 
@@ -107,7 +107,7 @@ def overrides_for(texts: Path, population: int, batch_size: int) -> list[str]:
 
 
 def make_texts(folder: Path) -> None:
-    """Six words and the label's own, as CSV files."""
+    """Write texts of six words and a word of the label, as CSV files."""
     folder.mkdir()
     for split, size in MADE.items():
         random = numpy_generator(0, split)

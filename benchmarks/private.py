@@ -49,7 +49,7 @@ Choices = dict[str, list[str]]
 
 
 def private_clients(rounds: int) -> Choices:
-    """Sums only, and noise on them."""
+    """Run with sums only, and with noise on the sums."""
     noise = {epsilon: calibrate(PER_ROUND / CLIENTS, epsilon, DELTA, rounds) for epsilon in EPSILONS}
     noisy = {
         f"epsilon {epsilon:g}": [f"{{clip_norm: {c}, noise_multiplier: {z}, delta: {DELTA}}}" for c in CLIPS]
@@ -59,7 +59,7 @@ def private_clients(rounds: int) -> Choices:
 
 
 def private_examples() -> Choices:
-    """Noise of the clients, in every step."""
+    """Run with noise of the clients in every step."""
     own = f"noise_multiplier: {EXAMPLE_NOISE}, delta: {DELTA}"
     return {
         "none": ["off"],
@@ -68,14 +68,14 @@ def private_examples() -> Choices:
 
 
 def spent_by(run: dict[str, Any]) -> str:
-    """The epsilon of a run, of whatever it protects."""
+    """Return the epsilon of a run, for clients or for examples."""
     spent = run.get("privacy", {})
     spent = spent.get("examples", spent)
     return f"{spent['epsilon']:.2f}" if "epsilon" in spent else "-"
 
 
 def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str]) -> str:
-    """The one of these with the best accuracy on rows that are held out."""
+    """Return the clip norm with the best accuracy on held-out rows."""
     held_out = [*common, "data.validation_examples=500", "seed=100"]
     found = {
         privacy: results.run(f"{name}, {privacy}, held out", str(RECIPE), [*held_out, f"privacy={privacy}"])["accuracy"]

@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 def row(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the seeds that have run."""
+    """Return the table row of the finished seeds."""
     accuracies = [mean_and_spread(column(runs, *path)) for path in COLUMNS.values()]
     sent = statistics.fmean(column(runs, "bytes_up")) / 2**20
     return [str(len(runs)), *accuracies, f"{sent:.0f}", f"{statistics.fmean(column(runs, 'seconds')):.0f}"]

@@ -41,11 +41,11 @@ SECONDS = 900  # that one process may take
 
 
 class Failed(Exception):
-    """A harness's process ended badly; the message is the last that it said."""
+    """The process of a harness failed; the message is its last output."""
 
 
 class Bench:
-    """The task's folder and the interpreters of the harnesses that can run."""
+    """The folder of the task, and the interpreters of the available harnesses."""
 
     def __init__(self, work: Path, envs: Path, names: Sequence[str]) -> None:
         self.work, self.env = work, environment(work)
@@ -59,7 +59,7 @@ class Bench:
                 print(f"{name}: {self.failed[name]}", flush=True)
 
     def call(self, python: Path, module: str, *arguments: str) -> dict[str, Any]:
-        """What the module printed as its last line of JSON.
+        """Return the last line of JSON that the module printed.
 
         Raises:
             Failed: it ended badly, or printed none.
@@ -77,7 +77,7 @@ class Bench:
         return json.loads(lines[-1])
 
     def rounds(self, name: str) -> list[float]:
-        """Seconds of each round; the final model goes to `final_file`. Empty where it failed, which is noted."""
+        """Return the seconds of each round, or nothing after a failure; the final model goes to `final_file`."""
         try:
             seconds = self.call(self.pythons[name], MODULES[name], str(self.final_file(name)))["seconds"]
         except Failed as error:
@@ -87,12 +87,12 @@ class Bench:
         return seconds
 
     def final_file(self, name: str) -> Path:
-        """Where this harness puts its final model."""
+        """Return the file of this harness's final model."""
         return self.work / f"final-{MODULES[name]}.safetensors"
 
 
 def measure(bench: Bench, repetitions: int) -> dict[str, list[list[float]]]:
-    """Every harness in every repetition, each time another one first."""
+    """Time every harness in every repetition, with another one first each time."""
     names = list(bench.pythons)
     runs: dict[str, list[list[float]]] = {name: [] for name in names}
     for repetition in range(repetitions):
@@ -107,7 +107,7 @@ def measure(bench: Bench, repetitions: int) -> dict[str, list[list[float]]]:
 
 
 def distances(bench: Bench, initial: dict[str, Tensor]) -> dict[str, float]:
-    """Of each harness's final model to ours; nothing where ours did not run."""
+    """Return the distance of each harness's final model to ours; nothing if ours did not run."""
     models = {name: bench.final_file(name) for name in bench.pythons if bench.final_file(name).exists()}
     loaded = {name: safetensors.torch.load_file(file) for name, file in models.items()}
     ours = loaded.pop(OURS, None)
@@ -127,7 +127,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if every harness ran and did the same fit, else 1."""
+    """Return 0 if every harness ran and gave the same model, else 1."""
     parsed = parse(arguments)
     work = parsed.work.resolve()
     os.environ["FFTMOE_CACHE"] = str(work / "cache")

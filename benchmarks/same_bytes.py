@@ -71,7 +71,7 @@ Changes = Mapping[str, Any]  # of the base recipe: a section, or a key of one wi
 
 @dataclass(frozen=True)
 class Run:
-    """How the base recipe is changed for a run, and what carries the run out."""
+    """The changes of a run to the base recipe, and the function that carries the run out."""
 
     changes: Changes
     carry_out: Callable[[Checkout, str, Path], Path] = run_recipe
@@ -151,7 +151,7 @@ def spelled_for(recipe: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """What a run ended with: a digest or a value for each file, tensor and metric.
+    """Return the results of a run: a digest or a value for each file, tensor and metric.
 
     Raises:
         RunFailed: the folder lacks one of them.
@@ -175,13 +175,13 @@ def _sha256(data: bytes) -> str:
 
 
 def _tensors(where: str, path: Path) -> dict[str, str]:
-    """A digest of each tensor in the file, whatever else the file holds."""
+    """Return a digest of each tensor in the file; ignore everything else."""
     tensors = safetensors.deserialize(path.read_bytes())
     return {f"{where} {name}": f"{t['dtype']} {t['shape']} {_sha256(bytes(t['data']))}" for name, t in tensors}
 
 
 def _metrics(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every number and text within nested lists and dictionaries, by its path, but for what no two runs share."""
+    """Return every number and text in nested lists and dictionaries by its path, except what differs by nature."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if isinstance(value, dict):
@@ -198,7 +198,7 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def carry_out(name: str, checkout: Checkout, whole: bool) -> dict[str, str]:
-    """Run this recipe with the code of that checkout, and say what came out."""
+    """Run this recipe with the code of that checkout, and return its results."""
     if name == QUICKSTART:
         flags = [] if whole else ["--set", "federation.rounds=2"]
         return fingerprints(run_recipe(checkout, name, None, *flags))
@@ -208,7 +208,7 @@ def carry_out(name: str, checkout: Checkout, whole: bool) -> dict[str, str]:
 
 
 def compare(name: str, checkouts: Sequence[Checkout], whole: bool) -> bool:
-    """Run this recipe with both checkouts and print a line; whether the results are the same."""
+    """Run this recipe with both checkouts and print a line; return whether the results are the same."""
     started = time.monotonic()
     try:
         one, other = (carry_out(name, checkout, whole) for checkout in checkouts)
@@ -222,7 +222,7 @@ def compare(name: str, checkouts: Sequence[Checkout], whole: bool) -> bool:
 
 
 def prepare(work: Path, other: Path) -> list[Checkout]:
-    """Make the inputs, and a folder for each of the two checkouts, in the place of what a call before has left."""
+    """Make the inputs and a folder for each of the two checkouts, and replace those of an earlier call."""
     for name in ("inputs", "this", "other"):
         shutil.rmtree(work / name, ignore_errors=True)
     make_inputs(work / "inputs")

@@ -36,7 +36,7 @@ AS_PLANNED = f"{WORKERS} worker processes, groups as the product chooses"
 
 
 def measure(bench: Bench, full: Tricks, longest: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every way, by the processor's clock and the one on the wall.
+    """Measure the processor seconds and the wall-clock seconds of every variant.
 
     Args:
         bench: its texts have at most `longest` tokens.
@@ -84,7 +84,7 @@ def _on_the_wall(call: Callable[[], object], seconds: list[float]) -> None:
 
 
 def spec(bench: Bench, tricks: Tricks) -> ClientSpec:
-    """What a worker process builds itself from, with the same examples and the same cached states."""
+    """Return the values from which a worker process is built, with the same examples and cached states."""
     recipe = bench.experiment.recipe
     engine = recipe.engine.model_copy(update={"precision": "bfloat16" if tricks.bfloat16 else "float32"})
     examples = bench.use(tricks)
@@ -100,7 +100,7 @@ def spec(bench: Bench, tricks: Tricks) -> ClientSpec:
 
 
 def exchange(bench: Bench, engine: Engine, at_once: int) -> list[ClientUpdate]:
-    """A round through messages, as a run has them; what clients keep is forgotten, so that every round is alike."""
+    """Run a round with real messages; client states are discarded, so that every round is the same."""
     shutil.rmtree(Path(bench.cache_dir) / "clients", ignore_errors=True)
     sent = {plan.client_id: tensors for plan, tensors in zip(bench.plans, bench.sent, strict=True)}
     plan = RoundPlan(1, tuple(bench.plans))
@@ -111,7 +111,7 @@ def exchange(bench: Bench, engine: Engine, at_once: int) -> list[ClientUpdate]:
 
 
 def table(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """How many times faster than the naive stack; each row by the clock that tells."""
+    """Return the speed-up over the naive stack; each row uses the appropriate clock."""
     header = ("clients", "way", "ms (wall)", "faster by (processor time)", "faster by (wall)", "at most, with workers")
     rows = []
     for result in results:

@@ -27,12 +27,12 @@ class Module:
 
     @property
     def is_package(self) -> bool:
-        """Whether it is the `__init__.py` of a package."""
+        """Return whether the module is the `__init__.py` of a package."""
         return self.path.name == "__init__.py"
 
     @property
     def group(self) -> str:
-        """The folder directly below the package's own that it lies in."""
+        """Return the folder of the module, directly below the package's own."""
         return self.path.parts[0] if len(self.path.parts) > 1 else "(top level)"
 
 
@@ -119,7 +119,7 @@ def graph_of(modules: Modules, for_types: bool) -> Graph:
 
 
 def users_of(modules: Modules) -> Graph:
-    """Of each module those that use it, also where they get its names from a package that only passes them on."""
+    """Return the users of each module, including those that import its names from an exporting package."""
     passed_on = {
         (module.name, found.local): Import(target, found.name, found.local, False)
         for module in modules.values()
@@ -137,7 +137,7 @@ def users_of(modules: Modules) -> Graph:
 
 
 def _uses(module: Module, modules: Modules) -> Iterator[Import]:
-    """The module's imports, less those of a package that it only passes on, and names such as `package.name`."""
+    """Return the module's imports, except those that a package only exports, and names such as `package.name`."""
     nodes = [*ast.walk(module.tree)]
     read = {node.id for node in nodes if isinstance(node, ast.Name)}
     imports = [found for found in imports_of(module) if not module.is_package or found.local in read]

@@ -27,7 +27,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Figures:
-    """What is said of one checkout.
+    """The figures of one checkout.
 
     Attributes:
         packages: cells of the first part of the table, by their row. The last row is the total.
@@ -87,7 +87,7 @@ def by_length(modules: Modules) -> list[tuple[str, int]]:
 
 
 def mentions(modules: Modules, key: str) -> dict[str, int]:
-    """How often each file reads or sets an attribute that has the key's last name."""
+    """Count how often each file reads or sets an attribute with the key's last name."""
     name = key.rpartition(".")[2]
     found = Counter[str]()
     for module in modules.values():
@@ -113,7 +113,7 @@ def packages_of(modules: Modules) -> dict[str, str]:
 
 
 def measure(checkout: Path, keys: Sequence[str]) -> Figures:
-    """Everything that the table says of a checkout."""
+    """Measure all figures of a checkout."""
     modules, tests = read_modules(checkout), lines_of_tests(checkout)
     functions = by_length(modules)
     named = [f"{name} ({length})" for name, length in functions]

@@ -29,7 +29,7 @@ NODES = (1, 2, 4)
 
 
 def asked(site: SiteFolder, seconds: float) -> int:
-    """How often this site is answered that there is no work."""
+    """Count the answers "no work" to this site."""
     key = site.key
     who = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())]
     with FleetHttpClient.from_server_address(site.address, False, site.ca, who) as client:
@@ -43,7 +43,7 @@ def asked(site: SiteFolder, seconds: float) -> int:
 
 
 def side_by_side(sites: list[SiteFolder], seconds: float) -> float:
-    """Answers a second to all of these together."""
+    """Return the answers per second to all of these sites together."""
     answers: list[int] = []
     threads = [threading.Thread(target=lambda site=site: answers.append(asked(site, seconds))) for site in sites]
     for thread in threads:

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def runs(path: Path, arguments: argparse.Namespace) -> str:
-    """Every recipe by every method and seed; those that have run are read from the file."""
+    """Run every recipe with every method and seed; finished runs are read from the file."""
     results, rows = Results(path), []
     for recipe, model in RECIPES.items():
         places = [f"data.source={arguments.data / recipe}", f"backbone.model={arguments.models / model}"]
@@ -88,7 +88,7 @@ def _figures(made: list[dict[str, Any]]) -> list[str]:
 
 
 def step_times(rounds: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of a step with either adapter, all variants in one run so that what else the machine does hits all."""
+    """Time a step with either adapter; all variants take turns, so that other work affects all of them."""
     found: dict[str, Any] = {"machine": machine(), "device": device_name(device), "families": {}}
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=g).to(device)
@@ -103,7 +103,7 @@ def step_times(rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def _variants(family: str, batch: dict[str, Tensor], device: torch.device) -> dict[str, Callable[[], object]]:
-    """A step with our experts, and with LoRA of as many parameters as a token uses of them."""
+    """Return a step with our experts, and one with LoRA of as many parameters as a token uses."""
     config = MoeAdapterConfig(num_experts=EXPERTS, expert_dim=EXPERT_DIM, top_k=TOP_K)
     low_rank = _backbone(family)
     targets = target_names(low_rank, range(BLOCKS), "query-value")
@@ -141,7 +141,7 @@ def _step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
 
 
 def step_table(found: dict[str, Any]) -> str:
-    """One line a family."""
+    """Return a table with one line per family."""
     rows = []
     for family, measured in found["families"].items():
         times, (middle, least, most) = measured["milliseconds"], measured["ratio_to_lora"]

@@ -56,7 +56,7 @@ def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[st
 
 
 def backbone_flops(experiment: Experiment, plan: ClientPlan, batch: dict[str, torch.Tensor]) -> int:
-    """The same step with adapters switched off; it still goes back to the first adapted block, as the real one does."""
+    """Count the same step without adapters; its backward pass still reaches the first adapted block."""
     model = experiment.model
     first = min(plan.experts)
     layers = [module for name, module in model.named_modules() if name.endswith(f"layer.{first}.output")]

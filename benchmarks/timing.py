@@ -15,7 +15,7 @@ Seconds = dict[str, list[float]]
 
 
 def synchronized(device: torch.device) -> float:
-    """The time now, once the device has done all its work."""
+    """Return the time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
@@ -50,7 +50,7 @@ def interleave(
 
 
 def ratio(ours: Sequence[float], base: Sequence[float], blocks: int) -> tuple[float, float, float]:
-    """Ratio of the medians over all rounds; least and greatest such ratio over blocks of successive rounds."""
+    """Return the ratio of the medians over all rounds, and its range over blocks of successive rounds."""
 
     def medians(start: int, stop: int) -> float:
         return statistics.median(ours[start:stop]) / statistics.median(base[start:stop])
@@ -77,7 +77,7 @@ def fast_dtypes(device: torch.device) -> list[torch.dtype]:
 
 
 def use_device(name: str) -> torch.device:
-    """The device of that name; on a CPU everything then runs on one thread."""
+    """Return the device of that name; on a CPU, set torch to one thread."""
     device = torch.device(name)
     if device.type == "cpu":
         torch.set_num_threads(1)

@@ -35,7 +35,7 @@ from tricks import PaddedTo, Tricks
 
 @dataclass(frozen=True)
 class Bench:
-    """Clients that can train with any tricks; of everything that is one per client a sequence.
+    """Clients that can train with any optimisations; values per client are sequences.
 
     Attributes:
         texts: the examples without cached states. cached: with the states that the blocks compute in a dtype.
@@ -53,7 +53,7 @@ class Bench:
     cache_dir: Path
 
     def use(self, tricks: Tricks) -> Examples:
-        """The model and the examples as these tricks want them."""
+        """Prepare the model and the examples for these optimisations."""
         model = self.experiment.model
         place(model, device_of(model), tricks.dtype)
         for moe in adapter.blocks(model).values():
@@ -62,13 +62,13 @@ class Bench:
         return examples if tricks.dynamic else PaddedTo(examples, self.longest)
 
     def one_after_another(self, tricks: Tricks) -> list[list[float]]:
-        """Train every client; the losses of its steps."""
+        """Train every client; return the losses of its steps."""
         examples = self.use(tricks)
         each = zip(self.plans, self.sent, self.rows, strict=True)
         return [_train(self.experiment, tricks, examples, *client) for client in each]
 
     def product(self, tricks: Tricks) -> list[ClientUpdate]:
-        """What the product does with one client after another; it cannot do without most tricks."""
+        """Run fftmoe's own loop with one client after another; most optimisations are always on in it."""
         examples, head = self.use(tricks), self.head
         model, method = self.experiment.model, self.experiment.method
         each = zip(self.plans, self.sent, self.rows, strict=True)
@@ -83,11 +83,11 @@ class Bench:
 
     @property
     def head(self) -> Any:
-        """The recipe's loss."""
+        """Return the recipe's loss."""
         return make_loss(self.experiment.recipe)
 
     def tokens(self, tricks: Tricks) -> int:
-        """How many positions all steps of all clients compute, padding included."""
+        """Count the positions that all steps of all clients compute, including padding."""
         total = 0
         for plan, rows in zip(self.plans, self.rows, strict=True):
             for batch in batches(tricks, plan, rows, self.texts):
@@ -148,7 +148,7 @@ def prepare(recipe: Recipe, lengths: tuple[int, int], clients: int, examples: in
 
 
 def batches(tricks: Tricks, plan: ClientPlan, rows: np.ndarray, examples: Examples) -> list[Tensor]:
-    """The rows of every step."""
+    """Return the rows of every step."""
     training = replace(plan.training, group_by_length=tricks.like_length)
     return local_batches(replace(plan, training=training), rows, examples)
 
@@ -180,7 +180,7 @@ def _train(
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The same optimizer as torch makes it when nothing is asked for."""
+    """Return the same optimizer with torch's default settings."""
     if not isinstance(optimizer, torch.optim.AdamW):
         return optimizer
     (group,) = optimizer.param_groups

@@ -12,7 +12,7 @@ from fftmoe.data import Examples
 
 @dataclass(frozen=True)
 class Tricks:
-    """What is on; the default is the naive stack: a frozen backbone, but nothing else that is clever.
+    """The optimisations that are on; the default is the naive stack, a frozen backbone without any optimisation.
 
     Attributes:
         dynamic: pad to the longest text of a batch; else to the longest allowed.
@@ -37,7 +37,7 @@ class Tricks:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is multiplied."""
+        """Return the dtype of the matrix products."""
         return torch.bfloat16 if self.bfloat16 else torch.float32
 
 
@@ -54,7 +54,7 @@ STEPS = {
 
 
 def cumulative(bfloat16: bool) -> dict[str, Tricks]:
-    """Each row has the tricks of the rows before it."""
+    """Return rows, each with the optimisations of the rows before it."""
     rows, tricks = {}, Tricks()
     for name, fields in STEPS.items():
         if bfloat16 or "bfloat16" not in fields:
@@ -64,7 +64,7 @@ def cumulative(bfloat16: bool) -> dict[str, Tricks]:
 
 
 def left_out(full: Tricks) -> dict[str, Tricks]:
-    """The full stack with one trick switched off, for each that it has."""
+    """Return the full stack with one optimisation switched off, for each optimisation."""
     names = [name for name in vars(full) if getattr(full, name)]
     return {f"without {name}": replace(full, **{name: False}) for name in names}
 
@@ -81,16 +81,16 @@ class PaddedTo:
 
     @property
     def labels(self) -> Tensor:
-        """Those of the examples."""
+        """Return the labels of the examples."""
         return self.examples.labels
 
     @property
     def lengths(self) -> Tensor:
-        """Those of the examples, without padding."""
+        """Return the lengths of the examples, without padding."""
         return self.examples.lengths
 
     def batch(self, rows: Any, /) -> dict[str, Tensor]:
-        """The examples' own batch, made longer."""
+        """Return the examples' own batch, padded further."""
         batch = self.examples.batch(rows)
         missing = self.length - batch["input_ids"].shape[1]
         for name in ("input_ids", "attention_mask"):
@@ -100,5 +100,5 @@ class PaddedTo:
         return batch
 
     def select(self, rows: Any, /) -> "PaddedTo":
-        """The examples at `rows`, in that order."""
+        """Return the examples at `rows`, in that order."""
         return replace(self, examples=self.examples.select(rows))

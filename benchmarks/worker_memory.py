@@ -15,13 +15,13 @@ WORKERS = 3
 
 
 def private_kib() -> int:
-    """KiB of this process that it shares with no other."""
+    """Return the private memory of this process in KiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
 def use_backbone() -> None:
-    """What a worker does at the least: load the backbone and read all its weights."""
+    """Do the least that a worker does: load the backbone and read all its weights."""
     import fftmoe.setup.compose  # noqa: F401  a worker's own imports
     from fftmoe.backbones import load_backbone
 
@@ -30,7 +30,7 @@ def use_backbone() -> None:
 
 
 def measure(method: str) -> Sequence[int]:
-    """KiB of each of the workers that were started by `method`."""
+    """Return the private KiB of each worker started by `method`."""
     context = multiprocessing.get_context(method)
     if method == "forkserver":  # as `fftmoe.engines.local` starts its own
         context.set_forkserver_preload(["fftmoe.setup.compose"])
