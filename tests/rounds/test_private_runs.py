@@ -476,7 +476,7 @@ def test_privacy_can_be_off_and_stays_so(values: Values, off: Any):
 @pytest.mark.parametrize(
     ("privacy", "reason"),
     [
-        ({**NOISY, "delta": 0.2}, "would allow to give away one of 5 clients entirely; set it well below 0.2"),
+        ({**NOISY, "delta": 0.2}, "would allow the run to reveal one of 5 clients entirely; set it well below 0.2"),
         ({**NOISY, "epsilon": 0.01}, "a single round costs an epsilon of .* raise privacy.noise_multiplier"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_killed_run_is_resumed_from_the_command_line(recipe_file: Path, tmp_pa
     command = [sys.executable, "-c", main, "resume", str(folder), "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "going on after round" in done.stdout
+    assert "continuing after round" in done.stdout
     assert results(folder) == results(whole("plain"))
 
 
@@ -137,8 +137,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_the_bytes_are_th
     resumed = cli("resume", folder)
     assert resumed.status == 0
     output = resumed.out.replace("\n", " ")
-    assert f"passed over the checkpoint of round {ROUNDS}: {newest} has " in output
-    assert f"going on after round {ROUNDS - 1} of {ROUNDS}" in output
+    assert f"skipped the checkpoint of round {ROUNDS}: {newest} has " in output
+    assert f"continuing after round {ROUNDS - 1} of {ROUNDS}" in output
     assert results(folder) == results(finished)
     assert without_clocks(folder) == without_clocks(finished)
     (folder / "summary.json").unlink()

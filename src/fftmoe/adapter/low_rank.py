@@ -86,7 +86,7 @@ def linear_layer(module: nn.Module | BaseTunerLayer) -> Linear | None:
 
 
 def _paths_of_adapters(model: nn.Module) -> tuple[str, ...]:
-    """How the paths begin of everything that adapters added, and of each linear layer that is wrapped."""
+    """The prefixes of the paths of all modules that adapters added, and of all wrapped linear layers."""
     paths: list[str] = []
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):

@@ -1,4 +1,4 @@
-"""Putting other weights, of any number of rows or clients, in the place of a module's weights."""
+"""Replaces a module's weights by other weights, of any number of rows or clients."""
 
 from torch import Tensor, nn
 

@@ -35,7 +35,7 @@ def resolve_model(model: str) -> str:
         return str(folder)
     # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
-        raise InputError(f"model folder {model!r} does not exist")
+        raise InputError(f"model folder {model!r} does not exist; name an existing folder, or a hub id")
     return model
 
 

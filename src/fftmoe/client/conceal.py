@@ -13,7 +13,7 @@ def concealed(update: ClientUpdate, plan: ClientPlan) -> ClientUpdate:
     """The update as a private round sends it: a row for every resident expert, zeros for untrained ones.
 
     The joint norm is at most the plan's `clip_norm`, the client counts as one example, and the update has no routing
-    statistics and no loss. The length of its message follows from the plan alone.
+    statistics and no loss. The length of its message depends only on the plan.
     """
     tensors = {name: _all_residents(name, tensor, update, plan) for name, tensor in update.tensors.items()}
     most = math.inf if plan.training.clip_norm is None else plan.training.clip_norm

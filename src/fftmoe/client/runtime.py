@@ -62,7 +62,7 @@ class ClientRuntime:
     measure: Callable[..., Mapping[str, float]]
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
-        """One update for each plan; several messages are clients that train in one batch."""
+        """Return one update for each plan; the clients of several messages train in one batch."""
         backbone = fingerprint(self.model)
         received = [unpack_plan(message) for message in messages]
         if len(received) > 1:

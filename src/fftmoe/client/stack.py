@@ -5,8 +5,8 @@ instead. Both ways share the loop of `training.py`; `update_client` is the speci
 its updates up to rounding. They cannot be equal to the bit, because these sums run in another order:
 
 - the backbone multiplies the rows of all clients in one product, and a product of another shape adds in another order;
-- the task's loss of a client is a masked sum over its row of the batch, divided by a count, where one client takes the
-  mean of its own batch; the masked sums of the auxiliary losses differ likewise;
+- the task's loss of a client is a masked sum over its row of the batch, divided by a count, whereas a single client
+  takes the mean of its batch; the masked sums of the auxiliary losses differ likewise;
 - trained heads and the `wide` computation of the experts are batched products over the clients.
 """
 

@@ -100,8 +100,8 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) 
     """AdamW for the adapter, plain SGD for the head (docs/math.md, Local training).
 
     AdamW gives every coordinate a step of similar size. Under label skew each client then pushes down the rows of its
-    absent classes as hard as it pushes up the rows of its own, and the average forgets. SGD keeps the size of the
-    gradient, which vanishes for a class that is already unlikely.
+    absent classes as hard as it pushes up the rows of its present classes, and the average forgets. SGD keeps the size
+    of the gradient, which vanishes for a class that is already unlikely.
     """
     adapter = [p for name, p in parameters.items() if not names.is_head(name)]
     head = [p for name, p in parameters.items() if names.is_head(name)]

@@ -1,4 +1,4 @@
-"""`fftmoe compare`: one recipe over methods, heads, partitions and seeds; stopped ones go on where they were."""
+"""`fftmoe compare`: runs one recipe over methods, heads, partitions and seeds; a stopped comparison can continue."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from fftmoe.setup.run import run
 from fftmoe.store import check_output, disk_errors, write_atomically
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
-# What a finished cell does not need for the comparison.
+# Folders of a finished cell that the comparison does not need.
 BULKY = ("checkpoints", "clients", "adapter", "trackers")
 
 
@@ -46,24 +46,26 @@ def compare(
 ) -> Comparison:
     """Run every cell that has not finished yet, and write `comparison.json` and `comparison.html`.
 
-    What is None comes from the recipe's `compare:` section, or else from the recipe itself (and seeds 0, 1, 2).
+    A value of None is taken from the recipe's `compare:` section, or else from the recipe itself (seeds: 0, 1, 2).
 
     Args:
-        recipe: a file, the name of a shipped recipe, or its values.
+        recipe: a recipe file, the name of a shipped recipe, or the recipe's values.
         output: the comparison's folder; finished cells in it are kept.
-        methods: with `heads`, the rows; `method+head` gives a method its own head.
-        variants: the rows, instead of methods and heads; the section's overrides are not applied to them.
+        methods: the methods; each is combined with each head, and `method+head` gives a method its own head.
+        heads: the kinds of head.
+        variants: what to compare, instead of methods and heads; the section's overrides are not applied to variants.
         partitions: `iid`, `dirichlet:0.1`, `shards:2`, `bernoulli-dirichlet:0.3:0.5`, `natural:column`.
-        seeds: that many from 0, or these.
-        target: the accuracy, or what else the task is judged by, whose cost is told; by default fedit's final one.
-        overrides: by dotted keys, for every cell; they win over all others.
-        workers: processes, each running one cell at a time; `auto` is one per core.
-        keep: leave checkpoints, client states and adapters in the cells' folders.
-        deadline: of `time.monotonic`; no cell starts after it.
+        seeds: the number of seeds, counted from 0, or the seeds themselves.
+        target: the value of the task's metric whose cost is shown; by default the final value of fedit.
+        overrides: values by dotted keys for every cell; they have precedence over all others.
+        workers: the number of processes, each of which runs one cell at a time; `auto` is one per core.
+        keep: keep checkpoints, client states and adapters in the cells' folders.
+        deadline: a time of `time.monotonic`; no cell starts after it.
+        progress: shows the progress; None shows nothing.
 
     Raises:
-        InputError: a cell's recipe, or the output, cannot be used; nothing has been run. A cell that fails later
-            raises nothing: it is among `failed` of the result.
+        InputError: the recipe of a cell or the output folder is wrong; no cell has been run. A cell that fails later
+            raises no error: the result lists it in `failed`.
     """
     progress = progress or Progress.silent()
     flags = {
@@ -87,7 +89,7 @@ def compare(
 
 def _make_folder(output: Path) -> None:
     if not (output / "cells").is_dir():
-        check_output(output)  # another comparison's folder would have them
+        check_output(output)  # the folder of an earlier comparison has `cells`
     with disk_errors(output):
         (output / "cells").mkdir(parents=True, exist_ok=True)
 
@@ -102,15 +104,15 @@ def _num_workers(workers: int | Literal["auto"], num_cells: int) -> int:
 
 
 def cell_folder(cell: Cell, output: Path) -> Path:
-    """The folder of a cell's run below the comparison's."""
+    """The folder of a cell's run inside the comparison's folder."""
     return output / "cells" / cell.path
 
 
 def is_finished(cell: Cell, output: Path) -> bool:
-    """Whether the cell has run to its end: its summary, which is written last, is there.
+    """Whether the cell has finished: its summary, which is written last, exists.
 
     Raises:
-        InputError: it was run with another recipe.
+        InputError: the cell was run with another recipe.
     """
     folder = cell_folder(cell, output)
     if not (folder / "summary.json").is_file():
@@ -123,7 +125,7 @@ def is_finished(cell: Cell, output: Path) -> bool:
     if difference is not None:
         key, before, now = difference
         raise InputError(
-            f"the finished cell {cell.name!r} was run with {key}={before!r}, and this comparison has {now!r}{another}"
+            f"the finished cell {cell.name!r} was run with {key}={before!r}; this comparison has {now!r}{another}"
         )
     return True
 
@@ -140,7 +142,7 @@ def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
 def _run_cells(
     cells: Sequence[Cell], output: Path, workers: int, keep: bool, deadline: float | None, progress: Progress
 ) -> None:
-    """Run them all; one that fails leaves `failed.txt` in its folder and stops no other."""
+    """Run all cells. A cell that fails leaves `failed.txt` in its folder; the other cells still run."""
     started = time.monotonic()
     jobs = [(cell, cell_folder(cell, output)) for cell in cells]
     with closing(run_jobs(jobs, partial(run_cell, keep=keep), workers, deadline)) as ends:
@@ -159,7 +161,7 @@ def _run_cells(
 
 
 def run_cell(cell: Cell, folder: Path, keep: bool = False) -> None:
-    """Run a cell into its folder, after removing what an earlier attempt left there."""
+    """Run a cell into its folder, after removing the files of an earlier attempt."""
     shutil.rmtree(folder, ignore_errors=True)
     run(cell.recipe, folder)
     if not keep:
@@ -168,7 +170,7 @@ def run_cell(cell: Cell, folder: Path, keep: bool = False) -> None:
 
 
 def read_cell(cell: Cell, output: Path) -> CellResult:
-    """What a cell has left: its numbers, why it failed, or nothing."""
+    """Read the result of a cell from its folder: its numbers, the reason of a failure, or that it has not run."""
     folder = cell_folder(cell, output)
     metric = cell.metric.name
     place = (cell.variant, cell.method, cell.head, cell.partition, cell.seed)
@@ -183,11 +185,11 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
 
 
 def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A finished cell from its numbers: what `read_cell` reads, and `compare` takes for a cell that it need not run.
+    """Write the files of a finished cell from its numbers; `compare` then does not run the cell.
 
     Args:
-        summary: at least the metric.
-        rows: each with `ROW_KEYS` and the metric.
+        summary: the values of `summary.json`; the metric must be among them.
+        rows: the rows of `metrics.jsonl`, each with `ROW_KEYS` and the metric.
     """
     _make_folder(output)
     folder = cell_folder(cell, output)
@@ -198,7 +200,7 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
     write_atomically(folder / "config.yaml", config.encode())
     write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     text = json.dumps(summary, indent=2, allow_nan=False)
-    write_atomically(folder / "summary.json", text.encode() + b"\n")  # last: it means a whole run
+    write_atomically(folder / "summary.json", text.encode() + b"\n")  # written last, because it marks a finished run
 
 
 def _first_line(text: str) -> str:

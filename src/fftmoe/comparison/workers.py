@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison side by side, each in one process on one thread; a failed one stops no other."""
+"""Runs the cells of a comparison in parallel, each in one process on one thread. A failed cell stops no other."""
 
 import time
 import traceback
@@ -64,7 +64,7 @@ def _outcome(future: "Future[str | None]") -> str | None:
     try:
         return future.result()
     except WorkerDied as death:
-        return f"its worker process died {death}: try fewer --workers"
+        return f"its worker process died {death}; try fewer --workers"
 
 
 def _start_cells(execute: Execute) -> Callable[[CellJob], str | None]:
@@ -72,9 +72,9 @@ def _start_cells(execute: Execute) -> Callable[[CellJob], str | None]:
 
 
 def attempt(execute: Execute, job: CellJob) -> str | None:
-    """Run a job; returns why it failed, or None.
+    """Run a job; return the reason if it failed, otherwise None.
 
-    The first line of the reason is for people; a traceback follows if nobody foresaw the error.
+    The first line of the reason is for people; a traceback follows if the error is not one of fftmoe's own.
     """
     try:
         execute(*job)

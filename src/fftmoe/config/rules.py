@@ -10,7 +10,7 @@ AVERAGING = tuple(name for name, spec in METHODS.items() if spec.capabilities.av
 
 
 def _capabilities(recipe: Recipe) -> Capabilities | None:
-    """Those of the recipe's method; None for a plug-in, which is known only where the recipe is run."""
+    """The capabilities of the recipe's method; None for a plug-in, which is known only where the recipe is run."""
     return METHODS[recipe.method].capabilities if recipe.method in METHODS else None
 
 

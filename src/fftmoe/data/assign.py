@@ -20,7 +20,7 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) -> np.ndarray:
-    """Each class divided by its own draw from Dirichlet(alpha); clients may be empty.
+    """Divide each class among the clients by its own draw from Dirichlet(alpha); clients may be empty.
 
     As `DirichletPartitioner` on shuffled examples, without its balancing and its minimum size: the caller draws again,
     and can say which client stayed too small.

@@ -148,7 +148,7 @@ def _with_end(text: Ids, end: int, ended: bool) -> Ids:
 
 
 def _cut(prompt: Ids, learned: Ids, max_length: int, begin: Any) -> tuple[Ids, Ids]:
-    """Both, cut to `max_length` together; a prompt keeps one token, which the first learned token follows."""
+    """Shorten the prompt and the learned tokens to `max_length` together; the prompt keeps at least one token."""
     learned = learned[: max_length - min(len(prompt), 1)]
     room = max_length - len(learned)
     if len(prompt) <= room:

@@ -126,8 +126,8 @@ def _read_file(path: Path, text_columns: tuple[str, ...]) -> datasets.Dataset:
 
 
 def _read_parquet(path: str, _: str, __: tuple[str, ...]) -> datasets.Dataset:
-    # Arrow's reader, because the reader in datasets unpacks archives of any name and creates any class of its own that
-    # the file's metadata names. Here the metadata only says which columns are labels, with their names, or images.
+    # Arrow reads the file, because the reader in datasets unpacks archives and creates any class of datasets that the
+    # file's metadata names. Here the metadata only states which columns are labels, with their names, or images.
     table = parquet.read_table(path)
     metadata = strict_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     rows = datasets.Dataset(table.replace_schema_metadata(None))

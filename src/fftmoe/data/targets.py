@@ -32,7 +32,7 @@ class TargetedText(AnsweredText):
         return TargetedText(self.texts.select(rows), self.targets[rows])
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """As `TokenizedText.batch`, with the targets as `labels`, float32 [B, T]."""
+        """Make a batch as `TokenizedText.batch` does, with the targets as `labels`, float32 [B, T]."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return {**self.texts.batch(rows), "labels": self.targets[rows]}
 
@@ -53,7 +53,7 @@ class TaggedText(AnsweredText):
         return TaggedText(self.texts.select(rows), self.tags.select(rows))
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """As `TokenizedText.batch`, with the tags as `labels`, int64 [B, S], -100 on padding."""
+        """Make a batch as `TokenizedText.batch` does, with the tags as `labels`, int64 [B, S], -100 on padding."""
         return {**self.texts.batch(rows), "labels": self.tags.batch(rows)["input_ids"]}
 
 

@@ -30,26 +30,26 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class TextGraph(nn.Module):
-    """From token ids to logits; the arguments of `forward` name the inputs of the graph."""
+    """Computes logits from token ids; the arguments of `forward` name the inputs of the graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """From two int64 [B, S] to logits [B, C], or [B, S, V] for a language model."""
+        """Compute logits [B, C], or [B, S, V] for a language model, from two int64 [B, S]."""
         return logits(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
 
 
 class ImageGraph(nn.Module):
-    """From pixels to logits."""
+    """Computes logits from pixels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """From float32 [B, 3, H, W], normalised as the model's image processor does it, to logits [B, C]."""
+        """Compute logits [B, C] from float32 [B, 3, H, W], normalised as the model's image processor does it."""
         return logits(self.model, {"pixel_values": pixel_values})
 
 

@@ -29,7 +29,7 @@ class RunRecord:
 
     @property
     def capabilities(self) -> Capabilities | None:
-        """Those of its method; None for a plug-in."""
+        """The capabilities of the run's method; None for a plug-in."""
         spec = METHODS.get(self.setting("method", ""))
         return None if spec is None else spec.capabilities
 

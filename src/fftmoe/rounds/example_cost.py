@@ -44,7 +44,7 @@ class ExampleCost:
         self._ledger, self._asked, self.stopped_early = ledger, asked, False
         if rule.mechanism.delta >= 1 / rule.fewest_examples:
             raise InputError(
-                f"privacy.examples.delta={rule.mechanism.delta:g} would allow to give away one of the "
+                f"privacy.examples.delta={rule.mechanism.delta:g} would allow the run to reveal one of the "
                 f"{rule.fewest_examples} examples of a client entirely; set it well below "
                 f"{1 / rule.fewest_examples:.2g}"
             )

@@ -37,12 +37,12 @@ class Answer(NamedTuple):
 
 @dataclass
 class Quota:
-    """How many more valid updates a round waits for; None: those of all its clients."""
+    """Counts how many more valid updates a round waits for; None means the updates of all its clients."""
 
     missing: int | None = None
 
     def count(self) -> None:
-        """One valid update has arrived."""
+        """Count one valid update that has arrived."""
         if self.missing is not None:
             self.missing -= 1
 

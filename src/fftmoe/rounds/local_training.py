@@ -18,7 +18,7 @@ class LocalTraining:
 
     Attributes:
         rounds_each: how many rounds a client takes part in on average.
-        exchange: with a ledger of its own, because this is no round of the run.
+        exchange: sends the messages; it has a separate ledger, because local training is not a round of the run.
         num_clients: how many clients train, a fixed random sample; None: all.
     """
 

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run, and the few functions that wire whole runs, forecasts, exports and predictions.
+"""Makes the parts of a run from a recipe, and wires whole runs, forecasts, exports and predictions.
 
 It is the only package below the command line that reads recipes; the parts themselves live in the packages below and
 take plain values. The command line, `comparison/`, `deploy/` and `flower_app` import it.

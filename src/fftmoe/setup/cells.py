@@ -23,7 +23,7 @@ from fftmoe.tasks import make_task
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the comparison: a name, and what it changes in the recipe, by dotted keys."""
+    """One setting to compare: a label, and the values that it changes in the recipe, by dotted keys."""
 
     label: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -45,27 +45,27 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The method of its recipe."""
+        """The method of the cell's recipe."""
         return self.recipe.method
 
     @property
     def head(self) -> str:
-        """The kind of the recipe's head; empty where the task has none."""
+        """The kind of the head in the cell's recipe; empty if the task has no such head."""
         return self.recipe.head.kind if self.recipe.head else ""
 
     @property
     def metric(self) -> Metric:
-        """The metric by which its task is judged."""
+        """The metric of the cell's task."""
         return Metric(make_task(self.recipe.backbone.task).metric)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The values of its recipe, as `config.yaml` holds them."""
+        """The values of the cell's recipe, as `config.yaml` holds them."""
         return self.recipe.model_dump(mode="json")
 
     @property
     def path(self) -> Path:
-        """Its folder, relative to the comparison's `cells/`."""
+        """The cell's folder, relative to the comparison's `cells/`."""
         safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
         return Path(*safe)
 
@@ -73,8 +73,8 @@ class Cell:
 class Choices(Section):
     """The optional `compare:` section of a recipe file.
 
-    `overrides` are dotted keys by `+head` (every method with that head), by `method`, and by `method+head`; they
-    apply in this order.
+    `overrides` holds values by dotted keys for `+head` (every method with that head), for `method`, and for
+    `method+head`; they apply in this order.
     """
 
     methods: list[str] | None = None
@@ -87,7 +87,7 @@ class Choices(Section):
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells in the order in which they run: all of a seed before the next.
+    """The cells in the order in which they run: all cells of a seed before those of the next seed.
 
     A centralized variant has one cell for each seed, on the IID partition or else the first.
     """
@@ -103,13 +103,13 @@ def make_grid(
     variants: Sequence[Variant] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Grid:
-    """Every cell with its validated recipe.
+    """Make all cells of a comparison, each with its validated recipe.
 
     Args:
-        source: a recipe file, the name of a shipped one, or its values; may have a `compare:` section.
-        flags: of the keys of `Choices`, those that are not None win over the section.
-        variants: instead of methods and heads.
-        overrides: by dotted keys, for every cell; they win over the variants'.
+        source: a recipe file, the name of a shipped recipe, or a recipe's values; it may have a `compare:` section.
+        flags: values for the keys of `Choices`; those that are not None replace the values of the section.
+        variants: the settings to compare, instead of methods and heads.
+        overrides: values by dotted keys for every cell; they have precedence over those of the variants.
 
     Raises:
         InputError: any cell's recipe is wrong, two cells share a name, or there is nothing to run.
@@ -117,7 +117,7 @@ def make_grid(
     values, where = (dict(source), "values") if isinstance(source, Mapping) else read_recipe(source)
     values = copy.deepcopy(values)
     choices = _choices(values.pop("compare", None), flags, where)
-    # A comparison needs neither; a variant or an override may still ask for them.
+    # A comparison needs neither trackers nor local training; a variant or an override may still request them.
     values["trackers"] = []
     apply_override(values, "evaluation.local_only", False)
     for key, value in (overrides or {}).items():
@@ -142,7 +142,7 @@ def _check_target(target: float | None, metric: str) -> None:
     most = Metric(metric).bounds[1]
     if target is not None and most is not None and target > most:
         raise InputError(
-            f"the target {target:g} is no {metric}, which is at most {most:g}; name one that can be reached"
+            f"the target {target:g} is above the largest possible {metric}, which is at most {most:g}; lower --target"
         )
 
 
@@ -162,10 +162,10 @@ def _choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
 
 
 def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
-    """Every method with every head; a method written `method+head` has that head alone."""
+    """Combine every method with every head; a method written `method+head` is combined with that head only."""
     _check_override_keys(choices.overrides)
     methods = [base.method] if choices.methods is None else choices.methods
-    # Tasks without a head of one's own (a language model) have methods alone.
+    # A task without a head section (a language model) compares methods only.
     heads = [base.head.kind if base.head else ""] if choices.heads is None else choices.heads
     pairs = [
         (method, own or head)
@@ -182,13 +182,13 @@ def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
 
 def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any]) -> None:
     if "seed" in overrides:
-        raise InputError(f"seed={overrides['seed']} is no setting of a comparison; name its seeds, e.g. --seeds 0,1,2")
+        raise InputError(f"seed={overrides['seed']} cannot be set in a comparison; list seeds, e.g. --seeds 0,1,2")
     for variant in variants:
         for key in variant.overrides:
             if key.partition(".")[0] in ("seed", "partition"):
                 raise InputError(
-                    f"the overrides of {variant.label!r} change {key}, and then its cells would differ in more "
-                    "than the method; set it for all, with --partitions, --seeds or --set"
+                    f"the overrides of {variant.label!r} change {key}, which must be equal for all variants of a "
+                    "comparison; set it for all with --partitions, --seeds or --set"
                 )
 
 
@@ -207,10 +207,10 @@ def _check_name(key: str, what: str, name: str, valid: Collection[str]) -> None:
 
 
 def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """By label; the recipe's own when none is named."""
+    """The partition sections by label; the recipe's own partition if no text names one."""
     if texts is not None:
         if len(set(texts)) < len(texts):
-            raise InputError(f"the partitions {', '.join(texts)} name one twice; name each once")
+            raise InputError(f"the partitions {', '.join(texts)} contain one twice; name each once")
         return {text: partition_section(text, section) for text in texts}
     own = base.partition
     label = ":".join([own.kind, *(str(getattr(own, name)) for name in PARTITION_KEYS[own.kind])])
@@ -218,7 +218,7 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
 
 
 def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:
-    """All, but of a centralized variant one: it holds all data in one place, so each would run the same again."""
+    """The partitions on which a variant runs: all, but only one for a centralized variant, which pools all data."""
     spec = METHODS.get(variant.overrides.get("method", base.method))
     if spec is None or not spec.capabilities.pools_data:
         return partitions
@@ -243,7 +243,7 @@ def _cell(
         apply_override(mine, key, value)
     label, section = partition
     mine.update(partition=section, seed=seed)
-    apply_override(mine, "engine.workers", 1)  # the cells are what runs side by side
+    apply_override(mine, "engine.workers", 1)  # the cells themselves run in parallel
     name = f"{variant.label}, {label}, seed {seed}"
     return Cell(variant.label, label, seed, parse_recipe(mine, f"{where} for the cell {name}"))
 
@@ -254,7 +254,7 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
     names: dict[Path, str] = {}
     for cell in cells:
         if cell.path in names:
-            raise InputError(f"the cells {names[cell.path]!r} and {cell.name!r} are one; name each once")
+            raise InputError(f"the cells {names[cell.path]!r} and {cell.name!r} are the same; name each once")
         names[cell.path] = cell.name
 
 
@@ -262,10 +262,10 @@ def first_difference(cell: Cell, config: Path) -> tuple[str, Any, Any] | None:
     """Compare a cell's recipe with the one in a `config.yaml`.
 
     Returns:
-        the dotted key of the first value in which they differ, the value in the file, and the cell's value.
+        the dotted key of the first difference, the value in the file, and the cell's value; None if they are equal.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or holds no recipe.
+        OSError, ValueError: the file cannot be read, or it holds no recipe.
     """
     values = strict_yaml(read_small(config))
     return _first_difference(parse_recipe(values, str(config)).model_dump(mode="json"), cell.config)

@@ -34,7 +34,7 @@ class ClientSpec:
 
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
-    """The clients of this experiment, which keep their states in `states`."""
+    """Describe the clients of this experiment, which keep their states in `states`."""
     recipe = experiment.recipe
     return ClientSpec(
         recipe,
@@ -49,7 +49,7 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
 
 
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
-    """The handler of an engine, with the given model; None loads a new one."""
+    """Make the handler of an engine's messages, with the given model; None loads a new model."""
     if model is None:
         model = build_model(spec.recipe, spec.label_names, spec.plugins)
         for examples in (spec.train, spec.holdout):

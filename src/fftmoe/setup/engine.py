@@ -13,7 +13,7 @@ from fftmoe.store import RunFolder
 
 
 def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
-    """An engine for the clients of this experiment, whose states are in the run's folder; the caller closes it.
+    """Open the engine for the clients of this experiment. Client states are in `folder`; the caller closes the engine.
 
     Raises:
         InputError: the engine is not installed. RunError: it could not start.
@@ -28,6 +28,6 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
 
 
 def num_workers(recipe: Recipe) -> int:
-    """Number of processes that train clients."""
+    """The number of processes that train clients."""
     workers = recipe.engine.workers
     return min(os.cpu_count() or 1, recipe.federation.clients_per_round) if workers == "auto" else workers

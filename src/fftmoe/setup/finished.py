@@ -66,7 +66,7 @@ def finished_run(folder: Path) -> FinishedRun:
 
 
 def generation_sample(recipe: Recipe) -> GenerationSample | None:
-    """How the recipe measures generated text; None where it does not."""
+    """How the recipe measures generated text; None if it does not."""
     wanted = recipe.evaluation.generate
     return None if wanted is None else GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed)
 
@@ -86,10 +86,10 @@ def load_run(folder: Path, top_k: int | None = None, *, exact: bool = False) -> 
 def evaluate_run(
     folder: Path, source: str | None = None, split: str = "test", top_k: int | None = None
 ) -> dict[str, Any]:
-    """The task's metrics of a run on a split of its own data, or of `source`; see `metrics_on`.
+    """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
 
     Raises:
-        InputError: as `load_run`; the split cannot be read.
+        InputError: see `load_run`; also, the split cannot be read.
     """
     trained = load_run(folder, top_k)
     examples, strata = load_split_by_stratum(recipe_of(folder), split, trained.run.label_names, source)

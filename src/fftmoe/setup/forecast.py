@@ -181,7 +181,7 @@ def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
 
 
 class _Forgetful:
-    """The states of clients that start anew each time and write nothing to disk."""
+    """Client states that are always empty and never written to the disk."""
 
     def load(self, client_id: int, before: int) -> Tensors:
         """See `ClientStates`."""

@@ -55,7 +55,7 @@ def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
     """A whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
 
     Raises:
-        InputError: as `load_split_by_stratum`.
+        InputError: see `load_split_by_stratum`.
     """
     return load_split_by_stratum(recipe, split, label_names, source)[0]
 
@@ -63,10 +63,10 @@ def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
 def load_split_by_stratum(
     recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None
 ) -> tuple[Examples, tuple[str, ...]]:
-    """As `load_split`, with the names that its labels refer to: `label_names`, or the strata if there are no classes.
+    """Like `load_split`, together with the names of its labels: `label_names`, or the strata if there are no classes.
 
     Raises:
-        InputError: as `load_examples`; there is no such split, or the data has a label that is not in `label_names`.
+        InputError: see `load_examples`; also, the split does not exist, or it has a label that is not in `label_names`.
     """
     request = SplitRequest((split,), tuple(label_names) or None, evaluation=True)
     found = load_splits(recipe, source or recipe.data.source, request)

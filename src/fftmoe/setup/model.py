@@ -105,7 +105,7 @@ def make_loss(recipe: Recipe) -> Loss:
     if recipe.backbone.task in LOSSES:
         return LOSSES[recipe.backbone.task]()
     head = recipe.head
-    assert head is not None, "a task without a loss of its own has a head"
+    assert head is not None, "a task that defines no loss has a head"
     return make_head(head.kind)
 
 

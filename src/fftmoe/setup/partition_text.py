@@ -1,4 +1,4 @@
-"""Partitions written as text, `dirichlet:0.1`, as the command line and the `compare` section of a recipe take them."""
+"""Reads partitions written as text, such as `dirichlet:0.1`, on the command line or in a `compare` section."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return the partition section that a text such as `dirichlet:0.1` stands for; `base` gives the other keys.
 
     Raises:
-        InputError: the kind or its parameters are wrong, or no number of clients is known.
+        InputError: the kind or its parameters are wrong, or the number of clients is missing.
     """
     kind, *given = text.split(":")
     if kind not in PARTITION_KEYS:
@@ -40,7 +40,7 @@ def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Read a number as YAML does; the recipe's validation will refuse what is not a number."""
+    """Read a number as YAML does; the validation of the recipe refuses other values."""
     try:
         return strict_yaml(text)
     except ValueError:

@@ -1,11 +1,11 @@
-"""Methods, aggregators and partitioners that fftmoe does not ship. A recipe names them `plugin:NAME`.
+"""Finds plug-ins: methods, aggregators and partitioners that fftmoe does not ship. A recipe names them `plugin:NAME`.
 
-They come from two places. Installed packages announce them as entry points (groups `fftmoe.methods`,
-`fftmoe.aggregators`, `fftmoe.partitioners`), which every process of a run finds by itself. A script passes its own to
-`fftmoe.run(..., plugins=Plugins(...))`; they go wherever the recipe goes.
+Plug-ins have two sources. Installed packages announce them as entry points (groups `fftmoe.methods`,
+`fftmoe.aggregators`, `fftmoe.partitioners`); every process of a run finds those. A script passes its own plug-ins to
+`fftmoe.run(..., plugins=Plugins(...))`, which sends them to its worker processes.
 
-A recipe holds a name and never a place to import from. Recipes come from other people, and only code that was
-installed or written on this machine may run.
+A recipe holds a name and never a module to import. Recipes may come from other people, and only code that was installed
+or written on this machine may run.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ MakeMethod = type[FftMoe] | type[LoraMethod] | Callable[[FftMoe], Method]
 
 
 def is_method_class(plugin: Any) -> TypeGuard[MethodClass]:
-    """Whether a plug-in is a class that setup makes from the recipe; any other is a function of FFT-MoE's method."""
+    """Whether a plug-in is a class to be made from the recipe; any other is a function of FFT-MoE's method."""
     return isinstance(plugin, type) and issubclass(plugin, (FftMoe, LoraMethod))
 
 
@@ -34,12 +34,12 @@ def is_method_class(plugin: Any) -> TypeGuard[MethodClass]:
 class Plugins:
     """The plug-ins of a script by the NAME of `plugin:NAME`. They take precedence over installed ones.
 
-    With several worker processes each must be picklable: a class or function of a module, or a `partial` of one.
+    With several worker processes, each plug-in must be picklable: a class or function of a module, or a `partial`.
 
     Attributes:
         methods: a subclass of `FftMoe` or `LoraMethod`, which is made from the recipe like the methods of fftmoe; or a
-            function that takes the method that the recipe would make of `fft-moe`, and returns a `Method` for its
-            adapter.
+            function that takes the method object that the recipe would give for `fft-moe` and returns a `Method` for
+            the same adapter.
         aggregators: a function from the shapes of the global tensors to an `Aggregator` (`methods/merge/aggregate.py`).
         partitioners: a function of labels [N], the number of clients and a seed that returns the client of each
             example, integers [N].
@@ -63,11 +63,11 @@ class Plugins:
         return _find("methods", name, self.methods)
 
     def aggregator(self, name: str) -> Merge | None:
-        """As `method`, for the aggregation."""
+        """The plug-in for the aggregation; otherwise like `method`."""
         return _find("aggregators", name, self.aggregators)
 
     def partitioner(self, name: str) -> Divide | None:
-        """As `method`, for the kind of partition."""
+        """The plug-in for the kind of partition; otherwise like `method`."""
         return _find("partitioners", name, self.partitioners)
 
 
@@ -82,8 +82,8 @@ def check_named(recipe: Recipe, plugins: Plugins) -> None:
     plugins.partitioner(recipe.partition.kind)
     if recipe.engine.kind == "flower" and not plugins.empty:
         raise InputError(
-            "Flower's processes make the experiment from the recipe and know no parts that a script brings; use "
-            "engine.kind=local, or install the parts as entry points of a package"
+            "engine.kind=flower: Flower's processes know only the recipe and cannot use the plug-ins of a script; set "
+            "engine.kind=local, or install the plug-ins as entry points of a package"
         )
 
 
@@ -99,13 +99,13 @@ def _find(kind: str, name: str, given: Mapping[str, Any]) -> Any:
         known = {*given, *installed}
         nearest = did_you_mean(bare, known) if known else f"; there are no {kind} but fftmoe's own here"
         raise InputError(
-            f"the recipe names {name}{nearest}; install the package that has it (entry point group {group!r}), or give "
-            f"it to fftmoe.run(..., plugins=Plugins({kind}={{{bare!r}: ...}}))"
+            f"the recipe names {name}{nearest}; install the package that provides it (entry point group {group!r}), or "
+            f"give it to fftmoe.run(..., plugins=Plugins({kind}={{{bare!r}: ...}}))"
         )
     try:
         return installed[bare].load()
     except Exception as error:  # a module of another package can fail in any way
         raise InputError(
             f"{name} is announced as {installed[bare].value!r}, which cannot be imported "
-            f"({type(error).__name__}: {error}); mend or uninstall that package"
+            f"({type(error).__name__}: {error}); repair or uninstall that package"
         ) from error

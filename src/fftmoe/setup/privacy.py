@@ -95,14 +95,14 @@ def _delta(experiment: Experiment, settings: PrivacySection) -> float:
     assert settings.delta is not None
     if settings.delta >= 1 / experiment.num_clients:
         raise InputError(
-            f"privacy.delta={settings.delta:g} would allow to give away one of {experiment.num_clients} clients "
+            f"privacy.delta={settings.delta:g} would allow the run to reveal one of {experiment.num_clients} clients "
             f"entirely; set it well below {1 / experiment.num_clients:.2g}"
         )
     return settings.delta
 
 
 def _rule(experiment: Experiment, settings: PrivacySection, clip_norm: float) -> SumsRule:
-    """What the server keeps. All tensors but experts are averaged over the clients that sent them."""
+    """The rule by which the server forms sums. Tensors of no expert are averaged over the clients that sent them."""
     trains_experts = experiment.method.capabilities.trains == "experts"
     kind = experiment.recipe.federation.aggregation if trains_experts else "per-expert"
     return SumsRule(settings.min_contributors, kind, clip_norm)

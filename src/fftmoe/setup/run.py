@@ -112,12 +112,12 @@ def resume(
 ) -> Result:
     """Continue an interrupted run from its last whole round; it ends with the bytes of an uninterrupted run.
 
-    With differential privacy the bytes differ: noise is drawn anew, and a round that is repeated costs again.
+    With differential privacy the bytes differ: the run draws new noise, and a repeated round costs privacy again.
 
     Args:
         output: the run folder.
         overrides: as for `run`, but only of `engine.…`: where and how fast the run computes.
-        plugins: as the run was given.
+        plugins: the plug-ins that the run was started with.
 
     Raises:
         InputError: the folder holds no run, or a finished one. RunError: a client failed.
@@ -166,10 +166,10 @@ def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine:
     folder = RunFolder(output)
     saved = folder.load_newest()
     for reason in saved.passed_over:
-        progress.say(f"passed over the checkpoint of {reason}")
+        progress.say(f"skipped the checkpoint of {reason}")
     folder.rewind(saved)
     state = saved.state or initial
-    progress.say(f"going on after round {state.round} of {experiment.recipe.federation.rounds}")
+    progress.say(f"continuing after round {state.round} of {experiment.recipe.federation.rounds}")
     beginning = Beginning(folder, initial, state, saved.rows, batch, private)
     return _carry_out(experiment, beginning, progress, open_engine)
 
@@ -190,7 +190,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
         journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows)
         state, metrics = _rounds(experiment, at, engine, journal)
         if recipe.evaluation.local_only:
-            progress.say("training clients alone, for comparison")
+            progress.say("training clients locally, for comparison")
             metrics |= train_locally(experiment, at.initial, engine)
         peak = engine.peak_rss_mib()
         summary = {
@@ -221,7 +221,7 @@ def _rounds(experiment: Experiment, at: Beginning, engine: Engine, journal: Jour
 
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """What was run."""
+    """The values of the summary that describe the run: its method, seed, rounds, clients and parameters."""
     head = sum(t.numel() for name, t in state.tensors.items() if names.is_head(name))
     return {
         "schema_version": SCHEMA_VERSION,

@@ -40,7 +40,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
 
 
 def _serve(job: Mapping[str, Any], context: object) -> Handler:
-    """The clients of this job; each process makes them once."""
+    """The handler for the clients of this job; each process makes it once."""
     return _clients(json.dumps(job, sort_keys=True))
 
 

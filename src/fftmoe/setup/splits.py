@@ -1,4 +1,4 @@
-"""From a recipe and a source to splits of examples: one function for each kind of task."""
+"""Reads splits of examples from a source as a recipe asks, with one function for each kind of task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Splits:
 
 
 def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str] = ()) -> Splits:
-    """Read a source as the recipe's task needs it: for training, for evaluation on other data, for exports and sites.
+    """Read the examples of a source for the recipe's task: for training, evaluation, exports or sites.
 
     Args:
         columns: further columns to keep, which the first requested split must have.
@@ -95,7 +95,7 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
     data = recipe.data
     key, column = ("data.text", data.text) if data.completion is None else ("data.completion", data.completion)
     content = {key: [column]} if data.prompt is None else {"data.prompt": [data.prompt], key: [column]}
-    # A column that the recipe names must exist; the default name may be absent, and then nothing divides the examples.
+    # A column that the recipe names must exist; the default name may be absent, and then the examples have no strata.
     named = () if data.label == DataSection.model_fields["label"].default else (data.label,)
     texts = [name for own in content.values() for name in own]
     tables = read_tables(source, content, texts, (*named, *columns), request)
@@ -184,7 +184,7 @@ def _images_of(table: Table, labels: np.ndarray, column: str, form: ImageFormat)
 
 
 def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
-    """The columns that can divide the examples of a task without classes: `data.label`, then the natural client."""
+    """The columns whose values can be strata in a task without classes: `data.label`, then that of natural clients."""
     return [name for name in (recipe.data.label, recipe.partition.by) if name is not None and name not in answers]
 
 

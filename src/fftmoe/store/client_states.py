@@ -123,7 +123,7 @@ def _newest(folder: Path, before: int) -> ClientStateFile | None:
 
 
 def _forget_from(folder: Path, round: int) -> bool:
-    """Remove the states of this and later rounds, and tell whether there were any."""
+    """Remove the states of this and later rounds; return whether there were any."""
     later = [kept.path for kept in _states_in(folder) if kept.round >= round]
     remove(*later)
     return bool(later)

@@ -40,7 +40,7 @@ class PrivacyLedger:
         write_atomically(self._path, json.dumps(asdict(spent), indent=2).encode() + b"\n")
 
     def read(self) -> Spent:
-        """What was written last.
+        """Read the values that were written last.
 
         Raises:
             InputError: the file is missing or damaged, so the spent privacy is unknown.
@@ -70,7 +70,7 @@ class AskedLedger:
         write_atomically(self._path, json.dumps(values).encode())
 
     def read(self) -> Counter[int]:
-        """What was written last.
+        """Read the counts that were written last.
 
         Raises:
             InputError: the file is missing or damaged.

@@ -15,7 +15,7 @@ from fftmoe.trained.run import FinishedRun
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is asked.
+    """The inputs of a prediction.
 
     Attributes:
         names: the texts themselves, or the names of the images.
