@@ -1,4 +1,4 @@
-"""An export format of your own: the adapter in bfloat16, which takes half the bytes.
+"""Add your own export format: the adapter in bfloat16, which takes half the bytes.
 
     python examples/own_export.py [recipe] [section.key=value ...]
 

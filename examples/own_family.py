@@ -1,4 +1,4 @@
-r"""A backbone of a family that is not in the table: name the modules that the experts stand next to.
+r"""Add your own backbone family: name the modules that the experts stand next to.
 
     python examples/own_family.py
 

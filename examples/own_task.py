@@ -1,4 +1,4 @@
-"""A task of your own: labelled texts, judged by the accuracy of the average class instead of the average text.
+"""Add your own task: labelled texts, judged by the accuracy of the average class instead of the average text.
 
     python examples/own_task.py [recipe] [section.key=value ...]
 
