@@ -110,3 +110,14 @@ def test_every_step_of_a_walk_names_its_place(walk: str):
 def test_every_python_file_that_a_page_names_exists(page: Path):
     mentioned = re.findall(r"`(?:python |pytest )?([\w/]+\.py)\b", page.read_text())
     assert [path for path in mentioned if not find(path)] == []
+
+
+def test_every_section_of_a_page_that_others_name_exists():
+    named = 0
+    for file in [*sorted(PACKAGE.rglob("*.py")), *PAGES]:
+        text = re.sub(r"\s+", " ", file.read_text())
+        for page, rest in re.findall(r"docs/(\w+)\.md`?, ([A-Z].{60})", text):
+            headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.MULTILINE)
+            assert any(rest.startswith(heading) for heading in headings), f"{file}: docs/{page}.md, {rest}"
+            named += 1
+    assert named > 9

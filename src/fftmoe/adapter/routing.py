@@ -33,7 +33,7 @@ class Routing(NamedTuple):
 def gates(
     probs_TM: Tensor, top_k: int, kind: str = "detached", resident_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each token's `top_k` most probable experts S and their weights (docs/math.md, Gates).
+    """Each token's `top_k` most probable experts S and their weights (docs/math.md, Router and Gates).
 
     `detached`: p_m / stop_gradient(sum_S p). The weights sum to 1 for every k, so clients with different k give outputs
     of the same size, and the router still learns at k = 1.

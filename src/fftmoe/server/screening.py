@@ -1,4 +1,4 @@
-"""Checks every client update before the server uses it (docs/architecture.md, Boundaries).
+"""Checks every client update before the server uses it (docs/architecture.md, What is validated).
 
 An update is rejected unless an honest client could have sent it. The checks run from cheap to expensive, and no check
 allocates more memory than the largest allowed message. A wrong update with plausible values passes.
