@@ -1,25 +1,23 @@
-"""The low-rank update of query and value that everyone averages: its formula, who holds it, and what it costs.
+"""The low-rank update of query and value that everyone averages: its formula, its files, and what it costs.
+
+test_shared_in_rounds.py tests which clients hold, send and average it.
 
 Sizes: R its rank, M experts of H hidden units, T tokens; HIDDEN is the tiny models' dim.
 """
 
 import copy
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from federation import examples, exchange, plan_client
+from federation import examples, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.shared_update import SharedProjection
@@ -36,19 +34,13 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
-from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import (
     Budget,
     ClientPlan,
-    ClientUpdate,
     ServerState,
-    Tensors,
     Training,
-    pack_update,
 )
-from fftmoe.rng import generator, numpy_generator
-from fftmoe.server.apply import apply_round
-from fftmoe.server.plan import plan_round
+from fftmoe.rng import generator
 from fftmoe.setup.method import expert_shape, fit_budgets, pool_size, stated_shape
 from fftmoe.setup.model import build_model
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
@@ -397,52 +389,8 @@ def plan_of(moe: FftMoe | LocalOnly, state: ServerState, client_id: int) -> Clie
     return plan_client(moe, state, client_id, BUDGETS, TRAINING)
 
 
-def train(
-    model: Any, moe: FftMoe | LocalOnly, state: ServerState, client_id: int, kept: Tensors | None = None
-) -> tuple[ClientUpdate, Tensors]:
-    return exchange(model, moe, state, plan_of(moe, state, client_id), kept)
-
-
-def shared(names: Any) -> set[str]:
-    return {name for name in names if name.startswith("shared.")}
-
-
 def held(client_id: int) -> set[str]:
     return {name for name in NAMES if int(name.split(".")[1]) in BUDGETS[client_id].blocks}
-
-
-def test_the_state_holds_them_for_every_block_and_none_without(model: Any, backbone_folder: Path):
-    state, without = method().init(model), method().init(tiny_model(backbone_folder, shared_rank=0))
-    assert shared(state.tensors) == NAMES
-    assert set(state.tensors) - set(without.tensors) == NAMES
-    assert set(state.load) == set(without.load)
-    for name, parameter in adapter.shared_projections(model).items():
-        assert torch.equal(state.tensors[name], parameter)
-        assert state.tensors[name].data_ptr() != parameter.data_ptr()
-
-
-@pytest.mark.parametrize("client_id", BUDGETS)
-def test_a_client_downloads_trains_and_sends_them_only_for_its_own_blocks(model: Any, client_id: int):
-    moe, own = method(), held(client_id)
-    state = moe.init(model)
-    plan = plan_of(moe, state, client_id)
-    downloaded = moe.download(state, plan)
-    assert shared(downloaded) == own
-    for name in own:
-        assert torch.equal(downloaded[name], state.tensors[name])  # whole, whatever the budget
-    with moe.session(model, plan, downloaded, {}) as session:
-        assert shared(session.parameters) == own
-        trained_here = sum(p.numel() for name, p in session.parameters.items() if not name.startswith("head."))
-        assert trained_here == moe.parameters(BUDGETS[client_id])
-    update, kept = train(model, moe, state, client_id)
-    assert shared(update.tensors) == own
-    for name in own:
-        assert update.tensors[name].shape == state.tensors[name].shape
-        assert update.tensors[name].any()
-    assert not shared(kept)
-    widest = moe.widest_update(plan, downloaded)
-    assert shared(widest.tensors) == own
-    assert len(pack_update(update)) <= len(pack_update(widest))
 
 
 def test_a_block_outside_the_budget_adds_nothing(model: Any):
@@ -468,72 +416,6 @@ def test_a_block_outside_the_budget_adds_nothing(model: Any):
                 assert torch.equal(parameter, state.tensors[name])
         moe.install(model, state.tensors, LARGE)
         assert torch.equal(output(model, batch), whole)
-
-
-def test_what_another_client_left_in_the_model_changes_nothing(model: Any):
-    moe = method()
-    state = moe.init(model)
-    alone, _ = train(model, moe, state, 3)
-    train(model, moe, state, 1)
-    again, _ = train(model, moe, state, 3)
-    assert set(alone.tensors) == set(again.tensors)
-    assert all(torch.equal(alone.tensors[name], again.tensors[name]) for name in alone.tensors)
-
-
-@pytest.mark.parametrize("aggregation", ["per-expert", "fedavg"])
-@given(seed=st.integers(0, 2**31), power=st.sampled_from([0.0, 2.0]))
-@settings(max_examples=10)
-def test_they_are_averaged_by_examples_over_the_clients_that_hold_the_block(aggregation: str, seed: int, power: float):
-    """Whatever the routed experts are weighed by. The paper's formula counts those who do not hold it as well."""
-    moe = method(merge=partial(WeightedSum, kind=aggregation, activation_power=power))
-    source, random = generator(seed, "deltas"), numpy_generator(seed, "sizes")
-    shapes: dict[str, tuple[int, ...]] = {
-        name: (R, HIDDEN) if name.endswith(".a") else (HIDDEN, R) for name in sorted(NAMES)
-    }
-    shapes |= {f"blocks.{b}.{part}": (M, H, HIDDEN) for b in BLOCKS for part in ("up", "down")}
-    shapes |= {f"blocks.{b}.router": (M, HIDDEN) for b in BLOCKS} | {"head.weight": (3, HIDDEN)}
-    tensors = {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
-    load = {f"blocks.{block}": torch.full((M,), 1 / M, dtype=torch.float64) for block in BLOCKS}
-    state = ServerState(0, tensors, load=load)
-    plan = plan_round(moe, state, 1, list(BUDGETS), BUDGETS, TRAINING, seed=5)
-    updates = []
-    for client in plan.clients:
-        widest = moe.widest_update(client, moe.download(state, client))
-        shares = {block: tuple(random.dirichlet([1.0] * len(ids)).tolist()) for block, ids in client.experts.items()}
-        deltas = {name: torch.randn(t.shape, generator=source) for name, t in widest.tensors.items()}
-        size = int(random.integers(1, 1000))
-        updates.append(dataclasses.replace(widest, tensors=deltas, shares=shares, num_examples=size))
-    new, _ = apply_round(moe, state, plan, updates)
-    for name in NAMES:
-        holders = [u for u in updates if name in u.tensors]
-        assert [u.client_id for u in holders] == ([0, 1, 2] if ".1." in name else [0, 1, 2, 3])
-        weights = np.array([u.num_examples for u in holders], dtype=float)
-        total = weights.sum() if aggregation == "per-expert" else sum(u.num_examples for u in updates)
-        mean = np.tensordot(weights / total, [u.tensors[name].double().numpy() for u in holders], 1)
-        np.testing.assert_allclose(new.tensors[name], tensors[name].double().numpy() + mean, rtol=1e-6, atol=1e-6)
-
-
-def test_a_round_without_a_client_of_its_block_changes_nothing_in_it(model: Any):
-    moe = method()
-    state = moe.init(model)
-    plan = plan_round(moe, state, 1, [3], BUDGETS, TRAINING, seed=5)
-    new, _ = apply_round(moe, state, plan, [train(model, moe, state, 3)[0]])
-    for name in NAMES:
-        assert torch.equal(new.tensors[name], state.tensors[name]) is (".1." in name)
-
-
-def test_in_local_training_a_client_keeps_its_own(model: Any):
-    alone = LocalOnly(method())
-    state = alone.init(model)
-    update, kept = train(model, alone, state, 0)
-    assert not update.tensors
-    assert set(kept) >= NAMES
-    assert all(not torch.equal(kept[name], state.tensors[name]) for name in NAMES)
-    _, again = train(model, alone, state, 0, kept)
-    assert all(not torch.equal(kept[name], again[name]) for name in NAMES)
-    alone.personalize(model, alone.download(state, plan_of(alone, state, 0)), plan_of(alone, state, 0), again)
-    for name, parameter in adapter.shared_projections(model).items():
-        assert torch.equal(parameter, again[name])
 
 
 # Budgets

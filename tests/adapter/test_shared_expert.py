@@ -1,24 +1,23 @@
-"""The expert that every token uses and every client averages: its formula, who holds it, and what it costs.
+"""The expert that every token uses and every client averages: its formula, its files, and what it costs.
+
+test_shared_in_rounds.py tests which clients hold, send and average it.
 
 Sizes: D model dim, H and S hidden units of a routed and of the shared expert, M experts, T tokens.
 """
 
-import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from federation import examples, exchange, plan_client
+from federation import examples, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig, SparseMoe
 from fftmoe.backbones import attach_adapter, load_backbone, logits
@@ -26,19 +25,13 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import MIB, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
-from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.records import (
     Budget,
     ClientPlan,
-    ClientUpdate,
     ServerState,
-    Tensors,
     Training,
-    pack_update,
 )
-from fftmoe.rng import generator, numpy_generator
-from fftmoe.server.apply import apply_round
-from fftmoe.server.plan import plan_round
+from fftmoe.rng import generator
 from models import FAMILIES, HIDDEN
 
 T, D, M, H, S = 11, 7, 5, 3, 2
@@ -48,7 +41,6 @@ NARROW = Budget("narrow", 1, 2, (2,))
 BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
 TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
 SHAPE = ExpertShape(HIDDEN, H, S)
-NAMES = {f"shared.{block}.{part}" for block in BLOCKS for part in ("up", "down")}
 
 
 def sparse_moe(shared_dim: int = S, **options: Any) -> SparseMoe:
@@ -214,91 +206,6 @@ def plan_of(moe: FftMoe | LocalOnly, state: ServerState, client_id: int) -> Clie
     return plan_client(moe, state, client_id, BUDGETS, TRAINING)
 
 
-def train(
-    model: Any, moe: FftMoe | LocalOnly, state: ServerState, client_id: int, kept: Tensors | None = None
-) -> tuple[ClientUpdate, Tensors]:
-    return exchange(model, moe, state, plan_of(moe, state, client_id), kept)
-
-
-def test_the_state_holds_one_per_block_and_none_without(model: Any, backbone_folder: Path):
-    state = method().init(model)
-    assert {name for name in state.tensors if name.startswith("shared.")} == NAMES
-    plain = tiny_model(backbone_folder, shared_dim=0)
-    without = method().init(plain)
-    assert set(state.tensors) - set(without.tensors) == NAMES
-    assert set(state.load) == set(without.load)
-
-
-@pytest.mark.parametrize("client_id", BUDGETS)
-def test_a_client_downloads_trains_and_sends_it_only_for_its_own_blocks(model: Any, client_id: int):
-    moe = method()
-    state = moe.init(model)
-    plan = plan_of(moe, state, client_id)
-    downloaded = moe.download(state, plan)
-    own = {name for name in NAMES if int(name.split(".")[1]) in BUDGETS[client_id].blocks}
-    assert {name for name in downloaded if name.startswith("shared.")} == own
-    for name in own:
-        assert torch.equal(downloaded[name], state.tensors[name])  # whole, whatever the budget
-    with moe.session(model, plan, downloaded, {}) as session:
-        held = {name: p for name, p in session.parameters.items() if name.startswith("shared.")}
-        assert set(held) == own
-        trained_here = sum(p.numel() for name, p in session.parameters.items() if not name.startswith("head."))
-        assert trained_here == moe.parameters(BUDGETS[client_id])
-        for block, part in adapter.blocks(model).items():
-            assert part.shared_up is not None
-            assert part.shared_up.shape[0] == (S if block in BUDGETS[client_id].blocks else 0)
-    update, kept = train(model, moe, state, client_id)
-    sent = {name: delta for name, delta in update.tensors.items() if name.startswith("shared.")}
-    assert {name: delta.shape for name, delta in sent.items()} == {name: state.tensors[name].shape for name in own}
-    assert all((delta != 0).any() for delta in sent.values())
-    assert not any(name.startswith("shared.") for name in kept)
-    widest = moe.widest_update(plan, downloaded)
-    assert {name for name in widest.tensors if name.startswith("shared.")} == own
-    assert len(pack_update(update)) <= len(pack_update(widest))
-
-
-@given(seed=st.integers(0, 2**31), power=st.sampled_from([0.0, 2.0]))
-@settings(max_examples=10)
-def test_it_is_averaged_by_examples_over_the_clients_that_hold_its_block(seed: int, power: float):
-    """Whatever the routed experts are weighed by, and whatever their clients trained."""
-    moe, source, random = (
-        method(merge=partial(WeightedSum, activation_power=power)),
-        generator(seed, "deltas"),
-        numpy_generator(seed, "sizes"),
-    )
-    shapes = {name: (S, HIDDEN) for name in NAMES}
-    shapes |= {f"blocks.{b}.{part}": (M, H, HIDDEN) for b in BLOCKS for part in ("up", "down")}
-    shapes |= {f"blocks.{b}.router": (M, HIDDEN) for b in BLOCKS} | {"head.weight": (3, HIDDEN)}
-    tensors = {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
-    load = {f"blocks.{block}": torch.full((M,), 1 / M, dtype=torch.float64) for block in BLOCKS}
-    state = ServerState(0, tensors, load=load)
-    plan = plan_round(moe, state, 1, list(BUDGETS), BUDGETS, TRAINING, seed=5)
-    updates = []
-    for client in plan.clients:
-        downloaded = moe.download(state, client)
-        widest = moe.widest_update(client, downloaded)
-        shares = {block: tuple(random.dirichlet([1.0] * len(ids)).tolist()) for block, ids in client.experts.items()}
-        deltas = {name: torch.randn(t.shape, generator=source) for name, t in widest.tensors.items()}
-        size = int(random.integers(1, 1000))
-        updates.append(dataclasses.replace(widest, tensors=deltas, shares=shares, num_examples=size))
-    new, _ = apply_round(moe, state, plan, updates)
-    for name in NAMES:
-        holders = [u for u in updates if name in u.tensors]
-        assert [u.client_id for u in holders] == ([0, 1, 2] if ".1." in name else [0, 1, 2, 3])
-        weights = np.array([u.num_examples for u in holders], dtype=float)
-        mean = np.tensordot(weights / weights.sum(), [u.tensors[name].double().numpy() for u in holders], 1)
-        np.testing.assert_allclose(new.tensors[name], tensors[name].double().numpy() + mean, rtol=1e-6, atol=1e-6)
-
-
-def test_a_round_without_a_client_of_its_block_changes_nothing_in_it(model: Any):
-    moe = method()
-    state = moe.init(model)
-    plan = plan_round(moe, state, 1, [3], BUDGETS, TRAINING, seed=5)
-    new, _ = apply_round(moe, state, plan, [train(model, moe, state, 3)[0]])
-    for name in NAMES:
-        assert torch.equal(new.tensors[name], state.tensors[name]) is (".1." in name)
-
-
 @pytest.mark.parametrize("budget", [SMALL, LARGE, NARROW], ids=lambda budget: budget.name)
 def test_the_global_model_has_it_in_the_blocks_of_the_budget(model: Any, budget: Budget):
     moe = method()
@@ -323,20 +230,6 @@ def test_a_clients_own_model_has_what_it_downloaded(model: Any):
     own = adapter.blocks(model)[2].shared_up
     assert own is not None
     assert torch.equal(own, state.tensors["shared.2.up"])
-
-
-def test_in_local_training_a_client_keeps_its_own(model: Any):
-    alone = LocalOnly(method())
-    state = alone.init(model)
-    update, kept = train(model, alone, state, 0)
-    assert not update.tensors
-    assert set(kept) >= NAMES
-    assert all(not torch.equal(kept[name], state.tensors[name]) for name in NAMES)
-    _, again = train(model, alone, state, 0, kept)
-    alone.personalize(model, alone.download(state, plan_of(alone, state, 0)), plan_of(alone, state, 0), again)
-    own = adapter.blocks(model)[1].shared_up
-    assert own is not None
-    assert torch.equal(own, again["shared.1.up"])
 
 
 # Budgets: D = 7, H = 3, so an expert has 49 parameters; S = 2, so the shared one has 28.

@@ -1,6 +1,7 @@
 """The shared update of all linear layers of a block, those within the feed-forward network among them.
 
-What it has in common with that of query and value is tested there (test_shared_attention.py).
+What it has in common with that of query and value is tested there (test_shared_attention.py), and which clients hold,
+send and average it in test_shared_in_rounds.py.
 Sizes: R its rank, M experts of H hidden units; HIDDEN is the tiny models' dim.
 """
 
@@ -16,21 +17,17 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import fftmoe
-from federation import exchange, plan_client
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank, SharedProjection
-from fftmoe.backbones import attach_adapter, enable_resume, load_backbone, logits, prefix_states
+from fftmoe.backbones import attach_adapter, enable_resume, logits, prefix_states
 from fftmoe.backbones.lora import load_factors, lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.exports.check import probes
 from fftmoe.exports.fit import bare, owner
 from fftmoe.exports.load import fresh_backbone
-from fftmoe.methods.budget import ExpertShape
-from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
 from fftmoe.setup.finished import load_run
 from fftmoe.setup.method import expert_shape
@@ -231,29 +228,7 @@ def test_a_second_adapter_may_adapt_other_layers(first: dict[str, Any], second: 
     assert [name for name, _ in model.unload().named_modules()] == modules
 
 
-# In a federation
-
-
-def test_a_block_outside_the_budget_adds_nothing(backbone_folder: Path):
-    """Whatever another client left in the feed-forward network; and it comes back."""
-    wide, narrow = Budget("wide", 1, M, (1, 2)), Budget("narrow", 1, 2, (2,))
-    model = attach_adapter(load_backbone(str(backbone_folder), num_labels=3, seed=0), config(top_k=1, blocks="last-2"))
-    randomise(model)
-    shape = ExpertShape(HIDDEN, H, projections=adapter.projection_parameters(model, 1, R, "all-linear"))
-    method = FftMoe(budgets={0: wide, 1: narrow}, shape=shape, num_experts=M)
-    state = method.init(model)
-    training = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
-    first = {}
-    for client_id in (1, 0, 1):
-        plan = plan_client(method, state, client_id, method.budgets, training)
-        update, _ = exchange(model, method, state, plan)
-        blocks = method.budgets[client_id].blocks
-        assert {n for n in update.tensors if n.startswith("shared.")} == {
-            f"shared.{block}.{name}.{part}" for block in blocks for name in BERT for part in "ab"
-        }
-        assert all(delta.any() for name, delta in update.tensors.items() if name.startswith("shared."))
-        assert all(torch.equal(first[name], delta) for name, delta in update.tensors.items() if client_id and first)
-        first = first or update.tensors
+# A recipe, its run and its exports
 
 
 def test_a_recipes_shape_is_what_its_model_holds(recipe_values: dict[str, Any]):
