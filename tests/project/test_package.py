@@ -45,9 +45,10 @@ def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(wheel: Pat
 
 def test_it_is_installed_and_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
     """Its dependencies, gigabytes of them, are those of this environment; the package is not."""
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")  # this environment's pip installs into it
     python = tmp_path / "env" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     # After its own folder, so that the package is the one that was installed.
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
