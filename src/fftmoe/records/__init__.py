@@ -1,6 +1,6 @@
-"""The values that pass between server and client, their form on the wire, and the names of their tensors.
+"""Defines the values that server and client exchange, their form on the wire, and the names of their tensors.
 
-Every package may import this one; it holds no rule of a method or of a round.
+Every package may import this one. It contains no rule of a method or of a round.
 """
 
 from fftmoe.records.digests import digest as digest

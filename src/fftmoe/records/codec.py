@@ -1,7 +1,8 @@
-"""Tensors in fewer bytes for the wire, as safetensors can hold them (docs/math.md, Upload).
+"""Encodes tensors in fewer bytes for the wire, in number formats that safetensors supports (docs/math.md, Upload).
 
-`bfloat16` rounds every number. `int8` keeps q = round(x / s) with one float32 scale s = max |x| / 127 for each slice
-along the longest axis, beside the tensor as `name:scale`: about a quarter of float32.
+`bfloat16` rounds every number. `int8` stores q = round(x / s) with one float32 scale s = max |x| / 127 per slice along
+the longest axis. The scales form an additional tensor `name:scale`. An `int8` tensor takes about a quarter of the bytes
+of float32.
 """
 
 from collections.abc import Mapping
@@ -12,12 +13,16 @@ from torch import Tensor
 from fftmoe.errors import InputError, did_you_mean
 
 KINDS = ("float32", "bfloat16", "int8")
-LEVELS = 127  # the same on both sides of zero
+LEVELS = 127  # positive levels, and as many negative ones
 SCALE = ":scale"
 
 
 def encode(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """These float tensors in the numbers of `kind`; `float32` leaves them as they are."""
+    """Encode float tensors in the number format `kind`; `float32` leaves them unchanged.
+
+    Raises:
+        InputError: `kind` is unknown.
+    """
     if kind not in KINDS:
         raise InputError(f"unknown upload {kind!r}{did_you_mean(kind, KINDS)}")
     if kind == "float32":
@@ -28,17 +33,18 @@ def encode(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def _encode_int8(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return one tensor as int8 and its scales."""
     if tensor.numel() == 0:
         return {name: tensor.to(torch.int8), name + SCALE: torch.zeros(())}
     longest = max(range(tensor.dim()), key=lambda axis: tensor.shape[axis], default=())
     scale = tensor.float().abs().amax(longest, keepdim=True) / LEVELS
-    # Where all is zero any scale will do; where the scale is below the smallest float, everything rounds to zero.
+    # A slice of zeros may have any scale. If the scale underflows to zero, the whole slice rounds to zero.
     steps = tensor.float() / scale.where(scale > 0, 1.0)
     return {name: steps.round().clamp(-LEVELS, LEVELS).to(torch.int8), name + SCALE: scale}
 
 
 def decode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `encode` made of them, float32; other tensors as they are."""
+    """Decode encoded tensors to float32, and leave other tensors unchanged."""
     decoded = {}
     for name, tensor in tensors.items():
         if name.endswith(SCALE):
@@ -51,5 +57,5 @@ def decode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bytes_per_number(kind: str, longest: int) -> float:
-    """What a number takes on the wire, in slices of this length."""
+    """Return the bytes per number on the wire, for slices of length `longest`."""
     return {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0 + 4.0 / longest}[kind]

@@ -1,4 +1,4 @@
-"""Short digests that identify a global model, and what an update was made on."""
+"""Computes short digests that identify a global model, and the models on which an update was trained."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def digest(tensors: Mapping[str, Tensor], more: str = "") -> str:
-    """Sixteen hexadecimal digits for these tensors, in any order, and an additional text."""
+    """Return 16 hexadecimal digits of the SHA-256 of these tensors, in any order, and of an additional text."""
     found = hashlib.sha256(more.encode())
     for name, t in sorted(tensors.items()):
         found.update(f"\n{name} {t.dtype} {[*t.shape]}\n".encode())
@@ -19,7 +19,7 @@ def digest(tensors: Mapping[str, Tensor], more: str = "") -> str:
 
 
 def made_on(backbone: str, base: str) -> str:
-    """Sixteen hexadecimal digits for what an update was made on.
+    """Return 16 hexadecimal digits that identify the backbone and the global model on which an update was trained.
 
     Args:
         backbone: fingerprint of the client's own backbone.

@@ -1,6 +1,6 @@
-"""The values that pass between server and client. Their form on the wire is in `wire.py`.
+"""Defines the values that server and client exchange; `wire.py` defines their form on the wire.
 
-Tensors are float32 on the CPU at this boundary; `names.py` lists their names and shapes.
+Tensors are float32 on the CPU at this boundary. `names.py` lists their names and shapes.
 """
 
 from dataclasses import dataclass, field
@@ -10,14 +10,19 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
 
-NOTHING = "0" * 16  # the digest where none was asked for
+NOTHING = "0" * 16  # stands for a digest that was not computed
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one tier of clients can afford: `top_k` active experts per token, `experts` resident ones, in `blocks`.
+    """`Budget` states what the clients of one tier can afford.
 
-    `rank` is the LoRA rank of the same cost, for the methods that train LoRA instead of experts.
+    Attributes:
+        name: name of the tier.
+        top_k: active experts per token.
+        experts: resident experts per block.
+        blocks: indices of the adapted blocks.
+        rank: LoRA rank of equal cost, for methods that train LoRA instead of experts.
     """
 
     name: str
@@ -29,7 +34,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Training:
-    """How a client trains. Exactly one of `local_epochs` and `local_steps` is set."""
+    """`Training` states how a client trains; exactly one of `local_epochs` and `local_steps` is set."""
 
     batch_size: int
     learning_rate: float  # of the adapter, AdamW
@@ -42,20 +47,25 @@ class Training:
     weight_decay: float = 0.0
     proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
     upload: str = "float32"  # number format of the uploaded deltas; also "bfloat16", "int8"
-    private: bool = False  # an update reveals only what enters a sum over clients
-    clip_norm: float | None = None  # largest norm of all that a private client sends, taken together; None: no limit
+    private: bool = False  # an update contains only values that enter a sum over clients
+    clip_norm: float | None = None  # largest norm of a private client's update over all tensors; None: no limit
     example_clip: float | None = None  # largest norm of one example's gradient, over all parameters; None: no limit
     example_noise: float = 0.0  # standard deviation of the noise on a sum of such gradients, divided by `example_clip`
 
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """What the server asks of one client in one round.
+    """`ClientPlan` is the server's request to one client in one round.
 
     Attributes:
+        round: number of the round, from 1.
+        client_id: the client.
+        seed: seed of the client's randomness in this round.
+        budget: budget of the client.
         experts: the client's resident experts of each block, ascending.
-        task: "train"; or "alone", to train locally, keep nothing and measure the client's own model; or "sums", to
-            send the feature statistics from which the server computes a closed-form head.
+        training: how the client trains.
+        task: "train" asks for an update. "alone" asks for local training that is measured and not kept. "sums" asks for
+            the feature statistics from which the server computes a closed-form head.
         base: digest of the global model that the server sent.
     """
 
@@ -70,13 +80,13 @@ class ClientPlan:
 
     @property
     def concealed(self) -> bool:
-        """Whether updates for the same plan may differ only in numbers that are summed over clients."""
+        """Whether two updates for the same plan may differ only in numbers that are summed over clients."""
         return self.training.private and self.task != "alone"
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """One round: the plans of the cohort in `client_id` order."""
+    """`RoundPlan` holds the plans of a round's cohort in `client_id` order."""
 
     round: int
     clients: tuple[ClientPlan, ...]
@@ -84,13 +94,18 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client sends back.
+    """`ClientUpdate` is a client's answer to its plan.
 
     Attributes:
+        round: number of the round.
+        client_id: the client.
+        num_examples: number of the client's training examples.
         tensors: deltas (client - global). A tensor of experts has one row for each trained expert.
-        experts: the trained experts of each block, ascending: those that received a token and a gradient.
-        shares: float32, in the order of `experts`: the share of the client's routed slots that went to each.
-        preferences: every expert for which the client has statistics, best first (mean gate probability on its data).
+        experts: the trained experts of each block, ascending. An expert counts as trained if it received a token and a
+            gradient.
+        shares: share of the client's routed slots that went to each trained expert, float32 in the order of `experts`.
+        preferences: the experts for which the client has statistics, best first by mean router probability on its data.
+        metrics: training metrics by name.
         made_on: digest of the backbone and the global model that the client used, see `digests.made_on`.
     """
 
@@ -107,14 +122,15 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ServerState:
-    """Everything that the server carries from one round to the next.
+    """`ServerState` is everything that the server carries from one round to the next.
 
     Attributes:
+        round: number of the last finished round; 0 before training.
         tensors: the global model (all M experts of every adapted block, and the head).
-        optimizer: moments of the server optimizer, shaped as the tensors that they belong to.
+        optimizer: moments of the server optimizer, in the shapes of their tensors.
         load: `names.load_of_block(i)` -> float64 [M], moving average of each expert's share of routed slots; sums to 1.
         preferences: client_id -> the preferences that the client last reported.
-        average: the moving average of `tensors` over the rounds (`server/average.py`); empty if none is kept.
+        average: moving average of `tensors` over the rounds (`server/average.py`); empty if the run keeps no average.
     """
 
     round: int

@@ -1,4 +1,4 @@
-"""Names of tensors. Only this module builds a name or takes one apart.
+"""Builds and parses the names of tensors; no other module does either.
 
 The global model, on the server and on the wire (M experts, d model dimension, h and S hidden units, r rank):
 
@@ -8,12 +8,12 @@ The global model, on the server and on the wire (M experts, d model dimension, h
 | `blocks.{i}.up`, `blocks.{i}.down` | [M, h, d] | the two layers of each expert |
 | `shared.{i}.up`, `shared.{i}.down` | [S, d] | the shared expert of block i |
 | `shared.{i}.{linear}.a`, `.b` | [r, d_in], [d_out, r] | the shared low-rank update of a linear layer |
-| `head.{part}` | that of the part | the classification head; a linear one has a weight and a bias |
+| `head.{part}` | shape of the part | the classification head; a linear head has a weight and a bias |
 | `lora.{path}.A`, `.B` | [r, d_in], [d_out, r] | the factors of a LoRA method |
-| `merged.{path}.A`, `.B`, `.W` | the same; W [d_out, d_in] | what FLoRA has merged into a module so far |
+| `merged.{path}.A`, `.B`, `.W` | as LoRA; W [d_out, d_in] | the sum that FLoRA has merged into a module so far |
 
-In addition, a download has `blocks.{i}.load`, the load of the client's experts, and the state of a client has
-`blocks.{i}.affinity`, `blocks.{i}.scale` and, for every tensor that it uploads in fewer bits, `feedback/{name}`.
+In addition, a download contains `blocks.{i}.load`, the load of the client's experts. The state of a client contains
+`blocks.{i}.affinity`, `blocks.{i}.scale` and, for every tensor that is uploaded in fewer bits, `feedback/{name}`.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,12 @@ FEEDBACK, FEEDBACK_EXPERTS = "feedback/", ":experts"
 
 @dataclass(frozen=True)
 class TensorName:
-    """A name in parts; `str` puts it together.
+    """`TensorName` is a name split into its parts; `str` joins them.
 
     Attributes:
+        family: the first part of the name.
         owner: a block index for `blocks` and `shared`, a module path for `lora` and `merged`, empty for `head`.
-        part: what of the owner the tensor is, such as `up`, `query.a`, `weight` or `A`.
+        part: the tensor of the owner, such as `up`, `query.a`, `weight` or `A`.
     """
 
     family: Family
@@ -45,7 +46,7 @@ class TensorName:
 
 
 def parse(name: str) -> TensorName:
-    """The parts of a name.
+    """Split a name into its parts.
 
     Raises:
         ValueError: the name belongs to no family.
@@ -66,55 +67,55 @@ def parse(name: str) -> TensorName:
 
 
 def expert_tensor(block: int, part: ExpertPart) -> str:
-    """`blocks.{block}.{part}`: one row for each expert of a block."""
+    """Return `blocks.{block}.{part}`, the name of a tensor with one row per expert of a block."""
     return f"blocks.{block}.{part}"
 
 
 def expert_tensors(block: int) -> tuple[str, str, str]:
-    """The trained tensors of the experts of a block: router, up, down."""
+    """Return the names of a block's trained expert tensors: router, up, down."""
     return expert_tensor(block, "router"), expert_tensor(block, "up"), expert_tensor(block, "down")
 
 
 def is_expert(name: str) -> bool:
-    """Whether the tensor has one row for each expert of a block."""
+    """Return whether the tensor has one row for each expert of a block."""
     return name.startswith("blocks.")
 
 
 def block_of(name: str) -> int | None:
-    """The block index of a tensor that has one row for each expert; None for every other tensor."""
+    """Return the block index of a tensor that has one row for each expert; None for every other tensor."""
     return int(name.split(".")[1]) if is_expert(name) else None
 
 
 def load_of_block(block: int) -> str:
-    """`blocks.{block}`: the key of a block in `ServerState.load`."""
+    """Return `blocks.{block}`, the key of a block in `ServerState.load`."""
     return f"blocks.{block}"
 
 
 def block_of_load(key: str) -> int:
-    """The inverse of `load_of_block`."""
+    """Return the block of a key that `load_of_block` made."""
     return int(key.removeprefix("blocks."))
 
 
-# What all clients share in a block
+# Tensors of a block that all clients share
 
 
 def shared_tensors(block: int) -> tuple[str, str]:
-    """The two layers of the shared expert of a block: up, down."""
+    """Return the names of the two layers of a block's shared expert: up, down."""
     return f"shared.{block}.up", f"shared.{block}.down"
 
 
 def shared_update(block: int, linear: str) -> str:
-    """`shared.{block}.{linear}`: the low-rank update of a linear layer, whose tensors are `shared_factors`."""
+    """Return `shared.{block}.{linear}`, the low-rank update of a linear layer; `shared_factors` names its tensors."""
     return f"shared.{block}.{linear}"
 
 
 def shared_factors(update: str) -> tuple[str, str]:
-    """The two factors of a low-rank update that `shared_update` names."""
+    """Return the names of the two factors of a low-rank update that `shared_update` names."""
     return f"{update}.a", f"{update}.b"
 
 
 def shared_block_of(name: str) -> int | None:
-    """The block of a shared tensor; None for every other tensor."""
+    """Return the block of a shared tensor; None for every other tensor."""
     return int(name.split(".")[1]) if name.startswith("shared.") else None
 
 
@@ -122,12 +123,12 @@ def shared_block_of(name: str) -> int | None:
 
 
 def head_tensor(part: str) -> str:
-    """`head.{part}`."""
+    """Return `head.{part}`, the name of a parameter of the classification head."""
     return f"head.{part}"
 
 
 def is_head(name: str) -> bool:
-    """Whether the tensor belongs to the classification head."""
+    """Return whether the tensor belongs to the classification head."""
     return name.startswith("head.")
 
 
@@ -138,43 +139,43 @@ HEAD_WEIGHT, HEAD_BIAS = head_tensor("weight"), head_tensor("bias")  # of a head
 
 
 def lora_tensor(path: str, factor: str) -> str:
-    """`lora.{path}.{factor}` for a factor "A" or "B" of the module at this path."""
+    """Return `lora.{path}.{factor}` for the factor "A" or "B" of the module at this path."""
     return f"lora.{path}.{factor}"
 
 
 def merged_tensor(path: str, part: str) -> str:
-    """`merged.{path}.{part}` for the factors "A" and "B", or their product "W"."""
+    """Return `merged.{path}.{part}` for a factor "A" or "B", or for their product "W"."""
     return f"merged.{path}.{part}"
 
 
 def merged_path(name: str) -> str | None:
-    """The module path of a merged tensor; None for every other tensor."""
+    """Return the module path of a merged tensor; None for every other tensor."""
     return str(parse(name).owner) if name.startswith("merged.") else None
 
 
-# What goes with a tensor
+# Names derived from the name of a tensor
 
 
 def module_of(name: str) -> str:
-    """The name without its last part: what the tensors of one module have in common."""
+    """Return the name without its last part, which all tensors of one module share."""
     return name.rpartition(".")[0]
 
 
 def moment(name: str, kind: Moment) -> str:
-    """`{name}:{kind}`: a moment of the server optimizer, or its count of steps."""
+    """Return `{name}:{kind}`, the name of a moment of the server optimizer or of its count of steps."""
     return f"{name}:{kind}"
 
 
 def feedback(name: str) -> str:
-    """`feedback/{name}`: what the client has not yet uploaded of a tensor."""
+    """Return `feedback/{name}`, the part of a tensor's delta that the client has not uploaded yet."""
     return FEEDBACK + name
 
 
 def feedback_experts(name: str) -> str:
-    """`feedback/{name}:experts`: the experts to which the rows of the feedback belong."""
+    """Return `feedback/{name}:experts`, the experts to which the rows of the feedback belong."""
     return FEEDBACK + name + FEEDBACK_EXPERTS
 
 
 def is_feedback(key: str) -> bool:
-    """Whether an entry of a client's state is feedback of its uploads."""
+    """Return whether an entry of a client's state is feedback of its uploads."""
     return key.startswith(FEEDBACK)

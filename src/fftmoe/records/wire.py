@@ -1,4 +1,4 @@
-"""Plans and updates on the wire: one safetensors message with a JSON header. Equal values give equal bytes."""
+"""Serialises plans and updates as safetensors messages with a JSON header; equal values give equal bytes."""
 
 import dataclasses
 import json
@@ -12,15 +12,15 @@ from safetensors import TensorSpec, serialize
 from fftmoe.records.messages import Budget, ClientPlan, ClientUpdate, Tensors, Training
 from fftmoe.strict import strict_json
 
-DEEPEST = 3  # nested brackets in the JSON of a message
+DEEPEST = 3  # largest depth of nested brackets in the JSON of a message
 
 
 def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
-    """Serialise a JSON header and tensors."""
+    """Serialise a JSON header and tensors to one message."""
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}  # must outlive the call below
-    # The same as safetensors.torch.save without its search for tensors that share memory, which takes half the time
-    # of a message. Here, two names of one tensor are simply written twice.
+    # This equals safetensors.torch.save without its search for tensors that share memory, which takes half of the
+    # time. A tensor with two names is written twice.
     specs = {
         name: TensorSpec(
             dtype=str(t.dtype).removeprefix("torch."), shape=t.shape, data_ptr=t.data_ptr(), data_len=t.nbytes
@@ -31,25 +31,26 @@ def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[dict, Tensors]:
-    """Inverse of `pack`."""
+    """Read the header and the tensors of a message that `pack` made."""
     return unpack_header(message), safetensors.torch.load(message)
 
 
 def unpack_header(message: bytes) -> dict:
-    """The JSON header without the tensors."""
+    """Read the JSON header of a message without its tensors."""
     length = int.from_bytes(message[:8], "little")
     return json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
 
 
 def inspect_message(message: bytes, most: int, deepest: int = DEEPEST) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """What an untrusted message declares. No tensor is created, and the caller has to check every value.
+    """Read the declarations of an untrusted message without creating a tensor; the caller must check every value.
 
     Args:
-        most: largest size of its JSON in bytes.
-        deepest: largest depth of nested brackets in its JSON.
+        message: the received bytes.
+        most: largest size of the message's JSON in bytes.
+        deepest: largest depth of nested brackets in the JSON.
 
     Returns:
-        the declaration of each tensor by name, the header, and the number of bytes after them.
+        The declaration of each tensor by name, the header, and the number of bytes after them.
 
     Raises:
         ValueError: `pack` cannot have made this message.
@@ -67,13 +68,13 @@ def inspect_message(message: bytes, most: int, deepest: int = DEEPEST) -> tuple[
 
 
 def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
-    """The message from server to client: the plan and the tensors that it needs."""
+    """Serialise the message from server to client: the plan and the tensors that it needs."""
     header = {**vars(plan), "budget": vars(plan.budget), "training": vars(plan.training)}
     return pack(header, tensors)
 
 
 def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:
-    """Inverse of `pack_plan`."""
+    """Read a message that `pack_plan` made."""
     header, tensors = unpack(message)
     budget = header.pop("budget")
     budget["blocks"] = tuple(budget["blocks"])
@@ -87,22 +88,22 @@ def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:
 
 
 def pack_update(update: ClientUpdate) -> bytes:
-    """The message from client to server."""
+    """Serialise the message from client to server."""
     header = {f.name: getattr(update, f.name) for f in dataclasses.fields(update) if f.name != "tensors"}
     return pack(header, update.tensors)
 
 
 def unpack_update(message: bytes) -> ClientUpdate:
-    """Inverse of `pack_update`."""
+    """Read a message that `pack_update` made."""
     return make_update(*unpack(message))
 
 
 def make_update(header: Mapping[str, Any], tensors: Tensors) -> ClientUpdate:
-    """The update that this header and these tensors describe."""
+    """Make the update that this header and these tensors describe."""
     tables = {name: _by_block(header[name]) for name in ("experts", "shares", "preferences")}
     return ClientUpdate(tensors=tensors, **{**header, **tables})
 
 
 def _by_block(table: dict[str, list]) -> dict:
-    """A table with integer keys and tuples, which JSON writes as strings and lists."""
+    """Restore integer keys and tuples, which JSON stores as strings and lists."""
     return {int(block): tuple(values) for block, values in table.items()}
