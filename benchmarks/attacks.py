@@ -33,7 +33,7 @@ from attacks_clients import CRAFTS, Colluding, LyingSums, Poisoned, malicious_cl
 from common import RESULTS, machine, markdown, mean_and_spread
 from fftmoe.config import Recipe, load_recipe, recipe_folder
 from fftmoe.engines.base import Engine
-from fftmoe.methods.merge.robust import KINDS
+from fftmoe.methods.merge.robust import ROBUST_AGGREGATORS
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import run
@@ -43,7 +43,7 @@ FRACTION, GOAL = 0.2, 0.05  # malicious; what the worst attack may cost
 NONE, PLAIN = "none", "plain"
 ATTACKS = (NONE, "sign flip", "scaled", "Gaussian", "ALIE", "IPM", "mimic", "label flip", "NaN")
 ON_SUMS = (NONE, "sign flip", "label flip", "lying sums")  # where the head is solved
-AGGREGATORS = (PLAIN, *KINDS)
+AGGREGATORS = (PLAIN, *ROBUST_AGGREGATORS)
 FROZEN = "norm-bound, few frozen"
 PARTITIONS = {
     "iid": ["partition.kind=iid"],

@@ -27,7 +27,7 @@ from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
 from fftmoe.engines.local import make_engine
 from fftmoe.records import ServerState, pack_plan, unpack
-from fftmoe.records.codec import KINDS
+from fftmoe.records.codec import NUMBER_FORMATS
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import ClientSpec, build_client
 from fftmoe.setup.compose import compose
@@ -44,7 +44,7 @@ METHODS = {
     "hetlora, match parameters": ["method=hetlora", "lora.match=parameters", *FEWER],
 }
 CONTROL = "float32, other rounding"
-SETTINGS = {upload: [f"federation.upload={upload}"] for upload in KINDS} | {CONTROL: ["adapter.compute=wide"]}
+SETTINGS = {upload: [f"federation.upload={upload}"] for upload in NUMBER_FORMATS} | {CONTROL: ["adapter.compute=wide"]}
 Sizes = Mapping[str, Any]
 
 
@@ -106,7 +106,7 @@ def messages(results: Results, recipe: str) -> dict[tuple[str, str], Sizes]:
     """Return the messages by method and upload, from the file or from one round of all clients."""
     found = {}
     for method, overrides in METHODS.items():
-        for upload in KINDS:
+        for upload in NUMBER_FORMATS:
             name = f"messages of {recipe}, {method}, {upload}"
             if name not in results.runs:
                 settings = [TRAINED_HEAD, *overrides, f"federation.upload={upload}"]
@@ -204,7 +204,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = Results(arguments.results)
     found = messages(results, "quickstart")
-    print(fraction_table({upload: found["fft-moe", upload] for upload in KINDS}))
+    print(fraction_table({upload: found["fft-moe", upload] for upload in NUMBER_FORMATS}))
     print(f"\n{method_table(found)}", flush=True)
     common = ["evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
     common += [f"engine.workers={arguments.workers}"]

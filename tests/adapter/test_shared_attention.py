@@ -31,7 +31,7 @@ from fftmoe.backbones import (
 )
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.methods.budget import BYTES, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
+from fftmoe.methods.budget import BYTES_PER_PARAMETER, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
 from fftmoe.records import (
@@ -445,14 +445,14 @@ def test_they_cost_what_is_shared_and_no_expert_costs_more():
     # 2 blocks, 4 bytes, 4 copies in memory; what is shared is paid for first.
     for experts in (1, 3):
         for spare, expected in ((0, experts), (139, experts), (140, experts + 1)):
-            size = 2 * BYTES * (shape.block_parameters(experts) + spare) / MIB
+            size = 2 * BYTES_PER_PARAMETER * (shape.block_parameters(experts) + spare) / MIB
             for limits in (
                 Limits(name="tier", fraction=1.0, top_k=1, memory_mib=TRAINING_COPIES * size),
                 Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=size),
             ):
                 tier = resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
                 assert tier.experts == expected
-    limits = Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=2 * BYTES * (140 + 239) / MIB)
+    limits = Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=2 * BYTES_PER_PARAMETER * (140 + 239) / MIB)
     with pytest.raises(InputError, match=r"adapter\.shared_rank"):
         resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
 

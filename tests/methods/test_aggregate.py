@@ -1,6 +1,6 @@
-"""Laws of the sums over a cohort and of the server's step from them.
+"""Tests laws of the weighted mean over a cohort, and of the server's step from it.
 
-Sizes: M experts of H x D in one block, a head of C x D.
+The model has M experts of H x D in one block, and a head of C x D.
 """
 
 import dataclasses
@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fftmoe.errors import InputError
-from fftmoe.methods.merge.aggregate import KINDS, WeightedSum
-from fftmoe.methods.merge.server_optimizer import KINDS as OPTIMIZERS
-from fftmoe.methods.merge.server_optimizer import ServerOptimizer
+from fftmoe.methods.merge.aggregate import AGGREGATIONS, WeightedSum
+from fftmoe.methods.merge.server_optimizer import OPTIMIZERS, ServerOptimizer
 from fftmoe.records import ClientUpdate, Tensors
 from fftmoe.records.names import block_of
 from fftmoe.rng import generator, numpy_generator
@@ -38,7 +37,7 @@ def global_tensors(seed: int = 0) -> Tensors:
 
 
 def update(client_id: int, experts: Sequence[int], seed: int, num_examples: int | None = None) -> ClientUpdate:
-    """A random update of these experts; its shares sum to 1."""
+    """Make a random update of these experts, whose shares sum to 1."""
     source = generator(seed, "update", client_id)
     random = numpy_generator(seed, "shares", client_id)
     shares = random.dirichlet([1.0] * len(experts)) if experts else []
@@ -54,7 +53,7 @@ def update(client_id: int, experts: Sequence[int], seed: int, num_examples: int 
 
 
 def cohort(seed: int, num_clients: int = 4, never: int | None = 3) -> list[ClientUpdate]:
-    """Clients that trained random experts, `never` among none of them."""
+    """Make the updates of clients that trained random experts; no client trained the expert `never`."""
     random = numpy_generator(seed, "cohort")
     pool = [m for m in range(M) if m != never]
     sizes = random.integers(1, len(pool) + 1, num_clients)
@@ -70,20 +69,20 @@ def mean(updates: Sequence[ClientUpdate], kind: str = "per-expert", power: float
 
 
 def delta_of(one: ClientUpdate, name: str, expert: int) -> Tensor:
-    """One expert's delta; zero if the client did not train it."""
+    """Return the delta of one expert; zero if the client did not train it."""
     if expert not in one.experts[1]:
         return torch.zeros(SHAPES[name][1:], dtype=torch.float64)
     return one.tensors[name][one.experts[1].index(expert)].double()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @given(seed=seeds, power=powers)
 @settings(deadline=None, max_examples=10)
 def test_an_expert_that_nobody_trained_is_unchanged_to_the_bit(kind: str, optimizer: str, seed: int, power: float):
     old, state = global_tensors(seed), {}
     server, new = ServerOptimizer(optimizer), old
-    # Round 1 gives every expert moments, so that round 2 could move an untrained one by its momentum alone.
+    # Round 1 gives every expert moments, so that momentum could move an untrained expert in round 2.
     new, state = server.apply(new, *mean([update(0, EVERYONE, seed)], kind, power), state)
     before, moments_before = new, state
     new, state = server.apply(new, *mean(cohort(seed), kind, power), state)
@@ -96,8 +95,8 @@ def test_an_expert_that_nobody_trained_is_unchanged_to_the_bit(kind: str, optimi
         assert moved == sorted({m for one in cohort(seed) for m in one.experts[1]})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_round_without_any_client_of_a_block_changes_nothing_in_it(kind: str):
+@pytest.mark.parametrize("kind", AGGREGATIONS)
+def test_a_block_without_clients_in_a_round_is_unchanged(kind: str):
     old = global_tensors()
     nobody = dataclasses.replace(update(0, (), 1), experts={}, shares={})
     nobody = dataclasses.replace(nobody, tensors={"head.weight": nobody.tensors["head.weight"]})
@@ -106,7 +105,7 @@ def test_a_round_without_any_client_of_a_block_changes_nothing_in_it(kind: str):
     assert not torch.equal(new["head.weight"], old["head.weight"])
 
 
-def test_updates_that_are_out_of_order_are_an_error():
+def test_updates_out_of_client_id_order_are_an_error():
     total = WeightedSum(SHAPES)
     total.add(update(4, EVERYONE, 0))
     for client_id in (4, 2):
@@ -114,7 +113,7 @@ def test_updates_that_are_out_of_order_are_an_error():
             total.add(update(client_id, EVERYONE, 0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @given(seed=seeds, power=powers)
 @settings(deadline=None, max_examples=25)
 def test_which_client_holds_which_data_does_not_matter(kind: str, seed: int, power: float):
@@ -124,13 +123,13 @@ def test_which_client_holds_which_data_does_not_matter(kind: str, seed: int, pow
     old = global_tensors(seed)
     new_one, new_two = (ServerOptimizer().apply(old, deltas, mean(updates)[1], {})[0] for deltas in (one, two))
     for name in SHAPES:
-        # The sums of four float64 terms differ by their order alone: a few units of 2^-53.
+        # The order of four float64 terms changes their sum by a few units of 2^-53.
         torch.testing.assert_close(one[name], two[name], rtol=1e-12, atol=1e-12)
-        # Rounded to float32 such sums are equal or neighbours.
+        # Rounded to float32, such sums are equal or adjacent numbers.
         torch.testing.assert_close(new_one[name], new_two[name], rtol=2**-22, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @given(seed=seeds, power=powers, factor=st.integers(2, 1000))
 @settings(deadline=None, max_examples=25)
 def test_scaling_all_weights_changes_nothing(kind: str, seed: int, power: float, factor: int):
@@ -157,7 +156,7 @@ def test_each_expert_moves_within_the_range_of_its_clients(seed: int, power: flo
     assert (deltas["head.weight"] <= heads.amax(0) + slack).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @given(seed=seeds)
 @settings(deadline=None, max_examples=25)
 def test_clients_that_all_trained_every_expert_are_averaged_by_their_examples(kind: str, seed: int):
@@ -166,7 +165,7 @@ def test_clients_that_all_trained_every_expert_are_averaged_by_their_examples(ki
     total = sum(one.num_examples for one in updates)
     for name in SHAPES:
         assert trained[name].all()
-        # The same float64 sums in the same order, so the same bits: sum_n |D_n| delta_n / sum_n |D_n|.
+        # sum_n |D_n| delta_n / sum_n |D_n| has the same bits, because the float64 sums have the same order.
         expected = torch.zeros(SHAPES[name], dtype=torch.float64)
         for one in updates:
             expected += one.num_examples * one.tensors[name].double()
@@ -177,7 +176,7 @@ def test_clients_that_all_trained_every_expert_are_averaged_by_their_examples(ki
 def test_both_kinds_agree_with_their_formula(power: float):
     updates = cohort(11, num_clients=5)
     everyone = sum(one.num_examples for one in updates)
-    for kind in KINDS:
+    for kind in AGGREGATIONS:
         deltas, _ = mean(updates, kind, power)
         for name in ("blocks.1.router", "blocks.1.up"):
             for m in range(M):
@@ -192,8 +191,8 @@ def test_both_kinds_agree_with_their_formula(power: float):
                 torch.testing.assert_close(deltas[name][m], top / bottom if bottom else top)
 
 
-def test_fedavg_dilutes_an_expert_by_those_who_never_touched_it():
-    # Client 0 (30 examples) trains expert 2, client 1 (10) does not: 30 / (30 + 10) of its delta is left.
+def test_fedavg_dilutes_an_expert_by_clients_that_did_not_train_it():
+    # Client 0 (30 examples) trains expert 2, and client 1 (10 examples) does not: 30 / (30 + 10) of the delta remains.
     updates = [update(0, (2,), 0, num_examples=30), update(1, (4,), 0, num_examples=10)]
     own = updates[0].tensors["blocks.1.up"][0].double()
     torch.testing.assert_close(mean(updates, "fedavg")[0]["blocks.1.up"][2], 0.75 * own)
@@ -219,12 +218,12 @@ def test_activation_power_weighs_by_the_share_of_slots():
 def test_the_head_is_averaged_over_every_client_whatever_its_experts():
     updates = [update(0, (), 0, num_examples=30), update(1, (4,), 0, num_examples=10)]
     expected = sum(w * one.tensors["head.weight"].double() for w, one in zip((0.75, 0.25), updates, strict=True))
-    for kind in KINDS:
+    for kind in AGGREGATIONS:
         torch.testing.assert_close(mean(updates, kind, 2.0)[0]["head.weight"], expected)
 
 
 def test_sums_keep_what_float32_would_lose():
-    # In float32, 2^25 + 1 = 2^25: the small client would vanish.
+    # In float32, 2^25 + 1 = 2^25, so the small delta would be lost.
     shapes = {"head.bias": torch.Size((1,))}
     total = WeightedSum(shapes)
     for client_id, delta in enumerate((2.0**25, 1.0, -(2.0**25))):
@@ -245,13 +244,13 @@ def test_plain_steps_add_the_delta():
     new, state = ServerOptimizer("sgd", learning_rate=0.5).apply(old, deltas, trained, {})
     assert state == {}
     for name in SHAPES:
-        rate = 1.0 if name.startswith("head.") else 0.5  # a head is averaged plainly
+        rate = 1.0 if name.startswith("head.") else 0.5  # the head is averaged without an optimiser
         assert torch.equal(new[name], (old[name].double() + rate * deltas[name]).float())
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
 def test_each_expert_has_the_moments_of_its_own_rounds(kind: str):
-    """Against a loop over one expert's rounds alone, as if the others did not exist."""
+    """Each expert matches a loop over only those rounds in which it was trained."""
     server = ServerOptimizer(kind, learning_rate=0.3, beta1=0.8, beta2=0.9, epsilon=1e-2)
     new, state = global_tensors(), {}
     rounds = [mean(cohort(seed, num_clients=2)) for seed in range(5)]
@@ -265,12 +264,14 @@ def test_each_expert_has_the_moments_of_its_own_rounds(kind: str):
             expected = one_row(server, global_tensors()[name][m], deltas_m)
             torch.testing.assert_close(new[name][m], expected)
     plain = global_tensors()["head.weight"].double() + sum(deltas["head.weight"] for deltas, _ in rounds)
-    torch.testing.assert_close(new["head.weight"].double(), plain, rtol=1e-6, atol=1e-6)  # five roundings to float32
+    torch.testing.assert_close(
+        new["head.weight"].double(), plain, rtol=1e-6, atol=1e-6
+    )  # five rounds of rounding to float32
     assert not any(name.startswith("head.") for name in state)
 
 
 def one_row(server: ServerOptimizer, theta: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    """Momentum and Adam as their papers write them, with -delta for the gradient."""
+    """Compute momentum or Adam for one row as in their papers, with -delta as the gradient."""
     m, v, theta = 0.0 * deltas[0] if deltas else 0.0, 0.0, theta.double()
     for t, delta in enumerate(deltas, start=1):
         if server.kind == "momentum":
@@ -284,7 +285,7 @@ def one_row(server: ServerOptimizer, theta: Tensor, deltas: Sequence[Tensor]) ->
     return theta.float()
 
 
-def test_adam_is_the_one_of_torch_when_every_round_trains_every_expert():
+def test_adam_equals_torchs_adam_if_every_round_trains_every_expert():
     server = ServerOptimizer("adam", learning_rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-3)
     new, state = global_tensors(), {}
     theta = torch.nn.Parameter(new["blocks.1.up"].double())
@@ -297,7 +298,7 @@ def test_adam_is_the_one_of_torch_when_every_round_trains_every_expert():
     torch.testing.assert_close(new["blocks.1.up"], theta.detach().float())
 
 
-def test_a_step_does_not_write_into_the_state_it_was_given():
+def test_a_step_does_not_change_its_arguments():
     old = global_tensors()
     kept = {name: tensor.clone() for name, tensor in old.items()}
     server = ServerOptimizer("adam")

@@ -1,6 +1,6 @@
-"""From limits to experts: closed forms worked by hand, laws, and the messages of budgets that cannot be.
+"""Tests how limits determine a budget: examples computed by hand, laws, and the messages about impossible budgets.
 
-An expert here has D = 7, H = 3: 2 * 3 * 7 + 7 = 49 parameters, 196 bytes.
+An expert in these tests has D = 7 and H = 3, so 2 * 3 * 7 + 7 = 49 parameters or 196 bytes.
 """
 
 import pickle
@@ -28,7 +28,8 @@ def budget(*, num_experts: int = M, tokens: int = TOKENS, shape: ExpertShape = S
 
 def test_an_expert_is_two_layers_and_a_router_row():
     assert SHAPE.parameters == 49
-    # Router: a product of 7 for each of 5 experts, 2 FLOPs each. Experts: two products of 3 x 7. Three passes.
+    # The router computes a product of length 7 for each of 5 experts, at 2 FLOPs per number. An expert computes two
+    # products of 3 x 7. Forward and backward cost three passes.
     assert SHAPE.flops_per_token(top_k=2, experts=5) == 3 * (2 * 5 * 7 + 2 * 2 * (2 * 3 * 7))
 
 
@@ -38,14 +39,14 @@ def test_stated_numbers_stay_as_they_are():
 
 
 def test_memory_holds_weights_gradients_and_two_moments_in_every_block():
-    # 2 blocks * 196 bytes * 4 copies = 1568 bytes for one expert more.
+    # Each additional expert takes 2 blocks * 196 bytes * 4 copies = 1568 bytes.
     for experts in (1, 3, 11):
         assert budget(top_k=1, memory_mib=experts * 1568 / MIB).experts == experts
         assert budget(top_k=1, memory_mib=((experts + 1) * 1568 - 1) / MIB).experts == experts
 
 
 def test_uplink_holds_each_expert_once_in_every_block():
-    # 2 blocks * 196 bytes = 392 bytes.
+    # Each expert takes 2 blocks * 196 bytes = 392 bytes.
     assert budget(top_k=1, uplink_mib=5 * 392 / MIB).experts == 5
     assert budget(top_k=1, uplink_mib=(5 * 392 - 1) / MIB).experts == 4
 
@@ -55,7 +56,7 @@ def test_the_tighter_of_two_limits_decides():
     assert budget(top_k=1, uplink_mib=2 * 392 / MIB, memory_mib=3 * 1568 / MIB).experts == 2
 
 
-def test_a_tier_in_fewer_blocks_affords_more_experts():
+def test_a_tier_with_fewer_blocks_affords_more_experts():
     assert budget(top_k=1, memory_mib=3 * 1568 / MIB, blocks=(5,)).experts == 6
 
 
@@ -63,16 +64,18 @@ def test_no_budget_holds_more_than_the_pool():
     assert budget(top_k=1, memory_mib=1000.0).experts == M
 
 
-def test_compute_decides_how_many_experts_a_token_may_use():
-    # 4 experts: the router takes 3 * 2 * 4 * 7 = 168 FLOPs a token, an expert 3 * 84 = 252; 1000 tokens, 2 blocks.
+def test_compute_determines_how_many_experts_a_token_may_use():
+    # With 4 experts the router takes 3 * 2 * 4 * 7 = 168 FLOPs per token, and an expert takes 3 * 84 = 252. There are
+    # 1000 tokens and 2 blocks.
     for top_k in (1, 2, 4):
         gflops = 1000 * 2 * (168 + top_k * 252) / 1e9
         assert budget(experts=4, gflops=gflops * (1 + 1e-12)).top_k == top_k  # above the rounding of the division
-    # Twice the tokens at the compute of 4 experts: (168 + 4 * 252) / 2 = 588 FLOPs a token, (588 - 168) / 252 = 1.7.
+    # For twice the tokens, the compute of 4 experts leaves (168 + 4 * 252) / 2 = 588 FLOPs per token, and
+    # (588 - 168) / 252 = 1.7.
     assert budget(experts=4, gflops=1000 * 2 * (168 + 4 * 252) / 1e9, tokens=2 * TOKENS).top_k == 1
 
 
-def test_a_deadline_is_compute_at_the_machines_speed():
+def test_a_deadline_limits_compute_by_the_machines_speed():
     gflops = 1000 * 2 * (168 + 2 * 252) / 1e9 * 1.01
     for deadline in (0.5, 20.0):
         tier = budget(experts=4, deadline_seconds=deadline, gflops_per_second=gflops / deadline)
@@ -104,7 +107,7 @@ def test_more_compute_never_uses_fewer_experts(experts: int, gflops: float, fact
 
 @given(limits_mib, limits_mib, st.floats(4e-3, 1.0))
 @settings(deadline=None)
-def test_what_is_derived_keeps_within_every_limit(memory: float, uplink: float, gflops: float):
+def test_derived_budgets_respect_every_limit(memory: float, uplink: float, gflops: float):
     tier = budget(memory_mib=memory, uplink_mib=uplink, gflops=gflops)
     assert 1 <= tier.top_k <= tier.experts <= M
     assert tier.experts * 1568 / MIB <= memory
@@ -124,7 +127,7 @@ def test_what_is_derived_keeps_within_every_limit(memory: float, uplink: float, 
         ({"top_k": 5, "memory_mib": 3 * 1568 / MIB}, ("top_k=5", "experts=3")),
     ],
 )
-def test_a_budget_that_cannot_be_says_whose_what_and_the_remedy(limits: dict[str, Any], words: tuple[str, ...]):
+def test_an_impossible_budget_names_the_tier_the_values_and_the_remedy(limits: dict[str, Any], words: tuple[str, ...]):
     with pytest.raises(InputError) as error:
         budget(**limits)
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -141,7 +144,7 @@ def test_tiers_are_largest_remainder_shares(parts: list[float], num_clients: int
     assert counts.sum() == num_clients
     assert (np.abs(counts - exact) < 1).all()
     remainders, extra = exact - np.floor(exact), counts - np.floor(exact)
-    # Whoever got a seat for its remainder had at least as large a one as whoever did not.
+    # A tier that was rounded up has at least as large a remainder as a tier that was rounded down.
     if 0 < extra.sum() < len(parts):
         assert remainders[extra > 0].min() >= remainders[extra == 0].max() - 1e-9  # rounding of the products
 
@@ -150,8 +153,9 @@ def test_tiers_are_largest_remainder_shares(parts: list[float], num_clients: int
     ("parts", "num_clients", "counts"),
     [([0.5, 0.3, 0.2], 20, [10, 6, 4]), ([0.5, 0.3, 0.2], 7, [4, 2, 1]), ([0.34, 0.33, 0.33], 5, [2, 2, 1])],
 )
-def test_tiers_worked_by_hand(parts: Sequence[float], num_clients: int, counts: list[int]):
-    # 7 clients: 3.5, 2.1, 1.4, the seat left over goes to .5. 5 clients: 1.7, 1.65, 1.65, two left over.
+def test_tiers_match_examples_computed_by_hand(parts: Sequence[float], num_clients: int, counts: list[int]):
+    # 7 clients: the shares are 3.5, 2.1 and 1.4, and the remaining client goes to 3.5. 5 clients: the shares are 1.7,
+    # 1.65 and 1.65, and two clients remain.
     assert np.bincount(assign_tiers(parts, num_clients, 0)).tolist() == counts
 
 
@@ -166,7 +170,7 @@ def test_fractions_must_sum_to_one():
         assign_tiers([0.5, 0.4], 20, 0)
 
 
-def test_a_tier_that_no_client_belongs_to_is_refused():
+def test_a_tier_without_clients_is_refused():
     with pytest.raises(InputError, match=r"no client: its fraction 0\.01 of 5 clients"):
         assign_tiers([0.99, 0.01], 5, 0)
 
@@ -175,7 +179,7 @@ TIERS = (Budget("small", 1, 2, BLOCKS), Budget("medium", 2, 3, BLOCKS), Budget("
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=23))
-def test_budgets_are_the_dict_of_each_clients_own(numbers: list[int]):
+def test_budgets_equal_the_dict_of_each_clients_budget(numbers: list[int]):
     expected = {client_id: TIERS[number] for client_id, number in enumerate(numbers)}
     budgets = Budgets.of(TIERS, np.array(numbers))
     for mine in (budgets, pickle.loads(pickle.dumps(budgets))):
@@ -197,7 +201,7 @@ def test_budgets_take_one_byte_for_each_client():
 
 
 def test_a_deadline_leaves_out_the_first_blocks():
-    """One token of one expert in one block takes 168 + 252 FLOPs where a block has 4 experts."""
+    """In a block of 4 experts, a token that uses one expert takes 168 + 252 FLOPs."""
     blocks = (1, 3, 5)
 
     def tier(flops: float, **limits: Any) -> Budget:
@@ -206,8 +210,8 @@ def test_a_deadline_leaves_out_the_first_blocks():
 
     assert tier(3 * (168 + 252), experts=4).blocks == (1, 3, 5)
     assert tier(2 * (168 + 252), experts=4) == Budget("t", 1, 4, (3, 5))
-    assert tier(2 * (168 + 252), experts=4, blocks=(1, 3, 5, 7)[:1]).blocks == (1,)  # stated blocks stay
-    assert tier(3 * (168 + 2 * 252), experts=4, top_k=3).blocks == (3, 5)  # and a stated top_k has its time
-    assert tier(3 * (168 + 252)) == Budget("t", 1, 4, (1, 3, 5))  # all experts, where nothing else limits them
+    assert tier(2 * (168 + 252), experts=4, blocks=(1, 3, 5, 7)[:1]).blocks == (1,)  # stated blocks are kept
+    assert tier(3 * (168 + 2 * 252), experts=4, top_k=3).blocks == (3, 5)  # a stated top_k is computed in time
+    assert tier(3 * (168 + 252)) == Budget("t", 1, 4, (1, 3, 5))  # all experts, because no other limit applies
     with pytest.raises(InputError, match="cannot compute one expert"):
         tier(100, experts=4)

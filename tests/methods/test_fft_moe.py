@@ -1,4 +1,4 @@
-"""The method on a tiny BERT: what is sent, what is trained, what comes back, what stays."""
+"""Tests FFT-MoE on a tiny BERT: the tensors that clients download, train, send and keep."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, lo
 
 @pytest.fixture
 def model(backbone_folder: Path) -> Any:
-    """Untrained experts add nothing and so give the router no gradient; these have been trained a little."""
+    """Load slightly trained experts, because untrained experts add nothing and give the router no gradient."""
     backbone = load_backbone(str(backbone_folder), num_labels=3)
     model = attach_adapter(backbone, MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=1, blocks="last-2"))
     for block, moe in adapter.blocks(model).items():
@@ -78,7 +78,7 @@ def test_a_client_downloads_its_resident_rows_and_the_head_and_nothing_else(mode
         assert torch.equal(sent[f"blocks.{block}.load"], torch.full((2,), 1 / M))
 
 
-def test_a_client_of_fewer_blocks_downloads_and_uploads_those_alone(model: Any):
+def test_a_client_with_fewer_blocks_downloads_and_uploads_only_those_blocks(model: Any):
     moe = method()
     state = moe.init(model)
     plan = plan_of(moe, state, 3)
@@ -91,12 +91,12 @@ def test_a_client_of_fewer_blocks_downloads_and_uploads_those_alone(model: Any):
 
 
 def test_an_update_covers_exactly_the_experts_with_routed_tokens(model: Any):
-    """Against a count of our own: which residents the router chooses, over the same batches, for real tokens."""
+    """An independent count of the router's choices over the same batches gives the same experts."""
     moe = method(local=LocalSettings(balance="none", z_strength=0.0))
     state = moe.init(model)
     plan = plan_of(moe, state, 0, dataclasses.replace(TRAINING, local_steps=1))
     plan = dataclasses.replace(plan, experts={1: (0, 3), 2: (1, 4)})
-    # Equal rows tie for every token, and the same one wins every tie: the other receives none.
+    # Equal rows tie for every token. The same row wins every tie, so the other expert receives no token.
     state.tensors["blocks.1.router"][3] = state.tensors["blocks.1.router"][0]
     update, _ = train(model, moe, state, plan)
     counted = count_slots(model, moe, state, plan)
@@ -112,7 +112,7 @@ def test_an_update_covers_exactly_the_experts_with_routed_tokens(model: Any):
 
 
 def count_slots(model: Any, moe: FftMoe, state: ServerState, plan: ClientPlan) -> dict[int, list[int]]:
-    """Replays the training and counts every routing decision on a real token, padding excluded."""
+    """Replay the training and count every routing decision on a token that is not padding."""
     counts = {block: [0] * len(ids) for block, ids in plan.experts.items()}
     source = generator(plan.seed, "batches")
     batches = training_batches(np.arange(23), 7, source, steps=plan.training.local_steps, lengths=examples().lengths)
@@ -157,7 +157,7 @@ def test_a_personal_router_sends_nothing_and_keeps_its_whole_change(model: Any):
         assert torch.equal(kept[f"blocks.{block}.router"], moved - state.tensors[f"blocks.{block}.router"])
 
 
-def test_a_router_of_both_kinds_splits_its_change_and_starts_from_the_sum(model: Any):
+def test_a_shared_and_personal_router_splits_its_change_and_starts_from_the_sum(model: Any):
     moe = method(local=LocalSettings(router="shared+personal", personal_fraction=0.25))
     state = moe.init(model)
     plan = plan_of(moe, state, 1)
@@ -173,7 +173,7 @@ def test_a_router_of_both_kinds_splits_its_change_and_starts_from_the_sum(model:
             assert torch.equal(sparse.router.weight.detach(), state.tensors[name] + kept[name])
 
 
-def test_personal_rows_belong_to_their_expert_whatever_the_client_holds_next(model: Any):
+def test_personal_rows_stay_with_their_expert_when_residents_change(model: Any):
     moe = method(local=LocalSettings(router="personal"))
     state = moe.init(model)
     first = dataclasses.replace(plan_of(moe, state, 0), experts={1: (0, 3), 2: (1, 4)})
@@ -188,7 +188,7 @@ def test_personal_rows_belong_to_their_expert_whatever_the_client_holds_next(mod
 
 
 def test_the_router_of_a_client_with_one_expert_per_token_learns(model: Any):
-    moe = method(local=LocalSettings(balance="none", z_strength=0.0))  # only the task can move it
+    moe = method(local=LocalSettings(balance="none", z_strength=0.0))  # only the task loss moves the router
     state = moe.init(model)
     update, _ = train(model, moe, state, plan_of(moe, state, 0))
     for block in BLOCKS:
@@ -207,8 +207,8 @@ def test_only_a_loss_that_is_switched_on_adds_a_penalty(model: Any, balance: str
     assert (penalty == 0.0) is (balance == "none")
 
 
-def test_switch_is_one_at_uniform_load_times_its_strength(model: Any):
-    """With all router rows equal, P is uniform, and sum f_m P_m / q_m = sum f_m = 1 for the uniform target."""
+def test_the_switch_loss_equals_its_strength_at_uniform_probabilities(model: Any):
+    """With equal router rows, P is uniform, and sum f_m P_m / q_m = sum f_m = 1 for the uniform target."""
     moe = method(local=LocalSettings(balance="switch", balance_strength=0.125, z_strength=0.0))
     state = moe.init(model)
     for block in BLOCKS:
@@ -231,8 +231,8 @@ def test_the_z_loss_is_the_squared_log_of_the_residents_at_zero_logits(model: An
         assert float(session.penalty(token_mask(batch)).detach()) == pytest.approx(expected, rel=1e-6)  # float32
 
 
-def test_a_skewed_client_is_held_to_balance_less_than_an_even_one(model: Any):
-    """Strength is lambda (1 - s): a client whose routing is the global load pays in full, one unlike it less."""
+def test_a_skewed_client_has_a_weaker_balance_loss(model: Any):
+    """The strength is lambda (1 - s), which is largest for a client whose routing equals the global load."""
     moe = method(local=LocalSettings(balance_strength=1.0, balance_beta=0.0, z_strength=0.0))
     state = moe.init(model)
     plan, batch = plan_of(moe, state, 1), examples().batch(range(7))
@@ -296,7 +296,7 @@ def test_a_round_moves_the_head_and_exactly_the_experts_that_were_trained(model:
     assert diagnostics["train_loss"] == pytest.approx(np.mean([update.metrics["loss"] for update in updates]))
 
 
-def test_applying_a_round_leaves_the_old_state_alone(model: Any):
+def test_aggregating_a_round_does_not_change_the_old_state(model: Any):
     moe = method(optimizer=ServerOptimizer("adam"))
     state = moe.init(model)
     before = {name: tensor.clone() for name, tensor in state.tensors.items()}
@@ -306,7 +306,7 @@ def test_applying_a_round_leaves_the_old_state_alone(model: Any):
     assert (state.round, state.optimizer, state.preferences) == (0, {}, {})
 
 
-def test_preferences_order_every_expert_that_the_client_ever_held(model: Any):
+def test_preferences_rank_every_expert_that_the_client_has_held(model: Any):
     moe = method()
     state = moe.init(model)
     first = dataclasses.replace(plan_of(moe, state, 0), experts={1: (0, 3), 2: (1, 4)})
@@ -322,7 +322,7 @@ def test_preferences_order_every_expert_that_the_client_ever_held(model: Any):
         assert float(affinity[list(second.experts[block])].sum()) == pytest.approx(2.0, rel=1e-6)  # float32
 
 
-def test_the_model_is_the_backbone_again_for_a_block_outside_the_budget(model: Any):
+def test_a_block_outside_the_budget_equals_the_backbones_block(model: Any):
     moe = method()
     state = moe.init(model)
     batch = examples().batch(range(5))
@@ -337,7 +337,7 @@ def test_the_model_is_the_backbone_again_for_a_block_outside_the_budget(model: A
     assert not torch.allclose(narrow, logits(model, batch))
 
 
-def test_what_is_installed_is_the_global_model_at_the_tiers_top_k(model: Any):
+def test_install_loads_the_global_model_with_the_tiers_top_k(model: Any):
     moe = method()
     state = moe.init(model)
     train(model, moe, state, plan_of(moe, state, 0))  # leaves the client's experts in the model
@@ -350,7 +350,7 @@ def test_what_is_installed_is_the_global_model_at_the_tiers_top_k(model: Any):
         assert torch.equal(parameter.detach(), state.tensors[f"head.{name}"])
 
 
-def test_a_clients_update_does_not_depend_on_who_trained_before_it(model: Any):
+def test_a_clients_update_does_not_depend_on_the_client_before_it(model: Any):
     moe = method()
     state = moe.init(model)
     plan = plan_of(moe, state, 0)
@@ -361,7 +361,7 @@ def test_a_clients_update_does_not_depend_on_who_trained_before_it(model: Any):
     assert all(torch.equal(fresh.tensors[name], again.tensors[name]) for name in fresh.tensors)
 
 
-def test_the_backbone_is_never_touched(model: Any):
+def test_the_backbone_never_changes(model: Any):
     moe = method()
     state = moe.init(model)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -371,9 +371,10 @@ def test_the_backbone_is_never_touched(model: Any):
     assert all(torch.equal(now[name], before) for name, before in frozen.items())
 
 
-def test_load_variation_is_zero_when_all_are_used_alike():
+def test_load_variation_is_zero_for_a_uniform_load():
     assert load_variation({"blocks.0": torch.full((M,), 3.0, dtype=torch.float64)}) == 0.0
-    # One of five has all: mean 1/5, variance (16 + 4) / 25 / 5 = 4/25, so a variation of (2/5) / (1/5).
+    # One of five experts has the whole load: the mean is 1/5, the variance (16 + 4) / 25 / 5 = 4/25, and the
+    # coefficient of variation (2/5) / (1/5).
     assert load_variation({"blocks.0": torch.eye(M, dtype=torch.float64)[2]}) == pytest.approx(2.0)
     assert load_variation({}) == 0.0
 
@@ -386,7 +387,7 @@ def test_unknown_settings_name_the_nearest():
 
 
 def test_load_counts_examples_or_clients(model: Any):
-    """Among malicious clients each counts as one, whatever it says that it has."""
+    """If clients may be malicious, each counts as one, because a client may claim any number of examples."""
     experts, tensors = {2: (0, 1)}, {}
 
     def load(num_examples: int, **fields: Any) -> torch.Tensor:

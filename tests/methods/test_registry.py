@@ -1,4 +1,4 @@
-"""The registry of methods: what it says of each is what the method does, and nothing else names one in a condition."""
+"""Tests that the registry describes every method correctly, and that no code branches on a method's name."""
 
 import ast
 import subprocess
@@ -42,14 +42,14 @@ def composed(recipe_values: dict[str, Any]) -> Compose:
 
 
 def trained(experiment: Experiment) -> list[ClientUpdate]:
-    """The largest updates of two clients in the first round."""
+    """Return the largest updates of two clients in the first round."""
     method, state = experiment.method, experiment.method.init(experiment.model)
     cohort = range(min(2, experiment.num_clients))
     plan = plan_round(method, state, 1, cohort, experiment.budgets, experiment.training, 0)
     return [method.widest_update(client, method.download(state, client)) for client in plan.clients]
 
 
-def test_the_registry_is_read_without_torch():
+def test_importing_the_registry_does_not_import_torch():
     code = "import sys, fftmoe.methods.registry, fftmoe.config; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
@@ -60,18 +60,18 @@ def test_the_protocol_has_twelve_members():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_every_member_and_the_capabilities_of_its_line(name: str, composed: Compose):
+def test_a_method_has_every_member_and_the_registered_capabilities(name: str, composed: Compose):
     method = composed(name).method
     assert all(hasattr(method, member) for member in MEMBERS)
     spec = METHODS[name]
     assert isinstance(method, spec.load())
     assert method_class(composed(name).recipe) is spec.load()
-    if not spec.capabilities.pools_data:  # a transformation of the recipe for FFT-MoE
+    if not spec.capabilities.pools_data:  # pooled data is FFT-MoE with a transformed recipe
         assert method.capabilities == spec.capabilities
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_method_trains_is_what_its_model_and_its_updates_hold(name: str, composed: Compose):
+def test_models_and_updates_contain_what_the_registry_says_is_trained(name: str, composed: Compose):
     experiment, capabilities = composed(name), METHODS[name].capabilities
     assert bool(lora_modules(experiment.model)) is (capabilities.trains == "low-rank")
     assert bool(adapter.blocks(experiment.model)) is (capabilities.trains != "low-rank")
@@ -83,7 +83,7 @@ def test_what_a_method_trains_is_what_its_model_and_its_updates_hold(name: str, 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_clients_hold_the_whole_pool_where_the_registry_says_so(name: str, composed: Compose):
+def test_clients_hold_the_whole_pool_if_the_registry_says_so(name: str, composed: Compose):
     experiment = composed(name)
     method, pools = experiment.method, adapter.blocks(experiment.model)
     state = method.init(experiment.model)
@@ -96,7 +96,7 @@ def test_clients_hold_the_whole_pool_where_the_registry_says_so(name: str, compo
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_several_clients_train_in_one_batch_where_the_registry_says_so(name: str, composed: Compose):
+def test_several_clients_train_in_one_batch_if_the_registry_says_so(name: str, composed: Compose):
     experiment = composed(name)
     method, state = experiment.method, experiment.method.init(experiment.model)
     plan = plan_round(method, state, 1, [0], experiment.budgets, experiment.training, 0).clients[0]
@@ -110,7 +110,7 @@ def test_several_clients_train_in_one_batch_where_the_registry_says_so(name: str
 
 
 class Nothing:
-    """An aggregator that changes nothing."""
+    """`Nothing` is an aggregator that changes no tensor."""
 
     def __init__(self, shapes: Any) -> None:
         self.seen = 0
@@ -123,7 +123,7 @@ class Nothing:
 
 
 @pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.capabilities.averages])
-def test_another_aggregator_can_replace_the_mean_where_the_registry_says_so(name: str, recipe_values: dict[str, Any]):
+def test_another_aggregator_can_replace_the_mean_if_the_registry_says_so(name: str, recipe_values: dict[str, Any]):
     from fftmoe.setup.plugins import Plugins
 
     federation = {**recipe_values["federation"], "aggregation": "plugin:nothing"}
@@ -135,7 +135,7 @@ def test_another_aggregator_can_replace_the_mean_where_the_registry_says_so(name
 
 
 def names_in_conditions(source: str) -> list[str]:
-    """Comparisons with the name of a method, and `isinstance` of a class of one."""
+    """Return comparisons with a method's name, and `isinstance` checks of a method's class."""
     classes = {spec.cls for spec in METHODS.values()} | {"LoraMethod"}
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -147,7 +147,7 @@ def names_in_conditions(source: str) -> list[str]:
     return found
 
 
-def test_nothing_branches_on_the_name_of_a_method():
+def test_no_code_branches_on_the_name_of_a_method():
     found = {str(p.relative_to(SOURCE)): names_in_conditions(p.read_text()) for p in SOURCE.rglob("*.py")}
     assert {path: places for path, places in found.items() if places} == {}
 
@@ -155,5 +155,5 @@ def test_nothing_branches_on_the_name_of_a_method():
 @pytest.mark.parametrize(
     "line", ['recipe.method == "flame"', 'm in ("local-only", "fedsa-lora")', "isinstance(method, LoraMethod)"]
 )
-def test_the_search_finds_such_a_branch(line: str):
+def test_the_search_finds_a_branch_on_a_name(line: str):
     assert names_in_conditions(f"x = {line}\n")

@@ -1,4 +1,4 @@
-"""Who holds which experts: balanced before statistics, personal after, with one slot to explore."""
+"""Tests which experts clients hold: a balanced design first, then preferred experts and one slot to explore."""
 
 import pickle
 from collections import Counter
@@ -28,7 +28,7 @@ def design_of(budgets: dict[int, Budget], seed: int) -> dict[int, Experts]:
 
 
 def design_one_by_one(budgets: Mapping[int, Budget], num_experts: int, seed: int) -> dict[int, Experts]:
-    """The specification: clients take, one after another, the experts that fewest hold, ties at random."""
+    """Specify the balanced design: clients in turn take the experts with the fewest holders, with random ties."""
     design: dict[int, Experts] = {client_id: {} for client_id in sorted(budgets)}
     for block in sorted({b for budget in budgets.values() for b in budget.blocks}):
         random = numpy_generator(seed, "residents", block)
@@ -45,7 +45,7 @@ def design_one_by_one(budgets: Mapping[int, Budget], num_experts: int, seed: int
 
 
 def assert_complete(residents: dict[int, Experts], budgets: dict[int, Budget]) -> None:
-    """Each client has its number of distinct experts in each of its blocks, ascending."""
+    """Assert that each client has the right number of distinct experts, ascending, in exactly its blocks."""
     assert list(residents) == sorted(budgets)
     for client_id, budget in budgets.items():
         assert set(residents[client_id]) == set(budget.blocks)
@@ -62,7 +62,7 @@ def holders(residents: dict[int, Experts], block: int) -> list[int]:
 
 @given(held, seeds)
 @settings(deadline=None)
-def test_a_balanced_design_gives_every_expert_as_many_holders_up_to_one(sizes: list[int], seed: int):
+def test_numbers_of_holders_differ_by_at_most_one_in_a_balanced_design(sizes: list[int], seed: int):
     budgets = budgets_of(sizes)
     design = design_of(budgets, seed)
     assert_complete(design, budgets)
@@ -72,7 +72,7 @@ def test_a_balanced_design_gives_every_expert_as_many_holders_up_to_one(sizes: l
 
 @given(held, seeds)
 @settings(deadline=None, max_examples=25)
-def test_a_balanced_design_balances_among_the_clients_that_adapt_a_block(sizes: list[int], seed: int):
+def test_a_balanced_design_balances_each_block_over_the_clients_that_adapt_it(sizes: list[int], seed: int):
     budgets = {c: Budget("tier", 1, size, BLOCKS if c % 2 else BLOCKS[1:]) for c, size in enumerate(sizes)}
     design = design_of(budgets, seed)
     assert_complete(design, budgets)
@@ -86,7 +86,7 @@ budgets = st.builds(
 
 
 @given(st.dictionaries(st.integers(0, 10**9), budgets, max_size=11), seeds)
-def test_a_balanced_design_is_that_of_one_client_after_another(budgets: dict[int, Budget], seed: int):
+def test_a_balanced_design_matches_its_specification(budgets: dict[int, Budget], seed: int):
     design, expected = balanced_design(budgets, M, seed), design_one_by_one(budgets, M, seed)
     assert design == expected
     assert list(design) == list(expected)
@@ -95,10 +95,10 @@ def test_a_balanced_design_is_that_of_one_client_after_another(budgets: dict[int
         assert nobody not in design
 
 
-def test_a_balanced_design_takes_a_bit_for_each_expert():
+def test_a_balanced_design_takes_one_bit_per_expert():
     budgets = budgets_of([1, 3, 5, 2] * 251)
     num_bytes = len(pickle.dumps(balanced_design(budgets, M, 0)))
-    assert num_bytes < len(budgets) * (8 + len(BLOCKS)) + 1000  # the client's number, and 7 bits in each block
+    assert num_bytes < len(budgets) * (8 + len(BLOCKS)) + 1000  # an id of 8 bytes, and 7 bits per block
 
 
 def test_a_balanced_design_is_a_function_of_the_seed():
@@ -113,7 +113,7 @@ def test_a_balanced_design_differs_from_block_to_block():
 
 
 def rankings(num_clients: int, seed: int) -> dict[int, Experts]:
-    """Every client knows every expert and ranks them at random, as a balanced design with one slot each does."""
+    """Rank all experts at random for every client, by dealing single slots from a balanced design."""
     orders = {}
     for client_id in range(num_clients):
         orders[client_id] = {}
@@ -125,7 +125,7 @@ def rankings(num_clients: int, seed: int) -> dict[int, Experts]:
 
 @given(st.lists(st.integers(2, M - 1), min_size=1, max_size=7), seeds)
 @settings(deadline=None)
-def test_all_slots_but_one_go_to_the_favourites(sizes: list[int], seed: int):
+def test_all_slots_but_one_hold_preferred_experts(sizes: list[int], seed: int):
     budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
     residents = personal_residents(budgets, preferences, design_of(budgets, seed), M, explore=True)
     assert_complete(residents, budgets)
@@ -136,7 +136,7 @@ def test_all_slots_but_one_go_to_the_favourites(sizes: list[int], seed: int):
 
 @given(held, seeds)
 @settings(deadline=None, max_examples=25)
-def test_without_exploration_a_client_holds_its_favourites_alone(sizes: list[int], seed: int):
+def test_without_exploration_a_client_holds_only_preferred_experts(sizes: list[int], seed: int):
     budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
     residents = personal_residents(budgets, preferences, design_of(budgets, seed), M, explore=False)
     for client_id, budget in budgets.items():
@@ -144,8 +144,8 @@ def test_without_exploration_a_client_holds_its_favourites_alone(sizes: list[int
             assert residents[client_id][block] == tuple(sorted(preferences[client_id][block][: budget.experts]))
 
 
-def test_exploration_takes_the_expert_that_fewest_of_the_cohort_hold():
-    # Both like 0 and 1 best, so 2 is the lowest expert that nobody holds; then it is held, and 3 is next.
+def test_exploration_takes_the_expert_with_the_fewest_holders_in_the_cohort():
+    # Both clients prefer 0 and 1. Expert 2 is the lowest expert without a holder, and after it has one, expert 3 is.
     budgets = budgets_of([3, 3], blocks=(1,))
     order: Experts = {1: (0, 1, 6, 5, 4, 3, 2)}
     residents = personal_residents(budgets, {0: order, 1: order}, {}, M, explore=True)
@@ -153,7 +153,7 @@ def test_exploration_takes_the_expert_that_fewest_of_the_cohort_hold():
 
 
 @pytest.mark.parametrize("size", [1, M])
-def test_one_slot_or_the_whole_pool_has_nothing_to_explore(size: int):
+def test_a_client_with_one_slot_or_the_whole_pool_does_not_explore(size: int):
     budgets = budgets_of([size], blocks=(1,))
     order: Experts = {1: (5, 3, 1, 0, 2, 4, 6)}
     residents = personal_residents(budgets, {0: order}, {}, M, explore=True)
@@ -170,7 +170,7 @@ def test_a_client_without_statistics_takes_the_balanced_design():
     assert residents[1] != design[1]
 
 
-def test_slots_beyond_what_a_client_knows_go_to_the_least_held_experts():
+def test_slots_without_a_preferred_expert_go_to_the_experts_with_the_fewest_holders():
     budgets = budgets_of([4, 2], blocks=(1,))
     residents = personal_residents(budgets, {0: {1: (6, 2)}}, {1: {1: (0, 1)}}, M, explore=False)
     assert residents == {0: {1: (2, 3, 4, 6)}, 1: {1: (0, 1)}}
@@ -178,7 +178,7 @@ def test_slots_beyond_what_a_client_knows_go_to_the_least_held_experts():
 
 @given(st.lists(st.integers(2, M - 1), min_size=2, max_size=7), seeds)
 @settings(deadline=None, max_examples=25)
-def test_residents_depend_on_the_cohort_and_not_on_the_order_it_was_named_in(sizes: list[int], seed: int):
+def test_residents_do_not_depend_on_the_order_of_the_cohort(sizes: list[int], seed: int):
     budgets, preferences = budgets_of(sizes), rankings(len(sizes), seed)
     design = design_of(budgets, seed)
     backwards = dict(reversed(budgets.items()))

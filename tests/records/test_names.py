@@ -1,4 +1,4 @@
-"""Names of tensors: what is built is parsed again, and no other module builds or parses one."""
+"""Tests that parsing inverts building of tensor names, and that no other module builds or parses one."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def test_parsing_inverts_building(name: TensorName):
 
 
 @given(tensor_names)
-def test_every_question_about_a_name_agrees_with_its_parts(name: TensorName):
+def test_every_function_of_a_name_agrees_with_its_parts(name: TensorName):
     text = str(name)
     assert names.is_expert(text) is (name.family == "blocks")
     assert names.is_head(text) is (name.family == "head")
@@ -65,14 +65,14 @@ def test_feedback_is_recognised_and_nothing_else_is(name: TensorName):
     assert not names.is_feedback(text)
 
 
-def test_another_name_is_an_error():
+def test_an_unknown_name_is_an_error():
     for text in ("", "sums.gram", "feedback/head.weight"):
         with pytest.raises(ValueError, match="not the name of a tensor"):
             parse(text)
 
 
-def test_names_on_the_wire_are_as_they_always_were():
-    """Runs, checkpoints and sites hold these names."""
+def test_names_on_the_wire_do_not_change():
+    """Runs, checkpoints and sites store these names."""
     assert names.expert_tensors(1) == ("blocks.1.router", "blocks.1.up", "blocks.1.down")
     assert names.shared_tensors(2) == ("shared.2.up", "shared.2.down")
     assert names.shared_factors(names.shared_update(2, "query")) == ("shared.2.query.a", "shared.2.query.b")
@@ -91,7 +91,7 @@ SETTINGS = re.compile(
 
 
 def built_by_hand(source: str) -> list[str]:
-    """The texts in a module that begin like the name of a tensor, without docstrings."""
+    """Return the strings in a module that begin like the name of a tensor, without docstrings."""
     tree = ast.parse(source)
     docstrings = {
         id(node.body[0].value)
@@ -116,6 +116,6 @@ def test_no_other_module_builds_or_parses_a_name():
     "line",
     ['f"blocks.{i}.up"', 'name.startswith("head.")', 'x["head.weight"]', 'f"lora.{p}.A"', 'n.endswith(".router")'],
 )
-def test_the_search_finds_what_it_is_for(line: str):
+def test_the_search_finds_names_that_are_built_or_parsed(line: str):
     assert built_by_hand(f"{line}\n")
     assert not built_by_hand('raise ValueError("head.kind=averaged")\n')

@@ -1,4 +1,4 @@
-"""What passes between server and client comes back as it went, and equal values give equal bytes."""
+"""Tests that messages are read as they were written, and that equal values give equal bytes."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from fftmoe.rng import generator
 
 D, H = 7, 3
 
-# Shares, losses and learning rates must come back to the last bit, whatever the number.
+# Any finite share, loss or learning rate must keep its bits.
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 seeds = st.integers(0, 2**63 - 1)
 expert_ids = st.sets(st.integers(0, 100), max_size=5).map(lambda ids: tuple(sorted(ids)))
@@ -53,7 +53,7 @@ trainings = st.builds(
 
 
 def tensors_of(held: Experts, seed: int) -> Tensors:
-    """Random tensors named and shaped as those of a message."""
+    """Make random tensors with the names and shapes of a message."""
     source = generator(seed, "message")
     tensors = {"head.weight": torch.randn(5, D, generator=source)}
     for block, ids in held.items():
@@ -71,7 +71,7 @@ def assert_equal_tensors(one: Tensors, two: Tensors) -> None:
 
 @given(budgets, trainings, experts, seeds, st.integers(0, 10**6), st.sampled_from(["train", "alone", "sums"]))
 @settings(deadline=None, max_examples=50)
-def test_a_plan_comes_back_as_it_was(
+def test_a_plan_is_read_as_it_was_written(
     budget: Budget, training: Training, held: Experts, seed: int, client_id: int, task: str
 ):
     plan = ClientPlan(3, client_id, seed, budget, held, training, task)
@@ -83,7 +83,7 @@ def test_a_plan_comes_back_as_it_was(
 
 @given(experts, experts, st.data(), st.dictionaries(st.text(max_size=5), numbers, max_size=3))
 @settings(deadline=None, max_examples=50)
-def test_an_update_comes_back_as_it_was(held: Experts, preferences: Experts, data: Any, metrics: dict[str, float]):
+def test_an_update_is_read_as_it_was_written(held: Experts, preferences: Experts, data: Any, metrics: dict[str, float]):
     shares = {b: tuple(data.draw(st.lists(numbers, min_size=len(i), max_size=len(i)))) for b, i in held.items()}
     tensors = tensors_of(held, 2)
     update = ClientUpdate(5, 17, 113, tensors, held, shares, preferences, metrics)
@@ -93,13 +93,13 @@ def test_an_update_comes_back_as_it_was(held: Experts, preferences: Experts, dat
     assert_equal_tensors(tensors, back.tensors)
 
 
-def test_a_plan_is_to_train_unless_it_says_otherwise():
+def test_the_default_task_of_a_plan_is_to_train():
     training = Training(batch_size=1, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
     plan = ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, training)
     assert unpack_plan(pack_plan(plan, {}))[0].task == "train"
 
 
-def test_the_order_in_which_values_were_put_in_leaves_no_trace_in_the_bytes():
+def test_the_order_of_insertion_does_not_change_the_bytes():
     names = ["blocks.1.up", "head.weight", "blocks.0.router"]
     tensors = {name: torch.full((2, 3), float(i)) for i, name in enumerate(names)}
     header = {"a": 1, "b": {2: [3], 10: [4]}}

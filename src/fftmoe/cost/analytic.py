@@ -12,7 +12,7 @@ import torch
 from fftmoe.client.compress import compress
 from fftmoe.cost.workload import Workload
 from fftmoe.head import sum_shapes
-from fftmoe.methods.budget import BYTES, TRAINING_COPIES, ExpertShape
+from fftmoe.methods.budget import BYTES_PER_PARAMETER, TRAINING_COPIES, ExpertShape
 from fftmoe.methods.lora import rank_of
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, names, pack_plan, pack_update
 from fftmoe.records.codec import bytes_per_number
@@ -55,7 +55,7 @@ def adapter_cost(budget: Budget, shape: ExpertShape, upload: str) -> AdapterCost
 
 def training_bytes(parameters: int) -> int:
     """The memory for so many parameters while they train: weights, gradients and AdamW's two moments, in float32."""
-    return BYTES * TRAINING_COPIES * parameters
+    return BYTES_PER_PARAMETER * TRAINING_COPIES * parameters
 
 
 def tokens_per_round(training: Training, num_examples: float, mean_tokens: float) -> int:
@@ -126,7 +126,7 @@ def tier_cost(workload: Workload, tier: Budget, plans: Mapping[int, ClientPlan])
         bytes_down=len(pack_plan(plan, download)),
         bytes_up=len(pack_update(widest)),
         trainable_parameters=parameters,
-        adapter_bytes=BYTES * parameters,
+        adapter_bytes=BYTES_PER_PARAMETER * parameters,
         training_bytes=training_bytes(parameters),
         flops_per_token=_flops_per_token(workload, tier),
         rank=rank_of(update),

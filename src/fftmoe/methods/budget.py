@@ -18,7 +18,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import Budget
 from fftmoe.rng import numpy_generator
 
-BYTES = 4  # float32, in memory and on the wire
+BYTES_PER_PARAMETER = 4  # float32, in memory and on the wire
 TRAINING_COPIES = 4  # weight, gradient and AdamW's two moments
 MIB = 2**20
 
@@ -106,7 +106,7 @@ def resolve(
     num_experts: int,
     blocks: tuple[int, ...],
     tokens_per_round: int,
-    bytes_up: float = BYTES,
+    bytes_up: float = BYTES_PER_PARAMETER,
 ) -> Budget:
     """Compute the budget of one tier: keep stated numbers, and choose the others as large as every limit allows.
 
@@ -138,7 +138,7 @@ def _check_holds_one_expert(limits: Limits, shape: ExpertShape, experts: int, nu
         parameters = num_blocks * shape.block_parameters(1)
         raise InputError(
             f"budget {limits.name!r} cannot hold one expert per adapted block: it needs "
-            f"{parameters * BYTES * TRAINING_COPIES / MIB:.3f} MiB of memory and "
+            f"{parameters * BYTES_PER_PARAMETER * TRAINING_COPIES / MIB:.3f} MiB of memory and "
             f"{parameters * bytes_up / MIB:.3f} MiB of uplink, but has "
             f"memory_mib={limits.memory_mib}, uplink_mib={limits.uplink_mib}; "
             "raise the limit, lower adapter.expert_dim, adapter.shared_dim or adapter.shared_rank, "
@@ -188,7 +188,7 @@ def _affordable_blocks(
 def _affordable_experts(limits: Limits, shape: ExpertShape, num_blocks: int, bytes_up: float) -> int:
     """Return the number of experts per block that both memory and uplink allow."""
     bounds = []
-    for mib, cost in ((limits.memory_mib, BYTES * TRAINING_COPIES), (limits.uplink_mib, bytes_up)):
+    for mib, cost in ((limits.memory_mib, BYTES_PER_PARAMETER * TRAINING_COPIES), (limits.uplink_mib, bytes_up)):
         if mib is not None:
             parameters = mib * MIB / cost / num_blocks
             bounds.append((parameters - shape.shared_parameters) / shape.parameters)

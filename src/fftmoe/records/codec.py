@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
 
-KINDS = ("float32", "bfloat16", "int8")
+NUMBER_FORMATS = ("float32", "bfloat16", "int8")
 LEVELS = 127  # positive levels, and as many negative ones
 SCALE = ":scale"
 
@@ -23,8 +23,8 @@ def encode(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     Raises:
         InputError: `kind` is unknown.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown upload {kind!r}{did_you_mean(kind, KINDS)}")
+    if kind not in NUMBER_FORMATS:
+        raise InputError(f"unknown upload {kind!r}{did_you_mean(kind, NUMBER_FORMATS)}")
     if kind == "float32":
         return dict(tensors)
     if kind == "bfloat16":

@@ -12,7 +12,7 @@ from safetensors import TensorSpec, serialize
 from fftmoe.records.messages import Budget, ClientPlan, ClientUpdate, Tensors, Training
 from fftmoe.strict import strict_json
 
-DEEPEST = 3  # largest depth of nested brackets in the JSON of a message
+MESSAGE_DEPTH = 3  # largest depth of nested brackets in the JSON of a message
 
 
 def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
@@ -41,7 +41,9 @@ def unpack_header(message: bytes) -> dict:
     return json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["header"])
 
 
-def inspect_message(message: bytes, most: int, deepest: int = DEEPEST) -> tuple[dict[str, Any], dict[str, Any], int]:
+def inspect_message(
+    message: bytes, most: int, deepest: int = MESSAGE_DEPTH
+) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Read the declarations of an untrusted message without creating a tensor; the caller must check every value.
 
     Args:
@@ -81,7 +83,7 @@ def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:
     plan = ClientPlan(
         budget=Budget(**budget),
         training=Training(**header.pop("training")),
-        experts=_by_block(header.pop("experts")),
+        experts=_with_block_keys(header.pop("experts")),
         **header,
     )
     return plan, tensors
@@ -100,10 +102,10 @@ def unpack_update(message: bytes) -> ClientUpdate:
 
 def make_update(header: Mapping[str, Any], tensors: Tensors) -> ClientUpdate:
     """Make the update that this header and these tensors describe."""
-    tables = {name: _by_block(header[name]) for name in ("experts", "shares", "preferences")}
+    tables = {name: _with_block_keys(header[name]) for name in ("experts", "shares", "preferences")}
     return ClientUpdate(tensors=tensors, **{**header, **tables})
 
 
-def _by_block(table: dict[str, list]) -> dict:
+def _with_block_keys(table: dict[str, list]) -> dict:
     """Restore integer keys and tuples, which JSON stores as strings and lists."""
     return {int(block): tuple(values) for block, values in table.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.records import ClientUpdate, Tensors, names
 
-KINDS = ("per-expert", "fedavg")
+AGGREGATIONS = ("per-expert", "fedavg")
 
 
 class Aggregator(Protocol):
@@ -67,8 +67,8 @@ class WeightedSum:
     last_client: int = -1
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown aggregation {self.kind!r}{did_you_mean(self.kind, KINDS)}")
+        if self.kind not in AGGREGATIONS:
+            raise InputError(f"unknown aggregation {self.kind!r}{did_you_mean(self.kind, AGGREGATIONS)}")
 
     def add(self, update: ClientUpdate) -> None:
         """Add the update of one client; updates must arrive in ascending `client_id` order."""

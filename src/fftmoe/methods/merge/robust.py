@@ -22,7 +22,7 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.merge.robust_means import MEANS, bounded_mean
 from fftmoe.records import ClientUpdate, Tensors, names
 
-KINDS = ("norm-bound", *MEANS)
+ROBUST_AGGREGATORS = ("norm-bound", *MEANS)
 FEW_CONTRIBUTORS = ("bounded", "frozen")
 
 
@@ -52,7 +52,10 @@ class RobustMean:
     updates: dict[int, ClientUpdate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, valid in (("aggregator", self.kind, KINDS), ("few_contributors", self.few, FEW_CONTRIBUTORS)):
+        for name, value, valid in (
+            ("aggregator", self.kind, ROBUST_AGGREGATORS),
+            ("few_contributors", self.few, FEW_CONTRIBUTORS),
+        ):
             if value not in valid:
                 raise InputError(f"unknown robustness.{name} {value!r}{did_you_mean(value, valid)}")
 

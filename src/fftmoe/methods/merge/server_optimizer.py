@@ -17,7 +17,7 @@ from torch import Tensor
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.records import Tensors, names
 
-KINDS = ("sgd", "momentum", "adam")
+OPTIMIZERS = ("sgd", "momentum", "adam")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class ServerOptimizer:
     epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown server_optimizer {self.kind!r}{did_you_mean(self.kind, KINDS)}")
+        if self.kind not in OPTIMIZERS:
+            raise InputError(f"unknown server_optimizer {self.kind!r}{did_you_mean(self.kind, OPTIMIZERS)}")
 
     def apply(self, tensors: Tensors, deltas: Tensors, trained: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """Apply one step to every tensor that has a delta.
