@@ -223,7 +223,7 @@ def test_what_cannot_protect_examples_is_refused(values: Values, change: dict[st
 def test_what_only_the_population_shows_is_refused(values: Values, tmp_path: Path):
     for change, reason in (
         ({"examples": {**EXAMPLES, "delta": 0.5}}, "allow the run to reveal one of the"),
-        ({"engine": {"clients_per_batch": 2}}, "takes one example at a time"),
+        ({"engine": {"clients_per_batch": 2}}, "computes the gradient of one example at a time"),
     ):
         with pytest.raises(InputError, match=reason):
             run(parse_recipe(values("fft-moe", **change), "tiny"), tmp_path / "run")
