@@ -51,25 +51,11 @@ def build_method(
         modules=lora_modules(model),
         shape=shape,
         num_experts=pool_size(recipe, model.get_base_model(), plugins),
-        optimizer=ServerOptimizer(
-            kind=federation.server_optimizer,
-            learning_rate=federation.server_learning_rate,
-            beta1=federation.server_beta1,
-            beta2=federation.server_beta2,
-            epsilon=federation.server_epsilon,
-        ),
+        optimizer=_server_optimizer(recipe),
         merge=plugins.aggregator(federation.aggregation) or _robust_merge(recipe),
         aggregation=federation.aggregation,
         activation_power=federation.activation_power,
-        local=LocalSettings(
-            balance=settings.balance,
-            balance_strength=settings.balance_strength,
-            balance_beta=settings.balance_beta,
-            balance_epsilon=settings.balance_epsilon,
-            z_strength=settings.z_strength,
-            router=settings.router,
-            personal_fraction=settings.personal_fraction,
-        ),
+        local=_local_settings(recipe),
         residents=settings.residents,
         explore=settings.explore,
         load_decay=settings.load_decay,
@@ -78,6 +64,32 @@ def build_method(
     method = method_class(recipe, plugins).make(parts)
     plugin: Any = plugins.method(recipe.method)
     return method if plugin is None or is_method_class(plugin) else plugin(method)
+
+
+def _server_optimizer(recipe: Recipe) -> ServerOptimizer:
+    """Return the server optimizer that the recipe states."""
+    federation = recipe.federation
+    return ServerOptimizer(
+        kind=federation.server_optimizer,
+        learning_rate=federation.server_learning_rate,
+        beta1=federation.server_beta1,
+        beta2=federation.server_beta2,
+        epsilon=federation.server_epsilon,
+    )
+
+
+def _local_settings(recipe: Recipe) -> LocalSettings:
+    """Return the constants of the client's routing and of its auxiliary losses that the recipe states."""
+    settings = recipe.adapter
+    return LocalSettings(
+        balance=settings.balance,
+        balance_strength=settings.balance_strength,
+        balance_beta=settings.balance_beta,
+        balance_epsilon=settings.balance_epsilon,
+        z_strength=settings.z_strength,
+        router=settings.router,
+        personal_fraction=settings.personal_fraction,
+    )
 
 
 def _robust_merge(recipe: Recipe) -> Merge | None:
