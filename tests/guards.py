@@ -1,4 +1,4 @@
-"""Takes away one guard of a module after the other, and looks whether a test of one file turns red each time.
+"""Removes the guards of a module one after another, and checks that a test of one file fails each time.
 
 A guard is an `if` that ends by raising, a call of a function whose name begins with `check_` or `_check_`, or an
 `except` that raises something else. The tests run once as they are; then a copy of the process is made for each guard
@@ -23,11 +23,11 @@ from typing import Any, NamedTuple, TypeGuard
 
 import pytest
 
-SECONDS = 120  # of a copy, after which it hangs: that is red as well
+SECONDS = 120  # limit of a copy; a copy that hangs counts as failed
 
 
 class Guard(NamedTuple):
-    """Where it is, and what stands in its place."""
+    """A guard: its place, and the module without it."""
 
     function: str  # qualified name of the outermost function around it
     line: int
@@ -36,7 +36,7 @@ class Guard(NamedTuple):
 
 
 def find_guards(source: str) -> Iterator[Guard]:
-    """Those of a module."""
+    """Find the guards of a module."""
     for position, node in enumerate(ast.walk(ast.parse(source))):
         if not is_guard(node):
             continue
@@ -58,7 +58,7 @@ def is_guard(node: ast.AST) -> TypeGuard[ast.If | ast.ExceptHandler | ast.Expr]:
 
 
 class Remover(ast.NodeTransformer):
-    """Takes away the node at a place in the order of `ast.walk`, and notes the function around it."""
+    """Removes the node at a position in the order of `ast.walk`, and records the function around it."""
 
     def __init__(self, position: int, tree: ast.Module) -> None:
         self._wanted = list(ast.walk(tree))[position]
@@ -85,7 +85,7 @@ class Remover(ast.NodeTransformer):
 
 
 def put_in_place(module: Any, guard: Guard) -> None:
-    """The function without its guard, under all the names that others imported it by: the object is the same."""
+    """Replace the function's code by code without the guard. The object stays the same for all that imported it."""
     wanted = next(code for code in codes(compile(guard.tree, module.__file__, "exec")) if named(code, guard.function))
     found: Any = module
     for part in guard.function.split("."):
@@ -107,7 +107,7 @@ def named(code: CodeType, name: str) -> bool:
 
 
 class Session:
-    """A plugin of pytest: the tests as they are, then without each guard."""
+    """A plugin of pytest that runs the tests unchanged, and then without each guard."""
 
     def __init__(self, module: str) -> None:
         self._module = importlib.import_module(module)
@@ -147,7 +147,7 @@ class Session:
 
 
 def passes(item: pytest.Item, items: list[pytest.Item]) -> bool:
-    """What tests of a file share stays set up after it, since it is told that another one follows."""
+    """Run one test. The fixtures of its file stay set up, because pytest expects another test after it."""
     following = next((other for other in items if other is not item), None)
     reports: list[pytest.TestReport] = runtestprotocol(item, log=False, nextitem=following)
     return not any(report.failed for report in reports)
@@ -157,7 +157,7 @@ runtestprotocol: Callable[..., Any] = importlib.import_module("_pytest.runner").
 
 
 def main(module: str, *arguments: str) -> dict[str, Any]:
-    """What was found: how many guards were missed when they were gone, and those that were not."""
+    """Return how many removed guards made a test fail, and the guards that did not."""
     plugin = Session(module)
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

@@ -1,4 +1,4 @@
-"""Every way to spoil an update that the tests of screening know, each with the reason for which it must be refused."""
+"""All kinds of bad updates for the tests of screening, each with the reason that the rejection must state."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from fftmoe.records import Tensors, pack, unpack
 from fftmoe.records.codec import SCALE
 
 Spoil = Callable[[dict[str, Any], Tensors], object]
-"""Changes an update's header and tensors where they are; gives False where there is nothing to spoil."""
+"""Changes an update's header and tensors in place; returns False if the update cannot be spoiled this way."""
 
 
 def taken_apart(message: bytes) -> tuple[dict[str, Any], bytes]:
@@ -24,13 +24,13 @@ def taken_apart(message: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def put_together(container: str | Mapping[str, Any], data: bytes) -> bytes:
-    """A message of this JSON and these bytes."""
+    """Make a message from its JSON and the bytes of its tensors."""
     text = (container if isinstance(container, str) else json.dumps(container)).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
 def of(spoil: Spoil) -> Callable[[bytes], bytes | None]:
-    """The message of a spoiled update; None where there is nothing to spoil."""
+    """Make the message of a spoiled update; None if it cannot be spoiled this way."""
 
     def remade(message: bytes) -> bytes | None:
         header, tensors = unpack(message)
@@ -40,12 +40,12 @@ def of(spoil: Spoil) -> Callable[[bytes], bytes | None]:
 
 
 def say(**header: Any) -> Callable[[bytes], bytes | None]:
-    """An update whose header says this."""
+    """Set values of an update's header."""
     return of(lambda h, t: h.update(header))
 
 
 def number(value: float, where: Callable[[str, torch.Tensor], bool] = lambda name, t: t.is_floating_point()) -> Any:
-    """An update with this number at the end of its largest tensor of a kind."""
+    """Put a number at the end of an update's largest tensor of a kind."""
 
     def spoil(header: dict[str, Any], tensors: Tensors) -> object:
         names = [name for name, t in tensors.items() if where(name, t) and t.numel() and not name.startswith("sums.")]
@@ -59,12 +59,12 @@ def number(value: float, where: Callable[[str, torch.Tensor], bool] = lambda nam
 
 
 def tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """An update whose first tensor is another."""
+    """Replace an update's first tensor."""
     return of(lambda h, t: t.update({min(t): change(t[min(t)])}) if t else False)
 
 
 def block(change: Callable[[dict[str, Any], str], object], least: int = 1) -> Any:
-    """An update changed in a block in which so many experts were trained."""
+    """Change an update in a block with at least `least` trained experts."""
 
     def spoil(header: dict[str, Any], tensors: Tensors) -> object:
         own = [key for key, ids in header["experts"].items() if len(ids) >= least]
@@ -74,17 +74,17 @@ def block(change: Callable[[dict[str, Any], str], object], least: int = 1) -> An
 
 
 def listed(name: str, change: Callable[[list[Any]], object], least: int = 1) -> Any:
-    """An update in which a block's list of this name is another."""
+    """Replace a block's list of this name in an update."""
     return block(lambda h, key: h[name].update({key: change(h[name][key])}) if key in h[name] else False, least)
 
 
 def table(name: str, change: Callable[[dict[str, Any]], object]) -> Any:
-    """An update in which a table of its header is another."""
+    """Replace a table of an update's header."""
     return of(lambda h, t: h.update({name: change(h[name])}))
 
 
 def container(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes | None]:
-    """A message whose container says something else of its tensors."""
+    """Change the declarations of a message's tensors."""
 
     def spoil(message: bytes) -> bytes | None:
         outer, data = taken_apart(message)
@@ -94,7 +94,7 @@ def container(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], b
 
 
 def declared(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes | None]:
-    """A message whose container says something else of a tensor with numbers."""
+    """Change the declaration of one tensor that is not empty."""
 
     def spoil(outer: dict[str, Any]) -> object:
         names = [n for n, info in outer.items() if n != "__metadata__" and math.prod(info["shape"]) > 0]
@@ -104,7 +104,7 @@ def declared(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], by
 
 
 def text(change: Callable[[str], str]) -> Callable[[bytes], bytes]:
-    """A message whose update has other JSON."""
+    """Replace the JSON of a message's update."""
 
     def spoil(message: bytes) -> bytes:
         outer, data = taken_apart(message)
@@ -115,29 +115,29 @@ def text(change: Callable[[str], str]) -> Callable[[bytes], bytes]:
 
 
 def sums(name: str, change: Callable[[torch.Tensor], object]) -> Any:
-    """An update with other sums."""
+    """Change the feature statistics of an update."""
     return of(lambda h, t: change(t[f"sums.{name}"]) if f"sums.{name}" in t else False)
 
 
 def whole(tensors: Tensors) -> None:
-    """Of the gram the other triangle as well, for four features."""
+    """Send the whole Gram matrix of four features instead of one triangle."""
     tensors["sums.gram"] = torch.ones(5, 5)
 
 
 def longer(tensors: Tensors) -> None:
-    """A row for an example more."""
+    """Add a row for another example."""
     tensors["sums.factor"] = torch.cat([tensors["sums.factor"], torch.zeros_like(tensors["sums.factor"][:1])])
 
 
 def held(message: bytes) -> int:
-    """Bytes of a message's tensors."""
+    """The number of bytes of a message's tensors."""
     return len(taken_apart(message)[1])
 
 
 NAN, INF = float("nan"), float("inf")
 DEEP = '{"a":' * 50 + "1" + "}" * 50
 JSON, SHAPE, BLOCKS = r"is not an fftmoe update: .*JSON", r"its tensor .*; expected \{", r"for each of the blocks"
-# What is wrong -> how an honest message becomes so, None where it cannot; and the reason.
+# Name -> a function that spoils an honest message, or returns None; and the reason of the rejection.
 KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     # As a message.
     "empty": (lambda m: b"", r"has 0 bytes"),

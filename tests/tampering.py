@@ -1,4 +1,4 @@
-"""Rounds whose answers are known, to be played again with others in their place."""
+"""Recorded rounds, which tests repeat with some of the answers replaced."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ COHORT = (0, 1, 3)
 
 
 class Kept:
-    """What clients keep, in memory."""
+    """Keeps client states in memory."""
 
     def __init__(self) -> None:
         self.states: dict[int, dict[int, Tensors]] = defaultdict(dict)
@@ -65,7 +65,7 @@ class Kept:
 
 
 class Playback:
-    """Clients that answer what is written down for them, in the reverse order."""
+    """An engine that delivers recorded answers in reverse order."""
 
     reliable = False
 
@@ -84,7 +84,7 @@ class Playback:
                 yield answer if isinstance(answer, Fault) else Reply(client_id, answer, 0.25)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is nothing to close."""
 
     def peak_rss_mib(self) -> float:
         return 0.0
@@ -92,7 +92,7 @@ class Playback:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A round, the state before it, and what every client of it answered."""
+    """A round, the state before it, and the answer of each of its clients."""
 
     experiment: Experiment
     state: ServerState
@@ -105,13 +105,13 @@ class Recorded:
         return self.plan.clients[len(self.plan.clients) // 2].client_id
 
     def expectation(self, client_id: int, **changes: Any) -> Expectation:
-        """Of this client, with these attributes changed."""
+        """The expectation of this client, with some attributes changed."""
         (client,) = (c for c in self.plan.clients if c.client_id == client_id)
         tensors = self.experiment.method.download(self.state, client)
         return replace(expectations(self.experiment)(client, tensors), **changes)
 
     def play(self, answers: Mapping[int, bytes | Fault]) -> tuple[ServerState, Ledger]:
-        """The state after the round with these answers in the place of some, and what was counted."""
+        """Repeat the round with some answers replaced; return the state after it, and the ledger."""
         method, task, ledger = self.experiment.method, self.plan.clients[0].task, Ledger()
         exchange = Exchange(Playback({**self.replies, **answers}), expectations(self.experiment), ledger)
         updates = exchange.updates(self.plan, partial(method.download, self.state))
@@ -119,13 +119,13 @@ class Recorded:
             return solve_head(self.state, updates), ledger
         if task == "train":
             return apply_round(method, self.state, self.plan, updates)[0], ledger
-        # What is measured alone the server's state never sees; kept where it would be seen if it changed.
+        # Local training changes no server state; its metrics are put into the state so that a change is seen.
         measured = torch.tensor([update.metrics["holdout_accuracy"] for update in updates])
         return replace(self.state, optimizer={"measured": measured}), ledger
 
 
 def recipe_of(cell: str, recipe_values: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A recipe of five clients in two tiers, of which the small one adapts the last block alone; rounds of three."""
+    """A recipe of five clients in two tiers, of which the small one adapts only the last block; cohorts of three."""
     method, head, _, own = CELLS[cell]
     recipe = deepcopy(recipe_values) | {"method": method, "head": head, "trackers": [], "evaluation": {}}
     recipe["partition"]["num_clients"] = 5
@@ -139,7 +139,7 @@ def recipe_of(cell: str, recipe_values: dict[str, Any], **changes: Any) -> dict[
 
 
 def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:
-    """The last of so many rounds of this recipe, with this task; those before it are to train."""
+    """Record the last of `rounds` rounds of this recipe, with this task; the rounds before it train."""
     experiment = compose(parse_recipe(recipe, "tiny"))
     handler = build_client(client_spec(experiment, Kept()), experiment.model)
     cohort = [c for c in COHORT if c < experiment.num_clients]

@@ -116,7 +116,7 @@ class PaddedTexts(TokenizedText):
         return batch
 
 
-def test_how_far_texts_are_padded_changes_nothing(fresh: Callable[[], Any]):
+def test_the_length_of_padding_changes_nothing(fresh: Callable[[], Any]):
     balanced = LocalSettings(balance_strength=0.5, z_strength=0.5)  # these losses count tokens
     moe = dataclasses.replace(one_client(), local=balanced)
     updates = []
@@ -237,7 +237,7 @@ def test_a_token_mask_is_flat_and_false_on_padding():
     assert token_mask({"pixel_values": torch.zeros(2, 3)}) is None
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_client(fresh: Callable[[], Any]):
+def test_a_loss_of_nan_ends_the_run_and_names_the_client(fresh: Callable[[], Any]):
     diverging = dataclasses.replace(TRAINING, head_learning_rate=1e38)
     with pytest.raises(RunError, match=r"client 0: the loss became (nan|inf) in step \d+ of round 1; lower "):
         updated(fresh(), diverging)

@@ -45,7 +45,7 @@ def test_bfloat16_keeps_eight_bits(seed: int):
         assert torch.equal(decode(encode({name: found}, "bfloat16"))[name], found)
 
 
-def test_float32_and_what_was_never_encoded_pass_unchanged():
+def test_float32_and_unencoded_tensors_do_not_change():
     own = tensors(1)
     assert all(torch.equal(decode(encode(own, "float32"))[name], tensor) for name, tensor in own.items())
     counts = {"counts": torch.arange(3), "sums": torch.ones(2, dtype=torch.float64)}
@@ -98,7 +98,7 @@ def scattered(update: ClientUpdate, of: Tensors) -> Tensor:
     st.sampled_from(LOSSY),
     st.integers(0, 2**20),
 )
-def test_uploads_sum_to_the_true_changes_less_what_is_held_back(rounds: list[tuple[int, ...]], kind: str, seed: int):
+def test_uploads_sum_to_the_true_deltas_minus_the_feedback(rounds: list[tuple[int, ...]], kind: str, seed: int):
     feedback: Tensors = {}
     true, sent = torch.zeros(7, 5, 17, dtype=torch.float64), torch.zeros(7, 5, 17, dtype=torch.float64)
     for t, experts in enumerate(rounds, 1):
@@ -117,14 +117,14 @@ def test_uploads_sum_to_the_true_changes_less_what_is_held_back(rounds: list[tup
     assert held.abs().max() <= 0.1
 
 
-def test_float32_sends_what_it_has_and_keeps_nothing():
+def test_float32_uploads_are_exact_and_keep_no_feedback():
     mine = update(1, (0, 3), 5)
     same, feedback = compress(mine, {}, "float32")
     assert same is mine
     assert feedback == {}
 
 
-def test_feedback_is_kept_apart_from_the_state_of_the_method():
+def test_feedback_is_separate_from_the_state_of_the_method():
     kept = {"blocks.1.router": torch.ones(2), "feedback/head.bias": torch.ones(3)}
     method, feedback = split_state(kept)
     assert (list(method), list(feedback)) == (["blocks.1.router"], ["feedback/head.bias"])

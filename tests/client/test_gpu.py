@@ -70,7 +70,7 @@ def updates(model: Any, together: bool) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(COMPUTES))
-def test_every_compute_gives_the_cpus_loop(name: str, dtype: torch.dtype):
+def test_every_compute_equals_the_loop_on_the_cpu(name: str, dtype: torch.dtype):
     source = torch.Generator().manual_seed(3)
     shapes = ((53, 64), (53, 2), (M, H, 64), (M, H, 64))
     x, gates, up, down = (torch.randn(shape, generator=source) for shape in shapes)
@@ -96,7 +96,7 @@ def test_more_groups_than_one_product_takes():
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one after another", "at once"])
-def test_updates_are_the_cpus(backbone_folder: Path, together: bool):
+def test_updates_equal_those_of_the_cpu(backbone_folder: Path, together: bool):
     on_cpu = updates(model_on("cpu", backbone_folder), together=False)
     on_gpu = updates(model_on("cuda", backbone_folder), together)
     for cpu, gpu in zip(on_cpu, on_gpu, strict=True):

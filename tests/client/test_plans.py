@@ -1,4 +1,4 @@
-"""A site does what it agreed to and nothing else, whatever its server sends."""
+"""A site carries out only what it agreed to, whatever its server sends."""
 
 import re
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def message(known: Recorded, client_id: int) -> bytes:
 
 
 @pytest.mark.parametrize("cell", ASKED)
-def test_what_an_honest_server_asks_is_done(opened: Opened, cell: str):
+def test_a_plan_of_an_honest_server_is_carried_out(opened: Opened, cell: str):
     known, agreed = opened(cell)
     for client_id in known.replies:
         tier = known.experiment.budgets[client_id].name
@@ -159,7 +159,7 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_no_honest_server_asks_is_not_done(opened: Opened, kind: str):
+def test_a_plan_of_a_dishonest_server_is_refused(opened: Opened, kind: str):
     spoil, reason = KINDS[kind]
     spoilt = 0
     for cell in ("fft-moe", "fft-moe-sums", "hetlora", "flora", "flame", "head-only"):

@@ -132,7 +132,7 @@ def test_each_client_gets_its_own_update(make: Callable[..., Any], compute: str,
     ],
     ids=str,
 )
-def test_what_else_an_adapter_holds_is_each_clients_own(make: Callable[..., Any], config: dict[str, Any]):
+def test_other_parts_of_an_adapter_are_separate_for_each_client(make: Callable[..., Any], config: dict[str, Any]):
     assert_same(both_ways(make(**config), method(), EPOCHS))
 
 
@@ -161,7 +161,7 @@ def test_a_block_outside_the_budget_stays_empty(make: Callable[..., Any]):
     assert_same(both_ways(make(shared_rank=2, shared_dim=3), method(narrow), TRAINING))
 
 
-def test_afterwards_the_model_serves_one_client_again(make: Callable[..., Any]):
+def test_after_a_batch_the_model_trains_one_client_again(make: Callable[..., Any]):
     model, moe = make(shared_rank=2, shared_dim=3), method()
     state = moe.init(model)
     plan = plan_round(moe, state, 1, range(C), moe.budgets, TRAINING, seed=5).clients
@@ -173,7 +173,7 @@ def test_afterwards_the_model_serves_one_client_again(make: Callable[..., Any]):
 
 
 def test_of_images_every_patch_is_a_token(backbone_folder: Path):
-    """Without an attention mask, and with clients that have fewer examples than a batch."""
+    """The batch has no attention mask, and some clients have fewer examples than a batch."""
     config = MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=1, blocks="last-2")
     model = attach_adapter(FAMILIES["vit"].make(), config).double()
     for block, moe in adapter.blocks(model).items():
@@ -205,7 +205,7 @@ class Pictures:
         return {"pixel_values": pixels[rows], "labels": self.labels[rows]}
 
 
-def test_a_loss_that_is_no_number_names_its_client(make: Callable[..., Any]):
+def test_a_loss_of_nan_names_its_client(make: Callable[..., Any]):
     model, moe = make(), method()
     state = moe.init(model)
     plan = list(plan_round(moe, state, 1, range(C), moe.budgets, TRAINING, seed=5).clients)
@@ -223,7 +223,7 @@ def plans(budgets: dict[int, Budget], training: Training = TRAINING, task: str =
 
 
 @given(tiers=st.lists(st.integers(0, 2), min_size=1, max_size=23), at_once=st.integers(1, 7))
-def test_clients_of_one_tier_train_together_and_everyone_once(tiers: list[int], at_once: int):
+def test_clients_of_one_tier_share_groups_and_each_trains_once(tiers: list[int], at_once: int):
     names = {c: dataclasses.replace(BUDGET, name=str(tier)) for c, tier in enumerate(tiers)}
     groups = group_clients(plans(names).clients, at_once)
     assert sorted(plan.client_id for group in groups for plan in group) == list(names)
@@ -266,7 +266,7 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
 
 
 @pytest.mark.parametrize("task", ["alone", "sums"])
-def test_only_training_is_done_together(task: str):
+def test_only_training_shares_batches(task: str):
     groups = group_clients(plans(dict.fromkeys(range(C), BUDGET), task=task).clients, most=3)
     assert [len(group) for group in groups] == [1] * C
 
@@ -296,7 +296,7 @@ def test_the_number_of_workers_changes_nothing(recipe_values: dict[str, Any], tm
     assert one == two
 
 
-def test_a_method_that_cannot_is_refused_with_the_remedy(recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_method_that_cannot_share_batches_is_refused_with_the_remedy(recipe_values: dict[str, Any], tmp_path: Path):
     recipe = settings({**recipe_values, "method": "fedit"}, clients_per_batch=3)
     with pytest.raises(
         InputError, match=r"engine\.clients_per_batch=3: method fedit trains one client at a time; set it"

@@ -65,7 +65,7 @@ def test_a_comparison_holds_every_cell(finished: tuple[Path, Outcome]):
     assert left == ["config.yaml", "metrics.jsonl", "report.html", "summary.json"]
 
 
-def test_statistics_are_beside_the_cells(finished: tuple[Path, Outcome]):
+def test_a_comparison_has_statistics_of_its_cells(finished: tuple[Path, Outcome]):
     folder, _ = finished
     values = json.loads((folder / "comparison.json").read_text())
     row = values["variants"]["fft-moe+averaged"]
@@ -103,7 +103,7 @@ def test_the_outcome_is_printed_and_drawn(finished: tuple[Path, Outcome]):
     assert page.count("<figure") == 4
 
 
-def test_a_finished_comparison_runs_the_missing_cell_alone(finished: tuple[Path, Outcome], cli: Cli, grid_file: Path):
+def test_a_finished_comparison_runs_only_the_missing_cell(finished: tuple[Path, Outcome], cli: Cli, grid_file: Path):
     folder, _ = finished
     before = accuracies(folder)
     summaries = {path: path.stat().st_mtime_ns for path in folder.rglob("summary.json")}
@@ -132,7 +132,7 @@ def test_another_recipe_needs_another_folder(finished: tuple[Path, Outcome], cli
     assert_refused(outcome, "fft-moe+averaged, iid, seed 0", "budgets.1.top_k=2", "this comparison has 1", "--output")
 
 
-def test_a_folder_of_something_else_is_left_alone(cli: Cli, grid_file: Path, tmp_path: Path):
+def test_a_folder_with_other_content_is_not_changed(cli: Cli, grid_file: Path, tmp_path: Path):
     (tmp_path / "config.yaml").write_text("mine")
     assert_refused(cli("compare", grid_file, "--output", tmp_path), "another run", "--output")
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -154,7 +154,7 @@ def short(recipe_values: dict[str, Any]) -> Callable[..., Comparison]:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_cell_that_fails_stops_no_other_and_is_tried_again(short: Callable, tmp_path: Path, workers: int):
+def test_a_failed_cell_stops_no_other_and_is_repeated(short: Callable, tmp_path: Path, workers: int):
     folder = tmp_path / "out"
     first = short(folder, workers=workers)
     assert [(cell.variant, cell.status) for cell in first.cells] == [("wild", "failed"), ("plain", "done")]

@@ -1,4 +1,4 @@
-"""Clients that protect single examples: clipped, noisy, drawn by chance, counted, and telling nothing beside it."""
+"""Clients that protect single examples: their gradients are clipped and noisy, and their examples a random sample."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def released(parameters: list[torch.nn.Parameter], loss_of: Any, rows: Any, draw
 
 @given(st.integers(0, 10**6), st.integers(1, 13), st.data())
 @settings(max_examples=40, deadline=None)
-def test_one_example_moves_the_sum_by_no_more_than_the_clip_norm(seed: int, num_examples: int, data: st.DataObject):
+def test_one_example_moves_the_sum_by_at_most_the_clip_norm(seed: int, num_examples: int, data: st.DataObject):
     parameters, loss_of = toy(seed, num_examples)
     left_out = data.draw(st.integers(0, num_examples - 1))
     everyone = list(range(num_examples))
@@ -84,7 +84,7 @@ def test_one_example_moves_the_sum_by_no_more_than_the_clip_norm(seed: int, num_
     assert released(parameters, loss_of, everyone).norm() <= 0.7 * num_examples * (1 + 1e-5)
 
 
-def test_small_gradients_are_the_plain_ones():
+def test_gradients_below_the_bound_are_not_clipped():
     parameters, loss_of = toy(1, 7)
     small = lambda rows: 1e-6 * loss_of(rows)  # noqa: E731
     total = released(parameters, small, range(7)).float()
@@ -101,8 +101,8 @@ def test_numbers_that_are_none_count_for_nothing():
         assert torch.equal(released(parameters, broken, range(5)), released(parameters, loss_of, [0, 1, 3, 4]))
 
 
-def test_noise_is_on_every_number_and_as_large_as_was_stated():
-    """Also where nobody was drawn, and where the loss does not reach a parameter."""
+def test_noise_on_every_number_has_the_stated_standard_deviation():
+    """This also holds for an empty sample, and for parameters that the loss does not depend on."""
     parameters, loss_of = toy(2, 5)
     unused = torch.nn.Parameter(torch.zeros(50_000))
     noise = released([*parameters, unused], loss_of, [], normal) / (0.7 * 1.3)
@@ -111,7 +111,7 @@ def test_noise_is_on_every_number_and_as_large_as_was_stated():
     assert float(noise[-50_000:].mean()) == pytest.approx(0.0, abs=0.03)
 
 
-def test_every_example_is_drawn_by_itself():
+def test_every_example_is_drawn_independently():
     rows = np.arange(100, 131)
     batches = poisson_batches(rows, 7, 4000)
     counts = np.bincount(np.concatenate([batch.numpy() for batch in batches]), minlength=131)[100:]
@@ -126,8 +126,10 @@ def test_every_example_is_drawn_by_itself():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_sent_does_not_tell_what_was_drawn(values: Values, method: str, monkeypatch: pytest.MonkeyPatch):
-    """Even from a client that drew no example at all: the same experts, header and length."""
+def test_a_message_does_not_reveal_which_examples_were_drawn(
+    values: Values, method: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Even a client that drew no example sends the same experts, header and length."""
     headers = []
     for sizes in (None, 0):
         if sizes == 0:
@@ -159,8 +161,8 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_counts_what_the_examples_cost(values: Values, method: str, tmp_path: Path):
-    """Of the client with the fewest, asked as often as any; 0 before the first round."""
+def test_a_run_counts_the_epsilon_of_single_examples(values: Values, method: str, tmp_path: Path):
+    """The epsilon is that of the client with the fewest examples; it is 0 before the first round."""
     run(parse_recipe(values(method, **{"partition": {"kind": "iid", "num_clients": 5}}), "tiny"), tmp_path / "run")
     told = summary(tmp_path / "run")["privacy"]["examples"]
     asked = json.loads((tmp_path / "run/checkpoints/example_privacy.json").read_text())["asked"]
@@ -172,7 +174,7 @@ def test_a_run_counts_what_the_examples_cost(values: Values, method: str, tmp_pa
     assert told["epsilon"] == rows[-1]["example_epsilon"] == expected > rows[1]["example_epsilon"] > 0
 
 
-def test_a_run_ends_before_the_round_that_would_cost_too_much(values: Values, tmp_path: Path):
+def test_a_run_ends_before_it_exceeds_its_budget(values: Values, tmp_path: Path):
     one, two = (Mechanism(5 / 22, 1.3, 0.001).epsilon(STEPS * times) for times in (1, 2))
     recipe = values(
         "head-only",
@@ -188,7 +190,7 @@ def test_a_run_ends_before_the_round_that_would_cost_too_much(values: Values, tm
     assert not (tmp_path / "dear").exists()
 
 
-def test_a_round_that_is_played_again_counts_twice(values: Values, tmp_path: Path):
+def test_a_repeated_round_counts_twice(values: Values, tmp_path: Path):
     folder, ledger = tmp_path / "run", tmp_path / "run/checkpoints/example_privacy.json"
     run(parse_recipe(values("head-only"), "tiny"), folder)
     before = json.loads(ledger.read_text())["asked"]
@@ -215,12 +217,12 @@ def test_a_round_that_is_played_again_counts_twice(values: Values, tmp_path: Pat
         ({"examples": {**EXAMPLES, "noise_multiplier": 0.1}}, "privacy.examples.noise_multiplier"),
     ],
 )
-def test_what_cannot_protect_examples_is_refused(values: Values, change: dict[str, Any], reason: str):
+def test_a_recipe_that_cannot_protect_examples_is_refused(values: Values, change: dict[str, Any], reason: str):
     with pytest.raises(InputError, match=reason):
         parse_recipe(values("fft-moe", **change), "tiny")
 
 
-def test_what_only_the_population_shows_is_refused(values: Values, tmp_path: Path):
+def test_an_unsuitable_population_is_refused(values: Values, tmp_path: Path):
     for change, reason in (
         ({"examples": {**EXAMPLES, "delta": 0.5}}, "allow the run to reveal one of the"),
         ({"engine": {"clients_per_batch": 2}}, "computes the gradient of one example at a time"),
@@ -255,10 +257,10 @@ def audited(noise: float, clip: Callable[..., Any] | None, monkeypatch: pytest.M
     return float((scores[11].mean() - scores[10].mean()) / (1.3 * 0.7))
 
 
-def test_an_audit_tells_the_canary_no_better_than_was_claimed(monkeypatch: pytest.MonkeyPatch):
+def test_an_audit_detects_the_canary_no_better_than_stated(monkeypatch: pytest.MonkeyPatch):
     """With and without it lie 1 / z deviations apart, as the accountant assumes; each mean is known to 0.05."""
     assert audited(1.3, None, monkeypatch) == pytest.approx(1 / 1.3, abs=0.3)
 
 
-def test_an_audit_finds_a_step_that_does_not_clip(monkeypatch: pytest.MonkeyPatch):
+def test_an_audit_detects_a_step_without_clipping(monkeypatch: pytest.MonkeyPatch):
     assert audited(1.3, lambda gradients, most: gradients, monkeypatch) > 100

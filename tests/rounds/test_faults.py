@@ -1,4 +1,4 @@
-"""Rounds in which clients are lost: they end, say whom they missed, and merge the updates that came as if alone."""
+"""Rounds with lost clients end, name the lost clients, and merge the updates of the others only."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,11 +23,11 @@ from shared_fixtures import Cli
 
 SETTINGS = ["evaluation.local_only=false", "trackers=[]"]
 Kinds = Callable[[int, int], str | None]
-"""(round, client_id) -> what goes wrong, if anything does."""
+"""Maps (round, client_id) to the kind of fault, or to None."""
 
 
 class Flaky:
-    """Real clients behind a network that loses some; answers come in the reverse order."""
+    """Real clients behind a network that loses some of them; answers arrive in reverse order."""
 
     def __init__(self, inner: Engine, kinds: Kinds, gone: Collection[int] = ()) -> None:
         self._inner, self._kinds, self._gone = inner, kinds, gone
@@ -104,8 +104,8 @@ def nothing(round: int, client_id: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["failed", "late", "absent"])
-def test_a_client_that_is_lost_is_named_counted_and_missed_by_nobody(finish: Finish, kind: str):
-    """The others' round is what it would have been: as when the client's answer is not needed."""
+def test_a_lost_client_is_named_and_counted_and_changes_nothing_else(finish: Finish, kind: str):
+    """The round equals one in which the answer of the lost client was not needed."""
     lost = choose_cohort(7, 5, 3, 1)[2]
     folder, engine = finish("lost", lambda round, client: kind if (round, client) == (1, lost) else None)
     summary = json.loads((folder / "summary.json").read_text())
@@ -121,8 +121,8 @@ def test_a_client_that_is_lost_is_named_counted_and_missed_by_nobody(finish: Fin
     ).read_bytes()
 
 
-def test_a_round_without_a_quorum_changes_nothing_but_its_number(finish: Finish):
-    """Two of five answer, and three must."""
+def test_a_round_without_a_quorum_changes_only_the_round_number(finish: Finish):
+    """Two of five clients answer, and the quorum is three."""
     few = choose_cohort(7, 5, 3, 2)[2:]
     folder, _ = finish(
         "void", lambda round, client: "late" if round == 2 and client in few else None, "federation.quorum=0.6"
@@ -138,8 +138,8 @@ def test_a_round_without_a_quorum_changes_nothing_but_its_number(finish: Finish)
     assert not equal(state(enough).tensors, state(before).tensors)
 
 
-def test_a_federation_that_nobody_answers_ends_with_a_reason_and_can_go_on(finish: Finish, tmp_path: Path):
-    """After three such rounds; not before, and the checkpoint is of the third."""
+def test_a_run_without_answers_ends_with_a_reason_and_can_be_resumed(finish: Finish, tmp_path: Path):
+    """The run ends after exactly three such rounds, with a checkpoint of the third."""
     overrides = ("federation.rounds=7",)
     with pytest.raises(
         RunError, match=r"last 3 rounds had fewer than 3 updates .*client \d late: late for a test.*resume"
@@ -153,14 +153,14 @@ def test_a_federation_that_nobody_answers_ends_with_a_reason_and_can_go_on(finis
     assert (summary["rounds_void"], summary["faults"]["late"]) == (3, 15)
 
 
-def test_others_are_asked_in_the_place_of_who_is_absent(finish: Finish):
+def test_absent_clients_are_replaced_by_others(finish: Finish):
     folder, engine = finish("absent", nothing, gone=[0, 3])
     assert all(len(asked) == 5 and not {0, 3} & set(asked) for asked in engine.asked)
     assert json.loads((folder / "summary.json").read_text())["rounds_void"] == 0
 
 
-def test_more_clients_are_asked_than_needed_where_some_may_drop(finish: Finish):
-    """And those that come after enough are not merged."""
+def test_over_selection_asks_more_clients_than_needed(finish: Finish):
+    """Updates beyond the needed number are not merged."""
     folder, engine = finish("spare", nothing, "federation.over_selection=2")
     assert all(len(asked) == 7 for asked in engine.asked)
     assert json.loads((folder / "summary.json").read_text())["faults"] == {"spare": 4, "stale": 2}
@@ -175,7 +175,7 @@ def test_the_command_line_shows_faults_and_local_runs_have_none(cli: Cli, recipe
 
 
 @given(st.integers(1, 29), st.data())
-def test_substitutes_are_present_distinct_and_as_many_as_can_be(num_clients: int, data: st.DataObject):
+def test_substitutes_are_present_distinct_and_as_many_as_possible(num_clients: int, data: st.DataObject):
     size = data.draw(st.integers(1, num_clients))
     absent = data.draw(st.sets(st.integers(0, num_clients - 1)))
     cohort = choose_cohort(num_clients, size, 3, 5)
@@ -188,5 +188,5 @@ def test_substitutes_are_present_distinct_and_as_many_as_can_be(num_clients: int
 
 
 @pytest.mark.parametrize(("fraction", "of"), [(0.0, 1), (0.5, 3), (0.6, 3), (0.61, 4), (1.0, 5)])
-def test_a_quorum_is_rounded_up_and_never_nobody(fraction: float, of: int):
+def test_a_quorum_is_rounded_up_to_at_least_one(fraction: float, of: int):
     assert quorum_of(5, fraction) == of

@@ -28,7 +28,7 @@ SETTING = "state on clients"  # personal routers, rounded uploads with feedback,
 
 
 class Point(NamedTuple):
-    """Where a process ends: before or after a call of this function with such arguments."""
+    """A place where a process is killed: before or after a call of a function with given arguments."""
 
     function: str
     when: Callable[..., bool] = lambda *_: True
@@ -116,7 +116,7 @@ def child(work: Callable[[], object], seconds: float | None = None) -> int:
 
 
 def digest(folder: Path) -> str:
-    """Of all that a run leaves and that is the same for equal runs."""
+    """Digest all files of a run that are equal for equal runs."""
     from interrupting import results, without_clocks
 
     found = {name: hashlib.sha256(data).hexdigest() for name, data in results(folder).items()}
@@ -243,7 +243,7 @@ def main(recipe_file: str, folder: str, number: str) -> None:
 
 
 @pytest.mark.parametrize("number", [FEW, pytest.param(ALL, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_goes_on_to_the_same_bytes(recipe_file: Path, tmp_path: Path, number: int):
+def test_a_killed_run_resumes_to_the_same_bytes(recipe_file: Path, tmp_path: Path, number: int):
     """Wherever it was killed at most one round is played again; and Ctrl-C ends it with the way to go on."""
     assert len(POINTS) * NAMED + AT_RANDOM == ALL
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

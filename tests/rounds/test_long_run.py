@@ -1,4 +1,4 @@
-"""A long run with faults stays flat: in memory, in open files, and on the disk."""
+"""A long run with faults needs constant memory, open files and disk space."""
 
 import json
 import os
@@ -93,8 +93,8 @@ def main(recipe_file: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_five_hundred_rounds_with_faults_are_flat(recipe_values: dict[str, Any], tmp_path: Path):
-    """In a process of its own, so that nothing else is in its memory."""
+def test_five_hundred_rounds_with_faults_need_constant_resources(recipe_values: dict[str, Any], tmp_path: Path):
+    """The run has its own process, so that nothing else is in its memory."""
     recipe = {
         **recipe_values,
         "partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": CLIENTS, "min_examples": 1},

@@ -184,7 +184,7 @@ def test_every_round_ends_by_its_deadline_with_one_update_of_a_client(seed: int,
     print(f"seed {seed}: {void} void rounds of {rounds}, {1 - tail:.3f} expected; {counts}")
 
 
-def test_the_same_seed_is_the_same_story():
+def test_the_same_seed_gives_the_same_rounds():
     def ends() -> bytes:
         *_, (*_, state, _) = play(7, 50)
         return pack_state(state)

@@ -51,7 +51,7 @@ def fresh(start: float) -> ServerState:
 
 
 def honest(plan: ClientPlan) -> bytes:
-    """What the client answers to this plan: a function of it."""
+    """The client's answer, which is a function of the plan."""
     delta = (plan.client_id + 1) * torch.tensor([0.5**plan.round, int(plan.base[:4], 16) / 2**16])
     tensors = {"head.bias": delta, "head.weight": torch.zeros(2, 3)}
     return pack_update(
@@ -190,8 +190,8 @@ def test_no_update_is_accepted_twice_or_for_another_round(examples: int, steps: 
     run_state_machine_as_test(Federations, settings=found)
 
 
-def test_a_second_answer_is_told_and_changes_nothing():
-    """Of an engine that lets one through."""
+def test_a_second_answer_is_reported_and_changes_nothing():
+    """The engine of this test delivers a second answer."""
 
     class Twice:
         def run_clients(self, groups: Any, enough: int | None) -> Any:

@@ -25,7 +25,7 @@ CLIENTS, ORDERS = 101, 100
 
 
 class Replay:
-    """Answers that were given once, in another order."""
+    """Delivers recorded answers in another order."""
 
     def __init__(self, replies: Sequence[Reply], order: Sequence[int]) -> None:
         self._replies = [replies[place] for place in order]

@@ -101,7 +101,7 @@ def test_what_a_worker_process_is_sent_once_is_a_few_bytes_for_each_client(large
     assert planned(copy, round=2) == planned(moe, round=2)
 
 
-def test_a_message_is_as_long_whatever_the_population(large: tuple[Partition, FftMoe]):
+def test_the_size_of_a_message_does_not_depend_on_the_population(large: tuple[Partition, FftMoe]):
     def lengths(moe: FftMoe) -> dict[str, int]:
         return {c.budget.name: len(pack_plan(c, moe.download(STATE, c))) for c in planned(moe, round=1)}
 
@@ -111,7 +111,7 @@ def test_a_message_is_as_long_whatever_the_population(large: tuple[Partition, Ff
         assert abs(length - among_many[tier]) < 16  # digits of the client's number, its seed and its experts
 
 
-def test_the_smallest_rank_is_looked_for_once():
+def test_the_smallest_rank_is_computed_once():
     class Counted(dict[int, Budget]):
         passes = 0
 

@@ -116,7 +116,7 @@ def test_a_private_run_keeps_nothing_of_single_clients(finish: Finish, method: s
 
 @pytest.mark.parametrize("upload", ["float32", "int8", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_all_clients_of_a_tier_send_as_many_bytes(finish: Finish, upload: str):
-    """Whatever they routed where; rounds and clients have one digit."""
+    """The sizes do not depend on routing; round numbers and client ids have one digit."""
     folder = finish("run", "fft-moe", SUMS, **{"federation.upload": upload, "federation.rounds": 4})
     each: dict[str, set[float]] = {}
     before: dict[str, dict[str, float]] = {}
@@ -129,8 +129,8 @@ def test_all_clients_of_a_tier_send_as_many_bytes(finish: Finish, upload: str):
     assert {tier: len(sizes) for tier, sizes in each.items()} == {"small": 1, "large": 1}
 
 
-def test_what_is_not_held_by_enough_stays_as_it_is(finish: Finish, values: Values):
-    """To the bit; of the three clients in the round one holds expert 1 of block 2."""
+def test_tensors_with_too_few_holders_do_not_change(finish: Finish, values: Values):
+    """They stay equal to the bit; one of the three clients in the round holds expert 1 of block 2."""
     one = {"federation.rounds": 1}
     experiment = compose(parse_recipe(values("fft-moe", SUMS, **one), "tiny"))
     before, after = experiment.method.init(experiment.model), state(finish("run", "fft-moe", SUMS, **one))
@@ -160,7 +160,7 @@ def test_the_private_mean_of_equal_clients_is_the_plain_one(finish: Finish):
         torch.testing.assert_close(private[name], tensor, rtol=1e-6, atol=1e-7)
 
 
-def test_sums_for_a_head_need_enough_clients(finish: Finish, values: Values, tmp_path: Path):
+def test_a_closed_form_head_needs_enough_clients(finish: Finish, values: Values, tmp_path: Path):
     folder = finish("run", "fft-moe-solved-head", SUMS)
     plain = finish("plain", "fft-moe-solved-head", "off", **{"head.update": "frozen", "federation.rounds": 1})
     assert rows(folder)[0]["accuracy"] == rows(plain)[0]["accuracy"]
@@ -183,7 +183,7 @@ def test_sums_for_a_head_need_enough_clients(finish: Finish, values: Values, tmp
         (of(lambda h, t: h["experts"].update({b: ids[:-1] for b, ids in h["experts"].items()})), "its experts are"),
     ],
 )
-def test_an_update_that_tells_more_than_sums_is_refused(values: Values, spoil: Any, reason: str):
+def test_a_private_update_with_more_than_sums_is_rejected(values: Values, spoil: Any, reason: str):
     known = record(values("fft-moe", NOISY), "train", rounds=1)
     message = spoil(known.replies[known.victim])
     with pytest.raises(Rejected, match=reason):
@@ -191,7 +191,7 @@ def test_an_update_that_tells_more_than_sums_is_refused(values: Values, spoil: A
     assert screen(known.replies[known.victim], known.expectation(known.victim)).num_examples == 1
 
 
-def test_sums_for_a_head_say_no_number_beside_them(values: Values):
+def test_private_statistics_state_no_number_of_examples(values: Values):
     known = record(values("fft-moe-sums", SUMS), "sums", rounds=1)
     sizes = {len(message) for message in known.replies.values()}
     assert len(sizes) == 1
@@ -205,7 +205,7 @@ def test_sums_for_a_head_say_no_number_beside_them(values: Values):
 
 
 def test_a_site_refuses_a_server_that_asks_for_more_than_the_recipe(values: Values):
-    """For an update that is not concealed, or not clipped."""
+    """The server asks for an update that is not concealed, or not clipped."""
     known = record(values("fft-moe", NOISY), "train", rounds=1)
     plan, method = known.plan.clients[0], known.experiment.method
     agreed = make_agreement(known.experiment.recipe, known.experiment.model, plan.client_id, plan.budget.name)
@@ -227,7 +227,7 @@ def with_chance(monkeypatch: pytest.MonkeyPatch, **chance: Any) -> None:
     monkeypatch.setattr(privacy_module, "NoisySums", partial(NoisySums, **chance))
 
 
-def test_a_round_that_chance_gave_nobody_is_a_release_like_any_other(finish: Finish, monkeypatch: pytest.MonkeyPatch):
+def test_a_round_with_an_empty_cohort_is_a_release(finish: Finish, monkeypatch: pytest.MonkeyPatch):
     with_chance(monkeypatch, uniform=lambda count: np.ones(count))
     folder = finish("run", "fft-moe", NOISY)
     assert summary(folder)["privacy"]["releases"] == 2
@@ -238,7 +238,7 @@ def test_a_round_that_chance_gave_nobody_is_a_release_like_any_other(finish: Fin
 
 
 @pytest.mark.parametrize("quantile", [None, 0.25])
-def test_noise_is_as_large_as_was_stated(
+def test_noise_has_the_stated_standard_deviation(
     finish: Finish, values: Values, monkeypatch: pytest.MonkeyPatch, quantile: float | None
 ):
     """Noise of 1 in the place of chance, and nobody's changes: z C / (q N) for the head, of z_delta where C moves."""
@@ -255,12 +255,12 @@ def test_noise_is_as_large_as_was_stated(
     assert spent(folder)["clip_norm"] == pytest.approx(norm, rel=1e-12)
 
 
-def test_two_runs_have_other_cohorts_and_other_noise(finish: Finish):
+def test_two_private_runs_have_different_cohorts_and_noise(finish: Finish):
     one, other = (state(finish(name, "head-only", NOISY)).tensors["head.bias"] for name in ("one", "other"))
     assert (one != other).all()
 
 
-def test_a_clip_norm_that_moves_is_the_servers_and_is_kept(values: Values, tmp_path: Path):
+def test_an_adaptive_clip_norm_stays_on_the_server_and_is_saved(values: Values, tmp_path: Path):
     """Clients are asked for the same in every round, and all that chance named are waited for."""
     asked: list[Training] = []
 
@@ -285,7 +285,7 @@ def test_a_clip_norm_that_moves_is_the_servers_and_is_kept(values: Values, tmp_p
 
 
 class Wrapped:
-    """An engine of real clients, to be changed."""
+    """An engine of real clients; subclasses change it."""
 
     reliable = True
 
@@ -326,7 +326,7 @@ class Unreliable(Wrapped):
                     yield from self.inner.run_clients([[(client_id, message)]])
 
 
-def test_who_is_absent_is_not_replaced_and_no_quorum_decides(values: Values, tmp_path: Path):
+def test_private_rounds_have_no_substitutes_and_no_quorum(values: Values, tmp_path: Path):
     """A quorum would tell how many came. Rounds in which nobody of those asked answers release nothing."""
     everyone = {"federation.clients_per_round": 5, "federation.quorum": 1.0, "federation.rounds": 3}
     recipe = parse_recipe(values("head-only", NOISY, **everyone), "tiny")
@@ -345,7 +345,7 @@ def test_who_is_absent_is_not_replaced_and_no_quorum_decides(values: Values, tmp
 # The budget
 
 
-def test_a_run_ends_before_the_round_that_would_cost_too_much(finish: Finish, values: Values, cli: Any):
+def test_a_run_ends_before_it_exceeds_its_budget(finish: Finish, values: Values, cli: Any):
     costs = [row["epsilon"] for row in rows(finish("whole", "fft-moe", NOISY, **{"federation.rounds": 5}))[1:]]
     budget = {**NOISY, "epsilon": (costs[2] + costs[3]) / 2}
     decayed = {"federation.rounds": 5, "federation.ema_decay": 0.5}
@@ -361,7 +361,7 @@ def test_a_run_ends_before_the_round_that_would_cost_too_much(finish: Finish, va
     assert cli("evaluate", folder).status == 0
 
 
-def test_noise_that_is_found_lasts_for_all_rounds(finish: Finish):
+def test_calibrated_noise_suffices_for_all_rounds(finish: Finish):
     found = summary(
         finish("run", "head-only", {"clip_norm": 0.5, "epsilon": 0.3, "delta": 0.001, "min_contributors": 2})
     )
@@ -370,7 +370,7 @@ def test_noise_that_is_found_lasts_for_all_rounds(finish: Finish):
 
 
 class Killed(Exception):
-    """In the place of a signal."""
+    """Stands in for a signal."""
 
 
 def killed_in(round: int) -> Callable[[Sequence[int]], torch.Tensor]:
@@ -387,10 +387,10 @@ def killed_in(round: int) -> Callable[[Sequence[int]], torch.Tensor]:
 
 
 @pytest.mark.parametrize("round", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_round_that_is_cut_off_before_its_noise_has_been_counted(
+def test_an_interrupted_round_has_been_counted_before_its_noise_is_drawn(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round: int
 ):
-    """And is counted once more when it is played again: never less than was released."""
+    """The repeated round is counted again, so the ledger never counts less than was released."""
     with monkeypatch.context() as patch:
         with_chance(patch, draw=killed_in(round))
         with pytest.raises(Killed):
@@ -403,7 +403,7 @@ def test_a_round_that_is_cut_off_before_its_noise_has_been_counted(
     assert [r["round"] for r in rows(tmp_path / "run")] == [0, 1, 2, 3]
 
 
-def test_a_resumed_run_keeps_to_the_budget(finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_resumed_run_respects_the_budget(finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     costs = [row["epsilon"] for row in rows(finish("whole", "head-only", NOISY, **{"federation.rounds": 3}))[1:]]
     with monkeypatch.context() as patch:
         with_chance(patch, draw=killed_in(2))
@@ -414,7 +414,7 @@ def test_a_resumed_run_keeps_to_the_budget(finish: Finish, tmp_path: Path, monke
     assert (found["rounds_completed"], found["privacy"]["releases"], found["privacy"]["stopped_early"]) == (2, 3, True)
 
 
-def test_a_run_that_does_not_know_what_it_spent_does_not_go_on(
+def test_a_run_without_its_privacy_ledger_cannot_be_resumed(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
@@ -451,12 +451,14 @@ def test_a_run_that_does_not_know_what_it_spent_does_not_go_on(
         ("fft-moe", None, {}, "privacy: it is empty; say `privacy: {}` for sums only, or `privacy: off`"),
     ],
 )
-def test_what_cannot_be_private_is_refused(values: Values, method: str, privacy: Any, changes: Any, reason: str):
+def test_a_recipe_that_cannot_be_private_is_refused(
+    values: Values, method: str, privacy: Any, changes: Any, reason: str
+):
     with pytest.raises(InputError, match=reason):
         parse_recipe(values(method, privacy, **changes), "tiny")
 
 
-def test_privacy_and_robustness_are_one_of_the_two(values: Values):
+def test_privacy_and_robustness_exclude_each_other(values: Values):
     recipe = {**values("fft-moe", SUMS), "robustness": {"aggregator": "median"}}
     with pytest.raises(InputError, match="privacy hides single updates and robustness compares them"):
         parse_recipe(recipe, "tiny")
@@ -480,7 +482,7 @@ def test_privacy_can_be_off_and_stays_so(values: Values, off: Any):
         ({**NOISY, "epsilon": 0.01}, "a single round costs an epsilon of .* raise privacy.noise_multiplier"),
     ],
 )
-def test_what_only_the_population_shows_is_refused_before_anything_is_written(
+def test_an_unsuitable_population_is_refused_before_anything_is_written(
     finish: Finish, tmp_path: Path, privacy: dict[str, Any], reason: str
 ):
     with pytest.raises(InputError, match=reason):
@@ -488,7 +490,7 @@ def test_what_only_the_population_shows_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_library_is_told_before_anything_is_written(
+def test_a_missing_library_is_reported_before_anything_is_written(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting.pld", None)
@@ -498,7 +500,7 @@ def test_a_missing_library_is_told_before_anything_is_written(
     finish("sums", "fft-moe", SUMS)
 
 
-def test_a_run_says_what_it_promises(recipe_values: dict[str, Any], values: Values, tmp_path: Path, cli: Any):
+def test_a_run_states_its_privacy_guarantee(recipe_values: dict[str, Any], values: Values, tmp_path: Path, cli: Any):
     path = tmp_path / "private.yaml"
     path.write_text(yaml.safe_dump(values("fft-moe", NOISY)))
     outcome = cli("run", path, "--output", tmp_path / "run")

@@ -55,7 +55,7 @@ SUMMARY_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """One run that the tests of this file share."""
+    """One finished run, shared by the tests of this file."""
 
     folder: Path
     outcome: Outcome
@@ -92,7 +92,7 @@ def finished(run: Run) -> Finished:
 
 
 def timeless(value: Any) -> Any:
-    """Without seconds and memory, at every depth."""
+    """Remove seconds and memory at every depth."""
     if isinstance(value, dict):
         gone = ("seconds", "rss")
         return {key: timeless(item) for key, item in value.items() if not any(word in key for word in gone)}
@@ -167,7 +167,7 @@ def test_a_checkpoint_holds_the_state_after_the_last_round(finished: Finished):
     assert 5 <= len(kept) <= 7
 
 
-def test_the_command_line_tells_the_outcome_and_how_to_use_it(finished: Finished):
+def test_the_command_line_shows_the_outcome_and_the_next_commands(finished: Finished):
     assert f"accuracy {finished.summary['accuracy']:.3f} on the whole test set" in finished.outcome.out
     assert "round   1  loss" in finished.outcome.out
     assert f"fftmoe predict {finished.folder} 'some text'" in finished.outcome.out
@@ -182,7 +182,7 @@ def test_the_printed_python_loads_the_adapter(finished: Finished, data_folder: P
     assert measured(names["model"], names["backbone"], finished, data_folder) == finished.summary["accuracy"]
 
 
-def test_peft_alone_reproduces_the_accuracy(finished: Finished, backbone_folder: Path, data_folder: Path):
+def test_a_peft_model_reproduces_the_accuracy(finished: Finished, backbone_folder: Path, data_folder: Path):
     backbone = fftmoe.load_backbone(str(backbone_folder), num_labels=3)
     model = PeftModel.from_pretrained(backbone, str(finished.folder / "adapter"))
     assert getattr(model.peft_config["default"], "top_k", None) == 2  # the largest tier's
@@ -253,7 +253,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run: Run, fin
 
 
 def test_one_worker_and_two_give_the_same_bytes(run: Run):
-    """Two real worker processes, each with a model of its own, against this process and its one model."""
+    """Compare two worker processes, each with its own model, with this process and its single model."""
     settings = (
         "adapter.router=shared+personal",
         "federation.server_optimizer=adam",
@@ -269,14 +269,14 @@ def test_one_worker_and_two_give_the_same_bytes(run: Run):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
 
 
-def test_what_a_client_reaches_alone_does_not_depend_on_the_federation(run: Run, finished: Finished):
+def test_local_training_does_not_depend_on_the_federation(run: Run, finished: Finished):
     other = run("federation.server_learning_rate=0.25", "federation.server_optimizer=momentum")
     assert other.metrics[1]["accuracy"] != finished.metrics[2]["accuracy"]
     for key in ("local_only_accuracy", "local_only_client_accuracy"):
         assert other.summary[key] == finished.summary[key]
 
 
-def test_measuring_less_often_changes_what_is_known_and_not_what_is_learnt(run: Run, finished: Finished):
+def test_evaluating_less_often_does_not_change_training(run: Run, finished: Finished):
     rarely = run("evaluation.every=5", "evaluation.max_examples=7", "evaluation.local_only=false")
     assert [row["accuracy"] is None for row in rarely.metrics] == [False, True, False]
     assert rarely.summary["accuracy"] == finished.summary["accuracy"]
@@ -309,7 +309,7 @@ def test_other_kinds_of_run_finish(run: Run, recipe_values: dict[str, Any], how:
         assert finished.summary["trainable_parameters_by_tier"]["small"] == 2 * 3 * 180 + 63
 
 
-def test_the_python_call_returns_what_the_folder_holds(recipe_file: Path, finished: Finished, tmp_path: Path):
+def test_the_python_call_returns_the_contents_of_the_folder(recipe_file: Path, finished: Finished, tmp_path: Path):
     result = fftmoe.run(recipe_file, output=tmp_path / "run", overrides=["evaluation.local_only=false"])
     assert result.folder == tmp_path / "run"
     assert result.summary == json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -336,7 +336,7 @@ THREE_TIERS += [
 ]
 
 
-def test_a_plan_is_what_the_first_round_then_costs(run: Run, cli: Cli, recipe_file: Path):
+def test_a_plan_equals_the_cost_of_the_first_round(run: Run, cli: Cli, recipe_file: Path):
     sets = [part for override in THREE_TIERS for part in ("--set", override)]
     planned = json.loads(cli("plan", recipe_file, "--json", *sets).out)
     costs = planned["tiers"]
@@ -349,8 +349,8 @@ def test_a_plan_is_what_the_first_round_then_costs(run: Run, cli: Cli, recipe_fi
     assert {len(held["1"]) for held in planned["experts"].values()} == {1, 2, 5}
 
 
-def test_no_round_sends_up_more_than_was_planned(run: Run, cli: Cli, recipe_file: Path):
-    """Clients come to know more experts, and rank them all."""
+def test_no_round_uploads_more_than_planned(run: Run, cli: Cli, recipe_file: Path):
+    """Preferences grow over the rounds, because clients rank all experts that they know."""
     sets = [part for override in THREE_TIERS for part in ("--set", override)]
     most = sum(tier["bytes_up"] for tier in json.loads(cli("plan", recipe_file, "--json", *sets).out)["tiers"])
     rows = run(*THREE_TIERS, "federation.rounds=5", "evaluation.local_only=false").metrics
@@ -376,7 +376,7 @@ def test_rounded_uploads_cost_what_was_planned_and_learn_the_same(run: Run, cli:
 
 @given(st.lists(st.floats(1e-9, 1, exclude_max=True), min_size=4, max_size=4), st.floats(1e-9, 1e9))
 @settings(deadline=None)
-def test_no_digits_make_an_update_longer_than_planned(shares: list[float], loss: float):
+def test_an_update_is_never_longer_than_planned(shares: list[float], loss: float):
     tensors = {"blocks.1.up": torch.zeros(4, 3, 7)}
     held, pool = {1: (0, 1, 2, 3)}, {1: tuple(range(13))}
     training = Training(batch_size=5, learning_rate=0.01, head_learning_rate=0.5, local_steps=1)
@@ -405,14 +405,14 @@ CLOSED = "head={kind: closed-form}"
 
 
 def planned(cli: Cli, recipe_file: Path, *overrides: str) -> tuple[dict[str, Any], str]:
-    """What `plan` tells programs and what it tells people."""
+    """Return the output of `plan` for programs and for people."""
     sets = [part for override in overrides for part in ("--set", override)]
     outcome, shown = cli("plan", recipe_file, "--json", *sets), cli("plan", recipe_file, *sets)
     assert (outcome.status, shown.status) == (0, 0), outcome.err + shown.err
     return json.loads(outcome.out), shown.out
 
 
-def test_the_sums_of_a_solved_head_are_planned_to_the_byte(run: Run, cli: Cli, recipe_file: Path):
+def test_the_statistics_of_a_closed_form_head_are_planned_to_the_byte(run: Run, cli: Cli, recipe_file: Path):
     settings = ("head={kind: closed-form, update: frozen}", "evaluation.local_only=false", "federation.rounds=1")
     one = planned(cli, recipe_file, "method=centralized", *settings)[0]["sums"]
     first = run("method=centralized", *settings).metrics[0]
@@ -427,7 +427,7 @@ def test_the_sums_of_a_solved_head_are_planned_to_the_byte(run: Run, cli: Cli, r
 
 @pytest.mark.parametrize("head", ["update: frozen", "update: trained, learning_rate: 0.01", "every: 1", "every: 2"])
 @pytest.mark.parametrize("rounds", [2, 3])
-def test_a_plan_counts_how_often_a_head_is_solved(
+def test_a_plan_counts_how_often_a_head_is_computed(
     run: Run, cli: Cli, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, head: str, rounds: int
 ):
     module = sys.modules["fftmoe.rounds.closed_form"]
@@ -445,7 +445,7 @@ def test_a_plan_counts_how_often_a_head_is_solved(
     assert sums["every"] == (int(head[-1]) if head.startswith("every") else None)
 
 
-def test_a_plan_says_when_sums_are_sent(cli: Cli, recipe_file: Path):
+def test_a_plan_says_when_statistics_are_sent(cli: Cli, recipe_file: Path):
     known, shown = planned(cli, recipe_file, CLOSED)
     size = f"{known['sums']['bytes_up'] / 1024:.1f} KiB"
     assert "computes the head from feature statistics: for them, every client also gets " in shown
@@ -474,7 +474,7 @@ def test_a_plan_of_lora_shows_ranks_and_no_experts(cli: Cli, recipe_file: Path, 
     assert len(re.findall(r"^client +\d+  (?:small|large) +\d+ examples$", shown, re.MULTILINE)) == 7
 
 
-def test_a_plan_of_the_head_alone_shows_no_experts(cli: Cli, recipe_file: Path):
+def test_a_plan_of_head_only_shows_no_experts(cli: Cli, recipe_file: Path):
     known, shown = planned(cli, recipe_file, "method=head-only")
     assert [tier["rank"] for tier in known["tiers"]] == [None, None]
     assert len(re.findall(r"^ *(?:small|large) +\d+ +head ", shown, re.MULTILINE)) == 2
@@ -546,7 +546,7 @@ def take_until(lines: Iterator[str], start: str) -> bool:
     return any(line.startswith(start) for line in lines)
 
 
-def test_a_moving_average_is_what_a_run_leaves_and_not_what_it_trains_from(run: Run):
+def test_a_run_saves_the_moving_average_and_trains_without_it(run: Run):
     settings = ("evaluation.local_only=false", "federation.rounds=2")
     plain, averaged = (run(*settings, f"federation.ema_decay={decay}") for decay in (0, 0.5))
     # The first round is its own average, and the second trains from it.

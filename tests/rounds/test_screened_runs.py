@@ -126,7 +126,7 @@ def first_of(round: int, num_clients: int) -> int:
 
 
 @pytest.mark.parametrize("method", tuple(METHODS))
-def test_a_run_is_what_it_would_be_without_the_answers_that_were_refused(finish: Finish, method: str):
+def test_a_run_with_rejected_updates_equals_a_run_without_them(finish: Finish, method: str):
     """In both rounds one; on one machine, where engines lose nobody."""
     population = 1 if method == "centralized" else 5
     lost = {1: first_of(1, population), 2: first_of(2, population)}
@@ -146,7 +146,7 @@ def test_a_run_is_what_it_would_be_without_the_answers_that_were_refused(finish:
 
 
 @pytest.mark.parametrize("cell", ["fft-moe-solved-head", "head-only-solved-head", "fedsa-lora-sums", "flora-sums"])
-def test_sums_that_are_refused_are_missed_by_nobody(finish: Finish, cell: str):
+def test_rejected_statistics_change_nothing(finish: Finish, cell: str):
     def whose(plan: ClientPlan) -> bool:
         return plan.task == "sums" and plan.client_id == 2
 
@@ -160,7 +160,7 @@ def test_sums_that_are_refused_are_missed_by_nobody(finish: Finish, cell: str):
 
 
 @pytest.mark.parametrize("cell", ["fft-moe", "fft-moe-int8", "hetlora", "local-only", "fft-moe-solved-head"])
-def test_who_trains_alone_and_says_nonsense_is_left_out(finish: Finish, cell: str):
+def test_bad_results_of_local_training_are_left_out(finish: Finish, cell: str):
     def whose(plan: ClientPlan) -> bool:
         return plan.task == "alone" and plan.client_id in (0, 4)
 
@@ -182,7 +182,7 @@ def test_who_trains_alone_and_says_nonsense_is_left_out(finish: Finish, cell: st
     assert "local_only_faults" not in summary(finish("all", cell, honest, **alone))
 
 
-def test_a_local_run_of_nobody_but_liars_ends_with_a_reason_and_can_go_on(finish: Finish, tmp_path: Path):
+def test_a_run_with_only_bad_updates_ends_with_a_reason_and_can_be_resumed(finish: Finish, tmp_path: Path):
     """After three rounds without an update, which count as rounds and change nothing."""
     lies = instead(lambda plan: plan.round > 1, say(num_examples=0))
     reason = (
@@ -196,8 +196,8 @@ def test_a_local_run_of_nobody_but_liars_ends_with_a_reason_and_can_go_on(finish
     assert (summary(folder)["rounds_void"], summary(folder)["faults"]) == (3, {"rejected": 9})
 
 
-def test_a_head_that_nobody_sends_sums_for_stays_or_ends_the_run(finish: Finish, tmp_path: Path):
-    """It stays where there is one."""
+def test_without_statistics_the_head_stays_or_the_run_ends(finish: Finish, tmp_path: Path):
+    """A head that exists stays; without one the run ends."""
     named = (
         r"no client sent the feature statistics .*client 4 rejected: its message is not an fftmoe update: it has 1 b"
     )
@@ -212,7 +212,7 @@ def test_a_head_that_nobody_sends_sums_for_stays_or_ends_the_run(finish: Finish,
     assert summary(folder)["faults"] == {"rejected": 10}
 
 
-def test_the_recipe_says_how_large_the_changes_of_a_client_may_be(finish: Finish):
+def test_the_recipe_bounds_the_norm_of_an_update(finish: Finish):
     bound = "federation.max_update_norm"
     changed, large = finish("large", "fedit", honest), finish("bounded", "fedit", honest, **{bound: 1e6})
     assert_equal_runs(changed, large)

@@ -14,7 +14,7 @@ from fftmoe.store import pack_state, unpack_state
 
 
 def rounds(num_rounds: int, seed: int) -> list[ServerState]:
-    """The states of these rounds, each with two tensors."""
+    """Random states of rounds 1, 2, …, each with two tensors."""
     random = generator(seed)
     shapes = {"head.weight": (3, 5), "blocks.1.up": (7, 2)}
     return [
@@ -24,7 +24,7 @@ def rounds(num_rounds: int, seed: int) -> list[ServerState]:
 
 
 def after(states: list[ServerState], decay: float) -> ServerState:
-    """The last of the states with the average of all."""
+    """Return the last state with the average of all states."""
     state = averaged(states[0], decay)
     for new in states[1:]:
         state = averaged(replace(new, average=state.average), decay)
@@ -32,7 +32,7 @@ def after(states: list[ServerState], decay: float) -> ServerState:
 
 
 @given(st.integers(1, 11), st.floats(0.05, 0.95), st.integers(0, 2**20))
-def test_the_average_weighs_every_round_by_its_age(num_rounds: int, decay: float, seed: int):
+def test_the_average_weights_every_round_by_its_age(num_rounds: int, decay: float, seed: int):
     states = rounds(num_rounds, seed)
     state = after(states, decay)
     weights = [decay ** (num_rounds - s.round) for s in states]
@@ -49,13 +49,13 @@ def test_the_first_round_is_its_own_average_and_equal_rounds_stay_bit_for_bit():
         assert torch.equal(state.average[name], tensor)
 
 
-def test_without_decay_nothing_is_kept_and_the_model_itself_is_served():
+def test_without_decay_no_average_is_kept_and_the_model_is_served():
     (first,) = rounds(1, 3)
     assert averaged(first, 0.0) is first
     assert served(first) is first
 
 
-def test_the_average_is_served_and_training_goes_on_from_the_model():
+def test_the_average_is_served_and_training_continues_from_the_model():
     states = rounds(2, 4)
     state = after(states, 0.5)
     assert all(torch.equal(state.tensors[name], t) for name, t in states[1].tensors.items())
@@ -64,7 +64,7 @@ def test_the_average_is_served_and_training_goes_on_from_the_model():
     assert served(shown) is shown
 
 
-def test_a_stored_state_has_its_average():
+def test_a_stored_state_includes_its_average():
     state = after(rounds(3, 5), 0.7)
     again = unpack_state(pack_state(state))
     assert again.average.keys() == state.average.keys()
@@ -78,7 +78,7 @@ def test_a_tensor_that_appears_later_starts_with_its_first_value():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7])
-def test_the_inputs_are_left_alone(decay: float):
+def test_the_inputs_are_not_changed(decay: float):
     states = rounds(2, 7)
     before = [{name: t.clone() for name, t in s.tensors.items()} for s in states]
     after(states, decay)

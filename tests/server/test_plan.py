@@ -27,7 +27,7 @@ def planned(round: int = 1, seed: int = 3, cohort: tuple[int, ...] = (1, 4, 8)) 
 
 @given(st.integers(1, 50), st.data(), st.integers(0, 2**31), st.integers(1, 100))
 @settings(deadline=None)
-def test_a_cohort_is_distinct_ascending_and_of_the_asked_size(num_clients: int, data: Any, seed: int, round: int):
+def test_a_cohort_is_distinct_ascending_and_of_the_requested_size(num_clients: int, data: Any, seed: int, round: int):
     size = data.draw(st.integers(1, num_clients))
     cohort = choose_cohort(num_clients, size, seed, round)
     assert len(cohort) == size
@@ -71,7 +71,7 @@ def test_a_clients_plan_does_not_depend_on_the_rest_of_the_cohort_before_statist
     assert planned(cohort=(4,)).clients[0] == planned(cohort=(1, 4, 8)).clients[1]
 
 
-def test_rounds_are_applied_in_turn():
+def test_rounds_are_applied_in_order():
     moe = FftMoe(budgets=BUDGETS, shape=ExpertShape(7, 3), num_experts=5)
     with pytest.raises(AssertionError, match="round 2 does not follow 0"):
         apply_round(cast(Method, moe), STATE, dataclasses.replace(planned(), round=2), [])

@@ -59,7 +59,7 @@ seeds = st.integers(0, 2**31)
 
 
 def nothing(*_: Any) -> None:
-    """In the place of a ledger."""
+    """Stands in for a ledger."""
 
 
 def no_noise(shape: Sequence[int]) -> torch.Tensor:
@@ -72,7 +72,7 @@ def seeded(seed: int) -> Callable[[Sequence[int]], torch.Tensor]:
 
 
 def counts(expert: float, other: float) -> Tensors:
-    """So many contributors of every expert, and of the other tensors."""
+    """The same number of contributors for every expert and for the other tensors."""
     return {
         name: torch.full((1 if block_of(name) is None else shape[0],), expert if "blocks" in name else other).double()
         for name, shape in SHAPES.items()
@@ -84,7 +84,7 @@ def noise_of(std: float, draw: Any = no_noise, expected: Tensors | None = None, 
 
 
 def update(client_id: int, held: Sequence[int], seed: int, scale: float = 1.0) -> ClientUpdate:
-    """A private update of these experts, of this length or so."""
+    """Make a private update of these experts with about this norm."""
     source = generator(seed, "update", client_id)
     rows = {name: (len(held), *shape[1:]) if block_of(name) else tuple(shape) for name, shape in SHAPES.items()}
     tensors = {name: scale * torch.randn(shape, generator=source) for name, shape in rows.items()}
@@ -110,7 +110,7 @@ def summed(updates: Sequence[ClientUpdate], **settings: Any) -> PrivateSum:
 # The accountant
 
 
-def test_epsilon_is_what_others_find():
+def test_epsilon_agrees_with_published_values():
     """q = .04, z = 1.5, 2,250 steps, delta 1e-5: by RDP 7.32911 (Opacus) and 7.32933 (Google), by PLD 6.769."""
     q, z, steps, delta = 0.04, 1.5, 2250, 1e-5
     assert Mechanism(q, z, delta).epsilon(steps) == pytest.approx(6.769, abs=1e-3)
@@ -125,7 +125,7 @@ def of_accountant(accountant: Any, q: float, z: float, steps: int, delta: float)
 
 @pytest.mark.parametrize("number", [8, pytest.param(30, marks=pytest.mark.slow)])
 def test_epsilon_is_below_what_rdp_proves_and_grows_with_the_rounds(number: int):
-    """In this many configurations."""
+    """Checked in `number` configurations."""
     random = numpy_generator(number, "configurations")
     for _ in range(number):
         q, z = float(random.uniform(0.01, 0.5)), float(random.uniform(3, 9))
@@ -136,7 +136,7 @@ def test_epsilon_is_below_what_rdp_proves_and_grows_with_the_rounds(number: int)
         assert found[1] <= of_accountant(rdp.RdpAccountant(orders=range(2, 64)), q, z, steps, delta)
 
 
-def test_everyone_in_every_round_is_the_gaussian_mechanism():
+def test_without_sampling_the_mechanism_is_gaussian():
     """z = 1 once: delta(epsilon) = Phi(1/2 - epsilon) - e^epsilon Phi(-1/2 - epsilon) (Balle and Wang, 2018)."""
     epsilon = Mechanism(1.0, 1.0, 1e-5).epsilon(1)
     delta = stats.norm.cdf(0.5 - epsilon) - math.exp(epsilon) * stats.norm.cdf(-0.5 - epsilon)
@@ -144,13 +144,13 @@ def test_everyone_in_every_round_is_the_gaussian_mechanism():
 
 
 @pytest.mark.parametrize(("rate", "epsilon", "rounds"), [(0.5, 0.5, 30), (1.0, 0.3, 1), (0.1, 0.2, 50)])
-def test_noise_that_is_found_is_the_least_that_keeps_the_promise(rate: float, epsilon: float, rounds: int):
+def test_calibrated_noise_is_the_least_within_the_budget(rate: float, epsilon: float, rounds: int):
     z = calibrate(rate, epsilon, 1e-4, rounds)
     assert Mechanism(rate, z, 1e-4).epsilon(rounds) <= epsilon
     assert Mechanism(rate, z * 0.995, 1e-4).epsilon(rounds) > epsilon
 
 
-def test_no_less_noise_is_found_than_a_recipe_may_state(monkeypatch: pytest.MonkeyPatch):
+def test_calibration_finds_no_less_noise_than_a_recipe_may_state(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Mechanism, "epsilon", lambda self, releases: 1 / self.noise_multiplier)
     assert calibrate(1.0, 100.0, 0.01, 1) == pytest.approx(LEAST_NOISE)
     assert calibrate(1.0, 1e-5, 0.01, 1) == pytest.approx(1e5, rel=2e-3)
@@ -158,21 +158,21 @@ def test_no_less_noise_is_found_than_a_recipe_may_state(monkeypatch: pytest.Monk
         calibrate(1.0, 1e-7, 0.01, 1)
 
 
-def test_without_the_accountant_a_person_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_without_the_accountant_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting.pld", None)
     with pytest.raises(InputError, match=r"pip install 'fftmoe\[dp\]'"):
         accountant.accounting()
 
 
-def test_the_two_noises_of_a_moving_clip_norm_cost_what_one_would():
+def test_the_divided_noise_costs_as_much_as_undivided_noise():
     for z in (0.3, 1.0, 7.0):
         z_delta, z_count = divided_noise(z)
         # A client moves the sums by 1 in units of C, and the centred count by 1/2.
         assert 1 / z_delta**2 + (1 / 2) ** 2 / z_count**2 == pytest.approx(1 / z**2, rel=1e-12)
 
 
-def test_a_clip_norm_settles_at_its_quantile():
-    """Norms uniform on (0, 3): the quantile of 2/3 is at 2."""
+def test_the_clip_norm_converges_to_its_quantile():
+    """The norms are uniform on (0, 3), so their quantile of 2/3 is 2."""
     random, norm = numpy_generator(0, "norms"), 0.1
     for _ in range(400):
         norm = next_clip_norm(norm, float((random.uniform(0, 3, 500) <= norm).mean()), 2 / 3)
@@ -182,8 +182,8 @@ def test_a_clip_norm_settles_at_its_quantile():
 # Cohorts and noise
 
 
-def test_a_cohort_is_chance_alone():
-    """Sizes of 2,000 cohorts are binomial; nobody and everybody are possible."""
+def test_the_size_of_a_poisson_cohort_is_binomial():
+    """The sizes of 2,000 cohorts are binomial; empty and full cohorts occur."""
     sizes = np.array([len(poisson_cohort(50, 0.2)) for _ in range(2000)])
     assert abs(sizes.mean() - 10) < 6 * math.sqrt(8 / 2000)
     assert sizes.var() == pytest.approx(8, rel=0.25)
@@ -193,7 +193,7 @@ def test_a_cohort_is_chance_alone():
 
 
 def test_noise_of_the_operating_system_is_standard_normal():
-    """With chance of failing 1e-9 each."""
+    """Each check fails by chance with probability 1e-9."""
     found = normal((200, 300)).flatten().numpy()
     assert found.dtype == np.float64
     assert stats.kstest(found, "norm").pvalue > 1e-9
@@ -217,7 +217,7 @@ def test_noise_is_half_the_sum_of_four_of_box_and_muller():
     assert normal((0, 3)).shape == (0, 3)
 
 
-def test_noise_is_on_every_number_whoever_came_and_nowhere_else():
+def test_noise_is_added_to_every_number_of_the_sums_and_to_nothing_else():
     expected = counts(2.0, 4.0)
     expected["blocks.1.up"][2] = expected["blocks.1.down"][2] = expected["blocks.1.router"][2] = 0.5
     for updates in ([], [update(0, (1, 2), 0)], cohort(3, 4)):
@@ -241,7 +241,7 @@ def test_noise_is_on_every_number_whoever_came_and_nowhere_else():
             assert stats.kstest(numbers.numpy() / 0.7, "norm").pvalue > 1e-6
 
 
-def test_a_release_is_announced_before_anything_is_drawn():
+def test_a_release_is_recorded_before_noise_is_drawn():
     order: list[str] = []
 
     def draw(shape: Sequence[int]) -> torch.Tensor:
@@ -257,8 +257,8 @@ def test_a_release_is_announced_before_anything_is_drawn():
 
 @given(seed=seeds, scales=st.lists(st.floats(0, 1e12), min_size=1, max_size=5), left_out=st.integers(0, 4))
 @settings(max_examples=150)
-def test_no_client_moves_the_sums_by_more_than_the_clip_norm(seed: int, scales: list[float], left_out: int):
-    """Over all tensors together, whatever it sends; and the count of the unclipped by one."""
+def test_one_client_moves_the_sums_by_at_most_the_clip_norm(seed: int, scales: list[float], left_out: int):
+    """The bound is over all tensors together. The count of unclipped clients changes by at most one."""
     updates = cohort(seed, len(scales), scales)
     left_out %= len(scales)
     with_it, without = summed(updates), summed([one for one in updates if one.client_id != left_out])
@@ -277,7 +277,7 @@ def test_numbers_that_are_none_count_for_nothing():
 
 @given(seed=seeds, num_clients=st.integers(0, 5), kind=st.sampled_from(["per-expert", "fedavg"]))
 @settings(max_examples=40)
-def test_with_noise_nothing_depends_on_who_came_but_the_sums(seed: int, num_clients: int, kind: str):
+def test_with_noise_only_the_sums_depend_on_the_participants(seed: int, num_clients: int, kind: str):
     expected = counts(2.5, 4.0)
     expected["blocks.1.up"][3] = 0.1
     total = summed(cohort(seed, num_clients), noise=noise_of(1.0, expected=expected), min_contributors=2, kind=kind)
@@ -292,8 +292,8 @@ def test_with_noise_nothing_depends_on_who_came_but_the_sums(seed: int, num_clie
 
 
 @pytest.mark.parametrize("cohorts", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_expert_of_fewer_than_enough_clients_is_ever_released(cohorts: int):
-    """Of random residents; every row is released exactly when enough of the cohort hold it."""
+def test_an_expert_with_too_few_contributors_is_never_released(cohorts: int):
+    """Residents are random; a row is released exactly if enough clients of the cohort hold it."""
     random = numpy_generator(cohorts, "cohorts")
     shapes = {"blocks.0.up": torch.Size((M, 1)), "head.bias": torch.Size((2,))}
     released = 0
@@ -317,7 +317,7 @@ def test_no_expert_of_fewer_than_enough_clients_is_ever_released(cohorts: int):
 
 @pytest.mark.parametrize("kind", ["per-expert", "fedavg"])
 def test_without_noise_and_bounds_the_private_mean_is_the_plain_one(kind: str):
-    """Of clients of equal size that are all there; up to the rounding of float64 sums."""
+    """The clients have equal size and all take part; equal up to the rounding of float64 sums."""
     updates = cohort(7, 5)
     plain = WeightedSum(SHAPES, kind)
     for one in updates:
@@ -331,7 +331,7 @@ def test_without_noise_and_bounds_the_private_mean_is_the_plain_one(kind: str):
             torch.testing.assert_close(deltas[name], expected[name], rtol=1e-12, atol=1e-12)
 
 
-def test_clipping_is_of_all_tensors_together():
+def test_all_tensors_are_clipped_together():
     tensors = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
     assert joint_norm(tensors) == 5.0
     short = clipped(tensors, 1.0)
@@ -340,7 +340,7 @@ def test_clipping_is_of_all_tensors_together():
 
 
 def test_holders_are_counted_from_budgets_and_residents():
-    """Two tiers, of which the small one has no block 2; experts as dealt."""
+    """There are two tiers; the small one does not adapt block 2."""
 
     @dataclass
     class Dealt:
@@ -373,7 +373,7 @@ PLAN = ClientPlan(1, 4, 9, Budget("small", 2, len(HELD), (1,)), {1: HELD}, TRAIN
 
 
 def honest(trained: Sequence[int], seed: int, num_examples: int = 37) -> ClientUpdate:
-    """What a session gives that trained these of the experts that the client holds."""
+    """Make the result of a client that trained some of its resident experts."""
     shares = tuple(float(s) for s in numpy_generator(seed, "shares").dirichlet([1.0] * len(trained))) if trained else ()
     return replace(
         update(4, trained, seed),
@@ -404,7 +404,7 @@ def test_a_message_has_the_same_length_and_header_whatever_was_routed_where(
     assert [header[name] for name in ("shares", "preferences", "metrics")] == [{}, {}, {}]
 
 
-def test_what_was_not_trained_is_sent_as_zeros_and_the_rest_in_its_place():
+def test_untrained_experts_are_sent_as_zeros():
     made = honest((2, 6), 3)
     plan = replace(PLAN, training=replace(TRAINING, clip_norm=None))
     arrived = unpack_update(pack_update(concealed(made, plan)))
@@ -416,7 +416,7 @@ def test_what_was_not_trained_is_sent_as_zeros_and_the_rest_in_its_place():
 
 @given(scale=st.floats(0, 1e6), seed=seeds)
 @settings(max_examples=30)
-def test_a_client_sends_no_more_than_it_may(scale: float, seed: int):
+def test_a_clients_update_respects_the_clip_norm(scale: float, seed: int):
     made = honest(HELD, seed)
     arrived = concealed(replace(made, tensors={n: scale * t for n, t in made.tensors.items()}), PLAN)
     assert joint_norm(arrived.tensors) <= CLIP * (1 + 1e-6)  # float32
@@ -440,7 +440,7 @@ Z, DELTA = 3.0, 1e-5
 
 
 class Trials:
-    """Noise of all trials at once, with the trials in front of every shape; none at all on the `silent` draw."""
+    """Draw the noise of all trials in one tensor, with the trials as first dimension; draw number `silent` is zero."""
 
     def __init__(self, silent: int = -1) -> None:
         self.calls, self.silent = 0, silent
@@ -452,7 +452,7 @@ class Trials:
 
 
 class Heavy(PrivateSum):
-    """Broken: the canary counts as ten."""
+    """A broken mechanism: the canary counts ten times."""
 
     def add(self, update: ClientUpdate) -> None:
         super().add(update)
@@ -461,7 +461,7 @@ class Heavy(PrivateSum):
 
 
 class Separate(PrivateSum):
-    """Broken: each tensor may be as long as all together."""
+    """A broken mechanism: each tensor is clipped by itself."""
 
     def add(self, update: ClientUpdate) -> None:
         for name, tensor in update.tensors.items():
@@ -470,7 +470,7 @@ class Separate(PrivateSum):
 
 
 def audited(kind: type[PrivateSum], canary: Tensors, draw: Any) -> float:
-    """A lower bound of epsilon at DELTA, with confidence 95 %, from releases with the canary and without."""
+    """Compute a lower bound of epsilon at DELTA, with 95 % confidence, from releases with and without the canary."""
     expected = {name: torch.ones(1, dtype=torch.float64) for name in AUDITED}
     others = [ClientUpdate(1, n, 1, {k: 0.01 * torch.ones(s) for k, s in AUDITED.items()}) for n in (1, 2)]
     direction = clipped(canary, 1.0)
@@ -485,7 +485,7 @@ def audited(kind: type[PrivateSum], canary: Tensors, draw: Any) -> float:
 
 
 def bound(present: np.ndarray, absent: np.ndarray) -> float:
-    """Of "the score is above t": t from one half of the trials, Clopper-Pearson bounds of both rates from the other."""
+    """Bound both rates of "the score is above t": one half of the trials gives t, the other Clopper-Pearson bounds."""
     half = TRIALS // 2
     levels = np.quantile(np.concatenate([present[:half], absent[:half]]), np.linspace(0.02, 0.98, 97))
     rates = [((s[:half, None] > levels).mean(0)) for s in (present, absent)]
@@ -497,13 +497,13 @@ def bound(present: np.ndarray, absent: np.ndarray) -> float:
 
 
 def canaries() -> dict[str, Tensors]:
-    """A change far above the bound: in one tensor, and in all."""
+    """Make an update far above the bound, in one tensor or in all."""
     spread = {name: torch.full(shape, 1e6) for name, shape in AUDITED.items()}
     return {"one": {n: t if n == "shared.0.up" else 0 * t for n, t in spread.items()}, "all": spread}
 
 
 @pytest.mark.parametrize("canary", ["one", "all"])
-def test_an_audit_finds_no_more_than_was_claimed(canary: str):
+def test_an_audit_finds_no_more_than_the_stated_epsilon(canary: str):
     claimed = Mechanism(1.0, Z, DELTA).epsilon(1)
     assert claimed == pytest.approx(1.3, abs=0.1)
     assert 0.05 < audited(PrivateSum, canaries()[canary], Trials()) <= claimed
@@ -512,8 +512,8 @@ def test_an_audit_finds_no_more_than_was_claimed(canary: str):
 @pytest.mark.parametrize(
     ("kind", "canary", "silent"), [(Heavy, "all", -1), (PrivateSum, "one", 0), (Separate, "all", -1)]
 )
-def test_an_audit_finds_a_mechanism_that_is_broken(kind: type[PrivateSum], canary: str, silent: int):
-    """A client of weight 10; no noise on one tensor; tensors that are clipped each for itself."""
+def test_an_audit_detects_a_broken_mechanism(kind: type[PrivateSum], canary: str, silent: int):
+    """The broken mechanisms: a client of weight 10, no noise on one tensor, and tensors that are clipped separately."""
     claimed = Mechanism(1.0, Z, DELTA).epsilon(1)
     assert audited(kind, canaries()[canary], Trials(silent)) > claimed + 0.5
 
@@ -537,7 +537,7 @@ DAMAGED = (
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_a_ledger_that_is_damaged_is_no_ledger_of_nothing(tmp_path: Path, text: str | None):
+def test_a_damaged_ledger_is_an_error_and_not_an_empty_ledger(tmp_path: Path, text: str | None):
     (tmp_path / "checkpoints").mkdir()
     if text is not None:
         (tmp_path / "checkpoints" / "privacy.json").write_text(text)

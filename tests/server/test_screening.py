@@ -1,4 +1,4 @@
-"""Updates that no honest client sends are refused by name, and the round is as if they had not come."""
+"""Updates that no honest client could send are rejected with a reason, and the round equals one without them."""
 
 import re
 import time
@@ -34,7 +34,7 @@ Record = Callable[[str], Recorded]
 
 @pytest.fixture(scope="module")
 def recorded(recipe_values: dict[str, Any]) -> Record:
-    """`recorded("fedit-alone")`: the third round of this cell, each made once."""
+    """`recorded("fedit-alone")` is the third round of this cell; each round is made once."""
     done: dict[str, Recorded] = {}
 
     def make(cell: str) -> Recorded:
@@ -50,8 +50,8 @@ trained = pytest.mark.parametrize("cell", [cell for cell, (*_, task, _) in CELLS
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_update_is_refused_for_its_reason_and_missed_by_nobody(recorded: Record, kind: str):
-    """In every cell in which an update can be bad so; the state is as when the answer was never there."""
+def test_a_bad_update_is_rejected_with_its_reason_and_changes_nothing(recorded: Record, kind: str):
+    """Each kind is tried in every cell where it is possible; the state equals the state without the answer."""
     spoil, reason = KINDS[kind]
     spoilt = 0
     for cell in CELLS:
@@ -75,11 +75,11 @@ def test_a_bad_update_is_refused_for_its_reason_and_missed_by_nobody(recorded: R
     assert spoilt
 
 
-# What is not refused
+# Accepted updates
 
 
 @every_cell
-def test_what_honest_clients_send_is_what_is_expected(recorded: Record, cell: str):
+def test_updates_of_honest_clients_pass(recorded: Record, cell: str):
     known = recorded(cell)
     for client_id, message in known.replies.items():
         update, sent = screen(message, known.expectation(client_id)), unpack_update(message)
@@ -92,7 +92,7 @@ def test_what_honest_clients_send_is_what_is_expected(recorded: Record, cell: st
 
 
 @trained
-def test_a_message_may_be_as_large_as_was_planned_and_a_little_more(recorded: Record, cell: str):
+def test_a_message_may_exceed_the_planned_size_by_the_margin_only(recorded: Record, cell: str):
     known = recorded(cell)
     for client in known.plan.clients:
         method, upload = known.experiment.method, client.training.upload
@@ -103,7 +103,7 @@ def test_a_message_may_be_as_large_as_was_planned_and_a_little_more(recorded: Re
 
 
 @trained
-def test_numbers_as_large_as_are_let_through_leave_the_server_with_finite_ones(recorded: Record, cell: str):
+def test_the_largest_accepted_numbers_give_a_finite_state(recorded: Record, cell: str):
     def grow(header: dict[str, Any], tensors: Tensors) -> None:
         for name, tensor in tensors.items():
             most = LARGEST / 127 if name.endswith(SCALE) else min(LARGEST, torch.finfo(torch.float32).max)
@@ -121,8 +121,8 @@ def test_numbers_as_large_as_are_let_through_leave_the_server_with_finite_ones(r
 
 
 @pytest.mark.parametrize("cell", ["fft-moe", "hetlora", "fft-moe-sums", "fedit-alone"])
-def test_an_update_names_the_backbone_and_the_global_model_that_it_was_made_on(recorded: Record, cell: str):
-    """Whoever has one bit of either that is another is refused, in the very round it was asked."""
+def test_an_update_from_another_backbone_or_global_model_is_rejected(recorded: Record, cell: str):
+    """One different bit in either model is enough to reject the update."""
     known = recorded(cell)
     experiment, plan = known.experiment, next(c for c in known.plan.clients if c.client_id == known.victim)
     expected, method = known.expectation(known.victim), experiment.method
@@ -147,7 +147,7 @@ def test_an_update_names_the_backbone_and_the_global_model_that_it_was_made_on(r
         screen(answer(known.state, damaged), expected)
 
 
-def test_an_expert_that_another_client_holds_is_refused(recorded: Record):
+def test_an_expert_that_is_not_resident_is_rejected(recorded: Record):
     known = recorded("fft-moe")
     client = next(client for client in known.plan.clients if len(client.experts[2]) == 2)
     (other, *_) = sorted(set(range(5)) - set(client.experts[2]))
@@ -161,7 +161,7 @@ def test_an_expert_that_another_client_holds_is_refused(recorded: Record):
 
 
 @pytest.mark.parametrize("wrong", [0, -1, MOST_EXAMPLES + 1, True, 7.0])
-def test_a_weight_that_the_server_does_not_know_is_still_a_weight(recorded: Record, wrong: Any):
+def test_an_unknown_number_of_examples_must_still_be_plausible(recorded: Record, wrong: Any):
     known = recorded("fedit")
     expected = known.expectation(known.victim, num_examples=None)
     for right in (1, 123, MOST_EXAMPLES):
@@ -171,7 +171,7 @@ def test_a_weight_that_the_server_does_not_know_is_still_a_weight(recorded: Reco
 
 
 @pytest.mark.parametrize("cell", ["fft-moe", "fft-moe-int8", "flora"])
-def test_a_norm_is_bounded_where_a_bound_is_given(recorded: Record, cell: str):
+def test_the_norm_of_an_update_is_bounded_if_the_expectation_has_a_bound(recorded: Record, cell: str):
     known = recorded(cell)
     message = known.replies[known.victim]
     deltas = decode(unpack_update(message).tensors).values()
@@ -181,7 +181,7 @@ def test_a_norm_is_bounded_where_a_bound_is_given(recorded: Record, cell: str):
         screen(message, known.expectation(known.victim, max_norm=norm * 0.999))
 
 
-def test_who_trains_alone_has_no_norm_bound(recorded: Record):
+def test_local_training_has_no_norm_bound(recorded: Record):
     known = recorded("fedit-alone")
     screen(known.replies[known.victim], known.expectation(known.victim, max_norm=1e-9))
 
@@ -200,10 +200,10 @@ PRIVATE = {"adapter.residents": "balanced", "privacy": {}}
         ("num_examples", lambda own: 26),
     ],
 )
-def test_a_private_client_that_tells_of_itself_is_refused(
+def test_an_update_of_a_private_client_with_values_of_its_own_is_rejected(
     recipe_values: dict[str, Any], name: str, told: Callable[[Any], Any]
 ):
-    """All that it may say is the same for every client with its experts."""
+    """The header of a private update is equal for all clients with the same experts."""
     known = record(recipe_of("fft-moe", recipe_values, **PRIVATE), "train", rounds=1)
     message, expected = known.replies[known.victim], known.expectation(known.victim)
     screen(message, expected)
@@ -211,8 +211,8 @@ def test_a_private_client_that_tells_of_itself_is_refused(
         screen(of(lambda h, t: h.update({name: told(h[name])}))(message) or b"", expected)
 
 
-def test_of_a_site_the_number_that_it_says_decides_how_large_its_sums_are(recorded: Record):
-    """The server does not know it, and the sums must be over as many."""
+def test_the_shapes_of_a_sites_statistics_follow_from_its_stated_number_of_examples(recorded: Record):
+    """The server does not know this number; the statistics must be over as many examples."""
     known = recorded("fft-moe-sums-of-few")
     message, expected = known.replies[known.victim], known.expectation(known.victim, num_examples=None)
     assert "sums.factor" in screen(message, expected).tensors
@@ -221,7 +221,7 @@ def test_of_a_site_the_number_that_it_says_decides_how_large_its_sums_are(record
             screen(say(num_examples=num_examples)(message) or b"", expected)
 
 
-def test_sums_of_a_private_client_are_still_sums_of_some_examples(recipe_values: dict[str, Any]):
+def test_statistics_of_a_private_client_need_at_least_one_example(recipe_values: dict[str, Any]):
     known = record(recipe_of("fft-moe-sums", recipe_values, **PRIVATE), "sums", rounds=1)
     message, expected = known.replies[known.victim], known.expectation(known.victim)
     screen(message, expected)
@@ -232,7 +232,7 @@ def test_sums_of_a_private_client_are_still_sums_of_some_examples(recipe_values:
 @pytest.mark.parametrize(
     "json", ["[" * 10**5, '{"a":' * 10**5, '"' + r"\"" * 10**5, '{"a":' + "9" * 10**5 + "}", "\\" * 10**5]
 )
-def test_json_that_is_made_to_take_long_does_not(recorded: Record, json: str):
+def test_malicious_json_is_rejected_quickly(recorded: Record, json: str):
     known = recorded("fedit")
     expected = known.expectation(known.victim, most_header=10**7, most_bytes=10**7)
     for message in (put_together(json, b""), text(lambda _: json)(known.replies[known.victim])):
@@ -242,7 +242,7 @@ def test_json_that_is_made_to_take_long_does_not(recorded: Record, json: str):
         assert time.process_time() - start < 2
 
 
-def test_a_refused_answer_is_not_one_of_those_that_are_enough(recorded: Record, monkeypatch: pytest.MonkeyPatch):
+def test_a_rejected_answer_does_not_count_towards_the_quota(recorded: Record, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exchange_module, "IN_FLIGHT", 2)
     known, asked = recorded("fedit"), {}
     download, expect = partial(known.experiment.method.download, known.state), expectations(known.experiment)
@@ -253,15 +253,15 @@ def test_a_refused_answer_is_not_one_of_those_that_are_enough(recorded: Record, 
     assert asked == {3: [3, 1], 2: [3, 2]}
 
 
-# Anything at all
+# Random mutations
 
 
 def mutated(messages: list[bytes], random: np.random.Generator) -> bytes:
-    """One of these messages, with a few bytes, or one value of its JSON, as they were not."""
+    """Change a few bytes, or one value of the JSON, of one of these messages."""
     message = bytearray(messages[random.integers(len(messages))])
     length = 8 + int.from_bytes(message[:8], "little")
     for _ in range(random.integers(1, 4)):
-        end = length if random.random() < 0.7 else len(message)  # most of what there is to get wrong is in the header
+        end = length if random.random() < 0.7 else len(message)  # most possible errors are in the header
         start = int(random.integers(end))
         stop = start + int(random.integers(1, 9))
         match random.integers(6):
@@ -284,7 +284,7 @@ def mutated(messages: list[bytes], random: np.random.Generator) -> bytes:
 
 
 def _revalued(message: bytes, random: np.random.Generator) -> bytes:
-    """The message with another value for a number or a word of its JSON, and lengths that fit."""
+    """Replace a number or a word of the message's JSON; the lengths still fit."""
     try:
         outer, data = taken_apart(message)
         inner = outer["__metadata__"]["header"]
@@ -300,7 +300,7 @@ def _revalued(message: bytes, random: np.random.Generator) -> bytes:
 
 
 def assert_like(update: ClientUpdate, honest: ClientUpdate, known: Recorded) -> None:
-    """An update that an honest client could have sent, seen by the one it did send."""
+    """Check that an honest client could have sent the update, given the update that it did send."""
     plan = next(client for client in known.plan.clients if client.client_id == honest.client_id)
     for name in ("round", "client_id", "num_examples"):
         assert type(getattr(update, name)) is int
@@ -323,7 +323,7 @@ def assert_like(update: ClientUpdate, honest: ClientUpdate, known: Recorded) -> 
 
 
 def try_mutations(known: Recorded, number: int, seed: int) -> int:
-    """Mutate the victim's message so many times; how many were let through, all of them good."""
+    """Mutate the victim's message `number` times; return how many mutations were accepted. Each must be valid."""
     victim, accepted = known.victim, 0
     messages = [known.replies[victim], *(m for c, m in known.replies.items() if c != victim)]
     expected, honest = known.expectation(victim), unpack_update(messages[0])
@@ -340,12 +340,12 @@ def try_mutations(known: Recorded, number: int, seed: int) -> int:
     return accepted
 
 
-def test_whatever_comes_is_refused_or_good(recorded: Record):
+def test_mutated_messages_are_rejected_or_valid(recorded: Record):
     accepted = sum(try_mutations(recorded(cell), 25, seed) for seed, cell in enumerate(CELLS))
     assert 10 < accepted < 400
 
 
 @pytest.mark.slow
 @every_cell
-def test_whatever_comes_is_refused_or_good_ten_thousand_times(recorded: Record, cell: str):
+def test_ten_thousand_mutated_messages_are_rejected_or_valid(recorded: Record, cell: str):
     assert try_mutations(recorded(cell), 10_000 // len(CELLS) + 1, seed=99) > 0

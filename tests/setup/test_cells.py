@@ -1,4 +1,4 @@
-"""The cells of a comparison: what they are, in which order they run, and which comparisons are refused."""
+"""The cells of a comparison: their recipes, their order, and the comparisons that are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def test_centralized_runs_once_per_seed(recipe_values: dict[str, Any], partition
 
 
 @pytest.mark.parametrize("how", ["the recipe's", "overridden", "a variant's"])
-def test_centralized_is_known_however_it_is_asked_for(recipe_values: dict[str, Any], how: str):
+def test_centralized_is_recognised_in_every_form(recipe_values: dict[str, Any], how: str):
     values = {**recipe_values, "method": "centralized"} if how == "the recipe's" else recipe_values
     overrides = {"method": "centralized"} if how == "overridden" else None
     variants = [Variant("all", {"method": "centralized"})] if how == "a variant's" else None
@@ -115,7 +115,7 @@ def test_centralized_is_known_however_it_is_asked_for(recipe_values: dict[str, A
     assert (only.partition, only.recipe.method) == ("iid", "centralized")
 
 
-def test_what_is_not_named_is_the_recipes(recipe_values: dict[str, Any]):
+def test_missing_choices_come_from_the_recipe(recipe_values: dict[str, Any]):
     cells = make_grid(recipe_values, {}).cells
     assert [cell.name for cell in cells] == [f"fft-moe+one-vs-all, dirichlet:1.0, seed {seed}" for seed in (0, 1, 2)]
     asked = make_grid(recipe_values, {}, overrides={"evaluation.local_only": True, "trackers": ["tensorboard"]})
@@ -142,7 +142,7 @@ def test_what_is_not_named_is_the_recipes(recipe_values: dict[str, Any]):
         ),
     ],
 )
-def test_partitions_are_written_briefly(text: str, section: dict[str, Any]):
+def test_a_partition_can_be_written_as_text(text: str, section: dict[str, Any]):
     base = {"kind": "dirichlet", "alpha": 1.0, "by": "x", "num_clients": 7, "min_examples": 3}
     assert partition_section(text, base) == section
 
@@ -187,7 +187,7 @@ def test_an_override_reaches_lists_and_makes_sections():
         (("--set", "seed=3"), ("seed=3", "--seeds 0,1,2")),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_runs(
+def test_wrong_arguments_are_refused_before_anything_runs(
     cli: Cli, recipe_file: Path, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ):
     assert_refused(cli("compare", recipe_file, "--output", tmp_path / "out", *arguments), *words)
@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(
         (3, ("compare is 3", "section")),
     ],
 )
-def test_a_section_that_is_wrong_is_refused(
+def test_a_wrong_compare_section_is_refused(
     cli: Cli, recipe_values: dict[str, Any], tmp_path: Path, section: Any, words: tuple[str, ...]
 ):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe_values, "compare": section}))

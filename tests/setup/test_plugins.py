@@ -1,4 +1,4 @@
-"""A method, an aggregator or a partitioner of one's own, and what a recipe cannot reach."""
+"""Custom methods, aggregators and partitioners, and what a recipe may not name."""
 
 import shutil
 import sys
@@ -53,7 +53,7 @@ def in_turn(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
 
 
 def changed(values: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
-    """The recipe with what differs; a mapping changes keys of its section."""
+    """Return the recipe with changes; a mapping changes keys of its section."""
     return {**values, **{k: {**values.get(k, {}), **v} if isinstance(v, dict) else v for k, v in sections.items()}}
 
 
@@ -108,7 +108,7 @@ def test_an_aggregator_of_ones_own_merges(method: str, recipe_values: dict[str, 
     assert all(torch.equal(state.tensors[name], value) for name, value in before.tensors.items())
 
 
-def test_a_partitioner_of_ones_own_divides(recipe_values: dict[str, Any]):
+def test_a_custom_partitioner_divides_the_examples(recipe_values: dict[str, Any]):
     values = changed(recipe_values, partition={"kind": "plugin:turns"})
     del values["partition"]["alpha"]
     experiment = plugged(values, Plugins(partitioners={"turns": in_turn}))
@@ -124,7 +124,7 @@ def test_a_partitioner_of_ones_own_divides(recipe_values: dict[str, Any]):
         (lambda labels, clients, seed: np.zeros_like(labels), "client 1 has 0 examples"),
     ],
 )
-def test_a_division_that_is_none_is_refused(divide: Any, message: str, recipe_values: dict[str, Any]):
+def test_an_invalid_division_is_refused(divide: Any, message: str, recipe_values: dict[str, Any]):
     values = changed(recipe_values, partition={"kind": "plugin:odd"})
     del values["partition"]["alpha"]
     with pytest.raises(InputError, match=message):
@@ -133,7 +133,7 @@ def test_a_division_that_is_none_is_refused(divide: Any, message: str, recipe_va
         plugged(recipe_values, Plugins(partitioners={"odd": divide}), partition={"kind": "plugin:odd"})
 
 
-def test_a_name_that_nobody_brought_is_refused_before_anything_is_loaded(recipe_values: dict[str, Any]):
+def test_an_unknown_plugin_is_refused_before_anything_is_loaded(recipe_values: dict[str, Any]):
     plugins = Plugins(methods={"mine": SameForAll})
     missing = {"backbone": {"model": "/nowhere"}}
     with pytest.raises(InputError, match=r"plugin:mime; did you mean 'mine'\?"):
@@ -145,12 +145,12 @@ def test_a_name_that_nobody_brought_is_refused_before_anything_is_loaded(recipe_
 
 
 @pytest.mark.parametrize("name", ["os.system", "os:system", "plugin:os:system", "plugin:", "plugin:a b", "fft-mo"])
-def test_a_recipe_names_no_place_to_import_from(name: str, recipe_values: dict[str, Any]):
+def test_a_recipe_cannot_name_a_module_to_import(name: str, recipe_values: dict[str, Any]):
     with pytest.raises(InputError, match=r"method is .*(did you mean|valid)"):
         parse_recipe({**recipe_values, "method": name}, "here")
 
 
-def test_what_privacy_and_foreign_merges_promise_is_not_promised_of_plugins(recipe_values: dict[str, Any]):
+def test_plugins_are_refused_where_they_cannot_keep_guarantees(recipe_values: dict[str, Any]):
     def refused(message: str, **sections: Any) -> None:
         with pytest.raises(InputError, match=message):
             parse_recipe(changed(recipe_values, **sections), "here")
@@ -161,7 +161,7 @@ def test_what_privacy_and_foreign_merges_promise_is_not_promised_of_plugins(reci
     refused("flora does not aggregate by averaging", method="flora", federation={"aggregation": "plugin:mine"})
 
 
-def test_flower_processes_are_not_promised_what_a_script_brings(recipe_values: dict[str, Any]):
+def test_flower_refuses_plugins_of_a_script(recipe_values: dict[str, Any]):
     with pytest.raises(InputError, match="entry points of a package"):
         plugged(recipe_values, Plugins(methods={"mine": SameForAll}), method="plugin:mine", engine={"kind": "flower"})
 
@@ -195,7 +195,7 @@ def test_an_installed_plugin_is_found_by_its_name(recipe_values: dict[str, Any],
 
 @pytest.mark.slow
 @pytest.mark.parametrize("installed", [False, True], ids=["given", "installed"])
-def test_worker_processes_find_them_and_give_the_same_bytes(
+def test_worker_processes_find_plugins_and_give_the_same_bytes(
     installed: bool, recipe_values: dict[str, Any], package: Path, tmp_path: Path
 ):
     values = changed(recipe_values, method="plugin:same", evaluation={"local_only": False})
@@ -209,7 +209,7 @@ def test_worker_processes_find_them_and_give_the_same_bytes(
     sys.modules.pop("own_parts", None)
 
 
-def test_a_stopped_run_goes_on_with_its_plugins(recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_stopped_run_resumes_with_its_plugins(recipe_values: dict[str, Any], tmp_path: Path):
     values = changed(recipe_values, method="plugin:same", evaluation={"local_only": False})
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -229,7 +229,7 @@ def test_a_stopped_run_goes_on_with_its_plugins(recipe_values: dict[str, Any], t
 
 
 @pytest.mark.parametrize("method", ["same", "own"])
-def test_a_method_of_ones_own_is_timed_before_it_trains(method: str, recipe_values: dict[str, Any]):
+def test_a_custom_method_is_timed_before_training(method: str, recipe_values: dict[str, Any]):
     """A visible run times every tier first."""
     plugins = Plugins(methods={"same": SameForAll, "own": OwnFedIt})
     experiment = plugged(recipe_values, plugins, method=f"plugin:{method}")
