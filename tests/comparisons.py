@@ -1,4 +1,4 @@
-"""Finished cells by hand, a small grid, and what a refused command looks like."""
+"""Finished cells made by hand, a small grid, and a check of refused commands."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Disks that refuse a call, and disks that lose what was not forced to them."""
+"""Simulated disks that refuse a call, or that lose everything that was not synced."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ import pytest
 
 
 class Disk:
-    """In the place of the calls that change a disk: each is a `step`, which may end in an exception instead.
+    """Replaces the calls that change a disk. Each call is a `step`, which may raise an exception instead.
 
     Nothing is really forced to the disk, but what would be is noted: `names` in folders, `data` of files by inode.
     """
@@ -28,7 +28,7 @@ class Disk:
         patch.setattr(Path, "open", lambda path, *a, **named: Opened(opened(path, *a, **named), self))
 
     def fail(self, step: int, error: BaseException) -> None:
-        """At this step from now, and never again."""
+        """Fail once, at this step counted from now."""
         self._steps, self._failing, self._error = itertools.count(1), step, error
 
     def step(self) -> None:
@@ -52,7 +52,7 @@ class Disk:
             self._held[inode] = os.open(path, os.O_RDONLY)
 
     def forget(self) -> None:
-        """Whatever was forced to the disk, and what is still to fail."""
+        """Forget what was synced, and what is still to fail."""
         self.fail(0, BaseException())
         for handle in self._held.values():
             os.close(handle)
@@ -60,7 +60,7 @@ class Disk:
             noted.clear()
 
     def survive(self, folder: Path, target: Path, chance: random.Random | None) -> None:
-        """Copy to `target` what is left of the folder without power: what was forced to the disk, by chance more."""
+        """Copy to `target` what a loss of power leaves of the folder: everything synced, and by chance some more."""
         target.mkdir()
         forced, now = self.names.get(folder, {}), {path.name: path.stat().st_ino for path in folder.iterdir()}
         for name in forced.keys() | now.keys():
@@ -81,7 +81,7 @@ class Disk:
 
 
 class Opened:
-    """A file, of which half of what is written is there when the disk refuses the rest."""
+    """A file for which the disk accepts half of the written bytes and refuses the rest."""
 
     def __init__(self, file: Any, disk: Disk) -> None:
         self._file, self._disk = file, disk
@@ -105,4 +105,4 @@ class Opened:
 
 
 class PowerCut(BaseException):
-    """Nothing runs after it."""
+    """Ends the process; no code runs after it."""

@@ -32,14 +32,14 @@ NUM_EXAMPLES = 23
 
 @cache
 def examples() -> TokenizedText:
-    """What clients train on."""
+    """The examples of the clients."""
     return token_examples(NUM_EXAMPLES, seed=1)
 
 
 def plan_client(
     method: Method, state: ServerState, client_id: int, budgets: Mapping[int, Budget], training: Training
 ) -> ClientPlan:
-    """The client's plan in the round after `state`, in which it is alone."""
+    """The client's plan in the round after `state`; it is the only client of the round."""
     return plan_round(method, state, state.round + 1, [client_id], budgets, training, seed=5).clients[0]
 
 

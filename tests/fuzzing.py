@@ -1,4 +1,4 @@
-"""Inputs that are almost right, and a watch over what reading them does."""
+"""Fuzzing: makes inputs that are almost valid, and watches what reading them does."""
 
 import os
 import resource
@@ -78,7 +78,7 @@ FORBIDDEN = (
 
 
 class Reader(NamedTuple):
-    """Something that reads what others wrote.
+    """A function that reads untrusted bytes.
 
     Attributes:
         seeds: inputs that it reads as they are.
@@ -98,11 +98,11 @@ class Reader(NamedTuple):
 
 
 class Violation(BaseException):
-    """A reader did what none may do. No Exception, so that no reader takes it for its own."""
+    """A reader did something forbidden. This is no `Exception`, so that no reader catches it."""
 
 
 class Watch:
-    """Sees every audit event of this thread while it is on; there is no way to take an audit hook away again."""
+    """Watches every audit event of this thread while it is on. Python cannot remove an audit hook."""
 
     def __init__(self) -> None:
         self._thread: int | None = None
@@ -122,7 +122,7 @@ class Watch:
 
     @contextmanager
     def on(self, reader: Reader) -> Iterator[None]:
-        """While the block runs."""
+        """Watch while the block runs."""
         self._writes, self.seen = tuple(str(path) for path in reader.writes), []
         self._thread = threading.get_ident()
         try:
@@ -133,7 +133,7 @@ class Watch:
 
 @contextmanager
 def alarm() -> Iterator[None]:
-    """An input that takes longer than `SECONDS` in a reader is a violation, and so is more than `MEMORY` for all."""
+    """Report a violation if a reader takes more than `SECONDS` for an input, or more than `MEMORY` for all inputs."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Violation(f"more than {SECONDS:g} s")
@@ -151,7 +151,7 @@ def alarm() -> Iterator[None]:
 
 
 def mutated(seeds: Sequence[bytes], others: Sequence[bytes], random: np.random.Generator) -> bytes:
-    """One of the seeds with a few things as they were not."""
+    """Change one of the seeds in a few places."""
     data = bytearray(seeds[int(random.integers(len(seeds)))])
     for _ in range(random.integers(1, 5)):
         start = int(random.integers(len(data) + 1) * (random.random() if random.random() < 0.5 else 1))
@@ -176,7 +176,7 @@ def mutated(seeds: Sequence[bytes], others: Sequence[bytes], random: np.random.G
 
 
 def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
-    """What reading these bytes comes to: `read`, or the name of the error.
+    """Read these bytes and return the outcome: `read`, or the name of the error.
 
     Raises:
         Violation: the reader did what none may do, or raised what it does not say.
@@ -198,7 +198,7 @@ def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
 
 
 def fuzz(reader: Reader, cases: int, seed: int, watch: Watch, kept: Path) -> Counter[str]:
-    """Outcomes of so many inputs, and of those that were ever kept because they were violations.
+    """Count the outcomes of `number` inputs, and of the inputs that were stored because they were violations.
 
     Raises:
         AssertionError: there was a violation; the input has been kept in `kept`.

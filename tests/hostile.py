@@ -1,4 +1,4 @@
-"""What the tests of hostile files have in common: code that would tell of itself, and what a refusal may cost."""
+"""Helpers for the tests of hostile files: code that leaves a trace if it runs, and limits on the cost of a refusal."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Code:
 
 
 def lay_canary(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A file that is there when code of these tests has run, as a command or as the module `evil`."""
+    """A file that exists if hostile code has run, as a command or as the module `evil`."""
     (folder / "modules").mkdir()
     (folder / "modules" / "evil.py").write_text(f"import os\nos.mknod({str(folder / 'canary')!r})\nclass Evil: pass\n")
     patch.syspath_prepend(str(folder / "modules"))
@@ -37,7 +37,7 @@ def lay_canary(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(read: Callable[[], object], reason: str, kind: type[Exception] = FftmoeError) -> None:
-    """At once, without memory, and for this reason."""
+    """Check that a call is refused quickly, with little memory, and for this reason."""
     before = _memory("VmRSS")
     if CLEAR.exists():
         CLEAR.write_text("5")
@@ -50,7 +50,7 @@ def refused(read: Callable[[], object], reason: str, kind: type[Exception] = Fft
 
 
 def _memory(which: str) -> float:
-    """Resident, in MiB: now, or at the peak. Nothing where the kernel does not tell."""
+    """The resident memory in MiB, now or at its peak; 0 if the kernel does not report it."""
     if not CLEAR.exists():
         return 0.0
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -58,12 +58,12 @@ def _memory(which: str) -> float:
 
 
 def say(file: Path, **values: Any) -> None:
-    """These values in a file of JSON."""
+    """Write these values to a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def one_tensor(shape: list[int], offsets: list[int]) -> bytes:
-    """A safetensors file that says so of its only tensor, and has no bytes of it."""
+    """Make a safetensors file that declares one tensor and holds no bytes of it."""
     return put_together(json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}), b"")
 
 

@@ -1,4 +1,4 @@
-"""Runs that are cut off at a chosen place, and what two runs that end alike have in common."""
+"""Interrupts runs at a chosen place, and compares the results of two runs."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the rows, less what no two runs have in common."""
+    """The summary and the rows, without the values that differ between equal runs."""
     clocks = ("seconds", "client_seconds", "phase_seconds", "peak_rss_mib", "expected_rss_mib")
     summary = json.loads((folder / "summary.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -45,7 +45,7 @@ def without_clocks(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 class Killed(Exception):
-    """In the place of a signal."""
+    """Stands in for a signal."""
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, round: int) -> None:

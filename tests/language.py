@@ -18,7 +18,7 @@ CHAT = "{% for m in messages %}{{ 'user ' + m.content + ' bot ' if m.role == 'us
 
 
 def tiny_language_tokenizer(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
-    """Words at spaces after `<s>`; of "#" nothing is left."""
+    """A tokenizer that splits words at spaces, starts with `<s>`, and drops "#"."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = tokenizers.normalizers.Replace("#", " ")

@@ -126,7 +126,7 @@ def tiny_bert() -> nn.Module:
 
 
 def tiny_tokenizer(words: Sequence[str]) -> transformers.PreTrainedTokenizerFast:
-    """Words at spaces, in `[CLS] … [SEP]`; the vocabulary of `tiny_bert` has room for 27 words."""
+    """Splits words at spaces and adds `[CLS] … [SEP]`; the vocabulary of `tiny_bert` has room for 27 words."""
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
     vocabulary = {word: i for i, word in enumerate((*special, *words))}
     assert len(vocabulary) <= VOCAB

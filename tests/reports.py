@@ -1,4 +1,4 @@
-"""Recipes, rows and summaries of runs, and what every page must fulfil."""
+"""Recipes, rows and summaries of runs, and checks that every page must pass."""
 
 import re
 from html.parser import HTMLParser

@@ -12,6 +12,6 @@ def budget(top_k: int = 1, experts: int = 3, blocks: int = 2) -> Budget:
 
 
 def seconds(of: Budget, steps: float, times: RoundTime = TIMES) -> float:
-    """The formula, written out."""
+    """The formula, written out in full."""
     inside = times.per_block + of.experts * times.per_expert + of.top_k * times.per_top_k
     return times.per_round + steps * (times.per_step + len(of.blocks) * inside)

@@ -1,4 +1,4 @@
-"""One thread, a cache of the tests' own, and a tiny backbone with tiny data for whole runs."""
+"""Fixtures of all tests: one thread, a separate cache, and a tiny backbone with tiny data for whole runs."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One file goes to one process, so that what its tests share is made once."""
+    """Run all tests of a file in one process, so that their shared fixtures are made once."""
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
@@ -117,7 +117,7 @@ def recipe_file(recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPath
 
 
 class Outcome(NamedTuple):
-    """What a command line gave."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -165,7 +165,7 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:
-    """Bad input: exit status 2, nothing on standard output, and one line with these words."""
+    """Check that input was refused: exit status 2, no standard output, and one line with these words."""
     assert outcome.status == 2
     assert outcome.out == ""
     assert outcome.err.startswith("fftmoe: ")

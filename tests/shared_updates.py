@@ -1,4 +1,4 @@
-"""What the tests of shared low-rank updates have in common: adapters that act, and what a model gives and trains."""
+"""Helpers for the tests of shared low-rank updates: adapters with an effect, and a model's outputs and gradients."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from fftmoe.rng import generator
 
 
 def randomise(model: nn.Module, *, experts: bool = True) -> None:
-    """Gives what starts at zero a value, so that everything has an effect."""
+    """Set all weights that start at zero to other values, so that every part has an effect."""
     for name, parameter in adapter.shared_projections(model).items():
         if name.endswith(".b"):
             nn.init.normal_(parameter, std=0.5, generator=generator(1, name))

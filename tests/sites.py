@@ -10,7 +10,7 @@ TIERS = ("large", "small", "small", "large")
 
 
 def divide(data_folder: Path, folder: Path) -> None:
-    """`folder/server` gets the test rows alone, `folder/<name>` the training rows of that author alone."""
+    """Write only the test rows to `folder/server`, and only an author's training rows to `folder/<name>`."""
     with (data_folder / "train.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name in NAMES:
@@ -36,5 +36,5 @@ def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
 
 
 def over_sites(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same recipe for a server that has the test rows alone."""
+    """The same recipe for a server that has only the test rows."""
     return {**values, "data": {**values["data"], "source": str(folder / "server")}}

@@ -1,4 +1,4 @@
-"""A run that is killed outright, anywhere and at any time, goes on to the bytes of one that was not.
+"""A run that is killed at any place and any time resumes to the same bytes as an uninterrupted run.
 
 The runs are children of one process that has imported and composed everything (this file as a script), so that two
 hundred of them are minutes and not hours. `test_resume.py` kills a run that was started as a person starts it.
