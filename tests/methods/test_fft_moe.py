@@ -8,21 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from federation import examples, exchange, plan_client
+from federation import count_choices, examples, exchange, plan_client, tiny_moe
 from fftmoe import adapter
-from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
-from fftmoe.client.training import make_optimizers
+from fftmoe.backbones import head_parameters, logits
 from fftmoe.client.update import token_mask
-from fftmoe.data import training_batches
 from fftmoe.errors import InputError
-from fftmoe.head import make_head
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe, load_variation
 from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training
-from fftmoe.rng import generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
 from models import HIDDEN
@@ -37,12 +32,7 @@ TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, lo
 
 @pytest.fixture
 def model(backbone_folder: Path) -> Any:
-    """Load slightly trained experts, because untrained experts add nothing and give the router no gradient."""
-    backbone = load_backbone(str(backbone_folder), num_labels=3)
-    model = attach_adapter(backbone, MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=1, blocks="last-2"))
-    for block, moe in adapter.blocks(model).items():
-        torch.nn.init.normal_(moe.down, std=0.1, generator=generator(block, "down"))
-    return model
+    return tiny_moe(backbone_folder, num_experts=M, expert_dim=H, top_k=1, blocks="last-2")
 
 
 def method(**fields: Any) -> FftMoe:
@@ -99,7 +89,7 @@ def test_an_update_covers_exactly_the_experts_with_routed_tokens(model: Any):
     # Equal rows tie for every token. The same row wins every tie, so the other expert receives no token.
     state.tensors["blocks.1.router"][3] = state.tensors["blocks.1.router"][0]
     update, _ = train(model, moe, state, plan)
-    counted = count_slots(model, moe, state, plan)
+    counted = count_choices(model, moe, state, plan)
     for block in BLOCKS:
         trained = [m for m, slots in zip(plan.experts[block], counted[block], strict=True) if slots]
         assert update.experts[block] == tuple(trained)
@@ -109,27 +99,6 @@ def test_an_update_covers_exactly_the_experts_with_routed_tokens(model: Any):
         assert (update.tensors[f"blocks.{block}.down"].flatten(1) != 0).any(1).all()
     assert len(update.experts[1]) == 1
     assert len(update.experts[2]) == 2
-
-
-def count_slots(model: Any, moe: FftMoe, state: ServerState, plan: ClientPlan) -> dict[int, list[int]]:
-    """Replay the training and count every routing decision on a token that is not padding."""
-    counts = {block: [0] * len(ids) for block, ids in plan.experts.items()}
-    source = generator(plan.seed, "batches")
-    batches = training_batches(np.arange(23), 7, source, steps=plan.training.local_steps, lengths=examples().lengths)
-    with moe.session(model, plan, moe.download(state, plan), {}) as session:
-        optimizers = make_optimizers(session.parameters, plan.training)
-        for rows in batches:
-            batch = examples().batch(rows)
-            loss = make_head("averaged").loss(logits(model, batch), batch["labels"])
-            mask = batch["attention_mask"].flatten().bool()
-            for block, routing in session.read_routing().items():
-                for expert_id in routing.expert_ids_TK[mask].flatten().tolist():
-                    counts[block][expert_id] += 1
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-    return counts
 
 
 def test_a_shared_router_sends_its_whole_change_and_keeps_nothing(model: Any):

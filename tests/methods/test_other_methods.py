@@ -1,7 +1,7 @@
 """FLAME, head only and local only, on a tiny BERT."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from federation import examples, exchange, plan_client
+from federation import count_choices, examples, exchange, plan_client, tiny_moe
 from fftmoe import adapter
-from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, head_parameters, load_backbone, logits
 from fftmoe.backbones.lora import lora_config, lora_modules
 from fftmoe.client.training import make_optimizers
@@ -55,12 +54,7 @@ SHAPE = ExpertShape(HIDDEN, H)
 
 @pytest.fixture
 def moe_model(backbone_folder: Path) -> Any:
-    """With experts that have been trained a little: untrained ones add nothing."""
-    backbone = load_backbone(str(backbone_folder), num_labels=3)
-    model = attach_adapter(backbone, MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=1, blocks="last-2"))
-    for block, moe in adapter.blocks(model).items():
-        torch.nn.init.normal_(moe.down, std=0.1, generator=generator(block, "down"))
-    return model
+    return tiny_moe(backbone_folder, num_experts=M, expert_dim=H, top_k=1, blocks="last-2")
 
 
 @pytest.fixture
@@ -81,11 +75,6 @@ def train(
     model: Any, method: Method, state: ServerState, client_id: int, client_state: Tensors | None = None, **changes: Any
 ) -> tuple[ClientUpdate, Tensors]:
     return exchange(model, method, state, plan_of(method, state, client_id, **changes), client_state)
-
-
-def run_round(model: Any, method: Method, state: ServerState, cohort: Iterable[int] = (0, 1, 2)) -> ServerState:
-    plan = plan_round(method, state, state.round + 1, list(cohort), BUDGETS, TRAINING, seed=5)
-    return apply_round(method, state, plan, [train(model, method, state, c)[0] for c in cohort])[0]
 
 
 def answers(model: Any) -> torch.Tensor:
@@ -116,7 +105,9 @@ def test_flame_weighs_an_expert_by_its_activations_per_step_and_the_clients_exam
     updates = [train(moe_model, method, state, c)[0] for c in (0, 1)]
     updates[1] = dataclasses.replace(updates[1], num_examples=61)
     new, _ = apply_round(method, state, plan, updates)
-    activations = {u.client_id: count_activations(moe_model, method, state, u.client_id) for u in updates}
+    activations = {
+        u.client_id: count_choices(moe_model, method, state, plan_of(method, state, u.client_id)) for u in updates
+    }
     for block in BLOCKS:
         for m in range(M):
             total, weights = 0.0, 0.0
@@ -134,27 +125,6 @@ def test_flame_weighs_an_expert_by_its_activations_per_step_and_the_clients_exam
                     new.tensors[f"blocks.{block}.up"][m].double(), expected, rtol=1e-5, atol=1e-6
                 )
     assert new.preferences == {0: {}, 1: {}}
-
-
-def count_activations(model: Any, method: Flame, state: ServerState, client_id: int) -> dict[int, list[int]]:
-    """Replays the training and counts every expert that the router chose for a real token."""
-    counts = {block: [0] * M for block in BUDGETS[client_id].blocks}
-    plan = plan_of(method, state, client_id)
-    source = generator(plan.seed, "batches")
-    with method.session(model, plan, method.download(state, plan), {}) as session:
-        optimizers = make_optimizers(session.parameters, plan.training)
-        for rows in training_batches(np.arange(23), 7, source, steps=3, lengths=examples().lengths):
-            batch = examples().batch(rows)
-            loss = make_head("averaged").loss(logits(model, batch), batch["labels"])
-            mask = token_mask(batch)
-            for block, routing in session.read_routing().items():
-                for m in routing.expert_ids_TK[mask].flatten().tolist():
-                    counts[block][m] += 1
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-    return counts
 
 
 def test_a_flame_client_learns_its_scale_and_keeps_it(moe_model: Any):
