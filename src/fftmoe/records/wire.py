@@ -61,11 +61,11 @@ def inspect_message(
     if len(message) < 8 + length or not length:
         raise ValueError(f"it has {len(message)} bytes, and says that {length} of them are a header")
     if length > most:
-        raise ValueError(f"it has a header of {length} bytes, and at most {most} were expected")
+        raise ValueError(f"it has a header of {length} bytes; at most {most} are allowed")
     declared = strict_json(message[8 : 8 + length].decode(errors="replace"), deepest)
     metadata = declared.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.keys() != {"header"} or not isinstance(metadata["header"], str):
-        raise ValueError(f"its metadata is {reprlib.repr(metadata)}, and a header was expected")
+        raise ValueError(f"its metadata is {reprlib.repr(metadata)}; expected a header")
     return declared, strict_json(metadata["header"], deepest), len(message) - 8 - length
 
 

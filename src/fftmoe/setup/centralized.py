@@ -1,6 +1,6 @@
 """The method `centralized`: FFT-MoE with all data in one place, an upper bound for a federation.
 
-It is a transformation of the recipe and has no class of its own.
+It only transforms the recipe; it has no method class.
 """
 
 import math
