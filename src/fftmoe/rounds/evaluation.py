@@ -7,7 +7,7 @@ from typing import Any
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.records import ServerState
-from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.rounds.personal import PersonalModels
 
 
@@ -23,7 +23,7 @@ class Evaluation:
         states: where clients keep what never leaves them.
     """
 
-    measure: Measure
+    measure: ModelMeasure
     sample: Examples
     every: int
     num_rounds: int
@@ -43,7 +43,7 @@ class Evaluation:
         return self.measure.tally(self.sample).metrics()
 
     def final(self, state: ServerState) -> dict[str, Any]:
-        """Measure the final state: the global model, or clients' own models where there is none, or both."""
+        """ModelMeasure the final state: the global model, or clients' own models where there is none, or both."""
         if self.measure.method.capabilities.personal:
             return self.personal(state, self.states)
         metrics = self.measure.globally(state)

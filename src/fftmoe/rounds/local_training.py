@@ -8,7 +8,7 @@ import numpy as np
 
 from fftmoe.records import ServerState, Training
 from fftmoe.rounds.exchange import Exchange
-from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.server.plan import plan_round
 
 
@@ -22,7 +22,7 @@ class LocalTraining:
         num_clients: how many clients train, a fixed random sample; None: all.
     """
 
-    measure: Measure
+    measure: ModelMeasure
     exchange: Exchange
     training: Training
     rounds_each: float

@@ -9,7 +9,7 @@ from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.records import ServerState, Training
-from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.server.plan import plan_round
 
 
@@ -22,14 +22,14 @@ class PersonalModels:
         num_clients: how many clients are measured, a fixed random sample; None: all.
     """
 
-    measure: Measure
+    measure: ModelMeasure
     sample: Examples
     training: Training
     seed: int
     num_clients: int | None = None
 
     def __call__(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
-        """Measure each chosen client's own model.
+        """ModelMeasure each chosen client's own model.
 
         Returns:
             the task's metrics are means over clients on the whole sample; `client_...` is on each client's own mix of
@@ -59,7 +59,7 @@ class PersonalModels:
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
-        """Measure clients' own models, and the global model on the same clients and examples."""
+        """ModelMeasure clients' own models, and the global model on the same clients and examples."""
         m, metric = self.measure, self.measure.task.metric
         own = self(state, states)[f"client_{metric}"]
         _, per_client = m.at_each_tier(state, self.sample)

@@ -73,7 +73,7 @@ class SumsOnly:
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         """See `Method.aggregate`."""
         rule = self._rule
-        total = PrivateSum(_shapes(state), rule.min_contributors, rule.clip_norm, rule.kind)
+        total = PrivateSum(_shapes_of(state), rule.min_contributors, rule.clip_norm, rule.kind)
         return aggregate_sums(self._method, total, state, updates)
 
     def summary(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class NoisySums:
         rule, (z_delta, z_count) = self._rule, self._multipliers()
         expected, everyone = dict(self._noise.expected), float(self._noise.clients_per_round)
         noise = Noise(z_delta * self.spent.clip_norm, expected, everyone, self._announce, self._draw)
-        total = PrivateSum(_shapes(state), rule.min_contributors, self.spent.clip_norm, rule.kind, noise)
+        total = PrivateSum(_shapes_of(state), rule.min_contributors, self.spent.clip_norm, rule.kind, noise)
         merged, diagnostics = aggregate_sums(self._method, total, state, updates)
         if self._noise.clip_quantile is not None:
             above_half = total.within - total.num_clients / 2 + z_count * float(self._draw((1,)))
@@ -224,5 +224,5 @@ def _too_costly(round: int) -> str:
     return f"round {round} would cost more than the stated epsilon: the run ends before it"
 
 
-def _shapes(state: ServerState) -> dict[str, torch.Size]:
+def _shapes_of(state: ServerState) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.tensors.items()}

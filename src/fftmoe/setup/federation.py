@@ -18,7 +18,7 @@ from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.rounds.local_training import LocalTraining
 from fftmoe.rounds.loop import Federation
-from fftmoe.rounds.measure import Measure
+from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
 from fftmoe.rounds.population import Population
@@ -50,12 +50,12 @@ def make_federation(
         seed=recipe.seed,
         policy=make_policy(experiment, engine, private),
         exchange=exchange,
-        solve_head=_solve_head(experiment, _quiet(exchange)),
+        solve_head=_solve_head(experiment, _without_progress(exchange)),
         evaluate=make_evaluation(experiment, journal),
     )
 
 
-def _quiet(exchange: Exchange) -> Exchange:
+def _without_progress(exchange: Exchange) -> Exchange:
     """The same exchange without the progress of a round's clients."""
     return replace(exchange, client_done=lambda _: None)
 
@@ -109,11 +109,11 @@ def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
     )
 
 
-def make_measure(experiment: Experiment) -> Measure:
+def make_measure(experiment: Experiment) -> ModelMeasure:
     """Make what measures models on the experiment's test examples."""
     num_strata = len(experiment.strata)
     shares = None if experiment.remote else _label_shares(experiment, num_strata)
-    return Measure(
+    return ModelMeasure(
         model=experiment.model,
         method=experiment.method,
         task=experiment.task,
