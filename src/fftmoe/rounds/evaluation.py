@@ -43,7 +43,7 @@ class Evaluation:
         return self.measure.tally(self.sample).metrics()
 
     def final(self, state: ServerState) -> dict[str, Any]:
-        """ModelMeasure the final state: the global model, or clients' own models where there is none, or both."""
+        """Measure the final state: the global model, or clients' own models where there is none, or both."""
         if self.measure.method.capabilities.personal:
             return self.personal(state, self.states)
         metrics = self.measure.globally(state)

@@ -59,7 +59,7 @@ class ModelMeasure:
         return {"clients": {"tier": tiers, self.task.metric: own}}
 
     def at_each_tier(self, state: ServerState, examples: Examples) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-        """ModelMeasure the global model as each tier uses it.
+        """Measure the global model as each tier uses it.
 
         Returns:
             the metrics by tier; and for every client the metric at its tier on its own mix of strata, float64
@@ -83,7 +83,7 @@ class ModelMeasure:
         return np.concatenate([found.on_mixes(label_shares(part)) for part in parts])
 
     def globally(self, state: ServerState) -> dict[str, Any]:
-        """ModelMeasure the global model at each tier's budget, on the whole test set."""
+        """Measure the global model at each tier's budget, on the whole test set."""
         by_tier, per_client = self.at_each_tier(state, self.test)
         metric = self.task.metric
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}

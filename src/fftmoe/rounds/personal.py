@@ -29,7 +29,7 @@ class PersonalModels:
     num_clients: int | None = None
 
     def __call__(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
-        """ModelMeasure each chosen client's own model.
+        """Measure each chosen client's own model.
 
         Returns:
             the task's metrics are means over clients on the whole sample; `client_...` is on each client's own mix of
@@ -59,7 +59,7 @@ class PersonalModels:
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
-        """ModelMeasure clients' own models, and the global model on the same clients and examples."""
+        """Measure clients' own models, and the global model on the same clients and examples."""
         m, metric = self.measure, self.measure.task.metric
         own = self(state, states)[f"client_{metric}"]
         _, per_client = m.at_each_tier(state, self.sample)
