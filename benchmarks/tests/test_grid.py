@@ -208,7 +208,7 @@ def test_a_cell_of_another_recipe_in_the_work_folder_is_refused_before_anything_
     resumed.recipes = shutil.copytree(resumed.recipes, tmp_path / "recipes")
     changed = tmp_path / "recipes" / "second.yaml"
     changed.write_text(changed.read_text().replace("batch_size: 5", "batch_size: 6"))
-    with pytest.raises(InputError, match=r"federation\.batch_size=5, and this comparison has 6"):
+    with pytest.raises(InputError, match=r"federation\.batch_size=5; this comparison has 6"):
         resumed()
     assert resumed.file.read_bytes() == before
     assert not (resumed.work / "first").exists()
