@@ -11,7 +11,7 @@ from fftmoe.records import Tensors, names
 
 
 def parameters_of(block: int, moe: adapter.SparseMoe) -> dict[str, nn.Parameter]:
-    """The parameters of a block by their names: experts, router, and the shared expert if there is one."""
+    """Return the parameters of a block by name: experts, router, and the shared expert if there is one."""
     own = dict(zip(names.expert_tensors(block), (moe.router.weight, moe.up, moe.down), strict=True))
     if moe.shared_up is not None and moe.shared_down is not None:
         own |= zip(names.shared_tensors(block), (moe.shared_up, moe.shared_down), strict=True)

@@ -46,7 +46,7 @@ NEVER_HELD = -1.0  # affinity of an expert that the client never held
 
 @dataclass(frozen=True)
 class FftMoe(Defaults):
-    """The method as a value. Every part that an ablation switches is a field.
+    """The method FFT-MoE, as an immutable value. Every part that an ablation switches is a field.
 
     Attributes:
         budgets: client_id -> budget, for every client of the population.
@@ -78,7 +78,7 @@ class FftMoe(Defaults):
 
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
-        """FFT-MoE over a population."""
+        """Make FFT-MoE for a population of clients."""
         mean = partial(WeightedSum, kind=parts.aggregation, activation_power=parts.activation_power)
         return cls(
             budgets=parts.budgets,
@@ -96,13 +96,13 @@ class FftMoe(Defaults):
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
-        """The tiers as the recipe states them."""
+        """Return the tiers as the recipe states them."""
         return tuple(tiers)
 
     # The server: what it holds and what it sends
 
     def init(self, model: Any) -> ServerState:
-        """The freshly initialised pool, the head, and a uniform load."""
+        """Return the initial state: the new pool, the head, and a uniform load."""
         tensors, load = head_tensors(model), {}
         for block, moe in adapter.blocks(model).items():
             tensors |= {name: p.detach().cpu().clone() for name, p in parameters_of(block, moe).items()}
@@ -113,7 +113,7 @@ class FftMoe(Defaults):
         return ServerState(round=0, tensors=tensors, load=load)
 
     def assign(self, state: ServerState, cohort: Sequence[int]) -> dict[int, Experts]:
-        """R_n for each client of the cohort (docs/math.md, Residents)."""
+        """Choose R_n for each client of the cohort (docs/math.md, Residents)."""
         preferences = state.preferences if self.residents == "personal" else {}
         budgets = {client_id: self.budgets[client_id] for client_id in cohort}
         return personal_residents(budgets, preferences, self._design, self.num_experts, self.explore)
@@ -124,11 +124,11 @@ class FftMoe(Defaults):
         return balanced_design(self.budgets, self.num_experts, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the design: methods are sent to worker processes, which assign nothing."""
+        """Leave out the design: methods are sent to worker processes, which assign nothing."""
         return {name: value for name, value in vars(self).items() if name != "_design"}
 
     def download(self, state: ServerState, plan: ClientPlan) -> Tensors:
-        """The head, and for each of the client's blocks its experts with their load, and what all clients share."""
+        """Return the head and, for each of the client's blocks, its experts with their load and all shared parts."""
         tensors = {name: t for name, t in state.tensors.items() if names.is_head(name)}
         for block, experts in plan.experts.items():
             ids = torch.tensor(experts, dtype=torch.long)
@@ -142,13 +142,13 @@ class FftMoe(Defaults):
     def session(
         self, model: Any, plan: ClientPlan, tensors: Tensors, client_state: Tensors
     ) -> AbstractContextManager["FftMoeSession"]:
-        """The local training of a client."""
+        """Open the local training of a client."""
         return FftMoeSession(model, plan, tensors, client_state, self.local, self.num_experts)
 
     def stack(
         self, model: Any, plans: Sequence[ClientPlan], tensors: Sequence[Tensors], client_states: Sequence[Tensors]
     ) -> AbstractContextManager[Stack]:
-        """The local training of several clients in one batch."""
+        """Open the local training of several clients in one batch."""
         own = [with_own_routers(*each) for each in zip(plans, tensors, client_states, strict=True)]
 
         def finish(position: int, result: LocalResult) -> tuple[ClientUpdate, Tensors]:
@@ -190,24 +190,24 @@ class FftMoe(Defaults):
     # The model in use
 
     def install(self, model: Any, tensors: Tensors, budget: Budget) -> None:
-        """The whole pool in the budget's blocks, with its top_k."""
+        """Put the whole pool into the budget's blocks, with its top_k."""
         load_experts(model, tensors, budget.blocks, budget.top_k)
         load_projections(model, {n: t for n, t in tensors.items() if names.shared_block_of(n) in budget.blocks})
         load_head(model, tensors)
 
     def personalize(self, model: Any, tensors: Tensors, plan: ClientPlan, client_state: Tensors) -> None:
-        """The client's resident experts, and its effective router."""
+        """Put the client's resident experts and its effective router into the model."""
         # A session puts the client's experts into the model when it is made; they stay there.
         self.session(model, plan, tensors, client_state)
 
     # Forecasts
 
     def parameters(self, budget: Budget) -> int:
-        """Those of the resident experts with their router rows, and of what all clients share."""
+        """Count the parameters of the resident experts, their router rows, and the shared parts."""
         return len(budget.blocks) * self.shape.block_parameters(budget.experts)
 
     def widest_update(self, plan: ClientPlan, download: Tensors) -> ClientUpdate:
-        """The update of a client that trained all its experts and has statistics of the whole pool."""
+        """Return the update of a client that trained all its experts and has statistics of the whole pool."""
         kept = {"load", "router"} if self.local.kept_fraction == 1 else {"load"}
         sent = [name for name in download if not (names.is_expert(name) and names.parse(name).part in kept)]
         sent = [name for name in sent if plan.training.train_head or not names.is_head(name)]
@@ -221,7 +221,7 @@ class FftMoe(Defaults):
 
 
 def load_variation(load: Tensors) -> float:
-    """Coefficient of variation of expert load, averaged over the blocks; 0 if all experts are used equally."""
+    """Return the coefficient of variation of expert load, averaged over the blocks; 0 for equal use."""
     values = [float(u.std(correction=0) / u.mean()) for u in load.values() if u.sum() > 0]
     return sum(values) / len(values) if values else 0.0
 
@@ -235,7 +235,7 @@ def _fraction_trained(trained: Tensors) -> float:
 
 
 def with_own_routers(plan: ClientPlan, tensors: Tensors, client_state: Tensors) -> Tensors:
-    """The tensors with the client's effective router rows W + P_n (docs/math.md, Router modes)."""
+    """Return the tensors with the client's effective router rows W + P_n (docs/math.md, Router modes)."""
     own = {}
     for block, experts in plan.experts.items():
         name = names.expert_tensor(block, "router")
@@ -245,7 +245,7 @@ def with_own_routers(plan: ClientPlan, tensors: Tensors, client_state: Tensors) 
 
 
 class FftMoeSession:
-    """One client's training of its resident experts, router rows and head. A context manager."""
+    """Trains one client's resident experts, router rows and head; used as a context manager."""
 
     def __init__(
         self,
@@ -275,11 +275,11 @@ class FftMoeSession:
         self._stack.close()
 
     def penalty(self, mask: Tensor | None) -> Tensor:
-        """lambda_n L_bal + lambda_z L_z of the last forward pass; called once per step."""
+        """Return lambda_n L_bal + lambda_z L_z of the last forward pass; called once per step."""
         return self.balance.penalty(self.read_routing(), mask)
 
     def finish(self, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """The deltas of the trained experts; affinities and personal router rows stay on the client."""
+        """Return the deltas of the trained experts; affinities and personal router rows stay on the client."""
         result = LocalResult(
             deltas={name: (p.detach() - self.start[name]).cpu() for name, p in self.parameters.items()},
             slots={block: sums.cpu() for block, sums in self.balance.slots.items()},
@@ -293,7 +293,7 @@ class FftMoeSession:
 def update_of(
     plan: ClientPlan, client_state: Tensors, result: LocalResult, settings: LocalSettings, num_experts: int
 ) -> tuple[ClientUpdate, Tensors]:
-    """The update that a client sends, and its new state; the old state is left unchanged."""
+    """Return the update that a client sends, and its new state; the old state is left unchanged."""
     deltas, pi, state = result.deltas, settings.kept_fraction, dict(client_state)
     tensors = {name: delta for name, delta in deltas.items() if not names.is_expert(name)}
     experts, shares, preferences = {}, {}, {}
@@ -326,7 +326,7 @@ def update_of(
 
 
 def _trained_rows(up: Tensor, down: Tensor, slots: Tensor) -> Tensor:
-    """Rows of the experts that received a token and a gradient; int64.
+    """Return the rows of the experts that received a token and a gradient; int64.
 
     A token is not enough. If the head reads one token, the other tokens of the last block have no gradient, and
     their experts would dilute the average with zeros.
@@ -336,14 +336,14 @@ def _trained_rows(up: Tensor, down: Tensor, slots: Tensor) -> Tensor:
 
 
 def _personal_rows(old: Tensor | None, resident: tuple[int, ...], change: Tensor, num_experts: int) -> Tensor:
-    """P_n [M, d] after `change` [R, d] of the resident rows."""
+    """Return P_n [M, d] after `change` [R, d] of the resident rows."""
     rows = torch.zeros(num_experts, change.shape[1]) if old is None else old.clone()
     rows[list(resident)] += change
     return rows
 
 
 def _affinity(old: Tensor | None, resident: tuple[int, ...], probs: Tensor, num_experts: int) -> Tensor:
-    """Each expert's mean probability relative to uniform, [M], from the last round in which the client held it."""
+    """Return each expert's mean probability relative to uniform, [M], when the client last held it."""
     affinity = torch.full((num_experts,), NEVER_HELD) if old is None else old.clone()
     affinity[list(resident)] = (probs / probs.sum().clamp_min(1e-9) * len(resident)).float()
     return affinity

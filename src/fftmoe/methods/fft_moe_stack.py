@@ -20,7 +20,7 @@ from fftmoe.records import ClientPlan, ClientUpdate, Tensors, names
 
 
 class FftMoeStack:
-    """The training of C clients with the same budget. A context manager.
+    """Trains C clients that have the same budget; used as a context manager.
 
     Args:
         plans: one for each client.
@@ -60,7 +60,7 @@ class FftMoeStack:
         self._stack.close()
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[C, B, classes], of each client by its own head."""
+        """Return the logits [C, B, classes]; each client uses its own head."""
         clients = len(self.plans)
         if not self.head:
             return logits(self._model, batch).unflatten(0, (clients, -1))
@@ -68,11 +68,11 @@ class FftMoeStack:
         return torch.baddbmm(self.head[names.HEAD_BIAS][:, None], inputs_CBF, self.head[names.HEAD_WEIGHT].mT)
 
     def penalty(self, mask: Tensor) -> Tensor:
-        """The auxiliary losses [C] of the last forward pass; called once per step."""
+        """Return the auxiliary losses [C] of the last forward pass; called once per step."""
         return self.balance.penalty(self.read_routing(), mask)
 
     def finish(self, position: int, num_examples: int, metrics: Mapping[str, float]) -> tuple[ClientUpdate, Tensors]:
-        """The update of the client at `position` as it is now, and its new state."""
+        """Return the present update of the client at `position`, and its new state."""
         c = position
         result = LocalResult(
             deltas={name: (p.detach()[c] - self.start[name][c]).cpu() for name, p in self.parameters.items()},

@@ -1,4 +1,4 @@
-"""The methods that a recipe can name, and what the other packages have to know of each.
+"""Lists the methods that a recipe can name, and what other packages must know about each of them.
 
 To add a method, write its class in a file of its own and add a line to `METHODS`. This module imports neither torch nor
 a method, so that a recipe is checked before anything slow is imported.
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a method does, as far as it matters outside of its own file.
+    """States what a method does, as far as other files depend on it.
 
     Attributes:
         trains: what each client trains next to the head, and so which adapter the model gets: `experts` of a pool,
@@ -43,14 +43,14 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method: the module and class that implement it, and its capabilities."""
+    """Names the module and the class that implement a method, and its capabilities."""
 
     module: str
     cls: str
     capabilities: Capabilities
 
     def load(self) -> Any:
-        """The class of the method; imports its module."""
+        """Import the method's module and return its class."""
         return getattr(importlib.import_module(f"fftmoe.methods.{self.module}"), self.cls)
 
 
