@@ -1,4 +1,4 @@
-"""One process per folder: others are refused, a dead one does not count, and a live one can be stopped."""
+"""One process per folder: others are refused, a dead one does not count, and a running one can be stopped."""
 
 import fcntl
 import os
@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,17 @@ with running(Path(sys.argv[1]), {"output": "runs/x"}):
 """
 
 
-def held(folder: Path, how: str = "well") -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
+@contextmanager
+def held(folder: Path, how: str = "well") -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds the folder; it is killed at the end, so that a test that fails need not wait for it."""
+    command = [sys.executable, "-c", HOLD, str(folder), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_folder_is_held_by_one_process_and_its_facts_can_be_read(tmp_path: Path):
@@ -60,7 +68,6 @@ def test_a_process_that_does_not_end_is_named(tmp_path: Path):
     with held(tmp_path, "deaf") as process:
         with pytest.raises(RunError, match=f"process {process.pid} .* kill -9 {process.pid}"):
             stop(tmp_path, 0.5)
-        process.kill()
 
 
 def test_looking_at_a_folder_does_not_refuse_a_process_that_starts(tmp_path: Path):
