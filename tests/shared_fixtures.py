@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one thread, a separate cache, and a tiny backbone with tiny data for whole runs."""
+"""Fixtures of all tests: one thread, a separate cache, tiny data, and a tiny backbone without and with adapters."""
 
 import csv
 import io
@@ -62,6 +62,27 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cast(transformers.PreTrainedModel, tiny_bert().get_submodule("bert")).save_pretrained(folder)
     tiny_tokenizer((*WORDS, *COLOURS)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def moe_model(backbone_folder: Path) -> Any:
+    """The tiny BERT with 5 experts of 3 units in each of its last two blocks."""
+    from federation import tiny_moe
+
+    return tiny_moe(backbone_folder, num_experts=5, expert_dim=3, top_k=1, blocks="last-2")
+
+
+@pytest.fixture
+def fresh_lora_model(backbone_folder: Path) -> Callable[[], Any]:
+    """Makes the tiny BERT with LoRA on two modules of its last two blocks; equal calls share no tensor."""
+    from lora_rounds import fresh_model
+
+    return lambda: fresh_model(backbone_folder)
+
+
+@pytest.fixture
+def lora_model(fresh_lora_model: Callable[[], Any]) -> Any:
+    return fresh_lora_model()
 
 
 @pytest.fixture(scope="session")
