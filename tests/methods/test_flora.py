@@ -57,8 +57,8 @@ def test_a_stack_is_the_weighted_sum_of_products_exactly_and_in_any_order(client
 @given(seed=seeds)
 @settings(max_examples=10)
 def test_flora_merges_the_exact_sum_of_products_whatever_its_form(seed: int):
-    """13 x 5 is dense from the first round on. 11 x 7 is larger than the factors of a client of rank 2 (36 numbers), and
-    smaller than these and the factors of a client of rank 3 (90 numbers).
+    """13 x 5 is dense from the first round on. 11 x 7 is larger than the factors of a client of rank 2 (36 numbers),
+    and smaller than these and the factors of a client of rank 3 (90 numbers).
     """
     method = FLora(BUDGETS, MODULES)
     state, expected = state_of(method), dict.fromkeys(MODULES, 0.0)
