@@ -1,4 +1,4 @@
-"""Small pictures that are a little red, green or blue, and a tiny ViT, for runs on images."""
+"""Small pictures that are a little or very red, green or blue, and a tiny ViT, for runs on images."""
 
 import json
 from collections.abc import Sequence
@@ -15,28 +15,37 @@ from models import FAMILIES
 COLOURS = ("red", "green", "blue")  # as the channels
 
 
-def write_pictures(folder: Path, names: Sequence[str], colours: Sequence[str] = COLOURS) -> Path:
-    """Pictures of these colours, as `train` and `test`; the labels are numbered as `names`."""
+def write_pictures(
+    folder: Path, names: Sequence[str], colours: Sequence[str] = COLOURS, noise: int = 200, signal: int = 12
+) -> Path:
+    """Pictures of these colours, as `train` and `test`; the labels are numbered as `names`.
+
+    Values of pixels are random below `noise`; `signal` is added to those of the picture's colour.
+    """
     features = datasets.Features({"picture": datasets.Image(), "colour": datasets.ClassLabel(names=list(names))})
     for split, size in (("train", 61), ("test", 23)):
         random = numpy_generator(3, split)
         rows: dict[str, list[Any]] = {"picture": [], "colour": []}
         for row in range(size):
-            pixels = random.integers(0, 200, (11, 7, 3), dtype=np.uint8)
+            pixels = random.integers(0, noise, (11, 7, 3), dtype=np.uint8)
             colour = colours[row % len(colours)]
-            pixels[:, :, COLOURS.index(colour)] += 12
+            pixels[:, :, COLOURS.index(colour)] += signal
             rows["picture"].append(Image.fromarray(pixels))
             rows["colour"].append(names.index(colour))
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
     return folder
 
 
-def vision_values(folder: Path) -> dict[str, Any]:
-    """The sections of a recipe for a tiny ViT on such pictures, both saved in `folder`."""
+def vision_values(folder: Path, noise: int = 200, signal: int = 12) -> dict[str, Any]:
+    """The sections of a recipe for a tiny ViT on such pictures, both saved in `folder`; see `write_pictures`."""
     FAMILIES["vit"].make().save_pretrained(folder / "vit")  # type: ignore[operator]
     settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
     (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
     return {
         "backbone": {"model": str(folder / "vit"), "task": "image-classification"},
-        "data": {"source": str(write_pictures(folder, COLOURS)), "image": "picture", "label": "colour"},
+        "data": {
+            "source": str(write_pictures(folder, COLOURS, noise=noise, signal=signal)),
+            "image": "picture",
+            "label": "colour",
+        },
     }

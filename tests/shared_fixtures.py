@@ -26,6 +26,8 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("fftmoe", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("fftmoe")
 
+pytest_plugins = ("run_fixtures",)
+
 HERE = str(Path(__file__).parent)
 WORDS = ("ash", "bay", "cod", "dew", "elm", "fig", "gum", "hay", "ivy")
 COLOURS = ("blue", "green", "red")  # the three labels

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 
 from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Fault, Group, Reply
-from fftmoe.methods.registry import METHODS
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
@@ -23,13 +21,9 @@ from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import expectations
+from five_clients import AVERAGED, CLOSED, EVERY_METHOD, FOURIER, FROZEN, five_clients
 
-AVERAGED = {"kind": "averaged", "learning_rate": 0.5}
-CLOSED = {"kind": "closed-form"}
-FROZEN = {"kind": "closed-form", "update": "frozen"}
-EVERY_METHOD = tuple(METHODS)
 OWN_ROUTERS = {"adapter.router": "shared+personal", "adapter.shared_rank": 1}
-FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 # Name -> method, head, task, and other settings of the recipe.
 CELLS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     **{method: (method, AVERAGED, "train", {}) for method in EVERY_METHOD},
@@ -127,15 +121,7 @@ class Recorded:
 def recipe_of(cell: str, recipe_values: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A recipe of five clients in two tiers, of which the small one adapts only the last block; cohorts of three."""
     method, head, _, own = CELLS[cell]
-    recipe = deepcopy(recipe_values) | {"method": method, "head": head, "trackers": [], "evaluation": {}}
-    recipe["partition"]["num_clients"] = 5
-    recipe["adapter"]["shared_dim"] = 2
-    recipe["budgets"][0]["blocks"] = "last-1"
-    recipe["federation"] |= {"clients_per_round": 3, "local_steps": 2}
-    for key, value in {**own, **changes}.items():
-        section, _, name = key.partition(".")
-        recipe[section] = {**recipe[section], name: value} if name else value
-    return recipe
+    return five_clients(recipe_values, method, head, **{**own, **changes})
 
 
 def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:

@@ -15,10 +15,9 @@ from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy, predict_logits
 from fftmoe.setup.load import load_examples, load_split
+from five_clients import FOURIER
 from pictures import COLOURS, vision_values, write_pictures
 from shared_fixtures import Cli, assert_refused
-
-FOURIER = {"kind": "closed-form", "features": "fourier", "num_features": 31}
 
 
 class Ran(NamedTuple):

@@ -1,0 +1,101 @@
+"""Fixtures of whole runs: of the tiny recipe through the command line, and of five clients in Python."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from finished import Finished
+from five_clients import five_clients
+from shared_fixtures import Cli
+
+if TYPE_CHECKING:
+    from fftmoe.setup.experiment import Experiment
+
+
+class Planned(NamedTuple):
+    """The output of `fftmoe plan`."""
+
+    values: dict[str, Any]  # for programs
+    shown: str  # for people
+
+
+RunTiny = Callable[..., Finished]
+PlanTiny = Callable[..., Planned]
+FiveRecipe = Callable[..., dict[str, Any]]
+RunFive = Callable[..., Finished]
+ComposeFive = Callable[..., "Experiment"]
+
+
+@pytest.fixture(scope="session")
+def run_tiny(cli: Cli, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTiny:
+    """`run_tiny("seed=1", …)` runs the tiny recipe with these overrides into a new folder."""
+
+    def call(*overrides: str, flags: tuple[str, ...] = ()) -> Finished:
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        outcome = cli("run", recipe_file, "--output", folder, *as_options(*overrides), *flags)
+        assert outcome.status == 0, outcome.err
+        return Finished(folder, outcome)
+
+    return call
+
+
+def as_options(*overrides: str) -> list[str]:
+    """The overrides as options of the command line."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(run_tiny: RunTiny) -> Finished:
+    """The tiny recipe, run as it is; no test changes it."""
+    return run_tiny()
+
+
+@pytest.fixture(scope="session")
+def plan_tiny(cli: Cli, recipe_file: Path) -> PlanTiny:
+    """`plan_tiny("seed=1", …)` is the plan of the tiny recipe with these overrides."""
+
+    def call(*overrides: str) -> Planned:
+        outcome, shown = (cli("plan", recipe_file, *flags, *as_options(*overrides)) for flags in (("--json",), ()))
+        for output in (outcome, shown):
+            assert (output.status, output.err) == (0, "")
+        return Planned(json.loads(outcome.out), shown.out)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def five_recipe(recipe_values: dict[str, Any]) -> FiveRecipe:
+    """`five_recipe("fedit", head, **{"federation.rounds": 1})`: a recipe of five clients."""
+    return lambda *arguments, **changes: five_clients(recipe_values, *arguments, **changes)
+
+
+@pytest.fixture(scope="session")
+def run_five(five_recipe: FiveRecipe, tmp_path_factory: pytest.TempPathFactory) -> RunFive:
+    """Runs such a recipe; equal recipes run once."""
+    from fftmoe.config import parse_recipe
+    from fftmoe.setup.run import run
+
+    done: dict[str, Finished] = {}
+
+    def call(*arguments: Any, **changes: Any) -> Finished:
+        recipe = five_recipe(*arguments, **changes)
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            run(parse_recipe(recipe, "tiny"), folder)
+            done[key] = Finished(folder)
+        return done[key]
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def compose_five(five_recipe: FiveRecipe) -> ComposeFive:
+    """`compose_five("fedit", head)`: the parts of such a run."""
+    from fftmoe.config import parse_recipe
+    from fftmoe.setup.compose import compose
+
+    return lambda *arguments, **changes: compose(parse_recipe(five_recipe(*arguments, **changes), "tiny"))
