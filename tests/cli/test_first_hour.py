@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import typer
 import yaml
 
+from fftmoe.cli.app import app
 from fftmoe.setup.cells import make_grid
 from shared_fixtures import Cli
 
@@ -279,6 +281,35 @@ def test_help_reads_as_a_page_in_80_columns(cli: Cli):
 @pytest.mark.parametrize("verb", ["init", "run", "resume", "plan", "compare", "evaluate", "predict", "report"])
 def test_the_help_of_every_verb_has_an_example(cli: Cli, verb: str):
     assert f"Example: fftmoe {verb}" in cli(verb, "--help").out
+
+
+GROUP = typer.main.get_group(app)
+COMMANDS = {
+    " ".join(path): command
+    for name, verb in GROUP.commands.items()
+    for path, command in [((name,), verb), *(((name, sub), c) for sub, c in getattr(verb, "commands", {}).items())]
+    if not hasattr(command, "commands")
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_verb_explains_each_argument_and_option(cli: Cli, command: str):
+    page = cli(*command.split(), "--help").out
+    assert "\\" not in page
+    assert page.count(" [required]") == sum(parameter.required for parameter in COMMANDS[command].params)
+    letters = "".join(page.split())  # a line may break within a word that has a hyphen
+    hints = get_type_hints(COMMANDS[command].callback, include_extras=True)
+    declared = {name: info.help for name, hint in hints.items() for info in getattr(hint, "__metadata__", ())}
+    assert declared.keys() == {parameter.name for parameter in COMMANDS[command].params} - {"help"}
+    for name, text in declared.items():
+        assert text, name
+        assert "".join(text.split()) in letters, name
+
+
+@pytest.mark.parametrize("command", ["init", "deploy server"])
+def test_a_missing_argument_leads_to_the_help_of_its_verb(cli: Cli, command: str):
+    outcome = cli(*command.split())
+    assert_told(outcome.status, outcome.err, "Missing argument", f"{command} --help")
 
 
 @pytest.mark.parametrize(

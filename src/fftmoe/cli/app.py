@@ -15,7 +15,7 @@ from fftmoe.cli.arguments import RecipeArgument, SetOption
 from fftmoe.cli.compare import compare
 from fftmoe.cli.deploy import deploy
 from fftmoe.cli.export import export
-from fftmoe.cli.help import HelpPage
+from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
 from fftmoe.cli.plan import plan
 from fftmoe.cli.report import report
@@ -33,23 +33,32 @@ app = typer.Typer(
 )
 
 app.add_typer(deploy, name="deploy")
-app.command(epilog="Example: fftmoe init my-data --by hospital --output mine.yaml")(init)
+app.command(cls=VerbPage, epilog="Example: fftmoe init my-data --by hospital --output mine.yaml")(init)
 app.command(
+    cls=VerbPage,
     short_help="Show what a run will cost, or measure this machine.",
     epilog="Example: fftmoe plan mine.yaml --measure --deadline 30 --write budget.yaml",
 )(plan)
 app.command(
-    short_help="Compute the metrics of a finished run.", epilog="Example: fftmoe evaluate runs/first --split test"
+    cls=VerbPage,
+    short_help="Compute the metrics of a finished run.",
+    epilog="Example: fftmoe evaluate runs/first --split test",
 )(evaluate)
 app.command(
-    short_help="Label texts or images, or complete prompts.", epilog="Example: fftmoe predict runs/first 'a text'"
+    cls=VerbPage,
+    short_help="Label texts or images, or complete prompts.",
+    epilog="Example: fftmoe predict runs/first 'a text'",
 )(predict)
-app.command(short_help="Write the page of a run again.", epilog="Example: fftmoe report runs/first")(report)
+app.command(cls=VerbPage, short_help="Write the page of a run again.", epilog="Example: fftmoe report runs/first")(
+    report
+)
 app.command(
+    cls=VerbPage,
     short_help="Write a run in other formats: lora, onnx and more.",
     epilog="Example: fftmoe export runs/first --to lora --rank 32 --output lora",
 )(export)
 app.command(
+    cls=VerbPage,
     short_help="Run methods side by side on equal data and seeds.",
     epilog="Example: fftmoe compare mine.yaml --methods fft-moe,fedit --seeds 3",
 )(compare)
@@ -77,7 +86,7 @@ def common(
         os.environ["NO_COLOR"] = "1"
 
 
-@app.command(epilog="Example: fftmoe run mine.yaml --output runs/first --set federation.rounds=5")
+@app.command(cls=VerbPage, epilog="Example: fftmoe run mine.yaml --output runs/first --set federation.rounds=5")
 def run(
     recipe: RecipeArgument = "quickstart",
     output: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name>.")] = None,
@@ -105,7 +114,7 @@ def run(
     print_outcome(console, result.summary, result.folder, loaded)
 
 
-@app.command(short_help="Continue an interrupted run.", epilog="Example: fftmoe resume runs/first")
+@app.command(cls=VerbPage, short_help="Continue an interrupted run.", epilog="Example: fftmoe resume runs/first")
 def resume(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", metavar="RUN")],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this process.")] = None,
@@ -146,6 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_status) from None
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except click.MissingParameter as error:
+        where = f"; see: {error.ctx.command_path} --help" if error.ctx else ""
+        sys.stderr.write(f"fftmoe: {error.format_message().rstrip('.')}{where}\n")
+        raise SystemExit(InputError.exit_status) from None
     except click.ClickException as error:  # an unknown flag or verb
         sys.stderr.write(f"fftmoe: {error.format_message()}\n")
         raise SystemExit(InputError.exit_status) from None

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fftmoe.cli.help import VerbPage
 from fftmoe.errors import InputError
 
 deploy = typer.Typer(
@@ -26,7 +27,7 @@ def needs_flower() -> None:
         raise InputError("fftmoe deploy needs Flower: pip install 'fftmoe[flower]'")
 
 
-@deploy.command()
+@deploy.command(cls=VerbPage)
 def init(
     folder: Annotated[Path, typer.Argument(help="The new folder.")],
     sites: Annotated[str, typer.Option(help="Names of the sites: hospital-a,hospital-b,hospital-c.")],
@@ -40,7 +41,7 @@ def init(
     say(Console(), f"made {folder}; {folder / 'README.md'} explains who gets which folder")
 
 
-@deploy.command()
+@deploy.command(cls=VerbPage)
 def server(
     folder: FolderArgument,
     recipe: Annotated[str, typer.Option(help="A recipe file, or the name of a shipped one.")],
@@ -68,7 +69,7 @@ def server(
     print_outcome(console, result.summary, result.folder, recipe_of(result.folder))
 
 
-@deploy.command()
+@deploy.command(cls=VerbPage)
 def client(
     folder: FolderArgument,
     data: Annotated[Path, typer.Option(help="The folder with this site's train.csv, .jsonl or .parquet.")],
@@ -86,7 +87,7 @@ def client(
     run_client(folder, data, budget, model, lambda line: say(console, line))
 
 
-@deploy.command()
+@deploy.command(cls=VerbPage)
 def status(folder: FolderArgument) -> None:
     """Show whether a server or site runs; of a server also the last round and the connected sites."""
     from fftmoe.deploy.status import describe
@@ -95,7 +96,7 @@ def status(folder: FolderArgument) -> None:
         say(Console(), line)
 
 
-@deploy.command()
+@deploy.command(cls=VerbPage)
 def stop(
     folder: FolderArgument,
     seconds: Annotated[float, typer.Option(min=0, help="Seconds to wait for its end.")] = 60.0,

@@ -1,7 +1,11 @@
-"""The page that `fftmoe --help` prints."""
+"""The pages that `fftmoe --help` and `fftmoe VERB --help` print."""
+
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import click
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.models import ArgumentInfo
 
 VERB_GROUPS = {
     "Start": ("init", "plan", "run", "resume"),
@@ -41,3 +45,40 @@ class HelpPage(TyperGroup):
             with formatter.section(heading):
                 for text in texts:
                     formatter.write_text(text)
+
+
+class VerbPage(TyperCommand):
+    """Lists the arguments and the options of a verb with their help.
+
+    Typer 0.20 hands no help to click's `Argument`, and click 8.5 then forgets the help that typer had set. Typer also
+    writes a backslash before "[required]", which only its pages in color remove.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        texts = argument_helps(self.callback) if self.callback else {}
+        for parameter in self.params:
+            if isinstance(parameter, click.Argument):
+                parameter.help = texts.get(str(parameter.name))
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Click 8.5 calls this; `format_options` lists the arguments, with every version of click."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Command`."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                heading = "Arguments" if isinstance(parameter, click.Argument) else "Options"
+                sections[heading].append((record[0], record[1].replace("\\[", "[")))
+        for heading, rows in sections.items():
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def argument_helps(verb: Callable[..., Any]) -> dict[str, str]:
+    """The help texts of a verb's arguments, as its annotations declare them, by parameter."""
+    hints = get_type_hints(verb, include_extras=True)
+    declared = {name: info for name, hint in hints.items() for info in getattr(hint, "__metadata__", ())}
+    return {name: info.help for name, info in declared.items() if isinstance(info, ArgumentInfo) and info.help}
