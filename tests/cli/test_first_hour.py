@@ -230,6 +230,9 @@ def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Desk):
         ("id,note\n" + "".join(f"{n},word {n}\n" for n in range(9)), (), ("looks like labels", "--label")),
         ("id,note\n", (), ("no rows",)),
         (CARE + "61,short\n", (), ("row 61", "4 values")),
+        (CARE + "61,short,,h-1\n", ("--label", "class"), ("column 'class' is empty in 1 of 61 rows", "--label")),
+        (CARE + "61, ,on,h-1\n" * 2, (), ("column 'note' is empty in 2 of 62 rows", "--text")),
+        (CARE + "61,short,on,\n", ("--by", "hospital"), ("column 'hospital' is empty in 1 of 61 rows", "--by")),
     ],
 )
 def test_init_refuses_what_it_cannot_use_and_writes_nothing(

@@ -3,7 +3,7 @@
 import csv
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -132,7 +132,8 @@ def summarize(
     """Find the columns of texts and labels: as named, else by common names, else by length and number of values.
 
     Raises:
-        InputError: a named column does not exist, no column looks like labels, or a label has no training row.
+        InputError: a named column does not exist, no column looks like labels, a row has no value in one of the three
+            columns, or a label has no training row.
     """
     columns = list(train[0])
     for name, column in (("--text", text), ("--label", label), ("--by", by)):
@@ -141,6 +142,7 @@ def summarize(
     free = [column for column in columns if column not in (text, label, by)]
     label = label or _guess_label(train, free)
     text = text or _guess_text(train, [column for column in free if column != label])
+    _check_filled((*train, *test), {"--text": text, "--label": label, "--by": by})
     unseen = sorted({row[label] for row in test} - {row[label] for row in train})
     if unseen:
         raise InputError(
@@ -150,6 +152,17 @@ def summarize(
     words = sorted(len(row[text].split()) for row in train)
     tokens = TOKENS_PER_WORD * words[int(0.9 * (len(words) - 1))] + 2  # nine texts in ten are no longer
     return DataSummary(source, train, test, text, label, by, min(LONGEST, STEP * -(-int(tokens) // STEP)))
+
+
+def _check_filled(rows: Sequence[CsvRow], columns: Mapping[str, str | None]) -> None:
+    """Check that every row has a text, a label and a client; `columns` by the option that names them."""
+    for option, column in columns.items():
+        empty = sum(not row[column].strip() for row in rows) if column else 0
+        if empty:
+            raise InputError(
+                f"column {column!r} is empty in {empty} of {len(rows)} rows, and a run needs a value in each; fill them "
+                f"in, remove these rows, or name another column with {option}"
+            )
 
 
 def _guess_label(rows: Sequence[CsvRow], columns: Sequence[str]) -> str:
