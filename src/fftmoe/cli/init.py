@@ -149,9 +149,18 @@ def summarize(
             f"label {unseen[0]!r} of column {label!r} occurs only in the test rows; add training rows with it, "
             "remove those rows, or name another column with --label"
         )
-    words = sorted(len(row[text].split()) for row in train)
-    tokens = TOKENS_PER_WORD * words[int(0.9 * (len(words) - 1))] + 2  # nine texts in ten are no longer
+    lengths = sorted(_estimated_tokens(row[text]) for row in train)
+    tokens = lengths[int(0.9 * (len(lengths) - 1))] + 2  # nine texts in ten are no longer
     return DataSummary(source, train, test, text, label, by, min(LONGEST, STEP * -(-int(tokens) // STEP)))
+
+
+def _estimated_tokens(text: str) -> float:
+    """The estimated number of tokens of a text, without its tokenizer, which would take seconds to load.
+
+    A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
+    script into its letters, and Chinese and Japanese have no spaces between words.
+    """
+    return TOKENS_PER_WORD * len(text.split()) + sum(letter > "\x7f" for letter in text)
 
 
 def _check_filled(rows: Sequence[CsvRow], columns: Mapping[str, str | None]) -> None:
