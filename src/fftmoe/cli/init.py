@@ -155,7 +155,7 @@ def summarize(
 
 
 def _estimated_tokens(text: str) -> float:
-    """The estimated number of tokens of a text, without its tokenizer, which would take seconds to load.
+    """The estimated tokens of a text, without its tokenizer, which would take seconds to load.
 
     A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
     script into its letters, and Chinese and Japanese have no spaces between words.
@@ -169,8 +169,8 @@ def _check_filled(rows: Sequence[CsvRow], columns: Mapping[str, str | None]) -> 
         empty = sum(not row[column].strip() for row in rows) if column else 0
         if empty:
             raise InputError(
-                f"column {column!r} is empty in {empty} of {len(rows)} rows, and a run needs a value in each; fill them "
-                f"in, remove these rows, or name another column with {option}"
+                f"column {column!r} is empty in {empty} of {len(rows)} rows, and a run needs a value in each; fill "
+                f"them in, remove these rows, or name another column with {option}"
             )
 
 
