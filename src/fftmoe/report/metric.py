@@ -11,7 +11,7 @@ NO_VALUE = "–"  # what a table shows where there is no value
 OWN_MIX = {
     "client_accuracy": "on each client's own label mix",
     "personal_accuracy": "… with its own experts and router",
-    "local_only_client_accuracy": "… after local training",
+    "local_only_client_accuracy": "… with local training only",
 }
 
 
