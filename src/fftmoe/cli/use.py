@@ -31,7 +31,8 @@ def evaluate(
     metrics: list[dict[str, Any]] = [
         {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k)} for k in values
     ]
-    sys.stdout.write(json.dumps(metrics if len(values) > 1 else metrics[0], indent=2) + "\n")
+    shown = metrics if len(values) > 1 else metrics[0]
+    sys.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
 
 
 def predict(
