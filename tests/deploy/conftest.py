@@ -1,13 +1,18 @@
-"""A deployment that tests read, and copies of its folders that they may spoil."""
+"""A deployment that tests read, copies of its folders that they may spoil, and a running link to Flower."""
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from deployments import ADDRESS, SITES
 from fftmoe.deploy.folder import create_deployment
+
+if TYPE_CHECKING:
+    from flower_link import Authority, Link
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +42,19 @@ def site(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def folders(server: Path, site: Path) -> dict[str, Path]:
     return {"server": server, "site": site}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
+    from flower_link import new_authority
+
+    return new_authority(tmp_path_factory.mktemp("papers") / "ours")
+
+
+@pytest.fixture(scope="module")
+def link(authority: "Authority", tmp_path_factory: pytest.TempPathFactory) -> Iterator["Link"]:
+    """A SuperLink with two nodes, which the tests of a file share."""
+    from flower_link import open_link
+
+    with open_link(authority, tmp_path_factory.mktemp("federation")) as opened:
+        yield opened
