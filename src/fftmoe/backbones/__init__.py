@@ -19,6 +19,7 @@ from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import load_image_processor as load_image_processor
 from fftmoe.backbones.load import load_tokenizer as load_tokenizer
+from fftmoe.backbones.load import loading_arguments as loading_arguments
 from fftmoe.backbones.placement import compute_dtype as compute_dtype
 from fftmoe.backbones.placement import device_of as device_of
 from fftmoe.backbones.placement import find_device as find_device

@@ -3,6 +3,7 @@
 A backbone is frozen and in evaluation mode: dropout is off, and equal inputs give equal features.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,17 @@ def load_backbone(
     settle_quantized(loaded)
     _settle_config(loaded.config)
     return loaded.requires_grad_(False).eval()
+
+
+def loading_arguments(model: str, **options: Any) -> str:
+    """Return the arguments of a call of `load_backbone` as Python, such as `"'builtin:minilm', num_labels=3"`.
+
+    Args:
+        options: keyword arguments of `load_backbone`; those that are equal to their defaults are left out.
+    """
+    defaults = inspect.signature(load_backbone).parameters
+    given = [f"{name}={value!r}" for name, value in options.items() if value != defaults[name].default]
+    return ", ".join([repr(model), *given])
 
 
 def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fftmoe.backbones import loading_arguments
 from fftmoe.config import Recipe
 from fftmoe.report.metric import OWN_MIX, Metric
 from fftmoe.setup.load import is_language, reads_images
@@ -43,7 +44,15 @@ def _results(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
-    options = _load_options(recipe, num_labels=len(read_labels(folder / "adapter")))
+    backbone = recipe.backbone
+    arguments = loading_arguments(
+        backbone.model,
+        num_labels=len(read_labels(folder / "adapter")) or None,
+        task=backbone.task,
+        pooling=backbone.pooling,
+        fourier_features=recipe.fourier_features,
+        quantization=backbone.quantization,
+    )
     measure = f"\nor measure it:  fftmoe evaluate {folder}"
     label = f"\nor label a text:  fftmoe predict {folder} 'some text'"
     return [
@@ -52,20 +61,7 @@ def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
         "\nload it in Python:",
         "  import fftmoe",
         "  from peft import PeftModel",
-        f"  backbone = fftmoe.load_backbone({recipe.backbone.model!r}{options})",
+        f"  backbone = fftmoe.load_backbone({arguments})",
         f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
         measure if reads_images(recipe) or is_language(recipe) else label,
     ]
-
-
-def _load_options(recipe: Recipe, num_labels: int) -> str:
-    """The arguments of `load_backbone` that differ from its defaults, as Python."""
-    backbone = recipe.backbone
-    given = {
-        "num_labels": num_labels,
-        "task": "" if backbone.task == "sequence-classification" else backbone.task,
-        "pooling": "" if backbone.pooling == "mean" else backbone.pooling,
-        "fourier_features": recipe.fourier_features,
-        "quantization": "" if backbone.quantization == "none" else backbone.quantization,
-    }
-    return "".join(f", {name}={value!r}" for name, value in given.items() if value)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fftmoe.backbones import BUILTIN_MINILM
+from fftmoe.backbones import BUILTIN_MINILM, loading_arguments
 from fftmoe.trained.run import FinishedRun
 
 CARD_TEMPLATE = "card.md.jinja"
@@ -143,15 +143,14 @@ def _hub_id(model: str) -> str | None:
 
 
 def _loading_arguments(run: FinishedRun) -> str:
-    """The arguments of `fftmoe.load_backbone` for the run's backbone, as Python."""
+    """The arguments of `fftmoe.load_backbone` for the run's backbone, without the path of a local folder."""
     backbone = run.backbone
     model = _hub_id(backbone.model) if backbone.model in HUB_IDS else backbone.model
-    model = shown_name(model or "")
-    given = {
-        "num_labels": len(run.label_names),
-        "task": "" if run.task == "sequence-classification" else run.task,
-        "pooling": "" if backbone.pooling == "mean" else backbone.pooling,
-        "fourier_features": backbone.fourier_features,
-        "quantization": "" if backbone.quantization == "none" else backbone.quantization,
-    }
-    return f"{model!r}" + "".join(f", {name}={value!r}" for name, value in given.items() if value)
+    return loading_arguments(
+        shown_name(model or ""),
+        num_labels=len(run.label_names) or None,
+        task=run.task,
+        pooling=backbone.pooling,
+        fourier_features=backbone.fourier_features,
+        quantization=backbone.quantization,
+    )
