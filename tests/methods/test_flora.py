@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from federation import answers
 from fftmoe.backbones.lora import lora_modules
-from fftmoe.methods.flora import FLora, stack
+from fftmoe.methods.flora import FLora, stack_factors
 from fftmoe.rng import generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
@@ -49,7 +49,7 @@ def test_a_stack_is_the_weighted_sum_of_products_exactly_and_in_any_order(client
     total = sum(n for n, _, _ in parts)
     expected = sum(n / total * b.numpy() @ a.numpy() for n, a, b in parts)
     for order in (parts, parts[::-1]):
-        a, b = stack(order)
+        a, b = stack_factors(order)
         assert a.shape == (sum(r for r, _ in clients), 7)
         np.testing.assert_allclose(b @ a, expected, rtol=0, atol=1e-12)
 

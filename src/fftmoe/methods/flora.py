@@ -90,10 +90,10 @@ def stack_cohort(
         for path, (a, b) in method.received(state, update).items():
             parts[path].append((update.num_examples, a, b))
     new, diagnostics = heads.finish()
-    return new, {path: stack(factors) for path, factors in parts.items()}, diagnostics
+    return new, {path: stack_factors(factors) for path, factors in parts.items()}, diagnostics
 
 
-def stack(parts: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def stack_factors(parts: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Stack the factors of several clients to A and B with B A = sum_n p_n B_n A_n.
 
     Here p_n is the client's weight divided by the sum of the weights. It multiplies A_n, and B_n stays as it is.
