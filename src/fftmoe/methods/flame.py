@@ -49,13 +49,7 @@ class Flame(FftMoe):
     @classmethod
     def make(cls, parts: MethodParts) -> Self:
         """Make the method for a population, with the losses and the weights that FLAME prescribes."""
-        return cls(
-            budgets=parts.budgets,
-            shape=parts.shape,
-            num_experts=parts.num_experts,
-            optimizer=parts.optimizer,
-            seed=parts.seed,
-        )
+        return cls(parts.budgets, parts.shape, parts.num_experts, optimizer=parts.optimizer, seed=parts.seed)
 
     @classmethod
     def fit(cls, tiers: Sequence[Budget], cost: CostMatch) -> tuple[Budget, ...]:
