@@ -18,7 +18,8 @@ class Evaluation:
     Attributes:
         sample: the held-out examples that are measured on between the rounds.
         every: rounds from one measurement to the next.
-        personal: measures clients' own models. with_personal: whether it does so next to the global model.
+        personal: measures clients' own models, in addition to the global model if there is one; None where that was not
+            asked for.
         generate: measures what a language model writes; None where that was not asked for.
         states: where clients keep what never leaves them.
     """
@@ -28,8 +29,7 @@ class Evaluation:
     every: int
     num_rounds: int
     states: ClientStates
-    personal: PersonalModels
-    with_personal: bool = False
+    personal: PersonalModels | None = None
     generate: Callable[[], dict[str, Any]] | None = None
 
     def __call__(self, state: ServerState) -> dict[str, Any]:
@@ -45,9 +45,10 @@ class Evaluation:
     def final(self, state: ServerState) -> dict[str, Any]:
         """Measure the final state: the global model, or clients' own models where there is none, or both."""
         if self.measure.method.capabilities.personal:
+            assert self.personal is not None, "without a global model, clients' own models are measured"
             return self.personal(state, self.states)
         metrics = self.measure.globally(state)
-        if self.with_personal:
+        if self.personal is not None:
             metrics |= self.personal.next_to_global(state, self.states)
         if self.generate is not None:
             self.measure.install(state, self.measure.population.largest)

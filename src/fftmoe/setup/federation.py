@@ -138,6 +138,15 @@ def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
     """Make what decides when and on what the run is measured."""
     recipe, measure = experiment.recipe, make_measure(experiment)
     settings, test = recipe.evaluation, experiment.test
+    personal = None
+    if settings.personal or experiment.method.capabilities.personal:
+        personal = PersonalModels(
+            measure=measure,
+            sample=holdout(test, settings.personal_examples, recipe.seed),
+            training=experiment.training,
+            seed=recipe.seed,
+            num_clients=settings.personal_clients,
+        )
     generate = None
     if (asked := generation_sample(recipe)) is not None:
         generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, asked)
@@ -147,24 +156,23 @@ def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
         every=settings.every,
         num_rounds=recipe.federation.rounds,
         states=journal.folder.client_states,
-        personal=PersonalModels(
-            measure=measure,
-            sample=holdout(test, settings.personal_examples, recipe.seed),
-            training=experiment.training,
-            seed=recipe.seed,
-            num_clients=settings.personal_clients,
-        ),
-        with_personal=settings.personal,
+        personal=personal,
         generate=generate,
     )
 
 
-def train_locally(experiment: Experiment, initial: ServerState, engine: Engine) -> dict[str, Any]:
-    """Train clients without the federation, as `evaluation.local_only` asks, and return their metrics."""
+def train_locally(
+    experiment: Experiment, measure: ModelMeasure, initial: ServerState, engine: Engine
+) -> dict[str, Any]:
+    """Train clients without the federation, as `evaluation.local_only` asks, and return their metrics.
+
+    Args:
+        measure: what the run is measured with.
+    """
     recipe = experiment.recipe
     federation = recipe.federation
     local = LocalTraining(
-        measure=make_measure(experiment),
+        measure=measure,
         exchange=Exchange(engine, expectations(experiment), Ledger()),
         training=experiment.training,
         rounds_each=federation.rounds * federation.clients_per_round / experiment.num_clients,

@@ -16,7 +16,7 @@ from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
 from fftmoe.rounds.journal import Journal
-from fftmoe.rounds.loop import Metrics, federate, start
+from fftmoe.rounds.loop import Federation, Metrics, federate, start
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
@@ -188,10 +188,11 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
     ):
         trackers.configure(recipe.model_dump(mode="json"))
         journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows)
-        state, metrics = _rounds(experiment, at, engine, journal)
+        federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
+        state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
         if recipe.evaluation.local_only:
             progress.say("training clients locally, for comparison")
-            metrics |= train_locally(experiment, at.initial, engine)
+            metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
         peak = engine.peak_rss_mib()
         summary = {
             **_facts(experiment, state),
@@ -210,11 +211,12 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
     return Result(at.folder.path, summary)
 
 
-def _rounds(experiment: Experiment, at: Beginning, engine: Engine, journal: Journal) -> tuple[ServerState, Metrics]:
-    """The state after the last round, and its metrics."""
-    federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
-    state = start(federation, at.state, journal) if at.state.round == 0 else at.state
-    with journal.progress.rounds(federation.num_rounds, experiment.recipe.federation.clients_per_round, state.round):
+def _rounds(
+    federation: Federation, state: ServerState, journal: Journal, clients_per_round: int
+) -> tuple[ServerState, Metrics]:
+    """The state after all rounds that follow `state`, and its metrics."""
+    state = start(federation, state, journal) if state.round == 0 else state
+    with journal.progress.rounds(federation.num_rounds, clients_per_round, state.round):
         state, metrics = federate(federation, state, journal)
     # A run that ended early, or that was interrupted after its last round, still has to be measured.
     return state, federation.evaluate.final(state) if metrics is None else metrics
