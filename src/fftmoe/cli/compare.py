@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from fftmoe.cli.arguments import RecipeArgument, SetOption, split_list
 from fftmoe.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from fftmoe.comparison.statistics import Comparison
 
 PIPE_COLUMNS = 200
 
@@ -35,7 +38,6 @@ def compare(
 ) -> None:
     """Compare methods on equal data, cohorts and seeds; the same command continues an interrupted comparison."""
     from fftmoe.comparison.run import compare as compare_methods
-    from fftmoe.comparison.tables import print_comparison
     from fftmoe.config import parse_override
     from fftmoe.report.progress import Progress
 
@@ -59,6 +61,13 @@ def compare(
     except KeyboardInterrupt:
         sys.stderr.write(f"fftmoe: interrupted; {folder} keeps the finished cells; to continue, repeat the command\n")
         raise
+    _print_result(console, comparison, folder)
+
+
+def _print_result(console: Console, comparison: "Comparison", folder: Path) -> None:
+    """Print the table and the place of the page; a comparison with failed cells ends with an error."""
+    from fftmoe.comparison.tables import print_comparison
+
     print_comparison(console, comparison)
     console.print(f"\npage  {folder / 'comparison.html'}", highlight=False, markup=False, soft_wrap=True)
     if comparison.failed:

@@ -1,7 +1,7 @@
 """Texts for a language model: token ids, and the first token of each text that is learned."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,21 +86,11 @@ def tokenize_completions(
             asked for; nothing is left to learn of a row.
     """
     end = _end_of_text(tokenizer, max_length)
-    if chat_template:
-        assert prompts is not None, "a chat template writes prompts with their completions"
-        first, second = _chat_messages(where, prompts, texts, tokenizer)
-    else:
-        first, second = prompts, texts
-    prompt_ids = None if first is None else _ids(tokenizer, first, special=not chat_template)
-    text_ids = _ids(tokenizer, second, special=first is None)
+    prompt_ids, text_ids = _prompts_and_texts(where, prompts, texts, tokenizer, chat_template)
+    _check_learnable(where, texts, text_ids, (tokenizer.bos_token_id, end))
     rows, starts, num_cut = [], [], 0
-    for row, text in enumerate(text_ids):
-        if all(token in (tokenizer.bos_token_id, end) for token in text):
-            raise InputError(
-                f"{where}: nothing of {texts[row]!r:.80} (row {row + 1}) is left to learn, because this tokenizer's "
-                "vocabulary has no token for it; remove the row"
-            )
-        prompt = [] if prompt_ids is None else _without_end(prompt_ids[row], end)
+    for prompt, text in zip(prompt_ids, text_ids, strict=True):
+        prompt = _without_end(prompt, end)
         learned = _with_end(text, end, ended=chat_template and end in text)
         kept = _cut(prompt, learned, max_length, tokenizer.bos_token_id)
         num_cut += len(kept[0]) + len(kept[1]) < len(prompt) + len(learned)
@@ -126,6 +116,32 @@ def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:
             " use a language model's tokenizer"
         )
     return end
+
+
+def _prompts_and_texts(
+    where: str,
+    prompts: Sequence[str] | None,
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: bool,
+) -> tuple[list[Ids], list[Ids]]:
+    """The tokens of every prompt and of every text; without prompts, each prompt is empty."""
+    if prompts is None:
+        assert not chat_template, "a chat template writes prompts with their completions"
+        return [[] for _ in texts], _ids(tokenizer, texts, special=True)
+    if chat_template:
+        prompts, texts = _chat_messages(where, prompts, texts, tokenizer)
+    return _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
+
+
+def _check_learnable(where: str, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any]) -> None:
+    """Refuse a text of which the tokenizer knows no token; `silent` are the tokens that say nothing."""
+    for row, ids in enumerate(text_ids):
+        if all(token in silent for token in ids):
+            raise InputError(
+                f"{where}: nothing of {texts[row]!r:.80} (row {row + 1}) is left to learn, because this tokenizer's "
+                "vocabulary has no token for it; remove the row"
+            )
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool) -> list[Ids]:
