@@ -1,5 +1,6 @@
 """The cells of a comparison: their recipes, their order, and the comparisons that are refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 
 from comparisons import assert_refused, with_grid
 from fftmoe.config import HeadSection, Recipe, apply_override
+from fftmoe.config.partition import PartitionSection
+from fftmoe.data.partition import KINDS
 from fftmoe.errors import InputError
 from fftmoe.setup.cells import Variant, make_grid
-from fftmoe.setup.partition_text import partition_section
+from fftmoe.setup.partition_text import partition_label, partition_section
 from shared_fixtures import Cli
 
 
@@ -130,6 +133,7 @@ def test_missing_choices_come_from_the_recipe(recipe_values: dict[str, Any]):
         ("dirichlet:0.1", {"kind": "dirichlet", "alpha": 0.1, "num_clients": 7, "min_examples": 3}),
         ("shards:2", {"kind": "shards", "shards_per_client": 2, "num_clients": 7, "min_examples": 3}),
         ("natural:author", {"kind": "natural", "by": "author", "min_examples": 3}),
+        ("plugin:by-rank", {"kind": "plugin:by-rank", "num_clients": 7, "min_examples": 3}),
         (
             "bernoulli-dirichlet:0.3:0.5",
             {
@@ -145,6 +149,22 @@ def test_missing_choices_come_from_the_recipe(recipe_values: dict[str, Any]):
 def test_a_partition_can_be_written_as_text(text: str, section: dict[str, Any]):
     base = {"kind": "dirichlet", "alpha": 1.0, "by": "x", "num_clients": 7, "min_examples": 3}
     assert partition_section(text, base) == section
+    assert partition_label(PartitionSection(**section)) == text
+
+
+def test_a_comparison_may_keep_the_partition_of_a_plugin(recipe_values: dict[str, Any]):
+    values = {**recipe_values, "partition": {"kind": "plugin:by-rank", "num_clients": 7}}
+    [cell, *_] = make_grid(values, {}).cells
+    assert (cell.partition, cell.recipe.partition.kind) == ("plugin:by-rank", "plugin:by-rank")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_knows_every_kind_of_partition_and_a_message_shows_how_to_type_it(kind: str):
+    assert PartitionSection(kind=kind).kind == kind
+    example = KINDS[kind].example
+    assert partition_section(example, {"num_clients": 7})["kind"] == kind
+    with pytest.raises(InputError, match=re.escape(f"write it like {example}")):
+        partition_section(f"{kind}:1:2:3", {"num_clients": 7})
 
 
 def test_an_override_reaches_lists_and_makes_sections():

@@ -13,19 +13,62 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
 
 IID = "iid"  # the partition without skew
-# The parameters that each kind needs; it takes no others. All but `natural` also need `num_clients`.
-PARAMETERS = {
-    IID: (),
-    "dirichlet": ("alpha",),
-    "shards": ("shards_per_client",),
-    "bernoulli-dirichlet": ("alpha", "holder_fraction"),
-    "natural": ("groups",),
-}
 Divide = Callable[[np.ndarray, int, int], np.ndarray]
 """From labels [N], the number of clients C and a seed to the client of each example, integers [N] in 0..C-1."""
 
 # Draws of the random kinds before giving up on `min_examples`.
 MAX_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class PartitionKind:
+    """A kind of partition that a recipe can name.
+
+    Attributes:
+        parameters: the parameters of `make_partition` that it needs; it takes no others. All but `natural` also need
+            `num_clients`.
+        divide: computes the client of each example from labels, the number of clients, a seed and the parameters. None
+            for `natural`, whose clients are given and not drawn.
+        by_label: whether labels decide who holds what, so that there must be at least two.
+        remedy: what to change if a client has too few examples.
+        example: the kind with parameters as a person types it, `kind:value:value`.
+    """
+
+    parameters: tuple[str, ...]
+    divide: Callable[..., np.ndarray] | None
+    by_label: bool
+    remedy: str
+    example: str
+
+
+_FEWER = "lower partition.num_clients or partition.min_examples"
+KINDS: dict[str, PartitionKind] = {
+    IID: PartitionKind((), assign.iid, False, _FEWER, "iid"),
+    "dirichlet": PartitionKind(
+        ("alpha",), assign.dirichlet, True, f"raise partition.alpha, or {_FEWER}", "dirichlet:0.1"
+    ),
+    "shards": PartitionKind(
+        ("shards_per_client",),
+        assign.shards,
+        True,
+        "lower partition.num_clients, partition.shards_per_client or partition.min_examples",
+        "shards:2",
+    ),
+    "bernoulli-dirichlet": PartitionKind(
+        ("alpha", "holder_fraction"),
+        assign.bernoulli_dirichlet,
+        True,
+        f"raise partition.holder_fraction or partition.alpha, or {_FEWER}",
+        "bernoulli-dirichlet:0.3:0.5",
+    ),
+    "natural": PartitionKind(
+        ("groups",),
+        None,
+        False,
+        "name a coarser column with partition.by, or lower partition.min_examples",
+        "natural:author",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -109,26 +152,24 @@ def make_partition(
         InputError: unknown kind, a parameter that is missing or that the kind does not use, more clients than examples,
             or a client with too few examples.
     """
-    if divide is None and kind not in PARAMETERS:
-        raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, PARAMETERS)}")
+    if divide is None and kind not in KINDS:
+        raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, KINDS)}")
     given = {
         "alpha": alpha,
         "shards_per_client": shards_per_client,
         "holder_fraction": holder_fraction,
         "groups": groups,
     }
-    takes = () if divide is not None else PARAMETERS[kind]
+    takes = () if divide is not None else KINDS[kind].parameters
     _check_parameters(kind, takes, given)
     labels = np.asarray(labels, dtype=np.int64)
-    if divide is None and kind == "natural":
+    own = KINDS[kind].divide if divide is None else partial(_checked, divide, kind)
+    if own is None:
         assert groups is not None
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
     fewest = 2 if min_examples is None else min_examples
     num_clients = _checked_num_clients(kind, num_clients, len(labels), fewest)
-    if divide is None:
-        division: Divide = partial(_DIVISIONS[kind], **{name: given[name] for name in takes})
-    else:
-        division = partial(_checked, divide, kind)
+    division: Divide = partial(own, **{name: given[name] for name in takes})
     num_draws = MAX_DRAWS if "alpha" in takes else 1  # the sizes of the others do not depend on the draw
     return _draw_until_enough(division, kind, labels, num_clients, seed, fewest, num_draws)
 
@@ -145,23 +186,7 @@ def _draw_until_enough(
             return partition
     assert partition is not None
     when = f" after {num_draws} draws" if num_draws > 1 else ""
-    raise _too_few(partition, fewest, when, _REMEDIES.get(kind, _REMEDIES["iid"]))
-
-
-_DIVISIONS: dict[str, Callable[..., np.ndarray]] = {
-    "iid": assign.iid,
-    "dirichlet": assign.dirichlet,
-    "shards": assign.shards,
-    "bernoulli-dirichlet": assign.bernoulli_dirichlet,
-}
-_REMEDIES = {
-    "iid": "lower partition.num_clients or partition.min_examples",
-    "dirichlet": "raise partition.alpha, or lower partition.num_clients or partition.min_examples",
-    "shards": "lower partition.num_clients, partition.shards_per_client or partition.min_examples",
-    "bernoulli-dirichlet": "raise partition.holder_fraction or partition.alpha, or lower partition.num_clients or"
-    " partition.min_examples",
-    "natural": "name a coarser column with partition.by, or lower partition.min_examples",
-}
+    raise _too_few(partition, fewest, when, KINDS[kind].remedy if kind in KINDS else _FEWER)
 
 
 def _checked(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
@@ -228,5 +253,5 @@ def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: 
             " values, one client each; remove partition.num_clients, or name another column"
         )
     if partition.sizes.min() < fewest:
-        raise _too_few(partition, fewest, "", _REMEDIES["natural"])
+        raise _too_few(partition, fewest, "", KINDS["natural"].remedy)
     return partition

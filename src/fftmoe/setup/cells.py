@@ -16,7 +16,7 @@ from fftmoe.data.partition import IID
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.registry import METHODS
 from fftmoe.report.metric import Metric
-from fftmoe.setup.partition_text import PARTITION_KEYS, partition_section
+from fftmoe.setup.partition_text import partition_label, partition_section
 from fftmoe.strict import read_small, strict_yaml
 from fftmoe.tasks import make_task
 
@@ -212,9 +212,7 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
         if len(set(texts)) < len(texts):
             raise InputError(f"the partitions {', '.join(texts)} contain one twice; name each once")
         return {text: partition_section(text, section) for text in texts}
-    own = base.partition
-    label = ":".join([own.kind, *(str(getattr(own, name)) for name in PARTITION_KEYS[own.kind])])
-    return {label: dict(section)}
+    return {partition_label(base.partition): dict(section)}
 
 
 def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:

@@ -12,6 +12,7 @@ from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
+from fftmoe.data.partition import KINDS
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import Budgets, ExpertShape, assign_tiers, largest_tier
 from fftmoe.records import Budget
@@ -24,8 +25,6 @@ from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.tiers import make_tiers, training_of
 from fftmoe.tasks import make_task
-
-BY_LABEL = ("dirichlet", "shards", "bernoulli-dirichlet")
 
 
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
@@ -131,7 +130,8 @@ def cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.n
 
 
 def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
-    if len(strata) < 2 and recipe.partition.kind in BY_LABEL:
+    kind = KINDS.get(recipe.partition.kind)
+    if len(strata) < 2 and kind is not None and kind.by_label:
         raise InputError(
             f"partition.kind={recipe.partition.kind} divides the examples by their labels, and {recipe.data.source} "
             f"has no column {recipe.data.label!r} with at least two; name a column with data.label, or use "
