@@ -3,14 +3,18 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
+from fftmoe import tasks
 from fftmoe.backbones import load_tokenizer
+from fftmoe.backbones.load import AUTO_MODELS
 from fftmoe.config import parse_recipe
+from fftmoe.config.backbone import BackboneSection
+from fftmoe.config.rules import OWN_LOSS
 from fftmoe.data import SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
@@ -18,8 +22,9 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
-from fftmoe.setup.splits import load_splits
+from fftmoe.setup.splits import LOADERS, load_splits
 from fftmoe.tasks import EachLabel, MultiLabel, PerToken, Regression, Squares, Task, TokenClassification
+from fftmoe.trained.predict import ANSWERS
 
 WORDS = ("ash", "bay", "cod", "dew", "elm")
 COLOURS = ("blue", "green", "red")
@@ -28,6 +33,13 @@ TASKS = {
     "multi-label-classification": ("f1", ["blue", "green", "red"]),
     "regression": ("mean_absolute_error", ["reds", "share"]),
 }
+
+
+def test_every_table_has_every_task_that_a_recipe_can_name():
+    named = set(get_args(BackboneSection.model_fields["task"].annotation))
+    assert named == set(tasks.TASKS) == set(AUTO_MODELS) == set(LOADERS)
+    assert {"causal-lm", *OWN_LOSS} == set(tasks.LOSSES)
+    assert {name for name in named if not tasks.make_task(name).by_token} == set(ANSWERS)
 
 
 @pytest.fixture(scope="module")

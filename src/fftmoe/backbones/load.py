@@ -31,7 +31,7 @@ HEAD_MODULES = ("pre_classifier", "classifier", "score")
 # Heads are trained, and a pooler gets random weights where the checkpoint has none.
 _NOT_QUANTIZED = (*HEAD_MODULES, "lm_head", "pooler")
 
-_AUTO_MODELS: dict[str, Any] = {
+AUTO_MODELS: dict[str, Any] = {
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "image-classification": transformers.AutoModelForImageClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
@@ -77,7 +77,7 @@ def load_backbone(
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
     """
-    _check_choice("task", task, tuple(_AUTO_MODELS))
+    _check_choice("task", task, tuple(AUTO_MODELS))
     _check_choice("pooling", pooling, POOLINGS)
     check_quantization(quantization)
     options = _label_options(task, num_labels, label_names) | {"dtype": dtype}
@@ -111,7 +111,7 @@ def _load_with_head(model: str, task: str, pooling: str, seed: int, options: dic
     """The model with the head of its task: on mean-pooled features, or the head that transformers gives it."""
     if task in POOLED and pooling == "mean":
         return _mean_pooled(_from_pretrained(transformers.AutoModel, model, seed, options), options["num_labels"], seed)
-    return _from_pretrained(_AUTO_MODELS[task], model, seed, options)
+    return _from_pretrained(AUTO_MODELS[task], model, seed, options)
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:

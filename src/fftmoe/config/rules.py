@@ -8,6 +8,9 @@ from fftmoe.methods.registry import METHODS, Capabilities
 AVERAGING = tuple(name for name, spec in METHODS.items() if spec.capabilities.averages)
 """The methods whose server only averages deltas, so that another aggregation can replace the mean."""
 
+OWN_LOSS = ("token-classification", "multi-label-classification", "regression")
+"""The tasks with a head whose loss does not depend on its kind (`fftmoe.tasks.LOSSES`, which needs torch)."""
+
 
 def _capabilities(recipe: Recipe) -> Capabilities | None:
     """The capabilities of the recipe's method; None for a plug-in, which is known only where the recipe is run."""
@@ -35,8 +38,7 @@ def _check_task(recipe: Recipe) -> None:
     if not language and (data.prompt or evaluation.generate):
         key = "data.prompt" if data.prompt else "evaluation.generate"
         raise ValueError(f"{key} is for language models; set backbone.task=causal-lm, or leave it out")
-    has_own_loss = task in ("token-classification", "multi-label-classification", "regression")
-    if has_own_loss and recipe.head and recipe.head.kind != "averaged":
+    if task in OWN_LOSS and recipe.head and recipe.head.kind != "averaged":
         raise ValueError(
             f"head.kind={recipe.head.kind} is for single-label classification, and backbone.task={task} has another "
             "loss; use head.kind=averaged"

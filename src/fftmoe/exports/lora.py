@@ -28,6 +28,7 @@ from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, o
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
 from fftmoe.store import save_adapter
+from fftmoe.tasks import make_task
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 BATCH_SIZE = 16
@@ -121,7 +122,7 @@ def _exclusive(run: FinishedRun) -> bool:
 
     The logits of a closed-form head are probabilities already; their softmax is flat and says little about the label.
     """
-    return run.task not in ("multi-label-classification", "regression") and run.head != "closed-form"
+    return make_task(run.task).exclusive and run.head != "closed-form"
 
 
 def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) -> dict[str, float]:

@@ -61,7 +61,7 @@ def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Seq
     Raises:
         InputError: the data or the model cannot be read.
     """
-    return _LOADERS[recipe.backbone.task](recipe, source, request, columns)
+    return LOADERS[recipe.backbone.task](recipe, source, request, columns)
 
 
 def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -167,7 +167,7 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
 
 Loader = Callable[[Recipe, str, SplitRequest, Sequence[str]], Splits]
 
-_LOADERS: dict[str, Loader] = {
+LOADERS: dict[str, Loader] = {
     "sequence-classification": _classified_texts,
     "image-classification": _images,
     "causal-lm": _completions,

@@ -46,6 +46,11 @@ class Task(Protocol):
         """Whether every token is judged, and not the example as a whole; logits are then [B, S, ...]."""
         ...
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether exactly one of the outputs is right, so that the softmax of the logits gives probabilities."""
+        ...
+
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the logits."""
         ...

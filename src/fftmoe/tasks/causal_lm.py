@@ -35,6 +35,7 @@ class CausalLm:
     higher_is_better = False
     bounds = (1.0, 1e15)  # a model with a larger value has failed
     by_token = True
+    exclusive = True
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: the sum of the tokens' losses in nats, and the number of these tokens."""

@@ -16,6 +16,7 @@ class Classification:
     higher_is_better = True
     bounds = (0.0, 1.0)
     by_token = False
+    exclusive = True
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: 1 if the prediction is right, else 0; and 1."""

@@ -32,6 +32,7 @@ class MultiLabel:
     higher_is_better = True
     bounds = (0.0, 1.0)
     by_token = False
+    exclusive = False
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 3C + 2]: for each label if it is a hit, predicted, and actual; if all labels are right; and 1."""

@@ -30,6 +30,7 @@ class TokenClassification:
     higher_is_better = True
     bounds = (0.0, 1.0)
     by_token = True
+    exclusive = True
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 3C]: for each class the number of tokens that are hits, predicted, and actual."""

@@ -1,5 +1,6 @@
 """Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import make_head
+from fftmoe.tasks import make_task
 from fftmoe.trained.complete import complete
 from fftmoe.trained.inputs import Inputs, unlabelled_texts
 from fftmoe.trained.run import FinishedRun, TrainedModel
@@ -48,24 +50,42 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
     run = trained.run
     if run.is_language_model:
         return complete(trained, inputs.names, max_new_tokens, batch_size)
-    if run.task == "token-classification":
+    if make_task(run.task).by_token:
         return tag_words(trained, inputs.names, batch_size)
     kind = "text" if inputs.images is None else "image"
     examples = unlabelled_texts(run, inputs.names) if inputs.images is None else inputs.images
     logits = predict_logits(trained.model, examples, batch_size)
-    return [{kind: name, **_answer_one(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
+    answer = ANSWERS[run.task]
+    return [{kind: name, **answer(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
 
 
-def _answer_one(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
-    """The answer to one input; C is the number of labels or targets."""
-    names = run.label_names
-    if run.task == "regression":
-        return {"values": dict(zip(names, logits_C.tolist(), strict=True))}
-    if run.task == "multi-label-classification":
-        probs = logits_C.sigmoid()
-        answer: Answer = {"labels": [name for name, prob in zip(names, probs, strict=True) if prob > 0.5]}
-    else:
-        assert run.head is not None, "a task with labels has a head"
-        probs, best = make_head(run.head).probabilities(logits_C), int(logits_C.argmax())
-        answer = {"label": names[best], "score": float(probs[best])}
-    return {**answer, **({"scores": dict(zip(names, probs.tolist(), strict=True))} if scores else {})}
+def _one_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+    """The most probable of C labels."""
+    assert run.head is not None, "a task with one label has a head"
+    probs, best = make_head(run.head).probabilities(logits_C), int(logits_C.argmax())
+    return {"label": run.label_names[best], "score": float(probs[best]), **_scores(run, probs, scores)}
+
+
+def _several_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+    """All of C labels whose probability is above one half."""
+    probs = logits_C.sigmoid()
+    labels = [name for name, prob in zip(run.label_names, probs, strict=True) if prob > 0.5]
+    return {"labels": labels, **_scores(run, probs, scores)}
+
+
+def _values(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+    """The numbers of C targets."""
+    return {"values": dict(zip(run.label_names, logits_C.tolist(), strict=True))}
+
+
+def _scores(run: FinishedRun, probs_C: Tensor, scores: bool) -> Answer:
+    return {"scores": dict(zip(run.label_names, probs_C.tolist(), strict=True))} if scores else {}
+
+
+ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Answer]] = {
+    "sequence-classification": _one_label,
+    "image-classification": _one_label,
+    "multi-label-classification": _several_labels,
+    "regression": _values,
+}
+"""The tasks with one answer for each input: from its logits, and whether scores are asked for, to the answer."""
