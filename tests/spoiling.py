@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fftmoe.records import Tensors, pack, unpack
-from fftmoe.records.codec import SCALE
+from fftmoe.records.names import is_scale
 
 Spoil = Callable[[dict[str, Any], Tensors], object]
 """Changes an update's header and tensors in place; returns False if the update cannot be spoiled this way."""
@@ -252,12 +252,12 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "infinite": (number(INF), r"to inf; expected numbers"),
     "infinite below zero": (number(-INF), r"from -inf"),
     "very large": (
-        number(3e16, lambda n, t: t.is_floating_point() and not n.endswith(SCALE)),
+        number(3e16, lambda n, t: t.is_floating_point() and not is_scale(n)),
         r"to (3e|2\.9)\S+16; expected numbers",
     ),
-    "scale below zero": (number(-1.0, lambda n, t: n.endswith(SCALE)), r":scale has numbers from -1 to"),
-    "scale not a number": (number(NAN, lambda n, t: n.endswith(SCALE)), r":scale has numbers from nan"),
-    "scale very large": (number(1e15, lambda n, t: n.endswith(SCALE)), r":scale has .* to 1e\+15; expected numbers"),
+    "scale below zero": (number(-1.0, lambda n, t: is_scale(n)), r":scale has numbers from -1 to"),
+    "scale not a number": (number(NAN, lambda n, t: is_scale(n)), r":scale has numbers from nan"),
+    "scale very large": (number(1e15, lambda n, t: is_scale(n)), r":scale has .* to 1e\+15; expected numbers"),
     "a level that is none": (number(-128, lambda n, t: t.dtype == torch.int8), r"has numbers from -128"),
     # The weight.
     "weight zero": (say(num_examples=0), r"num_examples 0; expected \d+"),
@@ -273,22 +273,34 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     # Sums.
     "sums not a number": (sums("gram", lambda g: g.view(-1)[3:4].fill_(NAN)), r"has numbers from nan"),
     "sums whole, not half": (of(lambda h, t: whole(t) if "sums.gram" in t else False), SHAPE),
-    "square below zero": (sums("gram", lambda g: g[:1].neg_()), r"larger than its sums of squares allow"),
-    "product above squares": (sums("gram", lambda g: g[1:2].fill_(1e6)), r"larger than its sums of squares allow"),
+    "square below zero": (
+        sums("gram", lambda g: g[:1].neg_()),
+        r"larger than its sums of squares allow; expected .* Cauchy-Schwarz",
+    ),
+    "product above squares": (
+        sums("gram", lambda g: g[1:2].fill_(1e6)),
+        r"larger than its sums of squares allow; expected .* Cauchy-Schwarz",
+    ),
     "label below zero": (
         sums("moment", lambda m: m[-1, :2].add_(torch.tensor([1.0, -1.0]) * (1 + m[-1].sum()))),
-        r"larger than its sums of squares allow",
+        r"larger than its sums of squares allow; expected .* Cauchy-Schwarz",
     ),
     "half a label": (
         sums("moment", lambda m: m[-1, :2].add_(torch.tensor([0.5, -0.5]))),
-        r"its sums count .*; expected whole numbers",
+        r"feature statistics count .*; expected whole numbers",
     ),
     "a label too many": (sums("moment", lambda m: m[-1, :1].add_(1)), r"sums by label do not add up"),
     "features without examples": (sums("moment", lambda m: m[:1].add_(1)), r"sums by label do not add up"),
-    "examples too many": (sums("gram", lambda g: g[-1:].add_(1)), r"sums are over \d+ examples; expected \d+"),
+    "examples too many": (
+        sums("gram", lambda g: g[-1:].add_(1)),
+        r"feature statistics are of \d+ examples; expected \d+",
+    ),
     # Sums of few examples, as rows.
     "rows not a number": (sums("factor", lambda r: r[1, :1].fill_(NAN)), r"has numbers from nan"),
     "a row more": (of(lambda h, t: longer(t) if "sums.factor" in t else False), SHAPE),
-    "rows of more examples": (sums("factor", lambda r: r[0, -1:].mul_(1.5)), r"sums are over \d+.*; expected \d+"),
+    "rows of more examples": (
+        sums("factor", lambda r: r[0, -1:].mul_(1.5)),
+        r"feature statistics are of \d+.*; expected \d+",
+    ),
     "rows of other features": (sums("factor", lambda r: r[0, :1].add_(1)), r"sums by label do not add up"),
 }

@@ -82,9 +82,14 @@ def test_names_on_the_wire_do_not_change():
     assert names.feedback("head.bias") == "feedback/head.bias"
     assert names.feedback_experts("blocks.1.up") == "feedback/blocks.1.up:experts"
     assert names.moment("blocks.1.up", "v") == "blocks.1.up:v"
+    assert names.scale_of("head.bias") == "head.bias:scale"
+    statistics = (names.STATISTICS_GRAM, names.STATISTICS_MOMENT, names.STATISTICS_FACTOR)
+    assert statistics == ("sums.gram", "sums.moment", "sums.factor")
 
 
-PATTERN = re.compile(r"^(head|blocks|shared|lora|merged)\.(?!\w+=)|^feedback/|^\.(up|down|router|load|affinity|scale)$")
+PATTERN = re.compile(
+    r"^(head|blocks|shared|sums|lora|merged)\.(?!\w+=)|^feedback/|:(scale|experts)$|^\.(up|down|router|load|affinity|scale)$"
+)
 SETTINGS = re.compile(
     r"^(head|lora)\.(kind|features|num_features|update|every|learning_rate|optimizer|match|targets)\b"
 )
@@ -114,7 +119,15 @@ def test_no_other_module_builds_or_parses_a_name():
 
 @pytest.mark.parametrize(
     "line",
-    ['f"blocks.{i}.up"', 'name.startswith("head.")', 'x["head.weight"]', 'f"lora.{p}.A"', 'n.endswith(".router")'],
+    [
+        'f"blocks.{i}.up"',
+        'name.startswith("head.")',
+        'x["head.weight"]',
+        'f"lora.{p}.A"',
+        'n.endswith(".router")',
+        'x["sums.gram"]',
+        'name + ":scale"',
+    ],
 )
 def test_the_search_finds_names_that_are_built_or_parsed(line: str):
     assert built_by_hand(f"{line}\n")

@@ -16,7 +16,8 @@ from fftmoe.client.compress import compress
 from fftmoe.data import WithPrefix
 from fftmoe.engines.base import Fault
 from fftmoe.records import ClientUpdate, ServerState, Tensors, digest, pack_plan, pack_update, unpack_update
-from fftmoe.records.codec import SCALE, decode
+from fftmoe.records.codec import decode
+from fftmoe.records.names import is_scale
 from fftmoe.rounds import exchange as exchange_module
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
@@ -106,7 +107,7 @@ def test_a_message_may_exceed_the_planned_size_by_the_margin_only(recorded: Reco
 def test_the_largest_accepted_numbers_give_a_finite_state(recorded: Record, cell: str):
     def grow(header: dict[str, Any], tensors: Tensors) -> None:
         for name, tensor in tensors.items():
-            most = LARGEST / 127 if name.endswith(SCALE) else min(LARGEST, torch.finfo(torch.float32).max)
+            most = LARGEST / 127 if is_scale(name) else min(LARGEST, torch.finfo(torch.float32).max)
             tensor.copy_(torch.full_like(tensor, 127) if tensor.dtype == torch.int8 else torch.full_like(tensor, most))
 
     known = recorded(cell)
@@ -317,7 +318,7 @@ def assert_like(update: ClientUpdate, honest: ClientUpdate, known: Recorded) -> 
         other = honest.tensors[name]
         rows = len(update.experts[int(name.split(".")[1])]) if name.startswith("blocks.") else len(other)
         assert tensor.dtype == other.dtype
-        if not name.endswith(SCALE):
+        if not is_scale(name):
             assert tensor.shape == (rows, *other.shape[1:])
     assert all(torch.isfinite(tensor).all() for tensor in decode(update.tensors).values())
 

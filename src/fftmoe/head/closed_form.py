@@ -51,18 +51,18 @@ class HeadSums:
     def to_tensors(self) -> dict[str, Tensor]:
         """The form in which they are sent: float32, and only the upper triangle of the symmetric Gram matrix."""
         rows, columns = torch.triu_indices(*self.gram.shape)
-        return {"sums.gram": self.gram[rows, columns].float(), "sums.moment": self.moment.float()}
+        return {names.STATISTICS_GRAM: self.gram[rows, columns].float(), names.STATISTICS_MOMENT: self.moment.float()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
         """The inverse of `to_tensors` or `few_tensors`, up to rounding to float32."""
-        moment = tensors["sums.moment"].double()
-        if "sums.factor" in tensors:
-            factor_ND = tensors["sums.factor"].double()
+        moment = tensors[names.STATISTICS_MOMENT].double()
+        if names.STATISTICS_FACTOR in tensors:
+            factor_ND = tensors[names.STATISTICS_FACTOR].double()
             return cls(factor_ND.T @ factor_ND, moment)
         gram = torch.zeros(len(moment), len(moment), dtype=torch.float64)
         rows, columns = torch.triu_indices(*gram.shape)
-        gram[rows, columns] = gram[columns, rows] = tensors["sums.gram"].double()
+        gram[rows, columns] = gram[columns, rows] = tensors[names.STATISTICS_GRAM].double()
         return cls(gram, moment)
 
 
@@ -80,16 +80,16 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
     x_ND = _with_one(features_NF)
     factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
     moment = x_ND.T @ F.one_hot(labels_N, num_labels).double()
-    return {"sums.factor": factor_ND.float(), "sums.moment": moment.float()}
+    return {names.STATISTICS_FACTOR: factor_ND.float(), names.STATISTICS_MOMENT: moment.float()}
 
 
 def sum_shapes(num_features: int, num_labels: int, num_examples: int | None) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that are sent for this many examples; None if the number must stay unknown."""
     side = num_features + 1
-    gram: dict[str, tuple[int, ...]] = {"sums.gram": (side * (side + 1) // 2,)}
+    gram: dict[str, tuple[int, ...]] = {names.STATISTICS_GRAM: (side * (side + 1) // 2,)}
     if num_examples is not None and are_few(num_examples, num_features):
-        gram = {"sums.factor": (num_examples, side)}
-    return {**gram, "sums.moment": (side, num_labels)}
+        gram = {names.STATISTICS_FACTOR: (num_examples, side)}
+    return {**gram, names.STATISTICS_MOMENT: (side, num_labels)}
 
 
 def _with_one(features_NF: Tensor) -> Tensor:

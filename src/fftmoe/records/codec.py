@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.records import names
 
 NUMBER_FORMATS = ("float32", "bfloat16", "int8")
 LEVELS = 127  # positive levels, and as many negative ones
-SCALE = ":scale"
 
 
 def encode(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -35,22 +35,22 @@ def encode(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 def _encode_int8(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return one tensor as int8 and its scales."""
     if tensor.numel() == 0:
-        return {name: tensor.to(torch.int8), name + SCALE: torch.zeros(())}
+        return {name: tensor.to(torch.int8), names.scale_of(name): torch.zeros(())}
     longest = max(range(tensor.dim()), key=lambda axis: tensor.shape[axis], default=())
     scale = tensor.float().abs().amax(longest, keepdim=True) / LEVELS
     # A slice of zeros may have any scale. If the scale underflows to zero, the whole slice rounds to zero.
     steps = tensor.float() / scale.where(scale > 0, 1.0)
-    return {name: steps.round().clamp(-LEVELS, LEVELS).to(torch.int8), name + SCALE: scale}
+    return {name: steps.round().clamp(-LEVELS, LEVELS).to(torch.int8), names.scale_of(name): scale}
 
 
 def decode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decode encoded tensors to float32, and leave other tensors unchanged."""
     decoded = {}
     for name, tensor in tensors.items():
-        if name.endswith(SCALE):
+        if names.is_scale(name):
             continue
         if tensor.dtype == torch.int8:
-            decoded[name] = tensor.float() * tensors[name + SCALE]
+            decoded[name] = tensor.float() * tensors[names.scale_of(name)]
         else:
             decoded[name] = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return decoded

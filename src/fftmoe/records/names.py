@@ -12,6 +12,10 @@ The global model, on the server and on the wire (M experts, d model dimension, h
 | `lora.{path}.A`, `.B` | [r, d_in], [d_out, r] | the factors of a LoRA method |
 | `merged.{path}.A`, `.B`, `.W` | as LoRA; W [d_out, d_in] | the sum that FLoRA has merged into a module so far |
 
+A client sends its feature statistics for a closed-form head (F features, C classes, N examples) as `sums.moment`
+[F + 1, C] and `sums.gram`, the upper triangle of a matrix [F + 1, F + 1], or `sums.factor` [N, F + 1]. A tensor that is
+sent as int8 has its scales in `{name}:scale`.
+
 In addition, a download contains `blocks.{i}.load`, the load of the client's experts. The state of a client contains
 `blocks.{i}.affinity`, `blocks.{i}.scale` and, for every tensor that is uploaded in fewer bits, `feedback/{name}`.
 """
@@ -24,7 +28,7 @@ ExpertPart = Literal["router", "up", "down", "load", "affinity", "scale"]
 Moment = Literal["m", "v", "t"]
 
 MERGED_PARTS = ("A", "B", "W")
-FEEDBACK, FEEDBACK_EXPERTS = "feedback/", ":experts"
+FEEDBACK, FEEDBACK_EXPERTS, SCALE = "feedback/", ":experts", ":scale"
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,12 @@ def is_head(name: str) -> bool:
 HEAD_WEIGHT, HEAD_BIAS = head_tensor("weight"), head_tensor("bias")  # of a head that is one linear layer
 
 
+# Feature statistics of a client, from which the server computes a closed-form head
+
+STATISTICS_GRAM, STATISTICS_MOMENT = "sums.gram", "sums.moment"
+STATISTICS_FACTOR = "sums.factor"  # in place of the Gram matrix, for few examples
+
+
 # LoRA
 
 
@@ -164,6 +174,16 @@ def module_of(name: str) -> str:
 def moment(name: str, kind: Moment) -> str:
     """Return `{name}:{kind}`, the name of a moment of the server optimizer or of its count of steps."""
     return f"{name}:{kind}"
+
+
+def scale_of(name: str) -> str:
+    """Return `{name}:scale`, the scales of a tensor that is sent as int8."""
+    return name + SCALE
+
+
+def is_scale(name: str) -> bool:
+    """Return whether a tensor holds the scales of another tensor."""
+    return name.endswith(SCALE)
 
 
 def feedback(name: str) -> str:

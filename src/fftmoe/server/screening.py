@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from fftmoe.errors import FftmoeError
 from fftmoe.head import HeadSums, sum_shapes
 from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update, names
-from fftmoe.records.codec import LEVELS, SCALE, decode
+from fftmoe.records.codec import LEVELS, decode
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
 
 MOST_EXAMPLES = 10**9  # limit for a client whose number of examples the server does not know
@@ -167,15 +167,16 @@ def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int,
     """The expected shapes. Those of statistics follow from the stated number of examples if the server knows none."""
     if expected.plan.task != "sums" or expected.num_examples is not None:
         return expected.shapes
-    side, num_labels = expected.shapes["sums.moment"]
+    side, num_labels = expected.shapes[names.STATISTICS_MOMENT]
     return sum_shapes(side - 1, num_labels, num_examples)
 
 
 def _check_numbers(tensors: Tensors, largest: float) -> None:
     """Check the bounds of all numbers in one pass; NaN is outside of every bound."""
     for name, tensor in tensors.items():
-        most = LEVELS if tensor.dtype == torch.int8 else largest / LEVELS if name.endswith(SCALE) else largest
-        least = 0.0 if name.endswith(SCALE) else -most
+        scale = names.is_scale(name)
+        most = LEVELS if tensor.dtype == torch.int8 else largest / LEVELS if scale else largest
+        least = 0.0 if scale else -most
         found = [float(end) for end in tensor.aminmax()] if tensor.numel() else [0.0]
         if not (least <= found[0] and found[-1] <= most):
             wanted = f"numbers from {least:g} to {most:g}"
@@ -193,15 +194,22 @@ def _check_sums(sums: HeadSums, num_examples: int) -> None:
     """Check that these can be feature statistics of `num_examples` examples with one label each."""
     gram, moment, counts = sums.gram, sums.moment, sums.moment[-1]
     if abs(sums.num_examples - num_examples) > ROUNDING * num_examples:
-        raise Rejected(f"its sums are over {sums.num_examples:g} examples; expected {num_examples}")
+        raise Rejected(f"its feature statistics are of {sums.num_examples:g} examples; expected {num_examples}")
     if (counts != counts.round()).any():
-        raise Rejected(f"its sums count {_shown(counts.tolist())} examples of the labels; expected whole numbers")
+        raise Rejected(
+            f"its feature statistics count {_shown(counts.tolist())} examples of the labels; expected whole numbers"
+        )
     size = moment.abs().sum(1) + gram[-1].abs()
     if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + TINY).any():
-        raise Rejected("its sums by label do not add up to its sums over all examples; expected equal values")
+        raise Rejected(
+            "in its feature statistics, the sums by label do not add up to those over all examples; expected equality"
+        )
     roots = (torch.cat([gram.diagonal(), counts]) + TINY).sqrt()  # NaN if a sum of squares is negative
     if not (torch.cat([gram, moment], 1).abs() <= (1 + ROUNDING) * roots[: len(gram), None] * roots).all():
-        raise Rejected("its sums of products are larger than its sums of squares allow (Cauchy-Schwarz)")
+        raise Rejected(
+            "its feature statistics have a sum of products that is larger than its sums of squares allow; expected one "
+            "that satisfies the Cauchy-Schwarz inequality"
+        )
 
 
 def _check_norm(tensors: Tensors, most: float) -> None:
