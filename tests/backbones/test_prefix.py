@@ -204,7 +204,7 @@ def test_features_need_a_head_that_reads_one_vector():
             features(adapted(FAMILIES[family].make()), tokens())
     model = FAMILIES["bert"].make()
     assert isinstance(model, transformers.PreTrainedModel)
-    with pytest.raises(InputError, match="has no classification head, so it has no features"):
+    with pytest.raises(InputError, match="has no classification head; load it for a task"):
         features(model.base_model, tokens())
 
 

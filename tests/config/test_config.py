@@ -233,12 +233,18 @@ def test_a_parameter_of_the_partition_is_in_its_range(recipe_values: dict[str, A
     assert f"(value: {value})" in message
 
 
-@pytest.mark.parametrize("lengths", [{}, {"local_epochs": 1, "local_steps": 3}])
-def test_local_training_has_exactly_one_length(recipe_values: dict[str, Any], lengths: dict[str, int]):
+@pytest.mark.parametrize(
+    ("lengths", "reason"),
+    [
+        ({}, "neither local_epochs nor local_steps is set; set one of them"),
+        ({"local_epochs": 1, "local_steps": 3}, "local_epochs=1 and local_steps=3 exclude each other; remove one"),
+    ],
+)
+def test_local_training_has_exactly_one_length(recipe_values: dict[str, Any], lengths: dict[str, int], reason: str):
     values = copy.deepcopy(recipe_values)
     del values["federation"]["local_steps"]
     values["federation"] |= lengths
-    assert "federation: say exactly one of local_epochs and local_steps" in refusal(values)
+    assert f"federation: {reason}" in refusal(values)
 
 
 OTHER_TRAINING = {
@@ -279,8 +285,8 @@ def test_two_tiers_of_one_name_are_refused(recipe_values: dict[str, Any]):
 @pytest.mark.parametrize(
     ("tier", "words"),
     [
-        ({"top_k": 1}, "say `experts`, or a limit"),
-        ({"experts": 2}, "say `top_k`, or a limit"),
+        ({"top_k": 1}, "has no number of experts; set `experts`, or a limit"),
+        ({"experts": 2}, "has no number of experts per token; set `top_k`, or a limit"),
         ({"experts": 2, "deadline_seconds": 1.0}, "belong together"),
         ({"experts": 2, "top_k": 1, "gflops_per_second": 1.0}, "belong together"),
     ],

@@ -182,7 +182,12 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
             {"data__tags": "ner"},
             r"no column 'ner'.*data.tags",
         ),
-        ("regression", {"text": "ash", "reds": 1, "share": 0.5}, {"data__targets": None}, "belong together"),
+        (
+            "regression",
+            {"text": "ash", "reds": 1, "share": 0.5},
+            {"data__targets": None},
+            "a regression needs data.targets",
+        ),
         (
             "regression",
             {"text": "ash", "reds": 1, "share": 0.5},

@@ -134,7 +134,9 @@ def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[in
         if match is None:
             raise InputError(f"blocks={blocks!r}; use 'all', 'last-N' such as 'last-2', or a list of indices")
         if int(match[1]) > num_blocks:
-            raise InputError(f"blocks={blocks!r}, but the model has {num_blocks} blocks")
+            raise InputError(
+                f"blocks={blocks!r}, but the model has {num_blocks} blocks; use 'last-{num_blocks}' or fewer"
+            )
         return set(range(num_blocks - int(match[1]), num_blocks))
     outside = [block for block in blocks if not 0 <= block < num_blocks]
     if outside or not blocks:

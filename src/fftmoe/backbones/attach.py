@@ -70,7 +70,7 @@ def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """
     heads = [module for path, module in model.named_modules() if path.rpartition(".")[2] in HEAD_MODULES]
     if not heads:
-        raise InputError(f"this {type(model).__name__} has no classification head, so it has no features for one")
+        raise InputError(f"this {type(model).__name__} has no classification head; load it for a task that has one")
     read: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:

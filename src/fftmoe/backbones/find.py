@@ -73,4 +73,6 @@ def _check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         missing.append("weights (*.safetensors)")
     if missing:
-        raise InputError(f"model folder '{folder}' has no {' and no '.join(missing)}")
+        raise InputError(
+            f"model folder '{folder}' has no {' and no '.join(missing)}; name a folder that save_pretrained wrote"
+        )

@@ -123,7 +123,9 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
     source = resolve_model(model)
     # transformers would return an empty tokenizer, which knows no word.
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
-        raise InputError(f"model folder '{source}' has no tokenizer (such as tokenizer.json)")
+        raise InputError(
+            f"model folder '{source}' has no tokenizer (such as tokenizer.json); save the model's tokenizer there"
+        )
     with explained_errors(model, "tokenizer"):
         for name in (trust.MODEL_CONFIG, trust.TOKENIZER):
             trust.check_settings(source, name)
@@ -167,7 +169,10 @@ def load_image_processor(model: str) -> ImageFormat:
     edge = size.get("shortest_edge")
     height, width = (value if isinstance(value := size.get(name, edge), int) else 0 for name in ("height", "width"))
     if not 0 < min(height, width) <= max(height, width) <= MOST_EDGE:
-        raise InputError(f"the image processor of {model!r} gives no height and width up to {MOST_EDGE}: size={size}")
+        raise InputError(
+            f"the image processor of {model!r} gives no height and width up to {MOST_EDGE}: size={size}; correct its "
+            "preprocessor_config.json, or use another model"
+        )
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     return ImageFormat((height, width), tuple(map(float, mean)), tuple(map(float, std)), scale)
@@ -178,11 +183,13 @@ def _label_options(task: str, num_labels: int | None, label_names: Sequence[str]
     if task == "causal-lm":
         return {}
     if num_labels is None or num_labels < 1:
-        raise InputError(f"task {task!r} needs num_labels of at least 1, got {num_labels}")
+        raise InputError(f"task {task!r} needs num_labels, which is {num_labels}; give a number of at least 1")
     options: dict[str, Any] = {"num_labels": num_labels}
     if label_names is not None:
         if len(label_names) != num_labels:
-            raise InputError(f"{len(label_names)} label_names for num_labels={num_labels}")
+            raise InputError(
+                f"{len(label_names)} label_names for num_labels={num_labels}; give as many names as labels"
+            )
         options["id2label"] = dict(enumerate(label_names))
         options["label2id"] = {name: label for label, name in enumerate(label_names)}
     return options

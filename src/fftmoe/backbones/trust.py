@@ -21,6 +21,7 @@ INDEX = "model.safetensors.index.json"
 CODE = {"auto_map", "custom_generate", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels"}
 IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others may be downloaded from the hub
 MOST_BLOCKS = 1000
+ANOTHER_COPY = "copy the model again, or name another one"
 MOST_INDEX = 2**25  # bytes, enough for the names of a million tensors
 
 
@@ -40,7 +41,7 @@ def check_settings(source: str, name: str) -> None:
     try:
         values = strict_json(read_small(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {name} of the model {source!r}: {error}") from error
+        raise InputError(f"cannot read {name} of the model {source!r}: {error}; {ANOTHER_COPY}") from error
     asked = [key for key, value in _all_keys(values) if _names_code(key, value)]
     if asked:
         raise InputError(
@@ -63,18 +64,20 @@ def check_weights(folder: Path) -> None:
     try:
         held = sum(_count_numbers(path) for path in files)
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"the weights in model folder '{folder}' cannot be read: {error}") from error
+        raise InputError(f"the weights in model folder '{folder}' cannot be read: {error}; {ANOTHER_COPY}") from error
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     blocks = getattr(config, "num_hidden_layers", 0)
     if not isinstance(blocks, int) or blocks > MOST_BLOCKS:
-        raise InputError(f"config.json in '{folder}' says {blocks!r:.50} blocks; at most {MOST_BLOCKS} are allowed")
+        raise InputError(
+            f"config.json in '{folder}' says {blocks!r:.50} blocks; at most {MOST_BLOCKS} are allowed: use another"
+        )
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     built = sum(p.numel() for p in model.parameters())
     if built > 2 * held:  # a part that is not in the file, such as a pooler, gets random weights
         raise InputError(
             f"config.json in '{folder}' describes a model of {built} numbers, but its weights are {held} numbers: one "
-            "of the two is damaged, or belongs to another model"
+            f"of the two is damaged, or belongs to another model; {ANOTHER_COPY}"
         )
 
 
@@ -114,10 +117,11 @@ def _shards(folder: Path) -> list[str]:
             "read: save the model with save_pretrained of a recent transformers"
         ) from None
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise InputError(f"{INDEX} in model folder '{folder}' cannot be read: {error}") from error
+        raise InputError(f"{INDEX} in model folder '{folder}' cannot be read: {error}; {ANOTHER_COPY}") from error
     if not shards or not inside:
         raise InputError(
-            f"{INDEX} in model folder '{folder}' names files that are not *.safetensors in the same folder"
+            f"{INDEX} in model folder '{folder}' names files that are not *.safetensors in the same folder; "
+            f"{ANOTHER_COPY}"
         )
     return shards
 

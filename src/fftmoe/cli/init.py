@@ -107,8 +107,10 @@ def read_csv(path: Path) -> list[CsvRow]:
             rows = list(reader)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; name an existing CSV file") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not a valid CSV file: {error}; save it again as CSV") from error
     names = reader.fieldnames or []
     if not rows:
         raise InputError(f"{path} has no rows below its header line; every split needs at least one")

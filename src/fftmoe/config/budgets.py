@@ -22,12 +22,19 @@ class BudgetSection(Section):
     @model_validator(mode="after")
     def _values_or_limits(self) -> "BudgetSection":
         if (self.gflops_per_second is None) != (self.deadline_seconds is None):
-            raise ValueError("gflops_per_second and deadline_seconds belong together; give both or neither")
+            raise ValueError(
+                f"tier {self.name!r} has gflops_per_second={self.gflops_per_second} and deadline_seconds="
+                f"{self.deadline_seconds}, which belong together; give both or neither"
+            )
         limits = (self.memory_mib, self.uplink_mib, self.deadline_seconds)
         if self.experts is None and all(limit is None for limit in limits):
-            raise ValueError("say `experts`, or a limit to derive it from (memory_mib, uplink_mib, deadline_seconds)")
+            raise ValueError(
+                f"tier {self.name!r} has no number of experts; set `experts`, or a limit to derive it from "
+                "(memory_mib, uplink_mib, deadline_seconds)"
+            )
         if self.top_k is None and self.gflops is None and self.deadline_seconds is None:
             raise ValueError(
-                "say `top_k`, or a limit to derive it from (gflops, or deadline_seconds with gflops_per_second)"
+                f"tier {self.name!r} has no number of experts per token; set `top_k`, or a limit to derive it from "
+                "(gflops, or deadline_seconds with gflops_per_second)"
             )
         return self

@@ -18,6 +18,7 @@ class DataSection(Section):
 
     A language model (`backbone.task: causal-lm`) reads `prompt` and `completion` and learns the completion; without
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
+    Image classification reads `image`: encoded files, or the paths of files below the folder of the table.
     Token classification reads a list of `tokens` and a list of `tags` per row. Multi-label classification reads a list
     of names from `label`. Regression reads the numbers of the columns `targets`.
     In these tasks `label` (if it holds no classes) names the groups by which a partition divides the examples. It may

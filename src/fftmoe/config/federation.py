@@ -51,6 +51,10 @@ class FederationSection(Section):
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "FederationSection":
-        if (self.local_epochs is None) == (self.local_steps is None):
-            raise ValueError("say exactly one of local_epochs and local_steps")
+        if self.local_epochs is None and self.local_steps is None:
+            raise ValueError("neither local_epochs nor local_steps is set; set one of them")
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError(
+                f"local_epochs={self.local_epochs} and local_steps={self.local_steps} exclude each other; remove one"
+            )
         return self

@@ -20,7 +20,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return key, strict_yaml(value)
     except ValueError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML: {error}") from error
+        raise InputError(f"--set {text!r}: the value is not YAML: {error}; put it in quotes") from error
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:

@@ -49,7 +49,7 @@ def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
     try:
         values = strict_yaml(read_small(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+        raise InputError(f"cannot read the recipe {path}: {error}; correct the file, or name another") from error
     if not isinstance(values, dict):
         raise InputError(f"the recipe {path} must be a mapping of sections; start from recipes/quickstart.yaml")
     values.setdefault("name", path.stem)

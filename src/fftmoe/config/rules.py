@@ -44,7 +44,10 @@ def _check_task(recipe: Recipe) -> None:
             "loss; use head.kind=averaged"
         )
     if (task == "regression") != (data.targets is not None):
-        raise ValueError("backbone.task=regression and data.targets, the columns with the numbers, belong together")
+        raise ValueError(
+            f"backbone.task={task} and data.targets={data.targets} do not fit: a regression needs data.targets, the "
+            "columns with the numbers, and no other task has them; change one of the two"
+        )
     method = _capabilities(recipe)
     if language and method and method.trains == "head":
         raise ValueError(

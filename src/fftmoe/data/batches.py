@@ -56,7 +56,9 @@ def training_batches(
     if (epochs is None) == (steps is None):
         raise ValueError(f"give exactly one of epochs or steps: epochs={epochs}, steps={steps}")
     if len(pool) == 0 or batch_size < 1:
-        raise ValueError(f"nothing to train on: {len(pool)} examples in batches of {batch_size}")
+        raise ValueError(
+            f"nothing to train on: {len(pool)} examples in batches of {batch_size}; give at least one each"
+        )
     num_epochs = epochs if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))
     assert num_epochs is not None
     batches: list[Tensor] = []

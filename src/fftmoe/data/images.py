@@ -62,8 +62,8 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     """The images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
-        column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, or lists of whole numbers from 0 to 255,
-            [H, W] or [H, W, 3].
+        column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files below the table's
+            folder, or lists of whole numbers from 0 to 255, [H, W] or [H, W, 3].
         size: height and width of every result.
 
     Returns:
@@ -80,9 +80,9 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
             pixels[row] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         except Exception as error:  # every format fails in its own ways
             raise InputError(
-                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; images are"
-                " encoded files (PNG, JPEG) or lists of whole numbers from 0 to 255: correct or remove the row, or name"
-                " another column with data.image"
+                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; an image"
+                " is an encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers"
+                " from 0 to 255: correct or remove the row, or name another column with data.image"
             ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -112,7 +112,7 @@ def _inside(folder: Path | None, name: str) -> Path:
         return Path(name)
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} is not in {folder}")
+        raise ValueError(f"{name} is not in {folder}, from which paths are read and which they may not leave")
     return path
 
 

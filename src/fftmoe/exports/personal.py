@@ -90,7 +90,9 @@ def listed_experts(trained: TrainedModel, experts: Sequence[int], top_k: int | N
     blocks = adapter.blocks(trained.model)
     most = min(moe.num_experts for moe in blocks.values())
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < most:
-        raise InputError(f"--experts {','.join(map(str, experts))}: the run has experts 0 to {most - 1}")
+        raise InputError(
+            f"--experts {','.join(map(str, experts))}: the run has experts 0 to {most - 1}; choose among them"
+        )
     usual: int = trained.model.peft_config["default"].top_k
     top_k = min(usual, len(chosen)) if top_k is None else top_k
     rows = dict.fromkeys(blocks, chosen)

@@ -54,7 +54,7 @@ def recipe_from_text(text: str) -> Recipe:
     try:
         values = strict_json(text)
     except ValueError as error:
-        raise InputError(f"the run's recipe starts like JSON but is not valid JSON: {error}") from error
+        raise InputError(f"the run's recipe starts like JSON but is not valid JSON: {error}; correct it") from error
     return parse_recipe(values, "of the run")
 
 

@@ -104,7 +104,9 @@ def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Rec
     """
     for section in ("backbone", "data"):
         if not isinstance(values.get(section), dict):
-            raise InputError(f"the recipe that the server sent has no section {section}")
+            raise InputError(
+                f"the recipe that the server sent has no section {section}; the server's operator must add it"
+            )
     backbone = {**values["backbone"], **({"model": model} if model else {})}
     own = {**values, "backbone": backbone, "data": {**values["data"], "source": str(data)}}
     return parse_recipe(own, "that the server sent")

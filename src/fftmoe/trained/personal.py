@@ -64,7 +64,8 @@ def personal_model(federation: FinishedFederation, client_id: int, top_k: int | 
     trained = federation.trained
     if not 0 <= client_id < len(budgets):
         raise InputError(
-            f"client {client_id} does not exist: the run in {trained.run.folder} has clients 0 to {len(budgets) - 1}"
+            f"client {client_id} does not exist: the run in {trained.run.folder} has clients 0 to "
+            f"{len(budgets) - 1}; choose one of them"
         )
     cohort = [client_id]
     plan = plan_round(method, state, state.round, cohort, budgets, federation.training, federation.seed).clients[0]

@@ -59,21 +59,21 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
     return [{kind: name, **answer(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
 
 
-def _one_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
     """The most probable of C labels."""
     assert run.head is not None, "a task with one label has a head"
     probs, best = make_head(run.head).probabilities(logits_C), int(logits_C.argmax())
     return {"label": run.label_names[best], "score": float(probs[best]), **_scores(run, probs, scores)}
 
 
-def _several_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
     """All of C labels whose probability is above one half."""
     probs = logits_C.sigmoid()
     labels = [name for name, prob in zip(run.label_names, probs, strict=True) if prob > 0.5]
     return {"labels": labels, **_scores(run, probs, scores)}
 
 
-def _values(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_numbers(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
     """The numbers of C targets."""
     return {"values": dict(zip(run.label_names, logits_C.tolist(), strict=True))}
 
@@ -83,9 +83,9 @@ def _scores(run: FinishedRun, probs_C: Tensor, scores: bool) -> Answer:
 
 
 ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Answer]] = {
-    "sequence-classification": _one_label,
-    "image-classification": _one_label,
-    "multi-label-classification": _several_labels,
-    "regression": _values,
+    "sequence-classification": _answer_label,
+    "image-classification": _answer_label,
+    "multi-label-classification": _answer_labels,
+    "regression": _answer_numbers,
 }
 """The tasks with one answer for each input: from its logits, and whether scores are asked for, to the answer."""
