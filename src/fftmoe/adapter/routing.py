@@ -18,9 +18,9 @@ class Routing(NamedTuple):
     """What a router decided for T tokens.
 
     Attributes:
-        logits_TM: float32; -inf for experts that are not resident.
-        probs_TM: float32, softmax over the resident experts; 0 for the others.
-        gates_TK: float32 weights of the chosen experts, in the order of descending probability.
+        logits_TM: float32, or float64 for inputs in float64; -inf for experts that are not resident.
+        probs_TM: softmax over the resident experts; 0 for the others.
+        gates_TK: weights of the chosen experts, in the order of descending probability.
         expert_ids_TK: int64 indices of the chosen experts.
     """
 
@@ -68,7 +68,7 @@ def gates(
 
 
 class Router(nn.Module):
-    """One row for each expert; always float32, because bfloat16 logits would change which experts are chosen.
+    """One row for each expert; computed in float32 or wider, as bfloat16 logits would change which experts are chosen.
 
     Args:
         num_experts: M, the number of rows.
@@ -83,7 +83,8 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, top_k: int, resident_M: Tensor | None, kind: str) -> Routing:
         """Route T tokens over the resident experts (a bool mask [M]; None: all experts)."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TM = x_TD.float() @ self.weight.float().mT
+            wide = torch.promote_types(x_TD.dtype, torch.float32)
+            logits_TM = x_TD.to(wide) @ self.weight.to(wide).mT
             if resident_M is not None:
                 logits_TM = logits_TM.masked_fill(~resident_M, float("-inf"))
             probs_TM = logits_TM.softmax(-1)
