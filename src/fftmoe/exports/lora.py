@@ -21,7 +21,7 @@ from fftmoe.backbones.lora import Factors, load_factors, lora_config
 from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.exports.card import CardFacts, Figures, model_card, shown_name
-from fftmoe.exports.check import SAME, Batch, answers, check_has_experts, difference, probes, require
+from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
@@ -130,7 +130,7 @@ def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) ->
     batches = probes(trained)
     expected = answers(imitation.model, batches)
     save_adapter(imitation.model, folder, trained.run.label_names)
-    return require(difference(answers(reload(trained.run, folder), batches), expected), SAME, "LoRA")
+    return require(difference(answers(reload(trained.run, folder), batches), expected), REORDERED, "LoRA")
 
 
 def _card(

@@ -15,7 +15,7 @@ from fftmoe import adapter
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
-from fftmoe.exports.check import SAME, answers, check_has_experts, difference, probes, require
+from fftmoe.exports.check import REORDERED, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_text
 from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
 from fftmoe.records import names
@@ -126,7 +126,7 @@ def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dic
     figures = figures_of_run(facts, own=False)
     write_text(folder / "README.md", model_card(run, facts, f"{choice.description}.", figures))
     return {
-        **require(found, SAME, "adapter"),
+        **require(found, REORDERED, "adapter"),  # products with a smaller pool
         "weights": digest_of(folder / WEIGHTS),
         **choice.facts,
         "experts": {str(block): list(ids) for block, ids in choice.experts.items()},
