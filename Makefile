@@ -5,7 +5,7 @@ OUTPUT ?= runs/quickstart
 
 FAST := not slow and not gpu and not network
 
-.PHONY: run install lint test test-all coverage docs benchmark clean
+.PHONY: run install lint test test-all test-processors coverage docs benchmark clean
 
 run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
@@ -15,6 +15,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"
+
+# What depends on arithmetic, as other processors compute it; SETTINGS names some of benchmarks/processors.py.
+test-processors: .venv/installed
+	$(BIN)/python benchmarks/processors.py $(SETTINGS)
 
 # Which lines of src/ the tests of `make test` reach; processes that a test starts are not counted.
 coverage: .venv/installed

@@ -1,6 +1,6 @@
 """The fast paths compared with the loop, which is the specification: outputs and every gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
 
 from fftmoe.adapter import compute as computes
 from fftmoe.errors import InputError
+from mixture_bounds import mixture_bounds
 
 
 class Problem(NamedTuple):
@@ -59,20 +60,33 @@ def value_and_gradients(name: str, p: Problem, activation: str = "gelu") -> list
     return [y_TD, *torch.autograd.grad((y_TD * weights_TD).sum(), inputs)]
 
 
-def assert_same(
-    name: str, p: Problem, activation: str = "gelu", rtol: float | None = None, atol: float | None = None
-) -> None:
+def assert_same(name: str, p: Problem, activation: str = "gelu") -> None:
     expected = value_and_gradients("loop", p, activation)
-    for actual, wanted in zip(value_and_gradients(name, p, activation), expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
+    for actual, wanted, bound in zip(
+        value_and_gradients(name, p, activation), expected, mixture_bounds(*p), strict=True
+    ):
+        assert ((actual.double() - wanted.double()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bound_lets_no_fault_of_a_thousandth_pass(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    def faulty(x_TD: Tensor, gates_TK: Tensor, *rest: Any) -> Tensor:
+        wrong = torch.ones(len(x_TD), 1, dtype=dtype)
+        wrong[3] = 1.001  # one token's gates
+        return computes.COMPUTES["wide"](x_TD, wrong * gates_TK, *rest)
+
+    monkeypatch.setitem(computes.COMPUTES, "faulty", faulty)
+    p = problem(0, dtype=dtype)
+    assert_same("wide", p)
+    with pytest.raises(AssertionError):
+        assert_same("faulty", p)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize(("top_k", "used"), [(1, None), (2, None), (2, 3), (5, None), (1, 1)])
 def test_wide_equals_loop_in_float64(top_k: int, used: int | None, activation: str):
     p = problem(0, top_k=top_k, used=used)
-    # Sums of at most 77 terms of order 1, in another order.
-    assert_same("wide", p, activation, rtol=1e-12, atol=1e-12)
+    assert_same("wide", p, activation)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -119,9 +133,7 @@ def test_a_run_repeats_bit_for_bit(name: str):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_wide_takes_any_shape_in_any_dtype(dtype: torch.dtype):
     p = problem(5, dtype=dtype)
-    # The loop rounds each token's sum after every expert, wide once: a few units of the last place.
-    tolerance = 8 * torch.finfo(dtype).eps
-    assert_same("wide", p, rtol=tolerance, atol=8 * tolerance)
+    assert_same("wide", p)  # the loop rounds each token's sum after every expert, wide once
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fftmoe.adapter.compute import ACTIVATIONS, COMPUTES
 from fftmoe.adapter.stacked import stacked
+from mixture_bounds import mixture_bounds
 
 
 class Problem(NamedTuple):
@@ -51,6 +52,12 @@ def one_by_one(name: str, p: Problem) -> list[Tensor]:
     return with_gradients(torch.stack(alone), p)
 
 
+def assert_same(found: list[Tensor], expected: list[Tensor], p: Problem) -> None:
+    bounds = map(torch.stack, zip(*[mixture_bounds(*client) for client in zip(*p, strict=True)], strict=True))
+    for one, other, bound in zip(found, expected, bounds, strict=True):
+        assert ((one.double() - other.double()).abs() <= bound).all()
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([1, 13]), st.integers(1, 5), st.data())
 def test_stacked_clients_compute_what_single_clients_compute(
@@ -59,20 +66,14 @@ def test_stacked_clients_compute_what_single_clients_compute(
     used = data.draw(st.integers(1, experts))
     top_k = data.draw(st.integers(1, used))
     p = problem(seed, clients=clients, tokens=tokens, experts=experts, top_k=top_k, used=used)
-    # The same products of the same rows.
-    for name in ("loop", "grouped"):
-        for together, alone in zip(side_by_side(name, p), one_by_one(name, p), strict=True):
-            assert torch.equal(together, alone)
-    # Batched products: sums in another order.
-    for together, alone in zip(side_by_side("wide", p), one_by_one("wide", p), strict=True):
-        torch.testing.assert_close(together, alone)
+    for name in ("loop", "grouped", "wide"):
+        assert_same(side_by_side(name, p), one_by_one(name, p), p)
 
 
 @pytest.mark.parametrize("max_groups", [1, 5, 14])  # one, one and two clients of 5 experts at a time
 def test_clients_beyond_the_limit_of_groups_go_into_further_products(max_groups: int):
     p = problem(0)
-    for chunked, at_once in zip(side_by_side("grouped", p, max_groups), side_by_side("grouped", p), strict=True):
-        assert torch.equal(chunked, at_once)
+    assert_same(side_by_side("grouped", p, max_groups), side_by_side("grouped", p), p)
 
 
 @pytest.mark.parametrize("max_groups", [1, 5, 14])
@@ -110,4 +111,5 @@ def test_a_client_with_a_smaller_top_k_fills_up_with_gates_of_zero(name: str):
     fewer_CTK[1, :, 2:] = 0
     y_CTD = stacked(name, *p._replace(gates_CTK=fewer_CTK), ACTIVATIONS["gelu"])
     arguments = (p.x_CTD[1], p.gates_CTK[1, :, :2], p.expert_ids_CTK[1, :, :2], p.up_CMHD[1], p.down_CMHD[1])
-    torch.testing.assert_close(y_CTD[1], COMPUTES[name](*arguments, ACTIVATIONS["gelu"]))
+    alone_TD = COMPUTES[name](*arguments, ACTIVATIONS["gelu"])
+    assert ((y_CTD[1] - alone_TD).abs().double() <= mixture_bounds(*arguments)[0]).all()

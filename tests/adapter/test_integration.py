@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import shutil
 import socket
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,11 +77,12 @@ def test_the_compiler_makes_one_graph_of_it(compute: str):
     compiled = torch.compile(model, fullgraph=True)
     found = compiled(**batch).logits
     expected = model(**batch).logits
-    # Fused kernels round in another order.
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Fused kernels add in another order: a thousand additions in float32, relative to the largest.
+    close = partial(torch.testing.assert_close, rtol=0)
+    close(found, expected, atol=1000 * torch.finfo(torch.float32).eps * float(expected.abs().max()))
     (moe,) = blocks(model).values()
     gradients = [torch.autograd.grad(logits.square().mean(), moe.router.weight)[0] for logits in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    close(*gradients, atol=1000 * torch.finfo(torch.float32).eps * float(gradients[1].abs().max()))
 
 
 def _part(rank: int) -> dict[str, Tensor]:
@@ -139,5 +142,6 @@ def test_two_processes_have_the_mean_of_their_gradients(kind: str):
     wanted = _gradients(expected)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        # A mean of two floats in another order.
-        torch.testing.assert_close(torch.from_numpy(found[name]), torch.from_numpy(value), rtol=1e-5, atol=1e-7)
+        # A thousand additions in float32, by processes with another number of threads, relative to the largest.
+        bound = 1000 * np.finfo(np.float32).eps * np.abs(value).max()
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=bound)

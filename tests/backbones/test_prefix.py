@@ -283,6 +283,7 @@ def test_pickled_it_is_a_path(cached: tuple[nn.Module, TokenizedText, WithPrefix
         assert maps.read_text().count(str(with_states.path)) == 2
 
 
+@pytest.mark.one_rounding("inference mode, which has other operations")
 def test_a_second_time_nothing_is_computed(
     cached: tuple[nn.Module, TokenizedText, WithPrefix], monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,4 +1,10 @@
-"""Clients trained in one batch get the updates and states of clients trained one after another, up to rounding."""
+"""Clients trained in one batch get the updates and states of clients trained one after another, up to rounding.
+
+Three facts together say so on any processor. Gradients are compared through steps of plain SGD, which are linear in
+them, in float64, where rounding is ten orders of magnitude below any fault. AdamW divides a gradient by its own size,
+so it would turn a difference in the last bits of a small gradient into a large one; it is compared with itself, given
+the same gradients. And a whole run, with AdamW and in float32, has the same losses.
+"""
 
 import dataclasses
 import json
@@ -16,7 +22,8 @@ from hypothesis import strategies as st
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
-from fftmoe.client.stack import update_stack
+from fftmoe.client.stack import StackedRows, stacked_rows, update_stack
+from fftmoe.client.training import plain_gradients, train
 from fftmoe.client.update import update_client
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.engines.base import Reply
@@ -47,10 +54,11 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.run import run
 from fftmoe.setup.stacking import clients_per_batch
 from models import FAMILIES, HIDDEN, images, token_examples
+from plain_sgd import plain_sgd
 
 M, H, C = 7, 3, 5
 BUDGET = Budget("same", 2, 3, (1, 2))
-TRAINING = Training(batch_size=3, learning_rate=0.01, head_learning_rate=0.5, local_steps=4)
+TRAINING = Training(batch_size=3, learning_rate=0.3, head_learning_rate=0.5, local_steps=4)
 EPOCHS = dataclasses.replace(TRAINING, local_steps=None, local_epochs=2)
 # Unlike sizes, one smaller than a batch: with epochs the clients have unlike numbers of steps.
 SIZES = (5, 2, 11, 3, 7)
@@ -82,6 +90,13 @@ def both_ways(
     model: Any, moe: FftMoe, training: Training, head: str = "averaged", examples: Any = EXAMPLES
 ) -> tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[ClientUpdate, Tensors]]]:
     """Two rounds, so that clients have a state in the second: results of single clients, and of all in one batch."""
+    with plain_sgd():
+        return two_rounds(model, moe, training, head, examples)
+
+
+def two_rounds(
+    model: Any, moe: FftMoe, training: Training, head: str, examples: Any
+) -> tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[ClientUpdate, Tensors]]]:
     state, results = moe.init(model), []
     kept: list[Tensors] = [{} for _ in range(C)]
     for t in (1, 2):
@@ -99,19 +114,27 @@ def both_ways(
     return results[1]
 
 
+# How many additions lie between an input and a change of a parameter: in 3 blocks, forward and backward, two sums each
+# over 20 features, 24 of the feed-forward network and 11 positions; then one over the 33 tokens of a batch; 8 steps.
+TERMS = 8 * (3 * 2 * 2 * (20 + 24 + 11) + 33)
+ROUNDING = TERMS * torch.finfo(torch.float64).eps  # each may cost one unit in the last place: 1.2e-12 of order one
+
+
 def assert_same(pairs: tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[ClientUpdate, Tensors]]]) -> None:
-    """Adam divides a gradient by its own size, so a rounding error in one of 1e-9 is an error of 1e-6 in a step."""
+    """Parameters and activations are of order one here; what is sent in float32 is rounded once more."""
     for (alone, own), (stacked, kept) in zip(*pairs, strict=True):
         plain = {"tensors": {}, "shares": {}, "metrics": {}}
         assert dataclasses.replace(stacked, **plain) == dataclasses.replace(alone, **plain)
-        assert stacked.metrics == pytest.approx(alone.metrics, rel=1e-6)
+        assert stacked.metrics == pytest.approx(alone.metrics, rel=ROUNDING)
         for block, shares in alone.shares.items():
-            assert stacked.shares[block] == pytest.approx(shares)
+            assert stacked.shares[block] == pytest.approx(shares, rel=ROUNDING)
         for found, expected in ((stacked.tensors, alone.tensors), (kept, own)):
             assert found.keys() == expected.keys()
             for name, tensor in expected.items():
-                torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-8, msg=name)
-        assert any(tensor.abs().max() > 1e-3 for name, tensor in alone.tensors.items() if name.endswith(".up"))
+                bound = max(ROUNDING, torch.finfo(tensor.dtype).eps)
+                torch.testing.assert_close(found[name], tensor, rtol=bound, atol=bound, msg=name)
+        # A fault of a thousandth in a gradient is a thousand times what rounding may do.
+        assert any(t.abs().max() > 1e6 * ROUNDING for name, t in alone.tensors.items() if name.endswith(".up"))
 
 
 @pytest.mark.parametrize("training", [TRAINING, EPOCHS], ids=["steps", "epochs"])
@@ -119,6 +142,29 @@ def assert_same(pairs: tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[Clie
 def test_each_client_gets_its_own_update(make: Callable[..., Any], compute: str, training: Training):
     """`grouped` takes no float64; `stacked` is tested with it apart."""
     assert_same(both_ways(make(compute=compute), method(), training))
+
+
+def stretched(loss_of: Any, batch: Any, parameters: Any, pull: Any) -> torch.Tensor:
+    """Client 3's gradient, one thousandth too long."""
+    loss = plain_gradients(loss_of, batch, parameters, pull)
+    for parameter in parameters:
+        parameter.grad[3] *= 1.001
+    return loss
+
+
+def swapped(batches: Any) -> Any:
+    """Clients 0 and 2 have each other's first row in every step."""
+    for rows_CB, real_CB in stacked_rows(batches):
+        rows_CB[[0, 2], 0] = rows_CB[[2, 0], 0]
+        yield StackedRows(rows_CB, real_CB)
+
+
+@pytest.mark.parametrize("fault", [("train", partial(train, make_gradients=stretched)), ("stacked_rows", swapped)])
+def test_a_real_fault_is_no_rounding(make: Callable[..., Any], fault: tuple[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(f"fftmoe.client.stack.{fault[0]}", fault[1])
+    pairs = both_ways(make(), method(), TRAINING)
+    with pytest.raises(AssertionError):
+        assert_same(pairs)
 
 
 @pytest.mark.parametrize(
@@ -143,16 +189,12 @@ def test_balance_and_router_modes(make: Callable[..., Any], balance: str, router
     assert_same(both_ways(make(), method(local=local), TRAINING))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"train_head": False}, {"proximal": 0.7}, {"weight_decay": 0.1}, {"head_optimizer": "adamw"}],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [{}, {"train_head": False}, {"proximal": 0.7}], ids=str)
 @pytest.mark.parametrize("head", ["averaged", "one-vs-all", "closed-form"])
-def test_heads_and_optimizers(make: Callable[..., Any], head: str, change: dict[str, Any]):
-    # The closed form's loss is ten squares; it diverges at the others' rate.
-    rate = 0.01 if head == "closed-form" else EPOCHS.head_learning_rate
-    training = dataclasses.replace(EPOCHS, head_learning_rate=rate, **change)
+def test_heads_and_the_proximal_term(make: Callable[..., Any], head: str, change: dict[str, Any]):
+    # The closed form's loss is ten squares; it diverges at the others' rates.
+    rates = {"learning_rate": 0.01, "head_learning_rate": 0.01} if head == "closed-form" else {}
+    training = dataclasses.replace(EPOCHS, **rates, **change)
     assert_same(both_ways(make(), method(), training, head))
 
 
@@ -289,6 +331,7 @@ def test_a_run_with_several_clients_in_a_batch_is_the_same_run(recipe_values: di
     assert several["per_client_round_by_tier"].keys() == one["per_client_round_by_tier"].keys()
 
 
+@pytest.mark.one_rounding("worker processes")
 def test_the_number_of_workers_changes_nothing(recipe_values: dict[str, Any], tmp_path: Path):
     for workers in (1, 2):
         run(settings(recipe_values, clients_per_batch=3, workers=workers), tmp_path / str(workers))

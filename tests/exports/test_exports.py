@@ -261,6 +261,7 @@ def test_the_choice_of_experts_must_be_unambiguous(
 # Graphs
 
 
+@pytest.mark.one_rounding("a graph that is traced")
 @pytest.mark.parametrize("top_k", [None, 1])
 def test_a_graph_needs_only_torch_and_takes_any_batch(texts: Path, out: Path, top_k: int | None):
     about = fftmoe.export(texts, "torch-export", out, top_k=top_k)
@@ -300,6 +301,7 @@ def test_an_onnx_export_without_its_packages_says_what_to_install(
 # Language models
 
 
+@pytest.mark.one_rounding("a graph that is traced")
 def test_a_language_model_is_exported_in_every_form(language: Path, tmp_path: Path):
     trained = load_run(language, exact=True)
     batches = probes(trained)
@@ -314,6 +316,7 @@ def test_a_language_model_is_exported_in_every_form(language: Path, tmp_path: Pa
     torch.testing.assert_close(graph(**batches[1]), expected[1])
 
 
+@pytest.mark.one_rounding("a graph that is traced")
 def test_an_image_model_is_exported_as_a_graph_and_as_lora(
     finished: Finished, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ):

@@ -63,6 +63,7 @@ def merged(experiment: Experiment, plan: RoundPlan, engine: Engine, state: Serve
     return pack_state(apply_round(experiment.method, state, plan, updates)[0])
 
 
+@pytest.mark.one_rounding("worker processes")
 @pytest.mark.parametrize("aggregator", [None, "norm-bound", "trimmed-mean", "median", "multi-krum"])
 def test_a_hundred_orders_of_a_hundred_clients_and_two_workers_give_one_state(
     recipe_values: dict[str, Any], tmp_path: Path, aggregator: str | None

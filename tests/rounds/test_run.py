@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run_tiny: Run
         assert (again.folder / name).read_bytes() != (other.folder / name).read_bytes()
 
 
+@pytest.mark.one_rounding("worker processes")
 def test_one_worker_and_two_give_the_same_bytes(run_tiny: RunTiny):
     """Compare two worker processes, each with its own model, with this process and its single model."""
     settings = (
