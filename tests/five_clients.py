@@ -17,7 +17,7 @@ CLOSED_FORM = {method: FROZEN if method == "head-only" else CLOSED for method in
 
 
 def five_clients(
-    recipe_values: dict[str, Any], method: str = "fft-moe", head: dict[str, Any] | None = None, **changes: Any
+    recipe_values: dict[str, Any], method: str = "fft-moe", head: dict[str, Any] | None = None, /, **changes: Any
 ) -> dict[str, Any]:
     """The tiny recipe with two rounds of three of five clients; the small tier adapts only the last block.
 
