@@ -25,7 +25,7 @@ GUARDED = {
     "fftmoe.engines.flower_messages": "engines/test_flower.py",
     "fftmoe.deploy.files": "deploy/test_deploy_files.py deploy/test_deploy_init.py",
     "fftmoe.deploy.folder": "deploy/test_deploy_files.py deploy/test_deploy_keys.py deploy/test_deploy_init.py",
-    "fftmoe.store.privacy_ledger": "server/test_privacy.py rounds/test_example_privacy.py",
+    "fftmoe.store.privacy_ledger": "store/test_privacy_ledger.py rounds/test_example_privacy.py",
     "fftmoe.store.server_state": "store/test_hostile_files.py",
     "fftmoe.deploy.job": "deploy/test_sites.py",
     "fftmoe.setup.deployment": "deploy/test_sites.py",
