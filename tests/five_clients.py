@@ -1,4 +1,4 @@
-"""A recipe of five clients in two tiers for tests of whole runs, with every method and every kind of head."""
+"""Recipes for tests of whole runs: one of five clients with every method and every kind of head, and changes of any."""
 
 from copy import deepcopy
 from typing import Any
@@ -16,6 +16,15 @@ PERSONAL = ("fedsa-lora", "local-only")  # there is no global model to save
 CLOSED_FORM = {method: FROZEN if method == "head-only" else CLOSED for method in EVERY_METHOD if method != "local-only"}
 
 
+def changed(recipe: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The recipe with other values, named `section__name`, `**{"section.name": value}` or `section`."""
+    made = deepcopy(recipe)
+    for key, value in changes.items():
+        section, _, name = key.replace("__", ".").partition(".")
+        made[section] = {**made.get(section, {}), name: value} if name else value
+    return made
+
+
 def five_clients(
     recipe_values: dict[str, Any], method: str = "fft-moe", head: dict[str, Any] | None = None, /, **changes: Any
 ) -> dict[str, Any]:
@@ -30,7 +39,4 @@ def five_clients(
     recipe["adapter"]["shared_dim"] = 2
     recipe["budgets"][0]["blocks"] = "last-1"
     recipe["federation"] |= {"clients_per_round": 3, "local_steps": 2}
-    for key, value in changes.items():
-        section, _, name = key.partition(".")
-        recipe[section] = {**recipe.get(section, {}), name: value} if name else value
-    return recipe
+    return changed(recipe, **changes)

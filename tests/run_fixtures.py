@@ -1,4 +1,4 @@
-"""Fixtures of whole runs: of the tiny recipe through the command line, and of five clients in Python."""
+"""Fixtures of whole runs: of the tiny recipe, of five clients, and of a language model."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from finished import Finished
-from five_clients import five_clients
+from five_clients import changed, five_clients
 from shared_fixtures import Cli
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ RunTiny = Callable[..., Finished]
 PlanTiny = Callable[..., Planned]
 FiveRecipe = Callable[..., dict[str, Any]]
 RunFive = Callable[..., Finished]
+RunLanguage = Callable[..., Finished]
 ComposeFive = Callable[..., "Experiment"]
 
 
@@ -84,13 +85,34 @@ def five_recipe(recipe_values: dict[str, Any]) -> FiveRecipe:
 @pytest.fixture(scope="session")
 def run_five(five_recipe: FiveRecipe, tmp_path_factory: pytest.TempPathFactory) -> RunFive:
     """Runs such a recipe; equal recipes run once."""
+    run = _run_once(tmp_path_factory)
+    return lambda *arguments, **changes: run(five_recipe(*arguments, **changes))
+
+
+@pytest.fixture(scope="session")
+def language_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe of a tiny language model and its prompts; see `language_recipe`."""
+    from language import language_recipe, save_language_model, save_prompts
+
+    folder = tmp_path_factory.mktemp("language")
+    return language_recipe(save_language_model(folder / "model"), save_prompts(folder / "data"))
+
+
+@pytest.fixture(scope="session")
+def run_language(language_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunLanguage:
+    """`run_language(federation__rounds=1)` runs that recipe with changes; equal recipes run once."""
+    run = _run_once(tmp_path_factory)
+    return lambda **changes: run(changed(language_values, **changes))
+
+
+def _run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Finished]:
+    """Runs a recipe into a new folder, or returns the run of an equal recipe."""
     from fftmoe.config import parse_recipe
     from fftmoe.setup.run import run
 
     done: dict[str, Finished] = {}
 
-    def call(*arguments: Any, **changes: Any) -> Finished:
-        recipe = five_recipe(*arguments, **changes)
+    def call(recipe: dict[str, Any]) -> Finished:
         key = json.dumps(recipe, sort_keys=True)
         if key not in done:
             folder = tmp_path_factory.mktemp("runs") / "run"

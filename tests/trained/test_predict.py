@@ -18,8 +18,8 @@ from fftmoe.backbones import load_tokenizer, logits
 from fftmoe.setup.finished import load_client, load_run, recipe_of
 from fftmoe.setup.load import load_split
 from fftmoe.trained.run import TrainedModel
-from language import language_recipe, save_language_model, save_prompts
 from pictures import COLOURS, vision_values
+from run_fixtures import RunLanguage
 from shared_fixtures import Cli, assert_refused
 
 TEXTS = ("red ash red", "cod blue bay blue", "green dew green elm fig")
@@ -51,12 +51,8 @@ def vision(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def language(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("language")
-    values = language_recipe(save_language_model(folder / "model"), save_prompts(folder / "data"))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": []}))
-    assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
-    return folder / "run"
+def language(run_language: RunLanguage) -> Path:
+    return run_language().folder
 
 
 def rows(cli: Cli, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
