@@ -137,7 +137,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def assert_told(status: int, err: str, *words: str) -> None:
+def assert_one_line(status: int, err: str, *words: str) -> None:
     """One line for a person, and no trace of the program."""
     assert status == 2, err
     assert err.startswith("fftmoe: ")
@@ -149,7 +149,7 @@ def assert_told(status: int, err: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_with_its_remedy_and_leaves_nothing(
+def test_a_mistake_gives_one_line_with_a_remedy_and_leaves_nothing(
     cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     mistake, words = MISTAKES[name]
@@ -157,7 +157,7 @@ def test_a_mistake_is_told_with_its_remedy_and_leaves_nothing(
     monkeypatch.chdir(desk.folder)
     before = files(desk.folder)
     outcome = cli(*arguments)
-    assert_told(outcome.status, outcome.err, *words)
+    assert_one_line(outcome.status, outcome.err, *words)
     assert files(desk.folder) == before
 
 
@@ -167,14 +167,14 @@ def test_flower_without_its_extra(cli: Cli, desk: Desk, monkeypatch: pytest.Monk
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(desk.folder)
     outcome = cli(*desk.run(), "--engine", "flower")
-    assert_told(outcome.status, outcome.err, "flower", "pip install 'fftmoe[flower]'")
+    assert_one_line(outcome.status, outcome.err, "flower", "pip install 'fftmoe[flower]'")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_output_that_may_not_be_written(cli: Cli, desk: Desk):
     (desk.folder / "locked").mkdir(mode=0o500)
     outcome = cli(*desk.run(), "--output", desk.folder / "locked" / "run")
-    assert_told(outcome.status, outcome.err, "locked", "--output")
+    assert_one_line(outcome.status, outcome.err, "locked", "--output")
 
 
 CARE = "id,note,class,hospital\n" + "".join(
@@ -190,14 +190,14 @@ def test_init_looks_at_a_file_splits_it_and_writes_a_recipe_that_runs(
     Path("care.csv").write_text(CARE)
     outcome = cli("init", "care.csv", "--by", "hospital", "--output", "own.yaml")
     assert outcome.status == 0, outcome.err
-    for told in (
+    for shown in (
         "48 training rows, 12 test",
         "texts: column 'note'",
         "labels: column 'class', 3",
         "4 clients",
         "own.yaml",
     ):
-        assert told in outcome.out, outcome.out
+        assert shown in outcome.out, outcome.out
     split = [path.read_text().splitlines() for path in map(Path, ("care-split/train.csv", "care-split/test.csv"))]
     assert [len(lines) for lines in split] == [49, 13]
     assert sorted(split[0][1:] + split[1][1:]) == sorted(CARE.splitlines()[1:])
@@ -207,7 +207,7 @@ def test_init_looks_at_a_file_splits_it_and_writes_a_recipe_that_runs(
     assert run.status == 0, run.err
     assert (Path("own") / "summary.json").is_file()
     again = cli("init", "care.csv", "--output", "own.yaml")
-    assert_told(again.status, again.err, "own.yaml", "there already")
+    assert_one_line(again.status, again.err, "own.yaml", "there already")
 
 
 @pytest.mark.parametrize("text", ["食べ物はとても美味しかったです。また来ます。", "Отличное место и очень вкусная еда"])
@@ -253,7 +253,7 @@ def test_init_refuses_what_it_cannot_use_and_writes_nothing(
     Path("care.csv").write_text(text)
     before = files(desk.folder)
     outcome = cli("init", "care.csv", "--output", "own.yaml", *arguments)
-    assert_told(outcome.status, outcome.err, *words)
+    assert_one_line(outcome.status, outcome.err, *words)
     assert files(desk.folder) == before
 
 
@@ -271,24 +271,24 @@ def test_resume_of_a_finished_run(cli: Cli, desk: Desk):
     assert cli(*desk.run(*short), "--output", folder).status == 0
     before = files(folder)
     outcome = cli("resume", folder)
-    assert_told(outcome.status, outcome.err, "has finished", "fftmoe run")
+    assert_one_line(outcome.status, outcome.err, "has finished", "fftmoe run")
     assert files(folder) == before
 
 
 def test_help_reads_as_a_page_in_80_columns(cli: Cli):
-    told = subprocess.run(
+    page = subprocess.run(
         [sys.executable, "-c", "import fftmoe.cli.app as c; c.main(['--help'])"],
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert max(map(len, told.splitlines())) <= 80
-    assert "\x1b" not in told
-    assert "…" not in told
-    assert "..." not in told.replace("[ARGS]...", "")  # no summary that was cut off
+    assert max(map(len, page.splitlines())) <= 80
+    assert "\x1b" not in page
+    assert "…" not in page
+    assert "..." not in page.replace("[ARGS]...", "")  # no summary that was cut off
     for heading in ("Start:", "Use a finished run:", "Compare methods:", "Deploy on many machines:", "Exit status:"):
-        assert heading in told
+        assert heading in page
     assert cli("--version").out.startswith("fftmoe 0.")
 
 
@@ -323,14 +323,14 @@ def test_the_help_of_every_verb_explains_each_argument_and_option(cli: Cli, comm
 @pytest.mark.parametrize("command", ["init", "deploy server"])
 def test_a_missing_argument_leads_to_the_help_of_its_verb(cli: Cli, command: str):
     outcome = cli(*command.split())
-    assert_told(outcome.status, outcome.err, "Missing argument", f"{command} --help")
+    assert_one_line(outcome.status, outcome.err, "Missing argument", f"{command} --help")
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["run", "--nope"], ["run", "quikstart"], ["run", "--set", "seed=x"]]
 )
 def test_what_needs_no_model_loads_none(arguments: list[str]):
-    """Torch, transformers and PEFT take seconds to import; a typo is told before."""
+    """Torch, transformers and PEFT take seconds to import; a typo is reported before that."""
     script = (
         f"import sys, fftmoe.cli.app as c\ntry: c.main({arguments!r})\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"

@@ -448,7 +448,7 @@ def test_a_run_without_its_privacy_ledger_cannot_be_resumed(
         ("fft-moe", {"clip_quantile": 0.5}, {}, "belong to differential privacy"),
         ("fft-moe", {**NOISY, "noise_multiplier": 0.2}, {}, "privacy.noise_multiplier: .* 0.3"),
         ("fft-moe", {"epsilom": 1.0}, {}, "unknown key 'privacy.epsilom'; did you mean 'epsilon'"),
-        ("fft-moe", None, {}, "privacy: it is empty; say `privacy: {}` for sums only, or `privacy: off`"),
+        ("fft-moe", None, {}, "privacy: it is empty; write `privacy: {}` for sums only, or `privacy: off`"),
     ],
 )
 def test_a_recipe_that_cannot_be_private_is_refused(

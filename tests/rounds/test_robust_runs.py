@@ -84,7 +84,7 @@ def test_robustness_with_privacy_is_refused(recipe_values: dict[str, Any]):
 
 
 def test_an_empty_section_is_an_error(recipe_values: dict[str, Any]):
-    with pytest.raises(InputError, match=r"robustness: it is empty; say robustness.aggregator, or `robustness: off`"):
+    with pytest.raises(InputError, match=r"robustness: it is empty; write robustness.aggregator, or `robustness: off`"):
         parse_recipe({**recipe_values, "robustness": None}, "tiny")
     for off in (False, "off"):
         recipe = parse_recipe({**recipe_values, "robustness": off}, "tiny")

@@ -38,7 +38,7 @@ def off_or_section(alternatives: str) -> BeforeValidator:
 
     def read(value: Any) -> Any:
         if value is None:
-            raise ValueError(f"it is empty; say {alternatives}")
+            raise ValueError(f"it is empty; write {alternatives}")
         return None if value is False or value == "off" else value
 
     return BeforeValidator(read)

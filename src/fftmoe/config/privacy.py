@@ -60,11 +60,11 @@ class PrivacySection(Section):
         if self.noisy and (self.clip_norm is None or self.delta is None):
             raise ValueError(
                 "differential privacy needs privacy.clip_norm, the largest norm of one client's update, and "
-                "privacy.delta, well below one over the number of clients; say both"
+                "privacy.delta, well below one over the number of clients; set both"
             )
         if not self.noisy and (self.delta is not None or self.clip_quantile is not None):
             raise ValueError(
-                "privacy.delta and privacy.clip_quantile belong to differential privacy; say privacy.epsilon or "
+                "privacy.delta and privacy.clip_quantile belong to differential privacy; set privacy.epsilon or "
                 "privacy.noise_multiplier as well, or leave them out"
             )
         return self

@@ -171,7 +171,7 @@ def _check_example_privacy(recipe: Recipe, privacy: PrivacySection, method: Capa
         )
     if recipe.federation.local_steps is None:
         raise ValueError(
-            "privacy.examples counts local steps, which draw examples by chance; say federation.local_steps instead "
+            "privacy.examples counts local steps, which draw examples by chance; set federation.local_steps instead "
             "of local_epochs"
         )
     if method.trains == "experts" and recipe.adapter.balance == "heterogeneity-aware":

@@ -46,7 +46,7 @@ Nothing here belongs in a repository, a mail or a chat.
 ## To change the sites or the address, to renew, or when a key has leaked
 
 Make a new deployment with `fftmoe deploy init` in a new folder, give each site its new folder, and start the server
-with the new `server/`. Whoever holds only the old files is then refused.
+with the new `server/`. A site that has only the old files is then refused.
 """
 
 
