@@ -91,6 +91,7 @@ NAMED = re.findall(r"`([\w/]+\.py): ([\w.]+)`", PAGE)
 
 
 def test_the_walks_name_files_and_functions():
+    assert len(NAMED) > 50
     for path, name in NAMED:
         found = find(path)
         assert len(found) == 1, path

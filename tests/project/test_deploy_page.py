@@ -63,7 +63,9 @@ def test_the_recipe_of_the_page_is_valid():
 
 
 def test_files_that_the_page_names_exist():
-    for path in re.findall(r"`((?:docs|examples|tests)/[\w./-]+)`", PAGE):
+    paths = re.findall(r"`((?:docs|examples|tests)/[\w./-]+)`", PAGE)
+    assert paths
+    for path in paths:
         assert (ROOT / path).exists(), path
 
 

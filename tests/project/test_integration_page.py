@@ -36,8 +36,10 @@ def test_the_entry_points_of_the_page_are_those_that_are_looked_for():
 
 
 def test_files_that_the_page_names_exist():
-    for path in re.findall(r"`((?:docs|examples|tests|methods)/[\w./-]+)`", PAGE):
+    paths, tests = (re.findall(p, PAGE) for p in (r"`((?:docs|examples|tests|methods)/[\w./-]+)`", r"`(test_\w+\.py)"))
+    assert len(paths) > 4
+    for path in paths:
         found = ROOT / "src" / "fftmoe" / path if path.startswith("methods") else ROOT / path
         assert found.exists(), path
-    for name in re.findall(r"`(test_\w+\.py)", PAGE):
+    for name in tests:
         assert list((ROOT / "tests").rglob(name)), name

@@ -28,7 +28,11 @@ def test_python_shown_compiles():
 
 
 def test_recipes_and_files_named_exist():
-    for path in re.findall(r"`((?:docs|recipes|benchmarks)/[\w./]+)`", README):
+    paths = re.findall(r"`((?:docs|recipes|benchmarks)/[\w./]+)`", README)
+    recipes = re.findall(r"`recipes/(\w+)\.yaml`", README)
+    assert len(paths) > 9
+    assert len(recipes) > 4
+    for path in paths:
         assert (ROOT / path).exists(), path
-    for name in re.findall(r"`recipes/(\w+)\.yaml`", README):
+    for name in recipes:
         load_recipe(name)
