@@ -1,12 +1,9 @@
-"""The low-rank update of query and value that everyone averages: its formula, its files, and what it costs.
+"""The low-rank update of query and value that everyone averages: a whole model with it, its files and its switches.
 
-test_shared_in_rounds.py tests which clients hold, send and average it.
-
-Sizes: R its rank, M experts of H hidden units, T tokens; HIDDEN is the tiny models' dim.
+test_shared_projection.py tests one projection, test_shared_in_rounds.py which clients hold, send and average it, and
+methods/test_shared_costs.py what it costs. R is its rank, M the number of experts of H hidden units.
 """
 
-import copy
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from federation import examples, plan_client
 from fftmoe import adapter
@@ -29,125 +25,39 @@ from fftmoe.backbones import (
     logits,
     prefix_states,
 )
-from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.methods.budget import BYTES_PER_PARAMETER, MIB, TRAINING_COPIES, ExpertShape, Limits, resolve
+from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
 from fftmoe.records import (
-    Budget,
     ClientPlan,
     ServerState,
-    Training,
 )
 from fftmoe.rng import generator
-from fftmoe.setup.method import expert_shape, fit_budgets, pool_size, stated_shape
-from fftmoe.setup.model import build_model
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
-from shared_updates import output, randomise, trainable
+from shared_updates import (
+    BLOCKS,
+    BUDGETS,
+    LARGE,
+    NARROW,
+    TRAINING,
+    H,
+    M,
+    R,
+    T,
+    config,
+    every_family,
+    of_block,
+    output,
+    randomise,
+    trainable,
+)
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-R, M, H, T = 2, 5, 3, 13
-D_IN, D_OUT = 7, 11
-BLOCKS = (1, 2)  # of the tiny BERT's three
-SMALL, LARGE = Budget("small", 1, 2, BLOCKS), Budget("large", 2, M, BLOCKS)
-NARROW = Budget("narrow", 1, 2, (2,))
-BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
-TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
 PROJECTIONS = 2 * R * (HIDDEN + HIDDEN)  # query and value of a block of the tiny BERT
 SHAPE = ExpertShape(HIDDEN, H, projections=PROJECTIONS)
 NAMES = {f"shared.{block}.{name}.{part}" for block in BLOCKS for name in ("query", "value") for part in "ab"}
-
-SEPARATE = sorted(set(FAMILIES) - {"gpt2"})
-every_family = pytest.mark.parametrize("family", SEPARATE)
-
-
-def config(**changes: Any) -> MoeAdapterConfig:
-    arguments: dict[str, Any] = {"num_experts": M, "expert_dim": H, "top_k": 2, "shared_rank": R}
-    return MoeAdapterConfig(**(arguments | changes))
-
-
-def of_block(model: nn.Module, block: int) -> list[nn.Parameter]:
-    return [p for name, p in adapter.shared_projections(model).items() if name.startswith(f"shared.{block}.")]
-
-
-# One projection
-
-
-@pytest.fixture
-def layer() -> SharedProjection:
-    """Of a frozen linear layer with a bias, with A as drawn and B that acts."""
-    linear = nn.Linear(D_IN, D_OUT).requires_grad_(False)
-    for parameter in linear.parameters():
-        nn.init.normal_(parameter, generator=generator(5, parameter.ndim))
-    layer = SharedProjection(linear, 1, "query")
-    layer.set_adapter("default")
-    layer.update_layer("default", R, generator(4, "a"), False)
-    nn.init.normal_(layer.active()[0].low_b, generator=generator(6, "b"))
-    return layer
-
-
-def inputs(*shape: int) -> Tensor:
-    return torch.randn(*(shape or (T,)), D_IN, generator=generator(3, "x"))
-
-
-def test_it_adds_twice_b_a_x(layer: SharedProjection):
-    linear, low_rank = layer.base_layer, layer.active()[0]
-    a, b = low_rank.low_a.detach(), low_rank.low_b.detach()
-    assert (a.shape, b.shape) == ((R, D_IN), (D_OUT, R))
-    rows = [linear.weight @ x + linear.bias + 2 * (b @ (a @ x)) for x in inputs()]
-    torch.testing.assert_close(layer(inputs()).detach(), torch.stack(rows))
-    assert layer(inputs(2, 3)).shape == (2, 3, D_OUT)
-    merged = nn.functional.linear(inputs(), linear.weight + 2 * b @ a, linear.bias)
-    torch.testing.assert_close(layer(inputs()).detach(), merged)
-
-
-def test_gradients_reach_only_a_and_b_and_equal_those_by_hand(layer: SharedProjection):
-    low_rank, x = layer.double().active()[0], inputs().double()
-    y = layer(x)
-    g = torch.randn(y.shape, generator=generator(7, "g"), dtype=torch.float64)
-    (y * g).sum().backward()
-    a, b = low_rank.low_a, low_rank.low_b
-    assert a.grad is not None
-    assert b.grad is not None
-    torch.testing.assert_close(b.grad, 2 * g.T @ (x @ a.detach().T))
-    torch.testing.assert_close(a.grad, 2 * b.detach().T @ g.T @ x)
-    assert layer.base_layer.weight.grad is None
-    assert layer.base_layer.bias.grad is None
-    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
-        "moe_shared.default.low_a",
-        "moe_shared.default.low_b",
-    }
-
-
-def test_untrained_it_adds_exactly_nothing_and_b_learns_first(layer: SharedProjection):
-    low_rank = layer.active()[0]
-    nn.init.zeros_(low_rank.low_b)
-    y = layer(inputs())
-    assert torch.equal(y, layer.base_layer(inputs()))
-    y.square().sum().backward()
-    assert low_rank.low_a.grad is not None
-    assert low_rank.low_b.grad is not None
-    assert not low_rank.low_a.grad.any()
-    assert (low_rank.low_b.grad != 0).all()
-
-
-def test_in_bfloat16_the_output_is_the_backbones_dtype_and_the_weights_are_float32(layer: SharedProjection):
-    layer.base_layer.bfloat16()
-    y = layer(inputs().bfloat16())
-    assert y.dtype == torch.bfloat16
-    assert {p.dtype for p in layer.moe_shared.parameters()} == {torch.float32}
-    y.float().square().sum().backward()
-    assert layer.active()[0].low_a.grad is not None
-    model = attach_adapter(tiny_bert().bfloat16(), config())
-    randomise(model)
-    assert {p.dtype for p in adapter.shared_projections(model).values()} == {torch.float32}
-    assert output(model, tokens()).isfinite().all()
-
-
-# A whole model
 
 
 @every_family
@@ -364,9 +274,6 @@ def test_resuming_after_the_frozen_prefix_is_the_whole_model(family: str, block:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-# Server and client
-
-
 @pytest.fixture
 def model(backbone_folder: Path) -> Any:
     """What starts at zero has been trained a little."""
@@ -416,97 +323,3 @@ def test_a_block_outside_the_budget_adds_nothing(model: Any):
                 assert torch.equal(parameter, state.tensors[name])
         moe.install(model, state.tensors, LARGE)
         assert torch.equal(output(model, batch), whole)
-
-
-# Budgets
-
-
-@every_family
-def test_parameters_are_counted_before_and_after_attaching(family: str):
-    backbone = FAMILIES[family].make()
-    forecast = {block: adapter.projection_parameters(backbone, block, R) for block in range(NUM_BLOCKS)}
-    model = attach_adapter(backbone, config())
-    for block, expected in forecast.items():
-        assert sum(p.numel() for p in of_block(model, block)) == expected > 0
-        assert adapter.projection_parameters(model.get_base_model(), block, R) == expected
-    # These decoders' value is narrower than their query: one head of 10 for two.
-    width = 10 if family in ("gemma", "llama", "mistral", "qwen2", "qwen3") else HIDDEN
-    assert forecast[0] == R * (HIDDEN + HIDDEN) + R * (HIDDEN + width)
-
-
-def test_they_cost_what_is_shared_and_no_expert_costs_more():
-    plain = ExpertShape(HIDDEN, H, 2)
-    shape = dataclasses.replace(plain, projections=PROJECTIONS)
-    assert PROJECTIONS == 160
-    assert shape.shared_parameters == 2 * 2 * HIDDEN + 160 == 240
-    assert shape.parameters == plain.parameters == 2 * H * HIDDEN + HIDDEN == 140
-    assert shape.block_parameters(M) == M * 140 + 240
-    assert shape.flops_per_token(2, M) - plain.flops_per_token(2, M) == 6 * PROJECTIONS
-    # 2 blocks, 4 bytes, 4 copies in memory; what is shared is paid for first.
-    for experts in (1, 3):
-        for spare, expected in ((0, experts), (139, experts), (140, experts + 1)):
-            size = 2 * BYTES_PER_PARAMETER * (shape.block_parameters(experts) + spare) / MIB
-            for limits in (
-                Limits(name="tier", fraction=1.0, top_k=1, memory_mib=TRAINING_COPIES * size),
-                Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=size),
-            ):
-                tier = resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
-                assert tier.experts == expected
-    limits = Limits(name="tier", fraction=1.0, top_k=1, uplink_mib=2 * BYTES_PER_PARAMETER * (140 + 239) / MIB)
-    with pytest.raises(InputError, match=r"adapter\.shared_rank"):
-        resolve(limits, shape=shape, num_experts=M, blocks=(1, 2), tokens_per_round=1000)
-
-
-def test_flops_are_those_that_torch_counts(layer: SharedProjection):
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        layer(inputs())
-    with torch.inference_mode(), FlopCounterMode(display=False) as base:
-        layer.base_layer(inputs())
-    projections = R * (D_IN + D_OUT)
-    with_it, without = ExpertShape(D_IN, H, projections=projections), ExpertShape(D_IN, H)
-    added = with_it.flops_per_token(1, M) - without.flops_per_token(1, M)
-    assert added == 6 * projections
-    # Forward and backward take three times the forward pass.
-    assert 3 * (counter.get_total_flops() - base.get_total_flops()) == T * added
-
-
-def recipe(recipe_values: dict[str, Any], method: str, **changes: Any) -> Recipe:
-    values = copy.deepcopy(recipe_values) | {"method": method, "evaluation": {}}
-    values["adapter"] |= {"shared_dim": 2, "shared_rank": 3} | changes
-    return parse_recipe(values, "tiny")
-
-
-LABELS = ("blue", "green", "red")
-
-
-def test_a_recipes_shape_is_what_its_model_holds(recipe_values: dict[str, Any]):
-    chosen = recipe(recipe_values, "fft-moe")
-    model = build_model(chosen, LABELS)
-    shape = expert_shape(chosen, model.get_base_model())
-    assert shape == ExpertShape(HIDDEN, 4, 2, 2 * 3 * 2 * HIDDEN)
-    for block, moe in adapter.blocks(model).items():
-        counted = sum(p.numel() for p in moe.parameters()) + sum(p.numel() for p in of_block(model, block))
-        assert counted == shape.block_parameters(5)
-    assert len(adapter.shared_projections(model)) == 8
-    assert stated_shape(chosen, model.get_base_model(), shared=False) == ExpertShape(HIDDEN, 4)
-    assert pool_size(chosen, model.get_base_model()) == 5
-    lora = recipe(recipe_values, "fedit")
-    assert expert_shape(lora, build_model(lora, LABELS).get_base_model()) == shape
-
-
-def test_flames_pool_is_what_the_smallest_tier_holds_with_its_shared_parts(recipe_values: dict[str, Any]):
-    # An expert has 2*4*20 + 20 = 180; the smallest tier two of them, and shared 2*2*20 = 80 and 2*3*40 = 240.
-    for changes, pool in (
-        ({}, 3),  # 680 / 180
-        ({"shared_rank": 0}, 2),  # 440 / 180
-        ({"shared_dim": 0}, 3),  # 600 / 180
-        ({"shared_dim": 0, "shared_rank": 0}, 2),
-    ):
-        chosen = recipe(recipe_values, "flame", **changes)
-        model = build_model(chosen, LABELS)
-        assert adapter.shared_projections(model) == {}
-        assert all(moe.num_experts == pool and moe.shared_up is None for moe in adapter.blocks(model).values())
-        assert pool_size(chosen, model.get_base_model()) == pool
-        tiers = (Budget("small", 1, 2, BLOCKS), Budget("large", 5, 5, BLOCKS))
-        fitted = fit_budgets(chosen, model, tiers, expert_shape(chosen, model.get_base_model()))
-        assert [(tier.experts, tier.top_k) for tier in fitted] == [(pool, 1), (pool, pool)]

@@ -29,17 +29,12 @@ from fftmoe.records import (
     Budget,
     ClientPlan,
     ServerState,
-    Training,
 )
 from fftmoe.rng import generator
 from models import FAMILIES, HIDDEN
+from shared_updates import BUDGETS, LARGE, NARROW, SMALL, TRAINING
 
 T, D, M, H, S = 11, 7, 5, 3, 2
-BLOCKS = (1, 2)  # of the tiny BERT's three
-SMALL, LARGE = Budget("small", 1, 2, BLOCKS), Budget("large", 2, M, BLOCKS)
-NARROW = Budget("narrow", 1, 2, (2,))
-BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
-TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
 SHAPE = ExpertShape(HIDDEN, H, S)
 
 

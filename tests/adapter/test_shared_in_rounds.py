@@ -25,19 +25,14 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.local_only import LocalOnly
 from fftmoe.methods.merge.aggregate import WeightedSum
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, ServerState, Tensors, Training, pack_update
+from fftmoe.records import ClientPlan, ClientUpdate, ServerState, Tensors, pack_update
 from fftmoe.rng import generator, numpy_generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
 from models import HIDDEN
-from shared_updates import randomise
+from shared_updates import BLOCKS, BUDGETS, TRAINING, randomise
 
 M, H, R, S = 5, 3, 2, 2
-BLOCKS = (1, 2)  # of the tiny BERT's three
-SMALL, LARGE = Budget("small", 1, 2, BLOCKS), Budget("large", 2, M, BLOCKS)
-NARROW = Budget("narrow", 1, 2, (2,))
-BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
-TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
 ATTENTION = {"key": (HIDDEN, HIDDEN), "query": (HIDDEN, HIDDEN), "value": (HIDDEN, HIDDEN)}
 LINEAR = {
     **ATTENTION,

@@ -35,22 +35,17 @@ from fftmoe.setup.model import build_model
 from fftmoe.store import save_adapter
 from models import FAMILIES, HIDDEN, NUM_BLOCKS, tiny_bert, tokens
 from shared_fixtures import Cli
-from shared_updates import output, randomise, trainable
+from shared_updates import R, config, every_family, output, randomise, trainable
 
 # peft 0.21 reads an attribute that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-R, M, H = 2, 5, 3
-SEPARATE = sorted(set(FAMILIES) - {"gpt2"})
-every_family = pytest.mark.parametrize("family", SEPARATE)
 BERT = ("attention.output.dense", "intermediate.dense", "key", "output.dense", "query", "value")
 DECODER = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
-def config(**changes: Any) -> MoeAdapterConfig:
-    values: dict[str, Any] = {"num_experts": M, "expert_dim": H, "top_k": 2, "shared_rank": R}
-    values |= {"shared_targets": "all-linear", **changes}
-    return MoeAdapterConfig(**values)
+def all_linear(**changes: Any) -> MoeAdapterConfig:
+    return config(**{"shared_targets": "all-linear", **changes})
 
 
 def prefixes(model: nn.Module, block: int) -> tuple[str, ...]:
@@ -72,7 +67,7 @@ def prefixes(model: nn.Module, block: int) -> tuple[str, ...]:
     ],
 )
 def test_a_layer_is_called_by_its_last_name_or_its_path_where_that_is_another_ones_too(family: str, names: Any):
-    model = attach_adapter(FAMILIES[family].make(), config(blocks=[0, 2]))
+    model = attach_adapter(FAMILIES[family].make(), all_linear(blocks=[0, 2]))
     assert [prefixes(model, block) for block in range(NUM_BLOCKS)] == [names, (), names]
 
 
@@ -80,15 +75,15 @@ def test_a_layer_is_called_by_its_last_name_or_its_path_where_that_is_another_on
 def test_they_are_those_that_lora_adapts(family: str):
     backbone = FAMILIES[family].make()
     wanted = target_names(backbone, range(NUM_BLOCKS), "all-linear")
-    model = attach_adapter(backbone, config())
+    model = attach_adapter(backbone, all_linear())
     wrapped = {bare(name) for name, module in model.named_modules() if isinstance(module, SharedProjection)}
     assert wrapped == set(wanted)
 
 
 def test_query_and_value_have_the_same_names_and_first_values_without_the_other_layers():
     both, alone = (
-        attach_adapter(tiny_bert(), config()),
-        attach_adapter(tiny_bert(), config(shared_targets="query-value")),
+        attach_adapter(tiny_bert(), all_linear()),
+        attach_adapter(tiny_bert(), all_linear(shared_targets="query-value")),
     )
     everything = adapter.shared_projections(both)
     for name, parameter in adapter.shared_projections(alone).items():
@@ -96,7 +91,7 @@ def test_query_and_value_have_the_same_names_and_first_values_without_the_other_
 
 
 def test_a_feed_forward_network_that_is_one_linear_layer_gets_only_experts():
-    model = attach_adapter(tiny_bert(), config(target_modules=r".*layer\.\d+\.intermediate\.dense"))
+    model = attach_adapter(tiny_bert(), all_linear(target_modules=r".*layer\.\d+\.intermediate\.dense"))
     assert list(adapter.blocks(model)) == [0, 1, 2]
     assert "intermediate.dense" not in prefixes(model, 1)
     assert len(prefixes(model, 1)) == 5
@@ -104,9 +99,9 @@ def test_a_feed_forward_network_that_is_one_linear_layer_gets_only_experts():
 
 def test_what_cannot_have_one_is_refused_with_the_remedy():
     with pytest.raises(InputError, match=r"blocks \[0, 1, 2\] .* no linear layers of torch's own kind .* shared_dim"):
-        attach_adapter(FAMILIES["gpt2"].make(), config())
+        attach_adapter(FAMILIES["gpt2"].make(), all_linear())
     with pytest.raises(InputError, match="unknown shared_targets 'all-linea'; did you mean 'all-linear'"):
-        config(shared_targets="all-linea")
+        all_linear(shared_targets="all-linea")
 
 
 # What it computes
@@ -116,7 +111,7 @@ def test_what_cannot_have_one_is_refused_with_the_remedy():
 def test_untrained_it_is_exactly_the_backbone_and_every_layer_has_an_effect(family: str):
     backbone, batch = FAMILIES[family].make(), FAMILIES[family].batch()
     plain = output(backbone, batch)
-    model = attach_adapter(backbone, config())
+    model = attach_adapter(backbone, all_linear())
     assert torch.equal(output(model, batch), plain)
     for prefix, low_rank in adapter.low_ranks(model).items():
         nn.init.normal_(low_rank.low_b, generator=generator(1, prefix))
@@ -128,7 +123,7 @@ def test_untrained_it_is_exactly_the_backbone_and_every_layer_has_an_effect(fami
 @every_family
 def test_without_experts_it_is_pefts_lora_with_gradients(family: str):
     batch = FAMILIES[family].batch()
-    ours = attach_adapter(FAMILIES[family].make(), config())
+    ours = attach_adapter(FAMILIES[family].make(), all_linear())
     randomise(ours, experts=False)
     backbone = FAMILIES[family].make()
     lora = attach_adapter(
@@ -149,7 +144,7 @@ def test_without_experts_it_is_pefts_lora_with_gradients(family: str):
 
 @every_family
 def test_resuming_after_the_frozen_prefix_is_the_whole_model(family: str):
-    model, batch = attach_adapter(FAMILIES[family].make(), config(blocks="last-2")), FAMILIES[family].batch()
+    model, batch = attach_adapter(FAMILIES[family].make(), all_linear(blocks="last-2")), FAMILIES[family].batch()
     randomise(model)
     whole, states = logits(model, batch), prefix_states(model, 1, batch)
     enable_resume(model, 1)
@@ -160,7 +155,7 @@ def test_resuming_after_the_frozen_prefix_is_the_whole_model(family: str):
 def test_parameters_are_counted_before_and_after_attaching(family: str):
     backbone = FAMILIES[family].make()
     forecast = {block: adapter.projection_parameters(backbone, block, R, "all-linear") for block in range(NUM_BLOCKS)}
-    model = attach_adapter(backbone, config())
+    model = attach_adapter(backbone, all_linear())
     for block, expected in forecast.items():
         own = [p for name, p in adapter.shared_projections(model).items() if name.startswith(f"shared.{block}.")]
         assert sum(p.numel() for p in own) == expected > 0
@@ -177,7 +172,7 @@ def test_parameters_are_counted_before_and_after_attaching(family: str):
 def test_saved_by_peft_it_loads_bit_for_bit_and_unloads_to_the_backbone(family: str, tmp_path: Path):
     backbone, batch = FAMILIES[family].make(), FAMILIES[family].batch()
     plain, modules = output(backbone, batch), [name for name, _ in backbone.named_modules()]
-    model = get_peft_model(backbone, config(blocks="last-2"), adapter_name="mine").eval()
+    model = get_peft_model(backbone, all_linear(blocks="last-2"), adapter_name="mine").eval()
     randomise(model)
     expected = output(model, batch)
     with model.disable_adapter():
@@ -207,15 +202,15 @@ def test_saved_by_peft_it_loads_bit_for_bit_and_unloads_to_the_backbone(family: 
 def test_a_second_adapter_may_adapt_other_layers(first: dict[str, Any], second: dict[str, Any]):
     backbone, batch = tiny_bert(), tokens()
     plain, modules = output(backbone, batch), [name for name, _ in backbone.named_modules()]
-    model = attach_adapter(backbone, config(seed=1, **first))
+    model = attach_adapter(backbone, all_linear(seed=1, **first))
     randomise(model)
     one, trained, names = output(model, batch), trainable(model), list(adapter.shared_projections(model))
-    model.add_adapter("second", config(seed=2, modules_to_save=["classifier"], **second))
+    model.add_adapter("second", all_linear(seed=2, modules_to_save=["classifier"], **second))
     assert torch.equal(output(model, batch), one)
     assert trainable(model) == trained
     model.set_adapter("second")
     assert torch.equal(output(model, batch), plain)
-    alone = attach_adapter(tiny_bert(), config(seed=2, **second))
+    alone = attach_adapter(tiny_bert(), all_linear(seed=2, **second))
     assert list(adapter.shared_projections(model)) == list(adapter.shared_projections(alone))
     assert all(".second." in name for name in trainable(model))
     for each in (model, alone):
