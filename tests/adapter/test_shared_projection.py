@@ -50,9 +50,9 @@ def test_it_adds_twice_b_a_x(layer: SharedProjection):
 
 
 def test_gradients_reach_only_a_and_b_and_equal_those_by_hand(layer: SharedProjection):
-    low_rank, x = layer.active()[0], inputs()
+    low_rank, x = layer.double().active()[0], inputs().double()
     y = layer(x)
-    g = torch.randn(y.shape, generator=generator(7, "g"))
+    g = torch.randn(y.shape, generator=generator(7, "g"), dtype=torch.float64)
     (y * g).sum().backward()
     a, b = low_rank.low_a, low_rank.low_b
     assert a.grad is not None
