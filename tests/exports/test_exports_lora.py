@@ -18,6 +18,7 @@ import fftmoe
 from fftmoe import adapter
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
+from fftmoe.cli.export import describe_export
 from fftmoe.evaluate import tally
 from fftmoe.exports import distil as distillation
 from fftmoe.exports import fit
@@ -236,3 +237,16 @@ def test_a_run_that_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_va
         refused = cli("export", plain, "--to", form, "--output", tmp_path / "out", *flags)
         assert_refused(refused, "method fedit has no experts", "--to peft")
     assert cli("export", plain, "--to", "peft", "--output", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize(("error", "worse"), [(0.07, False), (1.0, False), (5.43, True)])
+def test_an_imitation_that_is_worse_than_none_is_reported_as_such(error: float, worse: bool):
+    about = {
+        "format": "lora",
+        "bytes": 2**20,
+        "max_difference": 0.0,
+        "tolerance": 1e-6,
+        "relative_error": {"4": 0.05, "5": error},
+        "metric": {"lora": {"accuracy": 0.5}},
+    }
+    assert ("no LoRA at all would be nearer" in describe_export(about, Path("lora"))) is worse

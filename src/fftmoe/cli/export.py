@@ -42,6 +42,10 @@ def describe_export(about: dict[str, Any], output: Path) -> str:
         "this LoRA is an imitation. It misses this share of what the experts add (squared, on held-out tokens):",
     ]
     lines += [f"  block {block}: {error:.1%}" for block, error in about["relative_error"].items()]
+    if any(error > 1 for error in about["relative_error"].values()):
+        lines.append(
+            "  above 100%, no LoRA at all would be nearer to the experts: compare the metrics below, or use --steps 0"
+        )
     lines.append("on the run's test split:")
     lines += [f"  {model.replace('_', ' ')}: {_metric_text(metric)}" for model, metric in about["metric"].items()]
     return "\n".join(lines) + "\n"
