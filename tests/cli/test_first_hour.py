@@ -292,6 +292,13 @@ def test_help_reads_as_a_page_in_80_columns(cli: Cli):
     assert cli("--version").out.startswith("fftmoe 0.")
 
 
+def test_no_summary_of_a_verb_of_deploy_is_cut_off(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    summaries = re.findall(r"^  [a-z]+  +(.*)$", cli("deploy", "--help").out, flags=re.MULTILINE)
+    assert len(summaries) == 5
+    assert all(summary.endswith(".") and "..." not in summary for summary in summaries)
+
+
 @pytest.mark.parametrize("verb", ["init", "run", "resume", "plan", "compare", "evaluate", "predict", "report"])
 def test_the_help_of_every_verb_has_an_example(cli: Cli, verb: str):
     assert f"Example: fftmoe {verb}" in cli(verb, "--help").out

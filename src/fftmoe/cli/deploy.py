@@ -27,7 +27,7 @@ def needs_flower() -> None:
         raise InputError("fftmoe deploy needs Flower: pip install 'fftmoe[flower]'")
 
 
-@deploy.command(cls=VerbPage)
+@deploy.command(cls=VerbPage, short_help="Make the keys, certificates and folders of a federation.")
 def init(
     folder: Annotated[Path, typer.Argument(help="The new folder.")],
     sites: Annotated[str, typer.Option(help="Names of the sites: hospital-a,hospital-b,hospital-c.")],
@@ -69,7 +69,7 @@ def server(
     print_outcome(console, result.summary, result.folder, recipe_of(result.folder))
 
 
-@deploy.command(cls=VerbPage)
+@deploy.command(cls=VerbPage, short_help="Join a federation as a site.")
 def client(
     folder: FolderArgument,
     data: Annotated[Path, typer.Option(help="The folder with this site's train.csv, .jsonl or .parquet.")],
@@ -87,7 +87,7 @@ def client(
     run_client(folder, data, budget, model, lambda line: say(console, line))
 
 
-@deploy.command(cls=VerbPage)
+@deploy.command(cls=VerbPage, short_help="Show whether a server or a site runs.")
 def status(folder: FolderArgument) -> None:
     """Show whether a server or site runs; of a server also the last round and the connected sites."""
     from fftmoe.deploy.status import describe
