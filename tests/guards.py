@@ -160,6 +160,8 @@ def main(module: str, *arguments: str) -> dict[str, Any]:
     """Return how many removed guards made a test fail, and the guards that did not."""
     plugin = Session(module)
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    # typer imports names that click deprecates. The filter of shared_fixtures.py acts only in pytest's own loop.
+    quiet += ["-W", "ignore:'click.:DeprecationWarning"]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         status = pytest.main([*quiet, *arguments], plugins=[plugin])
     return {
