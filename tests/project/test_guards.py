@@ -31,7 +31,7 @@ GUARDED = {
     "fftmoe.setup.deployment": "deploy/test_sites.py",
     "fftmoe.setup.site": "deploy/test_sites.py",
     "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py",
-    "fftmoe.setup.privacy": "rounds/test_private_runs.py",
+    "fftmoe.setup.privacy": "rounds/test_private_recipes.py",
 }
 
 
