@@ -15,6 +15,7 @@ MODULES = [
         for path in sorted((PACKAGE / name).rglob("*.py"))
     ),
     *(PACKAGE / "backbones" / f"{name}.py" for name in ("attach", "find", "load", "quantize", "trust")),
+    *sorted((PACKAGE / "rounds").rglob("*.py")),
 ]
 # The remedy follows a semicolon, or a colon and a verb; `did_you_mean` begins with a semicolon.
 REMEDY = re.compile(r"; |did_you_mean|: (pip install|write|keep|name|set|use|leave) |must be |e\.g\.|exactly one of")
@@ -28,7 +29,7 @@ def without_remedy(source: str) -> Iterator[str]:
         for node in ast.walk(function):
             if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call) or function.name in REASONS:
                 continue
-            if ast.unparse(node.exc.func) in ("InputError", "ValueError") and node.exc.args:
+            if ast.unparse(node.exc.func) in ("InputError", "RunError", "ValueError") and node.exc.args:
                 message = node.exc.args[0]
                 words = " ".join(str(part.value) for part in ast.walk(message) if isinstance(part, ast.Constant))
                 if re.search(r"[a-z]{3}", words) and not REMEDY.search(ast.unparse(message)):

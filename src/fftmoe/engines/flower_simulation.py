@@ -94,7 +94,10 @@ class FlowerSimulation:
         try:
             grid = self._grids.get(timeout=START_SECONDS)
         except Empty:
-            raise RunError(f"Flower's simulation did not start within {START_SECONDS:g} s") from None
+            raise RunError(
+                f"Flower's simulation did not start within {START_SECONDS:g} s; start the run again, or set "
+                "engine.kind=local"
+            ) from None
         if isinstance(grid, BaseException):
             raise RunError(f"Flower's simulation could not start: {grid}") from grid
         return grid

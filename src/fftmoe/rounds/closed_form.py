@@ -64,7 +64,10 @@ class ClosedFormHead:
             return state  # with the head of before
         few = "no client sent" if self.fewest == 1 else f"fewer than {self.fewest} clients sent"
         reasons = describe_faults(self.exchange.ledger.new_faults)
-        raise RunError(f"{few} the feature statistics from which the first head is computed ({reasons})")
+        raise RunError(
+            f"{few} the feature statistics from which the first head is computed ({reasons}); remove the cause, and "
+            "start the run again"
+        )
 
     def _reachable(self) -> Sequence[int]:
         absent, everyone = self.exchange.engine.absent(), range(self.num_clients)
