@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import yaml
 
 from finished import Finished
 from five_clients import changed, five_clients
@@ -24,6 +25,7 @@ class Planned(NamedTuple):
 
 RunTiny = Callable[..., Finished]
 PlanTiny = Callable[..., Planned]
+RunValues = Callable[[dict[str, Any]], Finished]
 FiveRecipe = Callable[..., dict[str, Any]]
 RunFive = Callable[..., Finished]
 RunLanguage = Callable[..., Finished]
@@ -48,6 +50,20 @@ def run_tiny(cli: Cli, recipe_file: Path, tmp_path_factory: pytest.TempPathFacto
         outcome = cli("run", recipe_file, "--output", folder, *as_options(*overrides), *flags)
         assert outcome.status == 0, outcome.err
         return Finished(folder, outcome)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_values(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> RunValues:
+    """`run_values(values)` runs a recipe of these values through the command line, without further measurements."""
+
+    def call(values: dict[str, Any]) -> Finished:
+        folder = tmp_path_factory.mktemp("values")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": [], "evaluation": {}}))
+        outcome = cli("run", folder / "tiny.yaml", "--output", folder / "run")
+        assert (outcome.status, outcome.err) == (0, "")
+        return Finished(folder / "run", outcome)
 
     return call
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,47 +24,32 @@ from fftmoe.exports.load import fresh_backbone
 from fftmoe.setup.export import card_facts
 from fftmoe.setup.finished import load_client, load_federation, load_run
 from fftmoe.trained.run import FinishedRun
-from language import language_recipe, save_language_model, save_prompts
+from five_clients import FOURIER
 from pictures import vision_values
+from run_fixtures import RunLanguage, RunValues
 from shared_fixtures import Cli, assert_refused
 
-Finished = Callable[..., Path]
-
 
 @pytest.fixture(scope="module")
-def finished(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """`finished(values)` runs a recipe of these values, and returns the run folder."""
-
-    def run(values: dict[str, Any]) -> Path:
-        folder = tmp_path_factory.mktemp("exports")
-        (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": [], "evaluation": {}}))
-        assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
-        return folder / "run"
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def texts(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+def texts(run_values: RunValues, recipe_values: dict[str, Any]) -> Path:
     """Two tiers, the smaller with one block of two; personal router rows; shared updates in blocks and in attention."""
     own = {"router": "shared+personal", "shared_dim": 3, "shared_rank": 2}
     small, large = recipe_values["budgets"]
     # A learning rate that is high enough for the experts to change.
     federation = {**recipe_values["federation"], "learning_rate": 0.1}
-    return finished(
+    return run_values(
         {
             **recipe_values,
             "adapter": {**recipe_values["adapter"], **own},
             "budgets": [{**small, "blocks": "last-1"}, large],
             "federation": federation,
         }
-    )
+    ).folder
 
 
 @pytest.fixture(scope="module")
-def language(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("language")
-    return finished(language_recipe(save_language_model(folder / "model"), save_prompts(folder / "data")))
+def language(run_language: RunLanguage) -> Path:
+    return run_language().folder
 
 
 @pytest.fixture
@@ -203,9 +188,9 @@ def test_listed_experts_compute_what_the_pool_computes_without_the_others(texts:
 
 
 @pytest.fixture(scope="module")
-def solved(finished: Finished, recipe_values: dict[str, Any]) -> Path:
+def solved(run_values: RunValues, recipe_values: dict[str, Any]) -> Path:
     """A run whose closed-form head uses random features."""
-    return finished({**recipe_values, "head": {"kind": "closed-form", "features": "fourier", "num_features": 31}})
+    return run_values({**recipe_values, "head": FOURIER}).folder
 
 
 @pytest.mark.parametrize(
@@ -318,9 +303,9 @@ def test_a_language_model_is_exported_in_every_form(language: Path, tmp_path: Pa
 
 @pytest.mark.one_rounding("a graph that is traced")
 def test_an_image_model_is_exported_as_a_graph_and_as_lora(
-    finished: Finished, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    run_values: RunValues, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ):
-    run = finished({**recipe_values, **vision_values(tmp_path_factory.mktemp("vision"))})
+    run = run_values({**recipe_values, **vision_values(tmp_path_factory.mktemp("vision"))}).folder
     trained = load_run(run, exact=True)
     (batch,) = probes(trained)[1:2]
     fftmoe.export(run, "torch-export", tmp_path / "graph")

@@ -18,36 +18,29 @@ from fftmoe.backbones import load_tokenizer, logits
 from fftmoe.setup.finished import load_client, load_run, recipe_of
 from fftmoe.setup.load import load_split
 from fftmoe.trained.run import TrainedModel
+from five_clients import FOURIER
 from pictures import COLOURS, vision_values
-from run_fixtures import RunLanguage
+from run_fixtures import RunLanguage, RunValues
 from shared_fixtures import Cli, assert_refused
 
 TEXTS = ("red ash red", "cod blue bay blue", "green dew green elm fig")
-Finished = Callable[..., Path]
+RunSections = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def finished(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """`finished(head=…)` runs the tiny recipe with other sections, and returns the run folder."""
-
-    def run(**sections: Any) -> Path:
-        folder = tmp_path_factory.mktemp("predict")
-        values = {**recipe_values, "trackers": [], "evaluation": {}, **sections}
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
-        assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0
-        return folder / "run"
-
-    return run
+def run_sections(run_values: RunValues, recipe_values: dict[str, Any]) -> RunSections:
+    """`run_sections(head=…)` runs the tiny recipe with other sections, and returns the run folder."""
+    return lambda **sections: run_values({**recipe_values, **sections}).folder
 
 
 @pytest.fixture(scope="module")
-def texts(finished: Finished, recipe_values: dict[str, Any]) -> Path:
-    return finished(adapter={**recipe_values["adapter"], "router": "shared+personal"})
+def texts(run_sections: RunSections, recipe_values: dict[str, Any]) -> Path:
+    return run_sections(adapter={**recipe_values["adapter"], "router": "shared+personal"})
 
 
 @pytest.fixture(scope="module")
-def vision(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(**vision_values(tmp_path_factory.mktemp("vision")))
+def vision(run_sections: RunSections, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_sections(**vision_values(tmp_path_factory.mktemp("vision")))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +78,8 @@ def test_texts_get_the_same_answers_from_every_kind_of_input(cli: Cli, texts: Pa
 
 
 @pytest.mark.parametrize("solved", [False, True])
-def test_scores_cover_all_labels_and_sum_to_one(cli: Cli, texts: Path, finished: Finished, solved: bool):
-    run = finished(head={"kind": "closed-form", "features": "fourier", "num_features": 31}) if solved else texts
+def test_scores_cover_all_labels_and_sum_to_one(cli: Cli, texts: Path, run_sections: RunSections, solved: bool):
+    run = run_sections(head=FOURIER) if solved else texts
     for row in rows(cli, run, *TEXTS, "--scores"):
         assert row["scores"].keys() == set(COLOURS)
         assert sum(row["scores"].values()) == pytest.approx(1)
@@ -209,13 +202,13 @@ def test_a_request_that_a_language_model_cannot_serve_is_named(cli: Cli, languag
 # Other tasks
 
 
-def test_every_word_gets_a_tag_or_none(cli: Cli, finished: Finished, backbone_folder: Path, tmp_path: Path):
+def test_every_word_gets_a_tag_or_none(cli: Cli, run_sections: RunSections, backbone_folder: Path, tmp_path: Path):
     rows_of = {"train": 61, "test": 23}
     for split, size in rows_of.items():
         words = [["red", "ash", "cod"][: 1 + row % 3] for row in range(size)]
         tags = [["colour" if word == "red" else "other" for word in own] for own in words]
         datasets.Dataset.from_dict({"tokens": words, "tags": tags}).to_parquet(tmp_path / f"{split}.parquet")
-    run = finished(
+    run = run_sections(
         backbone={"model": str(backbone_folder), "task": "token-classification"},
         data={"source": str(tmp_path), "max_length": 7},
         partition={"kind": "iid", "num_clients": 7},
