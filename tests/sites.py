@@ -1,9 +1,14 @@
 """The tiny data divided among four sites, for the tests of federations over sites."""
 
 import csv
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("author-0", "author-1", "author-2", "author-3")  # in the order of a natural partition's clients
 TIERS = ("large", "small", "small", "large")
@@ -38,3 +43,15 @@ def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
 def over_sites(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same recipe for a server that has only the test rows."""
     return {**values, "data": {**values["data"], "source": str(folder / "server")}}
+
+
+@contextmanager
+def fails_as(code: str, words: str) -> Iterator[None]:
+    """What leaves the site is the code; the words are for its own log."""
+    from fftmoe.engines.failures import CodedError
+
+    with pytest.raises(CodedError) as failure:
+        yield
+    assert failure.value.code == code
+    assert re.search(words, str(failure.value.__cause__))
+    assert not re.search(words, str(failure.value))

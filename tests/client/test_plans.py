@@ -91,7 +91,10 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
         of(lambda h, t: h.update(client_id=h["client_id"] + 1)),
         r"the server's plan is for client \d; this site is client \d",
     ),
-    "trains alone": (say(task="alone"), r"the server asks for the task 'alone'; this site carries out train, sums"),
+    "trains alone": (
+        say(task="alone"),
+        r"the server asks for the task 'alone'; for this recipe this site carries out train",
+    ),
     "unknown task": (say(task="__init__"), r"the server asks for the task '__init__'"),
     "round below zero": (say(round=-1), r"plan has round -1; it must be at least 0"),
     "huge round": (say(round=NUMBER_LIMIT), r"plan has round 9223372036854775808"),
@@ -172,6 +175,19 @@ def test_a_plan_of_a_dishonest_server_is_refused(opened: Opened, kind: str):
             screen_plan(bad, agreed)
         assert len(str(refused.value)) < 1500
     assert spoilt
+
+
+@pytest.mark.parametrize("cell", ASKED)
+def test_feature_statistics_are_sent_only_for_a_recipe_that_computes_its_head_from_them(opened: Opened, cell: str):
+    """They are exact: without that rule a server could ask a private site for them."""
+    known, agreed = opened(cell)
+    plan = replace(next(p for p in known.plan.clients if p.client_id == known.victim), task="sums")
+    asked = pack_plan(plan, known.experiment.method.download(known.state, plan))
+    if known.experiment.recipe.closed_form:
+        screen_plan(asked, agreed)
+    else:
+        with pytest.raises(InputError, match=r"the task 'sums'; for this recipe this site carries out train$"):
+            screen_plan(asked, agreed)
 
 
 def test_tensors_may_hold_any_numbers_because_training_checks_the_loss(opened: Opened):

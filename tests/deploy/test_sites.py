@@ -28,7 +28,7 @@ from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
-from sites import NAMES, divide, natural, over_sites
+from sites import NAMES, divide, fails_as, natural, over_sites
 
 SETTINGS = {
     "plain": {},
@@ -135,18 +135,16 @@ def test_a_site_serves_only_its_own_client_and_only_what_it_agreed_to(site: Call
     opened, budget = site(), Budget("small", 1, 2, (1, 2))
     wrong = {
         (1, "train"): "plan is for client 1; this site is client 0",
-        (0, "alone"): "task 'alone'; this site carries",
+        (0, "alone"): "task 'alone'; for this recipe this site carries",
     }
     for (client_id, task), words in wrong.items():
         plan = ClientPlan(1, client_id, 5, budget, {}, opened.client.agreed.training, task)
-        with pytest.raises(InputError, match=words):
+        with fails_as("refused", words):
             opened([pack_plan(plan, {})])
 
 
 def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
-    with pytest.raises(
-        InputError, match=r"train\.csv: label 'red' occurs in 9 rows and is not among the agreed .*data\.labels"
-    ):
+    with fails_as("data", r"train\.csv: label 'red' occurs in 9 rows and is not among the agreed .*data\.labels"):
         site(labels=["blue", "green", "violet"])
 
 
@@ -168,13 +166,13 @@ def test_a_site_reads_its_own_folder_and_not_the_one_that_the_server_names(site:
     ],
 )
 def test_an_invalid_job_is_refused(divided: Path, job: dict[str, Any], words: str):
-    with pytest.raises(InputError, match=words):
+    with fails_as("recipe", words):
         open_site(settings(divided, 0, "small"), job)
 
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
 def test_a_run_cannot_name_a_folder_elsewhere(site: Callable[..., OpenSite], run: str):
-    with pytest.raises(InputError, match="1 to 64 letters and digits"):
+    with fails_as("recipe", "1 to 64 letters and digits"):
         site(run=run)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -79,7 +80,9 @@ class FakeGrid:
                 continue
             del self._inbox[identity]
             if how == "gone":
-                answers.append(Message(Error(code=3, reason="node unavailable"), reply_to=message))
+                answers.append(
+                    Message(Error(code=3, reason="node unavailable in /home/site/rows.csv"), reply_to=message)
+                )
             else:
                 answers += [self._app(message, cast(Any, None))] * (2 if how == "twice" else 1)
         return answers
@@ -113,7 +116,9 @@ def test_messages_arrive_unchanged_and_in_order(group: list[tuple[int, bytes]]):
     assert (job, found) == (JOB, group)
     replies, cost = unpack_reply(pack_reply(group, 1.5))
     assert replies == group
-    assert (cost.seconds, cost.peak_rss_mib > 1) == (1.5, True)
+    assert cost == (1.5, 0, 0.0)  # a site keeps its process and its memory to itself
+    _, cost = unpack_reply(pack_reply(group, 1.5, own=True))
+    assert (cost.seconds, cost.process, cost.peak_rss_mib > 1) == (1.5, os.getpid(), True)
 
 
 def test_every_client_gets_a_reply_and_each_group_takes_one_message():
@@ -130,21 +135,42 @@ def test_every_client_gets_a_reply_and_each_group_takes_one_message():
     assert flowers.peak_rss_mib() > 1
 
 
-def test_an_error_at_a_node_becomes_a_fault_that_reveals_no_data():
+def test_an_error_at_a_node_becomes_a_fault_that_reveals_no_data(caplog: pytest.LogCaptureFixture):
     flowers, _ = engine()
     answers = run(flowers, [(0, b"secret")], [(1, b"refuse")], [(2, b"abc")])
     assert sorted(answers, key=lambda a: a.client_id)[:2] == [
+        Fault(0, "failed", "its training or evaluation failed (code training); the reason is in its own log"),
+        Fault(1, "failed", "its training or evaluation failed (code training); the reason is in its own log"),
+    ]
+    assert [a.client_id for a in answers if isinstance(a, Reply)] == [2]
+    assert "a private row of data" in caplog.text
+    assert "raise memory_mib" in caplog.text
+
+
+def test_a_failure_that_is_asked_for_again_is_logged_once(caplog: pytest.LogCaptureFixture):
+    flowers, _ = engine()
+    run(flowers, [(0, b"secret")])
+    run(flowers, [(0, b"secret")])
+    assert caplog.text.count("(code training)") == 1
+    run(flowers, [(0, b"refuse")])
+    run(flowers, [(0, b"secret")])
+    assert caplog.text.count("(code training)") == 3
+
+
+def test_in_ones_own_simulation_the_words_are_shown():
+    grid = FakeGrid(make_client_app(backwards, lambda job, context: {}, own=True))
+    answers = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0, own=True), [(0, b"secret")], [(1, b"refuse")])
+    assert answers == [
         Fault(0, "failed", "ValueError; the node's log has the rest"),
         Fault(1, "failed", "budget 'small' cannot hold one expert; raise memory_mib"),
     ]
-    assert [a.client_id for a in answers if isinstance(a, Reply)] == [2]
 
 
 def test_a_lost_node_and_an_undelivered_message_become_faults():
     flowers, _ = engine(lambda node: {101: "gone", 103: "refused"}.get(node, "well"))
     answers = run(flowers, [(0, b"a")], [(1, b"b")], [(2, b"c")])
     faults = {a.client_id: a for a in answers if isinstance(a, Fault)}
-    assert faults[0] == Fault(0, "failed", "node unavailable")
+    assert faults[0] == Fault(0, "failed", "its node was restarted, or its message expired")
     assert faults[1].kind == "failed"
     assert faults.keys() == {0, 1}
 
@@ -252,9 +278,11 @@ def test_an_invalid_profile_is_reported(text: str):
 
 def test_a_nodes_reason_is_shown_as_one_line_of_plain_text():
     """It cannot move the cursor, colour the terminal or fill a log."""
-    wild = ConfigRecord({"reason": "\x1b[2J[/red]\r\n" + "a" * 10_000})
-    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"failure": wild}))))
+    wild = "\x1b[2J[/red]\r\n" + "a" * 10_000
+    grid = FakeGrid(cast(ClientApp, Says(RecordDict({"failure": ConfigRecord({"code": wild, "reason": wild})}))))
     (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0), [(1, b"ab")])
+    assert fault == Fault(1, "failed", "it gave a reason that is not on the list; the reason is in its own log")
+    (fault,) = run(FlowerEngine(cast(Grid, grid), NODES, JOB, 60.0, own=True), [(1, b"ab")])
     assert cast(Fault, fault).reason == " [2J[/red]  " + "a" * 488
     said = io.StringIO()
     Progress(Console(file=said)).say(f"site a cannot join: {cast(Fault, fault).reason}")
@@ -283,7 +311,9 @@ def test_nodes_answer_with_a_profile_or_a_reason():
         raise InputError("this node has no train file")
 
     grid = FakeGrid(make_client_app(backwards, refuse))
-    assert ask(cast(Grid, grid), [101], JOB, 60.0) == {101: "this node has no train file"}
+    assert ask(cast(Grid, grid), [101], JOB, 60.0) == {
+        101: "it failed unexpectedly (code internal); the reason is in its own log"
+    }
 
 
 def test_a_profile_is_json():

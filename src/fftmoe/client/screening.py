@@ -15,8 +15,6 @@ from fftmoe.records import Budget, Training, inspect_message
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
 NUMBER_LIMIT = 2**63  # the round and the seed are below this
-SERVED = ("train", "sums")  # the tasks that a site carries out
-
 PLAN = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
 BUDGET = {field.name: list if field.name == "blocks" else field.type for field in fields(Budget)}
 
@@ -30,6 +28,7 @@ class Agreement:
     Attributes:
         client_id: the site's own.
         tier: the name of its budget. Feature statistics may be asked for with the budget of another tier.
+        tasks: what the recipe needs, and so all that the site carries out: `train`, and `sums` for a closed-form head.
         training: the settings of the recipe.
         blocks: the blocks that the recipe adapts.
         num_experts: experts of each block.
@@ -39,6 +38,7 @@ class Agreement:
 
     client_id: int
     tier: str
+    tasks: tuple[str, ...]
     training: Training
     blocks: tuple[int, ...]
     num_experts: int
@@ -55,7 +55,7 @@ def screen_plan(message: bytes, agreed: Agreement) -> None:
     declared, header = _read_header(message)
     _check_types("plan", header, {**PLAN, "training": dict})
     _check_client(header["client_id"], agreed.client_id)
-    _check_served(header["task"])
+    _check_task(header["task"], agreed.tasks)
     _check_round_and_seed(header["round"], header["seed"])
     _check_training(header["training"], agreed.training)
     _check_types("budget", header["budget"], BUDGET)
@@ -87,9 +87,11 @@ def _check_client(client_id: int, own: int) -> None:
         raise InputError(f"the server's plan is for client {_shown(client_id)}; this site is client {own}")
 
 
-def _check_served(task: str) -> None:
-    if task not in SERVED:
-        raise InputError(f"the server asks for the task {_shown(task)}; this site carries out {', '.join(SERVED)}")
+def _check_task(task: str, agreed: tuple[str, ...]) -> None:
+    if task not in agreed:
+        raise InputError(
+            f"the server asks for the task {_shown(task)}; for this recipe this site carries out {', '.join(agreed)}"
+        )
 
 
 def _check_round_and_seed(round: int, seed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fftmoe.client.screening import screen_plan
 from fftmoe.deploy.job import read_job
+from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
 from fftmoe.store import ClientStateFiles
@@ -46,10 +47,11 @@ class OpenSite:
         """Answer messages to this site's own client.
 
         Raises:
-            InputError: a message is for another client, or asks for something that the site has not agreed to.
+            CodedError: a message is for another client, or asks for something that the site has not agreed to.
         """
-        for message in messages:
-            screen_plan(message, self.client.agreed)
+        with failing_as(Failure.REFUSED):
+            for message in messages:
+                screen_plan(message, self.client.agreed)
         return self.client.runtime(messages)
 
     @property
@@ -65,16 +67,18 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
     """Open the site's client for this job; a process keeps it as long as the job stays the same.
 
     Raises:
-        InputError: the job is not valid, or the site's data, budget or model does not fit it.
+        CodedError: the job is not valid, or the site's data, budget or model does not fit it.
     """
     return _open_for(settings, json.dumps(job, sort_keys=True))
 
 
 @lru_cache(maxsize=1)
 def _open_for(settings: SiteSettings, text: str) -> OpenSite:
-    job = read_job(json.loads(text))
+    with failing_as(Failure.RECIPE):
+        job = read_job(json.loads(text))
     folder = settings.folder / "state" / job["run"]
-    folder.mkdir(parents=True, exist_ok=True)
+    with failing_as(Failure.DISK):
+        folder.mkdir(parents=True, exist_ok=True)
     client = make_site_client(
         job["recipe"],
         tuple(job["labels"]),

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.engines.failures import described_error
 from fftmoe.engines.flower_messages import (
     JobValues,
     failure_of,
@@ -28,10 +29,12 @@ MOST_CHARACTERS = 500  # of the reason that a node gives
 Content = TypeVar("Content")
 
 
-def ask(grid: Grid, nodes: Sequence[int], job: JobValues, seconds: float) -> dict[int, Mapping[str, Any] | str]:
+def ask(
+    grid: Grid, nodes: Sequence[int], job: JobValues, seconds: float, own: bool = False
+) -> dict[int, Mapping[str, Any] | str]:
     """Ask nodes for their profiles; returns node -> its profile, or why it cannot serve this job.
 
-    Nodes that do not answer within this many seconds are missing from the result.
+    Nodes that do not answer within this many seconds are missing from the result. `own`: see `FlowerEngine`.
     """
     ends = time.monotonic() + seconds
     messages = [
@@ -42,16 +45,16 @@ def ask(grid: Grid, nodes: Sequence[int], job: JobValues, seconds: float) -> dic
         answers = list(grid.pull_messages(waiting))
         for message in answers:
             waiting.discard(message.metadata.reply_to_message_id)
-            found[message.metadata.src_node_id] = read_answer(message, unpack_profile)
+            found[message.metadata.src_node_id] = read_answer(message, unpack_profile, own)
         if not answers:
             time.sleep(POLL_SECONDS)
     return found
 
 
-def read_answer(message: Message, unpack: Callable[[RecordDict], Content]) -> Content | str:
+def read_answer(message: Message, unpack: Callable[[RecordDict], Content], own: bool) -> Content | str:
     """The content of a node's answer, or why there is none."""
     try:
-        reason = message.error.reason if message.has_error() else failure_of(message.content)
+        reason = _reason_of(message.error, own) if message.has_error() else failure_of(message.content, own)
         if reason is None:
             return unpack(message.content)
     except Exception as error:  # invalid records can raise anything
@@ -60,11 +63,17 @@ def read_answer(message: Message, unpack: Callable[[RecordDict], Content]) -> Co
     return plain[:MOST_CHARACTERS] or "no reason given"
 
 
+def _reason_of(error: Error, own: bool) -> str:
+    return str(error.reason) if own else described_error(error.code, str(error.reason))
+
+
 @dataclass
 class FlowerEngine:
     """Runs clients through a Flower grid.
 
     Attributes:
+        own: the nodes are the same person's, as in a simulation, so what they say about a failure is shown. What nodes
+            of other organisations say is reduced to codes.
         nodes: client_id -> the node that serves it.
         job: what a node must know to serve this run. It goes with every message, because a node may be a new process.
         deadline_seconds: of an exchange, after which the engine stops waiting.
@@ -74,6 +83,7 @@ class FlowerEngine:
     nodes: Mapping[int, int]
     job: JobValues
     deadline_seconds: float
+    own: bool = False
     _overdue: dict[str, Group] = field(default_factory=dict)  # messages of rounds that are over
     _peaks: dict[tuple[int, int], float] = field(default_factory=dict)
 
@@ -137,7 +147,7 @@ class FlowerEngine:
     def _read(self, message: Message, group: Group) -> Iterator[Reply | Fault]:
         """A reply or a fault for each client of the group, from their node's answer."""
         asked = [client_id for client_id, _ in group]
-        answer = read_answer(message, unpack_reply)
+        answer = read_answer(message, unpack_reply, self.own)
         if not isinstance(answer, str):
             replies, cost = answer
             if [client_id for client_id, _ in replies] == asked:

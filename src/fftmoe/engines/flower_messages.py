@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fftmoe.engines.base import Handler
+from fftmoe.engines.failures import CodedError, Failure, described, failing_as
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError
 from fftmoe.strict import strict_json
@@ -23,12 +24,16 @@ from fftmoe.strict import strict_json
 STYPE = "fftmoe.message"
 JOB, CLIENTS, COST, FAILURE, PROFILE = "job", "clients", "cost", "failure", "profile"
 MOST_COST = 1e9  # seconds, or MiB
+LOG = logging.getLogger("fftmoe")
 JobValues = Mapping[str, Any]
 """What a node must know to serve a run, as JSON values."""
 
 
 class AnswerCost(NamedTuple):
-    """The cost of an answer: its seconds, and the peak resident memory so far of the process that gave it."""
+    """The cost of an answer: its seconds, and the peak resident memory so far of the process that gave it.
+
+    A site of another organisation does not tell its process and memory; they are 0.
+    """
 
     seconds: float
     process: int
@@ -45,9 +50,13 @@ def unpack_request(content: RecordDict) -> tuple[JobValues, list[tuple[int, byte
     return unpack_job(content), _client_messages(content)
 
 
-def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float) -> RecordDict:
-    """The content of a node's answer, with its seconds and the peak resident memory of this process."""
-    cost = AnswerCost(seconds, os.getpid(), peak_rss_mib())
+def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float, own: bool = False) -> RecordDict:
+    """The content of a node's answer, with its seconds.
+
+    Args:
+        own: the server is the same person's, who may also know the process and its peak resident memory.
+    """
+    cost = AnswerCost(seconds, os.getpid(), peak_rss_mib()) if own else AnswerCost(seconds, 0, 0.0)
     return RecordDict({CLIENTS: _arrays(replies), COST: ConfigRecord(cost._asdict())})
 
 
@@ -91,59 +100,93 @@ def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
     return strict_json(str(content.config_records[PROFILE]["json"]))
 
 
-def failure_of(content: RecordDict) -> str | None:
-    """Why the node failed, if it reports that it did."""
-    return str(content.config_records[FAILURE]["reason"]) if FAILURE in content.config_records else None
+def failure_of(content: RecordDict, own: bool) -> str | None:
+    """Why the node failed, if it reports that it did.
+
+    Args:
+        own: the node is the same person's, so its words are shown; otherwise only its code counts.
+    """
+    if FAILURE not in content.config_records:
+        return None
+    fields = content.config_records[FAILURE]
+    return str(fields["reason"]) if own else described(str(fields["code"]))
 
 
 Serve = Callable[[JobValues, Context], Handler]
 Describe = Callable[[JobValues, Context], Mapping[str, Any]]
 
 
-def make_client_app(serve: Serve, describe: Describe) -> ClientApp:
+def make_client_app(serve: Serve, describe: Describe, own: bool = False) -> ClientApp:
     """A Flower ClientApp that answers with fftmoe's handlers.
 
     Args:
         serve: returns the handler for a job on this node. It is called for every message and should cache its result.
         describe: returns the node's profile for a job, as JSON values.
+        own: the server is the same person's, as in a simulation. Its answers then hold the words of errors, and the
+            process and its memory; otherwise a code, and neither.
     """
-    app = ClientApp()
+    app, log = ClientApp(), FailureLog()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return Message(guarded(lambda: _train(serve, message.content, context)), reply_to=message)
+        return Message(guarded(lambda: _train(serve, message.content, context, own), own, log), reply_to=message)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return Message(guarded(lambda: _describe(describe, message.content, context)), reply_to=message)
+        return Message(guarded(lambda: _describe(describe, message.content, context), own, log), reply_to=message)
 
     return app
 
 
-def guarded(work: Callable[[], RecordDict]) -> RecordDict:
-    """The result of `work`, or why it failed. Of an unforeseen error only the name, as its text may hold data."""
+class FailureLog:
+    """Writes the words of failures to this node's log; of equal ones in a row, only the first."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, str] | None = None
+
+    def write(self, code: str, cause: BaseException) -> None:
+        """Write a failure; of an unforeseen one also where it was raised."""
+        said = (code, f"{type(cause).__name__}: {cause}")
+        if said != self._last:
+            foreseen = isinstance(cause, FftmoeError)
+            LOG.error("cannot answer (code %s): %s", code, cause, exc_info=None if foreseen else cause)
+        self._last = said
+
+
+def guarded(work: Callable[[], RecordDict], own: bool, log: FailureLog) -> RecordDict:
+    """The result of `work`, or the code of its failure, whose words go to this node's log."""
     try:
-        return work()
-    except FftmoeError as error:
-        reason = str(error)
-    except Exception as error:
-        logging.getLogger("fftmoe").exception("this node failed to answer")
-        reason = f"{type(error).__name__}; the node's log has the rest"
-    return RecordDict({FAILURE: ConfigRecord({"reason": reason})})
+        with failing_as(Failure.INTERNAL):
+            return work()
+    except CodedError as error:
+        cause = error.__cause__ or error
+        log.write(str(error.code), cause)
+        failure = ConfigRecord({"code": str(error.code)})
+        if own:
+            failure["reason"] = _words(cause)
+        return RecordDict({FAILURE: failure})
 
 
-def _train(serve: Serve, content: RecordDict, context: Context) -> RecordDict:
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, FftmoeError) else f"{type(error).__name__}; the node's log has the rest"
+
+
+def _train(serve: Serve, content: RecordDict, context: Context, own: bool) -> RecordDict:
     torch.set_num_threads(1)  # the same bytes on every node, for every number of cores
-    job, group = unpack_request(content)
+    with failing_as(Failure.REQUEST):
+        job, group = unpack_request(content)
     handler = serve(job, context)
     started = time.perf_counter()
-    replies = handler([message for _, message in group])
+    with failing_as(Failure.TRAINING):
+        replies = handler([message for _, message in group])
     seconds = time.perf_counter() - started
-    return pack_reply(((client_id, reply) for (client_id, _), reply in zip(group, replies, strict=True)), seconds)
+    return pack_reply(((client_id, reply) for (client_id, _), reply in zip(group, replies, strict=True)), seconds, own)
 
 
 def _describe(describe: Describe, content: RecordDict, context: Context) -> RecordDict:
-    return RecordDict({PROFILE: ConfigRecord({"json": json.dumps(describe(unpack_job(content), context))})})
+    with failing_as(Failure.REQUEST):
+        job = unpack_job(content)
+    return RecordDict({PROFILE: ConfigRecord({"json": json.dumps(describe(job, context))})})
 
 
 def _arrays(group: Iterable[tuple[int, bytes]]) -> ArrayRecord:

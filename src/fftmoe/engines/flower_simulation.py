@@ -58,7 +58,7 @@ class FlowerSimulation:
         found = sorted(grid.get_node_ids())
         self._start_workers(grid, found[:workers], job)
         nodes = {client_id: found[client_id % len(found)] for client_id in range(num_clients)}
-        self._engine = FlowerEngine(grid, nodes, job, deadline_seconds)
+        self._engine = FlowerEngine(grid, nodes, job, deadline_seconds, own=True)
 
     @property
     def reliable(self) -> bool:
@@ -84,7 +84,7 @@ class FlowerSimulation:
 
     def _start_workers(self, grid: Grid, nodes: Sequence[int], job: JobValues) -> None:
         """Start Ray's processes with a first query, so that the start does not count toward a round's deadline."""
-        for node, answer in ask(grid, nodes, job, START_SECONDS).items():
+        for node, answer in ask(grid, nodes, job, START_SECONDS, own=True).items():
             if isinstance(answer, str):
                 self.close()
                 raise RunError(f"a worker of Flower's simulation (node {node}) could not start: {answer}")

@@ -30,7 +30,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
     recipe = experiment.recipe
     workers = os.cpu_count() or 1 if recipe.engine.workers == "auto" else recipe.engine.workers
     return FlowerSimulation(
-        make_client_app(_serve, _prepare),
+        make_client_app(_serve, _prepare, own=True),
         job={"recipe": read_config(folder.path), "states": str(folder.client_states.folder.absolute())},
         num_clients=experiment.num_clients,
         workers=min(workers, recipe.federation.clients_per_round),

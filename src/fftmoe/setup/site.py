@@ -13,6 +13,7 @@ from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
+from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.setup.compose import cached, tokens_per_example
 from fftmoe.setup.forecast import site_tier
@@ -60,14 +61,19 @@ def make_site_client(
         model: a folder with the backbone; None for the one that the recipe names.
 
     Raises:
-        InputError: the recipe is not valid, or the data, the budget or the model does not fit it.
+        CodedError: the recipe is not valid, or the data, the budget or the model does not fit it; its cause has the
+            words.
     """
-    recipe = site_recipe(values, data, model)
-    rows = load_splits(recipe, str(data), SplitRequest(("train",), tuple(label_names) or None)).examples["train"]
-    adapted = build_model(recipe, label_names)
-    shape = expert_shape(recipe, adapted.get_base_model())
-    blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
-    tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
+    with failing_as(Failure.RECIPE):
+        recipe = site_recipe(values, data, model)
+    with failing_as(Failure.DATA):
+        rows = load_splits(recipe, str(data), SplitRequest(("train",), tuple(label_names) or None)).examples["train"]
+    with failing_as(Failure.BACKBONE):
+        adapted = build_model(recipe, label_names)
+        shape = expert_shape(recipe, adapted.get_base_model())
+        blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
+    with failing_as(Failure.BUDGET):
+        tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
     runtime = ClientRuntime(
         adapted,
         build_method(recipe, adapted, shape, {}),
@@ -88,6 +94,8 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
     return Agreement(
         client_id=client_id,
         tier=tier,
+        # Feature statistics are exact, so a private recipe allows no closed-form head, and its sites send none.
+        tasks=("train", "sums") if recipe.closed_form else ("train",),
         training=training_of(recipe),
         blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
         num_experts=pool_size(recipe, backbone),

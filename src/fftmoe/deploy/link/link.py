@@ -45,6 +45,7 @@ from flwr.superlink.grid import HttpGrid
 from fftmoe.deploy.link.control import connect, explained, retries
 from fftmoe.deploy.link.objects import put_together
 from fftmoe.deploy.link.superlink import Endpoint
+from fftmoe.engines.failures import CUT_OFF, LOST, UNREADABLE
 from fftmoe.errors import InputError, RunError
 
 APP = b"""\
@@ -61,14 +62,6 @@ clientapp = "fftmoe.flower_app:client_app"
 
 [tool.flwr.app.config]
 """
-# Shorter than Flower's own texts, which name its internal parts.
-REASONS = {
-    ErrorCode.NODE_UNAVAILABLE: "its node has disconnected",
-    ErrorCode.MESSAGE_UNAVAILABLE: "its node was restarted, or its message expired",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer expired",
-}
-CUT_OFF = "its answer arrived incomplete"
-UNREADABLE = "its answer cannot be read"
 
 
 @contextmanager
@@ -200,8 +193,8 @@ def _message_of(arriving: _Arriving) -> Message:
     # The SuperLink has checked sender and request in the header only.
     if (said.src_node_id, said.reply_to_message_id) != (announced.src_node_id, announced.reply_to_message_id):
         return _error_of(arriving.header, UNREADABLE)
-    if message.has_error() and message.error.code in REASONS:
-        return make_message(said, error=Error(message.error.code, REASONS[message.error.code]))
+    if message.has_error() and message.error.code in LOST:
+        return make_message(said, error=Error(message.error.code, LOST[message.error.code]))
     return message
 
 

@@ -34,6 +34,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
+from fftmoe.engines.failures import APP_FAILED
 
 CALL_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
 LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
@@ -155,7 +156,7 @@ def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[
 
 
 def _answer_to(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
-    """The app's answer; of an error only the name, because its text may hold data."""
+    """The app's answer; of an error no word, because it may hold data."""
     message_id = announced.metadata.message_id
     try:
         message = put_together(message_id, contents)
@@ -169,10 +170,9 @@ def _answer_to(app: ClientApp, announced: Message, contents: dict[str, bytes], c
         if not isinstance(answer, Message):
             raise TypeError(f"the app answered with {type(answer).__name__} instead of a message")
         return answer
-    except Exception as error:
+    except Exception:
         logging.getLogger("fftmoe").exception("this node failed to answer")
-        reason = f"{type(error).__name__}; the node's log has the rest"
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=announced)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, APP_FAILED), reply_to=announced)
 
 
 def _send(link: ServerLine, node: Node, answer: Message) -> None:

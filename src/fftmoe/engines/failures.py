@@ -1,0 +1,87 @@
+"""What a node says about a failure: a code from a fixed list. The words stay in the node's own log.
+
+A message for people names the value, the column and the file that it is about. At a site these belong to the site, and
+whoever asks could otherwise read them, one request after another: a label that is not in the list, a cell that is no
+number, a path. A code says which part of the work failed, and no more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from fftmoe.errors import FftmoeError, OutputError
+
+
+class Failure(StrEnum):
+    """The parts of a node's work that can fail."""
+
+    REQUEST = "request"
+    RECIPE = "recipe"
+    DATA = "data"
+    BACKBONE = "backbone"
+    BUDGET = "budget"
+    REFUSED = "refused"
+    TRAINING = "training"
+    DISK = "disk"
+    INTERNAL = "internal"
+
+
+MEANINGS = {
+    Failure.REQUEST: "it could not read the request",
+    Failure.RECIPE: "the recipe or the labels of this run are not valid there",
+    Failure.DATA: "its data does not fit the recipe",
+    Failure.BACKBONE: "it has no backbone that fits the recipe",
+    Failure.BUDGET: "its budget does not fit the recipe",
+    Failure.REFUSED: "it refuses what it was asked",
+    Failure.TRAINING: "its training or evaluation failed",
+    Failure.DISK: "it cannot write to its disk",
+    Failure.INTERNAL: "it failed unexpectedly",
+}
+SEE_LOG = "the reason is in its own log"
+
+# What Flower, or our link to it, says about an answer that did not come; Flower's own texts name its internal parts.
+LOST = {
+    3: "its node was restarted, or its message expired",  # flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE
+    4: "its answer expired",  # REPLY_MESSAGE_UNAVAILABLE
+    5: "its node has disconnected",  # NODE_UNAVAILABLE
+}
+CUT_OFF = "its answer arrived incomplete"
+UNREADABLE = "its answer cannot be read"
+APP_FAILED = f"its app failed; {SEE_LOG}"
+
+
+class CodedError(FftmoeError):
+    """A failure with its code; its cause has the words."""
+
+    def __init__(self, code: Failure) -> None:
+        super().__init__(f"{MEANINGS[code]}; {SEE_LOG}")
+        self.code = code
+
+
+@contextmanager
+def failing_as(code: Failure) -> Iterator[None]:
+    """Give every error of the block this code, unless it has one.
+
+    Raises:
+        CodedError: the block raised an error, which is its cause.
+    """
+    try:
+        yield
+    except CodedError:
+        raise
+    except OutputError as error:
+        raise CodedError(Failure.DISK) from error
+    except Exception as error:
+        raise CodedError(code) from error
+
+
+def described(code: str) -> str:
+    """The words for a code that arrived from another organisation; unknown codes are not repeated."""
+    if code not in MEANINGS:
+        return f"it gave a reason that is not on the list; {SEE_LOG}"
+    return f"{MEANINGS[Failure(code)]} (code {code}); {SEE_LOG}"
+
+
+def described_error(code: int, reason: str) -> str:
+    """The words for an error of Flower, whose reason may be another organisation's: only those that we know."""
+    return reason if reason in (CUT_OFF, UNREADABLE, *LOST.values()) else LOST.get(code, APP_FAILED)
