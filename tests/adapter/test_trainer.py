@@ -124,6 +124,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_a_gradient_that_is_a_thousandth_too_long_is_no_rounding():
+    gradients = {"up": torch.randn(7, 11, generator=torch.Generator().manual_seed(3))}
+    with pytest.raises(AssertionError):
+        assert_same({"up": 1.001 * gradients["up"]}, gradients)
+
+
 def routers(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in gradients.items() if "router" in name}
 
