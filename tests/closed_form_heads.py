@@ -72,7 +72,7 @@ def mean_eigenvalue(x: Tensor) -> float:
 
 
 def ridge_by_lstsq(x: Tensor, labels: Tensor, strength: float, num_labels: int = C) -> tuple[Tensor, Tensor]:
-    """Least squares on the rows and, below them, sqrt(rho) times the identity with targets 0."""
+    """Ridge regression as least squares: below the rows, sqrt(rho) times the identity with targets 0."""
     rows, rho = augmented(x), strength * mean_eigenvalue(x)
     size = rows.shape[1]
     below = rho**0.5 * torch.eye(size, dtype=torch.float64)
@@ -82,7 +82,7 @@ def ridge_by_lstsq(x: Tensor, labels: Tensor, strength: float, num_labels: int =
 
 
 def gcv_by_hat_matrix(x: Tensor, labels: Tensor, strength: float, num_labels: int = C) -> float:
-    """RSS / n / (1 - tr H / n)^2 with the hat matrix itself."""
+    """Generalised cross-validation by its definition: RSS / n / (1 - tr H / n)^2 with the hat matrix H."""
     rows, targets, n = augmented(x), onehot(labels, num_labels), len(x)
     ridge = rows.T @ rows + strength * mean_eigenvalue(x) * torch.eye(rows.shape[1], dtype=torch.float64)
     hat = rows @ torch.linalg.inv(ridge) @ rows.T
@@ -91,13 +91,13 @@ def gcv_by_hat_matrix(x: Tensor, labels: Tensor, strength: float, num_labels: in
 
 @cache
 def examples() -> TokenizedText:
-    """Labels that follow from the second token, which the features tell in part."""
+    """Labels that follow from the second token, which the features determine in part."""
     texts = token_examples(211, seed=1)
     return dataclasses.replace(texts, labels=texts.input_ids[texts.offsets[:-1] + 1].long() % NUM_LABELS)
 
 
 def moe_model(folder: Path, lifted: int, seed: int = 0) -> Any:
-    """Experts that have been trained a little, so that the features depend on which are used."""
+    """A tiny BERT whose experts are random, so that its features depend on which experts are used."""
     model = attach_adapter(
         load_backbone(str(folder), num_labels=NUM_LABELS, fourier_features=lifted, seed=seed),
         MoeAdapterConfig(num_experts=M, expert_dim=H, shared_dim=2, top_k=1, blocks="last-2"),
@@ -110,12 +110,12 @@ def moe_model(folder: Path, lifted: int, seed: int = 0) -> Any:
 
 
 def fft_moe(num_clients: int) -> FftMoe:
-    """Everyone's own budget is the small one."""
+    """The method for clients whose own budget is the small one."""
     return FftMoe(dict.fromkeys(range(num_clients), SMALL), ExpertShape(HIDDEN, H, 2), num_experts=M)
 
 
 class States:
-    """What clients keep, in memory."""
+    """The states that clients keep, in memory."""
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensors] = {}
@@ -139,7 +139,7 @@ def runtime(
 
 
 def exchanged(handler: Handler, method: Method, state: ServerState, num_clients: int) -> list[ClientUpdate]:
-    """Everyone's sums, as messages."""
+    """The feature statistics of all clients, after they were messages."""
     plan = plan_sums(state, range(num_clients), LARGE, TRAINING, seed=5)
     replies = [handler([pack_plan(client, method.download(state, client))])[0] for client in plan.clients]
     updates = [unpack_update(reply) for reply in replies]

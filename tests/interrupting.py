@@ -17,7 +17,7 @@ SETTINGS = {
     "solved head": ("head={kind: closed-form, num_features: 37, every: 2}",),
     "moving average": ("federation.ema_decay=0.6",),
 }
-# What tells one run from another; `seconds` and peaks differ of course.
+# The files that differ between unlike runs and are equal for equal ones.
 RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors", "clients/*/*.safetensors")
 
 

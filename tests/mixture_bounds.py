@@ -1,4 +1,4 @@
-"""How far two computations of a mixture of experts can be apart through rounding alone."""
+"""How far two computations of a mixture of experts can differ if only their rounding differs."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """Replaces the optimizers of local training by SGD, whose steps are linear in the gradients.
 
 AdamW divides a gradient by its own size. Of a gradient that is nearly zero it makes, of a difference in the last bits,
-a step of another length or sign; so two runs that differ in rounding alone can be apart by whole steps.
+a step of another length or sign; so two runs that differ only in rounding can be apart by whole steps.
 """
 
 from collections.abc import Iterator, Mapping

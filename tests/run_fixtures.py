@@ -36,7 +36,7 @@ ComposeFive = Callable[..., "Experiment"]
 def shrunk_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shrink closed-form heads so much that they are well-conditioned: rounding is then not multiplied by thousands.
 
-    The test must use a seed of its own, because equal recipes run once.
+    The test must use a seed that no other test uses, because equal recipes run once.
     """
     monkeypatch.setattr("fftmoe.head.closed_form.STRENGTHS", (1.0,))
 

@@ -52,7 +52,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FFTMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")  # of the subprocesses
-        # A file of tests that is run as a script finds the modules beside this one, as the tests themselves do.
+        # A file of tests that is run as a script finds the modules next to this one, as the tests themselves do.
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH")))))
         yield
 

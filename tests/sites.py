@@ -29,7 +29,7 @@ def divide(data_folder: Path, folder: Path) -> None:
 
 
 def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
-    """The recipe on one machine that has everyone's rows: the authors are its clients, all of them in every round."""
+    """The recipe on one machine that has all rows: the authors are its clients, all of them in every round."""
     return {
         **recipe_values,
         "partition": {"kind": "natural", "by": "author"},

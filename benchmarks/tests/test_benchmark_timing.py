@@ -39,7 +39,7 @@ class Clock:
         self.ran.append(name)
 
 
-def test_every_round_runs_all_variants_in_an_order_of_its_own(timing: Any, monkeypatch: pytest.MonkeyPatch):
+def test_every_round_runs_all_variants_in_a_new_order(timing: Any, monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
     monkeypatch.setattr(timing, "synchronized", clock.read)
     variants = {name: clock.variant(name, seconds) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))}

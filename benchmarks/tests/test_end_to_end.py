@@ -1,4 +1,4 @@
-"""The benchmark of the tricks: its ways are one training, and its tables say what the timings say."""
+"""The benchmark of the tricks: all variants compute the same training, and its tables agree with the timings."""
 
 import importlib
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def recipe(recipe_values: dict[str, Any], tmp_path: Path) -> Recipe:
     return load_recipe(path)
 
 
-def test_all_ways_are_one_training(load: Load, recipe: Recipe, tmp_path: Path):
+def test_all_variants_compute_the_same_training(load: Load, recipe: Recipe, tmp_path: Path):
     tricks, prepare, benchmark = load("tricks"), load("trick_bench").prepare, load("end_to_end")
     bench = prepare(recipe, (1, 13), clients=2, examples=11, cache_dir=tmp_path)
     variants = {**tricks.cumulative(True), **tricks.left_out(tricks.FULL), "habit": tricks.Tricks(input_gradients=True)}
@@ -43,7 +43,7 @@ def test_all_ways_are_one_training(load: Load, recipe: Recipe, tmp_path: Path):
         assert [u.metrics["loss"] for u in updates] == pytest.approx([sum(s) / 3 for s in losses], rel=benchmark.ALIKE)
 
 
-def test_ways_that_compute_something_else_are_found(load: Load, recipe: Recipe, tmp_path: Path):
+def test_a_variant_that_computes_something_else_is_found(load: Load, recipe: Recipe, tmp_path: Path):
     tricks, prepare, benchmark = load("tricks"), load("trick_bench").prepare, load("end_to_end")
     bench = prepare(recipe, (1, 13), clients=1, examples=11, cache_dir=tmp_path)
     bench.cached.update({dtype: bench.texts.select(range(10, -1, -1)) for dtype in bench.cached})

@@ -1,4 +1,4 @@
-"""What is said about the goals, from cells whose numbers are made up."""
+"""The verdicts on the goals, computed from cells with invented numbers."""
 
 import importlib
 import json

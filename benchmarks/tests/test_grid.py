@@ -164,7 +164,7 @@ def test_a_killed_grid_keeps_the_pieces_that_ended(bench: Bench, monkeypatch: py
     assert bench.ran == FOUR[2:]
     assert bench.commits() == dict(zip(FOUR, ("aaa", "aaa", "bbb", "bbb"), strict=True))
     # The old folder still has the third cell, which the file has from the new one. Runs as short as these may take
-    # equally long, and equal figures could not be told apart.
+    # equally long, and equal figures could not be distinguished.
     (third,) = (old / "second").rglob("summary.json")
     summary = json.loads(third.read_text())
     third.write_text(json.dumps(summary | {"seconds": summary["seconds"] + 7}))

@@ -34,7 +34,7 @@ def test_a_line_is_found_whatever_its_fixed_cost(growth: Any):
         assert growth.affine(SIZES, [fixed + 0.07 * x for x in SIZES]) == pytest.approx((fixed, 0.07), abs=1e-9)
 
 
-def test_the_line_is_held_to_relative_errors(growth: Any):
+def test_the_line_is_fitted_by_relative_errors(growth: Any):
     times = [0.5 + 0.1 * x for x in SIZES]
     times[-1] *= 1.1  # as large as all of the first in absolute terms
     fixed, each = growth.affine(SIZES, times)

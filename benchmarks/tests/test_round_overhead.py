@@ -1,4 +1,4 @@
-"""The benchmark of rounds: its plain loop does our fit, and its tables say what the timings say."""
+"""The benchmark of rounds: its plain loop trains as our rounds do, and its tables agree with the timings."""
 
 import importlib
 import json
@@ -80,7 +80,7 @@ def test_ratios_are_taken_within_a_repetition(load: Load):
     assert summary.goals_table({"plain": [[1.0]]})[1][0][1:] == ("–", "not measured")
 
 
-def test_every_harness_has_its_row_and_what_is_wrong_is_said(load: Load):
+def test_every_harness_has_its_row_and_faults_are_reported(load: Load):
     summary = load("round_harnesses.summary")
     runs, failed = {**RUNS, "pfl": [[], [], []]}, {"pfl": "no module", "fftmoe": "killed"}
     apart = {"plain": 0.5, "flower": 1e-5}
@@ -149,7 +149,7 @@ def test_a_harness_that_cannot_be_installed_is_a_row_and_the_status(
     assert benchmark.main([*options, "--only", "plain"]) == 0
 
 
-def test_the_last_word_of_a_failed_process_is_kept(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_last_message_of_a_failed_process_is_kept(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     benchmark = load("round_overhead")
     monkeypatch.setitem(benchmark.MODULES, "plain", "absent")
     bench = benchmark.Bench(tmp_path, tmp_path, ["plain"])
@@ -157,7 +157,7 @@ def test_the_last_word_of_a_failed_process_is_kept(load: Load, tmp_path: Path, m
     assert "No module named round_harnesses.absent" in bench.failed["plain"]
 
 
-def test_a_part_s_time_is_its_own(load: Load, monkeypatch: pytest.MonkeyPatch):
+def test_the_time_of_a_part_excludes_the_parts_within_it(load: Load, monkeypatch: pytest.MonkeyPatch):
     breakdown = load("round_harnesses.breakdown")
     clock = iter([0.0, 10.0, 13.0, 20.0])
     monkeypatch.setattr(breakdown, "now", lambda: next(clock))

@@ -40,7 +40,7 @@ def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return logits(model, batch)
 
 
-def test_the_battery_covers_every_known_family():
+def test_these_tests_cover_every_known_family():
     assert sorted(FAMILIES) == sorted(KNOWN)
 
 

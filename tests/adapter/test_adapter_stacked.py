@@ -48,8 +48,8 @@ def side_by_side(name: str, p: Problem, max_groups: int = 1023) -> list[Tensor]:
 
 
 def one_by_one(name: str, p: Problem) -> list[Tensor]:
-    alone = [COMPUTES[name](*client, ACTIVATIONS["gelu"]) for client in zip(*p, strict=True)]
-    return with_gradients(torch.stack(alone), p)
+    single = [COMPUTES[name](*client, ACTIVATIONS["gelu"]) for client in zip(*p, strict=True)]
+    return with_gradients(torch.stack(single), p)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor], p: Problem) -> None:
@@ -111,5 +111,5 @@ def test_a_client_with_a_smaller_top_k_fills_up_with_gates_of_zero(name: str):
     fewer_CTK[1, :, 2:] = 0
     y_CTD = stacked(name, *p._replace(gates_CTK=fewer_CTK), ACTIVATIONS["gelu"])
     arguments = (p.x_CTD[1], p.gates_CTK[1, :, :2], p.expert_ids_CTK[1, :, :2], p.up_CMHD[1], p.down_CMHD[1])
-    alone_TD = COMPUTES[name](*arguments, ACTIVATIONS["gelu"])
-    assert ((y_CTD[1] - alone_TD).abs().double() <= mixture_bounds(*arguments)[0]).all()
+    single_TD = COMPUTES[name](*arguments, ACTIVATIONS["gelu"])
+    assert ((y_CTD[1] - single_TD).abs().double() <= mixture_bounds(*arguments)[0]).all()

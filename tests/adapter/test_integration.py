@@ -39,7 +39,7 @@ def test_generation_with_its_cache_equals_whole_forward_passes(family: str):
     model, prompts = adapted(family), inputs(3, "left")
     found = model.generate(**prompts, max_new_tokens=9, do_sample=False, use_cache=True)
     plain = decoder(family).generate(**prompts, max_new_tokens=9, do_sample=False, use_cache=True)
-    assert found.tolist() != plain.tolist(), "the adapter has no say"
+    assert found.tolist() != plain.tolist(), "the adapter has no effect"
     for row, prompt, mask in zip(found, prompts["input_ids"], prompts["attention_mask"], strict=True):
         ids = prompt[mask.bool()][None]
         for expected in row[len(prompt) :].tolist():

@@ -1,4 +1,4 @@
-"""The low-rank update of query and value that everyone averages: a whole model with it, its files and its switches.
+"""The low-rank update of query and value that is averaged: a whole model with it, its files and its switches.
 
 test_shared_projection.py tests one projection, test_shared_in_rounds.py which clients hold, send and average it, and
 methods/test_shared_costs.py what it costs. R is its rank, M the number of experts of H hidden units.
@@ -69,7 +69,7 @@ def test_an_untrained_adapter_with_it_is_exactly_the_backbone(family: str):
     assert len(projections) == NUM_BLOCKS * 2 * 2
     assert torch.equal(output(model, batch), plain)
     assert all((p != 0).all() for name, p in projections.items() if name.endswith(".a"))
-    # Each projection of each block has an effect of its own.
+    # Each projection of each block has a separate effect.
     for name, parameter in projections.items():
         if name.endswith(".b"):
             nn.init.normal_(parameter, generator=generator(1, name))
@@ -128,7 +128,7 @@ def test_a_negative_rank_is_refused():
         config(shared_rank=-1)
 
 
-def test_without_it_the_adapter_is_what_it_was():
+def test_without_it_the_adapter_is_unchanged():
     none = attach_adapter(tiny_bert(), MoeAdapterConfig(num_experts=M, expert_dim=H, top_k=2))
     zero, with_it = attach_adapter(tiny_bert(), config(shared_rank=0)), attach_adapter(tiny_bert(), config())
     assert list(none.state_dict()) == list(zero.state_dict())

@@ -57,7 +57,7 @@ def tokens(*shape: int) -> Tensor:
 # One block
 
 
-def test_without_it_a_block_is_what_it_was():
+def test_without_it_a_block_is_unchanged():
     without, given_none = SparseMoe(M, H, D, 2, generator(4, "pool")), sparse_moe(0)
     with_it = sparse_moe()
     assert set(without.state_dict()) == set(given_none.state_dict()) == {"router.weight", "up", "down"}
@@ -79,7 +79,7 @@ def test_untrained_it_adds_exactly_nothing():
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("compute", ["loop", "wide"])
 def test_a_block_adds_the_routed_experts_and_the_shared_one(activation: str, scale: float, compute: str):
-    """Against a loop over tokens and experts, with gates of its own."""
+    """Compared with a loop over tokens and experts that computes the gates itself."""
     moe = trained(sparse_moe(activation=activation, scale=scale, compute=compute))
     act = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[activation]
     assert moe.shared_up is not None
@@ -108,10 +108,10 @@ def test_every_token_reaches_it_and_none_waits_for_the_router():
     with torch.no_grad():
         before = moe(tokens())
         moe.view(top_k=1, resident=torch.tensor([True] + [False] * (M - 1)))
-        alone = moe(tokens()) - moe.mix(tokens(), moe.router(tokens(), 1, moe.resident, moe.gates))
+        with_one_resident = moe(tokens()) - moe.mix(tokens(), moe.router(tokens(), 1, moe.resident, moe.gates))
         moe.view(top_k=2)
-        everyone = before - moe.mix(tokens(), moe.router(tokens(), 2, None, moe.gates))
-    torch.testing.assert_close(alone, everyone)  # whoever is resident
+        with_all_resident = before - moe.mix(tokens(), moe.router(tokens(), 2, None, moe.gates))
+    torch.testing.assert_close(with_one_resident, with_all_resident)  # whichever experts are resident
 
 
 def test_a_block_without_experts_adds_nothing_of_it():
@@ -153,7 +153,7 @@ def test_an_untrained_adapter_with_it_is_exactly_the_backbone(family: str):
     with torch.inference_mode():
         adapted = logits(model, batch)
         with model.disable_adapter():
-            # The head is trained beside the adapter and starts as a copy of the backbone's.
+            # The head is trained together with the adapter and starts as a copy of the backbone's.
             assert torch.equal(adapted, logits(model, batch))
         moved = adapter.blocks(model)[1]
         assert moved.shared_down is not None

@@ -81,12 +81,12 @@ def test_they_are_those_that_lora_adapts(family: str):
 
 
 def test_query_and_value_have_the_same_names_and_first_values_without_the_other_layers():
-    both, alone = (
+    both, attention_only = (
         attach_adapter(tiny_bert(), all_linear()),
         attach_adapter(tiny_bert(), all_linear(shared_targets="query-value")),
     )
     everything = adapter.shared_projections(both)
-    for name, parameter in adapter.shared_projections(alone).items():
+    for name, parameter in adapter.shared_projections(attention_only).items():
         assert torch.equal(everything[name], parameter)
 
 
@@ -210,12 +210,12 @@ def test_a_second_adapter_may_adapt_other_layers(first: dict[str, Any], second: 
     assert trainable(model) == trained
     model.set_adapter("second")
     assert torch.equal(output(model, batch), plain)
-    alone = attach_adapter(tiny_bert(), all_linear(seed=2, **second))
-    assert list(adapter.shared_projections(model)) == list(adapter.shared_projections(alone))
+    single = attach_adapter(tiny_bert(), all_linear(seed=2, **second))
+    assert list(adapter.shared_projections(model)) == list(adapter.shared_projections(single))
     assert all(".second." in name for name in trainable(model))
-    for each in (model, alone):
+    for each in (model, single):
         randomise(each)
-    assert torch.equal(output(model, batch), output(alone, batch))
+    assert torch.equal(output(model, batch), output(single, batch))
     model.set_adapter("default")
     model.delete_adapter("second")
     assert torch.equal(output(model, batch), one)
@@ -287,6 +287,6 @@ def test_the_imitation_by_lora_takes_in_the_last_projections_update(run: Path, t
     about = fftmoe.export(silent, "lora", tmp_path / "out", rank=3, steps=0)
     assert all(0 < error < 1e-3 for error in about["relative_error"].values())
     lora = PeftModel.from_pretrained(fresh_backbone(trained.run), str(tmp_path / "out")).eval()
-    alone = answers(fresh_backbone(trained.run), run)
-    for found, wanted, without in zip(answers(lora, run), expected, alone, strict=True):
+    of_backbone = answers(fresh_backbone(trained.run), run)
+    for found, wanted, without in zip(answers(lora, run), expected, of_backbone, strict=True):
         assert (found - wanted).norm() < 0.02 * (without - wanted).norm()

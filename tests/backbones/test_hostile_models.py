@@ -45,7 +45,7 @@ def lora_folder(tmp_path: Path) -> Path:
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "a module": {"megatron_config": {"a": 1}, "megatron_core": "evil"},
-    "a module alone": {"megatron_core": "evil"},
+    "only a module": {"megatron_core": "evil"},
     "another tuner": {"peft_type": "PREFIX_TUNING"},
     "no tuner": {"peft_type": ["LORA"]},
     "a way to begin": {"init_lora_weights": "pissa"},
@@ -118,7 +118,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "code in a part": {"text_config": {"auto_map": CODE}},
     "code of a hub": {"auto_map": {"AutoModel": "someone/evil--evil.Evil"}},
     "a kernel": {"attn_implementation": "someone/evil"},
-    "a kernel of its own": {"_attn_implementation": "someone/evil:fn"},
+    "a custom kernel": {"_attn_implementation": "someone/evil:fn"},
     "a kernel inside": {"_attn_implementation_internal": "flash_attention_2"},
     "a kernel for experts": {"experts_implementation": "someone/evil"},
     "kernels": {"use_kernels": True},
@@ -159,7 +159,7 @@ def test_a_backbone_runs_no_code_and_is_no_larger_than_its_file(copy: Path, cana
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, '{"a": NaN}', '{"a": 1, "a": 2}', "\0", "x" * 2**21])
-def test_a_configuration_that_is_none(copy: Path, text: str):
+def test_what_is_not_a_configuration_is_refused(copy: Path, text: str):
     (copy / "config.json").write_text(text)
     refused(lambda: load_backbone(str(copy), num_labels=2), "cannot read config.json", InputError)
     refused(lambda: load_tokenizer(str(copy)), "cannot read config.json", InputError)
@@ -195,7 +195,7 @@ def test_weights_are_not_read_from_elsewhere(copy: Path, name: str):
 @pytest.mark.parametrize(
     "text", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}', "{"]
 )
-def test_a_list_of_weights_that_is_none(copy: Path, text: str):
+def test_what_is_not_a_list_of_weights_is_refused(copy: Path, text: str):
     shutil.move(copy / "model.safetensors", copy / "part.safetensors")
     (copy / "model.safetensors.index.json").write_text(text)
     refused(lambda: load_backbone(str(copy), num_labels=2), "index.json in model folder .* (cannot|names)", InputError)
@@ -223,7 +223,7 @@ def test_a_tokenizer_runs_no_code(copy: Path, canary: Path, kind: str):
 
 
 @pytest.mark.parametrize("text", ["{}", '{"a":' * 10**5, "[]", "", '{"version": "1.0", "model": {"type": "Evil"}}'])
-def test_a_tokenizer_that_is_none(copy: Path, text: str):
+def test_what_is_not_a_tokenizer_is_refused(copy: Path, text: str):
     (copy / "tokenizer.json").write_text(text)
     refused(lambda: load_tokenizer(str(copy)), "cannot load the tokenizer", InputError)
 

@@ -177,7 +177,7 @@ def test_the_first_adapted_block_is_found_for_every_kind_of_adapter():
     model = attach_adapter(FAMILIES["bert"].make(), lora)
     assert first_adapted_block(model) == 1
     assert_resumes(model, 1, tokens())
-    assert first_adapted_block(FAMILIES["vit"].make()) == NUM_BLOCKS - 1  # a head alone
+    assert first_adapted_block(FAMILIES["vit"].make()) == NUM_BLOCKS - 1  # only a head
     assert first_adapted_block(nn.Linear(2, 3)) == 0
 
 

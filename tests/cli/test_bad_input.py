@@ -154,7 +154,7 @@ def test_a_disk_without_room(refused: Refuse, monkeypatch: pytest.MonkeyPatch):
         (("evaluate", "{folder}"), ("is not a run folder", "config.yaml")),
         (("predict", "{folder}", "some text"), ("is not a run folder",)),
         (("evaluate", "{folder}/nowhere"), ("is not a run folder",)),
-        (("predict", "{folder}"), ("is not a run folder",)),  # told before anybody types a text
+        (("predict", "{folder}"), ("is not a run folder",)),  # reported before anybody types a text
         (("run", "--workers", "0"), ("--workers",)),
         (("run", "--rounds", "3"), ("--rounds",)),
         (("run", "quickstart", "--engine", "locl"), ("engine.kind is 'locl'", "did you mean 'local'")),

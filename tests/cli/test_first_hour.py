@@ -1,4 +1,4 @@
-"""What a new user gets wrong in the first hour: what it says, with which status, and that nothing was written."""
+"""Mistakes of a new user's first hour: their messages and exit statuses, and that nothing was written."""
 
 import os
 import re
@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "semicolons": (lambda d: d.data(TRAIN.replace(",", ";"), TEST.replace(",", ";")), ("train.csv", ";", "comma")),
     "latin-1": (lambda d: d.data(TRAIN.replace("ash", "Übung"), encoding="latin-1"), ("train.csv", "UTF-8")),
     "an empty file": (lambda d: d.data(train=""), ("train.csv", "Empty")),
-    "a header alone": (lambda d: d.data(train="text,label\n"), ("train.csv", "no rows")),
+    "only a header": (lambda d: d.data(train="text,label\n"), ("train.csv", "no rows")),
     "one label": (lambda d: d.data(re.sub("red$|green$", "blue", TRAIN, flags=re.M)), ("one label", "'blue'")),
     "a label only in the test file": (lambda d: d.data(test=TEST + "elm,violet\n"), ("test.csv", "'violet'")),
     "a text left out": (lambda d: d.data(train=TRAIN + ",red\n"), ("train.csv", "row 34")),
@@ -365,7 +365,7 @@ def test_peft_knows_the_adapter_after(imports: str):
     assert "FFT_MOE" in done.stdout
 
 
-def test_import_fftmoe_leaves_the_import_system_alone():
+def test_import_fftmoe_does_not_change_the_import_system():
     script = "import sys; before = [*sys.meta_path]; import fftmoe; assert sys.meta_path == before, sys.meta_path"
     subprocess.run([sys.executable, "-c", script], check=True)
 

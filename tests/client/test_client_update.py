@@ -160,7 +160,7 @@ def test_without_a_proximal_term_nothing_is_computed_differently(fresh: Callable
 @pytest.mark.parametrize("mu", [0.0, 3.0])
 def test_private_examples_leave_the_proximal_term_as_it_is(fresh: Callable[[], Any], mu: float):
     whole = dataclasses.replace(TRAINING, batch_size=N, local_epochs=None, local_steps=5, proximal=mu)
-    # Everyone is drawn in every step, and nothing is clipped or noisy: what is left is the mean over the examples.
+    # Every example is drawn in every step, and nothing is clipped or noisy: the result is the mean over the examples.
     private = dataclasses.replace(whole, example_clip=1e6, example_noise=0.0)
     with plain_sgd():
         plain, _ = updated(fresh().double(), whole)

@@ -91,11 +91,11 @@ def test_more_groups_than_one_product_takes():
     ids = torch.rand(clients, 7, experts, generator=source).topk(2).indices.cuda()
     found = stacked("grouped", x, gates, ids, up, down, ACTIVATIONS["gelu"])
     for c in range(clients):
-        alone = COMPUTES["grouped"](x[c], gates[c], ids[c], up[c], down[c], ACTIVATIONS["gelu"])
-        torch.testing.assert_close(found[c], alone)
+        single = COMPUTES["grouped"](x[c], gates[c], ids[c], up[c], down[c], ACTIVATIONS["gelu"])
+        torch.testing.assert_close(found[c], single)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["one after another", "at once"])
+@pytest.mark.parametrize("together", [False, True], ids=["one after another", "in one batch"])
 def test_updates_equal_those_of_the_cpu(backbone_folder: Path, together: bool):
     on_cpu = updates(model_on("cpu", backbone_folder), together=False)
     on_gpu = updates(model_on("cuda", backbone_folder), together)

@@ -41,10 +41,10 @@ def test_each_client_of_a_batch_moves_as_it_does_by_itself(change: dict[str, Any
     start, gradients = drawn(0), [drawn(12) for _ in range(STEPS)]
     together = moved(start, gradients, training)
     for c in range(C):
-        alone = moved(
+        single = moved(
             {n: t[c] for n, t in start.items()}, [{n: g[c] for n, g in step.items()} for step in gradients], training
         )
-        for name, value in alone.items():
+        for name, value in single.items():
             # An optimizer computes each number by itself, but a processor may fuse a product and a sum where it takes
             # several numbers at a time, and not for the last few: a dozen operations a step, one unit each.
             bound = 12 * STEPS * torch.finfo(dtype).eps

@@ -91,7 +91,7 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
         of(lambda h, t: h.update(client_id=h["client_id"] + 1)),
         r"the server's plan is for client \d; this site is client \d",
     ),
-    "trains alone": (
+    "trains locally": (
         say(task="alone"),
         r"the server asks for the task 'alone'; for this recipe this site carries out train",
     ),

@@ -220,6 +220,6 @@ def test_an_interrupted_comparison_ends_with_130_and_keeps_what_is_finished(
     assert process.returncode == 130, err
     assert err.startswith("fftmoe: interrupted")
     assert "to continue, repeat the command" in err
-    assert err.count("\n") == 1, err  # nobody tells of leaked semaphores
+    assert err.count("\n") == 1, err  # no warning of leaked semaphores
     assert len(list((tmp_path / "out").rglob("summary.json"))) >= 1
     assert not (tmp_path / "out" / "comparison.json").exists()

@@ -215,9 +215,9 @@ def test_tables_leave_out_what_was_not_measured():
         "Rounds to the target",
         "Paired differences of accuracy",
     ]
-    alone = Comparison("x", (cell("fft-moe+h", "shards:1", 0, 0.7),))
-    assert [table.title for table in tables(alone)] == titles[:2]
-    assert robustness_table(alone.cells).header == ("", "worst decile", "up", "down", "client s")
+    single = Comparison("x", (cell("fft-moe+h", "shards:1", 0, 0.7),))
+    assert [table.title for table in tables(single)] == titles[:2]
+    assert robustness_table(single.cells).header == ("", "worst decile", "up", "down", "client s")
     known = {"mean": 0.75, "worst_decile": 0.25, "global_mean": 0.625}
     personal = robustness_table((cell("a+h", "iid", 0, 0.5, personal_accuracy=known),))
     assert personal.header[3:6] == ("personal", "personal worst", "global there")

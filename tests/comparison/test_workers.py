@@ -16,7 +16,7 @@ from fftmoe.setup.cells import Cell
 
 
 def fake_run(cell: Cell, folder: Path) -> None:
-    """Seed 1 takes its process along, 2 fails as foreseen, 3 as nobody foresaw."""
+    """Seed 1 ends its process, seed 2 raises an expected error, and seed 3 an unexpected one."""
     if cell.seed == 1:
         os._exit(9)
     if cell.seed == 2:

@@ -20,8 +20,8 @@ def test_a_budget_costs_what_its_experts_cost_in_every_block():
 
 def test_what_all_clients_share_counts_once_in_every_block():
     shared = ExpertShape(dim=7, expert_dim=3, shared_dim=2, projections=11)
-    alone, both = (adapter_cost(Budget("b", 1, 5, (4, 6)), shape, "float32") for shape in (SHAPE, shared))
-    assert both.parameters - alone.parameters == 2 * (2 * 2 * 7 + 11)
+    experts_only, both = (adapter_cost(Budget("b", 1, 5, (4, 6)), shape, "float32") for shape in (SHAPE, shared))
+    assert both.parameters - experts_only.parameters == 2 * (2 * 2 * 7 + 11)
 
 
 @pytest.mark.parametrize(("upload", "smaller"), [("bfloat16", 0.5), ("int8", 0.5)])

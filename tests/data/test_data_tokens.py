@@ -140,7 +140,7 @@ def test_damaged_cache_is_made_anew(tmp_path: Path, damage: Any):
     tokenizer = tiny_tokenizer()
     first = tokenize_cached(*labelled(), tokenizer, 7, tmp_path)
     (path,) = tmp_path.iterdir()
-    # Whoever still maps the first file keeps it: damage and repair come as new files.
+    # A process that still maps the first file keeps it: damage and repair come as new files.
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(damage(whole))

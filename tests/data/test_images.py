@@ -111,7 +111,7 @@ def test_a_batch_is_scaled_then_normalised(examples: ImageExamples):
     assert examples.batch(np.array([1]))["labels"].tolist() == [1]
 
 
-def test_a_selection_is_a_set_of_its_own(examples: ImageExamples):
+def test_a_selection_is_a_complete_data_set(examples: ImageExamples):
     chosen = pickle.loads(pickle.dumps(examples.select([2, 1])))
     assert len(chosen) == 2
     assert torch.equal(chosen.batch([0])["pixel_values"], examples.batch([2])["pixel_values"])

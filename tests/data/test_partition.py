@@ -48,7 +48,7 @@ def test_disjoint_cover_fixed_by_the_seed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_global_random_state_is_left_alone_and_seeds_differ(kind: str):
+def test_global_random_state_is_unchanged_and_seeds_differ(kind: str):
     before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]  # noqa: NPY002
     first = partition(kind)
     assert np.array_equal(np.random.get_state()[1], before)  # type: ignore[arg-type, index]  # noqa: NPY002
@@ -116,8 +116,8 @@ def test_bernoulli_dirichlet_number_of_holders():
     held = part.label_distribution(labels, 40) > 0
     # 800 independent draws with probability 1/4: the share's standard deviation is 0.015.
     assert held.mean() == pytest.approx(0.25, abs=0.06)
-    everyone = partition("bernoulli-dirichlet", labels, 20, alpha=100.0, holder_fraction=1.0)
-    assert (everyone.label_distribution(labels, 40) > 0).all()
+    of_all = partition("bernoulli-dirichlet", labels, 20, alpha=100.0, holder_fraction=1.0)
+    assert (of_all.label_distribution(labels, 40) > 0).all()
 
 
 def test_bernoulli_dirichlet_gives_every_class_a_holder():
@@ -140,12 +140,12 @@ def test_label_distribution():
 def test_label_shares_are_each_clients_own_count(num_clients: int, num_labels: int, data: Any):
     labels = np.random.default_rng(num_clients).integers(num_labels, size=59)
     part = partition("iid", labels, num_clients)
-    everyone = part.label_distribution(labels, num_labels)
+    of_all = part.label_distribution(labels, num_labels)
     counts = [np.bincount(labels[rows], minlength=num_labels) / len(rows) for rows in part.indices]
-    assert np.array_equal(everyone, np.stack(counts))
+    assert np.array_equal(of_all, np.stack(counts))
     start, stop = sorted(data.draw(st.tuples(st.integers(0, num_clients), st.integers(0, num_clients))))
     some = part.label_distribution(labels, num_labels, range(start, stop))
-    assert np.array_equal(some, everyone[start:stop])
+    assert np.array_equal(some, of_all[start:stop])
 
 
 @given(st.lists(st.one_of(st.integers(-3, 12)), min_size=1) | st.lists(st.text("abc", min_size=1), min_size=1))

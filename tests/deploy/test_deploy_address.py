@@ -1,4 +1,4 @@
-"""The server's address: what is one, what is none, and which stay on this machine."""
+"""The server's address: valid ones, invalid ones, and those that stay on this machine."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address

@@ -124,8 +124,8 @@ def test_a_certificate_that_the_sites_would_refuse_is_refused(server: Path, monk
         ("a003020102", "a003020107"),  # the certificate's version
     ],
 )
-def test_a_certificate_that_says_what_nobody_knows_is_refused(server: Path, name: str, found: str, instead: str):
-    """Each of these makes cryptography raise an error of its own kind."""
+def test_a_certificate_with_unknown_content_is_refused(server: Path, name: str, found: str, instead: str):
+    """Each of these makes cryptography raise another kind of error."""
     certificate = ssl.PEM_cert_to_DER_cert((server / name).read_text())
     assert bytes.fromhex(found) in certificate
     damaged = certificate.replace(bytes.fromhex(found), bytes.fromhex(instead))
@@ -199,7 +199,7 @@ def test_two_sites_with_one_key_are_refused(server: Path):
         read_server(server)
 
 
-def test_a_key_of_nobody_is_refused_and_other_files_are_left_alone(server: Path):
+def test_a_key_of_no_site_is_refused_and_other_files_are_ignored(server: Path):
     (server / "sites" / "._3.pub").write_bytes(b"what a file manager leaves")
     (server / "sites" / "notes.txt").write_bytes(b"mine")
     read_server(server)

@@ -33,7 +33,7 @@ def test_another_authority_is_refused(made: Path, tmp_path: Path):
 
 
 def test_a_server_cannot_sign_for_others(made: Path, tmp_path: Path):
-    """Whoever takes the server's key can make no certificate that a site accepts."""
+    """With a stolen key of the server, nobody can make a certificate that a site accepts."""
     stolen = Certified(*((made / "server" / name).read_bytes() for name in ("server.crt", "server.key")))
     forged = make_server_certificate(stolen, "bank.example.org", 1, NOW)
     (tmp_path / "server.crt").write_bytes(forged.certificate + stolen.certificate)

@@ -121,7 +121,7 @@ def test_a_message_of_very_many_parts_is_not_fetched(monkeypatch: pytest.MonkeyP
     assert sum(path.endswith("pull-object") for path in server.asked) == MOST_OBJECTS + 1
 
 
-def test_a_server_that_sends_everyone_elsewhere_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_server_that_redirects_its_nodes_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(Server, "__call__", lambda self, request: NONSENSE["elsewhere"](request))
     with pytest.raises(RunError, match="answers with HTTP 307; a server of fftmoe does not"):
         serve([], monkeypatch, tmp_path)

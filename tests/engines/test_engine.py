@@ -42,10 +42,10 @@ def build(folder: Path) -> Handler:
     return handle
 
 
-def deliver(engine: Engine, *messages: str, at_once: int = 1) -> list[tuple[int, bytes]]:
+def deliver(engine: Engine, *messages: str, per_group: int = 1) -> list[tuple[int, bytes]]:
     """Deliver messages to clients 10, 11, … in groups of `at_once`; returns their replies."""
     requests = [(10 + i, message.encode()) for i, message in enumerate(messages)]
-    groups = [requests[i : i + at_once] for i in range(0, len(requests), at_once)]
+    groups = [requests[i : i + per_group] for i in range(0, len(requests), per_group)]
     answers = list(engine.run_clients(groups))
     assert all(isinstance(answer, Reply) and answer.seconds >= 0 for answer in answers)
     return [(answer.client_id, answer.message) for answer in answers if isinstance(answer, Reply)]
@@ -87,13 +87,13 @@ def test_every_client_gets_its_message_and_replies_come_in_order(engine: Engine)
 
 
 def test_a_group_is_handled_in_one_call_and_gives_one_reply_for_each_client(engine: Engine):
-    replies = deliver(engine, "ab", "cd", "ef", at_once=2)
+    replies = deliver(engine, "ab", "cd", "ef", per_group=2)
     assert replies == [(10, b"ba+together"), (11, b"dc+together"), (12, b"fe")]
 
 
 def test_an_error_in_a_group_names_its_clients(engine: Engine):
     with pytest.raises(RunError, match=r"one of the clients 10, 11, which run together, failed: KeyError"):
-        deliver(engine, "first", "raise", "third", at_once=2)
+        deliver(engine, "first", "raise", "third", per_group=2)
 
 
 def test_the_seconds_of_a_group_are_divided_equally(folder: Path):
@@ -146,10 +146,10 @@ def test_workers_are_other_processes(pool: Engine):
 
 
 def test_peak_memory_counts_the_workers_too(pool: Engine, folder: Path):
-    alone = InProcess(build(folder))
-    assert alone.peak_rss_mib() > 10  # an interpreter with torch takes more
+    in_process = InProcess(build(folder))
+    assert in_process.peak_rss_mib() > 10  # an interpreter with torch takes more
     deliver(pool, "hello")
-    assert pool.peak_rss_mib() > alone.peak_rss_mib() + 10
+    assert pool.peak_rss_mib() > in_process.peak_rss_mib() + 10
 
 
 def test_a_killed_worker_names_its_client_and_the_next_round_gets_another_worker(folder: Path):

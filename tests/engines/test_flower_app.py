@@ -36,7 +36,7 @@ RESULTS = ("adapter/adapter_model.safetensors", "checkpoints/*.safetensors")
 
 
 class Stock:
-    """Flower's own SuperLink and SuperNodes on this machine's loopback, each with a home of its own."""
+    """Flower's own SuperLink and SuperNodes on this machine's loopback, each with a separate home folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -202,7 +202,7 @@ def test_flower_builds_the_app_and_it_carries_no_code(tmp_path: Path):
 def test_flowers_simulation_ends_with_the_bytes_of_one_machine(
     values: dict[str, Any], three_authors: Path, tmp_path: Path
 ):
-    """Its nodes have no budget of their own, so that each takes the largest tier: here the only one."""
+    """Its nodes state no budget, so that each takes the largest tier: here the only one."""
     values = {**values, "budgets": [{"name": "all", "fraction": 1.0, "top_k": 2, "experts": 3}]}
     local, output = run(parse_recipe(values, "here"), tmp_path / "local"), tmp_path / "flower"
     data, folder = tmp_path / "data", tmp_path / "stock"
@@ -232,7 +232,7 @@ def test_stock_nodes_of_three_tiers_end_with_the_bytes_of_one_machine(
     here, there = (json.loads((folder / "summary.json").read_text()) for folder in (local.folder, output))
     assert there["faults"] == {}
     assert there["accuracy_by_tier"] == here["accuracy_by_tier"]
-    assert list((stock.folder / f"{NAMES[0]}-own").rglob("*.safetensors"))  # what it keeps is where it was told
+    assert list((stock.folder / f"{NAMES[0]}-own").rglob("*.safetensors"))  # its state is in the configured folder
 
 
 def test_a_wrong_recipe_ends_the_run_with_our_sentence(stock: Stock, values: dict[str, Any], tmp_path: Path):

@@ -62,7 +62,7 @@ def test_an_error_meant_for_people_passes_unchanged(pool: "WorkerProcesses[str, 
     assert pool.submit("again").result() == "niaga"
 
 
-def test_a_worker_that_dies_costs_its_own_job_alone(pool: "WorkerProcesses[str, str]"):
+def test_a_worker_that_dies_costs_only_its_own_job(pool: "WorkerProcesses[str, str]"):
     futures = {job: pool.submit(job) for job in ("exit9", "one", "two", "raise", "three", "exit7", "four")}
     wait(futures.values())
     died = {job: str(future.exception()) for job, future in futures.items() if future.exception() is not None}

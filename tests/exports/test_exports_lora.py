@@ -155,14 +155,14 @@ def test_the_reported_metrics_of_the_imitation_are_right(run: Path, exported: tu
     for name, model in (("lora", opened(run, folder)), ("mixture_of_experts", trained.model)):
         assert about["metric"][name] == tally(model, task, test, 3).metrics()
     # Without experts and shared updates, the model is the backbone with the run's head.
-    alone = load_run(run, exact=True).model
+    backbone = load_run(run, exact=True).model
     with torch.no_grad():
-        for moe in adapter.blocks(alone).values():
+        for moe in adapter.blocks(backbone).values():
             moe.down.zero_()
-        for module in alone.modules():
+        for module in backbone.modules():
             if isinstance(module, LowRank):
                 module.low_b.zero_()
-    assert about["metric"]["backbone_alone"] == tally(alone, task, test, 3).metrics()
+    assert about["metric"]["backbone_alone"] == tally(backbone, task, test, 3).metrics()
     assert about["relative_error"].keys() == about["relative_error_closed_form"].keys() == {"1", "2"}
     assert all(0 < error < 1 for error in about["relative_error_closed_form"].values())
     assert "imitates a mixture-of-experts adapter" in (folder / "README.md").read_text()
@@ -220,10 +220,10 @@ def test_a_language_model_and_its_lora_are_merged_without_this_package(cli: Cli,
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         ours = logits(opened(run, tmp_path / "as-lora"), {"input_ids": ids})
-        alone = logits(fresh_backbone(load_run(run, exact=True).run).eval(), {"input_ids": ids})
+        of_backbone = logits(fresh_backbone(load_run(run, exact=True).run).eval(), {"input_ids": ids})
         # B A is added to the weight before the multiplication instead of after it.
         torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-5, atol=1e-5)
-    assert (ours - alone).abs().max() > 1e-3
+    assert (ours - of_backbone).abs().max() > 1e-3
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 

@@ -122,7 +122,7 @@ def test_in_local_training_a_client_computes_its_own_head_before_and_after(
     assert not any(name.startswith("head.") for name in update.tensors)
     assert ("loss" in update.metrics) == trains_an_adapter
     assert all(map(torch.equal, found, before)) != trains_an_adapter
-    if trains_an_adapter:  # on the head that it solved before: the first step's loss is that head's
+    if trains_an_adapter:  # from the head that it solved before, so the first step's loss is of that head
         one = dataclasses.replace(plan, training=dataclasses.replace(TRAINING, local_steps=1))
         first = unpack_update(handler([pack_plan(one, sent)])[0])
         solved = {**sent, "head.weight": before[0], "head.bias": before[1]}
@@ -147,7 +147,7 @@ def test_the_statistics_of_a_client_come_from_its_own_examples_and_cost_their_el
         assert 4 * elements < len(pack_update(update)) < 4 * elements + 512  # the header
 
 
-def test_everyone_measures_the_largest_tiers_view_of_all_experts(backbone_folder: Path):
+def test_every_client_measures_all_experts_as_the_largest_tier_uses_them(backbone_folder: Path):
     model = moe_model(backbone_folder, 0)
     method = fft_moe(2)
     state = method.init(model)
@@ -160,7 +160,7 @@ def test_everyone_measures_the_largest_tiers_view_of_all_experts(backbone_folder
     assert method.download(state, first).keys() == {"head.weight", "head.bias"}
 
 
-def test_where_each_client_has_its_own_model_it_measures_that(backbone_folder: Path):
+def test_a_client_with_its_own_model_measures_that_model(backbone_folder: Path):
     backbone = load_backbone(str(backbone_folder), num_labels=NUM_LABELS)
     model = attach_adapter(backbone, lora_config(1, 2.0, ["intermediate.dense"], BLOCKS))
     method = FedSaLora(dict.fromkeys(range(2), LARGE), lora_modules(model))
@@ -178,7 +178,7 @@ def test_where_each_client_has_its_own_model_it_measures_that(backbone_folder: P
     assert not torch.allclose(HeadSums.from_tensors(updates[1].tensors).gram, without, rtol=0.01)
 
 
-def test_sums_change_nothing_on_the_client(backbone_folder: Path):
+def test_computing_statistics_changes_nothing_on_the_client(backbone_folder: Path):
     model, states = moe_model(backbone_folder, 0), States()
     method = fft_moe(1)
     state = method.init(model)

@@ -39,7 +39,7 @@ def test_sums_of_the_clients_are_those_of_the_union_whatever_the_partition(owner
     assert total.num_examples == len(owners) == sum(part.num_examples for part in parts)
 
 
-def test_sums_are_worked_by_hand():
+def test_sums_match_an_example_computed_by_hand():
     sums = HeadSums.of(torch.tensor([[2.0, 3.0], [5.0, 7.0]]), torch.tensor([1, 0]), 3)
     assert sums.gram.tolist() == [[29.0, 41.0, 7.0], [41.0, 58.0, 10.0], [7.0, 10.0, 2.0]]
     assert sums.moment.tolist() == [[5.0, 2.0, 0.0], [7.0, 3.0, 0.0], [1.0, 1.0, 0.0]]
@@ -60,8 +60,8 @@ def test_the_wire_carries_the_upper_triangle_in_float32(seed: int, num_rows: int
 
 
 @given(seed=seeds, num_rows=st.integers(1, (F + 1) // 2), common=st.sampled_from([0.0, 1.0, 100.0]))
-def test_sums_of_few_examples_are_as_many_rows(seed: int, num_rows: int, common: float):
-    """Whose products are the gram, and whose sums lose nothing where the features cancel."""
+def test_few_examples_are_sent_as_as_many_rows(seed: int, num_rows: int, common: float):
+    """The rows' products are the Gram matrix, and their sums stay accurate where features cancel."""
     x, labels = drawn(num_rows, seed)
     x = x - x.mean(0) + common * (torch.arange(F) % 2)
     sums, sent = HeadSums.of(x, labels, C), few_tensors(x, labels, C)
@@ -81,7 +81,7 @@ def test_sums_of_few_examples_are_as_many_rows(seed: int, num_rows: int, common:
 
 @given(seed=seeds, num_rows=st.integers(2, (F + 1) // 2))
 def test_the_rows_that_are_sent_reveal_no_more_than_the_gram_matrix(seed: int, num_rows: int):
-    """They can be had from it: Cholesky's factor of its leading part, and what follows from that; up to signs."""
+    """They follow from it up to signs: Cholesky's factor of its leading part determines all columns."""
     x, labels = drawn(num_rows, seed)
     gram = HeadSums.of(x, labels, C).gram.flip(0, 1)  # the column of ones is the first to be factored
     lower = torch.linalg.cholesky(gram[:num_rows, :num_rows])
@@ -93,7 +93,7 @@ def test_the_rows_that_are_sent_reveal_no_more_than_the_gram_matrix(seed: int, n
     torch.testing.assert_close(signs * sent, rows, rtol=0, atol=(2**-23 + 1e-14 * condition) * scale)
 
 
-def test_which_form_is_smaller():
+def test_rows_of_few_examples_are_never_larger_than_the_gram_matrix():
     for num_features in (1, 2, 36, 37, 1024):
         sizes = [
             sum(math.prod(shape) for shape in sum_shapes(num_features, C, n).values()) for n in range(1, num_features)
@@ -103,22 +103,22 @@ def test_which_form_is_smaller():
         assert all(size <= whole for size in sizes)
 
 
-def test_a_client_sends_the_smaller_form_and_one_that_hides_its_number_the_whole(backbone_folder: Path):
+def test_a_client_sends_the_smaller_form_unless_it_hides_its_number_of_examples(backbone_folder: Path):
     model = moe_model(backbone_folder, LIFTED)
     few, many = np.arange((LIFTED + 1) // 2), np.arange((LIFTED + 1) // 2 + 1)
-    for rows, told, name in (
+    for rows, revealed, name in (
         (few, True, "sums.factor"),
         (many, True, "sums.gram"),
         (few, False, "sums.gram"),
     ):
-        sent = head_sums(model, examples(), rows, NUM_LABELS, reveal_number=told)
+        sent = head_sums(model, examples(), rows, NUM_LABELS, reveal_number=revealed)
         assert set(sent) == {name, "sums.moment"}
         assert {n: tuple(t.shape) for n, t in sent.items()} == sum_shapes(
-            LIFTED, NUM_LABELS, len(rows) if told else None
+            LIFTED, NUM_LABELS, len(rows) if revealed else None
         )
     sums, whole = (
-        HeadSums.from_tensors(head_sums(model, examples(), few, NUM_LABELS, reveal_number=told))
-        for told in (True, False)
+        HeadSums.from_tensors(head_sums(model, examples(), few, NUM_LABELS, reveal_number=revealed))
+        for revealed in (True, False)
     )
     torch.testing.assert_close(sums.gram, whole.gram, rtol=1e-5, atol=1e-5)
     assert torch.equal(sums.moment, whole.moment)

@@ -73,7 +73,7 @@ def test_a_solved_heads_logits_are_probabilities_already():
 
 @given(st.integers(0, 2**31))
 def test_least_squares_gives_each_class_its_share(seed: int):
-    """Where features tell nothing, and where they tell a group: what is solved is the share of each label there."""
+    """Features say nothing, or only name a group: the solution is the share of each label there."""
     source = generator(seed, "shares")
     labels, group = torch.randint(3, (97,), generator=source), torch.randint(2, (97, 1), generator=source).float()
     weight, bias, _ = solve_ridge(HeadSums.of(group, labels, 3), strength=1e-9)
@@ -119,7 +119,7 @@ def test_the_closed_form_is_where_the_losss_gradient_vanishes(seed: int):
     loss, *gradients = linear_loss(x, labels, weight, bias)
     # A weight is rounded by 2^-24 of its size, about 0.1, and the gradient's Hessian is 20 times the gram's mean, ~1.
     assert max(float(g.abs().max()) for g in gradients) < 1e-5
-    # Beside it it does not, and the loss is larger.
+    # Away from the solution the gradient does not vanish, and the loss is larger.
     moved, *gradients = linear_loss(x, labels, weight + 0.1, bias)
     assert max(float(g.abs().max()) for g in gradients) > 0.1
     assert moved > loss

@@ -52,7 +52,7 @@ def test_noise_is_shrunk_and_what_features_explain_is_not():
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, F - 1, F, F + 1])
-def test_as_many_features_as_examples_are_solved_all_the_same(num_rows: int):
+def test_a_problem_with_as_many_features_as_examples_is_solved(num_rows: int):
     x, labels = drawn(num_rows, 3)
     weight, bias, strength = solve_ridge(HeadSums.of(x, labels, C))
     assert strength in STRENGTHS

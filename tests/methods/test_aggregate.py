@@ -175,7 +175,7 @@ def test_clients_that_all_trained_every_expert_are_averaged_by_their_examples(ki
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_both_kinds_agree_with_their_formula(power: float):
     updates = cohort(11, num_clients=5)
-    everyone = sum(one.num_examples for one in updates)
+    all_examples = sum(one.num_examples for one in updates)
     for kind in AGGREGATIONS:
         deltas, _ = mean(updates, kind, power)
         for name in ("blocks.1.router", "blocks.1.up"):
@@ -187,7 +187,7 @@ def test_both_kinds_agree_with_their_formula(power: float):
                     share = one.shares[1][one.experts[1].index(m)]
                     weight = one.num_examples * (share**power if kind == "per-expert" else 1.0)
                     top, bottom = top + weight * delta_of(one, name, m), bottom + weight
-                bottom = everyone if kind == "fedavg" else bottom
+                bottom = all_examples if kind == "fedavg" else bottom
                 torch.testing.assert_close(deltas[name][m], top / bottom if bottom else top)
 
 

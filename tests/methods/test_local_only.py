@@ -1,4 +1,4 @@
-"""Local only: each client trains a model of its own and sends no tensor, with any method inside."""
+"""Local only: each client trains its own model and sends no tensor, with any method inside."""
 
 import dataclasses
 from typing import Any

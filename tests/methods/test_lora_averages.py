@@ -61,7 +61,7 @@ def test_each_factor_that_is_sent_is_averaged_by_examples(kind: type[LoraMethod]
 
 
 @pytest.mark.parametrize("kind", AVERAGE)
-def test_a_method_that_averages_factors_gives_everyone_the_smallest_rank(kind: type[LoraMethod]):
+def test_a_method_that_averages_factors_gives_every_client_the_smallest_rank(kind: type[LoraMethod]):
     method = kind(BUDGETS, MODULES)
     assert {method.rank(budget) for budget in BUDGETS.values()} == {2}
     assert {t.shape[0] for name, t in method.init(nn.Module()).tensors.items() if name.endswith(".A")} <= {2}

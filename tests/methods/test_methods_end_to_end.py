@@ -160,7 +160,7 @@ def test_what_is_cached_below_the_adapter_changes_nothing(
     check_up_to_rounding(with_cache.state.tensors, without.state.tensors, solved=head == FROZEN)
 
 
-FAR = {"seed": 11, "federation.learning_rate": 2.0}  # steps of SGD that are large beside rounding
+FAR = {"seed": 11, "federation.learning_rate": 2.0}  # steps of SGD that are large compared with rounding
 
 
 def check_up_to_rounding(one: Tensors, two: Tensors, solved: bool) -> None:

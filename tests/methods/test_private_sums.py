@@ -113,7 +113,7 @@ def test_one_client_moves_the_sums_by_at_most_the_clip_norm(seed: int, scales: l
     assert 0 <= with_it.within - without.within <= 1
 
 
-def test_numbers_that_are_none_count_for_nothing():
+def test_an_update_that_is_not_finite_counts_as_zero():
     spoilt = update(0, (1, 2), 0)
     spoilt.tensors["head.weight"][0, 0] = float("nan")
     total = summed([spoilt, replace(update(1, (), 0), tensors={"head.weight": torch.full((C, D), float("inf"))})])
@@ -131,8 +131,8 @@ def test_with_noise_only_the_sums_depend_on_the_participants(seed: int, num_clie
         rows = expected[name] >= 2
         divisor = expected[name] if kind == "per-expert" else torch.full_like(expected[name], 4.0)
         total_m = total.sums.get(name, torch.zeros(SHAPES[name], dtype=torch.float64))
-        beside = (-1, *[1] * (delta.dim() - 1))
-        torch.testing.assert_close(delta * divisor.view(beside), total_m * rows.view(beside), rtol=1e-12, atol=1e-15)
+        shape = (-1, *[1] * (delta.dim() - 1))
+        torch.testing.assert_close(delta * divisor.view(shape), total_m * rows.view(shape), rtol=1e-12, atol=1e-15)
         assert torch.equal(changes[name], rows)
 
 

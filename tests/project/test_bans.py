@@ -55,13 +55,13 @@ def _banned_call(node: ast.Call) -> Iterator[str]:
             yield f"{keyword}={wrong}"
         if keyword in FIXED and value is not None and not isinstance(value, ast.Constant):
             yield f"{keyword} is {ast.unparse(value)}"
-    # transformers asks at a terminal where it is not told.
+    # transformers asks at a terminal unless this is set.
     if name.split(".")[-1] in ("from_pretrained", "from_config") and name.split(".")[0] != "PeftModel":
         if "trust_remote_code" not in given:
             yield f"{name} without trust_remote_code=False"
 
 
-def test_nothing_that_is_banned():
+def test_no_module_does_what_is_banned():
     found = {str(path.relative_to(SOURCE)): list(banned(path.read_text())) for path in FILES}
     assert not {path: lines for path, lines in found.items() if lines}
 
@@ -89,11 +89,11 @@ def test_nothing_that_is_banned():
         "auto.from_pretrained(a, trust_remote_code=False, use_safetensors=False)",
     ],
 )
-def test_the_ban_sees_it(line: str):
+def test_a_banned_line_is_found(line: str):
     assert list(banned(f"x = 1\n{line}"))
 
 
-def test_the_package_is_looked_at():
+def test_the_search_reads_the_package():
     assert len(FILES) > 100
     assert not list(banned("re.compile('a')\nauto.from_pretrained(a, trust_remote_code=False)\nyaml.safe_dump(a)"))
 

@@ -1,4 +1,4 @@
-"""docs/deploy.md does what it says when its commands are run as they stand."""
+"""docs/deploy.md does what it says when its commands are run unchanged."""
 
 import os
 import re
@@ -30,8 +30,8 @@ def script() -> str:
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_the_commands_of_the_page_run_as_they_stand(tmp_path: Path):
-    """In one shell, in a folder of their own; whatever they leave running is ended with them."""
+def test_the_commands_of_the_page_run_unchanged(tmp_path: Path):
+    """They run in one shell, in a new folder; processes that they leave running are ended."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(
         ["bash", "-e", "-c", script()],

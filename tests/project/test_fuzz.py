@@ -370,7 +370,7 @@ def grown(data: bytes) -> None:
         (grown, "MemoryError"),
     ],
 )
-def test_the_watch_sees_what_it_is_for(
+def test_the_watch_finds_what_is_forbidden(
     read: Any, seen: str, watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(fuzzing, "SECONDS", 0.5)

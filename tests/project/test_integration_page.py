@@ -1,4 +1,4 @@
-"""docs/integration.md does what it says when its Python is run as it stands."""
+"""docs/integration.md does what it says when its Python is run unchanged."""
 
 import re
 import tomllib

@@ -35,16 +35,16 @@ def test_a_finished_run_has_all_sections_and_its_outcome_first():
 
 
 def test_the_gain_over_local_training_is_shown():
-    alone: dict[str, Any] = {"local_only_accuracy": {"mean": 0.5, "worst_decile": 0.25, "num_clients": 3}}
-    page = report_page(config(), rows(), summary(**alone))
+    local: dict[str, Any] = {"local_only_accuracy": {"mean": 0.5, "worst_decile": 0.25, "num_clients": 3}}
+    page = report_page(config(), rows(), summary(**local))
     assert "+0.250gain over local training, on all test data (0.500 on average)" in structure_of(page).text
     assert "local training, mean 0.5." in page  # in the description of the curve
 
 
 @pytest.mark.parametrize(("mean", "gain"), [(14.0, "+4.000"), (8.0, "-2.000")])
 def test_a_gain_is_positive_where_a_smaller_value_is_better(mean: float, gain: str):
-    alone: dict[str, Any] = {"local_only_perplexity": {"mean": mean, "worst_decile": 20.0, "num_clients": 3}}
-    recorded = summary("perplexity", **{"perplexity": 10.0, **alone})
+    local: dict[str, Any] = {"local_only_perplexity": {"mean": mean, "worst_decile": 20.0, "num_clients": 3}}
+    recorded = summary("perplexity", **{"perplexity": 10.0, **local})
     found = structure_of(report_page(config(), rows("perplexity", (90.5, None, 31.25, 10.0)), recorded))
     assert f"{gain}gain over local training" in found.text
 

@@ -77,11 +77,11 @@ def released(parameters: list[torch.nn.Parameter], loss_of: Any, rows: Any, draw
 def test_one_example_moves_the_sum_by_at_most_the_clip_norm(seed: int, num_examples: int, data: st.DataObject):
     parameters, loss_of = toy(seed, num_examples)
     left_out = data.draw(st.integers(0, num_examples - 1))
-    everyone = list(range(num_examples))
-    without = [row for row in everyone if row != left_out]
-    moved = released(parameters, loss_of, everyone) - released(parameters, loss_of, without)
+    all_examples = list(range(num_examples))
+    without = [row for row in all_examples if row != left_out]
+    moved = released(parameters, loss_of, all_examples) - released(parameters, loss_of, without)
     assert moved.norm() <= 0.7 * (1 + 1e-5)  # gradients are float32
-    assert released(parameters, loss_of, everyone).norm() <= 0.7 * num_examples * (1 + 1e-5)
+    assert released(parameters, loss_of, all_examples).norm() <= 0.7 * num_examples * (1 + 1e-5)
 
 
 def test_gradients_below_the_bound_are_not_clipped():
@@ -94,7 +94,7 @@ def test_gradients_below_the_bound_are_not_clipped():
     torch.testing.assert_close(total, torch.cat([torch.as_tensor(p.grad).flatten() for p in parameters]))
 
 
-def test_numbers_that_are_none_count_for_nothing():
+def test_an_example_whose_gradient_is_not_finite_counts_as_zero():
     parameters, loss_of = toy(4, 5)
     for none in (math.nan, math.inf):
         broken = lambda rows, none=none: loss_of(rows) * (none if int(rows) == 2 else 1.0)  # noqa: E731
@@ -164,14 +164,14 @@ def summary(folder: Path) -> dict[str, Any]:
 def test_a_run_counts_the_epsilon_of_single_examples(values: Values, method: str, tmp_path: Path):
     """The epsilon is that of the client with the fewest examples; it is 0 before the first round."""
     run(parse_recipe(values(method, **{"partition": {"kind": "iid", "num_clients": 5}}), "tiny"), tmp_path / "run")
-    told = summary(tmp_path / "run")["privacy"]["examples"]
+    privacy = summary(tmp_path / "run")["privacy"]["examples"]
     asked = json.loads((tmp_path / "run/checkpoints/example_privacy.json").read_text())["asked"]
     times = max(asked.values())
     assert sum(asked.values()) == 6  # two rounds of three clients
     expected = Mechanism(5 / 22, 1.3, 0.001).epsilon(STEPS * times)  # 113 rows over five clients
-    assert (told["steps"], told["sampling_rate"]) == (STEPS * times, 5 / 22)
+    assert (privacy["steps"], privacy["sampling_rate"]) == (STEPS * times, 5 / 22)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert told["epsilon"] == rows[-1]["example_epsilon"] == expected > rows[1]["example_epsilon"] > 0
+    assert privacy["epsilon"] == rows[-1]["example_epsilon"] == expected > rows[1]["example_epsilon"] > 0
 
 
 def test_a_run_ends_before_it_exceeds_its_budget(values: Values, tmp_path: Path):

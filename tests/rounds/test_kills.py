@@ -124,7 +124,7 @@ def digest(folder: Path) -> str:
 
 
 def rounds_lost(folder: Path) -> int:
-    """Rounds that had been told, and are played again."""
+    """The number of rounds whose row was written, and that are played again."""
     from fftmoe.store import RunFolder
 
     saved = RunFolder(folder).load_newest().state
@@ -136,7 +136,7 @@ class Nursery:
     """Runs of one recipe, each a child of this process.
 
     Attributes:
-        seconds: that an uninterrupted run takes, and `counts`: how often it comes to each point.
+        seconds: that an uninterrupted run takes, and `counts`: how often it reaches each point.
     """
 
     def __init__(self, recipe_file: Path, folder: Path) -> None:
@@ -208,7 +208,7 @@ class Nursery:
         """A run that Ctrl-C ends in the midst of a round, from the command line and on from there."""
         from fftmoe.cli.app import main
 
-        folder, told = self.folder / "interrupted", self.folder / "told.txt"
+        folder, output = self.folder / "interrupted", self.folder / "output.txt"
         flags = [part for setting in self.flags for part in ("--set", setting)]
 
         left = iter(range(5, -1, -1))  # to the third round
@@ -218,7 +218,7 @@ class Nursery:
                 os.kill(os.getpid(), signal.SIGINT)
 
         def run() -> None:
-            os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             hook(POINTS["a client is about to train"], interrupt)
             main(["run", str(self.recipe_file), "--output", str(folder), *flags])
@@ -226,7 +226,7 @@ class Nursery:
         status, lost = child(run), rounds_lost(folder)
         went_on = child(lambda: main(["resume", str(folder)]))
         equal = went_on == 0 and digest(folder) == self.expected
-        return {"ends": [status], "told": told.read_text(), "lost": lost, "equal": equal}
+        return {"ends": [status], "output": output.read_text(), "lost": lost, "equal": equal}
 
 
 def main(recipe_file: str, folder: str, number: str) -> None:
@@ -254,7 +254,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(recipe_file: Path, tmp_path: Pat
     folder = tmp_path / "interrupted"
     assert interrupted["ends"] == [130]
     assert (
-        f"fftmoe: interrupted; to continue after its last whole round: fftmoe resume {folder}\n" in interrupted["told"]
+        f"fftmoe: interrupted; to continue after its last whole round: fftmoe resume {folder}\n"
+        in interrupted["output"]
     )
     assert len(killed) == number
     assert [result for result in (interrupted, *killed) if not result["equal"] or result["lost"] > 1] == []

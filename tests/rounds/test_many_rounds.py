@@ -48,7 +48,7 @@ TRAINING = Training(5, 0.1, 1.0, local_steps=1)
 
 
 class Network:
-    """Nodes on a clock of their own: what each does with a message follows from seed, round and client."""
+    """Nodes with a simulated clock: what each does with a message follows from seed, round and client."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.now, self.round = seed, 0.0, 0
@@ -129,8 +129,8 @@ def play(seed: int, rounds: int) -> Iterator[tuple[Network, int, list[ClientUpda
             cohort = substitute(drawn, engine.absent(), CLIENTS, seed, t)
             plan = plan_round(METHOD, state, t, cohort, budgets, TRAINING, seed)
             updates = Exchange(engine, expect, ledger).updates(plan, partial(METHOD.download, state), WANTED)
-            state, told = apply_round(METHOD, state, plan, keep(updates, taken), quorum=WANTED)
-            yield network, t, taken, ledger, network.now - began, state, "void" in told
+            state, noted = apply_round(METHOD, state, plan, keep(updates, taken), quorum=WANTED)
+            yield network, t, taken, ledger, network.now - began, state, "void" in noted
 
 
 def keep(updates: Iterable[ClientUpdate], taken: list[ClientUpdate]) -> Iterator[ClientUpdate]:

@@ -133,14 +133,14 @@ def test_personal_models_can_be_measured_on_a_sample_of_the_clients(cli: Cli, re
         assert cli("run", recipe_file, "--output", folder, *sets).status == 0
         return json.loads((folder / "summary.json").read_text())
 
-    everyone, same, two = (
+    unsampled, same, two = (
         summary(*s) for s in ((), ["evaluation.personal_clients=7"], ["evaluation.personal_clients=2"])
     )
-    assert same["personal_accuracy"] == everyone["personal_accuracy"]
-    assert two["personal_accuracy"] != everyone["personal_accuracy"]
+    assert same["personal_accuracy"] == unsampled["personal_accuracy"]
+    assert two["personal_accuracy"] != unsampled["personal_accuracy"]
     # The federation itself is the same, and so is its global model on all clients' own mixes.
-    assert two["client_accuracy"] == everyone["client_accuracy"]
-    alone = summary("method=local-only", "head.kind=averaged", "evaluation.personal_clients=1")
+    assert two["client_accuracy"] == unsampled["client_accuracy"]
+    sampled = summary("method=local-only", "head.kind=averaged", "evaluation.personal_clients=1")
     # One client is one tier, and there is nothing to say of the other.
-    assert len(alone["accuracy_by_tier"]) == 1
-    assert alone["client_accuracy"]["mean"] == alone["client_accuracy"]["worst_decile"]
+    assert len(sampled["accuracy_by_tier"]) == 1
+    assert sampled["client_accuracy"]["mean"] == sampled["client_accuracy"]["worst_decile"]

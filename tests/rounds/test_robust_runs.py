@@ -122,8 +122,8 @@ def test_a_rejected_update_leaves_no_trace(recorded: Record, kind: str):
     """The state has the same bits as without the answer."""
     known = recorded(kind)
     without, _ = known.play({known.victim: Fault(known.victim, "spare", "left out for a test")})
-    everyone, _ = known.play({})
-    assert pack_state(without) != pack_state(everyone)
+    complete, _ = known.play({})
+    assert pack_state(without) != pack_state(complete)
     refused = 0
     for name, (spoil, _) in SPOILT.items():
         message = spoil(known.replies[known.victim])

@@ -191,7 +191,7 @@ PRIVATE = {"adapter.residents": "balanced", "privacy": {}}
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "stated"),
     [
         ("experts", lambda own: {block: ids[:-1] for block, ids in own.items()}),
         ("experts", lambda own: {block: [True, *ids[1:]] for block, ids in own.items()}),
@@ -201,15 +201,15 @@ PRIVATE = {"adapter.residents": "balanced", "privacy": {}}
         ("num_examples", lambda own: 26),
     ],
 )
-def test_an_update_of_a_private_client_with_values_of_its_own_is_rejected(
-    recipe_values: dict[str, Any], name: str, told: Callable[[Any], Any]
+def test_an_update_of_a_private_client_that_differs_from_the_common_header_is_rejected(
+    recipe_values: dict[str, Any], name: str, stated: Callable[[Any], Any]
 ):
     """The header of a private update is equal for all clients with the same experts."""
     known = record(recipe_of("fft-moe", recipe_values, **PRIVATE), "train", rounds=1)
     message, expected = known.replies[known.victim], known.expectation(known.victim)
     screen(message, expected)
     with pytest.raises(Rejected, match=r"expected .* from a private client|num_examples 26; expected 1$"):
-        screen(of(lambda h, t: h.update({name: told(h[name])}))(message) or b"", expected)
+        screen(of(lambda h, t: h.update({name: stated(h[name])}))(message) or b"", expected)
 
 
 def test_the_shapes_of_a_sites_statistics_follow_from_its_stated_number_of_examples(recorded: Record):

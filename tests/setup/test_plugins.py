@@ -61,7 +61,7 @@ def plugged(values: Mapping[str, Any], plugins: Plugins, **sections: Any) -> Any
     return compose(parse_recipe(changed(values, **sections), "here"), plugins)
 
 
-def test_a_method_of_ones_own_decides_who_holds_which_experts(recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_custom_method_decides_who_holds_which_experts(recipe_values: dict[str, Any], tmp_path: Path):
     plugins = Plugins(methods={"same": SameForAll})
     experiment = plugged(recipe_values, plugins, method="plugin:same", evaluation={"local_only": False})
     assert isinstance(experiment.method, SameForAll)
@@ -74,7 +74,7 @@ def test_a_method_of_ones_own_decides_who_holds_which_experts(recipe_values: dic
     assert result.summary["rounds_completed"] == 2
 
 
-def test_a_lora_method_of_ones_own_gets_factors_and_what_fedit_is_given(recipe_values: dict[str, Any]):
+def test_a_custom_lora_method_gets_factors_and_what_fedit_is_given(recipe_values: dict[str, Any]):
     plugins = Plugins(methods={"own": OwnFedIt}, aggregators={"frozen": Frozen})
     experiment = plugged(recipe_values, plugins, method="plugin:own", federation={"aggregation": "plugin:frozen"})
     own = plugged(recipe_values, Plugins(), method="fedit")
@@ -85,13 +85,13 @@ def test_a_lora_method_of_ones_own_gets_factors_and_what_fedit_is_given(recipe_v
     assert experiment.tiers[0].rank > 0
 
 
-def test_a_wrapper_of_methods_is_a_plugin_as_it_stands(recipe_values: dict[str, Any]):
+def test_a_wrapper_of_methods_can_be_a_plugin(recipe_values: dict[str, Any]):
     experiment = plugged(recipe_values, Plugins(methods={"alone": LocalOnly}), method="plugin:alone")
     assert isinstance(experiment.method, LocalOnly)
 
 
 @pytest.mark.parametrize("method", ["fft-moe", "fedit", "head-only"])
-def test_an_aggregator_of_ones_own_merges(method: str, recipe_values: dict[str, Any], tmp_path: Path):
+def test_a_custom_aggregator_merges(method: str, recipe_values: dict[str, Any], tmp_path: Path):
     plugins = Plugins(aggregators={"frozen": Frozen})
     experiment = plugged(
         recipe_values,

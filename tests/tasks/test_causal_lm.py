@@ -83,14 +83,14 @@ def test_padding_changes_no_logit_and_no_loss(language_values: dict[str, Any]):
     longest, shortest = int(examples.lengths.argmax()), int(examples.lengths.argmin())
     length = int(examples.lengths[shortest])
     with torch.inference_mode():
-        alone = logits(model, examples.batch([shortest]))
+        single = logits(model, examples.batch([shortest]))
         padded = logits(model, examples.batch([shortest, longest]))[:1]
     assert padded.shape[1] > length
-    torch.testing.assert_close(padded[:, :length], alone)  # another width sums in another order
+    torch.testing.assert_close(padded[:, :length], single)  # another width sums in another order
     loss = NextToken()
     torch.testing.assert_close(
         loss.loss(padded, examples.batch([shortest, longest])["labels"][:1]),
-        loss.loss(alone, examples.batch([shortest])["labels"]),
+        loss.loss(single, examples.batch([shortest])["labels"]),
     )
 
 
@@ -164,7 +164,7 @@ def test_a_model_learns_to_answer(run_language: RunLanguage):
 
 
 def test_the_perplexity_of_a_client_is_that_of_its_own_mix_of_tokens(language_values: dict[str, Any]):
-    """By hand from the statistics of each kind: expected nats over expected tokens of an example of its own."""
+    """By hand from the statistics of each kind: expected nats over expected tokens of one of its examples."""
     one_tier = [{"name": "all", "fraction": 1.0, "top_k": 2, "experts": 5}]
     own = {"kind": "dirichlet", "alpha": 0.5, "num_clients": 5}
     recipe = parse_recipe(changed(language_values, budgets=one_tier, data__label="kind", partition=own), "test")

@@ -18,7 +18,7 @@ from run_fixtures import ComposeFive, RunFive
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Sections of a recipe: a tiny ViT and pictures whose colours are told easily."""
+    """Sections of a recipe: a tiny ViT and pictures whose colours are easy to distinguish."""
     return vision_values(tmp_path_factory.mktemp("images"), noise=80, signal=120)
 
 
@@ -31,7 +31,7 @@ def test_images_go_the_whole_way(run_five: RunFive, images: dict[str, Any], meth
     assert summary["rounds_completed"] == 2
     assert 0 <= summary["accuracy"] <= 1
     if head != AVERAGED:
-        assert summary["accuracy"] > 0.8  # colours are easily told, once the head is computed
+        assert summary["accuracy"] > 0.8  # colours are easy to distinguish, once the head is computed
     if method not in PERSONAL:
         lifted = head.get("num_features", 0)
         task = "image-classification"

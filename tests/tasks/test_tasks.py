@@ -88,7 +88,7 @@ def metrics(task: Task, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str
     assert len(statistics) == len(labels)
     found = task.metrics(statistics.numpy().sum(0))
     assert next(iter(found)) == task.metric
-    # A mean of statistics tells the same as their sum.
+    # A mean of statistics gives the same metrics as their sum.
     means = task.metrics(statistics.numpy().mean(0))
     np.testing.assert_allclose([*means.values()], [*found.values()])
     return {name: float(value) for name, value in found.items()}
