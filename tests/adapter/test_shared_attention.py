@@ -276,7 +276,7 @@ def test_resuming_after_the_frozen_prefix_is_the_whole_model(family: str, block:
 
 @pytest.fixture
 def model(backbone_folder: Path) -> Any:
-    """What starts at zero has been trained a little."""
+    """A tiny BERT with the adapter, whose initial zeros are replaced so that every part has an effect."""
     return tiny_model(backbone_folder)
 
 
@@ -301,7 +301,7 @@ def held(client_id: int) -> set[str]:
 
 
 def test_a_block_outside_the_budget_adds_nothing(model: Any):
-    """Neither in a session nor in the global model, whatever another client left in it; and it comes back."""
+    """True in a session and in the global model, whatever another client left; the next installation undoes it."""
     moe = method()
     state = moe.init(model)
     batch = examples().batch(range(5))

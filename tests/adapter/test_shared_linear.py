@@ -272,7 +272,7 @@ def test_a_run_is_exported_exactly(run: Path, tmp_path: Path, options: dict[str,
 
 
 def test_the_imitation_by_lora_takes_in_the_last_projections_update(run: Path, tmp_path: Path):
-    """Where no expert adds anything the imitation is the model; what it lacks is the ridge's."""
+    """If no expert adds anything, the imitation equals the model up to the shrinkage of the ridge."""
     trained = load_run(run, exact=True)
     with torch.no_grad():
         for moe in adapter.blocks(trained.model).values():

@@ -40,7 +40,7 @@ def adapted(backbone: Any, chosen: MoeAdapterConfig) -> Any:
     model = attach_adapter(backbone, chosen)
     for block, moe in blocks(model).items():
         nn.init.normal_(moe.down, generator=generator(1, block))
-        # So that the load is uneven: the router's rows would else be nearly alike to these small states.
+        # Makes the load uneven: with the initial rows, all experts would be nearly equally likely for these states.
         nn.init.normal_(moe.router.weight, std=3.0, generator=generator(2, block))
     return model.train()
 

@@ -294,7 +294,7 @@ def test_a_second_time_nothing_is_computed(
         patch.setattr("fftmoe.backbones.prefix_cache._write", lambda *_: pytest.fail("computed although it was cached"))
         again = with_prefix(model, BLOCK, examples, with_states.path.parent, PLENTY)
         assert torch.equal(again.batch([5])["prefix_states"], with_states.batch([5])["prefix_states"])
-    # One that is not whole is made anew.
+    # An incomplete file is made again.
     with_states.path.unlink()
     with_states.path.write_bytes(whole[:-4])
     with_prefix(model, BLOCK, examples, with_states.path.parent, PLENTY)

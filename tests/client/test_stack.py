@@ -103,14 +103,14 @@ def two_rounds(
         plan = plan_round(moe, state, t, range(C), moe.budgets, training, seed=5).clients
         sent = [moe.download(state, each) for each in plan]
         arguments = (model, moe, make_head(head))
-        alone = [
+        single = [
             update_client(*arguments, one, tensors, own, examples, rows)
             for one, tensors, own, rows in zip(plan, sent, kept, ROWS, strict=True)
         ]
         stacked = update_stack(*arguments, plan, sent, kept, examples, ROWS)
-        results.append((alone, stacked))
-        state, _ = moe.aggregate(state, [update for update, _ in alone])
-        kept = [own for _, own in alone]
+        results.append((single, stacked))
+        state, _ = moe.aggregate(state, [update for update, _ in single])
+        kept = [own for _, own in single]
     return results[1]
 
 
@@ -122,19 +122,19 @@ ROUNDING = TERMS * torch.finfo(torch.float64).eps  # each may cost one unit in t
 
 def assert_same(pairs: tuple[list[tuple[ClientUpdate, Tensors]], list[tuple[ClientUpdate, Tensors]]]) -> None:
     """Parameters and activations are of order one here; what is sent in float32 is rounded once more."""
-    for (alone, own), (stacked, kept) in zip(*pairs, strict=True):
+    for (single, own), (stacked, kept) in zip(*pairs, strict=True):
         plain = {"tensors": {}, "shares": {}, "metrics": {}}
-        assert dataclasses.replace(stacked, **plain) == dataclasses.replace(alone, **plain)
-        assert stacked.metrics == pytest.approx(alone.metrics, rel=ROUNDING)
-        for block, shares in alone.shares.items():
+        assert dataclasses.replace(stacked, **plain) == dataclasses.replace(single, **plain)
+        assert stacked.metrics == pytest.approx(single.metrics, rel=ROUNDING)
+        for block, shares in single.shares.items():
             assert stacked.shares[block] == pytest.approx(shares, rel=ROUNDING)
-        for found, expected in ((stacked.tensors, alone.tensors), (kept, own)):
+        for found, expected in ((stacked.tensors, single.tensors), (kept, own)):
             assert found.keys() == expected.keys()
             for name, tensor in expected.items():
                 bound = max(ROUNDING, torch.finfo(tensor.dtype).eps)
                 torch.testing.assert_close(found[name], tensor, rtol=bound, atol=bound, msg=name)
         # A fault of a thousandth in a gradient is a thousand times what rounding may do.
-        assert any(t.abs().max() > 1e6 * ROUNDING for name, t in alone.tensors.items() if name.endswith(".up"))
+        assert any(t.abs().max() > 1e6 * ROUNDING for name, t in single.tensors.items() if name.endswith(".up"))
 
 
 @pytest.mark.parametrize("training", [TRAINING, EPOCHS], ids=["steps", "epochs"])

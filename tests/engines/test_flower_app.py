@@ -46,11 +46,11 @@ class Stock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The last to start is the first to go. What they started themselves ends when it misses them.
+        # Processes end in reverse order of their start; their own children end when the parent is gone.
         self._stack.close()
 
     def start_link(self, *flags: str) -> None:
-        """A SuperLink, ready."""
+        """Start a SuperLink and wait until it is ready."""
         self._start("link", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port), *flags)
         wait_for("the SuperLink", lambda: healthy(self.port))
         (self.folder / "cli").mkdir()
@@ -59,12 +59,12 @@ class Stock:
         )
 
     def start_node(self, name: str, config: dict[str, Any]) -> None:
-        """A SuperNode with this node configuration."""
+        """Start a SuperNode with this node configuration."""
         flags = ("--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port()))
         self._start(name, "flower-supernode", "--insecure", *flags, "--node-config", as_toml(config, " "))
 
     def run(self, config: dict[str, Any], *flags: str) -> str:
-        """What `flwr run` shows with this run configuration, until the run is over."""
+        """The output of `flwr run` with this run configuration, after the run has ended."""
         file = self.folder / "run.toml"
         file.write_text(as_toml(config, "\n"))
         done = self._flwr("run", str(APP), "stock", "--run-config", str(file), "--stream", *flags)

@@ -28,7 +28,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("method", "head"), CELLS)
-def test_a_run_finishes_and_says_what_it_was(run_five: RunFive, method: str, head: dict[str, Any]):
+def test_a_run_finishes_with_a_complete_summary(run_five: RunFive, method: str, head: dict[str, Any]):
     finished = run_five(method, head)
     summary, rows = finished.summary, finished.rows
     assert set(summary) >= SUMMARY_KEYS

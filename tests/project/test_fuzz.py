@@ -77,7 +77,7 @@ Make = Callable[["Things"], Reader]
 
 
 class Things:
-    """What readers are made of."""
+    """The folder and the recipe from which readers and their valid inputs are made."""
 
     def __init__(self, folder: Path, recipe_values: dict[str, Any]) -> None:
         self.folder, self.recipe_values = folder, recipe_values
@@ -102,7 +102,7 @@ def things(recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 
 
 def at(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """A reader of files, given their bytes."""
+    """Make a reader of bytes from a reader of files."""
 
     def written(data: bytes) -> object:
         path.write_bytes(data)
@@ -144,7 +144,7 @@ def state(things: Things) -> Reader:
 
 
 def flower(things: Things) -> Reader:
-    """The objects of an answer, of a request and of a profile, one of them changed."""
+    """Messages of Flower in which one object is replaced: an answer, a request, a query and a profile."""
     contents = [
         pack_reply([(3, b"abc"), (5, b"x" * 99)], 1.5),
         pack_request({"recipe": {}}, [(3, b"abc")]),
@@ -160,7 +160,7 @@ def flower(things: Things) -> Reader:
     seeds = [objects[number][name] for number, name in parts]
 
     def read(data: bytes) -> object:
-        """In the place of the one that is most like it."""
+        """Read a message in which these bytes replace the object that is most similar to them."""
         order = range(len(seeds))
         number, name = parts[min(order, key=lambda i: (seeds[i][:12] != data[:12], abs(len(seeds[i]) - len(data))))]
         content = put_together(roots[number], {**objects[number], name: data}).content

@@ -11,7 +11,7 @@ from rounding import SIZE, OtherRounding
 
 @pytest.fixture
 def product(request: pytest.FixtureRequest) -> torch.Tensor:
-    """Of two random matrices, as this processor rounds it; [7, 5]."""
+    """The product of two random matrices as this processor rounds it; [7, 5]."""
     if request.config.getoption("--rounding") is not None:
         pytest.skip("another processor is simulated already")
     a, b = operands()

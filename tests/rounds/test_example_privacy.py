@@ -67,7 +67,7 @@ def toy(seed: int, num_examples: int) -> tuple[list[torch.nn.Parameter], Callabl
 
 
 def released(parameters: list[torch.nn.Parameter], loss_of: Any, rows: Any, draw: Any = no_noise) -> torch.Tensor:
-    """The sum over the examples, all parameters one after another."""
+    """The released sum over the examples, as one vector of all parameters."""
     noisy_backward(loss_of, torch.as_tensor(rows, dtype=torch.int64), parameters, TRAINING, draw)
     return TRAINING.batch_size * torch.cat([torch.as_tensor(p.grad).flatten() for p in parameters]).double()
 

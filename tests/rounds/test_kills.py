@@ -80,7 +80,7 @@ def hook(point: Point, end: Callable[..., None]) -> None:
 
 
 def kill_at(name: str, count: int) -> None:
-    """End this process at that point, the `count`-th time that it comes there."""
+    """End this process at that point, the `count`-th time that it is reached."""
     left = iter(range(count - 1, -1, -1))
 
     def end(*arguments: Any) -> None:
@@ -96,7 +96,7 @@ def kill_at(name: str, count: int) -> None:
 
 
 def child(work: Callable[[], object], seconds: float | None = None) -> int:
-    """Do it in a child, killed after so many seconds; its exit status, or the signal that ended it as a negative."""
+    """Work in a child, killed after so many seconds; return its exit status, or minus the signal that ended it."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -195,7 +195,7 @@ class Nursery:
         return {"point": point, "ends": ends, "lost": lost, "equal": digest(folder) == self.expected}
 
     def all_killed(self, number: int) -> Iterator[dict[str, Any]]:
-        """So many of them all: at each point, early and late in a run, and whenever it may be."""
+        """Kill `number` runs: at each point, early and late in a run, and at random times."""
         source = random.Random(3)
         kills: list[tuple[str | float, int]] = [
             (name, 1 + time * count // NAMED) for name, count in self.counts.items() for time in range(NAMED)
@@ -205,7 +205,7 @@ class Nursery:
             yield self.killed(self.folder / f"{place:03d}", point, count, again=place % AGAIN == 0)
 
     def interrupted(self) -> dict[str, Any]:
-        """A run that Ctrl-C ends in the midst of a round, from the command line and on from there."""
+        """A run that Ctrl-C ends in the middle of a round, and that the command line resumes."""
         from fftmoe.cli.app import main
 
         folder, output = self.folder / "interrupted", self.folder / "output.txt"

@@ -92,7 +92,7 @@ class Network:
         return name
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Everything that has arrived, asked for or not."""
+        """Everything that has arrived, whether it was requested or not."""
         arrived = [answer for when, _, answer in sorted(self.due, key=lambda d: d[:2]) if when <= self.now]
         self.due = [waiting for waiting in self.due if waiting[0] > self.now]
         return arrived
@@ -105,7 +105,7 @@ class Network:
 
 
 def answer_of(plan: ClientPlan) -> bytes:
-    """A function of the plan."""
+    """The update of a simulated client, a function of its plan."""
     delta = (plan.client_id + 1) * torch.tensor([1.0, float(np.exp(-plan.round / 100))])
     tensors = {"head.bias": delta, "head.weight": torch.zeros(2, 3)}
     name = made_on(BACKBONE, plan.base)

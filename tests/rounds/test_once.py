@@ -1,7 +1,7 @@
 """At most one update is accepted of a client in a round of a run, and only one made on what it was sent.
 
 Nodes answer with whatever they have ever sent, under any name, to any message, any number of times. What is accepted
-is held against a set.
+is checked against a set.
 """
 
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ class Delivery:
 
 
 class Liars:
-    """A grid whose nodes deliver what they are told to, in parts, one part at each look."""
+    """A grid whose nodes deliver what a test chooses, in parts, one part at each look."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []

@@ -35,11 +35,11 @@ class Replay:
 
 
 def replies_of(recipe: dict[str, Any], folder: Path, workers: int) -> tuple[Experiment, RoundPlan, list[Reply]]:
-    """A round of everyone, really trained."""
+    """A round in which all clients train."""
     experiment = compose(parse_recipe({**recipe, "engine": {"workers": workers}}, "tiny"))
     state = experiment.method.init(experiment.model)
-    everyone = range(CLIENTS)
-    plan = plan_round(experiment.method, state, 1, everyone, experiment.budgets, experiment.training, seed=3)
+    all_clients = range(CLIENTS)
+    plan = plan_round(experiment.method, state, 1, all_clients, experiment.budgets, experiment.training, seed=3)
     taken: list[Reply] = []
 
     class Kept:

@@ -44,7 +44,7 @@ class Killed(Exception):
 
 
 def killed_in(round: int) -> Callable[[Sequence[int]], torch.Tensor]:
-    """Noise of which nothing comes in this round; a head has two tensors."""
+    """Noise that ends the process in this round before it is drawn; a head has two tensors."""
     draws: list[int] = []
 
     def draw(shape: Sequence[int]) -> torch.Tensor:

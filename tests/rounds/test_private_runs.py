@@ -48,12 +48,12 @@ def test_a_private_run_keeps_nothing_of_single_clients(run_private: RunPrivate, 
     assert b"loss" not in pack_state(kept)
     assert finished.summary["faults"] == {}
     if privacy is NOISY:
-        told = finished.summary["privacy"]
-        assert told["releases"] == 2
-        assert told["epsilon"] == finished.rows[-1]["epsilon"] > finished.rows[-2]["epsilon"] > 0
-        assert not told["stopped_early"]
+        spent = finished.summary["privacy"]
+        assert spent["releases"] == 2
+        assert spent["epsilon"] == finished.rows[-1]["epsilon"] > finished.rows[-2]["epsilon"] > 0
+        assert not spent["stopped_early"]
         page = (finished.folder / "report.html").read_text()
-        assert f"{told['epsilon']:.3f} at delta 0.001" in page
+        assert f"{spent['epsilon']:.3f} at delta 0.001" in page
     else:
         assert finished.summary["privacy"] == SUMS
 
@@ -89,7 +89,7 @@ def test_tensors_with_too_few_holders_do_not_change(run_private: RunPrivate, pri
 
 
 def test_the_private_mean_of_equal_clients_is_the_plain_one(run_private: RunPrivate):
-    """In the first round, by `fedavg`, which divides by everyone as both do; up to float32 where it is added."""
+    """In the first round, by `fedavg`, which divides by all clients as both do; up to float32 where it is added."""
     equal = {
         "partition.kind": "iid",
         "partition.alpha": None,
@@ -221,9 +221,9 @@ def test_an_adaptive_clip_norm_stays_on_the_server_and_is_saved(private_recipe: 
 
 
 def test_private_rounds_have_no_substitutes_and_no_quorum(private_recipe: PrivateRecipe, tmp_path: Path):
-    """A quorum would tell how many came. Rounds in which nobody of those asked answers release nothing."""
-    everyone = {"federation.clients_per_round": 5, "federation.quorum": 1.0, "federation.rounds": 3}
-    recipe = parse_recipe(private_recipe("head-only", NOISY, **everyone), "tiny")
+    """A quorum would reveal how many answered. A round in which no client of the cohort answers releases nothing."""
+    all_clients = {"federation.clients_per_round": 5, "federation.quorum": 1.0, "federation.rounds": 3}
+    recipe = parse_recipe(private_recipe("head-only", NOISY, **all_clients), "tiny")
 
     def opened(lost: Collection[int]) -> Any:
         return lambda experiment, folder: Unreliable(open_engine(experiment, folder), lost)

@@ -164,11 +164,11 @@ def test_bad_results_of_local_training_are_left_out(finish: Finish, cell: str):
     def whose(plan: ClientPlan) -> bool:
         return plan.task == "alone" and plan.client_id in (0, 4)
 
-    alone = {"evaluation.local_only": True}
+    local = {"evaluation.local_only": True}
     refused = finish(
-        "refused", cell, instead(whose, of(lambda h, t: h["metrics"].update(holdout_accuracy=7.0))), **alone
+        "refused", cell, instead(whose, of(lambda h, t: h["metrics"].update(holdout_accuracy=7.0))), **local
     )
-    without = finish("without", cell, missing(whose), **alone)
+    without = finish("without", cell, missing(whose), **local)
     assert_equal_runs(refused, without)
     for key in ("local_only_accuracy", "local_only_client_accuracy"):
         assert summary(refused)[key] == summary(without)[key]
@@ -176,10 +176,10 @@ def test_bad_results_of_local_training_are_left_out(finish: Finish, cell: str):
     named = [(f["client_id"], f["kind"], f["reason"]) for f in summary(refused)["local_only_faults"]]
     reason = "its holdout_accuracy is 7.0; expected a number from 0 to 1"
     assert named == [(0, "rejected", reason), (4, "rejected", reason)]
-    everyone = finish("nobody", cell, instead(lambda plan: plan.task == "alone", lambda _: b"-"), **alone)
-    assert len(summary(everyone)["local_only_faults"]) == 5
-    assert "local_only_accuracy" not in summary(everyone)
-    assert "local_only_faults" not in summary(finish("all", cell, honest, **alone))
+    all_bad = finish("nobody", cell, instead(lambda plan: plan.task == "alone", lambda _: b"-"), **local)
+    assert len(summary(all_bad)["local_only_faults"]) == 5
+    assert "local_only_accuracy" not in summary(all_bad)
+    assert "local_only_faults" not in summary(finish("all", cell, honest, **local))
 
 
 def test_a_run_with_only_bad_updates_ends_with_a_reason_and_can_be_resumed(finish: Finish, tmp_path: Path):

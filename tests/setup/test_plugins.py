@@ -41,7 +41,7 @@ class OwnFedIt(FedIt):
 
 
 class Frozen(WeightedSum):
-    """Merges to nothing."""
+    """An aggregator that changes no tensor."""
 
     def mean(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         deltas, trained = super().mean()

@@ -95,9 +95,9 @@ def metrics(task: Task, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str
 
 
 def test_tokens_are_counted_by_class_worked_by_hand():
-    """Said 0 1 1 0 of 0 1 0 2, and a fifth that nobody asked about: 2 of 4 are right.
+    """The labels 0 1 0 2 are predicted as 0 1 1 0, so 2 of 4 are right; a fifth token has no label.
 
-    F1 of class 0 is 2 * 1 / (2 + 2), of class 1 2 * 1 / (2 + 1), of class 2 0 / (0 + 1); class 3 is nowhere.
+    F1 of class 0 is 2 * 1 / (2 + 2), of class 1 2 * 1 / (2 + 1), of class 2 0 / (0 + 1); class 3 does not occur.
     """
     said, labels = torch.tensor([[0, 1, 1], [0, 3, 3]]), torch.tensor([[0, 1, 0], [2, -100, -100]])
     outputs = torch.nn.functional.one_hot(said, 4).float()
@@ -109,7 +109,7 @@ def test_tokens_are_counted_by_class_worked_by_hand():
 
 
 def test_labels_are_counted_over_all_texts_worked_by_hand():
-    """Said {0, 1}, {2} and {} of {0}, {2} and {1}: 2 right of 3 said and 3 that are there; one set is whole."""
+    """{0}, {2} and {1} are predicted as {0, 1}, {2} and {}: 2 of 3 and 3 agree, and one set is exact."""
     outputs = torch.tensor([[1.0, 2.0, -1.0], [-1.0, -2.0, 0.5], [-3.0, -0.1, -0.2]])
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     found = metrics(MultiLabel(), outputs, targets)
@@ -119,7 +119,7 @@ def test_labels_are_counted_over_all_texts_worked_by_hand():
 
 
 def test_errors_of_numbers_worked_by_hand():
-    """Of the first target 1 2 3 4 is said 1 3 3 2, of the second 0 0 0 8 is said 0 0 0 8."""
+    """The first target, 1 2 3 4, is predicted as 1 3 3 2, and the second, 0 0 0 8, is predicted exactly."""
     outputs = torch.tensor([[1.0, 0.0], [3.0, 0.0], [3.0, 0.0], [2.0, 8.0]])
     targets = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 8.0]])
     found = metrics(Regression(), outputs, targets)
