@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -224,7 +225,34 @@ def test_what_cannot_be_used_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e6])
+@pytest.mark.parametrize("num_rows", [1, 2, 41])
+def test_a_constant_target_has_a_coefficient_of_determination(value: float, num_rows: int):
+    """Its variance is 0, or what rounding leaves of it; scikit-learn gives 1 if it is met and 0 if not."""
+    targets = torch.full((num_rows, 1), value, dtype=torch.float64)
+    assert metrics(Regression(), targets.clone(), targets)["r2"] == 1.0
+    assert metrics(Regression(), targets + 0.5, targets)["r2"] == 0.0
+    varied = torch.cat([targets, torch.arange(num_rows).double()[:, None]], 1)
+    if num_rows > 1:
+        assert metrics(Regression(), varied.clone(), varied)["r2"] == 1.0
+
+
 # Whole runs
+
+
+def test_a_run_whose_test_targets_are_constant_ends_with_a_summary(
+    recipe_values: dict[str, Any], data: Path, tmp_path: Path
+):
+    shutil.copytree(data, tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    with (tmp_path / "data" / "test.jsonl").open("w") as file:
+        file.writelines(json.dumps({**row, "reds": 3, "share": 0.1}) + "\n" for row in rows)
+    values = recipe_of(recipe_values, tmp_path / "data", "regression")
+    values["federation"] |= {"rounds": 1, "local_steps": 1}
+    assert run(parse_recipe(values, "test"), tmp_path / "run").summary["rounds_completed"] == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds_completed"] == 1
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["r2"] == 0.0
 
 
 @pytest.mark.parametrize("pooling", ["mean", "native"])

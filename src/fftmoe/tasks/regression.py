@@ -40,9 +40,23 @@ class Regression:
         """The metrics from sums [..., 4T + 1]."""
         means = ratio(sums[..., :-1], sums[..., -1:])
         absolute, square, mean, mean_square = np.split(means, 4, axis=-1)
-        explained = 1 - ratio(square, mean_square - mean**2)
         return {
             "mean_absolute_error": absolute.mean(-1),
             "mean_squared_error": square.mean(-1),
-            "r2": explained.mean(-1),
+            "r2": _explained(square, mean_square - mean**2, mean_square).mean(-1),
         }
+
+
+CONSTANT = 1e-13  # a variance below this share of the mean square is what rounding leaves of a constant
+
+
+def _explained(square: np.ndarray, variance: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
+    """1 - square / variance; of a target that is constant, where that is 0/0 or -inf, 1 if it is met and otherwise 0.
+
+    That is the rule of scikit-learn's `r2_score(force_finite=True)`.
+    """
+    constant = variance <= CONSTANT * mean_square
+    met = np.where(square <= CONSTANT * mean_square, 1.0, 0.0)
+    return np.where(
+        constant, np.where(np.isnan(square), np.nan, met), 1 - ratio(square, np.where(constant, 1.0, variance))
+    )
