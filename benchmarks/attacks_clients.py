@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data import Examples
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.head import HeadSums
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, pack_update, unpack_plan, unpack_update
 from fftmoe.records.codec import decode, encode
@@ -94,10 +94,10 @@ class Colluding(Wrapped):
         super().__init__(inner)
         self._craft, self._malicious, self._seed, self._last = craft, malicious, seed, last
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """See `Engine`; the malicious clients wait for all others."""
         plans = {client_id: unpack_plan(message)[0] for group in groups for client_id, message in group}
-        replies = [cast(Reply, answer) for answer in self._inner.run_clients(groups, enough)]
+        replies = [cast(Reply, answer) for answer in self._inner.run_clients(groups, quota)]
         updates = {reply.client_id: _decoded(unpack_update(reply.message)) for reply in replies}
         honest = [updates[client] for client in sorted(updates) if client not in self._malicious]
         for reply in replies:
@@ -156,7 +156,7 @@ class Poisoned(Wrapped):
         super().__init__(inner)
         self._poisoned, self._malicious, self._last = poisoned, malicious, last
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """See `Engine`."""
         for group in groups:
             bad = [(client, message) for client, message in group if self._attacks(client, message)]
@@ -175,10 +175,10 @@ class LyingSums(Wrapped):
         super().__init__(inner)
         self._malicious = malicious
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """See `Engine`."""
         plans = {client_id: unpack_plan(message)[0] for group in groups for client_id, message in group}
-        for answer in self._inner.run_clients(groups, enough):
+        for answer in self._inner.run_clients(groups, quota):
             reply = cast(Reply, answer)
             if reply.client_id in self._malicious and plans[reply.client_id].task == "sums":
                 update = unpack_update(reply.message)

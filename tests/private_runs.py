@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.rounds.private import NoisySums
 from fftmoe.setup import privacy as privacy_module
 from finished import Finished
@@ -38,7 +38,7 @@ class Wrapped:
     def absent(self) -> Collection[int]:
         return ()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Unreliable(Wrapped):
     def absent(self) -> Collection[int]:
         return self.lost
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         for group in groups:
             for client_id, message in group:
                 if client_id in self.lost:

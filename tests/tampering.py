@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fftmoe.config import parse_recipe
-from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.engines.base import Fault, Group, Quota, Reply
 from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
@@ -70,8 +70,8 @@ class Playback:
     def absent(self) -> tuple[int, ...]:
         return ()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
-        self.enough.append(enough)
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
+        self.enough.append(None if quota is None else quota.missing)
         for group in reversed(groups):
             for client_id, _ in group:
                 answer = self.answers[client_id]

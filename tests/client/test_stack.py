@@ -26,7 +26,7 @@ from fftmoe.client.stack import StackedRows, stacked_rows, update_stack
 from fftmoe.client.training import plain_gradients, train
 from fftmoe.client.update import update_client
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.engines.base import Reply
+from fftmoe.engines.base import Quota, Reply
 from fftmoe.errors import InputError, RunError
 from fftmoe.head import make_head
 from fftmoe.methods.balance import LocalSettings
@@ -284,8 +284,8 @@ def test_updates_come_in_order_whatever_the_groups_and_few_messages_wait(tiers: 
     waiting = []
 
     class Echo:
-        def run_clients(self, groups: Any, enough: int | None) -> Any:
-            assert enough is None
+        def run_clients(self, groups: Any, quota: Quota) -> Any:
+            assert quota.missing is None
             waiting.append(sum(map(len, groups)))
             for group in groups:
                 assert len(group) <= at_once

@@ -16,7 +16,7 @@ from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
 from fftmoe.deploy.job import make_job, read_profile
 from fftmoe.deploy.site import OpenSite, SiteSettings, open_site
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.records import Budget, ClientPlan, pack_plan
@@ -50,7 +50,7 @@ class Sites:
     def absent(self) -> tuple[int, ...]:
         return ()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         for [(client_id, message)] in reversed(groups):
             [reply] = self._sites[client_id]([message])
             yield Reply(client_id, reply, 0.1)

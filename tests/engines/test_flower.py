@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fftmoe.engines import flower
-from fftmoe.engines.base import Fault, Reply
+from fftmoe.engines.base import Fault, Quota, Reply
 from fftmoe.engines.flower import FlowerEngine, ask
 from fftmoe.engines.flower_messages import (
     JobValues,
@@ -107,7 +107,13 @@ def engine(behave: Callable[[int], str] = lambda node: "well", seconds: float = 
 
 
 def run(engine: FlowerEngine, *groups: Sequence[tuple[int, bytes]], enough: int | None = None) -> list[Reply | Fault]:
-    return list(engine.run_clients(groups, enough))
+    """All answers, of which every reply counts as valid."""
+    quota, answers = Quota(enough), []
+    for answer in engine.run_clients(groups, quota):
+        if isinstance(answer, Reply):
+            quota.count()
+        answers.append(answer)
+    return answers
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**40), st.binary(max_size=53)), max_size=7, unique_by=lambda pair: pair[0]))
@@ -207,6 +213,19 @@ def test_clients_beyond_enough_are_spare_and_a_repeated_answer_counts_once():
     answers = run(flowers, [(0, b"ab")], [(1, b"cd")], [(2, b"ef")], [(4, b"gh")], enough=3)
     assert sorted(a.client_id for a in answers if isinstance(a, Reply)) == [1, 2, 4]
     assert [a for a in answers if isinstance(a, Fault)] == [Fault(0, "spare", "enough others had answered")]
+
+
+def test_an_invalid_reply_takes_no_ones_place():
+    """Two of four are wanted; two nodes answer at once with what screening rejects, and the honest two are slow."""
+    flowers, _ = engine(lambda node: "well" if node in (101, 103) else "slow")
+    quota, valid, spare = Quota(2), [], []
+    for answer in flowers.run_clients([[(0, b"bad")], [(1, b"bad")], [(2, b"good")], [(4, b"good")]], quota):
+        if isinstance(answer, Fault):
+            spare.append(answer)
+        elif answer.message == b"doog":
+            valid.append(answer.client_id)
+            quota.count()
+    assert (sorted(valid), spare) == ([2, 4], [])
 
 
 def test_an_answer_in_another_clients_name_is_refused():

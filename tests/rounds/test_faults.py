@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.config import load_recipe
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState, unpack_plan
 from fftmoe.server.cohort import choose_cohort, quorum_of, substitute
@@ -40,13 +40,13 @@ class Flaky:
     def absent(self) -> Collection[int]:
         return self._gone
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         requests = [request for group in groups for request in group]
         self.asked.append(tuple(client_id for client_id, _ in requests))
         good = 0
         for client_id, message in reversed(requests):
             kind = self._kinds(unpack_plan(message)[0].round, client_id)
-            if kind is None and enough is not None and good == enough:
+            if kind is None and quota is not None and quota.is_met:
                 kind = "spare"
             if kind is not None:
                 yield Fault(client_id, kind, f"{kind} for a test")

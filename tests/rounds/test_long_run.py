@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from fftmoe.config import load_recipe
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.records import unpack_plan
 from fftmoe.report.progress import Progress
 from fftmoe.setup.engine import open_engine
@@ -40,7 +40,7 @@ class Losing:
     def absent(self) -> tuple[int, ...]:
         return ()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         for reply in self._inner.run_clients(groups):
             assert isinstance(reply, Reply)
             message = next(message for group in groups for c, message in group if c == reply.client_id)

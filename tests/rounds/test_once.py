@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from fftmoe.engines import flower
+from fftmoe.engines.base import Quota
 from fftmoe.engines.flower import FlowerEngine
 from fftmoe.engines.flower_messages import pack_reply
 from fftmoe.methods.head_only import HeadOnly
@@ -194,7 +195,7 @@ def test_a_second_answer_is_reported_and_changes_nothing():
     """The engine of this test delivers a second answer."""
 
     class Twice:
-        def run_clients(self, groups: Any, enough: int | None) -> Any:
+        def run_clients(self, groups: Any, quota: Quota) -> Any:
             for [(client_id, _)] in groups:
                 first = flower.Reply(client_id, mine[client_id], 0.1)
                 yield from (first, first._replace(message=b"poison"))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from fftmoe.config import parse_recipe
-from fftmoe.engines.base import Engine, Group, Reply
+from fftmoe.engines.base import Engine, Group, Quota, Reply
 from fftmoe.records import RoundPlan, ServerState
 from fftmoe.rng import numpy_generator
 from fftmoe.rounds.exchange import Exchange
@@ -30,7 +30,7 @@ class Replay:
     def __init__(self, replies: Sequence[Reply], order: Sequence[int]) -> None:
         self._replies = [replies[place] for place in order]
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply]:
         yield from self._replies
 
 
@@ -43,8 +43,8 @@ def replies_of(recipe: dict[str, Any], folder: Path, workers: int) -> tuple[Expe
     taken: list[Reply] = []
 
     class Kept:
-        def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
-            for reply in engine.run_clients(groups, enough):
+        def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply]:
+            for reply in engine.run_clients(groups, quota):
                 assert isinstance(reply, Reply)
                 taken.append(reply)
                 yield reply

@@ -12,7 +12,7 @@ import torch
 
 from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
-from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.engines.base import Fault, Group, Quota, Reply
 from fftmoe.errors import InputError, RunError
 from fftmoe.records import Training, pack_plan, unpack_plan, unpack_update
 from fftmoe.server.cohort import choose_cohort
@@ -201,10 +201,10 @@ def test_an_adaptive_clip_norm_stays_on_the_server_and_is_saved(private_recipe: 
     asked: list[Training] = []
 
     class Listening(Wrapped):
-        def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+        def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
             asked.extend(unpack_plan(message)[0].training for group in groups for _, message in group)
-            assert enough is None
-            return self.inner.run_clients(groups, enough)
+            assert quota is None or quota.missing is None
+            return self.inner.run_clients(groups, quota)
 
     def last_norm(name: str, privacy: dict[str, Any]) -> float:
         recipe = parse_recipe(private_recipe("head-only", privacy, **{"federation.clients_per_round": 5}), "tiny")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fftmoe.config import parse_recipe
-from fftmoe.engines.base import Engine, Fault, Group, Reply
+from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.errors import RunError
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import ClientPlan, ServerState, Tensors, unpack_plan
@@ -38,9 +38,9 @@ class Tampering:
     def absent(self) -> Collection[int]:
         return self._inner.absent()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         plans = {client_id: unpack_plan(message)[0] for group in groups for client_id, message in group}
-        for reply in self._inner.run_clients(groups, enough):
+        for reply in self._inner.run_clients(groups, quota):
             assert isinstance(reply, Reply)
             answer = self._answer(plans[reply.client_id], reply.message)
             yield answer if isinstance(answer, Fault) else reply._replace(message=answer)

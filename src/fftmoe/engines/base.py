@@ -1,6 +1,7 @@
 """The interface of an engine: groups of messages in, one reply or fault for each client out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 Handler = Callable[[Sequence[bytes]], Sequence[bytes]]
@@ -40,6 +41,27 @@ class Fault(NamedTuple):
     reason: str
 
 
+@dataclass
+class Quota:
+    """Counts how many more valid updates a round waits for; None means the updates of all its clients.
+
+    Engines do not read answers, so they cannot know which are valid: whoever screens an answer counts it here before
+    asking for the next one. An invalid answer does not count, however quickly it comes.
+    """
+
+    missing: int | None = None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the round waits for no more."""
+        return self.missing is not None and self.missing <= 0
+
+    def count(self) -> None:
+        """Count one valid update that has arrived."""
+        if self.missing is not None:
+            self.missing -= 1
+
+
 class Engine(Protocol):
     """Runs the clients of a round."""
 
@@ -52,11 +74,11 @@ class Engine(Protocol):
         """The clients that are not connected now."""
         ...
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """Deliver the messages, one group at a time; yield one reply or fault for each client, in any order.
 
         Args:
-            enough: number of replies after which the engine stops waiting; None waits for all clients.
+            quota: once it is met, the engine stops waiting; None waits for all clients.
 
         Raises:
             RunError: the run cannot continue; the message names the cause.

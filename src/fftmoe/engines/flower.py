@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.engines.base import Fault, Group, Quota, Reply
 from fftmoe.engines.failures import described_error
 from fftmoe.engines.flower_messages import (
     JobValues,
@@ -97,7 +97,7 @@ class FlowerEngine:
         connected = set(self.grid.get_node_ids())
         return frozenset(client_id for client_id, node in self.nodes.items() if node not in connected)
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """See `Engine`."""
         ends = time.monotonic() + self.deadline_seconds
         waiting = self._send(groups)
@@ -108,17 +108,14 @@ class FlowerEngine:
             if group[0][0] not in sent
             for client_id, _ in group
         )
-        num_replies = 0
-        while waiting and time.monotonic() < ends and (enough is None or num_replies < enough):
+        while waiting and time.monotonic() < ends and not (quota is not None and quota.is_met):
             answers = list(self.grid.pull_messages([*waiting, *self._overdue]))
             for message in answers:
                 group = waiting.pop(message.metadata.reply_to_message_id, None)
                 if group is None:
                     yield from self._stale(message)
                     continue
-                for answer in self._read(message, group):
-                    num_replies += isinstance(answer, Reply)
-                    yield answer
+                yield from self._read(message, group)
             if not answers:
                 time.sleep(POLL_SECONDS)
         yield from self._give_up(waiting, is_late=time.monotonic() >= ends)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, Queue
 from typing import Any
 
-from fftmoe.engines.base import Fault, Group, Reply
+from fftmoe.engines.base import Fault, Group, Quota, Reply
 from fftmoe.errors import RunError
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -69,9 +69,9 @@ class FlowerSimulation:
         """See `Engine`."""
         return self._engine.absent()
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply | Fault]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
         """See `Engine`."""
-        return self._engine.run_clients(groups, enough)
+        return self._engine.run_clients(groups, quota)
 
     def close(self) -> None:
         """End the simulation and Ray's processes."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fftmoe.engines.base import Build, Engine, Group, Handler, Reply
+from fftmoe.engines.base import Build, Engine, Group, Handler, Quota, Reply
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
 from fftmoe.errors import FftmoeError, RunError
@@ -41,7 +41,7 @@ class InProcess(Reliable):
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply]:
         """See `Engine`."""
         for group in groups:
             with one_thread():
@@ -63,7 +63,7 @@ class WorkerPool(Reliable):
         self._pool = WorkerProcesses(workers, partial(_start_clients, build), _context(build))
         self._worker_peaks: dict[int, float] = {}
 
-    def run_clients(self, groups: Sequence[Group], enough: int | None = None) -> Iterator[Reply]:
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply]:
         """See `Engine`."""
         futures = [self._pool.submit(group) for group in groups]
         try:

@@ -1,10 +1,10 @@
-"""The exchange of messages in a round: plans go out, replies come back in `client_id` order and are screened."""
+"""The exchange of messages in a round: plans go out, and replies are screened as they arrive and put in order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from fftmoe.engines.base import Engine, Fault, Reply
+from fftmoe.engines.base import Engine, Fault, Quota, Reply
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import Expectation
@@ -35,16 +35,8 @@ class Answer(NamedTuple):
     expected: Expectation
 
 
-@dataclass
-class Quota:
-    """Counts how many more valid updates a round waits for; None means the updates of all its clients."""
-
-    missing: int | None = None
-
-    def count(self) -> None:
-        """Count one valid update that has arrived."""
-        if self.missing is not None:
-            self.missing -= 1
+Arrival = tuple[int, Answer | None]
+"""A client, and its reply; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +56,32 @@ class Exchange:
     clients_per_batch: int = 1
     client_done: Callable[[int], None] = lambda _: None
 
-    def __call__(self, plan: RoundPlan, download: Download, quota: Quota) -> Iterator[Answer]:
-        """Send every client its plan and tensors; yield the replies in `client_id` order, one for each client at most.
+    def __call__(self, plan: RoundPlan, download: Download, quota: Quota) -> Iterator[Arrival]:
+        """Send every client its plan and tensors; yield each client once, as its reply arrives or fails to.
 
         Clients without a reply are noted in the ledger, and so are second replies and late ones.
         """
         for start in range(0, len(plan.clients), IN_FLIGHT):
             clients = plan.clients[start : start + IN_FLIGHT]
             sent = {client.client_id: self._sent(client, download(client)) for client in clients}
-            arrivals = self._arrivals(clients, sent, quota.missing)
-            yield from in_order([client.client_id for client in clients], arrivals)
+            yield from self._arrivals(clients, sent, quota)
 
     def updates(self, plan: RoundPlan, download: Download, enough: int | None = None) -> Iterator[ClientUpdate]:
         """Exchange the messages of a plan and screen the replies; wait for `enough` valid ones, or for all clients."""
         quota = Quota(enough)
-        return screen_replies(self(plan, download, quota), quota, self.ledger)
+        return screen_replies(plan, self(plan, download, quota), quota, self.ledger)
 
     def _sent(self, client: ClientPlan, tensors: Tensors) -> Sent:
         return Sent(pack_plan(client, tensors), self.expect(client, tensors))
 
-    def _arrivals(
-        self, clients: Sequence[ClientPlan], sent: Mapping[int, Sent], enough: int | None
-    ) -> Iterator[tuple[int, Answer | None]]:
+    def _arrivals(self, clients: Sequence[ClientPlan], sent: Mapping[int, Sent], quota: Quota) -> Iterator[Arrival]:
         """Each client with its answer, in the order of arrival; None for a client that has none."""
         groups = [
             [(client.client_id, sent[client.client_id].message) for client in group]
             for group in group_clients(clients, self.clients_per_batch)
         ]
         unanswered = set(sent)
-        for answer in self.engine.run_clients(groups, enough):
+        for answer in self.engine.run_clients(groups, quota):
             if isinstance(answer, Fault) and answer.kind == "stale":
                 self.ledger.note(answer)  # it belongs to an earlier round
             elif answer.client_id not in unanswered:
@@ -115,16 +104,26 @@ class Exchange:
         return Answer(answer.client_id, answer.message, sent.expected)
 
 
-def screen_replies(answers: Iterable[Answer], quota: Quota, ledger: Ledger) -> Iterator[ClientUpdate]:
-    """Yield the updates of the answers that an honest client could have sent; note the others as faults."""
-    for answer in answers:
-        try:
-            update = screen(answer.message, answer.expected)
-        except Rejected as reason:
-            ledger.note(Fault(answer.client_id, "rejected", str(reason)))
-            continue
-        yield update
-        quota.count()
+def screen_replies(
+    plan: RoundPlan, arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger
+) -> Iterator[ClientUpdate]:
+    """Yield, in `client_id` order, the updates of the answers that an honest client could have sent.
+
+    The other answers are noted as faults. Each is screened when it arrives, so that only valid ones fill the quota.
+    """
+    return in_order([client.client_id for client in plan.clients], _screened(arrivals, quota, ledger))
+
+
+def _screened(arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger) -> Iterator[tuple[int, ClientUpdate | None]]:
+    for client_id, answer in arrivals:
+        update = None
+        if answer is not None:
+            try:
+                update = screen(answer.message, answer.expected)
+                quota.count()
+            except Rejected as reason:
+                ledger.note(Fault(client_id, "rejected", str(reason)))
+        yield client_id, update
 
 
 Item = TypeVar("Item")

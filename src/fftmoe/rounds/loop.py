@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fftmoe.engines.base import Quota
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets
 from fftmoe.records import ServerState, Training
 from fftmoe.rounds.closed_form import SolveHead
 from fftmoe.rounds.evaluation import Evaluation
-from fftmoe.rounds.exchange import Exchange, Quota, screen_replies
+from fftmoe.rounds.exchange import Exchange, screen_replies
 from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.policy import Policy
 from fftmoe.server.average import served
@@ -72,7 +73,7 @@ def federate(f: Federation, state: ServerState, journal: Journal) -> tuple[Serve
         f.policy.merging.before_sending(plan)
         quota = Quota(f.policy.enough)
         replies = f.exchange(plan, partial(f.method.download, state), quota)  # exchange
-        updates = screen_replies(replies, quota, journal.ledger)  # screen
+        updates = screen_replies(plan, replies, quota, journal.ledger)  # screen
         state, diagnostics = journal.timed("clients", f.policy.merge, state, plan, updates)  # merge
         state = journal.timed("head", f.solve_head, state)
         metrics = journal.timed("evaluation", f.evaluate, served(state))  # evaluate
