@@ -2,6 +2,7 @@
 
     make test-processors                                            # all settings, one after another
     make test-processors SETTINGS="aten-default/1 onednn-sse41/1"   # some of them
+    make test-processors SETTINGS="aten-default/1 --only tests/adapter tests/client"
 
 A setting is a name and a number of threads. The names tell PyTorch, oneDNN and the BLAS libraries to use the
 instructions of an older processor, or simulate the rounding of another one (`tests/rounding.py`). A setting that this
@@ -51,21 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the settings, print one line for each, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="NAME/THREADS", help="by default all of: " + " ".join(ALL))
-    chosen = parser.parse_args(arguments).settings
+    parser.add_argument("--only", nargs="+", metavar="PATH", default=[], help="only the tests below these paths")
+    given = parser.parse_args(arguments)
+    chosen = given.settings
     if unknown := [name for name in chosen if name not in ALL]:
         parser.error(f"unknown setting {unknown[0]!r}; choose among {' '.join(ALL)}")
     rows = []
     for name in chosen or ALL:
-        rows.append(row := outcome(name))
+        rows.append(row := outcome(name, given.only))
         print(f"{name:<16} {describe(row)}", flush=True)
-    if not chosen:
+    if not chosen and not given.only:
         text = json.dumps({"machine": machine(), "settings": rows}, indent=2)
         (RESULTS / "processors.json").write_text(text + "\n")
     return int(any(row.get("failed") for row in rows))
 
 
-def outcome(name: str) -> dict[str, Any]:
-    """Run the tests under one setting.
+def outcome(name: str, paths: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the tests, or those below these paths, under one setting.
 
     Returns:
         how many tests passed, failed and were skipped, which failed, and the seconds; or what the processor lacks.
@@ -77,7 +80,9 @@ def outcome(name: str) -> dict[str, Any]:
         return {"setting": name, "lacks": f"{setting.capability} (PyTorch reports {found})"}
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS), "-m", CHOICE, "-p", "no:cacheprovider"]
     begin = time.monotonic()
-    run = subprocess.run([*command, *setting.arguments], env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [*command, *setting.arguments, *paths], env=environment, capture_output=True, text=True, check=False
+    )
     row = {"setting": name, "seconds": round(time.monotonic() - begin), **counts(run.stdout)}
     if run.returncode > 1 or not row["passed"]:
         raise SystemExit(f"pytest could not run under {name} (status {run.returncode}):\n{run.stdout}\n{run.stderr}")

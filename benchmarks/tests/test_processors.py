@@ -52,6 +52,8 @@ def test_all_green_is_status_zero_and_rounding_is_asked_of_pytest(processors: An
     pytest_runs.update(status=0, output="37 passed in 3.11s")
     assert processors.main(["rounding-2/1"]) == 0
     assert pytest_runs["command"][-2:] == ["--rounding", "2"]
+    assert processors.main(["rounding-2/1", "--only", "tests/head"]) == 0
+    assert pytest_runs["command"][-3:] == ["--rounding", "2", "tests/head"]
 
 
 def test_what_the_processor_lacks_is_said_and_not_run(
