@@ -87,6 +87,15 @@ def lora_model(fresh_lora_model: Callable[[], Any]) -> Any:
     return fresh_lora_model()
 
 
+@pytest.fixture
+def in_a_flower_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this process the identity of a run: Flower makes messages only in a process that has one."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts that name a colour among other words, labelled by it: 113 for training, 41 for testing."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 OUTPUT = """
+INFO fftmoe: 7 failed clients of 13
 FAILED tests/client/test_stack.py::test_one[a] - AssertionError: blocks.1.up
 ERROR tests/head/test_head.py::test_two - RuntimeError
 === 1 failed, 31 passed, 2 skipped, 1 error in 7.11s ===

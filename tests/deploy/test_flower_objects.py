@@ -11,7 +11,6 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
 from fftmoe.deploy.link import objects as flower_objects
@@ -24,10 +23,7 @@ CHUNK = 5 * 2**20
 GROUP = [(0, b"a" * 17), (1, b"b" * (2 * CHUNK + 3)), (2, bytes(3 * CHUNK))]
 
 
-@pytest.fixture(autouse=True)
-def _as_if_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("in_a_flower_run")
 
 
 def taken_apart(content: RecordDict) -> tuple[str, dict[str, bytes]]:

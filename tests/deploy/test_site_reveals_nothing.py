@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.task_identity import TaskIdentity
 
 import fftmoe.errors
 from fftmoe.config import parse_recipe
@@ -19,8 +18,8 @@ from fftmoe.deploy.job import make_job
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.failures import MEANINGS
 from fftmoe.engines.flower_messages import failure_of, make_client_app, pack_query, pack_request
-from fftmoe.records import Budget, ClientPlan, pack_plan
-from sites import natural, over_sites
+from fftmoe.records import Budget, ClientPlan, Training, pack_plan
+from sites import divide, natural, over_sites
 
 MARK = "pain since monday"
 CONTEXT = Context(run_id=1, node_id=3, node_config={}, state=RecordDict(), run_config={})
@@ -29,11 +28,7 @@ COLUMNS = ("text", "label", "number", "tokens", "author")
 Answer = Callable[..., Message]
 
 
-@pytest.fixture(autouse=True)
-def _as_if_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only in a process that has the identity of a run."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("in_a_flower_run")
 
 
 def write_rows(folder: Path, header: tuple[str, ...] = COLUMNS) -> None:
@@ -46,8 +41,6 @@ def write_rows(folder: Path, header: tuple[str, ...] = COLUMNS) -> None:
 @pytest.fixture
 def answer(recipe_values: dict[str, Any], data_folder: Path, tmp_path: Path) -> Answer:
     """A site's answer to a query, or to a plan if one is given, for a recipe with these changes."""
-    from sites import divide
-
     divide(data_folder, tmp_path / "divided")
     write_rows(tmp_path / MARK / "data")
 
@@ -194,8 +187,7 @@ def test_a_plan_that_the_site_refuses_is_answered_with_a_code(
     """With data that fits, so that the site opens; its answers then hold neither its process nor its memory."""
     own = tmp_path / MARK / "data" / "train.csv"
     own.write_bytes((tmp_path / "divided" / "author-0" / "train.csv").read_bytes())
-    training = parse_recipe(natural(recipe_values), "test").federation
-    plan = ClientPlan(1, 1, 5, Budget("small", 1, 2, (1, 2)), {}, agreed_training(training), "train")
+    plan = ClientPlan(1, 1, 5, Budget("small", 1, 2, (1, 2)), {}, Training(7, 0.01, 0.5, local_steps=3), "train")
     assert check_only_a_code(answer(message=pack_plan(plan, {}))) == "refused"
     assert check_only_a_code(answer(message=MARK.encode())) == "refused"
     profile = answer()
@@ -203,9 +195,3 @@ def test_a_plan_that_the_site_refuses_is_answered_with_a_code(
     assert list(profile.content.config_records) == ["profile"]
     for secret in (str(os.getpid()), str(tmp_path), MARK):
         assert secret.encode() not in sent
-
-
-def agreed_training(federation: Any) -> Any:
-    from fftmoe.records import Training
-
-    return Training(federation.batch_size, federation.learning_rate, 0.5, federation.local_steps)

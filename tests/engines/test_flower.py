@@ -11,7 +11,6 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -35,11 +34,7 @@ JOB = {"recipe": {"seed": 3}, "labels": ["a", "ü"]}
 NODES = {0: 101, 1: 103, 2: 107, 4: 109}
 
 
-@pytest.fixture(autouse=True)
-def _as_if_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only in a process that has the identity of a run."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("in_a_flower_run")
 
 
 class FakeGrid:

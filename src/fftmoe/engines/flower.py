@@ -124,7 +124,7 @@ class FlowerEngine:
         """Do nothing: the grid belongs to the caller."""
 
     def peak_rss_mib(self) -> float:
-        """The peak of this process, plus those of all nodes' processes that answered, on any machine."""
+        """The peak of this process, plus those of the nodes' processes that told theirs: one's own, on any machine."""
         return peak_rss_mib() + sum(self._peaks.values())
 
     def _send(self, groups: Sequence[Group]) -> dict[str, Group]:
