@@ -1,18 +1,31 @@
 """The accountant of differential privacy: epsilon, calibrated noise, the clip norm, and the size of a cohort."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import dp_accounting
 import numpy as np
 import pytest
-from dp_accounting import pld, rdp
+from dp_accounting import NeighboringRelation, pld, rdp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from fftmoe.errors import InputError
+from fftmoe.records import Release
 from fftmoe.rng import numpy_generator
 from fftmoe.server import accountant
-from fftmoe.server.accountant import LEAST_NOISE, Mechanism, calibrate, divided_noise, next_clip_norm, poisson_cohort
+from fftmoe.server.accountant import (
+    LEAST_NOISE,
+    Adjacency,
+    Mechanism,
+    calibrate,
+    divided_noise,
+    epsilon_of,
+    next_clip_norm,
+    poisson_cohort,
+)
 
 
 def test_epsilon_agrees_with_published_values():
@@ -46,6 +59,42 @@ def test_without_sampling_the_mechanism_is_gaussian():
     epsilon = Mechanism(1.0, 1.0, 1e-5).epsilon(1)
     delta = stats.norm.cdf(0.5 - epsilon) - math.exp(epsilon) * stats.norm.cdf(-0.5 - epsilon)
     assert delta == pytest.approx(1e-5, rel=1e-3)
+
+
+RELATIONS = {
+    Adjacency.CLIENT_ADDED_OR_REMOVED: NeighboringRelation.ADD_OR_REMOVE_ONE,
+    Adjacency.EXAMPLE_REPLACED: NeighboringRelation.REPLACE_ONE,
+}
+MADE = st.builds(Release, st.sampled_from([0.3, 1.0]), st.sampled_from([9.0, 17.0]), st.integers(0, 5))
+
+
+@given(st.lists(MADE, max_size=4), st.sampled_from(Adjacency), st.randoms(use_true_random=False))
+@settings(max_examples=10, deadline=None)
+def test_a_history_costs_what_dp_accounting_says(made: list[Release], adjacency: Adjacency, random: Any):
+    """Every release counts with its own sampling rate and noise, in any order, and however they are grouped."""
+    accountant = pld.PLDAccountant(RELATIONS[adjacency])
+    for one in made:
+        if one.times:
+            event = dp_accounting.GaussianDpEvent(one.noise_multiplier)
+            accountant.compose(dp_accounting.PoissonSampledDpEvent(one.sampling_rate, event), one.times)
+    expected = accountant.get_epsilon(1e-4) if any(one.times for one in made) else 0.0
+    assert epsilon_of(made, 1e-4, adjacency) == pytest.approx(expected, abs=1e-3)
+    single = [replace(one, times=1) for one in made for _ in range(one.times)]
+    random.shuffle(single)
+    assert epsilon_of(single, 1e-4, adjacency) == epsilon_of(made, 1e-4, adjacency)
+
+
+def test_a_replaced_example_moves_the_sum_twice_as_far():
+    """Without sampling, replacement with noise 2 z is adding or removing with noise z."""
+    replaced = epsilon_of([Release(1.0, 6.0, 7)], 1e-5, Adjacency.EXAMPLE_REPLACED)
+    added = epsilon_of([Release(1.0, 3.0, 7)], 1e-5, Adjacency.CLIENT_ADDED_OR_REMOVED)
+    assert replaced == pytest.approx(added, abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.5, 0.0, 1), (0.5, math.inf, 1), (math.nan, 1, 1)])
+def test_a_release_has_possible_values(values: Any):
+    with pytest.raises(ValueError, match="a release cannot have the values"):
+        Release(*values)
 
 
 @pytest.mark.parametrize(("rate", "epsilon", "rounds"), [(0.5, 0.5, 30), (1.0, 0.3, 1), (0.1, 0.2, 50)])

@@ -1,17 +1,18 @@
-"""Counts the client-level epsilon of noisy rounds with privacy loss distributions (docs/math.md, Privacy).
-
-Two federations are neighbours if they differ in one client only: it takes part in one and sends nothing in the other.
-"""
+"""Counts epsilon with privacy loss distributions, from the releases that were made (docs/math.md, Privacy)."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from enum import StrEnum
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import Uniform, os_uniform
+from fftmoe.records import Release
 
 LEAST_NOISE = 0.3  # z; below it one round costs an epsilon of about ten, and the accountant needs very large grids
 MOST_NOISE = 2.0**20
@@ -19,6 +20,62 @@ PRECISION = 1e-3  # relative error of a calibrated noise multiplier
 GRID = 1e-4  # step of the grid of privacy losses; losses are rounded up to it, which can only raise epsilon
 COUNT_SHARE = 0.04  # share of the privacy cost 1 / z^2 that pays for counting the unclipped clients
 CLIP_RATE = 0.2  # learning rate of the clip norm (Andrew et al., arXiv 1905.03871, section 3)
+KEPT = 16  # privacy loss distributions of single releases; one has about a million numbers at most
+
+
+class Adjacency(StrEnum):
+    """Which data sets a guarantee makes almost indistinguishable; the value is how it is stated next to an epsilon."""
+
+    CLIENT_ADDED_OR_REMOVED = "one client takes part with its data, or never sends anything"
+    EXAMPLE_REPLACED = "one example of a client is replaced by any other; the number of examples stays"
+
+
+def epsilon_of(releases: Iterable[Release], delta: float, adjacency: Adjacency) -> float:
+    """Return an upper bound of the epsilon that these releases cost together, in any order.
+
+    Every release counts with its own sampling rate and noise. They may be chosen adaptively, each after the results of
+    those before it.
+
+    Args:
+        delta: of the guarantee. adjacency: of which records it speaks.
+
+    Raises:
+        InputError: `dp-accounting` is not installed.
+    """
+    times: Counter[tuple[float, float]] = Counter()
+    for release in releases:
+        times[release.sampling_rate, release.noise_multiplier] += release.times
+    return _epsilon(tuple(sorted((*key, number) for key, number in times.items() if number)), delta, adjacency)
+
+
+@lru_cache(maxsize=KEPT)
+def _epsilon(made: tuple[tuple[float, float, int], ...], delta: float, adjacency: Adjacency) -> float:
+    if not made:
+        return 0.0
+    (rate, noise, times), *others = made
+    total = _one(rate, noise, adjacency).self_compose(times)
+    for rate, noise, times in others:
+        total = total.compose(_one(rate, noise, adjacency).self_compose(times))
+    return float(total.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=KEPT)
+def _one(sampling_rate: float, noise_multiplier: float, adjacency: Adjacency) -> Any:
+    """The privacy loss distribution of one release, cached because it takes longer to make than to compose.
+
+    A record that is replaced moves the sum by up to twice the norm of its part, from -1 to 1 at worst; one that is
+    added or removed from 0 to 1.
+    """
+    distributions = accounting()
+    from dp_accounting import NeighboringRelation
+
+    replaced = adjacency is Adjacency.EXAMPLE_REPLACED
+    return distributions.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_rate,
+        value_discretization_interval=GRID,
+        neighboring_relation=(NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE),
+    )
 
 
 def accounting() -> Any:
@@ -52,14 +109,8 @@ class Mechanism:
 
     def epsilon(self, releases: int) -> float:
         """Return an upper bound of epsilon after this number of releases."""
-        return float(self._one.self_compose(releases).get_epsilon_for_delta(self.delta)) if releases else 0.0
-
-    @cached_property
-    def _one(self) -> Any:
-        """The privacy loss distribution of one release, cached because it takes longer to make than to compose."""
-        return accounting().from_gaussian_mechanism(
-            self.noise_multiplier, sampling_prob=self.sampling_rate, value_discretization_interval=GRID
-        )
+        made = Release(self.sampling_rate, self.noise_multiplier, releases)
+        return epsilon_of([made], self.delta, Adjacency.CLIENT_ADDED_OR_REMOVED)
 
 
 def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int) -> float:
