@@ -23,6 +23,11 @@ def spent(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "checkpoints" / "privacy.json").read_text())
 
 
+def releases(folder: Path) -> int:
+    """The number of releases that the ledger counts."""
+    return sum(made["times"] for made in spent(folder)["releases"])
+
+
 def with_chance(monkeypatch: pytest.MonkeyPatch, **chance: Any) -> None:
     monkeypatch.setattr(privacy_module, "NoisySums", partial(NoisySums, **chance))
 

@@ -15,11 +15,8 @@ from scipy import stats
 
 from fftmoe.methods.noise import normal
 from fftmoe.methods.private import Noise, PrivateSum, clipped
-from fftmoe.records import (
-    ClientUpdate,
-    Tensors,
-)
-from fftmoe.server.accountant import Mechanism
+from fftmoe.records import ClientUpdate, Release, Tensors
+from fftmoe.server.accountant import Adjacency, epsilon_of
 from private_updates import (
     nothing,
 )
@@ -95,7 +92,7 @@ def canaries() -> dict[str, Tensors]:
 
 @pytest.mark.parametrize("canary", ["one", "all"])
 def test_an_audit_finds_no_more_than_the_stated_epsilon(canary: str):
-    claimed = Mechanism(1.0, Z, DELTA).epsilon(1)
+    claimed = epsilon_of([Release(1.0, Z)], DELTA, Adjacency.CLIENT_ADDED_OR_REMOVED)
     assert claimed == pytest.approx(1.3, abs=0.1)
     assert 0.05 < audited(PrivateSum, canaries()[canary], Trials()) <= claimed
 
@@ -105,5 +102,5 @@ def test_an_audit_finds_no_more_than_the_stated_epsilon(canary: str):
 )
 def test_an_audit_detects_a_broken_mechanism(kind: type[PrivateSum], canary: str, silent: int):
     """The broken mechanisms: a client of weight 10, no noise on one tensor, and tensors that are clipped separately."""
-    claimed = Mechanism(1.0, Z, DELTA).epsilon(1)
+    claimed = epsilon_of([Release(1.0, Z)], DELTA, Adjacency.CLIENT_ADDED_OR_REMOVED)
     assert audited(kind, canaries()[canary], Trials(silent)) > claimed + 0.5

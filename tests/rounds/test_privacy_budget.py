@@ -12,7 +12,7 @@ from fftmoe.errors import InputError
 from fftmoe.methods.noise import normal
 from fftmoe.setup.run import resume
 from finished import Finished
-from private_runs import NOISY, PrivateRecipe, RunPrivate, spent, with_chance
+from private_runs import NOISY, PrivateRecipe, RunPrivate, releases, with_chance
 
 
 def test_a_run_ends_before_it_exceeds_its_budget(run_private: RunPrivate, private_recipe: PrivateRecipe, cli: Any):
@@ -65,7 +65,7 @@ def test_an_interrupted_round_has_been_counted_before_its_noise_is_drawn(
         with_chance(patch, draw=killed_in(round))
         with pytest.raises(Killed):
             run_private("run", "head-only", NOISY, **{"federation.rounds": 3})
-    assert spent(tmp_path / "run")["releases"] == round
+    assert releases(tmp_path / "run") == round
     resume(tmp_path / "run")
     whole = run_private("whole", "head-only", NOISY, **{"federation.rounds": 3})
     assert Finished(tmp_path / "run").summary["privacy"]["releases"] == 4

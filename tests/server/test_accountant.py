@@ -19,7 +19,6 @@ from fftmoe.server import accountant
 from fftmoe.server.accountant import (
     LEAST_NOISE,
     Adjacency,
-    Mechanism,
     calibrate,
     divided_noise,
     epsilon_of,
@@ -27,11 +26,17 @@ from fftmoe.server.accountant import (
     poisson_cohort,
 )
 
+CLIENT = Adjacency.CLIENT_ADDED_OR_REMOVED
+
+
+def spent(rate: float, noise: float, delta: float, times: int) -> float:
+    return epsilon_of([Release(rate, noise, times)], delta, CLIENT)
+
 
 def test_epsilon_agrees_with_published_values():
     """q = .04, z = 1.5, 2,250 steps, delta 1e-5: by RDP 7.32911 (Opacus) and 7.32933 (Google), by PLD 6.769."""
     q, z, steps, delta = 0.04, 1.5, 2250, 1e-5
-    assert Mechanism(q, z, delta).epsilon(steps) == pytest.approx(6.769, abs=1e-3)
+    assert spent(q, z, delta, steps) == pytest.approx(6.769, abs=1e-3)
     assert of_accountant(pld.PLDAccountant(), q, z, steps, delta) == pytest.approx(6.769, abs=1e-3)
     assert of_accountant(rdp.RdpAccountant(), q, z, steps, delta) == pytest.approx(7.329, abs=1e-3)
 
@@ -48,15 +53,14 @@ def test_epsilon_is_below_what_rdp_proves_and_grows_with_the_rounds(number: int)
     for _ in range(number):
         q, z = float(random.uniform(0.01, 0.5)), float(random.uniform(3, 9))
         steps, delta = int(random.integers(1, 500)), 10 ** -float(random.uniform(2, 7))
-        mechanism = Mechanism(q, z, delta)
-        found = [mechanism.epsilon(n) for n in (0, steps, 2 * steps)]
+        found = [spent(q, z, delta, times) for times in (0, steps, 2 * steps)]
         assert found[0] == 0 < found[1] < found[2]
         assert found[1] <= of_accountant(rdp.RdpAccountant(orders=range(2, 64)), q, z, steps, delta)
 
 
 def test_without_sampling_the_mechanism_is_gaussian():
     """z = 1 once: delta(epsilon) = Phi(1/2 - epsilon) - e^epsilon Phi(-1/2 - epsilon) (Balle and Wang, 2018)."""
-    epsilon = Mechanism(1.0, 1.0, 1e-5).epsilon(1)
+    epsilon = spent(1.0, 1.0, 1e-5, 1)
     delta = stats.norm.cdf(0.5 - epsilon) - math.exp(epsilon) * stats.norm.cdf(-0.5 - epsilon)
     assert delta == pytest.approx(1e-5, rel=1e-3)
 
@@ -99,17 +103,17 @@ def test_a_release_has_possible_values(values: Any):
 
 @pytest.mark.parametrize(("rate", "epsilon", "rounds"), [(0.5, 0.5, 30), (1.0, 0.3, 1), (0.1, 0.2, 50)])
 def test_calibrated_noise_is_the_least_within_the_budget(rate: float, epsilon: float, rounds: int):
-    z = calibrate(rate, epsilon, 1e-4, rounds)
-    assert Mechanism(rate, z, 1e-4).epsilon(rounds) <= epsilon
-    assert Mechanism(rate, z * 0.995, 1e-4).epsilon(rounds) > epsilon
+    z = calibrate(rate, epsilon, 1e-4, rounds, CLIENT)
+    assert spent(rate, z, 1e-4, rounds) <= epsilon
+    assert spent(rate, z * 0.995, 1e-4, rounds) > epsilon
 
 
 def test_calibration_finds_no_less_noise_than_a_recipe_may_state(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Mechanism, "epsilon", lambda self, releases: 1 / self.noise_multiplier)
-    assert calibrate(1.0, 100.0, 0.01, 1) == pytest.approx(LEAST_NOISE)
-    assert calibrate(1.0, 1e-5, 0.01, 1) == pytest.approx(1e5, rel=2e-3)
+    monkeypatch.setattr(accountant, "epsilon_of", lambda made, *_: 1 / made[0].noise_multiplier)
+    assert calibrate(1.0, 100.0, 0.01, 1, CLIENT) == pytest.approx(LEAST_NOISE)
+    assert calibrate(1.0, 1e-5, 0.01, 1, CLIENT) == pytest.approx(1e5, rel=2e-3)
     with pytest.raises(InputError, match=r"raise privacy\.epsilon"):
-        calibrate(1.0, 1e-7, 0.01, 1)
+        calibrate(1.0, 1e-7, 0.01, 1, CLIENT)
 
 
 def test_the_error_without_the_accountant_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):

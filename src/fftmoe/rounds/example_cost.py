@@ -1,13 +1,15 @@
 """What the noise that clients add for their single examples has cost so far (docs/privacy.md)."""
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fftmoe.errors import InputError
-from fftmoe.server.accountant import Mechanism
-from fftmoe.store.privacy_ledger import AskedLedger
+from fftmoe.records import Release
+from fftmoe.server.accountant import Adjacency, epsilon_of
+from fftmoe.store.privacy_ledger import Asked, AskedLedger
+
+ADJACENCY = Adjacency.EXAMPLE_REPLACED  # it keeps the number of examples, from which the sampling rate follows
 
 
 @dataclass(frozen=True)
@@ -15,22 +17,26 @@ class ExampleRule:
     """The differential privacy of single examples.
 
     Attributes:
-        mechanism: one local step. steps: local steps of a client in a round.
-        epsilon: the run ends before a round after which more would be spent; None: never.
-        fewest_examples: of a client. rounds: of the whole run, for the promise.
+        population: identifies the clients behind the ids.
+        release: what a client releases in a round: its local steps, at the sampling rate of the client with the fewest
+            examples.
+        delta: of the guarantee. epsilon: the run ends before a round after which more would be spent; None: never.
+        fewest_examples: of a client.
     """
 
-    mechanism: Mechanism
-    steps: int
+    population: str
+    release: Release
+    delta: float
     epsilon: float | None
     fewest_examples: int
-    rounds: int
 
 
 class ExampleCost:
     """An upper bound of what a client's examples have cost: the client with the fewest, asked as often as any.
 
-    A client that is asked counts as one that has answered; a round that is repeated after a crash counts twice.
+    A client that is asked counts as one that has answered; a round that is repeated after a crash counts twice. Where
+    the clients, the sampling rate or the noise have changed since the run began, the parts count one after another,
+    each as it was, for a client that was asked most often in every part.
 
     Args:
         ledger: where it is kept who was asked. asked: how often each client was asked so far.
@@ -39,60 +45,68 @@ class ExampleCost:
         InputError: the stated delta is too large, or a single round costs more than the stated epsilon.
     """
 
-    def __init__(self, rule: ExampleRule, ledger: AskedLedger, asked: Counter[int]) -> None:
-        self.mechanism, self._rule = rule.mechanism, rule
-        self._ledger, self._asked, self.stopped_early = ledger, asked, False
-        if rule.mechanism.delta >= 1 / rule.fewest_examples:
+    def __init__(self, rule: ExampleRule, ledger: AskedLedger, asked: Sequence[Asked]) -> None:
+        self._rule, self._ledger, self.stopped_early = rule, ledger, False
+        same = (part for part in asked if (part.population, part.release) == (rule.population, rule.release))
+        self._now = next(same, Asked(rule.population, rule.release))
+        self._earlier = [part for part in asked if part is not self._now]
+        if rule.fewest_examples < 1:
+            raise InputError("a client has no examples, so none of its examples can be drawn; leave the client out")
+        if rule.delta >= 1 / rule.fewest_examples:
             raise InputError(
-                f"privacy.examples.delta={rule.mechanism.delta:g} would allow the run to reveal one of the "
+                f"privacy.examples.delta={rule.delta:g} would allow the run to reveal one of the "
                 f"{rule.fewest_examples} examples of a client entirely; set it well below "
                 f"{1 / rule.fewest_examples:.2g}"
             )
-        if rule.epsilon is not None and self._after(1) > rule.epsilon:
+        single = epsilon_of([rule.release], rule.delta, ADJACENCY)
+        if rule.epsilon is not None and single > rule.epsilon:
             raise InputError(
-                f"a single round costs an epsilon of {self._after(1):.3g}, above privacy.examples.epsilon="
+                f"a single round costs an epsilon of {single:.3g}, above privacy.examples.epsilon="
                 f"{rule.epsilon:g}; raise privacy.examples.noise_multiplier, or lower federation.local_steps"
             )
 
-    @property
-    def promise(self) -> str:
-        """The guarantee in words, printed when the run starts."""
-        rule, rate = self._rule, self.mechanism.sampling_rate
+    def promise(self, rounds_left: int) -> str:
+        """Return the guarantee in words, printed when the run starts or goes on."""
+        release, delta = self._rule.release, self._rule.delta
         return (
-            f"examples are private: epsilon {self._after(rule.rounds):.3g} at delta {self.mechanism.delta:g} for those "
-            f"of a client that is asked in all {rule.rounds} rounds, {rule.steps} steps each, at a sampling rate of "
-            f"{rate:.3g}"
+            f"examples are private: epsilon {self._after(rounds_left):.3g} at delta {delta:g} after all rounds, for a "
+            f"client that is asked in every round ({ADJACENCY}); {release.times} steps a round, at a sampling rate of "
+            f"{release.sampling_rate:.3g}"
         )
 
     def may_ask_again(self) -> bool:
         """Whether the client that was asked most often can be asked once more within the stated epsilon."""
         most = self._rule.epsilon
-        self.stopped_early = most is not None and self._after(self._times + 1) > most
+        self.stopped_early = most is not None and self._after(1) > most
         return not self.stopped_early
 
     def ask(self, cohort: Iterable[int]) -> None:
         """Count these clients; the count is on the disk when this returns."""
-        self._asked.update(cohort)
-        self._ledger.write(self._asked)
+        self._now.times.update(cohort)
+        self._ledger.write([*self._earlier, self._now])
 
     def row(self) -> dict[str, Any]:
         """Return what has been spent, for the row of a round."""
-        return {"example_epsilon": self._after(self._times)}
+        return {"example_epsilon": self._after(0)}
 
     def summary(self) -> dict[str, Any]:
         """Return `privacy.examples` of `summary.json`."""
+        release = self._rule.release
         return {
-            "epsilon": self._after(self._times),
-            "delta": self.mechanism.delta,
-            "noise_multiplier": self.mechanism.noise_multiplier,
-            "sampling_rate": self.mechanism.sampling_rate,
-            "steps": self._rule.steps * self._times,
+            "epsilon": self._after(0),
+            "delta": self._rule.delta,
+            "adjacency": str(ADJACENCY),
+            "noise_multiplier": release.noise_multiplier,
+            "sampling_rate": release.sampling_rate,
+            "steps": sum(made.times for made in self._made(0)),
+            "history": [asdict(made) for made in self._made(0)],
             "stopped_early": self.stopped_early,
         }
 
-    @property
-    def _times(self) -> int:
-        return max(self._asked.values(), default=0)
+    def _after(self, further: int) -> float:
+        """Epsilon after so many further rounds in which the client that was asked most often is asked again."""
+        return epsilon_of(self._made(further), self._rule.delta, ADJACENCY)
 
-    def _after(self, times: int) -> float:
-        return self.mechanism.epsilon(times * self._rule.steps)
+    def _made(self, further: int) -> list[Release]:
+        now = self._now.most.again(further * self._rule.release.times)
+        return [made for made in (*(part.most for part in self._earlier), now) if made.times]

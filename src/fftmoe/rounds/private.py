@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from fftmoe.errors import InputError
 from fftmoe.methods.base import Method
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums
-from fftmoe.records import ClientUpdate, RoundPlan, ServerState
+from fftmoe.records import ClientUpdate, Release, RoundPlan, ServerState
 from fftmoe.rounds.example_cost import ExampleCost
-from fftmoe.server.accountant import Mechanism, divided_noise, next_clip_norm, poisson_cohort
-from fftmoe.server.apply import Diagnostics, apply_round
+from fftmoe.server.accountant import Adjacency, divided_noise, epsilon_of, next_clip_norm, poisson_cohort
+from fftmoe.server.apply import Diagnostics, aggregate_round, apply_round
 from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
+
+ADJACENCY = Adjacency.CLIENT_ADDED_OR_REMOVED
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,10 @@ class SumsOnly:
     def __init__(self, method: Method, rule: SumsRule, cost: ExampleCost | None = None) -> None:
         self._method, self._rule, self._cost = method, rule, cost
 
-    @property
-    def promise(self) -> str:
-        """The guarantee in words, printed when the run starts."""
+    def promise(self, rounds_left: int) -> str:
+        """Return the guarantee in words, printed when the run starts or goes on."""
         sums = f"private: the server keeps sums over {self._rule.min_contributors} clients or more, and no update"
-        return sums if self._cost is None else f"{sums}; {self._cost.promise}"
+        return sums if self._cost is None else f"{sums}; {self._cost.promise(rounds_left)}"
 
     def record(self) -> None:
         """Write what has been spent to the run's folder."""
@@ -92,7 +93,6 @@ class NoiseRule:
         expected: tensor name -> float64 [M], how many clients contribute to each of its rows in an average round.
         clients_per_round: on average.
         clip_quantile: the clip norm follows this quantile of the clients' norms; None: it is fixed.
-        rounds: of the whole run, for the promise.
     """
 
     sampling_rate: float
@@ -101,7 +101,6 @@ class NoiseRule:
     expected: Mapping[str, torch.Tensor]
     clients_per_round: int
     clip_quantile: float | None
-    rounds: int
 
 
 class NoisySums:
@@ -130,23 +129,22 @@ class NoisySums:
         self._method, self._rule, self._noise, self._num_clients = method, rule, noise, num_clients
         self._ledger, self._draw, self._uniform = ledger, draw, uniform
         self.spent, self.stopped_early = spent, False
-        self.mechanism = Mechanism(noise.sampling_rate, spent.noise_multiplier, noise.delta)
-        if not spent.releases and not self._affordable(1):
+        self._next = Release(noise.sampling_rate, spent.noise_multiplier)
+        single = epsilon_of([self._next], noise.delta, ADJACENCY)
+        if not spent.releases and noise.epsilon is not None and single > noise.epsilon:
             raise InputError(
-                f"a single round costs an epsilon of {self.mechanism.epsilon(1):.3g}, above privacy.epsilon="
+                f"a single round costs an epsilon of {single:.3g}, above privacy.epsilon="
                 f"{noise.epsilon:g}; raise privacy.noise_multiplier, or leave it out to have it found"
             )
 
-    @property
-    def promise(self) -> str:
-        """The guarantee in words, printed when the run starts."""
-        rounds, least = self._noise.rounds, self._rule.min_contributors
-        mechanism, rows = self.mechanism, [float(row) for count in self._noise.expected.values() for row in count]
-        frozen = sum(row < least for row in rows)
+    def promise(self, rounds_left: int) -> str:
+        """Return the guarantee in words, printed when the run starts or goes on."""
+        rule, rows = self._noise, [float(row) for count in self._noise.expected.values() for row in count]
+        frozen = sum(row < self._rule.min_contributors for row in rows)
         return (
-            f"private: epsilon {mechanism.epsilon(rounds):.3g} at delta {mechanism.delta:g} after {rounds} rounds; "
-            f"noise {mechanism.noise_multiplier:.4g} times the clip norm; clients drawn with probability "
-            f"{mechanism.sampling_rate:.3g}; {frozen} of {len(rows)} experts and tensors never change, because too few "
+            f"private: epsilon {self._after(rounds_left):.3g} at delta {rule.delta:g} after all rounds ({ADJACENCY}); "
+            f"noise {self._next.noise_multiplier:.4g} times the clip norm; clients drawn with probability "
+            f"{rule.sampling_rate:.3g}; {frozen} of {len(rows)} experts and tensors never change, because too few "
             "clients hold them. Noise and cohorts come from the operating system: a second run has other bytes"
         )
 
@@ -156,25 +154,32 @@ class NoisySums:
 
     def reason_to_end(self, round: int) -> str | None:
         """See `Merging`."""
-        self.stopped_early = not self._affordable(self.spent.releases + 1)
+        most = self._noise.epsilon
+        self.stopped_early = most is not None and self._after(1) > most
         return _too_costly(round) if self.stopped_early else None
 
-    def _affordable(self, releases: int) -> bool:
-        most = self._noise.epsilon
-        return most is None or self.mechanism.epsilon(releases) <= most
+    def _after(self, further: int) -> float:
+        """Epsilon after all releases so far, each as it was made, and so many more as they are made now."""
+        made = [*self.spent.releases, replace(self._next, times=further)]
+        return epsilon_of(made, self._noise.delta, ADJACENCY)
 
     def before_sending(self, plan: RoundPlan) -> None:
         """Asking clients costs nothing: releases are counted."""
 
     def sample(self, round: int) -> tuple[int, ...]:
         """Draw the cohort of the next round from the operating system's random numbers; it may be empty."""
-        return poisson_cohort(self._num_clients, self.mechanism.sampling_rate, self._uniform)
+        return poisson_cohort(self._num_clients, self._next.sampling_rate, self._uniform)
 
     def merge(
         self, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int
     ) -> tuple[ServerState, Diagnostics]:
-        """See `Merging`."""
-        state, diagnostics = apply_round(self, state, plan, updates, quorum)
+        """See `Merging`.
+
+        The sums are released whoever answers, also if nobody does. A model that stayed as it was would tell everyone
+        that all clients of the round were silent.
+        """
+        assert not quorum, "the number of answers must decide nothing"
+        state, diagnostics = aggregate_round(self, state, plan, updates)
         return state, {**diagnostics, **self._row()}
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
@@ -193,25 +198,27 @@ class NoisySums:
 
     def _multipliers(self) -> tuple[float, float]:
         """The noise on the updates, and that on the number of clients that were not clipped, where it is counted."""
-        z = self.mechanism.noise_multiplier
+        z = self._next.noise_multiplier
         return (z, 0.0) if self._noise.clip_quantile is None else divided_noise(z)
 
     def _announce(self) -> None:
-        self.spent = replace(self.spent, releases=self.spent.releases + 1)
+        self.spent = self.spent.after(self._next)
         self.record()
 
     def _row(self) -> dict[str, Any]:
-        return {"epsilon": self.mechanism.epsilon(self.spent.releases)}
+        return {"epsilon": self._after(0)}
 
     def summary(self) -> dict[str, Any]:
         """Return the section `privacy` of `summary.json`."""
         return {
             **self._row(),
-            "delta": self.mechanism.delta,
-            "releases": self.spent.releases,
+            "delta": self._noise.delta,
+            "adjacency": str(ADJACENCY),
+            "releases": self.spent.number,
+            "history": [asdict(made) for made in self.spent.releases],
             "stopped_early": self.stopped_early,
-            "noise_multiplier": self.mechanism.noise_multiplier,
-            "sampling_rate": self.mechanism.sampling_rate,
+            "noise_multiplier": self._next.noise_multiplier,
+            "sampling_rate": self._next.sampling_rate,
             "clip_norm": self.spent.clip_norm,
             "min_contributors": self._rule.min_contributors,
         }

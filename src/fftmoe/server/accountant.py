@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Any
@@ -93,27 +92,7 @@ def accounting() -> Any:
     return dp_accounting.pld.privacy_loss_distribution
 
 
-@dataclass(frozen=True)
-class Mechanism:
-    """The Gaussian mechanism that a round applies: a noisy sum over a Poisson sample of the clients.
-
-    Attributes:
-        sampling_rate: q, the probability that a client takes part in a round, independently of the other clients.
-        noise_multiplier: z, the standard deviation of the noise divided by the sensitivity of the sum to one client.
-        delta: the delta of the (epsilon, delta) guarantee.
-    """
-
-    sampling_rate: float
-    noise_multiplier: float
-    delta: float
-
-    def epsilon(self, releases: int) -> float:
-        """Return an upper bound of epsilon after this number of releases."""
-        made = Release(self.sampling_rate, self.noise_multiplier, releases)
-        return epsilon_of([made], self.delta, Adjacency.CLIENT_ADDED_OR_REMOVED)
-
-
-def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int) -> float:
+def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int, adjacency: Adjacency) -> float:
     """Find the least noise multiplier, up to `PRECISION`, with which this many releases cost at most `epsilon`.
 
     Raises:
@@ -124,7 +103,7 @@ def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int)
 
     @cache
     def excess(log_noise: float) -> float:
-        return Mechanism(sampling_rate, math.exp(log_noise), delta).epsilon(releases) - epsilon
+        return epsilon_of([Release(sampling_rate, math.exp(log_noise), releases)], delta, adjacency) - epsilon
 
     least, step, high = math.log(LEAST_NOISE), math.log(2), 0.0
     while excess(high) > 0:

@@ -25,20 +25,32 @@ def apply_round(
 ) -> tuple[ServerState, Diagnostics]:
     """Aggregate the cohort's updates into the next state.
 
-    A round with fewer updates than `quorum` is void: it counts as a round and changes nothing. A round in which nobody
-    answers is void as well, unless nobody was asked: a randomly drawn cohort may be empty.
+    A round with fewer updates than `quorum` is void, and so is a round in which nobody answers: it counts as a round
+    and changes nothing.
 
     Args:
         updates: as the clients sent them, in `client_id` order; they are consumed one at a time.
     """
-    assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
-    counted = Counted(replace(update, tensors=decode(update.tensors)) for update in updates)
+    _check_order(state, plan)
+    counted = Counted(updates)
     first = next(counted, None)
-    if first is not None or not plan.clients:
-        merged, diagnostics = method.aggregate(state, itertools.chain([] if first is None else [first], counted))
+    if first is not None:
+        merged, diagnostics = aggregate_round(method, state, plan, itertools.chain([first], counted))
         if counted.number >= quorum:
             return merged, diagnostics
     return replace(state, round=plan.round), {"void": True}
+
+
+def aggregate_round(
+    method: Aggregates, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate]
+) -> tuple[ServerState, Diagnostics]:
+    """Aggregate the cohort's updates into the next state, however many there are; see `apply_round`."""
+    _check_order(state, plan)
+    return method.aggregate(state, (replace(update, tensors=decode(update.tensors)) for update in updates))
+
+
+def _check_order(state: ServerState, plan: RoundPlan) -> None:
+    assert plan.round == state.round + 1, f"round {plan.round} does not follow {state.round}"
 
 
 class Counted(Iterator[ClientUpdate]):

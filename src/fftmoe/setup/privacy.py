@@ -1,17 +1,19 @@
 """From a recipe's `privacy` section to how the rounds of a private run are merged."""
 
+import hashlib
+import json
 import math
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.config import PrivacySection
 from fftmoe.errors import InputError
 from fftmoe.methods.private import holders
-from fftmoe.records import ServerState
+from fftmoe.records import Release, ServerState
 from fftmoe.rounds.example_cost import ExampleCost, ExampleRule
-from fftmoe.rounds.private import NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
-from fftmoe.server.accountant import Mechanism, accounting, calibrate
+from fftmoe.rounds.private import ADJACENCY, NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
+from fftmoe.server.accountant import accounting, calibrate
 from fftmoe.setup.experiment import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
 
@@ -43,16 +45,21 @@ def _example_cost(experiment: Experiment, settings: PrivacySection, folder: Path
     own, federation = settings.examples, experiment.recipe.federation
     if own is None:
         return None
-    rate = sampling_rate(federation.batch_size, experiment.fewest_examples)
+    rate = sampling_rate(federation.batch_size, max(1, experiment.fewest_examples))
     rule = ExampleRule(
-        mechanism=Mechanism(rate, own.noise_multiplier, own.delta),
-        steps=federation.local_steps or 0,
+        population=population_of(experiment.partition.names),
+        release=Release(rate, own.noise_multiplier, federation.local_steps or 0),
+        delta=own.delta,
         epsilon=own.epsilon,
         fewest_examples=experiment.fewest_examples,
-        rounds=federation.rounds,
     )
     ledger = AskedLedger(folder)
-    return ExampleCost(rule, ledger, ledger.read() if resumed else Counter())
+    return ExampleCost(rule, ledger, ledger.read() if resumed else ())
+
+
+def population_of(names: Sequence[str]) -> str:
+    """Identify the clients behind the ids 0, 1, …: the SHA-256 of their names, in this order."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 def _noisy_sums(
@@ -67,7 +74,6 @@ def _noisy_sums(
         expected={name: count * federation.clients_per_round / everyone for name, count in counts.items()},
         clients_per_round=federation.clients_per_round,
         clip_quantile=settings.clip_quantile,
-        rounds=federation.rounds,
     )
     return NoisySums(experiment.method, _rule(experiment, settings, math.inf), noise, everyone, spent, ledger)
 
@@ -82,7 +88,9 @@ def _first_spent(experiment: Experiment, settings: PrivacySection) -> Spent:
     delta, z = _delta(experiment, settings), settings.noise_multiplier
     if z is None:
         assert settings.epsilon is not None
-        z = calibrate(_sampling_rate(experiment), settings.epsilon, delta, experiment.recipe.federation.rounds)
+        z = calibrate(
+            _sampling_rate(experiment), settings.epsilon, delta, experiment.recipe.federation.rounds, ADJACENCY
+        )
     return Spent(noise_multiplier=z, clip_norm=settings.clip_norm)
 
 

@@ -178,7 +178,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
     """Run all rounds that are left, measure the result, and write the adapter, the report and the summary."""
     recipe = experiment.recipe
     if at.private is not None:
-        progress.say(at.private.promise)
+        progress.say(at.private.promise(recipe.federation.rounds - at.state.round))
     expected = seconds_by_tier(experiment, at.initial) if progress.visible else {}
     memory = resident_mib(experiment) if expected else None
     announce_duration(experiment, expected, at.state.round, at.folder.path, progress)

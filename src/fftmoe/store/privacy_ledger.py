@@ -1,29 +1,71 @@
-"""The privacy that a run has spent of its clients; it is on the disk before it is spent."""
+"""The privacy that a run has spent of its clients; it is on the disk before it is spent.
+
+A ledger describes every release with the sampling rate and the noise with which it was made. What a later part of the
+run uses, with other clients, another recipe or another version, changes nothing of what was released before.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fftmoe.errors import InputError
+from fftmoe.records import Release
 from fftmoe.store.files import write_atomically
+
+VERSION = 2
+COHORT = "poisson"  # the rule by which every release so far has drawn its records: independently of each other
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Spent:
-    """How often a run has released noisy sums, and the settings with which a resumed run continues.
+    """The noisy sums that a run has released, and the settings with which a resumed run continues.
 
     Attributes:
-        noise_multiplier: z of every release, as the recipe states it or as it was solved for.
+        noise_multiplier: z of the next release, as the recipe states it or as it was solved for.
         clip_norm: C of the next release.
-        releases: the number so far, which includes releases that may not have been completed.
+        releases: all so far, including those that may not have been completed; equal ones in a row are one entry.
     """
 
     noise_multiplier: float
     clip_norm: float
-    releases: int = 0
+    releases: tuple[Release, ...] = ()
+
+    def after(self, release: Release) -> "Spent":
+        """Return what is spent after one more release."""
+        *before, last = self.releases or (replace(release, times=0),)
+        if replace(last, times=1) == replace(release, times=1):
+            return replace(self, releases=(*before, last.again(release.times)))
+        return replace(self, releases=(*self.releases, release))
+
+    @property
+    def number(self) -> int:
+        """The number of releases."""
+        return sum(release.times for release in self.releases)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How often the clients of one population were asked to train with the same noise on their examples.
+
+    Attributes:
+        population: identifies the clients behind the ids; another population has other clients under the same ids.
+        release: what one asking releases: the local steps of a round, at the sampling rate of the client with the
+            fewest examples.
+        times: by client id.
+    """
+
+    population: str
+    release: Release
+    times: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def most(self) -> Release:
+        """What the client that was asked most often has released."""
+        return self.release.repeated(max(self.times.values(), default=0))
 
 
 @dataclass(frozen=True)
@@ -37,18 +79,16 @@ class PrivacyLedger:
 
     def write(self, spent: Spent) -> None:
         """Write the ledger; it is on the disk when this returns."""
-        write_atomically(self._path, json.dumps(asdict(spent), indent=2).encode() + b"\n")
+        values = {**asdict(spent), "releases": [_of_release(release) for release in spent.releases]}
+        _write(self._path, values)
 
     def read(self) -> Spent:
         """Read the values that were written last.
 
         Raises:
-            InputError: the file is missing or damaged, so the spent privacy is unknown.
+            InputError: the file is missing, damaged or of an older version, so the spent privacy is unknown.
         """
-        try:
-            return _as_spent(json.loads(self._path.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise _lost(self._path, "what this run has spent of its clients' privacy", error) from error
+        return _read(self._path, "what this run has spent of its clients' privacy", _as_spent)
 
     @property
     def _path(self) -> Path:
@@ -64,40 +104,88 @@ class AskedLedger:
 
     run: Path
 
-    def write(self, asked: Counter[int]) -> None:
+    def write(self, asked: Sequence[Asked]) -> None:
         """Write the ledger; it is on the disk when this returns."""
-        values = {"asked": {str(client): times for client, times in sorted(asked.items())}}
-        write_atomically(self._path, json.dumps(values).encode())
+        values = [
+            {
+                "population": part.population,
+                "release": _of_release(part.release),
+                "times": {str(client): times for client, times in sorted(part.times.items())},
+            }
+            for part in asked
+        ]
+        _write(self._path, {"asked": values})
 
-    def read(self) -> Counter[int]:
+    def read(self) -> list[Asked]:
         """Read the counts that were written last.
 
         Raises:
-            InputError: the file is missing or damaged.
+            InputError: the file is missing, damaged or of an older version.
         """
-        try:
-            asked = json.loads(self._path.read_bytes())["asked"]
-            if not all(type(times) is int and times > 0 for times in asked.values()):
-                raise ValueError(f"it holds {asked!r}")
-            return Counter({int(client): times for client, times in asked.items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _lost(self._path, "how often this run has asked its clients", error) from error
+        return _read(self._path, "how often this run has asked its clients", _as_asked)
 
     @property
     def _path(self) -> Path:
         return self.run / "checkpoints" / "example_privacy.json"
 
 
-def _lost(path: Path, what: str, error: Exception) -> InputError:
-    return InputError(
-        f"{path} does not say {what} ({error}), so the run cannot continue; restore the file, or start a new run"
-    )
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps({"version": VERSION, **values}, indent=2).encode() + b"\n")
 
 
-def _as_spent(values: Any) -> Spent:
-    kinds = {field.name: field.type for field in fields(Spent)}
-    if not isinstance(values, Mapping) or {name: type(value) for name, value in values.items()} != kinds:
+def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Value:
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {values!r}")
+    except (OSError, ValueError) as error:
+        raise _lost(path, what, str(error), "restore the file") from error
+    if (version := values.pop("version", 1)) != VERSION:
+        # Version 1 did not say at which sampling rate a release was made, and counted no round in which all clients
+        # were silent. Any number that is made of it may be too small.
+        raise _lost(
+            path, what, f"it has version {version!r} and not {VERSION}", "finish the run with the fftmoe that began it"
+        )
+    try:
+        return parse(values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _lost(path, what, str(error) or repr(error), "restore the file") from error
+
+
+def _lost(path: Path, what: str, why: str, remedy: str) -> InputError:
+    return InputError(f"{path} does not say {what} ({why}), so the run cannot continue; {remedy}, or start a new run")
+
+
+def _of_release(release: Release) -> dict[str, Any]:
+    return {"cohort": COHORT, **asdict(release)}
+
+
+def _as_release(values: Any) -> Release:
+    _check(values, {"cohort": str, "sampling_rate": float, "noise_multiplier": float, "times": int})
+    if values["cohort"] != COHORT:
+        raise ValueError(f"a release with the cohort rule {values['cohort']!r} cannot be counted")
+    return Release(**{name: value for name, value in values.items() if name != "cohort"})
+
+
+def _as_spent(values: dict[str, Any]) -> Spent:
+    _check(values, {"noise_multiplier": float, "clip_norm": float, "releases": list})
+    if not (0 < values["noise_multiplier"] < float("inf") and 0 < values["clip_norm"] < float("inf")):
         raise ValueError(f"it holds {values!r}")
-    if values["releases"] < 0 or not 0 < values["noise_multiplier"] or not 0 < values["clip_norm"]:
+    return Spent(**{**values, "releases": tuple(map(_as_release, values["releases"]))})
+
+
+def _as_asked(values: dict[str, Any]) -> list[Asked]:
+    _check(values, {"asked": list})
+    found = []
+    for part in values["asked"]:
+        _check(part, {"population": str, "release": dict, "times": dict})
+        if not all(type(times) is int and times > 0 for times in part["times"].values()):
+            raise ValueError(f"it holds {part['times']!r}")
+        times = Counter({int(client): times for client, times in part["times"].items()})
+        found.append(Asked(part["population"], _as_release(part["release"]), times))
+    return found
+
+
+def _check(values: Any, types: Mapping[str, type]) -> None:
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != types:
         raise ValueError(f"it holds {values!r}")
-    return Spent(**values)
