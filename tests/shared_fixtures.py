@@ -168,7 +168,7 @@ def cli() -> Cli:
 
         out, err, status = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr("sys.stdin", io.StringIO(stdin))
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
             patch.setenv("COLUMNS", "500")  # so that no line is folded
             try:
                 main([str(argument) for argument in arguments])

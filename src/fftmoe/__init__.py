@@ -116,12 +116,13 @@ def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
     return runs.resume(Path(folder), plugins=plugins)
 
 
-def predict(run: str | Path, inputs: Sequence[str] = (), **options: Any) -> list[dict[str, Any]]:
+def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) -> list[dict[str, Any]]:
     """Predict with a finished run: labels of texts or images, or completions of prompts; one dictionary per input.
 
     Args:
         run: the folder of the run.
-        inputs: texts or prompts; for a run on images, paths of image files, folders or tables.
+        inputs: texts or prompts, whose answer is None with a reason where a text is blank or None; for a run on images,
+            paths of image files, folders or tables.
         options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client` and `max_new_tokens`; they mean the same as
             the options of `fftmoe predict`.
 

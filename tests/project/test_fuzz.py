@@ -39,7 +39,7 @@ from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.data.images import decode_image
-from fftmoe.data.read import _READERS
+from fftmoe.data.read import read_table
 from fftmoe.data.token_cache import fits_texts, read_cached
 from fftmoe.data.tokens import tokenize_texts
 from fftmoe.deploy.files import read_fields
@@ -307,17 +307,16 @@ def table(kind: str, share: float) -> Make:
     def make(things: Things) -> Reader:
         import datasets
 
-        path, cache = things.place(f"data/train.{kind}"), things.place("data/cache")
+        path = things.place(f"data/train.{kind}")
         rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
         if kind == "parquet":
             rows = rows.cast_column("label", datasets.ClassLabel(names=["x", "y"]))
         {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[kind](path)
 
         def read(path: Path) -> object:
-            found = _READERS[path.suffix](str(path), str(cache), ("text",))
-            return [found[column][:] for column in found.column_names]
+            return [list(values) for values in read_table(path).columns.values()]
 
-        return Reader(kind, at(path, read), [path.read_bytes()], (Exception,), share, (things.folder, Path("/tmp")))
+        return Reader(kind, at(path, read), [path.read_bytes()], (InputError,), share, (things.folder,))
 
     return make
 
@@ -327,6 +326,7 @@ READERS: dict[str, Make] = {
     **{make.__name__: make for make in (recipe, override, labels, adapter, backbone, settings_of_a_tokenizer, tokens)},
     **{make.__name__: make for make in (deployment, site, sites_of_a_run, image)},
     "csv": table("csv", 0.002),
+    "jsonl": table("jsonl", 0.002),
     "parquet": table("parquet", 0.001),
 }
 

@@ -67,7 +67,7 @@ def test_evaluate_numbers_the_labels_of_other_data_by_their_names(cli: Cli, tiny
 
 def test_predict_reads_arguments_a_file_or_standard_input(cli: Cli, tiny_run: Finished, tmp_path: Path):
     texts = ["red ash red", "blue bay", "cod dew green green"]
-    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     from_arguments = cli("predict", tiny_run.folder, *texts)
     assert from_arguments.status == 0
     rows = [json.loads(line) for line in from_arguments.out.splitlines()]

@@ -61,8 +61,8 @@ def test_texts_get_the_same_answers_from_every_kind_of_input(cli: Cli, texts: Pa
     asked = rows(cli, texts, *TEXTS)
     assert [row["text"] for row in asked] == list(TEXTS)
     assert all(row.keys() == {"text", "label", "score"} and row["label"] in COLOURS for row in asked)
-    assert rows(cli, texts, stdin="\n\n".join(TEXTS)) == asked
-    (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n\n")
+    assert rows(cli, texts, stdin="\n".join(TEXTS)) == asked
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n")
     with (tmp_path / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "said"), *((text, text) for text in TEXTS)])
     (tmp_path / "table.jsonl").write_text("".join(json.dumps({"said": text}) + "\n" for text in TEXTS))
@@ -115,7 +115,6 @@ def test_a_run_without_checkpoints_has_no_personal_models(cli: Cli, texts: Path,
     [
         (("--file", "absent.txt"), ("absent.txt",)),
         (("--file", "absent.csv"), ("absent.csv",)),
-        ((" ",), ("there is no text",)),
         (("red", "--top-k", 9), ("top_k=9",)),
     ],
 )
@@ -160,6 +159,12 @@ def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Pat
 def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
     (tmp_path / "picture.png").write_text("no image")
     assert_refused(cli("predict", vision, tmp_path / "picture.png"), "picture.png", "no image")
+    Image.new("RGB", (97, 89)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:300])
+    damaged = cli("predict", vision, tmp_path)  # the folder's first file
+    assert_refused(damaged, "cut.jpg is no image that can be read", "replace the file")
+    assert "row" not in damaged.err.replace(str(tmp_path), "")
+    (tmp_path / "cut.jpg").unlink()
     assert_refused(cli("predict", vision, "some text"), "some text")
     assert_refused(cli("predict", vision), "no image to label")
     (tmp_path / "empty").mkdir()
@@ -219,6 +224,8 @@ def test_every_word_gets_a_tag_or_none(cli: Cli, run_sections: RunSections, back
     assert (short["tokens"], whole["tokens"]) == (["ash", "red"], long.split())
     assert all(tag in ("colour", "other") for tag in [*short["tags"], *whole["tags"][:5]])
     assert whole["tags"][5:] == [None] * 3  # the model reads five words and two special tokens
+    blank = {"text": " ", "tokens": None, "tags": None, "reason": "the text is only white space"}
+    assert fftmoe.predict(run, [" ", "ash  red"])[0] == blank
     assert_refused(cli("predict", run, "red", "--scores"), "token-classification")
 
 

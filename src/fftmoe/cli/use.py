@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fftmoe.errors import InputError
+from fftmoe.shown import shown_json
 
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 
@@ -32,7 +33,7 @@ def evaluate(
         {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k)} for k in values
     ]
     shown = metrics if len(values) > 1 else metrics[0]
-    sys.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(shown_json(json.dumps(shown, indent=2, ensure_ascii=False)) + "\n")
 
 
 def predict(
@@ -65,7 +66,7 @@ def predict(
     from_terminal = not inputs and file is None and not finished_run(run).reads_images
     rows = predict_run(
         run,
-        sys.stdin.read().splitlines() if from_terminal else inputs or (),
+        _lines_of_input() if from_terminal else inputs or (),
         top_k,
         file=file,
         column=column,
@@ -74,11 +75,25 @@ def predict(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(shown_json(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
     if output is not None:
         write_atomically(output, lines.encode())
     else:
         sys.stdout.write(lines)
+
+
+def _lines_of_input() -> list[str]:
+    """The lines of standard input, read as a file is: in UTF-8, whatever the locale says.
+
+    Raises:
+        InputError: they are no text.
+    """
+    from fftmoe.data import decoded, lines_of
+
+    try:
+        return lines_of(decoded(sys.stdin.buffer.read()))
+    except ValueError as error:
+        raise InputError(f"cannot read standard input: {error}; it should hold one text per line") from error
 
 
 def _top_k_values(text: str | None) -> Sequence[int | None]:

@@ -6,8 +6,8 @@ train or evaluate use the examples.
 
 from fftmoe.data.batches import evaluation_batches as evaluation_batches
 from fftmoe.data.batches import training_batches as training_batches
-from fftmoe.data.columns import extra_values as extra_values
 from fftmoe.data.columns import lists_of as lists_of
+from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
@@ -18,17 +18,21 @@ from fftmoe.data.images import read_pixels as read_pixels
 from fftmoe.data.labels import list_names as list_names
 from fftmoe.data.labels import number_classes as number_classes
 from fftmoe.data.labels import number_strata as number_strata
+from fftmoe.data.names import is_blank as is_blank
+from fftmoe.data.names import near_equal_notes as near_equal_notes
 from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition
 from fftmoe.data.ragged import Ragged as Ragged
-from fftmoe.data.read import Table as Table
 from fftmoe.data.sources import SplitRequest as SplitRequest
 from fftmoe.data.sources import read_tables as read_tables
+from fftmoe.data.table import Table as Table
 from fftmoe.data.targets import TaggedText as TaggedText
 from fftmoe.data.targets import TargetedText as TargetedText
 from fftmoe.data.targets import several_hot as several_hot
 from fftmoe.data.targets import tokenize_tagged as tokenize_tagged
+from fftmoe.data.text_files import decoded as decoded
+from fftmoe.data.text_files import lines_of as lines_of
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir
 from fftmoe.data.token_cache import tokenize_cached as tokenize_cached
 from fftmoe.data.tokens import IGNORED as IGNORED

@@ -5,11 +5,11 @@ all clients together, and the tests compare each division with its partitioner. 
 client of each example, from 0 to `num_clients - 1`.
 """
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from fftmoe.data.names import in_order
 from fftmoe.rng import numpy_generator
 
 
@@ -48,9 +48,9 @@ def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client
     return _placed(by_label, holders[_even_parts(len(labels), num_shards)])
 
 
-def natural(groups: Sequence[Hashable]) -> tuple[list[Any], np.ndarray]:
-    """The distinct groups in sorted order, and the group of each example, as `GroupedNaturalIdPartitioner`."""
-    values: list[Any] = sorted(set(groups))  # type: ignore[type-var]
+def natural(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct groups in the order of names, and the group of each example, as `GroupedNaturalIdPartitioner`."""
+    values = in_order(groups)
     numbers = {value: number for number, value in enumerate(values)}
     return values, np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
 

@@ -1,20 +1,20 @@
-"""The values of a table's columns, checked row by row: texts, labels, numbers, lists of names."""
+"""The values of a table's columns, checked row by row: texts, names, numbers, lists of names."""
 
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data.read import Table
+from fftmoe.data.names import is_blank, name_of
+from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
-
-def extra_values(table: Table, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of those columns that the table has, N values each, unchecked."""
-    return {column: list(table.rows[column]) for column in columns if column in table.rows.column_names}
+# What a cell of text must look like to be a number; Python's float() also takes 1_000, nan and digits of any script.
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
@@ -26,56 +26,95 @@ def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
     Raises:
         InputError: a value is empty or not a text.
     """
-    texts = tuple(table.rows[column])
+    texts = tuple(table.columns[column])
     for row, value in enumerate(texts, start=1):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise InputError(f"{table.where}: column {column!r} is empty in row {row}; remove the row or fill it in")
         if not isinstance(value, str):
             raise InputError(
-                f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r} (row"
+                f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r:.50} (row"
                 f" {row}); texts must be strings: name another column with {key}"
             )
     return texts
 
 
-def labels_of(table: Table, column: str) -> list[Any]:
-    """The N labels of a column, with class numbers replaced by their names.
+def labels_of(table: Table, column: str) -> list[str]:
+    """The N labels of a column as texts, with class numbers replaced by their names.
 
     Raises:
-        InputError: a label is missing, or neither a text nor a whole number.
+        InputError: a label is missing, or has a type that names nothing; a class number has no name.
     """
-    feature = table.rows.features[column]
-    values: list[Any] = list(table.rows[column])
-    for row, value in enumerate(values, start=1):
-        missing = value is None or (isinstance(value, str) and not value.strip())
-        if missing or (isinstance(feature, datasets.ClassLabel) and value == -1):
+    return names_of(table, column, "label", "data.label")
+
+
+def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
+    """The N names in a column: texts as they are, and the one spelling of typed values (`name_of`).
+
+    Args:
+        what: what is named, for messages, such as "label". key: the recipe's key that names the column.
+
+    Raises:
+        InputError: as `labels_of`.
+    """
+    classes = table.class_names.get(column)
+    names: list[str] = []
+    for row, value in enumerate(table.columns[column], start=1):
+        try:
+            name = name_of(value) if classes is None else _class_name(classes, value)
+        except (TypeError, LookupError) as error:
             raise InputError(
-                f"{table.where}: column {column!r} has no label in row {row} (value {value!r}); remove the"
+                f"{table.where}: column {column!r} holds {error.args[0]} (row {row}); {what}s must be strings or whole "
+                f"numbers: correct the column, or name another one with {key}"
+            ) from error
+        if name is None or is_blank(name):
+            raise InputError(
+                f"{table.where}: column {column!r} has no {what} in row {row} (value {value!r}); remove the"
                 " row or fill it in"
             )
-        if not isinstance(value, str | int):
-            raise InputError(
-                f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r} (row"
-                f" {row}); labels must be strings or whole numbers: name another column with data.label"
-            )
-    return [feature.names[value] for value in values] if isinstance(feature, datasets.ClassLabel) else values
+        names.append(name)
+    return names
+
+
+def _class_name(classes: Sequence[str], value: Any) -> str | None:
+    """The name of a class by its number; -1 stands for no class, and a text is its own name."""
+    if value is None or isinstance(value, bool) or not isinstance(value, int):
+        return name_of(value)
+    if value == -1:
+        return None
+    if not 0 <= value < len(classes):
+        raise LookupError(f"the class number {value}, and the file names classes 0 to {len(classes) - 1} only")
+    return classes[value]
 
 
 def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
-    """The finite numbers of T columns, float32 [N, T].
+    """The finite numbers of T columns, float32 [N, T]; a text is read as a number if it is written as one.
 
     Raises:
-        InputError: a value is not a finite number.
+        InputError: a value is not a finite number, or too large for float32.
     """
-    found = [list(table.rows[column]) for column in columns]
-    for column, values in zip(columns, found, strict=True):
-        for row, value in enumerate(values, start=1):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-                raise InputError(
-                    f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a finite number; "
-                    "correct or remove the row, or name another column with data.targets"
-                )
+    found = [
+        [_number(table, column, row, value) for row, value in enumerate(table.columns[column], start=1)]
+        for column in columns
+    ]
     return torch.tensor(found, dtype=torch.float32).T.contiguous()
+
+
+def _number(table: Table, column: str, row: int, value: Any) -> float:
+    written = isinstance(value, str) and _NUMBER.fullmatch(value)
+    typed = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    try:
+        number = float(value) if written or typed else float("nan")
+    except OverflowError:  # a whole number of more than 308 digits
+        number = float("inf")
+    if not abs(number) <= _LARGEST:
+        raise InputError(
+            f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a finite number; "
+            "correct or remove the row, or name another column with data.targets"
+        )
+    return number
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def lists_of(table: Table, key: str, column: str) -> list[list[str]]:
@@ -85,17 +124,29 @@ def lists_of(table: Table, key: str, column: str) -> list[list[str]]:
         key: the recipe's key that names the column, for messages.
 
     Raises:
-        InputError: a row does not hold a list of names.
+        InputError: a row does not hold a list of names; a class number has no name.
     """
-    feature = getattr(table.rows.features[column], "feature", None)
-    named = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    classes = table.class_names.get(column)
     lists: list[list[str]] = []
-    for row, value in enumerate(table.rows[column], start=1):
-        own = list(value) if isinstance(value, list | tuple | np.ndarray) else None
-        if own is None or not all(isinstance(item, str | int) for item in own):
+    for row, value in enumerate(table.columns[column], start=1):
+        try:
+            own = [name_of(item) if classes is None else _class_name(classes, item) for item in _list(value)]
+        except (TypeError, LookupError) as error:
             raise InputError(
-                f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a list of names; "
+                f"{table.where}: column {column!r} holds {error.args[0]} in row {row}, which is not a list of names; "
                 f"lists are read from .parquet and .jsonl files: correct the row, or name another column with {key}"
-            )
-        lists.append([named[item] if named and isinstance(item, int) else str(item) for item in own])
+            ) from error
+        lists.append([_given(table, column, row, name) for name in own])
     return lists
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r:.50}")
+    return list(value)
+
+
+def _given(table: Table, column: str, row: int, name: str | None) -> str:
+    if name is None:
+        raise InputError(f"{table.where}: a list in column {column!r} has no value in row {row}; correct the row")
+    return name

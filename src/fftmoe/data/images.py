@@ -1,6 +1,7 @@
 """Labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
 
 import io
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fftmoe.data.examples import Rows
-from fftmoe.data.read import Table
+from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small
 
@@ -72,18 +73,55 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     Raises:
         InputError: an image is missing or cannot be read.
     """
+
+    def describe(row: int, reason: str) -> str:
+        return (
+            f"{table.where}: column {column!r} holds no image in row {row + 1}: {reason}; an image is an encoded file "
+            "(PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 to 255: correct "
+            "or remove the row, or name another column with data.image"
+        )
+
+    return _decoded(table.columns[column], table.num_rows, table.folder, size, describe)
+
+
+def read_image_files(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """The images in these files, as `read_pixels` gives them.
+
+    Raises:
+        InputError: one of them is no image that can be read; the message names the file.
+    """
+
+    def describe(place: int, reason: str) -> str:
+        return f"{files[place]} is no image that can be read: {reason}; replace the file, or leave it out"
+
+    return _decoded(map(_ImageFile, files), len(files), None, size, describe)
+
+
+@dataclass(frozen=True)
+class _ImageFile:
+    """A file that a person named, wherever it is; a path in a table is a text."""
+
+    path: Path
+
+
+def _decoded(
+    values: Iterable[Any],
+    count: int,
+    folder: Path | None,
+    size: tuple[int, int],
+    describe: Callable[[int, str], str],
+) -> Tensor:
+    """The pixels of `count` images; `describe` makes the message about one that cannot be read."""
     height, width = size
-    pixels = np.empty((table.rows.num_rows, height, width, 3), dtype=np.uint8)
-    for row, value in enumerate(table.rows[column]):
+    pixels = np.empty((count, height, width, 3), dtype=np.uint8)
+    for place, value in enumerate(values):
         try:
-            decoded = decode_image(value, table.folder)
-            pixels[row] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+            decoded = decode_image(value, folder)
+            pixels[place] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        except InputError:
+            raise
         except Exception as error:  # every format fails in its own ways
-            raise InputError(
-                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; an image"
-                " is an encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers"
-                " from 0 to 255: correct or remove the row, or name another column with data.image"
-            ) from error
+            raise InputError(describe(place, _reason(error))) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
@@ -95,10 +133,11 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
         raise ValueError("the value is empty")
     if isinstance(value, list | np.ndarray):
         return Image.fromarray(_array(value))
-    if not isinstance(value, bytes | str):
-        raise TypeError(f"{value!r} is a value of type {type(value).__name__}")
-    data = value if isinstance(value, bytes) else read_small(_inside(folder, value), MAX_FILE_BYTES)
-    decoded = Image.open(io.BytesIO(data), formats=FORMATS)
+    if not isinstance(value, bytes | str | _ImageFile):
+        raise TypeError(f"{value!r:.50} is a value of type {type(value).__name__}")
+    if not isinstance(value, bytes):
+        value = read_small(value.path if isinstance(value, _ImageFile) else _inside(folder, value), MAX_FILE_BYTES)
+    decoded = Image.open(io.BytesIO(value), formats=FORMATS)
     if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
         raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")
     if decoded.mode.startswith(("I", "F")):
@@ -107,12 +146,12 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
 
 
 def _inside(folder: Path | None, name: str) -> Path:
-    """The path of a file in the data's folder; the hub's own cache may be anywhere."""
+    """The path of a file in the data's folder."""
     if folder is None:
-        return Path(name)
+        raise ValueError(f"{name!r:.100} is the path of a file, and this data has no folder from which files are read")
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} is not in {folder}, from which paths are read and which they may not leave")
+        raise ValueError(f"{name!r:.100} is not in {folder}, from which paths are read and which they may not leave")
     return path
 
 

@@ -1,14 +1,13 @@
 """From labels to numbers: the classes of a data set, or the strata that divide examples of tasks without classes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import datasets
 import numpy as np
 
 from fftmoe.data.columns import labels_of
-from fftmoe.data.read import Table
+from fftmoe.data.names import in_order
 from fftmoe.data.sources import TRAIN_AND_TEST, SplitRequest
+from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
 ALL = ("all",)  # the one stratum if nothing divides the examples
@@ -20,8 +19,8 @@ def number_classes(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Number the labels of classification.
 
-    Labels that are a `datasets.ClassLabel` keep their names and their order. Other labels (texts or whole numbers) are
-    numbered in the sorted order of the distinct labels of the first requested split. A request can agree on others.
+    Classes that the file names (`datasets.ClassLabel`) keep their names and their order. Other labels are numbered in
+    the order of the distinct labels of the first requested split (`in_order`). A request can agree on others.
 
     Args:
         column: holds the labels.
@@ -43,26 +42,22 @@ def number_classes(
         )
     if request.evaluation:
         _check_trained(tables[first].where, _classes(tables[first], column, labels[first]), known)
-    # By name, because one file may hold the number 1 and another the text "1".
-    numbers = {str(value): number for number, value in enumerate(known)}
+    numbers = {name: number for number, name in enumerate(known)}
     for split, values in labels.items():
-        if unseen := [str(value) for value in values if str(value) not in numbers]:
+        if unseen := [value for value in values if value not in numbers]:
             raise _unseen(unseen, tables[split].where, request)
-    numbered = {
-        split: np.array([numbers[str(value)] for value in values], dtype=np.int64) for split, values in labels.items()
-    }
+    numbered = {split: np.array([numbers[name] for name in names], dtype=np.int64) for split, names in labels.items()}
     return numbered, tuple(numbers)
 
 
-def _classes(table: Table, column: str, values: Sequence[Any]) -> Sequence[Any]:
+def _classes(table: Table, column: str, labels: Sequence[str]) -> Sequence[str]:
     """The classes that this table's labels define, in their order."""
-    feature = table.rows.features[column]
-    return feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(values))
+    return table.class_names.get(column) or in_order(labels)
 
 
-def _check_trained(where: str, classes: Sequence[Any], trained: Sequence[Any]) -> None:
+def _check_trained(where: str, classes: Sequence[str], trained: Sequence[str]) -> None:
     """Check that a run was trained on these classes, also on those that a table names and no row has."""
-    if unknown := sorted(set(map(str, classes)) - set(map(str, trained))):
+    if unknown := sorted(set(classes) - set(trained)):
         raise InputError(
             f"{where} has labels that the run was not trained on: {', '.join(unknown[:SHOWN])}; the run knows"
             f" {_first_names(trained)}: remove those rows, or evaluate on other data"
@@ -80,7 +75,7 @@ def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputEr
     return InputError(f"{counted} but never in training; add training rows with it, or remove those rows")
 
 
-def _first_names(names: Sequence[Any]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     """The first names, for a message."""
     return ", ".join(map(str, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
 
@@ -97,10 +92,10 @@ def number_strata(tables: Mapping[str, Table], columns: Sequence[str]) -> tuple[
     Raises:
         InputError: a row has no stratum, or it is neither a text nor a whole number.
     """
-    shared = [column for column in columns if all(column in table.rows.column_names for table in tables.values())]
+    shared = [column for column in columns if all(column in table.columns for table in tables.values())]
     if not shared:
-        return {split: np.zeros(table.rows.num_rows, np.int64) for split, table in tables.items()}, ALL
-    values = {split: list(map(str, labels_of(table, shared[0]))) for split, table in tables.items()}
+        return {split: np.zeros(table.num_rows, np.int64) for split, table in tables.items()}, ALL
+    values = {split: labels_of(table, shared[0]) for split, table in tables.items()}
     names = tuple(sorted({value for own in values.values() for value in own}))
     numbers = {name: number for number, name in enumerate(names)}
     return {split: np.array([numbers[v] for v in own], dtype=np.int64) for split, own in values.items()}, names

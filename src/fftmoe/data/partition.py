@@ -1,6 +1,6 @@
 """Which client holds which examples: disjoint covers of all examples, determined by the seed."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ def make_partition(
     alpha: float | None = None,
     shards_per_client: int | None = None,
     holder_fraction: float | None = None,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[str] | None = None,
     min_examples: int | None = None,
     divide: Divide | None = None,
 ) -> Partition:
@@ -143,7 +143,7 @@ def make_partition(
         alpha: concentration, finite and > 0; smaller is more skewed.
         shards_per_client: at least 1.
         holder_fraction: in (0, 1].
-        groups: N values that can be sorted.
+        groups: the names of N groups.
         min_examples: the fewest examples of a client, at least 1. Random divisions are drawn again, up to 100 times,
             until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
         divide: the division of a plug-in, which `kind` then names.
@@ -234,19 +234,11 @@ def _checked_num_clients(kind: str, num_clients: int | None, num_examples: int, 
     return num_clients
 
 
-def _natural(groups: Sequence[Hashable], num_clients: int | None, num_examples: int, fewest: int) -> Partition:
+def _natural(groups: Sequence[str], num_clients: int | None, num_examples: int, fewest: int) -> Partition:
     if len(groups) != num_examples:
         raise ValueError(f"{len(groups)} groups for {num_examples} labels; give one group per example")
-    empty = next((row for row, group in enumerate(groups, start=1) if group is None or group == ""), None)
-    if empty is not None:
-        raise InputError(f"the column of partition.by is empty in training row {empty}; remove the row or fill it in")
-    try:
-        values, owners = assign.natural(groups)
-    except TypeError as error:
-        raise InputError(
-            f"the column of partition.by holds values that cannot name clients ({error}); use text or whole numbers"
-        ) from error
-    partition = Partition(Ragged.grouped(owners, len(values)), tuple(map(str, values)))
+    values, owners = assign.natural(groups)
+    partition = Partition(Ragged.grouped(owners, len(values)), tuple(values))
     if num_clients is not None and num_clients != len(values):
         raise InputError(
             f"partition.num_clients={num_clients}, but the column of partition.by has {len(values)} distinct"

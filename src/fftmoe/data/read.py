@@ -1,48 +1,32 @@
-"""Tables from a local folder or from the Hugging Face hub; nothing here knows which columns hold texts or labels."""
+"""The one reader of data files: the ending of a file's name chooses among three parsers, and nothing else does."""
 
-import contextlib
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import datasets
 import pyarrow
-from pyarrow import csv, parquet
 
+from fftmoe.data.csv_files import parse_csv
+from fftmoe.data.json_lines import parse_json_lines
+from fftmoe.data.parquet_files import read_parquet
+from fftmoe.data.table import Table
+from fftmoe.data.text_files import decoded, lines_of
 from fftmoe.errors import InputError
-from fftmoe.strict import strict_json
+from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
 SUFFIXES = ("parquet", "csv", "jsonl")
-MAX_LEADING_SPACE = 4096  # bytes before the first object
+_OTHER_TABLES = ("tsv", "json", "ndjson", "xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
+
+Columns = Mapping[str, Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of one split; images and sounds in them are not decoded.
-
-    Attributes:
-        where: their origin, for messages.
-        rows: the rows.
-        folder: the folder that they were read from, which must hold the files that they name; None for the hub.
-    """
-
-    where: str
-    rows: datasets.Dataset
-    folder: Path | None = None
-
-
-def read_folder(
-    folder: Path, text_columns: tuple[str, ...] = (), required: Sequence[str] = REQUIRED_SPLITS
-) -> dict[str, Table]:
+def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
     """The splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
     Args:
-        folder: files end in .parquet, .csv (comma, header line) or .jsonl (one object a line).
-        text_columns: columns of csv files that stay text, so that `123` is not a number.
+        folder: files end in .parquet, .csv (a header line, then rows) or .jsonl (one object a line).
         required: the splits that must exist.
 
     Raises:
@@ -55,126 +39,56 @@ def read_folder(
             names = " and ".join(path.name for path in found)
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
-            tables[split] = Table(str(found[0]), _read_file(found[0], text_columns), folder)
-    _require(required, tables, f"the folder {folder}")
+            tables[split] = _read_file(found[0])
+    require_splits(required, tables, f"the folder {folder}")
     return tables
 
 
-def read_table(path: Path, text_columns: tuple[str, ...] = ()) -> Table:
+def is_table(path: Path) -> bool:
+    """Whether a file's name says that it is a table, in whatever case its ending is written.
+
+    Raises:
+        InputError: it says that the file is a table of a kind that is not read.
+    """
+    suffix = path.suffix[1:].lower()
+    if suffix in _OTHER_TABLES:
+        raise InputError(f"{path} is a table of a kind that is not read; save it as .{', .'.join(SUFFIXES)}")
+    return suffix in SUFFIXES
+
+
+def read_table(path: Path) -> Table:
     """One .parquet, .csv or .jsonl file of any name.
 
     Raises:
         InputError: it cannot be read, or has another ending.
     """
-    if not path.is_file() or path.suffix[1:] not in SUFFIXES:
+    if not path.is_file() or not is_table(path):
         raise InputError(f"{path} is not a file that ends in .{', .'.join(SUFFIXES)}; name one that does")
-    return Table(str(path), _read_file(path, text_columns), path.parent)
+    return _read_file(path)
 
 
-def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
-    """The splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, blank ones too; see `lines_of`.
 
     Raises:
-        InputError: the hub cannot be reached or has no such data set, or a required split is missing.
+        InputError: the file cannot be read, or is no text.
     """
-    name, _, configuration = source.partition(":")
     try:
-        with quiet():
-            loaded = datasets.load_dataset(name, configuration or None)
-    # The hub's client can raise anything, from a failed name lookup to a changed file layout; the remedy is the same.
-    except Exception as error:
-        raise InputError(
-            f"data.source={source!r} is not a local folder, and loading it from the Hugging Face hub failed"
-            f" ({type(error).__name__}: {error}); check the spelling and the network, or give a local folder"
-            f" that holds train.* and test.* ({', '.join(SUFFIXES)})"
-        ) from error
-    tables = {split: Table(f"{source} ({split})", _undecoded(loaded[split])) for split in SPLITS if split in loaded}
-    _require(required, tables, f"the data set {source} with splits {', '.join(map(str, loaded))}")
-    return tables
+        return lines_of(decoded(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read --file {path}: {reason}; it should hold one text per line") from error
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Meanwhile the libraries that read data show no progress bars, and log errors only."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    had_bars = not datasets.are_progress_bars_disabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if had_bars:
-            datasets.enable_progress_bars()
+def require_splits(required: Sequence[str], tables: Mapping[str, Table], what: str) -> None:
+    """Check that these splits are there.
 
+    Args:
+        what: where they were looked for.
 
-def _read_file(path: Path, text_columns: tuple[str, ...]) -> datasets.Dataset:
-    # The reader's cache knows a file by its name and time stamp; in a new folder it can never be stale.
-    with quiet(), tempfile.TemporaryDirectory(prefix="fftmoe-read-") as cache:
-        try:
-            return _READERS[path.suffix](str(path), cache, text_columns)
-        # Every reader fails in its own way (parser, encoding, arrow, builder), and its reason is often a chained cause.
-        except Exception as error:
-            reason = str(error.__cause__ or error).strip() or type(error).__name__
-            remedy = "correct the file, or write it again with a library such as pandas or datasets"
-            if "invalid UTF8" in reason:
-                remedy = f"save it as UTF-8, e.g. iconv -f latin1 -t utf-8 {path.name}"
-            raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {reason}; {remedy}") from error
-
-
-def _read_parquet(path: str, _: str, __: tuple[str, ...]) -> datasets.Dataset:
-    # Arrow reads the file, because the reader in datasets unpacks archives and creates any class of datasets that the
-    # file's metadata names. Here the metadata only states which columns are labels, with their names, or images.
-    table = parquet.read_table(path)
-    metadata = strict_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    rows = datasets.Dataset(table.replace_schema_metadata(None))
-    features = metadata.get("info", {}).get("features", {})
-    for column in set(features) & set(rows.column_names):
-        if features[column].get("_type") == "ClassLabel":
-            rows = rows.cast_column(column, datasets.ClassLabel(names=features[column]["names"]))
-        if features[column].get("_type") == "Image":
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
-
-
-def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows without decoding: to decode an image or a sound, datasets would fetch any address that it names."""
-    for column, feature in rows.features.items():
-        if getattr(feature, "decode", False):
-            rows = rows.cast_column(column, type(feature)(decode=False))  # type: ignore[call-arg]
-    return rows
-
-
-def _read_csv(path: str, _: str, text_columns: tuple[str, ...]) -> datasets.Dataset:
-    # Arrow's reader, because the reader in datasets leaves its file open, fails on a file without rows, and reads the
-    # words "null" and "None" as missing values.
-    table = csv.read_csv(
-        path,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pyarrow.string())),
-    )
-    return datasets.Dataset.from_dict(table.to_pydict())
-
-
-def _read_jsonl(path: str, cache: str, _: tuple[str, ...]) -> datasets.Dataset:
-    with open(path, "rb") as file:  # datasets would unpack an archive of this name
-        if not file.read(MAX_LEADING_SPACE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            raise ValueError("it does not begin with an object")
-    return _loaded(datasets.Dataset.from_json(path, cache_dir=cache, keep_in_memory=True))
-
-
-def _loaded(rows: object) -> datasets.Dataset:
-    assert isinstance(rows, datasets.Dataset)  # the readers' declared type covers streaming, which is off
-    return rows
-
-
-_READERS = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
-
-
-def _require(required: Sequence[str], tables: dict[str, Table], what: str) -> None:
+    Raises:
+        InputError: one is missing.
+    """
     missing = [split for split in required if split not in tables]
     if missing:
         files = " and ".join(f"{split}.parquet (or .csv, .jsonl)" for split in missing)
@@ -183,3 +97,38 @@ def _require(required: Sequence[str], tables: dict[str, Table], what: str) -> No
             f"{what} has no {' and no '.join(missing)} split (it has {present}); data.source needs"
             f" {' and '.join(required)}: add {files} to a local folder and name that folder"
         )
+
+
+def _read_file(path: Path) -> Table:
+    suffix = path.suffix[1:].lower()
+    try:
+        columns, num_rows, class_names = _READERS[suffix](path)
+    except InputError:
+        raise
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError):
+            reason = "it needs more memory than there is"
+        remedy = "correct the file, or write it again with a library such as pandas"
+        if "save it as UTF-8" in reason:
+            remedy = f"for example: iconv -f latin1 -t utf-8 {path.name}"
+        raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
+    return Table(str(path), columns, num_rows, class_names, path.parent)
+
+
+def _parsed(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:
+    """A reader of a kind of text file."""
+
+    def read(path: Path) -> tuple[Columns, int, Mapping]:
+        with open_file(path) as file:
+            columns, num_rows = parse(decoded(file.read()))
+        return columns, num_rows, {}
+
+    return read
+
+
+_READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
+    "parquet": read_parquet,
+    "csv": _parsed(parse_csv),
+    "jsonl": _parsed(parse_json_lines),
+}

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-
-from fftmoe.data.read import REQUIRED_SPLITS, Table, read_folder, read_hub
+from fftmoe.data.hub import read_hub
+from fftmoe.data.read import REQUIRED_SPLITS, read_folder
 from fftmoe.data.stdlib_docs import stdlib_docs
+from fftmoe.data.table import Table
 from fftmoe.errors import InputError, did_you_mean
 
 BUILTIN = "builtin:"
@@ -34,7 +34,6 @@ TRAIN_AND_TEST = SplitRequest()
 def read_tables(
     source: str,
     content: Mapping[str, Sequence[str]],
-    texts: Sequence[str] = (),
     extra_columns: Sequence[str] = (),
     request: SplitRequest = TRAIN_AND_TEST,
 ) -> dict[str, Table]:
@@ -44,13 +43,12 @@ def read_tables(
         source: `builtin:stdlib-docs`, a local folder with `train.*` and `test.*` (parquet, csv or jsonl), or a hub id,
             optionally `id:configuration`.
         content: the columns that every table must have, by the recipe's key for them (`{"data.text": ["text"]}`).
-        texts: those of them that hold texts, which a csv file must not turn into numbers.
         extra_columns: further columns that the first requested split must have.
 
     Raises:
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
-    tables = read_source(source, tuple(texts), request.splits)
+    tables = read_source(source, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
     if request.evaluation:
@@ -63,11 +61,10 @@ def read_tables(
     return tables
 
 
-def read_source(source: str, text_columns: tuple[str, ...], required: Sequence[str]) -> dict[str, Table]:
+def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
     """All tables of a source by split, unchecked.
 
     Args:
-        text_columns: the columns of csv files that hold texts.
         required: the splits that must exist.
 
     Raises:
@@ -77,7 +74,7 @@ def read_source(source: str, text_columns: tuple[str, ...], required: Sequence[s
         return _read_builtin(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return read_folder(folder, text_columns, required)
+        return read_folder(folder, required)
     if folder.exists():
         raise InputError(
             f"data.source={source!r} is a file: name the folder that holds it, with train.* and test.* in it"
@@ -95,11 +92,9 @@ def _read_builtin(source: str) -> dict[str, Table]:
     if name != "stdlib-docs":
         raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, ['stdlib-docs'])}")
     return {
-        split: Table(
+        split: Table.of(
             f"{source} ({split})",
-            datasets.Dataset.from_dict(
-                {name: [row[i] for row in rows] for i, name in enumerate(("text", "label", "module"))}
-            ),
+            dict(zip(("text", "label", "module"), map(list, zip(*rows, strict=True)), strict=True)),
         )
         for split, rows in stdlib_docs().items()
     }
@@ -114,18 +109,12 @@ def _check_column(table: Table, column: str, keys: Sequence[str]) -> None:
     Raises:
         InputError: it does not.
     """
-    present = table.rows.column_names
-    if column not in present:
-        if len(present) == 1 and any(separator in present[0] for separator in ";\t|"):
-            raise InputError(
-                f"{table.where} has one column, {present[0]!r}: its columns must be separated by commas; save it again"
-                " with commas (a spreadsheet offers that when it saves CSV)"
-            )
-        near = did_you_mean(column, present)
+    if table.num_rows == 0:
+        raise InputError(f"{table.where} has no rows; every split needs at least one")
+    if column not in table.columns:
+        near = did_you_mean(column, table.columns)
         near = near if "did you mean" in near else ""
         raise InputError(
-            f"{table.where} has no column {column!r}{near}; it has {', '.join(present)}: name one of them with"
+            f"{table.where} has no column {column!r}{near}; it has {', '.join(table.columns)}: name one of them with"
             f" {', '.join(keys[:-1])} or {keys[-1]}"
         )
-    if table.rows.num_rows == 0:
-        raise InputError(f"{table.where} has no rows; every split needs at least one")

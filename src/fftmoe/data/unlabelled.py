@@ -3,35 +3,38 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import torch
 from torch import Tensor
 
-from fftmoe.data.images import read_pixels
-from fftmoe.data.read import SUFFIXES, Table, read_table
+from fftmoe.data.images import read_image_files, read_pixels
+from fftmoe.data.read import is_table, read_lines, read_table
+from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of a file: one per line, or a column of .csv, .jsonl or .parquet; empty ones are left out.
+def read_texts(path: Path, column: str) -> list[str | None]:
+    """The texts of a file, one for each line, or for each row of a .csv, .jsonl or .parquet file.
+
+    Args:
+        column: the column of a table.
+
+    Returns:
+        the texts in the order of the file, blank ones too; None where a row has none.
 
     Raises:
         InputError: the file cannot be read, or has no such column of texts.
     """
-    if path.suffix[1:] in SUFFIXES:
-        texts = _column(read_table(path, (column,)), column)
-    else:
-        try:
-            texts = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise InputError(f"cannot read --file {path}: {reason}; it should hold one text per line") from error
-    wrong = next((text for text in texts if not isinstance(text, str | None)), None)
-    if wrong is not None:
-        raise InputError(f"{path}: column {column!r} holds {wrong!r:.50}, which is not a text; name another column")
-    return [text for text in texts if text and text.strip()]
+    if not is_table(path):
+        return list(read_lines(path))
+    texts = list(_with_column(read_table(path), column).columns[column])
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str | None):
+            raise InputError(
+                f"{path}: column {column!r} holds {text!r:.50} in row {row}, which is not a text; name another column"
+            )
+    return texts
 
 
 def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> tuple[list[str], Tensor]:
@@ -47,22 +50,17 @@ def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> t
         InputError: a place cannot be read, or holds no image.
     """
     names: list[str] = []
-    pixels: list[Tensor] = []
+    pixels = [torch.zeros(0, 3, *size, dtype=torch.uint8)]
     for place in places:
-        table, own = _table(place, column)
-        names += own
-        pixels.append(read_pixels(table, column, size))
-    return names, torch.cat([torch.zeros(0, 3, *size, dtype=torch.uint8), *pixels])
-
-
-def _table(place: Path, column: str) -> tuple[Table, list[str]]:
-    """A file or folder as a table with this column, and the names of its rows."""
-    if place.suffix[1:] in SUFFIXES:
-        table = read_table(place)
-        _column(table, column)
-        return table, [f"{place}:{row}" for row in range(1, table.rows.num_rows + 1)]
-    files = [str(file) for file in _files(place)]
-    return Table(str(place), datasets.Dataset.from_dict({column: files})), files
+        if not place.is_dir() and is_table(place):
+            table = _with_column(read_table(place), column)
+            names += [f"{place}:{row}" for row in range(1, table.num_rows + 1)]
+            pixels.append(read_pixels(table, column, size))
+        else:
+            files = _files(place)
+            names += map(str, files)
+            pixels.append(read_image_files(files, size))
+    return names, torch.cat(pixels)
 
 
 def _files(place: Path) -> list[Path]:
@@ -78,10 +76,10 @@ def _files(place: Path) -> list[Path]:
     return found
 
 
-def _column(table: Table, column: str) -> list:
-    if column not in table.rows.column_names:
+def _with_column(table: Table, column: str) -> Table:
+    """The same table, which has this column."""
+    if column not in table.columns:
         raise InputError(
-            f"{table.where} has no column {column!r}; it has {', '.join(table.rows.column_names)}: name one of them "
-            "with --column"
+            f"{table.where} has no column {column!r}; it has {', '.join(table.columns)}: name one of them with --column"
         )
-    return list(table.rows[column])
+    return table

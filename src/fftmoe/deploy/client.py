@@ -58,7 +58,7 @@ def _num_rows(data: Path) -> int:
         raise InputError(
             f"--data {data} is not a folder; name the folder with this site's train.csv, .jsonl or .parquet"
         )
-    return read_folder(data, required=("train",))["train"].rows.num_rows
+    return read_folder(data, required=("train",))["train"].num_rows
 
 
 def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[str]:

@@ -139,7 +139,7 @@ def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
         )
 
 
-def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[Any] | None, plugins: Plugins) -> Partition:
+def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[str] | None, plugins: Plugins) -> Partition:
     section = recipe.partition
     return make_partition(
         section.kind,

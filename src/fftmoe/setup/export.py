@@ -171,4 +171,5 @@ def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
         return load_split(recipe, "train", run.label_names, data)
     if run.reads_images:
         return unlabelled_images(run, [Path(data)], run.inputs.image_column)[1]
-    return unlabelled_texts(run, read_texts(Path(data), run.inputs.text_column))
+    texts = [text for text in read_texts(Path(data), run.inputs.text_column) if text is not None and text.strip()]
+    return unlabelled_texts(run, texts)

@@ -98,7 +98,7 @@ def evaluate_run(
 
 def predict_run(
     folder: Path,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[str | None] = (),
     top_k: int | None = None,
     *,
     file: Path | None = None,
@@ -111,7 +111,8 @@ def predict_run(
     """The answers of a run's model; see `predict`.
 
     Args:
-        inputs: texts or prompts; for a run on images paths of image files, of folders of them, or of tables.
+        inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
+            folders of them, or of tables.
         top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
         file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
         column: the column of a table; None for the one that the run's recipe names.

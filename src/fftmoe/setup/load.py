@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Loaded:
     train: Examples
     test: Examples
     label_names: tuple[str, ...]
-    groups: Sequence[Any] | None
+    groups: Sequence[str] | None
     max_length: int | None
     strata: tuple[str, ...]
 

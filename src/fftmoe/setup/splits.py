@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from fftmoe.data import (
     Table,
     TargetedText,
     default_cache_dir,
-    extra_values,
     list_names,
     lists_of,
+    names_of,
     number_classes,
     number_strata,
     numbers_of,
@@ -39,14 +38,14 @@ class Splits:
 
     Attributes:
         examples: by split.
-        columns: the values of the extra columns, by split and column.
+        columns: the names in the extra columns, such as those of natural clients, by split and column.
         label_names: the classes or other names that the model predicts; empty for a language model.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         max_length: tokens that the tokenizer allows; None for images.
     """
 
     examples: Mapping[str, Examples]
-    columns: Mapping[str, Mapping[str, list[Any]]]
+    columns: Mapping[str, Mapping[str, list[str]]]
     label_names: tuple[str, ...]
     strata: tuple[str, ...]
     max_length: int | None
@@ -68,7 +67,7 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
     data = recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables = read_tables(source, content, [data.text], columns, request)
+    tables = read_tables(source, content, columns, request)
     labels, names = number_classes(tables, data.label, request)
     cache = None if request.evaluation else default_cache_dir()
     examples = {
@@ -84,7 +83,7 @@ def _images(recipe: Recipe, source: str, request: SplitRequest, columns: Sequenc
     form = load_image_processor(recipe.backbone.model)
     data = recipe.data
     content = {"data.image": [data.image], "data.label": [data.label]}
-    tables = read_tables(source, content, (), columns, request)
+    tables = read_tables(source, content, columns, request)
     labels, names = number_classes(tables, data.label, request)
     examples = {split: _images_of(tables[split], labels[split], data.image, form) for split in request.splits}
     return Splits(examples, _columns(tables, columns, request), names, names, None)
@@ -97,8 +96,7 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
     content = {key: [column]} if data.prompt is None else {"data.prompt": [data.prompt], key: [column]}
     # A column that the recipe names must exist; the default name may be absent, and then the examples have no strata.
     named = () if data.label == DataSection.model_fields["label"].default else (data.label,)
-    texts = [name for own in content.values() for name in own]
-    tables = read_tables(source, content, texts, (*named, *columns), request)
+    tables = read_tables(source, content, (*named, *columns), request)
     labels, strata = number_strata(tables, _dividing(recipe, ()))
     examples = {
         split: tokenize_completions(
@@ -118,7 +116,7 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
 def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
-    tables = read_tables(source, content, (), columns, request)
+    tables = read_tables(source, content, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.tokens, data.tags)))
     tags = {split: lists_of(tables[split], "data.tags", data.tags) for split in request.splits}
     names = list_names(tables, tags, request)
@@ -140,7 +138,7 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
 def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables = read_tables(source, content, [data.text], columns, request)
+    tables = read_tables(source, content, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.text, data.label)))
     lists = {split: lists_of(tables[split], "data.label", data.label) for split in request.splits}
     names = list_names(tables, lists, request)
@@ -156,7 +154,7 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     names = tuple(data.targets or ())
     content = {"data.text": [data.text], "data.targets": list(names)}
-    tables = read_tables(source, content, [data.text], columns, request)
+    tables = read_tables(source, content, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.text, *names)))
     examples = {}
     for split in request.splits:
@@ -190,5 +188,6 @@ def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
 
 def _columns(
     tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest
-) -> dict[str, dict[str, list[Any]]]:
-    return {split: extra_values(tables[split], columns) for split in request.splits}
+) -> dict[str, dict[str, list[str]]]:
+    first = tables[request.splits[0]]  # only training rows need a natural client
+    return {request.splits[0]: {column: names_of(first, column, "client", "partition.by") for column in columns}}

@@ -15,37 +15,52 @@ from fftmoe.trained.run import FinishedRun
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a prediction.
+    """The inputs of a prediction, in the order in which they were given.
 
     Attributes:
-        names: the texts themselves, or the names of the images.
+        names: the texts themselves, None where a row of a table has none; or the names of the images.
         images: the images in the model's format, their labels all 0; None for texts.
     """
 
-    names: Sequence[str]
+    names: Sequence[str | None]
     images: Examples | None = None
 
 
-def read_inputs(run: FinishedRun, inputs: Sequence[str], file: Path | None, column: str | None) -> Inputs:
+def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | None, column: str | None) -> Inputs:
     """Texts, or images as the model of a run reads them.
 
     Args:
-        inputs: texts, of which empty ones are left out; or paths of image files, of folders of them or of tables.
+        inputs: texts, blank ones and None too; or paths of image files, of folders of them or of tables.
         file: further inputs: one text a line or a column of a table, or a further path of images.
         column: the column of a table; None for the one that the run's recipe names.
 
     Raises:
-        InputError: an input cannot be read, or there is none.
+        InputError: an input cannot be read, or is no text; there is none.
     """
     form = run.inputs
+    if isinstance(inputs, str):
+        raise InputError(f"the inputs are one text, {inputs!r:.50}; pass a list of texts")
     if run.reads_images:
-        return _read_images(run, [*map(Path, inputs), *([file] if file else [])], column or form.image_column)
+        paths = [Path(_checked(place, path) or "") for place, path in enumerate(inputs, start=1)]
+        return _read_images(run, [*paths, *([file] if file else [])], column or form.image_column)
     usual = form.prompt_column if run.is_language_model and form.prompt_column else form.text_column
-    texts = [text for text in inputs if text.strip()]
+    texts = [_checked(place, text) for place, text in enumerate(inputs, start=1)]
     texts += read_texts(file, column or usual) if file else []
     if not texts:
         raise InputError("there is no text; pass it as an argument, with --file, or on standard input")
     return Inputs(texts)
+
+
+def _checked(place: int, text: object) -> str | None:
+    """The text, or None; it may come from a program or from a command line in another encoding."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+        elif text is not None:
+            raise InputError(f"input {place} is {text!r:.50}, which is not a text; pass texts only")
+    except UnicodeEncodeError as error:
+        raise InputError(f"input {place}, {text!r:.50}, holds bytes that are no text in UTF-8; correct it") from error
+    return text
 
 
 def _read_images(run: FinishedRun, places: Sequence[Path], column: str) -> Inputs:

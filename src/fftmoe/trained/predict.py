@@ -1,10 +1,11 @@
 """Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from fftmoe.data import is_blank
 from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import make_head
@@ -32,7 +33,7 @@ def check_request(run: FinishedRun, batch_size: int, scores: bool) -> None:
 
 
 def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, max_new_tokens: int) -> list[Answer]:
-    """The answer of a trained model to each input.
+    """The answer of a trained model to each input, in the order of the inputs.
 
     Args:
         scores: add the scores of all labels, `{"scores": {label: score}}`.
@@ -42,21 +43,45 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
         For one label of several `{"text" | "image", "label", "score"}`, whose scores sum to 1 over the labels; for any
         number of labels `{"text", "labels"}`, those with a score above 0.5; for regression `{"text", "values":
         {target: number}}`; for token classification `{"text", "tokens", "tags"}`; for a language model `{"prompt",
-        "completion"}`, the completion being greedy.
+        "completion"}`, the completion being greedy. Where there is no text, the same with None and a `"reason"`.
 
     Raises:
         InputError: a prompt and its completion are longer than the model can read.
     """
+    if inputs.images is not None:
+        logits = predict_logits(trained.model, inputs.images, batch_size)
+        return _from_logits(trained.run, "image", inputs.names, logits, scores)
+    texts = [text for text in inputs.names if text is not None and not is_blank(text)]
+    answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
+    return [_no_answer(trained.run, text, scores) if is_blank(text) else next(answers) for text in inputs.names]
+
+
+def _answers(
+    trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, max_new_tokens: int
+) -> list[Answer]:
+    """The answers to texts none of which is blank."""
     run = trained.run
     if run.is_language_model:
-        return complete(trained, inputs.names, max_new_tokens, batch_size)
+        return complete(trained, texts, max_new_tokens, batch_size)
     if make_task(run.task).by_token:
-        return tag_words(trained, inputs.names, batch_size)
-    kind = "text" if inputs.images is None else "image"
-    examples = unlabelled_texts(run, inputs.names) if inputs.images is None else inputs.images
-    logits = predict_logits(trained.model, examples, batch_size)
+        return tag_words(trained, texts, batch_size)
+    logits = predict_logits(trained.model, unlabelled_texts(run, texts), batch_size)
+    return _from_logits(run, "text", texts, logits, scores)
+
+
+def _from_logits(
+    run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Tensor, scores: bool
+) -> list[Answer]:
     answer = ANSWERS[run.task]
-    return [{kind: name, **answer(run, row, scores)} for name, row in zip(inputs.names, logits, strict=True)]
+    return [{kind: name, **answer(run, row, scores)} for name, row in zip(names, logits_NC, strict=True)]
+
+
+def _no_answer(run: FinishedRun, text: str | None, scores: bool) -> Answer:
+    """What stands in the place of an answer to a blank text, so that answers and inputs have the same places."""
+    fields = (*ANSWER_FIELDS[run.task], *(["scores"] if scores else []))
+    why = "there is no text" if text is None else "the text is empty" if not text else "the text is only white space"
+    kind = "prompt" if run.is_language_model else "text"
+    return {kind: text, **dict.fromkeys(fields), "reason": why}
 
 
 def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
@@ -89,3 +114,12 @@ ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Answer]] = {
     "regression": _answer_numbers,
 }
 """The tasks with one answer for each input: from its logits, and whether scores are asked for, to the answer."""
+
+ANSWER_FIELDS: Mapping[str, Sequence[str]] = {
+    "sequence-classification": ("label", "score"),
+    "multi-label-classification": ("labels",),
+    "regression": ("values",),
+    "token-classification": ("tokens", "tags"),
+    "causal-lm": ("completion",),
+}
+"""What an answer to a text holds, besides the text."""

@@ -1,0 +1,71 @@
+"""CSV: a header line, then rows whose cells are texts, exactly as the file has them."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from fftmoe.data.names import distinct_names
+
+SEPARATORS = ",;\t|"
+_LONGEST_CELL = 2**31 - 1  # characters
+
+
+def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
+    """The columns of a CSV file, and the number of its rows.
+
+    Cells are separated by commas. If the header line has none, they are separated by the first of semicolon, tab and
+    vertical bar that it has. A line without any character is no row, except in a file of one column, where it is an
+    empty cell.
+
+    Raises:
+        ValueError: it is not such a file. The message is the end of a sentence that names the file.
+    """
+    with _long_cells():
+        header, rows = _records(text)
+    distinct_names(header, "columns")
+    if len(header) == 1:
+        rows = [row or [""] for row in rows]
+    else:
+        rows = [row for row in rows if row]
+    if set(map(len, rows)) - {len(header)}:
+        number, row = next((n, row) for n, row in enumerate(rows, start=1) if len(row) != len(header))
+        raise ValueError(
+            f"row {number} has {len(row)} cells and the header line {len(header)}; correct it, or put cells that "
+            "contain a separator between double quotes"
+        )
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}, len(rows)
+
+
+def _records(text: str) -> tuple[list[str], list[list[str]]]:
+    """The header and all records after it."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+    try:
+        records = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}; correct its double quotes") from error
+    start = next((place for place, record in enumerate(records) if record), None)
+    if start is None:
+        raise ValueError("it is empty; it needs a header line and rows")
+    return records[start], records[start + 1 :]
+
+
+def _separator(text: str) -> str:
+    for separator in SEPARATORS:
+        try:
+            header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
+        except csv.Error:
+            continue  # reading all records tells where
+        if len(header) > 1:
+            return separator
+    return SEPARATORS[0]
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Meanwhile a cell may have any length; a limit of the csv module is for the whole process."""
+    limit = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)

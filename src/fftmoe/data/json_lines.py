@@ -1,0 +1,76 @@
+"""JSON lines: an object on every line, whose values keep their types."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from fftmoe.data.text_files import lines_of
+
+
+class JsonColumns(Mapping[str, list[Any]]):
+    """The columns of rows that are objects; each is made when it is asked for, with None where a row lacks it."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+        self._names = dict.fromkeys(name for row in rows for name in row)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        return [row.get(name) for row in self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def parse_json_lines(text: str) -> tuple[JsonColumns, int]:
+    """The columns of a file of JSON lines, and the number of its rows; lines with white space only are no rows.
+
+    Raises:
+        ValueError: it is not such a file. The message is the end of a sentence that names the file.
+    """
+    rows, escapes = [], "\\u" in text
+    for number, line in enumerate(lines_of(text), start=1):
+        if not line.strip(" \t"):
+            continue
+        try:
+            rows.append(_row(line, escapes))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}; correct the line") from error
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}; correct the line") from error
+    return JsonColumns(rows), len(rows)
+
+
+def _row(line: str, escapes: bool) -> dict[str, Any]:
+    """The object on a line; `escapes` says that it may have characters that are written as numbers."""
+    try:
+        row = _DECODER.decode(line)
+        if escapes:
+            json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a surrogate pair, which is no character") from error
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object, {…}")
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"it names {twice!r:.50} twice")
+    return row
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)

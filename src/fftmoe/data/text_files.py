@@ -1,0 +1,38 @@
+"""From the bytes of a text file to its characters and lines, the same on every machine and for every caller."""
+
+import codecs
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark begins like it
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file: UTF-8, or the encoding that its byte order mark names; the mark is no part of the text.
+
+    Raises:
+        ValueError: it is no such text. The message is the end of a sentence that names the file.
+    """
+    mark, encoding = next((found for found in _MARKS if data.startswith(found[0])), (b"", "utf-8"))
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not {encoding.upper()}; save it as UTF-8") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line} holds the character NUL, so it is no text in UTF-8; save it as UTF-8")
+    return text
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, blank ones too. A line ends with a line feed, a carriage return, or both, and nothing else.
+
+    Other characters that Python takes for line ends, such as U+2028 and the form feed, are parts of a line.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if not lines[-1] else lines
