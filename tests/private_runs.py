@@ -15,6 +15,7 @@ from finished import Finished
 
 SUMS = {"min_contributors": 2}
 NOISY = {"min_contributors": 1, "clip_norm": 0.5, "noise_multiplier": 8.0, "delta": 0.001}
+LABELS = ["blue", "green", "red"]  # of the tiny recipe's data; differential privacy needs them in the recipe
 PrivateRecipe = Callable[..., dict[str, Any]]
 RunPrivate = Callable[..., Finished]
 

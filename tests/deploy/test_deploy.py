@@ -202,7 +202,8 @@ def test_private_sums_over_sites_are_those_of_one_machine(federation: LocalDeplo
     ids=["clients", "examples"],
 )
 def test_a_private_federation_over_sites_reports_its_epsilon(federation: LocalDeployment, tmp_path: Path, privacy: str):
-    flags = [part for setting in (f"privacy={privacy}", *BRIEFLY) for part in ("--set", setting)]
+    declared = (f"privacy={privacy}", "data.labels=[blue, green, red]")
+    flags = [part for setting in (*declared, *BRIEFLY) for part in ("--set", setting)]
     with federation.server(tmp_path / "run", *flags) as server:
         assert server.wait(timeout=SECONDS) == 0, federation.logs()
     found = summary(tmp_path / "run")

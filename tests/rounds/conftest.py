@@ -8,7 +8,7 @@ import pytest
 from fftmoe.config import parse_recipe
 from fftmoe.setup.run import run
 from finished import Finished
-from private_runs import PrivateRecipe, RunPrivate
+from private_runs import LABELS, PrivateRecipe, RunPrivate
 from tampering import recipe_of
 
 
@@ -17,7 +17,8 @@ def private_recipe(recipe_values: dict[str, Any]) -> PrivateRecipe:
     """`private_recipe("fft-moe", SUMS, **{"federation.rounds": 7})`: a recipe of five clients, three in a round."""
 
     def make(method: str, privacy: Any, **changes: Any) -> dict[str, Any]:
-        recipe = recipe_of(method, recipe_values, **{"adapter.residents": "balanced", **changes})
+        declared = {"adapter.residents": "balanced", "data.labels": LABELS}
+        recipe = recipe_of(method, recipe_values, **{**declared, **changes})
         return {**recipe, "privacy": privacy}
 
     return make

@@ -23,10 +23,11 @@ from fftmoe.records import Release, Training, pack_plan, unpack_update
 from fftmoe.server.accountant import Adjacency, epsilon_of
 from fftmoe.setup.run import resume, run
 from fftmoe.setup.site import make_agreement
+from private_runs import LABELS
 from tampering import recipe_of, record
 
 EXAMPLES = {"clip_norm": 0.7, "noise_multiplier": 1.3, "delta": 0.001}
-SWITCH = {"adapter.residents": "balanced", "adapter.balance": "switch"}
+SWITCH = {"adapter.residents": "balanced", "adapter.balance": "switch", "data.labels": LABELS}
 TRAINING = Training(5, 0.1, 1.0, local_steps=3, example_clip=0.7, example_noise=1.3)
 STEPS = 2  # a round
 METHODS = ("fft-moe", "fedit", "head-only")

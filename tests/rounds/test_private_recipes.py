@@ -8,6 +8,7 @@ import yaml
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
+from fftmoe.setup.compose import compose
 from private_runs import NOISY, SUMS, PrivateRecipe, RunPrivate
 
 
@@ -38,6 +39,67 @@ def test_a_recipe_that_cannot_be_private_is_refused(
 ):
     with pytest.raises(InputError, match=reason):
         parse_recipe(private_recipe(method, privacy, **changes), "tiny")
+
+
+EXAMPLES = {"examples": {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}}
+SWITCH = {"adapter.balance": "switch"}
+
+
+@pytest.mark.parametrize("privacy", [NOISY, EXAMPLES])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data.labels": None}, r"names of the labels must not come from clients' rows.*data.labels=\["),
+        ({"data.labels": None, "backbone.task": "multi-label-classification"}, "names of the labels must not come"),
+        ({"evaluation": {"personal": True}}, "set evaluation.personal=false"),
+        ({"evaluation": {"local_only": True}}, "set evaluation.local_only=false"),
+        (
+            {"data.validation_examples": 5, "partition": {"kind": "natural", "by": "author", "num_clients": 4}},
+            "data.validation_examples measures exactly",
+        ),
+    ],
+)
+def test_what_would_follow_from_clients_data_is_declared_or_refused(
+    private_recipe: PrivateRecipe, privacy: Any, changes: Any, reason: str
+):
+    """The same recipe is allowed where the server keeps only sums, which promises nothing about the results."""
+    with pytest.raises(InputError, match=reason):
+        parse_recipe(private_recipe("head-only", privacy, **SWITCH, **changes), "tiny")
+    parse_recipe(private_recipe("head-only", SUMS, **SWITCH, **changes), "tiny")
+
+
+@pytest.mark.parametrize("privacy", [NOISY, EXAMPLES])
+def test_a_method_without_a_global_model_is_refused(private_recipe: PrivateRecipe, privacy: Any):
+    with pytest.raises(InputError, match="method fedsa-lora has no global model"):
+        parse_recipe(private_recipe("fedsa-lora", privacy), "tiny")
+    parse_recipe(private_recipe("fedsa-lora", SUMS), "tiny")
+
+
+def test_the_number_of_clients_is_declared(private_recipe: PrivateRecipe):
+    """It decides the sampling rate. In a deployment it is the list of sites."""
+    natural = {"partition": {"kind": "natural", "by": "author"}}
+    with pytest.raises(InputError, match=r"must not come from their rows.*partition\.num_clients"):
+        compose(parse_recipe(private_recipe("head-only", NOISY, **natural), "tiny"))
+    natural["partition"]["num_clients"] = 4  # type: ignore[assignment]
+    assert compose(parse_recipe(private_recipe("head-only", NOISY, **natural), "tiny")).num_clients == 4
+
+
+def test_a_tier_is_not_derived_from_the_length_or_the_number_of_clients_texts(private_recipe: PrivateRecipe):
+    """What a limit on compute affords follows from the recipe alone."""
+    limited = [{"name": "only", "fraction": 1.0, "experts": 3, "gflops": 0.0008}]
+    epochs = {"federation.local_steps": None, "federation.local_epochs": 1}
+    with pytest.raises(InputError, match=r"tier 'only' has a limit on compute.*set federation\.local_steps"):
+        parse_recipe(private_recipe("fft-moe", NOISY, budgets=limited, **epochs), "tiny")
+    composed = compose(parse_recipe(private_recipe("fft-moe", NOISY, budgets=limited), "tiny"))
+    assert composed.mean_tokens == composed.recipe.data.max_length
+    plain = compose(parse_recipe(private_recipe("fft-moe", SUMS, budgets=limited), "tiny"))
+    assert plain.mean_tokens < composed.mean_tokens
+    assert plain.tiers[0].top_k > composed.tiers[0].top_k >= 1
+
+
+def test_a_private_run_measures_nothing_on_the_labels_of_single_clients(run_private: RunPrivate):
+    assert "client_accuracy" not in run_private("run", "head-only", NOISY).summary
+    assert "client_accuracy" in run_private("sums", "head-only", SUMS).summary
 
 
 @pytest.mark.parametrize("off", ["off", False])

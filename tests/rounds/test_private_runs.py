@@ -30,10 +30,13 @@ from tampering import record
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["fft-moe", "fedsa-lora", "head-only", *(pytest.param(m, marks=pytest.mark.slow) for m in ("fedit", "ffa-lora"))],
+    ("method", "privacy"),
+    [
+        *((method, privacy) for method in ("fft-moe", "head-only") for privacy in (SUMS, NOISY)),
+        ("fedsa-lora", SUMS),
+        *(pytest.param(m, p, marks=pytest.mark.slow) for m in ("fedit", "ffa-lora") for p in (SUMS, NOISY)),
+    ],
 )
-@pytest.mark.parametrize("privacy", [SUMS, NOISY])
 def test_a_private_run_keeps_nothing_of_single_clients(run_private: RunPrivate, method: str, privacy: dict[str, Any]):
     finished = run_private("run", method, privacy)
     for row in finished.rows:

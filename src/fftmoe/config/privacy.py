@@ -51,6 +51,11 @@ class PrivacySection(Section):
         return self.noise_multiplier is not None or self.epsilon is not None
 
     @property
+    def differential(self) -> bool:
+        """Whether the recipe asks for differential privacy, of clients or of single examples."""
+        return self.noisy or self.examples is not None
+
+    @property
     def clip_by_clients(self) -> float | None:
         """The norm to which clients clip their updates; None if they do not clip."""
         return self.clip_norm if self.clip_quantile is None else None

@@ -1,5 +1,6 @@
 """The rules of a recipe that concern more than one of its sections."""
 
+from fftmoe.config.declared import check_declared
 from fftmoe.config.plugins import is_plugin
 from fftmoe.config.privacy import PrivacySection
 from fftmoe.config.schema import Recipe
@@ -144,6 +145,7 @@ def _check_privacy(recipe: Recipe, privacy: PrivacySection) -> None:
             f"privacy.min_contributors={privacy.min_contributors} is above federation.clients_per_round="
             f"{federation.clients_per_round}, so no round could change anything; lower the first or raise the second"
         )
+    check_declared(recipe, privacy, method)
     if privacy.noisy:
         _check_client_privacy(recipe)
     if privacy.examples is not None:

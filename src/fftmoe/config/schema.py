@@ -47,6 +47,11 @@ class Recipe(Section):
         return self.head if self.head is not None and self.head.kind == "closed-form" else None
 
     @property
+    def differential(self) -> bool:
+        """Whether the recipe asks for differential privacy, of clients or of single examples."""
+        return self.privacy is not None and self.privacy.differential
+
+    @property
     def fourier_features(self) -> int:
         """Number of random features between the backbone and a closed-form head; 0 if there are none."""
         head = self.closed_form

@@ -17,7 +17,7 @@ class Population:
     Attributes:
         budgets: client_id -> budget. tiers: the distinct budgets, in the recipe's order.
         label_shares: from client ids to the share of each stratum in their training examples, float64 [clients,
-            strata]; None where clients are elsewhere, because then the server must not know.
+            strata]; None where the server must not know: clients are elsewhere, or have differential privacy.
     """
 
     budgets: Budgets

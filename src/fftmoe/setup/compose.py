@@ -19,7 +19,7 @@ from fftmoe.records import Budget
 from fftmoe.rng import derive
 from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.load import Loaded, load_examples
+from fftmoe.setup.load import Loaded, load_examples, reads_images
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
@@ -44,6 +44,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
     _check_strata(recipe, data.strata)
+    _check_population(recipe)
     partition = _partition(recipe, data.train.labels.numpy(), data.groups, plugins)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
@@ -74,7 +75,7 @@ def assemble(
     _check_max_length(recipe, data.max_length, model)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     training = training_of(recipe)
-    mean_tokens = tokens_per_example(data.test if remote else data.train, model)
+    mean_tokens = _mean_tokens(recipe, data.test if remote else data.train, model)
     tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
     tiers = _tiers_on(recipe, model, shape, tokens, plugins)
     budgets = Budgets.of(tiers, tier_of)
@@ -139,6 +140,15 @@ def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
         )
 
 
+def _check_population(recipe: Recipe) -> None:
+    """The number of clients decides the sampling rate and delta, so clients' rows must not decide it."""
+    if recipe.differential and recipe.partition.kind == "natural" and recipe.partition.num_clients is None:
+        raise InputError(
+            "with differential privacy the number of clients must not come from their rows; write how many the column "
+            f"of partition.by={recipe.partition.by} names, with partition.num_clients"
+        )
+
+
 def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[str] | None, plugins: Plugins) -> Partition:
     section = recipe.partition
     return make_partition(
@@ -181,6 +191,16 @@ def _check_cohort(recipe: Recipe, num_clients: int) -> None:
         raise InputError(
             f"federation.clients_per_round={cohort} is above the {num_clients} clients of the partition; lower it"
         )
+
+
+def _mean_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
+    """The tokens with which the costs of a round are computed, and with them what a tier can afford.
+
+    With differential privacy it is the longest text that the recipe allows; for images it does not depend on them.
+    """
+    if recipe.differential and not reads_images(recipe):
+        return float(recipe.data.max_length)
+    return tokens_per_example(examples, model)
 
 
 def tokens_per_example(examples: Examples, model: Any) -> float:

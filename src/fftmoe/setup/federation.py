@@ -112,7 +112,9 @@ def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
 def make_measure(experiment: Experiment) -> ModelMeasure:
     """Make what measures models on the experiment's test examples."""
     num_strata = len(experiment.strata)
-    shares = None if experiment.remote else _label_shares(experiment, num_strata)
+    # Exact measurements on each client's own mix of labels are no part of a differentially private release.
+    hidden = experiment.remote or experiment.recipe.differential
+    shares = None if hidden else _label_shares(experiment, num_strata)
     return ModelMeasure(
         model=experiment.model,
         method=experiment.method,
