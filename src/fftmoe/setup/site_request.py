@@ -1,0 +1,220 @@
+"""What a recipe asks of a site, in plain values, and the digest by which a site's operator approves it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fftmoe.config import Recipe, parse_recipe
+
+# What has no effect at a site: names, places on the server's machine, and how the server runs and watches its clients.
+SERVER_ONLY = (
+    "name",
+    "trackers",
+    "data.source",
+    "engine.kind",
+    "engine.workers",
+    "engine.ray_address",
+    "engine.clients_per_batch",
+)
+FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine
+DIGEST = "sha256:"  # in front of the 64 hexadecimal digits
+PROFILE, TRAINING, SUMS, EVALUATION = "profile", "training", "feature-sums", "evaluation"
+TASKS = {"train": TRAINING, "sums": SUMS, "alone": EVALUATION}
+"""The task of a plan, and its name in a policy."""
+
+SINGLE_LABEL = ("sequence-classification", "image-classification")
+"""The tasks whose classes are the strata too."""
+
+
+@dataclass(frozen=True)
+class ColumnsRead:
+    """The columns of a site's rows that a recipe reads, by their use.
+
+    Attributes:
+        text: the input: texts, tokens, images, or prompts and completions.
+        label: the answers to learn. client: the natural client of a row. strata: the groups of a task without classes.
+    """
+
+    text: tuple[str, ...]
+    label: tuple[str, ...]
+    client: tuple[str, ...]
+    strata: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PrivacyAsked:
+    """The privacy that a recipe promises.
+
+    Attributes:
+        mode: `none`; `sums` over clients; `clients`, with noise of the server; `examples`, with noise of the site.
+        epsilon, delta: as the recipe states them; None where it states none.
+        noise_multiplier, batch_size, steps: of the noise that a site adds in a round; 0 in other modes.
+    """
+
+    mode: str
+    epsilon: float | None = None
+    delta: float | None = None
+    noise_multiplier: float = 0.0
+    batch_size: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class SiteRequest:
+    """What a recipe asks of a site.
+
+    Attributes:
+        digest: `sha256:` and the SHA-256 of the canonical recipe.
+        values: dotted key -> value, the canonical recipe. own: the keys whose value is not the default.
+        labels: names of what is predicted, in the order of the logits, if the recipe states them; none for a task
+            without. labels_in_rows: they are values in the site's rows, and not names of columns.
+        tasks: what the server will ask for, by the names of a policy.
+        backbone: as the recipe names it. is_folder: it is a folder, and not a name that means the same everywhere.
+        sends_counts: an answer says how many rows the site has.
+    """
+
+    digest: str
+    name: str
+    values: Mapping[str, Any]
+    own: frozenset[str]
+    columns: ColumnsRead
+    labels: tuple[str, ...] | None
+    labels_in_rows: bool
+    tasks: tuple[str, ...]
+    privacy: PrivacyAsked
+    rounds: int
+    backbone: str
+    is_folder: bool
+    sends_counts: bool
+
+
+def request_of(values: Mapping[str, Any]) -> SiteRequest:
+    """What the recipe asks that the server has sent, before a site's own paths are put in.
+
+    Raises:
+        InputError: it is not a valid recipe.
+    """
+    return request_in(parse_recipe(values, "that the server sent"))
+
+
+def request_in(recipe: Recipe) -> SiteRequest:
+    """What a recipe asks of a site."""
+    canonical = canonical_values(recipe)
+    return SiteRequest(
+        digest=digest_of(canonical),
+        name=recipe.name,
+        values=canonical,
+        own=frozenset(canonical.keys() & _not_default(recipe)),
+        columns=columns_read(recipe),
+        labels=_stated_labels(recipe),
+        labels_in_rows=recipe.backbone.task not in ("causal-lm", "regression"),
+        tasks=(PROFILE, *(TASKS[task] for task in tasks_of(recipe))),
+        privacy=_privacy_of(recipe),
+        rounds=recipe.federation.rounds,
+        backbone=recipe.backbone.model,
+        is_folder=is_folder(recipe.backbone.model),
+        # Without `privacy` an answer is weighted by its rows; feature statistics count them by label in every mode.
+        sends_counts=recipe.privacy is None or recipe.closed_form is not None,
+    )
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """The digest by which the operators of sites approve this recipe."""
+    return digest_of(canonical_values(recipe))
+
+
+def canonical_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe that has an effect at a site, by dotted key.
+
+    Defaults are written out, so it does not matter which of them a file states; if a version of fftmoe changes a
+    default or adds a key, the canonical recipe changes, and sites are asked again.
+    """
+    values = {key: value for key, value in _flat(recipe.model_dump()) if key not in SERVER_ONLY}
+    if is_folder(recipe.backbone.model):
+        values["backbone.model"] = FOLDER
+    return values
+
+
+def digest_of(canonical: Mapping[str, Any]) -> str:
+    """The digest of a canonical recipe, whatever the order of its keys."""
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    return DIGEST + hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_folder(model: str) -> bool:
+    """Whether the name of a backbone can only be a folder, which lies elsewhere on every machine (see `find.py`)."""
+    return Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/")
+
+
+def tasks_of(recipe: Recipe) -> tuple[str, ...]:
+    """The tasks of plans that a site carries out for this recipe, and no others.
+
+    Feature statistics are exact, so under noise a site sends none. It never trains and measures for a server (`alone`).
+    """
+    noisy = recipe.privacy is not None and (recipe.privacy.noisy or recipe.privacy.examples is not None)
+    return ("train", "sums") if recipe.closed_form is not None and not noisy else ("train",)
+
+
+def columns_read(recipe: Recipe) -> ColumnsRead:
+    """The columns that the recipe's task reads (see `LOADERS`), and the one that names natural clients."""
+    data, task = recipe.data, recipe.backbone.task
+    inputs = {"image-classification": (data.image,), "token-classification": (data.tokens,)}.get(task, (data.text,))
+    if task == "causal-lm" and data.prompt is not None and data.completion is not None:
+        inputs = (data.prompt, data.completion)
+    answers = {
+        "causal-lm": (),
+        "token-classification": (data.tags,),
+        "regression": tuple(data.targets or ()),
+    }.get(task, (data.label,))
+    by = () if recipe.partition.by is None else (recipe.partition.by,)
+    strata = () if task in SINGLE_LABEL else (data.label, *by)
+    taken = () if task == "causal-lm" else (*inputs, *answers)
+    return ColumnsRead(inputs, answers, by, tuple(name for name in strata if name not in taken))
+
+
+def _stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
+    if recipe.backbone.task == "causal-lm":
+        return ()
+    names = recipe.data.targets if recipe.backbone.task == "regression" else recipe.data.labels
+    return None if names is None else tuple(names)
+
+
+def _privacy_of(recipe: Recipe) -> PrivacyAsked:
+    privacy, federation = recipe.privacy, recipe.federation
+    if privacy is None:
+        return PrivacyAsked("none")
+    if (examples := privacy.examples) is not None:
+        return PrivacyAsked(
+            "examples",
+            examples.epsilon,
+            examples.delta,
+            examples.noise_multiplier,
+            federation.batch_size,
+            federation.local_steps or 0,
+        )
+    return PrivacyAsked("clients", privacy.epsilon, privacy.delta) if privacy.noisy else PrivacyAsked("sums")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The values by dotted key; a list is one value."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return found
+
+
+def _not_default(section: BaseModel, prefix: str = "") -> set[str]:
+    """The dotted keys whose value is not the default, or that have none."""
+    found: set[str] = set()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= _not_default(value, f"{prefix}{name}.")
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
+            found.add(prefix + name)
+    return found
