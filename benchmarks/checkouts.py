@@ -134,9 +134,12 @@ def run_deployed(checkout: Checkout, name: str, recipe: Path) -> Path:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     log = checkout.work / f"{name}.log"
     checkout.call(log, "deploy", "init", deployment, "--sites", ",".join(SITES), "--address", address)
+    has_policies = (checkout.source / "src" / "fftmoe" / "cli" / "deploy_site.py").exists()
     with ExitStack() as sites:
         for site, budget in zip(SITES, BUDGETS, strict=True):
             place, data = deployment / "sites" / site, f"./sites/{site}"
+            if has_policies:
+                checkout.call(log, "deploy", "site", "review", recipe, "--site", place, "--yes")
             own_log = checkout.work / f"{name}-{site}.log"
             sites.enter_context(
                 checkout.started(own_log, "deploy", "client", place, "--data", data, "--budget", budget)

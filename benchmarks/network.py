@@ -99,8 +99,11 @@ def deployed(values: dict[str, Any], output: Path, folder: Path) -> dict[str, li
     deployment = folder / "deployment"
     command("init", deployment, "--sites", ",".join(NAMES), "--address", address).wait()
     values = {**values, "data": {**values["data"], "source": str(folder / "server")}}
+    (folder / "recipe.yaml").write_text(json.dumps(values))  # JSON is YAML
     with ExitStack() as stack, timed_grid() as parts:
         for name in NAMES:
+            place = deployment / "sites" / name
+            command("site", "review", folder / "recipe.yaml", "--site", place, "--yes").wait()
             site = command("client", deployment / "sites" / name, "--data", folder / name, "--budget", "all")
             stack.callback(site.wait)
             stack.callback(site.terminate)

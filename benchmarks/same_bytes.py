@@ -107,6 +107,7 @@ METHODS = (
 )
 SITES = {
     "data.source": "./sites/server",
+    "data.labels": ["blue", "green", "red"],
     "partition": {"kind": "natural", "by": "author"},
     "federation.clients_per_round": 2,
     "federation.quorum": 1.0,

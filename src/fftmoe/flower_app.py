@@ -3,6 +3,9 @@
 Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's folder), `sites` (their number),
 `wait-seconds`, and for a simulation `sites-folder`. Node configuration: `site`, `client-id` and `data`; optional are
 `budget`, `folder` and `model`. A stock node starts a new process for each message, so a site keeps its state in files.
+
+A node obeys the policy and keeps the ledger in its `folder`, as a site of `fftmoe deploy` does. But both bind this app
+only: Flower's own nodes run any app that their SuperLink sends, so a malicious server can send one that asks no policy.
 """
 
 import reprlib
@@ -64,7 +67,7 @@ def describe_site(job: Mapping[str, Any], context: Context) -> Mapping[str, Any]
     settings = site_settings(context)
     if job == WHO:
         return {"site": settings.name, "client_id": settings.client_id}
-    return open_site(settings, job).profile
+    return open_site(settings, job).describe()
 
 
 client_app = make_client_app(lambda job, context: open_site(site_settings(context), job), describe_site)

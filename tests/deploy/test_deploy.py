@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import create_server
@@ -21,6 +21,8 @@ from fftmoe.config import apply_override, parse_override, parse_recipe
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
+from policies import allow
+from shared_fixtures import COLOURS
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -56,7 +58,9 @@ class LocalDeployment:
         )
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(yaml.safe_dump(over_sites(values, folder / "data")))
+        self.served = [parse_recipe(over_sites(values, folder / "data"), "served")]
         self.tiers = [budget.name for budget in compose(parse_recipe(values, "here")).budgets.values()]
+        self.approve(())
         self.stack = ExitStack()
         self.sites: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -86,8 +90,18 @@ class LocalDeployment:
             env={**os.environ, "FFTMOE_CACHE": str(self.folder / f"{name}-cache")},
         )
 
+    def approve(self, flags: Sequence[str]) -> None:
+        """Let every site serve the recipe with these overrides, as its operator would with `deploy site review`."""
+        values = copy.deepcopy(over_sites(self.values, self.folder / "data"))
+        for setting in flags[1::2]:
+            apply_override(values, *parse_override(setting))
+        self.served.append(parse_recipe(values, "served"))
+        for name in NAMES:
+            allow(self.folder / "d" / "sites" / name, *self.served, labels=COLOURS, most_rounds=10**6)
+
     @contextmanager
     def server(self, output: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+        self.approve(flags)
         log = self.stack.enter_context((self.folder / "server.log").open("a+"))
         with subprocess.Popen(
             command(

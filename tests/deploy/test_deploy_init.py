@@ -46,6 +46,7 @@ def test_the_readme_says_who_gets_what_how_to_start_and_what_never_to_send(made:
     text = (made / "README.md").read_text()
     for name in SITES:
         assert f"fftmoe deploy client 'clinic study/sites/{name}' --data /path/to/data --budget small" in text
+        assert f"fftmoe deploy site review recipe.yaml --site 'clinic study/sites/{name}'" in text
     assert "fftmoe deploy server 'clinic study/server' --recipe recipe.yaml --output runs/x" in text
     assert all(word in text for word in (ADDRESS, "ca/ca.key", "server/server.key", "node.key", "What never to send"))
     assert f"{NOW + timedelta(days=365):%Y-%m-%d}" in text

@@ -19,6 +19,7 @@ from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.failures import MEANINGS
 from fftmoe.engines.flower_messages import failure_of, make_client_app, pack_query, pack_request
 from fftmoe.records import Budget, ClientPlan, Training, pack_plan
+from policies import allow_values
 from sites import divide, natural, over_sites
 
 MARK = "pain since monday"
@@ -58,9 +59,10 @@ def answer(recipe_values: dict[str, Any], data_folder: Path, tmp_path: Path) -> 
         recipe = {name: section for name, section in recipe.items() if section is not None}
         job = make_job(recipe, labels, "abc1") if job is None else job
         folder = tmp_path / MARK
+        allow_values(folder / "state", recipe, labels)
         settings = SiteSettings("a", 0, folder / "data", "small", folder / "state")
         app = make_client_app(
-            lambda given, _: open_site(settings, given), lambda given, _: open_site(settings, given).profile
+            lambda given, _: open_site(settings, given), lambda given, _: open_site(settings, given).describe()
         )
         content = pack_query(job) if message is None else pack_request(job, [(0, message)])
         kind = "query" if message is None else "train"

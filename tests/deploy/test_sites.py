@@ -28,6 +28,7 @@ from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
+from policies import allow
 from sites import NAMES, divide, fails_as, natural, over_sites
 
 SETTINGS = {
@@ -96,10 +97,12 @@ def test_sites_produce_the_bytes_of_one_machine(
     data = load_server_data(recipe)
     job = json.loads(json.dumps(make_job(recipe.model_dump(mode="json"), data.label_names, "abc1")))
     states = tmp_path / "states"
+    for c in range(4):
+        allow(states / str(c), recipe, labels=list(data.label_names))
     own = [
         open_site(dataclasses.replace(settings(divided, c, tiers[c]), folder=states / str(c)), job) for c in range(4)
     ]
-    profiles = [read_profile(json.loads(json.dumps(site.profile))) for site in own]
+    profiles = [read_profile(json.loads(json.dumps(site.describe()))) for site in own]
     assert [(p.client_id, p.tier) for p in profiles] == list(enumerate(tiers))
     experiment = compose_deployed(recipe, data, list(reversed(profiles)))
     opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
@@ -123,7 +126,9 @@ def site(recipe_values: dict[str, Any], divided: Path, tmp_path: Path) -> Callab
     def make(**changes: Any) -> OpenSite:
         values = over_sites(natural(recipe_values), divided)
         values = {**values, "data": {**values["data"], **changes.get("data", {})}}
-        recipe = parse_recipe(values, "test").model_dump(mode="json")
+        parsed = parse_recipe(values, "test")
+        allow(tmp_path, parsed, labels=changes.get("labels", ["blue", "green", "red"]))
+        recipe = parsed.model_dump(mode="json")
         job = make_job(recipe, changes.get("labels", ["blue", "green", "red"]), changes.get("run", "abc1"))
         own = settings(divided, 0, changes.get("budget", "small"))
         return open_site(dataclasses.replace(own, folder=tmp_path, **changes.get("settings", {})), job)
@@ -160,14 +165,17 @@ def test_a_site_reads_its_own_folder_and_not_the_one_that_the_server_names(site:
         ({"recipe": {}, "labels": "ab", "run": "a"}, "expected a dictionary with"),
         ({"recipe": {}, "labels": ["a", 1], "run": "a"}, "expected a dictionary with"),
         ({"recipe": {}, "labels": ["a", "b"], "run": "a", "code": "import os"}, "expected a dictionary with"),
-        ({"recipe": {}, "labels": ["a", "b"], "run": "a"}, "has no section backbone"),
-        ({"recipe": {"backbone": {}, "data": "x"}, "labels": ["a", "b"], "run": "a"}, "has no section data"),
+        ({"recipe": {}, "labels": ["a", "b"], "run": "a"}, "missing key 'backbone'"),
+        ({"recipe": {"backbone": {}, "data": "x"}, "labels": ["a", "b"], "run": "a"}, "missing key 'head'"),
         ({"recipe": {"backbone": {}, "data": {}}, "labels": ["a", "b"], "run": "a"}, "that the server sent: missing"),
     ],
 )
-def test_an_invalid_job_is_refused(divided: Path, job: dict[str, Any], words: str):
+def test_an_invalid_job_is_refused(
+    recipe_values: dict[str, Any], divided: Path, tmp_path: Path, job: dict[str, Any], words: str
+):
+    allow(tmp_path, parse_recipe(recipe_values, "test"))
     with fails_as("recipe", words):
-        open_site(settings(divided, 0, "small"), job)
+        open_site(dataclasses.replace(settings(divided, 0, "small"), folder=tmp_path), job)
 
 
 @pytest.mark.parametrize("run", ["../../etc", "a/b", "", "a.b", "ａ", "a" * 65, "a\n"])
@@ -272,11 +280,11 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
         merged(over_sites(natural(recipe_values), divided), {"federation": {"clients_per_round": 1}}), ""
     )
     compose_with = partial(compose_deployed, recipe, load_server_data(recipe))
-    compose_with([read_profile(whole.profile), read_profile({**whole.profile, "site": "b", "client_id": 1})])
+    compose_with([read_profile(whole.describe()), read_profile({**whole.describe(), "site": "b", "client_id": 1})])
     with pytest.raises(
         InputError, match=r"the backbone of site author-0 \([0-9a-f]{16}\) is not the server's .*--model"
     ):
-        compose_with([read_profile(damaged.profile)])
+        compose_with([read_profile(damaged.describe())])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from fftmoe.errors import FftmoeError, InputError, RunError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.compose import compose
 from fftmoe.setup.run import run
+from policies import allow
+from shared_fixtures import COLOURS
 from sites import NAMES, divide, natural, over_sites
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -180,6 +182,8 @@ def stock(values: dict[str, Any], three_authors: Path, tmp_path_factory: pytest.
     with Stock(folder) as made:
         made.start_link()
         for number, (name, tier) in enumerate(zip(NAMES, tiers, strict=False)):
+            served = parse_recipe(over_sites(values, folder / "data"), "served")
+            allow(folder / f"{name}-own", served, labels=COLOURS)
             site = {"site": name, "client-id": number, "data": f"data/{name}", "budget": tier, "folder": f"{name}-own"}
             made.start_node(name, site)
         yield made
@@ -211,6 +215,8 @@ def test_flowers_simulation_ends_with_the_bytes_of_one_machine(
         (data / name).rename(data / f"site-{number}")
     folder.mkdir()
     recipe = json.dumps(over_sites(values, data))
+    for number in range(3):
+        allow(data / f"site-{number}", parse_recipe(over_sites(values, data), "served"), labels=COLOURS)
     with Stock(folder) as made:
         # As `flwr run <app> local` would, which leaves its SuperLink running for ever.
         made.start_link("--simulation")

@@ -29,7 +29,11 @@ GUARDED = {
     "fftmoe.store.server_state": "store/test_hostile_files.py",
     "fftmoe.deploy.job": "deploy/test_sites.py",
     "fftmoe.setup.deployment": "deploy/test_sites.py",
-    "fftmoe.setup.site": "deploy/test_sites.py",
+    "fftmoe.deploy.door": "deploy/test_door.py deploy/test_site_ledger.py",
+    "fftmoe.deploy.ledger": "deploy/test_site_ledger.py",
+    "fftmoe.deploy.review": "deploy/test_site_review.py",
+    "fftmoe.setup.policy": "deploy/test_door.py",
+    "fftmoe.store.chained_log": "store/test_chained_log.py",
     "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py",
     "fftmoe.setup.privacy": "rounds/test_private_recipes.py",
 }

@@ -56,6 +56,8 @@ VERBS = {
     "deploy init": {"folder", "--sites", "--address", "--days"},
     "deploy server": {"folder", "--recipe", "--output", "--set", "--wait"},
     "deploy client": {"folder", "--data", "--budget", "--model"},
+    "deploy site ledger": {"--site", "--begin"},
+    "deploy site review": {"recipe", "--site", "--set", "--epsilon", "--yes"},
     "deploy status": {"folder"},
     "deploy stop": {"folder", "--seconds"},
     "evaluate": {"run", "--data", "--split", "--top-k"},

@@ -1,4 +1,4 @@
-"""The verbs of `fftmoe deploy`: init, server, client, status and stop."""
+"""The verbs of `fftmoe deploy`: init, server, client, status and stop, and the group `site`."""
 
 import importlib.util
 import signal
@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fftmoe.cli.deploy_site import site
 from fftmoe.cli.help import VerbPage
+from fftmoe.cli.lines import say
 from fftmoe.errors import InputError
 
 deploy = typer.Typer(
@@ -17,6 +19,7 @@ deploy = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+deploy.add_typer(site, name="site")
 FolderArgument = Annotated[Path, typer.Argument(help="The deployment's server folder, or the folder of a site.")]
 
 
@@ -106,9 +109,3 @@ def stop(
 
     found = end(folder, seconds)
     say(Console(), f"stopped the process that ran from {folder}" if found else f"nothing runs from {folder}")
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line without markup, and flush it: a long-running site may be read through a pipe."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-    sys.stdout.flush()

@@ -7,14 +7,14 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
 from fftmoe.records import Budget, Training, inspect_message
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
-NUMBER_LIMIT = 2**63  # the round and the seed are below this
+NUMBER_LIMIT = 2**63  # the seed is below this
 PLAN = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
 BUDGET = {field.name: list if field.name == "blocks" else field.type for field in fields(Budget)}
 
@@ -29,6 +29,7 @@ class Agreement:
         client_id: the site's own.
         tier: the name of its budget. Feature statistics may be asked for with the budget of another tier.
         tasks: what the recipe needs, and so all that the site carries out: `train`, and `sums` for a closed-form head.
+        rounds: of the recipe.
         training: the settings of the recipe.
         blocks: the blocks that the recipe adapts.
         num_experts: experts of each block.
@@ -39,6 +40,7 @@ class Agreement:
     client_id: int
     tier: str
     tasks: tuple[str, ...]
+    rounds: int
     training: Training
     blocks: tuple[int, ...]
     num_experts: int
@@ -46,8 +48,15 @@ class Agreement:
     fit: Callable[[Budget], Budget]
 
 
-def screen_plan(message: bytes, agreed: Agreement) -> None:
-    """Check a message before any of it is used.
+class Asked(NamedTuple):
+    """The task and the round of a message that has been checked."""
+
+    task: str
+    round: int
+
+
+def screen_plan(message: bytes, agreed: Agreement) -> Asked:
+    """Check a message before any of it is used, and return what it asks for.
 
     Raises:
         InputError: the message asks for something that the site did not agree to.
@@ -56,7 +65,7 @@ def screen_plan(message: bytes, agreed: Agreement) -> None:
     _check_types("plan", header, {**PLAN, "training": dict})
     _check_client(header["client_id"], agreed.client_id)
     _check_task(header["task"], agreed.tasks)
-    _check_round_and_seed(header["round"], header["seed"])
+    _check_round_and_seed(header["round"], header["seed"], agreed.rounds)
     _check_training(header["training"], agreed.training)
     _check_types("budget", header["budget"], BUDGET)
     budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
@@ -65,6 +74,7 @@ def screen_plan(message: bytes, agreed: Agreement) -> None:
     most = agreed.num_experts if sums else budget.experts
     _check_expert_ids(header["experts"], budget, agreed.num_experts, most)
     _check_tensors(declared, max(agreed.longest, budget.rank))
+    return Asked(header["task"], header["round"])
 
 
 def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,10 +104,11 @@ def _check_task(task: str, agreed: tuple[str, ...]) -> None:
         )
 
 
-def _check_round_and_seed(round: int, seed: int) -> None:
-    for name, value in (("round", round), ("seed", seed)):
-        if not 0 <= value < NUMBER_LIMIT:
-            raise InputError(f"the server's plan has {name} {_shown(value)}; it must be at least 0 and below 2^63")
+def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
+    if not 0 <= round <= rounds:
+        raise InputError(f"the server's plan has round {_shown(round)}; the recipe has {rounds} rounds")
+    if not 0 <= seed < NUMBER_LIMIT:
+        raise InputError(f"the server's plan has seed {_shown(seed)}; it must be at least 0 and below 2^63")
 
 
 def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:

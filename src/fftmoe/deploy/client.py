@@ -3,18 +3,23 @@
 import hashlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import fftmoe
 from fftmoe.data.read import read_folder
+from fftmoe.deploy.account import totals
 from fftmoe.deploy.certificates import expiry_warning
+from fftmoe.deploy.door import read_policy
 from fftmoe.deploy.folder import SiteFolder, read_site
+from fftmoe.deploy.ledger import ledger_in
 from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.running import running
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError
+from fftmoe.setup.policy import Policy
 
 Say = Callable[[str], None]
 
@@ -29,16 +34,21 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
         say: shows a line to a person.
 
     Raises:
-        InputError: the folder or the data cannot be used. RunError: the server refuses this site.
+        InputError: the folder or the data cannot be used, or the site has no policy or no ledger.
+        RunError: the server refuses this site.
     """
     site = read_site(folder)
     settings = SiteSettings(site.name, site.client_id, data.absolute(), budget, folder.absolute(), model)
+    policy = read_policy(site.folder)
+    entries = ledger_in(site.folder / policy.ledger, site.folder).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):
         say(warning)
     for line in _statement(site, settings, _num_rows(data)):
         say(line)
+    for line in _agreement(policy, entries):
+        say(line)
     app = make_client_app(
-        lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).profile
+        lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).describe()
     )
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,4 +87,15 @@ def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[
         "          closed-form head also feature statistics, summed over examples. Never a text, image or label",
         f"  keeps   its own state in {settings.folder / 'state'}, which is not sent",
         "  note    an adapter is not anonymous: what is sent can reveal something about the training data",
+    ]
+
+
+def _agreement(policy: Policy, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the site's policy allows, and what its ledger has counted; both are read again for every request."""
+    first, *more = totals(policy, entries)
+    return [
+        f"  allows  {', '.join(policy.tasks) or 'nothing'}, for {len(policy.recipes)} approved recipes"
+        + (" and those within `fields`" if policy.fields else ""),
+        f"  ledger  {first}",
+        *(f"          {line}" for line in more),
     ]

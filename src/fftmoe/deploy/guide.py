@@ -26,7 +26,8 @@ The server, on its machine:
 
     fftmoe deploy server {server} --recipe recipe.yaml --output runs/x
 
-Each site, on its own, with its own data:
+Each site, on its own machine: a person reviews the recipe, which writes the site's policy, and starts it with the
+site's own data:
 
 {clients}
 
@@ -39,20 +40,22 @@ A site calls the server at `{address}`; the server never calls a site, so a site
 - `server/server.key`: who has it can pose as the server. It stays on the server's machine.
 - `sites/<name>/node.key`: who has it can pose as that site. It goes to that site once, and to nobody else; the server
   has only the public half, `server/sites/<name>.pub`. Remove `sites/<name>/` here once the site has it.
-- A site's data: it stays at the site.
+- A site's data, its policy and its ledger: they stay at the site.
 
 Nothing here belongs in a repository, a mail or a chat.
 
 ## To change the sites or the address, to renew, or when a key has leaked
 
 Make a new deployment with `fftmoe deploy init` in a new folder, give each site its new folder, and start the server
-with the new `server/`. A site that has only the old files is then refused.
+with the new `server/`. A site that has only the old files is then refused. A site moves its `policy.yaml`, `ledger.*`
+and `state` into the new folder: what its rows have lost does not end with its key.
 """
 
 
 def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
     """The text of README.md for a deployment in a folder called `name` whose certificates expire at `end`."""
     clients = (
+        f"    fftmoe deploy site review recipe.yaml --site {shlex.quote(f'{name}/sites/{site}')}\n"
         f"    fftmoe deploy client {shlex.quote(f'{name}/sites/{site}')} --data /path/to/data --budget small"
         for site in sites
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.client.screening import screen_plan
-from fftmoe.deploy.job import read_job
+from fftmoe.deploy.door import Admitted, Door
+from fftmoe.deploy.ledger import STATE
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
@@ -24,7 +25,7 @@ class SiteSettings:
         data: the folder with its `train.*`; no other data of the machine is read.
         budget: a tier of the recipe; `auto` for the largest tier that this machine can hold; or limits such as
             `memory_mib=300,gflops=5`.
-        folder: where the site keeps its state.
+        folder: with its policy, its ledger and its state.
         model: a folder with the backbone; None for the one that the recipe names.
     """
 
@@ -38,48 +39,63 @@ class SiteSettings:
 
 @dataclass(frozen=True)
 class OpenSite:
-    """A site that has opened its client for a job."""
+    """A site that has opened its client for a job that its policy allows."""
 
     settings: SiteSettings
     client: SiteClient
+    door: Door
+    admitted: Admitted
 
     def __call__(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        """Answer messages to this site's own client.
+        """Answer a message to this site's own client; it is counted before it is carried out.
 
         Raises:
-            CodedError: a message is for another client, or asks for something that the site has not agreed to.
+            CodedError: the message is for another client, asks for something that the site has not agreed to, or would
+                cost more than the policy grants; or the answer could not be written into the ledger.
         """
-        with failing_as(Failure.REFUSED):
-            for message in messages:
-                screen_plan(message, self.client.agreed)
-        return self.client.runtime(messages)
+        with self.door.failures_noted(self.admitted), failing_as(Failure.REFUSED):
+            [message] = messages  # a site has one client
+            asked = screen_plan(message, self.client.agreed)
+        self.door.count(self.admitted, asked, self.client.num_examples, len(message))
+        with self.door.failures_noted(self.admitted, asked), failing_as(Failure.TRAINING):
+            [reply] = self.client.runtime([message])
+        self.door.answered(self.admitted, asked, len(reply))
+        return [reply]
 
-    @property
-    def profile(self) -> dict[str, Any]:
-        """The site's profile as JSON values; it holds no label and no text."""
-        client = self.client
-        settings = self.settings
-        found = SiteProfile(settings.name, settings.client_id, client.agreed.tier, client.num_examples, client.backbone)
+    def describe(self) -> dict[str, Any]:
+        """The site's profile as JSON values, which is written into the ledger; it holds no label and no text.
+
+        Raises:
+            CodedError: the site has too few rows, or what the policy grants is used up.
+        """
+        client, settings = self.client, self.settings
+        num_examples = self.door.count_profile(self.admitted, client.num_examples)
+        found = SiteProfile(settings.name, settings.client_id, client.agreed.tier, num_examples, client.backbone)
         return asdict(found)
 
 
 def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
-    """Open the site's client for this job; a process keeps it as long as the job stays the same.
+    """Open the site's client for this job if the site's policy allows it.
+
+    The policy is asked for every request. A process keeps the client as long as the job stays the same.
 
     Raises:
-        CodedError: the job is not valid, or the site's data, budget or model does not fit it.
+        CodedError: the job is not valid, the policy does not allow it, or the site's data, budget or model does not fit
+            it. The site's ledger has the reason.
     """
-    return _open_for(settings, json.dumps(job, sort_keys=True))
+    door = Door(settings.folder, settings.model is not None)
+    admitted = door.admit(job)
+    with door.failures_noted(admitted):
+        return OpenSite(settings, _open_for(settings, json.dumps(job, sort_keys=True)), door, admitted)
 
 
 @lru_cache(maxsize=1)
-def _open_for(settings: SiteSettings, text: str) -> OpenSite:
-    with failing_as(Failure.RECIPE):
-        job = read_job(json.loads(text))
-    folder = settings.folder / "state" / job["run"]
+def _open_for(settings: SiteSettings, text: str) -> SiteClient:
+    job = json.loads(text)
+    folder = settings.folder / STATE / job["run"]
     with failing_as(Failure.DISK):
         folder.mkdir(parents=True, exist_ok=True)
-    client = make_site_client(
+    return make_site_client(
         job["recipe"],
         tuple(job["labels"]),
         client_id=settings.client_id,
@@ -88,4 +104,3 @@ def _open_for(settings: SiteSettings, text: str) -> OpenSite:
         model=settings.model,
         states=ClientStateFiles(folder),
     )
-    return OpenSite(settings, client)

@@ -20,6 +20,7 @@ class Failure(StrEnum):
     DATA = "data"
     BACKBONE = "backbone"
     BUDGET = "budget"
+    POLICY = "policy"
     REFUSED = "refused"
     TRAINING = "training"
     DISK = "disk"
@@ -32,6 +33,7 @@ MEANINGS = {
     Failure.DATA: "its data does not fit the recipe",
     Failure.BACKBONE: "it has no backbone that fits the recipe",
     Failure.BUDGET: "its budget does not fit the recipe",
+    Failure.POLICY: "its own policy or its ledger does not allow what it was asked",
     Failure.REFUSED: "it refuses what it was asked",
     Failure.TRAINING: "its training or evaluation failed",
     Failure.DISK: "it cannot write to its disk",

@@ -14,11 +14,11 @@ from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.engines.failures import Failure, failing_as
-from fftmoe.errors import InputError
 from fftmoe.setup.compose import cached, tokens_per_example
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
+from fftmoe.setup.site_request import tasks_of
 from fftmoe.setup.splits import load_splits
 from fftmoe.setup.tiers import training_of
 
@@ -94,8 +94,8 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
     return Agreement(
         client_id=client_id,
         tier=tier,
-        # Feature statistics are exact, so a private recipe allows no closed-form head, and its sites send none.
-        tasks=("train", "sums") if recipe.closed_form else ("train",),
+        tasks=tasks_of(recipe),
+        rounds=recipe.federation.rounds,
         training=training_of(recipe),
         blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
         num_experts=pool_size(recipe, backbone),
@@ -110,11 +110,8 @@ def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Rec
     Raises:
         InputError: it is not a valid recipe.
     """
-    for section in ("backbone", "data"):
-        if not isinstance(values.get(section), dict):
-            raise InputError(
-                f"the recipe that the server sent has no section {section}; the server's operator must add it"
-            )
-    backbone = {**values["backbone"], **({"model": model} if model else {})}
-    own = {**values, "backbone": backbone, "data": {**values["data"], "source": str(data)}}
-    return parse_recipe(own, "that the server sent")
+    recipe = parse_recipe(values, "that the server sent")
+    backbone = recipe.backbone.model_copy(update={"model": model} if model else {})
+    return recipe.model_copy(
+        update={"backbone": backbone, "data": recipe.data.model_copy(update={"source": str(data)})}
+    )

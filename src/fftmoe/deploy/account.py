@@ -1,0 +1,75 @@
+"""Prints a site's ledger: every entry, and what the site has given of what its policy grants."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fftmoe.deploy.door import read_policy
+from fftmoe.deploy.ledger import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account, ledger_in
+from fftmoe.errors import InputError
+from fftmoe.setup.policy import Policy
+
+
+def describe_ledger(site: Path) -> list[str]:
+    """The lines of `fftmoe deploy site ledger`.
+
+    Raises:
+        InputError: the policy or the ledger is missing or damaged.
+    """
+    policy = read_policy(site)
+    entries = ledger_in(site / policy.ledger, site).read()
+    return [*map(_line, entries), *totals(policy, entries)]
+
+
+def totals(policy: Policy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What was asked, answered and refused, and what is left of what the policy grants."""
+    numbers = {
+        event: sum(entry["event"] == event for entry in entries) for event in (OPENED, ANSWERED, REFUSED, FAILED)
+    }
+    sent = sum(entry["bytes"] for entry in entries if entry["event"] == ANSWERED)
+    account = Account.of(entries)
+    yield (
+        f"{numbers[OPENED]} runs; {numbers[ANSWERED]} answers, {sent:,} bytes; {numbers[REFUSED]} refusals; "
+        f"{numbers[FAILED]} failures"
+    )
+    yield f"trained {account.trainings} times of {policy.most_rounds} that the policy grants"
+    if policy.privacy.epsilon is not None and policy.privacy.delta is not None:
+        spent = account.epsilon(policy.privacy.delta)
+        yield f"spent an epsilon of {spent:.4g} of {policy.privacy.epsilon:g}, at delta {policy.privacy.delta:g}"
+    elif account.bare:
+        yield f"{account.bare} of these had no noise, so no epsilon bounds what the rows have lost"
+
+
+def begin_ledger(site: Path) -> str:
+    """Make the ledger of a site that has answered nothing yet, and return what was done.
+
+    Raises:
+        InputError: there is a ledger, or the site has answered before.
+    """
+    policy = read_policy(site)
+    place = site / policy.ledger
+    if not place.is_dir():
+        raise InputError(f"the folder {place} of `ledger` does not exist; make it, and keep it from other users")
+    ledger = ledger_in(place, site)
+    ledger.begin()
+    return f"began {ledger.log.path}"
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """One entry for a person; what a server sent is quoted."""
+    event, parts = entry["event"], [f"{entry['at'][:19].replace('T', ' ')} {entry['event']}"]
+    if entry.get("task") is not None:
+        parts.append(f"{entry['task']}, round {entry['round']}")
+    parts.append(f"run {entry.get('run')!r:.80}")
+    if event in (OPENED, ASKED):
+        parts.append(f"recipe {entry['recipe']}")
+    if event in (ASKED, ANSWERED):
+        parts.append(f"{entry['bytes']:,} bytes")
+    if release := entry.get("release"):
+        parts.append(
+            f"noise {release['noise_multiplier']:g} at sampling rate {release['sampling_rate']:.3g}, "
+            f"{release['times']} times"
+        )
+    if event in (REFUSED, FAILED):
+        parts.append(f"code {entry['code']}: {entry['why']!r}")
+    return "; ".join(parts)

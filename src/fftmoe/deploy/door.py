@@ -1,0 +1,226 @@
+"""A site's door: every request passes its operator's policy and its ledger, or ends here.
+
+The server sends its recipe with every request. So the policy is read from the file again for every request, and a run
+keeps the recipe with which it was opened.
+"""
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fftmoe.client.example_privacy import sampling_rate
+from fftmoe.client.screening import Asked
+from fftmoe.deploy.job import read_job
+from fftmoe.deploy.ledger import FAILED, REFUSED, Account, Cost, Pages, SiteLedger, ledger_in
+from fftmoe.engines.failures import CodedError, Failure, failing_as
+from fftmoe.errors import InputError
+from fftmoe.records import Release
+from fftmoe.setup.consent import label_objection, objections
+from fftmoe.setup.policy import Policy, parse_policy
+from fftmoe.setup.site_request import PROFILE, SUMS, TASKS, TRAINING, SiteRequest, request_of
+from fftmoe.strict import at_most, open_file
+
+POLICY_FILE = "policy.yaml"
+HOW_TO_WRITE = "fftmoe deploy site review RECIPE --site"
+SLACK = 1e-9  # of epsilon, for rounding
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A job that the policy allows, with the policy as it was read for this request."""
+
+    policy: Policy
+    request: SiteRequest
+    run: str
+
+
+@dataclass(frozen=True)
+class Door:
+    """The door of the site in `folder`.
+
+    Attributes:
+        own_model: the site was started with a backbone of its own.
+    """
+
+    folder: Path
+    own_model: bool
+
+    def admit(self, job: Mapping[str, Any]) -> Admitted:
+        """Let a job in if the policy allows all that it asks; a run that is new is written into the ledger.
+
+        Raises:
+            CodedError: the job is not valid, or the policy or the ledger does not allow it.
+        """
+        with self._noting(job):
+            with failing_as(Failure.RECIPE):
+                job = read_job(job)
+            with failing_as(Failure.POLICY):
+                policy = read_policy(self.folder)
+            with failing_as(Failure.RECIPE):
+                request = request_of(job["recipe"])
+            with failing_as(Failure.POLICY):
+                self._check_policy(policy, request, job["labels"])
+                admitted = Admitted(policy, request, job["run"])
+                with self.ledger(policy).locked() as pages:
+                    _open_run(pages, admitted)
+        return admitted
+
+    def count_profile(self, admitted: Admitted, num_rows: int) -> int:
+        """Write that a profile leaves; return the number of rows that it may name.
+
+        Raises:
+            CodedError: the site has too few rows, or could not serve a round after it.
+        """
+        with self._noting(_job_of(admitted)), failing_as(Failure.POLICY):
+            self._check_rows(admitted, num_rows)
+            with self.ledger(admitted.policy).locked() as pages:
+                for task in admitted.request.tasks:
+                    if task != PROFILE:
+                        _check_affordable(pages.account, admitted, task, num_rows)
+                pages.answer(admitted.run, PROFILE, 0, 0)
+        return num_rows if admitted.policy.name_counts else int(admitted.policy.fewest_rows or 0)
+
+    def count(self, admitted: Admitted, asked: Asked, num_rows: int, size: int) -> None:
+        """Count a request for training or statistics that will be carried out.
+
+        Args:
+            num_rows: of the site. size: bytes of the message.
+
+        Raises:
+            CodedError: the policy does not allow the task, or what it grants is used up.
+        """
+        with self._noting(_job_of(admitted), asked), failing_as(Failure.POLICY):
+            task = TASKS[asked.task]
+            if task not in admitted.policy.tasks or task not in admitted.request.tasks:
+                raise InputError(f"the policy does not allow the task {task} for this recipe; see `tasks`")
+            self._check_rows(admitted, num_rows)
+            with self.ledger(admitted.policy).locked() as pages:
+                cost = _check_affordable(pages.account, admitted, task, num_rows)
+                pages.ask(admitted.run, admitted.request.digest, task, asked.round, size, cost)
+
+    def answered(self, admitted: Admitted, asked: Asked, size: int) -> None:
+        """Write that an answer of this size leaves; it is on the disk when this returns.
+
+        Raises:
+            CodedError: it cannot be written, so the answer must not leave.
+        """
+        with failing_as(Failure.POLICY), self.ledger(admitted.policy).locked() as pages:
+            pages.answer(admitted.run, TASKS[asked.task], asked.round, size)
+
+    @contextmanager
+    def failures_noted(self, admitted: Admitted, asked: Asked | None = None) -> Iterator[None]:
+        """Write every failure of the block into the ledger, for work that the door has let in."""
+        with self._noting(_job_of(admitted), asked):
+            yield
+
+    def ledger(self, policy: Policy) -> SiteLedger:
+        """The ledger that the policy names."""
+        return ledger_in(self.folder / policy.ledger, self.folder)
+
+    def _check_policy(self, policy: Policy, request: SiteRequest, labels: list[str]) -> None:
+        reasons = objections(policy, request, own_model=self.own_model)
+        if (reason := label_objection(policy, request, labels)) is not None:
+            reasons.append(reason)
+        if reasons:
+            raise InputError(f"{self.folder / POLICY_FILE} does not allow this: {'; '.join(reasons)}")
+
+    def _check_rows(self, admitted: Admitted, num_rows: int) -> None:
+        fewest = admitted.policy.fewest_rows
+        if fewest is None or num_rows < fewest:
+            raise InputError(f"the site has {num_rows} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
+
+    @contextmanager
+    def _noting(self, job: Mapping[str, Any], asked: Asked | None = None) -> Iterator[None]:
+        """Write into the ledger that the block refused or failed; the error goes on."""
+        try:
+            yield
+        except CodedError as error:
+            self._note(job, asked, error)
+            raise
+
+    def _note(self, job: Mapping[str, Any], asked: Asked | None, error: CodedError) -> None:
+        try:
+            ledger = self.ledger(read_policy(self.folder))
+        except InputError:  # without a policy there is no ledger to write to; the site's log has the reason
+            return
+        event = REFUSED if error.code in (Failure.POLICY, Failure.REFUSED) else FAILED
+        run, why = job.get("run"), str(error.__cause__ or error)
+        task, round = (TASKS.get(asked.task), asked.round) if asked else (None, None)
+        ledger.note(event, code=str(error.code), run=str(run)[:64], task=task, round=round, why=why)
+
+
+def read_policy(folder: Path) -> Policy:
+    """The policy of a site, as its file is now.
+
+    Raises:
+        InputError: it is missing or damaged, or other users can change it.
+    """
+    path = folder / POLICY_FILE
+    try:
+        with open_file(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o022:
+                raise InputError(
+                    f"other users can change the policy {path} (mode {mode:04o}); run: chmod go-w "
+                    f"{shlex.quote(str(path))}"
+                )
+            return parse_policy(at_most(file), str(path))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"this site has no policy, so it would refuse everything: {path} is missing; review the recipe of the "
+            f"federation, which writes one: {HOW_TO_WRITE} {shlex.quote(str(folder))}"
+        ) from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"the policy {path} cannot be read: {error}; correct the file") from error
+
+
+def _open_run(pages: Pages, admitted: Admitted) -> None:
+    """Bind the run to its recipe."""
+    digest, name = admitted.request.digest, admitted.request.name
+    opened = pages.recipe_of(admitted.run)
+    if opened is None:
+        pages.open(admitted.run, digest, name)
+    elif opened != digest:
+        raise InputError(
+            f"the server opened the run {admitted.run} with the recipe {opened} and now sends {digest}; a run keeps "
+            "its recipe"
+        )
+
+
+def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows: int) -> Cost:
+    """What another answer to this task costs, if the policy grants as much."""
+    most, rights = admitted.policy.most_rounds, admitted.policy.privacy
+    times = account.trainings if task == TRAINING else account.sums
+    if times >= most + (task == SUMS):  # statistics are also asked for before the first round
+        raise InputError(f"the site was asked for {task} {times} times, and `most_rounds` is {most}; raise it to go on")
+    cost = cost_of(admitted, num_rows)
+    if rights.epsilon is not None and rights.delta is not None:
+        after = account.with_one_more(admitted.run, admitted.request.digest, cost).epsilon(rights.delta)
+        if after > rights.epsilon + SLACK:
+            raise InputError(
+                f"another answer would cost the site's rows an epsilon of {after:.4g} at delta {rights.delta:g}, and "
+                f"`privacy.epsilon` grants {rights.epsilon:g} over all runs; raise it to go on, or end here"
+            )
+    return cost
+
+
+def cost_of(admitted: Admitted, num_rows: int) -> Cost:
+    """What one answer costs a site with this many rows."""
+    asked = admitted.request.privacy
+    if asked.mode == "examples":
+        rate = sampling_rate(asked.batch_size, num_rows)
+        return Cost(asked.mode, Release(rate, asked.noise_multiplier, asked.steps))
+    if asked.mode == "clients":
+        return Cost(asked.mode, epsilon=asked.epsilon or float("inf"), delta=asked.delta or 0.0)
+    return Cost(asked.mode)
+
+
+def _job_of(admitted: Admitted) -> Mapping[str, Any]:
+    return {"run": admitted.run}
