@@ -137,9 +137,7 @@ def test_every_column_that_a_loader_reads_is_asked_for(task: str, by: str | None
     asked = columns_read(recipe(changes))
     read: dict[str, list[str]] = {}
 
-    def tables(
-        source: str, content: Mapping[str, Sequence[str]], texts: Any, extra: Sequence[str], request: Any
-    ) -> Any:
+    def tables(source: str, content: Mapping[str, Sequence[str]], extra: Sequence[str], request: Any) -> Any:
         read.update({key: list(names) for key, names in content.items()})
         read["extra"] = list(extra)
         return {}
