@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import logits, on_device
+from fftmoe.backbones import check_finite_outputs, logits, on_device
 from fftmoe.data import Examples, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import Task
 
 EVALUATION_BATCH_SIZE = 64
+RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
 MOST_LOGITS = 2**27  # in a batch, half a GiB: a language model has a whole vocabulary of logits for every token
 
 
@@ -28,15 +29,25 @@ class Tally:
         task: which defines the statistics.
         sums: of the examples' statistics, float64 [L, K].
         counts: the number of examples, int64 [L].
+        resampled: the statistics of `RESAMPLES` random samples of these examples, float64 [RESAMPLES, K]; None where
+            no interval was asked for.
     """
 
     task: Task
     sums: np.ndarray
     counts: np.ndarray
+    resampled: np.ndarray | None = None
 
     def metrics(self) -> dict[str, float]:
         """The metrics on all examples, by name, the run's metric first."""
         return {name: float(value) for name, value in self.task.metrics(self.sums.sum(0)).items()}
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % bootstrap interval of the run's metric over held-out examples, ends included; NaN if undefined."""
+        assert self.resampled is not None, "an interval is computed where it was asked for"
+        values = self.task.metrics(self.resampled)[self.task.metric]
+        low, high = np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else (np.nan, np.nan)
+        return float(low), float(high)
 
     def by_stratum(self) -> np.ndarray:
         """The run's metric within each stratum, float64 [L]; NaN for a stratum without examples."""
@@ -63,16 +74,28 @@ def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
 
 
 @torch.inference_mode()
-def tally(model: Any, task: Task, examples: Examples, num_strata: int) -> Tally:
-    """The statistics of this model on these examples; L is `num_strata`."""
-    sums, counts = 0.0, torch.bincount(examples.labels, minlength=num_strata).numpy()
+def tally(model: Any, task: Task, examples: Examples, num_strata: int, interval: bool = False) -> Tally:
+    """The statistics of this model on these examples; L is `num_strata`.
+
+    Args:
+        interval: also resample the examples, for `Tally.interval`: each of `RESAMPLES` samples takes every example as
+            often as a Poisson variable of mean 1 says, which is the bootstrap of a stream (Hanley and MacGibbon, 2006).
+
+    Raises:
+        RunError: the model's outputs are not finite.
+    """
+    sums, resampled, counts = 0.0, 0.0, torch.bincount(examples.labels, minlength=num_strata).numpy()
+    draws = numpy_generator(0, "bootstrap")  # the same for all models, so that their intervals can be compared
     for rows in evaluation_batches(examples, batch_size_for(model, task, examples)):
         batch = on_device(model, examples.batch(rows))
         found_BK = task.statistics(logits(model, batch).float(), batch).cpu().numpy()
+        check_finite_outputs(torch.from_numpy(np.isfinite(found_BK).all(1)))
         own = np.zeros((num_strata, found_BK.shape[1]))
         np.add.at(own, examples.labels[rows].numpy(), found_BK)
         sums = sums + own
-    return Tally(task, np.asarray(sums), counts)
+        if interval:
+            resampled = resampled + draws.poisson(1.0, (RESAMPLES, len(found_BK))) @ found_BK
+    return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None)
 
 
 def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
@@ -86,11 +109,16 @@ def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
 
 @torch.inference_mode()
 def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
-    """Logits of every example, float32 [N, C] of C classes, in the order of `examples`."""
+    """Logits of every example, float32 [N, C] of C classes, in the order of `examples`.
+
+    Raises:
+        RunError: a logit is not finite.
+    """
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
         parts.append(logits(model, on_device(model, examples.batch(rows))).float().cpu())
         order.append(rows)
+        check_finite_outputs(parts[-1].isfinite().all(1))
     flat = torch.cat(parts)
     result = torch.empty_like(flat)
     result[torch.cat(order)] = flat
@@ -121,7 +149,12 @@ def client_metrics(model: Any, own_labels: Tensor, task: Task, examples: Example
 
 
 def mean_and_worst_decile(values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> dict[str, float]:
-    """The mean over the clients, and the mean over the worst tenth of them (at least one client)."""
+    """The mean over the clients, and the mean over the worst tenth of them (at least one client).
+
+    Clients whose value is unknown (NaN) are left out; the result is empty if no value is known.
+    """
     ordered = np.sort(np.asarray(values, dtype=float)[~np.isnan(values)])
+    if not len(ordered):
+        return {}
     worst = (ordered if higher_is_better else ordered[::-1])[: max(1, len(ordered) // 10)]
     return {"mean": float(ordered.mean()), "worst_decile": float(worst.mean())}

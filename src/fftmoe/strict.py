@@ -1,14 +1,16 @@
-"""Reads untrusted text with limits: it cannot name types, nest without bound, or expand in memory.
+"""Reads untrusted text with limits: it cannot name types, nest without bound, or expand in memory. Writes strict JSON.
 
 The message of a ValueError from here is the end of a sentence: the caller's message first names the text's origin.
 """
 
 import errno
 import json
+import math
 import os
 import re
 import reprlib
 import stat
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -86,6 +88,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"its JSON has {constant}, which is not a number")
+
+
+def json_text(values: Any, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Strict JSON, which every reader accepts: a number that is infinite or not a number becomes null.
+
+    Args:
+        values: plain values.
+        indent: spaces for each level; None for one line.
+        ascii_only: escape all other characters, so that the text means the same in every encoding.
+    """
+    return json.dumps(_finite(values), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strict_yaml(text: str | bytes) -> Any:

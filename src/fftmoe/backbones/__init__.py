@@ -13,6 +13,7 @@ from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
+from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
 from fftmoe.backbones.load import HEAD_MODULES as HEAD_MODULES
 from fftmoe.backbones.load import ImageFormat as ImageFormat
@@ -27,6 +28,7 @@ from fftmoe.backbones.placement import find_precision as find_precision
 from fftmoe.backbones.placement import on_device as on_device
 from fftmoe.backbones.placement import place as place
 from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
+from fftmoe.backbones.positions import readable_tokens as readable_tokens
 from fftmoe.backbones.prefix import check_prefix as check_prefix
 from fftmoe.backbones.prefix import enable_resume as enable_resume
 from fftmoe.backbones.prefix import first_adapted_block as first_adapted_block

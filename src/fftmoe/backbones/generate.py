@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
+from fftmoe.backbones.finite import OnlyFinite
 from fftmoe.backbones.placement import computing, device_of
 
 
@@ -28,6 +29,9 @@ def continue_greedily(
 
     Returns:
         the new tokens for each prompt in the order of `prompts`, int64 on the CPU, without the end-of-text token.
+
+    Raises:
+        RunError: a logit is not finite.
     """
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=pad_id, use_cache=True
@@ -40,7 +44,10 @@ def continue_greedily(
         device = device_of(model)
         with computing(model):
             whole_BS = model.generate(
-                input_ids=ids_BS.to(device), attention_mask=mask_BS.to(device), generation_config=settings
+                input_ids=ids_BS.to(device),
+                attention_mask=mask_BS.to(device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([OnlyFinite()]),
             )
         new_BS = cast(Tensor, whole_BS)[:, ids_BS.shape[1] :].cpu()
         found |= {row: _up_to(new, end_id) for row, new in zip(rows, new_BS, strict=True)}

@@ -1,7 +1,6 @@
 """`fftmoe plan`: what a run will cost, or what budget this machine can take."""
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from fftmoe.cli.arguments import RecipeArgument, SetOption
 from fftmoe.errors import InputError
+from fftmoe.strict import json_text
 
 if TYPE_CHECKING:
     from fftmoe.config import Recipe
@@ -100,4 +100,4 @@ def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path |
 
 def _print_json(found: Any) -> None:
     """Print a dataclass as JSON."""
-    sys.stdout.write(json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+    sys.stdout.write(json_text(dataclasses.asdict(found), indent=2) + "\n")

@@ -9,6 +9,7 @@ from rich.console import Console
 from fftmoe.backbones import loading_arguments
 from fftmoe.config import Recipe
 from fftmoe.report.metric import OWN_MIX, Metric
+from fftmoe.report.verdict import sentence
 from fftmoe.setup.load import is_language, reads_images
 from fftmoe.store import read_labels
 
@@ -27,6 +28,7 @@ def _results(summary: Mapping[str, Any]) -> list[str]:
     metric = summary["metric"]
     tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary[f"{metric}_by_tier"].items())
     lines = [
+        *([f"\n{found}"] if (found := sentence(summary)) else []),
         f"\n{metric.replace('_', ' ')} {summary[metric]:.3f} on the whole test set",
         f"  with the experts of each tier: {tiers}",
     ]

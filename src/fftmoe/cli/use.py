@@ -1,6 +1,5 @@
 """`fftmoe evaluate` and `fftmoe predict`: use the model of a finished run."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from fftmoe.errors import InputError
 from fftmoe.shown import shown_json
+from fftmoe.strict import json_text
 
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 
@@ -33,7 +33,7 @@ def evaluate(
         {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k)} for k in values
     ]
     shown = metrics if len(values) > 1 else metrics[0]
-    sys.stdout.write(shown_json(json.dumps(shown, indent=2, ensure_ascii=False)) + "\n")
+    sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=False)) + "\n")
 
 
 def predict(
@@ -75,7 +75,7 @@ def predict(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    lines = "".join(shown_json(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    lines = "".join(shown_json(json_text(row, ascii_only=False)) + "\n" for row in rows)
     if output is not None:
         write_atomically(output, lines.encode())
     else:

@@ -22,6 +22,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.run import run
 from fftmoe.store import check_output, disk_errors, write_atomically
+from fftmoe.strict import json_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 # Folders of a finished cell that the comparison does not need.
@@ -81,7 +82,7 @@ def compare(
     _say_what_comes(grid, len(pending), progress)
     _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
     comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
-    text = json.dumps(comparison_values(comparison), indent=1, allow_nan=False)
+    text = json_text(comparison_values(comparison), indent=1)
     write_atomically(output / "comparison.json", text.encode() + b"\n")
     write_atomically(output / "comparison.html", comparison_page(comparison).encode())
     return comparison
@@ -198,8 +199,8 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
         folder.mkdir(parents=True)
     config = yaml.safe_dump(cell.config, sort_keys=False)
     write_atomically(folder / "config.yaml", config.encode())
-    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    text = json.dumps(summary, indent=2, allow_nan=False)
+    write_atomically(folder / "metrics.jsonl", "".join(json_text(row) + "\n" for row in rows).encode())
+    text = json_text(summary, indent=2)
     write_atomically(folder / "summary.json", text.encode() + b"\n")  # written last, because it marks a finished run
 
 

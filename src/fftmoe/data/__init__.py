@@ -18,6 +18,8 @@ from fftmoe.data.images import read_pixels as read_pixels
 from fftmoe.data.labels import list_names as list_names
 from fftmoe.data.labels import number_classes as number_classes
 from fftmoe.data.labels import number_strata as number_strata
+from fftmoe.data.learnable import check_content as check_content
+from fftmoe.data.learnable import check_tagged as check_tagged
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes
 from fftmoe.data.partition import Divide as Divide

@@ -1,7 +1,6 @@
 """The folder of an export, which appears whole or not at all."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.store import check_output, disk_errors
+from fftmoe.strict import json_text
 
 ABOUT = "export.json"
 
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write indented strict JSON."""
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(values, indent=2) + "\n")
 
 
 def digest_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """`report.html`: one run on one page, the outcome first, from what the run's folder records."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fftmoe.report.marks import Figure
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.render import render
+from fftmoe.report.verdict import sentence
 
 WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists more
 
@@ -75,13 +77,21 @@ def _warnings(run: RunRecord) -> list[str]:
         lines.append(f"This run has not finished: it is after round {done} of {planned}.")
     if run.summary.get("privacy", {}).get("stopped_early"):
         lines.append("The run ended early, because another round would have exceeded its privacy budget.")
+    if run.summary.get("verdict", {}).get("result") == "worse":
+        lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
-        lines.append(f"{void} rounds changed nothing: too few clients answered.")
+        lines.append(f"{void} rounds changed nothing: too few valid updates{_kinds(run)}.")
     alarms = LoadWatch(run.rows).alarms
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
     if len(alarms) > WARNED_ALARMS:
         lines.append(f"… and {len(alarms) - WARNED_ALARMS} more alarms about the load of experts, below.")
     return [line[0].upper() + line[1:] for line in lines]
+
+
+def _kinds(run: RunRecord) -> str:
+    """What became of the clients of void rounds, by kind of fault."""
+    kinds = Counter(fault["kind"] for row in run.rows if "void" in row for fault in row.get("faults", ()))
+    return f" ({', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))})" if kinds else ""
 
 
 def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:

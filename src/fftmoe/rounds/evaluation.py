@@ -40,6 +40,8 @@ class Evaluation:
         if state.round % self.every or self.measure.method.capabilities.personal:
             return {}
         self.measure.install(state, self.measure.population.largest)
+        if state.round == 0:  # the run's result is compared with its start
+            return self.measure.with_interval(self.measure.tally(self.sample, interval=True))
         return self.measure.tally(self.sample).metrics()
 
     def final(self, state: ServerState) -> dict[str, Any]:

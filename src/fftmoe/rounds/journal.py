@@ -1,5 +1,6 @@
 """The journal of a run: one row per round, to `metrics.jsonl`, the trackers and the terminal; then its checkpoint."""
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -70,7 +71,9 @@ class Journal:
             "round": state.round,
             "metric": self.metric,
             self.metric: metrics.get(self.metric),
-            **{name: value for name, value in metrics.items() if isinstance(value, float)},
+            **{
+                name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")
+            },
             **diagnostics,
             **self.ledger.row(),
             "seconds": round(self.seconds, 3),
@@ -103,12 +106,13 @@ class Journal:
         if len(last) < MOST_VOID or not all("void" in row for row in last):
             return
         faults = [Fault(**fault) for row in last for fault in row.get("faults", ())]
-        few, remedy = "no update", "mend that"
+        few, remedy = "no valid update", "remove the cause"
         if quorum > 1:
-            few, remedy = f"fewer than {quorum} updates each", "mend that, or lower federation.quorum"
+            few, remedy = f"fewer than {quorum} valid updates each", "remove the cause, or lower federation.quorum"
         raise RunError(
             f"the last {MOST_VOID} rounds had {few} and changed nothing ({describe_faults(faults)}); "
-            f"{remedy}, and go on: fftmoe resume {self.folder.path}"
+            f"{remedy}, then continue with `fftmoe resume {shlex.quote(str(self.folder.path))}`; if clients diverge, "
+            "start a new run with a lower federation.learning_rate or head.learning_rate"
         )
 
     def totals(self) -> dict[str, Any]:

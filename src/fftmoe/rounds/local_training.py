@@ -49,8 +49,7 @@ class LocalTraining:
         if metrics:
             common = m.spread(np.array([found[f"holdout_{metric}"] for found in metrics]))
             result[f"local_only_{metric}"] = {**common, "num_clients": len(metrics)}
-        if len(own):
-            result[f"local_only_client_{metric}"] = m.spread(own)
+        result |= m.spread_as(f"local_only_client_{metric}", own)
         if ledger.new_faults:
             result["local_only_faults"] = [fault._asdict() for fault in ledger.new_faults]
         return result

@@ -35,23 +35,31 @@ class ModelMeasure:
     population: Population
     show_clients: bool = True
 
-    def tally(self, examples: Examples) -> Tally:
+    def tally(self, examples: Examples, interval: bool = False) -> Tally:
         """Return the statistics of the model as it is now."""
-        return tally(self.model, self.task, examples, self.num_strata)
+        return tally(self.model, self.task, examples, self.num_strata, interval)
+
+    def with_interval(self, found: Tally) -> dict[str, Any]:
+        """Return the metrics, and the interval of the run's metric under `..._interval`."""
+        return {**found.metrics(), f"{self.task.metric}_interval": list(found.interval())}
 
     def install(self, state: ServerState, budget: Budget) -> None:
         """Put the global model into the model, as a client of this budget would use it."""
         self.method.install(self.model, state.tensors, budget)
 
     def spread(self, values: np.ndarray) -> dict[str, float]:
-        """Return the mean over clients, and the mean over the worst tenth of them."""
+        """Return the mean over the clients with a value, and over the worst tenth of them; nothing if none has one."""
         return mean_and_worst_decile(values, self.task.higher_is_better)
+
+    def spread_as(self, key: str, values: np.ndarray) -> dict[str, Any]:
+        """Return `spread` under this key of the summary, which has no such key if no value is known."""
+        return {key: found} if (found := self.spread(values)) else {}
 
     def by_client(self, clients: Sequence[int], values: np.ndarray) -> dict[str, Any]:
         """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many."""
-        if not self.show_clients:
-            return {}
         known = ~np.isnan(values)
+        if not self.show_clients or not known.any():
+            return {}
         if len(values) > CLIENTS_KEPT:
             return {"clients": {"percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
         own = [round(float(value), 4) if is_known else None for value, is_known in zip(values, known, strict=True)]
@@ -68,8 +76,8 @@ class ModelMeasure:
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
         for tier in self.population.tiers:
             self.install(state, tier)
-            found = self.tally(examples)
-            by_tier[tier.name] = found.metrics()
+            found = self.tally(examples, interval=tier == self.population.largest)
+            by_tier[tier.name] = self.with_interval(found) if tier == self.population.largest else found.metrics()
             if self.population.label_shares is not None:
                 members = self.population.budgets.members(tier)
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
@@ -88,7 +96,5 @@ class ModelMeasure:
         metric = self.task.metric
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}
         overall = {**by_tier[self.population.largest.name], f"{metric}_by_tier": one_by_tier}
-        if np.isnan(per_client).all():  # clients' labels are unknown, or no test row has a label of theirs
-            return overall
         each = self.by_client(range(len(self.population)), per_client)
-        return {**overall, f"client_{metric}": self.spread(per_client), **each}
+        return {**overall, **self.spread_as(f"client_{metric}", per_client), **each}

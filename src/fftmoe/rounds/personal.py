@@ -54,14 +54,16 @@ class PersonalModels:
         return {
             **{name: float(each.mean()) for name, each in values.items()},
             f"{metric}_by_tier": {name: float(values[metric][at].mean()) for name, at in places.items() if len(at)},
-            f"client_{metric}": m.spread(own),
+            **m.spread_as(f"client_{metric}", own),
             **m.by_client(chosen, own),
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
         """Measure clients' own models, and the global model on the same clients and examples."""
         m, metric = self.measure, self.measure.task.metric
-        own = self(state, states)[f"client_{metric}"]
+        own = self(state, states).get(f"client_{metric}")
+        if own is None:  # no test row is of a kind that one of these clients has
+            return {}
         _, per_client = m.at_each_tier(state, self.sample)
         chosen = list(m.population.sample(self.num_clients, self.seed))
         shared = {f"global_{name}": value for name, value in m.spread(per_client[chosen]).items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import check_quantization, first_adapted_block, num_states, on_device
+from fftmoe.backbones import check_quantization, first_adapted_block, num_states, on_device, readable_tokens
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
@@ -168,7 +168,7 @@ def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[str] | None,
 def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
     if model_max_length is None:  # images
         return
-    positions = getattr(model.config, "max_position_embeddings", None) or model_max_length
+    positions = readable_tokens(model) or model_max_length
     limit = min(model_max_length, positions)
     if recipe.data.max_length > limit:
         raise InputError(

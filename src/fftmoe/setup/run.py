@@ -15,8 +15,10 @@ from fftmoe.report.environment import environment
 from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers, check_trackers
+from fftmoe.report.verdict import verdict
 from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.loop import Federation, Metrics, federate, start
+from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
@@ -190,6 +192,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
         journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows)
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
         state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
+        check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
         if recipe.evaluation.local_only:
             progress.say("training clients locally, for comparison")
             metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
@@ -198,6 +201,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
             **_facts(experiment, state),
             **metrics,
             **journal.totals(),
+            **verdict(journal.rows, {**metrics, "metric": journal.metric}),
             **({"privacy": at.private.summary()} if at.private is not None else {}),
             "predicted_by_tier": (predicted := predicted_by_tier(experiment, at.initial)),
             "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
@@ -220,6 +224,14 @@ def _rounds(
         state, metrics = federate(federation, state, journal)
     # A run that ended early, or that was interrupted after its last round, still has to be measured.
     return state, federation.evaluate.final(state) if metrics is None else metrics
+
+
+def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str]:
+    """The names of the tensors that rounds train: not a closed-form head, and nothing that stays at the clients."""
+    if experiment.method.capabilities.personal:
+        return []
+    solved = experiment.recipe.closed_form
+    return [name for name in initial.tensors if not (solved and names.is_head(name))]
 
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:

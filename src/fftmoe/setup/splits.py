@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from fftmoe.data import (
     SplitRequest,
     Table,
     TargetedText,
+    TokenizedText,
+    check_content,
+    check_tagged,
     default_cache_dir,
     list_names,
     lists_of,
@@ -76,6 +80,8 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
         )
         for split in request.splits
     }
+    for split in request.splits:
+        check_content(tables[split].where, examples[split], tokenizer)
     return Splits(examples, _columns(tables, columns, request), names, names, tokenizer.model_max_length)
 
 
@@ -132,6 +138,8 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
         )
         for split in request.splits
     }
+    for split in request.splits:
+        check_tagged(tables[split].where, examples[split], data.max_length)
     return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
 
 
@@ -145,8 +153,10 @@ def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns:
     examples = {}
     for split in request.splits:
         texts = texts_of(tables[split], "data.text", data.text)
-        targets = several_hot(lists[split], names)
-        examples[split] = TargetedText(tokenize_texts(texts, labels[split], tokenizer, data.max_length), targets)
+        examples[split] = TargetedText(
+            _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length),
+            several_hot(lists[split], names),
+        )
     return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
 
 
@@ -159,8 +169,18 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
     examples = {}
     for split in request.splits:
         texts, targets = texts_of(tables[split], "data.text", data.text), numbers_of(tables[split], names)
-        examples[split] = TargetedText(tokenize_texts(texts, labels[split], tokenizer, data.max_length), targets)
+        tokens = _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length)
+        examples[split] = TargetedText(tokens, targets)
     return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+
+
+def _tokenized(
+    table: Table, texts: Sequence[str], labels: np.ndarray, tokenizer: Any, max_length: int
+) -> TokenizedText:
+    """The texts of a table, each with a token that the model can read."""
+    examples = tokenize_texts(texts, labels, tokenizer, max_length)
+    check_content(table.where, examples, tokenizer)
+    return examples
 
 
 Loader = Callable[[Recipe, str, SplitRequest, Sequence[str]], Splits]

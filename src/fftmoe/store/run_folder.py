@@ -14,7 +14,7 @@ from fftmoe.records import ServerState
 from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
 from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically
-from fftmoe.strict import read_small, strict_yaml
+from fftmoe.strict import json_text, read_small, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
 
@@ -69,7 +69,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         with disk_errors(self.path), self.checkpoints.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
 
     def all_metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`."""
@@ -78,7 +78,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json` as strict JSON."""
-        text = json.dumps(summary, indent=2, allow_nan=False)
+        text = json_text(summary, indent=2)
         write_atomically(self.path / "summary.json", text.encode() + b"\n")
 
     def write_report(self, page: str) -> None:

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fftmoe.data import IGNORED
 
 
 class Loss(Protocol):
@@ -52,7 +56,10 @@ class Task(Protocol):
         ...
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the logits."""
+        """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the logits.
+
+        An example has a statistic that is not finite if, and only if, a logit by which it is judged is not finite.
+        """
         ...
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,3 +74,14 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """The quotient of the two, float64; NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def unless_broken(statistics_BK: Tensor, sound_B: Tensor) -> Tensor:
+    """The statistics, NaN for examples whose logits are not all finite (`sound_B` False): those have no prediction."""
+    return torch.where(sound_B[:, None], statistics_BK, torch.nan)
+
+
+def mean_over_tokens(logits_BSC: Tensor, labels_BS: Tensor) -> Tensor:
+    """The mean cross-entropy of the tokens whose label is not -100, a scalar; 0, with zero gradients, if none is."""
+    sum_ = F.cross_entropy(logits_BSC.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+    return sum_ / (labels_BS != IGNORED).sum().clamp_min(1)

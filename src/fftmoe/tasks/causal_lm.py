@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.data import IGNORED
-from fftmoe.tasks.base import ratio
+from fftmoe.tasks.base import mean_over_tokens, ratio
 
 LARGEST_EXPONENT = 709.0  # e to a larger power is infinite, which JSON cannot represent
 
@@ -24,8 +24,8 @@ class NextToken:
     """
 
     def loss(self, logits_BSV: Tensor, labels_BS: Tensor, /) -> Tensor:
-        """The mean over the tokens whose label is not -100; the first token of a sequence is not predicted."""
-        return F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten(), ignore_index=IGNORED)
+        """The mean over the tokens whose label is not -100, 0 if none is; a sequence's first token has no loss."""
+        return mean_over_tokens(logits_BSV[:, :-1], labels_BS[:, 1:])
 
 
 class CausalLm:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.tasks.base import ratio
+from fftmoe.tasks.base import ratio, unless_broken
 
 
 class Classification:
@@ -21,7 +21,7 @@ class Classification:
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: 1 if the prediction is right, else 0; and 1."""
         right_B = (logits.argmax(1) == batch["labels"]).double()
-        return torch.stack([right_B, torch.ones_like(right_B)], 1)
+        return unless_broken(torch.stack([right_B, torch.ones_like(right_B)], 1), logits.isfinite().all(1))
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 2]."""

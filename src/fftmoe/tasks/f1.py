@@ -17,3 +17,8 @@ def macro(by_class: np.ndarray) -> np.ndarray:
     """The mean over the classes [..., C] that have a value; NaN where no class has one."""
     defined = ~np.isnan(by_class)
     return ratio(np.where(defined, by_class, 0.0).sum(-1), defined.sum(-1))
+
+
+def none_to_find(f1: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Each F1 [...], but 1 where examples were judged (bool [...]) and no label occurs or is predicted."""
+    return np.where(judged & np.isnan(f1), 1.0, f1)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.tasks.base import ratio
-from fftmoe.tasks.f1 import class_f1, macro
+from fftmoe.tasks.base import ratio, unless_broken
+from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 
 
 class EachLabel:
@@ -25,7 +25,7 @@ class EachLabel:
 class MultiLabel:
     """F1 over all labels of all texts (`f1`, often called micro F1), the mean of the labels' F1, and exact matches.
 
-    A label is predicted if its logit is above 0.
+    A label is predicted if its logit is above 0. Where no text has a label and none is predicted, F1 is 1.
     """
 
     metric = "f1"
@@ -39,13 +39,14 @@ class MultiLabel:
         predicted_BC, actual_BC = (logits > 0).double(), batch["labels"].double()
         exact_B1 = (predicted_BC == actual_BC).all(1, keepdim=True).double()
         parts = [predicted_BC * actual_BC, predicted_BC, actual_BC, exact_B1, torch.ones_like(exact_B1)]
-        return torch.cat(parts, 1)
+        return unless_broken(torch.cat(parts, 1), logits.isfinite().all(1))
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 3C + 2]."""
         hits, predicted, actual = np.split(sums[..., :-2], 3, axis=-1)
+        judged = sums[..., -1] > 0
         return {
-            "f1": class_f1(hits.sum(-1), predicted.sum(-1), actual.sum(-1)),
-            "macro_f1": macro(class_f1(hits, predicted, actual)),
+            "f1": none_to_find(class_f1(hits.sum(-1), predicted.sum(-1), actual.sum(-1)), judged),
+            "macro_f1": none_to_find(macro(class_f1(hits, predicted, actual)), judged),
             "exact_match": ratio(sums[..., -2], sums[..., -1]),
         }

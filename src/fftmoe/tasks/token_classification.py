@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.data import IGNORED
-from fftmoe.tasks.base import ratio
+from fftmoe.tasks.base import mean_over_tokens, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro
 
 
@@ -19,8 +19,8 @@ class PerToken:
     """Softmax cross-entropy: the mean over the labelled tokens of the batch."""
 
     def loss(self, logits_BSC: Tensor, labels_BS: Tensor, /) -> Tensor:
-        """The mean over the tokens whose label is not -100."""
-        return F.cross_entropy(logits_BSC.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED)
+        """The mean over the tokens whose label is not -100; 0 if the batch has none."""
+        return mean_over_tokens(logits_BSC, labels_BS)
 
 
 class TokenClassification:
@@ -39,7 +39,9 @@ class TokenClassification:
         predicted_BSC = F.one_hot(logits.argmax(-1), num_classes) * labelled_BS1
         actual_BSC = F.one_hot(labels_BS.clamp_min(0), num_classes) * labelled_BS1
         hits_BSC = predicted_BSC * actual_BSC
-        return torch.cat([hits_BSC.sum(1), predicted_BSC.sum(1), actual_BSC.sum(1)], 1).double()
+        sound_BS = logits.isfinite().all(-1) | (labels_BS == IGNORED)
+        counts = torch.cat([hits_BSC.sum(1), predicted_BSC.sum(1), actual_BSC.sum(1)], 1).double()
+        return unless_broken(counts, sound_BS.all(1))
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 3C]."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fftmoe.backbones import continue_greedily, load_tokenizer
+from fftmoe.backbones import continue_greedily, load_tokenizer, readable_tokens
 from fftmoe.data import tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.trained.run import TrainedModel
@@ -33,7 +33,7 @@ def complete(
         "the prompts", prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
     )
     ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
-    positions, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, ids))
+    positions, longest = readable_tokens(model), max(map(len, ids))
     if positions is not None and longest + max_new_tokens > positions:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens that this "

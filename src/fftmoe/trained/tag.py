@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fftmoe.backbones import load_tokenizer, logits, on_device
+from fftmoe.backbones import check_finite_outputs, load_tokenizer, logits, on_device
 from fftmoe.data import IGNORED, evaluation_batches, tokenize_tagged
 from fftmoe.trained.run import TrainedModel
 
@@ -35,7 +35,9 @@ def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> l
     tags: list[list[str | None]] = [[None] * len(own) for own in words]
     for rows in evaluation_batches(examples, batch_size):
         batch = on_device(model, examples.batch(rows))
-        best_BS = logits(model, batch).argmax(-1)
+        logits_BSC = logits(model, batch)
+        check_finite_outputs((logits_BSC.isfinite().all(-1) | (batch["labels"] == IGNORED)).all(1))
+        best_BS = logits_BSC.argmax(-1)
         for row, best, firsts in zip(rows.tolist(), best_BS.tolist(), batch["labels"].tolist(), strict=True):
             for label, word in zip(best, firsts, strict=True):
                 if word != IGNORED:

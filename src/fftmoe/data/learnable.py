@@ -1,0 +1,68 @@
+"""Refuses rows of which the model would see nothing: all of them in one message, before training."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from fftmoe.data.targets import TaggedText
+from fftmoe.data.tokens import IGNORED, TokenizedText
+from fftmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROWS_NAMED = 5
+_FRAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
+
+
+def check_content(where: str, texts: TokenizedText, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse texts that have only the tokens with which the tokenizer frames every text.
+
+    A tokenizer drops characters that it does not know, such as control characters and spaces without width.
+
+    Args:
+        where: the origin of the texts, for the message.
+
+    Raises:
+        InputError: names the number of such texts and the first rows.
+    """
+    frames = {number for name in _FRAMES if isinstance(number := getattr(tokenizer, name, None), int)}
+    _check_rows(
+        where,
+        texts.offsets,
+        ~np.isin(texts.input_ids.numpy(), list(frames)),
+        "have no token that the model can read, because this tokenizer drops all of their characters",
+    )
+
+
+def check_tagged(where: str, examples: TaggedText, max_length: int) -> None:
+    """Refuse texts without a tagged token: no tagged word has a token, or `max_length` cut them all.
+
+    Raises:
+        InputError: names the number of such texts and the first rows.
+    """
+    tags = examples.tags
+    _check_rows(
+        where,
+        tags.offsets,
+        tags.input_ids.numpy() != IGNORED,
+        f"have no word that this tokenizer can read within data.max_length={max_length} tokens",
+    )
+
+
+def _check_rows(where: str, offsets_N1: Tensor, useful: np.ndarray, problem: str) -> None:
+    """Refuse rows without a useful token; `useful` is bool, one for each token of all rows."""
+    before = np.concatenate([[0], useful.cumsum()])
+    bad = np.flatnonzero(np.diff(before[offsets_N1.numpy()]) == 0)
+    if len(bad):
+        raise InputError(
+            f"{where}: {len(bad)} of {len(offsets_N1) - 1} rows ({_named(bad)}) {problem}; remove or correct these rows"
+        )
+
+
+def _named(rows: Collection[int]) -> str:
+    """The numbers of the first rows, counted from 1."""
+    first = ", ".join(str(row + 1) for row in list(rows)[:ROWS_NAMED])
+    return f"row {first}" if len(rows) == 1 else f"rows {first}{', …' * (len(rows) > ROWS_NAMED)}"

@@ -1,0 +1,137 @@
+"""A run in which nothing was learned is no success, and a result that is worse than its start is said first."""
+
+import itertools
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fftmoe.errors import RunError
+from fftmoe.records import ServerState
+from fftmoe.report.metric import LOWER_IS_BETTER
+from fftmoe.report.verdict import sentence, verdict
+from fftmoe.rounds.outcome import check_learned
+from finished import Finished
+from run_fixtures import RunLanguage, RunTiny
+from shared_fixtures import Cli, assert_refused
+
+START = ServerState(round=0, tensors={"adapter": torch.zeros(3), "head.weight": torch.ones(2)})
+MEASURED = {"round": 0}
+VOID = {"round": 1, "void": True, "faults": [{"client_id": 7, "kind": "late", "reason": "slow"}]}
+TRAINED = [MEASURED, {"round": 1}]
+
+
+def _learned(**tensors: torch.Tensor) -> ServerState:
+    return replace(START, round=1, tensors=START.tensors | tensors)
+
+
+def test_a_run_that_changed_a_trained_tensor_has_learned():
+    check_learned([MEASURED, {"round": 1}], START, _learned(adapter=torch.ones(3)), ["adapter"])
+    check_learned([MEASURED, VOID, {"round": 2}], START, _learned(adapter=torch.ones(3)), ["adapter"])
+    check_learned([MEASURED], START, START, ["adapter"])  # it has no rounds
+    check_learned([MEASURED, {"round": 1}], START, START, [])  # its clients keep what they train
+
+
+@pytest.mark.parametrize(
+    ("rows", "final", "words"),
+    [
+        ([MEASURED, VOID], START, "none of the 1 rounds had enough valid updates .*client 7 late: slow"),
+        (TRAINED, _learned(**{"head.weight": torch.zeros(2)}), "all 1 trained tensors are as they were"),
+        (TRAINED, _learned(adapter=torch.tensor([0.0, math.nan, 1.0])), "broken: 1 of its 2 .*adapter"),
+        (TRAINED, _learned(adapter=torch.tensor([0.0, math.inf, 1.0])), "broken: 1 of its 2 .*adapter"),
+    ],
+    ids=["void", "unchanged", "nan", "infinite"],
+)
+def test_other_runs_are_refused_with_the_reason(rows: Any, final: ServerState, words: str):
+    with pytest.raises(RunError, match=words):
+        check_learned(rows, START, final, ["adapter"])
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [((1e-60, 1e-60), "nothing was learned: after 2 rounds"), ((2e-3, 1e30), "nothing was learned|broken|diverged")],
+    ids=["too small", "too large"],
+)
+def test_a_run_that_learns_nothing_ends_with_1_and_is_no_finished_run(
+    cli: Cli, recipe_file: Path, tmp_path: Path, rates: tuple[float, float], words: str
+):
+    settings = ("head.kind=averaged", f"federation.learning_rate={rates[0]}", f"head.learning_rate={rates[1]}")
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    outcome = cli("run", recipe_file, *flags, "--output", tmp_path / "run")
+    assert outcome.status == 1, outcome.err
+    assert re.search(words, outcome.err)
+    assert "learning_rate" in outcome.err
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert_refused(cli("predict", tmp_path / "run", "a text"), "did not finish")
+
+
+# The verdict
+
+
+def _values(metric: str, value: float, half_width: float) -> dict[str, Any]:
+    return {"metric": metric, metric: value, f"{metric}_interval": [value - half_width, value + half_width]}
+
+
+@pytest.mark.parametrize(("metric", "end"), [*itertools.product(("accuracy", "perplexity"), (0.2, 0.45, 0.55, 0.8))])
+def test_the_verdict_depends_on_the_direction_of_the_metric_and_on_its_interval(metric: str, end: float):
+    """Both half widths are .1, so that differences up to .1414 are chance."""
+    found = verdict([{"round": 0, **_values(metric, 0.5, 0.1)}], _values(metric, end, 0.1))["verdict"]
+    better = (end > 0.5) != (metric in LOWER_IS_BETTER)
+    assert found["result"] == ("level" if abs(end - 0.5) < 0.1 else "better" if better else "worse")
+    assert (found["gain"] > 0) == better
+    assert found["margin"] == pytest.approx(math.sqrt(0.02))
+
+
+@pytest.mark.parametrize("spoil", [{"accuracy": None}, {"accuracy": math.nan}, {"accuracy_interval": [0.1, math.nan]}])
+def test_there_is_no_verdict_without_numbers(spoil: dict[str, Any]):
+    good = _values("accuracy", 0.5, 0.1)
+    assert verdict([good], good)["verdict"]["result"] == "level"
+    for rows, summary in (([good | spoil], good), ([good], good | spoil), ([], good)):
+        assert verdict(rows, summary) == {}
+    assert sentence({"metric": "accuracy"}) is None
+
+
+def result_lines(run: Finished) -> list[str]:
+    """What the terminal shows after the line of the last round."""
+    lines = [line for line in run.outcome.out.splitlines() if line.strip()]
+    return lines[max(place for place, line in enumerate(lines) if line.startswith("round")) + 1 :]
+
+
+def test_a_result_that_is_worse_than_its_start_is_said_first_everywhere(run_tiny: RunTiny):
+    """A learning rate of 1,000 destroys features for which the first closed-form head was right on every test row."""
+    better = run_tiny("head={kind: averaged, learning_rate: 0.1}", "federation.learning_rate=0.001")
+    worse = run_tiny("head={kind: closed-form}", "federation.learning_rate=1000.0")
+    assert better.summary["verdict"]["result"] == "better"
+    assert "training made the model better: accuracy" in result_lines(better)[0] + result_lines(better)[1]
+    found = worse.summary["verdict"]
+    assert found["result"] == "worse"
+    assert found["end"] == worse.summary["accuracy"] < found["start"] == worse.rows[0]["accuracy"]
+    said = "training made the model worse: accuracy"
+    assert said in result_lines(worse)[0] + result_lines(worse)[1]  # before it a line on local training
+    page = (worse.folder / "report.html").read_text()
+    assert 0 < page.index(said.capitalize()) < page.index("gain over local training")
+    assert "Training made" not in (better.folder / "report.html").read_text()
+
+
+def test_clients_without_a_test_row_of_their_kind_have_no_value_and_the_run_ends(
+    run_language: RunLanguage, language_values: dict[str, Any], tmp_path: Path
+):
+    """Test rows of an author that no training client is: neither personal nor local measures are known."""
+    source = Path(language_values["data"]["source"])
+    for split in ("train", "test"):
+        header, *rows = (source / f"{split}.csv").read_text().splitlines()
+        own = [row for row in rows if row.endswith("author-2") == (split == "test")]
+        (tmp_path / f"{split}.csv").write_text("\n".join([header, *own]) + "\n")
+    changes = {"data__source": str(tmp_path), "partition": {"kind": "natural", "by": "author"}}
+    changes["federation__clients_per_round"] = 2
+    personal = run_language(**changes, evaluation={"personal": True, "local_only": True}).summary
+    assert personal["perplexity"] > 1
+    assert not [key for key in personal if key.startswith(("client_perplexity", "personal_", "local_only_client"))]
+    assert personal["local_only_perplexity"]["mean"] > 1
+    local = run_language(**changes, method="local-only").summary
+    assert local["perplexity"] > 1
+    assert "client_perplexity" not in local
