@@ -48,6 +48,9 @@ def update_stack(
     results: dict[int, tuple[ClientUpdate, Tensors]] = {}
     losses: list[list[Tensor]] = [[] for _ in plans]
     with method.stack(model, plans, tensors, client_states) as stack:
+        for c, own in enumerate(batches):
+            if not own:  # a client without any example
+                results[c] = stack.finish(c, len(indices[c]), {})
         loss_of = partial(stacked_losses, model, stack, head, examples)
         for step, task_C in enumerate(train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of)):
             assert task_C is not None

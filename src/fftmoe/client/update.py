@@ -19,6 +19,9 @@ from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import generator
 from fftmoe.tasks import Loss
 
+NO_EXAMPLE = -1
+"""In place of the index of a row that may be drawn, but from which nothing may be learnt."""
+
 
 def update_client(
     model: Any,
@@ -41,7 +44,7 @@ def update_client(
         tensors: what the server sent, `Method.download`.
         client_state: what this client kept from earlier rounds; empty the first time.
         examples: the data of all clients.
-        indices: the client's examples, int64 [N].
+        indices: the client's examples, int64 [N]; some may be `NO_EXAMPLE`.
         measure: if given, it is called with the trained model, and its metrics are sent with the update.
 
     Returns:
@@ -71,13 +74,21 @@ def client_losses(model: Any, session: Session, objective: Loss, examples: Examp
 
 
 def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> list[Tensor]:
-    """The rows of every step of a client's training, int64."""
+    """The rows of every step of a client's training, int64; no steps for a client without any example.
+
+    Where single examples are private, the number of rows decides how likely each is drawn, whether it is an example or
+    not: which rows are examples must not show.
+    """
     training = plan.training
     if training.example_clip is not None:
         assert training.local_steps is not None
-        return poisson_batches(indices, training.batch_size, training.local_steps)
+        drawn = poisson_batches(indices, training.batch_size, training.local_steps)
+        return [rows[rows != NO_EXAMPLE] for rows in drawn]
+    examples_only = indices[indices != NO_EXAMPLE]
+    if not len(examples_only):
+        return []
     return training_batches(
-        indices,
+        examples_only,
         training.batch_size,
         generator(plan.seed, "batches"),
         epochs=training.local_epochs,

@@ -12,6 +12,7 @@ from fftmoe.data.columns import numbers_of as numbers_of
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
+from fftmoe.data.declared import with_declared_labels as with_declared_labels
 from fftmoe.data.examples import Examples as Examples
 from fftmoe.data.images import ImageExamples as ImageExamples
 from fftmoe.data.images import read_pixels as read_pixels

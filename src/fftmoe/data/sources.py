@@ -21,11 +21,14 @@ class SplitRequest:
         splits: the splits that the source must have.
         label_names: the labels in their order, if they are agreed on; else the first of `splits` decides them.
         evaluation: the rows are only evaluated on: other splits are ignored, and one label is enough.
+        declared: nobody may learn that a training row has a label that is not among `label_names`
+            (`with_declared_labels`).
     """
 
     splits: tuple[str, ...] = REQUIRED_SPLITS
     label_names: tuple[str, ...] | None = None
     evaluation: bool = False
+    declared: bool = False
 
 
 TRAIN_AND_TEST = SplitRequest()

@@ -9,8 +9,9 @@ import numpy as np
 
 from fftmoe.backbones import enable_resume
 from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.client.update import NO_EXAMPLE
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, WithPrefix
+from fftmoe.data import Examples, Ragged, WithPrefix
 from fftmoe.evaluate import client_metrics, holdout
 from fftmoe.methods.base import Method
 from fftmoe.setup.experiment import Experiment
@@ -35,17 +36,22 @@ class ClientSpec:
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
     """Describe the clients of this experiment, which keep their states in `states`."""
-    recipe = experiment.recipe
+    recipe, rows = experiment.recipe, experiment.partition.indices
     return ClientSpec(
         recipe,
         experiment.label_names,
         experiment.method,
         experiment.train,
-        experiment.partition.indices,
+        Ragged(marked(rows.flat, experiment.left_out), rows.offsets),
         states,
         holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
         experiment.plugins,
     )
+
+
+def marked(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """The indices of rows, with `NO_EXAMPLE` in place of those that nothing may be learnt from (`Splits.left_out`)."""
+    return np.where(left_out[rows], NO_EXAMPLE, rows) if left_out.any() else rows
 
 
 def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:

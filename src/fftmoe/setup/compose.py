@@ -97,6 +97,7 @@ def assemble(
         shape=shape,
         method=build_method(recipe, model, shape, budgets, plugins),
         fewest_examples=int(sizes.min()),
+        left_out=data.left_out,
         remote=remote,
         plugins=plugins,
     )

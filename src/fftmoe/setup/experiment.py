@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition
 from fftmoe.methods.base import Method
@@ -22,6 +24,7 @@ class Experiment:
         tiers: the distinct budgets, in the recipe's order. budgets: client_id -> its tier.
         mean_tokens: of a training example. shape: of one expert.
         fewest_examples: of the client that has the fewest.
+        left_out: see `Loaded`.
         remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
         plugins: parts that the recipe may name, in addition to installed ones.
     """
@@ -41,6 +44,7 @@ class Experiment:
     shape: ExpertShape
     method: Method
     fewest_examples: int
+    left_out: np.ndarray
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
 

@@ -1,7 +1,7 @@
 """The training and test examples of a recipe, and single splits of its data or of another source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Loaded:
         groups: the natural client of each training example, if the partition asks for it.
         max_length: tokens that the tokenizer allows; None for images.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
+        left_out: see `Splits`.
     """
 
     train: Examples
@@ -29,6 +30,7 @@ class Loaded:
     groups: Sequence[str] | None
     max_length: int | None
     strata: tuple[str, ...]
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 def load_examples(recipe: Recipe) -> Loaded:
@@ -38,10 +40,11 @@ def load_examples(recipe: Recipe) -> Loaded:
         InputError: the data or the model cannot be read.
     """
     by, data = recipe.partition.by, recipe.data
-    found = load_splits(recipe, data.source, SplitRequest(label_names=agreed_labels(recipe)), [by] if by else [])
+    request = SplitRequest(label_names=agreed_labels(recipe), declared=recipe.differential)
+    found = load_splits(recipe, data.source, request, [by] if by else [])
     groups = found.columns["train"][by] if by else None
     train, test = found.examples["train"], found.examples["test"]
-    loaded = Loaded(train, test, found.label_names, groups, found.max_length, found.strata)
+    loaded = Loaded(train, test, found.label_names, groups, found.max_length, found.strata, found.left_out)
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)
     rows = _subset(len(loaded.test), data.test_examples, "test")
@@ -90,7 +93,8 @@ def agreed_labels(recipe: Recipe) -> tuple[str, ...] | None:
 def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
     """The data set with these of its training rows."""
     groups = None if loaded.groups is None else [loaded.groups[i] for i in rows]
-    return replace(loaded, train=loaded.train.select(rows), groups=groups)
+    left_out = loaded.left_out[rows] if len(loaded.left_out) else loaded.left_out
+    return replace(loaded, train=loaded.train.select(rows), groups=groups, left_out=left_out)
 
 
 def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
@@ -102,6 +106,8 @@ def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
         )
     order = numpy_generator(0, "validation").permutation(size)
     held, kept = np.sort(order[:num_examples]), np.sort(order[num_examples:])
+    if len(loaded.left_out):  # their true labels are not known to the model
+        held = held[~loaded.left_out[held]]
     return _with_train(replace(loaded, test=loaded.train.select(held)), kept)
 
 

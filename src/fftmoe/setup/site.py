@@ -14,6 +14,7 @@ from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.engines.failures import Failure, failing_as
+from fftmoe.setup.clients import marked
 from fftmoe.setup.compose import cached, tokens_per_example
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
@@ -67,7 +68,9 @@ def make_site_client(
     with failing_as(Failure.RECIPE):
         recipe = site_recipe(values, data, model)
     with failing_as(Failure.DATA):
-        rows = load_splits(recipe, str(data), SplitRequest(("train",), tuple(label_names) or None)).examples["train"]
+        request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential)
+        found = load_splits(recipe, str(data), request)
+        rows = found.examples["train"]
     with failing_as(Failure.BACKBONE):
         adapted = build_model(recipe, label_names)
         shape = expert_shape(recipe, adapted.get_base_model())
@@ -80,7 +83,7 @@ def make_site_client(
         make_loss(recipe),
         len(label_names),
         cached(recipe, adapted, rows),
-        {client_id: np.arange(len(rows))},
+        {client_id: marked(np.arange(len(rows)), found.left_out)},
         states,
         lambda *_, **__: {},  # a site measures nothing for the server
     )

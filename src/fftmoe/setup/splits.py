@@ -1,7 +1,7 @@
 """Reads splits of examples from a source as a recipe asks, with one function for each kind of task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from fftmoe.data import (
     tokenize_completions,
     tokenize_tagged,
     tokenize_texts,
+    with_declared_labels,
 )
 
 
@@ -46,6 +47,8 @@ class Splits:
         label_names: the classes or other names that the model predicts; empty for a language model.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         max_length: tokens that the tokenizer allows; None for images.
+        left_out: bool [N], True for the training rows from which nothing may be learnt, because their label is not
+            declared; empty where no labels have to be.
     """
 
     examples: Mapping[str, Examples]
@@ -53,6 +56,7 @@ class Splits:
     label_names: tuple[str, ...]
     strata: tuple[str, ...]
     max_length: int | None
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str] = ()) -> Splits:
@@ -71,7 +75,7 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
     data = recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables = read_tables(source, content, columns, request)
+    tables, left_out = _labelled(source, content, data.label, columns, request)
     labels, names = number_classes(tables, data.label, request)
     cache = None if request.evaluation else default_cache_dir()
     examples = {
@@ -82,17 +86,17 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     }
     for split in request.splits:
         check_content(tables[split].where, examples[split], tokenizer)
-    return Splits(examples, _columns(tables, columns, request), names, names, tokenizer.model_max_length)
+    return Splits(examples, _columns(tables, columns, request), names, names, tokenizer.model_max_length, left_out)
 
 
 def _images(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     form = load_image_processor(recipe.backbone.model)
     data = recipe.data
     content = {"data.image": [data.image], "data.label": [data.label]}
-    tables = read_tables(source, content, columns, request)
+    tables, left_out = _labelled(source, content, data.label, columns, request)
     labels, names = number_classes(tables, data.label, request)
     examples = {split: _images_of(tables[split], labels[split], data.image, form) for split in request.splits}
-    return Splits(examples, _columns(tables, columns, request), names, names, None)
+    return Splits(examples, _columns(tables, columns, request), names, names, None, left_out)
 
 
 def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -122,7 +126,7 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
 def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
-    tables = read_tables(source, content, columns, request)
+    tables, left_out = _labelled(source, content, data.tags, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.tokens, data.tags)))
     tags = {split: lists_of(tables[split], "data.tags", data.tags) for split in request.splits}
     names = list_names(tables, tags, request)
@@ -140,13 +144,13 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
     }
     for split in request.splits:
         check_tagged(tables[split].where, examples[split], data.max_length)
-    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length, left_out)
 
 
 def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables = read_tables(source, content, columns, request)
+    tables, left_out = _labelled(source, content, data.label, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.text, data.label)))
     lists = {split: lists_of(tables[split], "data.label", data.label) for split in request.splits}
     names = list_names(tables, lists, request)
@@ -157,7 +161,7 @@ def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns:
             _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length),
             several_hot(lists[split], names),
         )
-    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length, left_out)
 
 
 def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -193,6 +197,18 @@ LOADERS: dict[str, Loader] = {
     "multi-label-classification": _several_labels,
     "regression": _numbers,
 }
+
+
+def _labelled(
+    source: str, content: Mapping[str, Sequence[str]], column: str, columns: Sequence[str], request: SplitRequest
+) -> tuple[dict[str, Table], np.ndarray]:
+    """The tables of a task with labels in this column, and `Splits.left_out`."""
+    tables = read_tables(source, content, columns, request)
+    if not request.declared:
+        return tables, np.zeros(0, dtype=bool)
+    assert request.label_names is not None, "the recipe declares its labels"
+    train, left_out = with_declared_labels(tables["train"], column, request.label_names)
+    return {**{split: tables[split] for split in request.splits}, "train": train}, left_out
 
 
 def _images_of(table: Table, labels: np.ndarray, column: str, form: ImageFormat) -> ImageExamples:

@@ -1,0 +1,55 @@
+"""Rows whose label is not among the declared ones, in a run that must not show that a client has such a row."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fftmoe.data.columns import labels_of, lists_of
+from fftmoe.data.table import Table
+from fftmoe.errors import InputError
+
+
+def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tuple[Table, np.ndarray]:
+    """Give every row a declared label, and mark the rows that had another one or none.
+
+    A marked row keeps its place, so that the number of rows does not tell how many rows have which label. Nothing may
+    be learnt from it. The owner of the rows is told in the log of this process.
+
+    Args:
+        column: holds a label, or a list of names. names: the declared ones.
+
+    Returns:
+        the table, and bool [N], True for the rows that do not count.
+    """
+    known, left_out = set(names), np.zeros(table.num_rows, dtype=bool)
+    values: list[Any] = []
+    for row, value in enumerate(table.columns[column]):
+        own = _names(replace(table, columns={column: [value]}, num_rows=1), column)
+        left_out[row] = own is None or not set(own) <= known
+        if not left_out[row]:
+            values.append(value)
+        elif isinstance(value, list | tuple):
+            values.append([name if name in known else names[0] for name in own or [""] * len(value)])
+        else:
+            values.append(names[0])
+    if left_out.any():
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d rows have a label that data.labels does not name; the run learns nothing from them",
+            table.where,
+            left_out.sum(),
+            table.num_rows,
+        )
+    return replace(table, columns={**table.columns, column: values}), left_out
+
+
+def _names(table: Table, column: str) -> Sequence[str] | None:
+    """The names of the only row; None if it has none."""
+    try:
+        if isinstance(table.columns[column][0], list | tuple):
+            return lists_of(table, "data.labels", column)[0]
+        return labels_of(table, column)
+    except InputError:
+        return None
