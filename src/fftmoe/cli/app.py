@@ -9,7 +9,6 @@ from typing import Annotated
 
 import click
 import typer
-from rich.console import Console
 
 from fftmoe.cli.arguments import RecipeArgument, SetOption
 from fftmoe.cli.compare import compare
@@ -21,6 +20,8 @@ from fftmoe.cli.plan import plan
 from fftmoe.cli.report import report
 from fftmoe.cli.use import evaluate, predict
 from fftmoe.errors import FftmoeError, InputError
+from fftmoe.report.console import Console
+from fftmoe.shown import shown, shown_on_a_line
 
 INTERRUPTED = 130
 
@@ -151,16 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Outside standalone mode typer returns the status of an early exit: 0 after --help, 130 after Ctrl-C.
         status = app(args=arguments, standalone_mode=False) or 0
     except FftmoeError as error:
-        sys.stderr.write(f"fftmoe: {error}\n")
+        sys.stderr.write(f"fftmoe: {shown_on_a_line(str(error))}\n")
         raise SystemExit(error.exit_status) from None
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except click.MissingParameter as error:
         where = f"; see: {error.ctx.command_path} --help" if error.ctx else ""
-        sys.stderr.write(f"fftmoe: {error.format_message().rstrip('.')}{where}\n")
+        sys.stderr.write(f"fftmoe: {shown(error.format_message()).rstrip('.')}{where}\n")
         raise SystemExit(InputError.exit_status) from None
     except click.ClickException as error:  # an unknown flag or verb
-        sys.stderr.write(f"fftmoe: {error.format_message()}\n")
+        sys.stderr.write(f"fftmoe: {shown(error.format_message())}\n")
         raise SystemExit(InputError.exit_status) from None
     if status:
         raise SystemExit(status)

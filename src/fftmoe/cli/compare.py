@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from fftmoe.cli.arguments import RecipeArgument, SetOption, split_list
 from fftmoe.errors import InputError, RunError
+from fftmoe.report.console import Console
 
 if TYPE_CHECKING:
     from fftmoe.comparison.statistics import Comparison

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fftmoe.cli.deploy_site import site
 from fftmoe.cli.help import VerbPage
 from fftmoe.cli.lines import say
 from fftmoe.errors import InputError
+from fftmoe.report.console import Console
 
 deploy = typer.Typer(
     help="Run a federation over several organisations, with TLS and keys.",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fftmoe.errors import InputError
+from fftmoe.shown import shown
 
 
 def export(
@@ -28,7 +29,7 @@ def export(
 
     options = {"top_k": top_k, "client": client, "tier": tier, "experts": _expert_ids(experts)}
     about = export_run(run, to, output, {**options, "rank": rank, "data": data, "steps": steps})
-    sys.stdout.write(describe_export(about, output))
+    sys.stdout.write(shown(describe_export(about, output)))
 
 
 def describe_export(about: dict[str, Any], output: Path) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fftmoe.cli.arguments import RecipeArgument, SetOption
 from fftmoe.errors import InputError
+from fftmoe.report.console import Console
 from fftmoe.strict import json_text
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ CLIENTS_SHOWN = 20
 
 def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> None:
     """Print what each tier costs, and which experts the first twenty clients (or all) will hold."""
+    _print_lines(console, (f"warning: {note}" for note in forecast.notes))
     console.print(_tiers_table(forecast))
     _print_lines(console, (*_explanations(forecast), ""))
     shown = list(forecast.experts)[: None if all_clients else CLIENTS_SHOWN]

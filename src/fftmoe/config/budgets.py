@@ -2,13 +2,13 @@
 
 from pydantic import model_validator
 
-from fftmoe.config.fields import Blocks, Count, Fraction, Positive, Section
+from fftmoe.config.fields import Blocks, Count, Fraction, Name, Positive, Section
 
 
 class BudgetSection(Section):
     """A tier of clients: `top_k` and `experts` themselves, or limits from which they are derived."""
 
-    name: str
+    name: Name
     fraction: Fraction
     top_k: Count | None = None
     experts: Count | None = None

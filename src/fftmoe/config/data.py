@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fftmoe.config.fields import Count, Section
+from fftmoe.config.fields import Count, Section, distinct
 
 
 class DataSection(Section):
@@ -26,7 +26,7 @@ class DataSection(Section):
     """
 
     source: str
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: Annotated[list[str], Field(min_length=2), distinct("labels")] | None = None
     text: str = "text"
     image: str = "image"
     label: str = "label"
@@ -35,7 +35,7 @@ class DataSection(Section):
     chat_template: bool = False
     tokens: str = "tokens"
     tags: str = "tags"
-    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    targets: Annotated[list[str], Field(min_length=1), distinct("columns of data.targets")] | None = None
     max_length: Count = 128
     train_examples: Count | None = None
     test_examples: Count | None = None

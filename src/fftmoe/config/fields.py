@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 def _read_number(value: object) -> object:
@@ -15,6 +15,49 @@ def _read_number(value: object) -> object:
     return value
 
 
+MOST_LETTERS = 100  # of a name
+
+
+def _check_name(name: str) -> str:
+    if not name.strip() or len(name) > MOST_LETTERS or not name.isprintable():
+        raise ValueError(
+            f"{name!r:.120} is no name; use 1 to {MOST_LETTERS} letters, digits and signs that can be seen"
+        )
+    return name
+
+
+def _check_file_name(name: str) -> str:
+    _check_name(name)
+    if name != name.strip() or name.startswith(".") or set(name) & set("/\\:"):
+        raise ValueError(
+            f"{name!r} becomes the name of a folder and is none; use no slash and no colon, and no dot or blank at the "
+            "beginning (--output names a folder elsewhere)"
+        )
+    return name
+
+
+def distinct(what: str) -> AfterValidator:
+    """Refuses a list with the same name twice, or with a blank one.
+
+    Args:
+        what: what the names are, in the plural, for the message.
+    """
+
+    def check(names: list[str] | None) -> list[str] | None:
+        twice = next((name for place, name in enumerate(names or ()) if name in (names or ())[:place]), None)
+        if twice is not None:
+            raise ValueError(f"two {what} are called {twice!r}; name each once")
+        if not all(name.strip() for name in names or ()):
+            raise ValueError(f"one of the {what} is blank; give each a name")
+        return names
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+"""A name that people read on terminals and pages."""
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+"""A name that becomes the name of one folder or file, and never a path."""
 Number = Annotated[float, BeforeValidator(_read_number)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]

@@ -12,7 +12,7 @@ from fftmoe.config.data import DataSection
 from fftmoe.config.engine import EngineSection
 from fftmoe.config.evaluation import EvaluationSection
 from fftmoe.config.federation import FederationSection
-from fftmoe.config.fields import Section
+from fftmoe.config.fields import FileName, Section
 from fftmoe.config.head import HeadSection
 from fftmoe.config.partition import PartitionSection
 from fftmoe.config.plugins import own_or_plugin
@@ -24,7 +24,7 @@ from fftmoe.methods.registry import METHODS
 class Recipe(Section):
     """One experiment."""
 
-    name: str = "run"
+    name: FileName = "run"
     seed: int = 0
     backbone: BackboneSection
     data: DataSection

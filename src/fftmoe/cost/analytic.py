@@ -199,6 +199,7 @@ class Forecast:
         backbone_bytes: of the frozen backbone, in each process.
         prefix_bytes: of the frozen prefix's states that are cached on disk.
         prefix_refused: why the states of some examples are not cached; None where all are.
+        notes: what a person should know about the data and the recipe.
     """
 
     tiers: tuple[TierCost, ...]
@@ -210,6 +211,7 @@ class Forecast:
     prefix_refused: str | None
     rounds: int
     clients_per_round: int
+    notes: tuple[str, ...] = ()
 
 
 def forecast_run(

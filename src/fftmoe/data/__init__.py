@@ -9,6 +9,7 @@ from fftmoe.data.batches import training_batches as training_batches
 from fftmoe.data.columns import lists_of as lists_of
 from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of
+from fftmoe.data.columns import plain_columns as plain_columns
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
@@ -21,6 +22,7 @@ from fftmoe.data.labels import number_classes as number_classes
 from fftmoe.data.labels import number_strata as number_strata
 from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
+from fftmoe.data.names import in_order as in_order
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes
 from fftmoe.data.partition import Divide as Divide

@@ -75,6 +75,18 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
     return names
 
 
+def plain_columns(table: Table) -> dict[str, list[str]]:
+    """The columns all of whose values are names or texts, as texts; an empty one where a row has no value."""
+    found: dict[str, list[str]] = {}
+    for column, values in table.columns.items():
+        classes = table.class_names.get(column)
+        try:
+            found[column] = [(name_of(v) if classes is None else _class_name(classes, v)) or "" for v in values]
+        except (TypeError, LookupError):
+            continue  # numbers, images, lists
+    return found
+
+
 def _class_name(classes: Sequence[str], value: Any) -> str | None:
     """The name of a class by its number; -1 stands for no class, and a text is its own name."""
     if value is None or isinstance(value, bool) or not isinstance(value, int):

@@ -70,7 +70,7 @@ def _what_was_run(run: RunRecord) -> str:
 
 
 def _warnings(run: RunRecord) -> list[str]:
-    """What nobody should overlook: an unfinished run, lost rounds, collapsed experts."""
+    """What nobody should overlook: an unfinished run, lost rounds, names that are nearly equal, collapsed experts."""
     lines = []
     if not run.summary:
         done, planned = (run.rows[-1]["round"] if run.rows else 0), run.setting("federation.rounds", "?")
@@ -81,6 +81,7 @@ def _warnings(run: RunRecord) -> list[str]:
         lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
         lines.append(f"{void} rounds changed nothing: too few valid updates{_kinds(run)}.")
+    lines += [f"{note}." for note in run.summary.get("notes", ())]
     alarms = LoadWatch(run.rows).alarms
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
     if len(alarms) > WARNED_ALARMS:

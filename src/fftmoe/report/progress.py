@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from fftmoe.shown import shown
+
 RECENT = 5  # rounds whose median predicts the time of the next
 WORTH_SAYING = 60  # seconds; a shorter time left is not shown
 
@@ -42,9 +44,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(
-            text, highlight=False, markup=False, soft_wrap=True
-        )  # no markup: the text may come from a site
+        # The text may come from a site.
+        self._console.print(shown(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:

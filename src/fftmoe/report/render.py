@@ -1,6 +1,7 @@
 """Pages from templates: Python passes plain values, and `templates/` holds all markup.
 
-Everything that is passed in is escaped (`autoescape`), and a value that a template names but nobody passed is an error.
+Everything that is passed in is escaped (`autoescape`, and `shown` for characters that could act on a page), and a value
+that a template names but nobody passed is an error.
 """
 
 from functools import cache
@@ -8,10 +9,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fftmoe.shown import shown
+
 
 def render(template: str, **values: Any) -> str:
     """The text of a page from one of the templates; the page loads nothing from any other file or host."""
     return _templates().get_template(template).render(values)
+
+
+def _finalized(value: Any) -> Any:
+    """A text from data, a recipe or a site in a form that cannot reorder the page; markup is from the templates."""
+    return shown(value) if type(value) is str else value
 
 
 @cache
@@ -20,6 +28,7 @@ def _templates() -> Environment:
         loader=PackageLoader("fftmoe.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Partition
+from fftmoe.data import Examples, Partition, near_equal_notes
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, Training
@@ -57,3 +57,12 @@ class Experiment:
     def largest(self) -> Budget:
         """The tier whose view of the global model is reported as the run's metric."""
         return largest_tier(self.tiers)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the names in the data and in the recipe: those that are nearly equal."""
+        return (
+            *near_equal_notes("labels" if self.label_names else "groups of examples", self.label_names or self.strata),
+            *near_equal_notes("clients", self.partition.groups or ()),
+            *near_equal_notes("tiers", [tier.name for tier in self.tiers]),
+        )

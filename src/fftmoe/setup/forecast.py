@@ -46,7 +46,8 @@ def forecast(recipe: Recipe) -> Forecast:
     work = workload(experiment, experiment.method.init(experiment.model))
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
-    return forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
+    found = forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
+    return replace(found, notes=experiment.notes)
 
 
 def profile(

@@ -178,7 +178,9 @@ def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine:
 
 def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_engine: OpenEngine) -> Result:
     """Run all rounds that are left, measure the result, and write the adapter, the report and the summary."""
-    recipe = experiment.recipe
+    recipe, notes = experiment.recipe, experiment.notes
+    for note in notes:
+        progress.say(f"warning: {note}")
     if at.private is not None:
         progress.say(at.private.promise(recipe.federation.rounds - at.state.round))
     expected = seconds_by_tier(experiment, at.initial) if progress.visible else {}
@@ -199,6 +201,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
         peak = engine.peak_rss_mib()
         summary = {
             **_facts(experiment, state),
+            **({"notes": list(notes)} if notes else {}),
             **metrics,
             **journal.totals(),
             **verdict(journal.rows, {**metrics, "metric": journal.metric}),

@@ -1,0 +1,58 @@
+"""Names are texts with one spelling and one order, and near-equal ones are pointed out and never merged."""
+
+import string
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fftmoe.data.names import in_order, near_equal, near_equal_notes
+
+WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=5)
+
+
+@given(st.sets(st.integers(-99, 999), min_size=1))
+def test_whole_numbers_are_ordered_by_value(numbers: set[int]):
+    assert in_order(map(str, numbers)) == list(map(str, sorted(numbers)))
+
+
+@given(st.sets(st.integers(0, 99), min_size=1), st.sampled_from(["01", "1.0", "a", "-0", "+1", " 1", "١", ""]))
+def test_one_name_that_is_no_plain_number_makes_all_of_them_texts(numbers: set[int], other: str):
+    names = [*map(str, numbers), other]
+    assert in_order(names) == sorted(names)
+
+
+CHANGES = {
+    "a blank behind": lambda name: name + " ",
+    "a blank in front": lambda name: "\u00a0" + name,
+    "capitals": str.upper,
+    "wide letters": lambda name: "".join(chr(ord(letter) + 0xFEE0) for letter in name),
+    "an invisible letter": lambda name: name[:1] + "\u200b" + name[1:],
+    "a mark of direction": lambda name: name + "\u200f",
+    "a tab": lambda name: name + "\t",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@given(name=WORDS.filter(lambda name: name != name.upper()), others=st.sets(WORDS))
+def test_names_that_look_alike_are_found(change: str, name: str, others: set[str]):
+    others -= {name}
+    changed = CHANGES[change](name)
+    assert near_equal([*others, name, changed, name]) == [tuple(sorted((name, changed)))]
+    assert near_equal([*others, name, name]) == []
+    (note,) = near_equal_notes("labels", [name, changed])
+    assert note.startswith("labels that differ only in blanks, case or the form of characters count as different: ")
+    assert repr(name) in note
+
+
+def test_forms_of_unicode_are_one():
+    names = ["Café", unicodedata.normalize("NFD", "Café"), "CAFÉ", "Straße", "STRASSE", "ﬁne", "fine", "Café noir"]
+    assert near_equal(names) == [tuple(sorted(names[:3])), tuple(sorted(names[3:5])), tuple(sorted(names[5:7]))]
+
+
+def test_a_note_stays_short():
+    (note,) = near_equal_notes("clients", [name + blank for name in "abcdefg" for blank in ("", " ")])
+    assert note.count(" and ") == 4
+    assert "; and 4 more such groups; " in note
+    assert near_equal_notes("clients", ["a", "b"]) == ()

@@ -1,0 +1,107 @@
+"""No text from data, a recipe or another machine acts on a terminal or a page, wherever it is shown."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fftmoe.report.console import Console
+from fftmoe.report.render import _templates
+from fftmoe.shown import shown, shown_json, shown_on_a_line
+from run_fixtures import RunValues
+from shared_fixtures import Cli
+
+EVIL = "red\x1b[2J\x1b]0;owned\x07\u202e\x9b31m"
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@given(st.text(st.characters(exclude_categories=[]) | st.sampled_from("\x1b\x9b\u202e\ud800\n\t\\")))
+def test_what_is_shown_cannot_act_and_plain_text_stays(text: str):
+    assert not ACTING.search(shown(text))
+    shown(text).encode()
+    assert shown(shown(text)) == shown(text)
+    assert "\n" not in shown_on_a_line(text)
+    plain = ACTING.sub("", text)
+    assert shown(plain) == plain
+
+
+@given(st.recursive(st.text(st.characters(exclude_categories=[])), lambda own: st.lists(own, max_size=3)))
+def test_json_keeps_its_values(value: Any):
+    text = shown_json(json.dumps(value, ensure_ascii=False))
+    assert json.loads(text) == value
+    assert not ACTING.search(text)
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]x", ":warning:", EVIL, "\\[b]"])
+def test_a_console_shows_texts_as_they_are(text: str):
+    from rich.table import Table
+
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    table = Table("name")
+    table.add_row(text)
+    console.print(text)
+    console.print(table)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert not ACTING.search(out.replace("\r", ""))
+    assert out.count(shown(text)) == 2
+
+
+def test_a_page_shows_texts_as_they_are():
+    page = _templates().from_string("{{ text }}").render(text=f"<b>{EVIL}")
+    assert page.startswith("&lt;b&gt;red\\x1b[2J")
+    assert not ACTING.search(page)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "/x", "a/b", "a\\b", ".", "..", ".x", "", " ", " a", "a\x1bb", "a\nb", "c:x", "x" * 101, "a\u202eb"],
+)
+def test_the_name_of_a_recipe_is_no_path(cli: Cli, recipe_values: dict[str, Any], tmp_path: Path, name: str):
+    values = {**recipe_values, "name": name}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    outcome = cli("run", tmp_path / "mine.yaml")
+    assert outcome.status == 2
+    assert "name" in outcome.err
+    assert not ACTING.search(outcome.err)
+    assert outcome.err.count("\n") == 1
+
+
+def test_labels_tiers_and_clients_that_would_act_are_written_out(
+    cli: Cli, recipe_values: dict[str, Any], run_values: RunValues, tmp_path: Path
+):
+    """A whole run whose labels, clients and columns hold escape sequences, markup and code of emoji."""
+    labels = [EVIL, "[/b]", ":x:"]
+    rows = [{"text": f"red ash {n}", "label": labels[n % 3], "site\x1b[1m": f"{EVIL}{n % 4}"} for n in range(60)]
+    for split, own in (("train", rows), ("test", rows[:12])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    first = cli(
+        "init", tmp_path, "--by", "site\x1b[1m", "--text", "text", "--label", "label", "--output", tmp_path / "a"
+    )
+    assert first.status == 0, first.err
+    tiers = [{"name": "[/b]", "fraction": 1.0, "top_k": 2, "experts": 5}]
+    done = run_values(
+        {
+            **recipe_values,
+            "data": {"source": str(tmp_path), "max_length": 13},
+            "partition": {"kind": "natural", "by": "site\x1b[1m"},
+            "federation": {**recipe_values["federation"], "clients_per_round": 2, "rounds": 1},
+            "budgets": tiers,
+        }
+    )
+    asked = cli("predict", done.folder, "red \x9b2J", "--scores")
+    measured = cli("evaluate", done.folder)
+    exported = cli("export", done.folder, "--to", "peft", "--output", tmp_path / "peft")
+    refused = cli("evaluate", done.folder, "--data", tmp_path / EVIL)
+    assert refused.status == 2
+    for outcome in (first, done.outcome, asked, measured, exported, refused):
+        assert not ACTING.search(outcome.out + outcome.err), outcome
+    page = (done.folder / "report.html").read_text()
+    assert not ACTING.search(page)
+    assert json.loads(measured.out)["accuracy_by_label"].keys() == set(labels)
