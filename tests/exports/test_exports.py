@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,6 @@ def test_the_card_has_front_matter_for_a_hub_and_facts_for_a_person(texts: Path,
     for words in ("not private by themselves", "rounds: 2 with", "| accuracy as tier small uses it |", "small (60%"):
         assert words in body
     assert str(texts) not in body
-
-
-def test_the_card_of_a_private_run_states_its_epsilon(texts: Path, tmp_path: Path):
-    private = replace(card_facts(texts), epsilon=3.25, delta=1e-5)
-    card = model_card(load_run(texts).run, private, "", figures_of_run(private, own=True))
-    assert "epsilon 3.25 at delta 1e-05" in card
-    assert "not private by themselves" not in card
 
 
 @pytest.mark.parametrize(("metric", "value"), [("f1", 0.625), ("mean_absolute_error", 1.75)])

@@ -29,6 +29,21 @@ class CardTier:
 
 
 @dataclass(frozen=True)
+class CardPrivacy:
+    """What a private run promises.
+
+    Attributes:
+        protects: `clients` or `single examples`; None where the server only kept sums, without noise.
+        epsilon, delta, adjacency: of the guarantee, if there is one.
+    """
+
+    protects: str | None = None
+    epsilon: float = 0.0
+    delta: float = 0.0
+    adjacency: str = ""
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """How a run was trained and what it measured at its end.
 
@@ -37,7 +52,8 @@ class CardFacts:
         metric: the name of the main metric. value: of the whole test split, None where it was not measured.
         by_tier: the main metric of the model as each tier uses it.
         test_examples: the size of the test split; None for the whole split of the source.
-        epsilon, delta: of differential privacy of clients; None for a run without it.
+        privacy: None for a run that is not private.
+        own_parts: the exported model has parts that one client has trained and keeps.
     """
 
     data_source: str
@@ -50,8 +66,8 @@ class CardFacts:
     metric: str
     value: float | None
     by_tier: Mapping[str, float]
-    epsilon: float | None = None
-    delta: float | None = None
+    privacy: CardPrivacy | None = None
+    own_parts: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _warnings(run: RunRecord) -> list[str]:
     if not run.summary:
         done, planned = (run.rows[-1]["round"] if run.rows else 0), run.setting("federation.rounds", "?")
         lines.append(f"This run has not finished: it is after round {done} of {planned}.")
-    if run.summary.get("privacy", {}).get("stopped_early"):
+    if sections.account(run).get("stopped_early"):
         lines.append("The run ended early, because another round would have exceeded its privacy budget.")
     if run.summary.get("verdict", {}).get("result") == "worse":
         lines.append(f"{sentence(run.summary)}.")
@@ -110,7 +110,9 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
     if worst := summary.get(f"client_{metric.name}"):
         shown.append((metric.text(worst["worst_decile"]), "worst tenth of the clients, each on its own label mix"))
     if run.epsilon:
-        shown.append((f"ε {run.epsilon[-1][1]:.2f}", f"privacy spent, at delta {run.setting('privacy.delta', 0):g}"))
+        whose = "examples" if run.setting("privacy.examples") else "clients"
+        delta = run.privacy_settings.get("delta") or 0
+        shown.append((f"ε {run.epsilon[-1][1]:.2f}", f"privacy of {whose} spent, at delta {delta:g}"))
     if run.rows:
         last = run.rows[-1]
         shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))

@@ -90,8 +90,9 @@ class Progress:
         metric = row.get("metric", "accuracy")
         if row.get(metric) is not None:
             parts.append(f"{metric.replace('_', ' ')} {row[metric]:.3f}")
-        if "epsilon" in row:
-            parts.append(f"epsilon {row['epsilon']:.3f}")
+        spent = row.get("epsilon", row.get("example_epsilon"))
+        if spent is not None:
+            parts.append(f"epsilon {spent:.3f}")
         if "void" in row:
             parts.append("void: too few updates")
         if "faults" in row:

@@ -41,7 +41,14 @@ class RunRecord:
     @property
     def epsilon(self) -> list[tuple[float, float]]:
         """(round, epsilon spent so far) of a differentially private run; empty for others."""
-        return [(row["round"], row["epsilon"]) for row in self.rows if "epsilon" in row]
+        spent = [(row["round"], row.get("epsilon", row.get("example_epsilon"))) for row in self.rows]
+        return [(round, epsilon) for round, epsilon in spent if epsilon is not None]
+
+    @property
+    def privacy_settings(self) -> Mapping[str, Any]:
+        """The part of the recipe that states the guarantee: `privacy.examples` or `privacy`."""
+        stated = self.setting("privacy.examples") or self.setting("privacy")
+        return stated if isinstance(stated, Mapping) else {}
 
     def setting(self, path: str, default: Any = None) -> Any:
         """A value of the recipe by its dotted key; `default` where it is missing or None."""

@@ -209,7 +209,7 @@ def phases(run: RunRecord) -> Figure | None:
 
 def epsilon(run: RunRecord) -> Figure | None:
     """Privacy spent over rounds, with the limit of the recipe."""
-    limit = run.setting("privacy.epsilon")
+    limit = run.privacy_settings.get("epsilon")
     levels = [Level("at most", limit, 4)] if limit else []
     lines = [Line("epsilon", thinned(run.epsilon), 3)]
     return line_figure("Epsilon spent", lines, across="round", levels=levels, show="{:.3g}".format, floor=0)

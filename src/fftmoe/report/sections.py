@@ -143,19 +143,32 @@ def faults(run: RunRecord) -> FaultsView | None:
     return FaultsView(text, rows, max(0, len(recorded) - FAULTS_SHOWN))
 
 
+def account(run: RunRecord) -> Mapping[str, Any]:
+    """What differential privacy has spent, of clients or of single examples; empty for other runs."""
+    spent = run.summary.get("privacy", {})
+    return spent.get("examples", spent)
+
+
 def privacy(run: RunRecord) -> PrivacyView | None:
     """What a private run keeps from the server, and what it spent; None for a run that is not private."""
     if not run.private:
         return None
-    spent, values = run.summary.get("privacy", {}), []
+    spent, values = account(run), []
     if "epsilon" in spent:
+        whose = "example" if run.setting("privacy.examples") else "client"
         early = "; the run ended early, to stay within its budget" if spent["stopped_early"] else ""
         values = [
-            ("epsilon of a client", f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}"),
+            (
+                f"epsilon of {'an' if whose == 'example' else 'a'} {whose}",
+                f"{spent['epsilon']:.3f} at delta {spent['delta']:g}{early}",
+            ),
+            ("compared are federations in which", spent.get("adjacency", "?")),
             ("noise", f"{spent['noise_multiplier']:.4g} times the clip norm"),
-            ("clip norm", f"{spent['clip_norm']:.4g}"),
-            ("a client is in a round", f"with probability {spent['sampling_rate']:.3g}"),
         ]
+        if "clip_norm" in spent:
+            values.append(("clip norm", f"{spent['clip_norm']:.4g}"))
+        where = "a step" if whose == "example" else "a round"
+        values.append((f"{whose}s are in {where}", f"with probability {spent['sampling_rate']:.3g}"))
     return PrivacyView(run.setting("privacy.min_contributors", "?"), values)
 
 

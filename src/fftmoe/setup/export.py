@@ -1,13 +1,14 @@
 """Write a finished run in another form: whole or not at all, and compared with the run before the folder appears."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, read_texts
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.exports.card import CardFacts, CardTier
+from fftmoe.exports.card import CardFacts, CardPrivacy, CardTier
 from fftmoe.exports.check import check_has_experts
 from fftmoe.exports.examples import fitting_batches
 from fftmoe.exports.folder import ABOUT, digest_of, new_folder, size_of, write_json
@@ -81,13 +82,14 @@ def _personal(
     if sum(choice is not None for choice in (client, tier, experts)) != 1:
         raise InputError("name the experts to export with exactly one of --client ID, --tier NAME and --experts 0,3,5")
     choice: ExpertChoice
+    facts = replace(card_facts(run), own_parts=client is not None)
     if client is not None:
         choice = experts_of_client(load_client(run, client, top_k, exact=True), client)
     elif tier is not None:
         choice = experts_of_tier(load_federation(run, exact=True), tier, top_k)
     else:
         choice = listed_experts(load_run(run, exact=True), experts or (), top_k)
-    return export_personal(choice, card_facts(run), folder)
+    return export_personal(choice, facts, folder)
 
 
 def _lora(
@@ -132,7 +134,6 @@ def card_facts(run: Path) -> CardFacts:
     """
     recipe, summary = recipe_of(run), read_summary(run)
     metric = summary.get("metric", "accuracy")
-    privacy = summary.get("privacy", {})
     return CardFacts(
         data_source=recipe.data.source,
         test_examples=recipe.data.test_examples,
@@ -144,9 +145,18 @@ def card_facts(run: Path) -> CardFacts:
         metric=metric,
         value=summary.get(metric),
         by_tier=summary.get(f"{metric}_by_tier", {}),
-        epsilon=privacy.get("epsilon"),
-        delta=privacy.get("delta"),
+        privacy=_privacy_of(summary.get("privacy")),
     )
+
+
+def _privacy_of(spent: Mapping[str, Any] | None) -> CardPrivacy | None:
+    """The promise of a run whose summary has this section `privacy`; None for a run that is not private."""
+    if spent is None:
+        return None
+    protects, account = ("single examples", spent["examples"]) if "examples" in spent else ("clients", spent)
+    if "epsilon" not in account:
+        return CardPrivacy()
+    return CardPrivacy(protects, account["epsilon"], account["delta"], account["adjacency"])
 
 
 def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
@@ -160,6 +170,11 @@ def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
         InputError: the examples cannot be read, or there are fewer than 20.
     """
     recipe = recipe_of(run.folder)
+    if recipe.differential and data is None:
+        raise InputError(
+            "--to lora fits the imitation to texts or images, and those that the run was trained on would enter it "
+            "without the noise of differential privacy; name others with --data"
+        )
     examples = _unlabelled(run, recipe, data)
     fitted, held_out = fitting_batches(examples, data or "the training split", BATCH_SIZE)
     test, strata = load_split_by_stratum(recipe, "test", run.label_names)
