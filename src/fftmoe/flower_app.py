@@ -59,6 +59,7 @@ def site_settings(context: Context) -> SiteSettings:
         budget=str(config.get("budget", "auto")),
         folder=Path(str(config.get("folder", "."))),
         model=str(config["model"]) if "model" in config else None,
+        server="Flower",
     )
 
 

@@ -146,6 +146,15 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML, which keeps the last of two equal keys."""
+        table = super().construct_mapping(node, deep)
+        if len(table) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), names[0])
+            raise yaml.YAMLError(f"it has the key {twice!r:.100} twice; remove one of the two")
+        return table
+
     def construct_yaml_int(self, node: Any) -> int:
         """See PyYAML."""
         value = super().construct_yaml_int(node)

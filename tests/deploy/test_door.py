@@ -283,6 +283,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "has a wrong type": (lambda path: path.write_text("most_rounds: many\n"), "most_rounds"),
     "has yes in quotes": (lambda path: path.write_text('name_counts: "yes"\n'), "name_counts"),
     "has an alias": (lambda path: path.write_text("recipes: &a []\ntasks: *a\n"), "alias"),
+    "says a thing twice": (lambda path: path.write_text("tasks: []\ntasks: [profile]\n"), "has the key 'tasks' twice"),
     "has an epsilon that nothing bounds": (
         lambda path: path.write_text("privacy: {modes: [none, examples], epsilon: 8, delta: 0.1}\n"),
         "no epsilon bounds",

@@ -26,6 +26,7 @@ from sites import fails_as
 ROWS = 13
 DELTA = 1e-3
 PRIVATE = recipe(MODES["examples"])
+BOTH: dict[str, Any] = {"modes": ["clients", "examples"], "epsilon": 12.0, "delta": 2.5e-3}
 STEPS, NOISE = 4, 2.0  # of that recipe
 
 
@@ -114,7 +115,7 @@ def test_what_left_without_noise_has_no_epsilon(tmp_path: Path):
 
 def test_stated_epsilons_of_servers_are_added_once_for_each_run(tmp_path: Path):
     private = recipe(MODES["clients"])  # states epsilon 3 and delta 1e-3
-    both = {"modes": ["clients", "examples"], "epsilon": 12.0, "delta": 2.5e-3}
+    both = BOTH
     door = open_door(tmp_path, private, PRIVATE, privacy=both)
     admitted = door.admit(job_of(private, run="abc1"))
     train(door, admitted, 5)
@@ -127,6 +128,31 @@ def test_stated_epsilons_of_servers_are_added_once_for_each_run(tmp_path: Path):
     with fails_as("policy", "epsilon of inf at delta 0.0025"):  # no delta is left for a third
         train(door, door.admit(job_of(private, run="abc4")))
     train(door, admitted)  # it costs nothing more
+
+
+def test_two_servers_may_give_two_runs_the_same_name(tmp_path: Path):
+    """Neither may ride on what the other has paid, nor bind the other's run to its recipe."""
+    private = recipe(MODES["clients"])
+    open_door(tmp_path, private, recipe({**MODES["clients"], "seed": 1}), privacy=BOTH)
+    one, two = (Door(tmp_path, own_model=False, server=name) for name in ("one.example:9092", "two.example:9092"))
+    train(one, one.admit(job_of(private)))
+    train(two, two.admit(job_of(private)))
+    assert account(one).epsilon(BOTH["delta"]) == 6.0
+    three = Door(tmp_path, own_model=False, server="three.example:9092")
+    three.admit(job_of(recipe({**MODES["clients"], "seed": 1})))
+    assert "recipe sha256:" in describe_ledger(tmp_path)[0]
+    assert "of one.example:9092" in describe_ledger(tmp_path)[0]
+
+
+@pytest.mark.parametrize(("rows", "allowed"), [(999, True), (1000, False)])
+def test_a_delta_that_allows_one_row_to_be_revealed_is_refused(tmp_path: Path, rows: int, allowed: bool):
+    door = private_door(tmp_path, epsilon=7.0)
+    admitted = door.admit(job_of(PRIVATE))
+    if allowed:
+        door.count(admitted, Asked("train", 1), rows, 10)
+    else:
+        with fails_as("policy", "allow the site to reveal one of its 1000 rows entirely"):
+            door.count(admitted, Asked("train", 1), rows, 10)
 
 
 def test_an_answer_is_on_the_disk_before_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -269,7 +295,7 @@ def test_the_printed_ledger_says_what_was_asked_answered_and_refused(tmp_path: P
         raise CodedError(ledgers_failure()) from ValueError("a row")
     lines = describe_ledger(tmp_path)
     words = [
-        f"opened; run 'abc1'; recipe {admitted.request.digest}",
+        f"opened; run 'abc1'; recipe {admitted.request.digest} of the server",
         "answered; profile, round 0; run 'abc1'",
         "asked; training, round 3; run 'abc1'",
         "answered; training, round 3; run 'abc1'; 50 bytes",

@@ -125,6 +125,20 @@ def test_a_site_that_has_answered_before_gets_no_new_ledger(tmp_path: Path):
     assert not (tmp_path / "policy.yaml").exists()
 
 
+def test_a_site_that_has_lost_its_policy_keeps_its_ledger(tmp_path: Path):
+    approve(tmp_path, request_in(recipe()), None)
+    door = Door(tmp_path, own_model=False)
+    door.admit(job_of(recipe()))
+    (tmp_path / "policy.yaml").unlink()
+    assert "kept the site's ledger" in approve(tmp_path, request_in(recipe()), None)
+    assert len(ledger_in(tmp_path, tmp_path).read()) == 1
+    (tmp_path / "policy.yaml").unlink()
+    (tmp_path / "ledger.head").unlink()
+    with pytest.raises(InputError, match="damaged"):
+        approve(tmp_path, request_in(recipe()), None)
+    assert not (tmp_path / "policy.yaml").exists()
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """A recipe file, and the folder of a site."""

@@ -49,6 +49,7 @@ YAMLS = {
     "a huge number": ("seed: 0x" + "f" * 10**5, "a number of 400000 binary digits"),
     "a long number": ("seed: " + "9" * 10**5, "digits"),
     "no date": ("a: 2001-13-45", "month must be in"),
+    "a key twice": ("{seed: 3, name: a, seed: 4}", "has the key 'seed' twice"),
     "no text": ("\udcff\udcfe", "decode"),
     "a list": ("[1, 2]", "mapping of sections|holds no sections"),
 }

@@ -62,7 +62,7 @@ def _line(entry: Mapping[str, Any]) -> str:
         parts.append(f"{entry['task']}, round {entry['round']}")
     parts.append(f"run {entry.get('run')!r:.80}")
     if event in (OPENED, ASKED):
-        parts.append(f"recipe {entry['recipe']}")
+        parts.append(f"recipe {entry['recipe']} of {entry['server'] or 'the server'}")
     if event in (ASKED, ANSWERED):
         parts.append(f"{entry['bytes']:,} bytes")
     if release := entry.get("release"):

@@ -38,7 +38,7 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
         RunError: the server refuses this site.
     """
     site = read_site(folder)
-    settings = SiteSettings(site.name, site.client_id, data.absolute(), budget, folder.absolute(), model)
+    settings = SiteSettings(site.name, site.client_id, data.absolute(), budget, folder.absolute(), model, site.address)
     policy = read_policy(site.folder)
     entries = ledger_in(site.folder / policy.ledger, site.folder).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):

@@ -16,7 +16,7 @@ from typing import Any
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.client.screening import Asked
 from fftmoe.deploy.job import read_job
-from fftmoe.deploy.ledger import FAILED, REFUSED, Account, Cost, Pages, SiteLedger, ledger_in
+from fftmoe.deploy.ledger import FAILED, REFUSED, Account, Cost, Pages, RunKey, SiteLedger, ledger_in
 from fftmoe.engines.failures import CodedError, Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.records import Release
@@ -32,11 +32,17 @@ SLACK = 1e-9  # of epsilon, for rounding
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job that the policy allows, with the policy as it was read for this request."""
+    """A job that the policy allows, with the policy as it was read for this request; `server` sent it."""
 
     policy: Policy
     request: SiteRequest
+    server: str
     run: str
+
+    @property
+    def key(self) -> RunKey:
+        """The name of the run in the ledger."""
+        return self.server, self.run, self.request.digest
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,12 @@ class Door:
 
     Attributes:
         own_model: the site was started with a backbone of its own.
+        server: the server that sends the requests, by its address.
     """
 
     folder: Path
     own_model: bool
+    server: str = ""
 
     def admit(self, job: Mapping[str, Any]) -> Admitted:
         """Let a job in if the policy allows all that it asks; a run that is new is written into the ledger.
@@ -65,7 +73,7 @@ class Door:
                 request = request_of(job["recipe"])
             with failing_as(Failure.POLICY):
                 self._check_policy(policy, request, job["labels"])
-                admitted = Admitted(policy, request, job["run"])
+                admitted = Admitted(policy, request, self.server, job["run"])
                 with self.ledger(policy).locked() as pages:
                     _open_run(pages, admitted)
         return admitted
@@ -101,7 +109,7 @@ class Door:
             self._check_rows(admitted, num_rows)
             with self.ledger(admitted.policy).locked() as pages:
                 cost = _check_affordable(pages.account, admitted, task, num_rows)
-                pages.ask(admitted.run, admitted.request.digest, task, asked.round, size, cost)
+                pages.ask(admitted.key, task, asked.round, size, cost)
 
     def answered(self, admitted: Admitted, asked: Asked, size: int) -> None:
         """Write that an answer of this size leaves; it is on the disk when this returns.
@@ -183,14 +191,13 @@ def read_policy(folder: Path) -> Policy:
 
 def _open_run(pages: Pages, admitted: Admitted) -> None:
     """Bind the run to its recipe."""
-    digest, name = admitted.request.digest, admitted.request.name
-    opened = pages.recipe_of(admitted.run)
+    opened = pages.recipe_of(admitted.server, admitted.run)
     if opened is None:
-        pages.open(admitted.run, digest, name)
-    elif opened != digest:
+        pages.open(admitted.key, admitted.request.name)
+    elif opened != admitted.request.digest:
         raise InputError(
-            f"the server opened the run {admitted.run} with the recipe {opened} and now sends {digest}; a run keeps "
-            "its recipe"
+            f"the server opened the run {admitted.run} with the recipe {opened} and now sends "
+            f"{admitted.request.digest}; a run keeps its recipe"
         )
 
 
@@ -202,7 +209,12 @@ def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows:
         raise InputError(f"the site was asked for {task} {times} times, and `most_rounds` is {most}; raise it to go on")
     cost = cost_of(admitted, num_rows)
     if rights.epsilon is not None and rights.delta is not None:
-        after = account.with_one_more(admitted.run, admitted.request.digest, cost).epsilon(rights.delta)
+        if cost.release is not None and rights.delta * num_rows >= 1:
+            raise InputError(
+                f"`privacy.delta` is {rights.delta:g}, which would allow the site to reveal one of its {num_rows} rows "
+                f"entirely; set it well below {1 / num_rows:.2g}"
+            )
+        after = account.with_one_more(admitted.key, cost).epsilon(rights.delta)
         if after > rights.epsilon + SLACK:
             raise InputError(
                 f"another answer would cost the site's rows an epsilon of {after:.4g} at delta {rights.delta:g}, and "

@@ -24,6 +24,7 @@ from fftmoe.setup.deployment import (
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded
 from fftmoe.setup.run import Result, begin, go_on, unfinished
+from fftmoe.setup.site_request import recipe_digest
 from fftmoe.store import RunFolder, check_output, read_config
 
 
@@ -63,6 +64,7 @@ def prepare(recipe: Recipe, output: Path, progress: Progress) -> PreparedRun:
     else:
         check_output(output)
     check_deployable(recipe)
+    progress.say(f"recipe {recipe_digest(recipe)}; each site must have approved it (fftmoe deploy site review)")
     progress.say("loading the test examples")
     return PreparedRun(recipe, output, is_interrupted, load_server_data(recipe), RunSites.read(output))
 

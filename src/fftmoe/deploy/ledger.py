@@ -51,14 +51,14 @@ class Account:
         trainings, sums: how often it was asked for an update, and for feature statistics.
         bare: how often something left without any noise.
         releases: the noisy sums that it made.
-        stated: (run, recipe) -> the (epsilon, delta) that the recipe states, where the server adds noise.
+        stated: (server, run, recipe) -> the (epsilon, delta) that the recipe states, where the server adds noise.
     """
 
     trainings: int
     sums: int
     bare: int
     releases: tuple[Release, ...]
-    stated: Mapping[tuple[str, str], tuple[float, float]]
+    stated: Mapping["RunKey", tuple[float, float]]
 
     @classmethod
     def of(cls, entries: Iterable[Mapping[str, Any]]) -> "Account":
@@ -71,15 +71,15 @@ class Account:
             bare=sum(cost.mode not in NOISY for cost in costs),
             releases=tuple(cost.release for cost in costs if cost.release is not None),
             stated={
-                (entry["run"], entry["recipe"]): (cost.epsilon, cost.delta)
+                (entry["server"], entry["run"], entry["recipe"]): (cost.epsilon, cost.delta)
                 for entry, cost in zip(asked, costs, strict=True)
                 if cost.mode == "clients"
             },
         )
 
-    def with_one_more(self, run: str, recipe: str, cost: Cost) -> "Account":
-        """The account after another answer."""
-        stated = {(run, recipe): (cost.epsilon, cost.delta)} if cost.mode == "clients" else {}
+    def with_one_more(self, key: "RunKey", cost: Cost) -> "Account":
+        """The account after another answer in this run."""
+        stated = {key: (cost.epsilon, cost.delta)} if cost.mode == "clients" else {}
         return replace(
             self,
             bare=self.bare + (cost.mode not in NOISY),
@@ -99,6 +99,10 @@ class Account:
         return own + sum(epsilon for epsilon, _ in self.stated.values())
 
 
+RunKey = tuple[str, str, str]
+"""A run: its server, its name, and the digest of its recipe. Two servers may give two runs the same name."""
+
+
 def _cost_in(entry: Mapping[str, Any]) -> Cost:
     """The cost that `Pages.ask` wrote."""
     release = entry.get("release")
@@ -112,6 +116,18 @@ class SiteLedger:
 
     log: ChainedLog
     site: Path
+
+    def begin_or_keep(self) -> bool:
+        """Make the ledger if there is none; whether it was made.
+
+        Raises:
+            InputError: as `read` and `begin`.
+        """
+        if self.log.path.exists() or self.log.head.exists():
+            self.read()
+            return False
+        self.begin()
+        return True
 
     def begin(self) -> None:
         """Make the ledger of a site that has answered nothing yet.
@@ -180,11 +196,12 @@ class Pages:
         """What the site has given so far."""
         return Account.of(self.entries)
 
-    def recipe_of(self, run: str) -> str | None:
-        """The digest of the recipe with which this run was opened; None for a new run."""
-        return next((e["recipe"] for e in self.entries if e["event"] == OPENED and e["run"] == run), None)
+    def recipe_of(self, server: str, run: str) -> str | None:
+        """The digest of the recipe with which this run of this server was opened; None for a new run."""
+        opened = (entry for entry in self.entries if entry["event"] == OPENED)
+        return next((entry["recipe"] for entry in opened if (entry["server"], entry["run"]) == (server, run)), None)
 
-    def open(self, run: str, recipe: str, name: str) -> None:
+    def open(self, key: RunKey, name: str) -> None:
         """Write that a run is served for the first time; it is on the disk when this returns.
 
         Raises:
@@ -192,16 +209,16 @@ class Pages:
         """
         if self._today(OPENED) >= MOST_FREE:
             raise InputError(f"{MOST_FREE} runs were opened today, and no more are; wait until tomorrow")
-        self._add(OPENED, durable=True, run=run, recipe=recipe, name=name[:MOST_WORDS])
+        self._add(OPENED, durable=True, **_named(key), name=name[:MOST_WORDS])
 
-    def ask(self, run: str, recipe: str, task: str, round: int, size: int, cost: Cost) -> None:
+    def ask(self, key: RunKey, task: str, round: int, size: int, cost: Cost) -> None:
         """Count a request that will be carried out. It is forced to the disk with its answer."""
         values: dict[str, Any] = {"mode": cost.mode}
         if cost.release is not None:
             values["release"] = asdict(cost.release)
         if cost.mode == "clients":
             values |= {"epsilon": cost.epsilon, "delta": cost.delta}
-        self._add(ASKED, durable=False, run=run, recipe=recipe, task=task, round=round, bytes=size, **values)
+        self._add(ASKED, durable=False, **_named(key), task=task, round=round, bytes=size, **values)
 
     def answer(self, run: str, task: str, round: int, size: int) -> None:
         """Write that an answer leaves; it is on the disk when this returns.
@@ -245,6 +262,10 @@ def ledger_in(place: Path, site: Path) -> SiteLedger:
 def _log_in(place: Path) -> ChainedLog:
     """A process keeps what it has read of a ledger, because a long one takes a while to read."""
     return ChainedLog(place / FILE, "this site's ledger")
+
+
+def _named(key: RunKey) -> dict[str, str]:
+    return dict(zip(("server", "run", "recipe"), key, strict=True))
 
 
 def _runs_with_state(site: Path) -> set[str]:

@@ -91,7 +91,7 @@ def described(request: SiteRequest) -> list[str]:
 
 
 def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
-    """Write an approval into the policy of the site; a site without a policy gets its first one, and its ledger.
+    """Write an approval into the policy of the site; a site without a policy gets one, and a ledger if it has none.
 
     Args:
         epsilon: what the rows may lose, in a first policy; None for what the recipe states.
@@ -107,9 +107,10 @@ def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
     if not os.path.lexists(path):
         _check_labels(request, None)
         text = first_policy(request, epsilon)
-        ledger_in(site, site).begin()
+        is_new = ledger_in(site, site).begin_or_keep()
         _write(path, text.encode())
-        return f"wrote {path}, which allows this recipe and nothing else, and began the site's ledger; read it now"
+        done = "began the site's ledger" if is_new else "kept the site's ledger"
+        return f"wrote {path}, which allows this recipe and nothing else, and {done}; read the policy now"
     policy = read_policy(site)
     _check_labels(request, policy.labels)
     if request.digest in policy.recipes:

@@ -27,6 +27,7 @@ class SiteSettings:
             `memory_mib=300,gflops=5`.
         folder: with its policy, its ledger and its state.
         model: a folder with the backbone; None for the one that the recipe names.
+        server: the address of the server, for the ledger.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SiteSettings:
     budget: str
     folder: Path
     model: str | None = None
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
         CodedError: the job is not valid, the policy does not allow it, or the site's data, budget or model does not fit
             it. The site's ledger has the reason.
     """
-    door = Door(settings.folder, settings.model is not None)
+    door = Door(settings.folder, settings.model is not None, settings.server)
     admitted = door.admit(job)
     with door.failures_noted(admitted):
         return OpenSite(settings, _open_for(settings, json.dumps(job, sort_keys=True)), door, admitted)
