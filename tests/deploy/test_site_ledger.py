@@ -278,7 +278,7 @@ def test_a_server_cannot_fill_the_disk_with_refusals(tmp_path: Path, monkeypatch
 def test_the_words_of_a_refusal_are_short_and_harmless_on_a_terminal(tmp_path: Path):
     door = open_door(tmp_path, recipe())
     with fails_as("policy", "is not approved"):
-        door.admit(job_of(recipe({"name": "\x1b[2J" * 3000, "seed": 1})))
+        door.admit(job_of(recipe({"data": {"text": "\x1b[2J" * 3000}})))
     [entry] = ledger_in(tmp_path, tmp_path).read()
     assert len(entry["why"]) <= 400
     assert "\x1b" not in "".join(describe_ledger(tmp_path))

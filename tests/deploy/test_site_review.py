@@ -27,7 +27,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {"prompt": "question", "completion": "answer", "labels": None},
         "head": None,
     },
-    "odd names": {"name": "a\n  - sha256:" + "0" * 64, "data": {"text": "müde\u2028\x07'\"", "label": "- yes"}},
+    "odd names": {"name": "- a, 'b' [c] & *d #", "data": {"text": "müde\u2028\x07'\"", "label": "- yes"}},
 }
 
 
@@ -199,5 +199,5 @@ def test_mistakes_of_an_operator_end_with_status_2(cli: Cli, files: tuple[Path, 
 
 
 def test_words_of_a_recipe_do_not_act_on_a_terminal():
-    request = request_in(recipe({"name": "\x1b[2J", "data": {"text": "\x1b[31mtext"}}))
+    request = request_in(recipe({"data": {"text": "\x1b[31mtext"}}))
     assert "\x1b" not in "".join(described(request)) + first_policy(request, None)
