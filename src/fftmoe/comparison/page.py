@@ -105,7 +105,11 @@ def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> li
     variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
     colours = _colours(cells, variants)
     floor, ceiling = metric_of(cells).bounds
-    by_variant: Mapping[str, list[CurvePoint]] = {v: p for v in variants if (p := curve(cells, v, partition))}
+    by_variant: Mapping[str, list[CurvePoint]] = {
+        v: points
+        for v in variants
+        if (points := [p for p in curve(cells, v, partition) if not math.isnan(_position(p, across))])
+    }
     return [
         Line(
             variant,

@@ -178,7 +178,8 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        measured = [{key: row[key] for key in (*ROW_KEYS, metric)} for row in rows if row[metric] is not None]
+        kept = (*ROW_KEYS, metric)
+        measured = [{key: row[key] for key in kept if key in row} for row in rows if row[metric] is not None]
         return CellResult(*place, "done", summary, measured, metric=metric)
     if (folder / "failed.txt").is_file():
         return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()), metric=metric)

@@ -31,7 +31,7 @@ class CellResult:
         variant: the name of its row in the tables; `method+head` unless the variant has another name.
         summary: the contents of its `summary.json`; empty unless the run finished.
         rows: the lines of its `metrics.jsonl` with a measured metric: round, the metric by its name, and bytes_up,
-            bytes_down and client_seconds since the start.
+            bytes_down and client_seconds since the start; runs with differential privacy of clients have no costs.
         reason: why it failed.
         data: the data set, if the comparison has several.
         metric: the name of the metric.
@@ -82,7 +82,8 @@ class Estimate:
 class CurvePoint:
     """After a round: the metric (mean, lowest, highest over seeds), mean bytes both ways, mean client seconds so far.
 
-    `half_width` is half of the mean's 95 % interval; a single seed has none.
+    The costs are not a number where a run keeps them to itself. `half_width` is half of the mean's 95 % interval; a
+    single seed has none.
     """
 
     round: int
@@ -212,8 +213,8 @@ def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[Cur
                 found.mean,
                 min(values),
                 max(values),
-                statistics.fmean(row["bytes_up"] + row["bytes_down"] for row in rows),
-                statistics.fmean(row["client_seconds"] for row in rows),
+                statistics.fmean(row.get("bytes_up", math.nan) + row.get("bytes_down", math.nan) for row in rows),
+                statistics.fmean(row.get("client_seconds", math.nan) for row in rows),
                 found.half_width,
             )
         )

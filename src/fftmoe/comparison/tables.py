@@ -1,5 +1,6 @@
 """The tables of a comparison as text, for the page, for Markdown and for the terminal."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,11 +165,11 @@ def with_interval(value: Estimate | None, form: str = ".3f") -> str:
 
 
 def _bytes(values: Sequence[float]) -> str:
-    return size(statistics.fmean(values)) if values else NO_VALUE
+    return size(statistics.fmean(values)) if values and not any(map(math.isnan, values)) else NO_VALUE
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.0f}" if values else NO_VALUE
+    return f"{statistics.fmean(values):.0f}" if values and not any(map(math.isnan, values)) else NO_VALUE
 
 
 def failures(comparison: Comparison) -> list[str]:

@@ -41,8 +41,9 @@ def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], su
         costs=sections.costs(run),
         traffic=_drawn(run_figures.traffic(run)),
         phases=_drawn(run_figures.phases(run)),
-        client_time=duration(rows[-1]["client_seconds"]) if rows else "",
+        client_time=duration(rows[-1]["client_seconds"]) if rows and "client_seconds" in rows[-1] else "",
         faults=sections.faults(run),
+        hides_costs=bool(rows) and "bytes_up" not in rows[-1],
         privacy=sections.privacy(run),
         epsilon=_drawn(run_figures.epsilon(run)),
         robustness=sections.robustness(run),
@@ -115,6 +116,9 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
         shown.append((f"ε {run.epsilon[-1][1]:.2f}", f"privacy of {whose} spent, at delta {delta:g}"))
     if run.rows:
         last = run.rows[-1]
-        shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))
-        shown.append((duration(summary.get("seconds", last["seconds"])), f"for {last['round']} rounds"))
+        if "bytes_up" in last:
+            shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))
+        seconds = summary.get("seconds", last.get("seconds"))
+        spent = str(last["round"]) if seconds is None else duration(seconds)
+        shown.append((spent, "rounds" if seconds is None else f"for {last['round']} rounds"))
     return shown

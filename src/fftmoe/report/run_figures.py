@@ -180,7 +180,7 @@ def _usage_map(block: int, counts: Counts, num_experts: int) -> HeatMap:
 
 def traffic(run: RunRecord) -> Figure | None:
     """Bytes both ways since the start."""
-    if not run.rows:
+    if not run.rows or "bytes_up" not in run.rows[-1]:
         return None
     _, unit = size(max(run.rows[-1]["bytes_down"], run.rows[-1]["bytes_up"], 1)).split()
     step = 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
@@ -197,7 +197,7 @@ def phases(run: RunRecord) -> Figure | None:
     for row in run.rows:
         for phase, seconds in row.get("phase_seconds", {}).items():
             spent[phase] = spent.get(phase, 0.0) + seconds
-    total = run.summary.get("seconds") or (run.rows[-1]["seconds"] if run.rows else 0.0)
+    total = run.summary.get("seconds") or (run.rows[-1].get("seconds", 0.0) if run.rows else 0.0)
     if not (spent and total):
         return None
     names = dict.fromkeys((*PHASES, *spent))

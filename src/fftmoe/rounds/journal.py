@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ParamSpec, TypeVar
 
 from fftmoe.engines.base import Fault
@@ -25,6 +25,9 @@ class Journal:
     """Writes the rows and checkpoints of a run; continues the `rows` of an interrupted one.
 
     In memory it keeps the rows without their tables by client, block and tier: thousands of rounds must not grow it.
+
+    Args:
+        hidden: values that are shown on the terminal and written nowhere, because a guarantee does not cover them.
     """
 
     def __init__(
@@ -34,14 +37,16 @@ class Journal:
         progress: Progress,
         metric: str,
         rows: Sequence[dict[str, Any]] = (),
+        hidden: Set[str] = frozenset(),
     ) -> None:
+        self._hidden = hidden
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
         self.rows = [_without_tables(row) for row in rows]
         self.ledger = Ledger.resumed(rows[-1]) if rows else Ledger()
         self._watch = LoadWatch(rows)
         self._phases: dict[str, float] = {}
         self._lapped = time.perf_counter()
-        self._started = self._lapped - (rows[-1]["seconds"] if rows else 0.0)
+        self._started = self._lapped - (rows[-1].get("seconds", 0.0) if rows else 0.0)
 
     @property
     def seconds(self) -> float:
@@ -80,12 +85,20 @@ class Journal:
             "phase_seconds": self._phases,
         }
         self._phases = {}
-        self.rows.append(_without_tables(row))
-        self.folder.append_metrics(row)
-        self.trackers.log(row)
+        kept = self.public(row)
+        self.rows.append(_without_tables(kept))
+        self.folder.append_metrics(kept)
+        self.trackers.log(kept)
         self.progress.round_done(row)
-        for alarm in self._watch.see(row):
+        if "faults" in self._hidden:  # then the file does not list them
+            for fault in row.get("faults", ()):
+                self.say(f"  {fault['kind']}: client {fault['client_id']} ({fault['reason']})")
+        for alarm in self._watch.see(kept):
             self.say(f"alarm: {describe_alarm(alarm)}")
+
+    def public(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a row or a summary that may be written."""
+        return {name: value for name, value in values.items() if name not in self._hidden}
 
     def save(self, state: ServerState) -> None:
         """Write the checkpoint of a round whose row has been written."""
@@ -125,7 +138,7 @@ class Journal:
             f"{self.metric}_by_round": {
                 str(row["round"]): row[self.metric] for row in self.rows if row[self.metric] is not None
             },
-            **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds")},
+            **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds") if key in last},
             **({"expert_load_cv": loads[-1], "alarms": self._watch.alarms} if loads else {}),
             "per_client_round_by_tier": self.ledger.per_client_round(),
             "clients_failed": counts["failed"] + counts["late"] + counts["rejected"],

@@ -20,8 +20,10 @@ class Ledger:
 
     @classmethod
     def resumed(cls, row: Mapping[str, Any]) -> "Ledger":
-        """Return the ledger as it was when this row of `metrics.jsonl` was written."""
+        """Return the ledger as it was when this row of `metrics.jsonl` was written; empty if the row has no costs."""
         ledger = cls()
+        if "by_tier" not in row:  # the run keeps its costs to itself
+            return ledger
         ledger.bytes_down, ledger.bytes_up, ledger.seconds = row["bytes_down"], row["bytes_up"], row["client_seconds"]
         for name, sums in row["by_tier"].items():
             ledger.tiers[name].update(sums)

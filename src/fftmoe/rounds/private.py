@@ -18,6 +18,15 @@ from fftmoe.server.apply import Diagnostics, aggregate_round, apply_round
 from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
 
 ADJACENCY = Adjacency.CLIENT_ADDED_OR_REMOVED
+FROM_ROWS = frozenset({"notes"})  # what a summary says about the rows of clients
+OF_COHORTS = frozenset(
+    {
+        *("bytes_down", "bytes_up", "client_seconds", "by_tier", "faults", "fault_counts", "seconds", "phase_seconds"),
+        *("per_client_round_by_tier", "clients_failed", "predicted_by_tier", "prediction"),
+        *("peak_rss_mib", "expected_rss_mib"),
+    }
+)
+"""What tells how many clients took part in a round, how long they took, or how much data they have."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class SumsOnly:
 
     def __init__(self, method: Method, rule: SumsRule, cost: ExampleCost | None = None) -> None:
         self._method, self._rule, self._cost = method, rule, cost
+        self.hides = frozenset() if cost is None else FROM_ROWS
 
     def promise(self, rounds_left: int) -> str:
         """Return the guarantee in words, printed when the run starts or goes on."""
@@ -128,7 +138,7 @@ class NoisySums:
     ) -> None:
         self._method, self._rule, self._noise, self._num_clients = method, rule, noise, num_clients
         self._ledger, self._draw, self._uniform = ledger, draw, uniform
-        self.spent, self.stopped_early = spent, False
+        self.spent, self.stopped_early, self.hides = spent, False, FROM_ROWS | OF_COHORTS
         self._next = Release(noise.sampling_rate, spent.noise_multiplier)
         single = epsilon_of([self._next], noise.delta, ADJACENCY)
         if not spent.releases and noise.epsilon is not None and single > noise.epsilon:

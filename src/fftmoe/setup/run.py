@@ -191,7 +191,14 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
         closing(open_engine(experiment, at.folder)) as engine,
     ):
         trackers.configure(recipe.model_dump(mode="json"))
-        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows)
+        journal = Journal(
+            at.folder,
+            trackers,
+            progress,
+            experiment.task.metric,
+            at.rows,
+            at.private.hides if at.private else frozenset(),
+        )
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
         state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
@@ -213,6 +220,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
             "peak_rss_mib": round(peak, 1),
             **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
         }
+        summary = journal.public(summary)
         trackers.finish(summary)
     _save(experiment, state, at.folder, summary)
     return Result(at.folder.path, summary)
