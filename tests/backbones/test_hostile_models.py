@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from safetensors.torch import load_file
 
 from fftmoe import MoeAdapterConfig, attach_adapter, load_backbone
 from fftmoe.adapter.low_rank import target_names
-from fftmoe.backbones import load_adapter, load_image_processor, load_tokenizer
+from fftmoe.backbones import load_adapter, load_image_processor, load_tokenizer, trust
 from fftmoe.backbones.lora import lora_config
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
@@ -199,6 +200,29 @@ def test_what_is_not_a_list_of_weights_is_refused(copy: Path, text: str):
     shutil.move(copy / "model.safetensors", copy / "part.safetensors")
     (copy / "model.safetensors.index.json").write_text(text)
     refused(lambda: load_backbone(str(copy), num_labels=2), "index.json in model folder .* (cannot|names)", InputError)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"config.json", "pytorch_model.bin"}, r"has no model\.safetensors; weights in other formats"),
+        ({"config.json", "model.safetensors", "adapter_config.json"}, "is an adapter; name the whole model"),
+    ],
+)
+def test_a_model_of_the_hub_is_not_exchanged_for_another(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, files: set[str], words: str
+):
+    """transformers would load what an adapter names, or what a service made of pickled weights."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("transformers was asked")
+
+    monkeypatch.setattr(
+        trust, "cached_file", lambda _, name, **__: str(copy / "config.json") if name in files else None
+    )
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", refuse)
+    with pytest.raises(InputError, match=words):
+        load_backbone("someone/model", num_labels=2)
 
 
 def test_another_model_is_not_taken_for_this_one(copy: Path, backbone_folder: Path):

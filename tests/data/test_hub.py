@@ -78,6 +78,9 @@ def test_the_name_of_a_reader_is_no_data_set(
         "-x",
         "a..b",
         "reviews:a:b",
+        "a" * 9999,
+        "\0",
+        "~nobody-of-this-name/data",
     ],
 )
 def test_what_is_no_name_of_a_data_set_reaches_no_library(source: str, monkeypatch: pytest.MonkeyPatch):
@@ -86,7 +89,7 @@ def test_what_is_no_name_of_a_data_set_reaches_no_library(source: str, monkeypat
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", refuse)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(InputError, match=r"is not a folder|neither a local folder nor"):
+    with pytest.raises(InputError, match=r"is not a folder|cannot be looked up|neither a local folder nor"):
         read_labelled_texts(source)
 
 

@@ -202,6 +202,8 @@ def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) 
         trust.check_settings(source, trust.MODEL_CONFIG)
         if Path(source).is_dir():
             trust.check_weights(Path(source))
+        else:
+            trust.check_hub_files(source)
         loaded, info = auto.from_pretrained(
             source,
             **options,

@@ -17,7 +17,7 @@ from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
 MODEL_CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
-INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG, WEIGHTS, INDEX = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
 CODE = {"auto_map", "custom_generate", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels"}
 IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others may be downloaded from the hub
 MOST_BLOCKS = 1000
@@ -50,15 +50,35 @@ def check_settings(source: str, name: str) -> None:
         )
 
 
+def check_hub_files(source: str) -> None:
+    """Check that a model of the hub is a whole model with its weights as safetensors.
+
+    For an adapter, transformers would load the model that `adapter_config.json` names; for pickled weights, it would
+    ask a service to convert them and take what that service proposes.
+
+    Raises:
+        InputError: it is not such a model. If the hub cannot be reached, nothing is checked, and loading says so.
+    """
+    if _find_file(source, MODEL_CONFIG) is None:
+        return
+    if _find_file(source, ADAPTER_CONFIG) is not None:
+        raise InputError(f"the model {source!r} is an adapter; name the whole model")
+    if all(_find_file(source, name) is None for name in (INDEX, WEIGHTS)):
+        raise InputError(
+            f"the model {source!r} has no {WEIGHTS}; weights in other formats can contain code and are not read: use "
+            "another model, or save it with save_pretrained of a recent transformers"
+        )
+
+
 def check_weights(folder: Path) -> None:
     """Check that a local folder has its weights as safetensors, and that they are enough for its configuration.
 
     Raises:
         InputError: they are not. Nothing large has been created.
     """
-    if (folder / "adapter_config.json").exists():  # transformers would load the model that this file names
+    if (folder / ADAPTER_CONFIG).exists():  # transformers would load the model that this file names
         raise InputError(f"model folder '{folder}' is the folder of an adapter; name the folder of the whole model")
-    files = [folder / "model.safetensors"]
+    files = [folder / WEIGHTS]
     if not files[0].is_file():
         files = [folder / name for name in _shards(folder)]
     try:

@@ -75,8 +75,12 @@ def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
     """
     if source.startswith(BUILTIN):
         return _read_builtin(source)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is locked, a user who is unknown
+        raise InputError(f"data.source={source!r:.200} cannot be looked up ({error!s:.200}); name another") from error
+    if is_folder:
         return read_folder(folder, required)
     if folder.exists():
         raise InputError(
