@@ -142,7 +142,7 @@ def test_a_run_without_answers_ends_with_a_reason_and_can_be_resumed(finish: Fin
     """The run ends after exactly three such rounds, with a checkpoint of the third."""
     overrides = ("federation.rounds=7",)
     with pytest.raises(
-        RunError, match=r"last 3 rounds had fewer than 3 updates .*client \d late: late for a test.*resume"
+        RunError, match=r"last 3 rounds had fewer than 3 valid updates .*client \d late: late for a test.*resume"
     ):
         finish("dead", lambda round, client: "late" if round > 1 else None, *overrides)
     assert state(tmp_path / "dead").round == 4
