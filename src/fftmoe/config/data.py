@@ -1,10 +1,21 @@
 """The recipe's `data` section."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fftmoe.config.fields import Count, Section, distinct
+from fftmoe.config.fields import Count, Number, Section, distinct
+
+
+def _positive(scale: list[float]) -> list[float]:
+    centre, size = scale
+    if not (math.isfinite(centre) and 0 < size < math.inf):
+        raise ValueError(f"a target's [centre, scale] is {scale}; write two finite numbers, the second above 0")
+    return scale
+
+
+Scale = Annotated[list[Number], Field(min_length=2, max_length=2), AfterValidator(_positive)]
 
 
 class DataSection(Section):
@@ -20,7 +31,9 @@ class DataSection(Section):
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
     Image classification reads `image`: encoded files, or the paths of files below the folder of the table.
     Token classification reads a list of `tokens` and a list of `tags` per row. Multi-label classification reads a list
-    of names from `label`. Regression reads the numbers of the columns `targets`.
+    of names from `label`. Regression reads the numbers of the columns `targets`. Training divides them by their scale:
+    `target_scales` is `auto` (the mean and the standard deviation of the training rows), `none`, or a list with
+    `[centre, scale]` for each target. Metrics and answers are in the units of the data.
     In these tasks `label` (if it holds no classes) names the groups by which a partition divides the examples. It may
     then be absent.
     """
@@ -36,13 +49,20 @@ class DataSection(Section):
     tokens: str = "tokens"
     tags: str = "tags"
     targets: Annotated[list[str], Field(min_length=1), distinct("columns of data.targets")] | None = None
+    target_scales: Literal["auto", "none"] | list[Scale] = "auto"
     max_length: Count = 128
     train_examples: Count | None = None
     test_examples: Count | None = None
     validation_examples: Count | None = None
 
     @model_validator(mode="after")
-    def _prompts_with_completions(self) -> "DataSection":
+    def _columns_belong_together(self) -> "DataSection":
+        scales = self.target_scales
+        if not isinstance(scales, str) and len(scales) != len(self.targets or ()):
+            raise ValueError(
+                f"data.target_scales has {len(scales)} pairs for {len(self.targets or ())} data.targets; write one "
+                "[centre, scale] for each target, or auto"
+            )
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("data.prompt and data.completion belong together; name both columns, or neither")
         if self.chat_template and self.prompt is None:

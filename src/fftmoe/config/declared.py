@@ -26,6 +26,11 @@ def check_declared(recipe: Recipe, privacy: PrivacySection, method: Capabilities
             "with differential privacy the names of the labels must not come from clients' rows, because one row can "
             "add a name; write them in their order, for example data.labels=[negative, positive]"
         )
+    if recipe.backbone.task == "regression" and recipe.data.target_scales == "auto":
+        raise ValueError(
+            "with differential privacy the scales of the targets must not come from clients' rows; write a "
+            "[centre, scale] for each, for example data.target_scales=[[0, 100]], or data.target_scales=none"
+        )
     if method.personal:
         raise ValueError(
             f"method {recipe.method} has no global model, and the clients' own models, which the run measures, carry "

@@ -99,7 +99,7 @@ def _class_name(classes: Sequence[str], value: Any) -> str | None:
 
 
 def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
-    """The finite numbers of T columns, float32 [N, T]; a text is read as a number if it is written as one.
+    """The finite numbers of T columns, float64 [N, T]; a text is read as a number if it is written as one.
 
     Raises:
         InputError: a value is not a finite number, or too large for float32.
@@ -108,7 +108,7 @@ def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
         [_number(table, column, row, value) for row, value in enumerate(table.columns[column], start=1)]
         for column in columns
     ]
-    return torch.tensor(found, dtype=torch.float32).T.contiguous()
+    return torch.tensor(found, dtype=torch.float64).T.contiguous()
 
 
 def _number(table: Table, column: str, row: int, value: Any) -> float:

@@ -21,7 +21,7 @@ class TargetedText(AnsweredText):
     """N tokenized texts with T numbers each.
 
     Attributes:
-        targets: float32 [N, T]: the values to predict, or 1 for each label that a text has and 0 for the others.
+        targets: float64 [N, T], the values to predict; or float32 [N, T], 1 for each label of a text and 0 for others.
     """
 
     targets: Tensor
@@ -32,7 +32,7 @@ class TargetedText(AnsweredText):
         return TargetedText(self.texts.select(rows), self.targets[rows])
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """Make a batch as `TokenizedText.batch` does, with the targets as `labels`, float32 [B, T]."""
+        """Make a batch as `TokenizedText.batch` does, with the targets as `labels`, [B, T]."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return {**self.texts.batch(rows), "labels": self.targets[rows]}
 

@@ -70,6 +70,7 @@ def experts_of_tier(federation: FinishedFederation, name: str, top_k: int | None
     tier = tiers[name]
     check_has_experts(trained, "to choose from")
     federation.method.install(trained.model, state.tensors, tier)
+    federation.to_units(trained.model)
     top_k = tier.top_k if top_k is None else top_k
     load = {block: state.load[names.load_of_block(block)] for block in tier.blocks}
     busiest = {block: load_E.argsort(descending=True, stable=True) for block, load_E in load.items()}

@@ -17,7 +17,7 @@ from fftmoe.methods.base import Method
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.plugins import Plugins
-from fftmoe.tasks import make_task
+from fftmoe.setup.target_scales import scaled_task
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         for examples in (spec.train, spec.holdout):
             if isinstance(examples, WithPrefix):
                 enable_resume(model, examples.block)
-    task = make_task(spec.recipe.backbone.task)
+    task = scaled_task(spec.recipe)
     return ClientRuntime(
         model,
         spec.method,

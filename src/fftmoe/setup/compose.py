@@ -23,8 +23,8 @@ from fftmoe.setup.load import Loaded, load_examples, reads_images
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
+from fftmoe.setup.target_scales import scaled_task, with_scales
 from fftmoe.setup.tiers import make_tiers, training_of
-from fftmoe.tasks import make_task
 
 
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
@@ -40,6 +40,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     check_named(recipe, plugins)
     check_quantization(recipe.backbone.quantization)
     data = load_examples(recipe)
+    recipe = with_scales(recipe, data.train)
     if is_centralized(recipe):
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
@@ -83,7 +84,7 @@ def assemble(
     train = data.train if remote else _cached_train(recipe, model, data.train, partition)
     return Experiment(
         recipe=recipe,
-        task=make_task(recipe.backbone.task),
+        task=scaled_task(recipe),
         model=model,
         train=train,
         test=cached(recipe, model, data.test),

@@ -85,6 +85,11 @@ def check_deployable(recipe: Recipe) -> None:
         f"method={recipe.method}": is_centralized(recipe),
         f"method={recipe.method}, which has no global model": capabilities.personal,
     }
+    if recipe.backbone.task == "regression" and recipe.data.target_scales == "auto":
+        raise InputError(
+            "a run over sites, whose server has no training data, cannot derive the scale of the targets; write a "
+            "[centre, scale] for each, for example data.target_scales=[[0, 100]], or data.target_scales=none"
+        )
     wrong = [name for name, is_asked in asked.items() if is_asked]
     if wrong:
         raise InputError(

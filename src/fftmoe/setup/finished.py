@@ -4,6 +4,7 @@ This is the only place that reads the recipe of a finished run for these uses; `
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.server.average import served
 from fftmoe.setup.compose import compose
 from fftmoe.setup.load import load_split_by_stratum
+from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import RunFolder, read_labels, read_run
 from fftmoe.trained.complete import MAX_NEW_TOKENS
 from fftmoe.trained.inputs import read_inputs
@@ -154,6 +156,7 @@ def load_federation(folder: Path, *, exact: bool = False) -> FinishedFederation:
         training=parts.training,
         seed=recipe.seed,
         client_states=files.client_states,
+        to_units=partial(to_units, scales=scales_of(parts.recipe)),
     )
 
 

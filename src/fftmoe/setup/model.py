@@ -23,6 +23,7 @@ from fftmoe.methods.registry import Capabilities
 from fftmoe.rng import derive
 from fftmoe.setup.method import method_class, pool_size, stated_shape
 from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.target_scales import scaled_loss
 from fftmoe.tasks import LOSSES, Loss
 
 
@@ -103,7 +104,7 @@ def _check_memory(recipe: Recipe, backbone: Any, num_blocks: int, pool: int) -> 
 def make_loss(recipe: Recipe) -> Loss:
     """Make the loss that clients minimise."""
     if recipe.backbone.task in LOSSES:
-        return LOSSES[recipe.backbone.task]()
+        return scaled_loss(recipe)
     head = recipe.head
     assert head is not None, "a task that defines no loss has a head"
     return make_head(head.kind)

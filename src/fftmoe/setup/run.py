@@ -28,6 +28,7 @@ from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
 from fftmoe.setup.stacking import clients_per_batch
+from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
 
 SCHEMA_VERSION = 1
@@ -264,6 +265,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
 def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary: dict[str, Any]) -> None:
     """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole."""
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
+    to_units(experiment.model, scales_of(experiment.recipe))
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
     config = experiment.recipe.model_dump(mode="json")
     folder.write_report(report_page(config, folder.all_metrics(), summary))

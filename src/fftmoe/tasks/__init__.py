@@ -16,6 +16,7 @@ from fftmoe.tasks.generated import rouge_l as rouge_l
 from fftmoe.tasks.multi_label import EachLabel as EachLabel
 from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
 from fftmoe.tasks.regression import Regression as Regression
+from fftmoe.tasks.regression import Scales as Scales
 from fftmoe.tasks.regression import Squares as Squares
 from fftmoe.tasks.token_classification import PerToken as PerToken
 from fftmoe.tasks.token_classification import TokenClassification as TokenClassification

@@ -4,6 +4,7 @@ Shape letters: B batch, T targets.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,17 +13,43 @@ from torch import Tensor
 
 from fftmoe.tasks.base import ratio
 
+Scales = tuple[tuple[float, float], ...]
 
+
+@dataclass(frozen=True)
 class Squares:
-    """Squared error: L = mean_b mean_t (z_bt - y_bt)^2. Targets of about 1 suit the head's learning rate best."""
+    """Squared error of scaled targets: L = mean_b mean_t (z_bt - (y_bt - centre_t) / scale_t)^2.
+
+    Attributes:
+        scales: (centre, scale) of each target; empty for targets that are used as they are. Scaled targets are of about
+            1, which suits the learning rates.
+    """
+
+    scales: Scales = ()
 
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """The mean over the batch and the targets."""
-        return F.mse_loss(outputs_BT, targets_BT)
+        if self.scales:
+            centres_T, scales_T = _columns(self.scales, targets_BT)
+            targets_BT = (targets_BT.double() - centres_T) / scales_T
+        return F.mse_loss(outputs_BT, targets_BT.to(outputs_BT.dtype))
 
 
+def _columns(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The centres and the scales, float64 [T] each, on the device of `like`."""
+    centres_T, scales_T = torch.tensor(scales, dtype=torch.float64, device=like.device).T
+    return centres_T, scales_T
+
+
+@dataclass(frozen=True)
 class Regression:
-    """Mean absolute error, mean squared error and the coefficient of determination, each averaged over the targets."""
+    """Mean absolute error, mean squared error and the coefficient of determination, each averaged over the targets.
+
+    Attributes:
+        scales: (centre, scale) of each target, from which outputs are brought to the units of the data; see `Squares`.
+    """
+
+    scales: Scales = ()
 
     metric = "mean_absolute_error"
     higher_is_better = False
@@ -33,7 +60,11 @@ class Regression:
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 4T + 1]: for each target the absolute error, its square, the target and its square; and 1."""
         y_BT = batch["labels"].double()
-        error_BT = logits.double() - y_BT
+        outputs_BT = logits.double()
+        if self.scales:
+            centres_T, scales_T = _columns(self.scales, logits)
+            outputs_BT = outputs_BT * scales_T + centres_T
+        error_BT = outputs_BT - y_BT
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """A client's personal model: its part of the global model, together with the state that the client has kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
@@ -23,6 +24,7 @@ class FinishedFederation:
         tiers: the distinct budgets. budgets: the budget of each client by client_id.
         training: how clients train. seed: of the recipe.
         client_states: what the clients have kept.
+        to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
 
     trained: TrainedModel
@@ -33,6 +35,7 @@ class FinishedFederation:
     training: Training
     seed: int
     client_states: ClientStates
+    to_units: Callable[[Any], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def personal_model(federation: FinishedFederation, client_id: int, top_k: int | 
     plan = plan_round(method, state, state.round, cohort, budgets, federation.training, federation.seed).clients[0]
     kept, _ = split_state(federation.client_states.load(client_id, before=state.round + 1))
     method.personalize(trained.model, method.download(state, plan), plan, kept)
+    federation.to_units(trained.model)
     use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
     return PersonalModel(trained, budget, plan.experts, bool(kept))
