@@ -1,5 +1,6 @@
 """No text from data, a recipe or another machine acts on a terminal or a page, wherever it is shown."""
 
+import ast
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from fftmoe.shown import shown, shown_json, shown_on_a_line
 from run_fixtures import RunValues
 from shared_fixtures import Cli
 
+PACKAGE = Path(__file__).parents[2] / "src" / "fftmoe"
 EVIL = "red\x1b[2J\x1b]0;owned\x07\u202e\x9b31m"
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -51,6 +53,19 @@ def test_a_console_shows_texts_as_they_are(text: str):
     out = console.file.getvalue()  # type: ignore[attr-defined]
     assert not ACTING.search(out.replace("\r", ""))
     assert out.count(shown(text)) == 2
+
+
+def test_every_console_is_the_one_that_shows_texts_as_they_are():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        theirs = {
+            name.asname or name.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "rich.console"
+            for name in node.names
+        }
+        made = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not made & (theirs | {"rich.console.Console"}), path
 
 
 def test_a_page_shows_texts_as_they_are():

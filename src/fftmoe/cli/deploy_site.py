@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fftmoe.cli.help import VerbPage
 from fftmoe.cli.lines import say
 from fftmoe.errors import InputError
+from fftmoe.report.console import Console
 
 site = typer.Typer(
     help="Decide what a server may ask of a site, and see what it has asked.",

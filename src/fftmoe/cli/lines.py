@@ -4,8 +4,10 @@ import sys
 
 from rich.console import Console
 
+from fftmoe.shown import shown
+
 
 def say(console: Console, line: str) -> None:
     """Print a line without markup, and flush it: a long-running site may be read through a pipe."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(shown(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
     sys.stdout.flush()

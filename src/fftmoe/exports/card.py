@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fftmoe.backbones import BUILTIN_MINILM, loading_arguments
+from fftmoe.shown import shown
 from fftmoe.trained.run import FinishedRun
 
 CARD_TEMPLATE = "card.md.jinja"
@@ -96,6 +97,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures) 
     environment = Environment(
         loader=PackageLoader("fftmoe.exports", ""),
         undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if isinstance(value, str) else value,
         trim_blocks=True,
         keep_trailing_newline=True,
     )

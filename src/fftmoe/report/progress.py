@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from fftmoe.report.console import Console as PlainConsole
 from fftmoe.shown import shown
 
 RECENT = 5  # rounds whose median predicts the time of the next
@@ -35,7 +36,7 @@ class Progress:
     @classmethod
     def silent(cls) -> "Progress":
         """A progress that shows nothing."""
-        return cls(Console(quiet=True))
+        return cls(PlainConsole(quiet=True))
 
     @property
     def visible(self) -> bool:
