@@ -17,6 +17,7 @@ from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Fault, Group, Quota, Reply
 from fftmoe.errors import InputError, RunError
+from fftmoe.methods.private import joint_norm
 from fftmoe.records import Training, pack_plan, unpack_plan, unpack_update
 from fftmoe.report.progress import Progress
 from fftmoe.server.cohort import choose_cohort
@@ -218,6 +219,24 @@ def test_noise_has_the_stated_standard_deviation(
         torch.testing.assert_close(moved, torch.full_like(moved, z_delta * 0.5 / 3), rtol=1e-5, atol=1e-6)
     norm = 0.5 if quantile is None else 0.5 * math.exp(-0.2 * (0.5 + z_count / 3 - quantile))
     assert spent(finished.folder)["clip_norm"] == pytest.approx(norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_client_that_diverges_does_not_show(
+    private_recipe: PrivateRecipe, caplog: pytest.LogCaptureFixture, tmp_path: Path, at_once: int
+):
+    """It sends a message like any other, and its own log has the reason. Without privacy the run ends with an error."""
+    diverging = {"head": {"kind": "averaged", "learning_rate": 1e38}, "engine": {"clients_per_batch": at_once}}
+    known = record(private_recipe("fft-moe", NOISY, **diverging), "train", rounds=1)
+    for message in known.replies.values():
+        update = unpack_update(message)
+        assert joint_norm(update.tensors) <= NOISY["clip_norm"] * (1 + 1e-6)
+        assert update.metrics == {}
+    assert caplog.messages
+    assert all("the loss became" in said and "its change is bounded" in said for said in caplog.messages)
+    run(parse_recipe(private_recipe("fft-moe", NOISY, **diverging), "tiny"), tmp_path / "run")
+    with pytest.raises(RunError, match="the loss became"):
+        record(private_recipe("fft-moe", "off", **diverging), "train", rounds=1)
 
 
 def test_two_private_runs_have_different_cohorts_and_noise(run_private: RunPrivate):

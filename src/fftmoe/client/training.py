@@ -5,6 +5,7 @@ callers differ in how they compute losses (`update.py`, `stack.py`). Private tra
 (`example_privacy.py`). All the rest is here.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -119,17 +120,25 @@ def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> 
 
 
 def check_finite(task_losses: Sequence[Tensor], plan: ClientPlan) -> float:
-    """The mean of the losses of a client's steps.
+    """The mean of the losses of a client's steps; not a number where a private client's training has diverged.
+
+    What such a client sends is bounded like any other change, and zero if it is not finite (`methods/private.py:
+    clipped`). An error would show that it has diverged, and with it something about its data; only the log of its own
+    process says so.
 
     Raises:
-        RunError: one of them is infinite or not a number.
+        RunError: a loss is infinite or not a number, and the run is not private.
     """
     losses: list[float] = torch.stack(list(task_losses)).tolist()  # read once: each reading waits for a GPU
     bad = [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]
     if bad:
-        raise RunError(
+        said = (
             f"client {plan.client_id}: the loss became {losses[bad[0] - 1]} in step {bad[0]} of round {plan.round}; "
             f"lower federation.learning_rate ({plan.training.learning_rate:g}) "
             f"or head.learning_rate ({plan.training.head_learning_rate:g})"
         )
+        if not plan.concealed:
+            raise RunError(said)
+        logging.getLogger(__name__).warning("%s; its change is bounded, and zero if it is not finite", said)
+        return math.nan
     return float(np.mean(losses))
