@@ -31,6 +31,7 @@ COMMON = (
     "head={kind: averaged, learning_rate: 1.0}",
     "federation.batch_size=16",
     "data.train_examples=null",
+    "data.labels=[ABBR, DESC, ENTY, HUM, LOC, NUM]",
     "trackers=[]",
     "evaluation.every=1000",
 )
@@ -68,11 +69,11 @@ def private_examples() -> Choices:
     }
 
 
-def spent_by(run: dict[str, Any]) -> str:
-    """Return the epsilon of a run, for clients or for examples."""
-    spent = run.get("privacy", {})
-    spent = spent.get("examples", spent)
-    return f"{spent['epsilon']:.2f}" if "epsilon" in spent else "-"
+def spent_by(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the largest epsilon of the runs, for clients or for examples."""
+    sections = [run.get("privacy", {}) for run in runs]
+    spent = [section.get("examples", section).get("epsilon") for section in sections]
+    return f"{max(spent):.2f}" if all(epsilon is not None for epsilon in spent) else "-"
 
 
 def best(results: Results, name: str, tried: Sequence[str], common: Sequence[str]) -> str:
@@ -115,7 +116,7 @@ def table(results: Results, prefix: str, choices: Choices, common: Sequence[str]
         clip = chosen.partition("clip_norm: ")[2].partition(",")[0].strip("}") or "-"
         accuracy = mean_and_spread(column(runs, "accuracy"))
         small = mean_and_spread(column(runs, "accuracy_by_tier", "small"))
-        rows.append([method, name, clip, spent_by(runs[0]), accuracy, small])
+        rows.append([method, name, clip, spent_by(runs), accuracy, small])
     return markdown(["method", "privacy", "clip norm", "epsilon spent", "accuracy", "as the small tier"], rows)
 
 

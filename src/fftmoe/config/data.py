@@ -25,7 +25,7 @@ class DataSection(Section):
     `validation_examples` sets that many training rows aside and evaluates on them instead of the test rows, so that
     settings can be tuned without seeing the test set.
     `labels` names the classes in their order; the default is the sorted labels of the training rows. Sites that hold
-    their own data need it to agree on the classes.
+    their own data need it to agree on the classes, and differential privacy needs it in any case.
 
     A language model (`backbone.task: causal-lm`) reads `prompt` and `completion` and learns the completion; without
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
