@@ -244,6 +244,8 @@ def test_a_csv_file_that_has_two_meanings_is_refused(tmp_path: Path, content: by
         ("text\nx\n\ny\n", {"text": ["x", "", "y"]}),
         ("\n\na,b\n1,2", {"a": ["1"], "b": ["2"]}),
         (',a,,b\n0,"1, 2",,3\n', {"": [""], "a": ["1, 2"], "b": ["3"]}),
+        ("sep=;\r\na,c;b\r\n1;2\r\n", {"a,c": ["1"], "b": ["2"]}),
+        ("sep=|\na\n1\n", {"a": ["1"]}),
         ("a;b\n1,5;x, y\n", {"a": ["1,5"], "b": ["x, y"]}),
         ('"a;b",c\n1,2\n', {"a;b": ["1"], "c": ["2"]}),
         ('a,b\n5" pipe,"say ""x"""\n', {"a": ['5" pipe'], "b": ['say "x"']}),
@@ -276,9 +278,12 @@ def test_the_name_of_a_parquet_file_is_no_partition_and_no_address(tmp_path: Pat
 
 def test_numbers_are_written_as_numbers(tmp_path: Path):
     write_csv(tmp_path / "a.csv", {"y": ["1", " -2.5 ", "+.5e1", "1e-3", "007"]})
-    expected = torch.tensor([[1.0], [-2.5], [5.0], [1e-3], [7.0]])
+    expected = torch.tensor([[1.0], [-2.5], [5.0], [1e-3], [7.0]], dtype=torch.float64)
     assert torch.equal(numbers_of(read_table(tmp_path / "a.csv"), ["y"]), expected)
-    assert torch.equal(numbers_of(typed(tmp_path, [Decimal("1.5"), Decimal(2)]), ["y"]), torch.tensor([[1.5], [2.0]]))
+    assert torch.equal(
+        numbers_of(typed(tmp_path, [Decimal("1.5"), Decimal(2)]), ["y"]),
+        torch.tensor([[1.5], [2.0]], dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,17 @@ def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Pat
         assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)  # another batch size
     expected = fftmoe.predict(vision, [str(source)])
     assert len(examples) == len(expected)
+    lines = ['{"picture": null}', *(json.dumps({"picture": f"{row}.png"}) for row in range(3)), "{}"]
+    (tmp_path / "some.jsonl").write_text("\n".join([*lines, '{"picture": ""}']))
+    places = rows(cli, vision, tmp_path / "some.jsonl")
+    assert [row["label"] for row in places] == [None, *(row["label"] for row in folder), None, None]
+    assert [row["image"] for row in places] == [f"{tmp_path / 'some.jsonl'}:{row}" for row in range(1, 7)]
+    nothing = {"image": f"{tmp_path / 'some.jsonl'}:5", "label": None, "score": None, "reason": "there is no image"}
+    assert places[4] == nothing
+    (tmp_path / "some.jsonl").write_text(lines[0] + '\n{"picture": "absent.png"}\n')
+    assert_refused(cli("predict", vision, tmp_path / "some.jsonl"), "holds no image in row 2", "No such file")
+    (tmp_path / "some.jsonl").write_text(lines[0])
+    assert rows(cli, vision, tmp_path / "some.jsonl", "--scores")[0]["scores"] is None
 
 
 def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path: Path):

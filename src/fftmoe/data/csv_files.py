@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fftmoe.data.names import distinct_names
 
 SEPARATORS = ",;\t|"
+_DECLARED = re.compile(rf"sep=([{SEPARATORS}])(\r\n|\r|\n)")
 _LONGEST_CELL = 2**31 - 1  # characters
 
 
@@ -15,8 +17,8 @@ def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
     """The columns of a CSV file, and the number of its rows.
 
     Cells are separated by commas. If the header line has none, they are separated by the first of semicolon, tab and
-    vertical bar that it has. A line without any character is no row, except in a file of one column, where it is an
-    empty cell.
+    vertical bar that it has. A line `sep=;` before the header line, as spreadsheets write it, decides instead. A line
+    without any character is no row, except in a file of one column, where it is an empty cell.
 
     Raises:
         ValueError: it is not such a file. The message is the end of a sentence that names the file.
@@ -39,7 +41,10 @@ def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
 
 def _records(text: str) -> tuple[list[str], list[list[str]]]:
     """The header and all records after it."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+    separator = _separator(text)
+    if declared := _DECLARED.match(text):
+        separator, text = declared[1], text[declared.end() :]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         records = list(reader)
     except csv.Error as error:

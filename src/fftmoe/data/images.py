@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,19 @@ class ImageExamples:
         return {"pixel_values": (self.pixels[rows].float() * self.scale - mean) / std, "labels": self.labels[rows]}
 
 
-def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
+def present_images(table: Table, column: str) -> list[bool]:
+    """For each of the N rows whether its cell holds anything."""
+    return [_encoded(value) not in (None, "", b"") for value in table.columns[column]]
+
+
+def read_pixels(table: Table, column: str, size: tuple[int, int], wanted: Sequence[bool] | None = None) -> Tensor:
     """The images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
         column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files below the table's
             folder, or lists of whole numbers from 0 to 255, [H, W] or [H, W, 3].
         size: height and width of every result.
+        wanted: for each row whether its image is read; None for all N.
 
     Returns:
         uint8 [N, 3, H, W].
@@ -73,15 +80,17 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     Raises:
         InputError: an image is missing or cannot be read.
     """
+    rows = [row for row in range(table.num_rows) if wanted is None or wanted[row]]
 
-    def describe(row: int, reason: str) -> str:
+    def describe(place: int, reason: str) -> str:
         return (
-            f"{table.where}: column {column!r} holds no image in row {row + 1}: {reason}; an image is an encoded file "
-            "(PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 to 255: correct "
-            "or remove the row, or name another column with data.image"
+            f"{table.where}: column {column!r} holds no image in row {rows[place] + 1}: {reason}; an image is an "
+            "encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 to "
+            "255: correct or remove the row, or name another column with data.image"
         )
 
-    return _decoded(table.columns[column], table.num_rows, table.folder, size, describe)
+    values = iter(table.columns[column]) if wanted is None else compress(table.columns[column], wanted)
+    return _decoded(values, len(rows), table.folder, size, describe)
 
 
 def read_image_files(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
@@ -127,8 +136,7 @@ def _decoded(
 
 def decode_image(value: Any, folder: Path | None) -> Image.Image:
     """The image in a table's cell; some exception with a reason if there is none."""
-    if isinstance(value, dict):  # datasets.Image: the file's bytes, or its path
-        value = value.get("bytes") or value.get("path")
+    value = _encoded(value)
     if value is None:
         raise ValueError("the value is empty")
     if isinstance(value, list | np.ndarray):
@@ -143,6 +151,11 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
     if decoded.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels have more than 8 bits (mode {decoded.mode})")
     return ImageOps.exif_transpose(decoded)
+
+
+def _encoded(value: Any) -> Any:
+    """What a cell holds; a cell of `datasets.Image` holds the bytes of a file, or its path."""
+    return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
 
 
 def _inside(folder: Path | None, name: str) -> Path:

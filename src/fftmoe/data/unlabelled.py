@@ -1,12 +1,13 @@
 """Inputs for a finished model: texts and images without labels, from files of every kind."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fftmoe.data.images import read_image_files, read_pixels
+from fftmoe.data.images import present_images, read_image_files, read_pixels
 from fftmoe.data.read import is_table, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -37,30 +38,46 @@ def read_texts(path: Path, column: str) -> list[str | None]:
     return texts
 
 
-def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> tuple[list[str], Tensor]:
+@dataclass(frozen=True)
+class NamedImages:
+    """Images that a person asks about.
+
+    Attributes:
+        names: of all images, a file's path or `{file}:{row}`.
+        present: for each name whether there is an image; a row of a table may have none.
+        pixels: uint8 [N, 3, H, W], of the N images that are present.
+    """
+
+    names: list[str]
+    present: list[bool]
+    pixels: Tensor
+
+
+def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> NamedImages:
     """Images of files, of all image files in a folder, or of a column of a .parquet or .jsonl file.
 
     Args:
         size: height and width to which every image is resized.
 
-    Returns:
-        a name for each image, its file's path or `{file}:{row}`; the pixels, uint8 [N, 3, H, W].
-
     Raises:
         InputError: a place cannot be read, or holds no image.
     """
     names: list[str] = []
+    present: list[bool] = []
     pixels = [torch.zeros(0, 3, *size, dtype=torch.uint8)]
     for place in places:
         if not place.is_dir() and is_table(place):
             table = _with_column(read_table(place), column)
             names += [f"{place}:{row}" for row in range(1, table.num_rows + 1)]
-            pixels.append(read_pixels(table, column, size))
+            there = present_images(table, column)
+            present += there
+            pixels.append(read_pixels(table, column, size, there))
         else:
             files = _files(place)
             names += map(str, files)
+            present += [True] * len(files)
             pixels.append(read_image_files(files, size))
-    return names, torch.cat(pixels)
+    return NamedImages(names, present, torch.cat(pixels))
 
 
 def _files(place: Path) -> list[Path]:

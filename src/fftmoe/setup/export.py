@@ -185,6 +185,6 @@ def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
     if data is None or not Path(data).is_file():
         return load_split(recipe, "train", run.label_names, data)
     if run.reads_images:
-        return unlabelled_images(run, [Path(data)], run.inputs.image_column)[1]
+        return unlabelled_images(run, [Path(data)], run.inputs.image_column)[2]
     texts = [text for text in read_texts(Path(data), run.inputs.text_column) if text is not None and text.strip()]
     return unlabelled_texts(run, texts)

@@ -20,10 +20,12 @@ class Inputs:
     Attributes:
         names: the texts themselves, None where a row of a table has none; or the names of the images.
         images: the images in the model's format, their labels all 0; None for texts.
+        present: for each name of an image whether there is one; empty for texts.
     """
 
     names: Sequence[str | None]
     images: Examples | None = None
+    present: Sequence[bool] = ()
 
 
 def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | None, column: str | None) -> Inputs:
@@ -68,20 +70,22 @@ def _read_images(run: FinishedRun, places: Sequence[Path], column: str) -> Input
         raise InputError(
             "there is no image to label; pass paths of image files, of a folder of them, or of a .parquet file"
         )
-    names, examples = unlabelled_images(run, places, column)
-    return Inputs(names, examples)
+    names, present, examples = unlabelled_images(run, places, column)
+    return Inputs(names, examples, present)
 
 
-def unlabelled_images(run: FinishedRun, places: Sequence[Path], column: str) -> tuple[Sequence[str], Examples]:
-    """The names of images, and the images in the format of the run's model; every label is 0.
+def unlabelled_images(
+    run: FinishedRun, places: Sequence[Path], column: str
+) -> tuple[Sequence[str], Sequence[bool], Examples]:
+    """The names of images, which of them there are, and those in the format of the run's model; every label is 0.
 
     Raises:
         InputError: an image or a table cannot be read.
     """
     form = load_image_processor(run.backbone.model)
-    names, pixels = read_images(places, column, form.size)
-    labels = torch.zeros(len(names), dtype=torch.int64)
-    return names, ImageExamples(pixels, labels, form.mean, form.std, form.scale)
+    found = read_images(places, column, form.size)
+    labels = torch.zeros(len(found.pixels), dtype=torch.int64)
+    return found.names, found.present, ImageExamples(found.pixels, labels, form.mean, form.std, form.scale)
 
 
 def unlabelled_texts(run: FinishedRun, texts: Sequence[str]) -> Examples:

@@ -1,6 +1,6 @@
 """Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -43,17 +43,34 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
         For one label of several `{"text" | "image", "label", "score"}`, whose scores sum to 1 over the labels; for any
         number of labels `{"text", "labels"}`, those with a score above 0.5; for regression `{"text", "values":
         {target: number}}`; for token classification `{"text", "tokens", "tags"}`; for a language model `{"prompt",
-        "completion"}`, the completion being greedy. Where there is no text, the same with None and a `"reason"`.
+        "completion"}`, the completion being greedy. Where there is no text or image, the same with None and a
+        `"reason"`.
 
     Raises:
         InputError: a prompt and its completion are longer than the model can read.
     """
-    if inputs.images is not None:
-        logits = predict_logits(trained.model, inputs.images, batch_size)
-        return _from_logits(trained.run, "image", inputs.names, logits, scores)
-    texts = [text for text in inputs.names if text is not None and not is_blank(text)]
-    answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
-    return [_no_answer(trained.run, text, scores) if is_blank(text) else next(answers) for text in inputs.names]
+    run = trained.run
+    if inputs.images is None:
+        kind, reasons = "prompt" if run.is_language_model else "text", [_why_not(text) for text in inputs.names]
+        texts = [text for text, reason in zip(inputs.names, reasons, strict=True) if text is not None and not reason]
+        answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
+    else:
+        kind, reasons = "image", [None if there else "there is no image" for there in inputs.present]
+        names = [name for name, there in zip(inputs.names, inputs.present, strict=True) if there]
+        logits = predict_logits(trained.model, inputs.images, batch_size) if names else ()
+        answers = iter(_from_logits(run, kind, names, logits, scores))
+    nothing: Answer = dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] if scores else [])))
+    return [
+        {kind: name, **nothing, "reason": reason} if reason else next(answers)
+        for name, reason in zip(inputs.names, reasons, strict=True)
+    ]
+
+
+def _why_not(text: str | None) -> str | None:
+    """Why there is no answer to a text; None if there is one."""
+    if text is None:
+        return "there is no text"
+    return ("the text is only white space" if text else "the text is empty") if is_blank(text) else None
 
 
 def _answers(
@@ -70,18 +87,10 @@ def _answers(
 
 
 def _from_logits(
-    run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Tensor, scores: bool
+    run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Iterable[Tensor], scores: bool
 ) -> list[Answer]:
     answer = ANSWERS[run.task]
     return [{kind: name, **answer(run, row, scores)} for name, row in zip(names, logits_NC, strict=True)]
-
-
-def _no_answer(run: FinishedRun, text: str | None, scores: bool) -> Answer:
-    """What stands in the place of an answer to a blank text, so that answers and inputs have the same places."""
-    fields = (*ANSWER_FIELDS[run.task], *(["scores"] if scores else []))
-    why = "there is no text" if text is None else "the text is empty" if not text else "the text is only white space"
-    kind = "prompt" if run.is_language_model else "text"
-    return {kind: text, **dict.fromkeys(fields), "reason": why}
 
 
 def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
@@ -117,9 +126,10 @@ ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Answer]] = {
 
 ANSWER_FIELDS: Mapping[str, Sequence[str]] = {
     "sequence-classification": ("label", "score"),
+    "image-classification": ("label", "score"),
     "multi-label-classification": ("labels",),
     "regression": ("values",),
     "token-classification": ("tokens", "tags"),
     "causal-lm": ("completion",),
 }
-"""What an answer to a text holds, besides the text."""
+"""What an answer holds, besides its input."""
