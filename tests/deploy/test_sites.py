@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
 from fftmoe.setup.compose import compose
-from fftmoe.setup.deployment import SiteProfile, check_deployable, compose_deployed, load_server_data, recipe_from_text
+from fftmoe.setup.deployment import (
+    SiteProfile,
+    check_deployable,
+    compose_deployed,
+    load_server_data,
+    other_backbones,
+    recipe_from_text,
+)
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
@@ -104,7 +111,7 @@ def test_sites_produce_the_bytes_of_one_machine(
     ]
     profiles = [read_profile(json.loads(json.dumps(site.describe()))) for site in own]
     assert [(p.client_id, p.tier) for p in profiles] == list(enumerate(tiers))
-    experiment = compose_deployed(recipe, data, list(reversed(profiles)))
+    experiment = compose_deployed(recipe, data, *named(list(reversed(profiles))))
     opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
     remote = begin(experiment, recipe, tmp_path / "remote", Progress.silent(), opened)
 
@@ -259,16 +266,18 @@ def test_the_server_needs_only_test_rows_and_labels(recipe_values: dict[str, Any
         load_server_data(parse_recipe({**values, "data": {**values["data"], "labels": ["red", "blue"]}}, "test"))
 
 
-def test_a_site_with_a_foreign_budget_is_named(recipe_values: dict[str, Any], divided: Path):
+def named(profiles: Sequence[SiteProfile]) -> tuple[dict[str, SiteProfile], dict[str, int]]:
+    """The profiles and the indices of these sites by name."""
+    return {p.site: p for p in profiles}, {p.site: p.client_id for p in profiles}
+
+
+def test_a_cohort_is_no_larger_than_the_federation(recipe_values: dict[str, Any], divided: Path):
     recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
-    compose_with = partial(compose_deployed, recipe, load_server_data(recipe))
-    with pytest.raises(InputError, match="site b has budget 'huge'; the recipe has small, large"):
-        compose_with([SiteProfile("a", 0, "small", 5, ""), SiteProfile("b", 1, "huge", 5, "")])
     with pytest.raises(InputError, match=r"clients_per_round=4 is above the 2 clients"):
-        compose_with([SiteProfile("a", 0, "small", 5, ""), SiteProfile("b", 1, "large", 5, "")])
+        compose_deployed(recipe, load_server_data(recipe), {"a": SiteProfile("a", 0, "small", 5, "")}, {"a": 0, "b": 1})
 
 
-def test_a_site_with_another_backbone_is_named_before_the_first_round(
+def test_a_site_with_another_backbone_is_found_before_the_first_round(
     recipe_values: dict[str, Any], divided: Path, site: Callable[..., OpenSite], tmp_path: Path
 ):
     folder = shutil.copytree(recipe_values["backbone"]["model"], tmp_path / "damaged")
@@ -279,20 +288,12 @@ def test_a_site_with_another_backbone_is_named_before_the_first_round(
     recipe = parse_recipe(
         merged(over_sites(natural(recipe_values), divided), {"federation": {"clients_per_round": 1}}), ""
     )
-    compose_with = partial(compose_deployed, recipe, load_server_data(recipe))
-    compose_with([read_profile(whole.describe()), read_profile({**whole.describe(), "site": "b", "client_id": 1})])
-    with pytest.raises(
-        InputError, match=r"the backbone of site author-0 \([0-9a-f]{16}\) is not the server's .*--model"
-    ):
-        compose_with([read_profile(damaged.describe())])
-
-
-@pytest.mark.parametrize(
-    "values", [{}, {"site": "a"}, {"site": "a", "client_id": 0, "tier": "x", "num_examples": "many"}]
-)
-def test_an_invalid_profile_is_refused(values: dict[str, Any]):
-    with pytest.raises(InputError, match="described itself"):
-        read_profile(values)
+    other = read_profile({**whole.describe(), "site": "b", "client_id": 1})
+    profiles, client_ids = named([read_profile(damaged.describe()), other])
+    experiment = compose_deployed(recipe, load_server_data(recipe), profiles, client_ids)
+    found = other_backbones(experiment, profiles)
+    assert [*found] == ["author-0"]
+    assert re.search(r"its backbone \([0-9a-f]{16}\) is not the server's .*--model", found["author-0"])
 
 
 def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Path):
@@ -300,6 +301,6 @@ def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Pat
     recipe = parse_recipe(values, "test")
     own = fingerprint(compose(parse_recipe(natural(recipe_values), "here")).model)
     profiles = [SiteProfile(str(c), c, "small", 5, own) for c in range(4)]
-    experiment = compose_deployed(recipe, load_server_data(recipe), profiles)
+    experiment = compose_deployed(recipe, load_server_data(recipe), *named(profiles))
     assert clients_per_batch(experiment) == 1
     assert experiment.remote

@@ -12,6 +12,7 @@ from fftmoe.deploy.job import make_job
 from fftmoe.deploy.run_sites import RunSites
 from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine
+from fftmoe.errors import RunError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import (
     Recipe,
@@ -19,13 +20,17 @@ from fftmoe.setup.deployment import (
     compose_deployed,
     deadline_seconds,
     load_server_data,
+    other_backbones,
     recipe_values,
+    tier_names,
 )
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded
 from fftmoe.setup.run import Result, begin, go_on, unfinished
 from fftmoe.setup.site_request import recipe_digest
 from fftmoe.store import RunFolder, check_output, read_config
+
+NO_NODE = 0  # Flower gives no node this number, so a client of it counts as absent
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,20 @@ def run_over_sites(
     Raises:
         InputError: bad input, or the sites' profiles contradict the deployment. RunError: too few sites answered.
     """
-    call = RollCall(grid, nodes, client_ids, prepared.job, progress)
-    profiles = gather(call, prepared.sites.profiles, wait_seconds)
-    experiment = compose_deployed(prepared.recipe, prepared.data, list(profiles.values()))
+    known = prepared.sites.profiles
+    call = RollCall(grid, nodes, client_ids, prepared.job, tier_names(prepared.recipe), known, progress)
+    found = gather(call, wait_seconds)
+    experiment = compose_deployed(prepared.recipe, prepared.data, found.profiles, client_ids)
+    excluded = found.excluded | other_backbones(experiment, found.profiles)
+    for site, reason in excluded.items():
+        progress.say(f"the run goes on without site {site}: {reason}")
+    if excluded.keys() == client_ids.keys():
+        raise RunError("no site can take part; the reasons are above: correct them, then run this command again")
+    profiles = {site: profile for site, profile in found.profiles.items() if site not in excluded}
 
     def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
         RunSites(prepared.sites.run, profiles).write(folder.path)
-        by_client = {client_ids[site]: node for site, node in nodes.items()}
+        by_client = {client_ids[site]: nodes[site] if site in profiles else NO_NODE for site in nodes}
         return FlowerEngine(grid, by_client, prepared.job, deadline_seconds(prepared.recipe))
 
     if prepared.is_interrupted:

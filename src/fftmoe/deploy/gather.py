@@ -1,7 +1,7 @@
 """Waits for the sites of a run, and collects their profiles."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +17,41 @@ ASK_SECONDS = 120.0  # for a site to load its backbone and its data
 LOOK_SECONDS = 1.0  # between two looks for sites that have connected
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Who takes part in a run.
+
+    Attributes:
+        profiles: site -> its profile, for every site that takes part.
+        excluded: site -> why the run goes on without it: what it said about itself cannot be true.
+    """
+
+    profiles: dict[str, SiteProfile]
+    excluded: dict[str, str]
+
+
 @dataclass
 class RollCall:
     """The sites that have answered so far.
 
     Attributes:
         nodes: site -> its node. client_ids: site -> its index among the clients, for every site of the federation.
-        job: see `make_job`.
-        profiles: site -> its profile. refused: site -> why it cannot join, as it was last reported.
+        job: see `make_job`. tiers: the names of the recipe's budgets.
+        known: site -> its profile, as the run knows it from before an interruption.
+        profiles: site -> its profile. refused: site -> why it cannot join, as it last reported.
+        invalid: site -> why its profile is not believed.
     """
 
     grid: Grid
     nodes: Mapping[str, int]
     client_ids: Mapping[str, int]
     job: Mapping[str, Any]
+    tiers: Collection[str]
+    known: Mapping[str, SiteProfile]
     progress: Progress
     profiles: dict[str, SiteProfile] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    invalid: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -45,22 +63,60 @@ class RollCall:
         connected = set(self.grid.get_node_ids())
         new = {n: site for site, n in self.nodes.items() if n in connected and site not in self.profiles}
         for node, answer in ask(self.grid, list(new), self.job, ASK_SECONDS).items():
-            site = new[node]
-            profile = _profile_of(answer, site, self.client_ids[site])
-            if isinstance(profile, str):
-                if self.refused.get(site) != profile:
-                    self.progress.say(f"site {site} cannot join: {profile}")
-                self.refused[site] = profile
-                continue
-            self.profiles[site] = profile
-            self.progress.say(f"site {site} is here: budget {profile.tier}, {profile.num_examples} examples")
+            self._enter(new[node], answer)
+
+    def _enter(self, site: str, answer: Any) -> None:
+        """Enter what a site has answered: its profile, or a sentence that says why it cannot join."""
+        before = self.refused.pop(site, None), self.invalid.pop(site, None)
+        if isinstance(answer, str):
+            self.refused[site] = answer
+        else:
+            try:
+                profile = self._screened(site, answer)
+            except InputError as error:
+                self.invalid[site] = str(error)
+            else:
+                self.profiles[site] = profile
+                self.progress.say(f"site {site} is here: budget {profile.tier}, {profile.num_examples} examples")
+                return
+        reasons = self.refused.get(site), self.invalid.get(site)
+        if reasons != before:
+            self.progress.say(f"site {site} cannot join: {reasons[0] or reasons[1]}")
+
+    def _screened(self, site: str, values: Any) -> SiteProfile:
+        """A site's profile, if it can be true.
+
+        Raises:
+            InputError: it is malformed, is another site's, names a tier that the recipe does not have, or contradicts
+                what the site said before.
+        """
+        profile, client_id = read_profile(values), self.client_ids[site]
+        if (profile.site, profile.client_id) != (site, client_id):
+            raise InputError(
+                f"the node with the key of site {site} (client {client_id}) calls itself {profile.site!r:.99} (client "
+                f"{profile.client_id}); give each site the folder that was made for it"
+            )
+        if profile.tier not in self.tiers:
+            raise InputError(f"it has budget {profile.tier!r:.99}; the recipe has {', '.join(self.tiers)}")
+        if (said := self.known.get(site)) is not None and said != profile:
+            raise InputError(
+                f"it says {_figures(profile)}, but said {_figures(said)} when the run began; start a new run for "
+                "other data, another budget or another backbone"
+            )
+        return profile
 
 
-def gather(call: RollCall, known: Mapping[str, SiteProfile], wait_seconds: float) -> dict[str, SiteProfile]:
+def _figures(profile: SiteProfile) -> str:
+    return f"{profile.num_examples} examples, budget {profile.tier!r:.99}, backbone {profile.backbone}"
+
+
+def gather(call: RollCall, wait_seconds: float) -> Gathered:
     """The profile of every site: a new one from each site that answers in time, otherwise the known one.
 
+    A site whose profile cannot be true is left out, and the others go on: no site's word may end the run.
+
     Raises:
-        RunError: a site that is not known did not answer in time.
+        RunError: a site that is not known did not connect in time, or refuses; or no site is left.
     """
     ends = time.monotonic() + wait_seconds
     call.progress.say(f"waiting for {len(call.client_ids)} sites: {', '.join(call.client_ids)}")
@@ -68,26 +124,13 @@ def gather(call: RollCall, known: Mapping[str, SiteProfile], wait_seconds: float
         call.look()
         if not call.is_complete:
             time.sleep(LOOK_SECONDS)
-    unknown = [site for site in call.client_ids if site not in call.profiles and site not in known]
-    if unknown:
-        reasons = "; ".join(f"{site}: {call.refused.get(site, 'it did not connect')}" for site in unknown)
+    profiles = {**call.known, **call.profiles}
+    excluded = {site: reason for site, reason in call.invalid.items() if site not in profiles}
+    missing = [site for site in call.client_ids if site not in profiles and site not in excluded]
+    if missing or not profiles:
+        reasons = {site: call.refused.get(site, "it did not connect") for site in missing} | excluded
+        listed = "; ".join(f"{site}: {reason}" for site, reason in reasons.items())
         raise RunError(
-            f"not all sites answered within {wait_seconds:g} s ({reasons}); start them, then run this command again"
+            f"not all sites answered within {wait_seconds:g} s ({listed}); start them, then run this command again"
         )
-    return {site: call.profiles.get(site) or known[site] for site in call.client_ids}
-
-
-def _profile_of(answer: Any, site: str, client_id: int) -> SiteProfile | str:
-    """The site's profile, or why it cannot join."""
-    if isinstance(answer, str):
-        return answer
-    try:
-        profile = read_profile(answer)
-    except InputError as error:
-        return str(error)
-    if (profile.site, profile.client_id) != (site, client_id):
-        return (
-            f"the node with the key of site {site} (client {client_id}) calls itself {profile.site!r:.99} (client "
-            f"{profile.client_id}); give each site the folder that was made for it"
-        )
-    return profile
+    return Gathered({site: profiles[site] for site in call.client_ids if site in profiles}, excluded)

@@ -5,7 +5,7 @@ Both arrive from another organisation, so both are validated before use.
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +14,8 @@ from fftmoe.server.screening import MOST_EXAMPLES
 from fftmoe.setup.deployment import SiteProfile
 
 JOB_TYPES = {"recipe": dict, "labels": list, "run": str}
+MOST_TEXT = 200  # characters of a name in a profile
+FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
@@ -44,6 +46,20 @@ def read_profile(values: Mapping[str, Any]) -> SiteProfile:
     """
     types = {field.name: field.type for field in fields(SiteProfile)}
     right = isinstance(values, dict) and {name: type(value) for name, value in values.items()} == types
-    if not right or not 0 < values["num_examples"] <= MOST_EXAMPLES:
+    if not right or not all(can_be(values[name]) for name, can_be in PROFILE_VALUES.items()):
         raise InputError(f"a site described itself as {reprlib.repr(values)}; expected a value for each of {[*types]}")
     return SiteProfile(**values)
+
+
+def _short_and_printable(text: str) -> bool:
+    return 0 < len(text) <= MOST_TEXT and text.isprintable()
+
+
+PROFILE_VALUES: Mapping[str, Callable[[Any], object]] = {
+    "site": _short_and_printable,
+    "client_id": lambda number: 0 <= number <= MOST_EXAMPLES,
+    "tier": _short_and_printable,
+    "num_examples": lambda number: 0 < number <= MOST_EXAMPLES,
+    "backbone": FINGERPRINT.fullmatch,
+}
+"""What each value of a profile can be; a profile arrives from another organisation."""

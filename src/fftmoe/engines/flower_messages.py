@@ -24,6 +24,7 @@ from fftmoe.strict import strict_json
 STYPE = "fftmoe.message"
 JOB, CLIENTS, COST, FAILURE, PROFILE = "job", "clients", "cost", "failure", "profile"
 MOST_COST = 1e9  # seconds, or MiB
+MOST_PROFILE = 2000  # characters
 LOG = logging.getLogger("fftmoe")
 JobValues = Mapping[str, Any]
 """What a node must know to serve a run, as JSON values."""
@@ -97,7 +98,10 @@ def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
     Raises:
         KeyError, ValueError: the content holds no profile.
     """
-    return strict_json(str(content.config_records[PROFILE]["json"]))
+    text = str(content.config_records[PROFILE]["json"])
+    if len(text) > MOST_PROFILE:
+        raise ValueError(f"it has {len(text)} characters; at most {MOST_PROFILE} are read")
+    return strict_json(text)
 
 
 def failure_of(content: RecordDict, own: bool) -> str | None:

@@ -3,7 +3,7 @@
 The server holds the recipe and the test examples. Training examples and client states stay with the sites.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,31 +109,42 @@ def load_server_data(recipe: Recipe) -> Loaded:
     return Loaded(test.select([]), test, found.label_names, None, found.max_length, found.strata)
 
 
-def compose_deployed(recipe: Recipe, data: Loaded, profiles: Sequence[SiteProfile]) -> Experiment:
+def tier_names(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the recipe's budgets."""
+    return tuple(budget.name for budget in recipe.budgets)
+
+
+def compose_deployed(
+    recipe: Recipe, data: Loaded, profiles: Mapping[str, SiteProfile], client_ids: Mapping[str, int]
+) -> Experiment:
     """The experiment that the server runs over these sites: one site for each of the clients 0, 1, ….
 
+    Args:
+        profiles: site -> its profile. A site without one takes no part; it keeps its place among the clients, with one
+            example and the first tier, so that every other client keeps its id.
+        client_ids: site -> its index, for every site of the federation.
+
     Raises:
-        InputError: as `compose`; or a site's budget is not in the recipe, or its backbone differs from the server's.
+        InputError: as `compose`.
     """
-    names = [budget.name for budget in recipe.budgets]
-    for profile in profiles:
-        if profile.tier not in names:
-            raise InputError(f"site {profile.site} has budget {profile.tier!r}; the recipe has {', '.join(names)}")
-    ordered = sorted(profiles, key=lambda profile: profile.client_id)
-    assert [profile.client_id for profile in ordered] == list(range(len(ordered)))
-    no_rows = Ragged(np.empty(0, dtype=np.int64), np.zeros(len(ordered) + 1, dtype=np.int64))
-    partition = Partition(no_rows, tuple(profile.site for profile in ordered))
-    tier_of = np.array([names.index(profile.tier) for profile in ordered])
-    sizes = np.array([profile.num_examples for profile in ordered])
-    experiment = assemble(recipe, data, partition, tier_of, sizes, remote=True)
-    _check_backbones(ordered, fingerprint(experiment.model))
-    return experiment
+    names = tier_names(recipe)
+    ordered = sorted(client_ids, key=lambda site: client_ids[site])
+    assert [client_ids[site] for site in ordered] == list(range(len(ordered)))
+    absent = {site: SiteProfile(site, client_ids[site], names[0], 1, "") for site in ordered if site not in profiles}
+    every = [absent.get(site) or profiles[site] for site in ordered]
+    no_rows = Ragged(np.empty(0, dtype=np.int64), np.zeros(len(every) + 1, dtype=np.int64))
+    partition = Partition(no_rows, tuple(ordered))
+    tier_of = np.array([names.index(profile.tier) for profile in every])
+    sizes = np.array([profile.num_examples for profile in every])
+    return assemble(recipe, data, partition, tier_of, sizes, remote=True)
 
 
-def _check_backbones(profiles: Sequence[SiteProfile], own: str) -> None:
-    other = [f"{profile.site} ({profile.backbone})" for profile in profiles if profile.backbone != own]
-    if other:
-        raise InputError(
-            f"the backbone of site {', '.join(other)} is not the server's ({own}): its weights or its configuration "
-            "differ, or a file is damaged; give the site the same model, and name its folder with --model"
-        )
+def other_backbones(experiment: Experiment, profiles: Mapping[str, SiteProfile]) -> dict[str, str]:
+    """The sites whose backbone is not the server's, each with the reason why it cannot take part."""
+    own = fingerprint(experiment.model)
+    return {
+        site: f"its backbone ({profile.backbone}) is not the server's ({own}): its weights or its configuration "
+        "differ, or a file is damaged; give the site the same model, and name its folder with --model"
+        for site, profile in profiles.items()
+        if profile.backbone != own
+    }

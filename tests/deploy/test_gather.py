@@ -1,0 +1,161 @@
+"""No site's word about itself ends a run, reaches the terminal raw, or changes what the site said before."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fftmoe.deploy import gather as roll_call
+from fftmoe.deploy.gather import Gathered, RollCall, gather
+from fftmoe.engines.flower_messages import MOST_PROFILE, PROFILE, unpack_profile
+from fftmoe.errors import RunError
+from fftmoe.report.progress import Progress
+from fftmoe.setup.deployment import SiteProfile
+
+SITES = {"a": 0, "b": 1, "c": 2}
+NODES = {"a": 11, "b": 13, "c": 17}
+GOOD = {
+    site: {"site": site, "client_id": i, "tier": "small", "num_examples": 5 + i, "backbone": "0" * 16}
+    for site, i in SITES.items()
+}
+KNOWN = {site: SiteProfile(**cast(dict[str, Any], values)) for site, values in GOOD.items()}
+
+
+class Connected:
+    """A grid whose nodes are all connected."""
+
+    def get_node_ids(self) -> list[int]:
+        return [*NODES.values()]
+
+
+def gathered(
+    monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, Any], known: Mapping[str, SiteProfile] | None = None
+) -> tuple[Gathered | str, str]:
+    """What comes of these answers of the sites, or the message of the error; and what the terminal shows."""
+    by_node = {NODES[site]: answer for site, answer in answers.items()}
+
+    def ask(grid: Grid, nodes: list[int], job: Any, seconds: float) -> dict[int, Any]:
+        return {node: by_node[node] for node in nodes if node in by_node}
+
+    monkeypatch.setattr(roll_call, "ask", ask)
+    monkeypatch.setattr(roll_call, "LOOK_SECONDS", 0.0)
+    shown = io.StringIO()
+    progress = Progress(Console(file=shown, width=10_000))
+    call = RollCall(cast(Grid, Connected()), NODES, SITES, {}, ("small", "large"), known or {}, progress)
+    try:
+        return gather(call, 0.02), shown.getvalue()
+    except RunError as error:
+        return str(error), shown.getvalue()
+
+
+@pytest.fixture
+def ask_sites(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Gathered | str, str]]:
+    return lambda answers, known=None: gathered(monkeypatch, answers, known)
+
+
+Ask = Callable[..., tuple[Gathered | str, str]]
+
+WRONG: dict[str, Any] = {
+    "nothing": {},
+    "a list": [1],
+    "a text too many": {**GOOD["b"], "note": "x"},
+    "a name of bytes": {**GOOD["b"], "site": "b\x1b[2J"},
+    "another site": {**GOOD["b"], "site": "a"},
+    "another client": {**GOOD["b"], "client_id": 0},
+    "a number as text": {**GOOD["b"], "num_examples": "5"},
+    "true for one": {**GOOD["b"], "num_examples": True},
+    "no rows": {**GOOD["b"], "num_examples": 0},
+    "too many rows": {**GOOD["b"], "num_examples": 10**9 + 1},
+    "an unknown tier": {**GOOD["b"], "tier": "huge"},
+    "a tier that acts": {**GOOD["b"], "tier": "\x1b]0;owned\x07"},
+    "a long tier": {**GOOD["b"], "tier": "t" * 100_000},
+    "a backbone of words": {**GOOD["b"], "backbone": "mine"},
+    "a long backbone": {**GOOD["b"], "backbone": "0" * 17},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_site_whose_profile_cannot_be_true_is_left_out_and_the_run_goes_on(ask_sites: Ask, name: str):
+    found, shown = ask_sites({**GOOD, "b": WRONG[name]})
+    assert isinstance(found, Gathered)
+    assert [*found.profiles] == ["a", "c"]
+    assert [*found.excluded] == ["b"]
+    assert shown.count("site b cannot join: ") == 1  # not at every look
+    assert "".join(shown.split("\n")).isprintable()
+    assert len(shown) < 2000
+
+
+def test_a_site_that_is_mended_in_time_takes_part(monkeypatch: pytest.MonkeyPatch):
+    """Site b first says what cannot be true, then refuses, then is well."""
+    said = iter([WRONG["no rows"], "its data does not fit the recipe (code data)", GOOD["b"]])
+
+    def ask(grid: Grid, nodes: list[int], job: Any, seconds: float) -> dict[int, Any]:
+        answers = {NODES["a"]: GOOD["a"], NODES["b"]: next(said), NODES["c"]: GOOD["c"]}
+        return {node: answers[node] for node in nodes}
+
+    monkeypatch.setattr(roll_call, "ask", ask)
+    monkeypatch.setattr(roll_call, "LOOK_SECONDS", 0.0)
+    call = RollCall(cast(Grid, Connected()), NODES, SITES, {}, ("small",), {}, Progress.silent())
+    found = gather(call, 40.0)
+    assert [*found.profiles] == ["a", "b", "c"]
+    assert (found.excluded, call.refused, call.invalid) == ({}, {}, {})
+
+
+def test_a_site_that_is_missing_or_refuses_ends_a_new_run_but_not_an_interrupted_one(ask_sites: Ask):
+    refusing = {**GOOD, "b": "its own policy does not allow what it was asked (code policy)"}
+    missing = {site: GOOD[site] for site in ("a", "c")}
+    for answers, reason in ((refusing, "b: its own policy"), (missing, "b: it did not connect")):
+        found, _ = ask_sites(answers)
+        assert isinstance(found, str)
+        assert reason in found
+        found, _ = ask_sites(answers, KNOWN)
+        assert isinstance(found, Gathered)
+        assert found.profiles == KNOWN
+
+
+def test_without_any_site_there_is_no_run(ask_sites: Ask):
+    found, _ = ask_sites({site: {} for site in SITES})
+    assert isinstance(found, str)
+    assert found.count("described itself as") == 3
+
+
+@pytest.mark.parametrize("change", [{"num_examples": 10**9}, {"tier": "large"}, {"backbone": "1" * 16}])
+def test_what_a_site_said_when_the_run_began_stays(ask_sites: Ask, change: dict[str, Any]):
+    found, shown = ask_sites({**GOOD, "b": {**GOOD["b"], **change}}, KNOWN)
+    assert isinstance(found, Gathered)
+    assert found.profiles == KNOWN
+    assert re.search("site b cannot join: it says .* but said 6 examples, budget 'small'", shown)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300),
+    lambda own: st.lists(own, max_size=3) | st.dictionaries(st.sampled_from([*GOOD["a"], "x"]), own, max_size=6),
+    max_leaves=9,
+)
+
+
+@given(JSON.filter(lambda value: not isinstance(value, str)))
+def test_no_json_value_ends_a_run_or_reaches_the_terminal_raw(value: Any):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found, shown = gathered(monkeypatch, {**GOOD, "b": value})
+    assert isinstance(found, Gathered)
+    assert found.excluded.keys() | found.profiles.keys() == SITES.keys()
+    assert shown.replace("\n", "").isprintable()
+    assert len(shown) < 2000
+
+
+def test_a_profile_of_many_characters_is_not_even_parsed():
+    def content(padding: int) -> RecordDict:
+        return RecordDict({PROFILE: ConfigRecord({"json": json.dumps({"site": "a" * padding})})})
+
+    assert unpack_profile(content(1000)) == {"site": "a" * 1000}
+    with pytest.raises(ValueError, match=f"at most {MOST_PROFILE} are read"):
+        unpack_profile(content(MOST_PROFILE))
