@@ -34,7 +34,9 @@ GUARDED = {
     "fftmoe.deploy.review": "deploy/test_site_review.py",
     "fftmoe.setup.policy": "deploy/test_door.py",
     "fftmoe.store.chained_log": "store/test_chained_log.py",
-    "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py",
+    "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
+    "fftmoe.records.release": "server/test_accountant.py",
+    "fftmoe.config.declared": "rounds/test_private_recipes.py tasks/test_target_scales.py",
     "fftmoe.setup.privacy": "rounds/test_private_recipes.py",
 }
 
