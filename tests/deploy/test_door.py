@@ -347,9 +347,9 @@ def test_a_recipe_within_the_fields_of_a_policy_needs_no_approval(tmp_path: Path
         door.admit(job_of(recipe({"federation": {"rounds": 6}}), run="abc9"))
     with fails_as("policy", "lists 2 labels"):  # those of a recipe that nobody has seen do not count
         door.admit(job_of(recipe({"data": {"labels": ["bone", "hiv"]}}), run="abc9", labels=("bone", "hiv")))
-    write_policy(tmp_path, {**policy, "fields": {**fields, "federation.batch_size": True}})
-    with fails_as("policy", r"`fields` does not allow its federation.batch_size$"):
-        door.admit(job_of(recipe(), run="abc9"))
+    write_policy(tmp_path, {**policy, "fields": {**fields, "federation.clients_per_round": True}})
+    with fails_as("policy", r"`fields` does not allow its federation.clients_per_round$"):  # true is not 1
+        door.admit(job_of(recipe({"federation": {"clients_per_round": 1}}), run="abc9"))
 
 
 def test_a_folder_that_the_recipe_names_is_not_read_by_a_site_with_its_own_model(tmp_path: Path):
