@@ -21,7 +21,10 @@ TASKS: dict[str, dict[str, Any]] = {
     "texts": {},
     "a closed-form head": {"head": {"kind": "closed-form"}},
     "two labels": {"backbone": {"task": "multi-label-classification"}},
-    "numbers": {"backbone": {"task": "regression"}, "data": {"targets": ["age: x", "#dose"], "labels": None}},
+    "numbers": {
+        "backbone": {"task": "regression"},
+        "data": {"targets": ["age: x", "#dose"], "target_scales": [[0, 100], [3, 7]], "labels": None},
+    },
     "prompts": {
         "backbone": {"task": "causal-lm", "model": "./model"},
         "data": {"prompt": "question", "completion": "answer", "labels": None},
