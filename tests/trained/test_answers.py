@@ -50,7 +50,7 @@ def test_a_reader_of_lines_finds_one_line_for_each_answer_and_a_terminal_no_esca
     assert not set(out) & {"\x9b", "\u2028", "\x0c"}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(CELLS | st.none(), min_size=1, max_size=5))
 def test_answers_keep_the_places_of_their_inputs(run: Path, texts: list[str | None]):
     answers = fftmoe.predict(run, texts)
