@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,22 @@ def test_stated_epsilons_of_servers_are_added_once_for_each_run(tmp_path: Path):
     assert account(door).epsilon(both["delta"]) == 3.0
     train(door, door.admit(job_of(private, run="abc2")))
     assert account(door).epsilon(both["delta"]) == 6.0
-    train(door, door.admit(job_of(PRIVATE, run="abc3")))  # at the delta that is left
-    own = epsilon_of([Release(sampling_rate(8, ROWS), NOISE, STEPS)], 5e-4, Adjacency.EXAMPLE_REPLACED)
-    assert account(door).epsilon(both["delta"]) == pytest.approx(6.0 + own)
-    with fails_as("policy", "epsilon of inf at delta 0.0025"):  # no delta is left for a third
-        train(door, door.admit(job_of(private, run="abc4")))
+    for run, other in (("abc3", private), ("abc4", PRIVATE)):  # no delta is left
+        with fails_as("policy", "epsilon of inf at delta 0.0025"):
+            train(door, door.admit(job_of(other, run=run)))
     train(door, admitted)  # it costs nothing more
+
+
+def test_next_to_own_releases_what_servers_state_counts_for_replaced_examples():
+    """A server compares with a site that never sends anything; an example is replaced in two such steps."""
+    own, stated = (Release(0.5, NOISE, STEPS),), {"one": (0.25, 1e-4), "other": (0.5, 2e-4)}
+    alone = Account(2, 0, 0, (), stated)  # type: ignore[arg-type]
+    assert alone.epsilon(1e-3) == 0.75
+    left = 1e-3 - (1 + math.exp(0.25)) * 1e-4 - (1 + math.exp(0.5)) * 2e-4
+    both = replace(alone, releases=own)
+    assert both.epsilon(1e-3) == pytest.approx(1.5 + epsilon_of(own, left, Adjacency.EXAMPLE_REPLACED))
+    assert both.epsilon(7e-4) == math.inf
+    assert replace(both, stated={"one": (1e4, 1e-9)}).epsilon(1e-3) == math.inf
 
 
 def test_two_servers_may_give_two_runs_the_same_name(tmp_path: Path):
@@ -304,6 +315,7 @@ def test_the_printed_ledger_says_what_was_asked_answered_and_refused(tmp_path: P
         "1 runs; 2 answers, 50 bytes; 1 refusals; 1 failures",
         "trained 1 times of 1000",
         f"spent an epsilon of {cost(ROWS):.4g} of 7, at delta 0.001",
+        "compared are data in which one example of a client is replaced by any other",
     ]
     assert len(lines) == len(words)
     for line, word in zip(lines, words, strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe.deploy.door import read_policy
 from fftmoe.deploy.ledger import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account, ledger_in
 from fftmoe.errors import InputError
+from fftmoe.server.accountant import Adjacency
 from fftmoe.setup.policy import Policy
 
 
@@ -36,6 +37,8 @@ def totals(policy: Policy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str
     if policy.privacy.epsilon is not None and policy.privacy.delta is not None:
         spent = account.epsilon(policy.privacy.delta)
         yield f"spent an epsilon of {spent:.4g} of {policy.privacy.epsilon:g}, at delta {policy.privacy.delta:g}"
+        own = Adjacency.EXAMPLE_REPLACED if account.releases else Adjacency.CLIENT_ADDED_OR_REMOVED
+        yield f"compared are data in which {own}"
     elif account.bare:
         yield f"{account.bare} of these had no noise, so no epsilon bounds what the rows have lost"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from fftmoe.errors import FftmoeError, InputError
 from fftmoe.records import Release
-from fftmoe.server.accountant import Adjacency, epsilon_of
+from fftmoe.server.accountant import Adjacency, epsilon_of, of_replaced_data
 from fftmoe.setup.policy import NOISY
 from fftmoe.setup.site_request import PROFILE, SUMS, TRAINING
 from fftmoe.store.chained_log import ChainedLog
@@ -90,13 +90,18 @@ class Account:
     def epsilon(self, delta: float) -> float:
         """An upper bound of what any example of the site has lost at this delta; infinite without noise.
 
-        The epsilons that servers state are added, as are their deltas; the site's own releases are composed.
+        The epsilons that servers state are added, as are their deltas; the site's own releases are composed. A server
+        speaks of a client that takes part or never does, and the site of an example that is replaced. Where both have
+        released something, what servers state is counted for replaced data too.
         """
-        left = delta - sum(own for _, own in self.stated.values())
+        stated = list(self.stated.values())
+        if self.releases:
+            stated = [of_replaced_data(*pair) for pair in stated]
+        left = delta - sum(own for _, own in stated)
         if self.bare or left < 0 or (self.releases and left == 0):
             return math.inf
         own = epsilon_of(self.releases, left, Adjacency.EXAMPLE_REPLACED) if self.releases else 0.0
-        return own + sum(epsilon for epsilon, _ in self.stated.values())
+        return own + sum(epsilon for epsilon, _ in stated)
 
 
 RunKey = tuple[str, str, str]

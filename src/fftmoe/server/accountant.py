@@ -19,6 +19,7 @@ PRECISION = 1e-3  # relative error of a calibrated noise multiplier
 GRID = 1e-4  # step of the grid of privacy losses; losses are rounded up to it, which can only raise epsilon
 COUNT_SHARE = 0.04  # share of the privacy cost 1 / z^2 that pays for counting the unclipped clients
 CLIP_RATE = 0.2  # learning rate of the clip norm (Andrew et al., arXiv 1905.03871, section 3)
+MOST_EXPONENT = 700.0  # of a finite power of e
 KEPT = 16  # privacy loss distributions of single releases; one has about a million numbers at most
 
 
@@ -45,6 +46,18 @@ def epsilon_of(releases: Iterable[Release], delta: float, adjacency: Adjacency) 
     for release in releases:
         times[release.sampling_rate, release.noise_multiplier] += release.times
     return _epsilon(tuple(sorted((*key, number) for key, number in times.items() if number)), delta, adjacency)
+
+
+def of_replaced_data(epsilon: float, delta: float) -> tuple[float, float]:
+    """Return what a guarantee for a client that takes part or never does says of one whose data are replaced.
+
+    From one client's data to none, and from none to other data, are two steps (group privacy):
+    P(M(D)) <= e^epsilon P(M(0)) + delta <= e^(2 epsilon) P(M(D')) + (1 + e^epsilon) delta.
+
+    Returns:
+        epsilon and delta of one replaced client, and so also of one replaced example of it.
+    """
+    return 2 * epsilon, (1 + math.exp(min(epsilon, MOST_EXPONENT))) * delta
 
 
 @lru_cache(maxsize=KEPT)
