@@ -145,10 +145,10 @@ def test_a_site_that_has_lost_its_policy_keeps_its_ledger(tmp_path: Path):
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """A recipe file, and the folder of a site."""
-    (tmp_path / "site").mkdir()
+    (tmp_path / "own").mkdir()
     path = tmp_path / "notes.yaml"
     path.write_text(yaml.safe_dump(changed(BASE, {"data": {"source": "data/server"}})))
-    return path, tmp_path / "site"
+    return path, tmp_path / "own"
 
 
 def test_review_shows_the_recipe_and_writes_only_after_a_yes(cli: Cli, files: tuple[Path, Path]):
@@ -199,6 +199,28 @@ def test_mistakes_of_an_operator_end_with_status_2(cli: Cli, files: tuple[Path, 
     assert "never answered: fftmoe deploy site ledger --begin" in cli("deploy", "site", "ledger", "--site", site).err
     assert "began" in cli("deploy", "site", "ledger", "--site", site, "--begin").out
     assert "exists" in cli("deploy", "site", "ledger", "--site", site, "--begin").err
+
+
+def test_a_site_without_a_policy_or_a_ledger_does_not_start(cli: Cli, site: Path, files: tuple[Path, Path]):
+    """A folder as `fftmoe deploy init` made it; the message is the operator's next command."""
+    rows = site.parent / "rows"
+    rows.mkdir()
+    (rows / "train.csv").write_text("text,label\nsore knee,bone\n")
+    start = ("deploy", "client", site, "--data", rows)
+    outcome = cli(*start)
+    assert outcome.status == 2
+    assert f"has no policy, so it would refuse everything: {site}/policy.yaml is missing" in outcome.err
+    assert f"fftmoe deploy site review RECIPE --site {site}" in outcome.err
+    assert not {"policy.yaml", "ledger.jsonl", "state"} & {path.name for path in site.iterdir()}
+    assert cli("deploy", "site", "review", files[0], "--site", site, "--yes").status == 0
+    (site / "ledger.head").unlink()
+    outcome = cli(*start)
+    assert outcome.status == 2
+    assert "this site's ledger is damaged" in outcome.err
+    (site / "policy.yaml").write_text("tasks: profile\n")
+    outcome = cli(*start)
+    assert outcome.status == 2
+    assert "tasks: Input should be a valid list" in outcome.err
 
 
 def test_words_of_a_recipe_do_not_act_on_a_terminal():
