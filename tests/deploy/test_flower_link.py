@@ -59,7 +59,8 @@ def test_messages_go_and_come_back(link: Link):
 def test_what_a_node_raises_is_a_fault_and_the_node_goes_on(link: Link):
     engine = link.engine()
     answers = sorted(engine.run_clients([[(0, b"raise")], [(1, b"ab")]]), key=lambda answer: answer.client_id)
-    assert answers[0] == Fault(0, "failed", "ValueError; the node's log has the rest")
+    code = "its training or evaluation failed (code training); the reason is in its own log"
+    assert answers[0] == Fault(0, "failed", code)
     assert isinstance(answers[1], Reply)
     assert [type(answer) for answer in engine.run_clients([[(0, b"ab")]])] == [Reply]
 

@@ -38,6 +38,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fftmoe.deploy.link.bounded_log import keep_log
+from fftmoe.deploy.link.gate import Gate, GatedListener
+
 MAX_BODY_BYTES = 64 * 2**20  # of a node's request; Flower cuts what it sends into objects of 5 MiB
 MOST_OBJECT_BYTES = 6 * 2**20
 MOST_OBJECTS = 256  # of a message
@@ -79,7 +82,7 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     """Start a SuperLink and wait until it listens. It ends at `stop_superlink`, or with this process.
 
     Args:
-        log: the file to which its output is appended.
+        log: the file to which its output is appended; it is bounded, see `keep_log`.
 
     Raises:
         RunError: it could not start; the message says why.
@@ -89,15 +92,15 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     # Without the caller's settings of Flower, some of which open further ports or ways to log in.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", __file__],  # -P: files of this folder must not be imported as modules
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the caller, which still needs the SuperLink then
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-P", __file__],  # -P: files of this folder must not be imported as modules
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the caller, which still needs the SuperLink then
+    )
+    keep_log(cast(IO[bytes], process.stderr), log)
     stdin, report = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
     too_late = threading.Timer(START_SECONDS, process.kill)
     too_late.start()
@@ -128,8 +131,9 @@ def stop_superlink(process: "subprocess.Popen[bytes]") -> None:
 class Guard:
     """Decides, before the body of a request is read, whether it may pass to Flower."""
 
-    def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
+    def __init__(self, app: FastAPI, endpoint: Endpoint, gate: Gate) -> None:
         self._app: ASGIApp = app
+        self._gate = gate
         self._state: InMemoryLinkState = app.state.linkstate_factory.state()
         self._control_port = _host_and_port(endpoint.control)[1]
         self._bearer = f"Bearer {endpoint.token}".encode()
@@ -152,7 +156,7 @@ class Guard:
             return None
         if scope["server"][1] == self._control_port:  # the port of this end of the connection
             given = headers.get("authorization", "").encode()
-            return None if hmac.compare_digest(given, self._bearer) else 401
+            return None if hmac.compare_digest(given, self._bearer) else 401  # its listener passes no gate
         if scope["method"] != "POST" or not path.startswith("/v1/fleet/"):
             return 404
         if not self._state.run_ids:
@@ -162,7 +166,10 @@ class Guard:
             return 411
         if int(length) > MAX_BODY_BYTES:
             return 413
-        return None if await run_in_threadpool(self._knows, headers) else 401
+        if not await run_in_threadpool(self._knows, headers):
+            return 401
+        self._gate.prove(tuple(scope["client"]), headers[FLEET_HTTP_PUBLIC_KEY_HEADER])
+        return None
 
     def _knows(self, headers: Headers) -> bool:
         """Whether a registered node signed this. Flower checks the time and the node itself with the body."""
@@ -252,14 +259,14 @@ def _listen(address: str) -> socket.socket:
     return socket.socket(listener.family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
-def _configure(endpoint: Endpoint) -> uvicorn.Config:
+def _configure(endpoint: Endpoint, gate: Gate) -> uvicorn.Config:
     app = create_app()  # Flower's HTTP application, without the gRPC servers and processes of its command
     app.state.superexec_auth_secret = bytes.fromhex(endpoint.secret)
     app.state.enable_supernode_auth = True  # nodes cannot register themselves
     factory = app.state.linkstate_factory
     factory.state_instance = LeanLinkState(factory.federation_manager, factory.objectstore_factory.store())
     config = uvicorn.Config(
-        Guard(app, endpoint),
+        Guard(app, endpoint, gate),
         lifespan="on",
         http="h11",  # limits the header of a request; httptools does not
         ws="none",
@@ -301,8 +308,9 @@ def main() -> None:
     endpoint = Endpoint(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        server = uvicorn.Server(_configure(endpoint))
-        sockets = [_listen(endpoint.control), _listen(endpoint.fleet)]
+        gate = Gate()
+        server = uvicorn.Server(_configure(endpoint, gate))
+        sockets = [_listen(endpoint.control), GatedListener.of(_listen(endpoint.fleet), gate)]
     except OSError as error:
         report.write(str(error))
         report.close()

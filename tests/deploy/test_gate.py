@@ -1,0 +1,228 @@
+"""Strangers at the door are few and make no site wait; a site's connections are bounded too."""
+
+import io
+import resource
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fftmoe.deploy.link import bounded_log
+from fftmoe.deploy.link.bounded_log import keep_log
+from fftmoe.deploy.link.gate import (
+    MOST_OF_ADDRESS,
+    MOST_OF_KEY,
+    MOST_STRANGERS,
+    PROOF_SECONDS,
+    Connection,
+    Gate,
+    GatedListener,
+    Peer,
+)
+from fftmoe.engines.base import Reply
+from flower_link import Link
+
+
+class FakeConnection:
+    """A connection that notes when it is cut off, and then leaves, as asyncio makes it leave."""
+
+    def __init__(self, gate: Gate, peer: Peer) -> None:
+        self.gate, self.peer, self.is_cut = gate, peer, False
+
+    def cut(self) -> None:
+        self.is_cut = True
+        self.gate.leave(self.peer)
+
+
+class Door:
+    """A gate with a clock of its own, and everyone who has ever come."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.gate = Gate(lambda: self.now)
+        self.all: list[FakeConnection] = []
+
+    def come(self, host: str) -> FakeConnection:
+        connection = FakeConnection(self.gate, (host, len(self.all)))
+        self.all.append(connection)
+        self.gate.enter(cast(Connection, connection))
+        return connection
+
+    def open(self) -> list[FakeConnection]:
+        return [connection for connection in self.all if not connection.is_cut]
+
+
+def test_of_too_many_strangers_the_oldest_is_cut_off():
+    door = Door()
+    first = [door.come("one") for _ in range(MOST_OF_ADDRESS)]
+    assert not any(connection.is_cut for connection in first)
+    door.come("one")
+    assert [connection.is_cut for connection in first] == [True, *[False] * (MOST_OF_ADDRESS - 1)]
+    others = [door.come(f"host-{i}") for i in range(MOST_STRANGERS)]
+    assert door.gate.strangers == MOST_STRANGERS
+    assert all(connection.is_cut for connection in first)
+    assert not any(connection.is_cut for connection in others)
+
+
+def test_a_stranger_that_takes_too_long_is_cut_off_when_another_comes():
+    door = Door()
+    slow = door.come("one")
+    door.now = PROOF_SECONDS - 1
+    quick = door.come("one")
+    door.now = PROOF_SECONDS
+    door.come("two")
+    assert (slow.is_cut, quick.is_cut) == (True, False)
+
+
+def test_a_connection_that_proved_a_key_stays_however_many_strangers_come():
+    door = Door()
+    site = door.come("one")
+    door.gate.prove(site.peer, "key")
+    door.gate.prove(site.peer, "key")  # with every request
+    for i in range(3 * MOST_STRANGERS):
+        door.come("one" if i % 2 else f"host-{i}")
+        door.now += 1
+    assert not site.is_cut
+    assert door.gate.proved == 1
+
+
+def test_of_too_many_connections_of_one_key_the_oldest_is_cut_off():
+    door = Door()
+    own = []
+    for _ in range(MOST_OF_KEY + 3):
+        own.append(door.come("one"))
+        door.gate.prove(own[-1].peer, "key")
+    other = door.come("one")
+    door.gate.prove(other.peer, "another key")
+    assert [connection.is_cut for connection in own] == [*[True] * 3, *[False] * MOST_OF_KEY]
+    assert not other.is_cut
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["come", "prove", "leave", "wait"]), st.integers(0, 6), st.integers(0, 2**16)),
+    min_size=1,
+    max_size=300,
+)
+
+
+@given(ACTIONS, st.integers(1, 3))
+def test_the_bounds_hold_whatever_happens(actions: list[tuple[str, int, int]], hosts: int):
+    door = Door()
+    for what, who, number in actions:
+        known = door.all[number % len(door.all)] if door.all else None
+        if what == "come":
+            for _ in range(number % 90):
+                door.come(f"host-{who % hosts}")
+        elif what == "wait":
+            door.now += who
+        elif known is not None and what == "prove" and not known.is_cut:
+            door.gate.prove(known.peer, f"key-{who}")
+        elif known is not None and what == "leave":
+            known.cut()
+        assert door.gate.strangers <= min(MOST_STRANGERS, hosts * MOST_OF_ADDRESS)
+        assert door.gate.proved <= 7 * MOST_OF_KEY
+        assert door.gate.strangers + door.gate.proved == len(door.open())
+
+
+@pytest.fixture
+def listener() -> Iterator[GatedListener]:
+    with GatedListener.of(socket.create_server(("127.0.0.1", 0)), Gate()) as own:
+        yield own
+
+
+def test_a_closed_connection_leaves_its_gate_and_one_that_is_cut_reads_its_end(listener: GatedListener):
+    address = listener.getsockname()
+    with socket.create_connection(address) as client, socket.create_connection(address) as other:
+        accepted, peer = listener.accept()
+        second, _ = listener.accept()
+        assert peer == client.getsockname()
+        assert listener.gate.strangers == 2
+        accepted.close()
+        accepted.close()
+        assert listener.gate.strangers == 1
+        cast(Connection, second).cut()
+        other.settimeout(40.0)
+        assert other.recv(1) == b""
+        second.close()
+    assert listener.gate.strangers == 0
+
+
+# The log
+
+
+def logged(tmp_path: Path, output: bytes) -> dict[str, bytes]:
+    keep_log(cast(Any, io.BytesIO(output)), tmp_path / "a.log").join()
+    return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_log_is_bounded_whatever_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounded_log, "MOST_BYTES", 3001)
+    files = logged(tmp_path, b"".join(b"line %d %s\n" % (i, b"x" * (i % 97)) for i in range(5003)))
+    assert files.keys() == {"a.log", "a.log.1", "a.log.2", "a.log.3"}
+    assert all(len(content) <= 3001 for content in files.values())
+    assert b"line 5002 " in files["a.log"].splitlines()[-1]
+
+
+@given(st.binary(max_size=3000))
+def test_a_log_holds_harmless_short_lines_with_times(tmp_path_factory: pytest.TempPathFactory, output: bytes):
+    content = logged(tmp_path_factory.mktemp("log"), output).get("a.log", b"").decode()
+    for line in content.split("\n")[:-1]:
+        assert line[:4].isdecimal()
+        assert len(line) < 1100
+        assert line.replace("\t", "").isprintable() or not any(
+            c < " " or "\x7f" <= c < "\xa0" for c in line if c != "\t"
+        )
+
+
+# Over the network
+
+
+@contextmanager
+def idle_strangers(address: str, number: int, context: ssl.SSLContext | None) -> Iterator[list[socket.socket]]:
+    """Connections that never say anything, or after their handshake; those that are cut off are replaced by nobody."""
+    host, _, port = address.rpartition(":")
+    with ExitStack() as stack:
+        found = []
+        for _ in range(number):
+            try:
+                plain = stack.enter_context(socket.create_connection((host, int(port)), 40.0))
+                one = plain if context is None else context.wrap_socket(plain, server_hostname="localhost")
+            except OSError:
+                continue  # cut off in its handshake
+            found.append(stack.enter_context(one))
+        yield found
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("secure", [False, True], ids=["without a handshake", "with a handshake"])
+def test_two_thousand_idle_strangers_keep_no_site_out(link: Link, secure: bool):
+    """They come from the sites' own address; the sites go on, and a new site's connection is let in."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
+    context = ssl.create_default_context(cafile=link.endpoint.ca) if secure else None
+    with idle_strangers(link.endpoint.fleet, 2000, context):
+        for _ in range(3):
+            answers = list(link.engine().run_clients([[(client, b"ab")] for client in range(2)]))
+            assert [type(answer) for answer in answers] == [Reply, Reply]
+        held = _connections_to(link.endpoint.fleet)
+        assert held <= MOST_STRANGERS + 4 * MOST_OF_KEY
+
+
+def _connections_to(address: str) -> int:
+    """How many established connections the listener's side of this machine holds."""
+    port = int(address.rpartition(":")[2])
+    ends = time.monotonic() + 40.0
+    while True:  # cut connections take a moment to be closed
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        held = sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+        if held <= MOST_STRANGERS + 4 * MOST_OF_KEY or time.monotonic() > ends:
+            return held
+        time.sleep(0.2)
