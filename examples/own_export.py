@@ -24,7 +24,7 @@ def export_half(run: Path, folder: Path) -> dict[str, float]:
     """Round the weights, open the result, and compare its logits with those of the run."""
     trained = load_run(run, exact=True)
     batches = probes(trained)
-    shutil.copytree(run / "adapter", folder, dirs_exist_ok=True)
+    shutil.copytree(run / "adapter", folder, ignore=shutil.ignore_patterns("bound.json"), dirs_exist_ok=True)
     save_file({name: t.bfloat16() for name, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
     found = difference(answers(reload(trained.run, folder), batches), answers(trained.model, batches))
     return require(found, 0.05, "adapter in bfloat16")

@@ -102,18 +102,20 @@ def run(
     return runs.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
 
 
-def resume(folder: str | Path, plugins: "Plugins | None" = None) -> "Result":
+def resume(folder: str | Path, plugins: "Plugins | None" = None, accept_changes: bool = False) -> "Result":
     """Continue an interrupted run. The result is the same to the byte as that of an uninterrupted run.
 
     Args:
         plugins: the plug-ins that the run was started with.
+        accept_changes: continue although data, backbone or versions are not those that the run began with.
 
     Raises:
-        InputError: the folder holds no unfinished run. RunError: the run failed.
+        InputError: the folder holds no unfinished run, or something has changed that the run is bound to. RunError:
+            the run failed.
     """
     from fftmoe.setup import run as runs
 
-    return runs.resume(Path(folder), plugins=plugins)
+    return runs.resume(Path(folder), plugins=plugins, accept_changes=accept_changes)
 
 
 def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) -> list[dict[str, Any]]:
@@ -123,8 +125,8 @@ def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) 
         run: the folder of the run.
         inputs: texts or prompts, whose answer is None with a reason where a text is blank or None; for a run on images,
             paths of image files, folders or tables.
-        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client` and `max_new_tokens`; they mean the same as
-            the options of `fftmoe predict`.
+        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens` and `accept_changes`;
+            they mean the same as the options of `fftmoe predict`.
 
     Raises:
         InputError: the folder holds no finished run, or an input cannot be read.
@@ -141,8 +143,8 @@ def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict
         run: the folder of the run.
         to: the format: "peft", "personal", "lora", "onnx" or "torch-export".
         output: the folder to write, new or empty.
-        options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them; they
-            mean the same as the options of `fftmoe export`.
+        options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them, and
+            `accept_changes`; they mean the same as the options of `fftmoe export`.
 
     Returns:
         the values of `export.json`.

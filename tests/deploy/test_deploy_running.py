@@ -1,7 +1,5 @@
 """One process per folder: others are refused, a dead one does not count, and a running one can be stopped."""
 
-import fcntl
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fftmoe.deploy.running import FACTS, LOCK, holder, running, stop
+from fftmoe.deploy.running import FACTS, holder, running, stop
 from fftmoe.errors import InputError, RunError
+from fftmoe.store import owned
 
 HOLD = """
 import signal, sys, time
@@ -70,12 +69,30 @@ def test_a_process_that_does_not_end_is_named(tmp_path: Path):
             stop(tmp_path, 0.5)
 
 
-def test_looking_at_a_folder_does_not_refuse_a_process_that_starts(tmp_path: Path):
-    """`holder` locks the folder for a moment; a server that starts then waits instead of giving up."""
-    with running(tmp_path, {}):
-        pass
-    handle = os.open(tmp_path / LOCK, os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    threading.Timer(0.3, os.close, [handle]).start()
-    with running(tmp_path, {"output": "runs/y"}):
-        assert (holder(tmp_path) or {})["output"] == "runs/y"
+def test_looking_at_a_folder_never_refuses_a_process_that_starts(tmp_path: Path):
+    """Somebody looks all the time, and another process takes the folder a hundred times."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            holder(tmp_path)
+
+    looking = [threading.Thread(target=look) for _ in range(3)]
+    for thread in looking:
+        thread.start()
+    try:
+        for _ in range(100):
+            with running(tmp_path, {"output": "runs/y"}):
+                pass
+    finally:
+        ended.set()
+        for thread in looking:
+            thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_facts_of_a_dead_process_are_not_those_of_the_one_that_starts(tmp_path: Path):
+    """Between taking the folder and writing its facts, `deploy stop` must not end a stranger with an old number."""
+    with owned(tmp_path):
+        (tmp_path / FACTS).write_text('{"pid": 1, "output": "runs/old"}')
+        assert holder(tmp_path) == {}

@@ -133,3 +133,36 @@ def test_an_idle_node_polls_less_often_and_never_adds_more_than_a_tenth(idle: fl
     assert least <= wait <= 30.0 or wait == least
     assert wait <= max(least, 0.1 * idle)
     assert flower_node.patience(2 * idle, least) >= wait
+
+
+def asked_before_joining(server: Server) -> list[str]:
+    names = [path.rpartition("/")[2] for path in server.asked[1:]]
+    return names[: names.index("activate-node")]
+
+
+def test_a_copy_of_a_folder_does_not_end_the_connection_of_the_original(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """After a crash a node ends its own earlier connection; the number in a copied file is that of another place."""
+    memory = tmp_path / "node.json"
+    memory.write_text(f"7 {flower_line._place_of(memory)}")
+    assert asked_before_joining(serve([], monkeypatch, tmp_path)[0]) == ["deactivate-node"]
+    for left in (f"7 {flower_line._place_of(tmp_path / 'original' / 'node.json')}", f"7 elsewhere {memory}", "7", "x"):
+        memory.write_text(left)
+        assert asked_before_joining(serve([], monkeypatch, tmp_path)[0]) == []
+
+
+def test_a_key_that_stays_in_use_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    accept = Server.__call__
+
+    def refuse(self: Server, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("activate-node"):
+            return httpx.Response(flower_line.KEY_IN_USE)
+        return accept(self, request)
+
+    monkeypatch.setattr(Server, "__call__", refuse)
+    _, said = serve([], monkeypatch, tmp_path)
+    assert flower_line.KEY_TWICE not in said  # a crashed node is still counted for a minute
+    monkeypatch.setattr(flower_line, "KEY_SECONDS", -1.0)
+    _, said = serve([], monkeypatch, tmp_path)
+    assert said.count(flower_line.KEY_TWICE) == 1

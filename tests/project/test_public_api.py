@@ -28,7 +28,7 @@ API = [
 VERBS = {
     "init": {"data", "--output", "--text", "--label", "--by"},
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
-    "resume": {"run", "--set", "--workers"},
+    "resume": {"run", "--set", "--workers", "--accept-changes"},
     "plan": {
         "recipe",
         "--set",
@@ -52,15 +52,16 @@ VERBS = {
         "--workers",
         "--set",
         "--keep",
+        "--accept-changes",
     },
     "deploy init": {"folder", "--sites", "--address", "--days"},
-    "deploy server": {"folder", "--recipe", "--output", "--set", "--wait"},
-    "deploy client": {"folder", "--data", "--budget", "--model"},
+    "deploy server": {"folder", "--recipe", "--output", "--set", "--wait", "--accept-changes"},
+    "deploy client": {"folder", "--data", "--budget", "--model", "--accept-changes"},
     "deploy site ledger": {"--site", "--begin"},
     "deploy site review": {"recipe", "--site", "--set", "--epsilon", "--yes"},
     "deploy status": {"folder"},
     "deploy stop": {"folder", "--seconds"},
-    "evaluate": {"run", "--data", "--split", "--top-k"},
+    "evaluate": {"run", "--data", "--split", "--top-k", "--accept-changes"},
     "predict": {
         "run",
         "inputs",
@@ -72,6 +73,7 @@ VERBS = {
         "--client",
         "--batch-size",
         "--max-new-tokens",
+        "--accept-changes",
     },
     "export": {
         "run",
@@ -84,6 +86,7 @@ VERBS = {
         "--rank",
         "--data",
         "--steps",
+        "--accept-changes",
     },
     "report": {"run", "--output"},
 }

@@ -244,7 +244,6 @@ def test_the_report_command_shows_an_unfinished_run(cli: Cli, folder: Path, tmp_
     [
         (None, "", "is not a run folder"),
         ("summary.json", "{", "summary.json"),
-        ("metrics.jsonl", "[1]\n", "it is damaged"),
         ("comparison.json", '{"cells": [{}]}', "it is not a comparison"),
     ],
 )

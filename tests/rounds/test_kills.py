@@ -173,7 +173,7 @@ class Nursery:
         from fftmoe.setup.engine import open_engine
         from fftmoe.setup.run import go_on
 
-        go_on(self.experiment, folder, Progress.silent(), open_engine)
+        go_on(self.experiment, self.recipe, folder, Progress.silent(), open_engine)
 
     def killed(self, folder: Path, point: str | float, count: int, again: bool) -> dict[str, Any]:
         """A run that is killed once or twice, and then goes on to its end."""

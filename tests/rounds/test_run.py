@@ -20,6 +20,7 @@ from shared_fixtures import Cli
 def test_a_run_leaves_its_folder_and_nothing_else(tiny_run: Finished):
     assert sorted(path.name for path in tiny_run.folder.iterdir()) == [
         "adapter",
+        "bindings.json",
         "checkpoints",
         "clients",
         "config.yaml",
@@ -30,7 +31,8 @@ def test_a_run_leaves_its_folder_and_nothing_else(tiny_run: Finished):
     adapter = {path.name for path in (tiny_run.folder / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "labels.json"} <= adapter
     assert sorted(path.name for path in (tiny_run.folder / "checkpoints").iterdir()) == [
-        f"round-{round:06d}.{kind}" for round in (1, 2) for kind in ("json", "safetensors")
+        *(f"round-{round:06d}.{kind}" for round in (1, 2) for kind in ("json", "safetensors")),
+        "rows.txt",
     ]
     assert not [path for path in tiny_run.folder.rglob("*") if path.name.endswith(".tmp")]
 

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import random
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -79,7 +80,9 @@ def assert_was_saved(folder: RunFolder, saved: Saved) -> None:
         return
     round = saved.state.round
     assert pack_state(saved.state) == pack_state(state_after(round))
-    assert saved.rows == [{"round": t, "bytes_up": 1000 * t} for t in range(round + 1)]
+    kept = [t for t in range(round + 1) if t not in saved.rows_lost]
+    assert kept[-1] == round
+    assert saved.rows == [{"round": t, "bytes_up": 1000 * t} for t in kept]
     for client in CLIENTS:
         found, expected = folder.client_states.load(client, before=round + 1), kept_after(client, round)
         assert found.keys() == expected.keys()
@@ -106,7 +109,7 @@ def copied(folder: Path) -> Iterator[Path]:
 
 def test_the_last_three_are_kept_and_the_newest_is_loaded(whole: Path):
     names = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert names == [f"round-{r:06d}.{kind}" for r in (3, 4, 5) for kind in ("json", "safetensors")]
+    assert names == [*(f"round-{r:06d}.{kind}" for r in (3, 4, 5) for kind in ("json", "safetensors")), "rows.txt"]
     saved = RunFolder(whole).load_newest()
     assert (saved.state or state_after(0)).round == ROUNDS
     assert saved.passed_over == ()
@@ -154,7 +157,7 @@ def load_damaged(folder: Path) -> int | None:
 def test_no_truncated_file_and_no_flipped_bit_is_ever_loaded(whole: Path):
     """A hundred truncations and a thousand flipped bits, anywhere in the six files of the three checkpoints."""
     source, found = random.Random(3), []
-    names = [name for name in of_checkpoints(whole) if name.startswith("checkpoints/")]
+    names = [name for name in of_checkpoints(whole) if name.startswith("checkpoints/round-")]
     with copied(whole) as folder:
         for bit in [None] * 100 + [source.randrange(8) for _ in range(1000)]:
             damage = Damage(source.choice(names), source.random(), bit)
@@ -235,23 +238,115 @@ def test_a_file_that_was_never_a_state_is_refused_although_its_digest_is_right(w
             assert re.search(reason, str(refused.value)), reason
 
 
-def test_damaged_rows_make_the_run_return_to_an_older_round_or_are_refused(whole: Path):
-    metrics = (whole / "metrics.jsonl").read_bytes()
-    lines = metrics.splitlines(keepends=True)
-    for spoiled, loaded in (
-        (metrics + b'{"round": 6, "accu', 5),  # a row that was being written
-        (metrics[:-7], 4),
-        (b"".join(lines[:-1]), 4),
-        (metrics.replace(b"4000", b"4001"), 3),
-        (metrics.replace(b"1000", b"1001"), None),
-        (b"", None),
-    ):
+@pytest.mark.parametrize("lost", range(ROUNDS))
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda line: line[:-5],  # cut, and joined with the next line
+        lambda line: line[: len(line) // 2] + b"\n",
+        lambda line: line.replace(b"0", b"7", 1),  # still JSON, with another number
+        lambda line: b"\xff\xfe garbage\n" + line[1:],
+        lambda line: b"",
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda line: b'{"round": 2, "bytes_up": 9}\n',  # a row that was never written
+        lambda line: bytes([line[3] ^ 1]).join([line[:3], line[4:]]),
+    ],
+)
+def test_a_damaged_row_costs_that_row_and_no_checkpoint(whole: Path, spoil: Callable[[bytes], bytes], lost: int):
+    lines = (whole / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    with copied(whole) as folder:
+        (folder / "metrics.jsonl").write_bytes(b"".join([*lines[:lost], spoil(lines[lost]), *lines[lost + 1 :]]))
+        saved = RunFolder(folder).load_newest()
+        assert_was_saved(RunFolder(folder), saved)
+        assert (saved.state or state_after(0)).round == ROUNDS
+        assert saved.passed_over == ()
+        assert lost in saved.rows_lost
+        assert set(saved.rows_lost) <= {lost, lost + 1}
+        go_on(RunFolder(folder))
+        assert (folder / "metrics.jsonl").read_bytes() == b"".join(saved.lines)
+
+
+def test_the_row_of_a_checkpoint_survives_the_loss_of_all_rows(whole: Path):
+    for spoiled in (b"", b"\0" * 999, None):
         with copied(whole) as folder:
-            (folder / "metrics.jsonl").write_bytes(spoiled)
-            if loaded == ROUNDS:
-                assert_was_saved(RunFolder(folder), RunFolder(folder).load_newest())
-            else:
-                assert load_damaged(folder) == loaded
+            (folder / "metrics.jsonl").unlink()
+            if spoiled is not None:
+                (folder / "metrics.jsonl").write_bytes(spoiled)
+            saved = RunFolder(folder).load_newest()
+            assert saved.rows == [{"round": ROUNDS, "bytes_up": 1000 * ROUNDS}]
+            assert saved.rows_lost == tuple(range(ROUNDS))
+
+
+def test_a_row_that_was_being_written_is_not_a_row(whole: Path):
+    for end in (b'{"round": 6, "accu', b'{"round": 6, "bytes_up": 6000}', b'{"round": 6, "bytes_up": 6000}\n'):
+        with copied(whole) as folder:
+            with (folder / "metrics.jsonl").open("ab") as file:
+                file.write(end)
+            saved = RunFolder(folder).load_newest()
+            assert_was_saved(RunFolder(folder), saved)
+            assert saved.rows_lost == ()
+
+
+@pytest.mark.parametrize("left", [b"", b"x\n" * 6, None])
+def test_rows_whose_digests_are_lost_are_read_if_they_are_valid(whole: Path, left: bytes | None):
+    with copied(whole) as folder:
+        (folder / "checkpoints" / "rows.txt").unlink()
+        if left is not None:
+            (folder / "checkpoints" / "rows.txt").write_bytes(left)
+        saved = RunFolder(folder).load_newest()
+        assert_was_saved(RunFolder(folder), saved)
+        assert saved.rows_lost == ()
+
+
+def test_a_checkpoint_of_an_older_version_is_read(whole: Path):
+    """Its manifest holds the digest of all rows in the place of its own row."""
+    with copied(whole) as folder:
+        path = folder / "checkpoints" / "round-000005.json"
+        manifest = json.loads(path.read_text())
+        del manifest["row"]
+        path.write_text(json.dumps({**manifest, "metrics": {"bytes": 1, "sha256": "0"}}))
+        assert_was_saved(RunFolder(folder), RunFolder(folder).load_newest())
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+        assert (RunFolder(folder).load_newest().state or state_after(0)).round == 4
+
+
+def test_saving_a_checkpoint_does_not_read_all_rows(whole: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it reads does not grow with the number of rounds."""
+    read = 0
+    original = Path.open
+
+    class Counting:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Counting":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def read(self, size: int = -1) -> bytes:
+            nonlocal read
+            data = self.file.read(size)
+            read += len(data)
+            return data
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> Any:
+        file = original(path, *arguments, **named)
+        return Counting(file) if path.name == "metrics.jsonl" else file
+
+    with copied(whole) as folder:
+        run = RunFolder(folder)
+        for round in range(ROUNDS + 1, ROUNDS + 4):
+            run.append_metrics({"round": round, "bytes_up": 1000 * round, "table": "x" * 300_000})
+        monkeypatch.setattr(Path, "open", opened)
+        run.save_state(state_after(ROUNDS + 3))
+        assert 300_000 < read < 500_000
+        assert run.load_newest().rows[-1]["round"] == ROUNDS + 3
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_a_new_run(whole: Path):

@@ -1,9 +1,12 @@
 """The adapter's configuration, as PEFT stores it in adapter_config.json."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftType
 
+from fftmoe.adapter.bound import BOUND, check_adapter_files
 from fftmoe.adapter.compute import ACTIVATIONS, check_compute
 from fftmoe.adapter.families import select_blocks
 from fftmoe.adapter.routing import GATES
@@ -92,3 +95,21 @@ class MoeAdapterConfig(PeftConfig):
                 f"top_k={self.top_k} with num_experts={self.num_experts}; "
                 f"choose top_k between 1 and {self.num_experts}, or more experts"
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """See PEFT; the files of a local folder are first compared with what they are bound to.
+
+        Raises:
+            InputError: a tensor, the configuration or the labels are not those that were saved.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        base = check_adapter_files(folder) if folder.is_dir() else None
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        vars(config).update(bound_base=base, bound_folder=folder)  # no fields, so they are never saved
+        return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """See PEFT; what an earlier adapter in the folder was bound to does not hold for this one."""
+        (Path(save_directory) / BOUND).unlink(missing_ok=True)
+        super().save_pretrained(save_directory, **kwargs)

@@ -1,6 +1,7 @@
 """The adapter as a PEFT tuner: it finds the feed-forward networks and wraps them."""
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from fftmoe.adapter.auxiliary import auxiliary_losses
+from fftmoe.adapter.bound import check_base, check_tensors
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import AdapterSite, find_sites
 from fftmoe.adapter.layer import MoeLayer
@@ -94,6 +96,33 @@ class MoeModel(BaseTuner):
         # PEFT's own version copies `weight` and `bias`; a feed-forward network has neither.
         setattr(parent, child_name, new_module)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # PEFT only warns about tensors that are missing, and the model then answers as if it had no adapter there.
+        own, given = self.state_dict(), {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+        strange = {key: tensor for key, tensor in given.items() if key not in own and _owner_of(key) is not None}
+        loaded = [name for name in self.peft_config if any(_owner_of(key) == name for key in given)]
+        for name in loaded:
+            found, expected = (
+                {key: tensor for key, tensor in tensors.items() if _owner_of(key) == name} for tensors in (given, own)
+            )
+            check_tensors({**found, **strange}, expected, f"the adapter {name!r}")
+            if (base := getattr(self.peft_config[name], "bound_base", None)) is not None:
+                check_base(base, self.model, getattr(self.peft_config[name], "bound_folder", name))
+        if not loaded:
+            check_tensors(strange, {}, "the adapter")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """The context in which PEFT calls the model, in every way that a PeftModel can be called."""
@@ -106,6 +135,14 @@ class MoeModel(BaseTuner):
         # PEFT's rule takes the last two parts of a name; the weight of a router is one module deeper.
         shorter = key.replace(f".moe_experts.{adapter_name}.", ".moe_experts.")
         return shorter if shorter != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _owner_of(key: str) -> str | None:
+    """The name of the adapter that a tensor belongs to, or is saved with; None for one of the backbone."""
+    for part, following in itertools.pairwise(key.split(".")):
+        if part.startswith(MoeModel.prefix) or part == "modules_to_save":
+            return following
+    return None
 
 
 def blocks(model: nn.Module) -> dict[int, SparseMoe]:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fftmoe.backbones.adapter_folder import check_adapter
+from fftmoe.adapter.bound import check_adapter_files, check_base, check_tensors
+from fftmoe.backbones.adapter_folder import ADAPTER_WEIGHTS, check_adapter
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.backbones.placement import at_least_float32, computing
@@ -40,15 +42,29 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
         InputError: the folder is damaged, was saved for another backbone, or was not saved by this package.
     """
     check_adapter(Path(folder))
+    base = check_adapter_files(Path(folder))
+    if base is not None:
+        check_base(base, backbone, folder)
     try:
         with _quiet_peft():
+            # What PEFT says about missing tensors is an error here.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+    except InputError:
+        raise
     except Exception as error:  # PEFT and safetensors raise errors of many types
         reason = " ".join(str(error).split())
         raise InputError(
             f"cannot load the adapter in {folder}: {reason}; it is damaged, or belongs to another model"
         ) from error
+    _check_complete(model, Path(folder))
     return cast(PeftModel, model.eval())
+
+
+def _check_complete(model: PeftModel, folder: Path) -> None:
+    """Check that the folder has exactly the tensors of the model's adapter, of whichever kind, and of its head."""
+    expected = get_peft_model_state_dict(model)
+    check_tensors(load_file(folder / ADAPTER_WEIGHTS), expected, f"the adapter in {folder}")
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

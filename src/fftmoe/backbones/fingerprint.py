@@ -3,9 +3,7 @@
 import json
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-
+from fftmoe.adapter.bound import base_tensors
 from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.records import digest
 
@@ -23,18 +21,6 @@ def fingerprint(model: Any) -> str:
     found = getattr(model, "backbone_fingerprint", None)
     if found is None:
         config = {name: value for name, value in model.config.to_diff_dict().items() if name not in BOOKKEEPING}
-        found = digest(_backbone_tensors(model), json.dumps(config, sort_keys=True, default=str))
+        found = digest(base_tensors(model, HEAD_MODULES), json.dumps(config, sort_keys=True, default=str))
         model.backbone_fingerprint = found
     return found
-
-
-def _backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the backbone, by the names that they have in a model without an adapter."""
-    inner: nn.Module = getattr(model, "get_base_model", lambda: model)()
-    adapted = [path for path, module in inner.named_modules() if isinstance(module, BaseTunerLayer)]
-    return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in inner.state_dict().items()
-        if not set(HEAD_MODULES) & set(name.split("."))
-        and all(not name.startswith(f"{path}.") or name.startswith(f"{path}.base_layer.") for path in adapted)
-    }

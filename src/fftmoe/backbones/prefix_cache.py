@@ -143,7 +143,7 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
 
 def _write(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
     """Compute the states of all batches and write them to the file, in the dtype in which the model multiplies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)  # tokens and states can be decoded
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from fftmoe.cli.arguments import RecipeArgument, SetOption
+from fftmoe.cli.arguments import AcceptOption, RecipeArgument, SetOption
 from fftmoe.cli.compare import compare
 from fftmoe.cli.deploy import deploy
 from fftmoe.cli.export import export
@@ -120,6 +120,7 @@ def resume(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", metavar="RUN")],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; 1 trains in this process.")] = None,
     set_: SetOption = None,
+    accept_changes: AcceptOption = False,
 ) -> None:
     """Continue an interrupted run, to the result that it would have had."""
     from fftmoe.cli.terminal import print_outcome
@@ -130,7 +131,7 @@ def resume(
     overrides = [*(set_ or []), *([f"engine.workers={workers}"] if workers else [])]
     console = Console()
     with _resumable(run):
-        result = runs.resume(run, Progress(console), overrides)
+        result = runs.resume(run, Progress(console), overrides, accept_changes=accept_changes)
     print_outcome(console, result.summary, result.folder, recipe_of(result.folder))
 
 

@@ -23,6 +23,17 @@ SetOption = Annotated[
     typer.Option("--set", help="Override a value of the recipe, e.g. --set federation.rounds=5."),
 ]
 
+AcceptOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes", help="Continue although data, backbone or versions are not those of the beginning."
+    ),
+]
+
+AcceptUseOption = Annotated[
+    bool, typer.Option("--accept-changes", help="Use the model although data, backbone or tokenizer have changed.")
+]
+
 
 def split_list(text: str | None) -> list[str] | None:
     """The parts of a comma-separated list without surrounding spaces; None where nothing was typed."""

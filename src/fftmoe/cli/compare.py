@@ -35,6 +35,9 @@ def compare(
     ] = "auto",
     set_: SetOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters and checkpoints of the cells.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Keep finished cells of other versions of the software.")
+    ] = False,
 ) -> None:
     """Compare methods on equal data, cohorts and seeds; the same command continues an interrupted comparison."""
     from fftmoe.comparison.run import compare as compare_methods
@@ -57,6 +60,7 @@ def compare(
             workers=_parse_workers(workers),
             keep=keep,
             progress=Progress(console),
+            accept_changes=accept_changes,
         )
     except KeyboardInterrupt:
         sys.stderr.write(f"fftmoe: interrupted; {folder} keeps the finished cells; to continue, repeat the command\n")

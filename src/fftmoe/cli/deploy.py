@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fftmoe.cli.arguments import AcceptOption
 from fftmoe.cli.deploy_site import site
 from fftmoe.cli.help import VerbPage
 from fftmoe.cli.lines import say
@@ -54,6 +55,7 @@ def server(
         typer.Option("--set", help="Override a value of the recipe, e.g. --set federation.rounds=5."),
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites.")] = 3600.0,
+    accept_changes: AcceptOption = False,
 ) -> None:
     """Run a recipe over the sites of a deployment."""
     from fftmoe.cli.terminal import print_outcome
@@ -65,7 +67,7 @@ def server(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `deploy stop` ends the server as Ctrl-C does
     console = Console()
     try:
-        result = run_server(folder, load_recipe(recipe, set_ or []), output, wait, Progress(console))
+        result = run_server(folder, load_recipe(recipe, set_ or []), output, wait, Progress(console), accept_changes)
     except KeyboardInterrupt:
         sys.stderr.write("fftmoe: stopped; the same command continues after the last finished round\n")
         raise
@@ -82,12 +84,15 @@ def client(
     model: Annotated[
         str | None, typer.Option(help="A folder with the backbone; by default the one that the recipe names.")
     ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on in a run although this site's data or backbone changed.")
+    ] = False,
 ) -> None:
     """Join a federation as a site, and serve it until the site is stopped."""
     from fftmoe.deploy.client import run_client
 
     console = Console()
-    run_client(folder, data, budget, model, lambda line: say(console, line))
+    run_client(folder, data, budget, model, lambda line: say(console, line), accept_changes)
 
 
 @deploy.command(cls=VerbPage, short_help="Show whether a server or a site runs.")

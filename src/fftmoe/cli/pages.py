@@ -8,7 +8,7 @@ from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_of
 from fftmoe.errors import InputError
 from fftmoe.report.page import report_page
-from fftmoe.store import read_config, write_atomically
+from fftmoe.store import RunFolder, read_config, write_atomically
 
 
 def rebuild_report(folder: Path, output: Path | None = None) -> Path:
@@ -31,12 +31,12 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
     written = output or default
     if written.is_dir():
         raise InputError(f"--output {written} is a folder; name a file, e.g. {written / default.name}")
-    write_atomically(written, page.encode())
+    write_atomically(written, page.encode(), private=output is None)
     return written
 
 
 def _run_page(folder: Path) -> str:
-    config, rows = read_config(folder), _read_rows(folder / "metrics.jsonl")
+    config, rows = read_config(folder), RunFolder(folder).all_metrics()
     summary = _read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
     try:
         return report_page(config, rows, summary)
@@ -50,17 +50,6 @@ def _comparison_page(folder: Path) -> str:
         return comparison_page(comparison_of(record))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder / "comparison.json", f"{type(error).__name__}: {error}") from error
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of all complete lines; a run in progress may be writing the last one."""
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path |
     found = profile(recipe, *limits.values(), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
     tier = tier_as_yaml(found, recipe.name)
     if write is not None:
-        write_atomically(write, tier.encode())
+        write_atomically(write, tier.encode(), private=False)
     if as_json:
         _print_json(found)
         return

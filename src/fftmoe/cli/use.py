@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fftmoe.cli.arguments import AcceptUseOption
 from fftmoe.errors import InputError
 from fftmoe.shown import shown_json
 from fftmoe.strict import json_text
@@ -24,13 +25,15 @@ def evaluate(
             help="Experts per token; several numbers, such as 1,2,4, print a list. Default: as the largest tier."
         ),
     ] = None,
+    accept_changes: AcceptUseOption = False,
 ) -> None:
     """Measure a finished run, and print its metrics as JSON."""
     values = _top_k_values(top_k)
     from fftmoe.setup.finished import evaluate_run
 
     metrics: list[dict[str, Any]] = [
-        {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k)} for k in values
+        {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k, accept_changes)}
+        for k in values
     ]
     shown = metrics if len(values) > 1 else metrics[0]
     sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=False)) + "\n")
@@ -57,6 +60,7 @@ def predict(
     client: Annotated[int | None, typer.Option(help="Ask the personal model of this client.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")] = 64,
+    accept_changes: AcceptUseOption = False,
 ) -> None:
     """Label texts or images, or complete prompts, with a finished run; prints one JSON object a line."""
     from fftmoe.setup.finished import finished_run, predict_run
@@ -74,10 +78,11 @@ def predict(
         client=client,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        accept_changes=accept_changes,
     )
     lines = "".join(shown_json(json_text(row, ascii_only=False)) + "\n" for row in rows)
     if output is not None:
-        write_atomically(output, lines.encode())
+        write_atomically(output, lines.encode(), private=False)
     else:
         sys.stdout.write(lines)
 

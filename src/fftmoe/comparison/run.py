@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from fftmoe.comparison.bound import Inputs, bind_folder, check_equal_inputs
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_values
 from fftmoe.comparison.statistics import CellResult, Comparison
@@ -21,7 +22,10 @@ from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.run import run
-from fftmoe.store import check_output, disk_errors, write_atomically
+from fftmoe.store import RunFolder, check_output, disk_errors, owned, write_atomically
+from fftmoe.store.bindings import FILE as BINDINGS
+from fftmoe.store.files import make_folder
+from fftmoe.store.owner import LOCK
 from fftmoe.strict import json_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
@@ -44,6 +48,7 @@ def compare(
     keep: bool = False,
     deadline: float | None = None,
     progress: Progress | None = None,
+    accept_changes: bool = False,
 ) -> Comparison:
     """Run every cell that has not finished yet, and write `comparison.json` and `comparison.html`.
 
@@ -63,10 +68,12 @@ def compare(
         keep: keep checkpoints, client states and adapters in the cells' folders.
         deadline: a time of `time.monotonic`; no cell starts after it.
         progress: shows the progress; None shows nothing.
+        accept_changes: keep finished cells of other versions of the software.
 
     Raises:
-        InputError: the recipe of a cell or the output folder is wrong; no cell has been run. A cell that fails later
-            raises no error: the result lists it in `failed`.
+        InputError: the recipe of a cell or the output folder is wrong, the folder belongs to another comparison or
+            another process, or a finished cell was made of other data or another backbone; no cell has been run. A
+            cell that fails later raises no error: the result lists it in `failed`.
     """
     progress = progress or Progress.silent()
     flags = {
@@ -77,10 +84,20 @@ def compare(
         "target": target,
     }
     grid = make_grid(recipe, flags, variants, overrides)
-    pending = [cell for cell in grid.cells if not is_finished(cell, output)]
-    _make_folder(output)
-    _say_what_comes(grid, len(pending), progress)
-    _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
+    _check_folder(output)
+    with owned(output):
+        inputs = Inputs(accept_changes)
+        pending = [cell for cell in grid.cells if not is_finished(cell, output, inputs)]
+        bind_folder(grid, output)
+        _make_folder(output)
+        _say_what_comes(grid, len(pending), progress)
+        _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
+        return _write(grid, output)
+
+
+def _write(grid: Grid, output: Path) -> Comparison:
+    """Write what the finished cells say."""
+    check_equal_inputs([(cell, cell_folder(cell, output)) for cell in grid.cells])
     comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
     text = json_text(comparison_values(comparison), indent=1)
     write_atomically(output / "comparison.json", text.encode() + b"\n")
@@ -88,11 +105,15 @@ def compare(
     return comparison
 
 
-def _make_folder(output: Path) -> None:
-    if not (output / "cells").is_dir():
+def _check_folder(output: Path) -> None:
+    begun = output.is_dir() and {path.name for path in output.iterdir()} <= {LOCK, BINDINGS}  # and was killed
+    if not begun and not (output / "cells").is_dir():
         check_output(output)  # the folder of an earlier comparison has `cells`
+
+
+def _make_folder(output: Path) -> None:
     with disk_errors(output):
-        (output / "cells").mkdir(parents=True, exist_ok=True)
+        make_folder(output / "cells")
 
 
 def _listed(values: Sequence[Any] | None) -> list[Any] | None:
@@ -109,11 +130,14 @@ def cell_folder(cell: Cell, output: Path) -> Path:
     return output / "cells" / cell.path
 
 
-def is_finished(cell: Cell, output: Path) -> bool:
+def is_finished(cell: Cell, output: Path, inputs: Inputs | None = None) -> bool:
     """Whether the cell has finished: its summary, which is written last, exists.
 
+    Args:
+        inputs: what cells would read now; None does not compare it.
+
     Raises:
-        InputError: the cell was run with another recipe.
+        InputError: the cell was run with another recipe, other data, another backbone or another version.
     """
     folder = cell_folder(cell, output)
     if not (folder / "summary.json").is_file():
@@ -128,6 +152,8 @@ def is_finished(cell: Cell, output: Path) -> bool:
         raise InputError(
             f"the finished cell {cell.name!r} was run with {key}={before!r}; this comparison has {now!r}{another}"
         )
+    if inputs is not None:
+        inputs.check(cell, folder)
     return True
 
 
@@ -177,7 +203,7 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     place = (cell.variant, cell.method, cell.head, cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = RunFolder(folder).all_metrics()
         kept = (*ROW_KEYS, metric)
         measured = [{key: row[key] for key in kept if key in row} for row in rows if row[metric] is not None]
         return CellResult(*place, "done", summary, measured, metric=metric)
@@ -193,11 +219,13 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
         summary: the values of `summary.json`; the metric must be among them.
         rows: the rows of `metrics.jsonl`, each with `ROW_KEYS` and the metric.
     """
+    _check_folder(output)
     _make_folder(output)
     folder = cell_folder(cell, output)
     with disk_errors(folder):
+        (folder / "summary.json").unlink(missing_ok=True)  # first: it marks a finished run
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_folder(folder)
     config = yaml.safe_dump(cell.config, sort_keys=False)
     write_atomically(folder / "config.yaml", config.encode())
     write_atomically(folder / "metrics.jsonl", "".join(json_text(row) + "\n" for row in rows).encode())

@@ -29,6 +29,8 @@ from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition
 from fftmoe.data.ragged import Ragged as Ragged
+from fftmoe.data.rows_digest import RowsDigest as RowsDigest
+from fftmoe.data.rows_digest import digest_of_rows as digest_of_rows
 from fftmoe.data.sources import SplitRequest as SplitRequest
 from fftmoe.data.sources import read_tables as read_tables
 from fftmoe.data.table import Table as Table
@@ -40,6 +42,7 @@ from fftmoe.data.text_files import decoded as decoded
 from fftmoe.data.text_files import lines_of as lines_of
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir
 from fftmoe.data.token_cache import tokenize_cached as tokenize_cached
+from fftmoe.data.token_cache import tokenizer_digest as tokenizer_digest
 from fftmoe.data.tokens import IGNORED as IGNORED
 from fftmoe.data.tokens import TokenizedText as TokenizedText
 from fftmoe.data.tokens import tokenize_texts as tokenize_texts

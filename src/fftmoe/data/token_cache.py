@@ -73,6 +73,12 @@ def cache_key(texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTo
     return digest.hexdigest()
 
 
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Sixteen hexadecimal digits for all of a tokenizer that decides which tokens a text has."""
+    more = {name: getattr(tokenizer, name, None) for name in ("chat_template", "pad_token", "padding_side")}
+    return hashlib.sha256(f"{_tokenizer_content(tokenizer)}{json.dumps(more, default=str)}".encode()).hexdigest()[:16]
+
+
 def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
@@ -112,7 +118,7 @@ def fits_texts(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max
 
 
 def _write_entry(path: Path, examples: TokenizedText) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)  # tokens and states can be decoded
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")
     os.close(handle)
     try:

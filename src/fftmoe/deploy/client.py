@@ -24,13 +24,15 @@ from fftmoe.setup.policy import Policy
 Say = Callable[[str], None]
 
 
-def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Say) -> None:
+def run_client(
+    folder: Path, data: Path, budget: str, model: str | None, say: Say, accept_changes: bool = False
+) -> None:
     """Join the federation of this site's folder, and serve it until SIGTERM or SIGINT.
 
     Args:
         folder: the folder `sites/<name>` of the deployment.
         data: the folder with the site's own `train.*`.
-        budget, model: see `SiteSettings`.
+        budget, model, accept_changes: see `SiteSettings`.
         say: shows a line to a person.
 
     Raises:
@@ -38,7 +40,16 @@ def run_client(folder: Path, data: Path, budget: str, model: str | None, say: Sa
         RunError: the server refuses this site.
     """
     site = read_site(folder)
-    settings = SiteSettings(site.name, site.client_id, data.absolute(), budget, folder.absolute(), model, site.address)
+    settings = SiteSettings(
+        name=site.name,
+        client_id=site.client_id,
+        data=data.absolute(),
+        budget=budget,
+        folder=folder.absolute(),
+        model=model,
+        server=site.address,
+        accept_changes=accept_changes,
+    )
     policy = read_policy(site.folder)
     entries = ledger_in(site.folder / policy.ledger, site.folder).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from fftmoe.deploy.gather import RollCall, gather
 from fftmoe.deploy.job import make_job
-from fftmoe.deploy.run_sites import RunSites
+from fftmoe.deploy.run_sites import RunSites, check_sites
 from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine
 from fftmoe.errors import RunError
@@ -17,6 +17,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import (
     Recipe,
     check_deployable,
+    check_same_recipe,
     compose_deployed,
     deadline_seconds,
     load_server_data,
@@ -26,9 +27,9 @@ from fftmoe.setup.deployment import (
 )
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded
-from fftmoe.setup.run import Result, begin, go_on, unfinished
+from fftmoe.setup.run import Extra, Result, begin, go_on, unfinished
 from fftmoe.setup.site_request import recipe_digest
-from fftmoe.store import RunFolder, check_output, read_config
+from fftmoe.store import RunFolder, check_free, check_run_output, read_config
 
 NO_NODE = 0  # Flower gives no node this number, so a client of it counts as absent
 
@@ -42,6 +43,7 @@ class PreparedRun:
         is_interrupted: whether the run continues in `output`.
         data: the server's own test examples and labels.
         sites: the sites that the run already knows.
+        keys: site -> the fingerprint of its key, where sites have keys. accept_changes: see `resume`.
     """
 
     recipe: Recipe
@@ -49,6 +51,8 @@ class PreparedRun:
     is_interrupted: bool
     data: Loaded
     sites: RunSites
+    keys: Mapping[str, str]
+    accept_changes: bool
 
     @property
     def job(self) -> dict[str, Any]:
@@ -57,21 +61,36 @@ class PreparedRun:
         return make_job(values, self.data.label_names, self.sites.run)
 
 
-def prepare(recipe: Recipe, output: Path, progress: Progress) -> PreparedRun:
+def prepare(
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    keys: Mapping[str, str] | None = None,
+    accept_changes: bool = False,
+) -> PreparedRun:
     """Check everything that needs no site; an interrupted run in `output` continues with its own recipe.
 
+    Args:
+        keys: site -> the fingerprint of its key, where sites have keys.
+        accept_changes: see `resume`.
+
     Raises:
-        InputError: the recipe cannot run over sites, or the folder holds something else.
+        InputError: the recipe cannot run over sites, or is not that of the interrupted run; the folder holds something
+            else, or another process runs it.
     """
     is_interrupted = (output / "config.yaml").exists()
+    check_free(output)
     if is_interrupted:
-        recipe = unfinished(output)
+        own = unfinished(output)
+        check_same_recipe(output, own, recipe)
+        recipe = own
     else:
-        check_output(output)
+        check_run_output(output)
     check_deployable(recipe)
     progress.say(f"recipe {recipe_digest(recipe)}; each site must have approved it (fftmoe deploy site review)")
     progress.say("loading the test examples")
-    return PreparedRun(recipe, output, is_interrupted, load_server_data(recipe), RunSites.read(output))
+    data, sites = load_server_data(recipe), RunSites.read(output)
+    return PreparedRun(recipe, output, is_interrupted, data, sites, dict(keys or {}), accept_changes)
 
 
 def run_over_sites(
@@ -94,6 +113,8 @@ def run_over_sites(
         InputError: bad input, or the sites' profiles contradict the deployment. RunError: too few sites answered.
     """
     known = prepared.sites.profiles
+    if prepared.is_interrupted:
+        check_sites(prepared.output, known, client_ids)
     call = RollCall(grid, nodes, client_ids, prepared.job, tier_names(prepared.recipe), known, progress)
     found = gather(call, wait_seconds)
     experiment = compose_deployed(prepared.recipe, prepared.data, found.profiles, client_ids)
@@ -103,12 +124,16 @@ def run_over_sites(
     if excluded.keys() == client_ids.keys():
         raise RunError("no site can take part; the reasons are above: correct them, then run this command again")
     profiles = {site: profile for site, profile in found.profiles.items() if site not in excluded}
+    extra = Extra(
+        {"keys": dict(prepared.keys)} if prepared.keys else {},
+        lambda folder: RunSites(prepared.sites.run, profiles).write(folder.path),
+    )
 
     def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
-        RunSites(prepared.sites.run, profiles).write(folder.path)
         by_client = {client_ids[site]: nodes[site] if site in profiles else NO_NODE for site in nodes}
         return FlowerEngine(grid, by_client, prepared.job, deadline_seconds(prepared.recipe))
 
+    recipe, output = prepared.recipe, prepared.output
     if prepared.is_interrupted:
-        return go_on(experiment, prepared.output, progress, open_engine)
-    return begin(experiment, prepared.recipe, prepared.output, progress, open_engine)
+        return go_on(experiment, recipe, output, progress, open_engine, prepared.accept_changes, extra)
+    return begin(experiment, recipe, output, progress, open_engine, extra)

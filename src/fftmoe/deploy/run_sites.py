@@ -2,13 +2,15 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fftmoe.deploy.job import read_profile
 from fftmoe.errors import InputError
 from fftmoe.setup.deployment import SiteProfile
-from fftmoe.store import write_atomically
+from fftmoe.store import Bindings, write_atomically
+from fftmoe.store.bindings import differences, require_same
 from fftmoe.strict import read_small, strict_json
 
 SITES = "sites.json"  # in the run's folder
@@ -45,3 +47,27 @@ class RunSites:
         """Write the file into the run's folder."""
         values = {"run": self.run, "profiles": {name: asdict(profile) for name, profile in self.profiles.items()}}
         write_atomically(output / SITES, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def check_sites(output: Path, known: Mapping[str, SiteProfile], client_ids: Mapping[str, int]) -> None:
+    """Refuse to continue a run over other sites than those it began with, before any of them is asked.
+
+    A site is known by its name. What it keeps, and what the server knows about it, belongs to its client id, so a name
+    with another id is another client.
+
+    Args:
+        known: the sites of the run. client_ids: of the sites of the deployment, in their order.
+
+    Raises:
+        InputError: a site has joined, is missing or has another client id.
+    """
+    began = Bindings.read(output)
+    names = (began.values if began else {}).get("population", {}).get("names")
+    # A run of an older version has only the sites that take part, which are not those that it goes on without.
+    names = names or sorted(known, key=lambda site: known[site].client_id)
+    then = {"names": names, "clients": len(names)}
+    now = {"names": sorted(client_ids, key=lambda site: client_ids[site]), "clients": len(client_ids)}
+    found = differences({"population": then}, {"population": now})
+    require_same(
+        f"the run in {output} cannot continue", found, False, "start the deployment it began with, or start a new run"
+    )

@@ -1,5 +1,6 @@
 """Runs the server of a federation: it starts a SuperLink, which the sites connect to, and runs one recipe."""
 
+import hashlib
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from fftmoe.setup.run import Result
 LOG = "superlink.log"
 
 
-def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, progress: Progress) -> Result:
+def run_server(
+    folder: Path,
+    recipe: Recipe,
+    output: Path,
+    wait_seconds: float,
+    progress: Progress,
+    accept_changes: bool = False,
+) -> Result:
     """Run the recipe over the sites of this deployment, or continue the interrupted run in `output`.
 
     Connections always use TLS and registered keys.
@@ -28,6 +36,7 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
         folder: the folder `server` of the deployment.
         recipe: passed on to `setup/`, the only package that reads it.
         wait_seconds: how long to wait for the sites.
+        accept_changes: continue although test rows, backbone, keys or versions are not those of the beginning.
 
     Raises:
         InputError: the folder, the recipe or the output cannot be used. RunError: the run failed.
@@ -35,14 +44,16 @@ def run_server(folder: Path, recipe: Recipe, output: Path, wait_seconds: float, 
     server = read_server(folder)
     if warning := expiry_warning(server.certificate, "the server's certificate"):
         progress.say(warning)
-    prepared = prepare(recipe, output, progress)
+    keys = keys_of(server)
+    fingerprints = {site: hashlib.sha256(key).hexdigest()[:16] for site, key in keys.items()}
+    prepared = prepare(recipe, output, progress, fingerprints, accept_changes)
     endpoint = endpoint_of(server)
     facts = {"output": str(output.absolute()), "control": endpoint.control, "token": endpoint.token}
     with running(folder, facts):
         superlink = start_superlink(endpoint, folder / LOG)
         try:
             progress.say(f"listening on {endpoint.fleet}; sites connect to {server.deployment.address}")
-            with open_grid(endpoint, keys_of(server)) as (grid, nodes):
+            with open_grid(endpoint, keys) as (grid, nodes):
                 client_ids = {site: client_id for client_id, site in enumerate(server.deployment.sites)}
                 return run_over_sites(grid, prepared, nodes, client_ids, wait_seconds, progress)
         finally:

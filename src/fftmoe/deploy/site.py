@@ -1,6 +1,7 @@
 """A site that takes part in runs: its operator's settings, and the client that it opens for the server's job."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -13,7 +14,8 @@ from fftmoe.deploy.ledger import STATE
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
-from fftmoe.store import ClientStateFiles
+from fftmoe.store import Bindings, ClientStateFiles
+from fftmoe.store.bindings import FILE, differences, require_same
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class SiteSettings:
         folder: with its policy, its ledger and its state.
         model: a folder with the backbone; None for the one that the recipe names.
         server: the address of the server, for the ledger.
+        accept_changes: take part in a run with other data or another backbone than those it began with.
     """
 
     name: str
@@ -37,6 +40,7 @@ class SiteSettings:
     folder: Path
     model: str | None = None
     server: str = ""
+    accept_changes: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,19 @@ class OpenSite:
         with self.door.failures_noted(self.admitted), failing_as(Failure.REFUSED):
             [message] = messages  # a site has one client
             asked = screen_plan(message, self.client.agreed)
+        with self.door.failures_noted(self.admitted, asked), failing_as(Failure.DISK):
+            self._bind()
         self.door.count(self.admitted, asked, self.client.num_examples, len(message))
         with self.door.failures_noted(self.admitted, asked), failing_as(Failure.TRAINING):
             [reply] = self.client.runtime([message])
         self.door.answered(self.admitted, asked, len(reply))
         return [reply]
+
+    def _bind(self) -> None:
+        """Write down what the site has, when it takes part in a run for the first time."""
+        folder = _state_of(self.settings, self.admitted.run)
+        if not (folder / FILE).exists():
+            Bindings(self.client.bindings).write(folder)
 
     def describe(self) -> dict[str, Any]:
         """The site's profile as JSON values, which is written into the ledger; it holds no label and no text.
@@ -94,10 +106,10 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
 @lru_cache(maxsize=1)
 def _open_for(settings: SiteSettings, text: str) -> SiteClient:
     job = json.loads(text)
-    folder = settings.folder / STATE / job["run"]
+    folder = _state_of(settings, job["run"])
     with failing_as(Failure.DISK):
-        folder.mkdir(parents=True, exist_ok=True)
-    return make_site_client(
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    client = make_site_client(
         job["recipe"],
         tuple(job["labels"]),
         client_id=settings.client_id,
@@ -106,3 +118,32 @@ def _open_for(settings: SiteSettings, text: str) -> SiteClient:
         model=settings.model,
         states=ClientStateFiles(folder),
     )
+    with failing_as(Failure.CHANGED):
+        _check_bindings(folder, client.bindings, settings.accept_changes)
+    return client
+
+
+def _state_of(settings: SiteSettings, run: str) -> Path:
+    """Where a site keeps its state of a run."""
+    return settings.folder / STATE / run
+
+
+def _check_bindings(folder: Path, now: Mapping[str, Any], accept: bool) -> None:
+    """Compare what the site has with what it had when it first took part, which only its disk knows.
+
+    Raises:
+        InputError: something has changed that the site's operator has not accepted.
+    """
+    began = Bindings.read(folder)
+    if began is None:  # the site has not taken part yet
+        return
+    accepted = require_same(
+        f"this site cannot go on in the run {folder.name}",
+        differences(began.values, now),
+        accept,
+        "restore what it joined with, or leave the run",
+    )
+    for words in accepted:
+        logging.getLogger("fftmoe").warning("accepted for the run %s: %s", folder.name, words)
+    if accepted:
+        Bindings(now, (*began.accepted, *accepted)).write(folder)

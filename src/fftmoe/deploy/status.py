@@ -1,6 +1,5 @@
 """Describes the state of a deployment for its operator."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from fftmoe.deploy.link.control import list_sites
 from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.deploy.running import holder
 from fftmoe.errors import InputError, RunError
+from fftmoe.store import RunFolder
 
 
 def describe(folder: Path) -> list[str]:
@@ -30,12 +30,10 @@ def describe(folder: Path) -> list[str]:
 
 def last_round(facts: Mapping[str, Any]) -> list[str]:
     """The last round of the server's run, and its faults."""
-    path = Path(str(facts.get("output"))) / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]  # the run may be writing the last one
-    if not whole:
+    rows = RunFolder(Path(str(facts.get("output")))).all_metrics()
+    if not rows:
         return ["no round is finished yet"]
-    row = json.loads(whole[-1])
+    row = rows[-1]
     metric = row.get("metric", "accuracy")
     measured = "" if row[metric] is None else f", {metric.replace('_', ' ')} {row[metric]:.3f}"
     faults = [f"  {fault['kind']}: client {fault['client_id']} ({fault['reason']})" for fault in row.get("faults", ())]

@@ -23,6 +23,7 @@ class Failure(StrEnum):
     POLICY = "policy"
     REFUSED = "refused"
     TRAINING = "training"
+    CHANGED = "changed"
     DISK = "disk"
     INTERNAL = "internal"
 
@@ -36,6 +37,7 @@ MEANINGS = {
     Failure.POLICY: "its own policy or its ledger does not allow what it was asked",
     Failure.REFUSED: "it refuses what it was asked",
     Failure.TRAINING: "its training or evaluation failed",
+    Failure.CHANGED: "its data or its backbone have changed since it joined this run",
     Failure.DISK: "it cannot write to its disk",
     Failure.INTERNAL: "it failed unexpectedly",
 }

@@ -129,7 +129,7 @@ def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) ->
     """Write the LoRA, and compare the folder with the model in memory."""
     batches = probes(trained)
     expected = answers(imitation.model, batches)
-    save_adapter(imitation.model, folder, trained.run.label_names)
+    save_adapter(imitation.model, folder, trained.run.label_names, private=False)
     return require(difference(answers(reload(trained.run, folder), batches), expected), REORDERED, "LoRA")
 
 

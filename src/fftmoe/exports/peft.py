@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fftmoe.adapter.bound import BOUND
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.folder import digest_of, write_json, write_text
@@ -25,8 +26,9 @@ def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: in
         RunError: the copied adapter gives other logits.
     """
     run = trained.run
-    for name in (CONFIG, WEIGHTS, "labels.json"):
-        shutil.copyfile(run.folder / "adapter" / name, folder / name)
+    for name in (CONFIG, WEIGHTS, "labels.json", BOUND):
+        if (run.folder / "adapter" / name).exists():  # an older version wrote no bound.json
+            shutil.copyfile(run.folder / "adapter" / name, folder / name)
     if top_k is not None:
         config = json.loads((folder / CONFIG).read_text())
         write_json(folder / CONFIG, {**config, "top_k": top_k})

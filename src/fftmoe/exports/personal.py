@@ -122,7 +122,7 @@ def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dic
     run = choice.trained.run
     batches = probes(choice.trained)
     expected = answers(choice.trained.model, batches)
-    save_adapter(pruned(choice), folder, run.label_names)
+    save_adapter(pruned(choice), folder, run.label_names, private=False)
     found = difference(answers(reload(run, folder), batches), expected)
     figures = figures_of_run(facts, own=False)
     write_text(folder / "README.md", model_card(run, facts, f"{choice.description}.", figures))

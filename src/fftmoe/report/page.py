@@ -67,6 +67,8 @@ def _what_was_run(run: RunRecord) -> str:
     names = ("method", "backbone.model", "data.source", "federation.rounds", "federation.clients_per_round", "seed")
     method, backbone, source, rounds, cohort, seed = (run.setting(name, "?") for name in names)
     what = f"{method} adapts {backbone} to {source}"
+    if run.capabilities is not None and run.capabilities.pools_data:
+        return f"{what}: all training data in one place, {rounds} rounds, seed {seed}."
     return f"{what}: {clients} clients ({split}), {rounds} rounds of {cohort}, seed {seed}."
 
 
@@ -76,6 +78,10 @@ def _warnings(run: RunRecord) -> list[str]:
     if not run.summary:
         done, planned = (run.rows[-1]["round"] if run.rows else 0), run.setting("federation.rounds", "?")
         lines.append(f"This run has not finished: it is after round {done} of {planned}.")
+    if lost := _rounds_lost(run):
+        what = f"rows of rounds {', '.join(map(str, lost))} are" if len(lost) > 1 else f"row of round {lost[0]} is"
+        lines.append(f"The {what} damaged or missing in metrics.jsonl, and left out here.")
+    lines += [f"A change was accepted {change}." for change in run.summary.get("accepted_changes", ())]
     if sections.account(run).get("stopped_early"):
         lines.append("The run ended early, because another round would have exceeded its privacy budget.")
     if run.summary.get("verdict", {}).get("result") == "worse":
@@ -94,6 +100,12 @@ def _kinds(run: RunRecord) -> str:
     """What became of the clients of void rounds, by kind of fault."""
     kinds = Counter(fault["kind"] for row in run.rows if "void" in row for fault in row.get("faults", ()))
     return f" ({', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))})" if kinds else ""
+
+
+def _rounds_lost(run: RunRecord) -> list[int]:
+    """The rounds before the last row that have no row."""
+    present = {row["round"] for row in run.rows}
+    return [round for round in range(max(present, default=0)) if round not in present]
 
 
 def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:

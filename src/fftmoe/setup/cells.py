@@ -90,11 +90,15 @@ class Grid:
     """The cells in the order in which they run: all cells of a seed before those of the next seed.
 
     A centralized variant has one cell for each seed, on the IID partition or else the first.
+
+    Attributes:
+        base: the recipe before methods, heads, partitions and seeds are put into it.
     """
 
     name: str
     cells: tuple[Cell, ...]
     target: float | None
+    base: Recipe
 
 
 def make_grid(
@@ -135,7 +139,7 @@ def make_grid(
         if partition[0] in _partitions_of(variant, base, partitions)
     ]
     _check_distinct(cells)
-    return Grid(base.name, tuple(cells), choices.target)
+    return Grid(base.name, tuple(cells), choices.target, base)
 
 
 def _check_target(target: float | None, metric: str) -> None:

@@ -99,6 +99,8 @@ def assemble(
         method=build_method(recipe, model, shape, budgets, plugins),
         fewest_examples=int(sizes.min()),
         left_out=data.left_out,
+        rows=data.rows,
+        reader=data.reader,
         remote=remote,
         plugins=plugins,
     )

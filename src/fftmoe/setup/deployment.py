@@ -5,6 +5,7 @@ The server holds the recipe and the test examples. Training examples and client 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded, agreed_labels
 from fftmoe.setup.method import method_class
 from fftmoe.setup.splits import load_splits
+from fftmoe.store.bindings import differences, require_same
 from fftmoe.strict import strict_json
 
 
@@ -61,6 +63,24 @@ def recipe_from_text(text: str) -> Recipe:
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON values, which the server sends to the sites."""
     return recipe.model_dump(mode="json")
+
+
+def check_same_recipe(output: Path, own: Recipe, given: Recipe) -> None:
+    """Refuse a recipe that is not the one with which the interrupted run in `output` began.
+
+    Args:
+        own: the recipe of the run.
+
+    Raises:
+        InputError: they differ.
+    """
+    then, now = ({"recipe": recipe_values(recipe)} for recipe in (own, given))
+    require_same(
+        f"the run in {output} began with another recipe",
+        differences(then, now),
+        False,
+        f"continue it with its own: --recipe {output / 'config.yaml'}; or name a new folder with --output",
+    )
 
 
 def deadline_seconds(recipe: Recipe) -> float:
@@ -106,7 +126,9 @@ def load_server_data(recipe: Recipe) -> Loaded:
     """
     found = load_splits(recipe, recipe.data.source, SplitRequest(("test",), agreed_labels(recipe)))
     test = found.examples["test"]
-    return Loaded(test.select([]), test, found.label_names, None, found.max_length, found.strata)
+    return Loaded(
+        test.select([]), test, found.label_names, None, found.max_length, found.strata, found.rows, found.reader
+    )
 
 
 def tier_names(recipe: Recipe) -> tuple[str, ...]:

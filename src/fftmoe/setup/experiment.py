@@ -1,12 +1,13 @@
 """An experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Partition, near_equal_notes
+from fftmoe.data import Examples, Partition, RowsDigest, near_equal_notes
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, Training
@@ -25,6 +26,7 @@ class Experiment:
         mean_tokens: of a training example. shape: of one expert.
         fewest_examples: of the client that has the fewest.
         left_out: see `Loaded`.
+        rows, reader: what was read, and with which tokenizer; see `Loaded`.
         remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
         plugins: parts that the recipe may name, in addition to installed ones.
     """
@@ -45,6 +47,8 @@ class Experiment:
     method: Method
     fewest_examples: int
     left_out: np.ndarray
+    rows: Mapping[str, RowsDigest]
+    reader: str
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
 

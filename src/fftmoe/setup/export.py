@@ -23,8 +23,8 @@ from fftmoe.exports.personal import (
     export_personal,
     listed_experts,
 )
-from fftmoe.setup.finished import load_client, load_federation, load_run, recipe_of
-from fftmoe.setup.load import load_split, load_split_by_stratum
+from fftmoe.setup.finished import check_rows, load_client, load_federation, load_run, recipe_of
+from fftmoe.setup.load import read_split
 from fftmoe.store import read_summary
 from fftmoe.trained.inputs import unlabelled_images, unlabelled_texts
 from fftmoe.trained.run import FinishedRun
@@ -34,7 +34,8 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
     """Write a run in the format `to` into a new or empty folder.
 
     Args:
-        options: of the format, by name; an option that is None counts as not given.
+        options: of the format, by name; an option that is None counts as not given. `accept_changes` of the formats
+            here: see `finished_run`.
 
     Returns:
         What `export.json` records: the run with the SHA-256 of its adapter, the size and the SHA-256 of the weights
@@ -66,8 +67,9 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
     return about
 
 
-def _peft(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
-    return export_peft(load_run(run, top_k, exact=True), card_facts(run), folder, top_k)
+def _peft(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
+    trained = load_run(run, top_k, exact=True, accept_changes=accept_changes)
+    return export_peft(trained, card_facts(run), folder, top_k)
 
 
 def _personal(
@@ -78,17 +80,18 @@ def _personal(
     tier: str | None = None,
     experts: Sequence[int] | None = None,
     top_k: int | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     if sum(choice is not None for choice in (client, tier, experts)) != 1:
         raise InputError("name the experts to export with exactly one of --client ID, --tier NAME and --experts 0,3,5")
     choice: ExpertChoice
     facts = replace(card_facts(run), own_parts=client is not None)
     if client is not None:
-        choice = experts_of_client(load_client(run, client, top_k, exact=True), client)
+        choice = experts_of_client(load_client(run, client, top_k, exact=True, accept_changes=accept_changes), client)
     elif tier is not None:
-        choice = experts_of_tier(load_federation(run, exact=True), tier, top_k)
+        choice = experts_of_tier(load_federation(run, exact=True, accept_changes=accept_changes), tier, top_k)
     else:
-        choice = listed_experts(load_run(run, exact=True), experts or (), top_k)
+        choice = listed_experts(load_run(run, exact=True, accept_changes=accept_changes), experts or (), top_k)
     return export_personal(choice, facts, folder)
 
 
@@ -100,29 +103,30 @@ def _lora(
     data: str | None = None,
     steps: int | None = None,
     top_k: int | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
     settings = LoraSettings(**given)
-    trained, facts = load_run(run, top_k, exact=True), card_facts(run)
+    trained, facts = load_run(run, top_k, exact=True, accept_changes=accept_changes), card_facts(run)
     check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
     return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
 
 
-def _graph(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
-    return export_graph(load_run(run, top_k, exact=True), folder)
+def _graph(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
+    return export_graph(load_run(run, top_k, exact=True, accept_changes=accept_changes), folder)
 
 
-def _onnx(run: Path, folder: Path, *, top_k: int | None = None) -> dict[str, Any]:
+def _onnx(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
     check_onnx_packages()
-    return export_onnx(load_run(run, top_k, exact=True), folder)
+    return export_onnx(load_run(run, top_k, exact=True, accept_changes=accept_changes), folder)
 
 
 FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
-    "peft": (_peft, {"top_k"}),
-    "personal": (_personal, {"client", "tier", "experts", "top_k"}),
-    "lora": (_lora, {"rank", "data", "steps", "top_k"}),
-    "onnx": (_onnx, {"top_k"}),
-    "torch-export": (_graph, {"top_k"}),
+    "peft": (_peft, {"top_k", "accept_changes"}),
+    "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes"}),
+    "lora": (_lora, {"rank", "data", "steps", "top_k", "accept_changes"}),
+    "onnx": (_onnx, {"top_k", "accept_changes"}),
+    "torch-export": (_graph, {"top_k", "accept_changes"}),
 }
 
 
@@ -177,13 +181,17 @@ def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
         )
     examples = _unlabelled(run, recipe, data)
     fitted, held_out = fitting_batches(examples, data or "the training split", BATCH_SIZE)
-    test, strata = load_split_by_stratum(recipe, "test", run.label_names)
-    return LoraExamples(fitted, held_out, test, len(strata))
+    test = read_split(recipe, "test", run.label_names)
+    check_rows(run, test)
+    return LoraExamples(fitted, held_out, test.examples["test"], len(test.strata))
 
 
 def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
     if data is None or not Path(data).is_file():
-        return load_split(recipe, "train", run.label_names, data)
+        train = read_split(recipe, "train", run.label_names, data)
+        if data is None:
+            check_rows(run, train)
+        return train.examples["train"]
     if run.reads_images:
         return unlabelled_images(run, [Path(data)], run.inputs.image_column)[2]
     texts = [text for text in read_texts(Path(data), run.inputs.text_column) if text is not None and text.strip()]

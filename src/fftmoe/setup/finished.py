@@ -3,19 +3,24 @@
 This is the only place that reads the recipe of a finished run for these uses; `trained/` takes plain values.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.server.average import served
+from fftmoe.setup.bindings import bindings_of, rows_values
 from fftmoe.setup.compose import compose
-from fftmoe.setup.load import load_split_by_stratum
+from fftmoe.setup.load import read_split
+from fftmoe.setup.splits import Splits
 from fftmoe.setup.target_scales import scales_of, to_units
-from fftmoe.store import RunFolder, read_labels, read_run
+from fftmoe.store import Bindings, RunFolder, read_labels, read_run
+from fftmoe.store.bindings import differences, require_same
 from fftmoe.trained.complete import MAX_NEW_TOKENS
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
@@ -23,6 +28,8 @@ from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
 from fftmoe.trained.predict import Answer, check_request, predict
 from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat, TrainedModel
+
+USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has finished
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -34,8 +41,11 @@ def recipe_of(folder: Path) -> Recipe:
     return parse_recipe(read_run(folder), str(folder / "config.yaml"))
 
 
-def finished_run(folder: Path) -> FinishedRun:
+def finished_run(folder: Path, accept_changes: bool = False) -> FinishedRun:
     """What a finished run looks like to the code that uses it.
+
+    Args:
+        accept_changes: use it although backbone, tokenizer or data are not those that it is bound to.
 
     Raises:
         InputError: the folder is not a finished run, or is damaged.
@@ -64,7 +74,20 @@ def finished_run(folder: Path) -> FinishedRun:
         head=None if head is None else head.kind,
         precision=recipe.engine.precision,
         generation=generation_sample(recipe),
+        began=_began(folder),
+        accept_changes=accept_changes,
     )
+
+
+def _began(folder: Path) -> Bindings | None:
+    found = Bindings.read(folder)
+    if found is None:
+        logging.getLogger(__name__).warning(
+            "%s does not record what it was trained with, because an older version of fftmoe made it; whether backbone "
+            "and data are the same cannot be checked",
+            folder,
+        )
+    return found
 
 
 def generation_sample(recipe: Recipe) -> GenerationSample | None:
@@ -73,29 +96,55 @@ def generation_sample(recipe: Recipe) -> GenerationSample | None:
     return None if wanted is None else GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed)
 
 
-def load_run(folder: Path, top_k: int | None = None, *, exact: bool = False) -> TrainedModel:
+def load_run(
+    folder: Path, top_k: int | None = None, *, exact: bool = False, accept_changes: bool = False
+) -> TrainedModel:
     """The trained model of a run folder.
 
     Args:
-        top_k, exact: see `load_trained`.
+        top_k, exact: see `load_trained`. accept_changes: see `finished_run`.
 
     Raises:
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
-    return load_trained(finished_run(folder), top_k, exact=exact)
+    return load_trained(finished_run(folder, accept_changes), top_k, exact=exact)
 
 
 def evaluate_run(
-    folder: Path, source: str | None = None, split: str = "test", top_k: int | None = None
+    folder: Path,
+    source: str | None = None,
+    split: str = "test",
+    top_k: int | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
 
+    Args:
+        accept_changes: see `finished_run`.
+
     Raises:
-        InputError: see `load_run`; also, the split cannot be read.
+        InputError: see `load_run`; also, the split cannot be read, or is not the one that the run began with.
     """
-    trained = load_run(folder, top_k)
-    examples, strata = load_split_by_stratum(recipe_of(folder), split, trained.run.label_names, source)
-    return metrics_on(trained, examples, strata)
+    trained = load_run(folder, top_k, accept_changes=accept_changes)
+    found = read_split(recipe_of(folder), split, trained.run.label_names, source)
+    if source is None:
+        check_rows(trained.run, found)
+    return metrics_on(trained, found.examples[split], found.strata)
+
+
+def check_rows(run: FinishedRun, found: Splits) -> None:
+    """Refuse splits of the run's own data that have changed since it began.
+
+    Raises:
+        InputError: they have, and the run is not told to accept it.
+    """
+    if run.began is not None:
+        require_same(
+            f"the data of the run in {run.folder} are not those that it began with",
+            differences(run.began.values, rows_values(found.rows)),
+            run.accept_changes,
+            "restore them, or name the data to measure with --data",
+        )
 
 
 def predict_run(
@@ -109,6 +158,7 @@ def predict_run(
     scores: bool = False,
     client: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    accept_changes: bool = False,
 ) -> list[Answer]:
     """The answers of a run's model; see `predict`.
 
@@ -119,27 +169,31 @@ def predict_run(
         file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
         client: the client whose personal model is asked (`load_client`); None for the global model.
+        accept_changes: see `finished_run`.
 
     Raises:
         InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
     """
-    run = finished_run(folder)
+    run = finished_run(folder, accept_changes)
     check_request(run, batch_size, scores)
     asked = read_inputs(run, inputs, file, column)  # before the model, because loading that takes longer
-    trained = load_trained(run, top_k) if client is None else load_client(folder, client, top_k).trained
+    if client is None:
+        trained = load_trained(run, top_k)
+    else:
+        trained = load_client(folder, client, top_k, accept_changes=accept_changes).trained
     return predict(trained, asked, batch_size, scores, max_new_tokens)
 
 
-def load_federation(folder: Path, *, exact: bool = False) -> FinishedFederation:
+def load_federation(folder: Path, *, exact: bool = False, accept_changes: bool = False) -> FinishedFederation:
     """The parts of a finished run and the last state of its server.
 
     Args:
-        exact: see `load_trained`.
+        exact: see `load_trained`. accept_changes: see `finished_run`.
 
     Raises:
         InputError: the run has not finished, has no checkpoint, or its data cannot be read.
     """
-    run, recipe, files = finished_run(folder), recipe_of(folder), RunFolder(folder)
+    run, recipe, files = finished_run(folder, accept_changes), recipe_of(folder), RunFolder(folder)
     saved = files.load_newest()
     if saved.state is None:
         raise InputError(
@@ -147,6 +201,9 @@ def load_federation(folder: Path, *, exact: bool = False) -> FinishedFederation:
             "(`fftmoe compare` keeps the checkpoints of its runs with --keep)"
         )
     parts = compose(_without_training(recipe, exact))
+    if (base := check_adapter_files(folder / "adapter")) is not None:
+        check_base(base, parts.model, folder / "adapter")
+    _check_parts(run, bindings_of(parts, recipe))
     return FinishedFederation(
         trained=TrainedModel(run, parts.model),
         method=parts.method,
@@ -160,13 +217,27 @@ def load_federation(folder: Path, *, exact: bool = False) -> FinishedFederation:
     )
 
 
-def load_client(folder: Path, client_id: int, top_k: int | None = None, *, exact: bool = False) -> PersonalModel:
+def _check_parts(run: FinishedRun, now: Mapping[str, Any]) -> None:
+    """Refuse parts that are not those of the run. Versions may differ: a finished model can be used with newer ones."""
+    if run.began is not None:
+        require_same(
+            f"the clients of the run in {run.folder} cannot be rebuilt",
+            differences(run.began.values, {name: value for name, value in now.items() if name not in USED_FREELY}),
+            run.accept_changes,
+            "restore what it began with",
+        )
+
+
+def load_client(
+    folder: Path, client_id: int, top_k: int | None = None, *, exact: bool = False, accept_changes: bool = False
+) -> PersonalModel:
     """A client's personal model; see `personal_model`.
 
     Raises:
         InputError: as `load_federation`; there is no such client, or it holds fewer than `top_k` experts.
     """
-    return personal_model(load_federation(folder, exact=exact), client_id, top_k)
+    federation = load_federation(folder, exact=exact, accept_changes=accept_changes)
+    return personal_model(federation, client_id, top_k)
 
 
 def _without_training(recipe: Recipe, exact: bool) -> Recipe:

@@ -1,15 +1,15 @@
 """The training and test examples of a recipe, and single splits of its data or of another source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, SplitRequest
+from fftmoe.data import Examples, RowsDigest, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
-from fftmoe.setup.splits import load_splits
+from fftmoe.setup.splits import Splits, load_splits
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Loaded:
         max_length: tokens that the tokenizer allows; None for images.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         left_out: see `Splits`.
+        rows: what was read, by split, before a subset of it was chosen. reader: see `Splits`.
     """
 
     train: Examples
@@ -30,6 +31,8 @@ class Loaded:
     groups: Sequence[str] | None
     max_length: int | None
     strata: tuple[str, ...]
+    rows: Mapping[str, RowsDigest]
+    reader: str
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
@@ -44,7 +47,17 @@ def load_examples(recipe: Recipe) -> Loaded:
     found = load_splits(recipe, data.source, request, [by] if by else [])
     groups = found.columns["train"][by] if by else None
     train, test = found.examples["train"], found.examples["test"]
-    loaded = Loaded(train, test, found.label_names, groups, found.max_length, found.strata, found.left_out)
+    loaded = Loaded(
+        train,
+        test,
+        found.label_names,
+        groups,
+        found.max_length,
+        found.strata,
+        found.rows,
+        found.reader,
+        found.left_out,
+    )
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)
     rows = _subset(len(loaded.test), data.test_examples, "test")
@@ -54,25 +67,24 @@ def load_examples(recipe: Recipe) -> Loaded:
 
 
 def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Examples:
-    """A whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
+    """The examples of `read_split`.
 
     Raises:
-        InputError: see `load_split_by_stratum`.
+        InputError: see `read_split`.
     """
-    return load_split_by_stratum(recipe, split, label_names, source)[0]
+    return read_split(recipe, split, label_names, source).examples[split]
 
 
-def load_split_by_stratum(
-    recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None
-) -> tuple[Examples, tuple[str, ...]]:
-    """Like `load_split`, together with the names of its labels: `label_names`, or the strata if there are no classes.
+def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Splits:
+    """A whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
+
+    Without classes, the strata of the result are named by its rows.
 
     Raises:
         InputError: see `load_examples`; also, the split does not exist, or it has a label that is not in `label_names`.
     """
     request = SplitRequest((split,), tuple(label_names) or None, evaluation=True)
-    found = load_splits(recipe, source or recipe.data.source, request)
-    return found.examples[split], found.strata
+    return load_splits(recipe, source or recipe.data.source, request)
 
 
 def reads_images(recipe: Recipe) -> bool:

@@ -1,8 +1,8 @@
 """A run from its recipe to its folder, or the rest of one that was interrupted."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fftmoe.rounds.journal import Journal
 from fftmoe.rounds.loop import Federation, Metrics, federate, start
 from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
+from fftmoe.setup.bindings import bindings_of, check_state, check_unchanged
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
@@ -29,7 +30,18 @@ from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.setup.target_scales import scales_of, to_units
-from fftmoe.store import RunFolder, check_output, pack_state, read_config, save_adapter
+from fftmoe.store import (
+    Bindings,
+    RunFolder,
+    Saved,
+    check_free,
+    check_run_output,
+    owned,
+    pack_state,
+    read_config,
+    save_adapter,
+)
+from fftmoe.store.run_folder import CONFIG
 
 SCHEMA_VERSION = 1
 
@@ -42,6 +54,20 @@ class Result:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What a run over sites adds to the folder of a run.
+
+    Attributes:
+        bindings: further values that the run is bound to.
+        write: writes further files, before there is a run.
+    """
+
+    bindings: Mapping[str, Any] = field(default_factory=dict)
+    write: Callable[[RunFolder], object] = lambda folder: None
+
+
+NOTHING = Extra()
 OpenEngine = Callable[[Experiment, RunFolder], Engine]
 """Makes the engine of a run."""
 
@@ -54,6 +80,7 @@ class Beginning:
         initial: the state before the first round. state: the state after the last row of `rows`.
         clients_per_batch: how many clients train in one batch at most.
         private: how a private run is merged; None for any other.
+        bindings: what the run is bound to.
     """
 
     folder: RunFolder
@@ -62,6 +89,7 @@ class Beginning:
     rows: Sequence[dict[str, Any]]
     clients_per_batch: int
     private: PrivateMerging | None
+    bindings: Bindings
 
 
 def run(
@@ -84,13 +112,21 @@ def run(
     """
     progress = progress or Progress.silent()
     check_trackers(recipe.trackers)
-    check_output(output)  # it is checked again when it is made; here it spares a person the wait
+    check_free(output)
+    check_run_output(output)  # it is checked again when it is made; here it spares a person the wait
     progress.say("loading data and backbone")
     with _with_way_to_resume(output):
         return begin(compose(recipe, plugins), recipe, output, progress, open_engine)
 
 
-def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progress, open_engine: OpenEngine) -> Result:
+def begin(
+    experiment: Experiment,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    open_engine: OpenEngine,
+    extra: Extra = NOTHING,
+) -> Result:
     """Run an experiment that was made from this recipe.
 
     Raises:
@@ -99,11 +135,20 @@ def begin(experiment: Experiment, recipe: Recipe, output: Path, progress: Progre
     batch = clients_per_batch(experiment)  # may refuse the recipe, before anything is written
     initial = experiment.method.init(experiment.model)
     private = private_merging(experiment, initial, output, resumed=False)
-    folder = RunFolder.create(output, recipe.model_dump(mode="json"), needed_bytes=6 * len(pack_state(initial)))
-    if private is not None:
-        private.record()
-    beginning = Beginning(folder, initial, initial, (), batch, private)
-    return _carry_out(experiment, beginning, progress, open_engine)
+    bindings = Bindings({**bindings_of(experiment, recipe), **extra.bindings})
+
+    def write_first(folder: RunFolder) -> None:
+        bindings.write(folder.path)
+        extra.write(folder)
+        if private is not None:
+            private.record()
+
+    check_run_output(output)  # before a lock is put there
+    with owned(output):
+        values, needed_bytes = recipe.model_dump(mode="json"), 6 * len(pack_state(initial))
+        folder = RunFolder.create(output, values, needed_bytes, write_first)
+        beginning = Beginning(folder, initial, initial, (), batch, private, bindings)
+        return _carry_out(experiment, beginning, progress, open_engine)
 
 
 def resume(
@@ -112,6 +157,7 @@ def resume(
     overrides: Sequence[str] = (),
     open_engine: OpenEngine = open_engine,
     plugins: Plugins | None = None,
+    accept_changes: bool = False,
 ) -> Result:
     """Continue an interrupted run from its last whole round; it ends with the bytes of an uninterrupted run.
 
@@ -121,16 +167,19 @@ def resume(
         output: the run folder.
         overrides: as for `run`, but only of `engine.…`: where and how fast the run computes.
         plugins: the plug-ins that the run was started with.
+        accept_changes: continue although data, backbone or versions are not those that the run began with.
 
     Raises:
-        InputError: the folder holds no run, or a finished one. RunError: a client failed.
+        InputError: the folder holds no run, or a finished one; another process runs it; or something has changed that
+            the run is bound to. RunError: a client failed.
     """
     progress = progress or Progress.silent()
     recipe = unfinished(output, overrides)
+    check_free(output)
     check_trackers(recipe.trackers)
     progress.say("loading data and backbone")
     with _with_way_to_resume(output):
-        return go_on(compose(recipe, plugins), output, progress, open_engine)
+        return go_on(compose(recipe, plugins), recipe, output, progress, open_engine, accept_changes)
 
 
 @contextmanager
@@ -139,7 +188,7 @@ def _with_way_to_resume(output: Path) -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        if not (output / "config.yaml").exists():
+        if not (output / CONFIG).exists():
             raise
         raise OutputError(f"{error}; then go on: fftmoe resume {output}") from error
 
@@ -161,20 +210,46 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(values, str(output / "config.yaml"))
 
 
-def go_on(experiment: Experiment, output: Path, progress: Progress, open_engine: OpenEngine) -> Result:
-    """Run the rest of an interrupted run, with an experiment that was made from its recipe."""
+def go_on(
+    experiment: Experiment,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    open_engine: OpenEngine,
+    accept_changes: bool = False,
+    extra: Extra = NOTHING,
+) -> Result:
+    """Run the rest of an interrupted run, with an experiment that was made from its recipe.
+
+    Raises:
+        InputError: as for `resume`; nothing has been written. RunError: a client failed.
+    """
     batch = clients_per_batch(experiment)
     initial = experiment.method.init(experiment.model)
-    private = private_merging(experiment, initial, output, resumed=True)
-    folder = RunFolder(output)
-    saved = folder.load_newest()
+    now = {**bindings_of(experiment, recipe), **extra.bindings}
+    with owned(output):
+        unfinished(output)  # another process may have finished it meanwhile
+        folder = RunFolder(output)
+        saved = folder.load_newest()
+        state = saved.state or initial
+        bindings = check_unchanged(output, now, accept_changes, progress.say, state.round)
+        check_state(state, initial, output)
+        private = private_merging(experiment, initial, output, resumed=True)
+        _say_what_was_lost(saved, progress)
+        bindings.write(output)
+        extra.write(folder)
+        folder.rewind(saved)
+        progress.say(f"continuing after round {state.round} of {experiment.recipe.federation.rounds}")
+        beginning = Beginning(folder, initial, state, saved.rows, batch, private, bindings)
+        return _carry_out(experiment, beginning, progress, open_engine)
+
+
+def _say_what_was_lost(saved: Saved, progress: Progress) -> None:
     for reason in saved.passed_over:
         progress.say(f"skipped the checkpoint of {reason}")
-    folder.rewind(saved)
-    state = saved.state or initial
-    progress.say(f"continuing after round {state.round} of {experiment.recipe.federation.rounds}")
-    beginning = Beginning(folder, initial, state, saved.rows, batch, private)
-    return _carry_out(experiment, beginning, progress, open_engine)
+    if saved.rows_lost:
+        rounds = ", ".join(map(str, saved.rows_lost))
+        progress.say(f"warning: metrics.jsonl has no intact row of round {rounds}; the report will lack it")
 
 
 def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_engine: OpenEngine) -> Result:
@@ -220,6 +295,7 @@ def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_e
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(peak, 1),
             **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
+            **({"accepted_changes": list(at.bindings.accepted)} if at.bindings.accepted else {}),
         }
         summary = journal.public(summary)
         trackers.finish(summary)
@@ -267,6 +343,6 @@ def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary
     experiment.method.install(experiment.model, state.tensors, experiment.largest)
     to_units(experiment.model, scales_of(experiment.recipe))
     save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
-    config = experiment.recipe.model_dump(mode="json")
-    folder.write_report(report_page(config, folder.all_metrics(), summary))
+    # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
+    folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
     folder.write_summary(summary)

@@ -14,6 +14,7 @@ from fftmoe.client.screening import Agreement
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import SplitRequest
 from fftmoe.engines.failures import Failure, failing_as
+from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
 from fftmoe.setup.compose import cached, tokens_per_example
 from fftmoe.setup.forecast import site_tier
@@ -33,12 +34,14 @@ class SiteClient:
         agreed: the limits within which a message must be.
         num_examples: number of the site's training examples.
         backbone: fingerprint of the backbone that was loaded.
+        bindings: what the site's part in the run is bound to; it stays at the site.
     """
 
     runtime: ClientRuntime
     agreed: Agreement
     num_examples: int
     backbone: str
+    bindings: Mapping[str, Any]
 
 
 def make_site_client(
@@ -87,7 +90,10 @@ def make_site_client(
         states,
         lambda *_, **__: {},  # a site measures nothing for the server
     )
-    return SiteClient(runtime, make_agreement(recipe, adapted, client_id, tier), len(rows), fingerprint(adapted))
+    backbone = fingerprint(adapted)
+    bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
+    agreed = make_agreement(recipe, adapted, client_id, tier)
+    return SiteClient(runtime, agreed, len(rows), backbone, bindings)
 
 
 def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:

@@ -12,6 +12,7 @@ from fftmoe.config import DataSection, Recipe
 from fftmoe.data import (
     Examples,
     ImageExamples,
+    RowsDigest,
     SplitRequest,
     Table,
     TargetedText,
@@ -19,6 +20,7 @@ from fftmoe.data import (
     check_content,
     check_tagged,
     default_cache_dir,
+    digest_of_rows,
     list_names,
     lists_of,
     names_of,
@@ -33,6 +35,7 @@ from fftmoe.data import (
     tokenize_completions,
     tokenize_tagged,
     tokenize_texts,
+    tokenizer_digest,
     with_declared_labels,
 )
 
@@ -47,6 +50,7 @@ class Splits:
         label_names: the classes or other names that the model predicts; empty for a language model.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         max_length: tokens that the tokenizer allows; None for images.
+        rows: what was read, by split. reader: the digest of the tokenizer, or how images are prepared.
         left_out: bool [N], True for the training rows from which nothing may be learnt, because their label is not
             declared; empty where no labels have to be.
     """
@@ -56,6 +60,8 @@ class Splits:
     label_names: tuple[str, ...]
     strata: tuple[str, ...]
     max_length: int | None
+    rows: Mapping[str, RowsDigest]
+    reader: str
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
@@ -75,7 +81,7 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     tokenizer = load_tokenizer(recipe.backbone.model)  # first: the cheapest way to find a wrong model
     data = recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables, left_out = _labelled(source, content, data.label, columns, request)
+    tables, left_out, read = _labelled(source, content, data.label, columns, request)
     labels, names = number_classes(tables, data.label, request)
     cache = None if request.evaluation else default_cache_dir()
     examples = {
@@ -86,17 +92,21 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     }
     for split in request.splits:
         check_content(tables[split].where, examples[split], tokenizer)
-    return Splits(examples, _columns(tables, columns, request), names, names, tokenizer.model_max_length, left_out)
+    rows = _rows(read, [data.text, data.label], examples)
+    found = _columns(tables, columns, request)
+    reader = tokenizer_digest(tokenizer)
+    return Splits(examples, found, names, names, tokenizer.model_max_length, rows, reader, left_out)
 
 
 def _images(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     form = load_image_processor(recipe.backbone.model)
     data = recipe.data
     content = {"data.image": [data.image], "data.label": [data.label]}
-    tables, left_out = _labelled(source, content, data.label, columns, request)
+    tables, left_out, read = _labelled(source, content, data.label, columns, request)
     labels, names = number_classes(tables, data.label, request)
     examples = {split: _images_of(tables[split], labels[split], data.image, form) for split in request.splits}
-    return Splits(examples, _columns(tables, columns, request), names, names, None, left_out)
+    rows = _rows(read, [data.label], examples)
+    return Splits(examples, _columns(tables, columns, request), names, names, None, rows, repr(form), left_out)
 
 
 def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -120,13 +130,15 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
         )
         for split in request.splits
     }
-    return Splits(examples, _columns(tables, columns, request), (), strata, tokenizer.model_max_length)
+    rows = _rows(tables, [*(name for own in content.values() for name in own), data.label], examples)
+    found = _columns(tables, columns, request)
+    return Splits(examples, found, (), strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
 
 def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
-    tables, left_out = _labelled(source, content, data.tags, columns, request)
+    tables, left_out, read = _labelled(source, content, data.tags, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.tokens, data.tags)))
     tags = {split: lists_of(tables[split], "data.tags", data.tags) for split in request.splits}
     names = list_names(tables, tags, request)
@@ -144,13 +156,16 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
     }
     for split in request.splits:
         check_tagged(tables[split].where, examples[split], data.max_length)
-    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length, left_out)
+    rows = _rows(read, [data.tokens, data.tags, data.label], examples)
+    found = _columns(tables, columns, request)
+    reader = tokenizer_digest(tokenizer)
+    return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, reader, left_out)
 
 
 def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
-    tables, left_out = _labelled(source, content, data.label, columns, request)
+    tables, left_out, read = _labelled(source, content, data.label, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.text, data.label)))
     lists = {split: lists_of(tables[split], "data.label", data.label) for split in request.splits}
     names = list_names(tables, lists, request)
@@ -161,7 +176,10 @@ def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns:
             _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length),
             several_hot(lists[split], names),
         )
-    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length, left_out)
+    rows = _rows(read, [data.text, data.label], examples)
+    found = _columns(tables, columns, request)
+    reader = tokenizer_digest(tokenizer)
+    return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, reader, left_out)
 
 
 def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -175,7 +193,9 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
         texts, targets = texts_of(tables[split], "data.text", data.text), numbers_of(tables[split], names)
         tokens = _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length)
         examples[split] = TargetedText(tokens, targets)
-    return Splits(examples, _columns(tables, columns, request), names, strata, tokenizer.model_max_length)
+    rows = _rows(tables, [data.text, *names, data.label], examples)
+    found = _columns(tables, columns, request)
+    return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
 
 def _tokenized(
@@ -201,14 +221,22 @@ LOADERS: dict[str, Loader] = {
 
 def _labelled(
     source: str, content: Mapping[str, Sequence[str]], column: str, columns: Sequence[str], request: SplitRequest
-) -> tuple[dict[str, Table], np.ndarray]:
-    """The tables of a task with labels in this column, and `Splits.left_out`."""
+) -> tuple[dict[str, Table], np.ndarray, dict[str, Table]]:
+    """The tables of a task with labels in this column, `Splits.left_out`, and the tables as they were read."""
     tables = read_tables(source, content, columns, request)
     if not request.declared:
-        return tables, np.zeros(0, dtype=bool)
+        return tables, np.zeros(0, dtype=bool), tables
     assert request.label_names is not None, "the recipe declares its labels"
     train, left_out = with_declared_labels(tables["train"], column, request.label_names)
-    return {**{split: tables[split] for split in request.splits}, "train": train}, left_out
+    return {**{split: tables[split] for split in request.splits}, "train": train}, left_out, tables
+
+
+def _rows(tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples]) -> dict[str, RowsDigest]:
+    """The digests of what was read, over those of the columns `bound` that exist."""
+    return {
+        split: digest_of_rows(tables[split], [c for c in bound if c in tables[split].columns], made)
+        for split, made in examples.items()
+    }
 
 
 def _images_of(table: Table, labels: np.ndarray, column: str, form: ImageFormat) -> ImageExamples:

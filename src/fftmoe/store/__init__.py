@@ -5,13 +5,19 @@ What the files mean to a run is decided in `rounds/` and `setup/`. Every package
 
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
+from fftmoe.store.bindings import Bindings as Bindings
 from fftmoe.store.client_states import ClientStateFiles as ClientStateFiles
 from fftmoe.store.files import DamagedFileError as DamagedFileError
 from fftmoe.store.files import disk_errors as disk_errors
 from fftmoe.store.files import write_atomically as write_atomically
+from fftmoe.store.owner import check_free as check_free
+from fftmoe.store.owner import owned as owned
+from fftmoe.store.owner import owner_of as owner_of
+from fftmoe.store.rows import RowFile as RowFile
 from fftmoe.store.run_folder import RunFolder as RunFolder
 from fftmoe.store.run_folder import Saved as Saved
 from fftmoe.store.run_folder import check_output as check_output
+from fftmoe.store.run_folder import check_run_output as check_run_output
 from fftmoe.store.run_folder import read_config as read_config
 from fftmoe.store.run_folder import read_run as read_run
 from fftmoe.store.run_folder import read_summary as read_summary

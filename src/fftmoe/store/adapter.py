@@ -1,4 +1,4 @@
-"""The saved adapter: a PEFT folder together with the names of the labels."""
+"""The saved adapter: a PEFT folder together with the names of the labels, and with what it is bound to."""
 
 import json
 import os
@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fftmoe.adapter.bound import BOUND, describe_adapter
 from fftmoe.errors import InputError
-from fftmoe.store.files import disk_errors, sync
+from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import read_small, strict_json
 
 
-def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
-    """Write a PEFT folder (`adapter_config.json`, safetensors) with `labels.json`, whole or not at all."""
+def save_adapter(model: Any, folder: Path, label_names: Sequence[str], private: bool = True) -> None:
+    """Write a PEFT folder with `labels.json`, and `bound.json` (`adapter/bound.py`), whole or not at all.
+
+    Args:
+        private: only the owner can read it; otherwise the permissions are the usual ones of the process.
+    """
     temporary, before = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     with disk_errors(folder):
         try:
             model.save_pretrained(str(temporary))
             (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
-            for file in temporary.iterdir():
-                file.chmod(0o644)  # safetensors makes files that only their owner can read
+            (temporary / BOUND).write_text(json.dumps(describe_adapter(temporary, model), indent=1) + "\n")
+            _set_permissions(temporary, private)
             sync(temporary, *temporary.iterdir())
             if folder.exists():  # left by a run that was interrupted at this point
                 os.replace(folder, before)
@@ -29,6 +34,15 @@ def save_adapter(model: Any, folder: Path, label_names: Sequence[str]) -> None:
         finally:
             for leftover in (temporary, before):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _set_permissions(folder: Path, private: bool) -> None:
+    """Give a folder and its files equal permissions; safetensors makes files that only their owner can read."""
+    usual = (folder / "labels.json").stat().st_mode & 0o777
+    for file in folder.iterdir():
+        file.chmod(PRIVATE_FILE if private else usual)
+    if private:
+        folder.chmod(PRIVATE_FOLDER)
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The last checkpoints of a run: the server state after a round, and a manifest of the files that belong to it.
 
     checkpoints/round-000012.safetensors   the server state: global model, server optimiser, load, preferences, average
-    checkpoints/round-000012.json          size and SHA-256 of that file, and of `metrics.jsonl` up to round 12
+    checkpoints/round-000012.json          size and SHA-256 of that file, and the row of round 12 with its own SHA-256
 
-The rows of `metrics.jsonl` hold the ledger of bytes and seconds. No state of a random generator is saved: every random
-stream is made again from the run's seed, its name and the round. The states of clients are saved separately
-(`client_states.py`).
+The row of a round holds the ledger of bytes and seconds, so damage to `metrics.jsonl` costs no checkpoint. No state of
+a random generator is saved: every random stream is made again from the run's seed, its name and the round. The states
+of clients are saved separately (`client_states.py`).
 """
 
 import json
@@ -25,49 +25,55 @@ from fftmoe.store.files import (
     sha256,
     write_together,
 )
+from fftmoe.store.rows import RowFile, parse_row
 from fftmoe.store.server_state import pack_state, unpack_state
 from fftmoe.strict import read_small, strict_json
 
 KEPT = 3  # checkpoints
+MOST_MANIFEST = 2**26  # bytes: a row names the faults of its round
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of the run in the folder `run`, by round.
 
-    A checkpoint exists when its manifest exists, and it is intact when all its files agree with the manifest.
+    A checkpoint exists when its manifest exists, and it is intact when state and row agree with the manifest.
     """
 
     run: Path
 
     def save(self, state: ServerState) -> None:
-        """Save this state with the rows so far; then remove all older checkpoints but the last two."""
-        data, rows = pack_state(state), self.metrics.read_bytes() if self.metrics.exists() else b""
-        manifest = {"round": state.round, "state": _size_and_digest(data), "metrics": _size_and_digest(rows)}
+        """Save this state with the row of its round; then remove all older checkpoints but the last two."""
+        data, line = pack_state(state), self.rows.last()
+        row = parse_row(line)
+        own = line.decode() if row is not None and row.values["round"] == state.round else None
+        manifest = {
+            "round": state.round,
+            "state": {"bytes": len(data), "sha256": sha256(data)},
+            "row": None if own is None else {"text": own, "sha256": sha256(line)},
+        }
         text = json.dumps(manifest, indent=2) + "\n"
         write_together({self._state(state.round): data, self._manifest(state.round): text.encode()})
         with disk_errors(self._folder):
             self._keep(self.rounds()[:KEPT])
 
     def load(self, round: int) -> tuple[ServerState, bytes]:
-        """The state after this round, and the bytes that `metrics.jsonl` had at that time.
+        """The state after this round, and the line of this round in `metrics.jsonl`; empty if the run wrote none.
 
         Raises:
             DamagedFileError: a file of the checkpoint is missing or damaged.
         """
         path = self._manifest(round)
         try:
-            manifest = strict_json(read_small(path))
+            manifest = strict_json(read_small(path, MOST_MANIFEST))
             if manifest["round"] != round:
                 raise ValueError(f"it belongs to round {manifest['round']}")
-            parts = [
-                (manifest[name]["sha256"], operator.index(manifest[name]["bytes"])) for name in ("state", "metrics")
-            ]
+            digest, size = manifest["state"]["sha256"], operator.index(manifest["state"]["bytes"])
+            line = _line_of(manifest) if "metrics" not in manifest else self._line_in_rows(round)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise DamagedFileError(f"{path} is not a valid manifest: {error}") from error
-        data, metrics = read_whole(self._state(round), *parts[0]), read_whole(self.metrics, *parts[1])
         try:
-            return unpack_state(data), metrics
+            return unpack_state(read_whole(self._state(round), digest, size)), line
         except ValueError as error:
             raise DamagedFileError(f"{self._state(round)}: {error}") from error
 
@@ -81,9 +87,16 @@ class Checkpoints:
         remove_temporaries(self._folder)
 
     @property
-    def metrics(self) -> Path:
-        """The file with one row for each round."""
-        return self.run / "metrics.jsonl"
+    def rows(self) -> RowFile:
+        """One row for each round."""
+        return RowFile(self.run)
+
+    def _line_in_rows(self, round: int) -> bytes:
+        """The line of a round in `metrics.jsonl`, for a manifest of an older version, which has no row."""
+        found = [row.line for row in self.rows.read() if row.values["round"] == round]
+        if not found:
+            raise ValueError(f"the row of round {round} in {self.rows.path} is missing or damaged")
+        return found[0]
 
     @property
     def _folder(self) -> Path:
@@ -99,8 +112,13 @@ class Checkpoints:
         remove(*(path for path in self._folder.glob("round-*") if _round(path) not in rounds))
 
 
-def _size_and_digest(data: bytes) -> Mapping[str, Any]:
-    return {"bytes": len(data), "sha256": sha256(data)}
+def _line_of(manifest: Mapping[str, Any]) -> bytes:
+    if manifest["row"] is None:
+        return b""
+    line = manifest["row"]["text"].encode()
+    if sha256(line) != manifest["row"]["sha256"] or parse_row(line) is None:
+        raise ValueError("its row has changed since it was written")
+    return line
 
 
 def _round(path: Path) -> int:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from fftmoe.records import Tensors, pack, unpack
 from fftmoe.store.checkpoints import KEPT
 from fftmoe.store.files import (
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
     DamagedFileError,
     disk_errors,
     make_folder,
@@ -58,13 +60,14 @@ class ClientStateFiles:
         folder, data = self._folder_of(client_id), pack({"round": round}, state)
         with disk_errors(folder):
             if not folder.exists():
-                make_folder(folder) if self.durable else folder.mkdir(parents=True)
+                make_folder(folder) if self.durable else folder.mkdir(PRIVATE_FOLDER, parents=True)
             _forget_from(folder, round)
         write_atomically(folder / f"round-{round:06d}-{sha256(data)}.safetensors", data, self.durable)
         with disk_errors(folder):
             if self.durable:
                 remove(*_outdated(folder))
             else:
+                (self.folder / UNSYNCED).touch(PRIVATE_FILE)
                 with (self.folder / UNSYNCED).open("a") as file:
                     file.write(f"{client_id}\n")  # one call, so that the lines of several processes do not mix
 

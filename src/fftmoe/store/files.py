@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from fftmoe.errors import OutputError, RunError
 
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # only their owner can read them
 THREADS = 8  # files that are forced to the disk together, which takes hardly longer than one
 
 
@@ -19,17 +20,24 @@ class DamagedFileError(RunError):
     """A file does not have the bytes that were written; the message names the file and the difference."""
 
 
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a temporary file next to `path` and rename it; `durable` forces the bytes and the name to the disk."""
-    write_together({path: data}, durable)
+def write_atomically(path: Path, data: bytes, durable: bool = True, private: bool = True) -> None:
+    """Write a temporary file next to `path` and rename it.
+
+    Args:
+        durable: force the bytes and the name to the disk.
+        private: only the owner can read the file; otherwise the permissions are the usual ones of the process.
+    """
+    write_together({path: data}, durable, private)
 
 
-def write_together(files: Mapping[Path, bytes], durable: bool = True) -> None:
+def write_together(files: Mapping[Path, bytes], durable: bool = True, private: bool = True) -> None:
     """Write several files as `write_atomically` does, waiting for the disk once; they are renamed in this order."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     with disk_errors(next(iter(files))):
         try:
             for path, data in files.items():
+                if private:
+                    temporary[path].touch(PRIVATE_FILE)  # from the start, before it holds anything
                 temporary[path].write_bytes(data)
             if durable:
                 sync(*temporary.values())
@@ -43,9 +51,9 @@ def write_together(files: Mapping[Path, bytes], durable: bool = True) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with its missing parents, and force them to the disk."""
+    """Make a folder that only its owner can read, with its missing parents, and force them to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     sync(*(folder.parent for folder in missing))
 
 

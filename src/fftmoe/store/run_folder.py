@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,19 @@ import yaml
 
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState
+from fftmoe.store.bindings import FILE as BINDINGS
 from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
 from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically
+from fftmoe.store.owner import LOCK
+from fftmoe.store.rows import RowFile
 from fftmoe.strict import json_text, read_small, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
+CONFIG = "config.yaml"
+# What a folder holds before its run has begun.
+FIRST = {LOCK, BINDINGS, "sites.json", "checkpoints", "clients"}
+LEDGERS = {"privacy.json", "example_privacy.json"}
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,20 @@ class Saved:
 
     Attributes:
         state: the server state; None before the end of the first round.
-        metrics: the lines of `metrics.jsonl` up to this checkpoint.
+        lines: the intact lines of `metrics.jsonl` up to this checkpoint, whose own line is always among them.
         passed_over: newer checkpoints that are damaged, each with the reason.
+        rows_lost: the rounds up to this checkpoint whose lines are damaged or missing.
     """
 
     state: ServerState | None = None
-    metrics: bytes = b""
+    lines: tuple[bytes, ...] = ()
     passed_over: tuple[str, ...] = ()
+    rows_lost: tuple[int, ...] = ()
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `metrics`, one for each round."""
-        return [json.loads(line) for line in self.metrics.splitlines()]
+        """The rows, one for each round whose line is intact."""
+        return [json.loads(line) for line in self.lines]
 
 
 @dataclass(frozen=True)
@@ -46,14 +55,25 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], needed_bytes: int) -> "RunFolder":
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        needed_bytes: int,
+        write_first: Callable[["RunFolder"], object] = lambda folder: None,
+    ) -> "RunFolder":
         """Make a new run folder with its resolved recipe.
+
+        `config.yaml` says that there is a run, so it is written when all else is there that a run continues from.
+
+        Args:
+            write_first: writes what belongs to the run from its beginning.
 
         Raises:
             InputError: the folder holds another run or other files, it cannot be made, or the disk has fewer than
                 `needed_bytes` and a margin left. Nothing has been written then.
         """
-        nearest = check_output(path)
+        nearest = check_run_output(path)
         free = shutil.disk_usage(nearest).free
         if free < needed_bytes + MARGIN_BYTES:
             raise InputError(
@@ -62,19 +82,18 @@ class RunFolder:
             )
         with disk_errors(path):
             make_folder(path)
-            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
             cls(path)._make_folders()
+            write_first(cls(path))
+            write_atomically(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
         return cls(path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
-        with disk_errors(self.path), self.checkpoints.metrics.open("a") as file:
-            file.write(json_text(row) + "\n")
+        self.rows.append(dict(row))
 
     def all_metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`."""
-        with disk_errors(self.checkpoints.metrics):
-            return [json.loads(line) for line in self.checkpoints.metrics.read_bytes().splitlines()]
+        """The intact rows of `metrics.jsonl`."""
+        return [row.values for row in self.rows.read()]
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json` as strict JSON."""
@@ -87,9 +106,8 @@ class RunFolder:
 
     def save_state(self, state: ServerState) -> None:
         """Save a checkpoint after a round whose row has been written; it is on the disk when this returns."""
-        metrics = self.checkpoints.metrics
-        with disk_errors(metrics):
-            sync(self.path, *([metrics] if metrics.exists() else []), *self.client_states.take_unsynced())
+        with disk_errors(self.rows.path):
+            sync(self.path, self.path / "checkpoints", *self.rows.files(), *self.client_states.take_unsynced())
         self.checkpoints.save(state)
 
     def load_newest(self) -> Saved:
@@ -101,12 +119,12 @@ class RunFolder:
         rounds, passed_over = self.checkpoints.rounds(), list[str]()
         for round in rounds:
             try:
-                state, metrics = self.checkpoints.load(round)
+                state, line = self.checkpoints.load(round)
                 self.client_states.check(round)
             except DamagedFileError as reason:
                 passed_over.append(f"round {round}: {reason}")
             else:
-                return Saved(state, metrics, tuple(passed_over))
+                return self._saved(state, line, tuple(passed_over))
         if max(self._rounds_in_metrics(), *rounds, 0) < 2:  # the first checkpoint may not have been completed
             return Saved(passed_over=tuple(passed_over))
         reasons = ". ".join(passed_over) or "none exists although metrics.jsonl has rows of several rounds"
@@ -115,13 +133,20 @@ class RunFolder:
             "restore its files, or start a new run"
         )
 
+    def _saved(self, state: ServerState, line: bytes, passed_over: tuple[str, ...]) -> Saved:
+        """The checkpoint of this state with its rows; `line` is its own row."""
+        kept = {row.values["round"]: row.line for row in self.rows.read() if row.values["round"] <= state.round}
+        kept |= {state.round: line} if line else {}
+        lost = tuple(round for round in range(state.round + 1) if round not in kept) if line else ()
+        return Saved(state, tuple(line for _, line in sorted(kept.items())), passed_over, lost)
+
     def rewind(self, saved: Saved) -> None:
         """Remove what came after this checkpoint, because those rounds are repeated."""
         round = saved.state.round if saved.state else 0
         with disk_errors(self.path):
             self._make_folders()
             self.checkpoints.forget_after(round)
-            write_atomically(self.checkpoints.metrics, saved.metrics)
+            self.rows.replace(saved.lines)
             self.client_states.forget_after(round)
             remove_temporaries(self.path)
 
@@ -130,10 +155,14 @@ class RunFolder:
             make_folder(self.path / name)
 
     def _rounds_in_metrics(self) -> int:
-        metrics = self.checkpoints.metrics
-        return (
-            max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.exists() else 0
-        )  # the first row belongs to no round
+        if not self.rows.path.exists():
+            return 0
+        return max(0, self.rows.path.read_bytes().count(b"\n") - 1)  # the first row belongs to no round
+
+    @property
+    def rows(self) -> RowFile:
+        """The rows of `metrics.jsonl`."""
+        return RowFile(self.path)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -146,14 +175,44 @@ class RunFolder:
         return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` forces them to the disk
 
 
-def check_output(path: Path) -> Path:
+def check_run_output(path: Path) -> Path:
     """Check that a run can be written to `path`, and return the nearest existing folder at or above it.
+
+    What a run has left that was killed before it had begun does not count, and neither does the lock of an owner.
+
+    Raises:
+        InputError: the folder holds another run or other files, or cannot be made.
+    """
+    return path.absolute() if _is_cut_off(path) else check_output(path)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the folder holds only what is written before `config.yaml`."""
+    if not path.is_dir() or (path / CONFIG).exists():
+        return False
+    names = {entry.name for entry in path.iterdir() if not _is_temporary(entry)}
+    inner = {
+        entry.name
+        for name in ("checkpoints", "clients")
+        if (path / name).is_dir()
+        for entry in (path / name).iterdir()
+        if not _is_temporary(entry)
+    }
+    return bool(names) and names <= FIRST and inner <= LEDGERS
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def check_output(path: Path) -> Path:
+    """Check that `path` is a new or an empty folder, and return the nearest existing folder at or above it.
 
     Raises:
         InputError: the folder holds another run or other files, or cannot be made.
     """
     if path.is_dir() and any(path.iterdir()):
-        what = "another run" if (path / "config.yaml").exists() else "other files"
+        what = "another run" if (path / CONFIG).exists() else "other files"
         raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
     nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not nearest.is_dir():

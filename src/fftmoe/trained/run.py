@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fftmoe.store import Bindings
+
 
 @dataclass(frozen=True)
 class BackboneOptions:
@@ -62,6 +64,8 @@ class FinishedRun:
         head: the kind of the classification head, None for a language model.
         precision: the precision that the recipe asks for: "auto", "float32" or "bfloat16".
         generation: how generated text is measured; None where it is not.
+        began: what the run is bound to; None for a run of an older version, which did not record it.
+        accept_changes: use the model although its backbone or its tokenizer is another one than the run's.
     """
 
     folder: Path
@@ -74,6 +78,8 @@ class FinishedRun:
     head: str | None
     precision: str
     generation: GenerationSample | None
+    began: Bindings | None = None
+    accept_changes: bool = False
 
     @property
     def reads_images(self) -> bool:

@@ -1,5 +1,6 @@
 """A site's connection to its server: it waits while the server is away, and ends if the server is the wrong one."""
 
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -22,6 +23,11 @@ MAX_WAIT_SECONDS = 30.0  # between two tries to reach the server
 LOOK_SECONDS = 0.1  # between two calls of `stop` while waiting
 AWAY = {502, 503, 504}  # the server, or a proxy before it, is not available now
 KEY_IN_USE = 412
+KEY_SECONDS = 90.0  # after which it is not a crashed node that the server still counts as connected
+KEY_TWICE = (
+    "another process is connected with this site's key, perhaps from a copy of this folder on another machine; "
+    "end one of the two: each site needs a key of its own"
+)
 # OpenSSL's reasons for a peer that does not speak TLS.
 PLAIN_TEXT = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
 Request = TypeVar("Request")
@@ -86,9 +92,13 @@ class ServerLine:
         Raises:
             RunError: the server has never accepted this node, and refuses it. Stopped: see there.
         """
-        # The server counts a crashed node as connected for another minute, and refuses its key meanwhile.
+        # The server counts a crashed node as connected for another minute, and refuses its key meanwhile. Only the
+        # place that was connected may end that connection: a copy of its folder must not drive it out.
         with suppress(OSError, ValueError, httpx.HTTPStatusError):
-            self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(memory.read_text())))
+            number, place = memory.read_text().split(maxsplit=1)
+            if place == _place_of(memory):
+                self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(number)))
+        began = time.monotonic()
         request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         while True:
             try:
@@ -98,9 +108,12 @@ class ServerLine:
                 reason = _refusal(error.response)
                 if not self.welcome and error.response.status_code != KEY_IN_USE:
                     raise RunError(f"the server at {self.address} {reason}") from error
+                if error.response.status_code == KEY_IN_USE and began is not None and _is_long(began):
+                    self.say(KEY_TWICE)
+                    began = None  # once
             self.wait(f"it {reason}")
         with suppress(OSError):  # without the file, only the next start after a crash takes a minute longer
-            memory.write_text(str(node_id))
+            memory.write_text(f"{node_id} {_place_of(memory)}")
         if not self.welcome:
             self.say(f"connected to the server at {self.address}")
             self.welcome = True
@@ -126,6 +139,15 @@ class ServerLine:
             if self.stop():
                 raise Stopped
             time.sleep(min(left, LOOK_SECONDS))
+
+
+def _place_of(memory: Path) -> str:
+    """The machine and the folder of a node."""
+    return f"{socket.gethostname()} {memory.absolute()}"
+
+
+def _is_long(began: float) -> bool:
+    return time.monotonic() - began > KEY_SECONDS
 
 
 def _distrust(cause: BaseException) -> str | None:

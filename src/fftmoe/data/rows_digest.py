@@ -1,0 +1,59 @@
+"""What was read from a source, as one short value: two reads have the same value if a model is given the same."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fftmoe.data.examples import Examples
+from fftmoe.data.images import ImageExamples
+from fftmoe.data.table import Table
+
+
+@dataclass(frozen=True)
+class RowsDigest:
+    """The number of the rows of a split, and the SHA-256 of the columns that a run reads, as hexadecimal digits."""
+
+    rows: int
+    sha256: str
+
+
+def digest_of_rows(table: Table, columns: Sequence[str], examples: Examples) -> RowsDigest:
+    """The digest of these columns of a table, row by row, in the order of `columns`.
+
+    Other columns do not count, and neither does the format of the file. An image counts by its pixels as the model
+    gets them, because its row may only name a file.
+
+    Args:
+        examples: the examples that were made of the table.
+    """
+    found = hashlib.sha256()
+    if isinstance(examples, ImageExamples):
+        pixels: Any = examples.pixels.detach().contiguous().flatten().view(torch.uint8).numpy()
+        found.update(f"pixels {list(examples.pixels.shape)}\n".encode())
+        found.update(pixels)
+    for column in dict.fromkeys(columns):
+        values = table.columns[column]
+        if len(values) and isinstance(values[0], dict):  # images, which have been counted
+            continue
+        found.update(f"column {len(values)}\n".encode())
+        for value in values:
+            _update(found, value)
+    return RowsDigest(table.num_rows, found.hexdigest())
+
+
+def _update(found: Any, value: Any) -> None:
+    """Add a value so that no two lists of values give the same bytes."""
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogatepass")
+        found.update(f"t{len(data)} ".encode())
+        found.update(data)
+    elif isinstance(value, list | tuple | np.ndarray):
+        found.update(f"l{len(value)} ".encode())
+        for item in value:
+            _update(found, item)
+    else:
+        found.update(f"v{value!r} ".encode())

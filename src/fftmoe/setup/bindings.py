@@ -1,0 +1,166 @@
+"""What a run is bound to, computed from its parts; and the one place where a run that goes on is compared with it."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fftmoe
+from fftmoe.backbones import fingerprint
+from fftmoe.config import Recipe, parse_recipe
+from fftmoe.data import Partition, RowsDigest
+from fftmoe.errors import InputError
+from fftmoe.records import ServerState
+from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.load import load_examples
+from fftmoe.setup.model import build_model
+from fftmoe.store.bindings import Bindings, differences, require_same
+
+# Packages that compute, read or write what a run depends on.
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "safetensors")
+MOST_NAMES = 10_000  # clients whose names are written down; of more, the digest of the names
+# Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
+# data and backbone may change as long as their contents do not.
+UNBOUND = ("engine", "trackers", "name")
+ELSEWHERE = (("data", "source"), ("backbone", "model"))
+
+
+def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
+    """What a run of this experiment is bound to.
+
+    Args:
+        recipe: as it is written into the run's folder, before `compose` changes it.
+    """
+    return {
+        "recipe": recipe_values(recipe),
+        "labels": list(experiment.label_names or experiment.strata),
+        **_clients(experiment),
+        **rows_values(experiment.rows),
+        "tokenizer": experiment.reader,
+        "backbone": fingerprint(experiment.model),
+        "versions": versions(),
+    }
+
+
+def inputs_of(recipe: Recipe) -> dict[str, Any]:
+    """What a run of this recipe would read now: rows, labels, tokenizer, backbone, and the versions of the software.
+
+    Raises:
+        InputError: the data or the backbone cannot be read.
+    """
+    data = load_examples(recipe)
+    labels = {"labels": list(data.label_names)} if data.label_names else {}
+    backbone = fingerprint(build_model(recipe, data.label_names))
+    return {
+        **labels,
+        **rows_values(data.rows),
+        "tokenizer": data.reader,
+        "backbone": backbone,
+        "versions": versions(),
+    }
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe that a run is bound to."""
+    values = {name: value for name, value in recipe.model_dump(mode="json").items() if name not in UNBOUND}
+    for section, key in ELSEWHERE:
+        values[section] = {name: value for name, value in values[section].items() if name != key}
+    return values
+
+
+def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
+    """The bindings of the splits that were read."""
+    named = {"training rows": "train", "test rows": "test"}
+    return {name: asdict(rows[split]) for name, split in named.items() if split in rows}
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, of the packages that it computes with, and of Python."""
+    found = {"fftmoe": fftmoe.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _clients(experiment: Experiment) -> dict[str, Any]:
+    """The clients by name, in their order; without names, their number and which examples each holds."""
+    partition = experiment.partition
+    if partition.groups is None:
+        return {"population": {"clients": len(partition)}, "division": _division(partition)}
+    names = [str(name) for name in partition.groups]
+    whole = sha256(repr(names).encode()).hexdigest()
+    shown = {"names": names} if len(names) <= MOST_NAMES else {}
+    return {"population": {"clients": len(names), "sha256": whole, **shown}}
+
+
+def _division(partition: Partition) -> str:
+    found = sha256(partition.indices.offsets.astype("<i8").tobytes())
+    found.update(partition.indices.flat.astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+def check_unchanged(
+    folder: Path, now: Mapping[str, Any], accept: bool, say: Callable[[str], None], after_round: int
+) -> Bindings:
+    """Compare what a run would continue with to what it began with; return what it is bound to from now on.
+
+    Args:
+        folder: of the run. now: see `bindings_of`.
+        accept: continue in spite of changes with which that can be meaningful.
+        say: shows a line to a person. after_round: the last round of the run so far.
+
+    Raises:
+        InputError: something has changed that is not accepted; the message says what. Nothing has been written.
+    """
+    began = Bindings.read(folder)
+    if began is None:
+        say(
+            f"warning: {folder} does not record what this run began with, because an older version of fftmoe started "
+            "it; whether data, backbone and clients are the same cannot be checked"
+        )
+        return Bindings(now)
+    accepted = require_same(
+        f"the run in {folder} cannot continue",
+        differences(_readable(began.values), now),
+        accept,
+        "restore what it began with, or start a new run",
+    )
+    for words in accepted:
+        say(f"accepted: {words}")
+    told = tuple(f"after round {after_round}: {words}" for words in accepted)
+    return Bindings(now, (*began.accepted, *told)) if accepted else began
+
+
+def check_state(state: ServerState, initial: ServerState, folder: Path) -> None:
+    """Refuse a checkpoint whose global model is not one of this run's method, adapter and labels.
+
+    Raises:
+        InputError: a tensor is missing, is one too many, or has another shape or type.
+    """
+    found, expected = ({name: (t.dtype, [*t.shape]) for name, t in s.tensors.items()} for s in (state, initial))
+    wrong = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"the checkpoint of {folder} does not fit its recipe: {name} is {found.get(name, 'missing')} there and "
+            f"{expected.get(name, 'missing')} in the recipe's model; restore config.yaml, or start a new run"
+        )
+
+
+def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the recipe as this version of the package reads it, which may know more keys."""
+    recipe = values.get("recipe")
+    try:
+        places = {"data": {"source": "."}, "backbone": {"model": "."}}
+        whole = {**recipe, **{name: {**recipe[name], **place} for name, place in places.items()}}  # type: ignore[misc]
+        return {**values, "recipe": recipe_values(parse_recipe(whole, "of the beginning"))}
+    except (InputError, TypeError, KeyError):
+        return dict(values)

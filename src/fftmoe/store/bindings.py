@@ -1,0 +1,214 @@
+"""What a run is bound to: the data, model, clients and versions that it began with, in one small file of its folder.
+
+    bindings.json   {"format": 1, "values": {"labels": ["no", "yes"], "backbone": "3f…", …}, "accepted": [...]}
+
+Values are digests or short lists, so the file holds no row and no weight. Everything that continues or uses a run
+compares what it has now with these values (`differences`), and ends at a difference (`require_same`).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fftmoe.errors import InputError
+from fftmoe.store.files import write_atomically
+from fftmoe.strict import read_small, strict_json
+
+FORMAT = 1
+FILE = "bindings.json"
+MOST_BYTES = 2**24  # of the file: it may hold the names of many clients
+MOST_SHOWN = 3  # keys, labels or clients of one difference
+ACCEPT = "--accept-changes"
+
+
+class Difference(NamedTuple):
+    """A thing that is not what it was.
+
+    Attributes:
+        words: the difference for a person, such as "the training rows have changed (113 rows then, 114 now)".
+        acceptable: whether it can be meaningful to continue nevertheless.
+    """
+
+    words: str
+    acceptable: bool
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What a run is bound to.
+
+    Attributes:
+        values: by the names of `KINDS`, JSON values.
+        accepted: differences that a person has accepted since, in words, oldest first.
+    """
+
+    values: Mapping[str, Any]
+    accepted: tuple[str, ...] = field(default=())
+
+    def pack(self) -> bytes:
+        """The bytes of the file."""
+        text = json.dumps({"format": FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
+        return text.encode() + b"\n"
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a folder."""
+        write_atomically(folder / FILE, self.pack())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Bindings | None":
+        """The bindings in a folder; None if it has none, because an older version of this package wrote it.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = folder / FILE
+        try:
+            found = strict_json(read_small(path, MOST_BYTES))
+            values, accepted = found["values"], found["accepted"]
+            if found["format"] != FORMAT or not isinstance(values, dict) or not isinstance(accepted, list):
+                raise ValueError(f"it has not the form of format {FORMAT}")
+            return cls(values, tuple(map(str, accepted)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}), so nobody can tell what {folder} began with; restore the file"
+            ) from error
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The differences between two sets of values in those names that both have, in the order of `KINDS`."""
+    found = []
+    for name, kind in KINDS.items():
+        if name in then and name in now and then[name] != now[name]:
+            found += [Difference(words, kind.acceptable) for words in kind.describe(then[name], now[name])]
+    return found
+
+
+def require_same(what: str, found: Sequence[Difference], accept: bool, remedy: str) -> tuple[str, ...]:
+    """Refuse a run that is not what it was; return the words of the differences that are accepted.
+
+    Args:
+        what: what is refused, such as "the run in runs/first cannot continue".
+        found: the differences. accept: whether a person accepts those that can be accepted.
+        remedy: what to do instead.
+
+    Raises:
+        InputError: there is a difference that is not accepted; it names all of them.
+    """
+    refused = [difference for difference in found if not (accept and difference.acceptable)]
+    if refused:
+        words = "; ".join(difference.words for difference in refused)
+        possible = all(difference.acceptable for difference in refused)
+        advice = f", or continue with what is there now: {ACCEPT}" if possible else ""
+        raise InputError(f"{what}: {words}; {remedy}{advice}")
+    return tuple(difference.words for difference in found)
+
+
+class Kind(NamedTuple):
+    """One thing that a run is bound to.
+
+    Attributes:
+        acceptable: whether it can be meaningful to continue after it has changed.
+        describe: makes sentences of the value then and the value now, which differ.
+    """
+
+    acceptable: bool
+    describe: Callable[[Any, Any], list[str]]
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _settings(then: Any, now: Any) -> list[str]:
+    """Nested sections: one sentence with the first dotted keys that differ."""
+    keys = list(_unequal_keys(then, now))
+    shown = "; ".join(f"{key} was {_text(a)} and is now {_text(b)}" for key, a, b in keys[:MOST_SHOWN])
+    more = f"; and {len(keys) - MOST_SHOWN} more keys" if len(keys) > MOST_SHOWN else ""
+    return [f"the recipe has changed ({shown}{more})"]
+
+
+def _unequal_keys(then: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        then, now = ({str(i): value for i, value in enumerate(values)} for values in (then, now))
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [] if then == now else [(path, then, now)]
+    keys = dict.fromkeys([*then, *now])
+    return [
+        found
+        for key in keys
+        for found in _unequal_keys(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    ]
+
+
+def _labels(then: Any, now: Any) -> list[str]:
+    if sorted(then) == sorted(now):
+        return [f"the labels are in another order ({_shown(then)} then, {_shown(now)} now)"]
+    return [f"the labels are others ({_shown(then)} then, {_shown(now)} now)"]
+
+
+def _shown(names: Sequence[Any]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > 2 * MOST_SHOWN else ""
+    return ", ".join(map(str, names[: 2 * MOST_SHOWN])) + more
+
+
+def _population(then: Any, now: Any) -> list[str]:
+    before, after = then.get("names"), now.get("names")
+    if before is None or after is None:
+        return [f"the clients are others ({then.get('clients')} then, {now.get('clients')} now)"]
+    changes = [f"{name} has joined" for name in after if name not in set(before)]
+    changes += [f"{name} is missing" for name in before if name not in set(after)]
+    places = {name: place for place, name in enumerate(after)}
+    changes += [
+        f"{name} was client {place} and would be client {places[name]}"
+        for place, name in enumerate(before)
+        if name in places and places[name] != place
+    ]
+    more = f", and {len(changes) - MOST_SHOWN} more changes" if len(changes) > MOST_SHOWN else ""
+    return [f"the clients are others ({', '.join(changes[:MOST_SHOWN])}{more})"]
+
+
+def _keys(then: Any, now: Any) -> list[str]:
+    changed = [name for name in then if name in now and then[name] != now[name]]
+    return [
+        f"{', '.join(changed)} has another key than at the beginning, so the state that it kept for this run lies in "
+        "its former folder, or somebody else has taken its name"
+    ] * bool(changed)
+
+
+def _rows(split: str) -> Callable[[Any, Any], list[str]]:
+    def describe(then: Any, now: Any) -> list[str]:
+        if then["rows"] != now["rows"]:
+            return [f"the {split} rows have changed ({then['rows']} rows then, {now['rows']} now)"]
+        return [f"the {split} rows have changed (as many as then, {now['rows']}, but others, or in another order)"]
+
+    return describe
+
+
+def _versions(then: Any, now: Any) -> list[str]:
+    changed = [f"{key} {then.get(key)} then, {now.get(key)} now" for key in then if then.get(key) != now.get(key)]
+    return [f"the versions of the software have changed ({', '.join(changed)})"] * bool(changed)
+
+
+def _digest(what: str) -> Callable[[Any, Any], list[str]]:
+    return lambda then, now: [f"{what} ({_text(then)} then, {_text(now)} now)"]
+
+
+KINDS: dict[str, Kind] = {
+    "recipe": Kind(True, _settings),
+    # The rows of a head stand for the labels, and what clients keep belongs to their numbers: nothing continues those.
+    "labels": Kind(False, _labels),
+    "population": Kind(False, _population),
+    "division": Kind(False, lambda *_: ["the training rows are divided among the clients in another way"]),
+    "keys": Kind(True, _keys),
+    "training rows": Kind(True, _rows("training")),
+    "test rows": Kind(True, _rows("test")),
+    "tokenizer": Kind(True, _digest("the tokenizer, or how images are prepared, has changed")),
+    "backbone": Kind(True, _digest("the backbone has changed, in its weights or its configuration")),
+    "versions": Kind(True, _versions),
+}
+"""What a run can be bound to, in the order in which differences are told."""
