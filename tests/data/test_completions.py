@@ -147,7 +147,7 @@ def test_strata_are_those_of_the_first_column_that_all_splits_have(language_valu
     assert found.label_names == ()
     assert not found.examples["train"].labels.any()
     assert not cast(Completions, found.examples["train"]).starts.any()  # no prompts
-    assert found.columns["train"]["author"][:2] == ["author-0", "author-1"]
+    assert found.columns.names["author"][:2] == ["author-0", "author-1"]
     with pytest.raises(InputError, match=r"no column 'answer'.*data.completion"):
         load(data__completion="answer")
     (folder / "test.csv").write_text("prompt,completion\nsay,\n")

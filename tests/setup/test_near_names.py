@@ -42,6 +42,7 @@ def test_near_equal_names_are_kept_apart_and_pointed_out(cli: Cli, run_values: R
     assert summary["num_clients"] == len(SITES)
     assert json.loads((done.folder / "adapter" / "labels.json").read_text())["labels"] == ["HUM", "HUM ", "LOC"]
     expected = {
+        "columns": "'Label' and 'label'",
         "labels": "'HUM' and 'HUM '",
         "clients": "'South' and 'south'; 'north' and 'north '",
         "tiers": "'Small' and 'small'",

@@ -101,6 +101,7 @@ def assemble(
         left_out=data.left_out,
         rows=data.rows,
         reader=data.reader,
+        data_notes=data.notes,
         remote=remote,
         plugins=plugins,
     )

@@ -26,6 +26,7 @@ class Experiment:
         mean_tokens: of a training example. shape: of one expert.
         fewest_examples: of the client that has the fewest.
         left_out: see `Loaded`.
+        data_notes: what a person should know about the data.
         rows, reader: what was read, and with which tokenizer; see `Loaded`.
         remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
         plugins: parts that the recipe may name, in addition to installed ones.
@@ -49,6 +50,7 @@ class Experiment:
     left_out: np.ndarray
     rows: Mapping[str, RowsDigest]
     reader: str
+    data_notes: tuple[str, ...]
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
 
@@ -65,8 +67,11 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about the names in the data and in the recipe: those that are nearly equal."""
+        # A private run writes down no names of clients.
+        clients = () if self.recipe.privacy is not None else self.partition.groups or ()
         return (
+            *self.data_notes,
             *near_equal_notes("labels" if self.label_names else "groups of examples", self.label_names or self.strata),
-            *near_equal_notes("clients", self.partition.groups or ()),
+            *near_equal_notes("clients", clients),
             *near_equal_notes("tiers", [tier.name for tier in self.tiers]),
         )

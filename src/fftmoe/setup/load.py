@@ -23,6 +23,7 @@ class Loaded:
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         left_out: see `Splits`.
         rows: what was read, by split, before a subset of it was chosen. reader: see `Splits`.
+        notes: what a person should know about the data.
     """
 
     train: Examples
@@ -34,6 +35,7 @@ class Loaded:
     rows: Mapping[str, RowsDigest]
     reader: str
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    notes: tuple[str, ...] = ()
 
 
 def load_examples(recipe: Recipe) -> Loaded:
@@ -45,7 +47,7 @@ def load_examples(recipe: Recipe) -> Loaded:
     by, data = recipe.partition.by, recipe.data
     request = SplitRequest(label_names=agreed_labels(recipe), declared=recipe.differential)
     found = load_splits(recipe, data.source, request, [by] if by else [])
-    groups = found.columns["train"][by] if by else None
+    groups = found.columns.names[by] if by else None
     train, test = found.examples["train"], found.examples["test"]
     loaded = Loaded(
         train,
@@ -57,6 +59,7 @@ def load_examples(recipe: Recipe) -> Loaded:
         found.rows,
         found.reader,
         found.left_out,
+        found.columns.notes,
     )
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)

@@ -24,6 +24,7 @@ from fftmoe.data import (
     list_names,
     lists_of,
     names_of,
+    near_equal_notes,
     number_classes,
     number_strata,
     numbers_of,
@@ -41,12 +42,25 @@ from fftmoe.data import (
 
 
 @dataclass(frozen=True)
+class FurtherColumns:
+    """What else there is in the first requested split.
+
+    Attributes:
+        names: the names in the extra columns, such as those of natural clients, by column.
+        notes: sentences about columns whose names are nearly equal.
+    """
+
+    names: Mapping[str, list[str]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Splits:
     """The requested splits of a source, ready for the model.
 
     Attributes:
         examples: by split.
-        columns: the names in the extra columns, such as those of natural clients, by split and column.
+        columns: the extra columns.
         label_names: the classes or other names that the model predicts; empty for a language model.
         strata: the names that `Examples.labels` refers to, the classes if there are any.
         max_length: tokens that the tokenizer allows; None for images.
@@ -56,7 +70,7 @@ class Splits:
     """
 
     examples: Mapping[str, Examples]
-    columns: Mapping[str, Mapping[str, list[str]]]
+    columns: FurtherColumns
     label_names: tuple[str, ...]
     strata: tuple[str, ...]
     max_length: int | None
@@ -250,8 +264,7 @@ def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
     return [name for name in (recipe.data.label, recipe.partition.by) if name is not None and name not in answers]
 
 
-def _columns(
-    tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest
-) -> dict[str, dict[str, list[str]]]:
+def _columns(tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest) -> FurtherColumns:
     first = tables[request.splits[0]]  # only training rows need a natural client
-    return {request.splits[0]: {column: names_of(first, column, "client", "partition.by") for column in columns}}
+    names = {column: names_of(first, column, "client", "partition.by") for column in columns}
+    return FurtherColumns(names, near_equal_notes("columns", first.columns))
