@@ -29,7 +29,10 @@ def resolve_model(model: str) -> str:
         if model != BUILTIN_MINILM:
             raise InputError(f"unknown model {model!r}{did_you_mean(model, [BUILTIN_MINILM])}")
         return str(_cached_minilm() or _packaged_minilm())
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"model folder {model!r:.200}: {error!s:.200}; name it without ~") from error
     if folder.is_dir():
         _check_folder(folder)
         return str(folder)

@@ -34,7 +34,7 @@ def with_prefix(
     model: nn.Module,
     block: int,
     examples: Examples,
-    cache_dir: Path,
+    cache_dir: Path | None,
     max_bytes: int,
     groups: Sequence[np.ndarray] | None = None,
 ) -> Examples:
@@ -47,14 +47,16 @@ def with_prefix(
         model: frozen before that block, in evaluation mode.
         block: counted from 0; `first_adapted_block(model)` saves most.
         examples: at least one.
-        cache_dir: the folder of the file `prefix-<key>.bin`.
+        cache_dir: the folder of the file `prefix-<key>.bin`; None for no cache.
         max_bytes: the size above which nothing is cached.
         groups: parts that together are all examples and share no batch, so that the states of a part are the same to
             the last bit as without the other parts; None if that is not needed.
     """
     log = logging.getLogger(__name__)
     num_bytes, reason = prefix_cost(model, block, examples, max_bytes)
-    if reason is not None:
+    if cache_dir is None:
+        reason = "this user has no home folder; name one for the cache with FFTMOE_CACHE"
+    if reason is not None or cache_dir is None:
         log.info("no states are cached: %s", reason)
         return examples
     num_states, dim = _state_sizes(model, block, examples)

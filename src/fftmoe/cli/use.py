@@ -36,7 +36,7 @@ def evaluate(
         for k in values
     ]
     shown = metrics if len(values) > 1 else metrics[0]
-    sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=False)) + "\n")
+    sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=not _takes_all_characters())) + "\n")
 
 
 def predict(
@@ -80,11 +80,17 @@ def predict(
         max_new_tokens=max_new_tokens,
         accept_changes=accept_changes,
     )
-    lines = "".join(shown_json(json_text(row, ascii_only=False)) + "\n" for row in rows)
+    ascii_only = output is None and not _takes_all_characters()
+    lines = "".join(shown_json(json_text(row, ascii_only=ascii_only)) + "\n" for row in rows)
     if output is not None:
         write_atomically(output, lines.encode(), private=False)
     else:
         sys.stdout.write(lines)
+
+
+def _takes_all_characters() -> bool:
+    """Whether standard output can show every character; otherwise JSON's own escapes stand for those beyond ASCII."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _lines_of_input() -> list[str]:

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 
-def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """`$FFTMOE_CACHE`, else `$XDG_CACHE_HOME/fftmoe`, else `~/.cache/fftmoe`."""
-    if environment.get("FFTMOE_CACHE"):
-        return Path(environment["FFTMOE_CACHE"]).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fftmoe"
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """`$FFTMOE_CACHE`, else `$XDG_CACHE_HOME/fftmoe`, else `~/.cache/fftmoe`; None for a user without a home."""
+    try:
+        if environment.get("FFTMOE_CACHE"):
+            return Path(environment["FFTMOE_CACHE"]).expanduser()
+        return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fftmoe"
+    except RuntimeError:  # a container's user may have neither HOME nor an entry in the list of users
+        return None
 
 
 def tokenize_cached(

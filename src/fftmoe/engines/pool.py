@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from fftmoe.engines.main_module import names_main, unimported_main
 from fftmoe.errors import FftmoeError
 
 SECONDS_TO_END = 5  # that a worker has to end by itself before it is killed
@@ -124,7 +125,8 @@ class _Worker:
     def __init__(self, context: Any, start: Callable[[], Callable[[Any], Any]]) -> None:
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, start), daemon=True)
-        self.process.start()
+        with nullcontext() if names_main(start) else unimported_main():
+            self.process.start()
         theirs.close()  # only the process holds its end now, so its death ends this one
 
     def ask(self, job: Any) -> Any:

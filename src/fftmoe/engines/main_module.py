@@ -1,0 +1,56 @@
+"""Worker processes import the script that started them only where they need something that it defines.
+
+A fresh interpreter imports the script, by the rules of multiprocessing. A script that starts a run at its top level, as
+the README's does, would start it again in every worker.
+"""
+
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class _Finder(pickle.Pickler):
+    """Pickles into nothing, without arrays, and notes whether a class or a function of the script is among it."""
+
+    def __init__(self) -> None:
+        super().__init__(_Nowhere())
+        self.found = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        """See `pickle.Pickler`."""
+        if isinstance(obj, torch.Tensor | np.ndarray):
+            return str, ("",)
+        self.found |= getattr(obj, "__module__", None) == "__main__"
+        return NotImplemented
+
+
+class _Nowhere:
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def names_main(value: Any) -> bool:
+    """Whether a process that unpickles this value must have imported the script."""
+    finder = _Finder()
+    with suppress(Exception):  # starting the process raises the same error, and there it is explained
+        finder.dump(value)
+    return finder.found
+
+
+@contextmanager
+def unimported_main() -> Iterator[None]:
+    """Processes that are started in the block do not import the script of this process."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in kept:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
