@@ -208,7 +208,7 @@ def test_a_client_without_a_state_leaves_no_file(tmp_path: Path):
 def test_metrics_are_one_line_of_json_each(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", CONFIG, needed_bytes=0)
     rows = [{"round": 0, "accuracy": None}, {"round": 1, "accuracy": 0.5}]
-    for row in rows:
+    for row in ({**rows[0], "accuracy": float("nan")}, rows[1]):
         folder.append_metrics(row)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
@@ -218,8 +218,8 @@ def test_a_summary_is_strict_json(tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run", CONFIG, needed_bytes=0)
     folder.write_summary({"accuracy": 0.5})
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"accuracy": 0.5}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.write_summary({"accuracy": float("nan")})
+    folder.write_summary({"accuracy": float("nan"), "loss": [1.0, float("inf")]})
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"accuracy": None, "loss": [1.0, None]}
 
 
 def test_only_a_finished_run_is_read(tmp_path: Path):
