@@ -289,3 +289,13 @@ def test_private_rounds_have_no_substitutes_and_no_quorum(private_recipe: Privat
     assert len(saved) == 3
     for one, other in itertools.combinations(saved, 2):
         assert (one != other).all()
+
+
+@pytest.mark.parametrize(("privacy", "are_written"), [(SUMS, True), (NOISY, False)], ids=["sums", "noisy"])
+def test_a_differentially_private_run_writes_no_digest_of_clients_rows(
+    run_private: RunPrivate, privacy: dict[str, Any], are_written: bool
+):
+    """Who guesses the rows could check the guess with it."""
+    bound = (run_private("run", "fft-moe", privacy).folder / "bindings.json").read_text()
+    assert ("training rows" in bound, "division" in bound) == (are_written, are_written)
+    assert "test rows" in bound

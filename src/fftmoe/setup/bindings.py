@@ -20,8 +20,9 @@ from fftmoe.setup.model import build_model
 from fftmoe.store.bindings import Bindings, differences, require_same
 
 # Packages that compute, read or write what a run depends on.
-PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors")
 MOST_NAMES = 10_000  # clients whose names are written down; of more, the digest of the names
+OF_CLIENTS_ROWS = ("training rows", "division")  # bindings that follow from clients' rows
 # Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
 # data and backbone may change as long as their contents do not.
 UNBOUND = ("engine", "trackers", "name")
@@ -34,7 +35,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
     Args:
         recipe: as it is written into the run's folder, before `compose` changes it.
     """
-    return {
+    found = {
         "recipe": recipe_values(recipe),
         "labels": list(experiment.label_names or experiment.strata),
         **_clients(experiment),
@@ -43,6 +44,18 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
         "backbone": fingerprint(experiment.model),
         "versions": versions(),
     }
+    return _publishable(recipe, found)
+
+
+def _publishable(recipe: Recipe, values: dict[str, Any]) -> dict[str, Any]:
+    """The values without digests of clients' rows, if the run has differential privacy.
+
+    A digest is an exact function of the rows: who guesses them can check the guess. Such a run cannot notice that its
+    training rows have changed.
+    """
+    if recipe.privacy is None or not recipe.privacy.differential:
+        return values
+    return {name: value for name, value in values.items() if name not in OF_CLIENTS_ROWS}
 
 
 def inputs_of(recipe: Recipe) -> dict[str, Any]:
@@ -54,13 +67,14 @@ def inputs_of(recipe: Recipe) -> dict[str, Any]:
     data = load_examples(recipe)
     labels = {"labels": list(data.label_names)} if data.label_names else {}
     backbone = fingerprint(build_model(recipe, data.label_names))
-    return {
+    found = {
         **labels,
         **rows_values(data.rows),
         "tokenizer": data.reader,
         "backbone": backbone,
         "versions": versions(),
     }
+    return _publishable(recipe, found)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
