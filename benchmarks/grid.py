@@ -100,8 +100,9 @@ def run_pieces(
     results.write()  # a call that was killed may have left cells in the work folder
     for nth in range(max(len(piece.seeds) for piece in pieces)):
         for piece in pieces:
-            if seeds := piece.seeds[nth : nth + 1]:
-                progress.say(f"{piece.name}, seed {seeds[0]}")
+            if nth < len(piece.seeds):
+                seeds = piece.seeds[: nth + 1]  # with those that are done, because a page loses no finished cell
+                progress.say(f"{piece.name}, seed {seeds[nth]}")
                 how = {"workers": workers, "deadline": deadline, "progress": progress}
                 try:
                     compare(piece.file, piece.folder, seeds=seeds, **piece.choices, **how)

@@ -90,7 +90,7 @@ def predict(
 
 def _takes_all_characters() -> bool:
     """Whether standard output can show every character; otherwise JSON's own escapes stand for those beyond ASCII."""
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
 
 
 def _lines_of_input() -> list[str]:

@@ -4,17 +4,17 @@ A fresh interpreter imports the script, by the rules of multiprocessing. A scrip
 the README's does, would start it again in every worker.
 """
 
-import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 
 
-class _Finder(pickle.Pickler):
+class _Finder(ForkingPickler):
     """Pickles into nothing, without arrays, and notes whether a class or a function of the script is among it."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class _Finder(pickle.Pickler):
         self.found = False
 
     def reducer_override(self, obj: Any) -> Any:
-        """See `pickle.Pickler`."""
+        """See `pickle.Pickler.reducer_override`."""
         if isinstance(obj, torch.Tensor | np.ndarray):
             return str, ("",)
         self.found |= getattr(obj, "__module__", None) == "__main__"
