@@ -1,35 +1,24 @@
 """A run from its recipe to its folder, or the rest of one that was interrupted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
-from fftmoe.cost.prediction import predicted_and_measured
-from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError, OutputError
-from fftmoe.records import ServerState, names
-from fftmoe.report.environment import environment
-from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
-from fftmoe.report.trackers import Trackers, check_trackers
-from fftmoe.report.verdict import verdict
-from fftmoe.rounds.journal import Journal
-from fftmoe.rounds.loop import Federation, Metrics, federate, start
-from fftmoe.rounds.outcome import check_learned
-from fftmoe.rounds.private import PrivateMerging
+from fftmoe.report.trackers import check_trackers
 from fftmoe.setup.bindings import bindings_of, check_state, check_unchanged
+from fftmoe.setup.carry_out import Beginning, OpenEngine, carry_out
+from fftmoe.setup.carry_out import Result as Result
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import make_federation, train_locally
-from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
 from fftmoe.setup.stacking import clients_per_batch
-from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
     Bindings,
     RunFolder,
@@ -39,19 +28,8 @@ from fftmoe.store import (
     owned,
     pack_state,
     read_config,
-    save_adapter,
 )
 from fftmoe.store.run_folder import CONFIG
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: its folder and the contents of `summary.json`."""
-
-    folder: Path
-    summary: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,28 +46,6 @@ class Extra:
 
 
 NOTHING = Extra()
-OpenEngine = Callable[[Experiment, RunFolder], Engine]
-"""Makes the engine of a run."""
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where a run starts, or where an interrupted one continues.
-
-    Attributes:
-        initial: the state before the first round. state: the state after the last row of `rows`.
-        clients_per_batch: how many clients train in one batch at most.
-        private: how a private run is merged; None for any other.
-        bindings: what the run is bound to.
-    """
-
-    folder: RunFolder
-    initial: ServerState
-    state: ServerState
-    rows: Sequence[dict[str, Any]]
-    clients_per_batch: int
-    private: PrivateMerging | None
-    bindings: Bindings
 
 
 def run(
@@ -148,7 +104,7 @@ def begin(
         values, needed_bytes = recipe.model_dump(mode="json"), 6 * len(pack_state(initial))
         folder = RunFolder.create(output, values, needed_bytes, write_first)
         beginning = Beginning(folder, initial, initial, (), batch, private, bindings)
-        return _carry_out(experiment, beginning, progress, open_engine)
+        return carry_out(experiment, beginning, progress, open_engine)
 
 
 def resume(
@@ -241,7 +197,7 @@ def go_on(
         folder.rewind(saved)
         progress.say(f"continuing after round {state.round} of {experiment.recipe.federation.rounds}")
         beginning = Beginning(folder, initial, state, saved.rows, batch, private, bindings)
-        return _carry_out(experiment, beginning, progress, open_engine)
+        return carry_out(experiment, beginning, progress, open_engine)
 
 
 def _say_what_was_lost(saved: Saved, progress: Progress) -> None:
@@ -250,99 +206,3 @@ def _say_what_was_lost(saved: Saved, progress: Progress) -> None:
     if saved.rows_lost:
         rounds = ", ".join(map(str, saved.rows_lost))
         progress.say(f"warning: metrics.jsonl has no intact row of round {rounds}; the report will lack it")
-
-
-def _carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_engine: OpenEngine) -> Result:
-    """Run all rounds that are left, measure the result, and write the adapter, the report and the summary."""
-    recipe, notes = experiment.recipe, experiment.notes
-    for note in notes:
-        progress.say(f"warning: {note}")
-    if at.private is not None:
-        progress.say(at.private.promise(recipe.federation.rounds - at.state.round))
-    expected = seconds_by_tier(experiment, at.initial) if progress.visible else {}
-    memory = resident_mib(experiment) if expected else None
-    announce_duration(experiment, expected, at.state.round, at.folder.path, progress)
-    with (
-        closing(Trackers(recipe.trackers, at.folder.path, recipe.name, progress.say)) as trackers,
-        closing(open_engine(experiment, at.folder)) as engine,
-    ):
-        trackers.configure(recipe.model_dump(mode="json"))
-        journal = Journal(
-            at.folder,
-            trackers,
-            progress,
-            experiment.task.metric,
-            at.rows,
-            at.private.hides if at.private else frozenset(),
-        )
-        federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
-        state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
-        check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
-        if recipe.evaluation.local_only:
-            progress.say("training clients locally, for comparison")
-            metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
-        peak = engine.peak_rss_mib()
-        summary = {
-            **_facts(experiment, state),
-            **({"notes": list(notes)} if notes else {}),
-            **metrics,
-            **journal.totals(),
-            **verdict(journal.rows, {**metrics, "metric": journal.metric}),
-            **({"privacy": at.private.summary()} if at.private is not None else {}),
-            "predicted_by_tier": (predicted := predicted_by_tier(experiment, at.initial)),
-            "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
-            "environment": environment(next(experiment.model.parameters()).device),
-            "seconds": round(journal.seconds, 1),
-            "peak_rss_mib": round(peak, 1),
-            **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
-            **({"accepted_changes": list(at.bindings.accepted)} if at.bindings.accepted else {}),
-        }
-        summary = journal.public(summary)
-        trackers.finish(summary)
-    _save(experiment, state, at.folder, summary)
-    return Result(at.folder.path, summary)
-
-
-def _rounds(
-    federation: Federation, state: ServerState, journal: Journal, clients_per_round: int
-) -> tuple[ServerState, Metrics]:
-    """The state after all rounds that follow `state`, and its metrics."""
-    state = start(federation, state, journal) if state.round == 0 else state
-    with journal.progress.rounds(federation.num_rounds, clients_per_round, state.round):
-        state, metrics = federate(federation, state, journal)
-    # A run that ended early, or that was interrupted after its last round, still has to be measured.
-    return state, federation.evaluate.final(state) if metrics is None else metrics
-
-
-def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str]:
-    """The names of the tensors that rounds train: not a closed-form head, and nothing that stays at the clients."""
-    if experiment.method.capabilities.personal:
-        return []
-    solved = experiment.recipe.closed_form
-    return [name for name in initial.tensors if not (solved and names.is_head(name))]
-
-
-def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """The values of the summary that describe the run: its method, seed, rounds, clients and parameters."""
-    head = sum(t.numel() for name, t in state.tensors.items() if names.is_head(name))
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "method": experiment.recipe.method,
-        "seed": experiment.recipe.seed,
-        "rounds_completed": state.round,
-        "num_clients": experiment.num_clients,
-        "trainable_parameters": sum(t.numel() for t in state.tensors.values()),
-        "trainable_parameters_by_tier": {
-            tier.name: experiment.method.parameters(tier) + head for tier in experiment.tiers
-        },
-    }
-
-
-def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole."""
-    experiment.method.install(experiment.model, state.tensors, experiment.largest)
-    to_units(experiment.model, scales_of(experiment.recipe))
-    save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
-    # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
-    folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
-    folder.write_summary(summary)
