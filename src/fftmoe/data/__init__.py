@@ -22,6 +22,8 @@ from fftmoe.data.labels import number_classes as number_classes
 from fftmoe.data.labels import number_strata as number_strata
 from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
+from fftmoe.data.lost import cut_notes as cut_notes
+from fftmoe.data.lost import shared_notes as shared_notes
 from fftmoe.data.names import in_order as in_order
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes

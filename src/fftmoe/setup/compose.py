@@ -11,7 +11,7 @@ from fftmoe.backbones import check_quantization, first_adapted_block, num_states
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
-from fftmoe.data import Examples, Partition, default_cache_dir, make_partition
+from fftmoe.data import Examples, Partition, cut_notes, default_cache_dir, make_partition, shared_notes
 from fftmoe.data.partition import KINDS
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import Budgets, ExpertShape, assign_tiers, largest_tier
@@ -101,9 +101,19 @@ def assemble(
         left_out=data.left_out,
         rows=data.rows,
         reader=data.reader,
-        data_notes=data.notes,
+        data_notes=(*data.notes, *_rows_lost(recipe, data)),
         remote=remote,
         plugins=plugins,
+    )
+
+
+def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
+    """What is cut of the rows, and which are in both splits."""
+    length = recipe.data.max_length
+    return (
+        *cut_notes("training", data.train, length),
+        *cut_notes("test", data.test, length),
+        *shared_notes(data.train, data.test),
     )
 
 

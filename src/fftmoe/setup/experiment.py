@@ -66,7 +66,7 @@ class Experiment:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about the names in the data and in the recipe: those that are nearly equal."""
+        """What a person should know about the data and the recipe: rows that are cut or shared, names nearly equal."""
         # A private run writes down no names of clients.
         clients = () if self.recipe.privacy is not None else self.partition.groups or ()
         return (

@@ -1,0 +1,54 @@
+"""What a person should know about the rows that a run reads: what is cut, and what is in both splits."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+
+from fftmoe.data.examples import Examples
+from fftmoe.data.images import ImageExamples
+from fftmoe.data.tokens import AnsweredText, TokenizedText
+
+
+def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...]:
+    """A sentence about texts that are as long as the limit, beyond which nothing is read; nothing if there is none."""
+    if isinstance(examples, ImageExamples):
+        return ()
+    full = int((examples.lengths >= max_length).sum())
+    if not full:
+        return ()
+    return (
+        f"{split} rows: {full} of {len(examples)} texts have data.max_length={max_length} tokens or more; "
+        "what is beyond is not read",
+    )
+
+
+def shared_notes(train: Examples, test: Examples) -> tuple[str, ...]:
+    """A sentence about test rows that are also training rows, as the model reads them; nothing if there is none."""
+    shared = count_shared(train, test)
+    if not shared:
+        return ()
+    return (f"{shared} of {len(test)} test rows are also training rows, so a result on them says little of new data",)
+
+
+def count_shared(train: Examples, test: Examples) -> int:
+    """How many of the test rows have the same content as a training row; labels are not compared."""
+    wanted = set(contents(test))
+    found = wanted.intersection(contents(train))
+    return sum(content in found for content in contents(test)) if found else 0
+
+
+def contents(examples: Examples) -> Iterator[bytes]:
+    """The content of each example as bytes: its tokens, or the sums of an image's rows and columns of pixels.
+
+    The sums take a hundredth of an image's bytes. Images with equal sums are taken to be the same.
+    """
+    if isinstance(examples, AnsweredText):
+        examples = examples.texts
+    if isinstance(examples, TokenizedText):
+        ids, offsets = examples.input_ids.numpy(), examples.offsets.tolist()
+        yield from (ids[start:end].tobytes() for start, end in pairwise(offsets))
+    if isinstance(examples, ImageExamples):
+        for pixels in examples.pixels:
+            sums = [pixels.sum(axis, dtype=torch.int32).flatten() for axis in (1, 2)]
+            yield torch.cat(sums).numpy().tobytes()
