@@ -267,7 +267,8 @@ def test_a_site_is_killed_in_a_round_and_restarted(federation: LocalDeployment, 
 def test_deploy_stop_ends_a_server_and_a_site(federation: LocalDeployment, tmp_path: Path):
     output = tmp_path / "run"
     server_folder, site_folder = federation.folder / "d" / "server", federation.folder / "d" / "sites" / NAMES[3]
-    with federation.server(output, "--set", "federation.rounds=100000") as server:
+    endless = ("--set", "federation.rounds=100000")
+    with federation.server(output, *endless) as server:
         wait_for("the first round", lambda: len(rows(output)) > 1 or server.poll() is not None)
         shown = subprocess.run(command("status", server_folder), capture_output=True, text=True, timeout=SECONDS)
         assert "round " in shown.stdout
@@ -281,7 +282,7 @@ def test_deploy_stop_ends_a_server_and_a_site(federation: LocalDeployment, tmp_p
         assert shown.stdout.replace("\n", "") == f"nothing runs from {folder}"
     federation.start_site(3)
     before = len(rows(output))
-    with federation.server(output) as server:  # the same command continues
+    with federation.server(output, *endless) as server:  # the same command continues
         wait_for("another round", lambda: len(rows(output)) > before or server.poll() is not None)
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=SECONDS) == 130, federation.logs()
