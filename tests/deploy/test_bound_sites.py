@@ -15,7 +15,7 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.deploy import site as sites
 from fftmoe.deploy.federation import prepare
 from fftmoe.deploy.job import make_job, read_profile
-from fftmoe.deploy.run_sites import RunSites, check_sites
+from fftmoe.deploy.run_sites import RunSites, check_same_sites
 from fftmoe.deploy.site import OpenSite, SiteSettings, open_site
 from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError
@@ -100,8 +100,8 @@ def test_a_server_continues_with_its_sites_in_their_order(deployed: Deployed):
     """Before any site is asked: a list in another order would give a site's place to another one."""
     known = RunSites.read(deployed.output).profiles
     ids = {name: client_id for client_id, name in enumerate(NAMES)}
-    check_sites(deployed.output, known, ids)
-    check_sites(deployed.output, dict(reversed(known.items())), dict(reversed(ids.items())))  # only numbers count
+    check_same_sites(deployed.output, known, ids)
+    check_same_sites(deployed.output, dict(reversed(known.items())), dict(reversed(ids.items())))  # only numbers count
     for changed, words in (
         ({**ids, NAMES[0]: 1, NAMES[1]: 0}, f"{NAMES[0]} was client 0 and would be client 1"),
         ({**ids, "author-9": 4}, "author-9 has joined"),
@@ -109,7 +109,7 @@ def test_a_server_continues_with_its_sites_in_their_order(deployed: Deployed):
         ({**{name: ids[name] for name in NAMES[:3]}, "new": 3}, f"new has joined, {NAMES[3]} is missing"),
     ):
         with pytest.raises(InputError, match=words) as refused:
-            check_sites(deployed.output, known, changed)
+            check_same_sites(deployed.output, known, changed)
         assert "--accept-changes" not in str(refused.value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError
-from fftmoe.setup.bindings import inputs_of, recipe_values
+from fftmoe.setup.bindings import bound_recipe, inputs_of
 from fftmoe.setup.cells import Cell, Grid
 from fftmoe.store import Bindings
 from fftmoe.store.bindings import Difference, differences, require_same
@@ -29,7 +29,7 @@ def bind_folder(grid: Grid, output: Path) -> None:
     Raises:
         InputError: the folder belongs to a comparison of another recipe, or its page holds cells that this one lacks.
     """
-    now = {"recipe": recipe_values(grid.base)}
+    now = {"recipe": bound_recipe(grid.base)}
     began = Bindings.read(output)
     if began is not None:
         require_same(

@@ -8,7 +8,7 @@ from fftmoe.deploy.door import read_policy
 from fftmoe.deploy.ledger import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account, ledger_in
 from fftmoe.errors import InputError
 from fftmoe.server.accountant import Adjacency
-from fftmoe.setup.policy import Policy
+from fftmoe.setup.policy import SitePolicy
 
 
 def describe_ledger(site: Path) -> list[str]:
@@ -22,7 +22,7 @@ def describe_ledger(site: Path) -> list[str]:
     return [*map(_line, entries), *totals(policy, entries)]
 
 
-def totals(policy: Policy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def totals(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What was asked, answered and refused, and what is left of what the policy grants."""
     numbers = {
         event: sum(entry["event"] == event for entry in entries) for event in (OPENED, ANSWERED, REFUSED, FAILED)

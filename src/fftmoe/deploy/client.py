@@ -19,7 +19,7 @@ from fftmoe.deploy.running import running
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError
-from fftmoe.setup.policy import Policy
+from fftmoe.setup.policy import SitePolicy
 
 Say = Callable[[str], None]
 
@@ -101,7 +101,7 @@ def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[
     ]
 
 
-def _agreement(policy: Policy, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _agreement(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the site's policy allows, and what its ledger has counted; both are read again for every request."""
     first, *more = totals(policy, entries)
     return [

@@ -21,7 +21,7 @@ from fftmoe.engines.failures import CodedError, Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
-from fftmoe.setup.policy import Policy, parse_policy
+from fftmoe.setup.policy import SitePolicy, parse_policy
 from fftmoe.setup.site_request import PROFILE, SUMS, TASKS, TRAINING, SiteRequest, request_of
 from fftmoe.strict import at_most, open_file
 
@@ -34,7 +34,7 @@ SLACK = 1e-9  # of epsilon, for rounding
 class Admitted:
     """A job that the policy allows, with the policy as it was read for this request; `server` sent it."""
 
-    policy: Policy
+    policy: SitePolicy
     request: SiteRequest
     server: str
     run: str
@@ -126,11 +126,11 @@ class Door:
         with self._noting(_job_of(admitted), asked):
             yield
 
-    def ledger(self, policy: Policy) -> SiteLedger:
+    def ledger(self, policy: SitePolicy) -> SiteLedger:
         """The ledger that the policy names."""
         return ledger_in(self.folder / policy.ledger, self.folder)
 
-    def _check_policy(self, policy: Policy, request: SiteRequest, labels: list[str]) -> None:
+    def _check_policy(self, policy: SitePolicy, request: SiteRequest, labels: list[str]) -> None:
         reasons = objections(policy, request, own_model=self.own_model)
         if (reason := label_objection(policy, request, labels)) is not None:
             reasons.append(reason)
@@ -162,7 +162,7 @@ class Door:
         ledger.note(event, code=str(error.code), run=str(run)[:64], task=task, round=round, why=why)
 
 
-def read_policy(folder: Path) -> Policy:
+def read_policy(folder: Path) -> SitePolicy:
     """The policy of a site, as its file is now.
 
     Raises:

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from fftmoe.deploy.gather import RollCall, gather
 from fftmoe.deploy.job import make_job
-from fftmoe.deploy.run_sites import RunSites, check_sites
+from fftmoe.deploy.run_sites import RunSites, check_same_sites
 from fftmoe.engines.base import Engine
 from fftmoe.engines.flower import FlowerEngine
 from fftmoe.errors import RunError
@@ -114,7 +114,7 @@ def run_over_sites(
     """
     known = prepared.sites.profiles
     if prepared.is_interrupted:
-        check_sites(prepared.output, known, client_ids)
+        check_same_sites(prepared.output, known, client_ids)
     call = RollCall(grid, nodes, client_ids, prepared.job, tier_names(prepared.recipe), known, progress)
     found = gather(call, wait_seconds)
     experiment = compose_deployed(prepared.recipe, prepared.data, found.profiles, client_ids)

@@ -12,10 +12,12 @@ from tempfile import mkdtemp
 from typing import Any
 
 from fftmoe.errors import InputError, OutputError
+from fftmoe.store.files import PRIVATE_FILE as PRIVATE_FILE
+from fftmoe.store.files import PRIVATE_FOLDER
 from fftmoe.strict import at_most, open_file, strict_json
 
 FORMAT = 1
-PRIVATE_FILE, PUBLIC_FILE, PRIVATE_FOLDER = 0o600, 0o644, 0o700
+PUBLIC_FILE = 0o644
 COPY_AGAIN = "copy it again from the folder that `fftmoe deploy init` made"
 
 

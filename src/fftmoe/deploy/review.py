@@ -14,7 +14,7 @@ from fftmoe.deploy.files import PRIVATE_FILE, write_new
 from fftmoe.deploy.ledger import ledger_in
 from fftmoe.errors import InputError
 from fftmoe.setup.consent import limits_exceeded
-from fftmoe.setup.policy import NOISY, Policy, parse_policy
+from fftmoe.setup.policy import NOISY, SitePolicy, parse_policy
 from fftmoe.setup.site_request import SUMS, ColumnsRead, PrivacyAsked, SiteRequest
 from fftmoe.store.files import disk_errors, sync
 
@@ -162,7 +162,7 @@ def _check_labels(request: SiteRequest, own: Sequence[str] | None) -> None:
         )
 
 
-def _extend(path: Path, policy: Policy, request: SiteRequest) -> None:
+def _extend(path: Path, policy: SitePolicy, request: SiteRequest) -> None:
     """Add a line to the end of the policy, if this adds the digest and changes nothing else."""
     text = path.read_bytes()
     longer = text + (b"" if text.endswith(b"\n") else b"\n") + _line(request).encode()

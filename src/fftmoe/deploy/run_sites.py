@@ -49,7 +49,7 @@ class RunSites:
         write_atomically(output / SITES, json.dumps(values, indent=2).encode() + b"\n")
 
 
-def check_sites(output: Path, known: Mapping[str, SiteProfile], client_ids: Mapping[str, int]) -> None:
+def check_same_sites(output: Path, known: Mapping[str, SiteProfile], client_ids: Mapping[str, int]) -> None:
     """Refuse to continue a run over other sites than those it began with, before any of them is asked.
 
     A site is known by its name. What it keeps, and what the server knows about it, belongs to its client id, so a name

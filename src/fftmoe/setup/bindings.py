@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import fftmoe
 from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Partition, RowsDigest
@@ -36,7 +35,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
         recipe: as it is written into the run's folder, before `compose` changes it.
     """
     found = {
-        "recipe": recipe_values(recipe),
+        "recipe": bound_recipe(recipe),
         "labels": list(experiment.label_names or experiment.strata),
         **_clients(experiment),
         **rows_values(experiment.rows),
@@ -77,7 +76,7 @@ def inputs_of(recipe: Recipe) -> dict[str, Any]:
     return _publishable(recipe, found)
 
 
-def recipe_values(recipe: Recipe) -> dict[str, Any]:
+def bound_recipe(recipe: Recipe) -> dict[str, Any]:
     """The values of a recipe that a run is bound to."""
     values = {name: value for name, value in recipe.model_dump(mode="json").items() if name not in UNBOUND}
     for section, key in ELSEWHERE:
@@ -93,8 +92,8 @@ def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of this package, of the packages that it computes with, and of Python."""
-    found = {"fftmoe": fftmoe.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
-    return found | {package: _version(package) for package in PACKAGES}
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    return found | {package: _version(package) for package in ("fftmoe", *PACKAGES)}
 
 
 def _version(package: str) -> str:
@@ -175,6 +174,6 @@ def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         places = {"data": {"source": "."}, "backbone": {"model": "."}}
         whole = {**recipe, **{name: {**recipe[name], **place} for name, place in places.items()}}  # type: ignore[misc]
-        return {**values, "recipe": recipe_values(parse_recipe(whole, "of the beginning"))}
+        return {**values, "recipe": bound_recipe(parse_recipe(whole, "of the beginning"))}
     except (InputError, TypeError, KeyError):
         return dict(values)

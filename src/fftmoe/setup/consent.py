@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from fftmoe.setup.policy import Policy
+from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import ColumnsRead, SiteRequest
 
 OWN_RULE = (
@@ -28,7 +28,7 @@ OWN_RULE = (
 """Keys that another part of a policy bounds, so that `fields` need not list them."""
 
 
-def objections(policy: Policy, request: SiteRequest, *, own_model: bool) -> list[str]:
+def objections(policy: SitePolicy, request: SiteRequest, *, own_model: bool) -> list[str]:
     """Why this policy does not allow this recipe, each reason with what an operator could change; none if it does.
 
     Args:
@@ -37,7 +37,7 @@ def objections(policy: Policy, request: SiteRequest, *, own_model: bool) -> list
     return [*_to_recipe(policy, request), *limits_exceeded(policy, request, own_model=own_model)]
 
 
-def limits_exceeded(policy: Policy, request: SiteRequest, *, own_model: bool) -> list[str]:
+def limits_exceeded(policy: SitePolicy, request: SiteRequest, *, own_model: bool) -> list[str]:
     """The objections that hold for an approved recipe too."""
     return [
         *_to_columns(policy, request.columns),
@@ -52,7 +52,7 @@ def limits_exceeded(policy: Policy, request: SiteRequest, *, own_model: bool) ->
     ]
 
 
-def label_objection(policy: Policy, request: SiteRequest, sent: Sequence[str]) -> str | None:
+def label_objection(policy: SitePolicy, request: SiteRequest, sent: Sequence[str]) -> str | None:
     """Why these names of classes may not be asked for; None if they may.
 
     Names that nobody has agreed to would tell a server which labels a site has, one question after another.
@@ -68,7 +68,7 @@ def label_objection(policy: Policy, request: SiteRequest, sent: Sequence[str]) -
     )
 
 
-def _to_recipe(policy: Policy, request: SiteRequest) -> list[str]:
+def _to_recipe(policy: SitePolicy, request: SiteRequest) -> list[str]:
     """A recipe is approved by its digest, or has only values that `fields` allows."""
     if request.digest in policy.recipes:
         return []
@@ -79,7 +79,7 @@ def _to_recipe(policy: Policy, request: SiteRequest) -> list[str]:
     return [f"{reason}, and `fields` does not allow its {', '.join(unlisted)}" if policy.fields else reason]
 
 
-def _field_allowed(policy: Policy, request: SiteRequest, key: str) -> bool:
+def _field_allowed(policy: SitePolicy, request: SiteRequest, key: str) -> bool:
     rule, value = policy.fields.get(key), request.values[key]
     if isinstance(rule, dict):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -97,7 +97,7 @@ def _same(rule: Any, value: Any) -> bool:
     return rule is not None and rule == value and isinstance(rule, bool) == isinstance(value, bool)
 
 
-def _to_columns(policy: Policy, columns: ColumnsRead) -> Iterator[str]:
+def _to_columns(policy: SitePolicy, columns: ColumnsRead) -> Iterator[str]:
     for use in fields(ColumnsRead):
         allowed = getattr(policy.columns, use.name)
         for column in getattr(columns, use.name):
@@ -105,7 +105,7 @@ def _to_columns(policy: Policy, columns: ColumnsRead) -> Iterator[str]:
                 yield f"it reads column {column!r} as {use.name}, and `columns.{use.name}` has {_listed(allowed)}"
 
 
-def _to_privacy(policy: Policy, request: SiteRequest) -> Iterator[str]:
+def _to_privacy(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
     asked, rights = request.privacy, policy.privacy
     if asked.mode not in rights.modes:
         yield f"its privacy is {asked.mode!r}, and `privacy.modes` has {_listed(rights.modes)}"
@@ -117,12 +117,12 @@ def _to_privacy(policy: Policy, request: SiteRequest) -> Iterator[str]:
             yield f"its {name} is {value:g}, and `privacy.{name}` is {most:g}"
 
 
-def _to_backbone(policy: Policy, request: SiteRequest, own_model: bool) -> Iterator[str]:
+def _to_backbone(policy: SitePolicy, request: SiteRequest, own_model: bool) -> Iterator[str]:
     if request.backbone not in policy.backbones and not (request.is_folder and own_model):
         yield f"its backbone is {request.backbone!r}, and `backbones` has {_listed(policy.backbones)}"
 
 
-def _to_numbers(policy: Policy, request: SiteRequest) -> Iterator[str]:
+def _to_numbers(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
     if request.rounds > policy.most_rounds:
         yield f"it has {request.rounds} rounds, and `most_rounds` is {policy.most_rounds}"
     if policy.fewest_rows is None:

@@ -48,7 +48,7 @@ class PrivacyRights(Section):
         return self
 
 
-class Policy(Section):
+class SitePolicy(Section):
     """What a server may ask of a site.
 
     `recipes` lists the digests of approved recipes. `fields` allows other recipes: for each key that is not at its
@@ -75,7 +75,7 @@ class Policy(Section):
 
 
 @lru_cache(maxsize=4)
-def parse_policy(text: bytes, where: str) -> Policy:
+def parse_policy(text: bytes, where: str) -> SitePolicy:
     """The policy in these bytes; the last few are kept, because a site reads its policy for every request.
 
     Args:
@@ -88,7 +88,7 @@ def parse_policy(text: bytes, where: str) -> Policy:
         values = strict_yaml(text)
         if not isinstance(values, dict):
             raise ValueError("it must be a mapping of keys")
-        return Policy.model_validate(values)
+        return SitePolicy.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_problem(found) for found in error.errors())
         raise InputError(f"the policy {where} is not valid: {problems}; correct it (docs/deploy.md)") from None
