@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
-from fftmoe.records import Budget, Training, inspect_message
+from fftmoe.records import Budget, Schedule, Training, inspect_message
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
@@ -31,6 +31,7 @@ class Agreement:
         tasks: what the recipe needs, and so all that the site carries out: `train`, and `sums` for a closed-form head.
         rounds: of the recipe.
         training: the settings of the recipe.
+        schedule: how its learning rates change over the rounds.
         blocks: the blocks that the recipe adapts.
         num_experts: experts of each block.
         longest: the largest dimension of anything that is trained.
@@ -46,6 +47,7 @@ class Agreement:
     num_experts: int
     longest: int
     fit: Callable[[Budget], Budget]
+    schedule: Schedule = Schedule()
 
 
 class Asked(NamedTuple):
@@ -66,7 +68,8 @@ def screen_plan(message: bytes, agreed: Agreement) -> Asked:
     _check_client(header["client_id"], agreed.client_id)
     _check_task(header["task"], agreed.tasks)
     _check_round_and_seed(header["round"], header["seed"], agreed.rounds)
-    _check_training(header["training"], agreed.training)
+    own = agreed.schedule.at(agreed.training, header["round"]) if header["task"] == "train" else agreed.training
+    _check_training(header["training"], own)
     _check_types("budget", header["budget"], BUDGET)
     budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
     sums = header["task"] == "sums"

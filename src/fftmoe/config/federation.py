@@ -13,6 +13,8 @@ class FederationSection(Section):
 
     `group_by_length` puts texts of similar length in one batch, which reduces padding; without it a batch is drawn
     from all of a client's texts.
+    `schedule` says how the learning rates change after the first `warmup_rounds` rounds, in which they grow evenly:
+    not at all (`constant`), or down towards 0 along a line or half a cosine.
     `upload` is the number format in which clients send their changes; each client adds what rounding left out to its
     next changes.
     `ema_decay` above 0 evaluates and saves a moving average of the global model over the rounds; 0.7 averages
@@ -33,6 +35,8 @@ class FederationSection(Section):
     deadline_seconds: Positive = 3600.0
     batch_size: Count
     learning_rate: Positive
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_rounds: Annotated[int, Field(ge=0, le=2**53)] = 0
     local_epochs: Count | None = None
     local_steps: Count | None = None
     group_by_length: bool = True
@@ -56,5 +60,14 @@ class FederationSection(Section):
         if self.local_epochs is not None and self.local_steps is not None:
             raise ValueError(
                 f"local_epochs={self.local_epochs} and local_steps={self.local_steps} exclude each other; remove one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_after_warmup(self) -> "FederationSection":
+        if self.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"warmup_rounds={self.warmup_rounds} leaves none of rounds={self.rounds} at the full learning rate; "
+                "lower it"
             )
         return self

@@ -15,6 +15,7 @@ from fftmoe.records.messages import ServerState as ServerState
 from fftmoe.records.messages import Tensors as Tensors
 from fftmoe.records.messages import Training as Training
 from fftmoe.records.release import Release as Release
+from fftmoe.records.schedule import Schedule as Schedule
 from fftmoe.records.wire import inspect_message as inspect_message
 from fftmoe.records.wire import make_update as make_update
 from fftmoe.records.wire import pack as pack

@@ -12,7 +12,7 @@ from typing import Any
 from fftmoe.engines.base import Quota
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets
-from fftmoe.records import ServerState, Training
+from fftmoe.records import Schedule, ServerState, Training
 from fftmoe.rounds.closed_form import SolveHead
 from fftmoe.rounds.evaluation import Evaluation
 from fftmoe.rounds.exchange import Exchange, screen_replies
@@ -29,7 +29,8 @@ class Federation:
     """The parts of a federated run.
 
     Attributes:
-        budgets: client_id -> budget, of the whole population. training: how each client trains.
+        budgets: client_id -> budget, of the whole population.
+        training: how each client trains. schedule: how its learning rates change over the rounds.
         policy: who takes part in a round, what is waited for, and how updates are merged.
         exchange: sends plans to clients and yields their replies.
         solve_head: keeps a closed-form head up to date; does nothing for a trained head.
@@ -39,6 +40,7 @@ class Federation:
     method: Method
     budgets: Budgets
     training: Training
+    schedule: Schedule
     num_rounds: int
     seed: int
     policy: Policy
@@ -69,7 +71,8 @@ def federate(f: Federation, state: ServerState, journal: Journal) -> tuple[Serve
             journal.say(reason)
             return served(state), None
         cohort = f.policy.sample(t)  # sample
-        plan = plan_round(f.method, state, t, cohort, f.budgets, f.training, f.seed)  # plan
+        training = f.schedule.at(f.training, t)
+        plan = plan_round(f.method, state, t, cohort, f.budgets, training, f.seed)  # plan
         f.policy.merging.before_sending(plan)
         quota = Quota(f.policy.enough)
         replies = f.exchange(plan, partial(f.method.download, state), quota)  # exchange

@@ -27,6 +27,7 @@ from fftmoe.server.cohort import quorum_of
 from fftmoe.server.expectation import Expectation
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.finished import generation_sample
+from fftmoe.setup.tiers import schedule_of
 from fftmoe.trained.generate import generation_metrics
 
 
@@ -46,6 +47,7 @@ def make_federation(
         method=experiment.method,
         budgets=experiment.budgets,
         training=experiment.training,
+        schedule=schedule_of(recipe),
         num_rounds=recipe.federation.rounds,
         seed=recipe.seed,
         policy=make_policy(experiment, engine, private),

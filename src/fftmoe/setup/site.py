@@ -22,7 +22,7 @@ from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_si
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.site_request import tasks_of
 from fftmoe.setup.splits import load_splits
-from fftmoe.setup.tiers import training_of
+from fftmoe.setup.tiers import schedule_of, training_of
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
         blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
         num_experts=pool_size(recipe, backbone),
         longest=max(size for p in model.parameters() if p.requires_grad for size in p.shape),
+        schedule=schedule_of(recipe),
         fit=lambda budget: fit_budgets(recipe, model, [replace(budget, rank=0)], shape)[0],
     )
 

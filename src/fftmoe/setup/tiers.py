@@ -3,7 +3,7 @@
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape, Limits, largest_tier, resolve
-from fftmoe.records import Budget, Training
+from fftmoe.records import Budget, Schedule, Training
 from fftmoe.records.codec import bytes_per_number
 
 
@@ -75,3 +75,9 @@ def training_of(recipe: Recipe) -> Training:
         example_clip=None if examples is None else examples.clip_norm,
         example_noise=0.0 if examples is None else examples.noise_multiplier,
     )
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """Return how the learning rates change over the rounds."""
+    federation = recipe.federation
+    return Schedule(federation.schedule, federation.warmup_rounds, federation.rounds)
