@@ -186,6 +186,14 @@ def test_a_larger_proximal_term_moves_less(fresh: Callable[[], Any], part: str):
     assert moved[0] > moved[1] > moved[2] > 0
 
 
+def test_a_step_of_plain_sgd_is_as_long_as_the_bound_on_its_gradient(fresh: Callable[[], Any]):
+    one_step = {"batch_size": N, "local_epochs": 1, "learning_rate": 0.5, "head_learning_rate": 0.5}
+    with plain_sgd():
+        update, _ = updated(fresh(), dataclasses.replace(TRAINING, **one_step, clip_gradients=0.02))
+    moved = torch.cat([tensor.flatten() for tensor in update.tensors.values()])
+    assert float(moved.norm()) == pytest.approx(0.5 * 0.02, rel=1e-4)
+
+
 def test_the_proximal_term_is_half_mu_times_the_squared_distance():
     parameters = [torch.nn.Parameter(torch.tensor([3.0, 1.0])), torch.nn.Parameter(torch.tensor([[2.0]]))]
     start = [torch.tensor([1.0, 1.0]), torch.tensor([[5.0]])]

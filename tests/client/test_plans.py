@@ -10,7 +10,7 @@ import torch
 
 from fftmoe.client.screening import NUMBER_LIMIT, Agreement, screen_plan
 from fftmoe.errors import InputError
-from fftmoe.records import Tensors, pack, pack_plan, unpack, unpack_plan
+from fftmoe.records import Schedule, Tensors, pack, pack_plan, unpack, unpack_plan
 from fftmoe.setup.model import build_model
 from fftmoe.setup.site import make_agreement
 from spoiling import DEEP, INF, NAN, container, of, put_together, say, text
@@ -188,6 +188,18 @@ def test_feature_statistics_are_sent_only_for_a_recipe_that_computes_its_head_fr
     else:
         with pytest.raises(InputError, match=r"the task 'sums'; for this recipe this site carries out train$"):
             screen_plan(asked, agreed)
+
+
+def test_a_site_computes_the_learning_rates_of_a_round_itself(opened: Opened):
+    known, agreed = opened("fft-moe")
+    falling = replace(agreed, schedule=Schedule("cosine", warmup=1, rounds=2))
+    plan = next(plan for plan in known.plan.clients if plan.client_id == known.victim)
+    tensors = known.experiment.method.download(known.state, plan)
+    for round in (1, 2):
+        own = falling.schedule.at(plan.training, round)
+        screen_plan(pack_plan(replace(plan, round=round, training=own), tensors), falling)
+    with pytest.raises(InputError, match=TRAINING):
+        screen_plan(pack_plan(replace(plan, round=1), tensors), falling)
 
 
 def test_tensors_may_hold_any_numbers_because_training_checks_the_loss(opened: Opened):

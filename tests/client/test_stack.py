@@ -189,7 +189,7 @@ def test_balance_and_router_modes(make: Callable[..., Any], balance: str, router
     assert_same(both_ways(make(), method(local=local), TRAINING))
 
 
-@pytest.mark.parametrize("change", [{}, {"train_head": False}, {"proximal": 0.7}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"train_head": False}, {"proximal": 0.7}, {"clip_gradients": 0.1}], ids=str)
 @pytest.mark.parametrize("head", ["averaged", "one-vs-all", "closed-form"])
 def test_heads_and_the_proximal_term(make: Callable[..., Any], head: str, change: dict[str, Any]):
     # The closed form's loss is ten squares; it diverges at the others' rates.

@@ -254,6 +254,7 @@ OTHER_TRAINING = {
     "group_by_length": False,
     "weight_decay": 0.25,
     "proximal": 0.125,
+    "clip_gradients": 0.375,
     "upload": "int8",
 }
 

@@ -44,6 +44,7 @@ SETTINGS = {
     "state on sites": {"adapter": {"router": "personal"}, "federation": {"upload": "int8"}},
     "closed-form head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
     "LoRA": {"method": "hetlora"},
+    "rates and clipping": {"federation": {"schedule": "linear", "warmup_rounds": 1, "clip_gradients": 0.25}},
 }
 
 

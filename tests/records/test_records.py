@@ -1,5 +1,6 @@
 """Tests that messages are read as they were written, and that equal values give equal bytes."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ trainings = st.builds(
     group_by_length=st.booleans(),
     weight_decay=numbers,
     proximal=numbers,
+    clip_gradients=st.none() | numbers,
 )
 
 
@@ -97,6 +99,16 @@ def test_the_default_task_of_a_plan_is_to_train():
     training = Training(batch_size=1, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
     plan = ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, training)
     assert unpack_plan(pack_plan(plan, {}))[0].task == "train"
+
+
+def test_a_plan_states_a_bound_on_gradients_only_where_there_is_one():
+    """A plan without one keeps the bytes that it had before the setting existed."""
+    training = Training(batch_size=1, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
+    for most in (None, 0.5):
+        bounded = replace(training, clip_gradients=most)
+        message = pack_plan(ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, bounded), {})
+        assert (b"clip_gradients" in message) == (most is not None)
+        assert unpack_plan(message)[0].training == bounded
 
 
 def test_the_order_of_insertion_does_not_change_the_bytes():

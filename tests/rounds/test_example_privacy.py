@@ -223,6 +223,7 @@ def test_a_repeated_round_counts_twice(values: Values, tmp_path: Path):
         ({"privacy": {"epsilon": 3.0, "clip_norm": 1.0, "delta": 0.01}}, "use one of the two"),
         ({"federation.local_steps": None, "federation.local_epochs": 1}, "set federation.local_steps"),
         ({"adapter.balance": "heterogeneity-aware"}, "use adapter.balance=switch or none"),
+        ({"federation.clip_gradients": 0.5}, "set federation.clip_gradients=off"),
         ({"head": {"kind": "closed-form"}}, "use head.kind=averaged or one-vs-all"),
         ({"examples": {**EXAMPLES, "noise_multiplier": 0.1}}, "privacy.examples.noise_multiplier"),
     ],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
-from fftmoe.records import Budget, Schedule, Training, inspect_message
+from fftmoe.records import Budget, Schedule, Training, inspect_message, training_values
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
@@ -47,7 +47,7 @@ class Agreement:
     num_experts: int
     longest: int
     fit: Callable[[Budget], Budget]
-    schedule: Schedule = Schedule()
+    schedule: Schedule
 
 
 class Asked(NamedTuple):
@@ -116,7 +116,7 @@ def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
 
 def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
     """The settings are compared as JSON: in Python True equals 1."""
-    expected = json.dumps(vars(agreed), sort_keys=True)
+    expected = json.dumps(training_values(agreed), sort_keys=True)
     if json.dumps(asked, sort_keys=True) != expected:
         raise InputError(
             f"the server asks for the training settings {_shown(asked)}; this site agreed to those of the recipe, "

@@ -52,7 +52,8 @@ def update_stack(
             if not own:  # a client without any example
                 results[c] = stack.finish(c, len(indices[c]), {})
         loss_of = partial(stacked_losses, model, stack, head, examples)
-        for step, task_C in enumerate(train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of)):
+        steps = train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of, stacked=True)
+        for step, task_C in enumerate(steps):
             assert task_C is not None
             for c, own in enumerate(batches):
                 if step < len(own):

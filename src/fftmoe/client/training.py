@@ -72,15 +72,17 @@ def train(
     training: Training,
     loss_of: LossOf[BatchT],
     make_gradients: MakeGradients[BatchT] = plain_gradients,
+    stacked: bool = False,
 ) -> Iterator[Tensor | None]:
     """Take one step of training for each batch.
 
     Args:
         batches: of any kind that `loss_of` takes.
         parameters: what is trained, by name.
-        training: learning rates, optimizers and the strength of the proximal term.
+        training: learning rates, optimizers, the strength of the proximal term, and the largest norm of a gradient.
         loss_of: the losses of a batch, computed with the parameters as they are at that moment.
         make_gradients: plain gradients, or private ones.
+        stacked: the first dimension of every parameter is that of the clients.
 
     Yields:
         after each step, what `make_gradients` returned. The caller can read the parameters at that moment.
@@ -91,6 +93,8 @@ def train(
     pull = partial(proximal, own, start, training.proximal)
     for batch in batches:
         task_loss = make_gradients(loss_of, batch, own, pull)
+        if training.clip_gradients is not None:
+            clip_gradients(own, training.clip_gradients, stacked)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -110,6 +114,23 @@ def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) 
     head_optimizer = torch.optim.SGD if training.head_optimizer == "sgd" else adamw
     pairs = [(adamw, adapter, training.learning_rate), (head_optimizer, head, training.head_learning_rate)]
     return [make(params, lr=rate) for make, params, rate in pairs if params]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, stacked: bool = False) -> None:
+    """Scale the gradients of a step down to the Euclidean norm `most`, over all parameters of a client together.
+
+    Norms and factors are float64, so that they are finite and not 0 for every finite gradient.
+
+    Args:
+        stacked: the first dimension of every parameter is that of the clients, and each has its own norm.
+    """
+    found = [p.grad if stacked else p.grad[None] for p in parameters if p.grad is not None]
+    if not found:
+        return
+    norms = [torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1, dtype=torch.float64) for grad in found]
+    factors_C = (most / torch.linalg.vector_norm(torch.stack(norms), dim=0)).clamp(max=1.0)
+    for grad in found:
+        grad.copy_(grad * factors_C.view(-1, *[1] * (grad.dim() - 1)))
 
 
 def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> Tensor | float:

@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fftmoe.config.fields import Count, Fraction, NotNegative, Number, Positive, Section
+from fftmoe.config.fields import WRITE_OFF, Count, Fraction, NotNegative, Number, Positive, Section, off_or_section
 from fftmoe.config.plugins import own_or_plugin
+
+PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or `off`"), WRITE_OFF]
 
 
 class FederationSection(Section):
@@ -15,6 +17,7 @@ class FederationSection(Section):
     from all of a client's texts.
     `schedule` says how the learning rates change after the first `warmup_rounds` rounds, in which they grow evenly:
     not at all (`constant`), or down towards 0 along a line or half a cosine.
+    `clip_gradients` bounds the Euclidean norm of a client's gradient in every step, over all trained tensors together.
     `upload` is the number format in which clients send their changes; each client adds what rounding left out to its
     next changes.
     `ema_decay` above 0 evaluates and saves a moving average of the global model over the rounds; 0.7 averages
@@ -42,6 +45,7 @@ class FederationSection(Section):
     group_by_length: bool = True
     weight_decay: NotNegative = 0.0
     proximal: NotNegative = 0.0
+    clip_gradients: PositiveOrOff = None
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"
     activation_power: NotNegative = 0.0
     upload: Literal["float32", "bfloat16", "int8"] = "float32"

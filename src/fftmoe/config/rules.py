@@ -176,6 +176,11 @@ def _check_example_privacy(recipe: Recipe, privacy: PrivacySection, method: Capa
             "privacy.examples counts local steps, which draw examples by chance; set federation.local_steps instead "
             "of local_epochs"
         )
+    if recipe.federation.clip_gradients is not None:
+        raise ValueError(
+            "privacy.examples clips the gradient of every example (privacy.examples.clip_norm), and "
+            "federation.clip_gradients would clip the noise too; set federation.clip_gradients=off"
+        )
     if method.trains == "experts" and recipe.adapter.balance == "heterogeneity-aware":
         raise ValueError(
             "adapter.balance=heterogeneity-aware uses the routing of all of a client's examples, so one example "

@@ -21,6 +21,7 @@ from fftmoe.records.wire import make_update as make_update
 from fftmoe.records.wire import pack as pack
 from fftmoe.records.wire import pack_plan as pack_plan
 from fftmoe.records.wire import pack_update as pack_update
+from fftmoe.records.wire import training_values as training_values
 from fftmoe.records.wire import unpack as unpack
 from fftmoe.records.wire import unpack_header as unpack_header
 from fftmoe.records.wire import unpack_plan as unpack_plan

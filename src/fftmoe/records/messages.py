@@ -46,6 +46,7 @@ class Training:
     group_by_length: bool = True  # texts of similar length share a batch
     weight_decay: float = 0.0
     proximal: float = 0.0  # mu in (mu / 2) * |theta - theta_t|^2
+    clip_gradients: float | None = None  # largest norm of the gradient of a step, over all parameters; None: no limit
     upload: str = "float32"  # number format of the uploaded deltas; also "bfloat16", "int8"
     private: bool = False  # an update contains only values that enter a sum over clients
     clip_norm: float | None = None  # largest norm of a private client's update over all tensors; None: no limit

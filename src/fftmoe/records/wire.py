@@ -71,8 +71,19 @@ def inspect_message(
 
 def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
     """Serialise the message from server to client: the plan and the tensors that it needs."""
-    header = {**vars(plan), "budget": vars(plan.budget), "training": vars(plan.training)}
+    header = {**vars(plan), "budget": vars(plan.budget), "training": training_values(plan.training)}
     return pack(header, tensors)
+
+
+def training_values(training: Training) -> dict[str, Any]:
+    """The settings of a client's training as a plan states them; a limit on gradients is left out where there is none.
+
+    So a plan without such a limit has the bytes that it had before there could be one.
+    """
+    values = dict(vars(training))
+    if training.clip_gradients is None:
+        del values["clip_gradients"]
+    return values
 
 
 def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:

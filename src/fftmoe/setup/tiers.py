@@ -69,6 +69,7 @@ def training_of(recipe: Recipe) -> Training:
         group_by_length=federation.group_by_length,
         weight_decay=federation.weight_decay,
         proximal=federation.proximal,
+        clip_gradients=federation.clip_gradients,
         upload=federation.upload,
         private=privacy is not None,
         clip_norm=None if privacy is None else privacy.clip_by_clients,
