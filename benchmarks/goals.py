@@ -16,7 +16,7 @@ from fftmoe.comparison.statistics import (
     Estimate,
     cost_to_target,
     curve,
-    distinct,
+    each_once,
     estimate,
     metric_of,
     paired_differences,
@@ -63,9 +63,9 @@ def gap(known: Accuracies, head: str) -> Estimate | None:
 
 def costs(cells: Sequence[CellResult], variant: str, target_of: str) -> Iterator[tuple[float, float] | None]:
     """Return, by data set and partition, rounds and bytes to the accuracy of `target_of`, as shares of its own."""
-    for data in distinct(cell.data for cell in cells):
+    for data in each_once(cell.data for cell in cells):
         own = [cell for cell in cells if cell.data == data]
-        for partition in distinct(cell.partition for cell in own):
+        for partition in each_once(cell.partition for cell in own):
             theirs, ours = (curve(own, name, partition) for name in (target_of, variant))
             if theirs and ours:
                 last = theirs[-1]
@@ -126,11 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="use only this seed; default: all")
     parsed = parser.parse_args(arguments)
     cells = [cell for cell in read_cells(parsed.results) if parsed.seed in (None, cell.seed)]
-    heads = distinct(cell.head for cell in cells if cell.method == OURS)
+    heads = each_once(cell.head for cell in cells if cell.method == OURS)
     rows = [row for head in heads for row in goal_rows(cells, head)]
     print(markdown(("goal", "measured", "pairs or seeds", ""), rows))
     known = accuracies(cells)
-    shares = [(variant, with_interval(kept(known, variant))) for variant in distinct(cell.variant for cell in cells)]
+    shares = [(variant, with_interval(kept(known, variant))) for variant in each_once(cell.variant for cell in cells)]
     print(f"\n{markdown(('IID accuracy kept on ' + ', '.join(SKEWED), ''), shares)}")
     pairs = [(f"{OURS}+{head}", f"{BASELINE}+{other}") for other in heads for head in heads]
     header = ("cost, as parts of the baseline's", "reached", "rounds, median", "bytes, median", "half of both enough")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from common import RESULTS, markdown
 from fftmoe.comparison.run import compare
-from fftmoe.comparison.statistics import Comparison, distinct, over_grid, retained
+from fftmoe.comparison.statistics import Comparison, each_once, over_grid, retained
 from fftmoe.comparison.tables import TextTable, difference_table, tables, with_interval
 from fftmoe.config import read_recipe, recipe_folder
 from fftmoe.errors import InputError, did_you_mean
@@ -127,7 +127,7 @@ def places(file: Path, name: str, data: Path | None, models: Path | None) -> dic
 def joint(comparisons: Mapping[str, Comparison]) -> list[TextTable]:
     """Return, over all data sets, mean accuracies of each grid, kept IID accuracy, and paired differences."""
     cells = [replace(cell, data=name) for name, comparison in comparisons.items() for cell in comparison.cells]
-    variants = distinct(cell.variant for cell in cells)
+    variants = each_once(cell.variant for cell in cells)
     accuracy, kept = [], []
     for variant in variants:
         own = [over_grid(comparison.cells, variant, "accuracy") for comparison in comparisons.values()]

@@ -9,7 +9,7 @@ from typing import Any
 
 from common import machine
 from fftmoe.comparison.run import is_finished, read_cell, write_cell
-from fftmoe.comparison.statistics import CellResult, distinct
+from fftmoe.comparison.statistics import CellResult, each_once
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError
 from fftmoe.setup.cells import Cell
@@ -56,7 +56,7 @@ class Piece:
     @property
     def seeds(self) -> list[int]:
         """Return the seeds in the order in which they run."""
-        return distinct(cell.seed for cell in self.cells)
+        return each_once(cell.seed for cell in self.cells)
 
     @property
     def choices(self) -> dict[str, Any]:

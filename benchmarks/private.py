@@ -15,7 +15,7 @@ from typing import Any
 
 from common import RESULTS, Results, column, markdown, mean_and_spread
 from fftmoe.config import recipe_folder
-from fftmoe.rounds.private import ADJACENCY
+from fftmoe.rounds.private import CLIENT_ADJACENCY
 from fftmoe.server.accountant import calibrate
 from grid import places
 
@@ -52,7 +52,7 @@ Choices = dict[str, list[str]]
 
 def private_clients(rounds: int) -> Choices:
     """Run with sums only, and with noise on the sums."""
-    noise = {epsilon: calibrate(PER_ROUND / CLIENTS, epsilon, DELTA, rounds, ADJACENCY) for epsilon in EPSILONS}
+    noise = {epsilon: calibrate(PER_ROUND / CLIENTS, epsilon, DELTA, rounds, CLIENT_ADJACENCY) for epsilon in EPSILONS}
     noisy = {
         f"epsilon {epsilon:g}": [f"{{clip_norm: {c}, noise_multiplier: {z}, delta: {DELTA}}}" for c in CLIPS]
         for epsilon, z in noise.items()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import fftmoe
 from fftmoe.exports.check import answers, difference, probes, require
-from fftmoe.exports.load import WEIGHTS, reload
+from fftmoe.exports.load import ADAPTER_WEIGHTS, reload
 from fftmoe.setup.export import FORMATS
 from fftmoe.setup.finished import load_run
 
@@ -25,7 +25,7 @@ def export_half(run: Path, folder: Path) -> dict[str, float]:
     trained = load_run(run, exact=True)
     batches = probes(trained)
     shutil.copytree(run / "adapter", folder, ignore=shutil.ignore_patterns("bound.json"), dirs_exist_ok=True)
-    save_file({name: t.bfloat16() for name, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    save_file({name: t.bfloat16() for name, t in load_file(folder / ADAPTER_WEIGHTS).items()}, folder / ADAPTER_WEIGHTS)
     found = difference(answers(reload(trained.run, folder), batches), answers(trained.model, batches))
     return require(found, 0.05, "adapter in bfloat16")
 
@@ -36,5 +36,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         run = fftmoe.run(recipe, f"{place}/run", overrides).folder
         about = fftmoe.export(run, "half", f"{place}/half")
-        before = (run / "adapter" / WEIGHTS).stat().st_size
+        before = (run / "adapter" / ADAPTER_WEIGHTS).stat().st_size
     print(f"from {before} bytes to {about['bytes']}; difference of logits {about['max_difference']:.2g}")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.deploy.ledger import FILE, ledger_in
+from fftmoe.deploy.ledger import LEDGER_FILE, ledger_in
 from fftmoe.errors import InputError
 from fftmoe.setup.site_request import request_in
 
@@ -40,7 +40,7 @@ def write_policy(folder: Path, policy: dict[str, Any]) -> None:
     path = folder / "policy.yaml"
     path.write_text(yaml.safe_dump(policy, sort_keys=False))
     path.chmod(0o600)
-    if not (folder / FILE).exists():
+    if not (folder / LEDGER_FILE).exists():
         ledger_in(folder, folder).begin()
 
 

@@ -19,7 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fftmoe.deploy.federation import prepare, run_over_sites
-from fftmoe.deploy.gather import ASK_SECONDS, LOOK_SECONDS
+from fftmoe.deploy.gather import ASK_SECONDS, CONNECTED_POLL_SECONDS
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower import ask
 from fftmoe.engines.flower_messages import make_client_app
@@ -135,7 +135,7 @@ class Introductions:
 
 
 def introduce(
-    grid: Grid, num_sites: int, wait_seconds: float, progress: Progress, look_seconds: float = LOOK_SECONDS
+    grid: Grid, num_sites: int, wait_seconds: float, progress: Progress, look_seconds: float = CONNECTED_POLL_SECONDS
 ) -> dict[str, tuple[int, int]]:
     """Wait for `num_sites` sites; returns site -> its node and client id, in the order of client ids.
 

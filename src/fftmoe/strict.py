@@ -10,6 +10,7 @@ import os
 import re
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -73,7 +74,7 @@ def strict_json(text: str | bytes, deepest: int = DEEPEST) -> dict[str, Any]:
     depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
     if depth > deepest:
         raise ValueError(f"its JSON is nested {depth} deep; at most {deepest} levels are allowed")
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    value = STRICT_DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError(f"its JSON is {reprlib.repr(value)}; expected an object")
     return value
@@ -82,12 +83,22 @@ def strict_json(text: str | bytes, deepest: int = DEEPEST) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise ValueError(f"its JSON has a name twice: {reprlib.repr([name for name, _ in pairs])}")
+        times = Counter(name for name, _ in pairs)
+        raise ValueError(f"its JSON has the name {next(name for name in times if times[name] > 1)!r:.50} twice")
     return table
 
 
 def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"its JSON has {constant}, which is not a number")
+
+
+STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+"""Raises a ValueError for an object that has a name twice, and for `NaN` and `Infinity`, which are no JSON."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON or YAML is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def json_text(values: Any, indent: int | None = None, ascii_only: bool = True) -> str:

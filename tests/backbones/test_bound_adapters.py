@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
-from fftmoe.adapter.bound import BOUND, LABELS, WEIGHTS
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS, BOUND, LABELS
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import attach_adapter, load_adapter, load_backbone
 from fftmoe.backbones.attach import logits
@@ -99,9 +99,9 @@ def test_a_whole_adapter_opens_to_equal_answers(
 def without(folder: Path, to: Path, change: Callable[[Tensors], object], bound: bool) -> Path:
     """A copy of an adapter with changed tensors."""
     shutil.copytree(folder, to)
-    tensors = load_file(to / WEIGHTS)
+    tensors = load_file(to / ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, to / WEIGHTS, {"format": "pt"})
+    save_file(tensors, to / ADAPTER_WEIGHTS, {"format": "pt"})
     if not bound:
         (to / BOUND).unlink()
     return to
@@ -126,7 +126,7 @@ FAULTS: dict[str, tuple[Callable[[Tensors, str], object], str]] = {
 def test_no_tensor_of_an_adapter_can_be_taken_out_or_spoilt(
     saved: dict[str, Path], backbone: Callable[..., Any], tmp_path: Path, kind: str, bound: bool
 ):
-    names = sorted(load_file(saved[kind] / WEIGHTS))
+    names = sorted(load_file(saved[kind] / ADAPTER_WEIGHTS))
     assert len(names) == {"experts": 8, "shared": 20, "low-rank": 10}[kind]
     count = 0
     for place, name in enumerate(names):

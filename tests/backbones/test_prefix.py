@@ -291,7 +291,9 @@ def test_a_second_time_nothing_is_computed(
     assert [path.suffix for path in with_states.path.parent.iterdir()] == [".bin"]  # no temporary file stays
     whole = with_states.path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("fftmoe.backbones.prefix_cache._write", lambda *_: pytest.fail("computed although it was cached"))
+        patch.setattr(
+            "fftmoe.backbones.prefix_cache._write_states", lambda *_: pytest.fail("computed although it was cached")
+        )
         again = with_prefix(model, BLOCK, examples, with_states.path.parent, PLENTY)
         assert torch.equal(again.batch([5])["prefix_states"], with_states.batch([5])["prefix_states"])
     # An incomplete file is made again.

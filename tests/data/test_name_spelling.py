@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftmoe.data.names import in_order, near_equal, near_equal_notes
+from fftmoe.data.names import near_equal, near_equal_notes, sorted_names
 
 WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=5)
 
 
 @given(st.sets(st.integers(-99, 999), min_size=1))
 def test_whole_numbers_are_ordered_by_value(numbers: set[int]):
-    assert in_order(map(str, numbers)) == list(map(str, sorted(numbers)))
+    assert sorted_names(map(str, numbers)) == list(map(str, sorted(numbers)))
 
 
 @given(st.sets(st.integers(0, 99), min_size=1), st.sampled_from(["01", "1.0", "a", "-0", "+1", " 1", "١", ""]))
 def test_one_name_that_is_no_plain_number_makes_all_of_them_texts(numbers: set[int], other: str):
     names = [*map(str, numbers), other]
-    assert in_order(names) == sorted(names)
+    assert sorted_names(names) == sorted(names)
 
 
 CHANGES = {

@@ -191,9 +191,9 @@ def test_json_values_keep_their_types(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"a": 1, "a": 2}', "it names 'a' twice"),
-        ('{"b": {"a": 1, "a": 2}}', "it names 'a' twice"),
-        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": 1, "a": 2}', "its JSON has the name 'a' twice"),
+        ('{"b": {"a": 1, "a": 2}}', "its JSON has the name 'a' twice"),
+        ('{"a": NaN}', "its JSON has NaN, which is not a number"),
         ('{"a": "\\ud800"}', "half of a surrogate pair"),
         ('{"a": 1} {"a": 2}', "column 10: Extra data"),
         ('{"a": 1', "column 8"),

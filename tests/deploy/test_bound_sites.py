@@ -24,7 +24,7 @@ from fftmoe.setup.deployment import compose_deployed, load_server_data
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.run import Extra, Result, begin, go_on
 from fftmoe.store import RunFolder, owned
-from fftmoe.store.bindings import FILE
+from fftmoe.store.bindings import BINDINGS_FILE
 from interrupting import Killed, interrupt
 from policies import allow
 from sites import NAMES, divide, fails_as, natural, over_sites
@@ -175,7 +175,7 @@ def test_a_site_does_not_go_on_with_other_rows_than_it_joined_with(
     path.write_text(before)
     with fails_as("changed", "training rows"):
         deployed.open(0)
-    digests = json.loads((deployed.folder / "state-0" / "state" / "abc1" / FILE).read_text())["values"]
+    digests = json.loads((deployed.folder / "state-0" / "state" / "abc1" / BINDINGS_FILE).read_text())["values"]
     profile = json.dumps(deployed.open(0, accept_changes=True).describe())
     assert digests["training rows"]["sha256"] not in profile
 

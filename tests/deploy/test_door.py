@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftmoe.client.screening import Asked
+from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.door import Admitted, Door
 from fftmoe.deploy.ledger import ledger_in
 from fftmoe.engines.failures import CodedError
@@ -21,7 +21,7 @@ from site_recipes import MODES, job_of, recipe
 from sites import fails_as
 
 ROWS = 29
-TRAIN = Asked("train", 1)
+TRAIN = CheckedRequest("train", 1)
 
 
 @pytest.fixture
@@ -225,10 +225,10 @@ def test_every_task_in_every_mode_needs_the_recipe_and_the_policy(tmp_path: Path
     door = Door(tmp_path, own_model=False)
     admitted = door.admit(job_of(written))
     if task == "train":
-        door.count(admitted, Asked(task, 1), ROWS, 10)
+        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
     else:
         with fails_as("policy", "does not allow the task"):
-            door.count(admitted, Asked(task, 1), ROWS, 10)
+            door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
     for missing in ("profile", "training"):
         allow(tmp_path, written, tasks=[name for name in everything if name != missing])
         with fails_as("policy", f"asks for the task {missing}, and `tasks` has"):
@@ -244,9 +244,9 @@ def test_feature_statistics_need_the_policy_too(tmp_path: Path):
     allow(tmp_path, written, most_rounds=5)
     admitted = door.admit(job_of(written))
     for _ in range(6):  # before the first round, and after each
-        door.count(admitted, Asked("sums", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest("sums", 1), ROWS, 10)
     with fails_as("policy", "asked for feature-sums 6 times, and `most_rounds` is 5"):
-        door.count(admitted, Asked("sums", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest("sums", 1), ROWS, 10)
 
 
 MISSING: dict[str, str] = {

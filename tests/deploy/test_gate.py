@@ -163,7 +163,7 @@ def logged(tmp_path: Path, output: bytes) -> dict[str, bytes]:
 
 
 def test_a_log_is_bounded_whatever_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bounded_log, "MOST_BYTES", 3001)
+    monkeypatch.setattr(bounded_log, "MOST_FILE_BYTES", 3001)
     files = logged(tmp_path, b"".join(b"line %d %s\n" % (i, b"x" * (i % 97)) for i in range(5003)))
     assert files.keys() == {"a.log", "a.log.1", "a.log.2", "a.log.3"}
     assert all(len(content) <= 3001 for content in files.values())

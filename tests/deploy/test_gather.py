@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fftmoe.deploy import gather as roll_call
 from fftmoe.deploy.gather import Gathered, RollCall, gather
-from fftmoe.engines.flower_messages import MOST_PROFILE, PROFILE, unpack_profile
+from fftmoe.engines.flower_messages import MOST_PROFILE, PROFILE_RECORD, unpack_profile
 from fftmoe.errors import RunError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import SiteProfile
@@ -46,7 +46,7 @@ def gathered(
         return {node: by_node[node] for node in nodes if node in by_node}
 
     monkeypatch.setattr(roll_call, "ask", ask)
-    monkeypatch.setattr(roll_call, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(roll_call, "CONNECTED_POLL_SECONDS", 0.0)
     shown = io.StringIO()
     progress = Progress(Console(file=shown, width=10_000))
     call = RollCall(cast(Grid, Connected()), NODES, SITES, {}, ("small", "large"), known or {}, progress)
@@ -102,7 +102,7 @@ def test_a_site_that_is_mended_in_time_takes_part(monkeypatch: pytest.MonkeyPatc
         return {node: answers[node] for node in nodes}
 
     monkeypatch.setattr(roll_call, "ask", ask)
-    monkeypatch.setattr(roll_call, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(roll_call, "CONNECTED_POLL_SECONDS", 0.0)
     call = RollCall(cast(Grid, Connected()), NODES, SITES, {}, ("small",), {}, Progress.silent())
     found = gather(call, 40.0)
     assert [*found.profiles] == ["a", "b", "c"]
@@ -154,7 +154,7 @@ def test_no_json_value_ends_a_run_or_reaches_the_terminal_raw(value: Any):
 
 def test_a_profile_of_many_characters_is_not_even_parsed():
     def content(padding: int) -> RecordDict:
-        return RecordDict({PROFILE: ConfigRecord({"json": json.dumps({"site": "a" * padding})})})
+        return RecordDict({PROFILE_RECORD: ConfigRecord({"json": json.dumps({"site": "a" * padding})})})
 
     assert unpack_profile(content(1000)) == {"site": "a" * 1000}
     with pytest.raises(ValueError, match=f"at most {MOST_PROFILE} are read"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fftmoe.client.example_privacy import sampling_rate
-from fftmoe.client.screening import Asked
+from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy import ledger as ledgers
 from fftmoe.deploy.account import describe_ledger
 from fftmoe.deploy.door import Admitted, Door
@@ -42,8 +42,8 @@ def private_door(folder: Path, epsilon: float) -> Door:
 
 def train(door: Door, admitted: Admitted, times: int = 1, rows: int = ROWS, round: int = 1) -> None:
     for _ in range(times):
-        door.count(admitted, Asked("train", round), rows, 100)
-        door.answered(admitted, Asked("train", round), 50)
+        door.count(admitted, CheckedRequest("train", round), rows, 100)
+        door.answered(admitted, CheckedRequest("train", round), 50)
 
 
 def account(door: Door) -> Account:
@@ -73,7 +73,7 @@ def test_no_more_epsilon_than_the_policy_grants_over_all_runs(tmp_path: Path):
     granted = sum(cost(*[ROWS] * times) <= 7.0 for times in range(1, 5))
     for number in range(granted):
         admitted = door.admit(job_of(PRIVATE, run=f"run{number}"))
-        door.count(admitted, Asked("train", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest("train", 1), ROWS, 10)
     last = door.admit(job_of(PRIVATE, run="last"))
     for ask in (lambda: train(door, last), lambda: door.count_profile(last, ROWS)):
         with fails_as("policy", r"epsilon of [\d.]+ at delta 0.001, and `privacy.epsilon` grants 7 over all runs"):
@@ -160,23 +160,23 @@ def test_a_delta_that_allows_one_row_to_be_revealed_is_refused(tmp_path: Path, r
     door = private_door(tmp_path, epsilon=7.0)
     admitted = door.admit(job_of(PRIVATE))
     if allowed:
-        door.count(admitted, Asked("train", 1), rows, 10)
+        door.count(admitted, CheckedRequest("train", 1), rows, 10)
     else:
         with fails_as("policy", "allow the site to reveal one of its 1000 rows entirely"):
-            door.count(admitted, Asked("train", 1), rows, 10)
+            door.count(admitted, CheckedRequest("train", 1), rows, 10)
 
 
 def test_an_answer_is_on_the_disk_before_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     door = open_door(tmp_path, recipe())
     admitted = door.admit(job_of(recipe()))
-    door.count(admitted, Asked("train", 1), ROWS, 10)
+    door.count(admitted, CheckedRequest("train", 1), ROWS, 10)
 
     def refuse(handle: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with fails_as("disk", "Input/output error"):
-        door.answered(admitted, Asked("train", 1), 50)
+        door.answered(admitted, CheckedRequest("train", 1), 50)
     with fails_as("disk", "Input/output error"):
         door.count_profile(admitted, ROWS)
     monkeypatch.undo()
@@ -212,8 +212,8 @@ def test_a_spoilt_ledger_refuses_everything_and_is_not_begun_again(tmp_path: Pat
     for ask in (
         lambda: door.admit(job_of(recipe())),
         lambda: door.admit(job_of(recipe(), run="abc2")),
-        lambda: door.count(admitted, Asked("train", 2), ROWS, 10),
-        lambda: door.answered(admitted, Asked("train", 2), 10),
+        lambda: door.count(admitted, CheckedRequest("train", 2), ROWS, 10),
+        lambda: door.answered(admitted, CheckedRequest("train", 2), 10),
         lambda: door.count_profile(admitted, ROWS),
     ):
         with fails_as("policy", r"(damaged|missing).*restore"):
@@ -302,7 +302,7 @@ def test_the_printed_ledger_says_what_was_asked_answered_and_refused(tmp_path: P
     train(door, admitted, round=3)
     with fails_as("policy", "not approved"):
         door.admit(job_of(recipe(), run="abc2"))
-    with fails_as("training", "a row"), door.failures_noted(admitted, Asked("train", 4)):
+    with fails_as("training", "a row"), door.failures_noted(admitted, CheckedRequest("train", 4)):
         raise CodedError(ledgers_failure()) from ValueError("a row")
     lines = describe_ledger(tmp_path)
     words = [

@@ -8,7 +8,7 @@ import yaml
 
 from fftmoe.deploy.door import Door, read_policy
 from fftmoe.deploy.ledger import ledger_in
-from fftmoe.deploy.review import approve, described, first_policy
+from fftmoe.deploy.review import approve, describe_request, first_policy
 from fftmoe.errors import InputError
 from fftmoe.setup.consent import objections
 from fftmoe.setup.policy import parse_policy
@@ -225,4 +225,4 @@ def test_a_site_without_a_policy_or_a_ledger_does_not_start(cli: Cli, site: Path
 
 def test_words_of_a_recipe_do_not_act_on_a_terminal():
     request = request_in(recipe({"data": {"text": "\x1b[31mtext"}}))
-    assert "\x1b" not in "".join(described(request)) + first_policy(request, None)
+    assert "\x1b" not in "".join(describe_request(request)) + first_policy(request, None)

@@ -270,7 +270,7 @@ def test_an_onnx_export_without_its_packages_says_what_to_install(
 ):
     from fftmoe.exports import graphs
 
-    monkeypatch.setattr(graphs, "PACKAGES", ("onnx_that_is_not_there",))
+    monkeypatch.setattr(graphs, "ONNX_PACKAGES", ("onnx_that_is_not_there",))
     refused = cli("export", texts, "--to", "onnx", "--output", out)
     assert_refused(refused, "onnx_that_is_not_there", "pip install 'fftmoe[export]'")
 

@@ -25,7 +25,7 @@ from fftmoe.rng import numpy_generator
 from fftmoe.setup import bindings
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder
-from fftmoe.store.bindings import FILE, KINDS, Bindings, differences
+from fftmoe.store.bindings import BINDING_KINDS, BINDINGS_FILE, Bindings, differences
 from interrupting import Killed, interrupt, results
 from shared_fixtures import Cli, Outcome, assert_refused
 
@@ -264,7 +264,7 @@ def test_a_client_without_a_name_is_known_by_what_it_holds(recipe_values: dict[s
 
 
 def test_a_run_of_an_older_version_continues_with_a_warning(cli: Cli, interrupted: Path):
-    (interrupted / "run" / FILE).unlink()
+    (interrupted / "run" / BINDINGS_FILE).unlink()
     done = cli("resume", interrupted / "run")
     assert done.status == 0
     assert "warning:" in done.out
@@ -274,7 +274,7 @@ def test_a_run_of_an_older_version_continues_with_a_warning(cli: Cli, interrupte
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"format": 1}', b'{"format": 9, "values": {}, "accepted": []}', b"[]"])
 def test_damaged_bindings_are_not_taken_for_missing_ones(cli: Cli, interrupted: Path, damage: bytes):
-    (interrupted / "run" / FILE).write_bytes(damage)
+    (interrupted / "run" / BINDINGS_FILE).write_bytes(damage)
     for verb in ("resume", "evaluate"):
         refused = cli(verb, interrupted / "run", *(["--accept-changes"] if verb == "resume" else []))
         assert refused.status == 2
@@ -321,7 +321,7 @@ def test_a_finished_run_is_used_after_changes_that_do_not_matter_to_it(cli: Cli,
     """Newer versions, and rows that this use does not read."""
     assert USES[use](cli, whole).status == 0
     shutil.rmtree(whole / "out", ignore_errors=True)
-    path = whole / "run" / FILE
+    path = whole / "run" / BINDINGS_FILE
     values = json.loads(path.read_text())
     values["values"]["versions"]["torch"] = "0.1"
     path.write_text(json.dumps(values))
@@ -387,7 +387,7 @@ def test_every_kind_has_words_for_a_person():
         "backbone": ("a", "b"),
         "versions": ({"torch": "1"}, {"torch": "2"}),
     }
-    assert examples.keys() == KINDS.keys()
+    assert examples.keys() == BINDING_KINDS.keys()
     for name, (then, now) in examples.items():
         (found,) = differences({name: then}, {name: now})
         assert found.words[:4] in ("the ", "site")

@@ -86,7 +86,7 @@ def test_reading_does_not_wait_for_a_pipe_or_a_device(tmp_path: Path):
         ('{"labels": [1, 2]}', "not a list of texts"),
         ('{"labels": {"a": 1}}', "not a list of texts"),
         ("[" * 10**5, "nested"),
-        ('{"labels": ["a"], "labels": ["b"]}', "a name twice"),
+        ('{"labels": ["a"], "labels": ["b"]}', "the name .labels. twice"),
         ('{"labels": ["' + "a" * 2**21 + '"]}', "more than 1048576 bytes"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from fftmoe.errors import InputError
 from fftmoe.records import Release
-from fftmoe.store.privacy_ledger import Asked, AskedLedger, PrivacyLedger, Spent
+from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent, TrainingRequests
 
 LATER = (Release(0.25, 1.5, 7), Release(0.1 + 0.2, 1.5))
 
@@ -25,7 +25,7 @@ def test_ledgers_are_read_as_they_were_written(folder: Path):
     spent = Spent(noise_multiplier=0.1 + 0.2, clip_norm=1 / 3, releases=LATER)
     PrivacyLedger(folder).write(spent)
     assert PrivacyLedger(folder).read() == spent
-    asked = [Asked("one", LATER[0], Counter({0: 3, 12: 1})), Asked("other", LATER[1])]
+    asked = [TrainingRequests("one", LATER[0], Counter({0: 3, 12: 1})), TrainingRequests("other", LATER[1])]
     AskedLedger(folder).write(asked)
     assert AskedLedger(folder).read() == asked
 

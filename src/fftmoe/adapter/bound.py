@@ -19,12 +19,17 @@ from fftmoe.errors import InputError
 from fftmoe.records import digest
 from fftmoe.strict import read_small, strict_json
 
-BOUND, CONFIG, WEIGHTS, LABELS = "bound.json", "adapter_config.json", "adapter_model.safetensors", "labels.json"
-FORMAT = 1
-MOST_BYTES = 2**24
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
+BOUND, LABELS = "bound.json", "labels.json"
+BOUND_FORMAT = 1
+MOST_BOUND_BYTES = 2**24
 # Settings that do not decide what the adapter computes, or that an export may choose.
 FREE = {"top_k", "peft_version", "base_model_name_or_path", "inference_mode", "auto_mapping", "revision", "task_type"}
-HEADS = ("pre_classifier", "classifier", "score")  # in transformers; their weights come with an adapter
+HEAD_MODULES = ("pre_classifier", "classifier", "score")
+"""The names in transformers of the layers between the features and the logits.
+
+These layers are trained completely, so their weights come with an adapter.
+"""
 
 
 def describe_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
@@ -33,16 +38,18 @@ def describe_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
     Args:
         model: the model whose adapter it is.
     """
-    return {"format": FORMAT, **_contents(folder), "base": describe_base(model)}
+    return {"format": BOUND_FORMAT, **_contents(folder), "base": describe_base(model)}
 
 
 def _contents(folder: Path) -> dict[str, Any]:
     """The tensors by name with their type and shape, and digests of the files."""
-    settings = {k: v for k, v in strict_json(read_small(folder / CONFIG, MOST_BYTES)).items() if k not in FREE}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    settings = {
+        k: v for k, v in strict_json(read_small(folder / ADAPTER_CONFIG, MOST_BOUND_BYTES)).items() if k not in FREE
+    }
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}
         tensors = {name: f"{part.get_dtype()} {list(part.get_shape())}" for name, part in sorted(parts.items())}
-    with (folder / WEIGHTS).open("rb") as file:
+    with (folder / ADAPTER_WEIGHTS).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     labels = (folder / LABELS).read_bytes() if (folder / LABELS).exists() else b""
     text = json.dumps(settings, sort_keys=True)
@@ -65,8 +72,9 @@ def check_adapter_files(folder: Path) -> Mapping[str, Any] | None:
     if not (folder / BOUND).exists():
         return None
     try:
-        bound = strict_json(read_small(folder / BOUND, MOST_BYTES))
-        if bound["format"] != FORMAT or not isinstance(bound["base"], dict) or not isinstance(bound["tensors"], dict):
+        bound = strict_json(read_small(folder / BOUND, MOST_BOUND_BYTES))
+        tables = isinstance(bound["base"], dict) and isinstance(bound["tensors"], dict)
+        if bound["format"] != BOUND_FORMAT or not tables:
             raise ValueError("it has not the form of format 1")
         reason, base = _changed(bound, _contents(folder)), bound["base"]
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
@@ -84,14 +92,14 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
             return f"its tensor {name} is {now['tensors'][name]} and was {form}"
     if extra := sorted(set(now["tensors"]) - set(then["tensors"])):
         return f"it has a tensor {extra[0]} that it had not"
-    words = {"weights": "the values of its tensors have changed", "settings": f"its {CONFIG} has changed"}
+    words = {"weights": "the values of its tensors have changed", "settings": f"its {ADAPTER_CONFIG} has changed"}
     words |= {"labels": f"its {LABELS} has changed"}
     return next((text for name, text in words.items() if then[name] != now[name]), None)
 
 
 def describe_base(model: nn.Module) -> dict[str, Any]:
     """The digest of the frozen weights below an adapter, and their types, without which digests cannot be compared."""
-    tensors = base_tensors(model, HEADS)
+    tensors = base_tensors(model, HEAD_MODULES)
     return {"weights": digest(tensors), "types": _types(tensors.values())}
 
 
@@ -103,7 +111,7 @@ def check_base(base: Mapping[str, Any], model: nn.Module, folder: object) -> Non
     Raises:
         InputError: they are others.
     """
-    tensors = base_tensors(model, HEADS)
+    tensors = base_tensors(model, HEAD_MODULES)
     comparable = _types(tensors.values()) == base.get("types") and not any(t.is_meta for t in tensors.values())
     if comparable and digest(tensors) != base.get("weights"):
         raise InputError(

@@ -36,7 +36,7 @@ class ModelFamily(NamedTuple):
 # the output of the attention block, so MoE(x) is added within LayerNorm(dense(h) + x).
 _BERT = ModelFamily(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
 # Pre-norm decoders: `mlp` of layer N; x has passed the norm, and MoE(x) is added before the residual addition.
-_DECODER = ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
+_PRE_NORM = ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
 
 FAMILIES: dict[str, ModelFamily] = {
     "bert": _BERT,
@@ -50,11 +50,11 @@ FAMILIES: dict[str, ModelFamily] = {
     "vit": ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
     # `mlp` of block N, pre-norm: x has passed ln_2.
     "gpt2": ModelFamily(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
-    "gemma": _DECODER,
-    "llama": _DECODER,
-    "mistral": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
+    "gemma": _PRE_NORM,
+    "llama": _PRE_NORM,
+    "mistral": _PRE_NORM,
+    "qwen2": _PRE_NORM,
+    "qwen3": _PRE_NORM,
 }
 
 # Names that feed-forward networks usually have, to suggest modules of an unknown model.

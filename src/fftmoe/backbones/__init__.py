@@ -15,7 +15,6 @@ from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
-from fftmoe.backbones.load import HEAD_MODULES as HEAD_MODULES
 from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import load_image_processor as load_image_processor

@@ -12,10 +12,10 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.bound import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_CONFIG = 2**24  # bytes: with LoRA the file names every module of a large model
 # Fields that may have any value. All fields that are not listed here or below must have the default value of PEFT.
 ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}

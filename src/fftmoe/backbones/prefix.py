@@ -14,8 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.adapter.families import FAMILIES
-from fftmoe.backbones.load import HEAD_MODULES
 from fftmoe.errors import InputError
 
 # The parts of a batch that are not inputs of the model.

@@ -66,7 +66,7 @@ def with_prefix(
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
         try:
-            _write(path, model, block, examples, batches)
+            _write_states(path, model, block, examples, batches)
         except OSError as error:
             log.warning("no states are cached: cannot write %s: %s", path, error)
             return examples
@@ -106,19 +106,19 @@ def prefix_key(model: Any, block: int, examples: Examples, batches: Sequence[Ten
     digest = hashlib.sha256(f"{PREFIX_FORMAT} {torch.__version__} {block} {PREFIX_BATCH_SIZE} {dtype}\n".encode())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in prefix_tensors(model, block).items():
-        _update(digest, name, tensor)
-    _update(digest, "examples", examples)
+        _add_to_digest(digest, name, tensor)
+    _add_to_digest(digest, "examples", examples)
     for batch in batches:
-        _update(digest, "batch", batch)
+        _add_to_digest(digest, "batch", batch)
     return digest.hexdigest()
 
 
-def _update(digest: Any, name: str, value: Any) -> None:
+def _add_to_digest(digest: Any, name: str, value: Any) -> None:
     """Add a value to the digest: a tensor, a dataclass without its labels, or anything with a `repr`."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             if field.name != "labels":
-                _update(digest, field.name, getattr(value, field.name))
+                _add_to_digest(digest, field.name, getattr(value, field.name))
         return
     if not isinstance(value, Tensor):
         digest.update(f"{name} {value!r}\n".encode())
@@ -143,7 +143,7 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
     return starts
 
 
-def _write(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
+def _write_states(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
     """Compute the states of all batches and write them to the file, in the dtype in which the model multiplies."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)  # tokens and states can be decoded
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")

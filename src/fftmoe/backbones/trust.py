@@ -13,11 +13,12 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
+from fftmoe.adapter.bound import ADAPTER_CONFIG
 from fftmoe.errors import InputError
 from fftmoe.strict import read_small, strict_json
 
 MODEL_CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
-ADAPTER_CONFIG, WEIGHTS, INDEX = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
+MODEL_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = {"auto_map", "custom_generate", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels"}
 IMPLEMENTATIONS = (None, False, True, "eager", "sdpa")  # others may be downloaded from the hub
 MOST_BLOCKS = 1000
@@ -63,10 +64,10 @@ def check_hub_files(source: str) -> None:
         return
     if _find_file(source, ADAPTER_CONFIG) is not None:
         raise InputError(f"the model {source!r} is an adapter; name the whole model")
-    if all(_find_file(source, name) is None for name in (INDEX, WEIGHTS)):
+    if all(_find_file(source, name) is None for name in (INDEX, MODEL_WEIGHTS)):
         raise InputError(
-            f"the model {source!r} has no {WEIGHTS}; weights in other formats can contain code and are not read: use "
-            "another model, or save it with save_pretrained of a recent transformers"
+            f"the model {source!r} has no {MODEL_WEIGHTS}; weights in other formats can contain code and are not read: "
+            "use another model, or save it with save_pretrained of a recent transformers"
         )
 
 
@@ -78,7 +79,7 @@ def check_weights(folder: Path) -> None:
     """
     if (folder / ADAPTER_CONFIG).exists():  # transformers would load the model that this file names
         raise InputError(f"model folder '{folder}' is the folder of an adapter; name the folder of the whole model")
-    files = [folder / WEIGHTS]
+    files = [folder / MODEL_WEIGHTS]
     if not files[0].is_file():
         files = [folder / name for name in _shards(folder)]
     try:

@@ -36,12 +36,12 @@ def review(
     The first approval writes the policy and begins the ledger.
     """
     from fftmoe.config import load_recipe
-    from fftmoe.deploy.review import approve, described
+    from fftmoe.deploy.review import approve, describe_request
     from fftmoe.setup.site_request import request_in
 
     _check_site(folder)
     console, request = Console(), request_in(load_recipe(recipe, set_ or []))
-    for line in described(request):
+    for line in describe_request(request):
         say(console, line)
     if not yes and not _agreed():
         say(console, "not approved; nothing has been written")

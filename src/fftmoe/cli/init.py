@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fftmoe.cli.own_data import Columns, DataSummary, columns_of, find_roles, split_rows, summarize
+from fftmoe.cli.own_data import DataSummary, TextColumns, columns_of, find_roles, split_rows, summarize
 from fftmoe.errors import InputError
 from fftmoe.shown import shown_on_a_line
 
@@ -68,7 +68,7 @@ def _of_file(path: Path, text: str | None, label: str | None, by: str | None) ->
     return summary
 
 
-def _write_splits(folder: Path, splits: dict[str, Columns]) -> None:
+def _write_splits(folder: Path, splits: dict[str, TextColumns]) -> None:
     try:
         folder.mkdir()
         for name, columns in splits.items():

@@ -18,7 +18,7 @@ MAX_LABELS = 200
 TEST_FRACTION = 0.2  # of a single file
 TOKENS_PER_WORD = 1.4
 LONGEST, STEP = 128, 16  # tokens: the largest `max_length`, and its multiples
-Columns = Mapping[str, Sequence[str]]
+TextColumns = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DataSummary:
     """
 
     source: Path
-    train: Columns
+    train: TextColumns
     num_test: int
     roles: Roles
     max_length: int
@@ -68,7 +68,7 @@ class DataSummary:
         return _in_order(self.train[self.roles.by]) if self.roles.by else []
 
 
-def columns_of(table: "Table") -> Columns:
+def columns_of(table: "Table") -> TextColumns:
     """The columns that can hold texts or names, as texts; a row without a value has an empty one.
 
     Raises:
@@ -87,7 +87,7 @@ def columns_of(table: "Table") -> Columns:
     return found
 
 
-def find_roles(columns: Columns, text: str | None, label: str | None, by: str | None) -> Roles:
+def find_roles(columns: TextColumns, text: str | None, label: str | None, by: str | None) -> Roles:
     """Find the columns of texts and labels: as named, else by common names, else by length and number of values.
 
     Raises:
@@ -115,7 +115,7 @@ def find_roles(columns: Columns, text: str | None, label: str | None, by: str | 
     return roles
 
 
-def split_rows(columns: Columns, roles: Roles) -> tuple[list[int], list[int]]:
+def split_rows(columns: TextColumns, roles: Roles) -> tuple[list[int], list[int]]:
     """Training and test rows at random; every label keeps a training row.
 
     Raises:
@@ -139,7 +139,7 @@ def split_rows(columns: Columns, roles: Roles) -> tuple[list[int], list[int]]:
     return [row for row in rows if row not in drawn], test
 
 
-def summarize(source: Path, train: Columns, test: Columns, roles: Roles) -> DataSummary:
+def summarize(source: Path, train: TextColumns, test: TextColumns, roles: Roles) -> DataSummary:
     """Check that a run can use these rows, and describe them.
 
     Raises:
@@ -175,12 +175,12 @@ def summarize(source: Path, train: Columns, test: Columns, roles: Roles) -> Data
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
-    from fftmoe.data import in_order
+    from fftmoe.data import sorted_names
 
-    return in_order(names)
+    return sorted_names(names)
 
 
-def _notes(train: Columns, roles: Roles) -> list[str]:
+def _notes(train: TextColumns, roles: Roles) -> list[str]:
     from fftmoe.data import near_equal_notes
 
     notes = [*near_equal_notes("columns", train), *near_equal_notes("labels", train[roles.label])]
@@ -206,7 +206,7 @@ def _estimated_tokens(text: str) -> float:
     return TOKENS_PER_WORD * len(text.split()) + sum(letter > "\x7f" for letter in text)
 
 
-def _guess_label(columns: Columns, free: Sequence[str]) -> str:
+def _guess_label(columns: TextColumns, free: Sequence[str]) -> str:
     """The column with a common name for labels, else the one with the fewest values, but at least two."""
     values = {column: len(set(columns[column])) for column in free}
     most = min(MAX_LABELS, len(next(iter(columns.values()))) // 2)
@@ -218,7 +218,7 @@ def _guess_label(columns: Columns, free: Sequence[str]) -> str:
     return named[0] if named else min(possible, key=lambda column: values[column])
 
 
-def _guess_text(columns: Columns, free: Sequence[str]) -> str:
+def _guess_text(columns: TextColumns, free: Sequence[str]) -> str:
     """The column with a common name for texts, else the one with the most characters."""
     named = [column for column in free if column.lower() in TEXT_NAMES]
     if not free:

@@ -4,9 +4,9 @@ Nothing is made that is larger than the message, or larger than the adapter of t
 """
 
 import json
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
@@ -15,10 +15,8 @@ from fftmoe.records import Budget, Schedule, Training, inspect_message, training
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
 NUMBER_LIMIT = 2**63  # the seed is below this
-PLAN = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
-BUDGET = {field.name: list if field.name == "blocks" else field.type for field in fields(Budget)}
-
-_shown = reprlib.repr
+PLAN_TYPES = {"round": int, "client_id": int, "seed": int, "task": str, "base": str, "budget": dict, "experts": dict}
+BUDGET_TYPES = {field.name: list if field.name == "blocks" else field.type for field in fields(Budget)}
 
 
 @dataclass(frozen=True)
@@ -50,34 +48,34 @@ class Agreement:
     schedule: Schedule
 
 
-class Asked(NamedTuple):
+class CheckedRequest(NamedTuple):
     """The task and the round of a message that has been checked."""
 
     task: str
     round: int
 
 
-def screen_plan(message: bytes, agreed: Agreement) -> Asked:
+def screen_plan(message: bytes, agreed: Agreement) -> CheckedRequest:
     """Check a message before any of it is used, and return what it asks for.
 
     Raises:
         InputError: the message asks for something that the site did not agree to.
     """
     declared, header = _read_header(message)
-    _check_types("plan", header, {**PLAN, "training": dict})
+    _check_types("plan", header, {**PLAN_TYPES, "training": dict})
     _check_client(header["client_id"], agreed.client_id)
-    _check_task(header["task"], agreed.tasks)
+    _check_agreed_task(header["task"], agreed.tasks)
     _check_round_and_seed(header["round"], header["seed"], agreed.rounds)
     own = agreed.schedule.at(agreed.training, header["round"]) if header["task"] == "train" else agreed.training
     _check_training(header["training"], own)
-    _check_types("budget", header["budget"], BUDGET)
+    _check_types("budget", header["budget"], BUDGET_TYPES)
     budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
     sums = header["task"] == "sums"
     _check_budget(budget, agreed, any_tier=sums)
     most = agreed.num_experts if sums else budget.experts
     _check_expert_ids(header["experts"], budget, agreed.num_experts, most)
     _check_tensors(declared, max(agreed.longest, budget.rank))
-    return Asked(header["task"], header["round"])
+    return CheckedRequest(header["task"], header["round"])
 
 
 def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,26 +90,26 @@ def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check_types(what: str, table: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """The table has exactly these names, with values of exactly these types."""
     if {name: type(value) for name, value in table.items()} != types:
-        raise InputError(f"the server's {what} is {_shown(table)}; it must have exactly the fields {[*types]}")
+        raise InputError(f"the server's {what} is {shortened(table)}; it must have exactly the fields {[*types]}")
 
 
 def _check_client(client_id: int, own: int) -> None:
     if client_id != own:
-        raise InputError(f"the server's plan is for client {_shown(client_id)}; this site is client {own}")
+        raise InputError(f"the server's plan is for client {shortened(client_id)}; this site is client {own}")
 
 
-def _check_task(task: str, agreed: tuple[str, ...]) -> None:
+def _check_agreed_task(task: str, agreed: tuple[str, ...]) -> None:
     if task not in agreed:
         raise InputError(
-            f"the server asks for the task {_shown(task)}; for this recipe this site carries out {', '.join(agreed)}"
+            f"the server asks for the task {shortened(task)}; for this recipe this site carries out {', '.join(agreed)}"
         )
 
 
 def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
     if not 0 <= round <= rounds:
-        raise InputError(f"the server's plan has round {_shown(round)}; the recipe has {rounds} rounds")
+        raise InputError(f"the server's plan has round {shortened(round)}; the recipe has {rounds} rounds")
     if not 0 <= seed < NUMBER_LIMIT:
-        raise InputError(f"the server's plan has seed {_shown(seed)}; it must be at least 0 and below 2^63")
+        raise InputError(f"the server's plan has seed {shortened(seed)}; it must be at least 0 and below 2^63")
 
 
 def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
@@ -119,7 +117,7 @@ def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
     expected = json.dumps(training_values(agreed), sort_keys=True)
     if json.dumps(asked, sort_keys=True) != expected:
         raise InputError(
-            f"the server asks for the training settings {_shown(asked)}; this site agreed to those of the recipe, "
+            f"the server asks for the training settings {shortened(asked)}; this site agreed to those of the recipe, "
             f"{expected}"
         )
 
@@ -127,7 +125,7 @@ def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
 def _check_budget(budget: Budget, agreed: Agreement, any_tier: bool) -> None:
     problem = _problem_of(budget, agreed, any_tier)
     if problem is not None:
-        raise InputError(f"the server asks for the budget {_shown(vars(budget))}, but {problem}")
+        raise InputError(f"the server asks for the budget {shortened(vars(budget))}, but {problem}")
 
 
 def _problem_of(budget: Budget, agreed: Agreement, any_tier: bool) -> str | None:
@@ -147,12 +145,12 @@ def _problem_of(budget: Budget, agreed: Agreement, any_tier: bool) -> str | None
 def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
     """Expert ids for each block of the budget, or for no block; at most `most` in a block."""
     if table and table.keys() != {str(block) for block in budget.blocks}:
-        raise InputError(f"the server's plan has experts for blocks {_shown([*table])}, not for {[*budget.blocks]}")
+        raise InputError(f"the server's plan has experts for blocks {shortened([*table])}, not for {[*budget.blocks]}")
     for block, ids in table.items():
         valid = isinstance(ids, list) and all(type(m) is int and 0 <= m < num_experts for m in ids)
         if not valid or ids != sorted(set(ids)) or len(ids) > most:
             raise InputError(
-                f"block {block}: the server's plan lists these experts {_shown(ids)}; at most {most} different ids "
+                f"block {block}: the server's plan lists these experts {shortened(ids)}; at most {most} different ids "
                 f"below {num_experts} in ascending order are allowed"
             )
 
@@ -164,6 +162,6 @@ def _check_tensors(declared: Mapping[str, Any], longest: int) -> None:
         valid = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
         if not valid or any(type(size) is not int or not 0 <= size <= longest for size in shape):
             raise InputError(
-                f"the server's tensor {_shown(name)} is {_shown(found)}; expected float32 with at most "
+                f"the server's tensor {shortened(name)} is {shortened(found)}; expected float32 with at most "
                 f"{MOST_DIMENSIONS} dimensions of at most {longest}"
             )

@@ -14,11 +14,11 @@ from fftmoe.errors import InputError
 from fftmoe.setup.bindings import bound_recipe, inputs_of
 from fftmoe.setup.cells import Cell, Grid
 from fftmoe.store import Bindings
-from fftmoe.store.bindings import Difference, differences, require_same
+from fftmoe.store.bindings import Change, differences, require_same
 from fftmoe.strict import read_small, strict_json
 
-MOST_BYTES = 2**28  # of `comparison.json`, which holds the rows of all cells
-MOST_SHOWN = 3  # cells
+MOST_RECORD_BYTES = 2**28  # of `comparison.json`, which holds the rows of all cells
+MOST_CELLS_SHOWN = 3  # cells
 
 
 def bind_folder(grid: Grid, output: Path) -> None:
@@ -39,10 +39,10 @@ def bind_folder(grid: Grid, output: Path) -> None:
             "name another folder with --output",
         )
     if lost := _cells_lost(grid, output):
-        more = f", and {len(lost) - MOST_SHOWN} more" if len(lost) > MOST_SHOWN else ""
+        more = f", and {len(lost) - MOST_CELLS_SHOWN} more" if len(lost) > MOST_CELLS_SHOWN else ""
         raise InputError(
-            f"the page of {output} holds cells that this comparison lacks ({'; '.join(lost[:MOST_SHOWN])}{more}); "
-            "ask for them too, or name another folder with --output"
+            f"the page of {output} holds cells that this comparison lacks "
+            f"({'; '.join(lost[:MOST_CELLS_SHOWN])}{more}); ask for them too, or name another folder with --output"
         )
     Bindings(now).write(output)
 
@@ -52,7 +52,7 @@ def _cells_lost(grid: Grid, output: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        cells = strict_json(read_small(path, MOST_BYTES))["cells"]
+        cells = strict_json(read_small(path, MOST_RECORD_BYTES))["cells"]
         then = {(cell["variant"], cell["partition"], cell["seed"]) for cell in cells if cell["status"] == "done"}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"cannot read {path}: {error}; remove it, and it is made again from the cells") from error
@@ -61,7 +61,7 @@ def _cells_lost(grid: Grid, output: Path) -> list[str]:
 
 
 @dataclass
-class Inputs:
+class CurrentInputs:
     """What cells would read now; each data set and backbone is read once.
 
     Attributes:
@@ -117,7 +117,7 @@ def check_equal_inputs(cells: Sequence[tuple[Cell, Path]]) -> None:
         key = json.dumps([cell.config["data"], cell.config["backbone"], cell.recipe.differential])
         other, began = first.setdefault(key, (cell, found))
         names = ("training rows", "test rows", "tokenizer", "backbone")
-        unlike: list[Difference] = differences(
+        unlike: list[Change] = differences(
             {name: began.values.get(name) for name in names}, {name: found.values.get(name) for name in names}
         )
         require_same(

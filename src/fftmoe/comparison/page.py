@@ -8,9 +8,9 @@ from fftmoe.comparison.statistics import (
     CellResult,
     Comparison,
     CurvePoint,
-    Difference,
+    PairedDifference,
     curve,
-    distinct,
+    each_once,
     metric_of,
     numbers,
     over_grid,
@@ -32,13 +32,13 @@ ROUNDS, BYTES = "round", "MiB up and down"  # the horizontal axes
 def comparison_page(comparison: Comparison) -> str:
     """The page as HTML; it needs no network and no script."""
     cells = comparison.cells
-    partitions = distinct(cell.partition for cell in cells if cell.rows)
+    partitions = each_once(cell.partition for cell in cells if cell.rows)
     return render(
         "comparison.html.j2",
         title=f"{comparison.name}, compared",
-        sentence=_what_was_run(cells),
+        sentence=_what_was_compared(cells),
         missing=_missing(cells),
-        outcome=_outcome_cards(cells),
+        outcome=_comparison_cards(cells),
         tables=tables(comparison),
         metric=metric_of(cells).label.capitalize(),
         curves=[(partition, _curves(cells, partition)) for partition in partitions],
@@ -46,7 +46,7 @@ def comparison_page(comparison: Comparison) -> str:
     )
 
 
-def _what_was_run(cells: Sequence[CellResult]) -> str:
+def _what_was_compared(cells: Sequence[CellResult]) -> str:
     counts = {what: len({getattr(cell, what) for cell in cells}) for what in ("variant", "partition", "seed")}
     parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
     return f"{', '.join(parts)}: {len(cells)} runs on equal data, cohorts and seeds."
@@ -61,10 +61,10 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
     ]
 
 
-def _outcome_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
+def _comparison_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
     """(value, what it is): the best variant, then the reference compared with the others, the largest gain first."""
     metric = metric_of(cells)
-    means = {variant: over_grid(cells, variant, metric.name) for variant in distinct(cell.variant for cell in cells)}
+    means = {variant: over_grid(cells, variant, metric.name) for variant in each_once(cell.variant for cell in cells)}
     complete = {variant: mean for variant, mean in means.items() if mean is not None}
     where = "mean over partitions and seeds" if len({cell.place for cell in cells}) > 1 else "mean over seeds"
     most = "lowest" if metric.lower_is_better else "highest"
@@ -76,7 +76,7 @@ def _outcome_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
     return shown + [_difference_card(difference, metric) for difference in found[:DIFFERENCES_SHOWN]]
 
 
-def _difference_card(found: Difference, metric: Metric) -> tuple[str, str]:
+def _difference_card(found: PairedDifference, metric: Metric) -> tuple[str, str]:
     text = f"{found.reference} compared with {found.other}: better in {found.wins} of {found.estimate.n} pairs"
     return with_interval(found.estimate, f"+{metric.form}"), text
 
@@ -102,7 +102,7 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
 
 def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
     """A line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
-    variants, heads = distinct(cell.variant for cell in cells), distinct(cell.head for cell in cells)
+    variants, heads = each_once(cell.variant for cell in cells), each_once(cell.head for cell in cells)
     colours = _colours(cells, variants)
     floor, ceiling = metric_of(cells).bounds
     by_variant: Mapping[str, list[CurvePoint]] = {
@@ -144,5 +144,5 @@ def _colours(cells: Sequence[CellResult], variants: Sequence[str]) -> dict[str, 
     method_of = {cell.variant: (cell.method, cell.head) for cell in cells}
     plain = len(set(method_of.values())) == len(variants)
     keys = {variant: method_of[variant][0] if plain else variant for variant in variants}
-    order = distinct(keys.values())
+    order = each_once(keys.values())
     return {variant: order.index(key) for variant, key in keys.items()}

@@ -9,7 +9,7 @@ from fftmoe.comparison.statistics import (
     Comparison,
     cost_to_target,
     curve,
-    distinct,
+    each_once,
     estimate,
     metric_of,
     numbers,
@@ -26,9 +26,9 @@ COMPARISON_SCHEMA = 2
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """The contents of `comparison.json`: the statistics, then every cell."""
     cells, metric = comparison.cells, metric_of(comparison.cells)
-    partitions = distinct(cell.partition for cell in cells)
+    partitions = each_once(cell.partition for cell in cells)
     rows = {}
-    for variant in distinct(cell.variant for cell in cells):
+    for variant in each_once(cell.variant for cell in cells):
         to_target = {}
         for place in partitions:
             target = target_value(comparison, variant, place)

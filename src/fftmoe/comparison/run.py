@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fftmoe.comparison.bound import Inputs, bind_folder, check_equal_inputs
+from fftmoe.comparison.bound import CurrentInputs, bind_folder, check_equal_inputs
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_values
 from fftmoe.comparison.statistics import CellResult, Comparison
@@ -23,7 +23,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder, check_output, disk_errors, owned, write_atomically
-from fftmoe.store.bindings import FILE as BINDINGS
+from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.files import make_folder
 from fftmoe.store.owner import LOCK
 from fftmoe.strict import json_text
@@ -77,25 +77,25 @@ def compare(
     """
     progress = progress or Progress.silent()
     flags = {
-        "methods": _listed(methods),
-        "heads": _listed(heads),
-        "partitions": _listed(partitions),
-        "seeds": seeds if isinstance(seeds, int) else _listed(seeds),
+        "methods": _list_or_none(methods),
+        "heads": _list_or_none(heads),
+        "partitions": _list_or_none(partitions),
+        "seeds": seeds if isinstance(seeds, int) else _list_or_none(seeds),
         "target": target,
     }
     grid = make_grid(recipe, flags, variants, overrides)
-    _check_folder(output)
+    _check_output_folder(output)
     with owned(output):
-        inputs = Inputs(accept_changes)
+        inputs = CurrentInputs(accept_changes)
         pending = [cell for cell in grid.cells if not is_finished(cell, output, inputs)]
         bind_folder(grid, output)
         _make_folder(output)
         _say_what_comes(grid, len(pending), progress)
         _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
-        return _write(grid, output)
+        return _write_comparison(grid, output)
 
 
-def _write(grid: Grid, output: Path) -> Comparison:
+def _write_comparison(grid: Grid, output: Path) -> Comparison:
     """Write what the finished cells say."""
     check_equal_inputs([(cell, cell_folder(cell, output)) for cell in grid.cells])
     comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
@@ -105,7 +105,7 @@ def _write(grid: Grid, output: Path) -> Comparison:
     return comparison
 
 
-def _check_folder(output: Path) -> None:
+def _check_output_folder(output: Path) -> None:
     begun = output.is_dir() and {path.name for path in output.iterdir()} <= {LOCK, BINDINGS}  # and was killed
     if not begun and not (output / "cells").is_dir():
         check_output(output)  # the folder of an earlier comparison has `cells`
@@ -116,7 +116,7 @@ def _make_folder(output: Path) -> None:
         make_folder(output / "cells")
 
 
-def _listed(values: Sequence[Any] | None) -> list[Any] | None:
+def _list_or_none(values: Sequence[Any] | None) -> list[Any] | None:
     return None if values is None else list(values)
 
 
@@ -130,7 +130,7 @@ def cell_folder(cell: Cell, output: Path) -> Path:
     return output / "cells" / cell.path
 
 
-def is_finished(cell: Cell, output: Path, inputs: Inputs | None = None) -> bool:
+def is_finished(cell: Cell, output: Path, inputs: CurrentInputs | None = None) -> bool:
     """Whether the cell has finished: its summary, which is written last, exists.
 
     Args:
@@ -219,7 +219,7 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
         summary: the values of `summary.json`; the metric must be among them.
         rows: the rows of `metrics.jsonl`, each with `ROW_KEYS` and the metric.
     """
-    _check_folder(output)
+    _check_output_folder(output)
     _make_folder(output)
     folder = cell_folder(cell, output)
     with disk_errors(folder):

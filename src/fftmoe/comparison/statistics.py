@@ -96,7 +96,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The metric of `reference` minus that of `other`, in pairs; `wins` counts the pairs that `reference` wins."""
 
     reference: str
@@ -128,7 +128,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(statistics.fmean(values), half_width, n)
 
 
-def distinct(values: Iterable[Any]) -> list[Any]:
+def each_once(values: Iterable[Any]) -> list[Any]:
     """Each value once, in the order of first appearance."""
     return list(dict.fromkeys(values))
 
@@ -236,14 +236,14 @@ def cost_to_target(points: Sequence[CurvePoint], target: float, metric: Metric) 
     return next((point for point in points if not metric.better(target, point.value)), None)
 
 
-def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
+def paired_differences(cells: Sequence[CellResult]) -> list[PairedDifference]:
     """fft-moe minus every other variant with the same head, over pairs with equal data, partition and seed.
 
     A variant with a head that no fft-moe variant has is compared with the first fft-moe variant. Pairs are treated as
     independent.
     """
-    variants, metric = distinct(cell.variant for cell in cells), metric_of(cells)
-    references = {head: first_variant(cells, REFERENCE, head) for head in distinct(cell.head for cell in cells)}
+    variants, metric = each_once(cell.variant for cell in cells), metric_of(cells)
+    references = {head: first_variant(cells, REFERENCE, head) for head in each_once(cell.head for cell in cells)}
     anywhere = next((label for label in references.values() if label), None)
     differences = []
     for variant in variants:
@@ -256,7 +256,7 @@ def paired_differences(cells: Sequence[CellResult]) -> list[Difference]:
         )
         gaps = [a - b for key, b in theirs.items() if (a := ours.get(key)) is not None and b is not None]
         if (found := estimate(gaps)) is not None:
-            differences.append(Difference(reference, variant, found, sum(metric.better(gap, 0) for gap in gaps)))
+            differences.append(PairedDifference(reference, variant, found, sum(metric.better(gap, 0) for gap in gaps)))
     return differences
 
 

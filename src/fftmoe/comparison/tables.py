@@ -19,7 +19,7 @@ from fftmoe.comparison.statistics import (
     Estimate,
     cost_to_target,
     curve,
-    distinct,
+    each_once,
     estimate,
     metric_of,
     number,
@@ -57,9 +57,9 @@ def tables(comparison: Comparison) -> list[TextTable]:
 
 def metric_table(cells: Sequence[CellResult]) -> TextTable:
     """The metric of each variant on each partition, and its mean over the partitions."""
-    partitions, metric = distinct(cell.partition for cell in cells), metric_of(cells)
+    partitions, metric = each_once(cell.partition for cell in cells), metric_of(cells)
     rows = []
-    for variant in distinct(cell.variant for cell in cells):
+    for variant in each_once(cell.variant for cell in cells):
         shown = [_mean_text(cells, variant, partition) for partition in partitions]
         mean = [with_interval(over_grid(cells, variant, metric.name), metric.form)] if len(partitions) > 1 else []
         rows.append((variant, *shown, *mean))
@@ -104,7 +104,7 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
     columns["down"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_down"))
     columns["client s"] = lambda variant: _mean(numbers(select(cells, variant), "client_seconds"))
     notes.append("up, down, client s: per run, mean over runs")
-    variants = distinct(cell.variant for cell in cells)
+    variants = each_once(cell.variant for cell in cells)
     rows = tuple((variant, *(show(variant) for show in columns.values())) for variant in variants)
     return TextTable("Under skew, and what a run costs", ("", *columns), rows, tuple(notes))
 
@@ -112,9 +112,9 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
 def target_table(comparison: Comparison) -> TextTable:
     """Rounds to the target on every partition, with the mean bytes and seconds over those where it was reached."""
     cells = comparison.cells
-    partitions = distinct(cell.partition for cell in cells)
+    partitions = each_once(cell.partition for cell in cells)
     rows = []
-    for variant in distinct(cell.variant for cell in cells):
+    for variant in each_once(cell.variant for cell in cells):
         costs = [_cost(comparison, variant, partition) for partition in partitions]
         if any(target_value(comparison, variant, partition) is not None for partition in partitions):
             reached = [cost for cost in costs if cost is not None]
@@ -184,7 +184,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print every table, and why cells failed."""
     for table in tables(comparison):
         first, *others = table.header
-        columns = [Column(first, no_wrap=True), *(Column(_folded(head)) for head in others)]
+        columns = [Column(first, no_wrap=True), *(Column(_on_short_lines(head)) for head in others)]
         shown = RichTable(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for row in table.rows:
             shown.add_row(*row)
@@ -196,6 +196,6 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _folded(partition: str) -> str:
+def _on_short_lines(partition: str) -> str:
     """A partition on short lines: `bernoulli-dirichlet:0.3:0.5` on three."""
     return partition.replace("-", "-\n").replace(":", "\n", 1)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fftmoe.config.fields import Count, Number, Section, distinct
+from fftmoe.config.fields import Count, Number, Section, no_repetition
 
 
 def _positive(scale: list[float]) -> list[float]:
@@ -39,7 +39,7 @@ class DataSection(Section):
     """
 
     source: str
-    labels: Annotated[list[str], Field(min_length=2), distinct("labels")] | None = None
+    labels: Annotated[list[str], Field(min_length=2), no_repetition("labels")] | None = None
     text: str = "text"
     image: str = "image"
     label: str = "label"
@@ -48,7 +48,7 @@ class DataSection(Section):
     chat_template: bool = False
     tokens: str = "tokens"
     tags: str = "tags"
-    targets: Annotated[list[str], Field(min_length=1), distinct("columns of data.targets")] | None = None
+    targets: Annotated[list[str], Field(min_length=1), no_repetition("columns of data.targets")] | None = None
     target_scales: Literal["auto", "none"] | list[Scale] = "auto"
     max_length: Count = 128
     train_examples: Count | None = None

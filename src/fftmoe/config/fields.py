@@ -36,7 +36,7 @@ def _check_file_name(name: str) -> str:
     return name
 
 
-def distinct(what: str) -> AfterValidator:
+def no_repetition(what: str) -> AfterValidator:
     """Refuses a list with the same name twice, or with a blank one.
 
     Args:

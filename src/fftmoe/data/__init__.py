@@ -24,9 +24,9 @@ from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
 from fftmoe.data.lost import cut_notes as cut_notes
 from fftmoe.data.lost import shared_notes as shared_notes
-from fftmoe.data.names import in_order as in_order
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes
+from fftmoe.data.names import sorted_names as sorted_names
 from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition

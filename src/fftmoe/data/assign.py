@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fftmoe.data.names import in_order
+from fftmoe.data.names import sorted_names
 from fftmoe.rng import numpy_generator
 
 
@@ -50,7 +50,7 @@ def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client
 
 def natural(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The distinct groups in the order of names, and the group of each example, as `GroupedNaturalIdPartitioner`."""
-    values = in_order(groups)
+    values = sorted_names(groups)
     numbers = {value: number for number, value in enumerate(values)}
     return values, np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
 

@@ -47,7 +47,7 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
         )
     try:
         with _no_progress_bars():
-            files = _fetch(name, configuration)
+            files = _fetch_files(name, configuration)
             tables = {split: _table(f"{source} ({split})", own) for split, own in files.items()}
     except InputError:
         raise
@@ -62,9 +62,9 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
     return tables
 
 
-def _fetch(name: str, configuration: str) -> dict[str, list[Path]]:
+def _fetch_files(name: str, configuration: str) -> dict[str, list[Path]]:
     """The files of a data set by split, in order, fetched into the hub's local cache if they are not there."""
-    chosen = _configuration(name, _listed(name), configuration)
+    chosen = _configuration(name, _file_names(name), configuration)
     folder = _snapshot(name, [f"{chosen}/{split}/*.parquet" for split in SPLITS])
     files = {split: sorted((folder / chosen / split).glob("*.parquet")) for split in SPLITS}
     return {split: own for split, own in files.items() if own}
@@ -79,7 +79,7 @@ def _snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
     )
 
 
-def _listed(name: str) -> list[str]:
+def _file_names(name: str) -> list[str]:
     """The names of a data set's files; those that were fetched before if the hub cannot be reached."""
     try:
         return huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset", revision=PARQUET_BRANCH)

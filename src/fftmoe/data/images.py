@@ -18,7 +18,7 @@ from fftmoe.errors import InputError
 from fftmoe.strict import read_small
 
 # Pillow knows other formats, but some of them start a program (EPS), and others are rare and little tested.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**26  # more than all but a few cameras take; a file of a few bytes can claim any number
 
@@ -145,7 +145,7 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
         raise TypeError(f"{value!r:.50} is a value of type {type(value).__name__}")
     if not isinstance(value, bytes):
         value = read_small(value.path if isinstance(value, _ImageFile) else _inside(folder, value), MAX_FILE_BYTES)
-    decoded = Image.open(io.BytesIO(value), formats=FORMATS)
+    decoded = Image.open(io.BytesIO(value), formats=IMAGE_FORMATS)
     if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
         raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")
     if decoded.mode.startswith(("I", "F")):

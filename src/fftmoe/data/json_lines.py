@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from fftmoe.data.text_files import lines_of
+from fftmoe.strict import STRICT_DECODER
 
 
 class JsonColumns(Mapping[str, list[Any]]):
@@ -48,7 +49,7 @@ def parse_json_lines(text: str) -> tuple[JsonColumns, int]:
 def _row(line: str, escapes: bool) -> dict[str, Any]:
     """The object on a line; `escapes` says that it may have characters that are written as numbers."""
     try:
-        row = _DECODER.decode(line)
+        row = STRICT_DECODER.decode(line)
         if escapes:
             json.dumps(row, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -58,19 +59,3 @@ def _row(line: str, escapes: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("it is not an object, {…}")
     return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"it names {twice!r:.50} twice")
-    return row
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fftmoe.data.columns import labels_of
-from fftmoe.data.names import in_order
+from fftmoe.data.names import sorted_names
 from fftmoe.data.sources import TRAIN_AND_TEST, SplitRequest
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
 ALL = ("all",)  # the one stratum if nothing divides the examples
-SHOWN = 5  # labels in a message
+LABELS_SHOWN = 5  # labels in a message
 
 
 def number_classes(
@@ -20,7 +20,7 @@ def number_classes(
     """Number the labels of classification.
 
     Classes that the file names (`datasets.ClassLabel`) keep their names and their order. Other labels are numbered in
-    the order of the distinct labels of the first requested split (`in_order`). A request can agree on others.
+    the order of the distinct labels of the first requested split (`sorted_names`). A request can agree on others.
 
     Args:
         column: holds the labels.
@@ -52,14 +52,14 @@ def number_classes(
 
 def _classes(table: Table, column: str, labels: Sequence[str]) -> Sequence[str]:
     """The classes that this table's labels define, in their order."""
-    return table.class_names.get(column) or in_order(labels)
+    return table.class_names.get(column) or sorted_names(labels)
 
 
 def _check_trained(where: str, classes: Sequence[str], trained: Sequence[str]) -> None:
     """Check that a run was trained on these classes, also on those that a table names and no row has."""
     if unknown := sorted(set(classes) - set(trained)):
         raise InputError(
-            f"{where} has labels that the run was not trained on: {', '.join(unknown[:SHOWN])}; the run knows"
+            f"{where} has labels that the run was not trained on: {', '.join(unknown[:LABELS_SHOWN])}; the run knows"
             f" {_first_names(trained)}: remove those rows, or evaluate on other data"
         )
 
@@ -77,7 +77,7 @@ def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputEr
 
 def _first_names(names: Sequence[str]) -> str:
     """The first names, for a message."""
-    return ", ".join(map(str, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+    return ", ".join(map(str, names[:LABELS_SHOWN])) + (", …" if len(names) > LABELS_SHOWN else "")
 
 
 def number_strata(tables: Mapping[str, Table], columns: Sequence[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

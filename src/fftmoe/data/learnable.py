@@ -58,11 +58,12 @@ def _check_rows(where: str, offsets_N1: Tensor, useful: np.ndarray, problem: str
     bad = np.flatnonzero(np.diff(before[offsets_N1.numpy()]) == 0)
     if len(bad):
         raise InputError(
-            f"{where}: {len(bad)} of {len(offsets_N1) - 1} rows ({_named(bad)}) {problem}; remove or correct these rows"
+            f"{where}: {len(bad)} of {len(offsets_N1) - 1} rows ({_row_numbers(bad)}) {problem}; "
+            "remove or correct these rows"
         )
 
 
-def _named(rows: Collection[int]) -> str:
+def _row_numbers(rows: Collection[int]) -> str:
     """The numbers of the first rows, counted from 1."""
     first = ", ".join(str(row + 1) for row in list(rows)[:ROWS_NAMED])
     return f"row {first}" if len(rows) == 1 else f"rows {first}{', …' * (len(rows) > ROWS_NAMED)}"

@@ -33,7 +33,7 @@ def is_blank(text: str | None) -> bool:
     return text is None or not text.strip()
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sorted_names(names: Iterable[str]) -> list[str]:
     """The distinct names: by value if all are whole numbers without leading zeros, else by their characters.
 
     The order depends on the names only, so that a table has the same classes and clients in every format.

@@ -11,7 +11,7 @@ from fftmoe.data.names import distinct_names
 from fftmoe.errors import InputError
 from fftmoe.strict import strict_json
 
-CHUNK = 1024  # rows that exist as Python values at a time
+ROWS_CONVERTED = 1024  # rows that exist as Python values at a time
 _LISTS = ("List", "LargeList", "Sequence")
 
 
@@ -33,9 +33,9 @@ class ParquetColumn(Sequence[Any]):
         return list(self)[place] if isinstance(place, slice) else self._values[place].as_py()
 
     def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self._values), CHUNK):
+        for start in range(0, len(self._values), ROWS_CONVERTED):
             try:
-                values = self._values.slice(start, CHUNK).to_pylist()
+                values = self._values.slice(start, ROWS_CONVERTED).to_pylist()
             except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as error:
                 raise InputError(
                     f"{self._where} has values of type {self._values.type} that cannot be read ({error}); write the "

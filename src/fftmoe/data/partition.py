@@ -163,7 +163,7 @@ def make_partition(
     takes = () if divide is not None else KINDS[kind].parameters
     _check_parameters(kind, takes, given)
     labels = np.asarray(labels, dtype=np.int64)
-    own = KINDS[kind].divide if divide is None else partial(_checked, divide, kind)
+    own = KINDS[kind].divide if divide is None else partial(_checked_owners, divide, kind)
     if own is None:
         assert groups is not None
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
@@ -189,7 +189,7 @@ def _draw_until_enough(
     raise _too_few(partition, fewest, when, KINDS[kind].remedy if kind in KINDS else _FEWER)
 
 
-def _checked(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
+def _checked_owners(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
     """The result of a plug-in's division, checked."""
     owners = np.asarray(divide(labels, num_clients, seed))
     if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):

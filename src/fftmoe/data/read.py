@@ -116,7 +116,7 @@ def _read_file(path: Path) -> Table:
     return Table(str(path), columns, num_rows, class_names, path.parent)
 
 
-def _parsed(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:
+def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:
     """A reader of a kind of text file."""
 
     def read(path: Path) -> tuple[Columns, int, Mapping]:
@@ -129,6 +129,6 @@ def _parsed(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tup
 
 _READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
     "parquet": read_parquet,
-    "csv": _parsed(parse_csv),
-    "jsonl": _parsed(parse_json_lines),
+    "csv": _text_reader(parse_csv),
+    "jsonl": _text_reader(parse_json_lines),
 }

@@ -41,11 +41,11 @@ def digest_of_rows(table: Table, columns: Sequence[str], examples: Examples) -> 
             continue
         found.update(f"column {len(values)}\n".encode())
         for value in values:
-            _update(found, value)
+            _add_value(found, value)
     return RowsDigest(table.num_rows, found.hexdigest())
 
 
-def _update(found: Any, value: Any) -> None:
+def _add_value(found: Any, value: Any) -> None:
     """Add a value so that no two lists of values give the same bytes."""
     if isinstance(value, str):
         data = value.encode("utf-8", "surrogatepass")
@@ -54,6 +54,6 @@ def _update(found: Any, value: Any) -> None:
     elif isinstance(value, list | tuple | np.ndarray):
         found.update(f"l{len(value)} ".encode())
         for item in value:
-            _update(found, item)
+            _add_value(found, item)
     else:
         found.update(f"v{value!r} ".encode())

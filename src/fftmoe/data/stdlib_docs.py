@@ -44,10 +44,10 @@ TEST_EVERY = 5
 # A constant, because the test set is part of the data and must not change with a run's seed.
 SPLIT_SEED = 20_250_818
 
-Row = tuple[str, str, str]  # text, chapter, top-level module
+DocRow = tuple[str, str, str]  # text, chapter, top-level module
 
 
-def stdlib_docs() -> dict[str, list[Row]]:
+def stdlib_docs() -> dict[str, list[DocRow]]:
     """The rows of the builtin data set by split.
 
     Rules, in order: texts of fewer than 20 characters are dropped; a text that occurs under several chapters
@@ -70,7 +70,7 @@ def stdlib_docs() -> dict[str, list[Row]]:
             " Python was installed without the sources of its standard library; use an interpreter that has"
             " them, or give data.source a folder with train and test files"
         )
-    splits: dict[str, list[Row]] = {"train": [], "test": []}
+    splits: dict[str, list[DocRow]] = {"train": [], "test": []}
     for chapter in chapters:
         for name, part in _split([row for row in rows if row[1] == chapter], chapter).items():
             splits[name].extend(part)
@@ -102,7 +102,7 @@ def chapter_of(module: str, chapters: dict[str, str]) -> str | None:
     return chapters.get(module)
 
 
-def _all_rows() -> Iterator[Row]:
+def _all_rows() -> Iterator[DocRow]:
     chapters = module_chapters()
     for module, docstrings in [*source_docstrings(Path(sysconfig.get_path("stdlib"))), *_c_docstrings()]:
         chapter = chapter_of(module, chapters)
@@ -127,10 +127,10 @@ def source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
         paths.extend(Path(folder, file) for file in files if file.endswith(".py"))
     for path in sorted(paths):
         parts = path.relative_to(root).with_suffix("").parts
-        yield ".".join(parts).removesuffix(".__init__"), _parsed(path)
+        yield ".".join(parts).removesuffix(".__init__"), _docstrings_in(path)
 
 
-def _parsed(path: Path) -> Iterator[str]:
+def _docstrings_in(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -172,9 +172,9 @@ def _own_doc(member: object) -> str:
     return doc if isinstance(doc, str) and doc is not type(member).__doc__ else ""
 
 
-def drop_repeats(rows: Iterator[Row]) -> list[Row]:
+def drop_repeats(rows: Iterator[DocRow]) -> list[DocRow]:
     """The first row of each text, without the texts that occur under several chapters."""
-    first: dict[str, Row] = {}
+    first: dict[str, DocRow] = {}
     ambiguous: set[str] = set()
     for row in rows:
         if first.setdefault(row[0], row)[1] != row[1]:
@@ -182,14 +182,14 @@ def drop_repeats(rows: Iterator[Row]) -> list[Row]:
     return [row for text, row in first.items() if text not in ambiguous]
 
 
-def _keep_frequent(rows: list[Row]) -> list[Row]:
+def _keep_frequent(rows: list[DocRow]) -> list[DocRow]:
     modules = Counter(module for _, _, module in rows)
     rows = [row for row in rows if modules[row[2]] >= MIN_MODULE_TEXTS]
     chapters = Counter(chapter for _, chapter, _ in rows)
     return [row for row in rows if chapters[row[1]] >= MIN_CHAPTER_TEXTS]
 
 
-def _split(rows: list[Row], chapter: str) -> dict[str, list[Row]]:
+def _split(rows: list[DocRow], chapter: str) -> dict[str, list[DocRow]]:
     """Every fifth row of a chapter for testing, after shuffling within each module: stratified by both."""
     rng = numpy_generator(SPLIT_SEED, "stdlib-docs", chapter)
     by_module = np.lexsort((rng.random(len(rows)), np.array([module for _, _, module in rows])))

@@ -19,7 +19,7 @@ def describe_ledger(site: Path) -> list[str]:
     """
     policy = read_policy(site)
     entries = ledger_in(site / policy.ledger, site).read()
-    return [*map(_line, entries), *totals(policy, entries)]
+    return [*map(_entry_line, entries), *totals(policy, entries)]
 
 
 def totals(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -58,7 +58,7 @@ def begin_ledger(site: Path) -> str:
     return f"began {ledger.log.path}"
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def _entry_line(entry: Mapping[str, Any]) -> str:
     """One entry for a person; what a server sent is quoted."""
     event, parts = entry["event"], [f"{entry['at'][:19].replace('T', ' ')} {entry['event']}"]
     if entry.get("task") is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.client.example_privacy import sampling_rate
-from fftmoe.client.screening import Asked
+from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.job import read_job
 from fftmoe.deploy.ledger import FAILED, REFUSED, Account, Cost, Pages, RunKey, SiteLedger, ledger_in
 from fftmoe.engines.failures import CodedError, Failure, failing_as
@@ -22,12 +22,12 @@ from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
 from fftmoe.setup.policy import SitePolicy, parse_policy
-from fftmoe.setup.site_request import PROFILE, SUMS, TASKS, TRAINING, SiteRequest, request_of
+from fftmoe.setup.site_request import PROFILE, SUMS, TASK_NAMES, TRAINING, SiteRequest, request_of
 from fftmoe.strict import at_most, open_file
 
 POLICY_FILE = "policy.yaml"
 HOW_TO_WRITE = "fftmoe deploy site review RECIPE --site"
-SLACK = 1e-9  # of epsilon, for rounding
+EPSILON_SLACK = 1e-9  # of epsilon, for rounding
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Door:
                 pages.answer(admitted.run, PROFILE, 0, 0)
         return num_rows if admitted.policy.name_counts else int(admitted.policy.fewest_rows or 0)
 
-    def count(self, admitted: Admitted, asked: Asked, num_rows: int, size: int) -> None:
+    def count(self, admitted: Admitted, asked: CheckedRequest, num_rows: int, size: int) -> None:
         """Count a request for training or statistics that will be carried out.
 
         Args:
@@ -103,7 +103,7 @@ class Door:
             CodedError: the policy does not allow the task, or what it grants is used up.
         """
         with self._noting(_job_of(admitted), asked), failing_as(Failure.POLICY):
-            task = TASKS[asked.task]
+            task = TASK_NAMES[asked.task]
             if task not in admitted.policy.tasks or task not in admitted.request.tasks:
                 raise InputError(f"the policy does not allow the task {task} for this recipe; see `tasks`")
             self._check_rows(admitted, num_rows)
@@ -111,17 +111,17 @@ class Door:
                 cost = _check_affordable(pages.account, admitted, task, num_rows)
                 pages.ask(admitted.key, task, asked.round, size, cost)
 
-    def answered(self, admitted: Admitted, asked: Asked, size: int) -> None:
+    def answered(self, admitted: Admitted, asked: CheckedRequest, size: int) -> None:
         """Write that an answer of this size leaves; it is on the disk when this returns.
 
         Raises:
             CodedError: it cannot be written, so the answer must not leave.
         """
         with failing_as(Failure.POLICY), self.ledger(admitted.policy).locked() as pages:
-            pages.answer(admitted.run, TASKS[asked.task], asked.round, size)
+            pages.answer(admitted.run, TASK_NAMES[asked.task], asked.round, size)
 
     @contextmanager
-    def failures_noted(self, admitted: Admitted, asked: Asked | None = None) -> Iterator[None]:
+    def failures_noted(self, admitted: Admitted, asked: CheckedRequest | None = None) -> Iterator[None]:
         """Write every failure of the block into the ledger, for work that the door has let in."""
         with self._noting(_job_of(admitted), asked):
             yield
@@ -143,7 +143,7 @@ class Door:
             raise InputError(f"the site has {num_rows} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
 
     @contextmanager
-    def _noting(self, job: Mapping[str, Any], asked: Asked | None = None) -> Iterator[None]:
+    def _noting(self, job: Mapping[str, Any], asked: CheckedRequest | None = None) -> Iterator[None]:
         """Write into the ledger that the block refused or failed; the error goes on."""
         try:
             yield
@@ -151,14 +151,14 @@ class Door:
             self._note(job, asked, error)
             raise
 
-    def _note(self, job: Mapping[str, Any], asked: Asked | None, error: CodedError) -> None:
+    def _note(self, job: Mapping[str, Any], asked: CheckedRequest | None, error: CodedError) -> None:
         try:
             ledger = self.ledger(read_policy(self.folder))
         except InputError:  # without a policy there is no ledger to write to; the site's log has the reason
             return
         event = REFUSED if error.code in (Failure.POLICY, Failure.REFUSED) else FAILED
         run, why = job.get("run"), str(error.__cause__ or error)
-        task, round = (TASKS.get(asked.task), asked.round) if asked else (None, None)
+        task, round = (TASK_NAMES.get(asked.task), asked.round) if asked else (None, None)
         ledger.note(event, code=str(error.code), run=str(run)[:64], task=task, round=round, why=why)
 
 
@@ -215,7 +215,7 @@ def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows:
                 f"entirely; set it well below {1 / num_rows:.2g}"
             )
         after = account.with_one_more(admitted.key, cost).epsilon(rights.delta)
-        if after > rights.epsilon + SLACK:
+        if after > rights.epsilon + EPSILON_SLACK:
             raise InputError(
                 f"another answer would cost the site's rows an epsilon of {after:.4g} at delta {rights.delta:g}, and "
                 f"`privacy.epsilon` grants {rights.epsilon:g} over all runs; raise it to go on, or end here"

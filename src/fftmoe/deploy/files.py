@@ -16,7 +16,7 @@ from fftmoe.store.files import PRIVATE_FILE as PRIVATE_FILE
 from fftmoe.store.files import PRIVATE_FOLDER
 from fftmoe.strict import at_most, open_file, strict_json
 
-FORMAT = 1
+DEPLOYMENT_FORMAT = 1
 PUBLIC_FILE = 0o644
 COPY_AGAIN = "copy it again from the folder that `fftmoe deploy init` made"
 
@@ -87,7 +87,7 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_FILE) -> None:
 
 def json_bytes(fields: Mapping[str, Any]) -> bytes:
     """A JSON file of the format's number and then `fields`."""
-    return json.dumps({"format": FORMAT, **fields}, indent=2).encode() + b"\n"
+    return json.dumps({"format": DEPLOYMENT_FORMAT, **fields}, indent=2).encode() + b"\n"
 
 
 def read_bytes(path: Path, private: bool = False) -> bytes:
@@ -124,9 +124,9 @@ def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
         raise damaged(path, f"not JSON ({error})") from error
     if type(fields.get("format")) is not int:
         raise damaged(path, 'it has no {"format": ...}')
-    if fields["format"] != FORMAT:
+    if fields["format"] != DEPLOYMENT_FORMAT:
         raise InputError(
-            f"{path} has format {fields['format']}, and this fftmoe reads format {FORMAT}; "
+            f"{path} has format {fields['format']}, and this fftmoe reads format {DEPLOYMENT_FORMAT}; "
             "use the version of fftmoe that made the folder, or make a new one with `fftmoe deploy init`"
         )
     if set(fields) != {"format", *types}:

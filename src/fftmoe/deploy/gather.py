@@ -14,7 +14,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import SiteProfile
 
 ASK_SECONDS = 120.0  # for a site to load its backbone and its data
-LOOK_SECONDS = 1.0  # between two looks for sites that have connected
+CONNECTED_POLL_SECONDS = 1.0  # between two looks for sites that have connected
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def gather(call: RollCall, wait_seconds: float) -> Gathered:
     while not call.is_complete and time.monotonic() < ends:
         call.look()
         if not call.is_complete:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CONNECTED_POLL_SECONDS)
     profiles = {**call.known, **call.profiles}
     excluded = {site: reason for site, reason in call.invalid.items() if site not in profiles}
     missing = [site for site in call.client_ids if site not in profiles and site not in excluded]

@@ -20,7 +20,7 @@ from fftmoe.setup.policy import NOISY
 from fftmoe.setup.site_request import PROFILE, SUMS, TRAINING
 from fftmoe.store.chained_log import ChainedLog
 
-FILE = "ledger.jsonl"
+LEDGER_FILE = "ledger.jsonl"
 STATE = "state"  # folder of a site with its own state, one folder in it for each run
 MOST_FREE = 1000  # entries of each kind a day about what costs nothing, so that no server can fill the disk
 MOST_WORDS = 400  # characters of a reason
@@ -214,7 +214,7 @@ class Pages:
         """
         if self._today(OPENED) >= MOST_FREE:
             raise InputError(f"{MOST_FREE} runs were opened today, and no more are; wait until tomorrow")
-        self._add(OPENED, durable=True, **_named(key), name=name[:MOST_WORDS])
+        self._add(OPENED, durable=True, **_key_values(key), name=name[:MOST_WORDS])
 
     def ask(self, key: RunKey, task: str, round: int, size: int, cost: Cost) -> None:
         """Count a request that will be carried out. It is forced to the disk with its answer."""
@@ -223,7 +223,7 @@ class Pages:
             values["release"] = asdict(cost.release)
         if cost.mode == "clients":
             values |= {"epsilon": cost.epsilon, "delta": cost.delta}
-        self._add(ASKED, durable=False, **_named(key), task=task, round=round, bytes=size, **values)
+        self._add(ASKED, durable=False, **_key_values(key), task=task, round=round, bytes=size, **values)
 
     def answer(self, run: str, task: str, round: int, size: int) -> None:
         """Write that an answer leaves; it is on the disk when this returns.
@@ -266,10 +266,10 @@ def ledger_in(place: Path, site: Path) -> SiteLedger:
 @lru_cache(maxsize=4)
 def _log_in(place: Path) -> ChainedLog:
     """A process keeps what it has read of a ledger, because a long one takes a while to read."""
-    return ChainedLog(place / FILE, "this site's ledger")
+    return ChainedLog(place / LEDGER_FILE, "this site's ledger")
 
 
-def _named(key: RunKey) -> dict[str, str]:
+def _key_values(key: RunKey) -> dict[str, str]:
     return dict(zip(("server", "run", "recipe"), key, strict=True))
 
 

@@ -64,13 +64,13 @@ ledger: .
 # Recipes that a person has reviewed. `fftmoe deploy site review` adds a line, so keep this the last key.
 recipes:
 """
-BUDGET = """  # What any row may lose in all runs together, as the site's own ledger counts it.
+BUDGET_TEMPLATE = """  # What any row may lose in all runs together, as the site's own ledger counts it.
   epsilon: {epsilon}
   delta: {delta}
 """
 
 
-def described(request: SiteRequest) -> list[str]:
+def describe_request(request: SiteRequest) -> list[str]:
     """What a recipe asks of a site, for a person. Words of the recipe are quoted, so they cannot act on a terminal."""
     columns = [
         f"{', '.join(map(repr, getattr(request.columns, use.name)))} as {use.name}"
@@ -81,7 +81,7 @@ def described(request: SiteRequest) -> list[str]:
         f"recipe {request.name!r}, {request.digest}",
         f"  asks for  {', '.join(request.tasks)}; {request.rounds} rounds",
         f"  reads     column {', '.join(columns)}",
-        f"  labels    {_labels(request)}",
+        f"  labels    {_labels_asked(request)}",
         f"  backbone  {request.backbone!r}"
         + (", a folder: start the site with --model to use its own" if request.is_folder else ""),
         f"  trains    {request.values['method']!r}, {_steps(request)}",
@@ -108,7 +108,7 @@ def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
         _check_labels(request, None)
         text = first_policy(request, epsilon)
         is_new = ledger_in(site, site).begin_or_keep()
-        _write(path, text.encode())
+        _replace_policy(path, text.encode())
         done = "began the site's ledger" if is_new else "kept the site's ledger"
         return f"wrote {path}, which allows this recipe and nothing else, and {done}; read the policy now"
     policy = read_policy(site)
@@ -136,7 +136,7 @@ def first_policy(request: SiteRequest, epsilon: float | None) -> str:
                 f"the recipe {request.name!r} states no epsilon that its rounds stay within; have it added "
                 "(privacy.epsilon or privacy.examples.epsilon), or say what the rows may lose: --epsilon"
             )
-        budget = BUDGET.format(epsilon=granted, delta=asked.delta)
+        budget = BUDGET_TEMPLATE.format(epsilon=granted, delta=asked.delta)
     text = FIRST_POLICY.format(
         name=ascii(request.name),
         tasks=_flow(list(request.tasks)),
@@ -151,7 +151,7 @@ def first_policy(request: SiteRequest, epsilon: float | None) -> str:
         name_counts=str(request.sends_counts or asked.mode == "examples").lower(),
         **{use.name: _flow(list(getattr(request.columns, use.name))) for use in fields(ColumnsRead)},
     )
-    return text + _line(request)
+    return text + _policy_line(request)
 
 
 def _check_labels(request: SiteRequest, own: Sequence[str] | None) -> None:
@@ -165,7 +165,7 @@ def _check_labels(request: SiteRequest, own: Sequence[str] | None) -> None:
 def _extend(path: Path, policy: SitePolicy, request: SiteRequest) -> None:
     """Add a line to the end of the policy, if this adds the digest and changes nothing else."""
     text = path.read_bytes()
-    longer = text + (b"" if text.endswith(b"\n") else b"\n") + _line(request).encode()
+    longer = text + (b"" if text.endswith(b"\n") else b"\n") + _policy_line(request).encode()
     wanted = policy.model_copy(update={"recipes": [*policy.recipes, request.digest]})
     try:
         fits = parse_policy(longer, str(path)) == wanted
@@ -174,12 +174,12 @@ def _extend(path: Path, policy: SitePolicy, request: SiteRequest) -> None:
     if not fits:
         raise InputError(
             f"{path} does not end with a list of `recipes`, one on each line; add this under `recipes` yourself: "
-            f"{_line(request).strip()}"
+            f"{_policy_line(request).strip()}"
         )
-    _write(path, longer)
+    _replace_policy(path, longer)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _replace_policy(path: Path, data: bytes) -> None:
     """Replace the policy as a whole; nobody else may change it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
@@ -191,7 +191,7 @@ def _write(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _line(request: SiteRequest) -> str:
+def _policy_line(request: SiteRequest) -> str:
     return f"  - {request.digest}  # {request.name!a}, approved {datetime.now(UTC):%Y-%m-%d}\n"
 
 
@@ -200,7 +200,7 @@ def _flow(values: list[str]) -> str:
     return yaml.safe_dump(values, default_flow_style=True, width=float("inf")).strip()
 
 
-def _labels(request: SiteRequest) -> str:
+def _labels_asked(request: SiteRequest) -> str:
     if request.labels is None:
         return "not stated, so the server chooses what this site must have; ask for data.labels in the recipe"
     return ", ".join(map(repr, request.labels)) or "none"

@@ -14,7 +14,7 @@ from fftmoe.store import owned, owner_of, write_atomically
 from fftmoe.strict import read_small, strict_json
 
 FACTS = "running.json"
-LOOK_SECONDS = 0.1
+OWNER_POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def stop(folder: Path, seconds: float) -> bool:
     """
     ends = time.monotonic() + seconds
     while (owner := owner_of(folder)) is not None and not holder(folder) and time.monotonic() < ends:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(OWNER_POLL_SECONDS)
     if owner is None:
         return False
     if not owner.is_here:
@@ -69,5 +69,5 @@ def stop(folder: Path, seconds: float) -> bool:
             raise RunError(
                 f"process {owner.pid} of {folder} has not ended within {seconds:g} s; end it with: kill -9 {owner.pid}"
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(OWNER_POLL_SECONDS)
     return True

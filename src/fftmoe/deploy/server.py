@@ -17,7 +17,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import Recipe
 from fftmoe.setup.run import Result
 
-LOG = "superlink.log"
+LOG_FILE = "superlink.log"
 
 
 def run_server(
@@ -50,7 +50,7 @@ def run_server(
     endpoint = endpoint_of(server)
     facts = {"output": str(output.absolute()), "control": endpoint.control, "token": endpoint.token}
     with running(folder, facts):
-        superlink = start_superlink(endpoint, folder / LOG)
+        superlink = start_superlink(endpoint, folder / LOG_FILE)
         try:
             progress.say(f"listening on {endpoint.fleet}; sites connect to {server.deployment.address}")
             with open_grid(endpoint, keys) as (grid, nodes):

@@ -15,7 +15,7 @@ from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
 from fftmoe.store import Bindings, ClientStateFiles
-from fftmoe.store.bindings import FILE, differences, require_same
+from fftmoe.store.bindings import BINDINGS_FILE, differences, require_same
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class OpenSite:
     def _bind(self) -> None:
         """Write down what the site has, when it takes part in a run for the first time."""
         folder = _state_of(self.settings, self.admitted.run)
-        if not (folder / FILE).exists():
+        if not (folder / BINDINGS_FILE).exists():
             Bindings(self.client.bindings).write(folder)
 
     def describe(self) -> dict[str, Any]:

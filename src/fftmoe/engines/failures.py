@@ -79,7 +79,7 @@ def failing_as(code: Failure) -> Iterator[None]:
         raise CodedError(code) from error
 
 
-def described(code: str) -> str:
+def words_for(code: str) -> str:
     """The words for a code that arrived from another organisation; unknown codes are not repeated."""
     if code not in MEANINGS:
         return f"it gave a reason that is not on the list; {SEE_LOG}"

@@ -25,7 +25,7 @@ from fftmoe.engines.flower_messages import (
 from fftmoe.engines.memory import peak_rss_mib
 
 POLL_SECONDS = 0.05  # between two looks for answers
-MOST_CHARACTERS = 500  # of the reason that a node gives
+MOST_REASON_CHARACTERS = 500  # of the reason that a node gives
 Content = TypeVar("Content")
 
 
@@ -60,7 +60,7 @@ def read_answer(message: Message, unpack: Callable[[RecordDict], Content], own: 
     except Exception as error:  # invalid records can raise anything
         reason = f"its answer cannot be read ({type(error).__name__})"
     plain = "".join(c if c.isprintable() else " " for c in reason)  # a terminal may show it
-    return plain[:MOST_CHARACTERS] or "no reason given"
+    return plain[:MOST_REASON_CHARACTERS] or "no reason given"
 
 
 def _reason_of(error: Error, own: bool) -> str:

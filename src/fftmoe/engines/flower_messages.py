@@ -16,16 +16,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fftmoe.engines.base import Handler
-from fftmoe.engines.failures import CodedError, Failure, described, failing_as
+from fftmoe.engines.failures import CodedError, Failure, failing_as, words_for
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError
 from fftmoe.strict import strict_json
 
 STYPE = "fftmoe.message"
-JOB, CLIENTS, COST, FAILURE, PROFILE = "job", "clients", "cost", "failure", "profile"
+JOB, CLIENTS, COST, FAILURE, PROFILE_RECORD = "job", "clients", "cost", "failure", "profile"
 MOST_COST = 1e9  # seconds, or MiB
 MOST_PROFILE = 2000  # characters
-LOG = logging.getLogger("fftmoe")
+LOGGER = logging.getLogger("fftmoe")
 JobValues = Mapping[str, Any]
 """What a node must know to serve a run, as JSON values."""
 
@@ -98,7 +98,7 @@ def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
     Raises:
         KeyError, ValueError: the content holds no profile.
     """
-    text = str(content.config_records[PROFILE]["json"])
+    text = str(content.config_records[PROFILE_RECORD]["json"])
     if len(text) > MOST_PROFILE:
         raise ValueError(f"it has {len(text)} characters; at most {MOST_PROFILE} are read")
     return strict_json(text)
@@ -113,7 +113,7 @@ def failure_of(content: RecordDict, own: bool) -> str | None:
     if FAILURE not in content.config_records:
         return None
     fields = content.config_records[FAILURE]
-    return str(fields["reason"]) if own else described(str(fields["code"]))
+    return str(fields["reason"]) if own else words_for(str(fields["code"]))
 
 
 Serve = Callable[[JobValues, Context], Handler]
@@ -153,7 +153,7 @@ class FailureLog:
         said = (code, f"{type(cause).__name__}: {cause}")
         if said != self._last:
             foreseen = isinstance(cause, FftmoeError)
-            LOG.error("cannot answer (code %s): %s", code, cause, exc_info=None if foreseen else cause)
+            LOGGER.error("cannot answer (code %s): %s", code, cause, exc_info=None if foreseen else cause)
         self._last = said
 
 
@@ -190,7 +190,7 @@ def _train(serve: Serve, content: RecordDict, context: Context, own: bool) -> Re
 def _describe(describe: Describe, content: RecordDict, context: Context) -> RecordDict:
     with failing_as(Failure.REQUEST):
         job = unpack_job(content)
-    return RecordDict({PROFILE: ConfigRecord({"json": json.dumps(describe(job, context))})})
+    return RecordDict({PROFILE_RECORD: ConfigRecord({"json": json.dumps(describe(job, context))})})
 
 
 def _arrays(group: Iterable[tuple[int, bytes]]) -> ArrayRecord:

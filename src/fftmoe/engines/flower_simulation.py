@@ -26,7 +26,7 @@ from flwr.simulation import run_simulation
 from fftmoe.engines.flower import FlowerEngine, ask
 from fftmoe.engines.flower_messages import JobValues
 
-START_SECONDS = 300.0
+SIMULATION_START_SECONDS = 300.0
 MOST_NODES = 1000  # virtual nodes; each can serve any client, and Flower polls each of them ten times a second
 
 
@@ -84,7 +84,7 @@ class FlowerSimulation:
 
     def _start_workers(self, grid: Grid, nodes: Sequence[int], job: JobValues) -> None:
         """Start Ray's processes with a first query, so that the start does not count toward a round's deadline."""
-        for node, answer in ask(grid, nodes, job, START_SECONDS, own=True).items():
+        for node, answer in ask(grid, nodes, job, SIMULATION_START_SECONDS, own=True).items():
             if isinstance(answer, str):
                 self.close()
                 raise RunError(f"a worker of Flower's simulation (node {node}) could not start: {answer}")
@@ -92,10 +92,10 @@ class FlowerSimulation:
     def _grid(self) -> Grid:
         """Flower's grid, once it has nodes."""
         try:
-            grid = self._grids.get(timeout=START_SECONDS)
+            grid = self._grids.get(timeout=SIMULATION_START_SECONDS)
         except Empty:
             raise RunError(
-                f"Flower's simulation did not start within {START_SECONDS:g} s; start the run again, or set "
+                f"Flower's simulation did not start within {SIMULATION_START_SECONDS:g} s; start the run again, or set "
                 "engine.kind=local"
             ) from None
         if isinstance(grid, BaseException):

@@ -46,7 +46,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json_text(values, indent=2) + "\n")
 
 
-def digest_of(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """The SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,13 @@ from fftmoe import adapter
 from fftmoe.backbones import logits
 from fftmoe.errors import InputError
 from fftmoe.exports.check import REORDERED, Batch, answers, difference, probes, require
-from fftmoe.exports.folder import digest_of, write_json
+from fftmoe.exports.folder import file_digest, write_json
 from fftmoe.store import disk_errors
 from fftmoe.trained.run import TrainedModel
 
 GRAPH, ONNX = "model.pt2", "model.onnx"
 OTHER_RUNTIME = 1e-3  # an ONNX runtime computes everything in its own way
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class TextGraph(nn.Module):
@@ -77,7 +77,7 @@ def check_onnx_packages() -> None:
     Raises:
         InputError: packages of the extra `export` are missing.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--to onnx needs {', '.join(missing)}; run: pip install 'fftmoe[export]'")
 
@@ -124,7 +124,7 @@ def _record(trained: TrainedModel, folder: Path, name: str, compared: dict[str, 
     write_json(folder / "labels.json", {"labels": list(trained.run.label_names)})
     moe = next(iter(adapter.blocks(trained.model).values()), None)
     top_k = {} if moe is None else {"top_k": moe.top_k}
-    return {**compared, "weights": digest_of(folder / name), **top_k}
+    return {**compared, "weights": file_digest(folder / name), **top_k}
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from fftmoe.backbones import load_adapter
 from fftmoe.trained.load import bare_backbone
 from fftmoe.trained.run import FinishedRun
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
 
 def fresh_backbone(run: FinishedRun) -> Any:
     """The run's backbone without an adapter; the head has its initial values."""

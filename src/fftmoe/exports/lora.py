@@ -15,6 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import Factors, load_factors, lora_config
@@ -25,8 +26,8 @@ from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, d
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
-from fftmoe.exports.folder import digest_of, write_text
-from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
+from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.load import fresh_backbone, reload
 from fftmoe.store import save_adapter
 from fftmoe.tasks import make_task
 from fftmoe.trained.run import FinishedRun, TrainedModel
@@ -107,7 +108,7 @@ def export_lora(
     write_text(folder / "README.md", _card(run, facts, metric, errors))
     return {
         **compared,
-        "weights": digest_of(folder / WEIGHTS),
+        "weights": file_digest(folder / ADAPTER_WEIGHTS),
         "rank": rank,
         "steps": settings.steps,
         "tokens": next(iter(sums.values())).tokens,

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fftmoe.adapter.bound import BOUND
+from fftmoe.adapter.bound import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BOUND
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
-from fftmoe.exports.folder import digest_of, write_json, write_text
-from fftmoe.exports.load import CONFIG, WEIGHTS, reload
+from fftmoe.exports.folder import file_digest, write_json, write_text
+from fftmoe.exports.load import reload
 from fftmoe.trained.run import TrainedModel
 
 
@@ -26,14 +26,14 @@ def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: in
         RunError: the copied adapter gives other logits.
     """
     run = trained.run
-    for name in (CONFIG, WEIGHTS, "labels.json", BOUND):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "labels.json", BOUND):
         if (run.folder / "adapter" / name).exists():  # an older version wrote no bound.json
             shutil.copyfile(run.folder / "adapter" / name, folder / name)
     if top_k is not None:
-        config = json.loads((folder / CONFIG).read_text())
-        write_json(folder / CONFIG, {**config, "top_k": top_k})
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        write_json(folder / ADAPTER_CONFIG, {**config, "top_k": top_k})
     batches = probes(trained)
     found = difference(answers(reload(run, folder), batches), answers(trained.model, batches))
     what = f"An adapter of method {run.method}, trained in a federation in which the raw data never left the clients."
     write_text(folder / "README.md", model_card(run, facts, what, figures_of_run(facts, own=top_k is None)))
-    return {**require(found, SAME, "adapter"), "weights": digest_of(folder / WEIGHTS)}
+    return {**require(found, SAME, "adapter"), "weights": file_digest(folder / ADAPTER_WEIGHTS)}

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from fftmoe import adapter
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import REORDERED, answers, check_has_experts, difference, probes, require
-from fftmoe.exports.folder import digest_of, write_text
-from fftmoe.exports.load import WEIGHTS, fresh_backbone, reload
+from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.load import fresh_backbone, reload
 from fftmoe.records import names
 from fftmoe.store import save_adapter
 from fftmoe.trained.personal import FinishedFederation, PersonalModel
@@ -128,7 +129,7 @@ def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dic
     write_text(folder / "README.md", model_card(run, facts, f"{choice.description}.", figures))
     return {
         **require(found, REORDERED, "adapter"),  # products with a smaller pool
-        "weights": digest_of(folder / WEIGHTS),
+        "weights": file_digest(folder / ADAPTER_WEIGHTS),
         **choice.facts,
         "experts": {str(block): list(ids) for block, ids in choice.experts.items()},
         "top_k": choice.top_k,

@@ -20,7 +20,7 @@ Uniform = Callable[[int], np.ndarray]
 Draw = Callable[[Sequence[int]], Tensor]
 """A function from a shape to independent standard normal numbers, float64."""
 
-CHUNK = 2**18  # the most numbers that are drawn in one step, which bounds the memory for large tensors
+NUMBERS_AT_ONCE = 2**18  # the most numbers that are drawn in one step, which bounds the memory for large tensors
 
 
 def os_uniform(count: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def normal(shape: Sequence[int], uniform: Uniform = os_uniform) -> Tensor:
         uniform: source of uniform numbers.
     """
     count = math.prod(shape)
-    parts = [_halved_sum(min(CHUNK, count - start), uniform) for start in range(0, count, CHUNK)]
+    parts = [_halved_sum(min(NUMBERS_AT_ONCE, count - start), uniform) for start in range(0, count, NUMBERS_AT_ONCE)]
     return torch.from_numpy(np.concatenate([np.empty(0), *parts])).reshape(tuple(shape))
 
 

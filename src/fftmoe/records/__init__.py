@@ -5,7 +5,7 @@ Every package may import this one. It contains no rule of a method or of a round
 
 from fftmoe.records.digests import digest as digest
 from fftmoe.records.digests import made_on as made_on
-from fftmoe.records.messages import NOTHING as NOTHING
+from fftmoe.records.messages import NO_DIGEST as NO_DIGEST
 from fftmoe.records.messages import Budget as Budget
 from fftmoe.records.messages import ClientPlan as ClientPlan
 from fftmoe.records.messages import ClientUpdate as ClientUpdate

@@ -10,7 +10,7 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 Experts = dict[int, tuple[int, ...]]  # block index -> expert ids
 
-NOTHING = "0" * 16  # stands for a digest that was not computed
+NO_DIGEST = "0" * 16  # stands for a digest that was not computed
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClientPlan:
     experts: Experts
     training: Training
     task: str = "train"
-    base: str = NOTHING
+    base: str = NO_DIGEST
 
     @property
     def concealed(self) -> bool:
@@ -118,7 +118,7 @@ class ClientUpdate:
     shares: dict[int, tuple[float, ...]] = field(default_factory=dict)
     preferences: Experts = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    made_on: str = NOTHING
+    made_on: str = NO_DIGEST
 
 
 @dataclass(frozen=True)

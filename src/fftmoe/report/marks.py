@@ -13,7 +13,7 @@ FIGURE_WIDTH = 360
 COLOURS = 8  # c0 … c7
 INK = -1  # as a colour number: the text's colour, which differs from all others
 DASHES = ("", "6 3", "2 2", "8 2 2 2")
-TINY = 1e-300
+SMALLEST_STEP = 1e-300
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def scale(low: float, high: float, start: float, stop: float) -> Callable[[float
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `most` of them at most."""
     largest = max(abs(low), abs(high))
-    if high - low <= max(1e-9 * largest, TINY):  # a difference that is only rounding
-        around = largest / 2 if largest > TINY else 0.5
+    if high - low <= max(1e-9 * largest, SMALLEST_STEP):  # a difference that is only rounding
+        around = largest / 2 if largest > SMALLEST_STEP else 0.5
         high, low = low + around, low - around
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))

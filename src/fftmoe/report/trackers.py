@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.strict import is_number
 
 NOT_TRACKED = ("clients", "environment", "schema_version")  # keys of a summary
 INSTALL = {"tensorboard": "fftmoe[trackers]"}  # what pip installs; every other tracker is a package of the same name
@@ -69,13 +70,13 @@ class Trackers:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log one round; `round` is the step."""
-        values = {k: v for k, v in row.items() if _is_number(v) and k != "round"}
+        values = {k: v for k, v in row.items() if is_number(v) and k != "round"}
         self._each(lambda tracker: tracker.log(values, step=row["round"]))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Log the numbers of a run's summary under `final/`, without single clients and without curves."""
         kept = {k: v for k, v in summary.items() if k not in NOT_TRACKED and not k.endswith("_by_round")}
-        values = {f"final/{key}": value for key, value in _flattened(kept) if _is_number(value)}
+        values = {f"final/{key}": value for key, value in _flattened(kept) if is_number(value)}
         self._each(lambda tracker: tracker.log(values, step=summary["rounds_completed"]))
 
     def close(self) -> None:
@@ -100,10 +101,6 @@ def _make_tracker(name: str, folder: Path, run_name: str) -> Any:
     if tracker.requires_logging_directory:
         return tracker("trackers", logging_dir=str(folder))
     return tracker(run_name)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flattened(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Any
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.server.accountant import Adjacency, epsilon_of
-from fftmoe.store.privacy_ledger import Asked, AskedLedger
+from fftmoe.store.privacy_ledger import AskedLedger, TrainingRequests
 
-ADJACENCY = Adjacency.EXAMPLE_REPLACED  # it keeps the number of examples, from which the sampling rate follows
+EXAMPLE_ADJACENCY = Adjacency.EXAMPLE_REPLACED  # it keeps the number of examples, from which the sampling rate follows
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class ExampleCost:
         InputError: the stated delta is too large, or a single round costs more than the stated epsilon.
     """
 
-    def __init__(self, rule: ExampleRule, ledger: AskedLedger, asked: Sequence[Asked]) -> None:
+    def __init__(self, rule: ExampleRule, ledger: AskedLedger, asked: Sequence[TrainingRequests]) -> None:
         self._rule, self._ledger, self.stopped_early = rule, ledger, False
         same = (part for part in asked if (part.population, part.release) == (rule.population, rule.release))
-        self._now = next(same, Asked(rule.population, rule.release))
+        self._now = next(same, TrainingRequests(rule.population, rule.release))
         self._earlier = [part for part in asked if part is not self._now]
         if rule.fewest_examples < 1:
             raise InputError("a client has no examples, so none of its examples can be drawn; leave the client out")
@@ -58,7 +58,7 @@ class ExampleCost:
                 f"{rule.fewest_examples} examples of a client entirely; set it well below "
                 f"{1 / rule.fewest_examples:.2g}"
             )
-        single = epsilon_of([rule.release], rule.delta, ADJACENCY)
+        single = epsilon_of([rule.release], rule.delta, EXAMPLE_ADJACENCY)
         if rule.epsilon is not None and single > rule.epsilon:
             raise InputError(
                 f"a single round costs an epsilon of {single:.3g}, above privacy.examples.epsilon="
@@ -70,8 +70,8 @@ class ExampleCost:
         release, delta = self._rule.release, self._rule.delta
         return (
             f"examples are private: epsilon {self._after(rounds_left):.3g} at delta {delta:g} after all rounds, for a "
-            f"client that is asked in every round ({ADJACENCY}); {release.times} steps a round, at a sampling rate of "
-            f"{release.sampling_rate:.3g}"
+            f"client that is asked in every round ({EXAMPLE_ADJACENCY}); {release.times} steps a round, at a sampling "
+            f"rate of {release.sampling_rate:.3g}"
         )
 
     def may_ask_again(self) -> bool:
@@ -95,7 +95,7 @@ class ExampleCost:
         return {
             "epsilon": self._after(0),
             "delta": self._rule.delta,
-            "adjacency": str(ADJACENCY),
+            "adjacency": str(EXAMPLE_ADJACENCY),
             "noise_multiplier": release.noise_multiplier,
             "sampling_rate": release.sampling_rate,
             "steps": sum(made.times for made in self._made(0)),
@@ -105,7 +105,7 @@ class ExampleCost:
 
     def _after(self, further: int) -> float:
         """Epsilon after so many further rounds in which the client that was asked most often is asked again."""
-        return epsilon_of(self._made(further), self._rule.delta, ADJACENCY)
+        return epsilon_of(self._made(further), self._rule.delta, EXAMPLE_ADJACENCY)
 
     def _made(self, further: int) -> list[Release]:
         now = self._now.most.again(further * self._rule.release.times)

@@ -27,7 +27,7 @@ class Sent(NamedTuple):
     expected: Expectation
 
 
-class Answer(NamedTuple):
+class UnreadReply(NamedTuple):
     """A client's reply, not yet read, and what an honest client may have answered."""
 
     client_id: int
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     expected: Expectation
 
 
-Arrival = tuple[int, Answer | None]
+Arrival = tuple[int, UnreadReply | None]
 """A client, and its reply; None if it has none."""
 
 
@@ -93,7 +93,7 @@ class Exchange:
                 yield answer.client_id, found
         assert not unanswered, "an engine answers for every client"
 
-    def _booked(self, answer: Reply | Fault, sent: Sent) -> Answer | None:
+    def _booked(self, answer: Reply | Fault, sent: Sent) -> UnreadReply | None:
         """Enter an answer in the ledger."""
         if isinstance(answer, Reply) or answer.kind in ("failed", "late", "spare"):  # they were sent their message
             self.ledger.sent(len(sent.message))
@@ -101,7 +101,7 @@ class Exchange:
             self.ledger.note(answer)
             return None
         self.ledger.received(sent.expected.plan, len(sent.message), answer)
-        return Answer(answer.client_id, answer.message, sent.expected)
+        return UnreadReply(answer.client_id, answer.message, sent.expected)
 
 
 def screen_replies(
@@ -111,7 +111,7 @@ def screen_replies(
 
     The other answers are noted as faults. Each is screened when it arrives, so that only valid ones fill the quota.
     """
-    return in_order([client.client_id for client in plan.clients], _screened(arrivals, quota, ledger))
+    return in_client_order([client.client_id for client in plan.clients], _screened(arrivals, quota, ledger))
 
 
 def _screened(arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger) -> Iterator[tuple[int, ClientUpdate | None]]:
@@ -129,7 +129,7 @@ def _screened(arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger) -> Iter
 Item = TypeVar("Item")
 
 
-def in_order(client_ids: Sequence[int], arrivals: Iterable[tuple[int, Item | None]]) -> Iterator[Item]:
+def in_client_order(client_ids: Sequence[int], arrivals: Iterable[tuple[int, Item | None]]) -> Iterator[Item]:
     """Yield what arrives in the order of `client_ids`: what comes early waits for its turn; None is left out."""
     waiting: dict[int, Item | None] = {}
     upcoming = iter(client_ids)

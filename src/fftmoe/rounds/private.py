@@ -17,7 +17,7 @@ from fftmoe.server.accountant import Adjacency, divided_noise, epsilon_of, next_
 from fftmoe.server.apply import Diagnostics, aggregate_round, apply_round
 from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
 
-ADJACENCY = Adjacency.CLIENT_ADDED_OR_REMOVED
+CLIENT_ADJACENCY = Adjacency.CLIENT_ADDED_OR_REMOVED
 FROM_ROWS = frozenset({"notes"})  # what a summary says about the rows of clients
 OF_COHORTS = frozenset(
     {
@@ -140,7 +140,7 @@ class NoisySums:
         self._ledger, self._draw, self._uniform = ledger, draw, uniform
         self.spent, self.stopped_early, self.hides = spent, False, FROM_ROWS | OF_COHORTS
         self._next = Release(noise.sampling_rate, spent.noise_multiplier)
-        single = epsilon_of([self._next], noise.delta, ADJACENCY)
+        single = epsilon_of([self._next], noise.delta, CLIENT_ADJACENCY)
         if not spent.releases and noise.epsilon is not None and single > noise.epsilon:
             raise InputError(
                 f"a single round costs an epsilon of {single:.3g}, above privacy.epsilon="
@@ -152,10 +152,10 @@ class NoisySums:
         rule, rows = self._noise, [float(row) for count in self._noise.expected.values() for row in count]
         frozen = sum(row < self._rule.min_contributors for row in rows)
         return (
-            f"private: epsilon {self._after(rounds_left):.3g} at delta {rule.delta:g} after all rounds ({ADJACENCY}); "
-            f"noise {self._next.noise_multiplier:.4g} times the clip norm; clients drawn with probability "
-            f"{rule.sampling_rate:.3g}; {frozen} of {len(rows)} experts and tensors never change, because too few "
-            "clients hold them. Noise and cohorts come from the operating system: a second run has other bytes"
+            f"private: epsilon {self._after(rounds_left):.3g} at delta {rule.delta:g} after all rounds "
+            f"({CLIENT_ADJACENCY}); noise {self._next.noise_multiplier:.4g} times the clip norm; clients drawn with "
+            f"probability {rule.sampling_rate:.3g}; {frozen} of {len(rows)} experts and tensors never change, because "
+            "too few clients hold them. Noise and cohorts come from the operating system: a second run has other bytes"
         )
 
     def record(self) -> None:
@@ -171,7 +171,7 @@ class NoisySums:
     def _after(self, further: int) -> float:
         """Epsilon after all releases so far, each as it was made, and so many more as they are made now."""
         made = [*self.spent.releases, replace(self._next, times=further)]
-        return epsilon_of(made, self._noise.delta, ADJACENCY)
+        return epsilon_of(made, self._noise.delta, CLIENT_ADJACENCY)
 
     def before_sending(self, plan: RoundPlan) -> None:
         """Asking clients costs nothing: releases are counted."""
@@ -223,7 +223,7 @@ class NoisySums:
         return {
             **self._row(),
             "delta": self._noise.delta,
-            "adjacency": str(ADJACENCY),
+            "adjacency": str(CLIENT_ADJACENCY),
             "releases": self.spent.number,
             "history": [asdict(made) for made in self.spent.releases],
             "stopped_early": self.stopped_early,

@@ -20,7 +20,7 @@ GRID = 1e-4  # step of the grid of privacy losses; losses are rounded up to it, 
 COUNT_SHARE = 0.04  # share of the privacy cost 1 / z^2 that pays for counting the unclipped clients
 CLIP_RATE = 0.2  # learning rate of the clip norm (Andrew et al., arXiv 1905.03871, section 3)
 MOST_EXPONENT = 700.0  # of a finite power of e
-KEPT = 16  # privacy loss distributions of single releases; one has about a million numbers at most
+KEPT_DISTRIBUTIONS = 16  # privacy loss distributions of single releases; one has about a million numbers at most
 
 
 class Adjacency(StrEnum):
@@ -60,7 +60,7 @@ def of_replaced_data(epsilon: float, delta: float) -> tuple[float, float]:
     return 2 * epsilon, (1 + math.exp(min(epsilon, MOST_EXPONENT))) * delta
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=KEPT_DISTRIBUTIONS)
 def _epsilon(made: tuple[tuple[float, float, int], ...], delta: float, adjacency: Adjacency) -> float:
     if not made:
         return 0.0
@@ -71,7 +71,7 @@ def _epsilon(made: tuple[tuple[float, float, int], ...], delta: float, adjacency
     return float(total.get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=KEPT_DISTRIBUTIONS)
 def _one(sampling_rate: float, noise_multiplier: float, adjacency: Adjacency) -> Any:
     """The privacy loss distribution of one release, cached because it takes longer to make than to compose.
 

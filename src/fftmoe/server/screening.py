@@ -5,9 +5,9 @@ allocates more memory than the largest allowed message. A wrong update with plau
 """
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping
 from math import prod
+from reprlib import repr as shortened
 from typing import Any
 
 import safetensors.torch
@@ -21,10 +21,11 @@ from fftmoe.records.codec import LEVELS, decode
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
 
 MOST_EXAMPLES = 10**9  # limit for a client whose number of examples the server does not know
-ROUNDING, TINY = 1e-6, torch.finfo(torch.float32).tiny  # relative and absolute rounding of statistics in float32
-SLACK = 1e-3  # relative rounding of a sum of shares
+# Relative and absolute rounding of statistics in float32.
+ROUNDING, SMALLEST_FLOAT = 1e-6, torch.finfo(torch.float32).tiny
+SHARE_SLACK = 1e-3  # relative rounding of a sum of shares
 
-_shown, SHOWN = reprlib.repr, 200  # both shorten what a client sent
+MOST_ERROR_CHARACTERS = 200  # of what safetensors says of a message
 
 
 class Rejected(FftmoeError):
@@ -50,7 +51,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     try:
         update = make_update(header, safetensors.torch.load(message))
     except SafetensorError as error:
-        raise Rejected(f"its message cannot be read: {str(error)[:SHOWN]}") from error
+        raise Rejected(f"its message cannot be read: {str(error)[:MOST_ERROR_CHARACTERS]}") from error
     _check_numbers(update.tensors, torch.finfo(torch.float32).max if sums else LARGEST)
     if sums:
         found = HeadSums.from_tensors(update.tensors)
@@ -74,7 +75,7 @@ def _open(message: bytes, expected: Expectation) -> tuple[dict[str, Any], dict[s
     except ValueError as error:
         raise Rejected(f"its message is not an fftmoe update: {error}") from error
     if header.keys() != FIELDS:
-        raise Rejected(f"the header of its update is {_shown(header)}; expected the fields {sorted(FIELDS)}")
+        raise Rejected(f"the header of its update is {shortened(header)}; expected the fields {sorted(FIELDS)}")
     return declared, header, num_bytes
 
 
@@ -85,10 +86,10 @@ def _check_identity(header: Mapping[str, Any], expected: Expectation) -> None:
     plan, made = expected.plan, header["made_on"]
     for name, own in (("round", plan.round), ("client_id", plan.client_id)):
         if type(header[name]) is not int or header[name] != own:  # True == 1
-            raise Rejected(f"its update states {name} {_shown(header[name])}; expected {own}")
+            raise Rejected(f"its update states {name} {shortened(header[name])}; expected {own}")
     if made != expected.made_on:
         what = "another backbone than the server's, or another global model than the server sent"
-        raise Rejected(f"its update was made on {what}: made_on {_shown(made)}; expected {expected.made_on}")
+        raise Rejected(f"its update was made on {what}: made_on {shortened(made)}; expected {expected.made_on}")
 
 
 def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
@@ -98,16 +99,16 @@ def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
     for block, held in expected.experts.items():
         ids, own, most = experts[block], shares[block], expected.most_shares
         if ids != sorted(set(held).intersection(ids)):
-            wanted = f"some of {_shown(held)} in ascending order"
-            raise Rejected(f"its experts of block {block} are {_shown(ids)}; expected {wanted}")
-        if len(own) != len(ids) or any(not share >= 0 for share in own) or not sum(own) <= most * (1 + SLACK):
+            wanted = f"some of {shortened(held)} in ascending order"
+            raise Rejected(f"its experts of block {block} are {shortened(ids)}; expected {wanted}")
+        if len(own) != len(ids) or any(not share >= 0 for share in own) or not sum(own) <= most * (1 + SHARE_SLACK):
             wanted = f"{len(ids)} numbers of at least 0 whose sum is at most {most:g}"
-            raise Rejected(f"its shares of block {block} are {_shown(own)}; expected {wanted}")
+            raise Rejected(f"its shares of block {block} are {shortened(own)}; expected {wanted}")
     for block, ids in _by_block(header, "preferences", expected.pool, int).items():
         held, pool = expected.experts[block], expected.pool[block]
         if len(set(ids)) < len(ids) or not set(held) <= set(ids) <= set(pool):
-            wanted = f"{_shown(held)} and others of the {len(pool)} experts, each once"
-            raise Rejected(f"its preferences of block {block} are {_shown(ids)}; expected {wanted}")
+            wanted = f"{shortened(held)} and others of the {len(pool)} experts, each once"
+            raise Rejected(f"its preferences of block {block} are {shortened(ids)}; expected {wanted}")
 
 
 def _check_concealed(header: Mapping[str, Any], expected: Expectation) -> None:
@@ -115,28 +116,28 @@ def _check_concealed(header: Mapping[str, Any], expected: Expectation) -> None:
     wanted = {"experts": {str(block): [*ids] for block, ids in expected.experts.items()}}
     for name, own in {**wanted, "shares": {}, "preferences": {}, "metrics": {}}.items():
         if json.dumps(header[name], sort_keys=True) != json.dumps(own, sort_keys=True):  # True == 1
-            raise Rejected(f"its {name} are {_shown(header[name])}; expected {_shown(own)} from a private client")
+            raise Rejected(f"its {name} are {shortened(header[name])}; expected {shortened(own)} from a private client")
 
 
 def _by_block(header: Mapping[str, Any], name: str, blocks: Iterable[int], kind: type) -> dict[int, list[Any]]:
     """The header's lists of numbers under `name`; there must be one list for each block, with numbers of one kind."""
     table = header[name]
     if not isinstance(table, dict) or table.keys() != {str(block) for block in blocks}:
-        raise Rejected(f"its {name} are {_shown(table)}; expected a list for each of the blocks {[*blocks]}")
+        raise Rejected(f"its {name} are {shortened(table)}; expected a list for each of the blocks {[*blocks]}")
     for block, values in table.items():
         if not isinstance(values, list) or any(type(value) is not kind for value in values):
-            raise Rejected(f"its {name} of block {block} are {_shown(values)}; expected {kind.__name__}s")
+            raise Rejected(f"its {name} of block {block} are {shortened(values)}; expected {kind.__name__}s")
     return {block: table[str(block)] for block in blocks}
 
 
 def _check_metrics(metrics: Any, expected: Expectation) -> None:
     known = expected.metrics
     if not isinstance(metrics, dict) or not expected.needed <= metrics.keys() <= known.keys():
-        raise Rejected(f"its metrics are {_shown(metrics)}; expected {[*known]}")
+        raise Rejected(f"its metrics are {shortened(metrics)}; expected {[*known]}")
     for name, value in metrics.items():
         least, most = known[name]
         if type(value) is not float or not least <= value <= most:
-            raise Rejected(f"its {name} is {_shown(value)}; expected a number from {least:g} to {most:g}")
+            raise Rejected(f"its {name} is {shortened(value)}; expected a number from {least:g} to {most:g}")
 
 
 def _check_declared(
@@ -153,11 +154,13 @@ def _check_declared(
     wire = on_wire(own, expected.plan)
     if container.keys() != wire.keys():
         lacks, has = sorted(wire.keys() - container.keys()), sorted(container.keys() - wire.keys())
-        raise Rejected(f"its update lacks the tensors {_shown(lacks)} and has the unexpected tensors {_shown(has)}")
+        raise Rejected(
+            f"its update lacks the tensors {shortened(lacks)} and has the unexpected tensors {shortened(has)}"
+        )
     for name, (dtype, shape) in wire.items():
         found, wanted = container[name], {"dtype": DTYPES[dtype], "shape": [*shape]}
         if not isinstance(found, dict) or {key: found[key] for key in found if key != "data_offsets"} != wanted:
-            raise Rejected(f"its tensor {name} is {_shown(found)}; expected {wanted}")
+            raise Rejected(f"its tensor {name} is {shortened(found)}; expected {wanted}")
     needed = sum(dtype.itemsize * prod(shape) for dtype, shape in wire.values())
     if num_bytes != needed:
         raise Rejected(f"its message has {num_bytes} bytes of tensors; expected {needed}")
@@ -187,7 +190,7 @@ def _check_weight(num_examples: Any, known: int | None) -> None:
     least, most = (1, MOST_EXAMPLES) if known is None else (known, known)
     if type(num_examples) is not int or not least <= num_examples <= most:
         wanted = f"{known}" if known is not None else f"a whole number from {least} to {most}"
-        raise Rejected(f"its update states num_examples {_shown(num_examples)}; expected {wanted}")
+        raise Rejected(f"its update states num_examples {shortened(num_examples)}; expected {wanted}")
 
 
 def _check_sums(sums: HeadSums, num_examples: int) -> None:
@@ -197,14 +200,14 @@ def _check_sums(sums: HeadSums, num_examples: int) -> None:
         raise Rejected(f"its feature statistics are of {sums.num_examples:g} examples; expected {num_examples}")
     if (counts != counts.round()).any():
         raise Rejected(
-            f"its feature statistics count {_shown(counts.tolist())} examples of the labels; expected whole numbers"
+            f"its feature statistics count {shortened(counts.tolist())} examples of the labels; expected whole numbers"
         )
     size = moment.abs().sum(1) + gram[-1].abs()
-    if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + TINY).any():
+    if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + SMALLEST_FLOAT).any():
         raise Rejected(
             "in its feature statistics, the sums by label do not add up to those over all examples; expected equality"
         )
-    roots = (torch.cat([gram.diagonal(), counts]) + TINY).sqrt()  # NaN if a sum of squares is negative
+    roots = (torch.cat([gram.diagonal(), counts]) + SMALLEST_FLOAT).sqrt()  # NaN if a sum of squares is negative
     if not (torch.cat([gram, moment], 1).abs() <= (1 + ROUNDING) * roots[: len(gram), None] * roots).all():
         raise Rejected(
             "its feature statistics have a sum of products that is larger than its sums of squares allow; expected one "

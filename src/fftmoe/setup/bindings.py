@@ -19,7 +19,7 @@ from fftmoe.setup.model import build_model
 from fftmoe.store.bindings import Bindings, differences, require_same
 
 # Packages that compute, read or write what a run depends on.
-PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors")
+BOUND_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors")
 MOST_NAMES = 10_000  # clients whose names are written down; of more, the digest of the names
 OF_CLIENTS_ROWS = ("training rows", "division")  # bindings that follow from clients' rows
 # Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
@@ -37,7 +37,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
     found = {
         "recipe": bound_recipe(recipe),
         "labels": list(experiment.label_names or experiment.strata),
-        **_clients(experiment),
+        **_clients_by_name(experiment),
         **rows_values(experiment.rows),
         "tokenizer": experiment.reader,
         "backbone": fingerprint(experiment.model),
@@ -93,7 +93,7 @@ def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of this package, of the packages that it computes with, and of Python."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    return found | {package: _version(package) for package in ("fftmoe", *PACKAGES)}
+    return found | {package: _version(package) for package in ("fftmoe", *BOUND_PACKAGES)}
 
 
 def _version(package: str) -> str:
@@ -103,7 +103,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _clients(experiment: Experiment) -> dict[str, Any]:
+def _clients_by_name(experiment: Experiment) -> dict[str, Any]:
     """The clients by name, in their order; without names, their number and which examples each holds."""
     partition = experiment.partition
     if partition.groups is None:

@@ -200,12 +200,12 @@ def _check_override_keys(overrides: Mapping[str, Any]) -> None:
     for key in overrides:
         method, plus, head = key.partition("+")
         if method or not plus:
-            _check_name(key, "method", method, METHODS)
+            _check_known(key, "method", method, METHODS)
         if plus:
-            _check_name(key, "head", head, get_args(HeadSection.model_fields["kind"].annotation))
+            _check_known(key, "head", head, get_args(HeadSection.model_fields["kind"].annotation))
 
 
-def _check_name(key: str, what: str, name: str, valid: Collection[str]) -> None:
+def _check_known(key: str, what: str, name: str, valid: Collection[str]) -> None:
     if name not in valid and not is_plugin(name):
         raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
 

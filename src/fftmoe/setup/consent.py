@@ -6,6 +6,7 @@ from typing import Any
 
 from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import ColumnsRead, SiteRequest
+from fftmoe.strict import is_number
 
 OWN_RULE = (
     "backbone.model",
@@ -42,7 +43,7 @@ def limits_exceeded(policy: SitePolicy, request: SiteRequest, *, own_model: bool
     return [
         *_to_columns(policy, request.columns),
         *(
-            f"it asks for the task {task}, and `tasks` has {_listed(policy.tasks)}"
+            f"it asks for the task {task}, and `tasks` has {_joined(policy.tasks)}"
             for task in request.tasks
             if task not in policy.tasks
         ),
@@ -82,14 +83,9 @@ def _to_recipe(policy: SitePolicy, request: SiteRequest) -> list[str]:
 def _field_allowed(policy: SitePolicy, request: SiteRequest, key: str) -> bool:
     rule, value = policy.fields.get(key), request.values[key]
     if isinstance(rule, dict):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        within = is_number and set(rule) <= {"least", "most"} and all(map(_is_number, rule.values()))
+        within = set(rule) <= {"least", "most"} and all(map(is_number, (value, *rule.values())))
         return bool(rule) and within and rule.get("least", value) <= value <= rule.get("most", value)
     return rule == "any" or _same(rule, value) or (isinstance(rule, list) and any(_same(one, value) for one in rule))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _same(rule: Any, value: Any) -> bool:
@@ -102,13 +98,13 @@ def _to_columns(policy: SitePolicy, columns: ColumnsRead) -> Iterator[str]:
         allowed = getattr(policy.columns, use.name)
         for column in getattr(columns, use.name):
             if column not in allowed:
-                yield f"it reads column {column!r} as {use.name}, and `columns.{use.name}` has {_listed(allowed)}"
+                yield f"it reads column {column!r} as {use.name}, and `columns.{use.name}` has {_joined(allowed)}"
 
 
 def _to_privacy(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
     asked, rights = request.privacy, policy.privacy
     if asked.mode not in rights.modes:
-        yield f"its privacy is {asked.mode!r}, and `privacy.modes` has {_listed(rights.modes)}"
+        yield f"its privacy is {asked.mode!r}, and `privacy.modes` has {_joined(rights.modes)}"
         return
     if asked.mode == "clients" and rights.epsilon is not None and asked.epsilon is None:
         yield "it states no privacy.epsilon, so the site cannot hold it to one"
@@ -119,7 +115,7 @@ def _to_privacy(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
 
 def _to_backbone(policy: SitePolicy, request: SiteRequest, own_model: bool) -> Iterator[str]:
     if request.backbone not in policy.backbones and not (request.is_folder and own_model):
-        yield f"its backbone is {request.backbone!r}, and `backbones` has {_listed(policy.backbones)}"
+        yield f"its backbone is {request.backbone!r}, and `backbones` has {_joined(policy.backbones)}"
 
 
 def _to_numbers(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
@@ -134,5 +130,5 @@ def _to_numbers(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
         )
 
 
-def _listed(values: Sequence[str]) -> str:
+def _joined(values: Sequence[str]) -> str:
     return ", ".join(values) or "nothing"

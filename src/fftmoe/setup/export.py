@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, read_texts
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts, CardPrivacy, CardTier
 from fftmoe.exports.check import check_has_experts
 from fftmoe.exports.examples import fitting_batches
-from fftmoe.exports.folder import ABOUT, digest_of, new_folder, size_of, write_json
+from fftmoe.exports.folder import ABOUT, file_digest, new_folder, size_of, write_json
 from fftmoe.exports.graphs import check_onnx_packages, export_graph, export_onnx
-from fftmoe.exports.load import WEIGHTS
 from fftmoe.exports.lora import BATCH_SIZE, LoraExamples, LoraSettings, export_lora
 from fftmoe.exports.peft import export_peft
 from fftmoe.exports.personal import (
@@ -57,9 +57,10 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
         )
     recipe = recipe_of(run)
     with new_folder(output) as folder:
+        exported = file_digest(run / "adapter" / ADAPTER_WEIGHTS)
         about = {
             "format": to,
-            "run": {"name": recipe.name, "method": recipe.method, "adapter": digest_of(run / "adapter" / WEIGHTS)},
+            "run": {"name": recipe.name, "method": recipe.method, "adapter": exported},
             **make(run, folder, **given),
             "bytes": size_of(folder),
         }
@@ -149,11 +150,11 @@ def card_facts(run: Path) -> CardFacts:
         metric=metric,
         value=summary.get(metric),
         by_tier=summary.get(f"{metric}_by_tier", {}),
-        privacy=_privacy_of(summary.get("privacy")),
+        privacy=_card_privacy(summary.get("privacy")),
     )
 
 
-def _privacy_of(spent: Mapping[str, Any] | None) -> CardPrivacy | None:
+def _card_privacy(spent: Mapping[str, Any] | None) -> CardPrivacy | None:
     """The promise of a run whose summary has this section `privacy`; None for a run that is not private."""
     if spent is None:
         return None

@@ -26,7 +26,7 @@ from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
-from fftmoe.trained.predict import Answer, check_request, predict
+from fftmoe.trained.predict import Prediction, check_request, predict
 from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat, TrainedModel
 
 USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has finished
@@ -159,7 +159,7 @@ def predict_run(
     client: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     accept_changes: bool = False,
-) -> list[Answer]:
+) -> list[Prediction]:
     """The answers of a run's model; see `predict`.
 
     Args:

@@ -12,7 +12,7 @@ from fftmoe.errors import InputError
 from fftmoe.methods.private import holders
 from fftmoe.records import Release, ServerState
 from fftmoe.rounds.example_cost import ExampleCost, ExampleRule
-from fftmoe.rounds.private import ADJACENCY, NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
+from fftmoe.rounds.private import CLIENT_ADJACENCY, NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
 from fftmoe.server.accountant import accounting, calibrate
 from fftmoe.setup.experiment import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
@@ -89,7 +89,7 @@ def _first_spent(experiment: Experiment, settings: PrivacySection) -> Spent:
     if z is None:
         assert settings.epsilon is not None
         z = calibrate(
-            _sampling_rate(experiment), settings.epsilon, delta, experiment.recipe.federation.rounds, ADJACENCY
+            _sampling_rate(experiment), settings.epsilon, delta, experiment.recipe.federation.rounds, CLIENT_ADJACENCY
         )
     return Spent(noise_multiplier=z, clip_norm=settings.clip_norm)
 

@@ -45,7 +45,7 @@ class Extra:
     write: Callable[[RunFolder], object] = lambda folder: None
 
 
-NOTHING = Extra()
+NO_EXTRA = Extra()
 
 
 def run(
@@ -81,7 +81,7 @@ def begin(
     output: Path,
     progress: Progress,
     open_engine: OpenEngine,
-    extra: Extra = NOTHING,
+    extra: Extra = NO_EXTRA,
 ) -> Result:
     """Run an experiment that was made from this recipe.
 
@@ -173,7 +173,7 @@ def go_on(
     progress: Progress,
     open_engine: OpenEngine,
     accept_changes: bool = False,
-    extra: Extra = NOTHING,
+    extra: Extra = NO_EXTRA,
 ) -> Result:
     """Run the rest of an interrupted run, with an experiment that was made from its recipe.
 

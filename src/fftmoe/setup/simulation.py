@@ -41,7 +41,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
 
 def _serve(job: Mapping[str, Any], context: object) -> Handler:
     """The handler for the clients of this job; each process makes it once."""
-    return _clients(json.dumps(job, sort_keys=True))
+    return _make_handler(json.dumps(job, sort_keys=True))
 
 
 def _prepare(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:
@@ -51,7 +51,7 @@ def _prepare(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _clients(job: str) -> Handler:
+def _make_handler(job: str) -> Handler:
     values = json.loads(job)
     experiment = compose(parse_recipe(values["recipe"], "the run"))
     spec = client_spec(experiment, ClientStateFiles(Path(values["states"])))

@@ -22,9 +22,9 @@ SERVER_ONLY = (
     "engine.clients_per_batch",
 )
 FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine
-DIGEST = "sha256:"  # in front of the 64 hexadecimal digits
+DIGEST_PREFIX = "sha256:"  # in front of the 64 hexadecimal digits
 PROFILE, TRAINING, SUMS, EVALUATION = "profile", "training", "feature-sums", "evaluation"
-TASKS = {"train": TRAINING, "sums": SUMS, "alone": EVALUATION}
+TASK_NAMES = {"train": TRAINING, "sums": SUMS, "alone": EVALUATION}
 """The task of a plan, and its name in a policy."""
 
 SINGLE_LABEL = ("sequence-classification", "image-classification")
@@ -106,15 +106,15 @@ def request_in(recipe: Recipe) -> SiteRequest:
     """What a recipe asks of a site."""
     canonical = canonical_values(recipe)
     return SiteRequest(
-        digest=digest_of(canonical),
+        digest=_digest_of_values(canonical),
         name=recipe.name,
         values=canonical,
         own=frozenset(canonical.keys() & _not_default(recipe)),
         columns=columns_read(recipe),
         labels=_stated_labels(recipe),
         labels_in_rows=recipe.backbone.task not in ("causal-lm", "regression"),
-        tasks=(PROFILE, *(TASKS[task] for task in tasks_of(recipe))),
-        privacy=_privacy_of(recipe),
+        tasks=(PROFILE, *(TASK_NAMES[task] for task in tasks_of(recipe))),
+        privacy=_privacy_asked(recipe),
         rounds=recipe.federation.rounds,
         backbone=recipe.backbone.model,
         is_folder=is_folder(recipe.backbone.model),
@@ -125,7 +125,7 @@ def request_in(recipe: Recipe) -> SiteRequest:
 
 def recipe_digest(recipe: Recipe) -> str:
     """The digest by which the operators of sites approve this recipe."""
-    return digest_of(canonical_values(recipe))
+    return _digest_of_values(canonical_values(recipe))
 
 
 def canonical_values(recipe: Recipe) -> dict[str, Any]:
@@ -140,10 +140,10 @@ def canonical_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def digest_of(canonical: Mapping[str, Any]) -> str:
+def _digest_of_values(canonical: Mapping[str, Any]) -> str:
     """The digest of a canonical recipe, whatever the order of its keys."""
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
-    return DIGEST + hashlib.sha256(text.encode()).hexdigest()
+    return DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_folder(model: str) -> bool:
@@ -184,7 +184,7 @@ def _stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _privacy_of(recipe: Recipe) -> PrivacyAsked:
+def _privacy_asked(recipe: Recipe) -> PrivacyAsked:
     privacy, federation = recipe.privacy, recipe.federation
     if privacy is None:
         return PrivacyAsked("none")

@@ -106,8 +106,8 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
     }
     for split in request.splits:
         check_content(tables[split].where, examples[split], tokenizer)
-    rows = _rows(read, [data.text, data.label], examples)
-    found = _columns(tables, columns, request)
+    rows = _row_digests(read, [data.text, data.label], examples)
+    found = _further_columns(tables, columns, request)
     reader = tokenizer_digest(tokenizer)
     return Splits(examples, found, names, names, tokenizer.model_max_length, rows, reader, left_out)
 
@@ -119,8 +119,8 @@ def _images(recipe: Recipe, source: str, request: SplitRequest, columns: Sequenc
     tables, left_out, read = _labelled(source, content, data.label, columns, request)
     labels, names = number_classes(tables, data.label, request)
     examples = {split: _images_of(tables[split], labels[split], data.image, form) for split in request.splits}
-    rows = _rows(read, [data.label], examples)
-    return Splits(examples, _columns(tables, columns, request), names, names, None, rows, repr(form), left_out)
+    rows = _row_digests(read, [data.label], examples)
+    return Splits(examples, _further_columns(tables, columns, request), names, names, None, rows, repr(form), left_out)
 
 
 def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -144,8 +144,8 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
         )
         for split in request.splits
     }
-    rows = _rows(tables, [*(name for own in content.values() for name in own), data.label], examples)
-    found = _columns(tables, columns, request)
+    rows = _row_digests(tables, [*(name for own in content.values() for name in own), data.label], examples)
+    found = _further_columns(tables, columns, request)
     return Splits(examples, found, (), strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
 
@@ -170,8 +170,8 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
     }
     for split in request.splits:
         check_tagged(tables[split].where, examples[split], data.max_length)
-    rows = _rows(read, [data.tokens, data.tags, data.label], examples)
-    found = _columns(tables, columns, request)
+    rows = _row_digests(read, [data.tokens, data.tags, data.label], examples)
+    found = _further_columns(tables, columns, request)
     reader = tokenizer_digest(tokenizer)
     return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, reader, left_out)
 
@@ -190,8 +190,8 @@ def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns:
             _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length),
             several_hot(lists[split], names),
         )
-    rows = _rows(read, [data.text, data.label], examples)
-    found = _columns(tables, columns, request)
+    rows = _row_digests(read, [data.text, data.label], examples)
+    found = _further_columns(tables, columns, request)
     reader = tokenizer_digest(tokenizer)
     return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, reader, left_out)
 
@@ -207,8 +207,8 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
         texts, targets = texts_of(tables[split], "data.text", data.text), numbers_of(tables[split], names)
         tokens = _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length)
         examples[split] = TargetedText(tokens, targets)
-    rows = _rows(tables, [data.text, *names, data.label], examples)
-    found = _columns(tables, columns, request)
+    rows = _row_digests(tables, [data.text, *names, data.label], examples)
+    found = _further_columns(tables, columns, request)
     return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
 
@@ -245,7 +245,9 @@ def _labelled(
     return {**{split: tables[split] for split in request.splits}, "train": train}, left_out, tables
 
 
-def _rows(tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples]) -> dict[str, RowsDigest]:
+def _row_digests(
+    tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples]
+) -> dict[str, RowsDigest]:
     """The digests of what was read, over those of the columns `bound` that exist."""
     return {
         split: digest_of_rows(tables[split], [c for c in bound if c in tables[split].columns], made)
@@ -264,7 +266,7 @@ def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
     return [name for name in (recipe.data.label, recipe.partition.by) if name is not None and name not in answers]
 
 
-def _columns(tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest) -> FurtherColumns:
+def _further_columns(tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest) -> FurtherColumns:
     first = tables[request.splits[0]]  # only training rows need a natural client
     names = {column: names_of(first, column, "client", "partition.by") for column in columns}
     return FurtherColumns(names, near_equal_notes("columns", first.columns))

@@ -16,14 +16,14 @@ from fftmoe.errors import InputError
 from fftmoe.store.files import write_atomically
 from fftmoe.strict import read_small, strict_json
 
-FORMAT = 1
-FILE = "bindings.json"
-MOST_BYTES = 2**24  # of the file: it may hold the names of many clients
+BINDINGS_FORMAT = 1
+BINDINGS_FILE = "bindings.json"
+MOST_BINDINGS_BYTES = 2**24  # of the file: it may hold the names of many clients
 MOST_SHOWN = 3  # keys, labels or clients of one difference
 ACCEPT = "--accept-changes"
 
 
-class Difference(NamedTuple):
+class Change(NamedTuple):
     """A thing that is not what it was.
 
     Attributes:
@@ -40,7 +40,7 @@ class Bindings:
     """What a run is bound to.
 
     Attributes:
-        values: by the names of `KINDS`, JSON values.
+        values: by the names of `BINDING_KINDS`, JSON values.
         accepted: differences that a person has accepted since, in words, oldest first.
     """
 
@@ -49,12 +49,12 @@ class Bindings:
 
     def pack(self) -> bytes:
         """The bytes of the file."""
-        text = json.dumps({"format": FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
+        text = json.dumps({"format": BINDINGS_FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
         return text.encode() + b"\n"
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
-        write_atomically(folder / FILE, self.pack())
+        write_atomically(folder / BINDINGS_FILE, self.pack())
 
     @classmethod
     def read(cls, folder: Path) -> "Bindings | None":
@@ -63,12 +63,12 @@ class Bindings:
         Raises:
             InputError: the file is damaged.
         """
-        path = folder / FILE
+        path = folder / BINDINGS_FILE
         try:
-            found = strict_json(read_small(path, MOST_BYTES))
+            found = strict_json(read_small(path, MOST_BINDINGS_BYTES))
             values, accepted = found["values"], found["accepted"]
-            if found["format"] != FORMAT or not isinstance(values, dict) or not isinstance(accepted, list):
-                raise ValueError(f"it has not the form of format {FORMAT}")
+            if found["format"] != BINDINGS_FORMAT or not isinstance(values, dict) or not isinstance(accepted, list):
+                raise ValueError(f"it has not the form of format {BINDINGS_FORMAT}")
             return cls(values, tuple(map(str, accepted)))
         except FileNotFoundError:
             return None
@@ -78,16 +78,16 @@ class Bindings:
             ) from error
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """The differences between two sets of values in those names that both have, in the order of `KINDS`."""
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """The differences between two sets of values in those names that both have, in the order of `BINDING_KINDS`."""
     found = []
-    for name, kind in KINDS.items():
+    for name, kind in BINDING_KINDS.items():
         if name in then and name in now and then[name] != now[name]:
-            found += [Difference(words, kind.acceptable) for words in kind.describe(then[name], now[name])]
+            found += [Change(words, kind.acceptable) for words in kind.describe(then[name], now[name])]
     return found
 
 
-def require_same(what: str, found: Sequence[Difference], accept: bool, remedy: str) -> tuple[str, ...]:
+def require_same(what: str, found: Sequence[Change], accept: bool, remedy: str) -> tuple[str, ...]:
     """Refuse a run that is not what it was; return the words of the differences that are accepted.
 
     Args:
@@ -145,13 +145,13 @@ def _unequal_keys(then: Any, now: Any, path: str = "") -> list[tuple[str, Any, A
     ]
 
 
-def _labels(then: Any, now: Any) -> list[str]:
+def _label_changes(then: Any, now: Any) -> list[str]:
     if sorted(then) == sorted(now):
-        return [f"the labels are in another order ({_shown(then)} then, {_shown(now)} now)"]
-    return [f"the labels are others ({_shown(then)} then, {_shown(now)} now)"]
+        return [f"the labels are in another order ({_named_in_part(then)} then, {_named_in_part(now)} now)"]
+    return [f"the labels are others ({_named_in_part(then)} then, {_named_in_part(now)} now)"]
 
 
-def _shown(names: Sequence[Any]) -> str:
+def _named_in_part(names: Sequence[Any]) -> str:
     more = f", … ({len(names)} in all)" if len(names) > 2 * MOST_SHOWN else ""
     return ", ".join(map(str, names[: 2 * MOST_SHOWN])) + more
 
@@ -180,7 +180,7 @@ def _keys(then: Any, now: Any) -> list[str]:
     ] * bool(changed)
 
 
-def _rows(split: str) -> Callable[[Any, Any], list[str]]:
+def _row_changes(split: str) -> Callable[[Any, Any], list[str]]:
     def describe(then: Any, now: Any) -> list[str]:
         if then["rows"] != now["rows"]:
             return [f"the {split} rows have changed ({then['rows']} rows then, {now['rows']} now)"]
@@ -198,15 +198,15 @@ def _digest(what: str) -> Callable[[Any, Any], list[str]]:
     return lambda then, now: [f"{what} ({_text(then)} then, {_text(now)} now)"]
 
 
-KINDS: dict[str, Kind] = {
+BINDING_KINDS: dict[str, Kind] = {
     "recipe": Kind(True, _settings),
     # The rows of a head stand for the labels, and what clients keep belongs to their numbers: nothing continues those.
-    "labels": Kind(False, _labels),
+    "labels": Kind(False, _label_changes),
     "population": Kind(False, _population),
     "division": Kind(False, lambda *_: ["the training rows are divided among the clients in another way"]),
     "keys": Kind(True, _keys),
-    "training rows": Kind(True, _rows("training")),
-    "test rows": Kind(True, _rows("test")),
+    "training rows": Kind(True, _row_changes("training")),
+    "test rows": Kind(True, _row_changes("test")),
     "tokenizer": Kind(True, _digest("the tokenizer, or how images are prepared, has changed")),
     "backbone": Kind(True, _digest("the backbone has changed, in its weights or its configuration")),
     "versions": Kind(True, _versions),

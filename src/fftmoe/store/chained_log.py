@@ -18,7 +18,7 @@ from fftmoe.errors import InputError
 from fftmoe.store.files import disk_errors, sha256, sync
 from fftmoe.strict import open_file, strict_json
 
-NOTHING = "0" * 64  # what the first line names as the line before it
+NO_LINE = "0" * 64  # what the first line names as the line before it
 HEAD_BYTES = 128  # the head is rewritten in place, which is one sector of a disk
 MOST_LOG_BYTES = 2**28
 
@@ -198,4 +198,4 @@ class _Head:
         return cls(values["lines"], values["bytes"], values["last"])
 
 
-EMPTY = _Head(0, 0, NOTHING)
+EMPTY = _Head(0, 0, NO_LINE)

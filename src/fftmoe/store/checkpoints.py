@@ -29,7 +29,7 @@ from fftmoe.store.rows import RowFile, parse_row
 from fftmoe.store.server_state import pack_state, unpack_state
 from fftmoe.strict import read_small, strict_json
 
-KEPT = 3  # checkpoints
+KEPT_CHECKPOINTS = 3  # checkpoints
 MOST_MANIFEST = 2**26  # bytes: a row names the faults of its round
 
 
@@ -55,7 +55,7 @@ class Checkpoints:
         text = json.dumps(manifest, indent=2) + "\n"
         write_together({self._state(state.round): data, self._manifest(state.round): text.encode()})
         with disk_errors(self._folder):
-            self._keep(self.rounds()[:KEPT])
+            self._keep(self.rounds()[:KEPT_CHECKPOINTS])
 
     def load(self, round: int) -> tuple[ServerState, bytes]:
         """The state after this round, and the line of this round in `metrics.jsonl`; empty if the run wrote none.
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def forget_after(self, round: int) -> None:
         """Remove the checkpoints of later rounds, and files that were not completely written or removed."""
-        self._keep([kept for kept in self.rounds() if kept <= round][:KEPT])
+        self._keep([kept for kept in self.rounds() if kept <= round][:KEPT_CHECKPOINTS])
         remove_temporaries(self._folder)
 
     @property

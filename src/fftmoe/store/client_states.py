@@ -8,7 +8,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 
 from fftmoe.records import Tensors, pack, unpack
-from fftmoe.store.checkpoints import KEPT
+from fftmoe.store.checkpoints import KEPT_CHECKPOINTS
 from fftmoe.store.files import (
     PRIVATE_FILE,
     PRIVATE_FOLDER,
@@ -23,7 +23,7 @@ from fftmoe.store.files import (
     write_atomically,
 )
 
-GENERATIONS = KEPT + 1  # states of a client: the state before the oldest checkpoint is among them
+GENERATIONS = KEPT_CHECKPOINTS + 1  # states of a client: the state before the oldest checkpoint is among them
 NAME = re.compile(r"round-(\d+)-([0-9a-f]{64})\.safetensors")
 UNSYNCED = ".unsynced"  # has a line for each client whose state was written but not yet forced to the disk
 

@@ -48,7 +48,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingRequests:
     """How often the clients of one population were asked to train with the same noise on their examples.
 
     Attributes:
@@ -80,7 +80,7 @@ class PrivacyLedger:
     def write(self, spent: Spent) -> None:
         """Write the ledger; it is on the disk when this returns."""
         values = {**asdict(spent), "releases": [_of_release(release) for release in spent.releases]}
-        _write(self._path, values)
+        _write_values(self._path, values)
 
     def read(self) -> Spent:
         """Read the values that were written last.
@@ -104,7 +104,7 @@ class AskedLedger:
 
     run: Path
 
-    def write(self, asked: Sequence[Asked]) -> None:
+    def write(self, asked: Sequence[TrainingRequests]) -> None:
         """Write the ledger; it is on the disk when this returns."""
         values = [
             {
@@ -114,9 +114,9 @@ class AskedLedger:
             }
             for part in asked
         ]
-        _write(self._path, {"asked": values})
+        _write_values(self._path, {"asked": values})
 
-    def read(self) -> list[Asked]:
+    def read(self) -> list[TrainingRequests]:
         """Read the counts that were written last.
 
         Raises:
@@ -129,7 +129,7 @@ class AskedLedger:
         return self.run / "checkpoints" / "example_privacy.json"
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def _write_values(path: Path, values: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps({"version": VERSION, **values}, indent=2).encode() + b"\n")
 
 
@@ -174,7 +174,7 @@ def _as_spent(values: dict[str, Any]) -> Spent:
     return Spent(**{**values, "releases": tuple(map(_as_release, values["releases"]))})
 
 
-def _as_asked(values: dict[str, Any]) -> list[Asked]:
+def _as_asked(values: dict[str, Any]) -> list[TrainingRequests]:
     _check(values, {"asked": list})
     found = []
     for part in values["asked"]:
@@ -182,7 +182,7 @@ def _as_asked(values: dict[str, Any]) -> list[Asked]:
         if not all(type(times) is int and times > 0 for times in part["times"].values()):
             raise ValueError(f"it holds {part['times']!r}")
         times = Counter({int(client): times for client, times in part["times"].items()})
-        found.append(Asked(part["population"], _as_release(part["release"]), times))
+        found.append(TrainingRequests(part["population"], _as_release(part["release"]), times))
     return found
 
 

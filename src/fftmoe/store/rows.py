@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from fftmoe.store.files import PRIVATE_FILE, disk_errors, sha256, write_atomically
 from fftmoe.strict import json_text
 
-DIGEST = re.compile(rb"[0-9a-f]{64}")
-CHUNK = 2**16  # bytes that are read at once from the end of the file
+HEX_DIGEST = re.compile(rb"[0-9a-f]{64}")
+BYTES_AT_ONCE = 2**16  # bytes that are read at once from the end of the file
 
 
-class Row(NamedTuple):
+class MetricsRow(NamedTuple):
     """A line of `metrics.jsonl` with its line break, and its values."""
 
     line: bytes
@@ -49,7 +49,7 @@ class RowFile:
             _append(self.path, line)
             _append(self.digests, _digest_line(line))
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[MetricsRow]:
         """The rows that are intact, in the order of the file, one for each round.
 
         A line that is damaged, incomplete, or none of those that were written is left out. Where there is no digest for
@@ -63,9 +63,9 @@ class RowFile:
         with disk_errors(self.path):
             lines = self.path.read_bytes().splitlines(keepends=True)
             known = self.digests.read_bytes().splitlines() if self.digests.exists() else []
-        written = {digest for digest in known if DIGEST.fullmatch(digest)}
-        rows = dict[int, Row]()
-        unsure = dict[int, Row]()
+        written = {digest for digest in known if HEX_DIGEST.fullmatch(digest)}
+        rows = dict[int, MetricsRow]()
+        unsure = dict[int, MetricsRow]()
         for place, line in enumerate(lines):
             if (row := parse_row(line)) is None:
                 continue
@@ -83,7 +83,7 @@ class RowFile:
             end = file.seek(0, os.SEEK_END)
             tail = b""
             while end and b"\n" not in tail[:-1]:
-                start = max(0, end - CHUNK)
+                start = max(0, end - BYTES_AT_ONCE)
                 file.seek(start)
                 tail, end = file.read(end - start) + tail, start
         return tail[tail.rfind(b"\n", 0, -1) + 1 :]
@@ -98,7 +98,7 @@ class RowFile:
         return [path for path in (self.path, self.digests) if path.exists()]
 
 
-def parse_row(line: bytes) -> Row | None:
+def parse_row(line: bytes) -> MetricsRow | None:
     """A complete line as a row; None if it is damaged, or still being written."""
     if not line.endswith(b"\n"):
         return None
@@ -108,7 +108,7 @@ def parse_row(line: bytes) -> Row | None:
         return None
     if not isinstance(values, dict) or type(values.get("round")) is not int or values["round"] < 0:
         return None
-    return Row(line, values)
+    return MetricsRow(line, values)
 
 
 def _digest_line(line: bytes) -> bytes:

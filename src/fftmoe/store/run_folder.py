@@ -11,7 +11,7 @@ import yaml
 
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState
-from fftmoe.store.bindings import FILE as BINDINGS
+from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
 from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically

@@ -30,12 +30,12 @@ class Squares:
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """The mean over the batch and the targets."""
         if self.scales:
-            centres_T, scales_T = _columns(self.scales, targets_BT)
+            centres_T, scales_T = _scale_tensors(self.scales, targets_BT)
             targets_BT = (targets_BT.double() - centres_T) / scales_T
         return F.mse_loss(outputs_BT, targets_BT.to(outputs_BT.dtype))
 
 
-def _columns(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:
+def _scale_tensors(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:
     """The centres and the scales, float64 [T] each, on the device of `like`."""
     centres_T, scales_T = torch.tensor(scales, dtype=torch.float64, device=like.device).T
     return centres_T, scales_T
@@ -62,7 +62,7 @@ class Regression:
         y_BT = batch["labels"].double()
         outputs_BT = logits.double()
         if self.scales:
-            centres_T, scales_T = _columns(self.scales, logits)
+            centres_T, scales_T = _scale_tensors(self.scales, logits)
             outputs_BT = outputs_BT * scales_T + centres_T
         error_BT = outputs_BT - y_BT
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)

@@ -43,17 +43,17 @@ def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | Non
     if isinstance(inputs, str):
         raise InputError(f"the inputs are one text, {inputs!r:.50}; pass a list of texts")
     if run.reads_images:
-        paths = [Path(_checked(place, path) or "") for place, path in enumerate(inputs, start=1)]
+        paths = [Path(_checked_text(place, path) or "") for place, path in enumerate(inputs, start=1)]
         return _read_images(run, [*paths, *([file] if file else [])], column or form.image_column)
     usual = form.prompt_column if run.is_language_model and form.prompt_column else form.text_column
-    texts = [_checked(place, text) for place, text in enumerate(inputs, start=1)]
+    texts = [_checked_text(place, text) for place, text in enumerate(inputs, start=1)]
     texts += read_texts(file, column or usual) if file else []
     if not texts:
         raise InputError("there is no text; pass it as an argument, with --file, or on standard input")
     return Inputs(texts)
 
 
-def _checked(place: int, text: object) -> str | None:
+def _checked_text(place: int, text: object) -> str | None:
     """The text, or None; it may come from a program or from a command line in another encoding."""
     try:
         if isinstance(text, str):

@@ -15,7 +15,7 @@ from fftmoe.trained.inputs import Inputs, unlabelled_texts
 from fftmoe.trained.run import FinishedRun, TrainedModel
 from fftmoe.trained.tag import tag_words
 
-Answer = dict[str, Any]
+Prediction = dict[str, Any]
 
 SCORED = ("sequence-classification", "image-classification", "multi-label-classification")
 
@@ -32,7 +32,9 @@ def check_request(run: FinishedRun, batch_size: int, scores: bool) -> None:
         raise InputError(f"a run of task {run.task} gives no label, so there is no score; leave --scores out")
 
 
-def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, max_new_tokens: int) -> list[Answer]:
+def predict(
+    trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, max_new_tokens: int
+) -> list[Prediction]:
     """The answer of a trained model to each input, in the order of the inputs.
 
     Args:
@@ -59,7 +61,7 @@ def predict(trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool
         names = [name for name, there in zip(inputs.names, inputs.present, strict=True) if there]
         logits = predict_logits(trained.model, inputs.images, batch_size) if names else ()
         answers = iter(_from_logits(run, kind, names, logits, scores))
-    nothing: Answer = dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] if scores else [])))
+    nothing: Prediction = dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] if scores else [])))
     return [
         {kind: name, **nothing, "reason": reason} if reason else next(answers)
         for name, reason in zip(inputs.names, reasons, strict=True)
@@ -75,7 +77,7 @@ def _why_not(text: str | None) -> str | None:
 
 def _answers(
     trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, max_new_tokens: int
-) -> list[Answer]:
+) -> list[Prediction]:
     """The answers to texts none of which is blank."""
     run = trained.run
     if run.is_language_model:
@@ -88,35 +90,35 @@ def _answers(
 
 def _from_logits(
     run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Iterable[Tensor], scores: bool
-) -> list[Answer]:
+) -> list[Prediction]:
     answer = ANSWERS[run.task]
     return [{kind: name, **answer(run, row, scores)} for name, row in zip(names, logits_NC, strict=True)]
 
 
-def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
     """The most probable of C labels."""
     assert run.head is not None, "a task with one label has a head"
     probs, best = make_head(run.head).probabilities(logits_C), int(logits_C.argmax())
     return {"label": run.label_names[best], "score": float(probs[best]), **_scores(run, probs, scores)}
 
 
-def _answer_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
     """All of C labels whose probability is above one half."""
     probs = logits_C.sigmoid()
     labels = [name for name, prob in zip(run.label_names, probs, strict=True) if prob > 0.5]
     return {"labels": labels, **_scores(run, probs, scores)}
 
 
-def _answer_numbers(run: FinishedRun, logits_C: Tensor, scores: bool) -> Answer:
+def _answer_numbers(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
     """The numbers of C targets."""
     return {"values": dict(zip(run.label_names, logits_C.tolist(), strict=True))}
 
 
-def _scores(run: FinishedRun, probs_C: Tensor, scores: bool) -> Answer:
+def _scores(run: FinishedRun, probs_C: Tensor, scores: bool) -> Prediction:
     return {"scores": dict(zip(run.label_names, probs_C.tolist(), strict=True))} if scores else {}
 
 
-ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Answer]] = {
+ANSWERS: dict[str, Callable[[FinishedRun, Tensor, bool], Prediction]] = {
     "sequence-classification": _answer_label,
     "image-classification": _answer_label,
     "multi-label-classification": _answer_labels,

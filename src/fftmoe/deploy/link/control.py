@@ -23,7 +23,7 @@ from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
-CALL_SECONDS = 60.0  # for an answer of the SuperLink, which runs on this machine
+ANSWER_SECONDS = 60.0  # for an answer of the SuperLink, which runs on this machine
 RETRY_SECONDS = 10.0  # for a SuperLink that cannot be reached
 Client = TypeVar("Client", bound=ProtobufClient)
 
@@ -50,7 +50,7 @@ def connect(
     client = kind(f"https://{endpoint.control}", interceptors=chain, verify=trust, retry_invoker=retries)
     client.close()
     # Flower's own HTTP client would use the proxy that the environment names, even for this machine.
-    client._client = httpx.Client(verify=trust, timeout=CALL_SECONDS, trust_env=False)
+    client._client = httpx.Client(verify=trust, timeout=ANSWER_SECONDS, trust_env=False)
     return client
 
 

@@ -20,7 +20,7 @@ from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
 MAX_WAIT_SECONDS = 30.0  # between two tries to reach the server
-LOOK_SECONDS = 0.1  # between two calls of `stop` while waiting
+STOP_POLL_SECONDS = 0.1  # between two calls of `stop` while waiting
 AWAY = {502, 503, 504}  # the server, or a proxy before it, is not available now
 KEY_IN_USE = 412
 KEY_SECONDS = 90.0  # after which it is not a crashed node that the server still counts as connected
@@ -138,7 +138,7 @@ class ServerLine:
         while (left := ends - time.monotonic()) > 0:
             if self.stop():
                 raise Stopped
-            time.sleep(min(left, LOOK_SECONDS))
+            time.sleep(min(left, STOP_POLL_SECONDS))
 
 
 def _place_of(memory: Path) -> str:

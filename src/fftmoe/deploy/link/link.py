@@ -87,7 +87,7 @@ def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[
             control = stack.enter_context(connect(ControlHttpClient, endpoint))
             nodes = _register(control, keys)
             token = _claim(endpoint, _start_run(control))
-            stack.enter_context(_heartbeats(endpoint, token))
+            stack.enter_context(_task_heartbeats(endpoint, token))
             grid = LinkGrid(endpoint, token)
             stack.callback(grid.close)
             grid.begin()
@@ -254,7 +254,7 @@ def _claim(endpoint: Endpoint, run_id: int) -> str:
 
 
 @contextmanager
-def _heartbeats(endpoint: Endpoint, token: str) -> Iterator[None]:
+def _task_heartbeats(endpoint: Endpoint, token: str) -> Iterator[None]:
     """Send heartbeats; the token expires a minute after the last one."""
     with connect(RuntimeHttpClient, endpoint, RuntimeTokenHttpInterceptor(token)) as client:
 

@@ -36,7 +36,7 @@ from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
 from fftmoe.engines.failures import APP_FAILED
 
-CALL_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
+SILENCE_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
 LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
 IDLE_FRACTION = 0.1  # fraction of the idle time that a node waits, so polling adds at most this fraction to a round
 MOST_PATIENCE_SECONDS = 30.0
@@ -78,7 +78,7 @@ def serve_node(
         try:
             while not stop():
                 node = link.join(public_key_to_bytes(key.public_key()), memory)
-                with _heartbeats(client, node):
+                with _node_heartbeats(client, node):
                     _serve_messages(link, node, app, node_config)
         except Stopped:
             pass
@@ -95,7 +95,7 @@ def _fleet_client(address: str, ca: bytes, key: EllipticCurvePrivateKey) -> Iter
     """Flower's client of the Fleet API, which signs with `key` and accepts limited responses only."""
     signature = NodeAuthHttpInterceptor(key, key.public_key())
     with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
-        client._client.timeout = httpx.Timeout(CALL_SECONDS)  # Flower has no argument for these
+        client._client.timeout = httpx.Timeout(SILENCE_SECONDS)  # Flower has no argument for these
         client._client.follow_redirects = False  # the server must not choose another one
         client._client.headers["accept-encoding"] = "identity"
         client._client.event_hooks = {"response": [bound]}
@@ -123,7 +123,7 @@ def _serve_messages(link: ServerLine, node: Node, app: ClientApp, node_config: M
                 link.wait("its message cannot be read")
                 continue
             run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
-            contents = _fetch(link, node, run_id, tree)
+            contents = _fetch_parts(link, node, run_id, tree)
             if contents is None:
                 continue
             link.call(
@@ -140,7 +140,7 @@ def _serve_messages(link: ServerLine, node: Node, app: ClientApp, node_config: M
             link.wait(f"it answered with HTTP {error.response.status_code}")  # a run that is over, most likely
 
 
-def _fetch(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
+def _fetch_parts(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
     """The parts of a message, up to the limits of a message; None if the server has withdrawn it."""
     contents: dict[str, bytes] = {}
     for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
@@ -202,7 +202,7 @@ def _send(link: ServerLine, node: Node, answer: Message) -> None:
 
 
 @contextmanager
-def _heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
+def _node_heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
     """Send heartbeats, so that the node counts as connected while the app runs for hours."""
     request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
 

@@ -40,11 +40,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fftmoe.deploy.link.bounded_log import keep_log
 from fftmoe.deploy.link.gate import Gate, GatedListener
+from fftmoe.deploy.link.objects import MOST_OBJECTS
 
 MAX_BODY_BYTES = 64 * 2**20  # of a node's request; Flower cuts what it sends into objects of 5 MiB
 MOST_OBJECT_BYTES = 6 * 2**20
-MOST_OBJECTS = 256  # of a message
-START_SECONDS = 60.0
+SUPERLINK_START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 30  # longer than clients keep an idle connection, so that none closes as it is taken up again
 READY = "ready"
@@ -102,7 +102,7 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     )
     keep_log(cast(IO[bytes], process.stderr), log)
     stdin, report = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
-    too_late = threading.Timer(START_SECONDS, process.kill)
+    too_late = threading.Timer(SUPERLINK_START_SECONDS, process.kill)
     too_late.start()
     said = b""
     with suppress(BrokenPipeError), report:  # through a pipe, because other users can read a command line
@@ -112,7 +112,7 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     too_late.cancel()
     if said.decode().strip() != READY:
         stop_superlink(process)
-        silent = f"it was not ready within {START_SECONDS:g} s, or it ended; {log} may say why"
+        silent = f"it was not ready within {SUPERLINK_START_SECONDS:g} s, or it ended; {log} may say why"
         raise RunError(f"Flower's SuperLink could not start: {said.decode().strip() or silent}")
     return process
 
@@ -296,7 +296,7 @@ async def _serve_endpoint(server: uvicorn.Server, sockets: Iterable[socket.socke
     await serving
 
 
-def _end_with_parent() -> None:
+def _end_with_input() -> None:
     sys.stdin.read()  # returns when the starting process has ended, for any reason
     os._exit(0)
 
@@ -306,7 +306,7 @@ def main() -> None:
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the output of libraries goes to the log
     endpoint = Endpoint(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         gate = Gate()
         server = uvicorn.Server(_configure(endpoint, gate))
