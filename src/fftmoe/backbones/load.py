@@ -18,6 +18,7 @@ from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
 from fftmoe.backbones.fourier import FourierHead
+from fftmoe.backbones.padding import hide_padding, settle_padding_token
 from fftmoe.backbones.pooling import MeanPoolClassifier
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.errors import InputError, did_you_mean
@@ -86,6 +87,8 @@ def load_backbone(
     _fill_head_bias(loaded, head_bias)
     settle_quantized(loaded)
     _settle_config(loaded.config)
+    if task != "causal-lm":  # a language model answers for every place, and masks those that are filled
+        hide_padding(loaded)
     return loaded.requires_grad_(False).eval()
 
 
@@ -266,10 +269,7 @@ def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolCla
 def _settle_config(config: Any) -> None:
     # Training needs no key-value cache; `generate` switches its own cache on.
     config.use_cache = False
-    # Decoders read the logits at the last token that is not padding, so they must know the padding token.
-    if getattr(config, "pad_token_id", None) is None:
-        end = getattr(config, "eos_token_id", None)
-        config.pad_token_id = end[0] if isinstance(end, list) else end
+    settle_padding_token(config)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fftmoe.adapter.low_rank import block_of_module, target_names
 from fftmoe.adapter.shared_update import LowRank
 from fftmoe.backbones import logits
 from fftmoe.exports.check import Batch
+from fftmoe.head import one_thread
 
 RIDGE = 1e-2  # relative to the mean square of an input
 
@@ -53,9 +54,10 @@ def low_rank(sums: TokenSums, rank: int) -> tuple[Tensor, Tensor]:
     """The factors A [r, F] and B [D, r] of W = B A, float32."""
     num_inputs = len(sums.gram)
     ridge = RIDGE * sums.gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
-    whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
-    # The principal directions of the fitted values are the eigenvectors of C^T (G + ridge)^-1 C.
-    _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
+    with one_thread():
+        whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
+        # The principal directions of the fitted values are the eigenvectors of C^T (G + ridge)^-1 C.
+        _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
     best_Dr = directions_DD[:, -rank:].flip(-1)
     return (whole_FD @ best_Dr).mT.float().contiguous(), best_Dr.float().contiguous()
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.head.threads import one_thread
 from fftmoe.records import names
 
 # The ridge strengths to choose from, relative to the mean eigenvalue of the features' second moments.
@@ -78,7 +79,8 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
     first, so that a single row holds all sums over the examples, and nothing is lost where they cancel.
     """
     x_ND = _with_one(features_NF)
-    factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
+    with one_thread():
+        factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
     moment = x_ND.T @ F.one_hot(labels_N, num_labels).double()
     return {names.STATISTICS_FACTOR: factor_ND.float(), names.STATISTICS_MOMENT: moment.float()}
 
@@ -108,7 +110,8 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     Returns:
         weight float32 [C, F], bias float32 [C], and the relative strength.
     """
-    eigenvalues, vectors = torch.linalg.eigh(sums.gram)
+    with one_thread():
+        eigenvalues, vectors = torch.linalg.eigh(sums.gram)
     eigenvalues = eigenvalues.clamp_min(0)
     unit, projected = float(eigenvalues.mean()), vectors.T @ sums.moment
     tried = STRENGTHS if strength is None else (strength,)

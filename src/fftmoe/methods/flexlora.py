@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fftmoe.head import one_thread
 from fftmoe.methods.flora import stack_cohort
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.methods.registry import METHODS, Capabilities
@@ -59,9 +60,10 @@ def split_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         b: stacked factors, float64 [d_out, R].
         rank: the most components; the result has fewer if the others are negligible.
     """
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # vh is V^T: its rows are the components
+    with one_thread():
+        q_b, r_b = torch.linalg.qr(b)
+        q_a, r_a = torch.linalg.qr(a.T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # vh is V^T: its rows are the components
     r = min(rank, int((s > s[0] * NEGLIGIBLE).sum()))
     root = s[:r].sqrt()
     return root[:, None] * (vh[:r] @ q_a.T), (q_b @ u[:, :r]) * root

@@ -1,0 +1,22 @@
+"""Factors matrices with the same result for every number of threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context torch computes on one thread.
+
+    LAPACK divides the work of eigenvalues, QR and singular values among its threads, and adds in another order for each
+    number of them, so that the last bits of the result would depend on `OMP_NUM_THREADS`. For the matrices of a head,
+    which have some hundred rows, more threads save little.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
