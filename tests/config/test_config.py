@@ -86,6 +86,21 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(
     assert f"unknown key '{path}'; did you mean '{near}'?" in refusal(changed(recipe_values, key, 1))
 
 
+@pytest.mark.parametrize(("value", "means"), [(None, "none"), ("none", "none"), ("auto", "auto"), ("2e3", 2000.0)])
+def test_the_bound_of_updates_is_a_number_or_a_word(recipe_values: dict[str, Any], value: Any, means: Any):
+    """The recipes of older runs say null."""
+    recipe = parse_recipe(changed(recipe_values, "federation.max_update_norm", value), "tiny")
+    assert recipe.federation.max_update_norm == means
+    assert parse_recipe(recipe_values, "tiny").federation.max_update_norm == "auto"
+
+
+@pytest.mark.parametrize("value", ["off", 0, -1.0, True, float("nan")])
+def test_another_bound_of_updates_is_refused(recipe_values: dict[str, Any], value: Any):
+    message = refusal(changed(recipe_values, "federation.max_update_norm", value))
+    assert "federation.max_update_norm" in message
+    assert "auto" in message
+
+
 @pytest.mark.parametrize(
     ("key", "value", "now"),
     [

@@ -21,6 +21,7 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.records import Budget, ClientPlan, pack_plan
 from fftmoe.report.progress import Progress
+from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import (
     SiteProfile,
@@ -31,6 +32,7 @@ from fftmoe.setup.deployment import (
     recipe_from_text,
 )
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.federation import expectations
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
@@ -305,3 +307,16 @@ def test_sites_train_one_client_each(recipe_values: dict[str, Any], divided: Pat
     experiment = compose_deployed(recipe, load_server_data(recipe), *named(profiles))
     assert clients_per_batch(experiment) == 1
     assert experiment.remote
+
+
+def test_an_update_states_as_many_examples_as_the_site_did_when_the_run_began(
+    recipe_values: dict[str, Any], divided: Path
+):
+    """Or it does not count: a site that states 10^9 examples later would own the mean."""
+    recipe = parse_recipe(over_sites(natural(recipe_values), divided), "test")
+    profiles = [SiteProfile(str(c), c, "small", 5 + c, "") for c in range(4)]
+    experiment = compose_deployed(recipe, load_server_data(recipe), *named(profiles))
+    method, state = experiment.method, experiment.method.init(experiment.model)
+    plan = plan_round(method, state, 1, range(4), experiment.budgets, experiment.training, recipe.seed)
+    expect = expectations(experiment)
+    assert [expect(client, method.download(state, client)).num_examples for client in plan.clients] == [5, 6, 7, 8]

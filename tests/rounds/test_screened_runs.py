@@ -223,3 +223,104 @@ def test_a_run_of_honest_clients_has_no_faults(finish: Finish, cell: str):
     assert summary(folder)["faults"] == {}
     assert "local_only_faults" not in summary(folder)
     assert [row.get("void", False) for row in rows(folder)] == [False] * 5
+
+
+# Changes that are far too long
+
+
+def times(factor: float) -> Callable[[bytes], bytes | None]:
+    """The same changes or features, longer by this factor."""
+
+    def longer(header: dict[str, Any], tensors: Tensors) -> None:
+        if "sums.moment" in tensors:
+            tensors |= of_longer_features(tensors, factor)
+            return
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                tensor *= factor
+
+    return of(longer)
+
+
+def of_longer_features(tensors: Tensors, factor: float) -> Tensors:
+    along = torch.full((len(tensors["sums.moment"]),), factor)
+    along[-1] = 1.0  # the ones that count the examples
+    moment = tensors["sums.moment"] * along[:, None]
+    if "sums.factor" in tensors:
+        return {"sums.factor": tensors["sums.factor"] * along, "sums.moment": moment}
+    rows, columns = torch.triu_indices(len(along), len(along))
+    return {"sums.gram": tensors["sums.gram"] * along[rows] * along[columns], "sums.moment": moment}
+
+
+def long_ones(round: int, task: str = "train") -> Whose:
+    who = first_of(round, 5) if task == "train" else 2
+    return lambda plan: (plan.round, plan.client_id, plan.task) == (round, who, task)
+
+
+@pytest.mark.parametrize(
+    ("cell", "factor", "round"),
+    [("fft-moe", 1e3, 1), ("fft-moe-int8", 1e6, 2), ("fedit", 1e6, 1), ("flora", 1e3, 2), ("head-only", 1e3, 1)],
+)
+def test_changes_that_are_far_too_long_are_as_if_they_had_not_come(
+    finish: Finish, cell: str, factor: float, round: int
+):
+    """By the default, in the first round and in a later one."""
+    whose = long_ones(round)
+    refused = finish("refused", cell, instead(whose, times(factor)))
+    assert_equal_runs(refused, finish("without", cell, missing(whose)))
+    assert faults(refused) == [(round, first_of(round, 5), "rejected")]
+    (reason,) = [f["reason"] for row in rows(refused) for f in row.get("faults", ())]
+    assert "federation.max_update_norm: none allows any" in reason
+
+
+@pytest.mark.parametrize(("cell", "factor"), [("fft-moe-solved-head", 1e3), ("fft-moe-sums-of-few", 1e6)])
+def test_statistics_of_features_far_too_long_are_as_if_they_had_not_come(finish: Finish, cell: str, factor: float):
+    whose = long_ones(0, "sums")
+    refused = finish("refused", cell, instead(whose, times(factor)))
+    assert_equal_runs(refused, finish("without", cell, missing(whose)))
+    assert faults(refused) == [(0, 2, "rejected")]
+
+
+def test_the_comparison_can_be_turned_off(finish: Finish):
+    off = {"federation.max_update_norm": "none"}
+    long = instead(long_ones(1), times(1e3))
+    off_run, default = finish("off", "fedit", long, **off), finish("on", "fedit", long)
+    assert (faults(off_run), len(faults(default))) == ([], 1)
+    assert max(float(t.abs().max()) for t in state(off_run).tensors.values()) > 10 * max(
+        float(t.abs().max()) for t in state(default).tensors.values()
+    )
+    assert all("update_norm" not in row for row in rows(off_run))
+
+
+def test_a_round_of_two_is_compared_with_the_rounds_before_and_so_after_a_resume(finish: Finish, tmp_path: Path):
+    two = {"federation.clients_per_round": 2, "federation.rounds": 3}
+    third = choose_cohort(5, 2, 3, 3)[0]
+
+    def longer(plan: ClientPlan) -> bool:
+        return (plan.round, plan.client_id) == (3, third)
+
+    def dies(plan: ClientPlan, message: bytes) -> bytes:
+        if plan.round == 3:
+            raise RunError("the machine is turned off")
+        return message
+
+    long = instead(longer, times(1e4))
+    refused = finish("refused", "fedit", long, **two)
+    assert_equal_runs(refused, finish("without", "fedit", missing(longer), **two))
+    assert faults(refused) == [(3, third, "rejected")]
+    with pytest.raises(RunError, match="turned off"):
+        finish("resumed", "fedit", dies, **two)
+    resumed = finish("resumed", "fedit", long)
+    assert_equal_runs(refused, resumed)
+    assert [row.get("update_norm") for row in rows(resumed)] == [row.get("update_norm") for row in rows(refused)]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"robustness": {"aggregator": "trimmed-mean"}}, {"privacy": {"min_contributors": 2}}],
+    ids=["robust", "sums"],
+)
+def test_runs_that_bound_changes_otherwise_compare_nothing(finish: Finish, section: dict[str, Any]):
+    own = {**section, "adapter.residents": "balanced"} if "privacy" in section else section
+    folder = finish("run", "fft-moe", instead(long_ones(1), times(1e3)), **own)
+    assert summary(folder).get("faults", {}) == {}

@@ -22,6 +22,7 @@ from fftmoe.rounds import exchange as exchange_module
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import LARGEST, MARGIN
+from fftmoe.server.lengths import update_length
 from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.federation import expectations
@@ -252,6 +253,21 @@ def test_a_rejected_answer_does_not_count_towards_the_quota(recorded: Record, mo
         updates = Exchange(engine, expect, Ledger()).updates(known.plan, download, enough=3)
         asked[len(list(updates))] = engine.enough
     assert asked == {3: [3, 1], 2: [3, 2]}
+
+
+def test_an_answer_that_is_too_long_takes_no_honest_clients_place(recorded: Record, monkeypatch: pytest.MonkeyPatch):
+    """Two of three are wanted, and the long one answers first."""
+    monkeypatch.setattr(exchange_module, "IN_FLIGHT", 1)
+    known = recorded("fedit")
+    download, expect = partial(known.experiment.method.download, known.state), expectations(known.experiment)
+    honest = update_length(unpack_update(known.replies[0]), "train")
+    long = of(lambda h, t: [tensor.mul_(1e4) for tensor in t.values()] and None)(known.replies[0])
+    ledger, engine = Ledger(), Playback({**known.replies, 0: long or b""})
+    ledger.usual(honest)
+    updates = list(Exchange(engine, expect, ledger).updates(known.plan, download, enough=2))
+    assert [update.client_id for update in updates] == [1, 3]
+    assert engine.enough == [2, 2, 1]
+    assert [(fault.client_id, fault.kind) for fault in ledger.new_faults] == [(0, "rejected")]
 
 
 # Random mutations

@@ -2,12 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fftmoe.config.fields import WRITE_OFF, Count, Fraction, NotNegative, Number, Positive, Section, off_or_section
 from fftmoe.config.plugins import own_or_plugin
 
 PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or `off`"), WRITE_OFF]
+
+
+def _none_of_before(value: object) -> object:
+    """The recipes of older runs say `null` where there is no bound."""
+    return "none" if value is None else value
 
 
 class FederationSection(Section):
@@ -28,7 +33,10 @@ class FederationSection(Section):
     `deadline_seconds`. If fewer than the fraction `quorum` of `clients_per_round` have answered by then, the round
     changes nothing.
 
-    `max_update_norm` rejects a client's changes if their Euclidean norm, over all tensors, is above it.
+    `max_update_norm` rejects a client's changes if their Euclidean norm, over all tensors, is above it. `auto` compares
+    the clients of a round: at most ten times the median of at least three, or with fewer that of the last five rounds.
+    It leaves out runs whose server must not compare (sums and noise of `privacy`) or does so anyway (`robustness`).
+    `none` allows any.
     """
 
     rounds: Count
@@ -49,7 +57,7 @@ class FederationSection(Section):
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"
     activation_power: NotNegative = 0.0
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
-    max_update_norm: Positive | None = None
+    max_update_norm: Annotated[Positive | Literal["auto", "none"], BeforeValidator(_none_of_before)] = "auto"
     server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     server_learning_rate: Positive = 1.0
     server_beta1: Fraction = 0.9

@@ -56,10 +56,10 @@ class Quota:
         """Whether the round waits for no more."""
         return self.missing is not None and self.missing <= 0
 
-    def count(self) -> None:
-        """Count one valid update that has arrived."""
+    def count(self, number: int = 1) -> None:
+        """Count a valid update that has arrived; a negative number takes back what turned out to be invalid."""
         if self.missing is not None:
-            self.missing -= 1
+            self.missing -= number
 
 
 class Engine(Protocol):

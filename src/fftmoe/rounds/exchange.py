@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from fftmoe.engines.base import Engine, Fault, Quota, Reply
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
+from fftmoe.rounds.comparison import Comparison
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import group_clients
@@ -111,16 +112,20 @@ def screen_replies(
 
     The other answers are noted as faults. Each is screened when it arrives, so that only valid ones fill the quota.
     """
-    return in_client_order([client.client_id for client in plan.clients], _screened(arrivals, quota, ledger))
+    comparison = Comparison(plan.clients[0].task if plan.clients else "train", ledger)
+    screened = _screened(arrivals, quota, ledger, comparison)
+    return comparison.within(in_client_order([client.client_id for client in plan.clients], screened))
 
 
-def _screened(arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger) -> Iterator[tuple[int, ClientUpdate | None]]:
+def _screened(
+    arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger, comparison: Comparison
+) -> Iterator[tuple[int, ClientUpdate | None]]:
     for client_id, answer in arrivals:
         update = None
         if answer is not None:
             try:
                 update = screen(answer.message, answer.expected)
-                quota.count()
+                quota.count(comparison.arrived(update, answer.expected))
             except Rejected as reason:
                 ledger.note(Fault(client_id, "rejected", str(reason)))
         yield client_id, update

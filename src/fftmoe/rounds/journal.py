@@ -42,7 +42,7 @@ class Journal:
         self._hidden = hidden
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
         self.rows = [_without_tables(row) for row in rows]
-        self.ledger = Ledger.resumed(rows[-1]) if rows else Ledger()
+        self.ledger = Ledger.resumed(rows)
         self._watch = LoadWatch(rows)
         self._phases: dict[str, float] = {}
         self._lapped = time.perf_counter()

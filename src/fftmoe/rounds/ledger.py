@@ -1,15 +1,21 @@
 """What the messages of a run cost: bytes that were really serialised, seconds of clients, and faults by kind."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fftmoe.engines.base import Fault, Reply
 from fftmoe.records import ClientPlan
+from fftmoe.server.lengths import ROUNDS
+
+UPDATE_NORM = "update_norm"  # in a row: the usual length of the round's changes
 
 
 class Ledger:
-    """Counts bytes and seconds per tier and direction, and the faults of clients, since the start of the run."""
+    """Counts bytes and seconds per tier and direction, and the faults of clients, since the start of the run.
+
+    It also remembers the usual length of a change in each of the last rounds, the newest last.
+    """
 
     def __init__(self) -> None:
         self.bytes_down = self.bytes_up = 0
@@ -17,22 +23,29 @@ class Ledger:
         self.tiers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.faults: dict[str, int] = defaultdict(int)
         self._new_faults: list[Fault] = []
+        self.lengths: list[float] = []
+        self._new_length: float | None = None
 
     @classmethod
-    def resumed(cls, row: Mapping[str, Any]) -> "Ledger":
-        """Return the ledger as it was when this row of `metrics.jsonl` was written; empty if the row has no costs."""
-        ledger = cls()
+    def resumed(cls, rows: Sequence[Mapping[str, Any]]) -> "Ledger":
+        """Return the ledger as it was when the last of these rows of `metrics.jsonl` was written.
+
+        It is empty if that row has no costs, or if there is none.
+        """
+        ledger, row = cls(), rows[-1] if rows else {}
         if "by_tier" not in row:  # the run keeps its costs to itself
             return ledger
         ledger.bytes_down, ledger.bytes_up, ledger.seconds = row["bytes_down"], row["bytes_up"], row["client_seconds"]
         for name, sums in row["by_tier"].items():
             ledger.tiers[name].update(sums)
         ledger.faults.update(row.get("fault_counts", {}))
+        ledger.lengths = [row[UPDATE_NORM] for row in rows if UPDATE_NORM in row][-ROUNDS:]
         return ledger
 
     def row(self) -> dict[str, Any]:
         """Return the totals since the start and the faults since the last row, for the next row."""
         faults, self._new_faults = self._new_faults, []
+        length, self._new_length = self._new_length, None
         return {
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
@@ -40,6 +53,7 @@ class Ledger:
             "by_tier": {name: dict(sums) for name, sums in sorted(self.tiers.items())},
             **({"faults": [fault._asdict() for fault in faults]} if faults else {}),
             **({"fault_counts": dict(self.faults)} if self.faults else {}),
+            **({UPDATE_NORM: length} if length is not None else {}),
         }
 
     def per_client_round(self) -> dict[str, dict[str, float]]:
@@ -61,6 +75,11 @@ class Ledger:
         """Count a fault."""
         self.faults[fault.kind] += 1
         self._new_faults.append(fault)
+
+    def usual(self, length: float) -> None:
+        """Remember the usual length of this round's changes; six digits are the same in memory and in the row."""
+        self._new_length = float(f"{length:.6g}")
+        self.lengths = [*self.lengths, self._new_length][-ROUNDS:]
 
     def sent(self, num_bytes: int) -> None:
         """Count a message that went to a client."""

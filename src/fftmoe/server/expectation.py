@@ -48,6 +48,7 @@ class Expectation:
         metrics: by name, the least and the largest allowed value.
         needed: the names of the metrics that must be present.
         max_norm: the largest allowed Euclidean norm of all deltas together; None allows any.
+        compared: whether its length is compared with those of the round's other answers (`lengths.py`).
     """
 
     plan: ClientPlan
@@ -62,6 +63,7 @@ class Expectation:
     metrics: Mapping[str, tuple[float, float]]
     needed: frozenset[str]
     max_norm: float | None
+    compared: bool = False
 
     @classmethod
     def of(
@@ -74,6 +76,7 @@ class Expectation:
         max_tokens: int = 1,
         max_norm: float | None = None,
         measured: Mapping[str, tuple[float, float]] = ACCURACY,
+        compared: bool = False,
     ) -> "Expectation":
         """Derive the expectation from the plan and the tensors that the client was sent.
 
@@ -81,7 +84,7 @@ class Expectation:
             backbone: the fingerprint of the server's backbone.
             num_examples: see `Expectation`.
             max_tokens: the most tokens of an example, for the methods whose shares count tokens.
-            max_norm: see `Expectation`.
+            max_norm, compared: see `Expectation`. What local training sends is not compared.
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
         """
         metrics: dict[str, tuple[float, float]] = dict(METRICS[plan.task])
@@ -104,6 +107,7 @@ class Expectation:
             metrics=metrics,
             needed=needed,
             max_norm=max_norm,
+            compared=compared and plan.task != "alone",
         )
 
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from fftmoe.errors import FftmoeError
 from fftmoe.head import HeadSums, sum_shapes
 from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update, names
-from fftmoe.records.codec import LEVELS, decode
+from fftmoe.records.codec import LEVELS
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
+from fftmoe.server.lengths import update_length
 
 MOST_EXAMPLES = 10**9  # limit for a client whose number of examples the server does not know
 # Relative and absolute rounding of statistics in float32.
@@ -59,7 +60,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
             _check_weight(round(found.num_examples), None)
         _check_sums(found, round(found.num_examples) if expected.plan.concealed else update.num_examples)
     if expected.max_norm is not None and expected.plan.task == "train":
-        _check_norm(update.tensors, expected.max_norm)
+        _check_norm(update, expected.max_norm)
     return update
 
 
@@ -215,8 +216,7 @@ def _check_sums(sums: HeadSums, num_examples: int) -> None:
         )
 
 
-def _check_norm(tensors: Tensors, most: float) -> None:
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in decode(tensors).values()]
-    norm = float(torch.linalg.vector_norm(torch.tensor(norms, dtype=torch.float64)))
+def _check_norm(update: ClientUpdate, most: float) -> None:
+    norm = update_length(update, "train")
     if not norm <= most:
         raise Rejected(f"its deltas have the norm {norm:.4g}; at most {most:g} is allowed")

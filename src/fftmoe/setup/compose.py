@@ -97,7 +97,7 @@ def assemble(
         mean_tokens=mean_tokens,
         shape=shape,
         method=build_method(recipe, model, shape, budgets, plugins),
-        fewest_examples=int(sizes.min()),
+        sizes=sizes,
         left_out=data.left_out,
         rows=data.rows,
         reader=data.reader,

@@ -24,7 +24,7 @@ class Experiment:
         label_names: the classes; empty for a language model. strata: the names of what `Examples.labels` numbers.
         tiers: the distinct budgets, in the recipe's order. budgets: client_id -> its tier.
         mean_tokens: of a training example. shape: of one expert.
-        fewest_examples: of the client that has the fewest.
+        sizes: integers [C], the number of each client's examples.
         left_out: see `Loaded`.
         data_notes: what a person should know about the data.
         rows, reader: what was read, and with which tokenizer; see `Loaded`.
@@ -46,13 +46,18 @@ class Experiment:
     mean_tokens: float
     shape: ExpertShape
     method: Method
-    fewest_examples: int
+    sizes: np.ndarray
     left_out: np.ndarray
     rows: Mapping[str, RowsDigest]
     reader: str
     data_notes: tuple[str, ...]
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
+
+    @property
+    def fewest_examples(self) -> int:
+        """Of the client that has the fewest."""
+        return int(self.sizes.min())
 
     @property
     def num_clients(self) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fftmoe.backbones import fingerprint
+from fftmoe.config import Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import holdout
 from fftmoe.head import HeadSums, bounded_total
@@ -76,18 +77,29 @@ def make_policy(experiment: Experiment, engine: Engine, private: PrivateMerging 
     return Policy(cohort, merging, quorum=quorum, enough=size, **averaging)
 
 
+def compares_updates(recipe: Recipe) -> bool:
+    """Whether the server may look at single updates, and nothing else bounds them.
+
+    Robust means do. Private sums clip each update to `privacy.clip_norm`, and whom a server would leave out depends on
+    data that noise on the sums does not hide. Noise that a site has added to its own examples hides them here too.
+    """
+    own = recipe.privacy is None or recipe.privacy.examples is not None
+    return own and recipe.robustness is None
+
+
 def expectations(experiment: Experiment) -> Expect:
     """Return what clients of this experiment may answer, as a function of what they are sent."""
     # Padding is no token. Images have more tokens than `max_length` says, and all have the same number.
     max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
-    backbone, max_norm = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
+    backbone, bound = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
+    max_norm = None if isinstance(bound, str) else bound
+    compared = bound == "auto" and compares_updates(experiment.recipe)
     measured = {experiment.task.metric: experiment.task.bounds}
 
     def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
-        # The server must not know how many examples a site holds.
-        num_examples = None if experiment.remote else len(experiment.partition.indices[client.client_id])
+        num_examples = int(experiment.sizes[client.client_id])  # of a site, as it said when the run began
         method = experiment.method
-        return Expectation.of(client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured)
+        return Expectation.of(client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured, compared)
 
     return expect
 

@@ -20,6 +20,7 @@ SERVER_ONLY = (
     "engine.workers",
     "engine.ray_address",
     "engine.clients_per_batch",
+    "federation.max_update_norm",
 )
 FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine
 DIGEST_PREFIX = "sha256:"  # in front of the 64 hexadecimal digits
