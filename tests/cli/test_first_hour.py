@@ -159,13 +159,31 @@ def test_a_mistake_gives_one_line_with_a_remedy_and_leaves_nothing(
     assert files(desk.folder) == before
 
 
-def test_flower_without_its_extra(cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "flwr", None)
-    for name in [name for name in sys.modules if name.startswith(("flwr.", "fftmoe.engines.flower"))]:
-        monkeypatch.delitem(sys.modules, name)
+@pytest.mark.parametrize("missing", ["flwr", "ray"])
+def test_the_simulation_without_its_extra(cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch, missing: str):
+    monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.chdir(desk.folder)
+    before = files(desk.folder)
     outcome = cli(*desk.run(), "--engine", "flower")
-    assert_one_line(outcome.status, outcome.err, "flower", "pip install 'fftmoe[flower]'")
+    assert_one_line(outcome.status, outcome.err, f"needs {missing}", "pip install 'fftmoe[simulation]'")
+    assert files(desk.folder) == before
+
+
+def test_a_run_is_not_resumed_in_a_simulation_without_its_extra(cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    begun = desk.folder / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text((desk.folder / "mine.yaml").read_text())
+    before = files(desk.folder)
+    outcome = cli("resume", begun, "--set", "engine.kind=flower")
+    assert_one_line(outcome.status, outcome.err, "needs ray", "pip install 'fftmoe[simulation]'")
+    assert files(desk.folder) == before
+
+
+def test_a_deployment_without_its_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    outcome = cli("deploy", "status", "nowhere")
+    assert_one_line(outcome.status, outcome.err, "Flower", "pip install 'fftmoe[flower]'")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -16,7 +16,7 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
     """Open the engine for the clients of this experiment. Client states are in `folder`; the caller closes the engine.
 
     Raises:
-        InputError: the engine is not installed. RunError: it could not start.
+        RunError: it could not start.
     """
     recipe = experiment.recipe  # `compose` may have changed it
     if recipe.engine.kind == "flower":

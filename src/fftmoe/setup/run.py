@@ -18,6 +18,7 @@ from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
+from fftmoe.setup.simulation import check_simulation
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import (
     Bindings,
@@ -68,6 +69,7 @@ def run(
     """
     progress = progress or Progress.silent()
     check_trackers(recipe.trackers)
+    check_simulation(recipe)
     check_free(output)
     check_run_output(output)  # it is checked again when it is made; here it spares a person the wait
     progress.say("loading data and backbone")
@@ -133,6 +135,7 @@ def resume(
     recipe = unfinished(output, overrides)
     check_free(output)
     check_trackers(recipe.trackers)
+    check_simulation(recipe)
     progress.say("loading data and backbone")
     with _with_way_to_resume(output):
         return go_on(compose(recipe, plugins), recipe, output, progress, open_engine, accept_changes)

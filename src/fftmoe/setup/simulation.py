@@ -1,5 +1,6 @@
 """Opens Flower's simulation; each of its processes composes the whole experiment from the recipe."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fftmoe.config import parse_recipe
+from fftmoe.config import Recipe, parse_recipe
 from fftmoe.engines.base import Engine, Handler
 from fftmoe.errors import InputError
 from fftmoe.setup.clients import build_client, client_spec
@@ -16,17 +17,29 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.store import ClientStateFiles, RunFolder, read_config
 
 
+def check_simulation(recipe: Recipe) -> None:
+    """Refuse a recipe that asks for Flower's simulation if Flower or Ray, which it runs on, is not installed.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    missing = [name for name in ("flwr", "ray") if importlib.util.find_spec(name) is None]
+    if recipe.engine.kind == "flower" and missing:
+        raise InputError(
+            f"engine.kind=flower needs {' and '.join(missing)}: pip install 'fftmoe[simulation]', or set "
+            "engine.kind=local, which gives the same bytes"
+        )
+
+
 def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
     """Flower's simulation with the number of workers, or on the Ray cluster, that the recipe names.
 
     Raises:
-        InputError: Flower is not installed. RunError: the simulation could not start.
+        RunError: the simulation could not start.
     """
-    try:
-        from fftmoe.engines.flower_messages import make_client_app
-        from fftmoe.engines.flower_simulation import FlowerSimulation
-    except ImportError as error:
-        raise InputError(f"engine.kind=flower needs {error.name}: pip install 'fftmoe[flower]'") from error
+    from fftmoe.engines.flower_messages import make_client_app
+    from fftmoe.engines.flower_simulation import FlowerSimulation
+
     recipe = experiment.recipe
     workers = os.cpu_count() or 1 if recipe.engine.workers == "auto" else recipe.engine.workers
     return FlowerSimulation(
