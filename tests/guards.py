@@ -1,96 +1,46 @@
-"""Removes the guards of a module one after another, and checks that a test of one file fails each time.
+"""Changes the checks of modules one after another, and sees that a test of one file fails each time.
 
-A guard is an `if` that ends by raising, a call of a function whose name begins with `check_` or `_check_`, or an
-`except` that raises something else. The tests run once as they are; then a copy of the process is made for each guard
-(a fork, so that neither imports nor fixtures are paid for again), which runs them without it until one fails.
+`mutants.py` says what is changed. The tests run once as they are, while it is noted which of them call which functions
+of the modules. Then a copy of the process is made for each change (a fork, so that neither imports nor fixtures are
+paid for again), which runs the tests that call the changed function until one fails.
 
-Usage: python tests/guards.py fftmoe.server.screening tests/server/test_screening.py [options of pytest]
+What a test does in another process, and what a fixture of a whole file has done before, is not seen.
+
+Usage: python tests/guards.py fftmoe.server.screening[,MODULE...] tests/server/test_screening.py [options of pytest]
+    --kinds guard,branch,... what is changed (default: guard)
+    --only FILE  a JSON list of names: only these changes
 """
 
-import ast
 import importlib
 import inspect
 import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import CodeType, FunctionType
-from typing import Any, NamedTuple, TypeGuard
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
+from mutants import GUARD, Mutant, find_mutants
+
 SECONDS = 120  # limit of a copy; a copy that hangs counts as failed
+GREEN, NOT_PLACED = b"green", b"not placed"  # what a copy says; otherwise the number of the test that failed
 
 
-class Guard(NamedTuple):
-    """A guard: its place, and the module without it."""
-
-    function: str  # qualified name of the outermost function around it
-    line: int
-    what: str
-    tree: ast.Module  # the module without it
-
-
-def find_guards(source: str) -> Iterator[Guard]:
-    """Find the guards of a module."""
-    for position, node in enumerate(ast.walk(ast.parse(source))):
-        if not is_guard(node):
-            continue
-        tree = ast.parse(source)
-        remover = Remover(position, tree)
-        without = ast.fix_missing_locations(remover.visit(tree))
-        yield Guard(remover.function, node.lineno, ast.unparse(node).splitlines()[0], without)
-
-
-def is_guard(node: ast.AST) -> TypeGuard[ast.If | ast.ExceptHandler | ast.Expr]:
-    if isinstance(node, ast.If | ast.ExceptHandler):
-        last = node.body[-1]
-        return isinstance(last, ast.Raise) and last.exc is not None
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        function = node.value.func
-        name = getattr(function, "id", getattr(function, "attr", ""))
-        return name.removeprefix("_").startswith("check_")
-    return False
-
-
-class Remover(ast.NodeTransformer):
-    """Removes the node at a position in the order of `ast.walk`, and records the function around it."""
-
-    def __init__(self, position: int, tree: ast.Module) -> None:
-        self._wanted = list(ast.walk(tree))[position]
-        self._names: list[tuple[str, bool]] = []
-        self.function = ""
-
-    def visit(self, node: ast.AST) -> Any:
-        if node is self._wanted:
-            for name, is_function in self._names:
-                self.function += ("." if self.function else "") + name
-                if is_function:
-                    break
-            if isinstance(node, ast.ExceptHandler):
-                node.body = [ast.Raise(None, None)]
-                return node
-            return node.orelse or ast.Pass() if isinstance(node, ast.If) else ast.Pass()
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            self._names.append((node.name, isinstance(node, ast.FunctionDef)))
-            try:
-                return self.generic_visit(node)
-            finally:
-                self._names.pop()
-        return self.generic_visit(node)
-
-
-def put_in_place(module: Any, guard: Guard) -> None:
-    """Replace the function's code by code without the guard. The object stays the same for all that imported it."""
-    wanted = next(code for code in codes(compile(guard.tree, module.__file__, "exec")) if named(code, guard.function))
+def put_in_place(module: Any, mutant: Mutant) -> None:
+    """Replace the function's code by the changed code. The object stays the same for all that imported it."""
+    wanted = next(code for code in codes(compile(mutant.tree, module.__file__, "exec")) if named(code, mutant.function))
     found: Any = module
-    for part in guard.function.split("."):
+    for part in mutant.function.split("."):
         found = vars(found)[part]
-    function = inspect.unwrap(getattr(found, "fget", None) or getattr(found, "__func__", found))
+    found = getattr(found, "fget", None) or getattr(found, "func", None) or getattr(found, "wrapped", None) or found
+    function = inspect.unwrap(getattr(found, "__func__", found))
     assert isinstance(function, FunctionType)
     function.__code__ = wanted
 
@@ -106,70 +56,144 @@ def named(code: CodeType, name: str) -> bool:
     return code.co_qualname == name
 
 
-class Session:
-    """A plugin of pytest that runs the tests unchanged, and then without each guard."""
+class Calls:
+    """Which functions of some files are called while the block runs, in any thread."""
 
-    def __init__(self, module: str) -> None:
-        self._module = importlib.import_module(module)
+    def __init__(self, files: set[str]) -> None:
+        self._files = files
+        self.names: set[tuple[str, str]] = set()
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename in self._files:
+            self.names.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+    def __enter__(self) -> "Calls":
+        threading.setprofile(self)
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    def of(self, file: str, function: str) -> bool:
+        return any(one == file and (name == function or name.startswith(f"{function}.")) for one, name in self.names)
+
+
+class Change(NamedTuple):
+    """A change of a module that is imported."""
+
+    module: ModuleType
+    mutant: Mutant
+
+    @property
+    def name(self) -> str:
+        return f"{self.module.__name__}: {self.mutant.name}"
+
+    def called_in(self, calls: Calls) -> bool:
+        return calls.of(str(self.module.__file__), self.mutant.function)
+
+
+class Session:
+    """A plugin of pytest that runs the tests unchanged, and then with each change."""
+
+    def __init__(self, names: Sequence[str], kinds: tuple[str, ...], only: set[str] | None) -> None:
+        modules = [importlib.import_module(name) for name in names]
+        self._files = {str(module.__file__) for module in modules}
+        changes = [
+            Change(module, mutant)
+            for module in modules
+            for mutant in find_mutants(Path(str(module.__file__)).read_text(), kinds)
+        ]
+        self._changes = [change for change in changes if only is None or change.name in only]
         self.survivors: list[str] = []
         self.killed = 0
         self.baseline: list[str] = []
+        self._failed = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._failed |= report.failed
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         assert len({item.path for item in session.items}) == 1, "what a file sets up is taken down after it"
-        failed, taken = [], {}
+        taken: dict[pytest.Item, float] = {}
+        calls: dict[pytest.Item, Calls] = {}
         for item in session.items:
             start = time.perf_counter()
-            failed += [item.nodeid] if not passes(item, session.items) else []
+            with Calls(self._files) as calls[item]:
+                green = self._passes(item, session)
             taken[item] = time.perf_counter() - start
-        self.baseline = failed
-        if failed:
+            self.baseline += [] if green else [item.nodeid]
+        if self.baseline:
             return True
-        quickest_first = sorted(session.items, key=lambda item: taken[item])
-        for guard in find_guards(inspect.getsource(self._module)):
-            if self._survives(guard, quickest_first):
-                self.survivors.append(f"{self._module.__name__}:{guard.line} in {guard.function}: {guard.what}")
-            else:
-                self.killed += 1
+        order = sorted(session.items, key=lambda item: taken[item])
+        for change in self._changes:
+            said = self._says(change, [item for item in order if change.called_in(calls[item])], session)
+            assert said != NOT_PLACED, f"cannot put {change.name} in place"
+            if said == GREEN:
+                self.survivors.append(change.name)
+                continue
+            self.killed += 1
+            if said:  # the test that failed is asked first, because it knows the function
+                item = session.items[int(said)]
+                order.remove(item)
+                order.insert(0, item)
         return True
 
-    def _survives(self, guard: Guard, items: list[pytest.Item]) -> bool:
+    def _says(self, change: Change, items: list[pytest.Item], session: pytest.Session) -> bytes:
+        """What a copy of the process says that runs these tests with the change; nothing if it ended before that."""
+        if not items:
+            return GREEN
+        ours, theirs = os.pipe()
         pid = os.fork()
         if not pid:
             signal.alarm(SECONDS)
+            said = NOT_PLACED
             try:
-                put_in_place(self._module, guard)
-                green = all(passes(item, items) for item in items)
-            except BaseException:
-                green = False
-            os._exit(0 if green else 1)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                put_in_place(change.module, change.mutant)
+                said = b""
+                red = next((item for item in items if not self._passes(item, session)), None)
+                said = GREEN if red is None else str(session.items.index(red)).encode()
+            finally:
+                os.write(theirs, said)
+                os._exit(0)
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as pipe:
+            os.waitpid(pid, 0)
+            return pipe.read(64)
+
+    def _passes(self, item: pytest.Item, session: pytest.Session) -> bool:
+        """Run one test. The fixtures of its file stay set up, because pytest expects another test after it."""
+        self._failed = False
+        following = next((other for other in session.items if other is not item), None)
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        return not self._failed
 
 
-def passes(item: pytest.Item, items: list[pytest.Item]) -> bool:
-    """Run one test. The fixtures of its file stay set up, because pytest expects another test after it."""
-    following = next((other for other in items if other is not item), None)
-    reports: list[pytest.TestReport] = runtestprotocol(item, log=False, nextitem=following)
-    return not any(report.failed for report in reports)
-
-
-runtestprotocol: Callable[..., Any] = importlib.import_module("_pytest.runner").runtestprotocol
-
-
-def main(module: str, *arguments: str) -> dict[str, Any]:
-    """Return how many removed guards made a test fail, and the guards that did not."""
-    plugin = Session(module)
+def main(modules: str, *arguments: str) -> dict[str, Any]:
+    """Return how many changes made a test fail, and the names of those that did not."""
+    given = list(arguments)
+    kinds = tuple(_taken(given, "--kinds").split(",")) if "--kinds" in given else GUARD
+    only = set(json.loads(Path(_taken(given, "--only")).read_text())) if "--only" in given else None
+    plugin = Session(modules.split(","), kinds, only)
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     # typer imports names that click deprecates. The filter of shared_fixtures.py acts only in pytest's own loop.
     quiet += ["-W", "ignore:'click.:DeprecationWarning"]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        status = pytest.main([*quiet, *arguments], plugins=[plugin])
+        status = pytest.main([*quiet, *given], plugins=[plugin])
     return {
         "status": int(status),
         "killed": plugin.killed,
         "survivors": plugin.survivors,
         "red without a change": plugin.baseline,
     }
+
+
+def _taken(arguments: list[str], option: str) -> str:
+    place = arguments.index(option)
+    value = arguments[place + 1]
+    del arguments[place : place + 2]
+    return value
 
 
 if __name__ == "__main__":
