@@ -1,11 +1,14 @@
 """One process per folder: others are refused, a dead one does not count, and a running one can be stopped."""
 
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from fftmoe.deploy.running import FACTS, holder, running, stop
 from fftmoe.errors import InputError, RunError
 from fftmoe.store import owned
+from fftmoe.store.owner import LOCK
 
 HOLD = """
 import signal, sys, time
@@ -61,6 +65,17 @@ def test_the_files_of_a_killed_process_do_not_hold_the_folder(tmp_path: Path):
     with running(tmp_path, {"output": "again"}):
         assert (holder(tmp_path) or {})["output"] == "again"
     assert not (tmp_path / FACTS).exists()
+
+
+@pytest.mark.parametrize("pid", [-1, 0, os.getppid()])
+def test_a_note_of_somebody_else_ends_no_process(tmp_path: Path, pid: int, monkeypatch: pytest.MonkeyPatch):
+    """The folder can come from somebody else, whose note names all processes, or one that does not own the folder."""
+    (tmp_path / LOCK).write_text(json.dumps({"pid": pid, "host": socket.gethostname(), "started": None}))
+    signals: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: signals.append(number))
+    with suppress(RunError):
+        stop(tmp_path, 0.2)
+    assert not any(signals)  # 0 asks whether there is a process
 
 
 def test_a_process_that_does_not_end_is_named(tmp_path: Path):

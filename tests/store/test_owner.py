@@ -121,7 +121,28 @@ def test_a_folder_in_which_nothing_was_written_is_removed_again(tmp_path: Path):
     assert (tmp_path / "deep" / "run" / "file").exists()
 
 
-@pytest.mark.parametrize("note", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"])
+NO_NOTES = [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"]
+STRANGE = [-1, 0, True, "2", 2**70, None, [2]]  # a signal to -1 goes to all processes, to 0 to all of the group
+
+
+@pytest.mark.parametrize("pid", STRANGE)
+@pytest.mark.parametrize("started", [None, 1])
+def test_a_note_that_names_no_single_process_names_nobody(tmp_path: Path, pid: object, started: int | None):
+    """A folder can come from somebody else, who wrote the note."""
+    (tmp_path / LOCK).write_text(json.dumps({"pid": pid, "host": socket.gethostname(), "started": started}))
+    found = owner_of(tmp_path)
+    assert found is None or found.pid is None
+
+
+@pytest.mark.parametrize("pid", [1, os.getpid()])
+def test_a_note_that_does_not_say_when_its_process_started_names_nobody(tmp_path: Path, pid: int):
+    """Process 1 belongs to another user, unless the test runs as root."""
+    for started in (None, 7):
+        (tmp_path / LOCK).write_text(json.dumps({"pid": pid, "host": socket.gethostname(), "started": started}))
+        assert owner_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("note", NO_NOTES)
 def test_an_unreadable_note_does_not_keep_anybody_out(tmp_path: Path, note: bytes):
     (tmp_path / LOCK).write_bytes(note)
     check_free(tmp_path)

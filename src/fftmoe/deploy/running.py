@@ -63,7 +63,12 @@ def stop(folder: Path, seconds: float) -> bool:
         raise InputError(f"{folder} is in use by {owner.words}; run `fftmoe deploy stop` there")
     if owner.pid is None:
         raise RunError(f"the process of {folder} has not said who it is within {seconds:g} s; end it by hand")
-    os.kill(owner.pid, signal.SIGTERM)
+    try:
+        os.kill(owner.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended
+    except PermissionError as error:
+        raise RunError(f"process {owner.pid} of {folder} belongs to another user, who can end it") from error
     while owner_of(folder) is not None:
         if time.monotonic() > ends:
             raise RunError(

@@ -85,11 +85,10 @@ def owner_of(folder: Path) -> Owner | None:
     Of a process on another machine, nobody here can tell whether it is alive: it counts as alive.
     """
     try:
-        values = strict_json(read_small(folder / LOCK))
-        found = Owner(values["pid"], str(values["host"]), values["started"])
+        found = _read_note(read_small(folder / LOCK))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, TypeError):
         return Owner(None, socket.gethostname(), None)  # it is starting, or cannot be read
     return found if _is_alive(found) else None
 
@@ -145,6 +144,19 @@ def _is_file(handle: int, path: Path) -> bool:
         return False
 
 
+def _read_note(data: bytes) -> Owner:
+    """The process of a note. Numbers that name no single process are refused: a signal to -1 goes to all of them.
+
+    Raises:
+        ValueError, TypeError: it is no note.
+    """
+    found = Owner(**strict_json(data))
+    is_valid = type(found.pid) is int and found.pid > 0 and isinstance(found.host, str)
+    if not is_valid or not (found.started is None or type(found.started) is int):
+        raise ValueError(f"its note is {found!r:.100}")
+    return found
+
+
 def _own_note() -> Mapping[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_of(os.getpid())}
 
@@ -156,10 +168,12 @@ def _is_alive(owner: Owner) -> bool:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError, TypeError):
-        return True  # it belongs to another user
-    started = _start_of(owner.pid)
-    return started is None or owner.started is None or started == owner.started
+    except OverflowError:
+        return False  # no process has such a number
+    except OSError:
+        pass  # it belongs to another user
+    started = _start_of(owner.pid)  # a note without it names no process where the kernel tells
+    return started is None or started == owner.started
 
 
 def _start_of(pid: int) -> int | None:
