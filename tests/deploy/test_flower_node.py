@@ -11,9 +11,14 @@ from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from hypothesis import given
@@ -107,6 +112,34 @@ def test_nonsense_does_not_end_the_process(kind: str, monkeypatch: pytest.Monkey
     assert sum(path.endswith("pull-messages") for path in server.asked) > 2  # it asks again
     assert not any(path.startswith("inside") for path in server.asked)
     assert [path.name for path in tmp_path.iterdir()] == []  # it left, and nothing was written
+
+
+@pytest.mark.parametrize("times", [0, 1, 1000])
+def test_a_server_gets_each_part_of_an_answer_once_and_no_other(
+    times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """It names the parts that it wants: some that the answer does not have, and one very often."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    empty, pushed = Message(RecordDict(), dst_node_id=5, message_type="train"), []
+    empty.metadata.__dict__["_message_id"] = "a"
+    announced = message_to_proto(remove_content_from_message(empty))
+    answered = Server.__call__
+
+    def ask(self: Server, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("push-messages"):
+            own = PushMessagesRequest.FromString(request.content).message_object_trees[0].object_id
+            return proto(PushMessagesResponse(objects_to_push=["no part of it", *[own] * times]))
+        if request.url.path.endswith("push-object"):
+            pushed.append(PushObjectRequest.FromString(request.content).object_id)
+            return proto(PushObjectResponse(stored=True))
+        return answered(self, request)
+
+    monkeypatch.setattr(Server, "__call__", ask)
+    tree = PullMessagesResponse(messages_list=[announced], message_object_trees=[ObjectTree(object_id="a")])
+    server, _ = serve([lambda request: proto(tree)], monkeypatch, tmp_path)
+    assert len(pushed) == min(times, 1)
+    assert sum(path.endswith("pull-messages") for path in server.asked) > 2  # the process goes on
 
 
 def test_a_message_of_very_many_parts_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -186,16 +186,18 @@ def _send(link: ServerLine, node: Node, answer: Message) -> None:
             message_object_trees=[get_object_tree(answer)],
         )
         for _ in range(SEND_TRIES):
-            wanted = link.call(link.client.PushMessages, request)  # empty if the answer is not awaited any more
+            wanted = link.call(link.client.PushMessages, request)  # no parts if the answer is not awaited any more
+            asked = set(wanted.objects_to_push)
             pushes = (
                 PushObjectRequest(
                     node=node,
                     run_id=answer.metadata.run_id,
                     session_id=wanted.session_id,
                     object_id=object_id,
-                    object_content=parts[object_id].deflate(),
+                    object_content=part.deflate(),
                 )
-                for object_id in wanted.objects_to_push
+                for object_id, part in parts.items()  # each once, and none that the answer does not have
+                if object_id in asked
             )
             if all(link.call(link.client.PushObject, push).stored for push in pushes):
                 return
