@@ -135,7 +135,7 @@ def runtime(
     measure: Callable[..., dict[str, float]] = lambda *_, **__: {},
 ) -> ClientRuntime:
     head, states = make_head("closed-form"), states or States()
-    return ClientRuntime(model, method, head, NUM_LABELS, examples(), partition, states, measure)
+    return ClientRuntime(model, method, head, NUM_LABELS, examples(), partition, states, measure, lambda *_: {})
 
 
 def exchanged(handler: Handler, method: Method, state: ServerState, num_clients: int) -> list[ClientUpdate]:

@@ -16,6 +16,7 @@ SETTINGS = {
     "state on clients": ("adapter.router=personal", "federation.upload=int8", "federation.server_optimizer=adam"),
     "solved head": ("head={kind: closed-form, num_features: 37, every: 2}",),
     "moving average": ("federation.ema_decay=0.6",),
+    "validation": ("data.validation=0.2", "evaluation.every=2", "head={kind: closed-form, num_features: 37, every: 2}"),
     "rates and clipping": ("federation.schedule=cosine", "federation.warmup_rounds=2", "federation.clip_gradients=0.5"),
 }
 # The files that differ between unlike runs and are equal for equal ones.

@@ -11,7 +11,7 @@ from fftmoe.deploy.ledger import LEDGER_FILE, ledger_in
 from fftmoe.errors import InputError
 from fftmoe.setup.site_request import request_in
 
-TASKS = ["profile", "training", "feature-sums"]
+TASKS = ["profile", "training", "feature-sums", "evaluation"]
 
 
 def policy_of(*recipes: Recipe, **changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fftmoe.records import Tensors, pack, unpack
-from fftmoe.records.names import is_scale
+from fftmoe.records.names import VALIDATION, is_scale
 
 Spoil = Callable[[dict[str, Any], Tensors], object]
 """Changes an update's header and tensors in place; returns False if the update cannot be spoiled this way."""
@@ -252,7 +252,7 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "infinite": (number(INF), r"to inf; expected numbers"),
     "infinite below zero": (number(-INF), r"from -inf"),
     "very large": (
-        number(3e16, lambda n, t: t.is_floating_point() and not is_scale(n)),
+        number(3e16, lambda n, t: t.is_floating_point() and not is_scale(n) and n != VALIDATION),
         r"to (3e|2\.9)\S+16; expected numbers",
     ),
     "scale below zero": (number(-1.0, lambda n, t: is_scale(n)), r":scale has numbers from -1 to"),

@@ -10,7 +10,7 @@ import torch
 
 from fftmoe.config import parse_recipe
 from fftmoe.engines.base import Fault, Group, Quota, Reply
-from fftmoe.records import RoundPlan, ServerState, Tensors, pack_plan
+from fftmoe.records import RoundPlan, ServerState, Tensors, names, pack_plan
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.apply import apply_round
@@ -38,6 +38,7 @@ CELLS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "fedsa-lora-sums": ("fedsa-lora", CLOSED, "sums", {"federation.upload": "int8"}),
     "flora-sums": ("flora", FOURIER, "sums", {}),
     "fft-moe-sums-of-few": ("fft-moe", {**FOURIER, "num_features": 67}, "sums", {}),
+    "fft-moe-validate": ("fft-moe", CLOSED, "validate", {"data.validation": 0.3}),
     **{f"{method}-alone": (method, AVERAGED, "alone", {}) for method in ("fedit", "flame", "local-only")},
     "fft-moe-alone": ("fft-moe", FROZEN, "alone", {"federation.upload": "int8"}),
 }
@@ -111,6 +112,9 @@ class Recorded:
         updates = exchange.updates(self.plan, partial(method.download, self.state))
         if task == "sums":
             return solve_head(self.state, updates), ledger
+        if task == "validate":
+            sums = sum(update.tensors[names.VALIDATION] for update in updates)
+            return replace(self.state, optimizer={"sums": torch.as_tensor(sums)}), ledger
         if task == "train":
             return apply_round(method, self.state, self.plan, updates)[0], ledger
         # Local training changes no server state; its metrics are put into the state so that a change is seen.
@@ -132,8 +136,8 @@ def record(recipe: dict[str, Any], task: str, rounds: int = 3) -> Recorded:
     method, training, seed = experiment.method, experiment.training, experiment.recipe.seed
 
     def answered(state: ServerState, task: str) -> Recorded:
-        if task == "sums":
-            plan = plan_sums(state, cohort, experiment.largest, training, seed)
+        if task in ("sums", "validate"):
+            plan = plan_sums(state, cohort, experiment.largest, training, seed, task)
         else:
             plan = plan_round(method, state, state.round + 1, cohort, experiment.budgets, training, seed, task)
         messages = {client.client_id: pack_plan(client, method.download(state, client)) for client in plan.clients}

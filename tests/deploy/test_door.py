@@ -235,18 +235,35 @@ def test_every_task_in_every_mode_needs_the_recipe_and_the_policy(tmp_path: Path
             door.admit(job_of(written))
 
 
-def test_feature_statistics_need_the_policy_too(tmp_path: Path):
-    written = recipe({"head": {"kind": "closed-form"}})
+@pytest.mark.parametrize(
+    ("changes", "task", "name"),
+    [
+        ({"head": {"kind": "closed-form"}}, "sums", "feature-sums"),
+        ({"data": {"validation": 0.2}}, "validate", "evaluation"),
+    ],
+)
+def test_exact_sums_need_the_policy_too(tmp_path: Path, changes: dict[str, Any], task: str, name: str):
+    written = recipe(changes)
     allow(tmp_path, written, tasks=["profile", "training"])
     door = Door(tmp_path, own_model=False)
-    with fails_as("policy", "asks for the task feature-sums"):
+    with fails_as("policy", f"asks for the task {name}"):
         door.admit(job_of(written))
     allow(tmp_path, written, most_rounds=5)
     admitted = door.admit(job_of(written))
     for _ in range(6):  # before the first round, and after each
-        door.count(admitted, CheckedRequest("sums", 1), ROWS, 10)
-    with fails_as("policy", "asked for feature-sums 6 times, and `most_rounds` is 5"):
-        door.count(admitted, CheckedRequest("sums", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+    with fails_as("policy", f"asked for {name} 6 times, and `most_rounds` is 5"):
+        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+    with fails_as("policy", "does not allow the task local-training"):
+        door.count(admitted, CheckedRequest("alone", 1), ROWS, 10)
+
+
+def test_a_site_whose_rows_are_validated_says_how_many_it_has(tmp_path: Path):
+    """Also where the server keeps only sums: the rows that are set aside are a known fraction."""
+    written = recipe({**MODES["sums"], "data": {"validation": 0.2}})
+    allow(tmp_path, written, name_counts=False)
+    with fails_as("policy", "its answers say how many rows the site has"):
+        Door(tmp_path, own_model=False).admit(job_of(written))
 
 
 MISSING: dict[str, str] = {

@@ -20,6 +20,7 @@ from fftmoe.engines.failures import CodedError
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.server.accountant import Adjacency, epsilon_of
+from fftmoe.setup.site_request import TRAINING
 from policies import allow
 from site_recipes import MODES, job_of, recipe
 from sites import fails_as
@@ -132,7 +133,7 @@ def test_stated_epsilons_of_servers_are_added_once_for_each_run(tmp_path: Path):
 def test_next_to_own_releases_what_servers_state_counts_for_replaced_examples():
     """A server compares with a site that never sends anything; an example is replaced in two such steps."""
     own, stated = (Release(0.5, NOISE, STEPS),), {"one": (0.25, 1e-4), "other": (0.5, 2e-4)}
-    alone = Account(2, 0, 0, (), stated)  # type: ignore[arg-type]
+    alone = Account({TRAINING: 2}, 0, (), stated)  # type: ignore[arg-type]
     assert alone.epsilon(1e-3) == 0.75
     left = 1e-3 - (1 + math.exp(0.25)) * 1e-4 - (1 + math.exp(0.5)) * 2e-4
     both = replace(alone, releases=own)

@@ -19,6 +19,7 @@ from fftmoe.errors import OutputError, RunError
 from fftmoe.records import pack_plan
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
+from fftmoe.setup.site_request import TRAINING
 from policies import allow
 from shared_fixtures import COLOURS
 from site_recipes import changed
@@ -124,7 +125,7 @@ def test_a_server_that_asks_for_more_gets_a_code_and_nothing_else(hospital: Call
     assert unpack_reply(site.ask(site.plan(3)).content)[0]
     assert code_of(site.ask(site.plan(3))) == "policy"  # the fourth of three rounds
     assert code_of(site.ask()) == "policy"
-    assert Account.of(site.entries).trainings == 3
+    assert Account.of(site.entries).times[TRAINING] == 3
     why = [entry["why"] for entry in site.entries if entry["event"] == "refused"]
     assert len(why) >= 8
     assert "reads column 'label' as text" in why[0]
@@ -178,7 +179,7 @@ def test_a_failure_in_training_is_in_the_ledger_and_counts(
     assert code_of(site.ask(site.plan())) == "training"
     assert [entry["event"] for entry in site.entries] == ["opened", "asked", "failed"]
     assert "'pain'" in site.entries[-1]["why"]
-    assert Account.of(site.entries).trainings == 1
+    assert Account.of(site.entries).times[TRAINING] == 1
 
 
 def test_a_change_of_the_policy_holds_for_the_next_request(hospital: Callable[..., Hospital]):

@@ -46,6 +46,7 @@ SETTINGS = {
     "state on sites": {"adapter": {"router": "personal"}, "federation": {"upload": "int8"}},
     "closed-form head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
     "LoRA": {"method": "hetlora"},
+    "validation": {"data": {"validation": 0.2}},
     "rates and clipping": {"federation": {"schedule": "linear", "warmup_rounds": 1, "clip_gradients": 0.25}},
 }
 
@@ -123,6 +124,8 @@ def test_sites_produce_the_bytes_of_one_machine(
         assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
     for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
         assert remote.summary[key] == local.summary[key]
+    assert remote.summary.get("validation_accuracy") == local.summary.get("validation_accuracy")
+    assert ("validation_accuracy" in local.summary) == (name == "validation")
     assert "client_accuracy" not in remote.summary  # it would need all labels
     # The sites keep the client states, and the server has none.
     assert not list((remote.folder / "clients").iterdir())

@@ -53,6 +53,7 @@ SWITCH = {"adapter.balance": "switch"}
         ({"data.labels": None, "backbone.task": "multi-label-classification"}, "names of the labels must not come"),
         ({"evaluation": {"personal": True}}, "set evaluation.personal=false"),
         ({"evaluation": {"local_only": True}}, "set evaluation.local_only=false"),
+        ({"data.validation": 0.2}, "set data.validation=off"),
         (
             {"data.validation_examples": 5, "partition": {"kind": "natural", "by": "author", "num_clients": 4}},
             "data.validation_examples measures exactly",

@@ -49,6 +49,7 @@ class ClientRuntime:
         examples: the data of all clients.
         partition: the rows of `examples` of each client.
         states: what each client keeps from round to round.
+        validation: `(model, client_id)` to the statistics of the client's validation rows on the model as it is now.
         measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
     """
 
@@ -60,6 +61,7 @@ class ClientRuntime:
     partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
     states: ClientStates
     measure: Callable[..., Mapping[str, float]]
+    validation: Callable[[Any, int], Tensors]
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Return one update for each plan; the clients of several messages train in one batch."""
@@ -104,14 +106,23 @@ class ClientRuntime:
 
         They are taken on the global model, or on the client's own model where the method has no global one.
         """
+        self._install(plan, tensors)
+        rows = self.partition[plan.client_id]
+        sums = head_sums(self.model, self.examples, rows, self.num_labels, reveal_number=not plan.concealed)
+        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
+
+    def validate(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """The task "validate": the task's statistics, summed over the client's validation rows, on the same model."""
+        self._install(plan, tensors)
+        return ClientUpdate(plan.round, plan.client_id, 1, self.validation(self.model, plan.client_id))
+
+    def _install(self, plan: ClientPlan, tensors: Tensors) -> None:
+        """Put the global model into the model, or the client's own one where the method has no global one."""
         if self.method.capabilities.personal:
             kept, _ = split_state(self.states.load(plan.client_id, before=plan.round + 1))
             self.method.personalize(self.model, tensors, plan, kept)
         else:
             self.method.install(self.model, tensors, plan.budget)
-        rows = self.partition[plan.client_id]
-        sums = head_sums(self.model, self.examples, rows, self.num_labels, reveal_number=not plan.concealed)
-        return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
 
     def _local_closed_form(self, plan: ClientPlan, tensors: Tensors, measure: Measure) -> ClientUpdate:
         """Local training with a closed-form head, which the client computes from its own data before and after."""
@@ -143,4 +154,9 @@ class ClientRuntime:
         return update
 
 
-CLIENT_TASKS = {"train": ClientRuntime.train, "alone": ClientRuntime.local, "sums": ClientRuntime.sums}
+CLIENT_TASKS = {
+    "train": ClientRuntime.train,
+    "alone": ClientRuntime.local,
+    "sums": ClientRuntime.sums,
+    "validate": ClientRuntime.validate,
+}

@@ -25,8 +25,9 @@ class Agreement:
 
     Attributes:
         client_id: the site's own.
-        tier: the name of its budget. Feature statistics may be asked for with the budget of another tier.
-        tasks: what the recipe needs, and so all that the site carries out: `train`, and `sums` for a closed-form head.
+        tier: the name of its budget. Feature statistics and validation may be asked for with that of another tier.
+        tasks: what the recipe needs, and so all that the site carries out: `train`, `sums` for a closed-form head, and
+            `validate` where rows are set aside.
         rounds: of the recipe.
         training: the settings of the recipe.
         schedule: how its learning rates change over the rounds.
@@ -70,9 +71,9 @@ def screen_plan(message: bytes, agreed: Agreement) -> CheckedRequest:
     _check_training(header["training"], own)
     _check_types("budget", header["budget"], BUDGET_TYPES)
     budget = Budget(**{**header["budget"], "blocks": tuple(header["budget"]["blocks"])})
-    sums = header["task"] == "sums"
-    _check_budget(budget, agreed, any_tier=sums)
-    most = agreed.num_experts if sums else budget.experts
+    forward = header["task"] in ("sums", "validate")  # with the whole global model
+    _check_budget(budget, agreed, any_tier=forward)
+    most = agreed.num_experts if forward else budget.experts
     _check_expert_ids(header["experts"], budget, agreed.num_experts, most)
     _check_tensors(declared, max(agreed.longest, budget.rank))
     return CheckedRequest(header["task"], header["round"])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fftmoe.config.fields import Count, Number, Section, no_repetition
+from fftmoe.config.fields import WRITE_OFF, Count, Number, Section, no_repetition, off_or_section
 
 
 def _positive(scale: list[float]) -> list[float]:
@@ -16,6 +16,9 @@ def _positive(scale: list[float]) -> list[float]:
 
 
 Scale = Annotated[list[Number], Field(min_length=2, max_length=2), AfterValidator(_positive)]
+FractionOrOff = Annotated[
+    Annotated[Number, Field(gt=0, lt=1)] | None, off_or_section("a fraction, such as 0.1, or `off`"), WRITE_OFF
+]
 
 
 class DataSection(Section):
@@ -26,6 +29,9 @@ class DataSection(Section):
     settings can be tuned without seeing the test set.
     `labels` names the classes in their order; the default is the sorted labels of the training rows. Sites that hold
     their own data need it to agree on the classes, and differential privacy needs it in any case.
+
+    `validation` lets every client set that fraction of its own rows aside, at least one of five, on which it never
+    trains; the global model is validated on them.
 
     A language model (`backbone.task: causal-lm`) reads `prompt` and `completion` and learns the completion; without
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
@@ -54,6 +60,7 @@ class DataSection(Section):
     train_examples: Count | None = None
     test_examples: Count | None = None
     validation_examples: Count | None = None
+    validation: FractionOrOff = None
 
     @model_validator(mode="after")
     def _columns_belong_together(self) -> "DataSection":

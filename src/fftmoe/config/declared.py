@@ -47,6 +47,11 @@ def check_declared(recipe: Recipe, privacy: PrivacySection, method: Capabilities
             "data.validation_examples measures exactly on rows of clients, which differential privacy does not allow; "
             "leave it out, or give the source test rows that belong to no client"
         )
+    if recipe.data.validation is not None:
+        raise ValueError(
+            "data.validation measures exactly on rows of clients, which differential privacy does not allow; set "
+            "data.validation=off"
+        )
     _check_budgets(recipe)
 
 

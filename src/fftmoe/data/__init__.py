@@ -15,6 +15,10 @@ from fftmoe.data.completions import Completions as Completions
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
 from fftmoe.data.declared import with_declared_labels as with_declared_labels
 from fftmoe.data.examples import Examples as Examples
+from fftmoe.data.held_out import FEWEST_DIVIDED as FEWEST_DIVIDED
+from fftmoe.data.held_out import held_out_places as held_out_places
+from fftmoe.data.held_out import num_held_out as num_held_out
+from fftmoe.data.held_out import with_held_out as with_held_out
 from fftmoe.data.images import ImageExamples as ImageExamples
 from fftmoe.data.images import read_pixels as read_pixels
 from fftmoe.data.labels import list_names as list_names

@@ -25,6 +25,12 @@ class Ragged(Sequence[np.ndarray]):
         sizes = np.bincount(owners, minlength=num_owners)
         return cls(owners.argsort(kind="stable"), np.concatenate([[0], sizes.cumsum()]))
 
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray]) -> "Ragged":
+        """The same arrays, one after the other."""
+        sizes = np.array([len(array) for array in arrays], dtype=np.int64)
+        return cls(np.concatenate([np.empty(0, dtype=np.int64), *arrays]), np.concatenate([[0], sizes.cumsum()]))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

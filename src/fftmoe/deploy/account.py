@@ -9,6 +9,7 @@ from fftmoe.deploy.ledger import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Accou
 from fftmoe.errors import InputError
 from fftmoe.server.accountant import Adjacency
 from fftmoe.setup.policy import SitePolicy
+from fftmoe.setup.site_request import TRAINING
 
 
 def describe_ledger(site: Path) -> list[str]:
@@ -33,7 +34,7 @@ def totals(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> Iterator
         f"{numbers[OPENED]} runs; {numbers[ANSWERED]} answers, {sent:,} bytes; {numbers[REFUSED]} refusals; "
         f"{numbers[FAILED]} failures"
     )
-    yield f"trained {account.trainings} times of {policy.most_rounds} that the policy grants"
+    yield f"trained {account.times.get(TRAINING, 0)} times of {policy.most_rounds} that the policy grants"
     if policy.privacy.epsilon is not None and policy.privacy.delta is not None:
         spent = account.epsilon(policy.privacy.delta)
         yield f"spent an epsilon of {spent:.4g} of {policy.privacy.epsilon:g}, at delta {policy.privacy.delta:g}"

@@ -22,7 +22,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
 from fftmoe.setup.policy import SitePolicy, parse_policy
-from fftmoe.setup.site_request import PROFILE, SUMS, TASK_NAMES, TRAINING, SiteRequest, request_of
+from fftmoe.setup.site_request import PROFILE, TASK_NAMES, TRAINING, SiteRequest, request_of
 from fftmoe.strict import at_most, open_file
 
 POLICY_FILE = "policy.yaml"
@@ -204,8 +204,8 @@ def _open_run(pages: Pages, admitted: Admitted) -> None:
 def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows: int) -> Cost:
     """What another answer to this task costs, if the policy grants as much."""
     most, rights = admitted.policy.most_rounds, admitted.policy.privacy
-    times = account.trainings if task == TRAINING else account.sums
-    if times >= most + (task == SUMS):  # statistics are also asked for before the first round
+    times = account.times.get(task, 0)
+    if times >= most + (task != TRAINING):  # statistics and validation are also asked for before the first round
         raise InputError(f"the site was asked for {task} {times} times, and `most_rounds` is {most}; raise it to go on")
     cost = cost_of(admitted, num_rows)
     if rights.epsilon is not None and rights.delta is not None:

@@ -5,6 +5,7 @@ the file notices every change (`store/chained_log.py`), and it must know every r
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from fftmoe.errors import FftmoeError, InputError
 from fftmoe.records import Release
 from fftmoe.server.accountant import Adjacency, epsilon_of, of_replaced_data
 from fftmoe.setup.policy import NOISY
-from fftmoe.setup.site_request import PROFILE, SUMS, TRAINING
+from fftmoe.setup.site_request import PROFILE
 from fftmoe.store.chained_log import ChainedLog
 
 LEDGER_FILE = "ledger.jsonl"
@@ -48,14 +49,13 @@ class Account:
     """What a site has given so far.
 
     Attributes:
-        trainings, sums: how often it was asked for an update, and for feature statistics.
+        times: how often it was asked for each task, by the names of a policy.
         bare: how often something left without any noise.
         releases: the noisy sums that it made.
         stated: (server, run, recipe) -> the (epsilon, delta) that the recipe states, where the server adds noise.
     """
 
-    trainings: int
-    sums: int
+    times: Mapping[str, int]
     bare: int
     releases: tuple[Release, ...]
     stated: Mapping["RunKey", tuple[float, float]]
@@ -66,8 +66,7 @@ class Account:
         asked = [entry for entry in entries if entry["event"] == ASKED]
         costs = [_cost_in(entry) for entry in asked]
         return cls(
-            trainings=sum(entry["task"] == TRAINING for entry in asked),
-            sums=sum(entry["task"] == SUMS for entry in asked),
+            times=Counter(entry["task"] for entry in asked),
             bare=sum(cost.mode not in NOISY for cost in costs),
             releases=tuple(cost.release for cost in costs if cost.release is not None),
             stated={

@@ -15,7 +15,7 @@ from fftmoe.deploy.ledger import ledger_in
 from fftmoe.errors import InputError
 from fftmoe.setup.consent import limits_exceeded
 from fftmoe.setup.policy import NOISY, SitePolicy, parse_policy
-from fftmoe.setup.site_request import SUMS, ColumnsRead, PrivacyAsked, SiteRequest
+from fftmoe.setup.site_request import EVALUATION, SUMS, ColumnsRead, PrivacyAsked, SiteRequest
 from fftmoe.store.files import disk_errors, sync
 
 FEWEST_ROWS = 10  # in a first policy; an update of fewer rows says much about each of them
@@ -38,7 +38,8 @@ columns:
   client: {client}
   strata: {strata}
 
-# What may be asked for: profile, training, feature-sums (exact statistics for a closed-form head), evaluation.
+# What may be asked for: profile, training, feature-sums (exact statistics for a closed-form head), evaluation
+# (sums of how well the model answers rows that the site never trains on).
 tasks: {tasks}
 
 # {promise}.
@@ -225,4 +226,6 @@ def _sent(request: SiteRequest) -> str:
         parts.append("how many tokens each expert got, its loss")
     if SUMS in request.tasks:
         parts.append("feature statistics summed over its rows, exact")
+    if EVALUATION in request.tasks:
+        parts.append("how well the model answers the rows it sets aside, summed over them")
     return ", ".join([*parts, "the number of its rows" if request.sends_counts else "no number of rows in an answer"])

@@ -66,7 +66,8 @@ class ClientPlan:
         experts: the client's resident experts of each block, ascending.
         training: how the client trains.
         task: "train" asks for an update. "alone" asks for local training that is measured and not kept. "sums" asks for
-            the feature statistics from which the server computes a closed-form head.
+            the feature statistics from which the server computes a closed-form head. "validate" asks how well the
+            global model answers the rows that the client has set aside.
         base: digest of the global model that the server sent.
     """
 

@@ -145,6 +145,10 @@ STATISTICS_GRAM, STATISTICS_MOMENT = "sums.gram", "sums.moment"
 STATISTICS_FACTOR = "sums.factor"  # in place of the Gram matrix, for few examples
 
 
+VALIDATION = "validation.statistics"
+"""A client's statistics of its validation rows, float32 [K + 1]: those of the task, and the number of rows."""
+
+
 # LoRA
 
 

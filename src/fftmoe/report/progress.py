@@ -91,6 +91,8 @@ class Progress:
         metric = row.get("metric", "accuracy")
         if row.get(metric) is not None:
             parts.append(f"{metric.replace('_', ' ')} {row[metric]:.3f}")
+        if (validated := row.get(f"validation_{metric}")) is not None:
+            parts.append(f"validation {validated:.3f}")
         spent = row.get("epsilon", row.get("example_epsilon"))
         if spent is not None:
             parts.append(f"epsilon {spent:.3f}")

@@ -35,7 +35,7 @@ def learning(run: RunRecord) -> Figure | None:
     note = f"During the run on a sample of {sample} test rows, after the last round on all." if sample else ""
     return line_figure(
         metric.label.capitalize(),
-        [Line("global model", points)],
+        [Line("global model", points), *_validation(run)],
         across="round",
         levels=levels,
         show=metric.text if metric.lower_is_better else "{:.3g}".format,
@@ -43,6 +43,13 @@ def learning(run: RunRecord) -> Figure | None:
         ceiling=ceiling,
         note=note,
     )
+
+
+def _validation(run: RunRecord) -> list[Line]:
+    """The metric on the rows that clients have set aside; none where there are no such rows."""
+    key = f"validation_{run.metric.name}"
+    points = [(row["round"], row[key]) for row in run.rows if row.get(key) is not None]
+    return [Line("validation", thinned(points), 2, 1)] if points else []
 
 
 def loss(run: RunRecord) -> Figure | None:

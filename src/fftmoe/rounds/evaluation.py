@@ -9,11 +9,14 @@ from fftmoe.data import Examples
 from fftmoe.records import ServerState
 from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.rounds.personal import PersonalModels
+from fftmoe.rounds.validation import Validate, no_validation
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured after a round: everything after the last one, before that only what is due.
+
+    A call also validates on the rows that clients have set aside, where that is due.
 
     Attributes:
         sample: the held-out examples that are measured on between the rounds.
@@ -22,6 +25,7 @@ class Evaluation:
             asked for.
         generate: measures what a language model writes; None where that was not asked for.
         states: where clients keep what never leaves them.
+        validate: the metric on the rows that clients have set aside.
     """
 
     measure: ModelMeasure
@@ -31,9 +35,13 @@ class Evaluation:
     states: ClientStates
     personal: PersonalModels | None = None
     generate: Callable[[], dict[str, Any]] | None = None
+    validate: Validate = no_validation
 
     def __call__(self, state: ServerState) -> dict[str, Any]:
         """Return the metrics that are due after the rounds of this state; the run's own metric comes first."""
+        return {**self._measured(state), **self.validate(state)}
+
+    def _measured(self, state: ServerState) -> dict[str, Any]:
         if state.round == self.num_rounds:
             return self.final(state)
         # Each client's own model takes a pass over the test set, so these are left to the end.

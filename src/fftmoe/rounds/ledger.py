@@ -95,6 +95,9 @@ class Ledger:
             "bytes_up": len(reply.message),
             "seconds": reply.seconds,
         }
-        if client.task != "sums":  # feature statistics are asked of all clients with the largest budget, in no tier
+        if client.task not in (
+            "sums",
+            "validate",
+        ):  # all clients answer these with the largest budget
             for key, value in took.items():
                 self.tiers[client.budget.name][key] += value

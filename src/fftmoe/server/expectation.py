@@ -1,13 +1,14 @@
 """What an honest client may answer to its plan. `screening` compares every answer with this expectation."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import prod
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from fftmoe.head import sum_shapes
@@ -25,10 +26,28 @@ METRICS = {
     "train": {"loss": (-LARGEST, LARGEST)},
     "alone": {"loss": (-LARGEST, LARGEST)},
     "sums": {},
+    "validate": {},
 }
 ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
 Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the dtype and shape of each tensor on the wire, by name
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a client's statistics of its validation rows can be.
+
+    Attributes:
+        num_rows: that the client has set aside.
+        least, most: of each of the task's statistics, float64 [K].
+        metric: from statistics to the metric of the run. bounds: of that metric.
+    """
+
+    num_rows: int
+    least: np.ndarray
+    most: np.ndarray
+    metric: Callable[[np.ndarray], float]
+    bounds: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,7 @@ class Expectation:
         needed: the names of the metrics that must be present.
         max_norm: the largest allowed Euclidean norm of all deltas together; None allows any.
         compared: whether its length is compared with those of the round's other answers (`lengths.py`).
+        validated: for the task "validate".
     """
 
     plan: ClientPlan
@@ -64,6 +84,7 @@ class Expectation:
     needed: frozenset[str]
     max_norm: float | None
     compared: bool = False
+    validated: Validated | None = None
 
     @classmethod
     def of(
@@ -77,6 +98,7 @@ class Expectation:
         max_norm: float | None = None,
         measured: Mapping[str, tuple[float, float]] = ACCURACY,
         compared: bool = False,
+        validated: Validated | None = None,
     ) -> "Expectation":
         """Derive the expectation from the plan and the tensors that the client was sent.
 
@@ -84,14 +106,19 @@ class Expectation:
             backbone: the fingerprint of the server's backbone.
             num_examples: see `Expectation`.
             max_tokens: the most tokens of an example, for the methods whose shares count tokens.
-            max_norm, compared: see `Expectation`. What local training sends is not compared.
+            max_norm, compared: see `Expectation`. Only updates and feature statistics are compared.
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
+            validated: for the task "validate".
         """
         metrics: dict[str, tuple[float, float]] = dict(METRICS[plan.task])
         needed = frozenset(f"holdout_{name}" for name in measured) if plan.task == "alone" else frozenset()
         if plan.task == "alone":
             metrics |= {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
-        update = _widest(plan, download, method, metrics, num_examples)
+        if plan.task == "validate":
+            assert validated is not None, "a client validates where rows are set aside"
+            num_examples, update = 1, _statistics(plan, len(validated.least))
+        else:
+            update = _widest(plan, download, method, metrics, num_examples)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, on_wire(shapes, plan))
         return cls(
@@ -107,7 +134,8 @@ class Expectation:
             metrics=metrics,
             needed=needed,
             max_norm=max_norm,
-            compared=compared and plan.task != "alone",
+            compared=compared and plan.task in ("train", "sums"),
+            validated=validated,
         )
 
 
@@ -124,6 +152,11 @@ def _widest(
     if plan.concealed:
         return replace(update, num_examples=1, shares={}, preferences={}, metrics={})
     return replace(update, metrics=dict.fromkeys(metrics, LONGEST_FLOAT))
+
+
+def _statistics(plan: ClientPlan, number: int) -> ClientUpdate:
+    """The answer of a client that validates; it says nothing but its sums."""
+    return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((number + 1,))})
 
 
 def on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:

@@ -10,6 +10,7 @@ from math import prod
 from reprlib import repr as shortened
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -53,12 +54,15 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
         update = make_update(header, safetensors.torch.load(message))
     except SafetensorError as error:
         raise Rejected(f"its message cannot be read: {str(error)[:MOST_ERROR_CHARACTERS]}") from error
-    _check_numbers(update.tensors, torch.finfo(torch.float32).max if sums else LARGEST)
+    bounded = expected.plan.task in ("train", "alone")
+    _check_numbers(update.tensors, LARGEST if bounded else torch.finfo(torch.float32).max)
     if sums:
         found = HeadSums.from_tensors(update.tensors)
         if expected.plan.concealed:
             _check_weight(round(found.num_examples), None)
         _check_sums(found, round(found.num_examples) if expected.plan.concealed else update.num_examples)
+    if expected.plan.task == "validate":
+        _check_validation(update.tensors[names.VALIDATION], expected)
     if expected.max_norm is not None and expected.plan.task == "train":
         _check_norm(update, expected.max_norm)
     return update
@@ -214,6 +218,25 @@ def _check_sums(sums: HeadSums, num_examples: int) -> None:
             "its feature statistics have a sum of products that is larger than its sums of squares allow; expected one "
             "that satisfies the Cauchy-Schwarz inequality"
         )
+
+
+def _check_validation(found: torch.Tensor, expected: Expectation) -> None:
+    """Check that these can be the task's statistics of the rows that the client has set aside."""
+    allowed = expected.validated
+    assert allowed is not None, "a client validates where rows are set aside"
+    *sums, number = found.double().numpy()
+    if number != allowed.num_rows:
+        raise Rejected(f"it has validated {number:g} rows; expected {allowed.num_rows}, which it has set aside")
+    rounding = ROUNDING * (np.abs(allowed.least) + np.abs(allowed.most))
+    wrong = np.flatnonzero((sums < allowed.least - rounding) | (sums > allowed.most + rounding))
+    if len(wrong):
+        least, most = allowed.least[wrong[0]], allowed.most[wrong[0]]
+        raise Rejected(
+            f"its statistic {wrong[0]} of {number:g} rows is {sums[wrong[0]]:g}; expected {least:g} to {most:g}"
+        )
+    value, (low, high) = allowed.metric(np.array(sums)), allowed.bounds
+    if not (np.isnan(value) or low <= value <= high * (1 + ROUNDING)):
+        raise Rejected(f"its statistics give a metric of {value:g}; expected a number from {low:g} to {high:g}")
 
 
 def _check_norm(update: ClientUpdate, most: float) -> None:

@@ -14,8 +14,10 @@ def every_expert(state: ServerState, budget: Budget) -> Experts:
     return {block: tuple(range(len(load))) for block, load in pools.items() if load is not None}
 
 
-def plan_sums(state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int) -> RoundPlan:
-    """Plan a round in which every client computes feature statistics with the same model.
+def plan_sums(
+    state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int, task: str = "sums"
+) -> RoundPlan:
+    """Plan a round in which every client computes feature statistics, or validates, with the same model.
 
     All clients use the global model with `budget`, and not with their own budgets, because statistics of different
     models cannot be added. A client only runs the model forward, which takes a quarter of the memory of training. The
@@ -29,11 +31,11 @@ def plan_sums(state: ServerState, clients: Sequence[int], budget: Budget, traini
         ClientPlan(
             round=state.round,
             client_id=client_id,
-            seed=derive(seed, "sums", client_id, state.round),
+            seed=derive(seed, task, client_id, state.round),
             budget=budget,
             experts=experts,
             training=training,
-            task="sums",
+            task=task,
             base=base,
         )
         for client_id in clients

@@ -10,6 +10,7 @@ import numpy as np
 from fftmoe.backbones import enable_resume
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.update import NO_EXAMPLE
+from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Ragged, WithPrefix
 from fftmoe.evaluate import client_metrics, holdout
@@ -32,6 +33,7 @@ class ClientSpec:
     states: ClientStates
     holdout: Examples
     plugins: Plugins = field(default_factory=Plugins)
+    held_out: Sequence[np.ndarray] = ()  # rows that clients have set aside for validation, by client
 
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
@@ -46,6 +48,7 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
         states,
         holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
         experiment.plugins,
+        experiment.held_out.rows,
     )
 
 
@@ -61,14 +64,15 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         for examples in (spec.train, spec.holdout):
             if isinstance(examples, WithPrefix):
                 enable_resume(model, examples.block)
-    task = scaled_task(spec.recipe)
+    task, num_outputs = scaled_task(spec.recipe), len(spec.label_names)
     return ClientRuntime(
         model,
         spec.method,
         make_loss(spec.recipe),
-        len(spec.label_names),
+        num_outputs,
         spec.train,
         spec.partition,
         spec.states,
         partial(client_metrics, task=task, examples=spec.holdout),
+        partial(validation_sums, task=task, num_outputs=num_outputs, examples=spec.train, rows=spec.held_out),
     )

@@ -19,6 +19,7 @@ from fftmoe.records import Budget
 from fftmoe.rng import derive
 from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.held_out import hold_out
 from fftmoe.setup.load import Loaded, load_examples, reads_images
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
@@ -65,7 +66,7 @@ def assemble(
 
     Args:
         tier_of: integers [C], each client's place in the recipe's `budgets`.
-        sizes: integers [C], the number of each client's examples.
+        sizes: integers [C], the number of each client's examples, with those that it sets aside.
 
     Raises:
         InputError: as `compose`.
@@ -76,6 +77,8 @@ def assemble(
     _check_max_length(recipe, data.max_length, model)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     training = training_of(recipe)
+    kept, held_out = hold_out(recipe, data.train, partition, sizes, remote)
+    sizes = sizes - held_out.numbers
     mean_tokens = _mean_tokens(recipe, data.test if remote else data.train, model)
     tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
     tiers = _tiers_on(recipe, model, shape, tokens, plugins)
@@ -90,7 +93,8 @@ def assemble(
         test=cached(recipe, model, data.test),
         label_names=data.label_names,
         strata=data.strata,
-        partition=partition,
+        partition=kept,
+        held_out=held_out,
         tiers=tiers,
         budgets=budgets,
         training=training,

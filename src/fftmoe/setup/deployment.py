@@ -34,7 +34,7 @@ class SiteProfile:
         site: name of the site.
         client_id: its index among the clients.
         tier: name of its budget in the recipe.
-        num_examples: number of its training examples.
+        num_examples: number of its rows.
         backbone: fingerprint of the backbone that it loaded.
     """
 

@@ -11,6 +11,7 @@ from fftmoe.data import Examples, Partition, RowsDigest, near_equal_notes
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, Training
+from fftmoe.setup.held_out import HeldOut
 from fftmoe.setup.plugins import Plugins
 from fftmoe.tasks import Task
 
@@ -23,6 +24,7 @@ class Experiment:
         model: the backbone with the adapter attached, in the memory of this process.
         label_names: the classes; empty for a language model. strata: the names of what `Examples.labels` numbers.
         tiers: the distinct budgets, in the recipe's order. budgets: client_id -> its tier.
+        partition: the rows that clients train on. held_out: those that they have set aside for validation.
         mean_tokens: of a training example. shape: of one expert.
         sizes: integers [C], the number of each client's examples.
         left_out: see `Loaded`.
@@ -40,6 +42,7 @@ class Experiment:
     label_names: tuple[str, ...]
     strata: tuple[str, ...]
     partition: Partition
+    held_out: HeldOut
     tiers: tuple[Budget, ...]
     budgets: Budgets
     training: Training

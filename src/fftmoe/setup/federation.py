@@ -24,8 +24,9 @@ from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
 from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
+from fftmoe.rounds.validation import Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
-from fftmoe.server.expectation import Expectation
+from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.finished import generation_sample
 from fftmoe.setup.tiers import schedule_of
@@ -54,7 +55,7 @@ def make_federation(
         policy=make_policy(experiment, engine, private),
         exchange=exchange,
         solve_head=_solve_head(experiment, _without_progress(exchange)),
-        evaluate=make_evaluation(experiment, journal),
+        evaluate=make_evaluation(experiment, journal, make_validation(experiment, _without_progress(exchange))),
     )
 
 
@@ -99,9 +100,38 @@ def expectations(experiment: Experiment) -> Expect:
     def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
         num_examples = int(experiment.sizes[client.client_id])  # of a site, as it said when the run began
         method = experiment.method
-        return Expectation.of(client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured, compared)
+        validated = _validated(experiment, client.client_id, max_tokens) if client.task == "validate" else None
+        return Expectation.of(
+            client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured, compared, validated
+        )
 
     return expect
+
+
+def _validated(experiment: Experiment, client_id: int, max_tokens: int) -> Validated:
+    """What a client's statistics of its validation rows can be."""
+    task, num_rows = experiment.task, int(experiment.held_out.numbers[client_id])
+    least, most = task.limits(len(experiment.label_names), num_rows, max_tokens)
+    return Validated(num_rows, least, most, lambda sums: float(task.metrics(sums)[task.metric]), task.bounds)
+
+
+def make_validation(experiment: Experiment, exchange: Exchange) -> Validate:
+    """Make what validates on the rows that clients have set aside."""
+    recipe = experiment.recipe
+    if recipe.data.validation is None:
+        return no_validation
+    every, last = recipe.evaluation.every, recipe.federation.rounds
+    return Validation(
+        exchange=exchange,
+        method=experiment.method,
+        task=experiment.task,
+        due=lambda round: round % every == 0 or round == last,
+        budget=experiment.largest,
+        training=experiment.training,
+        clients=experiment.held_out.clients,
+        seed=recipe.seed,
+        fewest=1 if recipe.privacy is None else recipe.privacy.min_contributors,
+    )
 
 
 def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
@@ -150,7 +180,7 @@ def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], 
     return shares
 
 
-def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
+def make_evaluation(experiment: Experiment, journal: Journal, validate: Validate) -> Evaluation:
     """Make what decides when and on what the run is measured."""
     recipe, measure = experiment.recipe, make_measure(experiment)
     settings, test = recipe.evaluation, experiment.test
@@ -174,6 +204,7 @@ def make_evaluation(experiment: Experiment, journal: Journal) -> Evaluation:
         states=journal.folder.client_states,
         personal=personal,
         generate=generate,
+        validate=validate,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from fftmoe import adapter
 from fftmoe.backbones import fingerprint
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
+from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import SplitRequest
+from fftmoe.data import Examples, SplitRequest, held_out_places
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
@@ -22,6 +24,7 @@ from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_si
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.site_request import tasks_of
 from fftmoe.setup.splits import load_splits
+from fftmoe.setup.target_scales import scaled_task
 from fftmoe.setup.tiers import schedule_of, training_of
 
 
@@ -32,7 +35,7 @@ class SiteClient:
     Attributes:
         runtime: trains, and answers the server's messages.
         agreed: the limits within which a message must be.
-        num_examples: number of the site's training examples.
+        num_examples: number of the site's rows.
         backbone: fingerprint of the backbone that was loaded.
         bindings: what the site's part in the run is bound to; it stays at the site.
     """
@@ -80,20 +83,36 @@ def make_site_client(
         blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
     with failing_as(Failure.BUDGET):
         tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
+    kept, held = _divided(recipe, rows, client_id)
+    train = cached(recipe, adapted, rows)
     runtime = ClientRuntime(
         adapted,
         build_method(recipe, adapted, shape, {}),
         make_loss(recipe),
         len(label_names),
-        cached(recipe, adapted, rows),
-        {client_id: marked(np.arange(len(rows)), found.left_out)},
+        train,
+        {client_id: marked(kept, found.left_out)},
         states,
-        lambda *_, **__: {},  # a site measures nothing for the server
+        lambda *_, **__: {},  # a site trains and measures nothing for the server
+        partial(
+            validation_sums,
+            task=scaled_task(recipe),
+            num_outputs=len(label_names),
+            examples=train,
+            rows={client_id: held},
+        ),
     )
     backbone = fingerprint(adapted)
     bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
     agreed = make_agreement(recipe, adapted, client_id, tier)
     return SiteClient(runtime, agreed, len(rows), backbone, bindings)
+
+
+def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that the site trains on, and those that it sets aside."""
+    fraction, every = recipe.data.validation, np.arange(len(rows))
+    aside = every[:0] if fraction is None else held_out_places(rows.labels.numpy(), fraction, client_id)
+    return np.setdiff1d(every, aside), aside
 
 
 def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:

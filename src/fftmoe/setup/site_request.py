@@ -25,8 +25,8 @@ SERVER_ONLY = (
 FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine
 DIGEST_PREFIX = "sha256:"  # in front of the 64 hexadecimal digits
 PROFILE, TRAINING, SUMS, EVALUATION = "profile", "training", "feature-sums", "evaluation"
-TASK_NAMES = {"train": TRAINING, "sums": SUMS, "alone": EVALUATION}
-"""The task of a plan, and its name in a policy."""
+TASK_NAMES = {"train": TRAINING, "sums": SUMS, "validate": EVALUATION, "alone": "local-training"}
+"""The task of a plan, and its name in a policy; none can list the last one, which no site carries out."""
 
 SINGLE_LABEL = ("sequence-classification", "image-classification")
 """The tasks whose classes are the strata too."""
@@ -119,8 +119,9 @@ def request_in(recipe: Recipe) -> SiteRequest:
         rounds=recipe.federation.rounds,
         backbone=recipe.backbone.model,
         is_folder=is_folder(recipe.backbone.model),
-        # Without `privacy` an answer is weighted by its rows; feature statistics count them by label in every mode.
-        sends_counts=recipe.privacy is None or recipe.closed_form is not None,
+        # Without `privacy` an answer is weighted by its rows; feature statistics count them by label in every mode, and
+        # the rows that are set aside are a known fraction.
+        sends_counts=recipe.privacy is None or recipe.closed_form is not None or recipe.data.validation is not None,
     )
 
 
@@ -155,10 +156,11 @@ def is_folder(model: str) -> bool:
 def tasks_of(recipe: Recipe) -> tuple[str, ...]:
     """The tasks of plans that a site carries out for this recipe, and no others.
 
-    Feature statistics are exact, so under noise a site sends none. It never trains and measures for a server (`alone`).
+    Feature statistics and validation are exact, so under noise a site sends none. It never trains and measures for a
+    server (`alone`).
     """
-    noisy = recipe.privacy is not None and (recipe.privacy.noisy or recipe.privacy.examples is not None)
-    return ("train", "sums") if recipe.closed_form is not None and not noisy else ("train",)
+    exact = {"sums": recipe.closed_form is not None, "validate": recipe.data.validation is not None}
+    return ("train", *(task for task, is_asked in exact.items() if is_asked and not recipe.differential))
 
 
 def columns_read(recipe: Recipe) -> ColumnsRead:

@@ -62,6 +62,14 @@ class Task(Protocol):
         """
         ...
 
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the largest possible sums of the statistics of `num_rows` examples, float64 [K] each.
+
+        Args:
+            num_outputs: of the model. most_tokens: of an example, for tasks that judge every token.
+        """
+        ...
+
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics by name, float64 [...] each, from sums or means of statistics, float64 [..., K].
 
@@ -74,6 +82,11 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """The quotient of the two, float64; NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def counted(most: list[float], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Limits of statistics from 0 to `most`, of which the last one counts the examples and is known."""
+    return np.array([*[0.0] * len(most), float(num_rows)]), np.array([*most, float(num_rows)])
 
 
 def unless_broken(statistics_BK: Tensor, sound_B: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ class CausalLm:
         nats_BS = F.cross_entropy(logits[:, :-1].mT, labels_BS, ignore_index=IGNORED, reduction="none")
         return torch.stack([nats_BS.double().sum(1), (labels_BS != IGNORED).double().sum(1)], 1)
 
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """[2] each; a larger mean loss than `LARGEST_EXPONENT` has the metric of that loss."""
+        tokens = float(num_rows * most_tokens)
+        return np.zeros(2), np.array([LARGEST_EXPONENT * tokens, tokens])
+
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 2]."""
         loss = ratio(sums[..., 0], sums[..., 1])

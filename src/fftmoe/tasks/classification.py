@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.tasks.base import ratio, unless_broken
+from fftmoe.tasks.base import counted, ratio, unless_broken
 
 
 class Classification:
@@ -22,6 +22,10 @@ class Classification:
         """[B, 2]: 1 if the prediction is right, else 0; and 1."""
         right_B = (logits.argmax(1) == batch["labels"]).double()
         return unless_broken(torch.stack([right_B, torch.ones_like(right_B)], 1), logits.isfinite().all(1))
+
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """[2] each."""
+        return counted([num_rows], num_rows)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 2]."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.tasks.base import ratio, unless_broken
+from fftmoe.tasks.base import counted, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 
 
@@ -40,6 +40,10 @@ class MultiLabel:
         exact_B1 = (predicted_BC == actual_BC).all(1, keepdim=True).double()
         parts = [predicted_BC * actual_BC, predicted_BC, actual_BC, exact_B1, torch.ones_like(exact_B1)]
         return unless_broken(torch.cat(parts, 1), logits.isfinite().all(1))
+
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """[3C + 2] each."""
+        return counted([num_rows] * (3 * num_outputs + 1), num_rows)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 3C + 2]."""

@@ -67,6 +67,13 @@ class Regression:
         error_BT = outputs_BT - y_BT
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)
 
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """[4T + 1] each; no target and no error has a bound but that of the metric."""
+        error, square = num_rows * self.bounds[1], float(np.finfo(np.float32).max)
+        most = np.repeat([error, square, error, square], num_outputs)
+        least = np.repeat([0.0, 0.0, -error, 0.0], num_outputs)
+        return np.append(least, num_rows), np.append(most, num_rows)
+
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 4T + 1]."""
         means = ratio(sums[..., :-1], sums[..., -1:])

@@ -43,6 +43,11 @@ class TokenClassification:
         counts = torch.cat([hits_BSC.sum(1), predicted_BSC.sum(1), actual_BSC.sum(1)], 1).double()
         return unless_broken(counts, sound_BS.all(1))
 
+    def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """[3C] each."""
+        most = np.full(3 * num_outputs, float(num_rows * most_tokens))
+        return np.zeros_like(most), most
+
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 3C]."""
         hits, predicted, actual = np.split(sums, 3, axis=-1)

@@ -1,0 +1,63 @@
+"""Validation: how well the global model answers the rows that the clients have set aside.
+
+The clients run the model on their own rows and send sums of the task's statistics (`client/validation.py`). Nobody else
+sees those rows, and no model learns from them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from fftmoe.methods.base import Method
+from fftmoe.records import Budget, ServerState, Training, names
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.server.solve import plan_sums
+from fftmoe.tasks import Task
+
+PREFIX = "validation_"
+
+Validate = Callable[[ServerState], dict[str, float]]
+"""From a state to its validation metric by name; empty where none is due."""
+
+
+def no_validation(state: ServerState) -> dict[str, float]:
+    """Return nothing: no rows are set aside."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validates a state before the first round, after the rounds that are due, and after the last one.
+
+    Attributes:
+        due: whether the model is validated after this many rounds.
+        budget: with which all clients measure the model.
+        clients: that have set rows aside; all that can be reached are asked.
+        fewest: clients below which nothing is kept.
+    """
+
+    exchange: Exchange
+    method: Method
+    task: Task
+    due: Callable[[int], bool]
+    budget: Budget
+    training: Training
+    clients: Sequence[int]
+    seed: int
+    fewest: int = 1
+
+    def __call__(self, state: ServerState) -> dict[str, float]:
+        """Return the metric over all validation rows of the clients that answer; NaN if too few do."""
+        if not self.due(state.round):
+            return {}
+        absent = self.exchange.engine.absent()
+        asked = [client for client in self.clients if client not in absent]
+        plan = plan_sums(state, asked, self.budget, self.training, self.seed, "validate")
+        total, number = np.float64(0.0), 0
+        for update in self.exchange.updates(plan, partial(self.method.download, state)):
+            total, number = total + update.tensors[names.VALIDATION][:-1].double().numpy(), number + 1
+        metric = self.task.metric
+        enough = number >= self.fewest
+        return {PREFIX + metric: float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")}
