@@ -17,7 +17,7 @@ GUARDED = {
         "fftmoe.store.server_state": "store/test_hostile_files.py",
         "fftmoe.deploy.job": "deploy/test_sites.py",
         "fftmoe.setup.deployment": "deploy/test_sites.py",
-        "fftmoe.deploy.door": "deploy/test_door.py deploy/test_site_ledger.py deploy/test_site_policy.py",
+        "fftmoe.deploy.door": "deploy/test_door_budget.py deploy/test_door.py deploy/test_site_ledger.py",
         "fftmoe.deploy.ledger": "deploy/test_site_ledger.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
         "fftmoe.setup.policy": "deploy/test_door.py deploy/test_site_review.py",
@@ -34,9 +34,9 @@ GUARDED = {
 CHANGED = {
     module: files.split()
     for module, files in {
-        "fftmoe.deploy.door": "deploy/test_door.py deploy/test_site_ledger.py deploy/test_site_policy.py",
-        "fftmoe.setup.policy": "deploy/test_door.py deploy/test_site_review.py setup/test_site_request.py",
-        "fftmoe.setup.consent": "deploy/test_door.py deploy/test_site_review.py setup/test_site_request.py",
+        "fftmoe.deploy.door": "deploy/test_door_budget.py deploy/test_door.py deploy/test_site_ledger.py",
+        "fftmoe.setup.policy": "setup/test_policy_limits.py deploy/test_door.py deploy/test_site_review.py",
+        "fftmoe.setup.consent": "setup/test_policy_limits.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.setup.site_request": "setup/test_site_request.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
