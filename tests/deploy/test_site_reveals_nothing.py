@@ -136,19 +136,34 @@ def exceptions() -> Iterator[Exception]:
 
 # These take other arguments, or a group of errors; subclasses of UnicodeError are covered by the one above.
 SPECIAL = {"UnicodeDecodeError", "UnicodeEncodeError", "UnicodeTranslateError", "ExceptionGroup"}
-PLACES = ("site_recipe", "load_splits", "build_model", "site_tier", "ClientRuntime", "fingerprint")
+PLACES = (
+    "site_recipe",
+    "load_splits",
+    "build_model",
+    "check_max_length",
+    "counted_tokens",
+    "site_tier",
+    "build_method",
+    "cached",
+    "ClientRuntime",
+    "fingerprint",
+    "rows_values",
+    "make_agreement",
+)
+"""The parts of `make_site_client`, in the order in which it calls them."""
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_error_of_any_part_leaves_with_its_words(answer: Answer, place: str, monkeypatch: pytest.MonkeyPatch):
     logging.getLogger("fftmoe").setLevel(logging.CRITICAL)
     try:
-        for before in PLACES[: PLACES.index(place)]:
-            if before in ("load_splits", "build_model", "site_tier", "ClientRuntime"):
-                monkeypatch.setattr(f"fftmoe.setup.site.{before}", Anything())
+        for before in ("adapter", "expert_shape", "make_loss", "marked", *PLACES[1 : PLACES.index(place)]):
+            monkeypatch.setattr(f"fftmoe.setup.site.{before}", Anything())
         for error in exceptions():
-            monkeypatch.setattr(f"fftmoe.setup.site.{place}", raising(error))
+            reached: list[str] = []
+            monkeypatch.setattr(f"fftmoe.setup.site.{place}", raising(error, reached))
             check_only_a_code(answer(), type(error).__name__)
+            assert reached == ["here"]
     finally:
         logging.getLogger("fftmoe").setLevel(logging.NOTSET)
 
@@ -172,8 +187,9 @@ class Anything:
         return iter(())
 
 
-def raising(error: Exception) -> Callable[..., Any]:
+def raising(error: Exception, reached: list[str]) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
+        reached.append("here")
         raise error
 
     return fail

@@ -16,6 +16,7 @@ from fftmoe.records import unpack_update
 from fftmoe.setup.run import run
 from fftmoe.setup.site import make_site_client
 from private_runs import LABELS, NOISY, PrivateRecipe
+from sites import fails_as
 from tampering import Kept, record
 
 EXAMPLES = {"min_contributors": 1, "examples": {"clip_norm": 0.7, "noise_multiplier": 1.3, "delta": 0.001}}
@@ -105,6 +106,37 @@ def test_a_site_reports_all_of_its_rows(private_recipe: PrivateRecipe, with_labe
         reported.append((site.num_examples, len(site.runtime.partition[0])))
     assert reported == [(113, 113)] * 2
     assert (site.runtime.partition[0] == NO_EXAMPLE).all()
+
+
+def test_the_lengths_of_texts_do_not_show_in_the_tier_of_a_site(
+    private_recipe: PrivateRecipe, data_folder: Path, tmp_path: Path, backbone_folder: Path
+):
+    """Limits on compute choose a tier, which a site reports; without privacy the same limits choose by the texts."""
+    tiers: dict[str, list[str]] = {}
+    for words in (1, 40):
+        folder = tmp_path / f"{words}"
+        folder.mkdir()
+        (folder / "train.csv").write_text("text,label\n" + f"{'red ' * words},red\n" * 113)
+        for name, privacy in (("private", EXAMPLES), ("plain", {"min_contributors": 1})):
+            values = private_recipe("fft-moe", privacy, **SWITCH, **{"data.max_length": 16})
+            tiers.setdefault(name, []).append(tier_of_site(values, folder, backbone_folder, "gflops=0.0004"))
+    assert tiers["plain"] == ["large", "small"]
+    assert tiers["private"] == ["small", "small"]
+
+
+def tier_of_site(values: dict[str, Any], data: Path, backbone: Path, budget: str) -> str:
+    values = parse_recipe(values, "tiny").model_dump(mode="json")
+    places = {"client_id": 0, "data": data, "model": str(backbone), "states": Kept()}
+    return make_site_client(values, LABELS, budget=budget, **places).agreed.tier
+
+
+def test_a_site_refuses_texts_that_are_too_long_before_it_has_one(
+    private_recipe: PrivateRecipe, data_folder: Path, backbone_folder: Path
+):
+    """Otherwise training fails as soon as a client draws a long text, which tells the server that there is one."""
+    values = private_recipe("head-only", EXAMPLES, **SWITCH, **{"data.max_length": 10_000})
+    with fails_as("backbone", "data.max_length=10000 is above the"):
+        tier_of_site(values, data_folder, backbone_folder, "small")
 
 
 def test_without_a_promise_an_unknown_label_is_an_error(private_recipe: PrivateRecipe, with_label: WithLabel):

@@ -74,12 +74,12 @@ def assemble(
     plugins = plugins or Plugins()
     model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
-    _check_max_length(recipe, data.max_length, model)
+    check_max_length(recipe, data.max_length, model)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     training = training_of(recipe)
     kept, held_out = hold_out(recipe, data.train, partition, sizes, remote)
     sizes = sizes - held_out.numbers
-    mean_tokens = _mean_tokens(recipe, data.test if remote else data.train, model)
+    mean_tokens = counted_tokens(recipe, data.test if remote else data.train, model)
     tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
     tiers = _tiers_on(recipe, model, shape, tokens, plugins)
     budgets = Budgets.of(tiers, tier_of)
@@ -184,7 +184,15 @@ def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[str] | None,
     )
 
 
-def _check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
+def check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
+    """Refuse texts that are longer than the model can read, whether or not the data has any.
+
+    Args:
+        model_max_length: tokens that the tokenizer allows; None for images.
+
+    Raises:
+        InputError: `data.max_length` is too large.
+    """
     if model_max_length is None:  # images
         return
     positions = readable_tokens(model) or model_max_length
@@ -212,17 +220,17 @@ def _check_cohort(recipe: Recipe, num_clients: int) -> None:
         )
 
 
-def _mean_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
-    """The tokens with which the costs of a round are computed, and with them what a tier can afford.
+def counted_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
+    """The tokens of an example with which costs are computed, and with them what a tier and a site can afford.
 
     With differential privacy it is the longest text that the recipe allows; for images it does not depend on them.
     """
     if recipe.differential and not reads_images(recipe):
         return float(recipe.data.max_length)
-    return tokens_per_example(examples, model)
+    return _tokens_per_example(examples, model)
 
 
-def tokens_per_example(examples: Examples, model: Any) -> float:
+def _tokens_per_example(examples: Examples, model: Any) -> float:
     """Return the tokens of an average example; for an image, its patches and the tokens that the model adds."""
     batch = examples.batch([0])
     if "pixel_values" in batch:

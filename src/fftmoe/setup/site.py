@@ -18,7 +18,7 @@ from fftmoe.data import Examples, SplitRequest, held_out_places
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
-from fftmoe.setup.compose import cached, tokens_per_example
+from fftmoe.setup.compose import cached, check_max_length, counted_tokens
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
@@ -79,10 +79,11 @@ def make_site_client(
         rows = found.examples["train"]
     with failing_as(Failure.BACKBONE):
         adapted = build_model(recipe, label_names)
+        check_max_length(recipe, found.max_length, adapted)  # a long text that fails would show itself
         shape = expert_shape(recipe, adapted.get_base_model())
         blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
     with failing_as(Failure.BUDGET):
-        tier = site_tier(budget, recipe, shape, blocks, len(rows), tokens_per_example(rows, adapted))
+        tier = site_tier(budget, recipe, shape, blocks, len(rows), counted_tokens(recipe, rows, adapted))
     kept, held = _divided(recipe, rows, client_id)
     train = cached(recipe, adapted, rows)
     runtime = ClientRuntime(
