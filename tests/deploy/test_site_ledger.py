@@ -249,6 +249,44 @@ def test_a_ledger_that_is_older_than_the_states_of_the_site_is_refused(tmp_path:
         door.admit(job_of(recipe(), run="abc2"))
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+@pytest.mark.parametrize("runs", ["kept", "deleted"])
+def test_an_older_copy_of_the_ledger_with_its_head_is_refused(tmp_path: Path, asked: int, runs: str):
+    """The copy fits itself, and knows every run; otherwise the site would have its whole budget again."""
+    door = private_door(tmp_path, epsilon=cost(ROWS, ROWS, ROWS) + 0.1)
+    admitted = door.admit(job_of(PRIVATE))
+    (tmp_path / "state" / "abc1").mkdir()
+    copies = {}
+    for times in range(3):
+        copies[times] = {path.name: path.read_bytes() for path in tmp_path.glob("ledger.*")}
+        train(door, admitted, round=times + 1)
+    if runs == "deleted":
+        (tmp_path / "state" / "abc1").rmdir()
+    for name, data in copies[asked].items():
+        (tmp_path / name).write_bytes(data)
+    for reader in (door, private_door(tmp_path, epsilon=99.0)):
+        with fails_as("policy", "or an older copy of it"):
+            reader.admit(job_of(PRIVATE))
+    for path in tmp_path.glob("ledger.*"):
+        path.unlink()
+    with pytest.raises(InputError, match="has answered before"):
+        ledger_in(tmp_path, tmp_path).begin()
+
+
+def test_a_mark_that_cannot_be_read_or_written_refuses(tmp_path: Path):
+    door = open_door(tmp_path, recipe())
+    admitted = door.admit(job_of(recipe()))
+    mark = tmp_path / "state" / "ledger.mark"
+    whole = mark.read_bytes()
+    for spoilt in (b"", b"{}", whole[:40], whole.replace(b'"lines": 1', b'"lines": 7')):
+        mark.write_bytes(spoilt)
+        with fails_as("policy", "ledger.mark"):
+            door.admit(job_of(recipe()))
+    mark.write_bytes(whole)
+    train(door, admitted)
+    assert mark.read_bytes() == (tmp_path / "ledger.head").read_bytes() != whole
+
+
 def test_a_run_is_written_before_its_state_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Otherwise a site that is killed in between would refuse its own state."""
     synced: list[str] = []
@@ -261,7 +299,7 @@ def test_a_run_is_written_before_its_state_is_made(tmp_path: Path, monkeypatch: 
     door = open_door(tmp_path, recipe())
     monkeypatch.setattr(os, "fsync", note)
     door.admit(job_of(recipe()))
-    assert synced == ["ledger.jsonl", "ledger.head"]
+    assert synced[:2] == ["ledger.jsonl", "ledger.head"]
 
 
 def test_a_server_cannot_fill_the_disk_with_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

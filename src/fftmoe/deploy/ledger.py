@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fftmoe.deploy.ledger_mark import MARK, check_mark, set_mark
 from fftmoe.errors import FftmoeError, InputError
 from fftmoe.records import Release
 from fftmoe.server.accountant import Adjacency, epsilon_of, of_replaced_data
@@ -139,10 +140,11 @@ class SiteLedger:
         Raises:
             InputError: there is a ledger, or the site has answered before. OutputError: it cannot be written.
         """
-        if known := _runs_with_state(self.site):
+        known, mark = _runs_with_state(self.site), self.site / STATE / MARK
+        if known or mark.exists():
             raise InputError(
-                f"{self.site / STATE} has the state of {len(known)} runs, so this site has answered before, and its "
-                f"ledger {self.log.path} is missing; restore it, or name the folder that has it with `ledger`"
+                f"{self.site / STATE} has the state of {len(known)} runs or a mark, so this site has answered before, "
+                f"and its ledger {self.log.path} is missing; restore it, or name the folder that has it with `ledger`"
             )
         self.log.begin()
 
@@ -164,6 +166,7 @@ class SiteLedger:
                 f"{self.log.path} does not know the runs {', '.join(sorted(unknown))[:200]} in {self.site / STATE}, so "
                 "it is not the ledger that this site kept; restore the newest one"
             )
+        check_mark(self.log, self.site / STATE)
         return entries
 
     @contextmanager
@@ -175,6 +178,7 @@ class SiteLedger:
         """
         with self.log.locked():
             yield Pages(self.log, self.read())
+            set_mark(self.log, self.site / STATE)
 
     def note(self, event: str, **values: Any) -> None:
         """Write an entry that costs nothing; of those, `MOST_FREE` a day are written.
@@ -274,7 +278,7 @@ def _key_values(key: RunKey) -> dict[str, str]:
 
 def _runs_with_state(site: Path) -> set[str]:
     folder = site / STATE
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.name for path in folder.iterdir() if path.name != MARK} if folder.is_dir() else set()
 
 
 def _now() -> str:

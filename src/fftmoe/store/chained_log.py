@@ -81,6 +81,18 @@ class ChainedLog:
             self._known = self._state()
         return self._entries
 
+    def holds(self, head: bytes) -> bool:
+        """Whether the log has all lines that this copy of its head counted.
+
+        Raises:
+            InputError: as `read`. ValueError: the bytes are no head.
+        """
+        entries, said = self.read(), _Head.unpacked(head)
+        assert self._end is not None
+        if not 0 < said.lines < len(entries):
+            return said.lines == 0 or (said.lines, said.digest) == (self._end.lines, self._end.digest)
+        return entries[said.lines]["previous"] == said.digest
+
     def append(self, values: Mapping[str, Any], durable: bool) -> None:
         """Add an entry, within `locked`.
 
