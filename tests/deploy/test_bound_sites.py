@@ -136,7 +136,8 @@ def test_a_changed_recipe_is_not_ignored(deployed: Deployed, changes: dict[str, 
 
 
 def test_two_deployments_do_not_share_an_output(deployed: Deployed):
-    note = json.dumps({"pid": os.getppid(), "host": os.uname().nodename, "started": None})
+    began = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])  # see man 5 proc
+    note = json.dumps({"pid": os.getppid(), "host": os.uname().nodename, "started": began})
     (deployed.output / "lock").write_text(note)
     with pytest.raises(InputError, match=f"in use by process {os.getppid()}"):
         prepare(deployed.recipe, deployed.output, Progress.silent())
