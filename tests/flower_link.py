@@ -167,8 +167,12 @@ def connected(grid: Grid, nodes: Mapping[str, int]) -> set[str]:
 
 @dataclass
 class Link:
-    """A SuperLink, two nodes, and the grid between server and nodes."""
+    """A SuperLink, its nodes, and the grid between server and nodes.
 
+    `keys` and `nodes` have those that are registered, of which some may not be here.
+    """
+
+    process: "subprocess.Popen[bytes]"
     endpoint: Endpoint
     keys: dict[str, Key]
     grid: Grid
@@ -179,15 +183,19 @@ class Link:
 
 
 @contextmanager
-def open_link(authority: Authority, folder: Path) -> Iterator[Link]:
-    endpoint, keys = Endpoint(free_address(), *authority), {"a": make_key(), "b": make_key()}
+def open_link(
+    authority: Authority, folder: Path, names: str = "ab", registered: Mapping[str, Key] | None = None
+) -> Iterator[Link]:
+    """A link with these nodes, and others that are only registered."""
+    endpoint, here = Endpoint(free_address(), *authority), {name: make_key() for name in names}
+    keys = {**here, **(registered or {})}
     with ExitStack() as stack:
-        stack.enter_context(superlink(endpoint, folder))
-        for name, key in keys.items():
+        process = stack.enter_context(superlink(endpoint, folder))
+        for name, key in here.items():
             stack.enter_context(node_here(endpoint, key, folder / name))
         grid, nodes = stack.enter_context(open_grid(endpoint, publics(keys)))
-        soon(lambda: connected(grid, nodes) == {"a", "b"})
-        yield Link(endpoint, keys, grid, nodes)
+        soon(lambda: connected(grid, nodes) == here.keys())
+        yield Link(process, endpoint, keys, grid, nodes)
 
 
 def signing(endpoint: Endpoint, key: Key, *, plain: bool = False) -> FleetHttpClient:

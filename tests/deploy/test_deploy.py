@@ -253,6 +253,7 @@ def test_a_site_is_killed_in_a_round_and_restarted(federation: LocalDeployment, 
     output = tmp_path / "run"
     with federation.server(output) as server:
         wait_for("the second round", lambda: len(rows(output)) > 2 or server.poll() is not None)
+        assert server.poll() is None, federation.logs()
         federation.sites[NAMES[1]].send_signal(signal.SIGKILL)
         federation.sites[NAMES[1]].wait(timeout=SECONDS)
         federation.start_site(1)
@@ -270,6 +271,7 @@ def test_deploy_stop_ends_a_server_and_a_site(federation: LocalDeployment, tmp_p
     endless = ("--set", "federation.rounds=100000")
     with federation.server(output, *endless) as server:
         wait_for("the first round", lambda: len(rows(output)) > 1 or server.poll() is not None)
+        assert server.poll() is None, federation.logs()  # otherwise nothing runs, and the logs say why
         shown = subprocess.run(command("status", server_folder), capture_output=True, text=True, timeout=SECONDS)
         assert "round " in shown.stdout
         assert all(f"site {name}: online" in shown.stdout for name in NAMES)

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import Message, Metadata, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import PushObjectRequest
@@ -20,7 +18,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fftmoe.deploy.link.link import open_grid
-from fftmoe.deploy.link.superlink import Endpoint, LeanLinkState
+from fftmoe.deploy.link.link_state import LeanLinkState
+from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.engines.base import Fault, Reply
 from fftmoe.engines.flower import FlowerEngine, ask
 from flower_link import (
@@ -38,6 +37,7 @@ from flower_link import (
     soon,
     superlink,
 )
+from stored_messages import stored_message
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -152,20 +152,3 @@ def test_what_nobody_will_fetch_does_not_stay_in_memory():
     before = len(store)
     assert state.deactivate_node(node)
     assert (before, len(store), state.num_message_ins()) == (3, 2, 1)  # the messages share their empty content
-
-
-def stored_message(run: int, receiver: int) -> Message:
-    metadata = Metadata(
-        run_id=run,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=receiver,
-        reply_to_message_id="",
-        group_id="",
-        created_at=time.time(),
-        ttl=SOON,
-        message_type="train",
-    )
-    message = make_message(metadata, RecordDict())
-    message.metadata.__dict__["_message_id"] = message.object_id
-    return message

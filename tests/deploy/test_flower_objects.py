@@ -14,8 +14,8 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 from flwr.superlink.federation import NoOpFederationManager
 
 from fftmoe.deploy.link import objects as flower_objects
+from fftmoe.deploy.link.link_state import MOST_OBJECT_BYTES, LeanLinkState
 from fftmoe.deploy.link.objects import MOST_OBJECTS, bound, put_together
-from fftmoe.deploy.link.superlink import MOST_OBJECT_BYTES, LeanLinkState
 from fftmoe.engines.flower_messages import pack_reply, pack_request, unpack_request
 
 CHUNK = 5 * 2**20

@@ -4,7 +4,7 @@ import io
 import resource
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.deploy.link import bounded_log
+from fftmoe.deploy.link import gate as gate_module
 from fftmoe.deploy.link.bounded_log import keep_log
 from fftmoe.deploy.link.gate import (
+    AT_A_TIME,
     MOST_OF_ADDRESS,
     MOST_OF_KEY,
     MOST_STRANGERS,
@@ -25,9 +27,11 @@ from fftmoe.deploy.link.gate import (
     Gate,
     GatedListener,
     Peer,
+    listen,
 )
 from fftmoe.engines.base import Reply
-from flower_link import Link
+from flooding import connections_to, resident_mib, soon_at_most
+from flower_link import Authority, Link, open_link
 
 
 class FakeConnection:
@@ -154,6 +158,34 @@ def test_a_closed_connection_leaves_its_gate_and_one_that_is_cut_reads_its_end(l
     assert listener.gate.strangers == 0
 
 
+def test_connections_are_accepted_a_few_at_a_time(listener: GatedListener):
+    """So that no more than a few have memory before the gate has cut off those that are too many."""
+    with ExitStack() as stack:
+        for _ in range(AT_A_TIME + 1):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        for _ in range(AT_A_TIME):
+            stack.enter_context(listener.accept()[0])
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        stack.enter_context(listener.accept()[0])
+
+
+def test_a_port_that_is_let_go_of_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """As by the SuperLink of a server that was killed."""
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        address = f"127.0.0.1:{before.getsockname()[1]}"
+        timer = threading.Timer(0.3, before.close)
+        timer.start()
+        with listen(address) as after:
+            assert f"127.0.0.1:{after.getsockname()[1]}" == address
+        timer.join()
+    monkeypatch.setattr(gate_module, "PORT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(OSError, match=f"cannot listen on {address} .*choose another port"):
+            listen(address)
+
+
 # The log
 
 
@@ -200,29 +232,26 @@ def idle_strangers(address: str, number: int, context: ssl.SSLContext | None) ->
         yield found
 
 
+@pytest.fixture(scope="module")
+def four(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+    """A SuperLink and four nodes that work."""
+    with open_link(authority, tmp_path_factory.mktemp("four"), "abcd") as opened:
+        yield opened
+
+
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True], ids=["without a handshake", "with a handshake"])
-def test_two_thousand_idle_strangers_keep_no_site_out(link: Link, secure: bool):
-    """They come from the sites' own address; the sites go on, and a new site's connection is let in."""
+def test_two_thousand_idle_strangers_keep_no_site_out(four: Link, secure: bool):
+    """They come from the sites' own address; four sites go on, and the server's connections and memory are bounded."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
-    context = ssl.create_default_context(cafile=link.endpoint.ca) if secure else None
-    with idle_strangers(link.endpoint.fleet, 2000, context):
+    context = ssl.create_default_context(cafile=four.endpoint.ca) if secure else None
+    before = resident_mib(four.process.pid)
+    with idle_strangers(four.endpoint.fleet, 2000, context):
         for _ in range(3):
-            answers = list(link.engine().run_clients([[(client, b"ab")] for client in range(2)]))
-            assert [type(answer) for answer in answers] == [Reply, Reply]
-        held = _connections_to(link.endpoint.fleet)
-        assert held <= MOST_STRANGERS + 4 * MOST_OF_KEY
-
-
-def _connections_to(address: str) -> int:
-    """How many established connections the listener's side of this machine holds."""
-    port = int(address.rpartition(":")[2])
-    ends = time.monotonic() + 40.0
-    while True:  # cut connections take a moment to be closed
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        held = sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
-        if held <= MOST_STRANGERS + 4 * MOST_OF_KEY or time.monotonic() > ends:
-            return held
-        time.sleep(0.2)
+            answers = list(four.engine().run_clients([[(client, b"ab")] for client in range(4)]))
+            assert [type(answer) for answer in answers] == [Reply] * 4
+        allowed = MOST_STRANGERS + 4 * MOST_OF_KEY
+        assert soon_at_most(lambda: connections_to(four.endpoint.fleet), allowed) <= allowed
+        assert resident_mib(four.process.pid) - before < 384  # without a bound on what is accepted at once: 600

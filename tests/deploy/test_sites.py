@@ -166,6 +166,15 @@ def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
         site(labels=["blue", "green", "violet"])
 
 
+def test_the_labels_that_a_server_lists_are_those_of_its_recipe(site: Callable[..., OpenSite]):
+    """Even where the policy allows others, and in the same order."""
+    own = ["blue", "green", "red"]
+    assert site(data={"labels": own}, labels=own).client.num_examples == 29
+    for sent in (["green", "blue", "red"], [*own, "violet"], []):
+        with fails_as("recipe", "and its recipe says"):
+            site(data={"labels": own}, labels=sent)
+
+
 def test_a_site_reads_its_own_folder_and_not_the_one_that_the_server_names(site: Callable[..., OpenSite]):
     assert site(data={"source": "/etc"}).client.num_examples == 29
 

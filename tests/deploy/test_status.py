@@ -8,6 +8,7 @@ import pytest
 from fftmoe.deploy import status
 from fftmoe.deploy.running import running
 from fftmoe.errors import InputError
+from fftmoe.store import owned
 
 ROWS = [
     {"round": 0, "metric": "accuracy", "accuracy": 0.25},
@@ -60,3 +61,10 @@ def test_a_folder_is_a_servers_or_a_sites(tmp_path: Path):
     with running(tmp_path, {"address": "fl.example.org:9092", "data": "/data"}):
         (line,) = status.describe(tmp_path)
         assert line.endswith("serves fl.example.org:9092 with the data in /data")
+
+
+@pytest.mark.parametrize("name", ["site.json", "deployment.json"])
+def test_a_process_that_has_not_said_what_it_runs_yet_is_starting(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("{}")
+    with owned(tmp_path):
+        assert status.describe(tmp_path) == [f"a process is starting in {tmp_path}, or ending; look again in a moment"]

@@ -23,6 +23,8 @@ def describe(folder: Path) -> list[str]:
     facts = holder(folder)
     if facts is None:
         return [f"nothing runs from {folder}"]
+    if not facts:
+        return [f"a process is starting in {folder}, or ending; look again in a moment"]
     if (folder / "site.json").exists():
         return [f"process {facts.get('pid')} serves {facts.get('address')} with the data in {facts.get('data')}"]
     return [f"process {facts.get('pid')} runs {facts.get('output')}", *last_round(facts), *_site_lines(folder, facts)]

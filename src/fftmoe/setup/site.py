@@ -1,5 +1,6 @@
 """A site's client, from the recipe that its server sent: the model, the site's own examples, and what it agrees to."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +17,14 @@ from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples, SplitRequest, held_out_places
 from fftmoe.engines.failures import Failure, failing_as
+from fftmoe.errors import InputError
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
 from fftmoe.setup.compose import cached, check_max_length, counted_tokens
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
-from fftmoe.setup.site_request import tasks_of
+from fftmoe.setup.site_request import stated_labels, tasks_of
 from fftmoe.setup.splits import load_splits
 from fftmoe.setup.target_scales import scaled_task
 from fftmoe.setup.tiers import schedule_of, training_of
@@ -73,6 +75,7 @@ def make_site_client(
     """
     with failing_as(Failure.RECIPE):
         recipe = site_recipe(values, data, model)
+        _check_labels(stated_labels(recipe), tuple(label_names))
     with failing_as(Failure.DATA):
         request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential)
         found = load_splits(recipe, str(data), request)
@@ -114,6 +117,19 @@ def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray
     fraction, every = recipe.data.validation, np.arange(len(rows))
     aside = every[:0] if fraction is None else held_out_places(rows.labels.numpy(), fraction, client_id)
     return np.setdiff1d(every, aside), aside
+
+
+def _check_labels(stated: tuple[str, ...] | None, sent: tuple[str, ...]) -> None:
+    """Compare the labels that the server lists with those of its recipe, if that has any.
+
+    Raises:
+        InputError: they differ; the message is for this site's own log.
+    """
+    if stated is not None and stated != sent:
+        raise InputError(
+            f"the server lists the labels {reprlib.repr(sent)} and its recipe says {reprlib.repr(stated)}; the server "
+            "must list those of the recipe, in its order"
+        )
 
 
 def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:

@@ -112,7 +112,7 @@ def request_in(recipe: Recipe) -> SiteRequest:
         values=canonical,
         own=frozenset(canonical.keys() & _not_default(recipe)),
         columns=columns_read(recipe),
-        labels=_stated_labels(recipe),
+        labels=stated_labels(recipe),
         labels_in_rows=recipe.backbone.task not in ("causal-lm", "regression"),
         tasks=(PROFILE, *(TASK_NAMES[task] for task in tasks_of(recipe))),
         privacy=_privacy_asked(recipe),
@@ -180,7 +180,8 @@ def columns_read(recipe: Recipe) -> ColumnsRead:
     return ColumnsRead(inputs, answers, by, tuple(name for name in strata if name not in taken))
 
 
-def _stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
+def stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
+    """The names of what is predicted, in the order of the logits, if the recipe states them; none without labels."""
     if recipe.backbone.task == "causal-lm":
         return ()
     names = recipe.data.targets if recipe.backbone.task == "regression" else recipe.data.labels

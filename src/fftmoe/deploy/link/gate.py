@@ -8,6 +8,7 @@ address, because sites and strangers can share one.
 Used by the SuperLink's process, which must not load torch; this module needs the standard library only.
 """
 
+import errno
 import socket
 import time
 from collections import OrderedDict, defaultdict
@@ -21,6 +22,8 @@ Peer = tuple[str, int]
 MOST_STRANGERS = 256  # connections that have proved nothing, in all
 MOST_OF_ADDRESS = 64  # and of one address
 MOST_OF_KEY = 16  # connections that proved the same key; a site needs a few
+AT_A_TIME = 32  # connections that are accepted before those of before are looked after
+PORT_SECONDS = 5.0  # for whatever uses a port to let go of it
 PROOF_SECONDS = 30.0  # for a stranger's handshake and its first request
 
 
@@ -118,9 +121,14 @@ class Connection(socket.socket):
 
 
 class GatedListener(socket.socket):
-    """A listening socket whose connections pass a gate; asyncio calls its `accept`."""
+    """A listening socket whose connections pass a gate; asyncio calls its `accept`.
+
+    asyncio would accept all that wait, up to 2,048, and give each a buffer of 256 KiB before it notices that most have
+    been cut off. So now and then this says that none is waiting, and is asked again when those have been looked after.
+    """
 
     gate: Gate
+    taken = 0
 
     @classmethod
     def of(cls, listener: socket.socket, gate: Gate) -> "GatedListener":
@@ -130,9 +138,52 @@ class GatedListener(socket.socket):
         return made
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """See `socket.socket.accept`."""
+        """See `socket.socket.accept`.
+
+        Raises:
+            BlockingIOError: no connection is waiting, or enough have been accepted for now.
+        """
+        if self.taken >= AT_A_TIME:
+            self.taken = 0
+            raise BlockingIOError
+        self.taken += 1
         accepted, address = super().accept()
         connection = Connection.of(accepted, address, self.gate)
         connection.setblocking(False)
         self.gate.enter(connection)
         return connection, address
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two parts of host:port; an IPv6 address stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _open_port(address: str) -> socket.socket:
+    """A listener; the SuperLink of a server that was killed just now has a moment to end."""
+    host, port = host_and_port(address)
+    ends = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > ends:
+                raise
+        time.sleep(0.1)
+
+
+def listen(address: str) -> socket.socket:
+    """A listener on host:port.
+
+    Raises:
+        OSError: it cannot be opened; the message says why.
+    """
+    try:
+        listener = _open_port(address)
+    except OSError as error:
+        raise OSError(
+            f"it cannot listen on {address} ({error.strerror}); choose another port or host, or end what uses it"
+        ) from error
+    # With this protocol number asyncio turns off Nagle's algorithm, which would delay each answer by 40 ms.
+    return socket.socket(listener.family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())

@@ -26,24 +26,22 @@ from typing import IO, cast
 import uvicorn
 from fastapi import FastAPI
 from flwr.common.constant import TIMESTAMP_HEADER
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
-from flwr.superlink.federation import FederationManager
 from flwr.superlink.main import create_app
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fftmoe.deploy.link.bounded_log import keep_log
-from fftmoe.deploy.link.gate import Gate, GatedListener
-from fftmoe.deploy.link.objects import MOST_OBJECTS
+from fftmoe.deploy.link.gate import Gate, GatedListener, host_and_port, listen
+from fftmoe.deploy.link.link_state import CALLER, MOST_OBJECT_BYTES, LeanLinkState
+from fftmoe.deploy.link.pace import Pace
 
-MAX_BODY_BYTES = 64 * 2**20  # of a node's request; Flower cuts what it sends into objects of 5 MiB
-MOST_OBJECT_BYTES = 6 * 2**20
+MAX_BODY_BYTES = 64 * 2**20  # of a request of the server's own process
+SLACK_BYTES = 2**16  # of a request in addition to the object that it brings
+MOST_BODY_BYTES = {"/v1/fleet/push-object": MOST_OBJECT_BYTES + SLACK_BYTES}  # Flower cuts messages into such objects
+MOST_OTHER_BYTES = 2**20  # of a node's other requests, which name at most 256 objects
 SUPERLINK_START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 30  # longer than clients keep an idle connection, so that none closes as it is taken up again
@@ -133,21 +131,34 @@ class Guard:
 
     def __init__(self, app: FastAPI, endpoint: Endpoint, gate: Gate) -> None:
         self._app: ASGIApp = app
-        self._gate = gate
-        self._state: InMemoryLinkState = app.state.linkstate_factory.state()
-        self._control_port = _host_and_port(endpoint.control)[1]
+        self._gate, self._pace = gate, Pace()
+        self._state: LeanLinkState = app.state.linkstate_factory.state()
+        self._control_port = host_and_port(endpoint.control)[1]
         self._bearer = f"Bearer {endpoint.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        status = None if scope["type"] == "lifespan" else await self._refusal(scope)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        status = await self._refusal(scope)
         if status is None:
-            await self._app(scope, _limited(receive), send)
+            await self._pass(scope, receive, send)
             return
         # The rest of a refused request is not read.
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to Flower; those of one key in their turn, and with the node that the key belongs to."""
+        key = Headers(scope=scope).get(FLEET_HTTP_PUBLIC_KEY_HEADER) if _is_fleet(scope) else None
+        if key is None:
+            await self._app(scope, _limited(receive, MAX_BODY_BYTES), send)
+            return
+        async with self._pace.turn(key):
+            CALLER.set(self._state.get_node_id_by_public_key(b64decode(key)))
+            await self._app(scope, _limited(receive, _most_bytes(scope)), send)
 
     async def _refusal(self, scope: Scope) -> int | None:
         """The status of the refusal; None if the request may pass."""
@@ -157,14 +168,14 @@ class Guard:
         if scope["server"][1] == self._control_port:  # the port of this end of the connection
             given = headers.get("authorization", "").encode()
             return None if hmac.compare_digest(given, self._bearer) else 401  # its listener passes no gate
-        if scope["method"] != "POST" or not path.startswith("/v1/fleet/"):
+        if scope["method"] != "POST" or not _is_fleet(scope):
             return 404
         if not self._state.run_ids:
             return 503  # keys are registered before the first run, so no node can be checked before it
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers or not length.isdecimal():
             return 411
-        if int(length) > MAX_BODY_BYTES:
+        if int(length) > _most_bytes(scope):
             return 413
         if not await run_in_threadpool(self._knows, headers):
             return 401
@@ -184,52 +195,15 @@ class Guard:
             return False
 
 
-class LeanLinkState(InMemoryLinkState):
-    """Flower's state for runs that last days: it frees the memory of objects that will not be fetched any more."""
-
-    def __init__(self, federation_manager: FederationManager, object_store: ObjectStore) -> None:
-        super().__init__(federation_manager, object_store)
-        # If an upload is cut off, Flower takes these two locks in either order, which can be a deadlock.
-        self._lock_object_push_sessions = self.lock
-
-    def delete_messages(self, message_ins_ids: set[str]) -> None:
-        """Delete requests and their answers; Flower would keep a request that its node never fetched."""
-        with self.lock:
-            for request in message_ins_ids:
-                self.object_store.delete(request)
-                answer = self.message_res_store.get(self.message_ins_id_to_message_res_id.get(request, ""))
-                if answer is not None and not answer.metadata.delivered_at:  # otherwise the server is about to fetch it
-                    self.object_store.delete(answer.metadata.message_id)
-            super().delete_messages(message_ins_ids)
-
-    def preregister_object_tree(self, object_tree: ObjectTree, session_id: str) -> list[str]:
-        """Refuse a message of too many parts; parts that are stored already count as often as they are named."""
-        with self.lock:
-            if self._count(object_tree) > MOST_OBJECTS:
-                raise ValueError(f"a message of more than {MOST_OBJECTS} objects")
-            return super().preregister_object_tree(object_tree, session_id)
-
-    def _count(self, tree: ObjectTree) -> int:
-        with suppress(NoObjectInStoreError):
-            tree = self.object_store.get_object_tree(tree.object_id)
-            return sum(1 for _ in iterate_object_tree(tree))
-        return 1 + sum(self._count(child) for child in tree.children)
-
-    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        """Refuse an object that is larger than any part of a message."""
-        if len(object_content) > MOST_OBJECT_BYTES:
-            raise ValueError(f"an object of {len(object_content)} bytes")
-        return super().store_object(run_id, session_id, object_id, object_content)
-
-    def deactivate_node(self, node_id: int) -> bool:
-        """Drop the node's messages: it has ended or starts again, and Flower delivers a message only once."""
-        with self.lock:
-            begun = {i for i, m in self.message_ins_store.items() if m.metadata.dst_node_id == node_id}
-            self.delete_messages(begun - self.message_ins_id_to_message_res_id.keys())
-            return super().deactivate_node(node_id)
+def _is_fleet(scope: Scope) -> bool:
+    return scope["path"].startswith("/v1/fleet/")
 
 
-def _limited(receive: Receive) -> Receive:
+def _most_bytes(scope: Scope) -> int:
+    return MOST_BODY_BYTES.get(scope["path"], MOST_OTHER_BYTES)
+
+
+def _limited(receive: Receive, most: int) -> Receive:
     """`receive` that reports a disconnect if the body is too long, whatever length the client declared."""
     size = 0
 
@@ -237,26 +211,9 @@ def _limited(receive: Receive) -> Receive:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        return message if size <= MAX_BODY_BYTES else {"type": "http.disconnect"}
+        return message if size <= most else {"type": "http.disconnect"}
 
     return limited
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _listen(address: str) -> socket.socket:
-    host, port = _host_and_port(address)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise OSError(
-            f"it cannot listen on {address} ({error.strerror}); choose another port or host, or end what uses it"
-        ) from error
-    # With this protocol number asyncio turns off Nagle's algorithm, which would delay each answer by 40 ms.
-    return socket.socket(listener.family, listener.type, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
 def _configure(endpoint: Endpoint, gate: Gate) -> uvicorn.Config:
@@ -310,7 +267,7 @@ def main() -> None:
     try:
         gate = Gate()
         server = uvicorn.Server(_configure(endpoint, gate))
-        sockets = [_listen(endpoint.control), GatedListener.of(_listen(endpoint.fleet), gate)]
+        sockets = [listen(endpoint.control), GatedListener.of(listen(endpoint.fleet), gate)]
     except OSError as error:
         report.write(str(error))
         report.close()
