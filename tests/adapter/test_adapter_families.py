@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fftmoe.adapter import MoeAdapterConfig, blocks, record_routing
 from fftmoe.adapter.families import FAMILIES as KNOWN
+from fftmoe.adapter.model import PER_ROW
 from fftmoe.backbones import attach_adapter, load_adapter, logits
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
@@ -116,6 +117,17 @@ def test_several_adapters_can_be_switched_and_dropped():
     assert all(".second." in name for name in trainable)
     model.set_adapter("default")
     assert torch.equal(output(model, batch), first)
+
+
+def test_another_adapter_in_each_row_is_refused():
+    """PEFT drops the argument before the model sees it, so that every row would get the active adapter."""
+    model, batch = get_peft_model(tiny_bert(), small_config()), tokens()
+    for name in PER_ROW:
+        with pytest.raises(InputError, match=f"{name} .* set_adapter"):
+            model(**batch, **{name: ["default"] * len(batch["input_ids"])})
+    assert set(PER_ROW) == model.special_peft_forward_args
+    with torch.no_grad():
+        assert torch.equal(model(**batch, adapter_names=None).logits, model(**batch).logits)
 
 
 def test_unload_gives_back_the_backbone_and_merge_says_why_it_cannot():

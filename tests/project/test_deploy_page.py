@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 
-from fftmoe.cli.app import app
+from fftmoe.cli.app import INTERRUPTED, app
 from fftmoe.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +75,10 @@ def test_a_unit_starts_a_command_that_exists(unit: Path):
     _, group, verb, *arguments = shlex.split(line)
     command = typer.main.get_group(app).commands[group].commands[verb]  # type: ignore[attr-defined]
     command.make_context(verb, list(arguments))  # parses, and runs nothing
+
+
+def test_the_unit_of_a_server_stays_down_when_somebody_stops_it():
+    """`deploy stop` ends a server with the status of an interrupt, and a site with 0."""
+    unit = (ROOT / "examples" / "deploy" / "fftmoe-server.service").read_text()
+    assert f"\nSuccessExitStatus={INTERRUPTED}\n" in unit
+    assert "\nRestart=on-failure\n" in unit

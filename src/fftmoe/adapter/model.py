@@ -19,7 +19,10 @@ from fftmoe.adapter.layer import MoeLayer
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.shared_update import SharedProjection, find_projections
 from fftmoe.adapter.tuner_layer import MoeTunerLayer
+from fftmoe.errors import InputError
 from fftmoe.rng import generator
+
+PER_ROW = ("adapter_names", "alora_offsets")  # arguments of a call that PEFT keeps for itself, and other tuners follow
 
 
 class MoeModel(BaseTuner):
@@ -125,7 +128,17 @@ class MoeModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """The context in which PEFT calls the model, in every way that a PeftModel can be called."""
+        """The context in which PEFT calls the model, in every way that a PeftModel can be called.
+
+        Raises:
+            InputError: the call has an argument of PEFT's that the adapter cannot follow.
+        """
+        for name in PER_ROW:
+            if kwargs.get(name) is not None:
+                raise InputError(
+                    f"{name} asks for another adapter in each row of a batch, which adapters of experts cannot do; "
+                    "call set_adapter and pass the rows of one adapter at a time"
+                )
         configs = {name: self.peft_config[name] for name in self.active_adapters}
         with auxiliary_losses(self.model, {n: c for n, c in configs.items() if isinstance(c, MoeAdapterConfig)}):
             yield
