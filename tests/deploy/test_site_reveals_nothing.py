@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
             "backbone": {"task": "regression"},
             "data": {"label": None, "targets": ["number"]},
             "head": AVERAGED,
-            "labels": [],
+            "labels": ["number"],
         },
         "data",
     ),
