@@ -19,10 +19,17 @@ from fftmoe.engines import flower
 from fftmoe.engines.base import Fault, Quota, Reply
 from fftmoe.engines.flower import FlowerEngine, ask
 from fftmoe.engines.flower_messages import (
+    DAY_SECONDS,
+    MOST_FAILURES,
+    MOST_JOB,
+    MOST_LOGGED,
+    FailureLog,
     JobValues,
     make_client_app,
+    pack_query,
     pack_reply,
     pack_request,
+    unpack_job,
     unpack_profile,
     unpack_reply,
     unpack_request,
@@ -156,6 +163,28 @@ def test_a_failure_that_is_asked_for_again_is_logged_once(caplog: pytest.LogCapt
     run(flowers, [(0, b"refuse")])
     run(flowers, [(0, b"secret")])
     assert caplog.text.count("(code training)") == 3
+
+
+@pytest.mark.parametrize("kind", [InputError, ValueError])
+def test_nobody_fills_a_nodes_log(kind: type[Exception], caplog: pytest.LogCaptureFixture):
+    """Whoever asks chooses what fails and, with the recipe, many of the words."""
+    now = [0.0]
+    log = FailureLog(lambda: now[0])
+    for number in range(MOST_FAILURES + 70):
+        log.write("recipe", kind(f"{number} {'x' * 10**4} ends"))
+    *found, last = [record.getMessage() for record in caplog.records]
+    assert (len(found), last) == (MOST_FAILURES, "no more failures of this day are written")
+    assert max(map(len, found)) < 1.1 * MOST_LOGGED
+    assert all(words.rstrip().endswith("x ends") for words in found)
+    now[0] += DAY_SECONDS + 1
+    log.write("recipe", kind("the next day"))
+    assert "the next day" in caplog.records[-1].getMessage()
+
+
+def test_a_job_that_is_too_long_is_not_parsed():
+    content = pack_query({"recipe": {"x" * MOST_JOB: 1}})
+    with pytest.raises(ValueError, match="characters; at most 2097152 are read"):
+        unpack_job(content)
 
 
 def test_in_ones_own_simulation_the_words_are_shown():

@@ -1,5 +1,6 @@
 """The types of values in a recipe, and the base class of its sections."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -44,7 +45,7 @@ def no_repetition(what: str) -> AfterValidator:
     """
 
     def check(names: list[str] | None) -> list[str] | None:
-        twice = next((name for place, name in enumerate(names or ()) if name in (names or ())[:place]), None)
+        twice = next((name for name, times in Counter(names or ()).items() if times > 1), None)
         if twice is not None:
             raise ValueError(f"two {what} are called {twice!r}; name each once")
         if not all(name.strip() for name in names or ()):

@@ -14,6 +14,7 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.strict import read_small, strict_yaml
 
 DATA_SUFFIXES = (".csv", ".jsonl", ".parquet")
+MOST_TOLD = 20  # errors of one recipe
 RENAMED = {
     "engine.clients_at_once": "clients_per_batch",
     "federation.average_decay": "ema_decay",
@@ -68,7 +69,9 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"recipe {where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        wrong = error.errors()
+        more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
+        raise InputError(f"recipe {where}: {'; '.join(map(_explain, wrong[:MOST_TOLD]))}{more}") from None
     try:
         check_rules(recipe)
     except ValueError as error:

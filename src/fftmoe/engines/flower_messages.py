@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ STYPE = "fftmoe.message"
 JOB, CLIENTS, COST, FAILURE, PROFILE_RECORD = "job", "clients", "cost", "failure", "profile"
 MOST_COST = 1e9  # seconds, or MiB
 MOST_PROFILE = 2000  # characters
+MOST_JOB = 2**21  # characters; a recipe has at most 128 KiB, and names of labels 1 MiB
+MOST_LOGGED = 2000  # characters of a failure in a node's log
+MOST_FAILURES = 1000  # a day in a node's log, so that no server can fill the disk with it
+DAY_SECONDS = 86_400.0
 LOGGER = logging.getLogger("fftmoe")
 JobValues = Mapping[str, Any]
 """What a node must know to serve a run, as JSON values."""
@@ -89,7 +94,10 @@ def unpack_job(content: RecordDict) -> JobValues:
     Raises:
         KeyError, ValueError: the content holds no job.
     """
-    return strict_json(str(content.config_records[JOB]["json"]))
+    text = str(content.config_records[JOB]["json"])
+    if len(text) > MOST_JOB:
+        raise ValueError(f"the job has {len(text)} characters; at most {MOST_JOB} are read")
+    return strict_json(text)
 
 
 def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
@@ -143,17 +151,28 @@ def make_client_app(serve: Serve, describe: Describe, own: bool = False) -> Clie
 
 
 class FailureLog:
-    """Writes the words of failures to this node's log; of equal ones in a row, only the first."""
+    """Writes the words of failures to this node's log; of equal ones in a row, only the first, and few in a day.
 
-    def __init__(self) -> None:
-        self._last: tuple[str, str] | None = None
+    Args:
+        clock: returns seconds since any fixed moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, ("", "")
+        self._began, self._written = clock(), 0
 
     def write(self, code: str, cause: BaseException) -> None:
         """Write a failure; of an unforeseen one also where it was raised."""
-        said = (code, f"{type(cause).__name__}: {cause}")
-        if said != self._last:
-            foreseen = isinstance(cause, FftmoeError)
-            LOGGER.error("cannot answer (code %s): %s", code, cause, exc_info=None if foreseen else cause)
+        words = str(cause) if isinstance(cause, FftmoeError) else "".join(traceback.format_exception(cause))
+        said = (code, words)
+        if self._clock() - self._began > DAY_SECONDS:
+            self._began, self._written = self._clock(), 0
+        if said != self._last and self._written < MOST_FAILURES:
+            self._written += 1
+            cut = f"{words[: MOST_LOGGED // 2]} … {words[-MOST_LOGGED // 2 :]}" if len(words) > MOST_LOGGED else words
+            LOGGER.error("cannot answer (code %s): %s", code, cut)
+            if self._written == MOST_FAILURES:
+                LOGGER.error("no more failures of this day are written")
         self._last = said
 
 

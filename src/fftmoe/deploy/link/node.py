@@ -4,7 +4,6 @@ It speaks Flower's Fleet API itself. Flower's own node fetches, installs and imp
 when a call fails. This node asks for messages only, and keeps running while the server is away.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,7 +33,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
-from fftmoe.engines.failures import APP_FAILED
+from fftmoe.engines.failures import APP_FAILED, Failure
+from fftmoe.engines.flower_messages import FailureLog
 
 SILENCE_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
 LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
@@ -74,12 +74,12 @@ def serve_node(
     """
     with _fleet_client(address, ca, key) as client:
         link = ServerLine(client, address, stop, say, poll_seconds)
-        node = None
+        node, log = None, FailureLog()
         try:
             while not stop():
                 node = link.join(public_key_to_bytes(key.public_key()), memory)
                 with _node_heartbeats(client, node):
-                    _serve_messages(link, node, app, node_config)
+                    _serve_messages(link, node, app, node_config, log)
         except Stopped:
             pass
         finally:
@@ -107,7 +107,9 @@ def patience(idle_seconds: float, least: float) -> float:
     return min(MOST_PATIENCE_SECONDS, max(least, IDLE_FRACTION * idle_seconds))
 
 
-def _serve_messages(link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue]) -> None:
+def _serve_messages(
+    link: ServerLine, node: Node, app: ClientApp, node_config: Mapping[str, UserConfigValue], log: FailureLog
+) -> None:
     """Answer messages until `stop`, or until the server does not know this node because it was restarted."""
     context = Context(run_id=0, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     last = time.monotonic()
@@ -132,7 +134,7 @@ def _serve_messages(link: ServerLine, node: Node, app: ClientApp, node_config: M
             )
             if context.run_id != run_id:  # what an app keeps in its context, it keeps for a run
                 context = Context(run_id, node.node_id, dict(node_config), RecordDict(), {})
-            _send(link, node, _answer_to(app, announced, contents, context))
+            _send(link, node, _answer_to(app, announced, contents, context, log))
             last = time.monotonic()
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
@@ -155,7 +157,9 @@ def _fetch_parts(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) ->
     return contents
 
 
-def _answer_to(app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context) -> Message:
+def _answer_to(
+    app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context, log: FailureLog
+) -> Message:
     """The app's answer; of an error no word, because it may hold data."""
     message_id = announced.metadata.message_id
     try:
@@ -170,8 +174,8 @@ def _answer_to(app: ClientApp, announced: Message, contents: dict[str, bytes], c
         if not isinstance(answer, Message):
             raise TypeError(f"the app answered with {type(answer).__name__} instead of a message")
         return answer
-    except Exception:
-        logging.getLogger("fftmoe").exception("this node failed to answer")
+    except Exception as error:
+        log.write(Failure.REQUEST, error)
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, APP_FAILED), reply_to=announced)
 
 
