@@ -18,7 +18,7 @@ from fftmoe.head import HeadSums
 from fftmoe.records import ClientUpdate
 from fftmoe.records.codec import decode
 
-MOST_TIMES = 10.0  # the median; honest clients of the shipped recipes stay below 2.6 (benchmarks/update_norms.py)
+MOST_TIMES = 10.0  # the median; honest clients of the quickstart stay below 2.4 (benchmarks/update_norms.py)
 FEWEST = 3  # answers of a round that can be compared with each other
 ROUNDS = 5  # whose lengths are remembered
 
