@@ -60,7 +60,7 @@ def test_the_digest_does_not_depend_on_how_a_recipe_is_written(mode: str, random
     assert request_of(sent) == request_in(again)
 
 
-@pytest.mark.parametrize("folder", ["/srv/model", "./model", "~/model", "../model", "a/b/c", "model/"])
+@pytest.mark.parametrize("folder", ["/srv/model", "/model", "./model", "~/model", "../model", "a/b/c", "model/"])
 def test_the_place_of_a_backbone_is_not_in_the_digest_and_its_name_is(folder: str):
     here = recipe({"backbone": {"model": folder}})
     assert is_folder(folder)
@@ -115,6 +115,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "multi-label-classification": {"data": {"text": "note", "label": "wards"}},
     "regression": {"data": {"text": "note", "targets": ["age", "dose"], "label": "ward", "labels": None}},
     "causal-lm": {"data": {"text": "note", "label": "ward", "labels": None}, "head": None},
+    "causal-lm that is divided by its text": {"data": {"text": "note", "label": "note", "labels": None}, "head": None},
     "causal-lm with prompts": {
         "data": {"prompt": "question", "completion": "answer", "label": "ward", "labels": None},
         "head": None,
