@@ -49,3 +49,41 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch):
     assert default_cache_dir({}) is None
     with pytest.raises(InputError, match="name it without ~"):
         resolve_model("~/model")
+
+
+def shell(line: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a line of the shell in which `"$@"` stands for the command line with these arguments."""
+    command = ["bash", "-c", line, "bash", sys.executable, "-c", "from fftmoe.cli.app import main; main()"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",)])
+def test_a_full_disk_below_standard_output_is_told_in_one_line(arguments: tuple[str, ...]):
+    found = shell('"$@" > /dev/full', *arguments)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == (
+        "fftmoe: standard output is not complete: No space left on device; send it to a disk that has space\n"
+    )
+
+
+@pytest.mark.parametrize("line", ['"$@" >&-', '"$@" <&- >&- 2>&-', '"$@" 2>&-', '"$@" 2> /dev/full'])
+def test_a_closed_or_full_stream_changes_no_result(line: str):
+    assert shell(line, "--version").returncode == 0
+    assert shell(line, "run", "no-such.yaml").returncode == 2
+
+
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path):
+    script = "from fftmoe.cli.streams import endure; endure(); print('said'); file = open(0, 'rb', closefd=False)"
+    opened = f"{script}; import os; assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT) > 2; assert not file.read()"
+    command = ["bash", "-c", '"$@" <&- >&-', "bash", sys.executable, "-c", opened]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(recipe_file: Path, tmp_path: Path):
+    short = ("--set", "federation.rounds=1", "--set", "evaluation.local_only=false")
+    line = '"$@" | head -n 1; exit "${PIPESTATUS[0]}"'
+    found = shell(line, "run", recipe_file, "--output", tmp_path / "run", *short)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.count("\n") == 1
+    assert (tmp_path / "run" / "summary.json").is_file()

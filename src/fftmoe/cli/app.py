@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,9 @@ from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
 from fftmoe.cli.plan import plan
 from fftmoe.cli.report import report
+from fftmoe.cli.streams import endure
 from fftmoe.cli.use import evaluate, predict
-from fftmoe.errors import FftmoeError, InputError
+from fftmoe.errors import FftmoeError, InputError, OutputError
 from fftmoe.report.console import Console
 from fftmoe.shown import shown, shown_on_a_line
 
@@ -149,9 +149,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what its encoding does not have is written as an escape, \u77f3
-            stream.reconfigure(errors="backslashreplace")
+    why_incomplete = endure()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
     try:
         # Outside standalone mode typer returns the status of an early exit: 0 after --help, 130 after Ctrl-C.
@@ -168,5 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:  # an unknown flag or verb
         sys.stderr.write(f"fftmoe: {shown(error.format_message())}\n")
         raise SystemExit(InputError.exit_status) from None
+    if not status and (reason := why_incomplete()) is not None:
+        sys.stderr.write(f"fftmoe: {reason}\n")
+        status = OutputError.exit_status
     if status:
         raise SystemExit(status)
