@@ -312,6 +312,21 @@ def test_a_row_without_a_text_label_or_client_is_named(blank: str | None):
         number_classes({"train": table, "test": table}, "y")
 
 
+@pytest.mark.parametrize("notes", ['{"info": 3}', '{"info": [1]}', '{"info": {"features": ["y"]}}', "[]", "{"])
+def test_damaged_notes_of_a_parquet_file_are_named(tmp_path: Path, notes: str):
+    table = pyarrow.table({"y": ["a"]}).replace_schema_metadata({"huggingface": notes})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as parquet: "):
+        read_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("notes", ["{}", '{"info": null}', '{"info": {"features": null}}'])
+def test_notes_of_a_parquet_file_may_lack_the_columns(tmp_path: Path, notes: str):
+    table = pyarrow.table({"y": ["a"]}).replace_schema_metadata({"huggingface": notes})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert list(read_table(tmp_path / "a.parquet").columns["y"]) == ["a"]
+
+
 @pytest.mark.parametrize("suffix", ["tsv", "json", "xlsx", "PKL", "arrow"])
 def test_a_table_of_another_kind_is_not_read_as_lines(tmp_path: Path, suffix: str):
     (tmp_path / f"a.{suffix}").write_text("text\nred\n")

@@ -60,7 +60,7 @@ def read_parquet_parts(where: str, paths: Sequence[Path]) -> ParquetContents:
     """The same of a table that is stored in several files; `where` is their origin, for messages."""
     table = pyarrow.concat_tables([_arrow_table(path) for path in paths])
     distinct_names(table.column_names, "columns")
-    features = strict_json((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    features = _features((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     columns = {
         name: ParquetColumn(f"{where}: column {name!r}", values)
         for name, values in zip(table.column_names, table.columns, strict=True)
@@ -75,6 +75,20 @@ def _arrow_table(path: Path) -> pyarrow.Table:
         table = parquet.ParquetFile(file).read()
     table.validate(full=True)  # the lengths and encodings that the file claims
     return table
+
+
+def _features(notes: bytes) -> Mapping[str, Any]:
+    """What the library `datasets` notes in a file about its columns, `{"info": {"features": {column: …}}}`."""
+    found: Any = strict_json(notes)
+    for name in ("info", "features"):
+        found = found.get(name)
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise ValueError(
+                f"its notes on columns have {found!r:.50} as {name!r}, which is no object; write the file again"
+            )
+    return found
 
 
 def _class_names(column: str, feature: Any) -> tuple[str, ...]:
