@@ -176,3 +176,14 @@ def test_cells_that_were_written_from_their_numbers_are_kept(recipe_values: dict
     summary = {"accuracy": 0.5}
     write_cell(cell, place / "out", summary, [row])
     bound.CurrentInputs().check(cell, place / "out" / "cells" / cell.path)
+
+
+@pytest.mark.parametrize("content", ["", '{"accuracy": ', "[1]", '{"accuracy": NaN}', "\0"])
+def test_a_damaged_cell_is_named_before_another_one_runs(
+    recipe_values: dict[str, Any], place: Path, content: str, monkeypatch: pytest.MonkeyPatch
+):
+    (path,) = (place / "out" / "cells").rglob("summary.json")
+    path.write_text(content)
+    monkeypatch.setattr("fftmoe.comparison.run.run", lambda *_: pytest.fail("a cell was run"))
+    with pytest.raises(InputError, match=r"summary\.json is damaged: .*name another folder with --output, or remove"):
+        compare(short(recipe_values, place), place / "out", methods=["head-only"], seeds=[0, 1])

@@ -1,6 +1,5 @@
 """`fftmoe compare`: runs one recipe over methods, heads, partitions and seeds; a stopped comparison can continue."""
 
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.run import run
-from fftmoe.store import RunFolder, check_output, disk_errors, owned, write_atomically
+from fftmoe.store import RunFolder, check_output, disk_errors, owned, read_summary, write_atomically
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.files import make_folder
 from fftmoe.store.owner import LOCK
@@ -144,6 +143,7 @@ def is_finished(cell: Cell, output: Path, inputs: CurrentInputs | None = None) -
         return False
     another = f"; name another folder with --output, or remove {folder}"
     try:
+        read_summary(folder)  # a damaged one must not be found after hours
         difference = first_difference(cell, folder / "config.yaml")
     except (OSError, ValueError) as error:
         raise InputError(f"{' '.join(str(error).split())}{another}") from None
@@ -202,10 +202,10 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     metric = cell.metric.name
     place = (cell.variant, cell.method, cell.head, cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = read_summary(folder)
         rows = RunFolder(folder).all_metrics()
         kept = (*ROW_KEYS, metric)
-        measured = [{key: row[key] for key in kept if key in row} for row in rows if row[metric] is not None]
+        measured = [{key: row[key] for key in kept if key in row} for row in rows if row.get(metric) is not None]
         return CellResult(*place, "done", summary, measured, metric=metric)
     if (folder / "failed.txt").is_file():
         return CellResult(*place, "failed", reason=_first_line((folder / "failed.txt").read_text()), metric=metric)

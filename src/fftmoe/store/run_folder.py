@@ -17,9 +17,10 @@ from fftmoe.store.client_states import ClientStateFiles
 from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically
 from fftmoe.store.owner import LOCK
 from fftmoe.store.rows import RowFile
-from fftmoe.strict import json_text, read_small, strict_yaml
+from fftmoe.strict import json_text, read_small, strict_json, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
+MOST_SUMMARY_BYTES = 2**28
 CONFIG = "config.yaml"
 # What a folder holds before its run has begun.
 FIRST = {LOCK, BINDINGS, "sites.json", "checkpoints", "clients"}
@@ -241,10 +242,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
         InputError: the run has not finished, or the file is damaged.
     """
     path = folder / "summary.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; finish the run first: fftmoe resume {folder}")
     try:
-        return json.loads(path.read_text())
+        return strict_json(read_small(path, MOST_SUMMARY_BYTES))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; finish the run first: fftmoe resume {folder}") from error
+        raise InputError(f"{path} is damaged: {error}; restore it, or start the run again") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
