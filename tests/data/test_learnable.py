@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from fftmoe.backbones import load_backbone, readable_tokens
-from fftmoe.data import check_content, check_tagged, tokenize_tagged, tokenize_texts
+from fftmoe.data import check_content, check_tagged, has_content, tokenize_tagged, tokenize_texts
 from fftmoe.errors import InputError
 from language import POSITIONS, save_language_model
 from models import tiny_tokenizer
@@ -29,6 +29,11 @@ def test_texts_without_a_token_of_their_own(bad: set[int]):
 
 def test_a_text_of_unknown_words_has_content():
     check_content("here", tokenize_texts(("dog", "ash"), np.zeros(2), TOKENIZER, 9), TOKENIZER)
+
+
+def test_content_is_what_the_tokenizer_adds_to_its_frame():
+    assert has_content([EMPTY, "ash", "dog", "", "[SEP]"], TOKENIZER) == [False, True, True, False, False]
+    assert has_content([], TOKENIZER) == []
 
 
 def test_texts_without_a_tagged_token():

@@ -162,18 +162,18 @@ def test_images_are_labelled_from_files_folders_and_tables(cli: Cli, vision: Pat
     nothing = {"image": f"{tmp_path / 'some.jsonl'}:5", "label": None, "score": None, "reason": "there is no image"}
     assert places[4] == nothing
     (tmp_path / "some.jsonl").write_text(lines[0] + '\n{"picture": "absent.png"}\n')
-    assert_refused(cli("predict", vision, tmp_path / "some.jsonl"), "holds no image in row 2", "No such file")
+    assert_refused(cli("predict", vision, tmp_path / "some.jsonl"), "some.jsonl:2", "cannot be read", "No such file")
     (tmp_path / "some.jsonl").write_text(lines[0])
     assert rows(cli, vision, tmp_path / "some.jsonl", "--scores")[0]["scores"] is None
 
 
 def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path: Path):
     (tmp_path / "picture.png").write_text("no image")
-    assert_refused(cli("predict", vision, tmp_path / "picture.png"), "picture.png", "no image")
+    assert_refused(cli("predict", vision, tmp_path / "picture.png"), "picture.png", "unknown format")
     Image.new("RGB", (97, 89)).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:300])
     damaged = cli("predict", vision, tmp_path)  # the folder's first file
-    assert_refused(damaged, "cut.jpg is no image that can be read", "replace the file")
+    assert_refused(damaged, "cut.jpg: the image cannot be read", "replace it, or leave it out")
     assert "row" not in damaged.err.replace(str(tmp_path), "")
     (tmp_path / "cut.jpg").unlink()
     assert_refused(cli("predict", vision, "some text"), "some text")
@@ -182,6 +182,27 @@ def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path
     assert_refused(cli("predict", vision, tmp_path / "empty"), "empty holds no image")
     Image.new("RGB", (7, 5)).save(tmp_path / "good.png")
     assert len(rows(cli, vision, tmp_path / "good.png")) == 1
+
+
+def test_a_damaged_image_costs_no_answer_of_another(cli: Cli, vision: Path, tmp_path: Path):
+    for name in ("a", "c"):
+        Image.new("RGB", (7, 5), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    alone = rows(cli, vision, tmp_path / "a.png", tmp_path / "c.png")
+    found = rows(cli, vision, tmp_path)
+    assert [found[0], found[2]] == alone
+    assert found[1] == {
+        "image": str(tmp_path / "b.png"),
+        "label": None,
+        "score": None,
+        "reason": found[1]["reason"],
+    }
+    assert found[1]["reason"].startswith("the image cannot be read: ")
+    cells = [{"picture": "c.png"}, {"picture": "../c.png"}, {"picture": [[1, 2], [3]]}, {"picture": "a.png"}]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, cells)))
+    table = rows(cli, vision, tmp_path / "some.jsonl")
+    assert [row["label"] is None for row in table] == [False, True, True, False]
+    assert [table[0]["score"], table[3]["score"]] == [alone[1]["score"], alone[0]["score"]]
 
 
 # Prompts
@@ -213,6 +234,19 @@ def test_prompts_are_completed_greedily(cli: Cli, language: Path):
 def test_a_request_that_a_language_model_cannot_serve_is_named(cli: Cli, language: Path):
     assert_refused(cli("predict", language, "say ash", "--scores"), "causal-lm", "no label")
     assert_refused(cli("predict", language, "say ash", "--max-new-tokens", 50), "beyond the 37", "--max-new-tokens")
+
+
+def test_a_prompt_that_cannot_be_continued_costs_no_answer_of_another(cli: Cli, language: Path):
+    """The tokenizer drops "#"; a prompt of 17 tokens has no room for 25 more."""
+    long = " ".join(["say"] * 30)
+    outcome = cli("predict", language, "say ash", "#", long, "say bay", "--max-new-tokens", 25)
+    found = [json.loads(line) for line in outcome.out.splitlines()]
+    assert outcome.status == 0
+    assert [row["completion"] is None for row in found] == [False, True, True, False]
+    assert [row["prompt"] for row in found] == ["say ash", "#", long, "say bay"]
+    assert "drops all characters" in found[1]["reason"]
+    assert "beyond the 37" in found[2]["reason"]
+    assert [found[0], found[3]] == rows(cli, language, "say ash", "say bay", "--max-new-tokens", 25)
 
 
 # Other tasks

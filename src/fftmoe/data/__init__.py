@@ -26,6 +26,7 @@ from fftmoe.data.labels import number_classes as number_classes
 from fftmoe.data.labels import number_strata as number_strata
 from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
+from fftmoe.data.learnable import has_content as has_content
 from fftmoe.data.lost import cut_notes as cut_notes
 from fftmoe.data.lost import shared_notes as shared_notes
 from fftmoe.data.names import is_blank as is_blank
@@ -52,6 +53,7 @@ from fftmoe.data.token_cache import tokenizer_digest as tokenizer_digest
 from fftmoe.data.tokens import IGNORED as IGNORED
 from fftmoe.data.tokens import TokenizedText as TokenizedText
 from fftmoe.data.tokens import tokenize_texts as tokenize_texts
+from fftmoe.data.unlabelled import NamedImages as NamedImages
 from fftmoe.data.unlabelled import read_images as read_images
 from fftmoe.data.unlabelled import read_texts as read_texts
 from fftmoe.data.with_prefix import WithPrefix as WithPrefix

@@ -1,9 +1,8 @@
 """Labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +59,40 @@ class ImageExamples:
         return {"pixel_values": (self.pixels[rows].float() * self.scale - mean) / std, "labels": self.labels[rows]}
 
 
-def present_images(table: Table, column: str) -> list[bool]:
-    """For each of the N rows whether its cell holds anything."""
-    return [_encoded(value) not in (None, "", b"") for value in table.columns[column]]
+NO_IMAGE = "there is no image"
 
 
-def read_pixels(table: Table, column: str, size: tuple[int, int], wanted: Sequence[bool] | None = None) -> Tensor:
+def readable_pixels(
+    values: Iterable[Any], folder: Path | None, size: tuple[int, int]
+) -> tuple[list[str | None], Tensor]:
+    """The images of N cells or files as far as they can be read, as `read_pixels` gives them.
+
+    Args:
+        values: cells of a table, or paths (`Path`) of files that a person named.
+
+    Returns:
+        for each of the N why it is left out, `NO_IMAGE` for an empty cell, else None; and uint8 [images, 3, H, W].
+    """
+    reasons: list[str | None] = []
+    found = [np.zeros((0, *size, 3), dtype=np.uint8)]
+    for value in values:
+        reason = NO_IMAGE if _encoded(value) in (None, "", b"") else None
+        if reason is None:
+            try:
+                found.append(_pixels(value, folder, size)[None])
+            except Exception as error:  # every format fails in its own ways
+                reason = f"the image cannot be read: {_reason(error)}"
+        reasons.append(reason)
+    return reasons, torch.from_numpy(np.concatenate(found)).permute(0, 3, 1, 2).contiguous()
+
+
+def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     """The images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
         column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files below the table's
             folder, or lists of whole numbers from 0 to 255, [H, W] or [H, W, 3].
         size: height and width of every result.
-        wanted: for each row whether its image is read; None for all N.
 
     Returns:
         uint8 [N, 3, H, W].
@@ -80,71 +100,38 @@ def read_pixels(table: Table, column: str, size: tuple[int, int], wanted: Sequen
     Raises:
         InputError: an image is missing or cannot be read.
     """
-    rows = [row for row in range(table.num_rows) if wanted is None or wanted[row]]
-
-    def describe(place: int, reason: str) -> str:
-        return (
-            f"{table.where}: column {column!r} holds no image in row {rows[place] + 1}: {reason}; an image is an "
-            "encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 to "
-            "255: correct or remove the row, or name another column with data.image"
-        )
-
-    values = iter(table.columns[column]) if wanted is None else compress(table.columns[column], wanted)
-    return _decoded(values, len(rows), table.folder, size, describe)
-
-
-def read_image_files(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
-    """The images in these files, as `read_pixels` gives them.
-
-    Raises:
-        InputError: one of them is no image that can be read; the message names the file.
-    """
-
-    def describe(place: int, reason: str) -> str:
-        return f"{files[place]} is no image that can be read: {reason}; replace the file, or leave it out"
-
-    return _decoded(map(_ImageFile, files), len(files), None, size, describe)
-
-
-@dataclass(frozen=True)
-class _ImageFile:
-    """A file that a person named, wherever it is; a path in a table is a text."""
-
-    path: Path
-
-
-def _decoded(
-    values: Iterable[Any],
-    count: int,
-    folder: Path | None,
-    size: tuple[int, int],
-    describe: Callable[[int, str], str],
-) -> Tensor:
-    """The pixels of `count` images; `describe` makes the message about one that cannot be read."""
     height, width = size
-    pixels = np.empty((count, height, width, 3), dtype=np.uint8)
-    for place, value in enumerate(values):
+    pixels = np.empty((table.num_rows, height, width, 3), dtype=np.uint8)
+    for row, value in enumerate(table.columns[column]):
         try:
-            decoded = decode_image(value, folder)
-            pixels[place] = np.asarray(decoded.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-        except InputError:
-            raise
+            pixels[row] = _pixels(value, table.folder, size)
         except Exception as error:  # every format fails in its own ways
-            raise InputError(describe(place, _reason(error))) from error
+            raise InputError(
+                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; an image is an "
+                "encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 "
+                "to 255: correct or remove the row, or name another column with data.image"
+            ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
+def _pixels(value: Any, folder: Path | None, size: tuple[int, int]) -> np.ndarray:
+    """The image in a cell, uint8 [H, W, 3]; some exception with a reason if there is none."""
+    height, width = size
+    decoded = decode_image(value, folder).convert("RGB")
+    return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def decode_image(value: Any, folder: Path | None) -> Image.Image:
-    """The image in a table's cell; some exception with a reason if there is none."""
+    """The image in a table's cell, or in a file that a person named (`Path`); an exception with a reason if none is."""
     value = _encoded(value)
     if value is None:
         raise ValueError("the value is empty")
     if isinstance(value, list | np.ndarray):
         return Image.fromarray(_array(value))
-    if not isinstance(value, bytes | str | _ImageFile):
+    if not isinstance(value, bytes | str | Path):
         raise TypeError(f"{value!r:.50} is a value of type {type(value).__name__}")
     if not isinstance(value, bytes):
-        value = read_small(value.path if isinstance(value, _ImageFile) else _inside(folder, value), MAX_FILE_BYTES)
+        value = read_small(value if isinstance(value, Path) else _inside(folder, value), MAX_FILE_BYTES)
     decoded = Image.open(io.BytesIO(value), formats=IMAGE_FORMATS)
     if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
         raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")

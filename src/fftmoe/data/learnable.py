@@ -1,6 +1,6 @@
 """Refuses rows of which the model would see nothing: all of them in one message, before training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,13 +28,24 @@ def check_content(where: str, texts: TokenizedText, tokenizer: "PreTrainedTokeni
     Raises:
         InputError: names the number of such texts and the first rows.
     """
-    frames = {number for name in _FRAMES if isinstance(number := getattr(tokenizer, name, None), int)}
     _check_rows(
         where,
         texts.offsets,
-        ~np.isin(texts.input_ids.numpy(), list(frames)),
+        ~np.isin(texts.input_ids.numpy(), list(_frames(tokenizer))),
         "have no token that the model can read, because this tokenizer drops all of their characters",
     )
+
+
+def has_content(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[bool]:
+    """For each text whether it has a token besides those with which the tokenizer frames every text."""
+    frames = _frames(tokenizer)
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return [any(token not in frames for token in row) for row in rows]
+
+
+def _frames(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens with which the tokenizer frames a text."""
+    return {number for name in _FRAMES if isinstance(number := getattr(tokenizer, name, None), int)}
 
 
 def check_tagged(where: str, examples: TaggedText, max_length: int) -> None:

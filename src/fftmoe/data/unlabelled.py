@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fftmoe.data.images import present_images, read_image_files, read_pixels
+from fftmoe.data.images import NO_IMAGE, readable_pixels
 from fftmoe.data.read import is_table, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -44,13 +44,24 @@ class NamedImages:
 
     Attributes:
         names: of all images, a file's path or `{file}:{row}`.
-        present: for each name whether there is an image; a row of a table may have none.
-        pixels: uint8 [N, 3, H, W], of the N images that are present.
+        reasons: for each name why there is no image, else None; a row of a table may have none, and a file may be
+            damaged.
+        pixels: uint8 [N, 3, H, W], of the N images that there are.
     """
 
     names: list[str]
-    present: list[bool]
+    reasons: list[str | None]
     pixels: Tensor
+
+    def check_undamaged(self) -> None:
+        """Check that every image that there is could be read.
+
+        Raises:
+            InputError: one could not.
+        """
+        for name, reason in zip(self.names, self.reasons, strict=True):
+            if reason not in (None, NO_IMAGE):
+                raise InputError(f"{name}: {reason}; replace it, or leave it out")
 
 
 def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> NamedImages:
@@ -60,24 +71,26 @@ def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> N
         size: height and width to which every image is resized.
 
     Raises:
-        InputError: a place cannot be read, or holds no image.
+        InputError: a place cannot be read, or holds no image; all images are damaged.
     """
     names: list[str] = []
-    present: list[bool] = []
+    reasons: list[str | None] = []
     pixels = [torch.zeros(0, 3, *size, dtype=torch.uint8)]
     for place in places:
         if not place.is_dir() and is_table(place):
             table = _with_column(read_table(place), column)
             names += [f"{place}:{row}" for row in range(1, table.num_rows + 1)]
-            there = present_images(table, column)
-            present += there
-            pixels.append(read_pixels(table, column, size, there))
+            own, found = readable_pixels(table.columns[column], table.folder, size)
         else:
             files = _files(place)
             names += map(str, files)
-            present += [True] * len(files)
-            pixels.append(read_image_files(files, size))
-    return NamedImages(names, present, torch.cat(pixels))
+            own, found = readable_pixels(files, None, size)
+        reasons += own
+        pixels.append(found)
+    images = NamedImages(names, reasons, torch.cat(pixels))
+    if not len(images.pixels):
+        images.check_undamaged()  # no answer at all: perhaps another place or column was meant
+    return images
 
 
 def _files(place: Path) -> list[Path]:

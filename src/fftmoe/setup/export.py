@@ -194,6 +194,6 @@ def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
             check_rows(run, train)
         return train.examples["train"]
     if run.reads_images:
-        return unlabelled_images(run, [Path(data)], run.inputs.image_column)[2]
+        return unlabelled_images(run, Path(data))
     texts = [text for text in read_texts(Path(data), run.inputs.text_column) if text is not None and text.strip()]
     return unlabelled_texts(run, texts)

@@ -14,14 +14,15 @@ MAX_NEW_TOKENS = 64
 
 def complete(
     trained: TrainedModel, prompts: Sequence[str], max_new_tokens: int, batch_size: int
-) -> list[dict[str, str]]:
+) -> list[dict[str, str | None]]:
     """Greedy completions of prompts, which are tokenized as in training.
 
     Returns:
-        `{"prompt", "completion"}` for each prompt.
+        `{"prompt", "completion"}` for each prompt. A prompt that is longer, with its completion, than what the model
+        can read has the completion None and a `"reason"`.
 
     Raises:
-        InputError: `max_new_tokens` is below 1, or a prompt and its completion are longer than the model can read.
+        InputError: `max_new_tokens` is below 1, or no prompt is short enough.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} is below 1; set it to at least 1")
@@ -33,16 +34,28 @@ def complete(
         "the prompts", prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
     )
     ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
-    positions, longest = readable_tokens(model), max(map(len, ids))
-    if positions is not None and longest + max_new_tokens > positions:
+    positions = readable_tokens(model)
+    fits = [positions is None or len(own) + max_new_tokens <= positions for own in ids]
+    if prompts and not any(fits):
         raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens that this "
-            "model can read; lower --max-new-tokens, or shorten the prompt"
+            f"a prompt of {max(map(len, ids))} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens "
+            "that this model can read; lower --max-new-tokens, or shorten the prompt"
         )
     end_id = tokenizer.eos_token_id
     assert isinstance(end_id, int), "tokenize_completions refuses a tokenizer without an end token"
     generated = continue_greedily(
-        model, ids, max_new_tokens, end_id=end_id, pad_id=tokenized.texts.pad_id, batch_size=batch_size
+        model,
+        [own for own, fit in zip(ids, fits, strict=True) if fit],
+        max_new_tokens,
+        end_id=end_id,
+        pad_id=tokenized.texts.pad_id,
+        batch_size=batch_size,
     )
-    texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in generated]
-    return [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True)]
+    texts = iter([str(tokenizer.decode(new, skip_special_tokens=True)) for new in generated])
+    too_long = f"the prompt and {max_new_tokens} new tokens go beyond the {positions} tokens that the model can read"
+    return [
+        {"prompt": prompt, "completion": next(texts)}
+        if fit
+        else {"prompt": prompt, "completion": None, "reason": too_long}
+        for prompt, fit in zip(prompts, fits, strict=True)
+    ]

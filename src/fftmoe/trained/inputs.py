@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
-from fftmoe.data import Examples, ImageExamples, read_images, read_texts, tokenize_texts
+from fftmoe.data import Examples, ImageExamples, NamedImages, read_images, read_texts, tokenize_texts
 from fftmoe.errors import InputError
 from fftmoe.trained.run import FinishedRun
 
@@ -20,12 +20,12 @@ class Inputs:
     Attributes:
         names: the texts themselves, None where a row of a table has none; or the names of the images.
         images: the images in the model's format, their labels all 0; None for texts.
-        present: for each name of an image whether there is one; empty for texts.
+        reasons: for each name of an image why there is none, else None; empty for texts.
     """
 
     names: Sequence[str | None]
     images: Examples | None = None
-    present: Sequence[bool] = ()
+    reasons: Sequence[str | None] = ()
 
 
 def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | None, column: str | None) -> Inputs:
@@ -70,22 +70,25 @@ def _read_images(run: FinishedRun, places: Sequence[Path], column: str) -> Input
         raise InputError(
             "there is no image to label; pass paths of image files, of a folder of them, or of a .parquet file"
         )
-    names, present, examples = unlabelled_images(run, places, column)
-    return Inputs(names, examples, present)
+    found = read_images(places, column, load_image_processor(run.backbone.model).size)
+    return Inputs(found.names, _image_examples(run, found), found.reasons)
 
 
-def unlabelled_images(
-    run: FinishedRun, places: Sequence[Path], column: str
-) -> tuple[Sequence[str], Sequence[bool], Examples]:
-    """The names of images, which of them there are, and those in the format of the run's model; every label is 0.
+def unlabelled_images(run: FinishedRun, place: Path) -> Examples:
+    """The images of a file, a folder or a table in the format of the run's model; every label is 0.
 
     Raises:
         InputError: an image or a table cannot be read.
     """
+    found = read_images([place], run.inputs.image_column, load_image_processor(run.backbone.model).size)
+    found.check_undamaged()
+    return _image_examples(run, found)
+
+
+def _image_examples(run: FinishedRun, found: NamedImages) -> Examples:
     form = load_image_processor(run.backbone.model)
-    found = read_images(places, column, form.size)
     labels = torch.zeros(len(found.pixels), dtype=torch.int64)
-    return found.names, found.present, ImageExamples(found.pixels, labels, form.mean, form.std, form.scale)
+    return ImageExamples(found.pixels, labels, form.mean, form.std, form.scale)
 
 
 def unlabelled_texts(run: FinishedRun, texts: Sequence[str]) -> Examples:

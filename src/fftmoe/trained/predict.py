@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fftmoe.data import is_blank
+from fftmoe.backbones import load_tokenizer
+from fftmoe.data import has_content, is_blank
 from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import make_head
@@ -49,16 +50,16 @@ def predict(
         `"reason"`.
 
     Raises:
-        InputError: a prompt and its completion are longer than the model can read.
+        InputError: every prompt with its completion is longer than the model can read.
     """
     run = trained.run
     if inputs.images is None:
-        kind, reasons = "prompt" if run.is_language_model else "text", [_why_not(text) for text in inputs.names]
+        kind, reasons = "prompt" if run.is_language_model else "text", _reasons(run, inputs.names)
         texts = [text for text, reason in zip(inputs.names, reasons, strict=True) if text is not None and not reason]
         answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
     else:
-        kind, reasons = "image", [None if there else "there is no image" for there in inputs.present]
-        names = [name for name, there in zip(inputs.names, inputs.present, strict=True) if there]
+        kind, reasons = "image", inputs.reasons
+        names = [name for name, reason in zip(inputs.names, reasons, strict=True) if reason is None]
         logits = predict_logits(trained.model, inputs.images, batch_size) if names else ()
         answers = iter(_from_logits(run, kind, names, logits, scores))
     nothing: Prediction = dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] if scores else [])))
@@ -68,11 +69,18 @@ def predict(
     ]
 
 
-def _why_not(text: str | None) -> str | None:
-    """Why there is no answer to a text; None if there is one."""
+def _reasons(run: FinishedRun, texts: Sequence[str | None]) -> list[str | None]:
+    """For each text why there is no answer to it, else None."""
+    given = [text for text in texts if not is_blank(text)]
+    readable = iter(has_content([str(text) for text in given], load_tokenizer(run.backbone.model)))
+    dropped = "the model cannot read the text: its tokenizer drops all characters of it"
+    return [_why_blank(text) if is_blank(text) else None if next(readable) else dropped for text in texts]
+
+
+def _why_blank(text: str | None) -> str:
     if text is None:
         return "there is no text"
-    return ("the text is only white space" if text else "the text is empty") if is_blank(text) else None
+    return "the text is only white space" if text else "the text is empty"
 
 
 def _answers(
