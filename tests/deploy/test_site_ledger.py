@@ -13,7 +13,7 @@ import pytest
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy import ledger as ledgers
-from fftmoe.deploy.account import describe_ledger
+from fftmoe.deploy.account import begin_ledger, describe_ledger
 from fftmoe.deploy.door import Admitted, Door
 from fftmoe.deploy.ledger import Account, ledger_in
 from fftmoe.engines.failures import CodedError
@@ -366,3 +366,15 @@ def ledgers_failure() -> Any:
     from fftmoe.engines.failures import Failure
 
     return Failure.TRAINING
+
+
+def test_a_ledger_is_begun_in_a_folder_that_somebody_made(tmp_path: Path):
+    """A mistyped `ledger` must not make a second account beside the one that sites with the same rows share."""
+    site, shared = tmp_path / "site", tmp_path / "shared"
+    allow(site, recipe(), ledger="../shared")
+    with pytest.raises(InputError, match="shared of `ledger` does not exist; make it"):
+        begin_ledger(site)
+    assert not shared.exists()
+    shared.mkdir(mode=0o700)
+    assert str(site / "../shared") in begin_ledger(site)
+    assert ledger_in(shared, site).read() == []
