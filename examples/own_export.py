@@ -14,8 +14,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 import fftmoe
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.exports.check import answers, difference, probes, require
-from fftmoe.exports.load import ADAPTER_WEIGHTS, reload
+from fftmoe.exports.load import reload
 from fftmoe.setup.export import FORMATS
 from fftmoe.setup.finished import load_run
 
