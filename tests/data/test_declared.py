@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fftmoe.data.columns import lists_of
 from fftmoe.data.declared import with_declared_labels
 from fftmoe.data.table import Table
 
@@ -50,3 +51,11 @@ def test_the_owner_is_told_how_many_rows_do_not_count(caplog: pytest.LogCaptureF
     assert said.startswith("train.csv: 2 of 3 rows have a label that data.labels does not name")
     assert "x" not in said.split()
     assert np.array_equal(with_declared_labels(Table.of("a", {"l": ["no"]}), "l", NAMES)[1], [False])
+
+
+def test_a_row_without_a_list_among_lists_does_not_count():
+    """It must not end the run either, because that would tell that a client has such a row."""
+    table = Table.of("here", {"label": [["a"], None, ["z"], "a", 3, []]})
+    declared, left_out = with_declared_labels(table, "label", ("a", "b"))
+    assert left_out.tolist() == [False, True, True, True, True, False]
+    assert lists_of(declared, "data.label", "label") == [["a"], [], ["a"], [], [], []]

@@ -26,7 +26,12 @@ def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tup
     """
     known, left_out = set(names), np.zeros(table.num_rows, dtype=bool)
     values: list[Any] = []
+    of_lists = any(isinstance(value, list | tuple) for value in table.columns[column])
     for row, value in enumerate(table.columns[column]):
+        if of_lists and not isinstance(value, list | tuple):  # no value, or one of another type
+            left_out[row] = True
+            values.append([])
+            continue
         own = _names(replace(table, columns={column: [value]}, num_rows=1), column)
         left_out[row] = own is None or not set(own) <= known
         if not left_out[row]:
