@@ -23,8 +23,7 @@ from fftmoe.setup.finished import load_run
 
 def export_half(run: Path, folder: Path) -> dict[str, float]:
     """Round the weights, open the result, and compare its logits with those of the run."""
-    trained = load_run(run, exact=True)
-    batches = probes(trained)
+    batches = probes(trained := load_run(run, exact=True))
     shutil.copytree(run / "adapter", folder, ignore=shutil.ignore_patterns("bound.json"), dirs_exist_ok=True)
     save_file({name: t.bfloat16() for name, t in load_file(folder / ADAPTER_WEIGHTS).items()}, folder / ADAPTER_WEIGHTS)
     found = difference(answers(reload(trained.run, folder), batches), answers(trained.model, batches))
