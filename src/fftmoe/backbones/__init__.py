@@ -15,10 +15,7 @@ from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
-from fftmoe.backbones.load import ImageFormat as ImageFormat
 from fftmoe.backbones.load import load_backbone as load_backbone
-from fftmoe.backbones.load import load_image_processor as load_image_processor
-from fftmoe.backbones.load import load_tokenizer as load_tokenizer
 from fftmoe.backbones.load import loading_arguments as loading_arguments
 from fftmoe.backbones.placement import compute_dtype as compute_dtype
 from fftmoe.backbones.placement import device_of as device_of
@@ -35,3 +32,6 @@ from fftmoe.backbones.prefix import num_states as num_states
 from fftmoe.backbones.prefix import prefix_states as prefix_states
 from fftmoe.backbones.prefix import prefix_tensors as prefix_tensors
 from fftmoe.backbones.quantize import check_quantization as check_quantization
+from fftmoe.backbones.readers import ImageFormat as ImageFormat
+from fftmoe.backbones.readers import load_image_processor as load_image_processor
+from fftmoe.backbones.readers import load_tokenizer as load_tokenizer

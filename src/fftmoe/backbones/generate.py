@@ -40,18 +40,23 @@ def continue_greedily(
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        ids_BS, mask_BS = _padded_left([prompts[row] for row in rows], pad_id)
-        device = device_of(model)
-        with computing(model):
-            whole_BS = model.generate(
-                input_ids=ids_BS.to(device),
-                attention_mask=mask_BS.to(device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([OnlyFinite()]),
-            )
-        new_BS = cast(Tensor, whole_BS)[:, ids_BS.shape[1] :].cpu()
+        new_BS = _continued(model, [prompts[row] for row in rows], settings)
         found |= {row: _up_to(new, end_id) for row, new in zip(rows, new_BS, strict=True)}
     return [found[row] for row in range(len(prompts))]
+
+
+def _continued(model: Any, prompts: Sequence[Tensor], settings: GenerationConfig) -> Tensor:
+    """The new tokens of each prompt of a batch, padded, int64 [B, S] on the CPU."""
+    ids_BS, mask_BS = _padded_left(prompts, cast(int, settings.pad_token_id))
+    device = device_of(model)
+    with computing(model):
+        whole_BS = model.generate(
+            input_ids=ids_BS.to(device),
+            attention_mask=mask_BS.to(device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([OnlyFinite()]),
+        )
+    return cast(Tensor, whole_BS)[:, ids_BS.shape[1] :].cpu()
 
 
 def _padded_left(prompts: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,7 @@ def with_prefix(
         log.info("no states are cached: %s", reason)
         return examples
     num_states, dim = _state_sizes(model, block, examples)
-    parts = [None] if groups is None else groups
-    batches = [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
+    batches = _batches_within(examples, groups)
     path = cache_dir / f"prefix-{prefix_key(model, block, examples, () if groups is None else batches)}.bin"
     if not (path.is_file() and path.stat().st_size == num_bytes):
         log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
@@ -126,6 +125,12 @@ def _add_to_digest(digest: Any, name: str, value: Any) -> None:
     digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
     # As bytes: numpy has no bfloat16.
     digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _batches_within(examples: Examples, groups: Sequence[np.ndarray] | None) -> list[Tensor]:
+    """The batches in which states are computed; no batch has examples of two groups."""
+    parts = [None] if groups is None else groups
+    return [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
 
 
 def _state_sizes(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:

@@ -14,30 +14,33 @@ if TYPE_CHECKING:
     from fftmoe.comparison.statistics import Comparison
 
 PIPE_COLUMNS = 200
+PartitionsOption = Annotated[
+    str | None, typer.Option(help="E.g. iid,dirichlet:0.1,shards:2,bernoulli-dirichlet:0.3:0.5; default: the recipe's.")
+]
+TargetOption = Annotated[
+    float | None,
+    typer.Option(help="The accuracy (or other metric) to reach; default: that of fedit with the same head."),
+]
+WorkersOption = Annotated[
+    str, typer.Option(help="Cells that run at the same time, each on one core; auto: one for each core.")
+]
+AcceptCellsOption = Annotated[
+    bool, typer.Option("--accept-changes", help="Keep finished cells of other versions of the software.")
+]
 
 
 def compare(
     recipe: RecipeArgument = "quickstart",
     methods: Annotated[str | None, typer.Option(help="E.g. fft-moe,fedit+averaged; default: the recipe's.")] = None,
     heads: Annotated[str | None, typer.Option(help="E.g. averaged,one-vs-all; default: the recipe's.")] = None,
-    partitions: Annotated[
-        str | None,
-        typer.Option(help="E.g. iid,dirichlet:0.1,shards:2,bernoulli-dirichlet:0.3:0.5; default: the recipe's."),
-    ] = None,
+    partitions: PartitionsOption = None,
     seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 0,1,2; default: 3.")] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(help="The accuracy (or other metric) to reach; default: that of fedit with the same head."),
-    ] = None,
+    target: TargetOption = None,
     output: Annotated[Path | None, typer.Option(help="The folder; default: runs/<name>-comparison.")] = None,
-    workers: Annotated[
-        str, typer.Option(help="Cells that run at the same time, each on one core; auto: one for each core.")
-    ] = "auto",
+    workers: WorkersOption = "auto",
     set_: SetOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters and checkpoints of the cells.")] = False,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Keep finished cells of other versions of the software.")
-    ] = False,
+    accept_changes: AcceptCellsOption = False,
 ) -> None:
     """Compare methods on equal data, cohorts and seeds; the same command continues an interrupted comparison."""
     from fftmoe.comparison.run import compare as compare_methods

@@ -13,6 +13,16 @@ from fftmoe.shown import shown_json
 from fftmoe.strict import json_text
 
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TEXTS]...",
+        help="Texts or prompts; for a run on images, image files or folders. Default: lines of standard input.",
+    ),
+]
+FileOption = Annotated[
+    Path | None, typer.Option(help="Further inputs: one text a line, or a column of .csv, .jsonl or .parquet.")
+]
 
 
 def evaluate(
@@ -41,16 +51,8 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TEXTS]...",
-            help="Texts or prompts; for a run on images, image files or folders. Default: lines of standard input.",
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Further inputs: one text a line, or a column of .csv, .jsonl or .parquet.")
-    ] = None,
+    inputs: InputsArgument = None,
+    file: FileOption = None,
     column: Annotated[str | None, typer.Option(help="The column of --file; default: the recipe's.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the answers to this file instead, whole or not at all.")

@@ -58,8 +58,7 @@ def update_client(
         if session.parameters:  # a closed-form head on a backbone without an adapter has none
             loss_of = partial(client_losses, model, session, objective, examples)
             gradients = plain_gradients if plan.training.example_clip is None else noisy_gradients(plan.training)
-            batches = local_batches(plan, indices, examples)
-            steps = train(batches, session.parameters, plan.training, loss_of, gradients)
+            steps = train(local_batches(plan, indices, examples), session.parameters, plan.training, loss_of, gradients)
             task_losses = [loss for loss in steps if loss is not None]
         metrics = {"loss": check_finite(task_losses, plan)} if task_losses else {}
         metrics |= {} if measure is None else measure(model)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import yaml
 
@@ -20,6 +20,7 @@ from fftmoe.comparison.workers import run_jobs
 from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
+from fftmoe.setup.choices import Flags
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder, check_output, disk_errors, owned, read_summary, write_atomically
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
@@ -36,38 +37,28 @@ def compare(
     recipe: str | Path | Mapping[str, Any],
     output: Path,
     *,
-    methods: Sequence[str] | None = None,
-    heads: Sequence[str] | None = None,
     variants: Sequence[Variant] | None = None,
-    partitions: Sequence[str] | None = None,
-    seeds: int | Sequence[int] | None = None,
-    target: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     workers: int | Literal["auto"] = 1,
     keep: bool = False,
     deadline: float | None = None,
     progress: Progress | None = None,
     accept_changes: bool = False,
+    **flags: Unpack[Flags],
 ) -> Comparison:
     """Run every cell that has not finished yet, and write `comparison.json` and `comparison.html`.
-
-    A value of None is taken from the recipe's `compare:` section, or else from the recipe itself (seeds: 0, 1, 2).
 
     Args:
         recipe: a recipe file, the name of a shipped recipe, or the recipe's values.
         output: the comparison's folder; finished cells in it are kept.
-        methods: the methods; each is combined with each head, and `method+head` gives a method its own head.
-        heads: the kinds of head.
         variants: what to compare, instead of methods and heads; the section's overrides are not applied to variants.
-        partitions: `iid`, `dirichlet:0.1`, `shards:2`, `bernoulli-dirichlet:0.3:0.5`, `natural:column`.
-        seeds: the number of seeds, counted from 0, or the seeds themselves.
-        target: the value of the task's metric whose cost is shown; by default the final value of fedit.
         overrides: values by dotted keys for every cell; they have precedence over all others.
         workers: the number of processes, each of which runs one cell at a time; `auto` is one per core.
         keep: keep checkpoints, client states and adapters in the cells' folders.
         deadline: a time of `time.monotonic`; no cell starts after it.
         progress: shows the progress; None shows nothing.
         accept_changes: keep finished cells of other versions of the software.
+        flags: methods, heads, partitions, seeds and the target, see `Flags`.
 
     Raises:
         InputError: the recipe of a cell or the output folder is wrong, the folder belongs to another comparison or
@@ -75,13 +66,6 @@ def compare(
             cell that fails later raises no error: the result lists it in `failed`.
     """
     progress = progress or Progress.silent()
-    flags = {
-        "methods": _list_or_none(methods),
-        "heads": _list_or_none(heads),
-        "partitions": _list_or_none(partitions),
-        "seeds": seeds if isinstance(seeds, int) else _list_or_none(seeds),
-        "target": target,
-    }
     grid = make_grid(recipe, flags, variants, overrides)
     _check_output_folder(output)
     with owned(output):
@@ -113,10 +97,6 @@ def _check_output_folder(output: Path) -> None:
 def _make_folder(output: Path) -> None:
     with disk_errors(output):
         make_folder(output / "cells")
-
-
-def _list_or_none(values: Sequence[Any] | None) -> list[Any] | None:
-    return None if values is None else list(values)
 
 
 def _num_workers(workers: int | Literal["auto"], num_cells: int) -> int:

@@ -59,8 +59,7 @@ def training_batches(
         raise ValueError(
             f"nothing to train on: {len(pool)} examples in batches of {batch_size}; give at least one each"
         )
-    num_epochs = epochs if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))
-    assert num_epochs is not None
+    num_epochs = (epochs or 0) if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))
     batches: list[Tensor] = []
     for _ in range(num_epochs):
         order = pool[torch.randperm(len(pool), generator=generator)]

@@ -97,12 +97,16 @@ def tokenize_completions(
         rows.append(np.asarray([*kept[0], *kept[1]], dtype=np.int32))
         starts.append(len(kept[0]))
     if num_cut:
-        what = "the end of texts" if prompts is None else "the beginning of prompts, then the end of completions,"
-        logging.getLogger(__name__).warning(
-            "%s: %d of %d rows have more than data.max_length=%d tokens; %s was cut",
-            *(where, num_cut, len(rows), max_length, what),
-        )
+        _warn_of_cut(where, num_cut, len(rows), max_length, has_prompts=prompts is not None)
     return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), torch.tensor(starts, dtype=torch.int64))
+
+
+def _warn_of_cut(where: str, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
+    what = "the beginning of prompts, then the end of completions," if has_prompts else "the end of texts"
+    logging.getLogger(__name__).warning(
+        "%s: %d of %d rows have more than data.max_length=%d tokens; %s was cut",
+        *(where, num_cut, num_rows, max_length, what),
+    )
 
 
 def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:

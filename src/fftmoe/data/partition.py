@@ -1,4 +1,14 @@
-"""Which client holds which examples: disjoint covers of all examples, determined by the seed."""
+"""Which client holds which examples: disjoint covers of all examples, determined by the seed.
+
+- `iid`: random, sizes equal up to one.
+- `dirichlet`: each class is divided by a draw from Dirichlet(alpha).
+- `shards`: examples sorted by label are cut into equal shards, and each client gets `shards_per_client` of them.
+- `bernoulli-dirichlet`: each client holds each class with probability `holder_fraction`, every class has a holder and
+  every client a class, and the holders of a class divide it by Dirichlet(alpha).
+- `natural`: one client for each distinct group.
+
+All but `bernoulli-dirichlet`, which is our own, divide as flwr-datasets' partitioners do (`fftmoe.data.assign`).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,23 +136,14 @@ def make_partition(
     min_examples: int | None = None,
     divide: Divide | None = None,
 ) -> Partition:
-    """Divide the examples among clients.
-
-    `iid`, `dirichlet`, `shards` and `natural` divide as flwr-datasets' partitioners do (`fftmoe.data.assign`);
-    `bernoulli-dirichlet` is our own. The recipe checks the ranges of the parameters; here are their meanings.
+    """Divide the examples among clients. The recipe checks the ranges of the parameters; here are their meanings.
 
     Args:
-        kind: `iid`: random, sizes equal up to one. `dirichlet`: each class is divided by a draw from
-            Dirichlet(alpha). `shards`: examples sorted by label are cut into equal shards, and each client gets
-            `shards_per_client` of them. `bernoulli-dirichlet`: each client holds each class with probability
-            `holder_fraction`, every class has a holder and every client a class, and the holders of a class divide it
-            by Dirichlet(alpha). `natural`: one client for each distinct group.
-        labels: integers [N].
+        kind: a key of `KINDS`, or the name of a plug-in. labels: integers [N].
         num_clients: at least 1; for `natural` None, or exactly the number of groups.
         seed: of the division; global random state is neither read nor changed.
         alpha: concentration, finite and > 0; smaller is more skewed.
-        shards_per_client: at least 1.
-        holder_fraction: in (0, 1].
+        shards_per_client: at least 1. holder_fraction: in (0, 1].
         groups: the names of N groups.
         min_examples: the fewest examples of a client, at least 1. Random divisions are drawn again, up to 100 times,
             until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
@@ -154,14 +155,9 @@ def make_partition(
     """
     if divide is None and kind not in KINDS:
         raise InputError(f"partition.kind={kind!r} is not known{did_you_mean(kind, KINDS)}")
-    given = {
-        "alpha": alpha,
-        "shards_per_client": shards_per_client,
-        "holder_fraction": holder_fraction,
-        "groups": groups,
-    }
+    named = {"alpha": alpha, "shards_per_client": shards_per_client, "holder_fraction": holder_fraction}
     takes = () if divide is not None else KINDS[kind].parameters
-    _check_parameters(kind, takes, given)
+    _check_parameters(kind, takes, {**named, "groups": groups})
     labels = np.asarray(labels, dtype=np.int64)
     own = KINDS[kind].divide if divide is None else partial(_checked_owners, divide, kind)
     if own is None:
@@ -169,7 +165,7 @@ def make_partition(
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
     fewest = 2 if min_examples is None else min_examples
     num_clients = _checked_num_clients(kind, num_clients, len(labels), fewest)
-    division: Divide = partial(own, **{name: given[name] for name in takes})
+    division: Divide = partial(own, **{name: named[name] for name in takes})
     num_draws = MAX_DRAWS if "alpha" in takes else 1  # the sizes of the others do not depend on the draw
     return _draw_until_enough(division, kind, labels, num_clients, seed, fewest, num_draws)
 

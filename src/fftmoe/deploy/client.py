@@ -54,19 +54,23 @@ def run_client(
     entries = ledger_in(site.folder / policy.ledger, site.folder).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):
         say(warning)
-    for line in _statement(site, settings, _num_rows(data)):
-        say(line)
-    for line in _agreement(policy, entries):
+    for line in (*_statement(site, settings, _num_rows(data)), *_agreement(policy, entries)):
         say(line)
     app = make_client_app(
         lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).describe()
     )
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = _set_by_signals()
     with running(folder, {"address": site.address, "data": str(settings.data)}):
         serve_node(site.address, site.ca, site.key, app, {}, memory=folder / "node.json", stop=ended.is_set, say=say)
     say("left the federation")
+
+
+def _set_by_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def _num_rows(data: Path) -> int:

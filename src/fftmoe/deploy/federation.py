@@ -119,10 +119,7 @@ def run_over_sites(
     found = gather(call, wait_seconds)
     experiment = compose_deployed(prepared.recipe, prepared.data, found.profiles, client_ids)
     excluded = found.excluded | other_backbones(experiment, found.profiles)
-    for site, reason in excluded.items():
-        progress.say(f"the run goes on without site {site}: {reason}")
-    if excluded.keys() == client_ids.keys():
-        raise RunError("no site can take part; the reasons are above: correct them, then run this command again")
+    _report_excluded(excluded, client_ids, progress)
     profiles = {site: profile for site, profile in found.profiles.items() if site not in excluded}
     extra = Extra(
         {"keys": dict(prepared.keys)} if prepared.keys else {},
@@ -137,3 +134,11 @@ def run_over_sites(
     if prepared.is_interrupted:
         return go_on(experiment, recipe, output, progress, open_engine, prepared.accept_changes, extra)
     return begin(experiment, recipe, output, progress, open_engine, extra)
+
+
+def _report_excluded(excluded: Mapping[str, str], client_ids: Mapping[str, int], progress: Progress) -> None:
+    """Say which sites take no part, and why; a run without any site does not begin."""
+    for site, reason in excluded.items():
+        progress.say(f"the run goes on without site {site}: {reason}")
+    if excluded.keys() == client_ids.keys():
+        raise RunError("no site can take part; the reasons are above: correct them, then run this command again")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fftmoe.records.messages import Training
 
-DIGITS = 9  # of a factor: mathematical libraries differ in the last digit, and a site computes the factor again
+FACTOR_DIGITS = 9  # of a factor: mathematical libraries differ in the last digit, and a site computes the factor again
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,4 @@ class Schedule:
 
 
 def _rounded(factor: float) -> float:
-    return float(f"{factor:.{DIGITS}g}")
+    return float(f"{factor:.{FACTOR_DIGITS}g}")

@@ -110,10 +110,8 @@ class Expectation:
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
             validated: for the task "validate".
         """
-        metrics: dict[str, tuple[float, float]] = dict(METRICS[plan.task])
-        needed = frozenset(f"holdout_{name}" for name in measured) if plan.task == "alone" else frozenset()
-        if plan.task == "alone":
-            metrics |= {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
+        after = measured if plan.task == "alone" else {}
+        metrics = {**METRICS[plan.task], **_on_both_parts(after)}
         if plan.task == "validate":
             assert validated is not None, "a client validates where rows are set aside"
             num_examples, update = 1, _statistics(plan, len(validated.least))
@@ -132,11 +130,16 @@ class Expectation:
             most_bytes=num_bytes + MARGIN,
             num_examples=1 if plan.concealed else num_examples,
             metrics=metrics,
-            needed=needed,
+            needed=frozenset(f"holdout_{name}" for name in after),
             max_norm=max_norm,
             compared=compared and plan.task in ("train", "sums"),
             validated=validated,
         )
+
+
+def _on_both_parts(measured: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The bounds of metrics that a client measures on its held-out examples and on its own."""
+    return {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
 
 
 def _widest(

@@ -1,6 +1,6 @@
 """The rounds of a run that are left, its measurements, and the files that a finished run leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,8 @@ class Beginning:
 
 def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_engine: OpenEngine) -> Result:
     """Run all rounds that are left, measure the result, and write the adapter, the report and the summary."""
-    recipe, notes = experiment.recipe, experiment.notes
-    for note in notes:
+    recipe = experiment.recipe
+    for note in experiment.notes:
         progress.say(f"warning: {note}")
     if at.private is not None:
         progress.say(at.private.promise(recipe.federation.rounds - at.state.round))
@@ -79,40 +79,51 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         closing(open_engine(experiment, at.folder)) as engine,
     ):
         trackers.configure(recipe.model_dump(mode="json"))
-        journal = Journal(
-            at.folder,
-            trackers,
-            progress,
-            experiment.task.metric,
-            at.rows,
-            at.private.hides if at.private else frozenset(),
-        )
+        hidden = at.private.hides if at.private else frozenset()
+        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows, hidden)
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
         state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
         if recipe.evaluation.local_only:
             progress.say("training clients locally, for comparison")
             metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
-        peak = engine.peak_rss_mib()
-        summary = {
-            **_facts(experiment, state),
-            **({"notes": list(notes)} if notes else {}),
-            **metrics,
-            **journal.totals(),
-            **verdict(journal.rows, {**metrics, "metric": journal.metric}),
-            **({"privacy": at.private.summary()} if at.private is not None else {}),
-            "predicted_by_tier": (predicted := predicted_by_tier(experiment, at.initial)),
-            "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
-            "environment": environment(next(experiment.model.parameters()).device),
+        used = {
             "seconds": round(journal.seconds, 1),
-            "peak_rss_mib": round(peak, 1),
+            "peak_rss_mib": round(engine.peak_rss_mib(), 1),
             **({"expected_rss_mib": round(memory, 1)} if memory is not None else {}),
-            **({"accepted_changes": list(at.bindings.accepted)} if at.bindings.accepted else {}),
         }
-        summary = journal.public(summary)
+        summary = journal.public({**_figures_of_run(experiment, at, state, metrics, journal, expected), **used})
         trackers.finish(summary)
     _save(experiment, state, at.folder, summary)
     return Result(at.folder.path, summary)
+
+
+def _figures_of_run(
+    experiment: Experiment,
+    at: Beginning,
+    state: ServerState,
+    metrics: Metrics,
+    journal: Journal,
+    expected: Mapping[str, float],
+) -> dict[str, Any]:
+    """The summary of a run after its last round, without what the run used of this machine.
+
+    Args:
+        metrics: of the final state. expected: seconds of a client's round by tier, empty if nobody asked.
+    """
+    predicted = predicted_by_tier(experiment, at.initial)
+    return {
+        **_facts(experiment, state),
+        **({"notes": list(experiment.notes)} if experiment.notes else {}),
+        **metrics,
+        **journal.totals(),
+        **verdict(journal.rows, {**metrics, "metric": journal.metric}),
+        **({"privacy": at.private.summary()} if at.private is not None else {}),
+        "predicted_by_tier": predicted,
+        "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),
+        "environment": environment(next(experiment.model.parameters()).device),
+        **({"accepted_changes": list(at.bindings.accepted)} if at.bindings.accepted else {}),
+    }
 
 
 def _rounds(

@@ -2,20 +2,17 @@
 
 import copy
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import Field, ValidationError
-
-from fftmoe.config import HeadSection, Recipe, Section, apply_override, parse_recipe, read_recipe
-from fftmoe.config.fields import Positive
-from fftmoe.config.plugins import is_plugin
+from fftmoe.config import Recipe, apply_override, parse_recipe, read_recipe
 from fftmoe.data.partition import IID
-from fftmoe.errors import InputError, did_you_mean
+from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
 from fftmoe.report.metric import Metric
+from fftmoe.setup.choices import Choices, check_override_keys, read_choices
 from fftmoe.setup.partition_text import partition_label, partition_section
 from fftmoe.strict import read_small, strict_yaml
 from fftmoe.tasks import make_task
@@ -70,21 +67,6 @@ class Cell:
         return Path(*safe)
 
 
-class Choices(Section):
-    """The optional `compare:` section of a recipe file.
-
-    `overrides` holds values by dotted keys for `+head` (every method with that head), for `method`, and for
-    `method+head`; they apply in this order.
-    """
-
-    methods: list[str] | None = None
-    heads: list[str] | None = None
-    partitions: list[str] | None = None
-    seeds: int | list[int] = 3
-    target: Positive | None = None
-    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Grid:
     """The cells in the order in which they run: all cells of a seed before those of the next seed.
@@ -111,7 +93,7 @@ def make_grid(
 
     Args:
         source: a recipe file, the name of a shipped recipe, or a recipe's values; it may have a `compare:` section.
-        flags: values for the keys of `Choices`; those that are not None replace the values of the section.
+        flags: what to compare, see `Flags`; what is not None replaces the values of the section.
         variants: the settings to compare, instead of methods and heads.
         overrides: values by dotted keys for every cell; they have precedence over those of the variants.
 
@@ -120,7 +102,7 @@ def make_grid(
     """
     values, where = (dict(source), "values") if isinstance(source, Mapping) else read_recipe(source)
     values = copy.deepcopy(values)
-    choices = _choices(values.pop("compare", None), flags, where)
+    choices = read_choices(values.pop("compare", None), flags, where)
     # A comparison needs neither trackers nor local training; a variant or an override may still request them.
     values["trackers"] = []
     apply_override(values, "evaluation.local_only", False)
@@ -150,24 +132,9 @@ def _check_target(target: float | None, metric: str) -> None:
         )
 
 
-def _choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
-    section = {} if section is None else section
-    if not isinstance(section, dict):
-        raise InputError(f"recipe {where}: compare is {section!r}; it must be a section of keys, e.g. seeds: 3")
-    try:
-        return Choices.model_validate({**section, **{key: value for key, value in flags.items() if value is not None}})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            near = did_you_mean(key, Choices.model_fields)
-            raise InputError(f"recipe {where}: unknown key 'compare.{key}'{near}") from None
-        raise InputError(f"recipe {where}: compare.{key}: {first['msg']} (value: {first['input']!r})") from None
-
-
 def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
     """Combine every method with every head; a method written `method+head` is combined with that head only."""
-    _check_override_keys(choices.overrides)
+    check_override_keys(choices.overrides)
     methods = [base.method] if choices.methods is None else choices.methods
     # A task without a head section (a language model) compares methods only.
     heads = [base.head.kind if base.head else ""] if choices.heads is None else choices.heads
@@ -194,20 +161,6 @@ def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any])
                     f"the overrides of {variant.label!r} change {key}, which must be equal for all variants of a "
                     "comparison; set it for all with --partitions, --seeds or --set"
                 )
-
-
-def _check_override_keys(overrides: Mapping[str, Any]) -> None:
-    for key in overrides:
-        method, plus, head = key.partition("+")
-        if method or not plus:
-            _check_known(key, "method", method, METHODS)
-        if plus:
-            _check_known(key, "head", head, get_args(HeadSection.model_fields["kind"].annotation))
-
-
-def _check_known(key: str, what: str, name: str, valid: Collection[str]) -> None:
-    if name not in valid and not is_plugin(name):
-        raise InputError(f"compare.overrides: the key {key!r} names the {what} {name!r}{did_you_mean(name, valid)}")
 
 
 def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:

@@ -62,21 +62,15 @@ def assemble(
     remote: bool = False,
     plugins: Plugins | None = None,
 ) -> Experiment:
-    """Make an experiment of clients whose data and tiers are known.
+    """Make an experiment of clients whose data and tiers are known; it raises an InputError as `compose` does.
 
     Args:
         tier_of: integers [C], each client's place in the recipe's `budgets`.
         sizes: integers [C], the number of each client's examples, with those that it sets aside.
-
-    Raises:
-        InputError: as `compose`.
     """
     plugins = plugins or Plugins()
-    model = build_model(recipe, data.label_names, plugins)
-    check_head(recipe, model)
-    check_max_length(recipe, data.max_length, model)
+    model, training = _checked_model(recipe, data, plugins), training_of(recipe)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
-    training = training_of(recipe)
     kept, held_out = hold_out(recipe, data.train, partition, sizes, remote)
     sizes = sizes - held_out.numbers
     mean_tokens = counted_tokens(recipe, data.test if remote else data.train, model)
@@ -84,12 +78,11 @@ def assemble(
     tiers = _tiers_on(recipe, model, shape, tokens, plugins)
     budgets = Budgets.of(tiers, tier_of)
     _check_cohort(recipe, len(budgets))
-    train = data.train if remote else _cached_train(recipe, model, data.train, partition)
     return Experiment(
         recipe=recipe,
         task=scaled_task(recipe),
         model=model,
-        train=train,
+        train=data.train if remote else _cached_train(recipe, model, data.train, partition),
         test=cached(recipe, model, data.test),
         label_names=data.label_names,
         strata=data.strata,
@@ -109,6 +102,14 @@ def assemble(
         remote=remote,
         plugins=plugins,
     )
+
+
+def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> Any:
+    """The backbone with its adapter and its head, which fit the data."""
+    model = build_model(recipe, data.label_names, plugins)
+    check_head(recipe, model)
+    check_max_length(recipe, data.max_length, model)
+    return model
 
 
 def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:

@@ -84,10 +84,15 @@ def serve_node(
             pass
         finally:
             if node is not None:
-                client._client.timeout = httpx.Timeout(LEAVE_SECONDS)
-                with suppress(httpx.HTTPError):
-                    client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
-                    memory.unlink(missing_ok=True)
+                _leave(client, node, memory)
+
+
+def _leave(client: FleetHttpClient, node: Node, memory: Path) -> None:
+    """Tell the server that this node is gone; without an answer its number stays in `memory`."""
+    client._client.timeout = httpx.Timeout(LEAVE_SECONDS)
+    with suppress(httpx.HTTPError):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        memory.unlink(missing_ok=True)
 
 
 @contextmanager
