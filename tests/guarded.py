@@ -17,10 +17,12 @@ GUARDED = {
         "fftmoe.store.server_state": "store/test_hostile_files.py",
         "fftmoe.deploy.job": "deploy/test_sites.py",
         "fftmoe.setup.deployment": "deploy/test_sites.py",
-        "fftmoe.deploy.door": "deploy/test_door_budget.py deploy/test_door.py deploy/test_site_ledger.py",
+        "fftmoe.deploy.door": (
+            "deploy/test_door_budget.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_ledger.py"
+        ),
         "fftmoe.deploy.ledger": "deploy/test_site_ledger.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
-        "fftmoe.setup.policy": "deploy/test_door.py deploy/test_site_review.py",
+        "fftmoe.setup.policy": "deploy/test_door.py deploy/test_door_policies.py deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
         "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
         "fftmoe.records.release": "server/test_accountant.py",
@@ -34,8 +36,12 @@ GUARDED = {
 CHANGED = {
     module: files.split()
     for module, files in {
-        "fftmoe.deploy.door": "deploy/test_door_budget.py deploy/test_door.py deploy/test_site_ledger.py",
-        "fftmoe.setup.policy": "setup/test_policy_limits.py deploy/test_door.py deploy/test_site_review.py",
+        "fftmoe.deploy.door": (
+            "deploy/test_door_budget.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_ledger.py"
+        ),
+        "fftmoe.setup.policy": (
+            "setup/test_policy_limits.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_review.py"
+        ),
         "fftmoe.setup.consent": "setup/test_policy_limits.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.setup.site_request": "setup/test_site_request.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
@@ -45,7 +51,7 @@ CHANGED = {
         "fftmoe.deploy.gather": "deploy/test_gather.py",
         "fftmoe.deploy.job": "deploy/test_sites.py deploy/test_bound_sites.py",
         "fftmoe.deploy.link.gate": "deploy/test_gate.py",
-        "fftmoe.store.bindings": "setup/test_bound_runs.py deploy/test_bound_sites.py",
+        "fftmoe.store.bindings": "setup/test_bound_runs.py setup/test_binding_laws.py deploy/test_bound_sites.py",
         "fftmoe.setup.bindings": "setup/test_bound_runs.py",
         "fftmoe.store.owner": "store/test_owner.py",
         "fftmoe.store.rows": "setup/test_bound_runs.py store/test_store.py store/test_resume.py",

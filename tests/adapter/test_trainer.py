@@ -18,6 +18,7 @@ from fftmoe.backbones import attach_adapter, load_adapter
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
 from models import FAMILIES
+from summation import additions
 
 BALANCE, Z = 0.7, 0.03
 CLASSIFIERS = ("bert", "llama", "vit")
@@ -120,7 +121,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         # The same sums in another order: a thousand additions in float32 on the way to a gradient, relative to the
         # largest, because in a small one the terms cancel.
-        bound = 1000 * torch.finfo(torch.float32).eps * float(value.abs().max())
+        bound = additions(1000, value)
         torch.testing.assert_close(found[name], value, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}")
 
 

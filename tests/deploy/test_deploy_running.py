@@ -4,11 +4,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from fftmoe.deploy.running import FACTS, holder, running, stop
 from fftmoe.errors import InputError, RunError
 from fftmoe.store import owned
 from fftmoe.store.owner import LOCK
+from holding import held
 
 HOLD = """
 import signal, sys, time
@@ -30,22 +28,9 @@ with running(Path(sys.argv[1]), {"output": "runs/x"}):
 """
 
 
-@contextmanager
-def held(folder: Path, how: str = "well") -> Iterator["subprocess.Popen[str]"]:
-    """A process that holds the folder; it is killed at the end, so that a test that fails need not wait for it."""
-    command = [sys.executable, "-c", HOLD, str(folder), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
-
-
 def test_a_folder_is_held_by_one_process_and_its_facts_can_be_read(tmp_path: Path):
     assert holder(tmp_path) is None
-    with held(tmp_path) as process:
+    with held(HOLD, tmp_path, "willing") as process:
         assert holder(tmp_path) == {"output": "runs/x", "pid": process.pid}
         assert (tmp_path / FACTS).stat().st_mode & 0o077 == 0
         with pytest.raises(InputError, match=f"in use by process {process.pid};.*deploy stop"), running(tmp_path, {}):
@@ -57,7 +42,7 @@ def test_a_folder_is_held_by_one_process_and_its_facts_can_be_read(tmp_path: Pat
 
 
 def test_the_files_of_a_killed_process_do_not_hold_the_folder(tmp_path: Path):
-    with held(tmp_path) as process:
+    with held(HOLD, tmp_path, "willing") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
     assert (tmp_path / FACTS).exists()
@@ -79,7 +64,7 @@ def test_a_note_of_somebody_else_ends_no_process(tmp_path: Path, pid: int, monke
 
 
 def test_a_process_that_does_not_end_is_named(tmp_path: Path):
-    with held(tmp_path, "deaf") as process:
+    with held(HOLD, tmp_path, "deaf") as process:
         with pytest.raises(RunError, match=f"process {process.pid} .* kill -9 {process.pid}"):
             stop(tmp_path, 0.5)
 

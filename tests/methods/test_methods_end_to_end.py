@@ -19,6 +19,7 @@ from finished import SUMMARY_KEYS, check_same
 from five_clients import AVERAGED, CLOSED, CLOSED_FORM, EVERY_METHOD, FROZEN, PERSONAL
 from plain_sgd import plain_sgd
 from run_fixtures import ComposeFive, FiveRecipe, PlanTiny, RunFive, RunTiny
+from summation import additions
 from tampering import Kept
 
 CELLS = [
@@ -168,7 +169,7 @@ def check_up_to_rounding(one: Tensors, two: Tensors, solved: bool) -> None:
     for name in one:
         # Cached states come from batches of other widths: some 4,000 additions in float32 in another order, whose
         # rounding adds up like a random walk. A closed-form head may multiply it by its condition number.
-        bound = 64 * torch.finfo(torch.float32).eps * max(1.0, float(one[name].abs().max()))
+        bound = additions(64, one[name], least=1.0)
         bound *= 22 if name.startswith("head.") and solved else 1
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=bound)
 

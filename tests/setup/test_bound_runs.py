@@ -11,21 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fftmoe.backbones import load_tokenizer
 from fftmoe.config import parse_recipe
-from fftmoe.data.read import read_folder
-from fftmoe.data.rows_digest import digest_of_rows
-from fftmoe.data.tokens import tokenize_texts
 from fftmoe.errors import InputError
-from fftmoe.rng import numpy_generator
 from fftmoe.setup import bindings
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder
-from fftmoe.store.bindings import BINDING_KINDS, BINDINGS_FILE, Bindings, differences
+from fftmoe.store.bindings import BINDINGS_FILE, Bindings, differences
 from interrupting import Killed, interrupt, results
 from shared_fixtures import Cli, Outcome, assert_refused
 
@@ -340,83 +333,6 @@ def test_a_change_of_the_test_rows_can_be_accepted_or_avoided(cli: Cli, whole: P
     ACCEPTABLE["one test row less"][0](whole)
     assert json.loads(cli("evaluate", whole / "run", "--accept-changes").out)["num_examples"] == 40
     assert json.loads(cli("evaluate", whole / "run", "--data", whole / "data").out)["num_examples"] == 40
-
-
-# Laws of the comparison
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(0, 3) | st.text("ab", max_size=2),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3),
-    max_leaves=7,
-)
-
-
-@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), values), st.dictionaries(st.sampled_from(["a", "b"]), values))
-def test_recipes_that_differ_are_told_apart_and_equal_ones_are_not(one: dict[str, Any], two: dict[str, Any]):
-    def without_none(value: Any) -> Any:
-        """A key without a value means the same as no key."""
-        if isinstance(value, dict):
-            return {key: without_none(item) for key, item in value.items() if item is not None}
-        return [without_none(item) for item in value] if isinstance(value, list) else value
-
-    assert differences({"recipe": one}, {"recipe": one}) == []
-    one, two = without_none(one), without_none(two)
-    assert bool(differences({"recipe": one}, {"recipe": two})) == (
-        json.dumps(one, sort_keys=True) != json.dumps(two, sort_keys=True)
-    )
-
-
-@given(st.permutations(["a", "b", "c", "d"]), st.permutations(["a", "b", "c", "d"]))
-def test_another_order_of_clients_is_another_population(one: list[str], two: list[str]):
-    found = differences({"population": {"clients": 4, "names": one}}, {"population": {"clients": 4, "names": two}})
-    assert bool(found) == (one != two)
-    assert all(not difference.acceptable and "was client" in difference.words for difference in found)
-
-
-def test_every_kind_has_words_for_a_person():
-    examples: dict[str, tuple[Any, Any]] = {
-        "recipe": ({"a": 1}, {"a": 2}),
-        "labels": (["a"], ["b"]),
-        "population": ({"clients": 1}, {"clients": 2}),
-        "division": ("a", "b"),
-        "keys": ({"site": "a"}, {"site": "b"}),
-        "training rows": ({"rows": 1, "sha256": "a"}, {"rows": 1, "sha256": "b"}),
-        "test rows": ({"rows": 1, "sha256": "a"}, {"rows": 2, "sha256": "b"}),
-        "tokenizer": ("a", "b"),
-        "backbone": ("a", "b"),
-        "versions": ({"torch": "1"}, {"torch": "2"}),
-    }
-    assert examples.keys() == BINDING_KINDS.keys()
-    for name, (then, now) in examples.items():
-        (found,) = differences({name: then}, {name: now})
-        assert found.words[:4] in ("the ", "site")
-
-
-def test_no_cell_of_a_table_changes_without_its_digest(tmp_path: Path, backbone_folder: Path):
-    """Each change of one cell, of an order or of a length gives another digest, and a column beside gives the same."""
-    random = numpy_generator(5, "cells")
-    rows = [[f"{'ab'[int(random.integers(2))]} {i}", "xy"[i % 2], str(i)] for i in range(11)]
-    tokenizer = load_tokenizer(str(backbone_folder))
-
-    def found(rows: list[list[str]]) -> str:
-        with (tmp_path / "train.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["text", "label", "beside"], *rows])
-        table = read_folder(tmp_path, ("train",))["train"]
-        texts = tuple(table.columns["text"])
-        examples = tokenize_texts(texts, torch.zeros(len(texts), dtype=torch.int64).numpy(), tokenizer, 5)
-        return digest_of_rows(table, ["text", "label"], examples).sha256
-
-    seen = [found(rows)]
-    for row in range(11):
-        for column in (0, 1):
-            changed = [list(values) for values in rows]
-            changed[row][column] += "!"
-            seen.append(found(changed))
-    seen += [found(rows[::-1]), found(rows[:-1]), found([*rows, rows[0]])]
-    assert len(set(seen)) == len(seen)
-    beside = [[text, label, "7"] for text, label, _ in rows]
-    assert found(beside) == seen[0]
 
 
 def test_a_checkpoint_that_does_not_fit_the_recipe_is_refused(interrupted: Path):

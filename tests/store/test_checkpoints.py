@@ -1,110 +1,35 @@
-"""Checkpoints survive damage, a disk that refuses and a loss of power: each is intact or not used, and it is said."""
+"""Checkpoints survive damage: each is intact or not used, and it is said."""
 
-import errno
-import itertools
 import json
-import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disks import Disk, PowerCut
-from fftmoe.errors import InputError, OutputError
-from fftmoe.records import ServerState, Tensors
-from fftmoe.rng import generator
-from fftmoe.store import DamagedFileError, RunFolder, Saved, files, pack_state
+from fftmoe.errors import InputError
+from fftmoe.store import DamagedFileError, RunFolder, Saved
 from fftmoe.store.files import sha256
-
-ROUNDS = 5
-CLIENTS = range(3)
-
-
-def random_tensor(*key: object) -> torch.Tensor:
-    return torch.randn(5, generator=generator(3, *map(str, key)))
-
-
-def state_after(round: int) -> ServerState:
-    return ServerState(
-        round,
-        {"head.weight": random_tensor("model", round)},
-        {"head.weight:m": random_tensor("moments", round)},
-        preferences={client: {1: (2, round)} for client in CLIENTS},
-    )
-
-
-def takes_part(client: int, round: int) -> bool:
-    """One client in every round, the others in every other."""
-    return client == 2 or (round + client) % 2 == 0
-
-
-def kept_after(client: int, round: int) -> Tensors:
-    """The state that the client has at the end of this round."""
-    last = round if takes_part(client, round) else round - 1
-    return {"affinity": random_tensor(client, last)} if last > 0 else {}
-
-
-def play(folder: RunFolder, first: int, done: Callable[[int], None] = lambda _: None) -> None:
-    """Write the rounds from this one on, as a run does."""
-    if first == 1:
-        folder.append_metrics({"round": 0, "bytes_up": 0})
-    for round in range(first, ROUNDS + 1):
-        for client in CLIENTS:
-            if takes_part(client, round):
-                folder.client_states.save(client, round, kept_after(client, round))
-        folder.append_metrics({"round": round, "bytes_up": 1000 * round})
-        folder.save_state(state_after(round))
-        done(round)
-
-
-def go_on(folder: RunFolder, done: Callable[[int], None] = lambda _: None) -> None:
-    saved = folder.load_newest()
-    assert_was_saved(folder, saved)
-    folder.rewind(saved)
-    play(folder, saved.state.round + 1 if saved.state else 1, done)
-
-
-def assert_was_saved(folder: RunFolder, saved: Saved) -> None:
-    """What was saved belongs to one round, and is that round with all its files."""
-    if saved.state is None:
-        assert saved.rows == []
-        return
-    round = saved.state.round
-    assert pack_state(saved.state) == pack_state(state_after(round))
-    kept = [t for t in range(round + 1) if t not in saved.rows_lost]
-    assert kept[-1] == round
-    assert saved.rows == [{"round": t, "bytes_up": 1000 * t} for t in kept]
-    for client in CLIENTS:
-        found, expected = folder.client_states.load(client, before=round + 1), kept_after(client, round)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from played_run import (
+    ROUNDS,
+    assert_was_saved,
+    contents,
+    copied,
+    go_on,
+    kept_after,
+    played,
+    state_after,
+)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run after its last round; tests change copies of it."""
-    folder = RunFolder.create(tmp_path_factory.mktemp("whole") / "run", {"name": "tiny"}, needed_bytes=0)
-    play(folder, 1)
-    return folder.path
-
-
-@contextmanager
-def copied(folder: Path) -> Iterator[Path]:
-    with TemporaryDirectory() as place:
-        yield Path(shutil.copytree(folder, Path(place) / "run"))
+    return played(tmp_path_factory.mktemp("whole") / "run")
 
 
 def test_the_last_three_are_kept_and_the_newest_is_loaded(whole: Path):
@@ -379,76 +304,3 @@ def test_a_run_that_returned_to_an_older_round_ends_with_the_same_files(whole: P
             assert now.keys() <= then.keys()
             assert now == {name: then[name] for name in now}
             assert set(then) - set(now) <= {name for name in then if name.startswith("clients/000002/round-000002")}
-
-
-# A disk that refuses, and one that loses what was not forced to it
-
-
-@pytest.fixture
-def disk() -> Iterator[Disk]:
-    with pytest.MonkeyPatch.context() as patch:
-        disk = Disk(patch)
-        yield disk
-        disk.forget()
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_whichever_call_a_disk_refuses_nothing_is_lost_and_the_run_continues(whole: Path, disk: Disk, number: int):
-    """Starting from a run that was killed in round 4: return to round 3 in its folder, and play two rounds."""
-    step = 0
-    for step in itertools.count(1):
-        with copied(whole) as folder:
-            (folder / "checkpoints" / "round-000005.json").unlink()
-            (folder / "checkpoints" / "round-000004.json").write_bytes(b"")
-            done = [3]
-            disk.fail(step, OSError(number, os.strerror(number)))
-            try:
-                go_on(RunFolder(folder), done.append)
-            except OutputError as error:
-                assert re.search(f"cannot write {folder}.*: {os.strerror(number)}; free space", str(error))  # noqa: PT017
-            else:
-                break
-            saved = RunFolder(folder).load_newest()
-            assert_was_saved(RunFolder(folder), saved)
-            assert (saved.state or state_after(0)).round >= done[-1]
-            go_on(RunFolder(folder))
-            assert contents(folder) == contents(whole)
-            disk.forget()
-    assert step > 50
-
-
-@pytest.mark.parametrize(("every", "seed"), [(1, None), (3, 1)])
-def test_whenever_the_power_fails_at_most_one_round_is_lost(
-    whole: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, every: int, seed: int | None
-):
-    """The same holds where a disk happens to keep some of the writes that were not forced to it."""
-    monkeypatch.setattr(
-        files, "_for_each", lambda work, paths: [work(path) for path in paths]
-    )  # a fixed order of calls
-    done, step = [0], 0
-    for step in itertools.count(1, every):
-        with TemporaryDirectory() as place:
-            chance, before, after = random.Random(f"{seed} {step}"), Path(place) / "before", Path(place) / "after"
-            before.mkdir()
-            disk.fail(step, PowerCut())
-            done = [0]
-            try:
-                play(RunFolder.create(before / "run", {"name": "tiny"}, needed_bytes=0), 1, done.append)
-            except PowerCut:
-                disk.survive(before, after, None if seed is None else chance)
-            else:
-                break
-            finally:
-                disk.forget()
-            left = RunFolder(after / "run")
-            if (left.path / "config.yaml").exists():
-                saved = left.load_newest()
-                assert_was_saved(left, saved)
-                assert (saved.state.round if saved.state else 0) >= done[-1]
-                go_on(left)
-                assert contents(left.path) == contents(whole)
-            else:
-                assert done == [0]
-            disk.forget()
-    assert done[-1] == ROUNDS
-    assert step > 100

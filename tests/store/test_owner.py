@@ -6,17 +6,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fftmoe.errors import InputError
 from fftmoe.store.owner import LOCK, check_free, owned, owner_of
+from holding import held
 from interrupting import Killed
 
 HOLD = """
@@ -29,20 +26,9 @@ with owned(Path(sys.argv[1])):
 """
 
 
-@contextmanager
-def held(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
-
-
 def test_another_process_is_refused_until_the_owner_is_dead(tmp_path: Path):
     folder = tmp_path / "deep" / "run"
-    with held(folder) as process:
+    with held(HOLD, folder) as process:
         found = owner_of(folder)
         assert found is not None
         assert (found.pid, found.is_here) == (process.pid, True)
@@ -68,7 +54,7 @@ def test_another_process_is_refused_until_the_owner_is_dead(tmp_path: Path):
 
 
 def test_a_killed_owner_whose_parent_has_not_noticed_is_dead(tmp_path: Path):
-    with held(tmp_path) as process:
+    with held(HOLD, tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         ends = time.monotonic() + 30
         while owner_of(tmp_path) is not None and time.monotonic() < ends:
@@ -99,7 +85,7 @@ def test_where_the_file_system_has_no_locks_the_note_decides(tmp_path: Path, mon
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with held(tmp_path) as process:
+    with held(HOLD, tmp_path) as process:
         monkeypatch.setattr(fcntl, "flock", refuse)
         with pytest.raises(InputError, match=f"in use by process {process.pid}"), owned(tmp_path):
             raise AssertionError
