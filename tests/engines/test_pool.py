@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses
 from fftmoe.errors import InputError, OutputError
+from fftmoe.threads import one_thread
 
 
 def start() -> Callable[[str], str]:

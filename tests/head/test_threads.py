@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fftmoe.exports.fit import TokenSums, low_rank
-from fftmoe.head import HeadSums, few_tensors, one_thread, solve_ridge
+from fftmoe.head import HeadSums, few_tensors, solve_ridge
 from fftmoe.methods.flexlora import split_product
 from fftmoe.rng import generator
+from fftmoe.threads import one_thread
 
 N, F, C = 67, 383, 5  # large enough that LAPACK divides the work
 

@@ -8,9 +8,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses
 from fftmoe.errors import FftmoeError
 from fftmoe.setup.cells import Cell
+from fftmoe.threads import one_thread
 
 CellJob = tuple[Cell, Path]
 Execute = Callable[[Cell, Path], object]  # picklable where there are several workers

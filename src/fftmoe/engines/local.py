@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from fftmoe.engines.base import Build, Engine, Group, Handler, Quota, Reply
 from fftmoe.engines.memory import peak_rss_mib
-from fftmoe.engines.pool import WorkerDied, WorkerProcesses, one_thread
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses
 from fftmoe.errors import FftmoeError, RunError
+from fftmoe.threads import one_thread
 
 
 def make_engine(workers: int, build: Build, handler: Handler | None = None) -> Engine:

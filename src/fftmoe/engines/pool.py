@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -100,17 +100,6 @@ class WorkerProcesses(Generic[Job, JobResult]):
             worker = _Worker(self._context, self._start)
             self._workers.append(worker)
             return worker
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute as a worker does, on one thread, so that the results are the same; then as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Raised(NamedTuple):

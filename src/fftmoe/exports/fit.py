@@ -24,7 +24,7 @@ from fftmoe.adapter.low_rank import block_of_module, target_names
 from fftmoe.adapter.shared_update import LowRank
 from fftmoe.backbones import logits
 from fftmoe.exports.check import Batch
-from fftmoe.head import one_thread
+from fftmoe.threads import one_thread
 
 RIDGE = 1e-2  # relative to the mean square of an input
 

@@ -16,4 +16,3 @@ from fftmoe.head.losses import HeadLoss as HeadLoss
 from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
 from fftmoe.head.losses import make_head as make_head
-from fftmoe.head.threads import one_thread as one_thread

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.head.threads import one_thread
 from fftmoe.records import names
+from fftmoe.threads import one_thread
 
 # The ridge strengths to choose from, relative to the mean eigenvalue of the features' second moments.
 STRENGTHS = tuple(10.0 ** (e / 2) for e in range(-16, 5))

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fftmoe.head import one_thread
 from fftmoe.methods.flora import stack_cohort
 from fftmoe.methods.lora import LoraMethod
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records import ClientUpdate, ServerState, names
+from fftmoe.threads import one_thread
 
 # Components smaller than the float32 rounding error of the largest one cannot be represented in float32 factors.
 NEGLIGIBLE = torch.finfo(torch.float32).eps

@@ -10,10 +10,10 @@ from fftmoe.server.expectation import Expectation
 from fftmoe.server.lengths import MOST_TIMES, longest_allowed, update_length, usual_length
 
 HELD = 32  # updates that are held until they can be compared, so that memory does not grow with the cohort
-REMEDY = f"{MOST_TIMES:g} times what is usual; federation.max_update_norm: none allows any"
+ALLOWED_LENGTH = f"{MOST_TIMES:g} times what is usual; federation.max_update_norm: none allows any"
 
 
-class Comparison:
+class AnswerLengths:
     """The lengths of the answers to one plan.
 
     They are looked at twice. When an answer arrives, those that are too long among all so far fill no quota. When the
@@ -66,7 +66,7 @@ class Comparison:
                 kept.append(length)
                 yield update
             else:
-                reason = f"the norm of what it sent is {length:.4g}; at most {bound:.4g} is allowed, {REMEDY}"
+                reason = f"the norm of what it sent is {length:.4g}; at most {bound:.4g} is allowed, {ALLOWED_LENGTH}"
                 self._ledger.note(Fault(update.client_id, "rejected", reason))
 
     def _bound(self, lengths: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from fftmoe.engines.base import Engine, Fault, Quota, Reply
 from fftmoe.records import ClientPlan, ClientUpdate, RoundPlan, Tensors, pack_plan
-from fftmoe.rounds.comparison import Comparison
+from fftmoe.rounds.comparison import AnswerLengths
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.server.expectation import Expectation
 from fftmoe.server.plan import group_clients
@@ -112,13 +112,13 @@ def screen_replies(
 
     The other answers are noted as faults. Each is screened when it arrives, so that only valid ones fill the quota.
     """
-    comparison = Comparison(plan.clients[0].task if plan.clients else "train", ledger)
+    comparison = AnswerLengths(plan.clients[0].task if plan.clients else "train", ledger)
     screened = _screened(arrivals, quota, ledger, comparison)
     return comparison.within(in_client_order([client.client_id for client in plan.clients], screened))
 
 
 def _screened(
-    arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger, comparison: Comparison
+    arrivals: Iterable[Arrival], quota: Quota, ledger: Ledger, comparison: AnswerLengths
 ) -> Iterator[tuple[int, ClientUpdate | None]]:
     for client_id, answer in arrivals:
         update = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from fftmoe.engines.base import Fault, Reply
 from fftmoe.records import ClientPlan
-from fftmoe.server.lengths import ROUNDS
+from fftmoe.server.lengths import ROUNDS_REMEMBERED
 
 UPDATE_NORM = "update_norm"  # in a row: the usual length of the round's changes
 
@@ -39,7 +39,7 @@ class Ledger:
         for name, sums in row["by_tier"].items():
             ledger.tiers[name].update(sums)
         ledger.faults.update(row.get("fault_counts", {}))
-        ledger.lengths = [row[UPDATE_NORM] for row in rows if UPDATE_NORM in row][-ROUNDS:]
+        ledger.lengths = [row[UPDATE_NORM] for row in rows if UPDATE_NORM in row][-ROUNDS_REMEMBERED:]
         return ledger
 
     def row(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Ledger:
     def usual(self, length: float) -> None:
         """Remember the usual length of this round's changes; six digits are the same in memory and in the row."""
         self._new_length = float(f"{length:.6g}")
-        self.lengths = [*self.lengths, self._new_length][-ROUNDS:]
+        self.lengths = [*self.lengths, self._new_length][-ROUNDS_REMEMBERED:]
 
     def sent(self, num_bytes: int) -> None:
         """Count a message that went to a client."""

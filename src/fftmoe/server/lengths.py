@@ -19,8 +19,8 @@ from fftmoe.records import ClientUpdate
 from fftmoe.records.codec import decode
 
 MOST_TIMES = 10.0  # the median; honest clients of the quickstart stay below 2.4 (benchmarks/update_norms.py)
-FEWEST = 3  # answers of a round that can be compared with each other
-ROUNDS = 5  # whose lengths are remembered
+FEWEST_ANSWERS = 3  # answers of a round that can be compared with each other
+ROUNDS_REMEMBERED = 5  # whose lengths are remembered
 
 
 def update_length(update: ClientUpdate, task: str) -> float:
@@ -40,7 +40,7 @@ def usual_length(lengths: Sequence[float]) -> float | None:
     own = [length for length in lengths if length > 0]
     if not own:
         return None
-    return median_low(own) if len(own) >= FEWEST else max(own)
+    return median_low(own) if len(own) >= FEWEST_ANSWERS else max(own)
 
 
 def longest_allowed(lengths: Sequence[float], earlier: Sequence[float]) -> float | None:
@@ -49,6 +49,6 @@ def longest_allowed(lengths: Sequence[float], earlier: Sequence[float]) -> float
     Args:
         lengths: of the changes of this round. earlier: the usual lengths of the last rounds.
     """
-    enough = sum(length > 0 for length in lengths) >= FEWEST
+    enough = sum(length > 0 for length in lengths) >= FEWEST_ANSWERS
     usual = usual_length(lengths if enough else earlier)
     return None if usual is None else MOST_TIMES * usual

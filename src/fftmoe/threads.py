@@ -1,4 +1,4 @@
-"""Factors matrices with the same result for every number of threads."""
+"""Computes on one thread, so that results do not depend on how many a machine has."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the context torch computes on one thread.
+    """Within the context torch computes on one thread, as a worker process does; then on as many as before.
 
     LAPACK divides the work of eigenvalues, QR and singular values among its threads, and adds in another order for each
     number of them, so that the last bits of the result would depend on `OMP_NUM_THREADS`. For the matrices of a head,
