@@ -1,6 +1,8 @@
 """A site's node keeps running and does nothing unexpected, whatever its server answers."""
 
+import ssl
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.fleet_http_client import FleetHttpClient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,12 +69,6 @@ def serve(answers: Sequence[Answer], patch: pytest.MonkeyPatch, folder: Path) ->
     """Until the node has looked often enough; the server, and what the node said."""
     server, said, looks = Server(answers), [], []
 
-    def connect(*arguments: Any, **named: Any) -> FleetHttpClient:
-        client = FleetHttpClient("https://server")
-        client._client.close()
-        client._client = httpx.Client(transport=httpx.MockTransport(server), follow_redirects=True)
-        return client
-
     def pause(self: Any, seconds: float) -> None:
         looks.append(seconds)
         if len(looks) > LOOKS:
@@ -82,7 +77,8 @@ def serve(answers: Sequence[Answer], patch: pytest.MonkeyPatch, folder: Path) ->
     def never(message: Message, context: Context) -> Message:
         raise AssertionError("no message of these is one")
 
-    patch.setattr(FleetHttpClient, "from_server_address", connect)
+    patch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(server)))
+    patch.setattr(ssl.SSLContext, "load_verify_locations", lambda self, *places, cadata="": None)
     patch.setattr(flower_line.ServerLine, "pause", pause)
     app, key = ClientApp(), ec.generate_private_key(ec.SECP384R1())
     app.train()(never)  # type: ignore[arg-type]

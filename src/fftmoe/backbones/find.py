@@ -5,7 +5,9 @@ import importlib.util
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
+from fftmoe.data.reach import why_unreachable
 from fftmoe.errors import InputError, did_you_mean
 
 BUILTIN_MINILM = "builtin:minilm"
@@ -39,7 +41,29 @@ def resolve_model(model: str) -> str:
     # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise InputError(f"model folder {model!r} does not exist; name an existing folder, or a hub id")
-    return model
+    return _on_the_hub(model, folder)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name that `resolve_model` accepts is a hub id."""
+    return not model.startswith("builtin:") and not Path(model).expanduser().is_dir()
+
+
+def _on_the_hub(model: str, folder: Path) -> str:
+    """The hub id if the hub can be reached, else the local copy of it."""
+    reason = why_unreachable()
+    if reason is None:
+        return model
+    try:
+        copy = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        copy = None
+    if isinstance(copy, str):
+        return str(Path(copy).parent)
+    raise InputError(
+        f"model {model!r} is not a local folder (looked for {folder.absolute()}), and cannot be loaded from the Hugging "
+        f"Face hub ({reason:.300}), of which there is no copy here; correct the path, or the network"
+    )
 
 
 def _cached_minilm() -> Path | None:

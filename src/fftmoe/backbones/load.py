@@ -15,7 +15,7 @@ from torch import nn
 
 from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.backbones import trust
-from fftmoe.backbones.find import resolve_model
+from fftmoe.backbones.find import is_hub_id, resolve_model
 from fftmoe.backbones.fourier import FourierHead
 from fftmoe.backbones.padding import hide_padding, settle_padding_token
 from fftmoe.backbones.pooling import MeanPoolClassifier
@@ -146,6 +146,8 @@ def _from_pretrained(auto: Any, model: str, seed: int, options: dict[str, Any]) 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if is_hub_id(model):  # an adapter names the model so, also where a local copy was read
+        loaded.name_or_path = loaded.config.name_or_path = model
     fresh = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     check_drawn(loaded, fresh)
     source_of_init = generator(seed, "head")

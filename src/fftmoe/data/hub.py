@@ -14,6 +14,7 @@ import huggingface_hub
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from fftmoe.data.parquet_files import read_parquet_parts
+from fftmoe.data.reach import why_unreachable
 from fftmoe.data.read import REQUIRED_SPLITS, SPLITS, SUFFIXES, require_splits
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -54,7 +55,7 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
     # The hub's client can raise anything, from a failed name lookup to a changed file layout; the remedy is the same.
     except Exception as error:
         raise InputError(
-            f"data.source={source!r} is not a local folder, and loading it from the Hugging Face hub failed"
+            f"data.source={source!r} is not a local folder (looked for {Path(source).absolute()}), and loading it from the Hugging Face hub failed"
             f" ({type(error).__name__}: {' '.join(str(error).split()):.500}); check the spelling and the network, or "
             f"give a local folder that holds train.* and test.* ({', '.join(SUFFIXES)})"
         ) from error
@@ -72,6 +73,7 @@ def _fetch_files(name: str, configuration: str) -> dict[str, list[Path]]:
 
 def _snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
     """The folder that holds all files of a data set with such names; an error if one of them cannot be had."""
+    offline = offline or why_unreachable() is not None
     return Path(
         huggingface_hub.snapshot_download(
             name, repo_type="dataset", revision=PARQUET_BRANCH, allow_patterns=patterns, local_files_only=offline
@@ -82,6 +84,8 @@ def _snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
 def _file_names(name: str) -> list[str]:
     """The names of a data set's files; those that were fetched before if the hub cannot be reached."""
     try:
+        if (reason := why_unreachable()) is not None:
+            raise ConnectionError(reason)
         return huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset", revision=PARQUET_BRANCH)
     except Exception as error:
         try:

@@ -4,28 +4,22 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import httpx
 from flwr.proto.control_pb2 import ListNodesRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.protobuf.client import (
-    ProtobufCall,
-    ProtobufClient,
-    ProtobufClientInterceptor,
-    ProtobufRequestContext,
-)
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supercore.retry import RetryInvoker, exponential
 
+from fftmoe.deploy.link.http import Client, new_client
 from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
 ANSWER_SECONDS = 60.0  # for an answer of the SuperLink, which runs on this machine
 RETRY_SECONDS = 10.0  # for a SuperLink that cannot be reached
-Client = TypeVar("Client", bound=ProtobufClient)
 
 
 def list_sites(endpoint: Endpoint) -> dict[str, str]:
@@ -47,11 +41,7 @@ def connect(
     """A client of the control port that sends the token; the caller closes it."""
     trust = ssl.create_default_context(cafile=endpoint.ca)
     chain = [RuntimeVersionHttpInterceptor("fftmoe"), _Bearer(endpoint.token), *interceptors]
-    client = kind(f"https://{endpoint.control}", interceptors=chain, verify=trust, retry_invoker=retries)
-    client.close()
-    # Flower's own HTTP client would use the proxy that the environment names, even for this machine.
-    client._client = httpx.Client(verify=trust, timeout=ANSWER_SECONDS, trust_env=False)
-    return client
+    return new_client(kind, endpoint.control, chain, trust, ANSWER_SECONDS, retries=retries)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ It speaks Flower's Fleet API itself. Flower's own node fetches, installs and imp
 when a call fails. This node asks for messages only, and keeps running while the server is away.
 """
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fftmoe.deploy.link.http import Proxy, new_client, proxy_for
 from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
 from fftmoe.engines.failures import APP_FAILED, Failure
@@ -70,10 +72,13 @@ def serve_node(
         poll_seconds: the shortest time between two requests for messages; an idle node waits longer.
 
     Raises:
-        RunError: the server that was reached first is the wrong one, or refused this node's key.
+        RunError: the server that was reached first is the wrong one, or refused this node's key. InputError: the
+            environment names a proxy that cannot be used.
     """
-    with _fleet_client(address, ca, key) as client:
-        link = ServerLine(client, address, stop, say, poll_seconds)
+    proxy = proxy_for(address)
+    with _fleet_client(address, ca, key, proxy) as client:
+        through = "" if proxy is None else f" (through {proxy})"
+        link = ServerLine(client, f"{address}{through}", stop, say, poll_seconds)
         node, log = None, FailureLog()
         try:
             while not stop():
@@ -95,16 +100,20 @@ def _leave(client: FleetHttpClient, node: Node, memory: Path) -> None:
         memory.unlink(missing_ok=True)
 
 
-@contextmanager
-def _fleet_client(address: str, ca: bytes, key: EllipticCurvePrivateKey) -> Iterator[FleetHttpClient]:
-    """Flower's client of the Fleet API, which signs with `key` and accepts limited responses only."""
+def _fleet_client(
+    address: str, ca: bytes, key: EllipticCurvePrivateKey, proxy: Proxy | None
+) -> AbstractContextManager[FleetHttpClient]:
+    """Flower's client of the Fleet API, which signs with `key` and accepts limited responses only.
+
+    It follows no redirects, because the server must not choose another one.
+    """
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.load_verify_locations(cadata=ca.decode("ascii"))
     signature = NodeAuthHttpInterceptor(key, key.public_key())
-    with FleetHttpClient.from_server_address(address, False, ca, [signature]) as client:
-        client._client.timeout = httpx.Timeout(SILENCE_SECONDS)  # Flower has no argument for these
-        client._client.follow_redirects = False  # the server must not choose another one
-        client._client.headers["accept-encoding"] = "identity"
-        client._client.event_hooks = {"response": [bound]}
-        yield client
+    client = new_client(FleetHttpClient, address, [signature], trust, SILENCE_SECONDS, proxy=proxy)
+    client._client.headers["accept-encoding"] = "identity"
+    client._client.event_hooks = {"response": [bound]}
+    return client
 
 
 def patience(idle_seconds: float, least: float) -> float:

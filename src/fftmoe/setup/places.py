@@ -1,0 +1,40 @@
+"""Where a run's data and backbone lie: a recipe names them from the folder in which the run was started."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fftmoe.store import Bindings
+
+BEGAN_IN = "began in"
+ELSEWHERE = (("data", "source"), ("backbone", "model"))  # a recipe's keys that can name local folders
+
+
+def present_place() -> dict[str, str]:
+    """The entry of a run's bindings that names the folder in which it is started."""
+    return {BEGAN_IN: os.path.realpath(".")}
+
+
+def from_its_place(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run's `config.yaml`, with folders that lie where the run was started under their full names.
+
+    Only names that mean something else here are changed: the run may be used from another folder. Where the former place
+    has no such folder, because all of it was moved, the names stay.
+    """
+    began = Bindings.read(folder)
+    place = began.values.get(BEGAN_IN) if began is not None else None
+    if not isinstance(place, str):
+        return dict(values)
+    made = dict(values)
+    for section, key in ELSEWHERE:
+        own = made.get(section)
+        name = own.get(key) if isinstance(own, dict) else None
+        if isinstance(name, str) and _means_another_folder(name, Path(place)):
+            made[section] = {**own, key: str(Path(place, name))}
+    return made
+
+
+def _means_another_folder(name: str, place: Path) -> bool:
+    there = place / name
+    return not Path(name).is_absolute() and there.is_dir() and there.resolve() != Path(name).resolve()
