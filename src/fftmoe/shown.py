@@ -1,6 +1,8 @@
 """Shows texts that come from data, recipes and other people's machines without letting them act on what shows them."""
 
 import re
+import shlex
+from pathlib import Path
 
 # Control characters move a terminal's cursor or change its state, the marks of direction reorder what stands beside
 # them, and half of a pair of surrogates, as in a file name that is not UTF-8, cannot be written at all.
@@ -25,3 +27,9 @@ def shown_on_a_line(text: str) -> str:
 def shown_json(text: str) -> str:
     """The same JSON: for JSON's readers the same value, for a terminal and for readers of lines harmless."""
     return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def quoted(path: Path | str) -> str:
+    """The path as a word of a command: pasted into a shell, it names the same path, and is no option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

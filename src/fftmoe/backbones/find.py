@@ -61,8 +61,8 @@ def _on_the_hub(model: str, folder: Path) -> str:
     if isinstance(copy, str):
         return str(Path(copy).parent)
     raise InputError(
-        f"model {model!r} is not a local folder (looked for {folder.absolute()}), and cannot be loaded from the Hugging "
-        f"Face hub ({reason:.300}), of which there is no copy here; correct the path, or the network"
+        f"model {model!r} is not a local folder (looked for {folder.absolute()}), and cannot be loaded from the "
+        f"Hugging Face hub ({reason:.300}), of which there is no copy here; correct the path, or the network"
     )
 
 

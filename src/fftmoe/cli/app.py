@@ -22,7 +22,7 @@ from fftmoe.cli.streams import endure
 from fftmoe.cli.use import evaluate, predict
 from fftmoe.errors import FftmoeError, InputError, OutputError
 from fftmoe.report.console import Console
-from fftmoe.shown import shown, shown_on_a_line
+from fftmoe.shown import quoted, shown, shown_on_a_line
 
 INTERRUPTED = 130
 
@@ -143,7 +143,8 @@ def _resumable(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (folder / "config.yaml").exists():
-            sys.stderr.write(f"fftmoe: interrupted; to continue after its last whole round: fftmoe resume {folder}\n")
+            command = f"fftmoe resume {quoted(folder)}"
+            sys.stderr.write(f"fftmoe: interrupted; to continue after its last whole round: {command}\n")
         raise
 
 

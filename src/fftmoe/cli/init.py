@@ -10,7 +10,7 @@ import typer
 
 from fftmoe.cli.own_data import DataSummary, TextColumns, columns_of, find_roles, split_rows, summarize
 from fftmoe.errors import InputError
-from fftmoe.shown import shown_on_a_line
+from fftmoe.shown import quoted, shown_on_a_line
 
 MIN_CLIENT_EXAMPLES = 20  # if no column names the clients
 
@@ -89,8 +89,8 @@ def recipe_text(data: DataSummary, output: Path) -> str:
         else f"{{kind: iid, num_clients: {count}}}  # or {{kind: natural, by: a column that says who holds a row}}"
     )
     return f"""\
-# fftmoe plan {output}    what it will cost, before anything trains
-# fftmoe run {output}     trains; then fftmoe evaluate and fftmoe predict
+# fftmoe plan {quoted(output)}    what it will cost, before anything trains
+# fftmoe run {quoted(output)}     trains; then fftmoe evaluate and fftmoe predict
 backbone: {{model: "builtin:minilm"}}  # or a local folder, or a hub id, of an encoder
 data:
   source: {as_yaml(str(data.source.absolute()))}
@@ -126,5 +126,5 @@ def next_steps(data: DataSummary, output: Path) -> Sequence[str]:
         f"texts: column {roles.text!r}; labels: column {roles.label!r}, {len(labels)} of them ({some})",
         who,
         *(f"warning: {note}" for note in data.notes),
-        f"wrote {output}; read it, then: fftmoe plan {output} && fftmoe run {output}",
+        f"wrote {output}; read it, then: fftmoe plan {quoted(output)} && fftmoe run {quoted(output)}",
     ]

@@ -11,6 +11,7 @@ from fftmoe.config import Recipe
 from fftmoe.report.metric import OWN_MIX, Metric
 from fftmoe.report.verdict import sentence
 from fftmoe.setup.load import is_language, reads_images
+from fftmoe.shown import quoted
 from fftmoe.store import read_labels
 
 
@@ -55,8 +56,8 @@ def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
         fourier_features=recipe.fourier_features,
         quantization=backbone.quantization,
     )
-    measure = f"\nor measure it:  fftmoe evaluate {folder}"
-    label = f"\nor label a text:  fftmoe predict {folder} 'some text'"
+    measure = f"\nor measure it:  fftmoe evaluate {quoted(folder)}"
+    label = f"\nor label a text:  fftmoe predict {quoted(folder)} 'some text'"
     return [
         f"\nadapter  {folder / 'adapter'}",
         f"report   {folder / 'report.html'}",

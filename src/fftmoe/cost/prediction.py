@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fftmoe.report.progress import Progress, duration
+from fftmoe.shown import quoted
 
 ANNOUNCED_SECONDS = 60  # a shorter run is over before its announcement has been read
 LONG_SECONDS = 1800  # a longer one is worth a trial first
@@ -34,7 +35,7 @@ def announce_training(
         return
     progress.say(
         f"{rounds} rounds will train for about {duration(total)}; Ctrl-C stops after a checkpoint, "
-        f"`fftmoe resume {folder}` goes on"
+        f"`fftmoe resume {quoted(folder)}` goes on"
     )
     if total > LONG_SECONDS:
         progress.say("to try it first: --set federation.rounds=2")

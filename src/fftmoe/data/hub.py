@@ -55,9 +55,10 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
     # The hub's client can raise anything, from a failed name lookup to a changed file layout; the remedy is the same.
     except Exception as error:
         raise InputError(
-            f"data.source={source!r} is not a local folder (looked for {Path(source).absolute()}), and loading it from the Hugging Face hub failed"
-            f" ({type(error).__name__}: {' '.join(str(error).split()):.500}); check the spelling and the network, or "
-            f"give a local folder that holds train.* and test.* ({', '.join(SUFFIXES)})"
+            f"data.source={source!r} is not a local folder (looked for {Path(source).absolute()}), and loading it from "
+            f"the Hugging Face hub failed ({type(error).__name__}: {' '.join(str(error).split()):.500}); check the "
+            "spelling and the network, or give a local folder that holds train.* and test.* "
+            f"({', '.join(SUFFIXES)})"
         ) from error
     require_splits(required, tables, f"the data set {source}")
     return tables

@@ -5,7 +5,6 @@ keeps the recipe with which it was opened.
 """
 
 import os
-import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
 from fftmoe.setup.policy import SitePolicy, parse_policy
 from fftmoe.setup.site_request import PROFILE, TASK_NAMES, TRAINING, SiteRequest, request_of
+from fftmoe.shown import quoted
 from fftmoe.strict import at_most, open_file
 
 POLICY_FILE = "policy.yaml"
@@ -174,14 +174,13 @@ def read_policy(folder: Path) -> SitePolicy:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o022:
                 raise InputError(
-                    f"other users can change the policy {path} (mode {mode:04o}); run: chmod go-w "
-                    f"{shlex.quote(str(path))}"
+                    f"other users can change the policy {path} (mode {mode:04o}); run: chmod go-w {quoted(path)}"
                 )
             return parse_policy(at_most(file), str(path))
     except FileNotFoundError as error:
         raise InputError(
             f"this site has no policy, so it would refuse everything: {path} is missing; review the recipe of the "
-            f"federation, which writes one: {HOW_TO_WRITE} {shlex.quote(str(folder))}"
+            f"federation, which writes one: {HOW_TO_WRITE} {quoted(folder)}"
         ) from error
     except InputError:
         raise

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from fftmoe.errors import InputError, OutputError
+from fftmoe.shown import quoted
 from fftmoe.store.files import PRIVATE_FILE as PRIVATE_FILE
 from fftmoe.store.files import PRIVATE_FOLDER
 from fftmoe.strict import at_most, open_file, strict_json
@@ -100,7 +100,7 @@ def read_bytes(path: Path, private: bool = False) -> bytes:
         with open_file(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # of the open file, even if its path changes
             if private and mode & 0o077:
-                command = f"chmod 600 {shlex.quote(str(path))}"
+                command = f"chmod 600 {quoted(path)}"
                 raise InputError(f"the private key {path} is open to other users (mode {mode:04o}); run: {command}")
             return at_most(file)
     except FileNotFoundError as error:

@@ -1,8 +1,9 @@
 """Writes the README of a deployment: who gets which folder, how to start, and what must stay secret."""
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
+
+from fftmoe.shown import quoted
 
 README = """# A federation of {count}
 
@@ -55,8 +56,8 @@ and `state` into the new folder: what its rows have lost does not end with its k
 def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
     """The text of README.md for a deployment in a folder called `name` whose certificates expire at `end`."""
     clients = (
-        f"    fftmoe deploy site review recipe.yaml --site {shlex.quote(f'{name}/sites/{site}')}\n"
-        f"    fftmoe deploy client {shlex.quote(f'{name}/sites/{site}')} --data /path/to/data --budget small"
+        f"    fftmoe deploy site review recipe.yaml --site {quoted(f'{name}/sites/{site}')}\n"
+        f"    fftmoe deploy client {quoted(f'{name}/sites/{site}')} --data /path/to/data --budget small"
         for site in sites
     )
     return README.format(
@@ -64,6 +65,6 @@ def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
         address=address,
         end=end,
         rows="\n".join(f"| `sites/{site}/` | {site} | {i} |" for i, site in enumerate(sites)),
-        server=shlex.quote(f"{name}/server"),
+        server=quoted(f"{name}/server"),
         clients="\n".join(clients),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from fftmoe.deploy.job import read_profile
 from fftmoe.errors import InputError
 from fftmoe.setup.deployment import SiteProfile
+from fftmoe.shown import quoted
 from fftmoe.store import Bindings, write_atomically
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.strict import read_small, strict_json
@@ -35,7 +36,8 @@ class RunSites:
         path = output / SITES
         if not path.exists():
             raise InputError(
-                f"the run in {output} was not started with `fftmoe deploy`; continue it with `fftmoe resume {output}`"
+                f"the run in {output} was not started with `fftmoe deploy`; continue it with `fftmoe resume "
+                f"{quoted(output)}`"
             )
         try:
             values = strict_json(read_small(path))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError, RunError
+from fftmoe.shown import quoted
 from fftmoe.store import owned, owner_of, write_atomically
 from fftmoe.strict import read_small, strict_json
 
@@ -24,7 +25,9 @@ def running(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with owned(folder, lambda folder: f"a folder allows one process: end that one with `fftmoe deploy stop {folder}`"):
+    with owned(
+        folder, lambda folder: f"a folder allows one process: end that one with `fftmoe deploy stop {quoted(folder)}`"
+    ):
         # Only its owner can read it: a server's facts hold the token of its control port.
         write_atomically(folder / FACTS, json.dumps({**facts, "pid": os.getpid()}).encode())
         try:

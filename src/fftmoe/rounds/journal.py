@@ -1,6 +1,5 @@
 """The journal of a run: one row per round, to `metrics.jsonl`, the trackers and the terminal; then its checkpoint."""
 
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +12,7 @@ from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.closed_form import describe_faults
 from fftmoe.rounds.ledger import Ledger
+from fftmoe.shown import quoted
 from fftmoe.store import RunFolder
 
 MOST_VOID = 3  # void rounds in a row, after which a run ends
@@ -124,7 +124,7 @@ class Journal:
             few, remedy = f"fewer than {quorum} valid updates each", "remove the cause, or lower federation.quorum"
         raise RunError(
             f"the last {MOST_VOID} rounds had {few} and changed nothing ({describe_faults(faults)}); "
-            f"{remedy}, then continue with `fftmoe resume {shlex.quote(str(self.folder.path))}`; if clients diverge, "
+            f"{remedy}, then continue with `fftmoe resume {quoted(self.folder.path)}`; if clients diverge, "
             "start a new run with a lower federation.learning_rate or head.learning_rate"
         )
 

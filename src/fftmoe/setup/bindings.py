@@ -16,6 +16,7 @@ from fftmoe.records import ServerState
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import load_examples
 from fftmoe.setup.model import build_model
+from fftmoe.setup.places import ELSEWHERE
 from fftmoe.store.bindings import Bindings, differences, require_same
 
 # Packages that compute, read or write what a run depends on.
@@ -25,7 +26,6 @@ OF_CLIENTS_ROWS = ("training rows", "division")  # bindings that follow from cli
 # Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
 # data and backbone may change as long as their contents do not.
 UNBOUND = ("engine", "trackers", "name")
-ELSEWHERE = (("data", "source"), ("backbone", "model"))
 
 
 def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
 from fftmoe.setup.compose import compose
 from fftmoe.setup.load import read_split
+from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import Bindings, RunFolder, read_labels, read_run
@@ -38,7 +39,7 @@ def recipe_of(folder: Path) -> Recipe:
     Raises:
         InputError: the folder is not a finished run.
     """
-    return parse_recipe(read_run(folder), str(folder / "config.yaml"))
+    return parse_recipe(from_its_place(folder, read_run(folder)), str(folder / "config.yaml"))
 
 
 def finished_run(folder: Path, accept_changes: bool = False) -> FinishedRun:

@@ -16,17 +16,22 @@ def present_place() -> dict[str, str]:
     return {BEGAN_IN: os.path.realpath(".")}
 
 
+def place_of(folder: Path) -> dict[str, str]:
+    """The same entry of a run that is there; empty where an older version of this package wrote none."""
+    began = Bindings.read(folder)
+    place = None if began is None else began.values.get(BEGAN_IN)
+    return {BEGAN_IN: place} if isinstance(place, str) else {}
+
+
 def from_its_place(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a run's `config.yaml`, with folders that lie where the run was started under their full names.
 
-    Only names that mean something else here are changed: the run may be used from another folder. Where the former place
-    has no such folder, because all of it was moved, the names stay.
+    Only names that mean something else here are changed: the run may be used from another folder. Where the former
+    place has no such folder, because all of it was moved, the names stay.
     """
-    began = Bindings.read(folder)
-    place = began.values.get(BEGAN_IN) if began is not None else None
-    if not isinstance(place, str):
-        return dict(values)
-    made = dict(values)
+    place, made = place_of(folder).get(BEGAN_IN), dict(values)
+    if place is None:
+        return made
     for section, key in ELSEWHERE:
         own = made.get(section)
         name = own.get(key) if isinstance(own, dict) else None

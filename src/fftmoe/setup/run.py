@@ -16,10 +16,12 @@ from fftmoe.setup.carry_out import Result as Result
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.places import from_its_place, place_of, present_place
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
 from fftmoe.setup.simulation import check_simulation
 from fftmoe.setup.stacking import clients_per_batch
+from fftmoe.shown import quoted
 from fftmoe.store import (
     Bindings,
     RunFolder,
@@ -93,7 +95,7 @@ def begin(
     batch = clients_per_batch(experiment)  # may refuse the recipe, before anything is written
     initial = experiment.method.init(experiment.model)
     private = private_merging(experiment, initial, output, resumed=False)
-    bindings = Bindings({**bindings_of(experiment, recipe), **extra.bindings})
+    bindings = Bindings({**present_place(), **bindings_of(experiment, recipe), **extra.bindings})
 
     def write_first(folder: RunFolder) -> None:
         bindings.write(folder.path)
@@ -149,7 +151,7 @@ def _with_way_to_resume(output: Path) -> Iterator[None]:
     except OutputError as error:
         if not (output / CONFIG).exists():
             raise
-        raise OutputError(f"{error}; then go on: fftmoe resume {output}") from error
+        raise OutputError(f"{error}; then go on: fftmoe resume {quoted(output)}") from error
 
 
 def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -158,7 +160,7 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: the folder holds no run, or a finished one; another section is overridden.
     """
-    values = read_config(output)
+    values = from_its_place(output, read_config(output))
     for text in overrides:
         key, value = parse_override(text)
         if not key.startswith("engine."):
@@ -185,7 +187,7 @@ def go_on(
     """
     batch = clients_per_batch(experiment)
     initial = experiment.method.init(experiment.model)
-    now = {**bindings_of(experiment, recipe), **extra.bindings}
+    now = {**place_of(output), **bindings_of(experiment, recipe), **extra.bindings}
     with owned(output):
         unfinished(output)  # another process may have finished it meanwhile
         folder = RunFolder(output)

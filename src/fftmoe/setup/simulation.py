@@ -14,6 +14,7 @@ from fftmoe.errors import InputError
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.places import from_its_place
 from fftmoe.store import ClientStateFiles, RunFolder, read_config
 
 
@@ -44,7 +45,10 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
     workers = os.cpu_count() or 1 if recipe.engine.workers == "auto" else recipe.engine.workers
     return FlowerSimulation(
         make_client_app(_serve, _prepare, own=True),
-        job={"recipe": read_config(folder.path), "states": str(folder.client_states.folder.absolute())},
+        job={
+            "recipe": from_its_place(folder.path, read_config(folder.path)),
+            "states": str(folder.client_states.folder.absolute()),
+        },
         num_clients=experiment.num_clients,
         workers=min(workers, recipe.federation.clients_per_round),
         deadline_seconds=recipe.federation.deadline_seconds,

@@ -11,6 +11,7 @@ import yaml
 
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState
+from fftmoe.shown import quoted
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
@@ -230,7 +231,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     recipe = read_config(folder)
     if not (folder / "adapter" / "adapter_config.json").is_file():
         raise InputError(
-            f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {folder}"
+            f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {quoted(folder)}"
         )
     return recipe
 
