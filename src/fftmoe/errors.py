@@ -1,7 +1,8 @@
 """Errors with a message for people: what went wrong, with which value, whose value it is, and what to change."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FftmoeError(Exception):
@@ -31,3 +32,20 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(names)}"
+
+
+@contextmanager
+def looked_up(what: str) -> Iterator[None]:
+    """Tell in one sentence that a file or a folder cannot be looked up, such as one that this user may not search.
+
+    Raises:
+        InputError: the system reported an error in the block, or a path begins with the home of an unknown user.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, FftmoeError):
+            raise
+        raise InputError(
+            f"{what} cannot be looked up ({error!s:.200}); let this user read it, or name another (without ~)"
+        ) from error

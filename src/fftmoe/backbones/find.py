@@ -8,7 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from fftmoe.data.reach import why_unreachable
-from fftmoe.errors import InputError, did_you_mean
+from fftmoe.errors import InputError, did_you_mean, looked_up
 
 BUILTIN_MINILM = "builtin:minilm"
 _MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -31,13 +31,11 @@ def resolve_model(model: str) -> str:
         if model != BUILTIN_MINILM:
             raise InputError(f"unknown model {model!r}{did_you_mean(model, [BUILTIN_MINILM])}")
         return str(_cached_minilm() or _packaged_minilm())
-    try:
+    with looked_up(f"model folder {model!r:.200}"):
         folder = Path(model).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"model folder {model!r:.200}: {error!s:.200}; name it without ~") from error
-    if folder.is_dir():
-        _check_model_folder(folder)
-        return str(folder)
+        if folder.is_dir():
+            _check_model_folder(folder)
+            return str(folder)
     # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise InputError(f"model folder {model!r} does not exist; name an existing folder, or a hub id")

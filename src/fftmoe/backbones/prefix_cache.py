@@ -62,13 +62,13 @@ def with_prefix(
     num_states, dim = _state_sizes(model, block, examples)
     batches = _batches_within(examples, groups)
     path = cache_dir / f"prefix-{prefix_key(model, block, examples, () if groups is None else batches)}.bin"
-    if not (path.is_file() and path.stat().st_size == num_bytes):
-        log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
-        try:
+    try:
+        if not (path.is_file() and path.stat().st_size == num_bytes):
+            log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
             _write_states(path, model, block, examples, batches)
-        except OSError as error:
-            log.warning("no states are cached: cannot write %s: %s", path, error)
-            return examples
+    except OSError as error:
+        log.warning("no states are cached: cannot write %s: %s", path, error)
+        return examples
     enable_resume(model, block)
     return WithPrefix(examples, path, block, dim, _starts(num_states, batches), num_states, compute_dtype(model))
 

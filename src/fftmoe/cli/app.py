@@ -160,6 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_status) from None
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except BrokenPipeError:  # who reads the output has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = FftmoeError.exit_status
+    except OSError as error:  # of a file or a folder that no other place expects to fail
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"fftmoe: {shown_on_a_line(place)}{shown_on_a_line(error.strerror or str(error))}\n")
+        raise SystemExit(InputError.exit_status) from None
     except click.MissingParameter as error:
         where = f"; see: {error.ctx.command_path} --help" if error.ctx else ""
         sys.stderr.write(f"fftmoe: {shown(error.format_message()).rstrip('.')}{where}\n")

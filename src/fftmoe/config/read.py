@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
-from fftmoe.errors import InputError, did_you_mean
+from fftmoe.errors import InputError, did_you_mean, looked_up
 from fftmoe.strict import read_small, strict_yaml
 
 DATA_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -91,12 +91,14 @@ def find_recipe(source: str) -> Path:
     Raises:
         InputError: there is no such file, or it is data and not a recipe.
     """
-    if Path(source).is_dir() or Path(source).suffix in DATA_SUFFIXES:
+    with looked_up(f"recipe {source!r:.200}"):
+        is_folder, is_file = Path(source).is_dir(), Path(source).is_file()
+    if is_folder or Path(source).suffix in DATA_SUFFIXES:
         raise InputError(
-            f"{source!r} is {'a folder' if Path(source).is_dir() else 'data'}, but a recipe is a YAML file; "
+            f"{source!r} is {'a folder' if is_folder else 'data'}, but a recipe is a YAML file; "
             "to write a recipe for your own data: fftmoe init"
         )
-    if Path(source).is_file():
+    if is_file:
         return Path(source)
     shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
     if source in shipped:

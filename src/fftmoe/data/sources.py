@@ -8,7 +8,7 @@ from fftmoe.data.hub import read_hub
 from fftmoe.data.read import REQUIRED_SPLITS, read_folder
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.table import Table
-from fftmoe.errors import InputError, did_you_mean
+from fftmoe.errors import InputError, did_you_mean, looked_up
 
 BUILTIN = "builtin:"
 
@@ -75,17 +75,14 @@ def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
     """
     if source.startswith(BUILTIN):
         return _read_builtin(source)
-    try:
+    with looked_up(f"data.source={source!r:.200}"):
         folder = Path(source).expanduser()
-        is_folder = folder.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is locked, a user who is unknown
-        raise InputError(f"data.source={source!r:.200} cannot be looked up ({error!s:.200}); name another") from error
-    if is_folder:
-        return read_folder(folder, required)
-    if folder.exists():
-        raise InputError(
-            f"data.source={source!r} is a file: name the folder that holds it, with train.* and test.* in it"
-        )
+        if folder.is_dir():
+            return read_folder(folder, required)
+        if folder.exists():
+            raise InputError(
+                f"data.source={source!r} is a file: name the folder that holds it, with train.* and test.* in it"
+            )
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
             f"data.source={source!r} is not a folder (looked for {folder.absolute()}); give a folder that holds"

@@ -12,8 +12,11 @@ ELSEWHERE = (("data", "source"), ("backbone", "model"))  # a recipe's keys that 
 
 
 def present_place() -> dict[str, str]:
-    """The entry of a run's bindings that names the folder in which it is started."""
-    return {BEGAN_IN: os.path.realpath(".")}
+    """The entry of a run's bindings that names the folder in which it is started, if there is one."""
+    try:
+        return {BEGAN_IN: os.path.realpath(".")}
+    except OSError:  # somebody has removed the folder
+        return {}
 
 
 def place_of(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, looked_up
 from fftmoe.records import ServerState
 from fftmoe.shown import quoted
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
@@ -213,10 +213,11 @@ def check_output(path: Path) -> Path:
     Raises:
         InputError: the folder holds another run or other files, or cannot be made.
     """
-    if path.is_dir() and any(path.iterdir()):
-        what = "another run" if (path / CONFIG).exists() else "other files"
-        raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    with looked_up(f"the output folder {path}"):
+        if path.is_dir() and any(path.iterdir()):
+            what = "another run" if (path / CONFIG).exists() else "other files"
+            raise InputError(f"the output folder {path} holds {what}; name a new one with --output or remove it")
+        nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise InputError(f"cannot make the output folder {path}: {nearest} is a file; name another with --output")
     return nearest
@@ -229,7 +230,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         InputError: the folder is not a run, is damaged, or the run did not finish.
     """
     recipe = read_config(folder)
-    if not (folder / "adapter" / "adapter_config.json").is_file():
+    with looked_up(f"the run in {folder}"):
+        finished = (folder / "adapter" / "adapter_config.json").is_file()
+    if not finished:
         raise InputError(
             f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {quoted(folder)}"
         )
@@ -257,7 +260,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder is not a run, or is damaged.
     """
-    if not (folder / "config.yaml").is_file():
+    with looked_up(f"the run in {folder}"):
+        is_run = (folder / "config.yaml").is_file()
+    if not is_run:
         raise InputError(f"{folder} is not a run folder: it has no config.yaml; pass the --output of `fftmoe run`")
     try:
         values = strict_yaml(read_small(folder / "config.yaml"))
