@@ -43,8 +43,8 @@ WORKS: dict[str, tuple[str, str]] = {
     "removed folder and output": ("run {recipe} --output {top}/c", "{gone}"),
     "removed folder and evaluate": ("evaluate {rorun}", "{gone}"),
 }
+NAMED = ("ro", "locked", "file", "gone", "data", "rodata", "mine", "model", "rorun", "noadapter")
 CACHES = {"read-only": "{ro}/x", "locked": "{locked}", "file": "{file}", "below-a-file": "{file}/x"}
-LOCKED = ("ro", "locked", "file", "gone", "data", "rodata", "model", "rorun", "noadapter")
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,12 @@ def places(
     run_tiny: RunTiny, recipe_file: Path, data_folder: Path, backbone_folder: Path, tmp_path_factory: Any
 ) -> dict[str, Path]:
     top: Path = tmp_path_factory.mktemp("locked")
-    found = {
-        name: top / name for name in ("ro", "locked", "file", "gone", "data", "rodata", "model", "rorun", "noadapter")
-    }
+    found = {name: top / name for name in NAMED}
     for name in ("ro", "locked"):
         found[name].mkdir()
     found["file"].write_text("a file")
-    for name, source in (("data", data_folder), ("rodata", data_folder), ("model", backbone_folder)):
+    copies = {"data": data_folder, "rodata": data_folder, "mine": data_folder, "model": backbone_folder}
+    for name, source in copies.items():
         shutil.copytree(source, found[name])
     for name in ("rorun", "noadapter"):
         shutil.copytree(run_tiny("evaluation.local_only=false").folder, found[name])
@@ -66,7 +65,7 @@ def places(
         path.chmod(NO_WRITE)
     for path in (found["locked"], found["data"], found["model"], found["noadapter"] / "adapter"):
         path.chmod(NO_ACCESS)
-    return {**found, "top": top, "recipe": recipe_file, "train": data_folder / "train.csv"}
+    return {**found, "top": top, "recipe": recipe_file, "train": found["mine"] / "train.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +89,11 @@ def test_what_is_impossible_is_said_in_one_line(found: Outcomes, name: str):
     assert outcome["err"].count("\n") == 1
     reasons = ("Permission denied", "is a file", "No such file", "not readable", "does not exist")
     assert any(reason in outcome["err"] for reason in reasons), outcome["err"]
+
+
+def test_init_leaves_nothing_where_it_cannot_write_the_recipe(found: Outcomes, places: dict[str, Path]):
+    assert found["init"]["status"] == 2
+    assert [path.name for path in places["train"].parent.iterdir() if "split" in path.name] == []
 
 
 @pytest.mark.parametrize("name", WORKS)

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from fftmoe.config import parse_recipe
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, RunError
+from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import check_deployable
 from fftmoe.setup.export import export_run
 from fftmoe.setup.finished import evaluate_run, load_client, predict_run
 from fftmoe.setup.run import run
+from fftmoe.setup.target_scales import to_units
 from fftmoe.tasks import Regression, Squares
 
 WORDS = ("ash", "bay", "cod", "dew", "elm")
@@ -149,3 +151,11 @@ def test_where_the_scale_would_come_from_clients_it_must_be_written(
         check_deployable(parse_recipe(recipe_of(recipe_values, tmp_path, **sites), "auto"))
     with pytest.raises(InputError, match=r"data\.target_scales="):
         parse_recipe(recipe_of(recipe_values, tmp_path, **private), "auto")
+
+
+def test_a_head_that_is_too_large_in_units_is_not_saved(recipe_values: dict[str, Any], tmp_path: Path):
+    values = recipe_of(recipe_values, write_rows(tmp_path / "rows", 1.0, 0.0), head__learning_rate=0.1)
+    model: Any = compose(parse_recipe(values, "units")).model
+    to_units(model, ((0.0, 1e30), (0.0, 1.0)))
+    with pytest.raises(RunError, match="beyond float32 in the units of the targets"):
+        to_units(model, ((0.0, 1e30), (0.0, 1.0)))

@@ -1,6 +1,7 @@
 """`fftmoe init`: reads a person's own data, reports its columns, and writes a first recipe for it."""
 
 import csv
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ def init(
     try:
         output.write_text(recipe_text(summary, output), encoding="utf-8")
     except OSError as error:
+        if summary.source != data:  # the new folder with the splits, which would refuse the next try
+            shutil.rmtree(summary.source)
         raise InputError(f"cannot write --output {output}: {error.strerror}; name another place") from error
     for line in next_steps(summary, output):
         sys.stdout.write(shown_on_a_line(line) + "\n")
@@ -77,6 +80,7 @@ def _write_splits(folder: Path, splits: dict[str, TextColumns]) -> None:
                 writer.writerow(columns)
                 writer.writerows(zip(*columns.values(), strict=True))
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # it did not exist before
         raise InputError(f"cannot write {folder}: {error.strerror}; make room, or name data elsewhere") from error
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +101,7 @@ def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
     """The finite numbers of T columns, float64 [N, T]; a text is read as a number if it is written as one.
 
     Raises:
-        InputError: a value is not a finite number, or too large for float32.
+        InputError: a value is not a finite number, or too large for the float32 numbers of a saved head.
     """
     found = [
         [_number(table, column, row, value) for row, value in enumerate(table.columns[column], start=1)]
@@ -120,13 +119,13 @@ def _number(table: Table, column: str, row: int, value: Any) -> float:
         number = float("inf")
     if not abs(number) <= _LARGEST:
         raise InputError(
-            f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a finite number; "
-            "correct or remove the row, or name another column with data.targets"
+            f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a finite number up to "
+            "1e30; correct or remove the row, or name another column with data.targets"
         )
     return number
 
 
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = 1e30  # a saved head has float32 numbers of the size of targets times weights
 
 
 def lists_of(table: Table, key: str, column: str) -> list[list[str]]:

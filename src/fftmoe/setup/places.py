@@ -37,12 +37,13 @@ def from_its_place(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         return made
     for section, key in ELSEWHERE:
         own = made.get(section)
-        name = own.get(key) if isinstance(own, dict) else None
-        if isinstance(name, str) and _means_another_folder(name, Path(place)):
-            made[section] = {**own, key: str(Path(place, name))}
+        if isinstance(own, dict) and _means_another_folder(own.get(key), Path(place)):
+            made[section] = {**own, key: str(Path(place, own[key]))}
     return made
 
 
-def _means_another_folder(name: str, place: Path) -> bool:
+def _means_another_folder(name: Any, place: Path) -> bool:
+    if not isinstance(name, str):
+        return False
     there = place / name
     return not Path(name).is_absolute() and there.is_dir() and there.resolve() != Path(name).resolve()

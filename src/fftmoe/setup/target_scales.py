@@ -13,6 +13,7 @@ import torch
 from fftmoe.backbones import head_parameters
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, TargetedText
+from fftmoe.errors import RunError
 from fftmoe.tasks import LOSSES, Loss, Regression, Scales, Squares, Task, make_task
 
 
@@ -60,6 +61,9 @@ def to_units(model: Any, scales: Scales) -> None:
     """Let the head of an adapted model answer in the units of the data: its last layer takes over the scales.
 
     W becomes scale * W, and b becomes scale * b + centre.
+
+    Raises:
+        RunError: these are too large for float32.
     """
     if not scales:
         return
@@ -70,3 +74,8 @@ def to_units(model: Any, scales: Scales) -> None:
     bias = parameters.get(weight.removesuffix("weight") + "bias")
     if bias is not None:
         bias.copy_(bias.double() * scales_T.to(bias.device) + centres_T.to(bias.device))
+    if not all(own.isfinite().all() for own in parameters.values()):
+        raise RunError(
+            "the head has numbers beyond float32 in the units of the targets, so it cannot be saved; lower "
+            "federation.learning_rate or head.learning_rate, or write the targets in a larger unit"
+        )

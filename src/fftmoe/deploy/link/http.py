@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass_environment  # pyright: ignore[reportAttributeAccessIssue]
 
 import httpx
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
