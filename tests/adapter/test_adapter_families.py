@@ -178,6 +178,7 @@ class Unknown(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList([Feed(), Feed()])
         self.mlp = nn.Linear(7, 7)
+        self.ffn = nn.Linear(7, 11)
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages:
@@ -192,7 +193,13 @@ def test_an_unknown_family_is_refused_with_what_to_pass():
     assert "model_type='None'" in message
     assert "distilbert" in message
     assert "target_modules=['mlp']" in message
-    assert "Candidates in this model: mlp" in message
+    assert "a recipe takes these only; in Python, pass target_modules" in message
+    assert message.endswith("Candidates in this model: mlp")  # and not `ffn`, whose result has another width
+
+
+def test_half_of_a_feed_forward_network_is_no_target():
+    with pytest.raises(InputError, match=r"^target module 'ffn' makes 11 numbers of 7, .* both of its layers"):
+        get_peft_model(Unknown(), small_config(target_modules=["ffn"]))
 
 
 @pytest.mark.parametrize("named", [r"stages\.\d", ["stages.0", "stages.1"]])

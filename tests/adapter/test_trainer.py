@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from decoders import DECODERS, decoder, texts
 from fftmoe.adapter import MoeAdapterConfig, blocks, record_routing
-from fftmoe.backbones import attach_adapter, load_adapter
+from fftmoe.backbones import attach_adapter, load_adapter, load_backbone
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
 from models import FAMILIES
@@ -346,3 +346,46 @@ def test_accelerate_with_one_process_gives_the_gradients_of_a_plain_loop():
 
     found, expected = gradients(Accelerator(cpu=True)), gradients(None)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("labels", "kind"), [([0, 2, 1, 1], "classes"), ([[1.0, 0.0, 1.0]] * 4, "several labels")])
+def test_a_classifier_on_mean_features_gives_its_loss_for_labels(backbone_folder: Path, labels: Any, kind: str):
+    model = adapted(load_backbone(str(backbone_folder), num_labels=3), penalised())
+    batch = {"input_ids": torch.tensor([[4, 5, 6, 7]] * 4), "attention_mask": torch.ones(4, 4, dtype=torch.int64)}
+    problem = model.config.problem_type
+    logits_BC, y = model.eval()(**batch), torch.tensor(labels)
+    assert isinstance(logits_BC, Tensor)
+    found = model(**batch, labels=y)
+    assert torch.equal(found.logits, logits_BC)
+    plain = nn.functional.cross_entropy if kind == "classes" else nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(found.loss, plain(logits_BC, y))
+    assert model.train()(**batch, labels=y).loss > found.loss  # and the routers' losses
+    assert model.config.problem_type == problem
+
+
+def test_a_classifier_on_mean_features_trains_as_with_one_batch_if_gradients_are_added_up(
+    backbone_folder: Path, tmp_path: Path
+):
+    """Four rows at once, and as two batches whose gradients Trainer adds up, end at the same head."""
+    rows = Rows({"input_ids": torch.tensor([[4, 5, 6, 7], [5, 5, 9, 4]] * 2), "labels": torch.tensor([0, 2, 1, 2])})
+    heads = []
+    for size, steps in ((4, 1), (2, 2)):
+        model = adapted(load_backbone(str(backbone_folder), num_labels=3), config())
+        arguments = transformers.TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.5,
+            max_grad_norm=0.0,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        transformers.Trainer(model, arguments, train_dataset=rows).train()
+        heads.append(model.base_model.model.classifier.modules_to_save["default"].weight.detach())
+    torch.testing.assert_close(heads[0], heads[1], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(
+        heads[0], load_backbone(str(backbone_folder), num_labels=3).get_parameter("classifier.weight")
+    )

@@ -159,21 +159,32 @@ def _hidden_size(config: Any) -> int:
 
 def _input_dim(name: str, module: nn.Module) -> int:
     # The first linear layer of a feed-forward network reads the network's input.
+    if isinstance(module, nn.Linear) and not _fits(module):
+        raise InputError(
+            f"target module {name!r} makes {module.out_features} numbers of {module.in_features}, and a feed-forward "
+            "network as many as it reads; name the module with both of its layers"
+        )
     for child in module.modules():
         if isinstance(child, nn.Linear):
             return child.in_features
     raise InputError(f"target module {name!r} ({type(module).__name__}) has no nn.Linear; name feed-forward modules")
 
 
+def _fits(module: nn.Module) -> bool:
+    """Whether the result of a feed-forward network can be added to a mixture's, which is as wide as the input."""
+    linears = [child for child in module.modules() if isinstance(child, nn.Linear)]
+    return bool(linears) and linears[0].in_features == linears[-1].out_features
+
+
 def _unknown_family(model: nn.Module, model_type: str) -> str:
     return (
         f"model_type={model_type!r} is not a model family that fftmoe knows "
-        f"({', '.join(sorted(FAMILIES))}); {_how_to_name_modules(model)}"
+        f"({', '.join(sorted(FAMILIES))}), and a recipe takes these only; in Python, {_how_to_name_modules(model)}"
     )
 
 
 def _how_to_name_modules(model: nn.Module) -> str:
-    candidates = [name for name, _ in model.named_modules() if _LIKELY_NAMES.fullmatch(name)]
+    candidates = [name for name, module in model.named_modules() if _LIKELY_NAMES.fullmatch(name) and _fits(module)]
     advice = (
         "pass target_modules with the names of the feed-forward modules, each of which is called with its input only, "
         "as a regular expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "

@@ -1,8 +1,11 @@
 """A classifier on mean-pooled features, for encoders."""
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPoolClassifier(nn.Module):
@@ -15,6 +18,9 @@ class MeanPoolClassifier(nn.Module):
 
     # PEFT reads this attribute; without it PEFT would make the frozen embeddings require gradients.
     is_gradient_checkpointing = False
+    # Trainer reads these: the loss is a mean over the batch that it is given.
+    accepts_loss_kwargs = False
+    loss_type = "ForSequenceClassification"
 
     def __init__(self, backbone: nn.Module, num_labels: int) -> None:
         super().__init__()
@@ -42,7 +48,16 @@ class MeanPoolClassifier(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         **_: object,
-    ) -> Tensor:
-        """The logits [B, C]; further arguments, such as labels, are ignored."""
-        return self.classifier(self.features(input_ids, attention_mask, token_type_ids))
+    ) -> Any:
+        """The logits [B, C]; with labels, an output of transformers with `loss` and `logits`.
+
+        The loss is that of transformers for the labels: cross-entropy of classes, binary cross-entropy of several
+        labels, squared error of numbers, as a mean over the batch. Further arguments are ignored.
+        """
+        logits_BC = self.classifier(self.features(input_ids, attention_mask, token_type_ids))
+        if labels is None:
+            return logits_BC
+        config = copy.copy(self.config)  # the function of transformers writes the kind of problem into it
+        return SequenceClassifierOutput(loss=ForSequenceClassificationLoss(labels, logits_BC, config), logits=logits_BC)
