@@ -46,6 +46,5 @@ def looked_up(what: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, FftmoeError):
             raise
-        raise InputError(
-            f"{what} cannot be looked up ({error!s:.200}); let this user read it, or name another (without ~)"
-        ) from error
+        remedy = "let this user read it, or name another" if isinstance(error, OSError) else "name it without ~"
+        raise InputError(f"{what} cannot be looked up ({error!s:.200}); {remedy}") from error

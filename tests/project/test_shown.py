@@ -4,6 +4,8 @@ import ast
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,29 @@ def test_labels_tiers_and_clients_that_would_act_are_written_out(
     page = (done.folder / "report.html").read_text()
     assert not ACTING.search(page)
     assert json.loads(measured.out)["accuracy_by_label"].keys() == set(labels)
+
+
+QUOTING = """
+import logging, sys, warnings
+import fftmoe.setup.finished as finished
+from fftmoe.cli.app import main
+
+def quote(*arguments, **options):
+    logging.getLogger("library").warning("logged %s", sys.argv[2])
+    warnings.warn("warned " + sys.argv[2])
+    print("printed " + sys.argv[2], file=sys.stderr)
+    raise TypeError("raised " + sys.argv[2])
+
+finished.predict_run = quote
+main(["predict", sys.argv[1], "a text"])
+"""
+
+
+def test_what_libraries_log_warn_of_or_raise_cannot_act(tmp_path: Path):
+    """Of data that they quote, in the process of a command."""
+    command = [sys.executable, "-c", QUOTING, str(tmp_path), EVIL]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 1
+    assert not ACTING.search(found.stderr)
+    for event in ("logged", "warned", "printed", "TypeError: raised"):
+        assert f"{event} {shown(EVIL)}" in found.stderr

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ import typer
 from fftmoe.cli.arguments import AcceptOption, RecipeArgument, SetOption
 from fftmoe.cli.compare import compare
 from fftmoe.cli.deploy import deploy
+from fftmoe.cli.errors_shown import shown_errors
 from fftmoe.cli.export import export
 from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
@@ -152,6 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     why_incomplete = endure()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    with shown_errors():
+        _run_verb(arguments, why_incomplete)
+
+
+def _run_verb(arguments: Sequence[str] | None, why_incomplete: Callable[[], str | None]) -> None:
+    """Run one verb, and end the process with the status of its outcome."""
     try:
         # Outside standalone mode typer returns the status of an early exit: 0 after --help, 130 after Ctrl-C.
         status = app(args=arguments, standalone_mode=False) or 0
@@ -160,9 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_status) from None
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except BrokenPipeError:  # who reads the output has read enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = FftmoeError.exit_status
     except OSError as error:  # of a file or a folder that no other place expects to fail
         place = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"fftmoe: {shown_on_a_line(place)}{shown_on_a_line(error.strerror or str(error))}\n")

@@ -247,7 +247,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     if not path.exists():
-        raise InputError(f"{path} does not exist; finish the run first: fftmoe resume {folder}")
+        raise InputError(f"{path} does not exist; finish the run first: fftmoe resume {quoted(folder)}")
     try:
         return strict_json(read_small(path, MOST_SUMMARY_BYTES))
     except (OSError, ValueError) as error:
