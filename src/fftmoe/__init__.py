@@ -125,8 +125,8 @@ def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) 
         run: the folder of the run.
         inputs: texts or prompts, whose answer is None with a reason where a text is blank or None; for a run on images,
             paths of image files, folders or tables.
-        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens` and `accept_changes`;
-            they mean the same as the options of `fftmoe predict`.
+        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens`, `round` and
+            `accept_changes`; they mean the same as the options of `fftmoe predict`.
 
     Raises:
         InputError: the folder holds no finished run, or an input cannot be read.
@@ -143,8 +143,8 @@ def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict
         run: the folder of the run.
         to: the format: "peft", "personal", "lora", "onnx" or "torch-export".
         output: the folder to write, new or empty.
-        options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them, and
-            `accept_changes`; they mean the same as the options of `fftmoe export`.
+        options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them, `round`
+            and `accept_changes`; they mean the same as the options of `fftmoe export`.
 
     Returns:
         the values of `export.json`.

@@ -61,7 +61,7 @@ VERBS = {
     "deploy site review": {"recipe", "--site", "--set", "--epsilon", "--yes"},
     "deploy status": {"folder"},
     "deploy stop": {"folder", "--seconds"},
-    "evaluate": {"run", "--data", "--split", "--top-k", "--accept-changes"},
+    "evaluate": {"run", "--data", "--split", "--top-k", "--round", "--accept-changes"},
     "predict": {
         "run",
         "inputs",
@@ -73,6 +73,7 @@ VERBS = {
         "--client",
         "--batch-size",
         "--max-new-tokens",
+        "--round",
         "--accept-changes",
     },
     "export": {
@@ -86,6 +87,7 @@ VERBS = {
         "--rank",
         "--data",
         "--steps",
+        "--round",
         "--accept-changes",
     },
     "report": {"run", "--output"},

@@ -34,6 +34,11 @@ AcceptUseOption = Annotated[
     bool, typer.Option("--accept-changes", help="Use the model although data, backbone or tokenizer have changed.")
 ]
 
+RoundOption = Annotated[
+    str,
+    typer.Option("--round", help="The model to use: kept, or last where the run keeps an earlier, better round."),
+]
+
 
 def split_list(text: str | None) -> list[str] | None:
     """The parts of a comma-separated list without surrounding spaces; None where nothing was typed."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fftmoe.cli.arguments import AcceptUseOption
+from fftmoe.cli.arguments import AcceptUseOption, RoundOption
 from fftmoe.errors import InputError
 from fftmoe.shown import shown
 
@@ -24,13 +24,14 @@ def export(
         str | None, typer.Option(help="lora: a file of texts, or a data source; default: the run's training split.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="lora: training steps after the fit; default 100.")] = None,
+    which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Write a finished run in another form, after comparing it with the run."""
     from fftmoe.setup.export import export_run
 
     options = {"top_k": top_k, "client": client, "tier": tier, "experts": _expert_ids(experts)}
-    options["accept_changes"] = accept_changes or None
+    options |= {"accept_changes": accept_changes or None, "round": None if which_round == "kept" else which_round}
     about = export_run(run, to, output, {**options, "rank": rank, "data": data, "steps": steps})
     sys.stdout.write(shown(describe_export(about, output)))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fftmoe.cli.arguments import AcceptUseOption
+from fftmoe.cli.arguments import AcceptUseOption, RoundOption
 from fftmoe.errors import InputError
 from fftmoe.shown import shown_json
 from fftmoe.strict import json_text
@@ -35,6 +35,7 @@ def evaluate(
             help="Experts per token; several numbers, such as 1,2,4, print a list. Default: as the largest tier."
         ),
     ] = None,
+    which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Measure a finished run, and print its metrics as JSON."""
@@ -42,7 +43,7 @@ def evaluate(
     from fftmoe.setup.finished import evaluate_run
 
     metrics: list[dict[str, Any]] = [
-        {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k, accept_changes)}
+        {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k, accept_changes, which_round)}
         for k in values
     ]
     shown = metrics if len(values) > 1 else metrics[0]
@@ -62,6 +63,7 @@ def predict(
     client: Annotated[int | None, typer.Option(help="Ask the personal model of this client.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")] = 64,
+    which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Label texts or images, or complete prompts, with a finished run; prints one JSON object a line."""
@@ -81,6 +83,7 @@ def predict(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         accept_changes=accept_changes,
+        round=which_round,
     )
     ascii_only = output is None and not _takes_all_characters()
     lines = "".join(shown_json(json_text(row, ascii_only=ascii_only)) + "\n" for row in rows)

@@ -30,7 +30,7 @@ from fftmoe.strict import json_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 # Folders of a finished cell that the comparison does not need.
-BULKY = ("checkpoints", "clients", "adapter", "trackers")
+BULKY = ("checkpoints", "clients", "adapter", "adapter-last", "trackers")
 
 
 def compare(

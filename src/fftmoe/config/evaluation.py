@@ -1,5 +1,7 @@
 """The recipe's `evaluation` section."""
 
+from typing import Literal
+
 from fftmoe.config.fields import Count, Section
 
 
@@ -17,10 +19,13 @@ class EvaluationSection(Section):
     clients or a sample of `personal_clients`, on `personal_examples` test rows.
     `local_only` also lets clients (all, or a sample of `local_only_clients`) train without the federation, and
     evaluates each on `local_only_examples` test rows.
+    `keep: best` saves the model of the round that was best on the rows that clients have set aside (`data.validation`);
+    `last` saves that of the last round.
     `generate` also compares what a language model writes, after the last round, with the completions of test rows.
     """
 
     every: Count = 1
+    keep: Literal["best", "last"] = "last"
     max_examples: Count | None = None
     personal: bool = False
     personal_clients: Count | None = None

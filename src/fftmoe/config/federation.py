@@ -8,6 +8,7 @@ from fftmoe.config.fields import WRITE_OFF, Count, Fraction, NotNegative, Number
 from fftmoe.config.plugins import own_or_plugin
 
 PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or `off`"), WRITE_OFF]
+CountOrOff = Annotated[Count | None, off_or_section("a whole number above 0, or `off`"), WRITE_OFF]
 
 
 def _none_of_before(value: object) -> object:
@@ -22,6 +23,7 @@ class FederationSection(Section):
     from all of a client's texts.
     `schedule` says how the learning rates change after the first `warmup_rounds` rounds, in which they grow evenly:
     not at all (`constant`), or down towards 0 along a line or half a cosine.
+    `patience` ends the run after so many validations in a row without a gain (`data.validation`).
     `clip_gradients` bounds the Euclidean norm of a client's gradient in every step, over all trained tensors together.
     `upload` is the number format in which clients send their changes; each client adds what rounding left out to its
     next changes.
@@ -54,6 +56,7 @@ class FederationSection(Section):
     weight_decay: NotNegative = 0.0
     proximal: NotNegative = 0.0
     clip_gradients: PositiveOrOff = None
+    patience: CountOrOff = None
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"
     activation_power: NotNegative = 0.0
     upload: Literal["float32", "bfloat16", "int8"] = "float32"

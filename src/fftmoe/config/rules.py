@@ -27,6 +27,7 @@ def check_rules(recipe: Recipe) -> None:
     _check_task(recipe)
     _check_plugins(recipe)
     _check_method(recipe)
+    _check_validation(recipe)
     _check_robustness(recipe)
     if recipe.privacy is not None:
         _check_privacy(recipe, recipe.privacy)
@@ -97,6 +98,21 @@ def _check_method(recipe: Recipe) -> None:
         raise ValueError(
             f"method {name} changes no features, so its closed-form head is computed once: set head.update=frozen "
             "(or trained)"
+        )
+
+
+def _check_validation(recipe: Recipe) -> None:
+    keeps = recipe.evaluation.keep == "best"
+    asked = "evaluation.keep=best" if keeps else "federation.patience" if recipe.federation.patience else None
+    if asked and recipe.data.validation is None:
+        raise ValueError(
+            f"{asked} compares rounds on rows that clients set aside; set data.validation, for example to 0.1"
+        )
+    method = _capabilities(recipe)
+    if keeps and (recipe.evaluation.personal or (method and method.personal)):
+        raise ValueError(
+            "evaluation.keep=best keeps the global model of an earlier round, and clients' own models exist only for "
+            "the last one; set evaluation.keep=last, or evaluation.personal=false with a method that has a global model"
         )
 
 

@@ -27,8 +27,8 @@ def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: in
     """
     run = trained.run
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "labels.json", BOUND):
-        if (run.folder / "adapter" / name).exists():  # an older version wrote no bound.json
-            shutil.copyfile(run.folder / "adapter" / name, folder / name)
+        if (run.adapter / name).exists():  # an older version wrote no bound.json
+            shutil.copyfile(run.adapter / name, folder / name)
     if top_k is not None:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         write_json(folder / ADAPTER_CONFIG, {**config, "top_k": top_k})

@@ -32,7 +32,9 @@ def learning(run: RunRecord) -> Figure | None:
     floor, ceiling = metric.bounds
     points = thinned(metric.curve(run.rows))
     sample = run.setting("evaluation.max_examples")
-    note = f"During the run on a sample of {sample} test rows, after the last round on all." if sample else ""
+    notes = [f"During the run on a sample of {sample} test rows, after the last round on all."] if sample else []
+    if "best_round" in run.summary:
+        notes.append(f"The model of round {run.summary['best_round']} is kept, the best on the validation rows.")
     return line_figure(
         metric.label.capitalize(),
         [Line("global model", points), *_validation(run)],
@@ -41,7 +43,7 @@ def learning(run: RunRecord) -> Figure | None:
         show=metric.text if metric.lower_is_better else "{:.3g}".format,
         floor=floor,
         ceiling=ceiling,
-        note=note,
+        note=" ".join(notes),
     )
 
 

@@ -47,13 +47,18 @@ def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
     return {"verdict": {"result": result, "start": start.value, "end": end.value, "gain": gain, "margin": margin}}
 
 
+def _kept(summary: Mapping[str, Any]) -> str:
+    """The round whose model a run keeps, in words."""
+    return "the last round" if "last" not in summary else f"round {summary['best_round']}, which was the best"
+
+
 def sentence(summary: Mapping[str, Any]) -> str | None:
     """The verdict of a summary as one sentence; None if it has none."""
     found, metric = summary.get("verdict"), Metric.of(summary)
     if not found:
         return None
     start, end, margin = (metric.text(found[key]) for key in ("start", "end", "margin"))
-    values = f"{metric.label} {end} after the last round, {start} before the first"
+    values = f"{metric.label} {end} after {_kept(summary)}, {start} before the first"
     if found["result"] == "worse":
         return (
             f"training made the model worse: {values}, and chance explains only {margin}; start a new run with a lower "

@@ -13,7 +13,7 @@ from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.closed_form import describe_faults
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.shown import quoted
-from fftmoe.store import RunFolder
+from fftmoe.store import Ranking, RunFolder
 
 MOST_VOID = 3  # void rounds in a row, after which a run ends
 
@@ -28,6 +28,7 @@ class Journal:
 
     Args:
         hidden: values that are shown on the terminal and written nowhere, because a guarantee does not cover them.
+        ranking: whose best round stays among the checkpoints; None where no round is kept for being the best.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Journal:
         metric: str,
         rows: Sequence[dict[str, Any]] = (),
         hidden: Set[str] = frozenset(),
+        ranking: Ranking | None = None,
     ) -> None:
-        self._hidden = hidden
+        self._hidden, self.ranking = hidden, ranking
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
         self.rows = [_without_tables(row) for row in rows]
         self.ledger = Ledger.resumed(rows)
@@ -102,8 +104,13 @@ class Journal:
 
     def save(self, state: ServerState) -> None:
         """Write the checkpoint of a round whose row has been written."""
-        self.folder.save_state(state)
+        self.folder.save_state(state, self.ranking)
         self._lap("checkpoint")
+
+    def save_start(self, state: ServerState) -> None:
+        """Write the checkpoint of the beginning, where that may turn out to be the best round."""
+        if self.ranking is not None:
+            self.save(state)
 
     def say(self, line: str) -> None:
         """Show a line on the terminal."""

@@ -17,6 +17,7 @@ from fftmoe.rounds.closed_form import SolveHead
 from fftmoe.rounds.evaluation import Evaluation
 from fftmoe.rounds.exchange import Exchange, screen_replies
 from fftmoe.rounds.journal import Journal
+from fftmoe.rounds.patience import Patience
 from fftmoe.rounds.policy import Policy
 from fftmoe.server.average import served
 from fftmoe.server.plan import plan_round
@@ -35,6 +36,7 @@ class Federation:
         exchange: sends plans to clients and yields their replies.
         solve_head: keeps a closed-form head up to date; does nothing for a trained head.
         evaluate: the metrics of a state.
+        patience: from the rows so far to why the run ends before the next round; None to go on.
     """
 
     method: Method
@@ -47,12 +49,14 @@ class Federation:
     exchange: Exchange
     solve_head: SolveHead
     evaluate: Evaluation
+    patience: Patience
 
 
 def start(f: Federation, state: ServerState, journal: Journal) -> ServerState:
     """Solve a closed-form head and evaluate the model before the first round."""
     state = journal.timed("head", f.solve_head, state)
     journal.write(state, {}, journal.timed("evaluation", f.evaluate, state))
+    journal.save_start(state)
     return state
 
 
@@ -67,7 +71,7 @@ def federate(f: Federation, state: ServerState, journal: Journal) -> tuple[Serve
     """
     metrics = None
     for t in range(state.round + 1, f.num_rounds + 1):
-        if (reason := f.policy.merging.reason_to_end(t)) is not None:
+        if (reason := f.policy.merging.reason_to_end(t) or f.patience(journal.rows)) is not None:
             journal.say(reason)
             return served(state), None
         cohort = f.policy.sample(t)  # sample

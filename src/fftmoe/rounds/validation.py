@@ -4,9 +4,10 @@ The clients run the model on their own rows and send sums of the task's statisti
 sees those rows, and no model learns from them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ Validate = Callable[[ServerState], dict[str, float]]
 def no_validation(state: ServerState) -> dict[str, float]:
     """Return nothing: no rows are set aside."""
     return {}
+
+
+def validated_in(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the validation metric of a row, by name; empty where none was due."""
+    return {name: value for name, value in row.items() if name.startswith(PREFIX)}
 
 
 @dataclass(frozen=True)

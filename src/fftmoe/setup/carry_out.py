@@ -15,14 +15,18 @@ from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
 from fftmoe.report.verdict import verdict
 from fftmoe.rounds.journal import Journal
+from fftmoe.rounds.kept import kept_model
 from fftmoe.rounds.loop import Federation, Metrics, federate, start
 from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
+from fftmoe.rounds.validation import validated_in
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import make_federation, train_locally
+from fftmoe.setup.federation import kept_ranking, make_federation, make_patience, train_locally
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
+    ADAPTER,
+    LAST_ADAPTER,
     Bindings,
     RunFolder,
     read_config,
@@ -80,10 +84,12 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
     ):
         trackers.configure(recipe.model_dump(mode="json"))
         hidden = at.private.hides if at.private else frozenset()
-        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows, hidden)
+        ranking = kept_ranking(experiment)
+        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows, hidden, ranking)
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
-        state, metrics = _rounds(federation, at.state, journal, recipe.federation.clients_per_round)
+        state, metrics = _rounds(federation, at, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
+        kept, metrics = kept_model(federation, journal, state, metrics)
         if recipe.evaluation.local_only:
             progress.say("training clients locally, for comparison")
             metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
@@ -94,7 +100,7 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         }
         summary = journal.public({**_figures_of_run(experiment, at, state, metrics, journal, expected), **used})
         trackers.finish(summary)
-    _save(experiment, state, at.folder, summary)
+    _save(experiment, kept, state, at.folder, summary)
     return Result(at.folder.path, summary)
 
 
@@ -109,7 +115,7 @@ def _figures_of_run(
     """The summary of a run after its last round, without what the run used of this machine.
 
     Args:
-        metrics: of the final state. expected: seconds of a client's round by tier, empty if nobody asked.
+        metrics: of the state that is kept. expected: seconds of a client's round by tier, empty if nobody asked.
     """
     predicted = predicted_by_tier(experiment, at.initial)
     return {
@@ -117,6 +123,7 @@ def _figures_of_run(
         **({"notes": list(experiment.notes)} if experiment.notes else {}),
         **metrics,
         **journal.totals(),
+        **_early(experiment, journal, state),
         **verdict(journal.rows, {**metrics, "metric": journal.metric}),
         **({"privacy": at.private.summary()} if at.private is not None else {}),
         "predicted_by_tier": predicted,
@@ -127,14 +134,15 @@ def _figures_of_run(
 
 
 def _rounds(
-    federation: Federation, state: ServerState, journal: Journal, clients_per_round: int
+    federation: Federation, at: Beginning, journal: Journal, clients_per_round: int
 ) -> tuple[ServerState, Metrics]:
-    """The state after all rounds that follow `state`, and its metrics."""
-    state = start(federation, state, journal) if state.round == 0 else state
+    """The state after all rounds that follow the beginning, and its metrics."""
+    state = at.state if at.state.round or at.rows else start(federation, at.state, journal)
     with journal.progress.rounds(federation.num_rounds, clients_per_round, state.round):
         state, metrics = federate(federation, state, journal)
-    # A run that ended early, or that was interrupted after its last round, still has to be measured.
-    return state, federation.evaluate.final(state) if metrics is None else metrics
+    if metrics is None:  # a run that ended early, or was interrupted after its last round, still has to be measured
+        metrics = {**federation.evaluate.final(state), **validated_in(journal.rows[-1])}
+    return state, metrics
 
 
 def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str]:
@@ -143,6 +151,14 @@ def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str
         return []
     solved = experiment.recipe.closed_form
     return [name for name in initial.tensors if not (solved and names.is_head(name))]
+
+
+def _early(experiment: Experiment, journal: Journal, state: ServerState) -> dict[str, bool]:
+    """Whether patience has ended the run before its last round, where the recipe has any."""
+    federation = experiment.recipe.federation
+    if federation.patience is None:
+        return {}
+    return {"stopped_early": state.round < federation.rounds and make_patience(experiment)(journal.rows) is not None}
 
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
@@ -161,11 +177,18 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     }
 
 
-def _save(experiment: Experiment, state: ServerState, folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole."""
-    experiment.method.install(experiment.model, state.tensors, experiment.largest)
-    to_units(experiment.model, scales_of(experiment.recipe))
-    save_adapter(experiment.model, folder.path / "adapter", experiment.label_names)
+def _save(
+    experiment: Experiment, kept: ServerState, last: ServerState, folder: RunFolder, summary: dict[str, Any]
+) -> None:
+    """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole.
+
+    Where the best round is kept and is not the last one, the adapter of the last round lies beside it.
+    """
+    states = {ADAPTER: kept} if kept.round == last.round else {LAST_ADAPTER: last, ADAPTER: kept}
+    for name, state in states.items():
+        experiment.method.install(experiment.model, state.tensors, experiment.largest)
+        to_units(experiment.model, scales_of(experiment.recipe))
+        save_adapter(experiment.model, folder.path / name, experiment.label_names)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
     folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
     folder.write_summary(summary)

@@ -25,7 +25,7 @@ from fftmoe.exports.personal import (
 )
 from fftmoe.setup.finished import check_rows, load_client, load_federation, load_run, recipe_of
 from fftmoe.setup.load import read_split
-from fftmoe.store import read_summary
+from fftmoe.store import KEPT_ROUND, adapter_of, read_summary
 from fftmoe.trained.inputs import unlabelled_images, unlabelled_texts
 from fftmoe.trained.run import FinishedRun
 
@@ -34,8 +34,8 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
     """Write a run in the format `to` into a new or empty folder.
 
     Args:
-        options: of the format, by name; an option that is None counts as not given. `accept_changes` of the formats
-            here: see `finished_run`.
+        options: of the format, by name; an option that is None counts as not given. `accept_changes` and `round`
+            of the formats here: see `finished_run`.
 
     Returns:
         What `export.json` records: the run with the SHA-256 of its adapter, the size and the SHA-256 of the weights
@@ -55,9 +55,9 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
             f"--{unknown[0].replace('_', '-')} is not an option of --to {to}"
             + (f", but of {' and '.join(others)}" if others else f"; its options are {', '.join(sorted(known))}")
         )
-    recipe = recipe_of(run)
+    recipe, model = recipe_of(run), adapter_of(run, given.get("round", KEPT_ROUND))
     with new_folder(output) as folder:
-        exported = file_digest(run / "adapter" / ADAPTER_WEIGHTS)
+        exported = file_digest(model / ADAPTER_WEIGHTS)
         about = {
             "format": to,
             "run": {"name": recipe.name, "method": recipe.method, "adapter": exported},
@@ -68,9 +68,9 @@ def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | No
     return about
 
 
-def _peft(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
-    trained = load_run(run, top_k, exact=True, accept_changes=accept_changes)
-    return export_peft(trained, card_facts(run), folder, top_k)
+def _peft(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
+    trained = load_run(run, top_k, exact=True, **use)
+    return export_peft(trained, _card_facts(run, use), folder, top_k)
 
 
 def _personal(
@@ -81,18 +81,18 @@ def _personal(
     tier: str | None = None,
     experts: Sequence[int] | None = None,
     top_k: int | None = None,
-    accept_changes: bool = False,
+    **use: Any,
 ) -> dict[str, Any]:
     if sum(choice is not None for choice in (client, tier, experts)) != 1:
         raise InputError("name the experts to export with exactly one of --client ID, --tier NAME and --experts 0,3,5")
     choice: ExpertChoice
-    facts = replace(card_facts(run), own_parts=client is not None)
+    facts = replace(_card_facts(run, use), own_parts=client is not None)
     if client is not None:
-        choice = experts_of_client(load_client(run, client, top_k, exact=True, accept_changes=accept_changes), client)
+        choice = experts_of_client(load_client(run, client, top_k, exact=True, **use), client)
     elif tier is not None:
-        choice = experts_of_tier(load_federation(run, exact=True, accept_changes=accept_changes), tier, top_k)
+        choice = experts_of_tier(load_federation(run, exact=True, **use), tier, top_k)
     else:
-        choice = listed_experts(load_run(run, exact=True, accept_changes=accept_changes), experts or (), top_k)
+        choice = listed_experts(load_run(run, exact=True, **use), experts or (), top_k)
     return export_personal(choice, facts, folder)
 
 
@@ -104,41 +104,46 @@ def _lora(
     data: str | None = None,
     steps: int | None = None,
     top_k: int | None = None,
-    accept_changes: bool = False,
+    **use: Any,
 ) -> dict[str, Any]:
     given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
     settings = LoraSettings(**given)
-    trained, facts = load_run(run, top_k, exact=True, accept_changes=accept_changes), card_facts(run)
+    trained, facts = load_run(run, top_k, exact=True, **use), _card_facts(run, use)
     check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
     return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
 
 
-def _graph(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
-    return export_graph(load_run(run, top_k, exact=True, accept_changes=accept_changes), folder)
+def _graph(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
+    return export_graph(load_run(run, top_k, exact=True, **use), folder)
 
 
-def _onnx(run: Path, folder: Path, *, top_k: int | None = None, accept_changes: bool = False) -> dict[str, Any]:
+def _onnx(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
     check_onnx_packages()
-    return export_onnx(load_run(run, top_k, exact=True, accept_changes=accept_changes), folder)
+    return export_onnx(load_run(run, top_k, exact=True, **use), folder)
 
 
 FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
-    "peft": (_peft, {"top_k", "accept_changes"}),
-    "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes"}),
-    "lora": (_lora, {"rank", "data", "steps", "top_k", "accept_changes"}),
-    "onnx": (_onnx, {"top_k", "accept_changes"}),
-    "torch-export": (_graph, {"top_k", "accept_changes"}),
+    "peft": (_peft, {"top_k", "accept_changes", "round"}),
+    "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes", "round"}),
+    "lora": (_lora, {"rank", "data", "steps", "top_k", "accept_changes", "round"}),
+    "onnx": (_onnx, {"top_k", "accept_changes", "round"}),
+    "torch-export": (_graph, {"top_k", "accept_changes", "round"}),
 }
 
 
-def card_facts(run: Path) -> CardFacts:
+def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
     """What the model card of a run says about its training.
+
+    Args:
+        round: see `finished_run`.
 
     Raises:
         InputError: the folder is not a finished run.
     """
     recipe, summary = recipe_of(run), read_summary(run)
     metric = summary.get("metric", "accuracy")
+    if round != KEPT_ROUND and "last" in summary:
+        summary = {**summary, **summary["last"], f"{metric}_by_tier": {}}
     return CardFacts(
         data_source=recipe.data.source,
         test_examples=recipe.data.test_examples,
@@ -152,6 +157,11 @@ def card_facts(run: Path) -> CardFacts:
         by_tier=summary.get(f"{metric}_by_tier", {}),
         privacy=_card_privacy(summary.get("privacy")),
     )
+
+
+def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
+    """The facts of the model that is used with these options of `finished_run`."""
+    return card_facts(run, use.get("round", KEPT_ROUND))
 
 
 def _card_privacy(spent: Mapping[str, Any] | None) -> CardPrivacy | None:

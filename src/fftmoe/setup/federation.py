@@ -20,16 +20,18 @@ from fftmoe.rounds.ledger import Ledger
 from fftmoe.rounds.local_training import LocalTraining
 from fftmoe.rounds.loop import Federation
 from fftmoe.rounds.measure import ModelMeasure
+from fftmoe.rounds.patience import Patience, Stopper, endless
 from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
 from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
-from fftmoe.rounds.validation import Validate, Validation, no_validation
+from fftmoe.rounds.validation import PREFIX, Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
 from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.finished import generation_sample
 from fftmoe.setup.tiers import schedule_of
+from fftmoe.store import Ranking
 from fftmoe.trained.generate import generation_metrics
 
 
@@ -56,6 +58,7 @@ def make_federation(
         exchange=exchange,
         solve_head=_solve_head(experiment, _without_progress(exchange)),
         evaluate=make_evaluation(experiment, journal, make_validation(experiment, _without_progress(exchange))),
+        patience=make_patience(experiment),
     )
 
 
@@ -113,6 +116,22 @@ def _validated(experiment: Experiment, client_id: int, max_tokens: int) -> Valid
     task, num_rows = experiment.task, int(experiment.held_out.numbers[client_id])
     least, most = task.limits(len(experiment.label_names), num_rows, max_tokens)
     return Validated(num_rows, least, most, lambda sums: float(task.metrics(sums)[task.metric]), task.bounds)
+
+
+def ranking_of(experiment: Experiment) -> Ranking:
+    """How the rounds of this experiment are ordered: by the metric on the rows that clients have set aside."""
+    return Ranking(PREFIX + experiment.task.metric, experiment.task.higher_is_better)
+
+
+def kept_ranking(experiment: Experiment) -> Ranking | None:
+    """How rounds are ordered, where the best one is kept; None where the last one is."""
+    return ranking_of(experiment) if experiment.recipe.evaluation.keep == "best" else None
+
+
+def make_patience(experiment: Experiment) -> Patience:
+    """Make what ends a run that does not become better any more."""
+    most = experiment.recipe.federation.patience
+    return endless if most is None else Stopper(ranking_of(experiment), most)
 
 
 def make_validation(experiment: Experiment, exchange: Exchange) -> Validate:

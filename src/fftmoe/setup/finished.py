@@ -13,6 +13,7 @@ from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
+from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
 from fftmoe.setup.compose import compose
@@ -20,7 +21,17 @@ from fftmoe.setup.load import read_split
 from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
 from fftmoe.setup.target_scales import scales_of, to_units
-from fftmoe.store import Bindings, RunFolder, read_labels, read_run
+from fftmoe.store import (
+    KEPT_ROUND,
+    LAST_ADAPTER,
+    Bindings,
+    DamagedFileError,
+    RunFolder,
+    adapter_of,
+    read_labels,
+    read_run,
+    read_summary,
+)
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.trained.complete import MAX_NEW_TOKENS
 from fftmoe.trained.inputs import read_inputs
@@ -42,23 +53,25 @@ def recipe_of(folder: Path) -> Recipe:
     return parse_recipe(from_its_place(folder, read_run(folder)), str(folder / "config.yaml"))
 
 
-def finished_run(folder: Path, accept_changes: bool = False) -> FinishedRun:
+def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_ROUND) -> FinishedRun:
     """What a finished run looks like to the code that uses it.
 
     Args:
+        round: see `adapter_of`.
         accept_changes: use it although backbone, tokenizer or data are not those that it is bound to.
 
     Raises:
         InputError: the folder is not a finished run, or is damaged.
     """
     recipe = recipe_of(folder)
-    backbone, data, head = recipe.backbone, recipe.data, recipe.head
+    backbone, data, head, model = recipe.backbone, recipe.data, recipe.head, adapter_of(folder, round)
     return FinishedRun(
         folder=folder,
+        adapter=model,
         name=recipe.name,
         method=recipe.method,
         task=backbone.task,
-        label_names=read_labels(folder / "adapter"),
+        label_names=read_labels(model),
         backbone=BackboneOptions(
             model=backbone.model,
             pooling=backbone.pooling,
@@ -98,17 +111,22 @@ def generation_sample(recipe: Recipe) -> GenerationSample | None:
 
 
 def load_run(
-    folder: Path, top_k: int | None = None, *, exact: bool = False, accept_changes: bool = False
+    folder: Path,
+    top_k: int | None = None,
+    *,
+    exact: bool = False,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
 ) -> TrainedModel:
     """The trained model of a run folder.
 
     Args:
-        top_k, exact: see `load_trained`. accept_changes: see `finished_run`.
+        top_k, exact: see `load_trained`. accept_changes, round: see `finished_run`.
 
     Raises:
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
-    return load_trained(finished_run(folder, accept_changes), top_k, exact=exact)
+    return load_trained(finished_run(folder, accept_changes, round), top_k, exact=exact)
 
 
 def evaluate_run(
@@ -117,16 +135,17 @@ def evaluate_run(
     split: str = "test",
     top_k: int | None = None,
     accept_changes: bool = False,
+    round: str = KEPT_ROUND,
 ) -> dict[str, Any]:
     """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
 
     Args:
-        accept_changes: see `finished_run`.
+        accept_changes, round: see `finished_run`.
 
     Raises:
         InputError: see `load_run`; also, the split cannot be read, or is not the one that the run began with.
     """
-    trained = load_run(folder, top_k, accept_changes=accept_changes)
+    trained = load_run(folder, top_k, accept_changes=accept_changes, round=round)
     found = read_split(recipe_of(folder), split, trained.run.label_names, source)
     if source is None:
         check_rows(trained.run, found)
@@ -160,6 +179,7 @@ def predict_run(
     client: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     accept_changes: bool = False,
+    round: str = KEPT_ROUND,
 ) -> list[Prediction]:
     """The answers of a run's model; see `predict`.
 
@@ -170,45 +190,42 @@ def predict_run(
         file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
         client: the client whose personal model is asked (`load_client`); None for the global model.
-        accept_changes: see `finished_run`.
+        accept_changes, round: see `finished_run`.
 
     Raises:
         InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
     """
-    run = finished_run(folder, accept_changes)
+    run = finished_run(folder, accept_changes, round)
     check_request(run, batch_size, scores)
     asked = read_inputs(run, inputs, file, column)  # before the model, because loading that takes longer
     if client is None:
         trained = load_trained(run, top_k)
     else:
-        trained = load_client(folder, client, top_k, accept_changes=accept_changes).trained
+        trained = load_client(folder, client, top_k, accept_changes=accept_changes, round=round).trained
     return predict(trained, asked, batch_size, scores, max_new_tokens)
 
 
-def load_federation(folder: Path, *, exact: bool = False, accept_changes: bool = False) -> FinishedFederation:
-    """The parts of a finished run and the last state of its server.
+def load_federation(
+    folder: Path, *, exact: bool = False, accept_changes: bool = False, round: str = KEPT_ROUND
+) -> FinishedFederation:
+    """The parts of a finished run, and the state of its server after the round that is asked for.
 
     Args:
-        exact: see `load_trained`. accept_changes: see `finished_run`.
+        exact: see `load_trained`. accept_changes, round: see `finished_run`.
 
     Raises:
         InputError: the run has not finished, has no checkpoint, or its data cannot be read.
     """
-    run, recipe, files = finished_run(folder, accept_changes), recipe_of(folder), RunFolder(folder)
-    saved = files.load_newest()
-    if saved.state is None:
-        raise InputError(
-            f"the run in {folder} has no checkpoint, so the experts of its clients are unknown; run it again "
-            "(`fftmoe compare` keeps the checkpoints of its runs with --keep)"
-        )
+    run, recipe, files = finished_run(folder, accept_changes, round), recipe_of(folder), RunFolder(folder)
+    state = _state_of(run, files)
     parts = compose(_without_training(recipe, exact))
-    if (base := check_adapter_files(folder / "adapter")) is not None:
-        check_base(base, parts.model, folder / "adapter")
+    if (base := check_adapter_files(run.adapter)) is not None:
+        check_base(base, parts.model, run.adapter)
     _check_parts(run, bindings_of(parts, recipe))
     return FinishedFederation(
         trained=TrainedModel(run, parts.model),
         method=parts.method,
-        state=served(saved.state),
+        state=served(state),
         tiers=parts.tiers,
         budgets=parts.budgets,
         training=parts.training,
@@ -216,6 +233,27 @@ def load_federation(folder: Path, *, exact: bool = False, accept_changes: bool =
         client_states=files.client_states,
         to_units=partial(to_units, scales=scales_of(parts.recipe)),
     )
+
+
+def _state_of(run: FinishedRun, files: RunFolder) -> ServerState:
+    """The state of the server after the last round, or after the round that is kept."""
+    saved = files.load_newest()
+    if saved.state is None:
+        raise InputError(
+            f"the run in {run.folder} has no checkpoint, so the experts of its clients are unknown; run it again "
+            "(`fftmoe compare` keeps the checkpoints of its runs with --keep)"
+        )
+    if not _keeps_earlier(run):
+        return saved.state
+    try:
+        return files.checkpoints.load(read_summary(run.folder)["best_round"])[0]
+    except DamagedFileError as error:
+        raise InputError(f"the round that the run keeps cannot be read: {error}; restore the file") from error
+
+
+def _keeps_earlier(run: FinishedRun) -> bool:
+    """Whether what is used is the model of a round before the last."""
+    return run.adapter.name != LAST_ADAPTER and (run.folder / LAST_ADAPTER).is_dir()
 
 
 def _check_parts(run: FinishedRun, now: Mapping[str, Any]) -> None:
@@ -230,14 +268,26 @@ def _check_parts(run: FinishedRun, now: Mapping[str, Any]) -> None:
 
 
 def load_client(
-    folder: Path, client_id: int, top_k: int | None = None, *, exact: bool = False, accept_changes: bool = False
+    folder: Path,
+    client_id: int,
+    top_k: int | None = None,
+    *,
+    exact: bool = False,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
 ) -> PersonalModel:
     """A client's personal model; see `personal_model`.
 
     Raises:
-        InputError: as `load_federation`; there is no such client, or it holds fewer than `top_k` experts.
+        InputError: as `load_federation`; there is no such client, it holds fewer than `top_k` experts, or the run keeps
+            an earlier round, of which clients have kept nothing.
     """
-    federation = load_federation(folder, exact=exact, accept_changes=accept_changes)
+    federation = load_federation(folder, exact=exact, accept_changes=accept_changes, round=round)
+    if _keeps_earlier(federation.trained.run):
+        raise InputError(
+            f"the run in {folder} keeps an earlier round, and clients keep their own part of the model only for the "
+            "last one; add --round last"
+        )
     return personal_model(federation, client_id, top_k)
 
 

@@ -16,6 +16,7 @@ from fftmoe.setup.carry_out import Result as Result
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.federation import kept_ranking
 from fftmoe.setup.places import from_its_place, place_of, present_place
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.privacy import private_merging
@@ -199,7 +200,7 @@ def go_on(
         _say_what_was_lost(saved, progress)
         bindings.write(output)
         extra.write(folder)
-        folder.rewind(saved)
+        folder.rewind(saved, kept_ranking(experiment))
         progress.say(f"continuing after round {state.round} of {experiment.recipe.federation.rounds}")
         beginning = Beginning(folder, initial, state, saved.rows, batch, private, bindings)
         return carry_out(experiment, beginning, progress, open_engine)

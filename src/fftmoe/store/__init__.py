@@ -3,6 +3,10 @@
 What the files mean to a run is decided in `rounds/` and `setup/`. Every package above it in the layers may import it.
 """
 
+from fftmoe.store.adapter import ADAPTER as ADAPTER
+from fftmoe.store.adapter import KEPT_ROUND as KEPT_ROUND
+from fftmoe.store.adapter import LAST_ADAPTER as LAST_ADAPTER
+from fftmoe.store.adapter import adapter_of as adapter_of
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
 from fftmoe.store.bindings import Bindings as Bindings
@@ -13,7 +17,9 @@ from fftmoe.store.files import write_atomically as write_atomically
 from fftmoe.store.owner import check_free as check_free
 from fftmoe.store.owner import owned as owned
 from fftmoe.store.owner import owner_of as owner_of
+from fftmoe.store.ranking import Ranking as Ranking
 from fftmoe.store.rows import RowFile as RowFile
+from fftmoe.store.run_folder import Best as Best
 from fftmoe.store.run_folder import RunFolder as RunFolder
 from fftmoe.store.run_folder import Saved as Saved
 from fftmoe.store.run_folder import check_output as check_output

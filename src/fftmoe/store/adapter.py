@@ -12,6 +12,24 @@ from fftmoe.errors import InputError
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import read_small, strict_json
 
+ADAPTER, LAST_ADAPTER = "adapter", "adapter-last"  # the model that a run keeps; that of its last round, if another
+KEPT_ROUND, LAST_ROUND = "kept", "last"
+
+
+def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
+    """The folder with a finished run's model.
+
+    Args:
+        round: `kept` for the model that the run keeps, `last` for that of its last round; mostly they are one.
+
+    Raises:
+        InputError: `round` is another word.
+    """
+    if round not in (KEPT_ROUND, LAST_ROUND):
+        raise InputError(f"there is no round {round!r} to choose; use {KEPT_ROUND} or {LAST_ROUND}")
+    last = run / LAST_ADAPTER
+    return last if round == LAST_ROUND and last.is_dir() else run / ADAPTER
+
 
 def save_adapter(model: Any, folder: Path, label_names: Sequence[str], private: bool = True) -> None:
     """Write a PEFT folder with `labels.json`, and `bound.json` (`adapter/bound.py`), whole or not at all.

@@ -1,7 +1,10 @@
-"""The last checkpoints of a run: the server state after a round, and a manifest of the files that belong to it.
+"""The last checkpoints of a run, and its best one: the server state after a round, and a manifest of its files.
 
     checkpoints/round-000012.safetensors   the server state: global model, server optimiser, load, preferences, average
     checkpoints/round-000012.json          size and SHA-256 of that file, and the row of round 12 with its own SHA-256
+
+Where a run keeps its best round (`ranking.py`), the best of the checkpoints that are older than the last three stays as
+well. So a run that goes on from any of them, also because newer ones are damaged, still has the best round before it.
 
 The row of a round holds the ledger of bytes and seconds, so damage to `metrics.jsonl` costs no checkpoint. No state of
 a random generator is saved: every random stream is made again from the run's seed, its name and the round. The states
@@ -10,7 +13,7 @@ of clients are saved separately (`client_states.py`).
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,12 @@ from fftmoe.store.files import (
     sha256,
     write_together,
 )
+from fftmoe.store.ranking import Ranking
 from fftmoe.store.rows import RowFile, parse_row
 from fftmoe.store.server_state import pack_state, unpack_state
 from fftmoe.strict import read_small, strict_json
 
-KEPT_CHECKPOINTS = 3  # checkpoints
+KEPT_CHECKPOINTS = 3  # checkpoints, without the best of the older ones
 MOST_MANIFEST = 2**26  # bytes: a row names the faults of its round
 
 
@@ -42,8 +46,12 @@ class Checkpoints:
 
     run: Path
 
-    def save(self, state: ServerState) -> None:
-        """Save this state with the row of its round; then remove all older checkpoints but the last two."""
+    def save(self, state: ServerState, ranking: Ranking | None = None) -> None:
+        """Save this state with the row of its round; then remove all older checkpoints but the last two.
+
+        Args:
+            ranking: the best of the others stays too; None where no round is kept for being the best.
+        """
         data, line = pack_state(state), self.rows.last()
         row = parse_row(line)
         own = line.decode() if row is not None and row.values["round"] == state.round else None
@@ -55,7 +63,7 @@ class Checkpoints:
         text = json.dumps(manifest, indent=2) + "\n"
         write_together({self._state(state.round): data, self._manifest(state.round): text.encode()})
         with disk_errors(self._folder):
-            self._keep(self.rounds()[:KEPT_CHECKPOINTS])
+            self._keep_last_and_best(self.rounds(), ranking)
 
     def load(self, round: int) -> tuple[ServerState, bytes]:
         """The state after this round, and the line of this round in `metrics.jsonl`; empty if the run wrote none.
@@ -77,13 +85,29 @@ class Checkpoints:
         except ValueError as error:
             raise DamagedFileError(f"{self._state(round)}: {error}") from error
 
+    def ranked(self, ranking: Ranking, rounds: Sequence[int] | None = None) -> list[int]:
+        """The rounds of these checkpoints, or of all, whose manifest has the metric, best first."""
+        lines = [self.line(round) for round in (self.rounds() if rounds is None else rounds)]
+        return ranking.ranked(row.values for line in lines if (row := parse_row(line)) is not None)
+
+    def line(self, round: int) -> bytes:
+        """The line of this round in `metrics.jsonl`, from its manifest; empty if that has none or is damaged."""
+        try:
+            return _line_of(strict_json(read_small(self._manifest(round), MOST_MANIFEST)))
+        except (OSError, ValueError, LookupError, TypeError):
+            return b""
+
     def rounds(self) -> list[int]:
         """The rounds of all checkpoints that exist, intact or not, newest first."""
         return sorted((_round(path) for path in self._folder.glob("round-*.json")), reverse=True)
 
-    def forget_after(self, round: int) -> None:
-        """Remove the checkpoints of later rounds, and files that were not completely written or removed."""
-        self._keep([kept for kept in self.rounds() if kept <= round][:KEPT_CHECKPOINTS])
+    def forget_after(self, round: int, ranking: Ranking | None = None) -> None:
+        """Remove the checkpoints of later rounds, and files that were not completely written or removed.
+
+        Args:
+            ranking: see `save`.
+        """
+        self._keep_last_and_best([kept for kept in self.rounds() if kept <= round], ranking)
         remove_temporaries(self._folder)
 
     @property
@@ -107,6 +131,11 @@ class Checkpoints:
 
     def _manifest(self, round: int) -> Path:
         return self._folder / f"round-{round:06d}.json"
+
+    def _keep_last_and_best(self, rounds: Sequence[int], ranking: Ranking | None) -> None:
+        """Keep the last of these rounds, newest first, and the best of the others."""
+        best = [] if ranking is None else self.ranked(ranking, rounds[KEPT_CHECKPOINTS:])[:1]
+        self._keep([*rounds[:KEPT_CHECKPOINTS], *best])
 
     def _keep(self, rounds: list[int]) -> None:
         remove(*(path for path in self._folder.glob("round-*") if _round(path) not in rounds))

@@ -17,6 +17,7 @@ from fftmoe.store.checkpoints import Checkpoints
 from fftmoe.store.client_states import ClientStateFiles
 from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remove_temporaries, sync, write_atomically
 from fftmoe.store.owner import LOCK
+from fftmoe.store.ranking import Ranking
 from fftmoe.store.rows import RowFile
 from fftmoe.strict import json_text, read_small, strict_json, strict_yaml
 
@@ -48,6 +49,15 @@ class Saved:
     def rows(self) -> list[dict[str, Any]]:
         """The rows, one for each round whose line is intact."""
         return [json.loads(line) for line in self.lines]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round of a run: its state and its row; `passed_over` are better ones that are damaged, with reasons."""
+
+    state: ServerState
+    row: Mapping[str, Any]
+    passed_over: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,15 @@ class RunFolder:
         """Write `report.html`."""
         write_atomically(self.path / "report.html", page.encode())
 
-    def save_state(self, state: ServerState) -> None:
-        """Save a checkpoint after a round whose row has been written; it is on the disk when this returns."""
+    def save_state(self, state: ServerState, ranking: Ranking | None = None) -> None:
+        """Save a checkpoint after a round whose row has been written; it is on the disk when this returns.
+
+        Args:
+            ranking: see `Checkpoints.save`.
+        """
         with disk_errors(self.rows.path):
             sync(self.path, self.path / "checkpoints", *self.rows.files(), *self.client_states.take_unsynced())
-        self.checkpoints.save(state)
+        self.checkpoints.save(state, ranking)
 
     def load_newest(self) -> Saved:
         """The newest checkpoint that is intact together with its rows and the states of clients; no file is changed.
@@ -142,12 +156,27 @@ class RunFolder:
         lost = tuple(round for round in range(state.round + 1) if round not in kept) if line else ()
         return Saved(state, tuple(line for _, line in sorted(kept.items())), passed_over, lost)
 
-    def rewind(self, saved: Saved) -> None:
-        """Remove what came after this checkpoint, because those rounds are repeated."""
+    def load_best(self, ranking: Ranking) -> Best | None:
+        """The state of the best round among the checkpoints, and its row; None where no round has the metric.
+
+        A checkpoint that is damaged is passed over.
+        """
+        passed_over = list[str]()
+        for round in self.checkpoints.ranked(ranking):
+            try:
+                state, line = self.checkpoints.load(round)
+            except DamagedFileError as reason:
+                passed_over.append(f"round {round}: {reason}")
+            else:
+                return Best(state, json.loads(line), tuple(passed_over))
+        return None
+
+    def rewind(self, saved: Saved, ranking: Ranking | None = None) -> None:
+        """Remove what came after this checkpoint, because those rounds are repeated; see `Checkpoints.save`."""
         round = saved.state.round if saved.state else 0
         with disk_errors(self.path):
             self._make_folders()
-            self.checkpoints.forget_after(round)
+            self.checkpoints.forget_after(round, ranking)
             self.rows.replace(saved.lines)
             self.client_states.forget_after(round)
             remove_temporaries(self.path)

@@ -34,7 +34,7 @@ def load_trained(run: FinishedRun, top_k: int | None = None, *, exact: bool = Fa
     """
     device = find_device("cpu" if exact else "auto")  # the device of the run may not exist on this machine
     precision = find_precision("float32" if exact else run.precision, device)
-    model = place(load_adapter(bare_backbone(run, device), run.folder / "adapter"), device, precision)
+    model = place(load_adapter(bare_backbone(run, device), run.adapter), device, precision)
     check_bound(run, model)
     use_top_k(model, top_k)
     return TrainedModel(run, model)

@@ -58,7 +58,7 @@ class FinishedRun:
     """A finished run.
 
     Attributes:
-        folder: the run folder, whose `adapter/` is loaded.
+        folder: the run folder. adapter: the folder in it that is loaded.
         task: the task, such as "sequence-classification".
         label_names: the classes or targets in the order of the logits; empty for a language model.
         head: the kind of the classification head, None for a language model.
@@ -69,6 +69,7 @@ class FinishedRun:
     """
 
     folder: Path
+    adapter: Path
     name: str
     method: str
     task: str

@@ -1,0 +1,38 @@
+"""Which round's model a run keeps: that of the last round, or the best on the rows that clients have set aside."""
+
+from typing import Any
+
+from fftmoe.records import ServerState
+from fftmoe.rounds.journal import Journal
+from fftmoe.rounds.loop import Federation, Metrics
+from fftmoe.rounds.validation import validated_in
+from fftmoe.server.average import served
+
+
+def kept_model(
+    f: Federation, journal: Journal, last: ServerState, metrics: Metrics
+) -> tuple[ServerState, dict[str, Any]]:
+    """Return the state that is kept, and its part of the summary.
+
+    A run that keeps its best round says which one it is (`best_round`). If that is not the last one, its model is
+    measured as the last one was, whose own metrics are under `last`.
+
+    Args:
+        last: the state after the last round. metrics: of that state.
+    """
+    if journal.ranking is None:
+        return last, metrics
+    best = journal.folder.load_best(journal.ranking)
+    for reason in () if best is None else best.passed_over:
+        journal.say(f"warning: a better round cannot be kept, because its checkpoint is damaged: {reason}")
+    if best is None or best.state.round == last.round:
+        return last, {**metrics, "best_round": last.round}
+    state = served(best.state)
+    journal.say(f"keeping the model of round {state.round}, which was the best on the rows that clients set aside")
+    own = {**f.evaluate.final(state), **validated_in(best.row)}
+    return state, {**own, "best_round": state.round, "last": {"round": last.round, **_numbers(metrics)}}
+
+
+def _numbers(metrics: Metrics) -> dict[str, Any]:
+    """The metrics that are numbers or intervals, without those of each tier and client."""
+    return {name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")}

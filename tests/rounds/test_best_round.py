@@ -1,0 +1,200 @@
+"""A run keeps the model of its best round, and ends when its model does not become better any more."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fftmoe.config import parse_recipe
+from fftmoe.errors import InputError
+from fftmoe.rounds.validation import Validation
+from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
+from fftmoe.setup.run import resume, run
+from fftmoe.store import Ranking, RunFolder
+from five_clients import AVERAGED
+from interrupting import Killed, interrupt, results, without_clocks
+from run_fixtures import FiveRecipe
+from shared_fixtures import Cli
+
+KEEP = {"data.validation": 0.3, "evaluation.keep": "best", "federation.rounds": 6, "federation.learning_rate": 0.02}
+
+
+@contextmanager
+def validated_as(*values: float) -> Iterator[None]:
+    """While it is open, the state after round t validates as `values[t]`; the clients are asked all the same."""
+    original = Validation.__call__
+
+    def stated(self: Validation, state: Any) -> dict[str, float]:
+        return {name: values[state.round] for name in original(self, state)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "__call__", stated)
+        yield
+
+
+def kept_tensors(folder: Path, name: str = "adapter") -> bytes:
+    return (folder / name / "adapter_model.safetensors").read_bytes()
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return RunFolder(folder).checkpoints.rounds()
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "kept"),
+    [
+        ((0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6), 2, [6, 5, 4, 2]),
+        ((0.9, 0.2, 0.8, 0.3, 0.4, 0.5, 0.6), 0, [6, 5, 4, 0]),
+        ((0.1, 0.9, 0.9, 0.9, 0.4, 0.5, 0.6), 1, [6, 5, 4, 1]),
+        ((0.1, float("nan"), 0.3, float("nan"), 0.2, 0.1, float("nan")), 2, [6, 5, 4, 2]),
+        ((0.1, 0.2, 0.3, 0.4, 0.9, 0.5, 0.6), 4, [6, 5, 4, 3]),
+    ],
+)
+def test_the_best_round_is_kept_and_the_last_one_lies_beside_it(
+    five_recipe: FiveRecipe, tmp_path: Path, values: tuple[float, ...], best: int, kept: list[int]
+):
+    folder, recipe = tmp_path / "run", parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny")
+    with validated_as(*values):
+        summary = run(recipe, folder).summary
+    assert summary["best_round"] == best
+    assert checkpoints(folder) == kept
+    assert summary["validation_accuracy"] == values[best]
+    assert (summary["last"]["round"], summary["rounds_completed"]) == (6, 6)
+    assert summary["last"]["accuracy"] == summary["accuracy_by_round"]["6"]
+    for round, name in ((best, "kept"), (6, "last")):
+        state, _ = RunFolder(folder).checkpoints.load(round)
+        model = load_run(folder, exact=True, round=name).model
+        found = {n: p for n, p in model.named_parameters() if "classifier" in n and "weight" in n and "modules" in n}
+        assert any(torch.equal(p.cpu(), state.tensors["head.weight"]) for p in found.values())
+    assert evaluate_run(folder)["accuracy"] == pytest.approx(summary["accuracy"])
+    assert evaluate_run(folder, round="last")["accuracy"] == pytest.approx(summary["last"]["accuracy"])
+
+
+def test_the_last_round_may_be_the_best(five_recipe: FiveRecipe, tmp_path: Path):
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **{**KEEP, "federation.rounds": 2}), "tiny")
+    with validated_as(0.1, 0.2, 0.3):
+        done = run(recipe, tmp_path / "run")
+    assert done.summary["best_round"] == 2
+    assert "last" not in done.summary
+    assert not (done.folder / "adapter-last").exists()
+    assert evaluate_run(done.folder, round="last") == evaluate_run(done.folder)
+
+
+@pytest.mark.parametrize(
+    "after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 5]
+)
+def test_a_resumed_run_keeps_the_same_round(
+    five_recipe: FiveRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny")
+    with validated_as(0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6):
+        run(recipe, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            interrupt(patch, "in training", after + 1)
+            with pytest.raises(Killed):
+                run(recipe, tmp_path / "cut")
+        resume(tmp_path / "cut")
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert kept_tensors(tmp_path / "cut", "adapter-last") == kept_tensors(tmp_path / "whole", "adapter-last")
+    assert without_clocks(tmp_path / "cut") == without_clocks(tmp_path / "whole")
+
+
+def test_whichever_newest_checkpoints_are_damaged_the_best_round_before_them_is_there(
+    five_recipe: FiveRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe, values = parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny"), (0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6)
+    with validated_as(*values):
+        run(recipe, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            interrupt(patch, "in training", 6)
+            with pytest.raises(Killed):
+                run(recipe, tmp_path / "cut")
+        assert checkpoints(tmp_path / "cut") == [5, 4, 3, 1]
+        for round in (5, 4):
+            (tmp_path / "cut" / "checkpoints" / f"round-{round:06d}.safetensors").write_bytes(b"damaged")
+        resume(tmp_path / "cut")
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_a_best_round_that_is_damaged_is_not_loaded(
+    five_recipe: FiveRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny")
+    with validated_as(0.1, 0.9, 0.2, 0.8, 0.4, 0.5, 0.6):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "in training", 5)
+            with pytest.raises(Killed):
+                run(recipe, tmp_path / "run")
+        (tmp_path / "run" / "checkpoints" / "round-000001.safetensors").write_bytes(b"damaged")
+        said: list[str] = []
+        monkeypatch.setattr("fftmoe.report.progress.Progress.say", lambda self, text: said.append(text))
+        assert resume(tmp_path / "run").summary["best_round"] in (3, 6)
+    assert any("a better round cannot be kept, because its checkpoint is damaged" in line for line in said)
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(1, 3), (2, 4), (4, 6)])
+def test_a_run_ends_when_its_model_has_not_improved_for_so_long(
+    five_recipe: FiveRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, ends: int
+):
+    settings = {**KEEP, "evaluation.keep": "last", "federation.patience": patience}
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **settings), "tiny")
+    with validated_as(0.1, 0.2, 0.6, 0.3, 0.6, 0.5, 0.4):
+        summary = run(recipe, tmp_path / "whole").summary
+        with monkeypatch.context() as patch:
+            interrupt(patch, "before the checkpoint", 3)
+            with pytest.raises(Killed):
+                run(recipe, tmp_path / "cut")
+        resume(tmp_path / "cut")
+    assert (summary["rounds_completed"], summary["stopped_early"]) == (ends, ends < 6)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert without_clocks(tmp_path / "cut") == without_clocks(tmp_path / "whole")
+    with pytest.raises(InputError, match="has finished"):
+        resume(tmp_path / "whole")
+
+
+def test_clients_own_models_are_those_of_the_last_round(five_recipe: FiveRecipe, tmp_path: Path, cli: Cli):
+    folder = tmp_path / "run"
+    with validated_as(0.9, 0.2, 0.3):
+        run(parse_recipe(five_recipe("fft-moe", AVERAGED, **{**KEEP, "federation.rounds": 2}), "tiny"), folder)
+    with pytest.raises(InputError, match="add --round last"):
+        load_client(folder, 1)
+    assert load_client(folder, 1, round="last").experts
+    assert [load_federation(folder, round=name).state.round for name in ("kept", "last")] == [0, 2]
+    asked = ("predict", folder, "ash bay", "--scores")
+    kept, last = (cli(*asked, "--round", round) for round in ("kept", "last"))
+    assert (kept.status, last.status) == (0, 0)
+    assert json.loads(kept.out)["scores"] != json.loads(last.out)["scores"]
+    assert cli(*asked, "--round", "best").status == 2
+    for name, of in (("kept", "adapter"), ("last", "adapter-last")):
+        done = cli("export", folder, "--to", "peft", "--output", tmp_path / name, "--round", name)
+        assert done.status == 0, done.err
+        assert (tmp_path / name / "bound.json").read_bytes() == (folder / of / "bound.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"data.validation": "off"},
+            "evaluation.keep=best compares rounds .*; set data.validation, ",
+        ),
+        ({"evaluation.personal": True}, "set evaluation.keep=last, or evaluation.personal=false"),
+        ({"method": "fedsa-lora"}, "clients' own models exist only for the last one"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(five_recipe: FiveRecipe, changes: dict[str, Any], reason: str):
+    with pytest.raises(InputError, match=reason):
+        parse_recipe(five_recipe("fft-moe", AVERAGED, **{**KEEP, **changes}), "tiny")
+
+
+def test_the_smaller_value_is_better_where_the_metric_is_an_error():
+    rows = [{"round": t, "validation_loss": value} for t, value in enumerate((3.0, 1.0, None, 1.0, 2.0))]
+    smaller, larger = (Ranking("validation_loss", higher) for higher in (False, True))
+    assert smaller.ranked(rows) == [1, 3, 4, 0]
+    assert larger.ranked(rows) == [0, 4, 1, 3]
+    assert (smaller.without_gain(rows), larger.without_gain(rows)) == (3, 4)
+    assert smaller.without_gain(rows[2:3]) == 0
