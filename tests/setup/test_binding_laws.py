@@ -56,6 +56,7 @@ def test_every_kind_has_words_for_a_person():
         "test rows": ({"rows": 1, "sha256": "a"}, {"rows": 2, "sha256": "b"}),
         "tokenizer": ("a", "b"),
         "backbone": ("a", "b"),
+        "start": ("a", "b"),
         "versions": ({"torch": "1"}, {"torch": "2"}),
     }
     assert examples.keys() == BINDING_KINDS.keys()

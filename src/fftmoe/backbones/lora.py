@@ -75,6 +75,13 @@ def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, 
     return loaded
 
 
+def factors_of(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """The factors A and B of every LoRA layer, by path; none for a model without LoRA."""
+    return {
+        path: (layer.lora_A[name].weight, layer.lora_B[name].weight) for path, (layer, name) in _layers(model).items()
+    }
+
+
 @contextmanager
 def merged(model: nn.Module, products: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context the frozen weight of each named module is `W + scale * product`, product [d_out, d_in].

@@ -12,7 +12,7 @@ from fftmoe.config.data import DataSection
 from fftmoe.config.engine import EngineSection
 from fftmoe.config.evaluation import EvaluationSection
 from fftmoe.config.federation import FederationSection
-from fftmoe.config.fields import FileName, Section
+from fftmoe.config.fields import WRITE_OFF, FileName, Section, off_or_section
 from fftmoe.config.head import HeadSection
 from fftmoe.config.partition import PartitionSection
 from fftmoe.config.plugins import own_or_plugin
@@ -20,12 +20,23 @@ from fftmoe.config.privacy import PrivacyOrOff
 from fftmoe.config.robustness import RobustnessOrOff
 from fftmoe.methods.registry import METHODS
 
+FolderOrOff = Annotated[
+    Annotated[str, Field(min_length=1)] | None,
+    off_or_section("the folder of a finished run or of an adapter, or `off`"),
+    WRITE_OFF,
+]
+
 
 class Recipe(Section):
-    """One experiment."""
+    """One experiment.
+
+    `start_from` names a finished run, or the folder of a saved adapter, whose adapter is the state before the first
+    round, in place of a new one.
+    """
 
     name: FileName = "run"
     seed: int = 0
+    start_from: FolderOrOff = None
     backbone: BackboneSection
     data: DataSection
     partition: PartitionSection

@@ -131,6 +131,11 @@ def head_tensor(part: str) -> str:
     return f"head.{part}"
 
 
+def is_last_layer(name: str) -> bool:
+    """Return whether the adapter adds nothing to the output where this tensor is zero; False for heads and routers."""
+    return name.rpartition(".")[2] in ("down", "b", "B", "W")
+
+
 def is_head(name: str) -> bool:
     """Return whether the tensor belongs to the classification head."""
     return name.startswith("head.")

@@ -14,6 +14,11 @@ def every_expert(state: ServerState, budget: Budget) -> Experts:
     return {block: tuple(range(len(load))) for block, load in pools.items() if load is not None}
 
 
+def adds_nothing(state: ServerState) -> bool:
+    """Return whether the last layer of every expert, shared expert and low-rank update is zero."""
+    return not any(tensor.any() for name, tensor in state.tensors.items() if names.is_last_layer(name))
+
+
 def plan_sums(
     state: ServerState, clients: Sequence[int], budget: Budget, training: Training, seed: int, task: str = "sums"
 ) -> RoundPlan:
@@ -21,10 +26,10 @@ def plan_sums(
 
     All clients use the global model with `budget`, and not with their own budgets, because statistics of different
     models cannot be added. A client only runs the model forward, which takes a quarter of the memory of training. The
-    ledger counts its download. Before the first round the download is only the head, because a new adapter adds
-    nothing to the output (`Method.init`).
+    ledger counts its download. Before the first round the download is only the head if the adapter is a new one,
+    which adds nothing to the output (`Method.init`).
     """
-    if state.round == 0:
+    if state.round == 0 and adds_nothing(state):
         budget = replace(budget, blocks=())
     experts, base = every_expert(state, budget), digest(state.tensors)
     plans = (

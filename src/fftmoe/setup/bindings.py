@@ -25,7 +25,7 @@ MOST_NAMES = 10_000  # clients whose names are written down; of more, the digest
 OF_CLIENTS_ROWS = ("training rows", "division")  # bindings that follow from clients' rows
 # Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
 # data and backbone may change as long as their contents do not.
-UNBOUND = ("engine", "trackers", "name")
+UNBOUND = ("engine", "trackers", "name", "start_from")
 
 
 def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
         "tokenizer": experiment.reader,
         "backbone": fingerprint(experiment.model),
         "versions": versions(),
+        **({} if experiment.start is None else {"start": experiment.start.digest}),
     }
     return _publishable(recipe, found)
 

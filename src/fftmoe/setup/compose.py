@@ -26,6 +26,7 @@ from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.target_scales import scaled_task, with_scales
 from fftmoe.setup.tiers import make_tiers, training_of
+from fftmoe.setup.warm_start import load_start, start_notes
 
 
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
@@ -70,6 +71,7 @@ def assemble(
     """
     plugins = plugins or Plugins()
     model, training = _checked_model(recipe, data, plugins), training_of(recipe)
+    start = load_start(recipe, model)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     kept, held_out = hold_out(recipe, data.train, partition, sizes, remote)
     sizes = sizes - held_out.numbers
@@ -98,9 +100,10 @@ def assemble(
         left_out=data.left_out,
         rows=data.rows,
         reader=data.reader,
-        data_notes=(*data.notes, *_rows_lost(recipe, data)),
+        data_notes=(*data.notes, *_rows_lost(recipe, data), *start_notes(start, data.label_names)),
         remote=remote,
         plugins=plugins,
+        start=start,
     )
 
 

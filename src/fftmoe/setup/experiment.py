@@ -10,9 +10,10 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, RowsDigest, near_equal_notes
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
-from fftmoe.records import Budget, Training
+from fftmoe.records import Budget, ServerState, Training
 from fftmoe.setup.held_out import HeldOut
 from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.warm_start import WarmStart, first_state
 from fftmoe.tasks import Task
 
 
@@ -32,6 +33,7 @@ class Experiment:
         rows, reader: what was read, and with which tokenizer; see `Loaded`.
         remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
         plugins: parts that the recipe may name, in addition to installed ones.
+        start: the earlier adapter that the run starts from; None for a new one.
     """
 
     recipe: Recipe
@@ -56,6 +58,15 @@ class Experiment:
     data_notes: tuple[str, ...]
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
+    start: WarmStart | None = None
+
+    def first_state(self) -> ServerState:
+        """Return the state before the first round.
+
+        Raises:
+            InputError: the earlier adapter does not fit.
+        """
+        return first_state(self.method.init(self.model), self.start, self.label_names)
 
     @property
     def fewest_examples(self) -> int:

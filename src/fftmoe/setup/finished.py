@@ -295,4 +295,4 @@ def _without_training(recipe: Recipe, exact: bool) -> Recipe:
     """The recipe without what only training needs, on a device that this machine has."""
     changes = {"device": "cpu", "precision": "float32"} if exact else {"device": "auto"}
     engine = recipe.engine.model_copy(update={**changes, "prefix_cache": "off"})
-    return recipe.model_copy(update={"engine": engine})
+    return recipe.model_copy(update={"engine": engine, "start_from": None})

@@ -43,7 +43,7 @@ def forecast(recipe: Recipe) -> Forecast:
     # The size of the frozen prefix's states is computed, and not the states, which takes as long as some rounds.
     engine = recipe.engine.model_copy(update={"prefix_cache": "off"})
     experiment = compose(recipe.model_copy(update={"engine": engine}))
-    work = workload(experiment, experiment.method.init(experiment.model))
+    work = workload(experiment, experiment.first_state())
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     found = forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
@@ -71,7 +71,7 @@ def profile(
     available = available_mib()
     limits = RoundLimits(deadline_seconds or recipe.federation.deadline_seconds, memory_mib or available, uplink_mbit)
     experiment = compose(recipe)
-    work = workload(experiment, experiment.method.init(experiment.model))
+    work = workload(experiment, experiment.first_state())
     return profile_machine(work, timed_client(experiment, work), limits, available, say)
 
 

@@ -48,7 +48,19 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
             "use another method"
         )
     device = find_device(recipe.engine.device)
-    backbone = load_backbone(
+    backbone = load_bare_backbone(recipe, label_names)
+    blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
+    model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
+    return place(model, device, find_precision(recipe.engine.precision, device))
+
+
+def load_bare_backbone(recipe: Recipe, label_names: Sequence[str]) -> Any:
+    """The frozen backbone of a recipe with a new head and without an adapter.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return load_backbone(
         recipe.backbone.model,
         task=recipe.backbone.task,
         num_labels=len(label_names) or None,
@@ -58,11 +70,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
         head_bias=0.0 if recipe.head is None else make_head(recipe.head.kind).init_bias(len(label_names)),
         fourier_features=recipe.fourier_features,
         quantization=recipe.backbone.quantization,
-        device=device,
+        device=find_device(recipe.engine.device),
     )
-    blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
-    model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
-    return place(model, device, find_precision(recipe.engine.precision, device))
 
 
 def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: Sequence[int], pool: int) -> Any:

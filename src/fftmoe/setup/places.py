@@ -8,6 +8,7 @@ from typing import Any
 from fftmoe.store import Bindings
 
 BEGAN_IN = "began in"
+START = "start_from"  # a key without a section, which names a folder too
 ELSEWHERE = (("data", "source"), ("backbone", "model"))  # a recipe's keys that can name local folders
 
 
@@ -39,6 +40,8 @@ def from_its_place(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         own = made.get(section)
         if isinstance(own, dict) and _means_another_folder(own.get(key), Path(place)):
             made[section] = {**own, key: str(Path(place, own[key]))}
+    if _means_another_folder(made.get(START), Path(place)):
+        made[START] = str(Path(place, made[START]))
     return made
 
 

@@ -94,7 +94,7 @@ def begin(
         InputError: the output cannot be used; nothing has been written. RunError: a client failed.
     """
     batch = clients_per_batch(experiment)  # may refuse the recipe, before anything is written
-    initial = experiment.method.init(experiment.model)
+    initial = experiment.first_state()
     private = private_merging(experiment, initial, output, resumed=False)
     bindings = Bindings({**present_place(), **bindings_of(experiment, recipe), **extra.bindings})
 
@@ -187,7 +187,7 @@ def go_on(
         InputError: as for `resume`; nothing has been written. RunError: a client failed.
     """
     batch = clients_per_batch(experiment)
-    initial = experiment.method.init(experiment.model)
+    initial = experiment.first_state()
     now = {**place_of(output), **bindings_of(experiment, recipe), **extra.bindings}
     with owned(output):
         unfinished(output)  # another process may have finished it meanwhile

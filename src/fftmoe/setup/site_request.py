@@ -16,6 +16,7 @@ SERVER_ONLY = (
     "name",
     "trackers",
     "data.source",
+    "start_from",
     "engine.kind",
     "engine.workers",
     "engine.ray_address",

@@ -209,6 +209,7 @@ BINDING_KINDS: dict[str, Kind] = {
     "test rows": Kind(True, _row_changes("test")),
     "tokenizer": Kind(True, _digest("the tokenizer, or how images are prepared, has changed")),
     "backbone": Kind(True, _digest("the backbone has changed, in its weights or its configuration")),
+    "start": Kind(True, _digest("the adapter that the run starts from has changed")),
     "versions": Kind(True, _versions),
 }
 """What a run can be bound to, in the order in which differences are told."""
