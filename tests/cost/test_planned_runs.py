@@ -87,6 +87,17 @@ def test_the_statistics_of_a_closed_form_head_are_planned_to_the_byte(run_tiny: 
     assert 4 * (21 * 22 // 2 + 21 * 3) < seven["bytes_up"] < 4 * (21 * 22 // 2 + 21 * 3) + 512
 
 
+def test_the_bytes_of_validation_are_planned(run_tiny: RunTiny, plan_tiny: PlanTiny):
+    settings = ("data.validation=0.3", "federation.rounds=3", "evaluation.every=2", "evaluation.local_only=false")
+    planned, first = plan_tiny(*settings).values["validation"], run_tiny(*settings).rows[0]
+    assert (planned["times"], planned["every"]) == (3, 2)  # before the first round, after the second and the last
+    asked = round(first["bytes_up"] / planned["bytes_up"])
+    assert 1 <= asked <= 7
+    for key, planned_key in (("bytes_down", "bytes_first"), ("bytes_up", "bytes_up")):
+        assert abs(first[key] - asked * planned[planned_key]) < asked * 32
+    assert "for validation every client that sets rows aside also gets" in plan_tiny(*settings).shown
+
+
 @pytest.mark.parametrize("head", ["update: frozen", "update: trained, learning_rate: 0.01", "every: 1", "every: 2"])
 @pytest.mark.parametrize("rounds", [2, 3])
 def test_a_plan_counts_how_often_a_head_is_computed(

@@ -47,6 +47,12 @@ SETTINGS = {
     "closed-form head": {"head": {"kind": "closed-form", "num_features": 37, "every": 1}},
     "LoRA": {"method": "hetlora"},
     "validation": {"data": {"validation": 0.2}},
+    "best round": {
+        "data": {"validation": 0.2},
+        "evaluation": {"keep": "best"},
+        "federation": {"patience": 1, "rounds": 4},
+    },
+    "warm start": {},
     "rates and clipping": {"federation": {"schedule": "linear", "warmup_rounds": 1, "clip_gradients": 0.25}},
 }
 
@@ -100,6 +106,8 @@ def test_sites_produce_the_bytes_of_one_machine(
     recipe_values: dict[str, Any], divided: Path, tmp_path: Path, name: str
 ):
     values = merged(natural(recipe_values), SETTINGS[name])
+    if name == "warm start":
+        values["start_from"] = str(run(parse_recipe({**values, "seed": 29}, "first"), tmp_path / "first").folder)
     here = parse_recipe(values, "here")
     local = run(here, tmp_path / "local")
     tiers = [budget.name for budget in compose(here).budgets.values()]
@@ -119,13 +127,14 @@ def test_sites_produce_the_bytes_of_one_machine(
     opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
     remote = begin(experiment, recipe, tmp_path / "remote", Progress.silent(), opened)
 
-    checkpoint = f"checkpoints/round-{recipe.federation.rounds:06d}.safetensors"
+    checkpoint = f"checkpoints/round-{local.summary['rounds_completed']:06d}.safetensors"
     for result in ("adapter/adapter_model.safetensors", checkpoint, "adapter/labels.json"):
         assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
     for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
         assert remote.summary[key] == local.summary[key]
     assert remote.summary.get("validation_accuracy") == local.summary.get("validation_accuracy")
-    assert ("validation_accuracy" in local.summary) == (name == "validation")
+    assert ("validation_accuracy" in local.summary) == ("data" in SETTINGS[name])
+    assert all(remote.summary.get(key) == local.summary.get(key) for key in ("best_round", "last", "stopped_early"))
     assert "client_accuracy" not in remote.summary  # it would need all labels
     # The sites keep the client states, and the server has none.
     assert not list((remote.folder / "clients").iterdir())

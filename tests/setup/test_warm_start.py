@@ -13,9 +13,10 @@ from fftmoe.errors import InputError
 from fftmoe.records import names
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import forecast
+from fftmoe.setup.places import BEGAN_IN, from_its_place
 from fftmoe.setup.run import resume, run
 from fftmoe.setup.site_request import recipe_digest
-from fftmoe.store import RunFolder
+from fftmoe.store import Bindings, RunFolder
 from finished import Finished
 from five_clients import AVERAGED, CLOSED, FOURIER
 from interrupting import Killed, interrupt, results, without_clocks
@@ -127,3 +128,13 @@ def test_a_method_whose_server_holds_a_part_of_the_adapter_is_refused(
     done = run_five(method, AVERAGED, **{"federation.rounds": 1})
     with pytest.raises(InputError, match=r"has a tensor lora\.\S+, which the server of this method does not hold"):
         compose(parse_recipe(started(five_recipe, done, method, AVERAGED), "tiny")).first_state()
+
+
+def test_a_relative_name_means_the_folder_where_the_run_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("then/first", "then/run", "now"):
+        (tmp_path / name).mkdir(parents=True)
+    Bindings({BEGAN_IN: str(tmp_path / "then")}).write(tmp_path / "then" / "run")
+    monkeypatch.chdir(tmp_path / "now")
+    found = from_its_place(tmp_path / "then" / "run", {"start_from": "first"})
+    assert found == {"start_from": str(tmp_path / "then" / "first")}
+    assert from_its_place(tmp_path / "then" / "run", {"start_from": "off"}) == {"start_from": "off"}

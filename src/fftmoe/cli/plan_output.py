@@ -56,7 +56,11 @@ def _explanations(forecast: Forecast) -> list[str]:
         f"{size(forecast.backbone_bytes)}, shared by worker processes where its checkpoint is float32 safetensors.",
         _prefix_line(forecast),
     ]
-    return lines if forecast.sums is None else [*lines, _statistics_line(forecast.sums)]
+    found = {
+        "the server computes the head from feature statistics: for them, every client": forecast.sums,
+        "for validation every client that sets rows aside": forecast.validation,
+    }
+    return [*lines, *(_statistics_line(what, cost) for what, cost in found.items() if cost is not None)]
 
 
 def _client_lines(forecast: Forecast, clients: Iterable[int]) -> list[str]:
@@ -87,16 +91,14 @@ def _prefix_line(forecast: Forecast) -> str:
     return f"{cached}; some examples are {refused}" if forecast.prefix_bytes else f"the frozen prefix is {refused}"
 
 
-def _statistics_line(cost: StatisticsCost) -> str:
+def _statistics_line(what: str, cost: StatisticsCost) -> str:
+    """The bytes that all clients exchange for one purpose; `what` begins the sentence."""
     when, gets = "once, before the first round", size(cost.bytes_first)
     if cost.every is not None:
         gets += f" ({size(cost.bytes_down)} after a round)"
         then = "round" if cost.every == 1 else f"{cost.every} rounds and after the last"
         when = f"{cost.times} times: before the first round, then after every {then}"
-    return (
-        f"the server computes the head from feature statistics: for them, every client also gets {gets} and sends at "
-        f"most {size(cost.bytes_up)}, {when}."
-    )
+    return f"{what} also gets {gets} and sends at most {size(cost.bytes_up)}, {when}."
 
 
 def print_profile(console: Console, profile: MachineProfile) -> None:

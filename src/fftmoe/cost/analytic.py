@@ -141,7 +141,7 @@ def _flops_per_token(workload: Workload, tier: Budget) -> int:
 
 @dataclass(frozen=True)
 class StatisticsCost:
-    """What a closed-form head costs every client, whatever its tier, in addition to the rounds.
+    """What a closed-form head, or validation, costs every client, whatever its tier, in addition to the rounds.
 
     Attributes:
         bytes_first: of the first client's message before the first round; others differ by a few bytes of header.
@@ -165,18 +165,33 @@ def statistics_cost(workload: Workload, times: int, every: int | None, numbers_s
         times, every: see `StatisticsCost`.
         numbers_sent: whether a client's message may depend on its number of examples, which private runs conceal.
     """
-    method, state = workload.method, workload.state
-    first, later = (
-        plan_sums(before, [0], workload.largest, workload.training, workload.seed).clients[0]
-        for before in (state, replace(state, round=1))
-    )
     return StatisticsCost(
-        bytes_first=len(pack_plan(first, method.download(state, first))),
-        bytes_down=len(pack_plan(later, method.download(state, later))),
+        *_bytes_of_model(workload, "sums"),
         bytes_up=len(pack_update(_largest_statistics(workload, numbers_sent))),
         times=times,
         every=every,
     )
+
+
+def validation_cost(workload: Workload, num_statistics: int, times: int, every: int) -> StatisticsCost:
+    """The cost of validation on rows that the clients have set aside.
+
+    Args:
+        num_statistics: of the task. times, every: see `StatisticsCost`.
+    """
+    answer = ClientUpdate(workload.state.round, 0, 1, {names.VALIDATION: torch.empty(num_statistics + 1)})
+    return StatisticsCost(*_bytes_of_model(workload, "validate"), len(pack_update(answer)), times, every)
+
+
+def _bytes_of_model(workload: Workload, task: str) -> tuple[int, int]:
+    """The bytes of the model that every client runs forward for this task: before the first round, and later."""
+    method, state = workload.method, workload.state
+    plans = (
+        plan_sums(before, [0], workload.largest, workload.training, workload.seed, task).clients[0]
+        for before in (state, replace(state, round=1))
+    )
+    first, later = (len(pack_plan(plan, method.download(state, plan))) for plan in plans)
+    return first, later
 
 
 def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
@@ -195,7 +210,7 @@ class Forecast:
     """The plan of a run: costs by tier, every client's first experts, and the size of the frozen parts.
 
     Attributes:
-        sums: None where the head is not closed-form.
+        sums: None where the head is not closed-form. validation: None where no rows are set aside.
         backbone_bytes: of the frozen backbone, in each process.
         prefix_bytes: of the frozen prefix's states that are cached on disk.
         prefix_refused: why the states of some examples are not cached; None where all are.
@@ -212,6 +227,7 @@ class Forecast:
     rounds: int
     clients_per_round: int
     notes: tuple[str, ...] = ()
+    validation: StatisticsCost | None = None
 
 
 def forecast_run(

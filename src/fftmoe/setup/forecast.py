@@ -13,7 +13,15 @@ from fftmoe import adapter
 from fftmoe.backbones import first_adapted_block
 from fftmoe.backbones.prefix_cache import prefix_cost
 from fftmoe.config import Recipe
-from fftmoe.cost.analytic import Forecast, StatisticsCost, cost_by_tier, forecast_run, statistics_cost, tokens_per_round
+from fftmoe.cost.analytic import (
+    Forecast,
+    StatisticsCost,
+    cost_by_tier,
+    forecast_run,
+    statistics_cost,
+    tokens_per_round,
+    validation_cost,
+)
 from fftmoe.cost.capacity import fitting_tier
 from fftmoe.cost.machine import available_mib, expected_peak_mib
 from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
@@ -47,7 +55,7 @@ def forecast(recipe: Recipe) -> Forecast:
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     found = forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
-    return replace(found, notes=experiment.notes)
+    return replace(found, notes=experiment.notes, validation=_validation_cost(experiment, work))
 
 
 def profile(
@@ -201,6 +209,16 @@ def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost |
     times = sum(head.solved_after(done, work.rounds) for done in range(work.rounds + 1))
     every = head.every if head.update == "recomputed" else None
     return statistics_cost(work, times, every, numbers_sent=recipe.privacy is None)
+
+
+def _validation_cost(experiment: Experiment, work: Workload) -> StatisticsCost | None:
+    """The cost of validation; None where the recipe sets no rows aside."""
+    recipe = experiment.recipe
+    if recipe.data.validation is None:
+        return None
+    every = recipe.evaluation.every
+    times = 1 + work.rounds // every + (work.rounds % every > 0)
+    return validation_cost(work, len(experiment.task.limits(len(experiment.label_names), 1, 1)[0]), times, every)
 
 
 def _prefix_cost(experiment: Experiment, recipe: Recipe) -> tuple[int, str | None]:
