@@ -12,7 +12,7 @@ from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.door import Admitted, Door
 from fftmoe.deploy.ledger import ledger_in
 from fftmoe.engines.failures import CodedError
-from fftmoe.setup.site_request import canonical_values, recipe_digest
+from fftmoe.setup.site_request import SiteRows, canonical_values, recipe_digest
 from policies import allow, policy_of, write_policy
 from site_recipes import MODES, job_of, recipe
 from sites import fails_as
@@ -43,13 +43,13 @@ def outcome(door: Door, job: dict[str, Any]) -> str:
 
 def train(door: Door, admitted: Admitted, times: int = 1, rows: int = ROWS) -> None:
     for _ in range(times):
-        door.count(admitted, TRAIN, rows, 100)
+        door.count(admitted, TRAIN, SiteRows(rows), 100)
         door.answered(admitted, TRAIN, 50)
 
 
 def test_an_approved_recipe_is_let_in_and_counted(door: Door):
     admitted = door.admit(job_of(recipe()))
-    assert door.count_profile(admitted, ROWS) == ROWS
+    assert door.count_profile(admitted, SiteRows(ROWS)) == ROWS
     train(door, admitted)
     found = [(entry["event"], entry.get("task")) for entry in events(door, "opened", "asked", "answered")]
     assert found == [("opened", None), ("answered", "profile"), ("asked", "training"), ("answered", "training")]
@@ -222,10 +222,10 @@ def test_every_task_in_every_mode_needs_the_recipe_and_the_policy(tmp_path: Path
     door = Door(tmp_path, own_model=False)
     admitted = door.admit(job_of(written))
     if task == "train":
-        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
     else:
         with fails_as("policy", "does not allow the task"):
-            door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+            door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
     for missing in ("profile", "training"):
         allow(tmp_path, written, tasks=[name for name in everything if name != missing])
         with fails_as("policy", f"asks for the task {missing}, and `tasks` has"):
@@ -248,11 +248,11 @@ def test_exact_sums_need_the_policy_too(tmp_path: Path, changes: dict[str, Any],
     allow(tmp_path, written, most_rounds=5)
     admitted = door.admit(job_of(written))
     for _ in range(6):  # before the first round, and after each
-        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
     with fails_as("policy", f"asked for {name} 6 times, and `most_rounds` is 5"):
-        door.count(admitted, CheckedRequest(task, 1), ROWS, 10)
+        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
     with fails_as("policy", "does not allow the task local-training"):
-        door.count(admitted, CheckedRequest("alone", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest("alone", 1), SiteRows(ROWS), 10)
 
 
 def test_a_site_whose_rows_are_validated_says_how_many_it_has(tmp_path: Path):
@@ -319,17 +319,52 @@ def test_a_site_with_too_few_rows_takes_no_part(tmp_path: Path):
     door = Door(tmp_path, own_model=False)
     admitted = door.admit(job_of(recipe()))
     with fails_as("policy", "the site has 29 rows, and `fewest_rows` is 30"):
-        door.count_profile(admitted, 29)
+        door.count_profile(admitted, SiteRows(29))
     with fails_as("policy", "the site has 29 rows"):
-        door.count(admitted, TRAIN, 29, 10)
-    assert door.count_profile(admitted, 30) == 30
+        door.count(admitted, TRAIN, SiteRows(29), 10)
+    assert door.count_profile(admitted, SiteRows(30)) == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "name", "few", "enough"),
+    [
+        ({"data": {"validation": 0.1}}, "validate", "evaluation", SiteRows(9973, 10), SiteRows(11, 11)),
+        ({"data": {"validation": 0.9}}, "train", "training", SiteRows(10, 9973), SiteRows(11, 11)),
+        ({"head": {"kind": "closed-form"}}, "sums", "feature-sums", SiteRows(10, 1), SiteRows(11)),
+        ({"federation": {"local_steps": 1}}, "train", "training", SiteRows(9973), None),
+    ],
+)
+def test_no_answer_depends_on_fewer_rows_than_the_policy_states(
+    tmp_path: Path, changes: dict[str, Any], task: str, name: str, few: SiteRows, enough: SiteRows | None
+):
+    """Also where the site has many: one row set aside would show how a model of the server's choice answers it."""
+    written = recipe(changes)
+    allow(tmp_path, written, fewest_rows=11)
+    door, asked = Door(tmp_path, own_model=False), CheckedRequest(task, 1)
+    admitted = door.admit(job_of(written))
+    for refused in (lambda: door.count_profile(admitted, few), lambda: door.count(admitted, asked, few, 10)):
+        with fails_as("policy", rf"the task {name if name != 'feature-sums' else '[a-z-]+'} would depend on"):
+            refused()
+    assert not events(door, "asked", "answered")
+    if enough is not None:
+        assert door.count_profile(admitted, enough) == enough.total
+        door.count(admitted, asked, enough, 10)
+
+
+def test_a_site_too_small_to_set_rows_aside_answers_zeros(tmp_path: Path):
+    written = recipe({"data": {"validation": 0.1}})
+    allow(tmp_path, written, fewest_rows=3)
+    door = Door(tmp_path, own_model=False)
+    admitted = door.admit(job_of(written))
+    assert door.count_profile(admitted, SiteRows(3)) == 3
+    door.count(admitted, CheckedRequest("validate", 1), SiteRows(3), 10)
 
 
 def test_a_site_that_does_not_name_its_rows_reports_the_fewest(tmp_path: Path):
     private = recipe(MODES["sums"])
     allow(tmp_path, private, fewest_rows=11, name_counts=False)
     door = Door(tmp_path, own_model=False)
-    assert door.count_profile(door.admit(job_of(private)), ROWS) == 11
+    assert door.count_profile(door.admit(job_of(private)), SiteRows(ROWS)) == 11
     plain = recipe()
     allow(tmp_path, plain, fewest_rows=11, name_counts=False)
     with fails_as("policy", "answers say how many rows"):
@@ -347,7 +382,7 @@ def test_no_more_rounds_than_the_policy_grants_over_all_runs(tmp_path: Path):
     with fails_as("policy", "asked for training 7 times, and `most_rounds` is 7"):
         train(door, admitted)
     with fails_as("policy", "asked for training 7 times"):  # it also tells a server that asks before a run
-        door.count_profile(door.admit(job_of(recipe(), run="abc5")), ROWS)
+        door.count_profile(door.admit(job_of(recipe(), run="abc5")), SiteRows(ROWS))
     assert len(events(door, "asked")) == 7
     allow(tmp_path, recipe(), most_rounds=8)
     train(door, door.admit(job_of(recipe(), run="abc4")))

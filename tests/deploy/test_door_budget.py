@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.door import Door
+from fftmoe.setup.site_request import SiteRows
 from policies import allow
 from site_recipes import MODES, job_of, recipe
 from sites import fails_as
@@ -21,10 +22,10 @@ def test_a_delta_that_could_reveal_a_row_is_refused_for_single_examples(tmp_path
     door = site(tmp_path, "examples", 1 / ROWS)
     admitted = door.admit(job_of(recipe(MODES["examples"])))
     with fails_as("policy", f"reveal one of its {ROWS} rows"):
-        door.count(admitted, TRAIN, ROWS, 100)
-    door.count(admitted, TRAIN, ROWS - 1, 100)
+        door.count(admitted, TRAIN, SiteRows(ROWS), 100)
+    door.count(admitted, TRAIN, SiteRows(ROWS - 1), 100)
 
 
 def test_a_delta_of_whole_clients_has_nothing_to_do_with_rows(tmp_path: Path):
     door = site(tmp_path, "clients", 0.1)
-    door.count(door.admit(job_of(recipe(MODES["clients"]))), TRAIN, ROWS, 100)
+    door.count(door.admit(job_of(recipe(MODES["clients"]))), TRAIN, SiteRows(ROWS), 100)

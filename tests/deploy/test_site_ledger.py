@@ -20,7 +20,7 @@ from fftmoe.engines.failures import CodedError
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.server.accountant import Adjacency, epsilon_of
-from fftmoe.setup.site_request import TRAINING
+from fftmoe.setup.site_request import TRAINING, SiteRows
 from policies import allow
 from site_recipes import MODES, job_of, recipe
 from sites import fails_as
@@ -43,7 +43,7 @@ def private_door(folder: Path, epsilon: float) -> Door:
 
 def train(door: Door, admitted: Admitted, times: int = 1, rows: int = ROWS, round: int = 1) -> None:
     for _ in range(times):
-        door.count(admitted, CheckedRequest("train", round), rows, 100)
+        door.count(admitted, CheckedRequest("train", round), SiteRows(rows), 100)
         door.answered(admitted, CheckedRequest("train", round), 50)
 
 
@@ -74,9 +74,9 @@ def test_no_more_epsilon_than_the_policy_grants_over_all_runs(tmp_path: Path):
     granted = sum(cost(*[ROWS] * times) <= 7.0 for times in range(1, 5))
     for number in range(granted):
         admitted = door.admit(job_of(PRIVATE, run=f"run{number}"))
-        door.count(admitted, CheckedRequest("train", 1), ROWS, 10)
+        door.count(admitted, CheckedRequest("train", 1), SiteRows(ROWS), 10)
     last = door.admit(job_of(PRIVATE, run="last"))
-    for ask in (lambda: train(door, last), lambda: door.count_profile(last, ROWS)):
+    for ask in (lambda: train(door, last), lambda: door.count_profile(last, SiteRows(ROWS))):
         with fails_as("policy", r"epsilon of [\d.]+ at delta 0.001, and `privacy.epsilon` grants 7 over all runs"):
             ask()
     assert granted == 2
@@ -161,16 +161,16 @@ def test_a_delta_that_allows_one_row_to_be_revealed_is_refused(tmp_path: Path, r
     door = private_door(tmp_path, epsilon=7.0)
     admitted = door.admit(job_of(PRIVATE))
     if allowed:
-        door.count(admitted, CheckedRequest("train", 1), rows, 10)
+        door.count(admitted, CheckedRequest("train", 1), SiteRows(rows), 10)
     else:
         with fails_as("policy", "allow the site to reveal one of its 1000 rows entirely"):
-            door.count(admitted, CheckedRequest("train", 1), rows, 10)
+            door.count(admitted, CheckedRequest("train", 1), SiteRows(rows), 10)
 
 
 def test_an_answer_is_on_the_disk_before_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     door = open_door(tmp_path, recipe())
     admitted = door.admit(job_of(recipe()))
-    door.count(admitted, CheckedRequest("train", 1), ROWS, 10)
+    door.count(admitted, CheckedRequest("train", 1), SiteRows(ROWS), 10)
 
     def refuse(handle: int) -> None:
         raise OSError(5, "Input/output error")
@@ -179,7 +179,7 @@ def test_an_answer_is_on_the_disk_before_it_leaves(tmp_path: Path, monkeypatch: 
     with fails_as("disk", "Input/output error"):
         door.answered(admitted, CheckedRequest("train", 1), 50)
     with fails_as("disk", "Input/output error"):
-        door.count_profile(admitted, ROWS)
+        door.count_profile(admitted, SiteRows(ROWS))
     monkeypatch.undo()
     assert [entry["event"] for entry in ledger_in(tmp_path, tmp_path).read()] == ["opened", "asked", "failed"]
 
@@ -213,9 +213,9 @@ def test_a_spoilt_ledger_refuses_everything_and_is_not_begun_again(tmp_path: Pat
     for ask in (
         lambda: door.admit(job_of(recipe())),
         lambda: door.admit(job_of(recipe(), run="abc2")),
-        lambda: door.count(admitted, CheckedRequest("train", 2), ROWS, 10),
+        lambda: door.count(admitted, CheckedRequest("train", 2), SiteRows(ROWS), 10),
         lambda: door.answered(admitted, CheckedRequest("train", 2), 10),
-        lambda: door.count_profile(admitted, ROWS),
+        lambda: door.count_profile(admitted, SiteRows(ROWS)),
     ):
         with fails_as("policy", r"(damaged|missing).*restore"):
             ask()
@@ -314,15 +314,15 @@ def test_a_server_cannot_fill_the_disk_with_refusals(tmp_path: Path, monkeypatch
     assert "no more of today's entries 'refused'" in entries[-1]["note"]
     for number in range(7):
         admitted = door.admit(job_of(recipe(), run=f"run{number}"))
-        door.count_profile(admitted, ROWS)
+        door.count_profile(admitted, SiteRows(ROWS))
     with fails_as("policy", "7 runs were opened today"):
         door.admit(job_of(recipe(), run="run7"))
     with fails_as("policy", "7 profiles were sent today"):
-        door.count_profile(door.admit(job_of(recipe(), run="run6")), ROWS)
+        door.count_profile(door.admit(job_of(recipe(), run="run6")), SiteRows(ROWS))
     train(door, door.admit(job_of(recipe(), run="run6")))
     later = "2999-01-01T00:00:00.000+00:00"
     monkeypatch.setattr(ledgers, "_now", lambda: later)
-    door.count_profile(door.admit(job_of(recipe(), run="tomorrow")), ROWS)
+    door.count_profile(door.admit(job_of(recipe(), run="tomorrow")), SiteRows(ROWS))
 
 
 def test_the_words_of_a_refusal_are_short_and_harmless_on_a_terminal(tmp_path: Path):
@@ -337,7 +337,7 @@ def test_the_words_of_a_refusal_are_short_and_harmless_on_a_terminal(tmp_path: P
 def test_the_printed_ledger_says_what_was_asked_answered_and_refused(tmp_path: Path):
     door = private_door(tmp_path, epsilon=7.0)
     admitted = door.admit(job_of(PRIVATE, run="abc1"))
-    door.count_profile(admitted, ROWS)
+    door.count_profile(admitted, SiteRows(ROWS))
     train(door, admitted, round=3)
     with fails_as("policy", "not approved"):
         door.admit(job_of(recipe(), run="abc2"))

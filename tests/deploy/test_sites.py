@@ -170,6 +170,24 @@ def test_a_site_serves_only_its_own_client_and_only_what_it_agreed_to(site: Call
             opened([pack_plan(plan, {})])
 
 
+def test_a_site_gives_no_sum_over_fewer_rows_than_its_policy_states(site: Callable[..., OpenSite]):
+    """It has 29 rows and sets 3 of them aside."""
+    opened = site(data={"validation": 0.1})
+    own, agreed = opened.client, opened.client.agreed
+    assert (own.rows.trained, own.rows.aside) == (26, 3)
+    plan = pack_plan(ClientPlan(1, 0, 5, Budget("small", 1, 2, (1, 2)), {}, agreed.training, "validate"), {})
+    for fewest in (3, 4):
+        policy = opened.admitted.policy.model_copy(update={"fewest_rows": fewest})
+        bound = dataclasses.replace(opened, admitted=dataclasses.replace(opened.admitted, policy=policy))
+        if fewest == 3:
+            assert bound.describe()["num_examples"] == 29
+            continue
+        with fails_as("policy", "the task evaluation would depend on 3 of the site's 29 rows"):
+            bound.describe()
+        with fails_as("policy", "the task evaluation would depend on 3"):
+            bound([plan])
+
+
 def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
     with fails_as("data", r"train\.csv: label 'red' occurs in 9 rows and is not among the agreed .*data\.labels"):
         site(labels=["blue", "green", "violet"])
@@ -178,14 +196,14 @@ def test_a_label_that_was_not_agreed_on_is_named(site: Callable[..., OpenSite]):
 def test_the_labels_that_a_server_lists_are_those_of_its_recipe(site: Callable[..., OpenSite]):
     """Even where the policy allows others, and in the same order."""
     own = ["blue", "green", "red"]
-    assert site(data={"labels": own}, labels=own).client.num_examples == 29
+    assert site(data={"labels": own}, labels=own).client.rows.total == 29
     for sent in (["green", "blue", "red"], [*own, "violet"], []):
         with fails_as("recipe", "and its recipe says"):
             site(data={"labels": own}, labels=sent)
 
 
 def test_a_site_reads_its_own_folder_and_not_the_one_that_the_server_names(site: Callable[..., OpenSite]):
-    assert site(data={"source": "/etc"}).client.num_examples == 29
+    assert site(data={"source": "/etc"}).client.rows.total == 29
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_site_reports_all_of_its_rows(private_recipe: PrivateRecipe, with_labe
             model=str(backbone_folder),
             states=Kept(),
         )
-        reported.append((site.num_examples, len(site.runtime.partition[0])))
+        reported.append((site.rows.total, len(site.runtime.partition[0])))
     assert reported == [(113, 113)] * 2
     assert (site.runtime.partition[0] == NO_EXAMPLE).all()
 

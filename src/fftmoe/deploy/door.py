@@ -6,7 +6,7 @@ keeps the recipe with which it was opened.
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
 from fftmoe.setup.policy import SitePolicy, parse_policy
-from fftmoe.setup.site_request import PROFILE, TASK_NAMES, TRAINING, SiteRequest, request_of
+from fftmoe.setup.site_request import PROFILE, TASK_NAMES, TRAINING, SiteRequest, SiteRows, request_of
 from fftmoe.shown import quoted
 from fftmoe.strict import at_most, open_file
 
@@ -78,26 +78,26 @@ class Door:
                     _open_run(pages, admitted)
         return admitted
 
-    def count_profile(self, admitted: Admitted, num_rows: int) -> int:
+    def count_profile(self, admitted: Admitted, rows: SiteRows) -> int:
         """Write that a profile leaves; return the number of rows that it may name.
 
         Raises:
-            CodedError: the site has too few rows, or could not serve a round after it.
+            CodedError: the site has too few rows for a task of the recipe, or could not serve a round after it.
         """
         with self._noting(_job_of(admitted)), failing_as(Failure.POLICY):
-            self._check_rows(admitted, num_rows)
+            tasks = [task for task in admitted.request.tasks if task != PROFILE]
+            _check_rows(admitted, tasks, rows)
             with self.ledger(admitted.policy).locked() as pages:
-                for task in admitted.request.tasks:
-                    if task != PROFILE:
-                        _check_affordable(pages.account, admitted, task, num_rows)
+                for task in tasks:
+                    _check_affordable(pages.account, admitted, task, rows.trained)
                 pages.answer(admitted.run, PROFILE, 0, 0)
-        return num_rows if admitted.policy.name_counts else int(admitted.policy.fewest_rows or 0)
+        return rows.total if admitted.policy.name_counts else int(admitted.policy.fewest_rows or 0)
 
-    def count(self, admitted: Admitted, asked: CheckedRequest, num_rows: int, size: int) -> None:
+    def count(self, admitted: Admitted, asked: CheckedRequest, rows: SiteRows, size: int) -> None:
         """Count a request for training or statistics that will be carried out.
 
         Args:
-            num_rows: of the site. size: bytes of the message.
+            rows: of the site. size: bytes of the message.
 
         Raises:
             CodedError: the policy does not allow the task, or what it grants is used up.
@@ -106,9 +106,9 @@ class Door:
             task = TASK_NAMES[asked.task]
             if task not in admitted.policy.tasks or task not in admitted.request.tasks:
                 raise InputError(f"the policy does not allow the task {task} for this recipe; see `tasks`")
-            self._check_rows(admitted, num_rows)
+            _check_rows(admitted, [task], rows)
             with self.ledger(admitted.policy).locked() as pages:
-                cost = _check_affordable(pages.account, admitted, task, num_rows)
+                cost = _check_affordable(pages.account, admitted, task, rows.trained)
                 pages.ask(admitted.key, task, asked.round, size, cost)
 
     def answered(self, admitted: Admitted, asked: CheckedRequest, size: int) -> None:
@@ -136,11 +136,6 @@ class Door:
             reasons.append(reason)
         if reasons:
             raise InputError(f"{self.folder / POLICY_FILE} does not allow this: {'; '.join(reasons)}")
-
-    def _check_rows(self, admitted: Admitted, num_rows: int) -> None:
-        fewest = admitted.policy.fewest_rows
-        if fewest is None or num_rows < fewest:
-            raise InputError(f"the site has {num_rows} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
 
     @contextmanager
     def _noting(self, job: Mapping[str, Any], asked: CheckedRequest | None = None) -> Iterator[None]:
@@ -186,6 +181,31 @@ def read_policy(folder: Path) -> SitePolicy:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"the policy {path} cannot be read: {error}; correct the file") from error
+
+
+def _check_rows(admitted: Admitted, tasks: Sequence[str], rows: SiteRows) -> None:
+    """Each of these tasks has an answer over as many rows as the policy states, or over none.
+
+    Raises:
+        InputError: the site has fewer rows, or an answer would be a sum over fewer.
+    """
+    fewest = admitted.policy.fewest_rows
+    if fewest is None or rows.total < fewest:
+        raise InputError(f"the site has {rows.total} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
+    for task in tasks:
+        if 0 < (behind := _rows_behind(admitted.request, task, rows)) < fewest:
+            raise InputError(
+                f"an answer to the task {task} would depend on {behind} of the site's {rows.total} rows, and "
+                f"`fewest_rows` is {fewest}; add rows, ask for a recipe that uses more of them, or lower it"
+            )
+
+
+def _rows_behind(request: SiteRequest, task: str, rows: SiteRows) -> int:
+    """The most rows on which an answer depends; training of a few steps sees few, which only noise of its own hides."""
+    steps = request.values["federation.local_steps"]
+    if task != TRAINING or steps is None or request.privacy.mode == "examples":
+        return rows.behind(task)
+    return min(rows.behind(task), steps * request.values["federation.batch_size"])
 
 
 def _open_run(pages: Pages, admitted: Admitted) -> None:

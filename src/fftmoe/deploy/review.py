@@ -49,7 +49,9 @@ privacy:
 # The foundation models that a recipe may name.
 backbones: {backbones}
 
-# With fewer rows the site takes no part.
+# With fewer rows the site takes no part, and it gives no answer that depends on fewer rows: not on those that it sets
+# aside for evaluation, and not on the few that a round of few steps draws. Feature sums are also given for each label,
+# so they show the features of a row whose label no other row has.
 fewest_rows: {fewest_rows}
 
 # How often the site trains, over all runs and servers: twice the {rounds} rounds of this recipe, because a server

@@ -64,7 +64,7 @@ class OpenSite:
             asked = screen_plan(message, self.client.agreed)
         with self.door.failures_noted(self.admitted, asked), failing_as(Failure.DISK):
             self._bind()
-        self.door.count(self.admitted, asked, self.client.num_examples, len(message))
+        self.door.count(self.admitted, asked, self.client.rows, len(message))
         with self.door.failures_noted(self.admitted, asked), failing_as(Failure.TRAINING):
             [reply] = self.client.runtime([message])
         self.door.answered(self.admitted, asked, len(reply))
@@ -83,7 +83,7 @@ class OpenSite:
             CodedError: the site has too few rows, or what the policy grants is used up.
         """
         client, settings = self.client, self.settings
-        num_examples = self.door.count_profile(self.admitted, client.num_examples)
+        num_examples = self.door.count_profile(self.admitted, client.rows)
         found = SiteProfile(settings.name, settings.client_id, client.agreed.tier, num_examples, client.backbone)
         return asdict(found)
 

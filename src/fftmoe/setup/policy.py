@@ -56,8 +56,8 @@ class SitePolicy(Section):
     `labels` names the classes that the site may be asked for, where an approved recipe does not state `data.labels`.
     `backbones` lists names as recipes give them. A folder that a recipe names needs no entry if the site is started
     with `--model`, because the site then reads its own.
-    `fewest_rows` is the number of rows below which the site takes no part; a site that may not name its rows reports
-    this number. `most_rounds` is how often it trains, over all runs.
+    `fewest_rows` is the number of rows below which the site takes no part and gives no answer; a site that may not
+    name its rows reports this number. `most_rounds` is how often it trains, over all runs.
     `ledger` is the folder of the ledger, which all sites with the same rows must share.
     """
 

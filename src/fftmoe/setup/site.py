@@ -24,7 +24,7 @@ from fftmoe.setup.compose import cached, check_max_length, counted_tokens
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
-from fftmoe.setup.site_request import stated_labels, tasks_of
+from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
 from fftmoe.setup.splits import load_splits
 from fftmoe.setup.target_scales import scaled_task
 from fftmoe.setup.tiers import schedule_of, training_of
@@ -37,14 +37,14 @@ class SiteClient:
     Attributes:
         runtime: trains, and answers the server's messages.
         agreed: the limits within which a message must be.
-        num_examples: number of the site's rows.
+        rows: how many rows the site has, by their use.
         backbone: fingerprint of the backbone that was loaded.
         bindings: what the site's part in the run is bound to; it stays at the site.
     """
 
     runtime: ClientRuntime
     agreed: Agreement
-    num_examples: int
+    rows: SiteRows
     backbone: str
     bindings: Mapping[str, Any]
 
@@ -109,7 +109,7 @@ def make_site_client(
     backbone = fingerprint(adapted)
     bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
     agreed = make_agreement(recipe, adapted, client_id, tier)
-    return SiteClient(runtime, agreed, len(rows), backbone, bindings)
+    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held)), backbone, bindings)
 
 
 def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray, np.ndarray]:

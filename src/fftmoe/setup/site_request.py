@@ -49,6 +49,28 @@ class ColumnsRead:
 
 
 @dataclass(frozen=True)
+class SiteRows:
+    """How many rows a site has.
+
+    Attributes:
+        trained: on which it trains, and over which its feature statistics sum.
+        aside: which it sets aside for validation, and over which its answers to validation sum.
+    """
+
+    trained: int
+    aside: int = 0
+
+    @property
+    def total(self) -> int:
+        """All rows of the site."""
+        return self.trained + self.aside
+
+    def behind(self, task: str) -> int:
+        """The rows behind an answer to this task, by its name in a policy; with none the answer is zeros."""
+        return self.aside if task == EVALUATION else self.trained
+
+
+@dataclass(frozen=True)
 class PrivacyAsked:
     """The privacy that a recipe promises.
 
