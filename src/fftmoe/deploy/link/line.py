@@ -4,9 +4,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fftmoe.deploy.link.background import ended_within, in_background
 from fftmoe.engines.causes import root_cause
 from fftmoe.errors import RunError
 
@@ -58,14 +61,14 @@ class ServerLine:
     failures: int = 0
 
     def call(self, send: Callable[[Request], Response], request: Request) -> Response:
-        """The server's answer; waits as long as the server is away.
+        """The server's answer; waits as long as the server is away, or answers slowly.
 
         Raises:
             HTTPStatusError: the server refuses the request. RunError: it is the wrong server. Stopped: see there.
         """
         while True:
             try:
-                response = send(request)
+                response = self._answer(in_background(partial(send, request)))
             except httpx.HTTPStatusError as error:
                 if error.response.status_code not in AWAY:
                     raise
@@ -82,6 +85,13 @@ class ServerLine:
                     self.say(f"the server at {self.address} is back")
                 self.failures = 0
                 return response
+
+    def _answer(self, call: Future[Response]) -> Response:
+        """What a call returns or raises, unless the node is asked to stop before."""
+        while not ended_within(call, STOP_POLL_SECONDS):
+            if self.stop():
+                raise Stopped
+        return call.result()
 
     def join(self, public_key: bytes, memory: Path) -> Node:
         """Connect as a node.

@@ -7,7 +7,7 @@ when a call fails. This node asks for messages only, and keeps running while the
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Context, Error, Message, MessageType, RecordDict, UserConfigValue
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
+from flwr.common.constant import HEARTBEAT_CALL_TIMEOUT, HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -32,6 +32,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fftmoe.deploy.link.background import OneAtATime, ended_within, in_background
 from fftmoe.deploy.link.http import Proxy, new_client, proxy_for
 from fftmoe.deploy.link.line import ServerLine, Stopped
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS, bound, put_together
@@ -39,7 +40,7 @@ from fftmoe.engines.failures import APP_FAILED, Failure
 from fftmoe.engines.flower_messages import FailureLog
 
 SILENCE_SECONDS = 60.0  # without any byte, after which a call fails; an object of 5 MiB may need long on a slow line
-LEAVE_SECONDS = 5.0  # the same for the last call, because somebody waits for the end of this process
+LEAVE_SECONDS = 5.0  # for the whole of the last call, because somebody waits for the end of this process
 IDLE_FRACTION = 0.1  # fraction of the idle time that a node waits, so polling adds at most this fraction to a round
 MOST_PATIENCE_SECONDS = 30.0
 PART_SECONDS = 0.05  # between two looks for a part of a message that the server is still writing
@@ -94,9 +95,8 @@ def serve_node(
 
 def _leave(client: FleetHttpClient, node: Node, memory: Path) -> None:
     """Tell the server that this node is gone; without an answer its number stays in `memory`."""
-    client._client.timeout = httpx.Timeout(LEAVE_SECONDS)
-    with suppress(httpx.HTTPError):
-        client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+    leaving = in_background(lambda: client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id)))
+    if ended_within(leaving, LEAVE_SECONDS) and leaving.exception() is None:
         memory.unlink(missing_ok=True)
 
 
@@ -226,10 +226,12 @@ def _node_heartbeats(client: FleetHttpClient, node: Node) -> Iterator[None]:
     """Send heartbeats, so that the node counts as connected while the app runs for hours."""
     request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
 
+    send = OneAtATime(lambda: client.SendNodeHeartbeat(request), HEARTBEAT_CALL_TIMEOUT)
+
     def beat() -> bool:
         try:
-            return client.SendNodeHeartbeat(request).success
-        except httpx.HTTPError:
+            return send().success
+        except (httpx.HTTPError, TimeoutError):
             return False  # it is repeated soon, and the next call reports the cause
 
     sender = HeartbeatSender(beat)
