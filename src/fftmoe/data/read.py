@@ -12,6 +12,7 @@ from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
 from fftmoe.data.text_files import decoded, lines_of
 from fftmoe.errors import InputError
+from fftmoe.shown import quoted
 from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
@@ -111,7 +112,7 @@ def _read_file(path: Path) -> Table:
             reason = "it needs more memory than there is"
         remedy = "correct the file, or write it again with a library such as pandas"
         if "save it as UTF-8" in reason:
-            remedy = f"for example: iconv -f latin1 -t utf-8 {path.name}"
+            remedy = f"for example: iconv -f latin1 -t utf-8 {quoted(path.name)}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
     return Table(str(path), columns, num_rows, class_names, path.parent)
 
