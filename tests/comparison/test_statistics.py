@@ -1,9 +1,11 @@
 """The statistics and tables of comparisons, on numbers worked by hand."""
 
 import dataclasses
+import io
 import math
 
 import pytest
+from rich.console import Console
 
 from comparisons import GRID, cell
 from fftmoe.comparison.page import comparison_page
@@ -20,7 +22,15 @@ from fftmoe.comparison.statistics import (
     t_quantile,
     target_value,
 )
-from fftmoe.comparison.tables import failures, metric_table, robustness_table, tables, target_table, with_interval
+from fftmoe.comparison.tables import (
+    failures,
+    metric_table,
+    print_comparison,
+    robustness_table,
+    tables,
+    target_table,
+    with_interval,
+)
 from fftmoe.report.metric import Metric
 from reports import structure_of
 
@@ -227,6 +237,24 @@ def test_tables_leave_out_what_was_not_measured():
         ("fft-moe+h", "–", "–", "–", "–"),
         ("fedit+h", "–", "–", "–", "–"),
     )
+
+
+def test_runs_that_ended_worse_than_they_began_are_named_first():
+    values = {"start": 0.9, "end": 0.3, "gain": -0.6, "margin": 0.1}
+    worse = cell("fedit+<h>", "iid", 3, 0.3, verdict={"result": "worse", **values})
+    lost = cell("fedit+h", "shards:1", 4, 0.3, verdict={"result": "diverged", "first_loss": 2.0, "last_loss": 1e6})
+    fine = cell("fedit+h", "iid", 5, 0.9, verdict={"result": "level", **values})
+    compared = Comparison("x", (*GRID, worse, lost, fine))
+    output = io.StringIO()
+    print_comparison(Console(file=output, width=80), compared)
+    shown, page = output.getvalue(), comparison_page(compared)
+    for words in ("iid, seed 3: training made the model worse: accuracy 0.300", "seed 4: training diverged: its loss"):
+        assert words in shown[: shown.index("\nAccuracy")]
+        assert 0 < page.index(words) < page.index("<section>")
+    assert "seed 5" not in page
+    assert "fedit+&lt;h&gt;, iid, seed 3" in page
+    many = [dataclasses.replace(worse, seed=seed) for seed in range(23)]
+    assert "3 more runs ended worse than they began" in comparison_page(Comparison("x", tuple(many)))
 
 
 def test_the_page_loads_nothing_and_shows_failures():

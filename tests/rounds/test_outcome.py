@@ -1,6 +1,7 @@
 """A run in which nothing was learned is no success, and a result that is worse than its start is said first."""
 
 import itertools
+import json
 import math
 import re
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.report.metric import LOWER_IS_BETTER
-from fftmoe.report.verdict import sentence, verdict
+from fftmoe.report.verdict import ended_badly, sentence, verdict
 from fftmoe.rounds.outcome import check_learned
 from finished import Finished
 from run_fixtures import RunLanguage, RunTiny
@@ -93,6 +94,49 @@ def test_there_is_no_verdict_without_numbers(spoil: dict[str, Any]):
     for rows, summary in (([good | spoil], good), ([good], good | spoil), ([], good)):
         assert verdict(rows, summary) == {}
     assert sentence({"metric": "accuracy"}) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged"),
+    [
+        ([2.0, 3.0, 19.9], False),
+        ([2.0, 3.0, 20.1], True),
+        ([2.0, math.nan], True),
+        ([2.0, math.inf], True),
+        ([2.0, 99.0, 2.0], False),  # it came back
+        ([0.001, 0.9], False),
+        ([0.001, 1.1], True),
+        ([0.0, 2.0], False),  # nobody trained in the first round
+        ([None, 2.0, 21.0], True),
+        ([1e6, 1.1e6], True),  # it grew within the first round
+        ([90.0, 800.0], False),
+        ([], False),
+    ],
+)
+def test_a_loss_far_above_the_first_is_noticed_whatever_the_metric_says(losses: list[Any], diverged: bool):
+    good = _values("accuracy", 0.5, 0.1)
+    rows = [{"round": 0, **good}, *({"round": i, "train_loss": loss} for i, loss in enumerate(losses, 1))]
+    for summary, words in ((good, "accuracy 0.500 after the last round"), ({"metric": "accuracy"}, "round; start a")):
+        found = verdict(rows, summary)
+        assert (found.get("verdict", {}).get("result") == "diverged") == ended_badly(found) == diverged
+        said = sentence({**summary, **found})
+        assert not diverged or (said and said.startswith("training diverged: its loss is ") and words in said)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert not ended_badly(verdict(rows, {**good, "best_round": 0}))  # the model that is kept is another
+    assert not ended_badly(verdict([{"round": 1, "train_loss": 1e9}], {"metric": "mean_absolute_error"}))
+
+
+def test_a_run_that_diverges_says_so_first_everywhere(run_tiny: RunTiny):
+    """Logits may be as far from the labels as they like, and the accuracy still be that of a good model."""
+    run = run_tiny("head={kind: averaged, learning_rate: 1000000.0}", "federation.learning_rate=0.001")
+    found = run.summary["verdict"]
+    assert found["result"] == "diverged"
+    assert found["last_loss"] == run.rows[-1]["train_loss"] > 1e6
+    assert found["start"] == found["end"]
+    said = "training diverged: its loss is"
+    assert said in result_lines(run)[0] + result_lines(run)[1]
+    page = (run.folder / "report.html").read_text()
+    assert 0 < page.index(said.capitalize()) < page.index("gain over local training")
 
 
 def result_lines(run: Finished) -> list[str]:

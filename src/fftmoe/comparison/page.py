@@ -18,7 +18,7 @@ from fftmoe.comparison.statistics import (
     select,
     variant_head,
 )
-from fftmoe.comparison.tables import failures, tables, with_interval
+from fftmoe.comparison.tables import ended_worse, failures, tables, with_interval
 from fftmoe.data.partition import IID
 from fftmoe.report.draw import Level, Line, line_figure
 from fftmoe.report.marks import DASHES, Figure
@@ -26,6 +26,7 @@ from fftmoe.report.metric import Metric
 from fftmoe.report.render import render
 
 DIFFERENCES_SHOWN = 4  # at the top of the page; its table lists all
+WARNED_CELLS = 20  # at the top of the page; comparison.json has the verdict of every cell
 ROUNDS, BYTES = "round", "MiB up and down"  # the horizontal axes
 
 
@@ -37,7 +38,7 @@ def comparison_page(comparison: Comparison) -> str:
         "comparison.html.j2",
         title=f"{comparison.name}, compared",
         sentence=_what_was_compared(cells),
-        missing=_missing(cells),
+        warnings=[*_missing(cells), *_first_of(ended_worse(comparison))],
         outcome=_comparison_cards(cells),
         tables=tables(comparison),
         metric=metric_of(cells).label.capitalize(),
@@ -59,6 +60,12 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
         for status, count in counts.items()
         if count
     ]
+
+
+def _first_of(lines: Sequence[str]) -> list[str]:
+    """The first lines as sentences, and how many more there are."""
+    more = [f"{len(lines) - WARNED_CELLS} more runs ended worse than they began."]
+    return [*(f"{line}." for line in lines[:WARNED_CELLS]), *more[: len(lines) > WARNED_CELLS]]
 
 
 def _comparison_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ from fftmoe.comparison.statistics import (
 )
 from fftmoe.report.metric import NO_VALUE
 from fftmoe.report.progress import size
+from fftmoe.report.verdict import ended_badly, sentence
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,19 @@ def failures(comparison: Comparison) -> list[str]:
     return [f"failed: {'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
+def ended_worse(comparison: Comparison) -> list[str]:
+    """One line for every finished cell that ended worse than it began, or diverged, with the sentence of its run."""
+    return [
+        f"{cell.variant}, {cell.partition}, seed {cell.seed}: {sentence({**cell.summary, 'metric': cell.metric})}"
+        for cell in comparison.cells
+        if ended_badly(cell.summary)
+    ]
+
+
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print every table, and why cells failed."""
+    """Print which cells ended worse than they began, every table, and why cells failed."""
+    for line in ended_worse(comparison):
+        console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
     for table in tables(comparison):
         first, *others = table.header
         columns = [Column(first, no_wrap=True), *(Column(_on_short_lines(head)) for head in others)]

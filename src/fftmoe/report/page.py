@@ -12,7 +12,7 @@ from fftmoe.report.marks import Figure
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.render import render
-from fftmoe.report.verdict import sentence
+from fftmoe.report.verdict import ended_badly, sentence
 
 WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists more
 
@@ -84,7 +84,7 @@ def _warnings(run: RunRecord) -> list[str]:
     lines += [f"A change was accepted {change}." for change in run.summary.get("accepted_changes", ())]
     if sections.account(run).get("stopped_early"):
         lines.append("The run ended early, because another round would have exceeded its privacy budget.")
-    if run.summary.get("verdict", {}).get("result") == "worse":
+    if ended_badly(run.summary):
         lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
         lines.append(f"{void} rounds changed nothing: too few valid updates{_kinds(run)}.")

@@ -4,7 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fftmoe.report.metric import Metric
+from fftmoe.report.metric import SHARES, Metric
+
+FAR_ABOVE = 10.0  # times the loss of the first round; a loss that only fluctuates stays within twice
+SMALL_LOSS = 0.1  # a first loss below counts as this, because from almost nothing every loss is far
+LARGE_LOSS = 100.0  # a first loss above counts as this for labels, because no guess costs as much: it grew at once
+REMEDY = "start a new run with a lower federation.learning_rate or head.learning_rate"
 
 
 class Measured(NamedTuple):
@@ -23,28 +28,69 @@ def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
     return Measured(value, (high - low) / 2)
 
 
+class Losses(NamedTuple):
+    """The training loss of the first round, and that of the round whose model is kept."""
+
+    first: float
+    last: float
+
+    def have_diverged(self, metric: Metric) -> bool:
+        """Whether the last one is not finite, or far above the start.
+
+        Metrics that are no share of right answers follow the loss, and a loss of numbers may be of any size.
+        """
+        largest = LARGE_LOSS if metric.name in SHARES else math.inf
+        return not self.last <= FAR_ABOVE * min(max(self.first, SMALL_LOSS), largest)
+
+
+def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> Losses | None:
+    """The training losses of a run up to the round `kept`; None where no round tells one."""
+    told = [row["train_loss"] for row in rows if row.get("round", 0) <= kept and row.get("train_loss") is not None]
+    trained = [loss for loss in told if loss != 0.0]  # it is 0 where no client has trained
+    return Losses(trained[0], trained[-1]) if trained else None
+
+
 def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the metric after the last round with the metric before the first.
+    """Compare the metric after the last round with the metric before the first, and the training losses.
 
     Two values differ by more than chance if their difference exceeds the `margin`: the root of the sum of the squares
     of the half widths of their 95 % bootstrap intervals. That margin is cautious, because both values are measured on
-    the same test rows, or on a part of them.
+    the same test rows, or on a part of them. Training has diverged if its loss ends above `FAR_ABOVE` times the first
+    one, or is not finite: the accuracy may not show it, because it counts only which label is the most probable.
 
     Args:
         rows: of `metrics.jsonl`; the first one is of round 0.
         summary: with the metric and its interval.
 
     Returns:
-        `{"verdict": {"result", "start", "end", "gain", "margin"}}`, where the result is `better`, `worse` or `level`
-        and a positive gain is an improvement; empty where the start or the end was not measured.
+        `{"verdict": {"result", "start", "end", "gain", "margin"}}`, where the result is `worse`, `diverged`, `better`
+        or `level`, the first that is true, and a positive gain is an improvement. With `diverged` come `first_loss` and
+        `last_loss`, which is None if it is not finite. Without the metric's part where the start or the end was not
+        measured.
     """
+    compared = _compared(rows, summary)
+    losses = _losses(rows, summary.get("best_round", math.inf))
+    is_worse = compared.get("result") == "worse"  # which says more
+    if is_worse or losses is None or not losses.have_diverged(Metric.of(summary)):
+        return {"verdict": compared} if compared else {}
+    last = losses.last if math.isfinite(losses.last) else None
+    return {"verdict": {**compared, "result": "diverged", "first_loss": losses.first, "last_loss": last}}
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict on the metric alone; empty where the start or the end was not measured."""
     metric = Metric.of(summary)
     start, end = _measured(rows[0] if rows else {}, metric.name), _measured(summary, metric.name)
     if start is None or end is None:
         return {}
     gain, margin = metric.gain(end.value, start.value), math.hypot(end.half_width, start.half_width)
     result = "level" if abs(gain) <= margin else "better" if gain > 0 else "worse"
-    return {"verdict": {"result": result, "start": start.value, "end": end.value, "gain": gain, "margin": margin}}
+    return {"result": result, "start": start.value, "end": end.value, "gain": gain, "margin": margin}
+
+
+def ended_badly(summary: Mapping[str, Any]) -> bool:
+    """Whether a run ended worse than it began, or diverged."""
+    return summary.get("verdict", {}).get("result") in ("worse", "diverged")
 
 
 def _kept(summary: Mapping[str, Any]) -> str:
@@ -54,16 +100,23 @@ def _kept(summary: Mapping[str, Any]) -> str:
 
 def sentence(summary: Mapping[str, Any]) -> str | None:
     """The verdict of a summary as one sentence; None if it has none."""
-    found, metric = summary.get("verdict"), Metric.of(summary)
+    found = summary.get("verdict")
     if not found:
         return None
-    start, end, margin = (metric.text(found[key]) for key in ("start", "end", "margin"))
-    values = f"{metric.label} {end} after {_kept(summary)}, {start} before the first"
+    if found["result"] == "diverged":
+        last = "not finite" if found["last_loss"] is None else f"{found['last_loss']:.4g}"
+        values = f"; {_values(summary)}" if "start" in found else ""
+        return f"training diverged: its loss is {last}, {found['first_loss']:.4g} in the first round{values}; {REMEDY}"
+    values, margin = _values(summary), Metric.of(summary).text(found["margin"])
     if found["result"] == "worse":
-        return (
-            f"training made the model worse: {values}, and chance explains only {margin}; start a new run with a lower "
-            "federation.learning_rate or head.learning_rate"
-        )
+        return f"training made the model worse: {values}, and chance explains only {margin}; {REMEDY}"
     if found["result"] == "level":
         return f"training changed little: {values}, and chance alone explains {margin}"
     return f"training made the model better: {values}"
+
+
+def _values(summary: Mapping[str, Any]) -> str:
+    """The metric before and after training."""
+    found, metric = summary["verdict"], Metric.of(summary)
+    end, start = metric.text(found["end"]), metric.text(found["start"])
+    return f"{metric.label} {end} after {_kept(summary)}, {start} before the first"
