@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fftmoe.config import parse_recipe
-from fftmoe.data import Completions, SplitRequest, tokenize_completions
+from fftmoe.data import Completions, Origin, SplitRequest, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.setup.splits import Splits, load_splits
 from five_clients import changed
@@ -20,16 +20,16 @@ from language import (
     tiny_language_tokenizer,
 )
 
-Content = tuple[str, tuple[str, ...] | None, tuple[str, ...], np.ndarray]  # the first arguments of tokenization
+Content = tuple[Origin, tuple[str, ...] | None, tuple[str, ...], np.ndarray]  # the first arguments of tokenization
 
 
 def prompts(*pairs: tuple[str, str]) -> Content:
     first, second = zip(*pairs, strict=True)
-    return "here", first, second, np.zeros(len(pairs), dtype=np.int64)
+    return Origin("here"), first, second, np.zeros(len(pairs), dtype=np.int64)
 
 
 def texts(*learned: str) -> Content:
-    return "here", None, learned, np.zeros(len(learned), dtype=np.int64)
+    return Origin("here"), None, learned, np.zeros(len(learned), dtype=np.int64)
 
 
 def rows(examples: Completions) -> list[tuple[list[int], list[int]]]:

@@ -183,8 +183,8 @@ def test_file_without_rows(tmp_path: Path):
 def test_source_names_that_are_nothing(tmp_path: Path):
     with pytest.raises(InputError, match=r"not a builtin data set; did you mean 'stdlib-docs'\?"):
         read_labelled_texts("builtin:stdlib-doc")
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="is neither a file nor a folder"):
         read_labelled_texts(str(tmp_path / "missing"))
-    write(tmp_path, "train", TRAIN)
-    with pytest.raises(InputError, match=r"is a file: name the folder"):
-        read_labelled_texts(str(tmp_path / "train.jsonl"))
+    (tmp_path / "notes.txt").write_text("text\n")
+    with pytest.raises(InputError, match=r"notes\.txt is not a file that ends in \.parquet, \.csv, \.jsonl"):
+        read_labelled_texts(str(tmp_path / "notes.txt"))

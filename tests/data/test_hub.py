@@ -89,7 +89,9 @@ def test_what_is_no_name_of_a_data_set_reaches_no_library(source: str, monkeypat
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", refuse)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(InputError, match=r"is not a folder|cannot be looked up|neither a local folder nor"):
+    with pytest.raises(
+        InputError, match=r"is neither a file nor a folder|cannot be looked up|neither a local folder nor"
+    ):
         read_labelled_texts(source)
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from fftmoe.backbones import load_backbone, readable_tokens
-from fftmoe.data import check_content, check_tagged, has_content, tokenize_tagged, tokenize_texts
+from fftmoe.data import Origin, check_content, check_tagged, has_content, tokenize_tagged, tokenize_texts
 from fftmoe.errors import InputError
 from language import POSITIONS, save_language_model
 from models import tiny_tokenizer
@@ -24,11 +24,11 @@ def test_texts_without_a_token_of_their_own(bad: set[int]):
     examples = tokenize_texts(texts, np.zeros(7), TOKENIZER, 9)
     named = ", ".join(str(row + 1) for row in sorted(bad)[:5])
     with pytest.raises(InputError, match=rf"^here: {len(bad)} of 7 rows \(rows? {named}[,)].*no token that the model"):
-        check_content("here", examples, TOKENIZER)
+        check_content(Origin("here"), examples, TOKENIZER)
 
 
 def test_a_text_of_unknown_words_has_content():
-    check_content("here", tokenize_texts(("dog", "ash"), np.zeros(2), TOKENIZER, 9), TOKENIZER)
+    check_content(Origin("here"), tokenize_texts(("dog", "ash"), np.zeros(2), TOKENIZER, 9), TOKENIZER)
 
 
 def test_content_is_what_the_tokenizer_adds_to_its_frame():
@@ -40,10 +40,10 @@ def test_texts_without_a_tagged_token():
     """The second text has no word that the tokenizer reads."""
     words = [[EMPTY, "ash"], [EMPTY], ["bay", "bay"]]
     tags = [["x"] * len(own) for own in words]
-    examples = tokenize_tagged("here", words, tags, ["x"], np.zeros(3), TOKENIZER, 9)
+    examples = tokenize_tagged(Origin("here"), words, tags, ["x"], np.zeros(3), TOKENIZER, 9)
     with pytest.raises(InputError, match=r"^here: 1 of 3 rows \(row 2\) have no word .* data.max_length=9"):
-        check_tagged("here", examples, 9)
-    check_tagged("here", examples.select([2, 0]), 9)
+        check_tagged(Origin("here"), examples, 9)
+    check_tagged(Origin("here"), examples.select([2, 0]), 9)
 
 
 # What a model can read

@@ -40,6 +40,7 @@ from fftmoe.data.rows_digest import RowsDigest as RowsDigest
 from fftmoe.data.rows_digest import digest_of_rows as digest_of_rows
 from fftmoe.data.sources import SplitRequest as SplitRequest
 from fftmoe.data.sources import read_tables as read_tables
+from fftmoe.data.table import Origin as Origin
 from fftmoe.data.table import Table as Table
 from fftmoe.data.targets import TaggedText as TaggedText
 from fftmoe.data.targets import TargetedText as TargetedText

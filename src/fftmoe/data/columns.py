@@ -26,13 +26,16 @@ def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
         InputError: a value is empty or not a text.
     """
     texts = tuple(table.columns[column])
-    for row, value in enumerate(texts, start=1):
+    for place, value in enumerate(texts):
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(f"{table.where}: column {column!r} is empty in row {row}; remove the row or fill it in")
+            raise InputError(
+                f"{table.where}: column {column!r} is empty in row {table.origin.row(place)}; remove the row or "
+                "fill it in"
+            )
         if not isinstance(value, str):
             raise InputError(
                 f"{table.where}: column {column!r} holds {type(value).__name__} values such as {value!r:.50} (row"
-                f" {row}); texts must be strings: name another column with {key}"
+                f" {table.origin.row(place)}); texts must be strings: name another column with {key}"
             )
     return texts
 
@@ -57,17 +60,19 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
     """
     classes = table.class_names.get(column)
     names: list[str] = []
-    for row, value in enumerate(table.columns[column], start=1):
+    for place, value in enumerate(table.columns[column]):
         try:
             name = name_of(value) if classes is None else _class_name(classes, value)
         except (TypeError, LookupError) as error:
             raise InputError(
-                f"{table.where}: column {column!r} holds {error.args[0]} (row {row}); {what}s must be strings or whole "
+                f"{table.where}: column {column!r} holds {error.args[0]} (row {table.origin.row(place)}); {what}s "
+                "must be strings or whole "
                 f"numbers: correct the column, or name another one with {key}"
             ) from error
         if name is None or is_blank(name):
             raise InputError(
-                f"{table.where}: column {column!r} has no {what} in row {row} (value {value!r}); remove the"
+                f"{table.where}: column {column!r} has no {what} in row {table.origin.row(place)} (value "
+                f"{value!r}); remove the"
                 " row or fill it in"
             )
         names.append(name)
@@ -104,13 +109,13 @@ def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
         InputError: a value is not a finite number, or too large for the float32 numbers of a saved head.
     """
     found = [
-        [_number(table, column, row, value) for row, value in enumerate(table.columns[column], start=1)]
+        [_number(table, column, place, value) for place, value in enumerate(table.columns[column])]
         for column in columns
     ]
     return torch.tensor(found, dtype=torch.float64).T.contiguous()
 
 
-def _number(table: Table, column: str, row: int, value: Any) -> float:
+def _number(table: Table, column: str, place: int, value: Any) -> float:
     written = isinstance(value, str) and _NUMBER.fullmatch(value)
     typed = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     try:
@@ -119,8 +124,8 @@ def _number(table: Table, column: str, row: int, value: Any) -> float:
         number = float("inf")
     if not abs(number) <= _LARGEST:
         raise InputError(
-            f"{table.where}: column {column!r} holds {value!r:.50} in row {row}, which is not a finite number up to "
-            "1e30; correct or remove the row, or name another column with data.targets"
+            f"{table.where}: column {column!r} holds {value!r:.50} in row {table.origin.row(place)}, which is not a "
+            "finite number up to 1e30; correct or remove the row, or name another column with data.targets"
         )
     return number
 
@@ -139,15 +144,16 @@ def lists_of(table: Table, key: str, column: str) -> list[list[str]]:
     """
     classes = table.class_names.get(column)
     lists: list[list[str]] = []
-    for row, value in enumerate(table.columns[column], start=1):
+    for place, value in enumerate(table.columns[column]):
         try:
             own = [name_of(item) if classes is None else _class_name(classes, item) for item in _list(value)]
         except (TypeError, LookupError) as error:
             raise InputError(
-                f"{table.where}: column {column!r} holds {error.args[0]} in row {row}, which is not a list of names; "
+                f"{table.where}: column {column!r} holds {error.args[0]} in row {table.origin.row(place)}, which is "
+                "not a list of names; "
                 f"lists are read from .parquet and .jsonl files: correct the row, or name another column with {key}"
             ) from error
-        lists.append([_given(table, column, row, name) for name in own])
+        lists.append([_given(table, column, place, name) for name in own])
     return lists
 
 
@@ -157,7 +163,9 @@ def _list(value: Any) -> list[Any]:
     return list(value)
 
 
-def _given(table: Table, column: str, row: int, name: str | None) -> str:
+def _given(table: Table, column: str, place: int, name: str | None) -> str:
     if name is None:
-        raise InputError(f"{table.where}: a list in column {column!r} has no value in row {row}; correct the row")
+        raise InputError(
+            f"{table.where}: a list in column {column!r} has no value in row {table.origin.row(place)}; correct the row"
+        )
     return name

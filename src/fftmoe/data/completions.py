@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.examples import Rows
+from fftmoe.data.table import Origin
 from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, flat_texts, pad_id_of
 from fftmoe.errors import InputError
 
@@ -55,7 +56,7 @@ class Completions(AnsweredText):
 
 
 def tokenize_completions(
-    where: str,
+    origin: Origin,
     prompts: Sequence[str] | None,
     texts: Sequence[str],
     labels: np.ndarray,
@@ -73,7 +74,7 @@ def tokenize_completions(
     number of cut rows is logged.
 
     Args:
-        where: the origin of the texts, for messages.
+        origin: of the texts, for messages.
         prompts: N prompts, or None to learn whole texts.
         texts: N texts that are learned: the completions if there are prompts.
         labels: integers [N], the stratum of each text.
@@ -86,8 +87,8 @@ def tokenize_completions(
             asked for; nothing is left to learn of a row.
     """
     end = _end_of_text(tokenizer, max_length)
-    prompt_ids, text_ids = _prompts_and_texts(where, prompts, texts, tokenizer, chat_template)
-    _check_learnable(where, texts, text_ids, (tokenizer.bos_token_id, end))
+    prompt_ids, text_ids = _prompts_and_texts(origin, prompts, texts, tokenizer, chat_template)
+    _check_learnable(origin, texts, text_ids, (tokenizer.bos_token_id, end))
     rows, starts, num_cut = [], [], 0
     for prompt, text in zip(prompt_ids, text_ids, strict=True):
         prompt = _without_end(prompt, end)
@@ -97,15 +98,15 @@ def tokenize_completions(
         rows.append(np.asarray([*kept[0], *kept[1]], dtype=np.int32))
         starts.append(len(kept[0]))
     if num_cut:
-        _warn_of_cut(where, num_cut, len(rows), max_length, has_prompts=prompts is not None)
+        _warn_of_cut(origin, num_cut, len(rows), max_length, has_prompts=prompts is not None)
     return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), torch.tensor(starts, dtype=torch.int64))
 
 
-def _warn_of_cut(where: str, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
+def _warn_of_cut(origin: Origin, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
     what = "the beginning of prompts, then the end of completions," if has_prompts else "the end of texts"
     logging.getLogger(__name__).warning(
         "%s: %d of %d rows have more than data.max_length=%d tokens; %s was cut",
-        *(where, num_cut, num_rows, max_length, what),
+        *(origin, num_cut, num_rows, max_length, what),
     )
 
 
@@ -123,7 +124,7 @@ def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:
 
 
 def _prompts_and_texts(
-    where: str,
+    origin: Origin,
     prompts: Sequence[str] | None,
     texts: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
@@ -134,16 +135,17 @@ def _prompts_and_texts(
         assert not chat_template, "a chat template writes prompts with their completions"
         return [[] for _ in texts], _ids(tokenizer, texts, special=True)
     if chat_template:
-        prompts, texts = _chat_messages(where, prompts, texts, tokenizer)
+        prompts, texts = _chat_messages(origin, prompts, texts, tokenizer)
     return _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
 
 
-def _check_learnable(where: str, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any]) -> None:
+def _check_learnable(origin: Origin, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any]) -> None:
     """Refuse a text of which the tokenizer knows no token; `silent` are the tokens that say nothing."""
     for row, ids in enumerate(text_ids):
         if all(token in silent for token in ids):
             raise InputError(
-                f"{where}: nothing of {texts[row]!r:.80} (row {row + 1}) is left to learn, because this tokenizer's "
+                f"{origin}: nothing of {texts[row]!r:.80} (row {origin.row(row)}) is left to learn, because this "
+                "tokenizer's "
                 "vocabulary has no token for it; remove the row"
             )
 
@@ -179,7 +181,7 @@ def _cut(prompt: Ids, learned: Ids, max_length: int, begin: Any) -> tuple[Ids, I
 
 
 def _chat_messages(
-    where: str, prompts: Sequence[str], completions: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+    origin: Origin, prompts: Sequence[str], completions: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[str], list[str]]:
     """Prompts as the template writes them up to the assistant's answer, and what it then adds for the completions."""
     questions, answers = [], []
@@ -189,7 +191,8 @@ def _chat_messages(
         whole = as_chat(tokenizer, [*asked, {"role": "assistant", "content": completion}], answer=True)
         if not whole.startswith(before):
             raise InputError(
-                f"{where}: the tokenizer's chat template changes the prompt of row {row + 1} once it is answered, so "
+                f"{origin}: the tokenizer's chat template changes the prompt of row {origin.row(row)} once it is "
+                "answered, so "
                 "the beginning of the answer is unknown; set data.chat_template=false"
             )
         questions.append(before)

@@ -107,9 +107,9 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
             pixels[row] = _pixels(value, table.folder, size)
         except Exception as error:  # every format fails in its own ways
             raise InputError(
-                f"{table.where}: column {column!r} holds no image in row {row + 1}: {_reason(error)}; an image is an "
-                "encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole numbers from 0 "
-                "to 255: correct or remove the row, or name another column with data.image"
+                f"{table.where}: column {column!r} holds no image in row {table.origin.row(row)}: {_reason(error)}; "
+                "an image is an encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole "
+                "numbers from 0 to 255: correct or remove the row, or name another column with data.image"
             ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from fftmoe.data.table import Origin
 from fftmoe.data.targets import TaggedText
 from fftmoe.data.tokens import IGNORED, TokenizedText
 from fftmoe.errors import InputError
@@ -17,19 +18,19 @@ ROWS_NAMED = 5
 _FRAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
 
 
-def check_content(where: str, texts: TokenizedText, tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_content(origin: Origin, texts: TokenizedText, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse texts that have only the tokens with which the tokenizer frames every text.
 
     A tokenizer drops characters that it does not know, such as control characters and spaces without width.
 
     Args:
-        where: the origin of the texts, for the message.
+        origin: of the texts, for the message.
 
     Raises:
         InputError: names the number of such texts and the first rows.
     """
     _check_rows(
-        where,
+        origin,
         texts.offsets,
         ~np.isin(texts.input_ids.numpy(), list(_frames(tokenizer))),
         "have no token that the model can read, because this tokenizer drops all of their characters",
@@ -48,7 +49,7 @@ def _frames(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return {number for name in _FRAMES if isinstance(number := getattr(tokenizer, name, None), int)}
 
 
-def check_tagged(where: str, examples: TaggedText, max_length: int) -> None:
+def check_tagged(origin: Origin, examples: TaggedText, max_length: int) -> None:
     """Refuse texts without a tagged token: no tagged word has a token, or `max_length` cut them all.
 
     Raises:
@@ -56,25 +57,25 @@ def check_tagged(where: str, examples: TaggedText, max_length: int) -> None:
     """
     tags = examples.tags
     _check_rows(
-        where,
+        origin,
         tags.offsets,
         tags.input_ids.numpy() != IGNORED,
         f"have no word that this tokenizer can read within data.max_length={max_length} tokens",
     )
 
 
-def _check_rows(where: str, offsets_N1: Tensor, useful: np.ndarray, problem: str) -> None:
+def _check_rows(origin: Origin, offsets_N1: Tensor, useful: np.ndarray, problem: str) -> None:
     """Refuse rows without a useful token; `useful` is bool, one for each token of all rows."""
     before = np.concatenate([[0], useful.cumsum()])
     bad = np.flatnonzero(np.diff(before[offsets_N1.numpy()]) == 0)
     if len(bad):
         raise InputError(
-            f"{where}: {len(bad)} of {len(offsets_N1) - 1} rows ({_row_numbers(bad)}) {problem}; "
-            "remove or correct these rows"
+            f"{origin}: {len(bad)} of {len(offsets_N1) - 1} rows ({_row_names(origin, bad)}) {problem}; remove or "
+            "correct these rows"
         )
 
 
-def _row_numbers(rows: Collection[int]) -> str:
-    """The numbers of the first rows, counted from 1."""
-    first = ", ".join(str(row + 1) for row in list(rows)[:ROWS_NAMED])
+def _row_names(origin: Origin, rows: Collection[int]) -> str:
+    """The names of the first rows."""
+    first = ", ".join(origin.row(row) for row in list(rows)[:ROWS_NAMED])
     return f"row {first}" if len(rows) == 1 else f"rows {first}{', …' * (len(rows) > ROWS_NAMED)}"

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fftmoe.data.hub import read_hub
-from fftmoe.data.read import REQUIRED_SPLITS, read_folder
+from fftmoe.data.read import REQUIRED_SPLITS, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.table import Table
+from fftmoe.data.undivided import CLIENT, divide, read_undivided
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
 BUILTIN = "builtin:"
@@ -23,12 +24,17 @@ class SplitRequest:
         evaluation: the rows are only evaluated on: other splits are ignored, and one label is enough.
         declared: nobody may learn that a training row has a label that is not among `label_names`
             (`with_declared_labels`).
+        divide: the rows of a source without splits are divided into training and test rows (`undivided.divide`); False:
+            all of them are those of the first of `splits`.
+        client: the column that names the clients, over which such rows are divided evenly.
     """
 
     splits: tuple[str, ...] = REQUIRED_SPLITS
     label_names: tuple[str, ...] | None = None
     evaluation: bool = False
     declared: bool = False
+    divide: bool = True
+    client: str | None = None
 
 
 TRAIN_AND_TEST = SplitRequest()
@@ -43,15 +49,15 @@ def read_tables(
     """The tables of a source by split, with every column that is asked for; their values are not checked.
 
     Args:
-        source: `builtin:stdlib-docs`, a local folder with `train.*` and `test.*` (parquet, csv or jsonl), or a hub id,
-            optionally `id:configuration`.
+        source: `builtin:stdlib-docs`, a table (parquet, csv or jsonl), a folder with a table for each client, a folder
+            with `train.*` and `test.*`, or a hub id, optionally `id:configuration`.
         content: the columns that every table must have, by the recipe's key for them (`{"data.text": ["text"]}`).
         extra_columns: further columns that the first requested split must have.
 
     Raises:
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
-    tables = read_source(source, request.splits)
+    tables = _divided(source, content, request) or read_source(source, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
     if request.evaluation:
@@ -62,6 +68,58 @@ def read_tables(
         for column in dict.fromkeys((*required, *further)):
             _check_column(table, column, [*content, "partition.by"])
     return tables
+
+
+def training_rows(source: str) -> tuple[Table, bool]:
+    """The training rows of a source, unchecked, or all rows of one that still has to be divided.
+
+    A source that has only other splits, as a server's, gives the first of these.
+
+    Returns:
+        the rows, and whether the source has splits of its own.
+
+    Raises:
+        InputError: the source or a file is missing or cannot be read.
+    """
+    whole = _whole(source)
+    if whole is not None:
+        return whole, False
+    tables = read_source(source, ())
+    require_splits(("train",) if not tables else (), tables, source)
+    return tables.get("train") or next(iter(tables.values())), True
+
+
+def _divided(source: str, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
+    """The splits of a source that has none of its own; None for every other source."""
+    whole = _whole(source)
+    if whole is None:
+        return None
+    if not request.divide:
+        return {request.splits[0]: whole}
+    labels = [*content.get("data.label", ()), *content.get("data.tags", ())]
+    return divide(whole, labels[0] if labels else None, request.client or CLIENT)
+
+
+def _whole(source: str) -> Table | None:
+    """The rows of a source that nobody has divided; None for every other source."""
+    place = local_place(source)
+    if place is None:
+        return None
+    with looked_up(f"data.source={source!r:.200}"):
+        return read_undivided(place)
+
+
+def local_place(source: str) -> Path | None:
+    """The file or the folder that a source names; None if it names neither.
+
+    Raises:
+        InputError: it cannot be looked up.
+    """
+    if source.startswith(BUILTIN):
+        return None
+    with looked_up(f"data.source={source!r:.200}"):
+        place = Path(source).expanduser()
+        return place if place.exists() else None
 
 
 def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
@@ -75,18 +133,15 @@ def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
     """
     if source.startswith(BUILTIN):
         return _read_builtin(source)
-    with looked_up(f"data.source={source!r:.200}"):
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            return read_folder(folder, required)
-        if folder.exists():
-            raise InputError(
-                f"data.source={source!r} is a file: name the folder that holds it, with train.* and test.* in it"
-            )
+    place = local_place(source)
+    if place is not None:
+        with looked_up(f"data.source={source!r:.200}"):
+            return read_folder(place, required)
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
-            f"data.source={source!r} is not a folder (looked for {folder.absolute()}); give a folder that holds"
-            f" train.* and test.*, a hub id such as fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
+            f"data.source={source!r} is neither a file nor a folder (looked for {Path(source).absolute()}); give a "
+            "table, a folder with a table for each client, a folder that holds train.* and test.*, a hub id such as "
+            f"fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
     return read_hub(source, required)
 

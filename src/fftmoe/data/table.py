@@ -1,9 +1,29 @@
 """A table: the rows of one split as its file has them, column by column."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows come from, as messages say it.
+
+    Attributes:
+        where: the file, the split of a hub data set, or what a person typed.
+        rows: the name of each row; empty: rows are named by their numbers from 1.
+    """
+
+    where: str
+    rows: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return self.where
+
+    def row(self, place: int) -> str:
+        """How messages name the row at this place, counted from 0."""
+        return self.rows[place] if self.rows else str(place + 1)
 
 
 @dataclass(frozen=True)
@@ -18,6 +38,7 @@ class Table:
         class_names: the names of classes, by column, where the file has numbers of classes.
         folder: the folder that they were read from, which must hold the files that they name; None for data without
             a folder.
+        row_names: how messages name each row, for a table that was made of other tables; empty: by its number from 1.
     """
 
     where: str
@@ -25,8 +46,24 @@ class Table:
     num_rows: int
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: Path | None = None
+    row_names: Sequence[str] = ()
 
     @classmethod
     def of(cls, where: str, columns: Mapping[str, Sequence[Any]]) -> "Table":
         """A table of these columns, which have equal lengths."""
         return cls(where, columns, len(next(iter(columns.values()))))
+
+    @property
+    def origin(self) -> Origin:
+        """Where the rows come from, for messages about single rows."""
+        return Origin(self.where, self.row_names)
+
+    def select(self, where: str, places: Sequence[int]) -> "Table":
+        """The rows at these places, in that order; messages name them as before.
+
+        Args:
+            where: their origin, for messages.
+        """
+        columns = {name: [values[place] for place in places] for name, values in self.columns.items()}
+        row_names = [self.origin.row(place) for place in places]
+        return replace(self, where=where, columns=columns, num_rows=len(places), row_names=row_names)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.examples import Rows
+from fftmoe.data.table import Origin
 from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, TokenizedText, flat_texts, pad_id_of
 from fftmoe.errors import InputError
 
@@ -67,7 +68,7 @@ def several_hot(lists: Sequence[Sequence[str]], names: Sequence[str]) -> Tensor:
 
 
 def tokenize_tagged(
-    where: str,
+    origin: Origin,
     words: Sequence[Sequence[str]],
     tags: Sequence[Sequence[str]],
     names: Sequence[str],
@@ -78,7 +79,7 @@ def tokenize_tagged(
     """Tokenize texts that are already split into words; a word's tag is on its first token.
 
     Args:
-        where: the origin of the texts, for messages.
+        origin: of the texts, for messages.
         words: N texts as lists of words.
         tags: a tag for every word, each one of `names`.
         labels: integers [N], the stratum of each text.
@@ -88,7 +89,7 @@ def tokenize_tagged(
         InputError: the tokenizer does not say which token belongs to which word, or `max_length` leaves no room; a row
             has no word, or not one tag for each.
     """
-    _check_tagged(where, words, tags, tokenizer, max_length)
+    _check_tagged(origin, words, tags, tokenizer, max_length)
     numbers = {name: number for number, name in enumerate(names)}
     ids: list[np.ndarray] = []
     marks: list[np.ndarray] = []
@@ -105,7 +106,7 @@ def tokenize_tagged(
 
 
 def _check_tagged(
-    where: str,
+    origin: Origin,
     words: Sequence[Sequence[str]],
     tags: Sequence[Sequence[str]],
     tokenizer: "PreTrainedTokenizerBase",
@@ -118,6 +119,8 @@ def _check_tagged(
         )
     if max_length <= tokenizer.num_special_tokens_to_add():
         raise InputError(f"data.max_length={max_length} leaves no room after the special tokens; raise it")
-    for row, (own, tagged) in enumerate(zip(words, tags, strict=True), start=1):
+    for row, (own, tagged) in enumerate(zip(words, tags, strict=True)):
         if not own or len(own) != len(tagged):
-            raise InputError(f"{where}: row {row} has {len(own)} tokens and {len(tagged)} tags; give each token one")
+            raise InputError(
+                f"{origin}: row {origin.row(row)} has {len(own)} tokens and {len(tagged)} tags; give each token one"
+            )

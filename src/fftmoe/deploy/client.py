@@ -9,6 +9,7 @@ from typing import Any
 
 import fftmoe
 from fftmoe.data.read import read_folder
+from fftmoe.data.undivided import read_undivided
 from fftmoe.deploy.account import totals
 from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.door import read_policy
@@ -83,7 +84,8 @@ def _num_rows(data: Path) -> int:
         raise InputError(
             f"--data {data} is not a folder; name the folder with this site's train.csv, .jsonl or .parquet"
         )
-    return read_folder(data, required=("train",))["train"].num_rows
+    whole = read_undivided(data)
+    return (whole or read_folder(data, required=("train",))["train"]).num_rows
 
 
 def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[str]:

@@ -59,7 +59,7 @@ def load_examples(recipe: Recipe) -> Loaded:
         found.rows,
         found.reader,
         found.left_out,
-        found.columns.notes,
+        (*found.columns.notes, *_alone_notes(by, groups)),
     )
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)
@@ -67,6 +67,13 @@ def load_examples(recipe: Recipe) -> Loaded:
     loaded = replace(loaded, test=loaded.test if rows is None else loaded.test.select(rows))
     rows = _subset(len(loaded.train), data.train_examples, "train")
     return loaded if rows is None else _with_train(loaded, rows)
+
+
+def _alone_notes(by: str | None, groups: Sequence[str] | None) -> tuple[str, ...]:
+    """A sentence about clients that are probably the numbers of rows."""
+    if groups is None or len(set(groups)) < len(groups) or len(groups) < 2:
+        return ()
+    return (f"every row is a client of its own, because no two rows have the same value of {by!r}",)
 
 
 def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Examples:
@@ -86,7 +93,8 @@ def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
     Raises:
         InputError: see `load_examples`; also, the split does not exist, or it has a label that is not in `label_names`.
     """
-    request = SplitRequest((split,), tuple(label_names) or None, evaluation=True)
+    own = source is None or source == recipe.data.source  # of another source all rows are meant
+    request = SplitRequest((split,), tuple(label_names) or None, evaluation=True, divide=own)
     return load_splits(recipe, source or recipe.data.source, request)
 
 

@@ -77,7 +77,7 @@ def make_site_client(
         recipe = site_recipe(values, data, model)
         _check_labels(stated_labels(recipe), tuple(label_names))
     with failing_as(Failure.DATA):
-        request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential)
+        request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential, divide=False)
         found = load_splits(recipe, str(data), request)
         rows = found.examples["train"]
     with failing_as(Failure.BACKBONE):

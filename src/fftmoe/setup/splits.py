@@ -1,7 +1,7 @@
 """Reads splits of examples from a source as a recipe asks, with one function for each kind of task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Seq
     Raises:
         InputError: the data or the model cannot be read.
     """
-    return LOADERS[recipe.backbone.task](recipe, source, request, columns)
+    return LOADERS[recipe.backbone.task](recipe, source, replace(request, client=recipe.partition.by), columns)
 
 
 def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
@@ -105,7 +105,7 @@ def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, column
         for split in request.splits
     }
     for split in request.splits:
-        check_content(tables[split].where, examples[split], tokenizer)
+        check_content(tables[split].origin, examples[split], tokenizer)
     rows = _row_digests(read, [data.text, data.label], examples)
     found = _further_columns(tables, columns, request)
     reader = tokenizer_digest(tokenizer)
@@ -134,7 +134,7 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
     labels, strata = number_strata(tables, _dividing(recipe, ()))
     examples = {
         split: tokenize_completions(
-            tables[split].where,
+            tables[split].origin,
             None if data.prompt is None else texts_of(tables[split], "data.prompt", data.prompt),
             texts_of(tables[split], key, column),
             labels[split],
@@ -158,7 +158,7 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
     names = list_names(tables, tags, request)
     examples = {
         split: tokenize_tagged(
-            tables[split].where,
+            tables[split].origin,
             lists_of(tables[split], "data.tokens", data.tokens),
             tags[split],
             names,
@@ -169,7 +169,7 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
         for split in request.splits
     }
     for split in request.splits:
-        check_tagged(tables[split].where, examples[split], data.max_length)
+        check_tagged(tables[split].origin, examples[split], data.max_length)
     rows = _row_digests(read, [data.tokens, data.tags, data.label], examples)
     found = _further_columns(tables, columns, request)
     reader = tokenizer_digest(tokenizer)
@@ -217,7 +217,7 @@ def _tokenized(
 ) -> TokenizedText:
     """The texts of a table, each with a token that the model can read."""
     examples = tokenize_texts(texts, labels, tokenizer, max_length)
-    check_content(table.where, examples, tokenizer)
+    check_content(table.origin, examples, tokenizer)
     return examples
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fftmoe.backbones import continue_greedily, load_tokenizer, readable_tokens
-from fftmoe.data import tokenize_completions
+from fftmoe.data import Origin, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.trained.run import TrainedModel
 
@@ -31,7 +31,7 @@ def complete(
     # Training cuts a prompt so that its completion has room. The completion is not known yet, so "x" takes its place.
     completions, strata = ["x"] * len(prompts), np.zeros(len(prompts), dtype=np.int64)
     tokenized = tokenize_completions(
-        "the prompts", prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
+        Origin("the prompts"), prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
     )
     ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
     positions = readable_tokens(model)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fftmoe.backbones import check_finite_outputs, load_tokenizer, logits, on_device
-from fftmoe.data import IGNORED, evaluation_batches, tokenize_tagged
+from fftmoe.data import IGNORED, Origin, evaluation_batches, tokenize_tagged
 from fftmoe.trained.run import TrainedModel
 
 
@@ -24,7 +24,7 @@ def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> l
     # Each word gets its position as its tag, so the labels show which token is the first one of which word.
     positions = [str(place) for place in range(max(map(len, words)))]
     examples = tokenize_tagged(
-        "the texts",
+        Origin("the texts"),
         words,
         [positions[: len(own)] for own in words],
         positions,

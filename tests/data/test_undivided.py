@@ -1,0 +1,110 @@
+"""Data that nobody has divided: which rows become test rows, and files of which each is a client."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fftmoe.data import SplitRequest, Table, read_tables, texts_of
+from fftmoe.data.undivided import divide, read_undivided
+from fftmoe.errors import InputError
+from tables import write_csv, write_jsonl, write_parquet
+
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("01", "1", "NA", ""))), min_size=2, max_size=60)
+CONTENT = {"data.text": ["text"], "data.label": ["label"]}
+
+
+def table_of(rows: list[tuple[str, str]]) -> Table:
+    clients, labels = (list(values) for values in zip(*rows, strict=True))
+    return Table.of("a.csv", {"place": list(range(len(rows))), "label": labels, "client": clients})
+
+
+@given(rows=ROWS)
+def test_every_row_is_in_one_split_and_every_label_and_client_keeps_a_training_row(rows: list[tuple[str, str]]):
+    table = table_of(rows)
+    if max(Counter(label for _, label in rows).values()) == 1:
+        with pytest.raises(InputError, match="every label has one row only"):
+            divide(table, "label", "client")
+        return
+    splits = divide(table, "label", "client")
+    train, test = (splits[name].columns for name in ("train", "test"))
+    assert sorted((*train["place"], *test["place"])) == list(range(len(rows)))
+    assert list(train["place"]) == sorted(train["place"])
+    assert list(test["place"]) == sorted(test["place"])
+    assert set(train["label"]) == {label for _, label in rows}
+    if len(set(train["client"])) < len({client for client, _ in rows}):
+        assert max(Counter(client for client, _ in rows).values()) == 1
+    assert divide(table, "label", "client")["test"].columns == test
+
+
+@given(sizes=st.lists(st.integers(5, 41), min_size=1, max_size=5), labels=st.integers(1, 3))
+def test_a_fifth_of_every_client_and_label_is_test_rows(sizes: list[int], labels: int):
+    rows = [(f"c{client}", str(row % labels)) for client, size in enumerate(sizes) for row in range(size)]
+    test = divide(table_of(rows), "label", "client")["test"].columns
+    drawn, held = Counter(zip(test["client"], test["label"], strict=True)), Counter(rows)
+    for pair, number in held.items():
+        assert abs(drawn[pair] - number / 5) <= 1  # the rows of a pair are next to each other when each fifth is taken
+    assert abs(len(test["label"]) - sum(sizes) / 5) <= 1
+
+
+def test_rows_are_spread_over_clients_alone_where_there_are_no_labels():
+    table = Table.of("a.csv", {"client": [*("a" * 10), *("b" * 15)], "tags": [["x"]] * 25})
+    for label in (None, "tags", "absent"):
+        assert Counter(divide(table, label, "client")["test"].columns["client"]) == {"a": 2, "b": 3}
+
+
+def test_a_message_names_the_row_as_its_own_file_has_it(tmp_path: Path):
+    texts = [f"ash {n}" for n in range(23)]
+    for name, empty in (("north", None), ("south", 16)):
+        own = [" " if place == empty else text for place, text in enumerate(texts)]
+        write_csv(tmp_path / f"{name}.csv", {"text": own, "label": ["xy"[n % 2] for n in range(23)]})
+    found = read_tables(str(tmp_path), CONTENT)
+    messages = []
+    for table in found.values():
+        try:
+            texts_of(table, "data.text", "text")
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) == 1
+    assert "column 'text' is empty in row 17 of south.csv" in messages[0]
+
+
+def test_files_of_any_format_become_the_clients_of_their_names(tmp_path: Path):
+    columns = {"text": [f"ash {n}" for n in range(7)], "label": ["01", "1", "NA", "01", "1", "NA", "01"]}
+    write_csv(tmp_path / "b.csv", columns, ";")
+    write_jsonl(tmp_path / "a.jsonl", columns)
+    write_parquet(tmp_path / "c d.parquet", {**columns, "id": ["1"] * 7})
+    (tmp_path / "notes.md").write_text("no table")
+    table = read_undivided(tmp_path)
+    assert table is not None
+    assert set(table.columns) == {"text", "label", "client"}
+    assert Counter(table.columns["client"]) == {"a": 7, "b": 7, "c d": 7}
+    assert list(table.columns["label"]) == columns["label"] * 3
+    assert "without column 'id', which b lacks" in table.where
+    site = read_tables(str(tmp_path), CONTENT, request=SplitRequest(("train",), divide=False))
+    assert site["train"].num_rows == 21
+
+
+def test_a_folder_with_names_of_splits_is_no_folder_of_clients(tmp_path: Path):
+    columns = {"text": ["ash", "bay"], "label": ["x", "y"]}
+    for name in ("train", "dev"):
+        write_csv(tmp_path / f"{name}.csv", columns)
+    assert read_undivided(tmp_path) is None
+    with pytest.raises(InputError, match="has no test split"):
+        read_tables(str(tmp_path), CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"other": ["ash"], "names": ["x"]}, "share no column"),
+        ({"text": ["ash"], "client": ["x"]}, "column 'client' as well"),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(tmp_path: Path, other: dict[str, list[str]], words: str):
+    write_csv(tmp_path / "a.csv", {"text": ["ash", "bay"], "client": ["x", "y"]})
+    write_csv(tmp_path / "b.csv", other)
+    with pytest.raises(InputError, match=words):
+        read_undivided(tmp_path)
