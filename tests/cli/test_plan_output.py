@@ -26,7 +26,7 @@ def test_a_plan_writes_nothing_and_reads_well(
 
 
 def test_a_plan_says_when_statistics_are_sent(plan_tiny: PlanTiny):
-    known, shown = plan_tiny("head={kind: closed-form}")
+    known, shown = plan_tiny("head={kind: closed-form, every: 1}")
     size = f"{known['sums']['bytes_up'] / 1024:.1f} KiB"
     assert "computes the head from feature statistics: for them, every client also gets " in shown
     assert f"and sends at most {size}, 3 times: before the first round, then after every round.\n" in shown

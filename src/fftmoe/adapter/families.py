@@ -122,17 +122,23 @@ def block_dims(model: nn.Module, blocks: Sequence[int] | str | None = None) -> d
 
 
 def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[int]:
-    """The block indices that `blocks` names: "all" or None, "last-N", or a list of indices.
+    """The block indices that `blocks` names: "all" or None, "last-third", "last-N", or a list of indices.
+
+    A third of the blocks is rounded up.
 
     Raises:
         InputError: `blocks` has another form, or names a block that the model does not have.
     """
     if blocks is None or blocks == "all":
         return set(range(num_blocks))
+    if blocks == "last-third":
+        return set(range(num_blocks - -(-num_blocks // 3), num_blocks))
     if isinstance(blocks, str):
         match = re.fullmatch(r"last-([1-9]\d*)", blocks)
         if match is None:
-            raise InputError(f"blocks={blocks!r}; use 'all', 'last-N' such as 'last-2', or a list of indices")
+            raise InputError(
+                f"blocks={blocks!r}; use 'all', 'last-third', 'last-N' such as 'last-2', or a list of indices"
+            )
         if int(match[1]) > num_blocks:
             raise InputError(
                 f"blocks={blocks!r}, but the model has {num_blocks} blocks; use 'last-{num_blocks}' or fewer"

@@ -100,17 +100,19 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment and write its folder."""
-    from fftmoe.config import load_recipe
+    from fftmoe.config import load_with_choices
 
     overrides = list(set_ or [])
     overrides += [f"engine.workers={workers}"] if workers else []
     overrides += [f"engine.kind={engine}"] if engine else []
-    loaded = load_recipe(recipe, overrides)  # before the slow imports, so that a typo is reported without a wait
+    loaded, chosen = load_with_choices(recipe, overrides)  # before the slow imports: a typo is reported without a wait
+    from fftmoe.cli.lines import say_choices
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
     from fftmoe.setup import run as runs
 
     console = Console()
+    say_choices(console, chosen)
     folder = output or Path("runs") / loaded.name
     with _resumable(folder):
         result = runs.run(loaded, folder, Progress(console))

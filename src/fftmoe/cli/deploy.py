@@ -67,7 +67,9 @@ def server(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `deploy stop` ends the server as Ctrl-C does
     console = Console()
     try:
-        result = run_server(folder, load_recipe(recipe, set_ or []), output, wait, Progress(console), accept_changes)
+        result = run_server(
+            folder, load_recipe(recipe, set_ or [], may_read=False), output, wait, Progress(console), accept_changes
+        )
     except KeyboardInterrupt:
         sys.stderr.write("fftmoe: stopped; the same command continues after the last finished round\n")
         raise

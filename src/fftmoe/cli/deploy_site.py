@@ -40,7 +40,7 @@ def review(
     from fftmoe.setup.site_request import request_in
 
     _check_site(folder)
-    console, request = Console(), request_in(load_recipe(recipe, set_ or []))
+    console, request = Console(), request_in(load_recipe(recipe, set_ or [], may_read=False))
     for line in describe_request(request):
         say(console, line)
     if not yes and not _agreed():

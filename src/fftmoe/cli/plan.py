@@ -42,9 +42,11 @@ def plan(
     force: Annotated[bool, typer.Option("--force", help="With --write: replace an existing file.")] = False,
 ) -> None:
     """Show which clients hold which experts and what a round costs, without training; or measure this machine."""
-    from fftmoe.config import load_recipe
+    from fftmoe.cli.lines import say_choices
+    from fftmoe.config import load_with_choices
 
-    loaded = load_recipe(recipe, set_ or [])
+    loaded, chosen = load_with_choices(recipe, set_ or [])
+    say_choices(Console(stderr=as_json), chosen)
     limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
     _check_measuring(measure, limits, write, force)
     if measure:

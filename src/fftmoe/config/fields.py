@@ -64,7 +64,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
-Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-[1-9]\d*)$")] | list[int]
+Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-third|last-[1-9]\d*)$")] | list[int]
 
 
 class Section(BaseModel):

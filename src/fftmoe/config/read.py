@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from fftmoe.config.defaults import complete
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
@@ -24,20 +25,46 @@ RENAMED = {
 """Former keys and values of a recipe with their present names, which messages suggest."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), may_read: bool = True) -> Recipe:
     """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
+
+    What it leaves out is filled in (`defaults.py`).
 
     Args:
         overrides: `a.b=c` each; the value is YAML; items of a list are reached by index or by their `name`.
+        may_read: whether the data may be read to fill in a value; not where it is elsewhere.
 
     Raises:
-        InputError: an unreadable file, an unknown key, a wrong type or a contradiction.
+        InputError: an unreadable file, an unknown key, a wrong type or a contradiction; or data that has to be read
+            for a value, and cannot be.
+    """
+    return load_with_choices(source, overrides, may_read)[0]
+
+
+def load_with_choices(
+    source: str | Path, overrides: Sequence[str] = (), may_read: bool = True
+) -> tuple[Recipe, dict[str, Any]]:
+    """Read a recipe as `load_recipe` does.
+
+    Returns:
+        the recipe; and by dotted key the values that followed from the data.
     """
     values, where = read_recipe(source)
     values.pop("compare", None)  # a section for `fftmoe compare`, which a single run ignores
     for text in overrides:
         apply_override(values, *parse_override(text))
-    return parse_recipe(values, where)
+    return complete_recipe(values, where, may_read)
+
+
+def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True) -> tuple[Recipe, dict[str, Any]]:
+    """Fill in what the values of a recipe leave out, and check them; see `load_with_choices`.
+
+    Args:
+        where: names the origin of the values in messages.
+    """
+    check_sections(complete(values, may_read=False)[0], where)  # a misspelt key is reported before data is read
+    whole, chosen = complete(values, may_read)
+    return parse_recipe(whole, where), chosen
 
 
 def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
@@ -66,17 +93,26 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         InputError: an unknown key, a wrong type or a contradiction.
     """
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        wrong = error.errors()
-        more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
-        raise InputError(f"recipe {where}: {'; '.join(map(_explain, wrong[:MOST_TOLD]))}{more}") from None
+    recipe = check_sections(values, where)
     try:
         check_rules(recipe)
     except ValueError as error:
         raise InputError(f"recipe {where}: {error}") from None
     return recipe
+
+
+def check_sections(values: Mapping[str, Any], where: str) -> Recipe:
+    """Check each section of a recipe by itself.
+
+    Raises:
+        InputError: an unknown key, a missing one, or a wrong type.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors()
+        more = f"; and {len(wrong) - MOST_TOLD} more" if len(wrong) > MOST_TOLD else ""
+        raise InputError(f"recipe {where}: {'; '.join(map(_explain, wrong[:MOST_TOLD]))}{more}") from None
 
 
 def recipe_folder() -> Path:

@@ -45,6 +45,12 @@ def _check_task(recipe: Recipe) -> None:
             f"head.kind={recipe.head.kind} is for single-label classification, and backbone.task={task} has another "
             "loss; use head.kind=averaged"
         )
+    content, answer = ("image", data.image) if task == "image-classification" else ("text", data.text)
+    if task.endswith("-classification") and task != "token-classification" and answer == data.label:
+        raise ValueError(
+            f"data.{content} and data.label both name column {answer!r}; a model would read what it is to answer: name "
+            "another column in one of them"
+        )
     if (task == "regression") != (data.targets is not None):
         raise ValueError(
             f"backbone.task={task} and data.targets={data.targets} do not fit: a regression needs data.targets, the "

@@ -215,6 +215,7 @@ class Forecast:
         prefix_bytes: of the frozen prefix's states that are cached on disk.
         prefix_refused: why the states of some examples are not cached; None where all are.
         notes: what a person should know about the data and the recipe.
+        test_examples: the number of test rows.
     """
 
     tiers: tuple[TierCost, ...]
@@ -228,6 +229,7 @@ class Forecast:
     clients_per_round: int
     notes: tuple[str, ...] = ()
     validation: StatisticsCost | None = None
+    test_examples: int = 0
 
 
 def forecast_run(

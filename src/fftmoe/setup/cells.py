@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fftmoe.config import Recipe, apply_override, parse_recipe, read_recipe
+from fftmoe.config import Recipe, apply_override, complete_recipe, parse_recipe, read_recipe
 from fftmoe.data.partition import IID
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
@@ -108,11 +108,13 @@ def make_grid(
     apply_override(values, "evaluation.local_only", False)
     for key, value in (overrides or {}).items():
         apply_override(values, key, value)
-    base = parse_recipe(values, where)
+    base, chosen = complete_recipe(values, where)
+    for key, value in chosen.items():  # from the data, which is the same for all cells
+        apply_override(values, key, value)
     _check_target(choices.target, make_task(base.backbone.task).metric)
     variants = _method_variants(base, choices) if variants is None else variants
     _check_equal_data(variants, overrides or {})
-    partitions = _partitions(values.get("partition", {}), base, choices.partitions)
+    partitions = _partitions(base.partition.model_dump(exclude_none=True), base, choices.partitions)
     cells = [
         _cell(values, where, variant, partition, seed, overrides or {})
         for seed in _seeds(choices.seeds)
@@ -200,7 +202,8 @@ def _cell(
     mine.update(partition=section, seed=seed)
     apply_override(mine, "engine.workers", 1)  # the cells themselves run in parallel
     name = f"{variant.label}, {label}, seed {seed}"
-    return Cell(variant.label, label, seed, parse_recipe(mine, f"{where} for the cell {name}"))
+    recipe, _ = complete_recipe(mine, f"{where} for the cell {name}", may_read=False)
+    return Cell(variant.label, label, seed, recipe)
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:

@@ -52,7 +52,7 @@ def recipe_from_text(text: str) -> Recipe:
         InputError: there is no such recipe, or it is not valid.
     """
     if not text.lstrip().startswith("{"):
-        return load_recipe(text)
+        return load_recipe(text, may_read=False)
     try:
         values = strict_json(text)
     except ValueError as error:

@@ -55,7 +55,12 @@ def forecast(recipe: Recipe) -> Forecast:
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
     found = forecast_run(work, _statistics_cost(experiment, work), backbone_bytes, *_prefix_cost(experiment, recipe))
-    return replace(found, notes=experiment.notes, validation=_validation_cost(experiment, work))
+    return replace(
+        found,
+        notes=experiment.notes,
+        validation=_validation_cost(experiment, work),
+        test_examples=len(experiment.test),
+    )
 
 
 def profile(

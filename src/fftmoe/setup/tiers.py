@@ -46,6 +46,8 @@ def own_blocks(tier: str, wanted: str | list[int] | None, adapted: tuple[int, ..
     """
     if wanted in (None, "all"):
         return adapted
+    if wanted == "last-third":
+        wanted = f"last-{-(-len(adapted) // 3)}"
     own = adapted[-int(wanted.removeprefix("last-")) :] if isinstance(wanted, str) else tuple(sorted(wanted))
     if not own or not set(own) <= set(adapted):
         raise InputError(

@@ -1,0 +1,91 @@
+"""What the rules of `defaults.py` know about a data set, which is read only if a recipe leaves them something."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fftmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from fftmoe.data import Table
+
+TOKENS_PER_WORD = 1.4
+LONG = 0.9  # this fraction of the texts is no longer than `Facts.tokens`
+SPARED = 0.8  # of the rows of a source that still has to be divided
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A data set in numbers.
+
+    Attributes:
+        task: the task that its columns are for. columns: by key of the recipe, such as `data.text`.
+        rows: the number of training rows.
+        classes: the number of distinct labels in them; 0 for a task without labels.
+        tokens: of a long text, estimated: nine in ten are no longer; 0 for images.
+        client_column: the column that names the clients; None if there is none. clients: how many it names.
+    """
+
+    task: str
+    columns: Mapping[str, str]
+    rows: int
+    classes: int
+    tokens: int
+    client_column: str | None
+    clients: int | None
+
+
+def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str | None) -> Facts:
+    """Read a source, and count.
+
+    Args:
+        named: the columns that the recipe names, by key. task: the recipe's, or None. by: the recipe's `partition.by`.
+
+    Raises:
+        InputError: the source cannot be read, or no column looks like what the task needs.
+    """
+    from fftmoe.data.roles import guess_roles
+    from fftmoe.data.sources import training_rows
+    from fftmoe.data.undivided import CLIENT
+
+    table, divided = training_rows(source)
+    if not table.num_rows:
+        raise InputError(f"{table.where} has no rows; every split needs at least one")
+    client = by or (CLIENT if CLIENT in table.columns else None)
+    roles = guess_roles(table, named, task, client)
+    return Facts(
+        task=roles.task,
+        columns=roles.columns,
+        rows=table.num_rows if divided else round(SPARED * table.num_rows),
+        classes=len(_names(table, roles.columns.get("data.label") or roles.columns.get("data.tags"))),
+        tokens=_long_text(table, roles.columns),
+        client_column=client if client in table.columns else None,
+        clients=len(_names(table, client)) if client in table.columns else None,
+    )
+
+
+def _names(table: "Table", column: str | None) -> set[Any]:
+    """The distinct names in a column, or in its lists."""
+    values: Sequence[Any] = table.columns.get(column, ()) if column else ()
+    return {item for value in values for item in (value if isinstance(value, list) else [value])}
+
+
+def _long_text(table: "Table", columns: Mapping[str, str]) -> int:
+    """The estimated tokens of a long text: of a prompt and its completion together, where there are both."""
+    texts = [table.columns[columns[key]] for key in ("data.text", "data.prompt", "data.completion") if key in columns]
+    if "data.tokens" in columns:
+        lengths = [TOKENS_PER_WORD * len(words) for words in table.columns[columns["data.tokens"]]]
+    else:
+        lengths = [sum(map(_tokens, row)) for row in zip(*texts, strict=True)]
+    ordered = sorted(lengths)
+    return int(ordered[int(LONG * (len(ordered) - 1))]) + 2 if ordered else 0
+
+
+def _tokens(text: Any) -> float:
+    """The estimated tokens of a text, without its tokenizer, which would take seconds to load.
+
+    A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
+    script into its letters, and Chinese and Japanese have no spaces between words.
+    """
+    text = text if isinstance(text, str) else ""
+    return TOKENS_PER_WORD * len(text.split()) + sum(letter > "\x7f" for letter in text)

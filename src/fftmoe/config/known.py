@@ -1,0 +1,78 @@
+"""The values of a recipe before it is checked, and the facts of its data, as the rules of `defaults.py` see them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fftmoe.config.facts import Facts, read_facts
+from fftmoe.methods.registry import METHODS, Capabilities
+
+Values = Mapping[str, Any]
+COLUMN_KEYS = tuple(f"data.{name}" for name in ("text", "image", "label", "prompt", "completion", "tokens", "tags"))
+
+
+@dataclass
+class Known:
+    """The values of a recipe so far, by dotted keys, and the facts of its data, which are read when a rule needs them.
+
+    Attributes:
+        values: of the recipe; `complete` adds to them.
+        may_read: whether the data may be read for a value.
+    """
+
+    values: dict[str, Any]
+    may_read: bool
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """The value of a key."""
+        node: Any = self.values
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return otherwise
+            node = node[part]
+        return node
+
+    def lacks(self, key: str) -> bool:
+        """Whether the key is free: it has no value, and its section is absent or is a section."""
+        section, _, name = key.rpartition(".")
+        parent = self.get(section, {}) if section else self.values
+        return isinstance(parent, dict) and name not in parent
+
+    def put(self, key: str, value: Any) -> None:
+        """Give a free key its value."""
+        section, _, name = key.rpartition(".")
+        (self.values.setdefault(section, {}) if section else self.values)[name] = copy.deepcopy(value)
+
+    @property
+    def method(self) -> Capabilities | None:
+        """The capabilities of the recipe's method; None for a plug-in, or for a name that is wrong."""
+        spec = METHODS.get(str(self.get("method")))
+        return spec.capabilities if spec else None
+
+    @property
+    def task(self) -> str:
+        """The recipe's task."""
+        return str(self.get("backbone.task"))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the recipe asks for differential privacy."""
+        asked = self.get("privacy")
+        return isinstance(asked, dict) and bool({"noise_multiplier", "epsilon", "examples"} & {*asked})
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether the data has been read."""
+        return self.__dict__.get("facts") is not None
+
+    @cached_property
+    def facts(self) -> Facts | None:
+        """The facts of the data; None where no value may follow from it."""
+        source = self.get("data.source")
+        if self.noisy or not self.may_read or not isinstance(source, str):
+            return None
+        named = {key: self.get(key) for key in COLUMN_KEYS if isinstance(self.get(key), str)}
+        task, by = self.get("backbone.task"), self.get("partition.by")
+        return read_facts(source, named, task if isinstance(task, str) else None, by if isinstance(by, str) else None)

@@ -1,0 +1,204 @@
+"""What the columns of a table hold, guessed from their names and values: texts, labels, prompts, images, tags.
+
+`fftmoe init` and a recipe that leaves its columns out guess alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fftmoe.data.columns import plain_columns
+from fftmoe.data.table import Table
+from fftmoe.errors import InputError
+
+TEXT_NAMES = ("text", "sentence", "content", "note", "message", "question", "review", "utterance")
+LABEL_NAMES = ("label", "class", "category", "intent", "target")
+ANSWERED = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+)
+TAG_NAMES = ("tags", "ner_tags")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_LABELS = 200
+LOOKED_AT = 100  # values that decide the type of a column
+TEXT, IMAGE, LABEL, PROMPT, COMPLETION, TOKENS, TAGS = (
+    f"data.{name}" for name in ("text", "image", "label", "prompt", "completion", "tokens", "tags")
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The task that a table is for, and its columns by the key of the recipe that names them."""
+
+    task: str
+    columns: Mapping[str, str]
+
+
+def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None, by: str | None = None) -> Roles:
+    """Guess the task, and the columns that the recipe does not name.
+
+    In this order: prompts with completions; lists of tokens with lists of tags; images with labels; texts with lists of
+    labels; texts with labels.
+
+    Args:
+        named: columns by key, as the recipe names them. task: the recipe's task; None to guess it.
+        by: the column that names the clients, which has no other role.
+
+    Raises:
+        InputError: no column looks like what the task needs.
+    """
+    task = task or _task(table, named, by)
+    if task == "causal-lm":
+        return Roles(task, _of_language(table, named))
+    free = [column for column in table.columns if column not in (*named.values(), by)]
+    found: dict[str, str] = {}
+    for key in _KEYS[task]:
+        if key not in named:
+            found[key] = _GUESS[key](table, [column for column in free if column not in found.values()])
+    return Roles(task, {**named, **found})
+
+
+def _task(table: Table, named: Mapping[str, str], by: str | None) -> str:
+    if PROMPT in named or _pair(table):
+        return "causal-lm"
+    if TAGS in named or _lists(table, TAG_NAMES):
+        return "token-classification"
+    if IMAGE in named or _images(table):
+        return "image-classification"
+    label = named.get(LABEL)
+    if label in table.columns and _holds_lists(table, str(label)):
+        return "multi-label-classification"
+    if label is None and _lists(table, ("labels", *LABEL_NAMES)):
+        return "multi-label-classification"
+    return "sequence-classification"
+
+
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "sequence-classification": (LABEL, TEXT),
+    "multi-label-classification": (LABEL, TEXT),
+    "regression": (TEXT,),
+    "image-classification": (IMAGE, LABEL),
+    "token-classification": (TAGS, TOKENS),
+}
+
+
+def _of_language(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
+    """The columns of a language model: a pair of prompt and completion, else one of texts."""
+    if PROMPT in named or TEXT in named:
+        return named
+    if pair := _pair(table):
+        return {**named, PROMPT: pair[0], COMPLETION: pair[1]}
+    return {**named, TEXT: guess_text(table, list(plain_columns(table)))}
+
+
+def guess_label(table: Table, free: Sequence[str]) -> str:
+    """The column with a common name for labels, else the one with the fewest values, but at least two.
+
+    Raises:
+        InputError: no column looks like labels.
+    """
+    lists = [column for column in free if _holds_lists(table, column)]
+    if named := _first(lists, ("labels", *LABEL_NAMES)):
+        return named
+    plain = {column: values for column, values in plain_columns(table).items() if column in free}
+    if named := _first(list(plain), LABEL_NAMES):
+        return named
+    counts = {column: len(set(values)) for column, values in plain.items()}
+    most = min(MAX_LABELS, table.num_rows // 2)
+    possible = [column for column in plain if 2 <= counts[column] <= most]
+    if not possible:
+        shown = ", ".join(f"{column} ({number} values)" for column, number in counts.items()) or "its columns"
+        raise InputError(
+            f"{table.where}: no column looks like labels among {shown}; name it with data.label (--label), or for a "
+            "language model name its texts with data.text and set backbone.task=causal-lm. The columns of a CSV file "
+            "are separated by commas, semicolons, tabs or vertical bars"
+        )
+    return min(possible, key=lambda column: counts[column])
+
+
+def guess_text(table: Table, free: Sequence[str]) -> str:
+    """The column with a common name for texts, else the one with the most characters.
+
+    Raises:
+        InputError: no column holds texts.
+    """
+    plain = {column: values for column, values in plain_columns(table).items() if column in free}
+    if not plain:
+        raise InputError(
+            f"{table.where}: no column is left for the texts (it has {', '.join(table.columns)}); name one with "
+            "data.text (--text)"
+        )
+    return _first(list(plain), TEXT_NAMES) or max(plain, key=lambda column: sum(map(len, plain[column])))
+
+
+def _guess_image(table: Table, free: Sequence[str]) -> str:
+    found = [column for column in _images(table) if column in free]
+    if not found:
+        raise InputError(f"{table.where}: no column holds images or the paths of images; name it with data.image")
+    return found[0]
+
+
+def _guess_tags(table: Table, free: Sequence[str]) -> str:
+    return _guess_lists(table, free, TAG_NAMES, TAGS)
+
+
+def _guess_tokens(table: Table, free: Sequence[str]) -> str:
+    return _guess_lists(table, free, ("tokens", "words"), TOKENS)
+
+
+def _guess_lists(table: Table, free: Sequence[str], names: Sequence[str], key: str) -> str:
+    found = _first([column for column in free if _holds_lists(table, column)], names)
+    if found is None:
+        raise InputError(
+            f"{table.where}: no column of lists is called {' or '.join(names)} (it has {', '.join(table.columns)}); "
+            f"name it with {key}"
+        )
+    return found
+
+
+_GUESS = {
+    LABEL: guess_label,
+    TEXT: guess_text,
+    IMAGE: _guess_image,
+    TAGS: _guess_tags,
+    TOKENS: _guess_tokens,
+}
+
+
+def _pair(table: Table) -> tuple[str, str] | None:
+    """The columns of prompts and completions, where both have a usual name."""
+    return next((pair for pair in ANSWERED if set(pair) <= set(table.columns)), None)
+
+
+def _images(table: Table) -> list[str]:
+    """The columns that hold images, or paths of image files."""
+    return [column for column in table.columns if _holds_images(table.columns[column][:LOOKED_AT])]
+
+
+def _holds_images(values: Sequence[Any]) -> bool:
+    return bool(len(values)) and all(
+        isinstance(value, bytes)
+        or (isinstance(value, dict) and "bytes" in value)
+        or (isinstance(value, str) and value.lower().endswith(IMAGE_ENDINGS))
+        for value in values
+    )
+
+
+def _lists(table: Table, names: Sequence[str]) -> str | None:
+    """The column of lists with one of these names."""
+    return _first([column for column in table.columns if _holds_lists(table, column)], names)
+
+
+def _holds_lists(table: Table, column: str) -> bool:
+    """Whether a column holds lists of names."""
+    values = table.columns[column][:LOOKED_AT]
+    return bool(len(values)) and all(
+        isinstance(value, list) and not any(isinstance(item, list) for item in value) for value in values
+    )
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of the columns whose name, in any case, is a usual one, in the order of the names."""
+    return next((column for name in names for column in columns if column.lower() == name), None)
