@@ -104,7 +104,101 @@ def _vit() -> nn.Module:
     return _build(transformers.ViTForImageClassification, config)
 
 
+def _moe() -> nn.Module:
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_hidden_layers=NUM_BLOCKS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=17,
+        pad_token_id=0,
+        id2label=LABELS,
+    )
+    return _build(transformers.Qwen2MoeForSequenceClassification, config)
+
+
+def _h_blocks(model_class: type, config_class: type) -> Tiny:
+    """BLOOM and Falcon."""
+
+    def make() -> nn.Module:
+        config = config_class(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=NUM_BLOCKS,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            id2label=LABELS,
+        )
+        return _build(model_class, config)
+
+    return Tiny(make, tokens)
+
+
+def _dinov2() -> nn.Module:
+    config = transformers.Dinov2Config(
+        image_size=8,
+        patch_size=4,
+        hidden_size=HIDDEN,
+        num_hidden_layers=NUM_BLOCKS,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        id2label=LABELS,
+    )
+    return _build(transformers.Dinov2ForImageClassification, config)
+
+
+def _clip() -> nn.Module:
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 24, "num_hidden_layers": NUM_BLOCKS, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        vision_config={**sizes, "image_size": 8, "patch_size": 4}, text_config={**sizes, "vocab_size": VOCAB}
+    )
+    config.id2label = LABELS
+    return _build(transformers.CLIPForImageClassification, config)
+
+
+_PADDED = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 FAMILIES: dict[str, Tiny] = {
+    "bloom": _h_blocks(transformers.BloomForSequenceClassification, transformers.BloomConfig),
+    "clip": Tiny(_clip, images),
+    "deberta-v2": _encoder(
+        transformers.DebertaV2ForSequenceClassification,
+        transformers.DebertaV2Config,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+    ),
+    "dinov2": Tiny(_dinov2, images),
+    "falcon": _h_blocks(transformers.FalconForSequenceClassification, transformers.FalconConfig),
+    "gemma2": _decoder(transformers.Gemma2ForSequenceClassification, transformers.Gemma2Config),
+    "gemma3_text": _decoder(transformers.Gemma3TextForSequenceClassification, transformers.Gemma3TextConfig),
+    "gpt_neox": _encoder(transformers.GPTNeoXForSequenceClassification, transformers.GPTNeoXConfig, **_PADDED),
+    "modernbert": _encoder(
+        transformers.ModernBertForSequenceClassification,
+        transformers.ModernBertConfig,
+        **_PADDED,
+        cls_token_id=0,
+        sep_token_id=0,
+    ),
+    "mpnet": _encoder(transformers.MPNetForSequenceClassification, transformers.MPNetConfig),
+    "olmo2": _encoder(
+        transformers.Olmo2ForSequenceClassification, transformers.Olmo2Config, num_key_value_heads=1, **_PADDED
+    ),
+    "phi": _encoder(
+        transformers.PhiForSequenceClassification,
+        transformers.PhiConfig,
+        rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.4, "rope_type": "default"},
+        **_PADDED,
+    ),
+    "phi3": _encoder(transformers.Phi3ForSequenceClassification, transformers.Phi3Config, **_PADDED),
+    "qwen2_moe": Tiny(_moe, tokens),
+    "smollm3": _decoder(transformers.SmolLM3ForSequenceClassification, transformers.SmolLM3Config),
     "bert": _encoder(transformers.BertForSequenceClassification, transformers.BertConfig),
     "camembert": _encoder(transformers.CamembertForSequenceClassification, transformers.CamembertConfig),
     "distilbert": Tiny(_distilbert, tokens),
@@ -119,6 +213,10 @@ FAMILIES: dict[str, Tiny] = {
     "vit": Tiny(_vit, images),
     "xlm-roberta": _encoder(transformers.XLMRobertaForSequenceClassification, transformers.XLMRobertaConfig),
 }
+
+
+FUSED = frozenset({"bloom", "falcon", "gpt2", "gpt_neox", "modernbert", "phi3"})
+"""The families whose query and value projections are one layer with that of the keys."""
 
 
 def tiny_bert() -> nn.Module:

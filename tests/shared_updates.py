@@ -11,7 +11,7 @@ from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import logits
 from fftmoe.records import Budget, Training
 from fftmoe.rng import generator
-from models import FAMILIES
+from models import FAMILIES, FUSED
 
 R, M, H, T = 2, 5, 3, 13  # rank, experts, their hidden units, tokens
 BLOCKS = (1, 2)  # of the tiny BERT's three
@@ -20,7 +20,7 @@ NARROW = Budget("narrow", 1, 2, (2,))
 BUDGETS = {0: SMALL, 1: LARGE, 2: SMALL, 3: NARROW}
 TRAINING = Training(batch_size=7, learning_rate=0.01, head_learning_rate=0.5, local_steps=2)
 # Families whose query and value are separate layers.
-SEPARATE = sorted(set(FAMILIES) - {"gpt2"})
+SEPARATE = sorted(set(FAMILIES) - FUSED)
 every_family = pytest.mark.parametrize("family", SEPARATE)
 
 

@@ -1,5 +1,6 @@
 """The adapter on every family: attach, train, save, load, switch off. And what a user reads when it cannot attach."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fftmoe.adapter import MoeAdapterConfig, blocks, record_routing
 from fftmoe.adapter.families import FAMILIES as KNOWN
+from fftmoe.adapter.families import REFUSED
 from fftmoe.adapter.model import PER_ROW
 from fftmoe.backbones import attach_adapter, load_adapter, logits
 from fftmoe.errors import InputError
@@ -198,7 +200,7 @@ def test_an_unknown_family_is_refused_with_what_to_pass():
 
 
 def test_half_of_a_feed_forward_network_is_no_target():
-    with pytest.raises(InputError, match=r"^target module 'ffn' makes 11 numbers of 7, .* both of its layers"):
+    with pytest.raises(InputError, match=r"^target module 'ffn' \(Linear\) maps 7 numbers to 11, "):
         get_peft_model(Unknown(), small_config(target_modules=["ffn"]))
 
 
@@ -236,12 +238,79 @@ def test_target_modules_that_match_nothing_are_refused():
         get_peft_model(nn.Sequential(nn.ReLU()), small_config(target_modules="0"))
 
 
-def test_an_unrecognised_transformers_model_names_its_type():
+def _opt() -> nn.Module:
     config = transformers.OPTConfig(
         vocab_size=31, hidden_size=20, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=20
     )
-    with pytest.raises(InputError, match="model_type='opt'"):
-        get_peft_model(transformers.OPTModel(config), small_config())
+    return transformers.OPTModel(config)
+
+
+def _albert() -> nn.Module:
+    sizes: dict[str, Any] = {"hidden_size": 20, "intermediate_size": 24, "num_attention_heads": 2, "embedding_size": 7}
+    return transformers.AlbertModel(transformers.AlbertConfig(vocab_size=31, **sizes))
+
+
+def _t5() -> nn.Module:
+    sizes: dict[str, Any] = {"d_model": 20, "d_kv": 10, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    return transformers.T5Model(transformers.T5Config(vocab_size=31, **sizes))
+
+
+def _two_stacks() -> dict[str, Any]:
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+    own = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in sizes.items()}
+    return {"vocab_size": 31, "d_model": 20, "pad_token_id": 0, **own}
+
+
+def _bart() -> nn.Module:
+    return transformers.BartModel(transformers.BartConfig(**_two_stacks()))
+
+
+def _whisper() -> nn.Module:
+    return transformers.WhisperModel(transformers.WhisperConfig(num_mel_bins=8, **_two_stacks()))
+
+
+def _swin() -> nn.Module:
+    return transformers.SwinModel(
+        transformers.SwinConfig(
+            image_size=32, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4
+        )
+    )
+
+
+WITHOUT_A_PLACE = {"albert": _albert, "bart": _bart, "opt": _opt, "swin": _swin, "t5": _t5, "whisper": _whisper}
+
+
+@pytest.mark.parametrize("family", WITHOUT_A_PLACE)
+def test_a_family_without_a_place_for_the_adapter_is_refused_with_the_reason(family: str):
+    model = WITHOUT_A_PLACE[family]()
+    with pytest.raises(InputError) as caught:
+        get_peft_model(model, small_config())
+    message = str(caught.value)
+    assert REFUSED[family] in message
+    candidates = message.partition("Candidates in this model: ")[2]
+    # What is suggested can be adapted.
+    for candidate in filter(None, candidates.removesuffix(", ...").split(", ")):
+        get_peft_model(copy.deepcopy(model), small_config(target_modules=[candidate]))
+
+
+@pytest.mark.parametrize(
+    ("family", "guess", "words"),
+    [
+        ("opt", ["fc1"], "maps 20 numbers to 24"),
+        ("bart", ["fc2"], "maps 24 numbers to 20"),
+        ("albert", ["ffn"], "maps 20 numbers to 24"),
+        ("whisper", ["fc1"], "maps 20 numbers to 24"),
+    ],
+)
+def test_a_guess_that_is_no_whole_feed_forward_network_is_refused(family: str, guess: list[str], words: str):
+    with pytest.raises(InputError, match=rf"{words}.*name modules that hold a whole feed-forward network"):
+        get_peft_model(WITHOUT_A_PLACE[family](), small_config(target_modules=guess))
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
+def test_the_same_guess_is_refused_in_a_family_that_is_known(family: str):
+    with pytest.raises(InputError, match=r"intermediate.* maps 20 numbers to 24"):
+        attach_adapter(FAMILIES[family].make(), small_config(target_modules=["intermediate"]))
 
 
 def test_a_client_without_experts_in_a_block_computes_the_backbone_there():

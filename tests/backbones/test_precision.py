@@ -101,12 +101,16 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(recipe_va
     assert find_device("auto") == CPU
 
 
+# What transformers has for these families cannot be replaced by attention in float32.
+OWN_ATTENTION = {"bloom": "eager", "deberta-v2": "eager", "falcon": "sdpa", "gemma2": "eager", "mpnet": "eager"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_computes_in_half_the_bits(family: str):
     """Its attention in float32 on a CPU, with the family's own masks."""
     tiny = FAMILIES[family]
     full, half = (place(tiny.make(), CPU, dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert half.config._attn_implementation == "sdpa_float32"
+    assert half.config._attn_implementation == OWN_ATTENTION.get(family, "sdpa_float32")
     expected = logits(full, tiny.batch())
     torch.testing.assert_close(logits(half, tiny.batch()), expected, rtol=0.0, atol=TOLERANCE)
     assert expected.dtype == torch.float32

@@ -26,39 +26,54 @@ class ModelFamily(NamedTuple):
     Attributes:
         pattern: a regular expression for the names of the wrapped modules; its group is the block index.
         call: how these modules are called.
+        in_tuples: whether a block returns its states as the first of a tuple.
     """
 
     pattern: str
     call: Call
+    in_tuples: bool = False
 
 
 # BertOutput and its copies: `output` of layer N (not `attention.output`), a post-norm block. x is its second argument,
 # the output of the attention block, so MoE(x) is added within LayerNorm(dense(h) + x).
 _BERT = ModelFamily(r"(?:.*\.)?encoder\.layer\.(\d+)\.output", "residual")
-# Pre-norm decoders: `mlp` of layer N; x has passed the norm, and MoE(x) is added before the residual addition.
-_PRE_NORM = ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
+# `mlp` of layer N. In most of these x has passed the norm, and MoE(x) is added before the residual addition; OLMo 2 and
+# Gemma have a norm after the feed-forward network, which MoE(x) then passes as well.
+_LAYERS = ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input")
+# The same with blocks that are called `h`. BLOOM's `mlp` adds the residual, its second argument, by itself.
+_H = ModelFamily(r"(?:.*\.)?h\.(\d+)\.mlp", "input")
 
 FAMILIES: dict[str, ModelFamily] = {
-    "bert": _BERT,
-    "camembert": _BERT,
-    "electra": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    **dict.fromkeys(("bert", "camembert", "electra", "roberta", "xlm-roberta"), _BERT),
+    **dict.fromkeys(("deberta-v2", "mpnet"), _BERT._replace(in_tuples=True)),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "modernbert", "olmo2"), _LAYERS),
+    **dict.fromkeys(("phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "smollm3", "vit"), _LAYERS),
+    **dict.fromkeys(("bloom", "falcon"), _H._replace(in_tuples=True)),
+    "gpt2": _H,
     # `ffn` of layer N, post-norm: MoE(x) is added before output_layer_norm(ffn(x) + x).
     "distilbert": ModelFamily(r"(?:.*\.)?layer\.(\d+)\.ffn", "input"),
-    # `mlp` of layer N, pre-norm: x has passed layernorm_after.
-    "vit": ModelFamily(r"(?:.*\.)?layers\.(\d+)\.mlp", "input"),
-    # `mlp` of block N, pre-norm: x has passed ln_2.
-    "gpt2": ModelFamily(r"(?:.*\.)?h\.(\d+)\.mlp", "input"),
-    "gemma": _PRE_NORM,
-    "llama": _PRE_NORM,
-    "mistral": _PRE_NORM,
-    "qwen2": _PRE_NORM,
-    "qwen3": _PRE_NORM,
+    # `mlp` of layer N, pre-norm: MoE(x) is scaled with it by layer_scale2.
+    "dinov2": ModelFamily(r"(?:.*\.)?encoder\.layer\.(\d+)\.mlp", "input"),
+    # Only the tower of images, which classifies.
+    "clip": ModelFamily(r"(?:.*\.)?vision_model\.encoder\.layers\.(\d+)\.mlp", "input"),
 }
 
+_TWO_STACKS = "it has an encoder and a decoder, and an adapter of fftmoe has one list of blocks"
+_NO_MODULE = "the two layers of its feed-forward network are in no module of their own"
+REFUSED: dict[str, str] = {
+    "albert": "it applies the same block several times, and each adapted block needs experts of its own",
+    "bart": f"{_TWO_STACKS}; {_NO_MODULE}",
+    "gemma3": "it reads images and texts; its text model alone (gemma3_text) is known",
+    "mt5": _TWO_STACKS,
+    "opt": _NO_MODULE,
+    "swin": "its blocks have different widths, and all experts of a pool have one",
+    "t5": _TWO_STACKS,
+    "whisper": "it reads sound, and no task of fftmoe does",
+}
+"""Well-known families that have no place for the adapter, each with the reason."""
+
 # Names that feed-forward networks usually have, to suggest modules of an unknown model.
-_LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff)")
+_LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff|DenseReluDense)")
 
 
 class AdapterSite(NamedTuple):
@@ -103,7 +118,7 @@ def find_sites(
             continue
         block = int(match[1]) if match and target_modules is None else len(sites)
         call = family.call if family and match else "input"
-        dim = _hidden_size(config) if match else _input_dim(name, module)
+        dim = hidden_size(model) if match else _checked_dim(name, module)
         sites.append(AdapterSite(name, block, dim, call))
     if not sites:
         pattern = family.pattern if target_modules is None and family else target_modules
@@ -112,13 +127,21 @@ def find_sites(
     return [site for site in sorted(sites, key=lambda site: site.block) if site.block in selected]
 
 
-def block_dims(model: nn.Module, blocks: Sequence[int] | str | None = None) -> dict[int, int]:
-    """The model dim of every block that `blocks` names, by block index in depth order.
+def block_dims(
+    model: nn.Module, blocks: Sequence[int] | str | None = None, target_modules: Names | None = None
+) -> dict[int, int]:
+    """The model dim of every block that `blocks` names, by block index in depth order; arguments as for `find_sites`.
 
     Raises:
-        InputError: as for `find_sites`.
+        InputError: as for `find_sites`; also, the named modules have different widths.
     """
-    return {site.block: site.dim for site in find_sites(model, blocks=blocks)}
+    found = {site.block: site.dim for site in find_sites(model, target_modules=target_modules, blocks=blocks)}
+    if len(set(found.values())) > 1:
+        raise InputError(
+            f"the modules to adapt have the widths {sorted(set(found.values()))}, and all experts of a pool have one; "
+            "name modules of one width, or choose among them with blocks"
+        )
+    return found
 
 
 def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[int]:
@@ -159,30 +182,47 @@ def _matches(name: str, names: Names) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in names)
 
 
-def _hidden_size(config: Any) -> int:
-    return int(config.hidden_size)
+def hidden_size(model: Any) -> int:
+    """d, the width of a model's hidden states; of a model of texts and images, that of its images."""
+    config = model.config
+    return int(getattr(config, "vision_config", config).hidden_size)
 
 
-def _input_dim(name: str, module: nn.Module) -> int:
-    # The first linear layer of a feed-forward network reads the network's input.
-    if isinstance(module, nn.Linear) and not _fits(module):
-        raise InputError(
-            f"target module {name!r} makes {module.out_features} numbers of {module.in_features}, and a feed-forward "
-            "network as many as it reads; name the module with both of its layers"
-        )
-    for child in module.modules():
-        if isinstance(child, nn.Linear):
-            return child.in_features
-    raise InputError(f"target module {name!r} ({type(module).__name__}) has no nn.Linear; name feed-forward modules")
+def _checked_dim(name: str, module: nn.Module) -> int:
+    """The width of a module that maps states to states of the same width.
 
-
-def _fits(module: nn.Module) -> bool:
-    """Whether the result of a feed-forward network can be added to a mixture's, which is as wide as the input."""
+    Raises:
+        InputError: its linear layers show that it does not.
+    """
     linears = [child for child in module.modules() if isinstance(child, nn.Linear)]
-    return bool(linears) and linears[0].in_features == linears[-1].out_features
+    if not linears:
+        raise InputError(
+            f"target module {name!r} ({type(module).__name__}) has no nn.Linear; name feed-forward modules"
+        )
+    first, last = linears[0].in_features, linears[-1].out_features
+    if first != last:
+        raise InputError(
+            f"target module {name!r} ({type(module).__name__}) maps {first} numbers to {last}, and the output of the "
+            "experts, which is added to it, is as wide as its input; name modules that hold a whole feed-forward "
+            "network"
+        )
+    return first
+
+
+def _fits(name: str, module: nn.Module) -> bool:
+    try:
+        _checked_dim(name, module)
+    except InputError:
+        return False
+    return True
 
 
 def _unknown_family(model: nn.Module, model_type: str) -> str:
+    if model_type in REFUSED:
+        return (
+            f"a {model_type} model cannot be adapted by itself, because {REFUSED[model_type]}; use another model, or "
+            f"{_how_to_name_modules(model)}"
+        )
     return (
         f"model_type={model_type!r} is not a model family that fftmoe knows "
         f"({', '.join(sorted(FAMILIES))}), and a recipe takes these only; in Python, {_how_to_name_modules(model)}"
@@ -190,7 +230,9 @@ def _unknown_family(model: nn.Module, model_type: str) -> str:
 
 
 def _how_to_name_modules(model: nn.Module) -> str:
-    candidates = [name for name, module in model.named_modules() if _LIKELY_NAMES.fullmatch(name) and _fits(module)]
+    candidates = [
+        name for name, module in model.named_modules() if _LIKELY_NAMES.fullmatch(name) and _fits(name, module)
+    ]
     advice = (
         "pass target_modules with the names of the feed-forward modules, each of which is called with its input only, "
         "as a regular expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "

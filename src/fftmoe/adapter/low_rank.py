@@ -25,7 +25,7 @@ Linear = nn.Linear | Conv1D  # GPT-2's Conv1D is a linear layer whose weight is 
 
 # Which linear layers of a block are adapted: a regular expression that is searched for in the path.
 TARGETS = {
-    "query-value": r"(?:^|\.)(?:query|value|q_proj|v_proj|q_lin|v_lin|c_attn)$",
+    "query-value": r"(?:^|\.)(?:query|value|query_proj|value_proj|q_proj|v_proj|q_lin|v_lin|q|v|c_attn)$",
     "attention": r"att(n|ention)",
     "feed-forward": r"^(?!.*att(n|ention))",
     "all-linear": "",
@@ -83,6 +83,11 @@ def linear_layer(module: nn.Module | BaseTunerLayer) -> Linear | None:
     """The linear layer that a module is or that it wraps; None for any other module."""
     inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return inner if isinstance(inner, Linear) else None
+
+
+def linear_sizes(linear: Linear) -> tuple[int, int]:
+    """(d_in, d_out) of a linear layer."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
 def _paths_of_adapters(model: nn.Module) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from fftmoe.adapter.bound import check_base, check_tensors
 from fftmoe.adapter.config import MoeAdapterConfig
 from fftmoe.adapter.families import AdapterSite, find_sites
 from fftmoe.adapter.layer import MoeLayer
+from fftmoe.adapter.low_rank import Linear
 from fftmoe.adapter.moe import SparseMoe
 from fftmoe.adapter.shared_update import SharedProjection, find_projections
 from fftmoe.adapter.tuner_layer import MoeTunerLayer
@@ -87,7 +88,7 @@ class MoeModel(BaseTuner):
         if isinstance(target, SharedProjection):
             target.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)
             return
-        assert isinstance(target, nn.Linear)
+        assert isinstance(target, Linear)
         layer = SharedProjection(target, block, name)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config.shared_rank, source, peft_config.inference_mode)

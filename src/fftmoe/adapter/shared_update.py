@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fftmoe.adapter.low_rank import (
+    Linear,
     block_of_module,
     initial_b,
     initial_shared_a,
     linear_layer,
     linear_layers,
+    linear_sizes,
     parameters_per_rank,
     within_block,
 )
@@ -62,7 +64,7 @@ class SharedProjection(nn.Module, MoeTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("moe_shared",)
 
-    def __init__(self, base_layer: nn.Linear, block: int, name: str) -> None:
+    def __init__(self, base_layer: Linear, block: int, name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.block, self.name = block, name
@@ -72,7 +74,7 @@ class SharedProjection(nn.Module, MoeTunerLayer):
     def update_layer(self, adapter_name: str, rank: int, generator: torch.Generator, inference_mode: bool) -> None:
         """Add the adapter `adapter_name`."""
         linear = self.base_layer
-        low_rank = LowRank(linear.in_features, linear.out_features, rank, generator)
+        low_rank = LowRank(*linear_sizes(linear), rank, generator)
         if linear.weight.device.type != "meta":
             low_rank.to(linear.weight.device)
         self.moe_shared[adapter_name] = low_rank
@@ -107,9 +109,7 @@ def find_projections(
         InputError: a block has no such layer, or lacks a query or a value layer with a usual name; GPT-2's layers for
             them are fused.
     """
-    # Only torch's own kind of linear layer can be wrapped.
-    layers = linear_layers(model, blocks, targets).items()
-    paths = [path for path, linear in layers if isinstance(linear, nn.Linear)]
+    paths = linear_layers(model, blocks, targets)
     inner = {path: (block_of_module(path), within_block(path).replace("base_layer.", "")) for path in paths}
     endings = Counter((block, _last(below)) for block, below in inner.values())
     found = {
@@ -131,7 +131,7 @@ def _check_found(found: Mapping[str, tuple[int, str]], blocks: Collection[int], 
         missing = [block for block in sorted(names) if {name[0] for name in names[block]} != {"q", "v"}]
         lacking = "separate query and value projections"
     else:
-        missing, lacking = [block for block in sorted(names) if not names[block]], "linear layers of torch's own kind"
+        missing, lacking = [block for block in sorted(names) if not names[block]], "linear layers"
     if missing:
         raise InputError(
             f"blocks {missing} of this model have no {lacking} for a shared "
@@ -142,8 +142,8 @@ def _check_found(found: Mapping[str, tuple[int, str]], blocks: Collection[int], 
 def projection_parameters(model: nn.Module, block: int, rank: int, targets: str = "query-value") -> int:
     """How many parameters the shared updates of this rank have in one block; `targets` as for `find_projections`."""
     paths = find_projections(model, {block}, targets) if rank else ()
-    linears = [linear for path in paths if isinstance(linear := linear_layer(model.get_submodule(path)), nn.Linear)]
-    return rank * parameters_per_rank((linear.in_features, linear.out_features) for linear in linears)
+    linears = [linear for path in paths if (linear := linear_layer(model.get_submodule(path))) is not None]
+    return rank * parameters_per_rank(map(linear_sizes, linears))
 
 
 def low_ranks(model: nn.Module) -> dict[str, LowRank]:

@@ -56,10 +56,11 @@ def enable_resume(model: nn.Module, block: int) -> None:
     """
     check_prefix(model, block)
     blocks = _block_list(model)
-    stand_in = _StandIn()
-    rest = nn.ModuleList([*[stand_in] * block, *blocks.modules[block:]])
+    held = _Held()
+    stand_ins = [_StandIn(held, replaced, blocks.in_tuples) for replaced in blocks.modules[:block]]
+    rest = nn.ModuleList([*stand_ins, *blocks.modules[block:]])
     # Inside a separate object, so that these modules do not become children of the model.
-    cast(Any, model).resume = _Resume(blocks, rest, stand_in)
+    cast(Any, model).resume = _Resume(blocks, rest, held)
 
 
 def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
@@ -97,13 +98,13 @@ def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
             "the batch has prefix_states, but the model was not prepared for them: call enable_resume(model, block)"
         )
     parent, name = resume.blocks.parent, resume.blocks.name
-    resume.stand_in.states = states
+    resume.held.states = states
     setattr(parent, name, resume.rest)
     try:
         yield
     finally:
         setattr(parent, name, resume.blocks.modules)
-        resume.stand_in.states = None
+        resume.held.states = None
 
 
 def first_adapted_block(model: nn.Module) -> int:
@@ -172,31 +173,50 @@ class _Reached(Exception):
         self.states = states
 
 
-class _StandIn(nn.Module):
-    """Replaces every block before the first adapted one: it returns the states that were computed before."""
+@dataclass
+class _Held:
+    """The states with which the next forward pass starts."""
 
     states: Tensor | None = None
 
-    def forward(self, hidden_BSD: Tensor, *_: object, **__: object) -> Tensor:
-        assert self.states is not None
-        assert self.states.shape == hidden_BSD.shape
-        return self.states.to(hidden_BSD)
+
+class _StandIn(nn.Module):
+    """Replaces a block before the first adapted one: it returns the states that were computed before.
+
+    Args:
+        held: where they are.
+        replaced: the block; models that have several kinds of attention ask a block for its own.
+        in_tuple: whether the block returns its states as the first of a tuple.
+    """
+
+    def __init__(self, held: _Held, replaced: nn.Module, in_tuple: bool) -> None:
+        super().__init__()
+        self.held, self.in_tuple = held, in_tuple
+        self.attention_type = getattr(replaced, "attention_type", None)
+
+    def forward(self, hidden_BSD: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor, None]:
+        states = self.held.states
+        assert states is not None
+        assert states.shape == hidden_BSD.shape
+        states = states.to(hidden_BSD)
+        return (states, None) if self.in_tuple else states
 
 
 @dataclass(frozen=True)
 class _BlockList:
-    """Where a model keeps its blocks: the attribute `name` of `parent`."""
+    """Where a model keeps its blocks: the attribute `name` of `parent`; `in_tuples` as in `ModelFamily`."""
 
     parent: nn.Module
     name: str
     modules: nn.ModuleList
+    in_tuples: bool
 
 
 @dataclass(frozen=True)
 class _Resume:
     blocks: _BlockList
     rest: nn.ModuleList  # as many modules, stand-ins at first, because models number their blocks by position
-    stand_in: _StandIn
+    held: _Held
 
 
 def _block_list(model: nn.Module) -> _BlockList:
@@ -211,7 +231,7 @@ def _block_list(model: nn.Module) -> _BlockList:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and re.fullmatch(pattern, path):
             parent, _, name = path.rpartition(".")
-            return _BlockList(model.get_submodule(parent), name, module)
+            return _BlockList(model.get_submodule(parent), name, module, FAMILIES[model_type].in_tuples)
     raise InputError(f"this {model_type} model has no list of blocks named {pattern!r}")
 
 

@@ -16,6 +16,7 @@ class AdapterSection(Section):
     shared_rank: Annotated[int, Field(ge=0)] = 0
     shared_targets: Literal["query-value", "all-linear"] = "query-value"
     blocks: Blocks = "all"
+    target_modules: str | Annotated[list[str], Field(min_length=1)] | None = None
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gates: Literal["detached", "renormalized", "softmax"] = "detached"
     scale: Positive = 1.0

@@ -21,7 +21,7 @@ from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.held_out import hold_out
 from fftmoe.setup.load import Loaded, load_examples, reads_images
-from fftmoe.setup.method import build_method, expert_shape, fit_budgets
+from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.target_scales import scaled_task, with_scales
@@ -127,7 +127,7 @@ def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
 
 def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugins: Plugins) -> tuple[Budget, ...]:
     """The tiers as the method can honour them on this model; the adapter's own `top_k` becomes that of the largest."""
-    blocks = tuple(adapter.block_dims(model.get_base_model(), recipe.adapter.blocks))
+    blocks = tuple(adapted_blocks(recipe, model.get_base_model()))
     tiers = fit_budgets(recipe, model, make_tiers(recipe, shape, blocks, tokens), shape, plugins)
     if adapted := adapter.blocks(model):
         # A saved adapter opens as the run's metric was measured; the top_k may have been derived from limits.

@@ -114,10 +114,19 @@ def _robust_merge(recipe: Recipe) -> Merge | None:
 # Costs of experts and tiers
 
 
+def adapted_blocks(recipe: Recipe, model: Any) -> dict[int, int]:
+    """The blocks of this backbone that the recipe adapts: block index -> model dimension, in depth order.
+
+    Raises:
+        InputError: the backbone has no such blocks.
+    """
+    return adapter.block_dims(model, recipe.adapter.blocks, recipe.adapter.target_modules)
+
+
 def stated_shape(recipe: Recipe, model: Any, shared: bool = True) -> ExpertShape:
     """Return the shape of one expert for this backbone; if `shared`, it includes the recipe's shared parameters."""
     settings = recipe.adapter
-    dims = adapter.block_dims(model, settings.blocks)
+    dims = adapted_blocks(recipe, model)
     block, dim = max(dims.items())
     if not shared:
         return ExpertShape(dim, settings.expert_dim)

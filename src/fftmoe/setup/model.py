@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import (
@@ -21,7 +20,7 @@ from fftmoe.errors import InputError
 from fftmoe.head import make_head
 from fftmoe.methods.registry import Capabilities
 from fftmoe.rng import derive
-from fftmoe.setup.method import method_class, pool_size, stated_shape
+from fftmoe.setup.method import adapted_blocks, method_class, pool_size, stated_shape
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.target_scales import scaled_loss
 from fftmoe.tasks import LOSSES, Loss
@@ -49,7 +48,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
         )
     device = find_device(recipe.engine.device)
     backbone = load_bare_backbone(recipe, label_names)
-    blocks = tuple(adapter.block_dims(backbone, recipe.adapter.blocks))
+    blocks = tuple(adapted_blocks(recipe, backbone))
     model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
     return place(model, device, find_precision(recipe.engine.precision, device))
 
@@ -89,6 +88,7 @@ def _attach(recipe: Recipe, capabilities: Capabilities, backbone: Any, blocks: S
         shared_targets=settings.shared_targets,
         top_k=1,  # replaced by the top_k of each client's budget
         blocks=list(blocks),
+        target_modules=settings.target_modules,
         activation=settings.activation,
         gates=settings.gates,
         scale=settings.scale,

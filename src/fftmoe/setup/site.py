@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe import adapter
 from fftmoe.backbones import fingerprint
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
@@ -22,7 +21,7 @@ from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
 from fftmoe.setup.compose import cached, check_max_length, counted_tokens
 from fftmoe.setup.forecast import site_tier
-from fftmoe.setup.method import build_method, expert_shape, fit_budgets, pool_size
+from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
 from fftmoe.setup.splits import load_splits
@@ -84,7 +83,7 @@ def make_site_client(
         adapted = build_model(recipe, label_names)
         check_max_length(recipe, found.max_length, adapted)  # a long text that fails would show itself
         shape = expert_shape(recipe, adapted.get_base_model())
-        blocks = tuple(adapter.block_dims(adapted.get_base_model(), recipe.adapter.blocks))
+        blocks = tuple(adapted_blocks(recipe, adapted.get_base_model()))
     with failing_as(Failure.BUDGET):
         tier = site_tier(budget, recipe, shape, blocks, len(rows), counted_tokens(recipe, rows, adapted))
     kept, held = _divided(recipe, rows, client_id)
@@ -142,7 +141,7 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
         tasks=tasks_of(recipe),
         rounds=recipe.federation.rounds,
         training=training_of(recipe),
-        blocks=tuple(adapter.block_dims(backbone, recipe.adapter.blocks)),
+        blocks=tuple(adapted_blocks(recipe, backbone)),
         num_experts=pool_size(recipe, backbone),
         longest=max(size for p in model.parameters() if p.requires_grad for size in p.shape),
         schedule=schedule_of(recipe),
