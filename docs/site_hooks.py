@@ -10,6 +10,8 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+ABSENT = object()
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages; mkdocs calls this function."""
@@ -38,19 +40,50 @@ def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Co
 
 
 def recipe_page() -> str:
-    """Return a page of every section of a recipe: its purpose, its keys, their types and their defaults."""
+    """Return a page of every section of a recipe: its purpose, its keys, what they do, their types and defaults."""
     from fftmoe.config import Recipe
 
     parts = [
-        "# Recipe\n\nA recipe is a YAML file. `--set section.key=value` overrides a key. An unknown key is an error.\n"
+        "# Recipe\n\nA recipe is a YAML file. `--set section.key=value` overrides a key. An unknown key is an error. "
+        "Every key but `data.source` has a default, so `data: {source: notes.csv}` is a whole recipe. Where the default "
+        "follows from the data by a rule, the rule stands here; with differential privacy and for a run over sites, "
+        "nothing follows from the data, and the value is the one in front of the rule. The `config.yaml` of a run's "
+        "folder has the values that the run was made with.\n"
     ]
+    defaults, rules = _recipe_defaults()
     for path, section in _sections("", Recipe):
         heading = path.rstrip(".") or "the recipe"
-        rows = [f"| `{path}{key}` | {_kind(field)} | {_default(field)} |" for key, field in _fields(section)]
+        rows = [
+            f"| `{path}{key}` | {_kind(field)} | {_shown_default(path + key, field, defaults, rules)} "
+            f"| {(field.description or '').replace(chr(10), ' ')} |"
+            for key, field in _fields(section)
+        ]
         parts.append(
-            f"## {heading}\n\n{_plain(section.__doc__)}\n\n| key | type | default |\n|---|---|---|\n" + "\n".join(rows)
+            f"## {heading}\n\n{_plain(section.__doc__)}\n\n| key | type | default | what it does |\n"
+            + "\n".join(["|---|---|---|---|", *rows])
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _recipe_defaults() -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a recipe that says nothing, and the rules in words, both by dotted key."""
+    from fftmoe.config.defaults import RULES, complete
+
+    whole, _ = complete({"data": {"source": "notes.csv"}}, may_read=False)
+    return whole, {rule.key: rule.says for rule in RULES if rule.says}
+
+
+def _shown_default(key: str, field: Any, defaults: dict[str, Any], rules: dict[str, str]) -> str:
+    """The default of a key, and the rule by which it follows from the data, if there is one."""
+    if key == "data.source":
+        return "needed"
+    section, _, name = key.rpartition(".")
+    own = defaults.get(section, {}) if section else defaults
+    stated = own.get(name, ABSENT) if isinstance(own, dict) else ABSENT
+    if isinstance(stated, dict | list):
+        return rules.get(key, "its own defaults")
+    shown = _default(field) if stated is ABSENT else f"`{stated}`"
+    return f"{shown}; {rules[key]}" if key in rules else shown
 
 
 def _fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:

@@ -92,7 +92,10 @@ def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Path, model: tuple[str, ..
     assert outcome.status == 0, outcome.err
     assert files(desk).keys() == before.keys() | {"own.yaml"}
     data = yaml.safe_load((desk / "own.yaml").read_text())["data"]
-    assert data == {"text": "text", "label": "label", "source": str(desk / "data")}
+    assert data == {"text": "text", "label": "label", "source": str(desk / "data"), "max_length": 16}
+    # Sites run it too: no value is left that would have to be read from the data.
+    sites = load_recipe(desk / "own.yaml", may_read=False)
+    assert sites == load_recipe(desk / "own.yaml")
     # It can be compared as the README says, and with what trains only the head.
     heads, partitions = ["averaged", "closed-form"], ["iid", "dirichlet:0.1", "shards:1"]
     flags = {"methods": ["fft-moe", "fedit", "hetlora", "head-only"], "heads": heads, "partitions": partitions}

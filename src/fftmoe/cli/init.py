@@ -9,11 +9,13 @@ import typer
 
 from fftmoe.errors import InputError
 from fftmoe.shown import quoted, shown_on_a_line
+from fftmoe.strict import json_text
 
 if TYPE_CHECKING:
     from fftmoe.config import Recipe
     from fftmoe.cost.analytic import Forecast
 
+MOST_TIERS = 3  # by default; a population that is too small has fewer
 TEXT_KEYS = ("text", "label", "prompt", "completion", "image", "tokens", "tags")
 
 
@@ -64,18 +66,24 @@ def init(
 
 
 def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> str:
-    """A recipe in YAML that says what the data is, and leaves everything else to the defaults."""
+    """A recipe in YAML with what is known of the data, and of what followed from it; the rest is left to defaults."""
     columns = {key: getattr(recipe.data, key) for key in TEXT_KEYS if _is_named(recipe, chosen, key)}
     lines = [
         f"# fftmoe plan {quoted(output)}    what it will cost, before anything trains",
         f"# fftmoe run {quoted(output)}     trains; then fftmoe evaluate and fftmoe predict",
-        "# Every key has a default. The run's folder has them all, in config.yaml.",
+        "# Every other key has a default; the run's folder has them all, in config.yaml.",
         f"backbone: {{model: {as_yaml(recipe.backbone.model)}, task: {recipe.backbone.task}}}",
         "data:",
         f"  source: {as_yaml(recipe.data.source)}",
         *(f"  {key}: {as_yaml(name)}" for key, name in columns.items()),
-        f"partition: {_partition(recipe)}",
     ]
+    if "data.max_length" in chosen:
+        lines.append(f"  max_length: {recipe.data.max_length}  # tokens; nine texts in ten are no longer")
+    lines.append(f"partition: {_partition(recipe)}")
+    if len(recipe.budgets) < MOST_TIERS:
+        tiers = ("name", "fraction", "top_k", "experts")
+        lines += ["budgets:", *(f"  - {json_text(b.model_dump(include=set(tiers)))}" for b in recipe.budgets)]
+    lines.append(f"federation: {{clients_per_round: {recipe.federation.clients_per_round}}}")
     return "\n".join(lines) + "\n"
 
 
