@@ -1,0 +1,120 @@
+"""Run the comparison that chooses the defaults of a recipe: `python benchmarks/defaults.py --data ../shared/data`.
+
+Every data set runs with a recipe that says what the data is and nothing else, so with the defaults, and with one of
+them changed at a time. All figures are on training rows that are set aside; no test row is looked at. After a stop the
+same command continues from its work folder, and `--seconds` stops it by itself.
+
+A default is changed only if another value is better on the mean over all data sets and partitions, and not worse by
+more than the interval on any of them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common import RESULTS, keep_comparison, markdown
+from fftmoe.comparison.run import compare
+from fftmoe.comparison.statistics import Comparison
+from fftmoe.report.progress import Progress
+from fftmoe.setup.cells import Variant
+
+HELD_OUT, TRAINED_ON = 800, 2400  # rows of each data set
+PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
+NUM_CLIENTS = 20
+IMAGES = ("pacs32", "fashion_mnist")
+SETS = ("trec6", "hwu64", "banking77", "snips", "ag_news", *IMAGES)
+DEFAULTS = "the defaults"
+VARIANTS = (
+    Variant(DEFAULTS),
+    Variant(
+        "a shared update of query and value, rank 32",
+        {"adapter.shared_targets": "query-value", "adapter.shared_rank": 32},
+    ),
+    Variant("no routed experts beside the shared update", {"adapter.scale": 1e-3}),
+    Variant("experts at full scale", {"adapter.scale": 1.0}),
+    Variant("the paper's pool", {"adapter": "paper"}),
+    Variant("no server momentum", {"federation.server_optimizer": "sgd"}),
+    Variant("half the rate", {"federation.learning_rate": 1e-3}),
+    Variant("twice the rate", {"federation.learning_rate": 4e-3}),
+    Variant("12 local steps", {"federation.local_steps": 12}),
+    Variant("2,048 random features", {"head.num_features": 2048}),
+    Variant("4,096 random features", {"head.num_features": 4096}),
+    Variant("a head computed after every second round", {"head.every": 2}),
+    Variant("fedit with the same head and server", {"method": "fedit"}),
+    Variant("fedit as published, with the same head", {"method": "fedit", "federation.server_optimizer": "sgd"}),
+    Variant("the solved head alone", {"method": "head-only"}),
+)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--models", type=Path, help="folder with vit-cifar10, for the data sets of images")
+    parser.add_argument("--sets", default=",".join(SETS), help="data sets, separated by commas")
+    parser.add_argument("--variants", help="the beginnings of the names of variants, separated by commas; default: all")
+    parser.add_argument("--partitions", default=",".join(PARTITIONS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
+    return parser.parse_args(arguments)
+
+
+def values_of(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
+    """A recipe that says what this data set is."""
+    data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
+    backbone = {"backbone": {"model": str(parsed.models / "vit-cifar10")}} if name in IMAGES else {}
+    return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": NUM_CLIENTS}, **backbone}
+
+
+def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
+    """Each variant's mean difference to the defaults, by data set and over all, in points, with the number of pairs."""
+    rows = []
+    for variant in VARIANTS[1:]:
+        all_pairs: list[float] = []
+        cells = []
+        for comparison in comparisons.values():
+            values = {
+                (cell.variant, cell.partition, cell.seed): float(cell.summary[cell.metric])
+                for cell in comparison.cells
+                if cell.status == "done"
+            }
+            pairs = [
+                100 * (value - values[DEFAULTS, partition, seed])
+                for (name, partition, seed), value in values.items()
+                if name == variant.label and (DEFAULTS, partition, seed) in values
+            ]
+            all_pairs += pairs
+            cells.append(f"{statistics.fmean(pairs):+.1f}" if pairs else "–")
+        mean = f"{statistics.fmean(all_pairs):+.2f} ({len(all_pairs)})" if all_pairs else "–"
+        rows.append([variant.label, *cells, mean])
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parsed = parse(arguments)
+    deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
+    wanted = tuple(parsed.variants.split(",")) if parsed.variants else ("",)
+    comparisons = {}
+    for name in parsed.sets.split(","):
+        comparisons[name] = compare(
+            values_of(name, parsed),
+            parsed.work / name,
+            variants=[variant for variant in VARIANTS if variant.label.startswith((DEFAULTS, *wanted))],
+            partitions=parsed.partitions.split(","),
+            seeds=parsed.seeds,
+            workers="auto",
+            deadline=deadline,
+            progress=Progress(Console()),
+        )
+        keep_comparison(parsed.work / name, parsed.results / f"defaults-{name}.json")
+    print(markdown(["change", *comparisons, "mean (pairs)"], table(comparisons)))
+
+
+if __name__ == "__main__":
+    main()
