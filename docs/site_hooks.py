@@ -46,9 +46,9 @@ def recipe_page() -> str:
     parts = [
         "# Recipe\n\nA recipe is a YAML file. `--set section.key=value` overrides a key. An unknown key is an error. "
         "Every key but `data.source` has a default, so `data: {source: notes.csv}` is a whole recipe. Where the "
-        "default follows from the data by a rule, the rule stands here; with differential privacy and for a run over sites, "
-        "nothing follows from the data, and the value is the one in front of the rule. The `config.yaml` of a run's "
-        "folder has the values that the run was made with.\n"
+        "default follows from the data by a rule, the rule stands here; with differential privacy, and for a run over "
+        "sites, nothing follows from the data, and the value is the one in front of the rule. The `config.yaml` of a "
+        "run's folder has the values that the run was made with.\n"
     ]
     defaults, rules = _recipe_defaults()
     for path, section in _sections("", Recipe):
