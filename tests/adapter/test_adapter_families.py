@@ -195,7 +195,7 @@ def test_an_unknown_family_is_refused_with_what_to_pass():
     assert "model_type='None'" in message
     assert "distilbert" in message
     assert "target_modules=['mlp']" in message
-    assert "a recipe takes these only; in Python, pass target_modules" in message
+    assert "adapter.target_modules in a recipe" in message
     assert message.endswith("Candidates in this model: mlp")  # and not `ffn`, whose result has another width
 
 

@@ -225,7 +225,7 @@ def _unknown_family(model: nn.Module, model_type: str) -> str:
         )
     return (
         f"model_type={model_type!r} is not a model family that fftmoe knows "
-        f"({', '.join(sorted(FAMILIES))}), and a recipe takes these only; in Python, {_how_to_name_modules(model)}"
+        f"({', '.join(sorted(FAMILIES))}); {_how_to_name_modules(model)}"
     )
 
 
@@ -234,9 +234,9 @@ def _how_to_name_modules(model: nn.Module) -> str:
         name for name, module in model.named_modules() if _LIKELY_NAMES.fullmatch(name) and _fits(name, module)
     ]
     advice = (
-        "pass target_modules with the names of the feed-forward modules, each of which is called with its input only, "
-        "as a regular expression or a list of endings, e.g. target_modules=r'.*layers\\.\\d+\\.mlp' or "
-        "target_modules=['mlp']"
+        "name its feed-forward modules, each of which is called with its input only, with adapter.target_modules in a "
+        "recipe, or target_modules in Python: a regular expression or a list of endings, e.g. "
+        "target_modules=r'.*layers\\.\\d+\\.mlp' or target_modules=['mlp']"
     )
     if candidates:
         shown = [*candidates[:4], *(["..."] if candidates[4:] else [])]
