@@ -167,6 +167,10 @@ def test_wrong_arguments_are_refused_with_the_remedy(bert_folder: str):
         load_backbone(bert_folder, num_labels=2, label_names=["a"])
     with pytest.raises(InputError, match="has no tokenizer"):
         load_tokenizer(bert_folder)
+
+
+def test_a_name_that_is_no_folder_is_one_of_the_hub(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fftmoe.backbones.find.why_unreachable", lambda: None)
     assert resolve_model("owner/name") == "owner/name"
 
 

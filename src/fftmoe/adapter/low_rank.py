@@ -25,7 +25,9 @@ Linear = nn.Linear | Conv1D  # GPT-2's Conv1D is a linear layer whose weight is 
 
 # Which linear layers of a block are adapted: a regular expression that is searched for in the path.
 TARGETS = {
-    "query-value": r"(?:^|\.)(?:query|value|query_proj|value_proj|q_proj|v_proj|q_lin|v_lin|q|v|c_attn)$",
+    # The last four hold the keys as well.
+    "query-value": r"(?:^|\.)(?:query|value|query_proj|value_proj|q_proj|v_proj|q_lin|v_lin|q|v"
+    r"|query_key_value|qkv_proj|Wqkv|c_attn)$",
     "attention": r"att(n|ention)",
     "feed-forward": r"^(?!.*att(n|ention))",
     "all-linear": "",

@@ -12,6 +12,7 @@ class BackboneSection(Section):
     """
 
     model: str
+    """A hub id, a local folder, or `builtin:minilm`, an encoder that comes with the extra `quickstart`."""
     task: Literal[
         "sequence-classification",
         "image-classification",
@@ -20,5 +21,9 @@ class BackboneSection(Section):
         "multi-label-classification",
         "regression",
     ] = "sequence-classification"
+    """What the model is to do. It decides which columns of `data` are read and how answers are measured."""
     pooling: Literal["mean", "native"] = "mean"
+    """What a classifier of texts does with the last hidden states: their mean over the tokens, or what the model's own
+    head does (`native`)."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Store the frozen weights of linear layers in 8 or 4 bits, to save memory on a GPU (arXiv 2305.14314)."""

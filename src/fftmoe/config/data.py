@@ -48,22 +48,46 @@ class DataSection(Section):
     """
 
     source: str
+    """A table (CSV, JSON lines or parquet), a folder with a table for each client, a folder with `train.*` and
+    `test.*`, a hub id, or `builtin:stdlib-docs`. Rows that nobody has divided are divided here: one in five is a
+    test row."""
     labels: Annotated[list[str], Field(min_length=2), no_repetition("labels")] | None = None
+    """The classes in their order; by default those of the training rows. Sites need it to agree, differential privacy
+    to protect it."""
     text: str = "text"
+    """The column of texts."""
     image: str = "image"
+    """The column of images: encoded files, or paths below the folder of the table."""
     label: str = "label"
+    """The column of labels. Where a task has no classes, it may name groups by which a partition divides the rows."""
     prompt: str | None = None
+    """The column of prompts of a language model, which then learns only the completions."""
     completion: str | None = None
+    """The column of completions of a language model."""
     chat_template: bool = False
+    """Write prompts and completions as messages of a user and an assistant, for models that were trained on
+    conversations."""
     tokens: str = "tokens"
+    """The column of lists of words, for token classification."""
     tags: str = "tags"
+    """The column of lists of tags, one for each word."""
     targets: Annotated[list[str], Field(min_length=1), no_repetition("columns of data.targets")] | None = None
+    """The columns of numbers that a regression answers."""
     target_scales: Literal["auto", "none"] | list[Scale] = "auto"
+    """The centre and the scale by which training sees a regression's targets; `auto` takes the mean and the standard
+    deviation of the training rows."""
     max_length: Count = 128
+    """Longer texts are cut to so many tokens."""
     train_examples: Count | None = None
+    """Use a random subset of so many training rows, the same for every seed."""
     test_examples: Count | None = None
+    """Use a random subset of so many test rows, the same for every seed."""
     validation_examples: Count | None = None
+    """Measure on so many training rows, which are set aside, instead of the test rows, so that settings can be chosen
+    without seeing the test rows."""
     validation: FractionOrOff = None
+    """The fraction of its rows that each client sets aside to measure on, or `off`. The server gets only sums. The
+    best round is found with them."""
 
     @model_validator(mode="after")
     def _columns_belong_together(self) -> "DataSection":

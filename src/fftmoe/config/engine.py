@@ -26,10 +26,20 @@ class EngineSection(Section):
     """
 
     kind: Literal["local", "flower"] = "local"
+    """`local` runs clients in processes of this machine, `flower` in Flower's simulation."""
     workers: Literal["auto"] | Count = 1
+    """Worker processes; `auto` takes one per core. The result is the same for any number."""
     ray_address: str | None = None
+    """With `kind: flower`, the address of a Ray cluster."""
     clients_per_batch: Literal["auto"] | Count = "auto"
+    """How many clients of one tier train together in one batch of the backbone. `auto` does so if their own batches
+    are small."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models compute."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """The number format of matrix multiplications. `bfloat16` is faster on most GPUs; trained values, sums and
+    messages stay float32."""
     prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
+    """Compute the hidden states below the first adapted block once for each example, and keep them on disk."""
     prefix_cache_mib: Count = 4096
+    """The most that the kept states may take on disk. Examples that do not fit are computed anew."""

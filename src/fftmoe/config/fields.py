@@ -68,9 +68,9 @@ Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-third|last-[
 
 
 class Section(BaseModel):
-    """A section of a recipe; an unknown key is an error."""
+    """A section of a recipe; an unknown key is an error. The text below a key is its entry in the reference."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 def off_or_section(alternatives: str) -> BeforeValidator:

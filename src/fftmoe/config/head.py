@@ -16,12 +16,22 @@ class HeadSection(Section):
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
+    """How the classification head comes about: computed by the server from the clients' feature statistics
+    (`closed-form`, ridge regression), or trained by clients and averaged, with a softmax loss (`averaged`) or one
+    loss for each class (`one-vs-all`, arXiv 2511.05028)."""
     learning_rate: Positive | None = None
+    """The rate of a head that clients train."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The optimizer of a head that clients train. AdamW forgets absent classes under label skew."""
     features: Literal["linear", "fourier"] = "linear"
+    """What a closed-form head is linear in: the model's features, or random Fourier features of them."""
     num_features: Annotated[int, Field(ge=1, le=2**16)] = 2048
+    """The number of random Fourier features. More of them fit more; a large client sends their square in bytes."""
     update: Literal["frozen", "trained", "recomputed"] = "recomputed"
+    """What happens to a closed-form head after round 0: nothing (`frozen`), training (`trained`), or computing it
+    again on the adapted features (`recomputed`)."""
     every: Count = 1
+    """Compute the head again after so many rounds, and after the last."""
 
     @property
     def trained(self) -> bool:

@@ -16,9 +16,18 @@ class PartitionSection(Section):
     """
 
     kind: Annotated[str, own_or_plugin("iid", "dirichlet", "shards", "bernoulli-dirichlet", "natural")]
+    """How training rows come to clients: each to the client that a column names (`natural`), or by a simulation of
+    skew."""
     num_clients: Count | None = None
+    """The number of clients of a simulated partition."""
     alpha: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The concentration of a Dirichlet draw of each client's labels, from 0.1 (skewed) to 100 (even) (arXiv
+    1909.06335)."""
     shards_per_client: Count | None = None
+    """With `kind: shards`, how many pieces of the rows, sorted by label, a client gets (arXiv 1602.05629)."""
     holder_fraction: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """With `kind: bernoulli-dirichlet`, the probability with which a client holds a class."""
     by: str | None = None
+    """The column that names the client of each row."""
     min_examples: Count | None = None
+    """Refuse a partition in which a client has fewer rows."""

@@ -18,9 +18,13 @@ class ExamplePrivacySection(Section):
     """
 
     clip_norm: Positive
+    """The largest norm of one example's gradient, over all trained tensors (arXiv 1607.00133)."""
     noise_multiplier: NoiseMultiplier
+    """The standard deviation of the noise on a sum of gradients, divided by `clip_norm`."""
     delta: Probability
+    """The delta of the guarantee; well below one over the number of a client's rows."""
     epsilon: Positive | None = None
+    """End the run before the round in which a client's examples would cost more than this."""
 
 
 class PrivacySection(Section):
@@ -38,12 +42,20 @@ class PrivacySection(Section):
     """
 
     min_contributors: Count = 3
+    """Leave a tensor or an expert as it is if fewer clients contributed to it."""
     clip_norm: Positive | None = None
+    """The largest norm of one client's update, over all its tensors."""
     clip_quantile: Probability | None = None
+    """Let `clip_norm` follow this quantile of the clients' norms (arXiv 1905.03871)."""
     noise_multiplier: NoiseMultiplier | None = None
+    """The standard deviation of the noise on the sum of updates, divided by `clip_norm`."""
     epsilon: Positive | None = None
+    """The guarantee for a client: find the noise with which all rounds stay within it, or end the run before it is
+    exceeded."""
     delta: Probability | None = None
+    """The delta of the guarantee for a client; well below one over the number of clients."""
     examples: ExamplePrivacySection | None = None
+    """Protect single examples instead of whole clients, also from the server."""
 
     @property
     def noisy(self) -> bool:

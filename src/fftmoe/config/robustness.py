@@ -17,8 +17,11 @@ class RobustnessSection(Section):
     """
 
     aggregator: Literal["norm-bound", "trimmed-mean", "median", "multi-krum"]
+    """The robust mean: bounded norms, a trimmed mean or a median of every number, or multi-Krum."""
     malicious_fraction: Annotated[Number, Field(ge=0, lt=0.5)] = 0.2
+    """The largest share of malicious clients in a round's cohort."""
     few_contributors: Literal["bounded", "frozen"] = "bounded"
+    """What happens to an expert that fewer clients trained than a robust mean needs."""
 
     def num_malicious(self, clients_per_round: int) -> int:
         """f: the largest number of malicious updates in a round."""

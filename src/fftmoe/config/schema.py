@@ -35,22 +35,40 @@ class Recipe(Section):
     """
 
     name: FileName = "run"
+    """The name of the run, and of its folder below `runs/`; by default that of the file."""
     seed: int = 0
+    """The seed of all randomness: the partition, the cohorts, the order of examples, the adapter's first values."""
     start_from: FolderOrOff = None
+    """The folder of a run, or of an adapter, whose weights are the first ones of this run."""
     backbone: BackboneSection
+    """The frozen foundation model, and its task."""
     data: DataSection
+    """The data set."""
     partition: PartitionSection
+    """Which client holds which training row."""
     method: Annotated[str, own_or_plugin(*METHODS)] = "fft-moe"
+    """What clients train, and how the server merges it; `fftmoe compare` compares them."""
     adapter: AdapterSection
+    """What is trained in the backbone's blocks. `paper` stands for a pool of routed experts alone, averaged per
+    expert."""
     lora: LoraSection = LoraSection()
+    """What the LoRA methods train instead."""
     head: Annotated[HeadSection | None, Field(validate_default=True)] = None
+    """The classification head."""
     budgets: Annotated[list[BudgetSection], Field(min_length=1)]
+    """The tiers of clients, which hold and activate more or fewer experts."""
     federation: FederationSection
+    """Rounds, local training and aggregation."""
     privacy: PrivacyOrOff = None
+    """What the server may see of a client's update, or `off`."""
     robustness: RobustnessOrOff = None
+    """Protection against malicious clients, or `off`."""
     engine: EngineSection = EngineSection()
+    """Where and how fast clients compute. It never changes the result beyond rounding."""
     evaluation: EvaluationSection = EvaluationSection()
+    """When and on what the model is measured."""
     trackers: list[str] = Field(default_factory=list)
+    """Experiment trackers that get the metrics, such as `tensorboard` (the extra `trackers`)."""
 
     @property
     def closed_form(self) -> HeadSection | None:
