@@ -120,7 +120,7 @@ def test_a_note_that_names_no_single_process_names_nobody(tmp_path: Path, pid: o
     assert found is None or found.pid is None
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid()])
+@pytest.mark.parametrize("pid", [pytest.param(1, id="the first process"), pytest.param(os.getpid(), id="this process")])
 def test_a_note_that_does_not_say_when_its_process_started_names_nobody(tmp_path: Path, pid: int):
     """Process 1 belongs to another user, unless the test runs as root."""
     for started in (None, 7):
