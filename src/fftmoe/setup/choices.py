@@ -63,7 +63,9 @@ def read_choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
         if first["type"] == "extra_forbidden":
             near = did_you_mean(key, Choices.model_fields)
             raise InputError(f"recipe {where}: unknown key 'compare.{key}'{near}") from None
-        raise InputError(f"recipe {where}: compare.{key}: {first['msg']} (value: {first['input']!r})") from None
+        raise InputError(
+            f"recipe {where}: compare.{key}: {first['msg']} (value: {first['input']!r}); correct it"
+        ) from None
 
 
 def check_override_keys(overrides: Mapping[str, Any]) -> None:
