@@ -1,6 +1,7 @@
 """A chained log gives back what was written, or refuses: no change of a byte and no lost line passes."""
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from fftmoe.errors import InputError, OutputError
 from fftmoe.store import chained_log
 from fftmoe.store.chained_log import ChainedLog
 
-VALUES = st.dictionaries(st.sampled_from(["a", "b", "why"]), st.integers() | st.text() | st.none(), max_size=3)
+CELLS = st.integers() | st.text() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.dictionaries(st.sampled_from(["a", "b", "why"]), CELLS, max_size=3)
 
 
 def log_in(folder: Path) -> ChainedLog:
@@ -57,6 +59,18 @@ def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, entr
     expected = [{"number": place, **values} for place, (values, _) in enumerate(entries, start=1)]
     for found in (log.read(), log_in(folder).read()):
         assert [{k: v for k, v in entry.items() if k != "previous"} for entry in found] == expected
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_could_not_be_read_is_not_written(five: Path, value: float, durable: bool):
+    """A line is never taken back, so one that `read` refuses would end the log for ever."""
+    log, before = log_in(five), values_in(five)
+    with log.locked(), pytest.raises(ValueError, match="not JSON compliant"):
+        log.append({"a": {"epsilon": value}}, durable)
+    assert values_in(five) == before
+    write(five, {"a": 6})
+    assert values_in(five) == [*before, 6]
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ class Cost:
     Attributes:
         mode: see `PrivacyAsked`.
         release: the noisy sums that the site makes, where it adds noise.
-        epsilon, delta: what the recipe states for its whole run, where the server adds noise.
+        epsilon, delta: what the recipe states for its whole run, where the server adds noise; epsilon is infinite if it
+            states none.
     """
 
     mode: str
@@ -112,7 +113,8 @@ def _cost_in(entry: Mapping[str, Any]) -> Cost:
     """The cost that `Pages.ask` wrote."""
     release = entry.get("release")
     own = None if release is None else Release(**release)
-    return Cost(entry["mode"], own, entry.get("epsilon", 0.0), entry.get("delta", 0.0))
+    epsilon = entry.get("epsilon", 0.0)
+    return Cost(entry["mode"], own, math.inf if epsilon is None else epsilon, entry.get("delta", 0.0))
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Pages:
         if cost.release is not None:
             values["release"] = asdict(cost.release)
         if cost.mode == "clients":
-            values |= {"epsilon": cost.epsilon, "delta": cost.delta}
+            values |= {"epsilon": cost.epsilon if math.isfinite(cost.epsilon) else None, "delta": cost.delta}
         self._add(ASKED, durable=False, **_key_values(key), task=task, round=round, bytes=size, **values)
 
     def answer(self, run: str, task: str, round: int, size: int) -> None:

@@ -101,13 +101,14 @@ class ChainedLog:
                 the end of the process, and not a loss of power.
 
         Raises:
-            InputError: as `read`. OutputError: it cannot be written; the log is as before.
+            InputError: as `read`. OutputError: it cannot be written; the log is as before. ValueError: a number of the
+                entry is not finite, so `read` would refuse it; the log is as before.
         """
         self.read()
         assert self._end is not None
         end = self._end
         entry = {"number": end.lines + 1, **values, "previous": end.digest}
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"  # `read` takes no Infinity
         longer = _Head(end.lines + 1, end.size + len(line), sha256(line))
         with disk_errors(self.path):
             handle = os.open(self.path, os.O_WRONLY)
