@@ -67,7 +67,7 @@ def recipe(folder: Path, rounds: int) -> dict[str, Any]:
         "backbone": {"model": "builtin:minilm"},
         "data": {"source": str(folder / "all"), "max_length": 64, "labels": labels},
         "partition": {"kind": "natural", "by": "site"},
-        "adapter": {"num_experts": 16, "expert_dim": 16, "blocks": "last-2"},
+        "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0, "blocks": "last-2"},
         "head": {"kind": "averaged", "learning_rate": 1.0},
         "budgets": [{"name": "all", "fraction": 1.0, "top_k": 2, "experts": 8}],
         "federation": {
@@ -76,6 +76,8 @@ def recipe(folder: Path, rounds: int) -> dict[str, Any]:
             "local_steps": 2,
             "batch_size": 16,
             "learning_rate": 2e-3,
+            "aggregation": "per-expert",
+            "server_optimizer": "sgd",
         },
         "evaluation": {"every": rounds},
         "trackers": [],

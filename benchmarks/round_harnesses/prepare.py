@@ -83,6 +83,8 @@ def recipe(folder: Path, setting: Setting) -> dict[str, Any]:
         "adapter": {
             "num_experts": setting.experts,
             "expert_dim": setting.expert_dim,
+            "shared_rank": 0,
+            "scale": 1.0,
             "blocks": "all",
             # The only target that a client can follow without knowing the others' load.
             "balance": "switch",
@@ -96,6 +98,7 @@ def recipe(folder: Path, setting: Setting) -> dict[str, Any]:
             "local_steps": 1,
             "learning_rate": setting.learning_rate,
             "aggregation": "fedavg",
+            "server_optimizer": "sgd",
         },
         "engine": {"workers": 1, "prefix_cache": "off"},
         "evaluation": {"every": setting.rounds},
