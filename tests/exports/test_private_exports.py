@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import fftmoe
 from fftmoe.config import parse_recipe
@@ -49,6 +50,19 @@ def test_the_card_states_the_promise_of_the_run(private: tuple[str, Path], tmp_p
         assert f"epsilon {account['epsilon']:.3g} at delta 0.001. Compared are" in found
         assert account["adjacency"] in found
         assert "not private by themselves" not in found
+
+
+def test_the_card_of_a_private_run_names_nothing(private: tuple[str, Path], tmp_path: Path):
+    name, folder = private
+    recipe = yaml.safe_load((folder / "config.yaml").read_text())
+    own = (folder / "adapter" / "README.md").read_text()
+    for text in (own, card(folder, tmp_path / "out", "peft")):
+        assert PROMISES[name][1] in text
+        assert "data that a private run does not name" in text
+        for place in (recipe["data"]["source"], recipe["backbone"]["model"]):
+            assert Path(place).name not in text
+        assert recipe["name"] not in text.replace("fft-moe", "")
+        assert not any(f" {label}" in text or f"({label}" in text for label in LABELS)
 
 
 def test_the_model_of_one_client_is_not_covered(private: tuple[str, Path], tmp_path: Path):

@@ -10,11 +10,9 @@ from fftmoe.deploy.job import read_profile
 from fftmoe.errors import InputError
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.shown import quoted
-from fftmoe.store import Bindings, write_atomically
+from fftmoe.store import SITES, Bindings, write_atomically
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.strict import read_small, strict_json
-
-SITES = "sites.json"  # in the run's folder
 
 
 @dataclass(frozen=True)

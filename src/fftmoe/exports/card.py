@@ -14,6 +14,7 @@ from fftmoe.shown import shown
 from fftmoe.trained.run import FinishedRun
 
 CARD_TEMPLATE = "card.md.jinja"
+LISTED_NAMES = 20  # labels that a card names
 HUB_IDS = {BUILTIN_MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
@@ -53,7 +54,9 @@ class CardFacts:
         metric: the name of the main metric. value: of the whole test split, None where it was not measured.
         by_tier: the main metric of the model as each tier uses it.
         test_examples: the size of the test split; None for the whole split of the source.
-        privacy: None for a run that is not private.
+        interval: of that value, 95 %; None where it has none.
+        privacy: None for a run that is not private. The card of a private one shows no name that is not declared.
+        over_sites: the clients were sites with data of their own; otherwise one machine held all data.
         own_parts: the exported model has parts that one client has trained and keeps.
     """
 
@@ -67,8 +70,20 @@ class CardFacts:
     metric: str
     value: float | None
     by_tier: Mapping[str, float]
+    interval: Sequence[float] | None = None
+    over_sites: bool = False
     privacy: CardPrivacy | None = None
     own_parts: bool = False
+
+    @property
+    def data(self) -> str:
+        """The data in words: a hub id or the name of a folder, which a private run keeps to itself."""
+        return shown_name(self.data_source) if self.privacy is None else "data that a private run does not name"
+
+    def how_trained(self, method: str) -> str:
+        """A sentence about the adapter of the run."""
+        where = "over sites that kept their data" if self.over_sites else "that was simulated on one machine"
+        return f"An adapter of method {method}, trained in a federation {where}."
 
 
 @dataclass(frozen=True)
@@ -108,9 +123,9 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures) 
         figures=figures,
         what=what,
         front=yaml.safe_dump(front, sort_keys=False),
-        backbone=_hub_id(run.backbone.model) or shown_name(run.backbone.model),
-        data=shown_name(facts.data_source),
-        loading_arguments=_loading_arguments(run),
+        backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
+        labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
+        loading_arguments=_loading_arguments(run, facts),
     )
 
 
@@ -127,9 +142,18 @@ def figures_of_run(facts: CardFacts, own: bool) -> Figures:
     """
     overall = {} if facts.value is None else {f"{facts.metric} on the test split": facts.value}
     tiers = {f"{facts.metric} as tier {tier} uses it": value for tier, value in facts.by_tier.items()}
-    note = f"Measured by the run itself, at its end, on {shown_name(facts.data_source)}"
+    note = f"Measured by the run itself, at its end, on {facts.data}"
     note += "." if own else ": the values are those of the global model, of which this model is a part."
-    return Figures(note, facts.metric, overall | tiers, own)
+    if overall and facts.interval is not None:
+        low, high = facts.interval
+        note += f" The 95 % interval of the {facts.metric.replace('_', ' ')} is {low:.4g} to {high:.4g}."
+    return Figures(note, facts.metric, overall | (tiers if facts.privacy is None else {}), own)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The number of names, and the first ones."""
+    more = ", …" if len(names) > LISTED_NAMES else ""
+    return f"{len(names)} ({', '.join(names[:LISTED_NAMES])}{more})"
 
 
 def shown_name(place: str) -> str:
@@ -139,7 +163,7 @@ def shown_name(place: str) -> str:
 
 def _front(run: FinishedRun, facts: CardFacts, figures: Figures) -> dict[str, Any]:
     """The front matter as a hub reads it; an empty value is left out."""
-    pipeline, source = PIPELINES.get(run.task, run.task), shown_name(facts.data_source)
+    pipeline, source, is_own = PIPELINES.get(run.task, run.task), facts.data, figures.own and facts.privacy is None
     results = {
         "task": {"type": pipeline},
         "dataset": {"name": source, "type": source, "split": "test"},
@@ -151,7 +175,7 @@ def _front(run: FinishedRun, facts: CardFacts, figures: Figures) -> dict[str, An
         "pipeline_tag": pipeline,
         "tags": ["fftmoe", "federated-learning", run.method],
         "metrics": [figures.metric],
-        "model-index": [{"name": run.name, "results": [results]}] if figures.own and figures.values else None,
+        "model-index": [{"name": run.name, "results": [results]}] if is_own and figures.values else None,
     }
 
 
@@ -160,12 +184,17 @@ def _hub_id(model: str) -> str | None:
     return HUB_IDS.get(model, None if Path(model).expanduser().is_dir() or ":" in model else model)
 
 
-def _loading_arguments(run: FinishedRun) -> str:
+def _local_name(run: FinishedRun, facts: CardFacts) -> str:
+    """The name of a backbone that is no model of a hub."""
+    return shown_name(run.backbone.model) if facts.privacy is None else "a local backbone"
+
+
+def _loading_arguments(run: FinishedRun, facts: CardFacts) -> str:
     """The arguments of `fftmoe.load_backbone` for the run's backbone, without the path of a local folder."""
     backbone = run.backbone
-    model = _hub_id(backbone.model) if backbone.model in HUB_IDS else backbone.model
+    model = _hub_id(backbone.model) or _local_name(run, facts)
     return loading_arguments(
-        shown_name(model or ""),
+        model,
         num_labels=len(run.label_names) or None,
         task=run.task,
         pooling=backbone.pooling,

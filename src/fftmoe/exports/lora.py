@@ -21,7 +21,7 @@ from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.backbones.lora import Factors, load_factors, lora_config
 from fftmoe.data import Examples
 from fftmoe.errors import InputError
-from fftmoe.exports.card import CardFacts, Figures, model_card, shown_name
+from fftmoe.exports.card import CardFacts, Figures, model_card
 from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import finite_metrics
@@ -145,7 +145,7 @@ def _card(
     )
     values = {f"{name} on the test split": value for name, value in own.items()}
     values |= {f"{name} of the imitated adapter": value for name, value in experts.items()}
-    note = f"Measured when this LoRA was made, on {shown_name(facts.data_source)}."
+    note = f"Measured when this LoRA was made, on {facts.data}."
     return model_card(run, facts, what, Figures(note, next(iter(own)), values))
 
 

@@ -34,6 +34,6 @@ def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: in
         write_json(folder / ADAPTER_CONFIG, {**config, "top_k": top_k})
     batches = probes(trained)
     found = difference(answers(reload(run, folder), batches), answers(trained.model, batches))
-    what = f"An adapter of method {run.method}, trained in a federation in which the raw data never left the clients."
+    what = facts.how_trained(run.method)
     write_text(folder / "README.md", model_card(run, facts, what, figures_of_run(facts, own=top_k is None)))
     return {**require(found, SAME, "adapter"), "weights": file_digest(folder / ADAPTER_WEIGHTS)}

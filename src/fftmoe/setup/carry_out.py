@@ -20,13 +20,16 @@ from fftmoe.rounds.loop import Federation, Metrics, federate, start
 from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.rounds.validation import validated_in
+from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience, train_locally
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
     ADAPTER,
+    KEPT_ROUND,
     LAST_ADAPTER,
+    LAST_ROUND,
     Bindings,
     RunFolder,
     read_config,
@@ -188,7 +191,9 @@ def _save(
     for name, state in states.items():
         experiment.method.install(experiment.model, state.tensors, experiment.largest)
         to_units(experiment.model, scales_of(experiment.recipe))
-        save_adapter(experiment.model, folder.path / name, experiment.label_names)
+        round = KEPT_ROUND if name == ADAPTER else LAST_ROUND
+        card = run_card(experiment.recipe, summary, folder.path / name, experiment.label_names, round)
+        save_adapter(experiment.model, folder.path / name, experiment.label_names, card=card)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
     folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
     folder.write_summary(summary)

@@ -9,7 +9,7 @@ from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, read_texts
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.exports.card import CardFacts, CardPrivacy, CardTier
+from fftmoe.exports.card import CardFacts
 from fftmoe.exports.check import check_has_experts
 from fftmoe.exports.examples import fitting_batches
 from fftmoe.exports.folder import ABOUT, file_digest, new_folder, size_of, write_json
@@ -23,6 +23,7 @@ from fftmoe.exports.personal import (
     export_personal,
     listed_experts,
 )
+from fftmoe.setup.described import described_facts
 from fftmoe.setup.finished import check_rows, load_client, load_federation, load_run, recipe_of
 from fftmoe.setup.load import read_split
 from fftmoe.store import KEPT_ROUND, adapter_of, read_summary
@@ -140,38 +141,12 @@ def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
     Raises:
         InputError: the folder is not a finished run.
     """
-    recipe, summary = recipe_of(run), read_summary(run)
-    metric = summary.get("metric", "accuracy")
-    if round != KEPT_ROUND and "last" in summary:
-        summary = {**summary, **summary["last"], f"{metric}_by_tier": {}}
-    return CardFacts(
-        data_source=recipe.data.source,
-        test_examples=recipe.data.test_examples,
-        partition=recipe.partition.kind,
-        num_clients=summary.get("num_clients"),
-        clients_per_round=recipe.federation.clients_per_round,
-        rounds=summary.get("rounds_completed"),
-        tiers=[CardTier(tier.name, tier.fraction, tier.top_k, tier.experts) for tier in recipe.budgets],
-        metric=metric,
-        value=summary.get(metric),
-        by_tier=summary.get(f"{metric}_by_tier", {}),
-        privacy=_card_privacy(summary.get("privacy")),
-    )
+    return described_facts(recipe_of(run), read_summary(run), run, round)
 
 
 def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
     """The facts of the model that is used with these options of `finished_run`."""
     return card_facts(run, use.get("round", KEPT_ROUND))
-
-
-def _card_privacy(spent: Mapping[str, Any] | None) -> CardPrivacy | None:
-    """The promise of a run whose summary has this section `privacy`; None for a run that is not private."""
-    if spent is None:
-        return None
-    protects, account = ("single examples", spent["examples"]) if "examples" in spent else ("clients", spent)
-    if "epsilon" not in account:
-        return CardPrivacy()
-    return CardPrivacy(protects, account["epsilon"], account["delta"], account["adjacency"])
 
 
 def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:

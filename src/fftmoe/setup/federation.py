@@ -28,8 +28,8 @@ from fftmoe.rounds.private import NoisySums, PrivateMerging
 from fftmoe.rounds.validation import PREFIX, Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
 from fftmoe.server.expectation import Expectation, Validated
+from fftmoe.setup.described import generation_sample
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.finished import generation_sample
 from fftmoe.setup.tiers import schedule_of
 from fftmoe.store import Ranking
 from fftmoe.trained.generate import generation_metrics

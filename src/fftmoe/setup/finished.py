@@ -5,6 +5,7 @@ This is the only place that reads the recipe of a finished run for these uses; `
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
 from fftmoe.setup.compose import compose
+from fftmoe.setup.described import described_run
 from fftmoe.setup.load import read_split
 from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
@@ -39,7 +41,7 @@ from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
 from fftmoe.trained.predict import Prediction, check_request, predict
-from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat, TrainedModel
+from fftmoe.trained.run import FinishedRun, TrainedModel
 
 USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has finished
 
@@ -64,33 +66,9 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
         InputError: the folder is not a finished run, or is damaged.
     """
     recipe = recipe_of(folder)
-    backbone, data, head, model = recipe.backbone, recipe.data, recipe.head, adapter_of(folder, round)
-    return FinishedRun(
-        folder=folder,
-        adapter=model,
-        name=recipe.name,
-        method=recipe.method,
-        task=backbone.task,
-        label_names=read_labels(model),
-        backbone=BackboneOptions(
-            model=backbone.model,
-            pooling=backbone.pooling,
-            quantization=backbone.quantization,
-            fourier_features=recipe.fourier_features,
-        ),
-        inputs=InputFormat(
-            max_length=data.max_length,
-            text_column=data.text,
-            image_column=data.image,
-            prompt_column=data.prompt,
-            chat_template=data.chat_template,
-        ),
-        head=None if head is None else head.kind,
-        precision=recipe.engine.precision,
-        generation=generation_sample(recipe),
-        began=_began(folder),
-        accept_changes=accept_changes,
-    )
+    model = adapter_of(folder, round)
+    described = described_run(recipe, folder, model, read_labels(model))
+    return replace(described, began=_began(folder), accept_changes=accept_changes)
 
 
 def _began(folder: Path) -> Bindings | None:
@@ -102,12 +80,6 @@ def _began(folder: Path) -> Bindings | None:
             folder,
         )
     return found
-
-
-def generation_sample(recipe: Recipe) -> GenerationSample | None:
-    """How the recipe measures generated text; None if it does not."""
-    wanted = recipe.evaluation.generate
-    return None if wanted is None else GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed)
 
 
 def load_run(

@@ -6,6 +6,7 @@ What the files mean to a run is decided in `rounds/` and `setup/`. Every package
 from fftmoe.store.adapter import ADAPTER as ADAPTER
 from fftmoe.store.adapter import KEPT_ROUND as KEPT_ROUND
 from fftmoe.store.adapter import LAST_ADAPTER as LAST_ADAPTER
+from fftmoe.store.adapter import LAST_ROUND as LAST_ROUND
 from fftmoe.store.adapter import adapter_of as adapter_of
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
@@ -19,6 +20,7 @@ from fftmoe.store.owner import owned as owned
 from fftmoe.store.owner import owner_of as owner_of
 from fftmoe.store.ranking import Ranking as Ranking
 from fftmoe.store.rows import RowFile as RowFile
+from fftmoe.store.run_folder import SITES as SITES
 from fftmoe.store.run_folder import Best as Best
 from fftmoe.store.run_folder import RunFolder as RunFolder
 from fftmoe.store.run_folder import Saved as Saved

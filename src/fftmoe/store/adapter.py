@@ -31,16 +31,20 @@ def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
     return last if round == LAST_ROUND and last.is_dir() else run / ADAPTER
 
 
-def save_adapter(model: Any, folder: Path, label_names: Sequence[str], private: bool = True) -> None:
+def save_adapter(
+    model: Any, folder: Path, label_names: Sequence[str], private: bool = True, card: str | None = None
+) -> None:
     """Write a PEFT folder with `labels.json`, and `bound.json` (`adapter/bound.py`), whole or not at all.
 
     Args:
+        card: README.md, the model card; None leaves it out, because PEFT's is a form that nobody has filled in.
         private: only the owner can read it; otherwise the permissions are the usual ones of the process.
     """
     temporary, before = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     with disk_errors(folder):
         try:
             model.save_pretrained(str(temporary))
+            _write_card(temporary / "README.md", card)
             (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
             (temporary / BOUND).write_text(json.dumps(describe_adapter(temporary, model), indent=1) + "\n")
             _set_permissions(temporary, private)
@@ -52,6 +56,12 @@ def save_adapter(model: Any, folder: Path, label_names: Sequence[str], private: 
         finally:
             for leftover in (temporary, before):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_card(path: Path, card: str | None) -> None:
+    path.unlink(missing_ok=True)
+    if card is not None:
+        path.write_text(card)
 
 
 def _set_permissions(folder: Path, private: bool) -> None:

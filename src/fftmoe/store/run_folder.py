@@ -24,8 +24,9 @@ from fftmoe.strict import json_text, read_small, strict_json, strict_yaml
 MARGIN_BYTES = 64 * 2**20
 MOST_SUMMARY_BYTES = 2**28
 CONFIG = "config.yaml"
+SITES = "sites.json"  # of a run over sites: what each said about itself
 # What a folder holds before its run has begun.
-FIRST = {LOCK, BINDINGS, "sites.json", "checkpoints", "clients"}
+FIRST = {LOCK, BINDINGS, SITES, "checkpoints", "clients"}
 LEDGERS = {"privacy.json", "example_privacy.json"}
 
 
