@@ -109,16 +109,11 @@ def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
 
 @torch.inference_mode()
 def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
-    """Logits of every example, float32 [N, C] of C classes, in the order of `examples`.
-
-    Raises:
-        RunError: a logit is not finite.
-    """
+    """Logits of every example, float32 [N, C] of C classes, in the order of `examples`; some may not be finite."""
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
         parts.append(logits(model, on_device(model, examples.batch(rows))).float().cpu())
         order.append(rows)
-        check_finite_outputs(parts[-1].isfinite().all(1))
     flat = torch.cat(parts)
     result = torch.empty_like(flat)
     result[torch.cat(order)] = flat
@@ -126,8 +121,14 @@ def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_
 
 
 def accuracy(model: Any, examples: Examples) -> float:
-    """The fraction of examples whose highest logit is that of their label."""
-    return float((predict_logits(model, examples).argmax(1) == examples.labels).double().mean())
+    """The fraction of examples whose highest logit is that of their label.
+
+    Raises:
+        RunError: a logit is not finite.
+    """
+    found = predict_logits(model, examples)
+    check_finite_outputs(found.isfinite().all(1))
+    return float((found.argmax(1) == examples.labels).double().mean())
 
 
 def client_metrics(model: Any, own_labels: Tensor, task: Task, examples: Examples) -> dict[str, float]:

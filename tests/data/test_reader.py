@@ -93,9 +93,9 @@ def test_a_line_of_a_text_file_is_a_text(tmp_path: Path, texts: list[str], line_
     if encoding == "utf-8" and lines and lines[0].startswith("\ufeff"):
         lines[0] = ""  # at the beginning of a file this is a mark
     (tmp_path / "a.txt").write_bytes(encoded("".join(line + line_end for line in lines), encoding))
-    assert read_texts(tmp_path / "a.txt", "text") == lines
+    assert read_texts(tmp_path / "a.txt", "text").texts == lines
     (tmp_path / "a.txt").write_bytes(encoded(line_end.join(lines), encoding))
-    assert read_texts(tmp_path / "a.txt", "text") == (lines if lines and lines[-1] else lines[:-1])
+    assert read_texts(tmp_path / "a.txt", "text").texts == (lines if lines and lines[-1] else lines[:-1])
 
 
 @law
@@ -333,4 +333,4 @@ def test_a_table_of_another_kind_is_not_read_as_lines(tmp_path: Path, suffix: st
     with pytest.raises(InputError, match=rf"a\.{suffix} is a table of a kind that is not read; save it as \.parquet"):
         read_texts(tmp_path / f"a.{suffix}", "text")
     (tmp_path / "a.CSV").write_text("text\nred\n")
-    assert read_texts(tmp_path / "a.CSV", "text") == ["red"]
+    assert read_texts(tmp_path / "a.CSV", "text").texts == ["red"]

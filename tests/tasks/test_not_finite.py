@@ -18,7 +18,7 @@ from torch import Tensor
 from fftmoe.backbones import continue_greedily, load_backbone
 from fftmoe.data import IGNORED
 from fftmoe.errors import RunError
-from fftmoe.evaluate import mean_and_worst_decile, predict_logits, tally
+from fftmoe.evaluate import accuracy, mean_and_worst_decile, predict_logits, tally
 from fftmoe.rng import generator
 from fftmoe.strict import json_text
 from fftmoe.tasks import (
@@ -88,7 +88,7 @@ def test_a_model_whose_outputs_are_not_finite_is_neither_measured_nor_asked(back
     model, examples = load_backbone(str(backbone_folder), num_labels=3), token_examples(23, seed=2)
     assert predict_logits(model, examples).isfinite().all()
     break_one(model)
-    for ask in (lambda: tally(model, Classification(), examples, 3), lambda: predict_logits(model, examples)):
+    for ask in (lambda: tally(model, Classification(), examples, 3), lambda: accuracy(model, examples)):
         with pytest.raises(RunError, match=r"not finite numbers for 23 of 23 examples .* lower federation"):
             ask()
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from PIL import Image
 
 import fftmoe
 from fftmoe.backbones import load_tokenizer, logits
+from fftmoe.errors import RunError
 from fftmoe.setup.finished import load_client, load_run, recipe_of
 from fftmoe.setup.load import load_split
+from fftmoe.trained.inputs import Inputs
+from fftmoe.trained.predict import predict
 from fftmoe.trained.run import TrainedModel
 from five_clients import FOURIER
 from pictures import COLOURS, vision_values
@@ -46,6 +51,22 @@ def vision(run_sections: RunSections, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def language(run_language: RunLanguage) -> Path:
     return run_language().folder
+
+
+@pytest.fixture(scope="module")
+def tagged(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The sections of a run that tags words."""
+    folder = tmp_path_factory.mktemp("tagged")
+    for split, size in {"train": 61, "test": 23}.items():
+        words = [["red", "ash", "cod"][: 1 + row % 3] for row in range(size)]
+        tags = [["colour" if word == "red" else "other" for word in own] for own in words]
+        datasets.Dataset.from_dict({"tokens": words, "tags": tags}).to_parquet(folder / f"{split}.parquet")
+    return {
+        "backbone": {"model": str(backbone_folder), "task": "token-classification"},
+        "data": {"source": str(folder), "max_length": 7},
+        "partition": {"kind": "iid", "num_clients": 7},
+        "head": {"kind": "averaged", "learning_rate": 1.0},
+    }
 
 
 def rows(cli: Cli, *arguments: object, stdin: str = "") -> list[dict[str, Any]]:
@@ -129,6 +150,48 @@ def test_a_column_that_is_missing_or_holds_no_texts_is_named(cli: Cli, texts: Pa
     assert_refused(cli("predict", texts, "--file", tmp_path / "table.jsonl"), "'text'", "said", "--column")
     named = cli("predict", texts, "--file", tmp_path / "table.jsonl", "--column", "said")
     assert_refused(named, "holds 3", "not a text")
+
+
+def test_a_value_that_is_no_text_costs_no_answer_of_another(cli: Cli, texts: Path, tmp_path: Path):
+    """In a column of texts; one in which no value is a text is refused."""
+    values = [TEXTS[0], 3, None, True, [TEXTS[0]], {"a": 1}, 1.5, TEXTS[1]]
+    (tmp_path / "table.jsonl").write_text("".join(f'{{"text": {json.dumps(value)}}}\n' for value in values))
+    found = rows(cli, texts, TEXTS[2], "--file", tmp_path / "table.jsonl", "--scores")
+    assert [row["label"] is None for row in found] == [False, False, *[True] * 6, False]
+    assert found[3]["reason"] == "there is no text"
+    assert "the column 'text' holds 3, which is not a text" in found[2]["reason"]
+    assert all("not a text" in row["reason"] for row in (found[2], *found[4:8]))
+    assert found[2].keys() == {"text", "label", "score", "scores", "reason"}
+    asked = rows(cli, texts, TEXTS[2], TEXTS[0], TEXTS[1])
+    assert [row["label"] for row in (found[0], found[1], found[8])] == [row["label"] for row in asked]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("kind", ["texts", "language", "tags"])
+def test_an_output_that_is_not_finite_costs_no_answer_of_another(
+    kind: str, batch_size: int, texts: Path, language: Path, run_sections: RunSections, tagged: dict[str, Any]
+):
+    """One word of the vocabulary has no finite embedding."""
+    folder = language if kind == "language" else texts if kind == "texts" else run_sections(**tagged)
+    trained, (field, word) = load_run(folder), ("text", "elm") if kind != "language" else ("prompt", "cod")
+    asked = ["ash bay", f"bay {word}", "bay ash"]
+    ask = partial(predict, trained, batch_size=batch_size, scores=False, max_new_tokens=2)
+    alone = ask(Inputs([asked[0], asked[2]], reasons=[None, None]))
+    tokenizer: Any = load_tokenizer(trained.run.backbone.model)
+    vocabulary = next(module for module in trained.model.modules() if isinstance(module, torch.nn.Embedding))
+    vocabulary.weight.data[tokenizer.convert_tokens_to_ids(word)] = math.nan
+    found = ask(Inputs(asked, reasons=[None] * 3))
+    assert [row[field] for row in found] == asked
+    assert [answer_of(found[0]), answer_of(found[2])] == [answer_of(row) for row in alone]
+    assert answer_of(found[1]) is None
+    assert found[1]["reason"] == "the model's outputs are not finite numbers, so it has no answer"
+    assert found[1].keys() == {*found[0], "reason"}
+    with pytest.raises(RunError, match="not finite numbers for 1 of 1 examples"):
+        ask(Inputs(asked[1:2], reasons=[None]))
+
+
+def answer_of(row: dict[str, Any]) -> Any:
+    return row["completion"] if "completion" in row else row["tags"] if "tags" in row else row["label"]
 
 
 # Images
@@ -252,18 +315,8 @@ def test_a_prompt_that_cannot_be_continued_costs_no_answer_of_another(cli: Cli, 
 # Other tasks
 
 
-def test_every_word_gets_a_tag_or_none(cli: Cli, run_sections: RunSections, backbone_folder: Path, tmp_path: Path):
-    rows_of = {"train": 61, "test": 23}
-    for split, size in rows_of.items():
-        words = [["red", "ash", "cod"][: 1 + row % 3] for row in range(size)]
-        tags = [["colour" if word == "red" else "other" for word in own] for own in words]
-        datasets.Dataset.from_dict({"tokens": words, "tags": tags}).to_parquet(tmp_path / f"{split}.parquet")
-    run = run_sections(
-        backbone={"model": str(backbone_folder), "task": "token-classification"},
-        data={"source": str(tmp_path), "max_length": 7},
-        partition={"kind": "iid", "num_clients": 7},
-        head={"kind": "averaged", "learning_rate": 1.0},
-    )
+def test_every_word_gets_a_tag_or_none(cli: Cli, run_sections: RunSections, tagged: dict[str, Any]):
+    run = run_sections(**tagged)
     long = "red ash cod dew elm fig gum hay"
     (short, whole) = rows(cli, run, "ash  red", long)
     assert (short["tokens"], whole["tokens"]) == (["ash", "red"], long.split())

@@ -13,8 +13,10 @@ from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
+from fftmoe.backbones.finite import NO_ANSWER as NO_ANSWER
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
+from fftmoe.backbones.generate import greedy_continuations as greedy_continuations
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments
 from fftmoe.backbones.placement import compute_dtype as compute_dtype

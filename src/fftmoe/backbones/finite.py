@@ -25,14 +25,21 @@ def check_finite_outputs(sound_B: Tensor) -> None:
         )
 
 
-class OnlyFinite(LogitsProcessor):
-    """Checks the logits of every token that a language model generates; it changes none."""
+NO_ANSWER = "the model's outputs are not finite numbers, so it has no answer"
+"""Why an input has none, where others have one."""
+
+
+class FiniteRows(LogitsProcessor):
+    """Notes which prompts of a batch have only finite logits, at every token that is generated; it changes none.
+
+    Attributes:
+        sound_B: those that have, bool [B].
+    """
+
+    def __init__(self, num_prompts: int, device: torch.device) -> None:
+        self.sound_B = torch.ones(num_prompts, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores` [B, V] as they are.
-
-        Raises:
-            RunError: one of them is not finite.
-        """
-        check_finite_outputs(scores.isfinite().all(1))
+        """Return `scores` [B, V] as they are."""
+        self.sound_B &= scores.isfinite().all(1)
         return scores

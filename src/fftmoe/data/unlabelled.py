@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,27 +16,62 @@ from fftmoe.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_texts(path: Path, column: str) -> list[str | None]:
+@dataclass(frozen=True)
+class GivenTexts:
+    """Texts that a person asks about, in their order.
+
+    Attributes:
+        texts: blank ones too; None where a row has none.
+        reasons: for each why it cannot be read as a text, else None; of a row without any there is none.
+        where: the file, for messages.
+    """
+
+    texts: list[str | None]
+    reasons: list[str | None]
+    where: str
+
+    def check_texts(self) -> None:
+        """Check that every row holds a text, or nothing.
+
+        Raises:
+            InputError: one holds something else.
+        """
+        for row, reason in enumerate(self.reasons, start=1):
+            if reason is not None:
+                raise InputError(f"{self.where}: in row {row} {reason}; correct the row, or name another column")
+
+
+def read_texts(path: Path, column: str) -> GivenTexts:
     """The texts of a file, one for each line, or for each row of a .csv, .jsonl or .parquet file.
 
     Args:
         column: the column of a table.
 
-    Returns:
-        the texts in the order of the file, blank ones too; None where a row has none.
-
     Raises:
         InputError: the file cannot be read, or has no such column of texts.
     """
     if not is_table(path):
-        return list(read_lines(path))
-    texts = list(_with_column(read_table(path), column).columns[column])
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str | None):
-            raise InputError(
-                f"{path}: column {column!r} holds {text!r:.50} in row {row}, which is not a text; name another column"
-            )
-    return texts
+        texts: list[Any] = list(read_lines(path))
+        return GivenTexts(texts, [None] * len(texts), str(path))
+    values = list(_with_column(read_table(path), column).columns[column])
+    reasons = [_why_no_text(column, value) for value in values]
+    texts = [value if isinstance(value, str) else None for value in values]
+    found = GivenTexts(texts, reasons, str(path))
+    if all(text is None for text in texts):
+        found.check_texts()  # no answer at all: perhaps another column was meant
+    return found
+
+
+def _why_no_text(column: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return f"the column {column!r} holds {value!r:.50}, which is not a text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"the column {column!r} holds {value!r:.50}, which is no text in UTF-8"
+    return None
 
 
 @dataclass(frozen=True)

@@ -180,5 +180,7 @@ def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
         return train.examples["train"]
     if run.reads_images:
         return unlabelled_images(run, Path(data))
-    texts = [text for text in read_texts(Path(data), run.inputs.text_column) if text is not None and text.strip()]
+    given = read_texts(Path(data), run.inputs.text_column)
+    given.check_texts()
+    texts = [text for text in given.texts if text is not None and text.strip()]
     return unlabelled_texts(run, texts)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from fftmoe.backbones import continue_greedily, load_tokenizer, readable_tokens
+from fftmoe.backbones import NO_ANSWER, check_finite_outputs, greedy_continuations, load_tokenizer, readable_tokens
 from fftmoe.data import Origin, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.trained.run import TrainedModel
@@ -19,10 +20,10 @@ def complete(
 
     Returns:
         `{"prompt", "completion"}` for each prompt. A prompt that is longer, with its completion, than what the model
-        can read has the completion None and a `"reason"`.
+        can read, or has outputs that are not finite, has the completion None and a `"reason"`.
 
     Raises:
-        InputError: `max_new_tokens` is below 1, or no prompt is short enough.
+        InputError: `max_new_tokens` is below 1, or no prompt is short enough. RunError: no output is finite.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} is below 1; set it to at least 1")
@@ -43,7 +44,7 @@ def complete(
         )
     end_id = tokenizer.eos_token_id
     assert isinstance(end_id, int), "tokenize_completions refuses a tokenizer without an end token"
-    generated = continue_greedily(
+    generated = greedy_continuations(
         model,
         [own for own, fit in zip(ids, fits, strict=True) if fit],
         max_new_tokens,
@@ -51,11 +52,17 @@ def complete(
         pad_id=tokenized.texts.pad_id,
         batch_size=batch_size,
     )
-    texts = iter([str(tokenizer.decode(new, skip_special_tokens=True)) for new in generated])
+    if not any(new is not None for new in generated):
+        check_finite_outputs(torch.zeros(len(generated), dtype=torch.bool))
+    texts = iter([None if new is None else str(tokenizer.decode(new, skip_special_tokens=True)) for new in generated])
     too_long = f"the prompt and {max_new_tokens} new tokens go beyond the {positions} tokens that the model can read"
     return [
-        {"prompt": prompt, "completion": next(texts)}
-        if fit
-        else {"prompt": prompt, "completion": None, "reason": too_long}
+        _completed(prompt, next(texts), NO_ANSWER) if fit else _completed(prompt, None, too_long)
         for prompt, fit in zip(prompts, fits, strict=True)
     ]
+
+
+def _completed(prompt: str, completion: str | None, reason: str) -> dict[str, str | None]:
+    """The answer to a prompt, with the reason where it has no completion."""
+    answer = {"prompt": prompt, "completion": completion}
+    return answer if completion is not None else {**answer, "reason": reason}

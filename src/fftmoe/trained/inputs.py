@@ -20,7 +20,7 @@ class Inputs:
     Attributes:
         names: the texts themselves, None where a row of a table has none; or the names of the images.
         images: the images in the model's format, their labels all 0; None for texts.
-        reasons: for each name of an image why there is none, else None; empty for texts.
+        reasons: for each name why there is no image, or no text that can be read, else None.
     """
 
     names: Sequence[str | None]
@@ -47,10 +47,13 @@ def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | Non
         return _read_images(run, [*paths, *([file] if file else [])], column or form.image_column)
     usual = form.prompt_column if run.is_language_model and form.prompt_column else form.text_column
     texts = [_checked_text(place, text) for place, text in enumerate(inputs, start=1)]
-    texts += read_texts(file, column or usual) if file else []
+    reasons: list[str | None] = [None] * len(texts)
+    if file:
+        found = read_texts(file, column or usual)
+        texts, reasons = texts + found.texts, reasons + found.reasons
     if not texts:
         raise InputError("there is no text; pass it as an argument, with --file, or on standard input")
-    return Inputs(texts)
+    return Inputs(texts, reasons=reasons)
 
 
 def _checked_text(place: int, text: object) -> str | None:

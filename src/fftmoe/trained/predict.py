@@ -1,12 +1,12 @@
 """Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from fftmoe.backbones import load_tokenizer
-from fftmoe.data import has_content, is_blank
+from fftmoe.backbones import NO_ANSWER, check_finite_outputs, load_tokenizer
+from fftmoe.data import Examples, has_content, is_blank
 from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import make_head
@@ -46,35 +46,40 @@ def predict(
         For one label of several `{"text" | "image", "label", "score"}`, whose scores sum to 1 over the labels; for any
         number of labels `{"text", "labels"}`, those with a score above 0.5; for regression `{"text", "values":
         {target: number}}`; for token classification `{"text", "tokens", "tags"}`; for a language model `{"prompt",
-        "completion"}`, the completion being greedy. Where there is no text or image, the same with None and a
-        `"reason"`.
+        "completion"}`, the completion being greedy. Where there is no text or image, or no finite output, the same
+        with None and a `"reason"`.
 
     Raises:
-        InputError: every prompt with its completion is longer than the model can read.
+        InputError: every prompt with its completion is longer than the model can read. RunError: no output is finite.
     """
     run = trained.run
     if inputs.images is None:
-        kind, reasons = "prompt" if run.is_language_model else "text", _reasons(run, inputs.names)
+        kind, reasons = "prompt" if run.is_language_model else "text", _reasons(run, inputs)
         texts = [text for text, reason in zip(inputs.names, reasons, strict=True) if text is not None and not reason]
         answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
     else:
         kind, reasons = "image", inputs.reasons
         names = [name for name, reason in zip(inputs.names, reasons, strict=True) if reason is None]
-        logits = predict_logits(trained.model, inputs.images, batch_size) if names else ()
-        answers = iter(_from_logits(run, kind, names, logits, scores))
-    nothing: Prediction = dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] if scores else [])))
+        answers = iter(_from_images(trained, names, inputs.images, batch_size, scores) if names else [])
     return [
-        {kind: name, **nothing, "reason": reason} if reason else next(answers)
+        _unanswered(run, kind, name, reason, scores) if reason else next(answers)
         for name, reason in zip(inputs.names, reasons, strict=True)
     ]
 
 
-def _reasons(run: FinishedRun, texts: Sequence[str | None]) -> list[str | None]:
+def _unanswered(run: FinishedRun, kind: str, name: str | None, reason: str, scores: bool) -> Prediction:
+    """An input without an answer, and why."""
+    return {kind: name, **dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] * scores))), "reason": reason}
+
+
+def _reasons(run: FinishedRun, inputs: Inputs) -> list[str | None]:
     """For each text why there is no answer to it, else None."""
+    texts, known = inputs.names, inputs.reasons
     given = [text for text in texts if not is_blank(text)]
     readable = iter(has_content([str(text) for text in given], load_tokenizer(run.backbone.model)))
     dropped = "the model cannot read the text: its tokenizer drops all characters of it"
-    return [_why_blank(text) if is_blank(text) else None if next(readable) else dropped for text in texts]
+    own = [_why_blank(text) if is_blank(text) else None if next(readable) else dropped for text in texts]
+    return [reason or found for reason, found in zip(known, own, strict=True)]
 
 
 def _why_blank(text: str | None) -> str:
@@ -96,11 +101,28 @@ def _answers(
     return _from_logits(run, "text", texts, logits, scores)
 
 
-def _from_logits(
-    run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Iterable[Tensor], scores: bool
+def _from_images(
+    trained: TrainedModel, names: Sequence[str | None], images: Examples, batch_size: int, scores: bool
 ) -> list[Prediction]:
-    answer = ANSWERS[run.task]
-    return [{kind: name, **answer(run, row, scores)} for name, row in zip(names, logits_NC, strict=True)]
+    """The answers to images."""
+    return _from_logits(trained.run, "image", names, predict_logits(trained.model, images, batch_size), scores)
+
+
+def _from_logits(
+    run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Tensor, scores: bool
+) -> list[Prediction]:
+    """The answers to inputs whose logits are finite; to the others None with the reason.
+
+    Raises:
+        RunError: the logits of no input are finite.
+    """
+    answer, sound_N = ANSWERS[run.task], logits_NC.isfinite().all(1)
+    if not sound_N.any():
+        check_finite_outputs(sound_N)
+    return [
+        {kind: name, **answer(run, row, scores)} if sound else _unanswered(run, kind, name, NO_ANSWER, scores)
+        for name, row, sound in zip(names, logits_NC, sound_N.tolist(), strict=True)
+    ]
 
 
 def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fftmoe.backbones import check_finite_outputs, load_tokenizer, logits, on_device
+from fftmoe.backbones import NO_ANSWER, check_finite_outputs, load_tokenizer, logits, on_device
 from fftmoe.data import IGNORED, Origin, evaluation_batches, tokenize_tagged
 from fftmoe.trained.run import TrainedModel
 
@@ -17,7 +17,11 @@ def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> l
 
     Returns:
         `{"text", "tokens", "tags"}` for each text. The tag of a word that lies beyond the run's maximum length, and
-        that the model therefore does not read, is None.
+        that the model therefore does not read, is None. A text with outputs that are not finite has None for both,
+        and a `"reason"`.
+
+    Raises:
+        RunError: no text has finite outputs.
     """
     run, model = trained.run, trained.model
     words = [text.split() for text in texts]
@@ -33,14 +37,21 @@ def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> l
         run.inputs.max_length,
     )
     tags: list[list[str | None]] = [[None] * len(own) for own in words]
+    sound_N = torch.ones(len(texts), dtype=torch.bool)
     for rows in evaluation_batches(examples, batch_size):
         batch = on_device(model, examples.batch(rows))
         logits_BSC = logits(model, batch)
-        check_finite_outputs((logits_BSC.isfinite().all(-1) | (batch["labels"] == IGNORED)).all(1))
+        sound_N[rows] = (logits_BSC.isfinite().all(-1) | (batch["labels"] == IGNORED)).all(1).cpu()
         best_BS = logits_BSC.argmax(-1)
         for row, best, firsts in zip(rows.tolist(), best_BS.tolist(), batch["labels"].tolist(), strict=True):
             for label, word in zip(best, firsts, strict=True):
                 if word != IGNORED:
                     tags[row][word] = run.label_names[label]
-    answers = zip(texts, words, tags, strict=True)
-    return [{"text": text, "tokens": own, "tags": found} for text, own, found in answers]
+    if not sound_N.any():
+        check_finite_outputs(sound_N)
+    return [
+        {"text": text, "tokens": own, "tags": found}
+        if sound
+        else {"text": text, "tokens": None, "tags": None, "reason": NO_ANSWER}
+        for text, own, found, sound in zip(texts, words, tags, sound_N.tolist(), strict=True)
+    ]
