@@ -2,9 +2,14 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +94,62 @@ def test_no_cell_of_a_table_changes_without_its_digest(tmp_path: Path, backbone_
     assert len(set(seen)) == len(seen)
     beside = [[text, label, "7"] for text, label, _ in rows]
     assert found(beside) == seen[0]
+
+
+LABELS_AS_READ = {  # by the type in parquet: what a cell of CSV says, and the value
+    "whole numbers": (["1", "-7", "0"], [1, -7, 0]),
+    "truth values": (["true", "false", "true"], [True, False, True]),
+    "days": (["2020-12-31", "1970-01-01", "2020-12-31"], [date(2020, 12, 31), date(1970, 1, 1), date(2020, 12, 31)]),
+    "texts": (["01", "NA", "x"], ["01", "NA", "x"]),
+    "classes": (["b", "a", "b"], datasets.ClassLabel(names=["a", "b"])),
+    "none": (["x", "", "x"], ["x", None, "x"]),
+}
+
+
+def digest_of(folder: Path, tokenizer: Any, numbers: Sequence[str] = ()) -> str:
+    table = read_folder(folder, ("train",))["train"]
+    examples = tokenize_texts(tuple(table.columns["text"]), np.zeros(3, dtype=np.int64), tokenizer, 5)
+    return digest_of_rows(table, ["text", "label"], examples, numbers).sha256
+
+
+def written(folder: Path, suffix: str, labels: Sequence[Any], features: datasets.Features | None = None) -> Path:
+    """A folder with these labels in a file of this kind."""
+    folder.mkdir()
+    texts = ["red", "ash", "cod"]
+    if suffix == "csv":
+        with (folder / "train.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "label"], *zip(texts, labels, strict=True)])
+    elif suffix == "jsonl":
+        rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        datasets.Dataset.from_dict({"text": texts, "label": labels}, features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", LABELS_AS_READ)
+def test_the_same_names_have_the_same_digest_in_every_format(kind: str, tmp_path: Path, backbone_folder: Path):
+    cells, values = LABELS_AS_READ[kind]
+    tokenizer = load_tokenizer(str(backbone_folder))
+    features = None
+    if isinstance(values, datasets.ClassLabel):
+        features = datasets.Features({"text": datasets.Value("string"), "label": values})
+        values = [values.names.index(cell) for cell in cells]
+    elif kind != "days":
+        assert digest_of(written(tmp_path / "json", "jsonl", values), tokenizer) == digest_of(
+            written(tmp_path / "csv", "csv", cells), tokenizer
+        )
+    found = digest_of(written(tmp_path / "parquet", "parquet", values, features), tokenizer)
+    assert found == digest_of(written(tmp_path / "again", "csv", cells), tokenizer)
+    assert found != digest_of(written(tmp_path / "other", "csv", [*cells[:2], "y"]), tokenizer)
+
+
+def test_the_same_numbers_have_the_same_digest_in_every_format(tmp_path: Path, backbone_folder: Path):
+    tokenizer, numbers = load_tokenizer(str(backbone_folder)), ("label",)
+    found = {
+        digest_of(written(tmp_path / "a", "csv", ["1", "2.50", "-1e3"]), tokenizer, numbers),
+        digest_of(written(tmp_path / "b", "jsonl", [1, 2.5, -1000]), tokenizer, numbers),
+        digest_of(written(tmp_path / "c", "parquet", [1.0, 2.5, -1000.0]), tokenizer, numbers),
+    }
+    assert len(found) == 1
+    assert found != {digest_of(written(tmp_path / "d", "csv", ["1", "2.5", "-1e4"]), tokenizer, numbers)}

@@ -91,6 +91,24 @@ def plain_columns(table: Table) -> dict[str, list[str]]:
     return found
 
 
+def spelled(table: Table, column: str) -> list[Any]:
+    """The values of a column as they are read: names in their one spelling, in lists too, "" where there is none.
+
+    Values that are no names stay as they are.
+    """
+    classes = table.class_names.get(column)
+    return [_spelled(classes, value) for value in table.columns[column]]
+
+
+def _spelled(classes: Sequence[str] | None, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_spelled(classes, item) for item in value]
+    try:
+        return (name_of(value) if classes is None else _class_name(classes, value)) or ""
+    except (TypeError, LookupError):
+        return value
+
+
 def _class_name(classes: Sequence[str], value: Any) -> str | None:
     """The name of a class by its number; -1 stands for no class, and a text is its own name."""
     if value is None or isinstance(value, bool) or not isinstance(value, int):

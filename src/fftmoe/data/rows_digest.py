@@ -1,13 +1,14 @@
 """What was read from a source, as one short value: two reads have the same value if a model is given the same."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fftmoe.data.columns import numbers_of, spelled
 from fftmoe.data.examples import Examples
 from fftmoe.data.images import ImageExamples
 from fftmoe.data.table import Table
@@ -21,14 +22,17 @@ class RowsDigest:
     sha256: str
 
 
-def digest_of_rows(table: Table, columns: Sequence[str], examples: Examples) -> RowsDigest:
+def digest_of_rows(
+    table: Table, columns: Sequence[str], examples: Examples, numbers: Collection[str] = ()
+) -> RowsDigest:
     """The digest of these columns of a table, row by row, in the order of `columns`.
 
-    Other columns do not count, and neither does the format of the file. An image counts by its pixels as the model
+    Other columns do not count, and neither does the format of the file: names count as they are read (`names.py`), and
+    numbers by their value. An image counts by its pixels as the model
     gets them, because its row may only name a file.
 
     Args:
-        examples: the examples that were made of the table.
+        examples: the examples that were made of the table. numbers: the columns that are read as numbers.
     """
     found = hashlib.sha256()
     if isinstance(examples, ImageExamples):
@@ -40,7 +44,7 @@ def digest_of_rows(table: Table, columns: Sequence[str], examples: Examples) -> 
         if len(values) and isinstance(values[0], dict):  # images, which have been counted
             continue
         found.update(f"column {len(values)}\n".encode())
-        for value in values:
+        for value in numbers_of(table, [column])[:, 0].tolist() if column in numbers else spelled(table, column):
             _add_value(found, value)
     return RowsDigest(table.num_rows, found.hexdigest())
 

@@ -207,7 +207,7 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
         texts, targets = texts_of(tables[split], "data.text", data.text), numbers_of(tables[split], names)
         tokens = _tokenized(tables[split], texts, labels[split], tokenizer, data.max_length)
         examples[split] = TargetedText(tokens, targets)
-    rows = _row_digests(tables, [data.text, *names, data.label], examples)
+    rows = _row_digests(tables, [data.text, *names, data.label], examples, names)
     found = _further_columns(tables, columns, request)
     return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
@@ -246,11 +246,11 @@ def _labelled(
 
 
 def _row_digests(
-    tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples]
+    tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples], numbers: Sequence[str] = ()
 ) -> dict[str, RowsDigest]:
-    """The digests of what was read, over those of the columns `bound` that exist."""
+    """The digests of what was read, over those of the columns `bound` that exist; `numbers` are read as numbers."""
     return {
-        split: digest_of_rows(tables[split], [c for c in bound if c in tables[split].columns], made)
+        split: digest_of_rows(tables[split], [c for c in bound if c in tables[split].columns], made, numbers)
         for split, made in examples.items()
     }
 
