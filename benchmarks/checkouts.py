@@ -17,7 +17,7 @@ from tiny_inputs import SITES
 SECONDS = 3600.0  # the most that any process may take
 ROWS = 4  # of metrics.jsonl, after which a run is interrupted
 TAIL = 3  # lines of a log in a message
-BUDGETS = ("small", "large")  # the tiers of the sites
+BUDGETS: Mapping[str, str] = dict(zip(SITES, ("small", "large"), strict=True))  # the tier of each site
 
 
 class RunFailed(Exception):
@@ -127,16 +127,20 @@ def _num_rows(folder: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def run_deployed(checkout: Checkout, name: str, recipe: Path) -> Path:
-    """Run a recipe over sites in separate processes, with TLS on the loopback; return the folder of the run."""
+def run_deployed(checkout: Checkout, name: str, recipe: Path, budgets: Mapping[str, str] = BUDGETS) -> Path:
+    """Run a recipe over sites in separate processes, with TLS on the loopback; return the folder of the run.
+
+    Args:
+        budgets: the tier of each site; a site's data is in the inputs, in the folder `sites/<site>`.
+    """
     folder, deployment = checkout.work / name, checkout.work / f"{name}-folders"
     with create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     log = checkout.work / f"{name}.log"
-    checkout.call(log, "deploy", "init", deployment, "--sites", ",".join(SITES), "--address", address)
+    checkout.call(log, "deploy", "init", deployment, "--sites", ",".join(budgets), "--address", address)
     has_policies = (checkout.source / "src" / "fftmoe" / "cli" / "deploy_site.py").exists()
     with ExitStack() as sites:
-        for site, budget in zip(SITES, BUDGETS, strict=True):
+        for site, budget in budgets.items():
             place, data = deployment / "sites" / site, f"./sites/{site}"
             if has_policies:
                 checkout.call(log, "deploy", "site", "review", recipe, "--site", place, "--yes")
