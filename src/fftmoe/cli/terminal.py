@@ -38,7 +38,7 @@ def _results(summary: Mapping[str, Any]) -> list[str]:
             mean, worst = summary[key]["mean"], summary[key]["worst_decile"]
             lines.append(f"  {text}: mean {mean:.3f}, worst decile {worst:.3f}")
     if local := summary.get(f"local_only_{metric}"):
-        sign = -1 if Metric(metric).lower_is_better else 1
+        sign = -1 if Metric.of(summary).lower_is_better else 1
         lines.append(
             f"  with local training only: {local['mean']:.3f}, mean of {local['num_clients']} clients; "
             f"the federation gains {sign * (summary[metric] - local['mean']):+.3f}"

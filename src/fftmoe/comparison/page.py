@@ -107,11 +107,17 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
+def _limits(metric: Metric) -> tuple[float, float]:
+    """The smallest and the largest possible value of a metric."""
+    lowest, highest = metric.bounds
+    return -math.inf if lowest is None else lowest, math.inf if highest is None else highest
+
+
 def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
     """A line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
     variants, heads = each_once(cell.variant for cell in cells), each_once(cell.head for cell in cells)
     colours = _colours(cells, variants)
-    floor, ceiling = metric_of(cells).bounds
+    lowest, highest = _limits(metric_of(cells))
     by_variant: Mapping[str, list[CurvePoint]] = {
         v: points
         for v in variants
@@ -124,7 +130,7 @@ def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> li
             colours[variant],
             heads.index(variant_head(cells, variant)) % len(DASHES),
             [
-                (_position(p, across), max(floor, p.value - width), min(ceiling or math.inf, p.value + width))
+                (_position(p, across), max(lowest, p.value - width), min(highest, p.value + width))
                 for p in points
                 if (width := p.half_width) is not None
             ],

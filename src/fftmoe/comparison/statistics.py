@@ -157,7 +157,8 @@ def numbers(cells: Iterable[CellResult], *path: str) -> list[float]:
 
 def metric_of(cells: Sequence[CellResult]) -> Metric:
     """The metric of all cells."""
-    return Metric(cells[0].metric if cells else "accuracy")
+    finished = (Metric.of(cell.summary) for cell in cells if cell.summary.get("metric"))
+    return next(finished, Metric(cells[0].metric if cells else "accuracy"))
 
 
 def over_grid(cells: Sequence[CellResult], variant: str, *path: str) -> Estimate | None:

@@ -1,8 +1,9 @@
 """The metric that a run is judged by: its name, its numbers as text, and which direction is better."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 LOWER_IS_BETTER = ("perplexity", "loss", "mean_absolute_error", "mean_squared_error")
 SHARES = ("accuracy", "f1")  # between 0 and 1
@@ -15,16 +16,59 @@ OWN_MIX = {
 }
 
 
+JUDGED = "metric_judged"  # key of what a task says of a metric whose name is not known here
+
+
+class Judge(Protocol):
+    """What a task says of its metric (`fftmoe.tasks.Task`)."""
+
+    @property
+    def metric(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a better model has a higher value."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest possible value."""
+        ...
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A metric; `name` is its key in rows and summaries."""
+    """A metric; `name` is its key in rows and summaries.
+
+    Attributes:
+        judged: what the task of an own metric says of it, `{"higher_is_better", "bounds"}`; empty for the metrics of
+            this package, which are known by their names.
+    """
 
     name: str
+    judged: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> "Metric":
         """The metric that the summary names, or else the rows of an unfinished run; accuracy if neither does."""
-        return cls(summary.get("metric") or (rows[-1].get("metric") if rows else None) or "accuracy")
+        source = summary if summary.get("metric") or not rows else rows[-1]
+        judged = source.get(JUDGED)
+        return cls(source.get("metric") or "accuracy", judged if isinstance(judged, Mapping) else {})
+
+    @classmethod
+    def of_task(cls, task: Judge) -> "Metric":
+        """The metric by which a task judges."""
+        if task.metric in (*LOWER_IS_BETTER, *SHARES):
+            return cls(task.metric)
+        bounds = [bound if math.isfinite(bound) else None for bound in task.bounds]
+        return cls(task.metric, {"higher_is_better": task.higher_is_better, "bounds": bounds})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What rows and summaries record, so that a page can be made again where the task is not known."""
+        return {"metric": self.name, **({JUDGED: dict(self.judged)} if self.judged else {})}
 
     @property
     def label(self) -> str:
@@ -34,7 +78,7 @@ class Metric:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value is better."""
-        return self.name in LOWER_IS_BETTER
+        return not self.judged.get("higher_is_better", self.name not in LOWER_IS_BETTER)
 
     def better(self, a: float, b: float) -> bool:
         """Whether `a` is better than `b`."""
@@ -45,9 +89,10 @@ class Metric:
         return b - a if self.lower_is_better else a - b
 
     @property
-    def bounds(self) -> tuple[float, float | None]:
-        """The smallest and the largest possible value; None where there is no largest."""
-        return 0.0, 1.0 if self.name in SHARES else None
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The smallest and the largest possible value; None where there is none."""
+        lowest, highest = self.judged.get("bounds", (0.0, 1.0 if self.name in SHARES else None))
+        return lowest, highest
 
     @property
     def form(self) -> str:

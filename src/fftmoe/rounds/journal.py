@@ -8,6 +8,7 @@ from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.report.load import LoadWatch, describe_alarm
+from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.closed_form import describe_faults
@@ -36,7 +37,7 @@ class Journal:
         folder: RunFolder,
         trackers: Trackers,
         progress: Progress,
-        metric: str,
+        metric: Metric,
         rows: Sequence[dict[str, Any]] = (),
         hidden: Set[str] = frozenset(),
         ranking: Ranking | None = None,
@@ -76,8 +77,8 @@ class Journal:
         """Write the row of a round: bytes and seconds are totals since the start; an unmeasured metric is None."""
         row = {
             "round": state.round,
-            "metric": self.metric,
-            self.metric: metrics.get(self.metric),
+            **self.metric.facts,
+            self.metric.name: metrics.get(self.metric.name),
             **{
                 name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")
             },
@@ -141,9 +142,9 @@ class Journal:
         loads = [row["expert_load_cv"] for row in self.rows if "expert_load_cv" in row]
         counts = self.ledger.faults
         return {
-            "metric": self.metric,
-            f"{self.metric}_by_round": {
-                str(row["round"]): row[self.metric] for row in self.rows if row[self.metric] is not None
+            **self.metric.facts,
+            f"{self.metric.name}_by_round": {
+                str(row["round"]): value for row in self.rows if (value := row[self.metric.name]) is not None
             },
             **{key: last[key] for key in ("bytes_up", "bytes_down", "client_seconds") if key in last},
             **({"expert_load_cv": loads[-1], "alarms": self._watch.alarms} if loads else {}),

@@ -10,6 +10,7 @@ from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
 from fftmoe.records import ServerState, names
 from fftmoe.report.environment import environment
+from fftmoe.report.metric import Metric
 from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
@@ -88,7 +89,8 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         trackers.configure(recipe.model_dump(mode="json"))
         hidden = at.private.hides if at.private else frozenset()
         ranking = kept_ranking(experiment)
-        journal = Journal(at.folder, trackers, progress, experiment.task.metric, at.rows, hidden, ranking)
+        metric = Metric.of_task(experiment.task)
+        journal = Journal(at.folder, trackers, progress, metric, at.rows, hidden, ranking)
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
         state, metrics = _rounds(federation, at, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
@@ -127,7 +129,7 @@ def _figures_of_run(
         **metrics,
         **journal.totals(),
         **_early(experiment, journal, state),
-        **verdict(journal.rows, {**metrics, "metric": journal.metric}),
+        **verdict(journal.rows, {**metrics, **journal.metric.facts}),
         **({"privacy": at.private.summary()} if at.private is not None else {}),
         "predicted_by_tier": predicted,
         "prediction": predicted_and_measured(predicted, expected, journal.ledger.per_client_round()),

@@ -53,7 +53,7 @@ class Cell:
     @property
     def metric(self) -> Metric:
         """The metric of the cell's task."""
-        return Metric(make_task(self.recipe.backbone.task).metric)
+        return Metric.of_task(make_task(self.recipe.backbone.task))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def make_grid(
     base, chosen = complete_recipe(values, where)
     for key, value in chosen.items():  # from the data, which is the same for all cells
         apply_override(values, key, value)
-    _check_target(choices.target, make_task(base.backbone.task).metric)
+    _check_target(choices.target, Metric.of_task(make_task(base.backbone.task)))
     variants = _method_variants(base, choices) if variants is None else variants
     _check_equal_data(variants, overrides or {})
     partitions = _partitions(base.partition.model_dump(exclude_none=True), base, choices.partitions)
@@ -126,11 +126,12 @@ def make_grid(
     return Grid(base.name, tuple(cells), choices.target, base)
 
 
-def _check_target(target: float | None, metric: str) -> None:
-    most = Metric(metric).bounds[1]
+def _check_target(target: float | None, metric: Metric) -> None:
+    most = metric.bounds[1]
     if target is not None and most is not None and target > most:
         raise InputError(
-            f"the target {target:g} is above the largest possible {metric}, which is at most {most:g}; lower --target"
+            f"the target {target:g} is above the largest possible {metric.name}, which is at most {most:g}; lower "
+            "--target"
         )
 
 

@@ -1,0 +1,91 @@
+"""What a method or a task declares is heeded everywhere: before training, when a run continues, and afterwards."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fftmoe.cli.pages import rebuild_report
+from fftmoe.comparison.run import compare
+from fftmoe.config import parse_recipe
+from fftmoe.errors import InputError
+from fftmoe.methods.base import Method
+from fftmoe.methods.flora import FLora
+from fftmoe.methods.head_only import HeadOnly
+from fftmoe.methods.local_only import LocalOnly
+from fftmoe.methods.merge.aggregate import WeightedSum
+from fftmoe.report.metric import Metric
+from fftmoe.setup.cells import Variant, make_grid
+from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.run import run
+from fftmoe.tasks import TASKS, Classification
+from finished import Finished
+from five_clients import changed
+
+
+def head_only(method: Method) -> Method:
+    return HeadOnly()
+
+
+OWN = Plugins(methods={"flora": FLora, "alone": LocalOnly, "head": head_only}, aggregators={"mean": WeightedSum})
+
+
+class WrongShare(Classification):
+    """A task of one's own whose metric has an own name, and is better when it is lower."""
+
+    metric = "wrong_share"
+    higher_is_better = False
+
+    def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        [right] = super().metrics(sums).values()
+        return {self.metric: 1 - right}
+
+
+@pytest.fixture
+def quick(recipe_values: dict[str, Any]) -> dict[str, Any]:
+    return changed(recipe_values, evaluation__local_only=False, head={"kind": "averaged", "learning_rate": 0.5})
+
+
+def stop_after_one_round(folder: Path) -> None:
+    """Leave what a run had written when it was stopped after its first round of two."""
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "adapter")
+    for path in (folder / "checkpoints").glob("round-000002*"):
+        path.unlink()
+
+
+def test_an_own_metric_is_judged_as_its_task_says(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where rows, summaries and pages are read, the task may not be known."""
+    monkeypatch.setitem(TASKS, "sequence-classification", WrongShare)
+    finished = Finished(run(parse_recipe(changed(quick, evaluation__local_only=True), "here"), tmp_path / "run").folder)
+    judged = {"higher_is_better": False, "bounds": [0.0, 1.0]}
+    assert finished.summary["metric_judged"] == judged
+    assert finished.rows[-1]["metric_judged"] == judged
+    found = finished.summary["verdict"]
+    assert found["gain"] == pytest.approx(found["start"] - found["end"], abs=1e-6)
+
+
+def test_a_comparison_judges_an_own_metric_as_its_task_says(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(TASKS, "sequence-classification", WrongShare)
+    rates = {"slow": 1e-5, "fast": 0.5}
+    variants = [Variant(name, {"head.learning_rate": rate}) for name, rate in rates.items()]
+    with pytest.raises(InputError, match="largest possible wrong_share, which is at most 1"):
+        make_grid(quick, {"target": 2.0}, variants)
+    made = compare(quick, tmp_path / "compared", variants=variants, seeds=[3])
+    wrong = {cell.variant: cell.summary["wrong_share"] for cell in made.cells}
+    assert wrong["fast"] < wrong["slow"]
+    monkeypatch.undo()
+    assert "fast: lowest wrong share" in rebuild_report(tmp_path / "compared").read_text()
+
+
+@pytest.mark.parametrize(("summary", "lower"), [({}, False), ({"metric": "perplexity"}, True)])
+def test_a_metric_of_this_package_is_known_by_its_name(summary: dict[str, Any], lower: bool):
+    assert Metric.of(summary).lower_is_better is lower
+    assert "metric_judged" not in Metric.of(summary).facts
