@@ -1,11 +1,13 @@
 """What a method or a task declares is heeded everywhere: before training, when a run continues, and afterwards."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fftmoe.cli.pages import rebuild_report
 from fftmoe.comparison.run import compare
@@ -19,9 +21,10 @@ from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.report.metric import Metric
 from fftmoe.setup.cells import Variant, make_grid
 from fftmoe.setup.plugins import Plugins
-from fftmoe.setup.run import run
+from fftmoe.setup.run import resume, run
+from fftmoe.store import RunFolder
 from fftmoe.tasks import TASKS, Classification
-from finished import Finished
+from finished import Finished, check_same
 from five_clients import changed
 
 
@@ -55,6 +58,34 @@ def stop_after_one_round(folder: Path) -> None:
     shutil.rmtree(folder / "adapter")
     for path in (folder / "checkpoints").glob("round-000002*"):
         path.unlink()
+
+
+@pytest.mark.parametrize("method", ["flora", "plugin:flora"])
+def test_a_run_whose_method_adds_tensors_to_the_state_resumes(quick: dict[str, Any], tmp_path: Path, method: str):
+    whole = run(parse_recipe(changed(quick, method=method), "here"), tmp_path / "whole", plugins=OWN).folder
+    stopped = Path(shutil.copytree(whole, tmp_path / "stopped"))
+    stop_after_one_round(stopped)
+    assert any(name.startswith("merged.") for name in Finished(stopped).state.tensors)
+    resume(stopped, plugins=OWN)
+    assert check_same(Finished(whole), Finished(stopped)) >= 2
+
+
+def test_what_a_method_has_merged_must_fit_its_modules(quick: dict[str, Any], tmp_path: Path):
+    """As it would not if it came from another run; the digests of the checkpoint are right."""
+    folder = RunFolder(run(parse_recipe(changed(quick, method="flora"), "here"), tmp_path / "run").folder)
+    stop_after_one_round(folder.path)
+    state = folder.load_newest().state
+    assert state is not None
+    one = next(name for name in state.tensors if name.startswith("merged."))
+    for tensors in (
+        {**state.tensors, one: state.tensors[one][:, :-1]},
+        {**state.tensors, one: state.tensors[one].double()},
+        {**state.tensors, "merged.nowhere.W": state.tensors[one]},
+        {**state.tensors, f"{one.rpartition('.')[0]}.A": torch.zeros(2, 3)},
+    ):
+        folder.save_state(dataclasses.replace(state, tensors=tensors))
+        with pytest.raises(InputError, match="does not fit its recipe: merged"):
+            resume(folder.path)
 
 
 def test_an_own_metric_is_judged_as_its_task_says(

@@ -8,11 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Partition, RowsDigest
 from fftmoe.errors import InputError
-from fftmoe.records import ServerState
+from fftmoe.records import ServerState, names
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import load_examples
 from fftmoe.setup.model import build_model
@@ -153,20 +155,39 @@ def check_unchanged(
     return Bindings(now, (*began.accepted, *told)) if accepted else began
 
 
-def check_state(state: ServerState, initial: ServerState, folder: Path) -> None:
+def check_state(state: ServerState, initial: ServerState, folder: Path, modules: Mapping[str, tuple[int, int]]) -> None:
     """Refuse a checkpoint whose global model is not one of this run's method, adapter and labels.
+
+    Args:
+        modules: d_in and d_out of the modules by path into which the method merges updates. What it has merged so far
+            is part of the state, and grows from round to round.
 
     Raises:
         InputError: a tensor is missing, is one too many, or has another shape or type.
     """
     found, expected = ({name: (t.dtype, [*t.shape]) for name, t in s.tensors.items()} for s in (state, initial))
-    wrong = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+    merged = _merged_tensors(state, modules) | _merged_tensors(initial, modules)
+    wrong = [name for name in sorted({*found, *expected} - merged) if found.get(name) != expected.get(name)]
     if wrong:
         name = wrong[0]
         raise InputError(
             f"the checkpoint of {folder} does not fit its recipe: {name} is {found.get(name, 'missing')} there and "
             f"{expected.get(name, 'missing')} in the recipe's model; restore config.yaml, or start a new run"
         )
+
+
+def _merged_tensors(state: ServerState, modules: Mapping[str, tuple[int, int]]) -> set[str]:
+    """The names of the merged factors, or sums, that fit their module."""
+    fitting = set[str]()
+    for path, (d_in, d_out) in modules.items():
+        own = {part: names.merged_tensor(path, part) for part in names.MERGED_PARTS}
+        parts = {part: state.tensors[name] for part, name in own.items() if name in state.tensors}
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        rank = shapes["A"][0] if shapes.get("A") else 0
+        fits = shapes in ({"W": (d_out, d_in)}, {"A": (rank, d_in), "B": (d_out, rank)})
+        if fits and all(tensor.dtype == torch.float32 for tensor in parts.values()):
+            fitting |= {own[part] for part in parts}
+    return fitting
 
 
 def _readable(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
 from fftmoe.errors import InputError, OutputError
 from fftmoe.report.progress import Progress
@@ -195,7 +196,8 @@ def go_on(
         saved = folder.load_newest()
         state = saved.state or initial
         bindings = check_unchanged(output, now, accept_changes, progress.say, state.round)
-        check_state(state, initial, output)
+        modules = lora_modules(experiment.model) if experiment.method.capabilities.changes_backbone else {}
+        check_state(state, initial, output, modules)
         private = private_merging(experiment, initial, output, resumed=True)
         _say_what_was_lost(saved, progress)
         bindings.write(output)
