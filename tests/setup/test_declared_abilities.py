@@ -88,6 +88,39 @@ def test_what_a_method_has_merged_must_fit_its_modules(quick: dict[str, Any], tm
             resume(folder.path)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ("flora", {"federation__server_optimizer": "adam"}, "plugin:flora has no server optimizer"),
+        ("flora", {"federation__upload": "int8"}, "what rounding left out"),
+        ("flora", {"federation__aggregation": "plugin:mean"}, "averaging, so federation.aggregation=plugin:mean"),
+        ("alone", {"head": {"kind": "closed-form"}}, "plugin:alone shares no feature statistics"),
+        ("alone", {"evaluation__keep": "best", "data__validation": 0.2}, "clients' own models exist only for the last"),
+    ],
+)
+def test_a_plugin_is_refused_what_it_does_not_declare(
+    quick: dict[str, Any], tmp_path: Path, method: str, changes: dict[str, Any], reason: str
+):
+    recipe = parse_recipe(changed(quick, method=f"plugin:{method}", **changes), "here")
+    with pytest.raises(InputError, match=reason):
+        run(recipe, tmp_path / "run", plugins=OWN)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_of_a_plugin_without_a_global_model_says_whose_models_were_measured(
+    quick: dict[str, Any], tmp_path: Path
+):
+    own, shipped = (
+        run(parse_recipe(changed(quick, method=method), "here"), tmp_path / method[:5], plugins=OWN).folder
+        for method in ("plugin:alone", "local-only")
+    )
+    assert "capabilities" not in Finished(shipped).summary
+    plain, plugged = (rebuild_report(folder).read_text() for folder in (shipped, own))
+    sentence = "mean of the clients&#39; own models on common test data"
+    assert sentence in plain
+    assert sentence in plugged
+
+
 def test_an_own_metric_is_judged_as_its_task_says(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -26,8 +26,9 @@ def check_rules(recipe: Recipe) -> None:
     """
     _check_task(recipe)
     _check_plugins(recipe)
-    _check_method(recipe)
     _check_validation(recipe)
+    if (method := _capabilities(recipe)) is not None:
+        check_capabilities(recipe, method)
     _check_robustness(recipe)
     if recipe.privacy is not None:
         _check_privacy(recipe, recipe.privacy)
@@ -56,11 +57,6 @@ def _check_task(recipe: Recipe) -> None:
             f"backbone.task={task} and data.targets={data.targets} do not fit: a regression needs data.targets, the "
             "columns with the numbers, and no other task has them; change one of the two"
         )
-    method = _capabilities(recipe)
-    if language and method and method.trains == "head":
-        raise ValueError(
-            f"method {recipe.method} trains a classification head, and a language model has none; choose another"
-        )
     if evaluation.generate and data.prompt is None:
         raise ValueError(
             "evaluation.generate continues prompts; name their columns with data.prompt and data.completion"
@@ -68,27 +64,51 @@ def _check_task(recipe: Recipe) -> None:
 
 
 def _check_plugins(recipe: Recipe) -> None:
-    aggregation, method = recipe.federation.aggregation, recipe.method
-    used = [name for name in (method, aggregation) if is_plugin(name)]
+    used = [name for name in (recipe.method, recipe.federation.aggregation) if is_plugin(name)]
     if used and recipe.privacy is not None:
         raise ValueError(
             f"the guarantees of privacy hold only for the methods and aggregations of fftmoe, and {used[0]} is a "
             "plug-in; leave privacy out, or use another"
         )
-    if is_plugin(aggregation) and method not in AVERAGING and not is_plugin(method):
+    if is_plugin(recipe.method) and recipe.robustness is not None:
         raise ValueError(
-            f"method {method} {_NO_MEAN}, so federation.aggregation={aggregation} cannot be used; "
-            f"use one of {', '.join(AVERAGING)}, or another aggregation"
+            f"the guarantees of robustness hold only for the methods of fftmoe, and {recipe.method} is a plug-in; "
+            "leave robustness out, or use another method"
         )
 
 
-_NO_MEAN = "does not aggregate by averaging"
+def check_capabilities(recipe: Recipe, method: Capabilities) -> None:
+    """Check what a recipe asks against what its method can do; for a plug-in, as soon as it has been found.
+
+    Raises:
+        ValueError: as `check_rules`.
+    """
+    if recipe.backbone.task == "causal-lm" and method.trains == "head":
+        raise ValueError(
+            f"method {recipe.method} trains a classification head, and a language model has none; choose another"
+        )
+    _check_method(recipe, method)
+    if not method.averages:
+        _check_mean(recipe)
 
 
-def _check_method(recipe: Recipe) -> None:
-    name, method, head, federation = recipe.method, _capabilities(recipe), recipe.head, recipe.federation
-    if method is None:
+def _check_mean(recipe: Recipe) -> None:
+    """Refuse another aggregation for a method that has no mean to replace."""
+    aggregation = recipe.federation.aggregation
+    if is_plugin(aggregation):
+        asked, remedy = f"federation.aggregation={aggregation}", "use another aggregation"
+    elif recipe.robustness is not None:
+        asked, remedy = f"robustness.aggregator={recipe.robustness.aggregator}", "leave robustness out"
+    else:
         return
+    raise ValueError(
+        f"method {recipe.method} does not aggregate by averaging, so {asked} cannot be used; "
+        f"use one of {', '.join(AVERAGING)}, or {remedy}"
+    )
+
+
+def _check_method(recipe: Recipe, method: Capabilities) -> None:
+    name, head, federation = recipe.method, recipe.head, recipe.federation
     if recipe.closed_form and not method.shares_statistics:
         raise ValueError(
             f"method {name} shares no feature statistics to compute a closed-form head from; use head.kind=averaged"
@@ -105,6 +125,14 @@ def _check_method(recipe: Recipe) -> None:
             f"method {name} changes no features, so its closed-form head is computed once: set head.update=frozen "
             "(or trained)"
         )
+    if recipe.evaluation.keep == "best" and method.personal:
+        raise ValueError(_NO_BEST)
+
+
+_NO_BEST = (
+    "evaluation.keep=best keeps the global model of an earlier round, and clients' own models exist only for the last "
+    "one; set evaluation.keep=last, or evaluation.personal=false with a method that has a global model"
+)
 
 
 def _check_validation(recipe: Recipe) -> None:
@@ -114,23 +142,14 @@ def _check_validation(recipe: Recipe) -> None:
         raise ValueError(
             f"{asked} compares rounds on rows that clients set aside; set data.validation, for example to 0.1"
         )
-    method = _capabilities(recipe)
-    if keeps and (recipe.evaluation.personal or (method and method.personal)):
-        raise ValueError(
-            "evaluation.keep=best keeps the global model of an earlier round, and clients' own models exist only for "
-            "the last one; set evaluation.keep=last, or evaluation.personal=false with a method that has a global model"
-        )
+    if keeps and recipe.evaluation.personal:
+        raise ValueError(_NO_BEST)
 
 
 def _check_robustness(recipe: Recipe) -> None:
     if recipe.robustness is None:
         return
     asked, federation = f"robustness.aggregator={recipe.robustness.aggregator}", recipe.federation
-    if recipe.method not in AVERAGING:
-        raise ValueError(
-            f"method {recipe.method} {_NO_MEAN}, so {asked} cannot be used; use one of {', '.join(AVERAGING)}, or "
-            "leave robustness out"
-        )
     if federation.aggregation != "per-expert" or federation.activation_power:
         raise ValueError(
             f"{asked} counts each client that trained an expert as one, which excludes federation.aggregation="

@@ -1,7 +1,7 @@
 """What the page of a run is made from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fftmoe.methods.registry import METHODS, Capabilities
@@ -29,8 +29,13 @@ class RunRecord:
 
     @property
     def capabilities(self) -> Capabilities | None:
-        """The capabilities of the run's method; None for a plug-in."""
+        """The capabilities of the run's method; None for a plug-in whose run has not finished."""
         spec = METHODS.get(self.setting("method", ""))
+        stated = self.summary.get("capabilities")  # of a plug-in
+        if spec is None and isinstance(stated, Mapping):
+            return Capabilities(
+                **{field.name: stated[field.name] for field in fields(Capabilities) if field.name in stated}
+            )
         return None if spec is None else spec.capabilities
 
     @property

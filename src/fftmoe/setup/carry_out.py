@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fftmoe.config.plugins import is_plugin
 from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
 from fftmoe.records import ServerState, names
@@ -172,6 +173,7 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "method": experiment.recipe.method,
+        **({"capabilities": asdict(experiment.method.capabilities)} if is_plugin(experiment.recipe.method) else {}),
         "seed": experiment.recipe.seed,
         "rounds_completed": state.round,
         "num_clients": experiment.num_clients,

@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe import adapter
 from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe
+from fftmoe.config.rules import check_capabilities
 from fftmoe.errors import InputError
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.base import CostMatch, Method, MethodClass, MethodParts
@@ -63,7 +64,14 @@ def build_method(
     )
     method = method_class(recipe, plugins).make(parts)
     plugin: Any = plugins.method(recipe.method)
-    return method if plugin is None or is_method_class(plugin) else plugin(method)
+    if plugin is None:
+        return method
+    own: Method = method if is_method_class(plugin) else plugin(method)
+    try:
+        check_capabilities(recipe, own.capabilities)  # for the methods of fftmoe the recipe has been checked
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return own
 
 
 def _server_optimizer(recipe: Recipe) -> ServerOptimizer:
