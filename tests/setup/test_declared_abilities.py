@@ -20,6 +20,7 @@ from fftmoe.methods.local_only import LocalOnly
 from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.report.metric import Metric
 from fftmoe.setup.cells import Variant, make_grid
+from fftmoe.setup.compose import compose
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder
@@ -119,6 +120,15 @@ def test_the_page_of_a_plugin_without_a_global_model_says_whose_models_were_meas
     sentence = "mean of the clients&#39; own models on common test data"
     assert sentence in plain
     assert sentence in plugged
+
+
+def test_an_implementation_that_cannot_take_the_sizes_is_refused_before_training(quick: dict[str, Any], tmp_path: Path):
+    """The smallest clients hold fewer experts; a size does not depend on them."""
+    recipe = parse_recipe(changed(quick, adapter__compute="grouped", adapter__expert_dim=3), "here")
+    with pytest.raises(InputError, match="compute='grouped' needs"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    compose(parse_recipe(changed(quick, adapter__compute="wide", adapter__expert_dim=3), "here"))
 
 
 def test_an_own_metric_is_judged_as_its_task_says(

@@ -100,11 +100,9 @@ class SparseMoe(nn.Module):
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The scaled output y_TD of the experts for tokens that have been routed."""
         # Autocast does not know grouped_mm, so every operand is cast here, for all implementations.
-        dtype, output = _mixture_dtype(x_TD), _compute_dtype(x_TD)
-        expert_dim, dim = self.up.shape[-2:]
-        name = computes.choose(
-            self.compute, self.num_experts, expert_dim, self.top_k, dim, x_TD.shape[-2], x_TD.device, dtype
-        )
+        output = _compute_dtype(x_TD)
+        dtype = _mixture_dtype(x_TD.device, output)
+        name = self._implementation(x_TD.shape[-2], x_TD.device, dtype)
         compute = partial(stacked, name) if self.clients else computes.COMPUTES[name]
         y_TD = compute(
             x_TD.to(dtype),
@@ -115,6 +113,21 @@ class SparseMoe(nn.Module):
             computes.ACTIVATIONS[self.activation],
         ).to(output)
         return y_TD if self.scale == 1.0 else self.scale * y_TD
+
+    def _implementation(self, num_tokens: int, device: torch.device, dtype: torch.dtype) -> str:
+        expert_dim, dim = self.up.shape[-2:]
+        return computes.choose(self.compute, self.num_experts, expert_dim, self.top_k, dim, num_tokens, device, dtype)
+
+    def check_computable(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Check that the stated implementation can compute these experts, before a model is used.
+
+        Args:
+            device: where the model computes. dtype: in which it multiplies.
+
+        Raises:
+            InputError: it cannot.
+        """
+        self._implementation(1, device, _mixture_dtype(device, dtype))
 
     def share(self, x_TD: Tensor, up_SD: Tensor, down_SD: Tensor) -> Tensor:
         """The shared expert's scaled output, `s * V^T activation(U x)`."""
@@ -206,10 +219,9 @@ def _check_top_k(top_k: int, num_resident: int) -> None:
         )
 
 
-def _mixture_dtype(x: Tensor) -> torch.dtype:
+def _mixture_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     # A CPU computes many small products faster in float32. A GPU has a grouped product in bfloat16 only.
-    dtype = _compute_dtype(x)
-    return torch.float32 if x.device.type == "cpu" and dtype == torch.bfloat16 else dtype
+    return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 else dtype
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import (
@@ -50,7 +51,10 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
     backbone = load_bare_backbone(recipe, label_names)
     blocks = tuple(adapted_blocks(recipe, backbone))
     model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
-    return place(model, device, find_precision(recipe.engine.precision, device))
+    precision = find_precision(recipe.engine.precision, device)
+    for moe in adapter.blocks(model).values():
+        moe.check_computable(device, precision)
+    return place(model, device, precision)
 
 
 def load_bare_backbone(recipe: Recipe, label_names: Sequence[str]) -> Any:
