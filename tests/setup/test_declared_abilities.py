@@ -21,6 +21,7 @@ from fftmoe.methods.merge.aggregate import WeightedSum
 from fftmoe.report.metric import Metric
 from fftmoe.setup.cells import Variant, make_grid
 from fftmoe.setup.compose import compose
+from fftmoe.setup.export import export_run
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder
@@ -129,6 +130,18 @@ def test_an_implementation_that_cannot_take_the_sizes_is_refused_before_training
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     compose(parse_recipe(changed(quick, adapter__compute="wide", adapter__expert_dim=3), "here"))
+
+
+@pytest.mark.parametrize("method", ["head-only", "plugin:head"])
+def test_a_run_that_trained_the_head_only_has_no_experts_to_export(quick: dict[str, Any], tmp_path: Path, method: str):
+    run(parse_recipe(changed(quick, method=method), "here"), tmp_path / "run", plugins=OWN)
+    asked: list[tuple[str, dict[str, Any]]] = [("personal", {"experts": [0]}), ("lora", {})]
+    if method == "head-only":  # what needs the method itself takes no plug-ins of a script
+        asked += [("personal", {"tier": "large"}), ("personal", {"client": 0})]
+    for form, options in asked:
+        with pytest.raises(InputError, match=f"method {method} has no experts"):
+            export_run(tmp_path / "run", form, tmp_path / "out", options)
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_own_metric_is_judged_as_its_task_says(

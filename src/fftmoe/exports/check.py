@@ -9,14 +9,23 @@ from torch import Tensor
 from fftmoe import adapter
 from fftmoe.backbones import load_image_processor, logits
 from fftmoe.errors import InputError, RunError
+from fftmoe.methods.registry import METHODS
 from fftmoe.rng import generator
-from fftmoe.trained.run import TrainedModel
+from fftmoe.store import read_summary
+from fftmoe.trained.run import FinishedRun, TrainedModel
 
 Batch = dict[str, Tensor]
 
 SAME = 1e-6  # allowed between two models that perform the same operations on the same shapes
 REORDERED = 1e-4  # allowed between two that add in another order: a few thousand additions in float32
 SHAPES = ((1, 2), (3, 7), (5, 13))  # examples and tokens; a graph is traced with the last shape only
+
+
+def _trains(run: FinishedRun) -> str:
+    """What the run's method trains; of a plug-in, what the summary says, which earlier versions left out."""
+    if run.method in METHODS:
+        return METHODS[run.method].capabilities.trains
+    return read_summary(run.folder).get("capabilities", {}).get("trains", "experts")
 
 
 def check_has_experts(trained: TrainedModel, purpose: str) -> None:
@@ -26,9 +35,9 @@ def check_has_experts(trained: TrainedModel, purpose: str) -> None:
         purpose: what the experts are needed for, such as "to choose from".
 
     Raises:
-        InputError: the method of the run trains another kind of adapter.
+        InputError: the method of the run trains another kind of adapter, or the head only.
     """
-    if not adapter.blocks(trained.model):
+    if not adapter.blocks(trained.model) or _trains(trained.run) != "experts":
         raise InputError(
             f"a run of method {trained.run.method} has no experts {purpose}; export its adapter unchanged: --to peft"
         )
