@@ -4,11 +4,25 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from fftmoe.shown import shown
+
+LONGEST = 4000  # characters of a message
+
+
+def _bounded(text: str) -> str:
+    """The text without its middle, if it is too long for a message."""
+    half = LONGEST // 2 - 5
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
+
 
 class FftmoeError(Exception):
     """The base class of every error that this package raises; the command line prints it without a traceback."""
 
     exit_status = 1
+
+    def __init__(self, *arguments: object) -> None:
+        """Make an error; a text from a file, a library or another machine in its message cannot act on a terminal."""
+        super().__init__(*(_bounded(shown(value)) if isinstance(value, str) else value for value in arguments))
 
 
 class InputError(FftmoeError, ValueError):

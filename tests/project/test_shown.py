@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fftmoe.errors import LONGEST, InputError, OutputError, RunError
 from fftmoe.report.console import Console
 from fftmoe.report.render import _templates
 from fftmoe.shown import shown, shown_json, shown_on_a_line
@@ -23,6 +24,19 @@ from shared_fixtures import Cli
 PACKAGE = Path(__file__).parents[2] / "src" / "fftmoe"
 EVIL = "red\x1b[2J\x1b]0;owned\x07\u202e\x9b31m"
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@given(
+    st.text(st.characters(exclude_categories=[]) | st.sampled_from("\x1b\x9b\u202e\ud800\n"), max_size=99),
+    st.integers(1, 999),
+)
+def test_an_error_is_short_and_cannot_act_whatever_text_it_repeats(text: str, times: int):
+    for kind in (InputError, OutputError, RunError):
+        message = str(kind(f"cannot read {text * times}; write another"))
+        assert not ACTING.search(message)
+        assert len(message) <= LONGEST
+        assert message.startswith("cannot read ")
+        assert message.endswith("; write another")
 
 
 @given(st.text(st.characters(exclude_categories=[]) | st.sampled_from("\x1b\x9b\u202e\ud800\n\t\\")))

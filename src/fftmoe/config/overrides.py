@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.shown import shown_on_a_line
 from fftmoe.strict import strict_yaml
 
 
@@ -54,6 +55,8 @@ def _not_found(key: str, value: Any, depth: int, names: Iterable[str] = ()) -> I
     parts = key.split(".")
     remedy = did_you_mean(parts[depth], names) if names else ""
     return InputError(
-        f"the override {key}={value} cannot be set: {'.'.join(parts[:depth])} is not a section of the recipe "
-        f"and has no {parts[depth]!r}{remedy}"
+        shown_on_a_line(
+            f"the override {key}={value} cannot be set: {'.'.join(parts[:depth])} is not a section of the recipe "
+            f"and has no {parts[depth]!r}{remedy}"
+        )
     )

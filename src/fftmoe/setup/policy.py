@@ -13,6 +13,7 @@ from fftmoe.strict import strict_yaml
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Mode = Literal["none", "sums", "clients", "examples"]
 NOISY = ("clients", "examples")
+MOST_PROBLEMS = 9  # of a policy, in one message
 
 
 class ColumnRights(Section):
@@ -90,7 +91,7 @@ def parse_policy(text: bytes, where: str) -> SitePolicy:
             raise ValueError("it must be a mapping of keys")
         return SitePolicy.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(found) for found in error.errors())
+        problems = "; ".join(_problem(found) for found in error.errors()[:MOST_PROBLEMS])
         raise InputError(f"the policy {where} is not valid: {problems}; correct it (docs/deploy.md)") from None
     except ValueError as error:
         raise InputError(f"the policy {where} cannot be read: {error}; correct the file") from error
