@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 import yaml
 
 MOST_BYTES = 2**20  # limit of a file that people read and write
+MOST_RESULTS = 2**28  # limit of a file that the program writes and nobody edits
 MOST_YAML = 2**17  # characters; parsing that many takes a second
 DEEPEST = 20  # levels of nested brackets
 MOST_BITS = 256  # of an integer in YAML
@@ -88,12 +89,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def _finite_number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
 def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"its JSON has {constant}, which is not a number")
 
 
-STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
-"""Raises a ValueError for an object that has a name twice, and for `NaN` and `Infinity`, which are no JSON."""
+STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite_number)
+"""Raises a ValueError for an object that has a name twice, and for what is no number: `NaN`, `Infinity` and `1e999`."""
 
 
 def is_number(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """The page of a run or a comparison, rebuilt from the files in its folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from fftmoe.comparison.record import comparison_of
 from fftmoe.errors import InputError
 from fftmoe.report.page import report_page
 from fftmoe.store import RunFolder, read_config, write_atomically
+from fftmoe.strict import MOST_RESULTS, read_small, strict_json
 
 
 def rebuild_report(folder: Path, output: Path | None = None) -> Path:
@@ -24,15 +24,26 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
     Raises:
         InputError: the folder is of neither, or is damaged; nothing has been written.
     """
-    if (folder / "comparison.json").is_file():
-        default, page = folder / "comparison.html", _comparison_page(folder)
-    else:
-        default, page = folder / "report.html", _run_page(folder)
+    page = page_of(folder)
+    default = folder / ("comparison.html" if _is_comparison(folder) else "report.html")
     written = output or default
     if written.is_dir():
         raise InputError(f"--output {written} is a folder; name a file, e.g. {written / default.name}")
     write_atomically(written, page.encode(), private=output is None)
     return written
+
+
+def page_of(folder: Path) -> str:
+    """The page of a run, finished or not, or of a comparison, as HTML.
+
+    Raises:
+        InputError: as `rebuild_report`.
+    """
+    return _comparison_page(folder) if _is_comparison(folder) else _run_page(folder)
+
+
+def _is_comparison(folder: Path) -> bool:
+    return (folder / "comparison.json").is_file()
 
 
 def _run_page(folder: Path) -> str:
@@ -54,7 +65,7 @@ def _comparison_page(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return strict_json(read_small(path, MOST_RESULTS))
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
 

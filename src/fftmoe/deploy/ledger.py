@@ -64,17 +64,27 @@ class Account:
 
     @classmethod
     def of(cls, entries: Iterable[Mapping[str, Any]]) -> "Account":
-        """The account of these entries of a ledger."""
-        asked = [entry for entry in entries if entry["event"] == ASKED]
-        costs = [_cost_in(entry) for entry in asked]
+        """The account of these entries of a ledger.
+
+        Raises:
+            InputError: an entry lacks what its cost follows from, so the account is unknown.
+        """
+        try:
+            asked = [entry for entry in entries if entry["event"] == ASKED]
+            costs = [_cost_in(entry) for entry in asked]
+            keys = [(entry["server"], entry["run"], entry["recipe"]) for entry in asked]
+            tasks = Counter(entry["task"] for entry in asked)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the ledger has an entry that cannot be counted ({type(error).__name__}: {error}), so nobody can tell "
+                "what the rows have lost; use the version of fftmoe that wrote it"
+            ) from error
         return cls(
-            times=Counter(entry["task"] for entry in asked),
+            times=tasks,
             bare=sum(cost.mode not in NOISY for cost in costs),
             releases=tuple(cost.release for cost in costs if cost.release is not None),
             stated={
-                (entry["server"], entry["run"], entry["recipe"]): (cost.epsilon, cost.delta)
-                for entry, cost in zip(asked, costs, strict=True)
-                if cost.mode == "clients"
+                key: (cost.epsilon, cost.delta) for key, cost in zip(keys, costs, strict=True) if cost.mode == "clients"
             },
         )
 

@@ -79,11 +79,20 @@ class Bindings:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The differences between two sets of values in those names that both have, in the order of `BINDING_KINDS`."""
+    """The differences between two sets of values in those names that both have, in the order of `BINDING_KINDS`.
+
+    Raises:
+        InputError: a value of `then` has not the form that this package gives it.
+    """
     found = []
     for name, kind in BINDING_KINDS.items():
         if name in then and name in now and then[name] != now[name]:
-            found += [Change(words, kind.acceptable) for words in kind.describe(then[name], now[name])]
+            try:
+                described = kind.describe(then[name], now[name])
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                why = f"its {name} cannot be compared ({type(error).__name__})"
+                raise InputError(f"{BINDINGS_FILE} is damaged: {why}; restore the file") from error
+            found += [Change(words, kind.acceptable) for words in described]
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.store.files import write_atomically
+from fftmoe.strict import MOST_RESULTS, read_small, strict_json
 
 VERSION = 2
 COHORT = "poisson"  # the rule by which every release so far has drawn its records: independently of each other
@@ -135,9 +136,7 @@ def _write_values(path: Path, values: Mapping[str, Any]) -> None:
 
 def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Value:
     try:
-        values = json.loads(path.read_bytes())
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds {values!r}")
+        values = strict_json(read_small(path, MOST_RESULTS))
     except (OSError, ValueError) as error:
         raise _lost(path, what, str(error), "restore the file") from error
     if (version := values.pop("version", 1)) != VERSION:

@@ -19,10 +19,9 @@ from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remov
 from fftmoe.store.owner import LOCK
 from fftmoe.store.ranking import Ranking
 from fftmoe.store.rows import RowFile
-from fftmoe.strict import json_text, read_small, strict_json, strict_yaml
+from fftmoe.strict import MOST_RESULTS, json_text, read_small, strict_json, strict_yaml
 
 MARGIN_BYTES = 64 * 2**20
-MOST_SUMMARY_BYTES = 2**28
 CONFIG = "config.yaml"
 SITES = "sites.json"  # of a run over sites: what each said about itself
 # What a folder holds before its run has begun.
@@ -279,7 +278,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} does not exist; finish the run first: fftmoe resume {quoted(folder)}")
     try:
-        return strict_json(read_small(path, MOST_SUMMARY_BYTES))
+        return strict_json(read_small(path, MOST_RESULTS))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}; restore it, or start the run again") from error
 
