@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/quickstart
+FUZZ_SECONDS ?= 3600
 
 FAST := not slow and not gpu and not network
 
-.PHONY: run install lint test test-all test-processors coverage docs benchmark clean
+.PHONY: run install lint test test-all test-processors fuzz coverage docs benchmark clean
 
 run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
@@ -19,6 +20,11 @@ test-all: lint
 # What depends on arithmetic, as other processors compute it; SETTINGS names some of benchmarks/processors.py.
 test-processors: .venv/installed
 	$(BIN)/python benchmarks/processors.py $(SETTINGS)
+
+# Inputs that are almost right, for everything that reads what others wrote; other ones each time.
+fuzz: .venv/installed
+	FFTMOE_FUZZ_SECONDS=$(FUZZ_SECONDS) FFTMOE_FUZZ_SEED=$$(date +%s) \
+	$(BIN)/python -m pytest -s tests/project/test_fuzz.py -k whatever_is_read
 
 # Which lines of src/ the tests of `make test` reach; processes that a test starts are not counted.
 coverage: .venv/installed

@@ -1,10 +1,14 @@
 """Fuzzing: makes inputs that are almost valid, and watches what reading them does."""
 
+import itertools
+import math
 import os
+import re
 import resource
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fftmoe.errors import LONGEST, FftmoeError
+
+ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SECONDS = 5.0  # for one input, on a busy machine
 MEMORY = 2**30  # bytes that all inputs together may add to the address space
 # What ends up in an input where bytes were: words that mean something to one reader or another.
@@ -97,6 +104,28 @@ class Reader(NamedTuple):
     others: tuple[bytes, ...] = ()
 
 
+class Things:
+    """The folder and the recipe from which readers and their valid inputs are made."""
+
+    def __init__(self, folder: Path, recipe_values: dict[str, Any]) -> None:
+        self.folder, self.recipe_values = folder, recipe_values
+
+    def place(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def at(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """Make a reader of bytes from a reader of files."""
+
+    def written(data: bytes) -> object:
+        path.write_bytes(data)
+        return read(path)
+
+    return written
+
+
 class Violation(BaseException):
     """A reader did something forbidden. This is no `Exception`, so that no reader catches it."""
 
@@ -175,6 +204,19 @@ def mutated(seeds: Sequence[bytes], others: Sequence[bytes], random: np.random.G
     return bytes(data)
 
 
+def check_message(error: Exception) -> None:
+    """Check that an error of the package says what is wrong in one line that cannot act on a terminal.
+
+    Raises:
+        Violation: it does not.
+    """
+    text = str(error)
+    if not isinstance(error, FftmoeError):
+        return
+    if len(text.splitlines()) != 1 or ACTING.search(text) or len(text) > LONGEST:
+        raise Violation(f"its message has {len(text)} characters: {text!r:.400}")
+
+
 def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
     """Read these bytes and return the outcome: `read`, or the name of the error.
 
@@ -188,6 +230,7 @@ def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
             reader.read(data)
         except reader.raises as error:
             result = type(error).__name__
+            check_message(error)
         except Exception as error:
             raise Violation(f"{type(error).__name__}: {error!s:.300}") from error
         finally:
@@ -197,8 +240,11 @@ def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
     return result
 
 
-def fuzz(reader: Reader, cases: int, seed: int, watch: Watch, kept: Path) -> Counter[str]:
-    """Count the outcomes of `number` inputs, and of the inputs that were stored because they were violations.
+def fuzz(reader: Reader, cases: int, seed: int, watch: Watch, kept: Path, seconds: float = math.inf) -> Counter[str]:
+    """Count the outcomes of `cases` inputs, and of the inputs that were stored because they were violations.
+
+    Args:
+        kept: the folder of these inputs. seconds: after which no further input is tried.
 
     Raises:
         AssertionError: there was a violation; the input has been kept in `kept`.
@@ -208,7 +254,8 @@ def fuzz(reader: Reader, cases: int, seed: int, watch: Watch, kept: Path) -> Cou
         for data in [*reader.seeds, *(path.read_bytes() for path in sorted((kept / reader.name).glob("*")))]:
             found[outcome(reader, data, watch)] += 1
         others = [*reader.seeds, *reader.others]
-        for case in range(cases):
+        ends = time.monotonic() + seconds
+        for case in itertools.takewhile(lambda _: time.monotonic() < ends, range(cases)):
             data = mutated(reader.seeds, others, np.random.default_rng([seed, case]))
             try:
                 found[outcome(reader, data, watch)] += 1

@@ -1,14 +1,16 @@
 """Everything that reads what others wrote, on inputs that are almost right: nothing runs, hangs or grows, and what is
 wrong ends as an error that is documented.
 
-    FFTMOE_FUZZ=1000000 pytest tests/project/test_fuzz.py
+    make fuzz FUZZ_SECONDS=3600
 
-tries a million inputs; as part of the suite it is twenty thousand.
+tries inputs for an hour, other ones each time, the same time for each reader; as part of the suite it is twenty
+thousand inputs, the same each time. An input that violates a promise is kept in `fuzz_cases` and tried from then on.
 """
 
 import importlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -39,7 +41,6 @@ from fftmoe.client.screening import screen_plan
 from fftmoe.config import parse_recipe
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.data.images import decode_image
-from fftmoe.data.read import read_table
 from fftmoe.data.token_cache import fits_texts, read_cached
 from fftmoe.data.tokens import tokenize_texts
 from fftmoe.deploy.files import read_fields
@@ -63,29 +64,19 @@ from fftmoe.setup.model import build_model
 from fftmoe.setup.site import make_agreement, site_recipe
 from fftmoe.store import pack_state, read_config, read_labels, unpack_state
 from fftmoe.strict import strict_json, strict_yaml
-from fuzzing import Reader, Watch, fuzz
+from fuzzed_files import FILES, columns_of
+from fuzzing import Reader, Things, Watch, at, fuzz
 from models import tiny_bert, tiny_tokenizer
 from tampering import CELLS, recipe_of, record
 
 CASES = int(os.environ.get("FFTMOE_FUZZ", "20000"))
 SEED = int(os.environ.get("FFTMOE_FUZZ_SEED", "1"))
+BUDGET = float(os.environ.get("FFTMOE_FUZZ_SECONDS", "inf"))  # for all readers together
 FEWEST = 30  # inputs of a reader
 KEPT = Path(__file__).parent / "fuzz_cases"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, and asks /proc for it")
 
-Make = Callable[["Things"], Reader]
-
-
-class Things:
-    """The folder and the recipe from which readers and their valid inputs are made."""
-
-    def __init__(self, folder: Path, recipe_values: dict[str, Any]) -> None:
-        self.folder, self.recipe_values = folder, recipe_values
-
-    def place(self, name: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+Make = Callable[[Things], Reader]
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +90,6 @@ def things(recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
         for name in ("_run_id", "_node_id", "_task_id"):
             patch.setattr(TaskIdentity, name, 1)
         yield Things(tmp_path_factory.mktemp("fuzz"), recipe_values)
-
-
-def at(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """Make a reader of bytes from a reader of files."""
-
-    def written(data: bytes) -> object:
-        path.write_bytes(data)
-        return read(path)
-
-    return written
 
 
 # Messages
@@ -303,31 +284,20 @@ def image(things: Things) -> Reader:
     return Reader("image", lambda d: decode_image(d, None).convert("RGB").resize((4, 4)), seeds, (Exception,), 0.01)
 
 
-def table(kind: str, share: float) -> Make:
-    def make(things: Things) -> Reader:
-        import datasets
+def parquet(things: Things) -> Reader:
+    import datasets
 
-        path = things.place(f"data/train.{kind}")
-        rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
-        if kind == "parquet":
-            rows = rows.cast_column("label", datasets.ClassLabel(names=["x", "y"]))
-        {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[kind](path)
-
-        def read(path: Path) -> object:
-            return [list(values) for values in read_table(path).columns.values()]
-
-        return Reader(kind, at(path, read), [path.read_bytes()], (InputError,), share, (things.folder,))
-
-    return make
+    path = things.place("data/train.parquet")
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]})
+    rows.cast_column("label", datasets.ClassLabel(names=["x", "y"])).to_parquet(path)
+    return Reader("parquet", at(path, columns_of), [path.read_bytes()], (InputError,), 0.001, (things.folder,))
 
 
 READERS: dict[str, Make] = {
     **{make.__name__: make for make in (update, sums, plan, state, flower, profile, job)},
     **{make.__name__: make for make in (recipe, override, labels, adapter, backbone, settings_of_a_tokenizer, tokens)},
-    **{make.__name__: make for make in (deployment, site, sites_of_a_run, image)},
-    "csv": table("csv", 0.002),
-    "jsonl": table("jsonl", 0.002),
-    "parquet": table("parquet", 0.001),
+    **{make.__name__: make for make in (deployment, site, sites_of_a_run, image, parquet)},
+    **FILES,
 }
 
 
@@ -338,7 +308,8 @@ def test_whatever_is_read_nothing_runs_hangs_or_grows(things: Things, watch: Wat
     for seed in reader.seeds:  # what is imported late is imported now
         reader.read(seed)
     start = time.perf_counter()
-    found = fuzz(reader, max(FEWEST, round(reader.share * CASES)), SEED, watch, KEPT)
+    cases = max(FEWEST, round(reader.share * CASES)) if BUDGET == math.inf else sys.maxsize
+    found = fuzz(reader, cases, SEED, watch, KEPT, BUDGET / len(READERS))
     seconds, total = time.perf_counter() - start, sum(found.values())
     print(f"\n{name}: {total} in {seconds:.1f} s, {total / seconds:.0f}/s: {dict(found.most_common())}")
     assert not torch.is_inference_mode_enabled()
