@@ -84,7 +84,7 @@ def language_recipe(model: Path, data: Path) -> dict[str, Any]:
         "backbone": {"model": str(model), "task": "causal-lm"},
         "data": {"source": str(data), "prompt": "prompt", "completion": "completion", "max_length": 19},
         "partition": {"kind": "iid", "num_clients": 5},
-        "adapter": {"num_experts": 5, "expert_dim": 4, "blocks": "last-2"},
+        "adapter": {"num_experts": 5, "expert_dim": 4, "blocks": "last-2", "shared_rank": 0, "scale": 1.0},
         "budgets": [
             {"name": "small", "fraction": 0.6, "top_k": 1, "experts": 2},
             {"name": "large", "fraction": 0.4, "top_k": 2, "experts": 5},
@@ -95,7 +95,10 @@ def language_recipe(model: Path, data: Path) -> dict[str, Any]:
             "local_steps": 3,
             "batch_size": 5,
             "learning_rate": 0.01,
+            "aggregation": "per-expert",
+            "server_optimizer": "sgd",
         },
+        "lora": {"targets": "query-value", "match": "parameters"},
         "engine": {"workers": 1},
         "trackers": [],
     }

@@ -121,7 +121,14 @@ def recipe_values(backbone_folder: Path, data_folder: Path) -> dict[str, Any]:
         "backbone": {"model": str(backbone_folder)},
         "data": {"source": str(data_folder), "text": "text", "label": "label", "max_length": 13},
         "partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 7},
-        "adapter": {"num_experts": 5, "expert_dim": 4, "shared_rank": 0, "scale": 1.0, "blocks": "last-2"},
+        "adapter": {
+            "num_experts": 5,
+            "expert_dim": 4,
+            "shared_rank": 0,
+            "shared_targets": "query-value",
+            "scale": 1.0,
+            "blocks": "last-2",
+        },
         "lora": {"targets": "query-value", "match": "parameters"},
         "head": {"kind": "one-vs-all", "learning_rate": 1.0},
         "budgets": [

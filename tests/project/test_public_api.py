@@ -26,7 +26,7 @@ API = [
     "run",
 ]
 VERBS = {
-    "init": {"data", "--output", "--text", "--label", "--by"},
+    "init": {"data", "--output", "--text", "--label", "--by", "--model", "--force"},
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
     "resume": {"run", "--set", "--workers", "--accept-changes"},
     "plan": {
