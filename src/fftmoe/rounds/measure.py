@@ -66,8 +66,13 @@ class ModelMeasure:
         tiers = [self.population.budgets[client].name for client in clients]
         return {"clients": {"tier": tiers, self.task.metric: own}}
 
-    def at_each_tier(self, state: ServerState, examples: Examples) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    def at_each_tier(
+        self, state: ServerState, examples: Examples, interval: bool = False
+    ) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
         """Measure the global model as each tier uses it.
+
+        Args:
+            interval: also compute the interval of the largest tier's metric, which takes many samples of the examples.
 
         Returns:
             the metrics by tier; and for every client the metric at its tier on its own mix of strata, float64
@@ -76,8 +81,9 @@ class ModelMeasure:
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
         for tier in self.population.tiers:
             self.install(state, tier)
-            found = self.tally(examples, interval=tier == self.population.largest)
-            by_tier[tier.name] = self.with_interval(found) if tier == self.population.largest else found.metrics()
+            with_interval = interval and tier == self.population.largest
+            found = self.tally(examples, with_interval)
+            by_tier[tier.name] = self.with_interval(found) if with_interval else found.metrics()
             if self.population.label_shares is not None:
                 members = self.population.budgets.members(tier)
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
@@ -92,7 +98,7 @@ class ModelMeasure:
 
     def globally(self, state: ServerState) -> dict[str, Any]:
         """Measure the global model at each tier's budget, on the whole test set."""
-        by_tier, per_client = self.at_each_tier(state, self.test)
+        by_tier, per_client = self.at_each_tier(state, self.test, interval=True)
         metric = self.task.metric
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}
         overall = {**by_tier[self.population.largest.name], f"{metric}_by_tier": one_by_tier}
