@@ -75,7 +75,8 @@ class SharedProjection(nn.Module, MoeTunerLayer):
         """Add the adapter `adapter_name`."""
         linear = self.base_layer
         low_rank = LowRank(*linear_sizes(linear), rank, generator)
-        if linear.weight.device.type != "meta":
+        # With `low_cpu_mem_usage` PEFT makes it without memory and gives it the saved tensors; it cannot be moved then.
+        if "meta" not in (linear.weight.device.type, low_rank.low_a.device.type):
             low_rank.to(linear.weight.device)
         self.moe_shared[adapter_name] = low_rank
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fftmoe.adapter.bound import BOUND, describe_adapter
+from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, describe_adapter
 from fftmoe.errors import InputError
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import read_small, strict_json
@@ -45,6 +45,7 @@ def save_adapter(
         try:
             model.save_pretrained(str(temporary))
             _write_card(temporary / "README.md", card)
+            _sort_sets(temporary / ADAPTER_CONFIG, model)
             (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
             (temporary / BOUND).write_text(json.dumps(describe_adapter(temporary, model), indent=1) + "\n")
             _set_permissions(temporary, private)
@@ -62,6 +63,16 @@ def _write_card(path: Path, card: str | None) -> None:
     path.unlink(missing_ok=True)
     if card is not None:
         path.write_text(card)
+
+
+def _sort_sets(path: Path, model: Any) -> None:
+    """Sort what PEFT keeps as a set, such as LoRA's modules, whose order in the file differs between processes."""
+    config = model.peft_config["default"]
+    sets = {name for name, value in vars(config).items() if isinstance(value, (set, frozenset))}
+    if sets:
+        written = json.loads(path.read_text())
+        values = {name: sorted(value) if name in sets else value for name, value in written.items()}
+        path.write_text(json.dumps(values, indent=2, sort_keys=True))
 
 
 def _set_permissions(folder: Path, private: bool) -> None:
