@@ -215,6 +215,6 @@ def test_an_adapter_that_peft_saves_again_is_bound_to_nothing_older(
 def test_what_peft_keeps_as_a_set_is_saved_in_order(backbone: Callable[..., Any], tmp_path: Path):
     model = attach_adapter(backbone(), lora_config(2, 1.0, ["query", "value"]))
     names = {f"{letter}{ending}" for letter in "hgfedcba" for ending in ("query", "value")}
-    model.peft_config["default"].target_modules = names
+    model.peft_config["default"].target_modules = names  # type: ignore[attr-defined]
     save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
     assert json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())["target_modules"] == sorted(names)

@@ -82,11 +82,7 @@ def load_backbone(
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)
     _fill_head_bias(loaded, head_bias)
-    settle_quantized(loaded)
-    _settle_config(loaded.config)
-    if task != "causal-lm":  # a language model answers for every place, and masks those that are filled
-        hide_padding(loaded)
-    return loaded.requires_grad_(False).eval()
+    return _frozen(loaded, task)
 
 
 def loading_arguments(model: str, **options: Any) -> str:
@@ -201,10 +197,14 @@ def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolCla
     return model
 
 
-def _settle_config(config: Any) -> None:
-    # Training needs no key-value cache; `generate` switches its own cache on.
-    config.use_cache = False
-    settle_padding_token(config)
+def _frozen(model: Any, task: str) -> Any:
+    """The loaded model in evaluation mode, with settings under which equal texts give equal features."""
+    settle_quantized(model)
+    model.config.use_cache = False  # training needs no key-value cache; `generate` switches its own cache on
+    settle_padding_token(model.config)
+    if task != "causal-lm":  # a language model answers for every place, and masks those that are filled
+        hide_padding(model)
+    return model.requires_grad_(False).eval()
 
 
 @contextmanager

@@ -5,13 +5,13 @@ import re
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-PREFIX = "plugin:"
-_PLUGIN = re.compile(rf"{PREFIX}[\w.-]{{1,100}}")
+PLUGIN_PREFIX = "plugin:"
+_PLUGIN = re.compile(rf"{PLUGIN_PREFIX}[\w.-]{{1,100}}")
 
 
 def is_plugin(name: str) -> bool:
     """Whether a recipe's name is that of a plug-in."""
-    return name.startswith(PREFIX)
+    return name.startswith(PLUGIN_PREFIX)
 
 
 def own_or_plugin(*names: str) -> AfterValidator:

@@ -26,7 +26,7 @@ def check_rules(recipe: Recipe) -> None:
     """
     _check_task(recipe)
     _check_plugins(recipe)
-    _check_validation(recipe)
+    _check_best_round(recipe)
     if (method := _capabilities(recipe)) is not None:
         check_capabilities(recipe, method)
     _check_robustness(recipe)
@@ -135,7 +135,7 @@ _NO_BEST = (
 )
 
 
-def _check_validation(recipe: Recipe) -> None:
+def _check_best_round(recipe: Recipe) -> None:
     keeps = recipe.evaluation.keep == "best"
     asked = "evaluation.keep=best" if keeps else "federation.patience" if recipe.federation.patience else None
     if asked and recipe.data.validation is None:

@@ -87,19 +87,14 @@ def tokenize_completions(
             asked for; nothing is left to learn of a row.
     """
     end = _end_of_text(tokenizer, max_length)
-    prompt_ids, text_ids = _prompts_and_texts(origin, prompts, texts, tokenizer, chat_template)
-    _check_learnable(origin, texts, text_ids, (tokenizer.bos_token_id, end))
-    rows, starts, num_cut = [], [], 0
-    for prompt, text in zip(prompt_ids, text_ids, strict=True):
-        prompt = _without_end(prompt, end)
-        learned = _with_end(text, end, ended=chat_template and end in text)
-        kept = _cut(prompt, learned, max_length, tokenizer.bos_token_id)
-        num_cut += len(kept[0]) + len(kept[1]) < len(prompt) + len(learned)
-        rows.append(np.asarray([*kept[0], *kept[1]], dtype=np.int32))
-        starts.append(len(kept[0]))
-    if num_cut:
+    whole = _prompts_and_texts(origin, prompts, texts, tokenizer, chat_template, end)
+    _check_learnable(origin, texts, [text for _, text in whole], (tokenizer.bos_token_id, end))
+    kept = [_cut(prompt, text, max_length, tokenizer.bos_token_id) for prompt, text in whole]
+    rows = [np.asarray([*prompt, *text], dtype=np.int32) for prompt, text in kept]
+    starts = torch.tensor([len(prompt) for prompt, _ in kept], dtype=torch.int64)
+    if num_cut := sum(len(row) < len(prompt) + len(text) for row, (prompt, text) in zip(rows, whole, strict=True)):
         _warn_of_cut(origin, num_cut, len(rows), max_length, has_prompts=prompts is not None)
-    return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), torch.tensor(starts, dtype=torch.int64))
+    return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), starts)
 
 
 def _warn_of_cut(origin: Origin, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
@@ -129,14 +124,19 @@ def _prompts_and_texts(
     texts: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     chat_template: bool,
-) -> tuple[list[Ids], list[Ids]]:
-    """The tokens of every prompt and of every text; without prompts, each prompt is empty."""
+    end: int,
+) -> list[tuple[Ids, Ids]]:
+    """The tokens of every prompt and of its text, which ends with `end`; without prompts, each prompt is empty."""
     if prompts is None:
         assert not chat_template, "a chat template writes prompts with their completions"
-        return [[] for _ in texts], _ids(tokenizer, texts, special=True)
+        return [([], _with_end(text, end, ended=False)) for text in _ids(tokenizer, texts, special=True)]
     if chat_template:
         prompts, texts = _chat_messages(origin, prompts, texts, tokenizer)
-    return _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
+    asked, answers = _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
+    return [
+        (_without_end(prompt, end), _with_end(text, end, ended=chat_template and end in text))
+        for prompt, text in zip(asked, answers, strict=True)
+    ]
 
 
 def _check_learnable(origin: Origin, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any]) -> None:

@@ -108,14 +108,14 @@ def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
     """
     path = site / POLICY_FILE
     if not os.path.lexists(path):
-        _check_labels(request, None)
+        _check_labels_known(request, None)
         text = first_policy(request, epsilon)
         is_new = ledger_in(site, site).begin_or_keep()
         _replace_policy(path, text.encode())
         done = "began the site's ledger" if is_new else "kept the site's ledger"
         return f"wrote {path}, which allows this recipe and nothing else, and {done}; read the policy now"
     policy = read_policy(site)
-    _check_labels(request, policy.labels)
+    _check_labels_known(request, policy.labels)
     if request.digest in policy.recipes:
         return f"{path} has approved this recipe before"
     if reasons := limits_exceeded(policy, request, own_model=request.is_folder):
@@ -157,7 +157,7 @@ def first_policy(request: SiteRequest, epsilon: float | None) -> str:
     return text + _policy_line(request)
 
 
-def _check_labels(request: SiteRequest, own: Sequence[str] | None) -> None:
+def _check_labels_known(request: SiteRequest, own: Sequence[str] | None) -> None:
     if request.labels is None and own is None:
         raise InputError(
             f"the recipe {request.name!r} states no data.labels, so a server could ask which labels this site has, one "

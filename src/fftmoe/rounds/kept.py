@@ -30,9 +30,9 @@ def kept_model(
     state = served(best.state)
     journal.say(f"keeping the model of round {state.round}, which was the best on the rows that clients set aside")
     own = {**f.evaluate.final(state), **validated_in(best.row)}
-    return state, {**own, "best_round": state.round, "last": {"round": last.round, **_numbers(metrics)}}
+    return state, {**own, "best_round": state.round, "last": {"round": last.round, **_overall(metrics)}}
 
 
-def _numbers(metrics: Metrics) -> dict[str, Any]:
+def _overall(metrics: Metrics) -> dict[str, Any]:
     """The metrics that are numbers or intervals, without those of each tier and client."""
     return {name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")}

@@ -17,7 +17,7 @@ from fftmoe.rounds.exchange import Exchange
 from fftmoe.server.solve import plan_sums
 from fftmoe.tasks import Task
 
-PREFIX = "validation_"
+VALIDATION_PREFIX = "validation_"
 
 Validate = Callable[[ServerState], dict[str, float]]
 """From a state to its validation metric by name; empty where none is due."""
@@ -30,7 +30,7 @@ def no_validation(state: ServerState) -> dict[str, float]:
 
 def validated_in(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the validation metric of a row, by name; empty where none was due."""
-    return {name: value for name, value in row.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in row.items() if name.startswith(VALIDATION_PREFIX)}
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,5 @@ class Validation:
             total, number = total + update.tensors[names.VALIDATION][:-1].double().numpy(), number + 1
         metric = self.task.metric
         enough = number >= self.fewest
-        return {PREFIX + metric: float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")}
+        value = float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")
+        return {VALIDATION_PREFIX + metric: value}

@@ -104,19 +104,14 @@ class Expectation:
 
         Args:
             backbone: the fingerprint of the server's backbone.
-            num_examples: see `Expectation`.
             max_tokens: the most tokens of an example, for the methods whose shares count tokens.
-            max_norm, compared: see `Expectation`. Only updates and feature statistics are compared.
+            num_examples, max_norm, compared, validated: see `Expectation`. Only updates and feature statistics are
+                compared.
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
-            validated: for the task "validate".
         """
         after = measured if plan.task == "alone" else {}
         metrics = {**METRICS[plan.task], **_on_both_parts(after)}
-        if plan.task == "validate":
-            assert validated is not None, "a client validates where rows are set aside"
-            num_examples, update = 1, _statistics(plan, len(validated.least))
-        else:
-            update = _widest(plan, download, method, metrics, num_examples)
+        update = _widest(plan, download, method, metrics, num_examples, validated)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, on_wire(shapes, plan))
         return cls(
@@ -128,7 +123,7 @@ class Expectation:
             most_shares=method.most_shares(plan, max_tokens),
             most_header=header + MARGIN,
             most_bytes=num_bytes + MARGIN,
-            num_examples=1 if plan.concealed else num_examples,
+            num_examples=1 if plan.concealed or plan.task == "validate" else num_examples,
             metrics=metrics,
             needed=frozenset(f"holdout_{name}" for name in after),
             max_norm=max_norm,
@@ -143,9 +138,17 @@ def _on_both_parts(measured: Mapping[str, tuple[float, float]]) -> dict[str, tup
 
 
 def _widest(
-    plan: ClientPlan, download: Tensors, method: Method, metrics: Iterable[str], num_examples: int | None
+    plan: ClientPlan,
+    download: Tensors,
+    method: Method,
+    metrics: Iterable[str],
+    num_examples: int | None,
+    validated: Validated | None,
 ) -> ClientUpdate:
-    """The largest update that the client may send."""
+    """The largest update that the client may send. A client that validates says nothing but its sums."""
+    if plan.task == "validate":
+        assert validated is not None, "a client validates where rows are set aside"
+        return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((len(validated.least) + 1,))})
     if plan.task == "sums":
         num_labels, num_features = download[names.HEAD_WEIGHT].shape
         shapes = sum_shapes(num_features, num_labels, None if plan.concealed else num_examples)
@@ -155,11 +158,6 @@ def _widest(
     if plan.concealed:
         return replace(update, num_examples=1, shares={}, preferences={}, metrics={})
     return replace(update, metrics=dict.fromkeys(metrics, LONGEST_FLOAT))
-
-
-def _statistics(plan: ClientPlan, number: int) -> ClientUpdate:
-    """The answer of a client that validates; it says nothing but its sums."""
-    return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((number + 1,))})
 
 
 def on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:

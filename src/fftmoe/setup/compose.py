@@ -26,7 +26,7 @@ from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.target_scales import scaled_task, with_scales
 from fftmoe.setup.tiers import make_tiers, training_of
-from fftmoe.setup.warm_start import load_start, start_notes
+from fftmoe.setup.warm_start import WarmStart, load_start, start_notes
 
 
 def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
@@ -51,7 +51,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     partition = _partition(recipe, data.train.labels.numpy(), data.groups, plugins)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
-    return assemble(recipe, data, partition, tier_of, partition.sizes, plugins=plugins)
+    return assemble(recipe, data, partition, tier_of, partition.sizes, plugins)
 
 
 def assemble(
@@ -60,8 +60,8 @@ def assemble(
     partition: Partition,
     tier_of: np.ndarray,
     sizes: np.ndarray,
+    plugins: Plugins,
     remote: bool = False,
-    plugins: Plugins | None = None,
 ) -> Experiment:
     """Make an experiment of clients whose data and tiers are known; it raises an InputError as `compose` does.
 
@@ -69,17 +69,12 @@ def assemble(
         tier_of: integers [C], each client's place in the recipe's `budgets`.
         sizes: integers [C], the number of each client's examples, with those that it sets aside.
     """
-    plugins = plugins or Plugins()
-    model, training = _checked_model(recipe, data, plugins), training_of(recipe)
-    start = load_start(recipe, model)
+    model, start = _checked_model(recipe, data, plugins)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
     kept, held_out = hold_out(recipe, data.train, partition, sizes, remote)
     sizes = sizes - held_out.numbers
     mean_tokens = counted_tokens(recipe, data.test if remote else data.train, model)
-    tokens = tokens_per_round(training, int(sizes.sum()) / len(partition), mean_tokens)
-    tiers = _tiers_on(recipe, model, shape, tokens, plugins)
-    budgets = Budgets.of(tiers, tier_of)
-    _check_cohort(recipe, len(budgets))
+    budgets = _budgets_of(recipe, model, shape, sizes, mean_tokens, tier_of, plugins)
     return Experiment(
         recipe=recipe,
         task=scaled_task(recipe),
@@ -90,9 +85,8 @@ def assemble(
         strata=data.strata,
         partition=kept,
         held_out=held_out,
-        tiers=tiers,
         budgets=budgets,
-        training=training,
+        training=training_of(recipe),
         mean_tokens=mean_tokens,
         shape=shape,
         method=build_method(recipe, model, shape, budgets, plugins),
@@ -107,12 +101,12 @@ def assemble(
     )
 
 
-def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> Any:
-    """The backbone with its adapter and its head, which fit the data."""
+def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> tuple[Any, WarmStart | None]:
+    """The backbone with its adapter and its head, which fit the data, and the adapter that the run starts from."""
     model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
     check_max_length(recipe, data.max_length, model)
-    return model
+    return model, load_start(recipe, model)
 
 
 def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
@@ -123,6 +117,22 @@ def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
         *cut_notes("test", data.test, length),
         *shared_notes(data.train, data.test),
     )
+
+
+def _budgets_of(
+    recipe: Recipe,
+    model: Any,
+    shape: ExpertShape,
+    sizes: np.ndarray,
+    mean_tokens: float,
+    tier_of: np.ndarray,
+    plugins: Plugins,
+) -> Budgets:
+    """The budget of every client; `sizes` are the numbers of the examples that they train on."""
+    tokens = tokens_per_round(training_of(recipe), int(sizes.sum()) / len(sizes), mean_tokens)
+    budgets = Budgets.of(_tiers_on(recipe, model, shape, tokens, plugins), tier_of)
+    _check_cohort(recipe, len(budgets))
+    return budgets
 
 
 def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugins: Plugins) -> tuple[Budget, ...]:

@@ -21,6 +21,7 @@ from fftmoe.setup.compose import assemble
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded, agreed_labels
 from fftmoe.setup.method import method_class
+from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.splits import load_splits
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.strict import strict_json
@@ -158,7 +159,7 @@ def compose_deployed(
     partition = Partition(no_rows, tuple(ordered))
     tier_of = np.array([names.index(profile.tier) for profile in every])
     sizes = np.array([profile.num_examples for profile in every])
-    return assemble(recipe, data, partition, tier_of, sizes, remote=True)
+    return assemble(recipe, data, partition, tier_of, sizes, Plugins(), remote=True)
 
 
 def other_backbones(experiment: Experiment, profiles: Mapping[str, SiteProfile]) -> dict[str, str]:

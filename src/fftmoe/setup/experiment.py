@@ -24,7 +24,7 @@ class Experiment:
     Attributes:
         model: the backbone with the adapter attached, in the memory of this process.
         label_names: the classes; empty for a language model. strata: the names of what `Examples.labels` numbers.
-        tiers: the distinct budgets, in the recipe's order. budgets: client_id -> its tier.
+        budgets: client_id -> its tier.
         partition: the rows that clients train on. held_out: those that they have set aside for validation.
         mean_tokens: of a training example. shape: of one expert.
         sizes: integers [C], the number of each client's examples.
@@ -45,7 +45,6 @@ class Experiment:
     strata: tuple[str, ...]
     partition: Partition
     held_out: HeldOut
-    tiers: tuple[Budget, ...]
     budgets: Budgets
     training: Training
     mean_tokens: float
@@ -67,6 +66,11 @@ class Experiment:
             InputError: the earlier adapter does not fit.
         """
         return first_state(self.method.init(self.model), self.start, self.label_names)
+
+    @property
+    def tiers(self) -> tuple[Budget, ...]:
+        """The distinct budgets, in the recipe's order."""
+        return self.budgets.tiers
 
     @property
     def fewest_examples(self) -> int:

@@ -25,7 +25,7 @@ from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
 from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
-from fftmoe.rounds.validation import PREFIX, Validate, Validation, no_validation
+from fftmoe.rounds.validation import VALIDATION_PREFIX, Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
 from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.described import generation_sample
@@ -120,7 +120,7 @@ def _validated(experiment: Experiment, client_id: int, max_tokens: int) -> Valid
 
 def ranking_of(experiment: Experiment) -> Ranking:
     """How the rounds of this experiment are ordered: by the metric on the rows that clients have set aside."""
-    return Ranking(PREFIX + experiment.task.metric, experiment.task.higher_is_better)
+    return Ranking(VALIDATION_PREFIX + experiment.task.metric, experiment.task.higher_is_better)
 
 
 def kept_ranking(experiment: Experiment) -> Ranking | None:

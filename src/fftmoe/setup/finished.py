@@ -189,7 +189,7 @@ def load_federation(
         InputError: the run has not finished, has no checkpoint, or its data cannot be read.
     """
     run, recipe, files = finished_run(folder, accept_changes, round), recipe_of(folder), RunFolder(folder)
-    state = _state_of(run, files)
+    state = _kept_state(run, files)
     parts = compose(_without_training(recipe, exact))
     if (base := check_adapter_files(run.adapter)) is not None:
         check_base(base, parts.model, run.adapter)
@@ -207,7 +207,7 @@ def load_federation(
     )
 
 
-def _state_of(run: FinishedRun, files: RunFolder) -> ServerState:
+def _kept_state(run: FinishedRun, files: RunFolder) -> ServerState:
     """The state of the server after the last round, or after the round that is kept."""
     saved = files.load_newest()
     if saved.state is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from fftmoe.config import Recipe
-from fftmoe.config.plugins import PREFIX
+from fftmoe.config.plugins import PLUGIN_PREFIX
 from fftmoe.data import Divide
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.base import Method, MethodClass
@@ -88,9 +88,9 @@ def check_named(recipe: Recipe, plugins: Plugins) -> None:
 
 
 def _find(kind: str, name: str, given: Mapping[str, Any]) -> Any:
-    if not name.startswith(PREFIX):
+    if not name.startswith(PLUGIN_PREFIX):
         return None
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(PLUGIN_PREFIX)
     if bare in given:
         return given[bare]
     group = f"fftmoe.{kind}"

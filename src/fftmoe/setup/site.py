@@ -17,6 +17,7 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples, SplitRequest, held_out_places
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.errors import InputError
+from fftmoe.methods.budget import ExpertShape
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
 from fftmoe.setup.compose import cached, check_max_length, counted_tokens
@@ -24,7 +25,7 @@ from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
-from fftmoe.setup.splits import load_splits
+from fftmoe.setup.splits import Splits, load_splits
 from fftmoe.setup.target_scales import scaled_task
 from fftmoe.setup.tiers import schedule_of, training_of
 
@@ -74,7 +75,7 @@ def make_site_client(
     """
     with failing_as(Failure.RECIPE):
         recipe = site_recipe(values, data, model)
-        _check_labels(stated_labels(recipe), tuple(label_names))
+        _check_same_labels(stated_labels(recipe), tuple(label_names))
     with failing_as(Failure.DATA):
         request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential, divide=False)
         found = load_splits(recipe, str(data), request)
@@ -87,28 +88,45 @@ def make_site_client(
     with failing_as(Failure.BUDGET):
         tier = site_tier(budget, recipe, shape, blocks, len(rows), counted_tokens(recipe, rows, adapted))
     kept, held = _divided(recipe, rows, client_id)
-    train = cached(recipe, adapted, rows)
-    runtime = ClientRuntime(
+    runtime = _make_runtime(recipe, adapted, shape, found, {client_id: (kept, held)}, len(label_names), states)
+    backbone = fingerprint(adapted)
+    bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
+    agreed = make_agreement(recipe, adapted, client_id, tier)
+    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held)), backbone, bindings)
+
+
+def _make_runtime(
+    recipe: Recipe,
+    adapted: Any,
+    shape: ExpertShape,
+    found: Splits,
+    divided: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    num_outputs: int,
+    states: ClientStates,
+) -> ClientRuntime:
+    """What trains and validates on the rows that the site found, with the model that it built.
+
+    Args:
+        divided: by client, the rows that it trains on and those that it sets aside.
+    """
+    train = cached(recipe, adapted, found.examples["train"])
+    return ClientRuntime(
         adapted,
         build_method(recipe, adapted, shape, {}),
         make_loss(recipe),
-        len(label_names),
+        num_outputs,
         train,
-        {client_id: marked(kept, found.left_out)},
+        {client: marked(kept, found.left_out) for client, (kept, _) in divided.items()},
         states,
         lambda *_, **__: {},  # a site trains and measures nothing for the server
         partial(
             validation_sums,
             task=scaled_task(recipe),
-            num_outputs=len(label_names),
+            num_outputs=num_outputs,
             examples=train,
-            rows={client_id: held},
+            rows={client: held for client, (_, held) in divided.items()},
         ),
     )
-    backbone = fingerprint(adapted)
-    bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
-    agreed = make_agreement(recipe, adapted, client_id, tier)
-    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held)), backbone, bindings)
 
 
 def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +136,7 @@ def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray
     return np.setdiff1d(every, aside), aside
 
 
-def _check_labels(stated: tuple[str, ...] | None, sent: tuple[str, ...]) -> None:
+def _check_same_labels(stated: tuple[str, ...] | None, sent: tuple[str, ...]) -> None:
     """Compare the labels that the server lists with those of its recipe, if that has any.
 
     Raises:

@@ -20,7 +20,7 @@ from fftmoe.setup.target_scales import scales_of
 from fftmoe.store import adapter_of, read_config, read_labels
 
 WEIGHTS = "adapter_model.safetensors"
-SAME = ("activation", "gates", "scale", "shared_targets")  # settings that decide what the same tensors compute
+SAME_SETTINGS = ("activation", "gates", "scale", "shared_targets")  # settings that decide what the same tensors compute
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _folder_of(path: Path, method: str) -> Path:
 
 def _check_settings(found: Any, model: Any, folder: Path) -> None:
     """Refuse an adapter with whose settings the same tensors compute something else."""
-    then, now = (_settings(each) for each in (found, model))
+    then, now = (_adapter_settings(each) for each in (found, model))
     changed = [f"{key} was {then.get(key)} and is {now.get(key)}" for key in now if then.get(key) != now[key]]
     if changed:
         raise InputError(
@@ -122,11 +122,11 @@ def _check_settings(found: Any, model: Any, folder: Path) -> None:
         )
 
 
-def _settings(model: Any) -> Mapping[str, Any]:
+def _adapter_settings(model: Any) -> Mapping[str, Any]:
     config = model.peft_config["default"]
     if str(config.peft_type).endswith("LORA"):
         return {"kind": "LoRA", "lora.scale": config.lora_alpha / config.r}
-    return {"kind": "experts", **{f"adapter.{key}": getattr(config, key) for key in SAME}}
+    return {"kind": "experts", **{f"adapter.{key}": getattr(config, key) for key in SAME_SETTINGS}}
 
 
 def _tensors_of(model: Any) -> Tensors:

@@ -20,7 +20,7 @@ class Ranking:
     def ranked(self, rows: Iterable[Mapping[str, Any]]) -> list[int]:
         """The rounds of these rows whose metric is a number, best first."""
         sign = -1 if self.higher_is_better else 1
-        known = [(sign * row[self.metric], row["round"]) for row in rows if is_number(row.get(self.metric))]
+        known = [(sign * row[self.metric], row["round"]) for row in rows if _is_measured(row.get(self.metric))]
         return [round for _, round in sorted(known)]
 
     def without_gain(self, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -30,6 +30,6 @@ class Ranking:
         return 0 if best is None else sum(row["round"] > best for row in measured)
 
 
-def is_number(value: Any) -> bool:
+def _is_measured(value: Any) -> bool:
     """Whether a value of a row was measured and is finite."""
     return value is not None and math.isfinite(value)

@@ -36,12 +36,7 @@ def complete(
     )
     ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
     positions = readable_tokens(model)
-    fits = [positions is None or len(own) + max_new_tokens <= positions for own in ids]
-    if prompts and not any(fits):
-        raise InputError(
-            f"a prompt of {max(map(len, ids))} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens "
-            "that this model can read; lower --max-new-tokens, or shorten the prompt"
-        )
+    fits = _which_fit([len(own) for own in ids], max_new_tokens, positions)
     end_id = tokenizer.eos_token_id
     assert isinstance(end_id, int), "tokenize_completions refuses a tokenizer without an end token"
     generated = greedy_continuations(
@@ -66,3 +61,18 @@ def _completed(prompt: str, completion: str | None, reason: str) -> dict[str, st
     """The answer to a prompt, with the reason where it has no completion."""
     answer = {"prompt": prompt, "completion": completion}
     return answer if completion is not None else {**answer, "reason": reason}
+
+
+def _which_fit(lengths: Sequence[int], max_new_tokens: int, positions: int | None) -> list[bool]:
+    """Whether the model can read each prompt with its completion.
+
+    Raises:
+        InputError: there are prompts, and it can read none of them.
+    """
+    fits = [positions is None or length + max_new_tokens <= positions for length in lengths]
+    if lengths and not any(fits):
+        raise InputError(
+            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens that "
+            "this model can read; lower --max-new-tokens, or shorten the prompt"
+        )
+    return fits
