@@ -15,7 +15,8 @@ from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy import ledger as ledgers
 from fftmoe.deploy.account import begin_ledger, describe_ledger
 from fftmoe.deploy.door import Admitted, Door
-from fftmoe.deploy.ledger import Account, ledger_in
+from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.ledger_account import Account
 from fftmoe.engines.failures import CodedError
 from fftmoe.errors import InputError
 from fftmoe.records import Release

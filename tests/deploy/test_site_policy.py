@@ -12,7 +12,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fftmoe.config import parse_recipe
 from fftmoe.deploy.job import make_job
-from fftmoe.deploy.ledger import Account, ledger_in
+from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.ledger_account import Account
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower_messages import failure_of, make_client_app, pack_query, pack_request, unpack_reply
 from fftmoe.errors import OutputError, RunError

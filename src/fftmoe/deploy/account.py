@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.deploy.door import read_policy
-from fftmoe.deploy.ledger import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account, ledger_in
+from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.ledger_account import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account
 from fftmoe.errors import InputError
 from fftmoe.server.accountant import Adjacency
 from fftmoe.setup.policy import SitePolicy

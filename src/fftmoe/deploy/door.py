@@ -15,7 +15,8 @@ from typing import Any
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.job import read_job
-from fftmoe.deploy.ledger import FAILED, REFUSED, Account, Cost, Pages, RunKey, SiteLedger, ledger_in
+from fftmoe.deploy.ledger import Pages, SiteLedger, ledger_in
+from fftmoe.deploy.ledger_account import FAILED, REFUSED, Account, Cost, RunKey
 from fftmoe.engines.failures import CodedError, Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.records import Release
