@@ -58,7 +58,7 @@ fewest_rows: {fewest_rows}
 # that restarts repeats a round.
 most_rounds: {most_rounds}
 
-# Whether the server may know the number of rows. If not, it is told `fewest_rows`.
+# Whether the server may know the number of rows. If not, the site states `fewest_rows` in its place.
 name_counts: {name_counts}
 
 # The folder of the ledger. Sites with the same rows must share one, also in a later deployment.
