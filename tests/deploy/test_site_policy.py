@@ -115,7 +115,7 @@ def test_a_server_that_asks_for_more_gets_a_code_and_nothing_else(hospital: Call
     for round in (1, 2):
         assert unpack_reply(site.ask(site.plan(round)).content)[0]
     hostile = copy.deepcopy(site.job)
-    hostile["recipe"]["data"]["text"] = "label"
+    hostile["recipe"]["data"] |= {"text": "label", "label": "text"}
     assert code_of(site.ask(job=hostile)) == "policy"
     assert code_of(site.ask(site.plan(), job=hostile)) == "policy"
     assert code_of(site.ask(job={**site.job, "labels": ["blue", "green", "hiv"]})) == "policy"
