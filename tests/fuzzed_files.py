@@ -15,7 +15,7 @@ from fftmoe.cli.pages import page_of
 from fftmoe.config import parse_recipe
 from fftmoe.data import lists_of, names_of, numbers_of, texts_of
 from fftmoe.data.read import read_lines, read_table
-from fftmoe.deploy.ledger import Account
+from fftmoe.deploy.ledger_account import Account
 from fftmoe.deploy.running import FACTS, holder
 from fftmoe.errors import InputError
 from fftmoe.records import Release

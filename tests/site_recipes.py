@@ -8,12 +8,29 @@ from fftmoe.deploy.job import make_job
 
 BASE: dict[str, Any] = {
     "backbone": {"model": "builtin:minilm"},
-    "data": {"source": "data/server", "labels": ["bone", "heart"]},
+    "data": {"source": "data/server", "text": "text", "label": "label", "labels": ["bone", "heart"]},
     "partition": {"kind": "natural", "by": "ward"},
-    "adapter": {"num_experts": 7, "expert_dim": 5},
+    "adapter": {
+        "num_experts": 7,
+        "expert_dim": 5,
+        "shared_rank": 0,
+        "shared_targets": "query-value",
+        "scale": 1.0,
+        "blocks": "all",
+    },
+    "lora": {"targets": "query-value", "match": "parameters"},
     "head": {"kind": "averaged", "learning_rate": 1.0},
     "budgets": [{"name": "small", "fraction": 1.0, "top_k": 1, "experts": 3}],
-    "federation": {"rounds": 5, "clients_per_round": 3, "local_steps": 4, "batch_size": 8, "learning_rate": 0.002},
+    "federation": {
+        "rounds": 5,
+        "clients_per_round": 3,
+        "local_steps": 4,
+        "batch_size": 8,
+        "learning_rate": 0.002,
+        "aggregation": "per-expert",
+        "server_optimizer": "sgd",
+    },
+    "engine": {"workers": 1},
 }
 CLIENTS = {"clip_norm": 1.0, "epsilon": 3.0, "delta": 1e-3}
 EXAMPLES = {"examples": {"clip_norm": 1.0, "noise_multiplier": 2.0, "delta": 1e-3, "epsilon": 7.0}}

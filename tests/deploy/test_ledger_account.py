@@ -73,7 +73,7 @@ class Counted(dict[str, Any]):
 def test_each_entry_is_added_up_once():
     running, ledger = RunningAccount(), list[Counted]()
     for number in range(1, 12):
-        ledger.append(Counted(event="asked", mode="none", task="training"))
+        ledger.append(Counted(event="asked", mode="none", task="training", server="a", run="b", recipe="c"))
         account, _ = running.of(ledger)
         assert (account.times, account.bare) == ({"training": number}, number)
     assert [entry.reads for entry in ledger] == [1] * 11

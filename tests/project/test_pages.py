@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from fftmoe.cli.app import app
-from fftmoe.config import load_recipe, parse_recipe
+from fftmoe.config import complete_recipe, load_recipe
 from fftmoe.data import sources
 from fftmoe.data.stdlib_docs import stdlib_docs
 from shared_fixtures import Cli
@@ -122,7 +122,7 @@ def test_parts_of_recipes_are_what_a_recipe_may_say(page: str, block: str):
     part = yaml.safe_load(block)
     base = load_recipe("quickstart").model_dump(mode="json")
     whole = part if "backbone" in part else merged(base, part)
-    parse_recipe(whole, page)
+    complete_recipe(whole, page, may_read=False)
 
 
 def command_lines() -> list[tuple[str, str]]:
