@@ -157,7 +157,7 @@ PLACES = (
 def test_no_error_of_any_part_leaves_with_its_words(answer: Answer, place: str, monkeypatch: pytest.MonkeyPatch):
     logging.getLogger("fftmoe").setLevel(logging.CRITICAL)
     try:
-        for before in ("adapter", "expert_shape", "make_loss", "marked", *PLACES[1 : PLACES.index(place)]):
+        for before in ("adapted_blocks", "expert_shape", "make_loss", "marked", *PLACES[1 : PLACES.index(place)]):
             monkeypatch.setattr(f"fftmoe.setup.site.{before}", Anything())
         for error in exceptions():
             reached: list[str] = []

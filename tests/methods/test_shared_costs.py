@@ -32,8 +32,8 @@ def test_parameters_are_counted_before_and_after_attaching(family: str):
     for block, expected in forecast.items():
         assert sum(p.numel() for p in of_block(model, block)) == expected > 0
         assert adapter.projection_parameters(model.get_base_model(), block, R) == expected
-    # These decoders' value is narrower than their query: one head of 10 for two.
-    width = 10 if family in ("gemma", "llama", "mistral", "qwen2", "qwen3") else HIDDEN
+    # The value of decoders with one key for two heads is narrower than their query: one head of 10 for two.
+    width = HIDDEN // 2 if getattr(backbone.config, "num_key_value_heads", 2) == 1 else HIDDEN
     assert forecast[0] == R * (HIDDEN + HIDDEN) + R * (HIDDEN + width)
 
 

@@ -138,7 +138,7 @@ def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
         ({"partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 5}}, ("no column 'label'", "data.label")),
         ({"engine__clients_per_batch": 2}, ("clients_per_batch=2", "causal-lm", "one client at a time")),
         ({"evaluation__generate": {"examples": 3, "max_new_tokens": 30}}, ("max_new_tokens=30", "37 tokens")),
-        ({"backbone__task": "sequence-classification"}, ("missing key 'head'",)),
+        ({"backbone__task": "sequence-classification"}, ("data.prompt is for language models", "causal-lm")),
     ],
 )
 def test_a_recipe_that_cannot_be_run(
