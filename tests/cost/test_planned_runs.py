@@ -75,7 +75,11 @@ def test_an_update_is_never_longer_than_planned(shares: list[float], loss: float
 
 
 def test_the_statistics_of_a_closed_form_head_are_planned_to_the_byte(run_tiny: RunTiny, plan_tiny: PlanTiny):
-    settings = ("head={kind: closed-form, update: frozen}", "evaluation.local_only=false", "federation.rounds=1")
+    settings = (
+        "head={kind: closed-form, features: linear, update: frozen}",
+        "evaluation.local_only=false",
+        "federation.rounds=1",
+    )
     one = plan_tiny("method=centralized", *settings).values["sums"]
     first = run_tiny("method=centralized", *settings).rows[0]
     assert (first["bytes_down"], first["bytes_up"]) == (one["bytes_first"], one["bytes_up"])

@@ -91,7 +91,7 @@ PATTERN = re.compile(
     r"^(head|blocks|shared|sums|lora|merged)\.(?!\w+=)|^feedback/|:(scale|experts)$|^\.(up|down|router|load|affinity|scale)$"
 )
 SETTINGS = re.compile(
-    r"^(head|lora)\.(kind|features|num_features|update|every|learning_rate|optimizer|match|targets)\b"
+    r"^(head|lora)\.(kind|features|num_features|update|every|learning_rate|optimizer|match|targets|scale)\b"
 )
 
 
