@@ -1,6 +1,7 @@
 """Names in a recipe for parts that fftmoe does not ship: `plugin:NAME`."""
 
 import re
+from dataclasses import dataclass
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
@@ -14,14 +15,20 @@ def is_plugin(name: str) -> bool:
     return name.startswith(PLUGIN_PREFIX)
 
 
-def own_or_plugin(*names: str) -> AfterValidator:
+@dataclass(frozen=True)
+class OwnOrPlugin:
     """Accepts one of these names, or `plugin:NAME`. Which plug-ins exist is known only where the recipe is run."""
 
-    def check(value: str) -> str:
-        if value not in names and not _PLUGIN.fullmatch(value):
-            raise PydanticCustomError(
-                "literal_error", "Input should be {expected}", {"expected": ", ".join(f"'{name}'" for name in names)}
-            )
+    names: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        """The value, checked."""
+        if value not in self.names and not _PLUGIN.fullmatch(value):
+            expected = ", ".join(f"'{name}'" for name in self.names)
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
         return value
 
-    return AfterValidator(check)
+
+def own_or_plugin(*names: str) -> AfterValidator:
+    """Accepts what `OwnOrPlugin` accepts."""
+    return AfterValidator(OwnOrPlugin(names))
