@@ -67,9 +67,9 @@ def recipe_page() -> str:
 
 def _recipe_defaults() -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a recipe that says nothing, and the rules in words, both by dotted key."""
-    from fftmoe.config.defaults import RULES, complete
+    from fftmoe.config.defaults import RULES, fill_in
 
-    whole, _ = complete({"data": {"source": "notes.csv"}}, may_read=False)
+    whole, _ = fill_in({"data": {"source": "notes.csv"}}, may_read=False)
     return whole, {rule.key: rule.says for rule in RULES if rule.says}
 
 

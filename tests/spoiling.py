@@ -201,7 +201,7 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "share without end": (listed("shares", lambda own: [INF] * len(own)), r"Infinity, which is not a number"),
     "share beyond floats": (
         text(lambda s: re.sub(r'("shares":\{"\d":\[)[\d.e-]+', r"\g<1>1e999", s) if '"shares":{"' in s else DEEP),
-        r"its shares of block|nested",
+        r"its shares of block|nested|1e999, which is not a number",
     ),
     "too few shares": (listed("shares", lambda own: own[:-1]), r"its shares of block"),
     "share is an integer": (listed("shares", lambda own: [0] * len(own)), r"; expected floats"),

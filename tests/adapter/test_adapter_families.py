@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fftmoe.adapter import MoeAdapterConfig, blocks, record_routing
 from fftmoe.adapter.families import FAMILIES as KNOWN
-from fftmoe.adapter.families import REFUSED
+from fftmoe.adapter.families import NO_PLACE
 from fftmoe.adapter.model import PER_ROW
 from fftmoe.backbones import attach_adapter, load_adapter, logits
 from fftmoe.errors import InputError
@@ -286,7 +286,7 @@ def test_a_family_without_a_place_for_the_adapter_is_refused_with_the_reason(fam
     with pytest.raises(InputError) as caught:
         get_peft_model(model, small_config())
     message = str(caught.value)
-    assert REFUSED[family] in message
+    assert NO_PLACE[family] in message
     candidates = message.partition("Candidates in this model: ")[2]
     # What is suggested can be adapted.
     for candidate in filter(None, candidates.removesuffix(", ...").split(", ")):

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from fftmoe.config import complete_recipe
-from fftmoe.config.defaults import RULES, complete
+from fftmoe.config.defaults import RULES, fill_in
 from fftmoe.config.schema import Recipe
 
 
@@ -60,7 +60,7 @@ def test_a_recipe_of_one_line_is_whole():
     assert recipe.data.source == "notes.csv"
     assert chosen == {}
     # Completing twice changes nothing, so a run folder's file means the same.
-    again, _ = complete(recipe.model_dump(mode="json", exclude_none=True), may_read=False)
+    again, _ = fill_in(recipe.model_dump(mode="json", exclude_none=True), may_read=False)
     assert complete_recipe(again, "test", may_read=False)[0] == recipe
 
 

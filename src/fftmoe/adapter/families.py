@@ -60,7 +60,7 @@ FAMILIES: dict[str, ModelFamily] = {
 
 _TWO_STACKS = "it has an encoder and a decoder, and an adapter of fftmoe has one list of blocks"
 _NO_MODULE = "the two layers of its feed-forward network are in no module of their own"
-REFUSED: dict[str, str] = {
+NO_PLACE: dict[str, str] = {
     "albert": "it applies the same block several times, and each adapted block needs experts of its own",
     "bart": f"{_TWO_STACKS}; {_NO_MODULE}",
     "gemma3": "it reads images and texts; its text model alone (gemma3_text) is known",
@@ -218,9 +218,9 @@ def _fits(name: str, module: nn.Module) -> bool:
 
 
 def _unknown_family(model: nn.Module, model_type: str) -> str:
-    if model_type in REFUSED:
+    if model_type in NO_PLACE:
         return (
-            f"a {model_type} model cannot be adapted by itself, because {REFUSED[model_type]}; use another model, or "
+            f"a {model_type} model cannot be adapted by itself, because {NO_PLACE[model_type]}; use another model, or "
             f"{_how_to_name_modules(model)}"
         )
     return (

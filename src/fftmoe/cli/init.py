@@ -39,19 +39,10 @@ def init(
         raise InputError(f"--output {output}: the file is there already; name another, or add --force to replace it")
     from fftmoe.cli.plan_output import print_forecast
     from fftmoe.config.read import complete_recipe
-    from fftmoe.data.sources import local_place
     from fftmoe.report.console import Console
     from fftmoe.setup.forecast import forecast
 
-    place = local_place(data)
-    source = data if place is None else str(place.absolute())
-    given = {
-        "name": output.stem,
-        "backbone": {"model": model} if model else {},
-        "data": {"source": source, **{key: name for key, name in (("text", text), ("label", label)) if name}},
-        "partition": {"by": by} if by else {},
-    }
-    recipe, chosen = complete_recipe({key: value for key, value in given.items() if value}, f"for {data}")
+    recipe, chosen = complete_recipe(_stated(data, output, text, label, by, model), f"for {data}")
     found = forecast(recipe)  # which checks the data as a run does
     if len(found.num_examples) < 2:
         raise InputError(
@@ -63,6 +54,23 @@ def init(
         sys.stdout.write(shown_on_a_line(line) + "\n")
     print_forecast(Console(), found, all_clients=False)
     sys.stdout.write(f"wrote {output}; read it, then: fftmoe run {quoted(output)}\n")
+
+
+def _stated(
+    data: str, output: Path, text: str | None, label: str | None, by: str | None, model: str | None
+) -> dict[str, Any]:
+    """The values of a recipe that a person stated with the arguments."""
+    from fftmoe.data.sources import local_place
+
+    place = local_place(data)
+    source = data if place is None else str(place.absolute())
+    stated = {
+        "name": output.stem,
+        "backbone": {"model": model} if model else {},
+        "data": {"source": source, **{key: name for key, name in (("text", text), ("label", label)) if name}},
+        "partition": {"by": by} if by else {},
+    }
+    return {key: value for key, value in stated.items() if value}
 
 
 def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> str:
@@ -79,7 +87,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
     ]
     if "data.max_length" in chosen:
         lines.append(f"  max_length: {recipe.data.max_length}  # tokens; nine texts in ten are no longer")
-    lines.append(f"partition: {_partition(recipe)}")
+    lines.append(f"partition: {_partition_line(recipe)}")
     if len(recipe.budgets) < MOST_TIERS:
         tiers = ("name", "fraction", "top_k", "experts")
         lines += ["budgets:", *(f"  - {json_text(b.model_dump(include=set(tiers)))}" for b in recipe.budgets)]
@@ -93,7 +101,7 @@ def _is_named(recipe: "Recipe", chosen: Mapping[str, Any], key: str) -> bool:
     return f"data.{key}" in chosen or getattr(recipe.data, key) != default
 
 
-def _partition(recipe: "Recipe") -> str:
+def _partition_line(recipe: "Recipe") -> str:
     section = recipe.partition
     if section.kind == "natural":
         return f"{{kind: natural, by: {as_yaml(section.by)}}}  # one client for each value of that column"

@@ -1,6 +1,6 @@
 """What a recipe leaves out: a default for every key but `data.source`, most of them constants, some by a rule.
 
-`complete` works on the values of a recipe before they are checked, so that a checked recipe is whole and every run
+`fill_in` works on the values of a recipe before they are checked, so that a checked recipe is whole and every run
 folder says what it was made with. A rule may use the facts of the data. Under differential privacy, and for a run over
 sites, nothing may follow from rows: there every rule gives the value that it has without facts.
 
@@ -39,7 +39,7 @@ READ_BY = {
 }
 """The columns that each task needs."""
 LONGEST, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
-MOST_CLIENTS, ROWS_EACH = 20, 20  # of a population that no column names
+LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 COHORT = 10
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
@@ -62,7 +62,7 @@ class Rule:
     says: str = ""
 
 
-def complete(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def fill_in(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give every key that a recipe leaves out its default.
 
     Args:
@@ -101,7 +101,7 @@ def _constant(section: str, **values: Any) -> list[Rule]:
     return [Rule(f"{section}.{name}".lstrip("."), lambda _, value=value: value) for name, value in values.items()]
 
 
-def _task(known: Known) -> str:
+def _task_of(known: Known) -> str:
     for key, task in NAMED_FOR.items():
         if known.get(key) is not None:
             return task
@@ -149,7 +149,7 @@ def _by(known: Known) -> Any:
 def _num_clients(known: Known) -> Any:
     if known.get("partition.kind") == "natural":
         return LEFT_OUT
-    return max(2, min(MOST_CLIENTS, known.facts.rows // ROWS_EACH)) if known.facts else COHORT
+    return max(2, min(LARGEST_POPULATION, known.facts.rows // ROWS_EACH)) if known.facts else COHORT
 
 
 def _only(kind: str, value: Any) -> Callable[[Known], Any]:
@@ -212,7 +212,7 @@ def _local_steps(known: Known) -> Any:
     return LEFT_OUT if known.get("federation.local_epochs") is not None else 6
 
 
-def _server_optimizer(known: Known) -> str:
+def _optimizer_of_server(known: Known) -> str:
     return "momentum" if known.method and known.method.server_optimizer else "sgd"
 
 
@@ -238,7 +238,7 @@ def _balance(known: Known) -> str:
 
 RULES: tuple[Rule, ...] = (
     *_constant("", method="fft-moe"),
-    Rule("backbone.task", _task, "regression where `data.targets` is given, else what the columns of the data are for"),
+    Rule("backbone.task", _task_of, "what the named columns are for, else those of the data"),
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
     *(_column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
     *(_language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
@@ -270,7 +270,7 @@ RULES: tuple[Rule, ...] = (
     Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
     Rule("federation.local_steps", _local_steps),
-    Rule("federation.server_optimizer", _server_optimizer),
+    Rule("federation.server_optimizer", _optimizer_of_server),
     Rule("federation.server_beta1", _momentum),
     Rule("federation.learning_rate", _rate),
     Rule("federation.aggregation", _aggregation),

@@ -57,14 +57,14 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
         task=roles.task,
         columns=roles.columns,
         rows=table.num_rows if divided else round(SPARED * table.num_rows),
-        classes=len(_names(table, roles.columns.get("data.label") or roles.columns.get("data.tags"))),
+        classes=len(_distinct_names(table, roles.columns.get("data.label") or roles.columns.get("data.tags"))),
         tokens=_long_text(table, roles.columns),
         client_column=client if client in table.columns else None,
-        clients=len(_names(table, client)) if client in table.columns else None,
+        clients=len(_distinct_names(table, client)) if client in table.columns else None,
     )
 
 
-def _names(table: "Table", column: str | None) -> set[Any]:
+def _distinct_names(table: "Table", column: str | None) -> set[Any]:
     """The distinct names in a column, or in its lists."""
     values: Sequence[Any] = table.columns.get(column, ()) if column else ()
     return {item for value in values for item in (value if isinstance(value, list) else [value])}
@@ -76,12 +76,12 @@ def _long_text(table: "Table", columns: Mapping[str, str]) -> int:
     if "data.tokens" in columns:
         lengths = [TOKENS_PER_WORD * len(words) for words in table.columns[columns["data.tokens"]]]
     else:
-        lengths = [sum(map(_tokens, row)) for row in zip(*texts, strict=True)]
+        lengths = [sum(map(_estimated_tokens, row)) for row in zip(*texts, strict=True)]
     ordered = sorted(lengths)
     return int(ordered[int(LONG * (len(ordered) - 1))]) + 2 if ordered else 0
 
 
-def _tokens(text: Any) -> float:
+def _estimated_tokens(text: Any) -> float:
     """The estimated tokens of a text, without its tokenizer, which would take seconds to load.
 
     A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another

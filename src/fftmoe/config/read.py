@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fftmoe.config.defaults import complete
+from fftmoe.config.defaults import fill_in
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
@@ -62,8 +62,8 @@ def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True
     Args:
         where: names the origin of the values in messages.
     """
-    check_sections(complete(values, may_read=False)[0], where)  # a misspelt key is reported before data is read
-    whole, chosen = complete(values, may_read)
+    check_sections(fill_in(values, may_read=False)[0], where)  # a misspelt key is reported before data is read
+    whole, chosen = fill_in(values, may_read)
     return parse_recipe(whole, where), chosen
 
 

@@ -29,7 +29,7 @@ def check_content(origin: Origin, texts: TokenizedText, tokenizer: "PreTrainedTo
     Raises:
         InputError: names the number of such texts and the first rows.
     """
-    _check_rows(
+    _refuse_useless_rows(
         origin,
         texts.offsets,
         ~np.isin(texts.input_ids.numpy(), list(_frames(tokenizer))),
@@ -56,7 +56,7 @@ def check_tagged(origin: Origin, examples: TaggedText, max_length: int) -> None:
         InputError: names the number of such texts and the first rows.
     """
     tags = examples.tags
-    _check_rows(
+    _refuse_useless_rows(
         origin,
         tags.offsets,
         tags.input_ids.numpy() != IGNORED,
@@ -64,7 +64,7 @@ def check_tagged(origin: Origin, examples: TaggedText, max_length: int) -> None:
     )
 
 
-def _check_rows(origin: Origin, offsets_N1: Tensor, useful: np.ndarray, problem: str) -> None:
+def _refuse_useless_rows(origin: Origin, offsets_N1: Tensor, useful: np.ndarray, problem: str) -> None:
     """Refuse rows without a useful token; `useful` is bool, one for each token of all rows."""
     before = np.concatenate([[0], useful.cumsum()])
     bad = np.flatnonzero(np.diff(before[offsets_N1.numpy()]) == 0)

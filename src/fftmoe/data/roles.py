@@ -49,7 +49,7 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     Raises:
         InputError: no column looks like what the task needs.
     """
-    task = task or _task(table, named, by)
+    task = task or _guess_task(table, named, by)
     if task == "causal-lm":
         return Roles(task, _of_language(table, named))
     free = [column for column in table.columns if column not in (*named.values(), by)]
@@ -60,12 +60,12 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     return Roles(task, {**named, **found})
 
 
-def _task(table: Table, named: Mapping[str, str], by: str | None) -> str:
+def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
     if PROMPT in named or _pair(table):
         return "causal-lm"
     if TAGS in named or _lists(table, TAG_NAMES):
         return "token-classification"
-    if IMAGE in named or _images(table):
+    if IMAGE in named or _image_columns(table):
         return "image-classification"
     label = named.get(LABEL)
     if label in table.columns and _holds_lists(table, str(label)):
@@ -134,7 +134,7 @@ def guess_text(table: Table, free: Sequence[str]) -> str:
 
 
 def _guess_image(table: Table, free: Sequence[str]) -> str:
-    found = [column for column in _images(table) if column in free]
+    found = [column for column in _image_columns(table) if column in free]
     if not found:
         raise InputError(f"{table.where}: no column holds images or the paths of images; name it with data.image")
     return found[0]
@@ -172,7 +172,7 @@ def _pair(table: Table) -> tuple[str, str] | None:
     return next((pair for pair in ANSWERED if set(pair) <= set(table.columns)), None)
 
 
-def _images(table: Table) -> list[str]:
+def _image_columns(table: Table) -> list[str]:
     """The columns that hold images, or paths of image files."""
     return [column for column in table.columns if _holds_images(table.columns[column][:LOOKED_AT])]
 

@@ -57,7 +57,7 @@ def read_tables(
     Raises:
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
-    tables = _divided(source, content, request) or read_source(source, request.splits)
+    tables = _own_splits(source, content, request) or read_source(source, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
     if request.evaluation:
@@ -89,7 +89,7 @@ def training_rows(source: str) -> tuple[Table, bool]:
     return tables.get("train") or next(iter(tables.values())), True
 
 
-def _divided(source: str, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
+def _own_splits(source: str, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
     """The splits of a source that has none of its own; None for every other source."""
     whole = _whole(source)
     if whole is None:

@@ -32,9 +32,9 @@ def read_undivided(place: Path) -> Table | None:
     files = sorted(path for path in place.iterdir() if path.suffix[1:].lower() in SUFFIXES and path.is_file())
     if not files or any(path.stem.lower() in _SPLIT_NAMES for path in files):
         return None
-    return (
-        read_table(files[0]) if len(files) == 1 else _joined(place, [(path.stem, read_table(path)) for path in files])
-    )
+    if len(files) == 1:
+        return read_table(files[0])
+    return _one_table(place, [(path.stem, read_table(path)) for path in files])
 
 
 def divide(table: Table, label: str | None, client: str | None) -> dict[str, Table]:
@@ -50,8 +50,8 @@ def divide(table: Table, label: str | None, client: str | None) -> dict[str, Tab
     Raises:
         InputError: no row can be spared for the tests.
     """
-    labels, clients = _values(table, label), _values(table, client)
-    drawn = _drawn(labels, clients) or _drawn(labels, [None] * len(labels))
+    labels, clients = _spread_by(table, label), _spread_by(table, client)
+    drawn = _test_places(labels, clients) or _test_places(labels, [None] * len(labels))
     if not drawn:
         raise InputError(
             f"{table.where}: every label has one row only, so none is left for tests; add rows, or put train.* and "
@@ -65,7 +65,7 @@ def divide(table: Table, label: str | None, client: str | None) -> dict[str, Tab
     }
 
 
-def _drawn(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set[int]:
+def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set[int]:
     """The places of the test rows."""
     shuffled = numpy_generator(0, "split").permutation(len(labels)).tolist()
     order = sorted(shuffled, key=lambda place: (str(clients[place]), str(labels[place])))  # stable: chance decides ties
@@ -86,7 +86,7 @@ def _drawn(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set[int]:
     return drawn or set(list(filter(can_spare, order))[:1])  # of very few rows, one
 
 
-def _values(table: Table, column: str | None) -> Sequence[Hashable]:
+def _spread_by(table: Table, column: str | None) -> Sequence[Hashable]:
     """The values by which rows are spread evenly; all the same where there is no such column, or it holds lists."""
     values: Sequence[Any] = table.columns.get(column, ()) if column else ()
     if len(values) != table.num_rows or any(isinstance(value, list | dict | np.ndarray) for value in values):
@@ -94,7 +94,7 @@ def _values(table: Table, column: str | None) -> Sequence[Hashable]:
     return values
 
 
-def _joined(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
+def _one_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
     """One table of the columns that all of these have, and of the name of each row's own."""
     first_name, first = tables[0]
     shared = [column for column in first.columns if all(column in table.columns for _, table in tables)]
