@@ -118,7 +118,7 @@ def test_a_server_continues_with_its_sites_in_their_order(deployed: Deployed):
     [
         ({"seed": 4}, "seed was 3 and is now 4"),
         ({"federation": {"rounds": 9}}, "federation.rounds was 3 and is now 9"),
-        ({"data": {"label": "text"}}, 'data.label was "label" and is now "text"'),
+        ({"data": {"label": "topic"}}, 'data.label was "label" and is now "topic"'),
         ({"engine": {"prefix_cache": "off"}}, "engine.prefix_cache"),
     ],
 )
