@@ -39,6 +39,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.fedsa_lora import FedSaLora
 from fftmoe.methods.head_only import HeadOnly
 from fftmoe.records import (
+    names,
     pack_plan,
     pack_update,
     unpack_update,
@@ -156,8 +157,13 @@ def test_every_client_measures_all_experts_as_the_largest_tier_uses_them(backbon
     for client in plan.clients:
         assert client.budget == LARGE != method.budgets[client.client_id]
         assert client.experts == dict.fromkeys(BLOCKS, tuple(range(M)))
-    (first,) = plan_sums(state, [0], LARGE, TRAINING, seed=5).clients
-    assert method.download(state, first).keys() == {"head.weight", "head.bias"}
+    # Before the first round only an adapter that adds something, of an earlier run, has to be sent.
+    new = {name: torch.zeros_like(t) if names.is_last_layer(name) else t for name, t in state.tensors.items()}
+    fresh = dataclasses.replace(state, tensors=new)
+    (first,) = plan_sums(fresh, [0], LARGE, TRAINING, seed=5).clients
+    assert method.download(fresh, first).keys() == {"head.weight", "head.bias"}
+    (warm,) = plan_sums(state, [0], LARGE, TRAINING, seed=5).clients
+    assert method.download(state, warm).keys() > {"head.weight", "head.bias", "blocks.1.up"}
 
 
 def test_a_client_with_its_own_model_measures_that_model(backbone_folder: Path):
