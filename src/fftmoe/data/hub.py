@@ -28,7 +28,8 @@ _FILE = re.compile(rf"(?P<configuration>{_CONFIGURATION})/({'|'.join(SPLITS)})/[
 # Names of the readers in the library `datasets`, which that library prefers to data sets of the same name.
 READERS = frozenset(
     "csv json pandas parquet arrow text imagefolder audiofolder videofolder pdffolder niftifolder webdataset xml hdf5 "
-    "eval lance sql spark generator cache folder_based_builder buckets".split()
+    "eval lance sql spark generator cache folder_based_builder buckets "
+    "conll fasta fastq genbank harbor iceberg meshfolder mmcif pdb tsfile vortex".split()
 )
 
 
