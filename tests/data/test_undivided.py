@@ -108,3 +108,15 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path, other: dict[
     write_csv(tmp_path / "b.csv", other)
     with pytest.raises(InputError, match=words):
         read_undivided(tmp_path)
+
+
+def test_under_differential_privacy_no_row_decides_which_others_are_test_rows(tmp_path: Path):
+    columns = {"text": [f"ash {n}" for n in range(23)], "label": ["xy"[n % 2] for n in range(23)]}
+    write_csv(tmp_path / "a.csv", columns)
+    declared = SplitRequest(label_names=("x", "y"), declared=True)
+    with pytest.raises(InputError, match="must not be chosen among the clients' rows"):
+        read_tables(str(tmp_path / "a.csv"), CONTENT, request=declared)
+    # A site trains on all of its rows, and a server tests on all of its own.
+    for split in ("train", "test"):
+        whole = read_tables(str(tmp_path), CONTENT, request=SplitRequest((split,), divide=False))
+        assert whole[split].num_rows == 23

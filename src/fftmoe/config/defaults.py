@@ -5,7 +5,7 @@ folder says what it was made with. A rule may use the facts of the data. Under d
 sites, nothing may follow from rows: there every rule gives the value that it has without facts.
 
 The defaults in the schema are not these: they are what a key means that the file of an older run does not have.
-`benchmarks/defaults.py` runs the comparison that chose the numbers below.
+`benchmarks/defaults.py` compares the numbers below with others, one at a time; docs/LOG.md says where they come from.
 """
 
 import copy

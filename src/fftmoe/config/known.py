@@ -18,7 +18,7 @@ class Known:
     """The values of a recipe so far, by dotted keys, and the facts of its data, which are read when a rule needs them.
 
     Attributes:
-        values: of the recipe; `complete` adds to them.
+        values: of the recipe; `fill_in` adds to them.
         may_read: whether the data may be read for a value.
     """
 

@@ -23,7 +23,7 @@ class SplitRequest:
         label_names: the labels in their order, if they are agreed on; else the first of `splits` decides them.
         evaluation: the rows are only evaluated on: other splits are ignored, and one label is enough.
         declared: nobody may learn that a training row has a label that is not among `label_names`
-            (`with_declared_labels`).
+            (`with_declared_labels`), and no row may decide which others are test rows.
         divide: the rows of a source without splits are divided into training and test rows (`undivided.divide`); False:
             all of them are those of the first of `splits`.
         client: the column that names the clients, over which such rows are divided evenly.
@@ -96,6 +96,12 @@ def _own_splits(source: str, content: Mapping[str, Sequence[str]], request: Spli
         return None
     if not request.divide:
         return {request.splits[0]: whole}
+    if request.declared:
+        raise InputError(
+            f"{whole.where} has no test rows of its own, and with differential privacy they must not be chosen among "
+            "the clients' rows: one row would decide what happens to others, and the measurement on test rows carries "
+            "no noise; put train.* and test.* into a folder and name that folder"
+        )
     labels = [*content.get("data.label", ()), *content.get("data.tags", ())]
     return divide(whole, labels[0] if labels else None, request.client or CLIENT)
 

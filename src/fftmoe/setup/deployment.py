@@ -125,7 +125,7 @@ def load_server_data(recipe: Recipe) -> Loaded:
     Raises:
         InputError: the test examples cannot be read.
     """
-    found = load_splits(recipe, recipe.data.source, SplitRequest(("test",), agreed_labels(recipe)))
+    found = load_splits(recipe, recipe.data.source, SplitRequest(("test",), agreed_labels(recipe), divide=False))
     test = found.examples["test"]
     return Loaded(
         test.select([]), test, found.label_names, None, found.max_length, found.strata, found.rows, found.reader
