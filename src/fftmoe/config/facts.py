@@ -64,17 +64,21 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
     )
 
 
-def _distinct_names(table: "Table", column: str | None) -> set[Any]:
-    """The distinct names in a column, or in its lists."""
-    values: Sequence[Any] = table.columns.get(column, ()) if column else ()
-    return {item for value in values for item in (value if isinstance(value, list) else [value])}
+def _distinct_names(table: "Table", column: str | None) -> set[str]:
+    """The distinct names in a column, or in its lists. What is no name counts by its spelling; it is refused later."""
+    from fftmoe.data.columns import spelled
+
+    values: Sequence[Any] = spelled(table, column) if column else ()
+    items = (item for value in values for item in (value if isinstance(value, list) else [value]))
+    return {item if isinstance(item, str) else repr(item) for item in items}
 
 
 def _long_text(table: "Table", columns: Mapping[str, str]) -> int:
     """The estimated tokens of a long text: of a prompt and its completion together, where there are both."""
     texts = [table.columns[columns[key]] for key in ("data.text", "data.prompt", "data.completion") if key in columns]
     if "data.tokens" in columns:
-        lengths = [TOKENS_PER_WORD * len(words) for words in table.columns[columns["data.tokens"]]]
+        rows = table.columns[columns["data.tokens"]]
+        lengths = [TOKENS_PER_WORD * len(words) if isinstance(words, list) else 0.0 for words in rows]
     else:
         lengths = [sum(map(_estimated_tokens, row)) for row in zip(*texts, strict=True)]
     ordered = sorted(lengths)

@@ -10,10 +10,30 @@ from torch import Tensor
 
 from fftmoe.data.names import is_blank, name_of
 from fftmoe.data.table import Table
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, did_you_mean
 
 # What a cell of text must look like to be a number; Python's float() also takes 1_000, nan and digits of any script.
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+def check_column(table: Table, column: str, keys: Sequence[str]) -> None:
+    """Check that the table has rows and this column.
+
+    Args:
+        keys: the recipe's keys that name columns, for the message.
+
+    Raises:
+        InputError: it does not.
+    """
+    if table.num_rows == 0:
+        raise InputError(f"{table.where} has no rows; every split needs at least one")
+    if column not in table.columns:
+        near = did_you_mean(column, table.columns)
+        near = near if "did you mean" in near else ""
+        raise InputError(
+            f"{table.where} has no column {column!r}{near}; it has {', '.join(table.columns)}: name one of them with "
+            + " or ".join(part for part in (", ".join(keys[:-1]), keys[-1]) if part)
+        )
 
 
 def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
@@ -80,15 +100,25 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
 
 
 def plain_columns(table: Table) -> dict[str, list[str]]:
-    """The columns all of whose values are names or texts, as texts; an empty one where a row has no value."""
+    """The columns most of whose values are names or texts, as texts; an empty one for a value that is neither.
+
+    One value that cannot be read does not make another column the one that was meant: whoever reads the column names
+    its row.
+    """
     found: dict[str, list[str]] = {}
     for column, values in table.columns.items():
-        classes = table.class_names.get(column)
-        try:
-            found[column] = [(name_of(v) if classes is None else _class_name(classes, v)) or "" for v in values]
-        except (TypeError, LookupError):
-            continue  # numbers, images, lists
+        names = [_plain(table.class_names.get(column), value) for value in values]
+        if 2 * sum(name is None for name in names) <= len(names):
+            found[column] = [name or "" for name in names]
     return found
+
+
+def _plain(classes: Sequence[str] | None, value: Any) -> str | None:
+    """A value as a text, empty if there is none; None if it is no name: a number, an image, a list."""
+    try:
+        return (name_of(value) if classes is None else _class_name(classes, value)) or ""
+    except (TypeError, LookupError):
+        return None
 
 
 def spelled(table: Table, column: str) -> list[Any]:

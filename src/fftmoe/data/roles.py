@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fftmoe.data.columns import plain_columns
+from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
@@ -47,8 +47,10 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
         by: the column that names the clients, which has no other role.
 
     Raises:
-        InputError: no column looks like what the task needs.
+        InputError: a column that the recipe names is missing, or no column looks like what the task needs.
     """
+    for key, column in named.items():
+        check_column(table, column, [key])
     task = task or _guess_task(table, named, by)
     if task == "causal-lm":
         return Roles(task, _of_language(table, named))
@@ -102,9 +104,9 @@ def guess_label(table: Table, free: Sequence[str]) -> str:
     lists = [column for column in free if _holds_lists(table, column)]
     if named := _first(lists, ("labels", *LABEL_NAMES)):
         return named
-    plain = {column: values for column, values in plain_columns(table).items() if column in free}
-    if named := _first(list(plain), LABEL_NAMES):
+    if named := _first(_single(table, free), LABEL_NAMES):
         return named
+    plain = {column: values for column, values in plain_columns(table).items() if column in free}
     counts = {column: len(set(values)) for column, values in plain.items()}
     most = min(MAX_LABELS, table.num_rows // 2)
     possible = [column for column in plain if 2 <= counts[column] <= most]
@@ -124,13 +126,15 @@ def guess_text(table: Table, free: Sequence[str]) -> str:
     Raises:
         InputError: no column holds texts.
     """
+    if named := _first(_single(table, free), TEXT_NAMES):
+        return named
     plain = {column: values for column, values in plain_columns(table).items() if column in free}
     if not plain:
         raise InputError(
             f"{table.where}: no column is left for the texts (it has {', '.join(table.columns)}); name one with "
             "data.text (--text)"
         )
-    return _first(list(plain), TEXT_NAMES) or max(plain, key=lambda column: sum(map(len, plain[column])))
+    return max(plain, key=lambda column: sum(map(len, plain[column])))
 
 
 def _guess_image(table: Table, free: Sequence[str]) -> str:
@@ -197,6 +201,12 @@ def _holds_lists(table: Table, column: str) -> bool:
     return bool(len(values)) and all(
         isinstance(value, list) and not any(isinstance(item, list) for item in value) for value in values
     )
+
+
+def _single(table: Table, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that hold single values, also values that cannot be read: their names say what they are."""
+    several = (list, tuple, dict, bytes, type(None))
+    return [column for column in columns if any(not isinstance(value, several) for value in table.columns[column])]
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:

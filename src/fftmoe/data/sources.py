@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
 from fftmoe.data.read import REQUIRED_SPLITS, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
@@ -66,7 +67,7 @@ def read_tables(
     for split, table in tables.items():
         further = extra_columns if split == request.splits[0] else ()  # only training rows need a natural client
         for column in dict.fromkeys((*required, *further)):
-            _check_column(table, column, [*content, "partition.by"])
+            check_column(table, column, [*content, "partition.by"])
     return tables
 
 
@@ -163,23 +164,3 @@ def _read_builtin(source: str) -> dict[str, Table]:
         )
         for split, rows in stdlib_docs().items()
     }
-
-
-def _check_column(table: Table, column: str, keys: Sequence[str]) -> None:
-    """Check that the table has rows and this column.
-
-    Args:
-        keys: the recipe's keys that name columns, for the message.
-
-    Raises:
-        InputError: it does not.
-    """
-    if table.num_rows == 0:
-        raise InputError(f"{table.where} has no rows; every split needs at least one")
-    if column not in table.columns:
-        near = did_you_mean(column, table.columns)
-        near = near if "did you mean" in near else ""
-        raise InputError(
-            f"{table.where} has no column {column!r}{near}; it has {', '.join(table.columns)}: name one of them with"
-            f" {', '.join(keys[:-1])} or {keys[-1]}"
-        )
