@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
-from fftmoe.records import Tensors, pack, unpack
+from fftmoe.records import Tensors, unpack
 from fftmoe.records.names import VALIDATION, is_scale
 
 Spoil = Callable[[dict[str, Any], Tensors], object]
@@ -34,7 +35,10 @@ def of(spoil: Spoil) -> Callable[[bytes], bytes | None]:
 
     def remade(message: bytes) -> bytes | None:
         header, tensors = unpack(message)
-        return None if spoil(header, tensors) is False else pack(header, tensors)
+        if spoil(header, tensors) is False:
+            return None
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"))  # `pack` refuses what JSON does not have
+        return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, {"header": text})
 
     return remade
 

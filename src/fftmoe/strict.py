@@ -1,5 +1,8 @@
 """Reads untrusted text with limits: it cannot name types, nest without bound, or expand in memory. Writes strict JSON.
 
+No other module writes JSON (`tests/project/test_bans.py`). `json_text` is for results, which other programs read;
+`exact_json` for what this program reads again; `hash_text` for what nobody reads.
+
 The message of a ValueError from here is the end of a sentence: the caller's message first names the text's origin.
 """
 
@@ -116,6 +119,30 @@ def json_text(values: Any, indent: int | None = None, ascii_only: bool = True) -
         ascii_only: escape all other characters, so that the text means the same in every encoding.
     """
     return json.dumps(_finite(values), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
+
+
+def exact_json(
+    values: Any, indent: int | None = None, sort_keys: bool = False, compact: bool = False, default: Any = None
+) -> str:
+    """JSON of exactly these values, which this program can read again: a number that JSON does not have is an error.
+
+    Args:
+        values: plain values.
+        indent: spaces for each level; None for one line. compact: without blanks.
+        default: makes a plain value of another one.
+
+    Raises:
+        ValueError: a number is infinite or not a number.
+    """
+    separators = (",", ":") if compact else None
+    return json.dumps(
+        values, indent=indent, sort_keys=sort_keys, separators=separators, default=default, allow_nan=False
+    )
+
+
+def hash_text(values: Any, sort_keys: bool = True) -> str:
+    """A text by which values are compared or hashed, and which nobody reads: it may hold any number."""
+    return json.dumps(values, sort_keys=sort_keys, default=str)
 
 
 def _finite(value: Any) -> Any:

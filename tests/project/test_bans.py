@@ -94,3 +94,50 @@ def test_a_banned_line_is_found(line: str):
 def test_the_search_reads_the_package():
     assert len(FILES) > 100
     assert not list(banned("re.compile('a')\nauto.from_pretrained(a, trust_remote_code=False)\nyaml.safe_dump(a)"))
+
+
+# JSON is written by one module, which knows what the readers refuse
+
+WRITERS = {"dump", "dumps", "JSONEncoder"}
+OF_OBJECTS = {"model_dump_json", "to_json"}
+OTHER_JSON = {"orjson", "ujson", "simplejson", "rapidjson"}
+
+
+def writes_json(source: str) -> Iterator[str]:
+    """Where a module writes JSON itself, or gets what does, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "") == "json":
+            yield from (f"{node.lineno}: {alias.name}" for alias in node.names if alias.name in WRITERS)
+        if isinstance(node, ast.Import):
+            yield from (f"{node.lineno}: {alias.name}" for alias in node.names if alias.name in OTHER_JSON)
+            yield from (f"{node.lineno}: json as {a.asname}" for a in node.names if a.name == "json" and a.asname)
+        if isinstance(node, ast.Attribute):
+            own = node.attr in WRITERS and ast.unparse(node.value) == "json"
+            yield from [f"{node.lineno}: {ast.unparse(node)}"] if own or node.attr in OF_OBJECTS else []
+
+
+def test_json_is_written_by_one_module():
+    found = {str(path.relative_to(SOURCE)): list(writes_json(path.read_text())) for path in FILES}
+    assert {path for path, lines in found.items() if lines} == {"fftmoe/strict.py"}, found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "json.dumps({})",
+        "json.dump({}, file)",
+        "write = json.dumps",
+        "from json import dumps",
+        "from json import dumps as text",
+        "import json as j",
+        "import orjson",
+        "class Own(json.JSONEncoder): ...",
+        "recipe.model_dump_json()",
+    ],
+)
+def test_each_way_to_write_json_is_found(line: str):
+    assert list(writes_json(line))
+
+
+def test_reading_json_is_no_writing():
+    assert not list(writes_json("import json\njson.loads(text)\nyaml.dump(values)\nrecipe.model_dump()"))

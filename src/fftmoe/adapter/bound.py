@@ -5,7 +5,6 @@ compares them: this package, and PEFT, which asks this package for the configura
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from fftmoe.errors import InputError
 from fftmoe.records import digest
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import hash_text, read_small, strict_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 BOUND, LABELS = "bound.json", "labels.json"
@@ -52,7 +51,7 @@ def _contents(folder: Path) -> dict[str, Any]:
     with (folder / ADAPTER_WEIGHTS).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     labels = (folder / LABELS).read_bytes() if (folder / LABELS).exists() else b""
-    text = json.dumps(settings, sort_keys=True)
+    text = hash_text(settings)
     return {
         "tensors": tensors,
         "weights": weights,

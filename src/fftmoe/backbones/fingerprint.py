@@ -1,10 +1,10 @@
 """A short name for a backbone, by which two machines can check that they have the same one."""
 
-import json
 from typing import Any
 
 from fftmoe.adapter.bound import HEAD_MODULES, base_tensors
 from fftmoe.records import digest
+from fftmoe.strict import hash_text
 
 # Fields of a configuration that say where the model was found, what wrote it and what it is used for. The same model
 # can have other values on another machine.
@@ -20,6 +20,6 @@ def fingerprint(model: Any) -> str:
     found = getattr(model, "backbone_fingerprint", None)
     if found is None:
         config = {name: value for name, value in model.config.to_diff_dict().items() if name not in BOOKKEEPING}
-        found = digest(base_tensors(model, HEAD_MODULES), json.dumps(config, sort_keys=True, default=str))
+        found = digest(base_tensors(model, HEAD_MODULES), hash_text(config))
         model.backbone_fingerprint = found
     return found

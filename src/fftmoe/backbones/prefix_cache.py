@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -24,6 +23,7 @@ from fftmoe.backbones import (
 )
 from fftmoe.data import Examples, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
+from fftmoe.strict import hash_text
 
 # A part of every key: raise it when the layout of the file or the way of computing changes.
 PREFIX_FORMAT = 1
@@ -103,7 +103,7 @@ def prefix_key(model: Any, block: int, examples: Examples, batches: Sequence[Ten
     dtype, config = compute_dtype(model), model.config.to_dict()
     config.pop("_name_or_path", None)  # the same model may be in another folder
     digest = hashlib.sha256(f"{PREFIX_FORMAT} {torch.__version__} {block} {PREFIX_BATCH_SIZE} {dtype}\n".encode())
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(hash_text(config).encode())
     for name, tensor in prefix_tensors(model, block).items():
         _add_to_digest(digest, name, tensor)
     _add_to_digest(digest, "examples", examples)

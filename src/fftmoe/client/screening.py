@@ -3,7 +3,6 @@
 Nothing is made that is larger than the message, or larger than the adapter of the recipe.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from reprlib import repr as shortened
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
 from fftmoe.records import Budget, Schedule, Training, inspect_message, training_values
+from fftmoe.strict import hash_text
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
 MOST_DIMENSIONS = 3
@@ -115,8 +115,8 @@ def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
 
 def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
     """The settings are compared as JSON: in Python True equals 1."""
-    expected = json.dumps(training_values(agreed), sort_keys=True)
-    if json.dumps(asked, sort_keys=True) != expected:
+    expected = hash_text(training_values(agreed))
+    if hash_text(asked) != expected:
         raise InputError(
             f"the server asks for the training settings {shortened(asked)}; this site agreed to those of the recipe, "
             f"{expected}"

@@ -4,7 +4,6 @@ Cells are compared pair by pair, so a cell of other data, or of another version 
 others unseen.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from fftmoe.setup.bindings import bound_recipe, inputs_of
 from fftmoe.setup.cells import Cell, Grid
 from fftmoe.store import Bindings
 from fftmoe.store.bindings import Change, differences, require_same
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import hash_text, read_small, strict_json
 
 MOST_RECORD_BYTES = 2**28  # of `comparison.json`, which holds the rows of all cells
 MOST_CELLS_SHOWN = 3  # cells
@@ -97,7 +96,7 @@ class CurrentInputs:
 
     def _now(self, cell: Cell) -> dict[str, Any]:
         config = cell.config
-        key = json.dumps([config["data"], config["backbone"], config["partition"].get("by"), cell.recipe.differential])
+        key = hash_text([config["data"], config["backbone"], config["partition"].get("by"), cell.recipe.differential])
         if key not in self._known:
             self._known[key] = inputs_of(cell.recipe)
         return self._known[key]
@@ -114,7 +113,7 @@ def check_equal_inputs(cells: Sequence[tuple[Cell, Path]]) -> None:
         found = Bindings.read(folder)
         if found is None:
             continue
-        key = json.dumps([cell.config["data"], cell.config["backbone"], cell.recipe.differential])
+        key = hash_text([cell.config["data"], cell.config["backbone"], cell.recipe.differential])
         other, began = first.setdefault(key, (cell, found))
         names = ("training rows", "test rows", "tokenizer", "backbone")
         unlike: list[Change] = differences(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fftmoe.data.text_files import lines_of
-from fftmoe.strict import STRICT_DECODER
+from fftmoe.strict import STRICT_DECODER, json_text
 
 
 class JsonColumns(Mapping[str, list[Any]]):
@@ -51,7 +51,7 @@ def _row(line: str, escapes: bool) -> dict[str, Any]:
     try:
         row = STRICT_DECODER.decode(line)
         if escapes:
-            json.dumps(row, ensure_ascii=False).encode()
+            json_text(row, ascii_only=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:

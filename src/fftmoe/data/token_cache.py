@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fftmoe.data.tokens import TokenizedText, pad_id_of, tokenize_texts
+from fftmoe.strict import hash_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,9 @@ def cache_key(texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTo
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Sixteen hexadecimal digits for all of a tokenizer that decides which tokens a text has."""
     more = {name: getattr(tokenizer, name, None) for name in ("chat_template", "pad_token", "padding_side")}
-    return hashlib.sha256(f"{_tokenizer_content(tokenizer)}{json.dumps(more, default=str)}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_tokenizer_content(tokenizer)}{hash_text(more, sort_keys=False)}".encode()).hexdigest()[
+        :16
+    ]
 
 
 def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -92,7 +95,7 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         truncation_side=tokenizer.truncation_side,
     )
-    return json.dumps(content, sort_keys=True)
+    return hash_text(content)
 
 
 def read_cached(path: Path, pad_id: int) -> TokenizedText | None:

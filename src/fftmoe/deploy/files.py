@@ -1,6 +1,5 @@
 """Reads and writes the files of a deployment: private files, and folders that appear complete or not at all."""
 
-import json
 import os
 import shutil
 import stat
@@ -14,7 +13,7 @@ from fftmoe.errors import InputError, OutputError
 from fftmoe.shown import quoted
 from fftmoe.store.files import PRIVATE_FILE as PRIVATE_FILE
 from fftmoe.store.files import PRIVATE_FOLDER
-from fftmoe.strict import at_most, open_file, strict_json
+from fftmoe.strict import at_most, exact_json, open_file, strict_json
 
 DEPLOYMENT_FORMAT = 1
 PUBLIC_FILE = 0o644
@@ -87,7 +86,7 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_FILE) -> None:
 
 def json_bytes(fields: Mapping[str, Any]) -> bytes:
     """A JSON file of the format's number and then `fields`."""
-    return json.dumps({"format": DEPLOYMENT_FORMAT, **fields}, indent=2).encode() + b"\n"
+    return exact_json({"format": DEPLOYMENT_FORMAT, **fields}, indent=2).encode() + b"\n"
 
 
 def read_bytes(path: Path, private: bool = False) -> bytes:

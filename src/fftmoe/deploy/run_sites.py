@@ -1,6 +1,5 @@
 """The sites of a run, as its folder remembers them: an interrupted run continues with the same ones."""
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from fftmoe.setup.deployment import SiteProfile
 from fftmoe.shown import quoted
 from fftmoe.store import SITES, Bindings, write_atomically
 from fftmoe.store.bindings import differences, require_same
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, read_small, strict_json
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RunSites:
     def write(self, output: Path) -> None:
         """Write the file into the run's folder."""
         values = {"run": self.run, "profiles": {name: asdict(profile) for name, profile in self.profiles.items()}}
-        write_atomically(output / SITES, json.dumps(values, indent=2).encode() + b"\n")
+        write_atomically(output / SITES, exact_json(values, indent=2).encode() + b"\n")
 
 
 def check_same_sites(output: Path, known: Mapping[str, SiteProfile], client_ids: Mapping[str, int]) -> None:

@@ -1,6 +1,5 @@
 """Allows one process per folder of a deployment, and keeps facts about it for `deploy status` and `deploy stop`."""
 
-import json
 import os
 import signal
 import time
@@ -12,7 +11,7 @@ from typing import Any
 from fftmoe.errors import InputError, RunError
 from fftmoe.shown import quoted
 from fftmoe.store import owned, owner_of, write_atomically
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, read_small, strict_json
 
 FACTS = "running.json"
 OWNER_POLL_SECONDS = 0.1
@@ -29,7 +28,7 @@ def running(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         folder, lambda folder: f"a folder allows one process: end that one with `fftmoe deploy stop {quoted(folder)}`"
     ):
         # Only its owner can read it: a server's facts hold the token of its control port.
-        write_atomically(folder / FACTS, json.dumps({**facts, "pid": os.getpid()}).encode())
+        write_atomically(folder / FACTS, exact_json({**facts, "pid": os.getpid()}).encode())
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from fftmoe.setup.site import SiteClient, make_site_client
 from fftmoe.store import Bindings, ClientStateFiles
 from fftmoe.store.bindings import BINDINGS_FILE, differences, require_same
 
+from fftmoe.strict import exact_json
 
 @dataclass(frozen=True)
 class SiteSettings:
@@ -100,7 +101,7 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
     door = Door(settings.folder, settings.model is not None, settings.server)
     admitted = door.admit(job)
     with door.failures_noted(admitted):
-        return OpenSite(settings, _open_for(settings, json.dumps(job, sort_keys=True)), door, admitted)
+        return OpenSite(settings, _open_for(settings, exact_json(job, sort_keys=True)), door, admitted)
 
 
 @lru_cache(maxsize=1)

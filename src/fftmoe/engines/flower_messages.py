@@ -4,7 +4,6 @@ A node gets one message for a client, or for several clients that train together
 fftmoe's safetensors messages as arrays of bytes under the client ids; Flower cuts the arrays into chunks.
 """
 
-import json
 import logging
 import os
 import time
@@ -20,7 +19,7 @@ from fftmoe.engines.base import Handler
 from fftmoe.engines.failures import CodedError, Failure, failing_as, words_for
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError
-from fftmoe.strict import strict_json
+from fftmoe.strict import exact_json, strict_json
 
 STYPE = "fftmoe.message"
 JOB, CLIENTS, COST, FAILURE, PROFILE_RECORD = "job", "clients", "cost", "failure", "profile"
@@ -48,7 +47,7 @@ class AnswerCost(NamedTuple):
 
 def pack_request(job: JobValues, group: Iterable[tuple[int, bytes]]) -> RecordDict:
     """The content of a message to a node; `group` holds the id and the message of one or several clients."""
-    return RecordDict({JOB: ConfigRecord({"json": json.dumps(job)}), CLIENTS: _arrays(group)})
+    return RecordDict({JOB: ConfigRecord({"json": exact_json(job)}), CLIENTS: _arrays(group)})
 
 
 def unpack_request(content: RecordDict) -> tuple[JobValues, list[tuple[int, bytes]]]:
@@ -85,7 +84,7 @@ def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], AnswerCo
 
 def pack_query(job: JobValues) -> RecordDict:
     """The content of a message that asks a node for its profile."""
-    return RecordDict({JOB: ConfigRecord({"json": json.dumps(job)})})
+    return RecordDict({JOB: ConfigRecord({"json": exact_json(job)})})
 
 
 def unpack_job(content: RecordDict) -> JobValues:
@@ -209,7 +208,7 @@ def _train(serve: Serve, content: RecordDict, context: Context, own: bool) -> Re
 def _describe(describe: Describe, content: RecordDict, context: Context) -> RecordDict:
     with failing_as(Failure.REQUEST):
         job = unpack_job(content)
-    return RecordDict({PROFILE_RECORD: ConfigRecord({"json": json.dumps(describe(job, context))})})
+    return RecordDict({PROFILE_RECORD: ConfigRecord({"json": exact_json(describe(job, context))})})
 
 
 def _arrays(group: Iterable[tuple[int, bytes]]) -> ArrayRecord:

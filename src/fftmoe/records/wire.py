@@ -10,14 +10,14 @@ import safetensors.torch
 from safetensors import TensorSpec, serialize
 
 from fftmoe.records.messages import Budget, ClientPlan, ClientUpdate, Tensors, Training
-from fftmoe.strict import strict_json
+from fftmoe.strict import exact_json, strict_json
 
 MESSAGE_DEPTH = 3  # largest depth of nested brackets in the JSON of a message
 
 
 def pack(header: Mapping[str, object], tensors: Tensors) -> bytes:
     """Serialise a JSON header and tensors to one message."""
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    text = exact_json(header, sort_keys=True, compact=True)
     flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}  # must outlive the call below
     # This equals safetensors.torch.save without its search for tensors that share memory, which takes half of the
     # time. A tensor with two names is written twice.

@@ -1,6 +1,5 @@
 """What an honest client may answer to its plan. `screening` compares every answer with this expectation."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -16,6 +15,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on, names
 from fftmoe.records.codec import encode
+from fftmoe.strict import exact_json
 
 MARGIN = 1024  # bytes of header in addition to those of the widest update, for numbers with more digits
 LARGEST = 1e15  # limit of a delta or a loss: sums of products of two such numbers still fit in float32
@@ -176,13 +176,13 @@ def _parts(shape: tuple[int, ...], upload: str) -> Declared:
 
 def _sizes(update: ClientUpdate, declared: Declared) -> tuple[int, int]:
     """The number of bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
-    text = json.dumps({name: getattr(update, name) for name in FIELDS}, separators=(",", ":"))
+    text = exact_json({name: getattr(update, name) for name in FIELDS}, compact=True)
     laid = sorted(declared.items(), key=lambda item: (-item[1][0].itemsize, item[0]))  # safetensors' order
     ends = [0, *accumulate(dtype.itemsize * prod(shape) for _, (dtype, shape) in laid)]
     container = {
         name: {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": offsets}
         for (name, (dtype, shape)), offsets in zip(laid, pairwise(ends), strict=True)
     }
-    header = len(json.dumps({"__metadata__": {"header": text}, **container}, separators=(",", ":")))
+    header = len(exact_json({"__metadata__": {"header": text}, **container}, compact=True))
     header += -header % 8
     return header, 8 + header + ends[-1]

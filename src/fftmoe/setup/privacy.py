@@ -1,7 +1,6 @@
 """From a recipe's `privacy` section to how the rounds of a private run are merged."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from fftmoe.rounds.private import CLIENT_ADJACENCY, NoiseRule, NoisySums, Privat
 from fftmoe.server.accountant import accounting, calibrate
 from fftmoe.setup.experiment import Experiment
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
+from fftmoe.strict import exact_json
 
 
 def private_merging(experiment: Experiment, initial: ServerState, folder: Path, resumed: bool) -> PrivateMerging | None:
@@ -59,7 +59,7 @@ def _example_cost(experiment: Experiment, settings: PrivacySection, folder: Path
 
 def population_of(names: Sequence[str]) -> str:
     """Identify the clients behind the ids 0, 1, …: the SHA-256 of their names, in this order."""
-    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
+    return hashlib.sha256(exact_json(list(names)).encode()).hexdigest()
 
 
 def _noisy_sums(

@@ -16,6 +16,7 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.places import from_its_place
 from fftmoe.store import ClientStateFiles, RunFolder, read_config
+from fftmoe.strict import exact_json
 
 
 def check_simulation(recipe: Recipe) -> None:
@@ -58,7 +59,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
 
 def _serve(job: Mapping[str, Any], context: object) -> Handler:
     """The handler for the clients of this job; each process makes it once."""
-    return _make_handler(json.dumps(job, sort_keys=True))
+    return _make_handler(exact_json(job, sort_keys=True))
 
 
 def _prepare(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """What a recipe asks of a site, in plain values, and the digest by which a site's operator approves it."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from fftmoe.config import Recipe, parse_recipe
+from fftmoe.strict import exact_json
+from fftmoe.tasks import TASKS
 
 # What has no effect at a site: names, places on the server's machine, and how the server runs and watches its clients.
 SERVER_ONLY = (
@@ -167,7 +168,7 @@ def canonical_values(recipe: Recipe) -> dict[str, Any]:
 
 def _digest_of_values(canonical: Mapping[str, Any]) -> str:
     """The digest of a canonical recipe, whatever the order of its keys."""
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    text = exact_json(canonical, sort_keys=True, compact=True)
     return DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 

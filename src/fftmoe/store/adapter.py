@@ -10,7 +10,7 @@ from typing import Any
 from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, describe_adapter
 from fftmoe.errors import InputError
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, read_small, strict_json
 
 ADAPTER, LAST_ADAPTER = "adapter", "adapter-last"  # the model that a run keeps; that of its last round, if another
 KEPT_ROUND, LAST_ROUND = "kept", "last"
@@ -46,8 +46,8 @@ def save_adapter(
             model.save_pretrained(str(temporary))
             _write_card(temporary / "README.md", card)
             _sort_sets(temporary / ADAPTER_CONFIG, model)
-            (temporary / "labels.json").write_text(json.dumps({"labels": list(label_names)}, indent=2) + "\n")
-            (temporary / BOUND).write_text(json.dumps(describe_adapter(temporary, model), indent=1) + "\n")
+            (temporary / "labels.json").write_text(exact_json({"labels": list(label_names)}, indent=2) + "\n")
+            (temporary / BOUND).write_text(exact_json(describe_adapter(temporary, model), indent=1) + "\n")
             _set_permissions(temporary, private)
             sync(temporary, *temporary.iterdir())
             if folder.exists():  # left by a run that was interrupted at this point
@@ -72,7 +72,7 @@ def _sort_sets(path: Path, model: Any) -> None:
     if sets:
         written = json.loads(path.read_text())
         values = {name: sorted(value) if name in sets else value for name, value in written.items()}
-        path.write_text(json.dumps(values, indent=2, sort_keys=True))
+        path.write_text(exact_json(values, indent=2, sort_keys=True))
 
 
 def _set_permissions(folder: Path, private: bool) -> None:

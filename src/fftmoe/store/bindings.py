@@ -6,7 +6,6 @@ Values are digests or short lists, so the file holds no row and no weight. Every
 compares what it has now with these values (`differences`), and ends at a difference (`require_same`).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
 from fftmoe.store.files import write_atomically
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, json_text, read_small, strict_json
 
 BINDINGS_FORMAT = 1
 BINDINGS_FILE = "bindings.json"
@@ -49,7 +48,7 @@ class Bindings:
 
     def pack(self) -> bytes:
         """The bytes of the file."""
-        text = json.dumps({"format": BINDINGS_FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
+        text = exact_json({"format": BINDINGS_FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
         return text.encode() + b"\n"
 
     def write(self, folder: Path) -> None:
@@ -129,7 +128,7 @@ class Kind(NamedTuple):
 
 
 def _text(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_text(value, ascii_only=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

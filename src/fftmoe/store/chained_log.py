@@ -6,7 +6,6 @@ that a process that is killed in between leaves a file that is longer than its h
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 from fftmoe.errors import InputError
 from fftmoe.store.files import disk_errors, sha256, sync
-from fftmoe.strict import open_file, strict_json
+from fftmoe.strict import exact_json, open_file, strict_json
 
 NO_LINE = "0" * 64  # what the first line names as the line before it
 HEAD_BYTES = 128  # the head is rewritten in place, which is one sector of a disk
@@ -108,7 +107,7 @@ class ChainedLog:
         assert self._end is not None
         end = self._end
         entry = {"number": end.lines + 1, **values, "previous": end.digest}
-        line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"  # `read` takes no Infinity
+        line = exact_json(entry, compact=True).encode() + b"\n"  # `read` takes no Infinity
         longer = _Head(end.lines + 1, end.size + len(line), sha256(line))
         with disk_errors(self.path):
             handle = os.open(self.path, os.O_WRONLY)
@@ -195,7 +194,7 @@ class _Head:
     digest: str
 
     def packed(self) -> bytes:
-        text = json.dumps({"lines": self.lines, "bytes": self.size, "last": self.digest})
+        text = exact_json({"lines": self.lines, "bytes": self.size, "last": self.digest})
         return text.ljust(HEAD_BYTES - 1).encode() + b"\n"
 
     @classmethod

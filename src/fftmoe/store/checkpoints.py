@@ -11,7 +11,6 @@ a random generator is saved: every random stream is made again from the run's se
 of clients are saved separately (`client_states.py`).
 """
 
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from fftmoe.store.files import (
 from fftmoe.store.ranking import Ranking
 from fftmoe.store.rows import RowFile, parse_row
 from fftmoe.store.server_state import pack_state, unpack_state
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, read_small, strict_json
 
 KEPT_CHECKPOINTS = 3  # checkpoints, without the best of the older ones
 MOST_MANIFEST = 2**26  # bytes: a row names the faults of its round
@@ -60,7 +59,7 @@ class Checkpoints:
             "state": {"bytes": len(data), "sha256": sha256(data)},
             "row": None if own is None else {"text": own, "sha256": sha256(line)},
         }
-        text = json.dumps(manifest, indent=2) + "\n"
+        text = exact_json(manifest, indent=2) + "\n"
         write_together({self._state(state.round): data, self._manifest(state.round): text.encode()})
         with disk_errors(self._folder):
             self._keep_last_and_best(self.rounds(), ranking)

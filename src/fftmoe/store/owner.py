@@ -6,7 +6,6 @@ process is dead, even one that was killed, is taken over.
 
 import errno
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
 from fftmoe.store.files import PRIVATE_FILE, disk_errors, make_folder
-from fftmoe.strict import read_small, strict_json
+from fftmoe.strict import exact_json, read_small, strict_json
 
 LOCK = "lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a file system that cannot lock
@@ -116,7 +115,7 @@ def _take(path: Path) -> int | None:
             if _is_file(handle, path):  # not one that its last owner has just removed
                 with disk_errors(path):
                     os.ftruncate(handle, 0)
-                    os.write(handle, json.dumps(_own_note()).encode())
+                    os.write(handle, exact_json(_own_note()).encode())
                 return handle
         except BaseException:
             os.close(handle)

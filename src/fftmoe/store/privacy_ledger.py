@@ -4,7 +4,6 @@ A ledger describes every release with the sampling rate and the noise with which
 run uses, with other clients, another recipe or another version, changes nothing of what was released before.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.store.files import write_atomically
-from fftmoe.strict import MOST_RESULTS, read_small, strict_json
+from fftmoe.strict import MOST_RESULTS, exact_json, read_small, strict_json
 
 VERSION = 2
 COHORT = "poisson"  # the rule by which every release so far has drawn its records: independently of each other
@@ -131,7 +130,7 @@ class AskedLedger:
 
 
 def _write_values(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps({"version": VERSION, **values}, indent=2).encode() + b"\n")
+    write_atomically(path, exact_json({"version": VERSION, **values}, indent=2).encode() + b"\n")
 
 
 def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Value:

@@ -86,6 +86,7 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
         RunError: it could not start; the message says why.
     """
     from fftmoe.errors import RunError  # not at the top: see this module's docstring
+    from fftmoe.strict import exact_json
 
     # Without the caller's settings of Flower, some of which open further ports or ways to log in.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
@@ -104,7 +105,7 @@ def start_superlink(endpoint: Endpoint, log: Path) -> "subprocess.Popen[bytes]":
     too_late.start()
     said = b""
     with suppress(BrokenPipeError), report:  # through a pipe, because other users can read a command line
-        stdin.write(json.dumps(asdict(endpoint), default=str).encode() + b"\n")
+        stdin.write(exact_json(asdict(endpoint), default=str).encode() + b"\n")
         stdin.flush()
         said = report.readline()
     too_late.cancel()
