@@ -162,3 +162,56 @@ def test_what_libraries_log_warn_of_or_raise_cannot_act(tmp_path: Path):
     assert not ACTING.search(found.stderr)
     for event in ("logged", "warned", "printed", "TypeError: raised"):
         assert f"{event} {shown(EVIL)}" in found.stderr
+
+
+IN_WORKERS = """
+import logging, sys, warnings
+from fftmoe.engines.pool import WorkerDied, WorkerProcesses
+
+def quote(text):
+    logging.getLogger("library").warning("logged %s", text)
+    own = logging.getLogger("early")  # whose handler was made before this function was called
+    own.warning("handled %s", text)
+    warnings.warn("warned " + text)
+    print("printed " + text, file=sys.stderr)
+    sys.stderr.writelines(["line " + text + chr(10)])
+    raise TypeError("raised " + text)
+
+def start():
+    return quote
+
+logging.getLogger("early").addHandler(logging.StreamHandler())
+logging.getLogger("early").propagate = False
+if __name__ == "__main__":
+    import multiprocessing
+    pool = WorkerProcesses(1, start, multiprocessing.get_context(sys.argv[1]))
+    try:
+        pool.submit(sys.argv[2]).result()
+    except WorkerDied:
+        sys.exit(3)
+    finally:
+        pool.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_what_a_worker_process_writes_cannot_act(tmp_path: Path, how: str):
+    """Log lines, also of handlers that libraries made when they were imported, warnings, and its last traceback."""
+    (tmp_path / "script.py").write_text(IN_WORKERS)
+    command = [sys.executable, str(tmp_path / "script.py"), how, EVIL]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 3, found.stderr
+    assert not ACTING.search(found.stderr)
+    for event in ("logged", "handled", "warned", "printed", "line", "TypeError: raised"):
+        assert f"{event} {shown(EVIL)}" in found.stderr, event
+
+
+def test_every_process_that_is_started_for_work_shows_its_errors():
+    """Processes are started in one place, whose target shows them; another keeps a log, which shows its lines."""
+    starts = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        made = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        named = {name for name in made if name.split(".")[-1] in ("Process", "Popen", "ProcessPoolExecutor", "fork")}
+        if named:
+            starts[str(path.relative_to(PACKAGE))] = named
+    assert starts == {"engines/pool.py": {"context.Process"}, "deploy/link/superlink.py": {"subprocess.Popen"}}

@@ -13,7 +13,6 @@ import typer
 from fftmoe.cli.arguments import AcceptOption, RecipeArgument, SetOption
 from fftmoe.cli.compare import compare
 from fftmoe.cli.deploy import deploy
-from fftmoe.cli.errors_shown import shown_errors
 from fftmoe.cli.export import export
 from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
@@ -23,7 +22,7 @@ from fftmoe.cli.streams import endure
 from fftmoe.cli.use import evaluate, predict
 from fftmoe.errors import FftmoeError, InputError, OutputError
 from fftmoe.report.console import Console
-from fftmoe.shown import quoted, shown, shown_on_a_line
+from fftmoe.shown import quoted, shown, shown_errors, shown_on_a_line
 
 INTERRUPTED = 130
 

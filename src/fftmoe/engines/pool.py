@@ -21,6 +21,7 @@ import torch
 
 from fftmoe.engines.main_module import names_main, unimported_main
 from fftmoe.errors import FftmoeError
+from fftmoe.shown import show_errors_from_now_on
 
 SECONDS_TO_END = 5  # that a worker has to end by itself before it is killed
 
@@ -137,6 +138,7 @@ class _Worker:
 
 def _work(connection: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
     """What a worker process does: it starts, then answers jobs until nobody asks any more."""
+    show_errors_from_now_on()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the libraries give back their semaphores
     threading.Thread(target=_end_with_parent, daemon=True).start()
