@@ -20,6 +20,7 @@ class AverageClass(Classification):
     """The loss stays that of the recipe's head; only the metric is another one."""
 
     metric = "balanced_accuracy"
+    label_parts = 2  # of the statistics, C numbers each: a site of a federation may leave out those of rare labels
 
     def statistics(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Float64 [B, 2C]: the right answers of each of C classes, and its examples."""

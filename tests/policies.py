@@ -28,6 +28,7 @@ def policy_of(*recipes: Recipe, **changes: Any) -> dict[str, Any]:
         "privacy": {"modes": ["none", "sums", "clients", "examples"]},
         "backbones": sorted({request.backbone for request in requests}),
         "fewest_rows": 1,
+        "fewest_rows_of_label": 1,
         "most_rounds": 1000,
         "name_counts": True,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()},

@@ -264,8 +264,8 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "scale very large": (number(1e15, lambda n, t: is_scale(n)), r":scale has .* to 1e\+15; expected numbers"),
     "a level that is none": (number(-128, lambda n, t: t.dtype == torch.int8), r"has numbers from -128"),
     # The weight.
-    "weight zero": (say(num_examples=0), r"num_examples 0; expected \d+"),
-    "weight negative": (say(num_examples=-7), r"num_examples -7; expected \d+"),
+    "weight zero": (say(num_examples=0), r"num_examples 0; expected (\d+|a whole number from 1)"),
+    "weight negative": (say(num_examples=-7), r"num_examples -7; expected (\d+|a whole number from 1)"),
     "weight of one more": (
         of(lambda h, t: h.update(num_examples=h["num_examples"] + 1)),
         r"num_examples \d+; expected",

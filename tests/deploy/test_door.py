@@ -248,11 +248,11 @@ def test_exact_sums_need_the_policy_too(tmp_path: Path, changes: dict[str, Any],
     allow(tmp_path, written, most_rounds=5)
     admitted = door.admit(job_of(written))
     for _ in range(6):  # before the first round, and after each
-        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
+        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS, 0, (ROWS,)), 10)
     with fails_as("policy", f"asked for {name} 6 times, and `most_rounds` is 5"):
-        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS), 10)
+        door.count(admitted, CheckedRequest(task, 1), SiteRows(ROWS, 0, (ROWS,)), 10)
     with fails_as("policy", "does not allow the task local-training"):
-        door.count(admitted, CheckedRequest("alone", 1), SiteRows(ROWS), 10)
+        door.count(admitted, CheckedRequest("alone", 1), SiteRows(ROWS, 0, (ROWS,)), 10)
 
 
 def test_a_site_whose_rows_are_validated_says_how_many_it_has(tmp_path: Path):
@@ -330,7 +330,7 @@ def test_a_site_with_too_few_rows_takes_no_part(tmp_path: Path):
     [
         ({"data": {"validation": 0.1}}, "validate", "evaluation", SiteRows(9973, 10), SiteRows(11, 11)),
         ({"data": {"validation": 0.9}}, "train", "training", SiteRows(10, 9973), SiteRows(11, 11)),
-        ({"head": {"kind": "closed-form"}}, "sums", "feature-sums", SiteRows(10, 1), SiteRows(11)),
+        ({"head": {"kind": "closed-form"}}, "sums", "feature-sums", SiteRows(10, 1, (7, 3)), SiteRows(11, 0, (7, 4))),
         ({"federation": {"local_steps": 1}}, "train", "training", SiteRows(9973), None),
     ],
 )

@@ -12,7 +12,7 @@ from fftmoe.backbones import fingerprint
 from fftmoe.client.compress import compress, split_state
 from fftmoe.client.conceal import concealed
 from fftmoe.client.stack import update_stack
-from fftmoe.client.sums import head_sums
+from fftmoe.client.sums import head_sums, of_frequent_labels
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
 from fftmoe.head import HeadLoss, HeadSums, solved_head
@@ -49,8 +49,10 @@ class ClientRuntime:
         examples: the data of all clients.
         partition: the rows of `examples` of each client.
         states: what each client keeps from round to round.
-        validation: `(model, client_id)` to the statistics of the client's validation rows on the model as it is now.
+        validation: `(model, client_id, fewest_of_label=...)` to the statistics of the client's validation rows on the
+            model as it is now.
         measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
+        fewest_of_label: rows of a label below which the client sends no sum of these rows.
     """
 
     model: Any
@@ -61,7 +63,8 @@ class ClientRuntime:
     partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
     states: ClientStates
     measure: Callable[..., Mapping[str, float]]
-    validation: Callable[[Any, int], Tensors]
+    validation: Callable[..., Tensors]
+    fewest_of_label: float = 1
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Return one update for each plan; the clients of several messages train in one batch."""
@@ -107,14 +110,15 @@ class ClientRuntime:
         They are taken on the global model, or on the client's own model where the method has no global one.
         """
         self._install(plan, tensors)
-        rows = self.partition[plan.client_id]
+        rows = of_frequent_labels(self.partition[plan.client_id], self.examples.labels, self.fewest_of_label)
         sums = head_sums(self.model, self.examples, rows, self.num_labels, reveal_number=not plan.concealed)
         return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
 
     def validate(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The task "validate": the task's statistics, summed over the client's validation rows, on the same model."""
         self._install(plan, tensors)
-        return ClientUpdate(plan.round, plan.client_id, 1, self.validation(self.model, plan.client_id))
+        sums = self.validation(self.model, plan.client_id, fewest_of_label=self.fewest_of_label)
+        return ClientUpdate(plan.round, plan.client_id, 1, sums)
 
     def _install(self, plan: ClientPlan, tensors: Tensors) -> None:
         """Put the global model into the model, or the client's own one where the method has no global one."""

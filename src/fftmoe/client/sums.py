@@ -2,7 +2,8 @@
 
 The sums hold less than the data, but they do not protect it. They say how many examples of each label the client has
 and give the sum of their features. For a label with one example that sum is the features of that example. The sums of
-a client with a single example are that example, with its label.
+a client with a single example are that example, with its label. `of_frequent_labels` chooses the examples of a client
+that does not want this.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,20 @@ from fftmoe.head import HeadSums, are_few, few_tensors
 from fftmoe.records import Tensors
 
 SUMS_BATCH_SIZE = 64
+
+
+def of_frequent_labels(indices: np.ndarray, labels: Tensor, fewest: float) -> np.ndarray:
+    """The examples whose label at least `fewest` of these examples have, in the same order.
+
+    The others have to be left out of the sums altogether, of those over all labels too: a sum over all labels without
+    the sums of the others is that of the rare ones.
+
+    Args:
+        indices: the client's examples, int64 [N].
+        labels: of all examples, integers.
+    """
+    _, places, counts = np.unique(labels[torch.from_numpy(indices)].numpy(), return_inverse=True, return_counts=True)
+    return indices[counts[places] >= fewest]
 
 
 @torch.inference_mode()

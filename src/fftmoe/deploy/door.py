@@ -4,6 +4,7 @@ The server sends its recipe with every request. So the policy is read from the f
 keeps the recipe with which it was opened.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,16 @@ from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.setup.consent import label_objection, objections
 from fftmoe.setup.policy import SitePolicy, parse_policy
-from fftmoe.setup.site_request import PROFILE, TASK_NAMES, TRAINING, SiteRequest, SiteRows, request_of
+from fftmoe.setup.site_request import (
+    EVALUATION,
+    PROFILE,
+    SUMS,
+    TASK_NAMES,
+    TRAINING,
+    SiteRequest,
+    SiteRows,
+    request_of,
+)
 from fftmoe.shown import quoted
 from fftmoe.strict import at_most, open_file
 
@@ -44,6 +54,12 @@ class Admitted:
     def key(self) -> RunKey:
         """The name of the run in the ledger."""
         return self.server, self.run, self.request.digest
+
+    @property
+    def fewest_of_label(self) -> float:
+        """The rows of a label below which they are in no sum that is made for each label; endless if not stated."""
+        stated = self.policy.fewest_rows_of_label
+        return math.inf if stated is None else stated
 
 
 @dataclass(frozen=True)
@@ -194,19 +210,22 @@ def _check_rows(admitted: Admitted, tasks: Sequence[str], rows: SiteRows) -> Non
     if fewest is None or rows.total < fewest:
         raise InputError(f"the site has {rows.total} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
     for task in tasks:
-        if 0 < (behind := _rows_behind(admitted.request, task, rows)) < fewest:
+        behind = _rows_behind(admitted, task, rows)
+        if behind < fewest and not (task == EVALUATION and not behind):  # which then answers zeros
+            rare = " (without those of labels with fewer rows than `fewest_rows_of_label`)" if task == SUMS else ""
             raise InputError(
-                f"an answer to the task {task} would depend on {behind} of the site's {rows.total} rows, and "
+                f"an answer to the task {task} would depend on {behind} of the site's {rows.total} rows{rare}, and "
                 f"`fewest_rows` is {fewest}; add rows, ask for a recipe that uses more of them, or lower it"
             )
 
 
-def _rows_behind(request: SiteRequest, task: str, rows: SiteRows) -> int:
+def _rows_behind(admitted: Admitted, task: str, rows: SiteRows) -> int:
     """The most rows on which an answer depends; training of a few steps sees few, which only noise of its own hides."""
+    request, behind = admitted.request, rows.behind(task, admitted.fewest_of_label)
     steps = request.values["federation.local_steps"]
     if task != TRAINING or steps is None or request.privacy.mode == "examples":
-        return rows.behind(task)
-    return min(rows.behind(task), steps * request.values["federation.batch_size"])
+        return behind
+    return min(behind, steps * request.values["federation.batch_size"])
 
 
 def _open_run(pages: Pages, admitted: Admitted) -> None:

@@ -19,6 +19,7 @@ from fftmoe.setup.site_request import EVALUATION, SUMS, ColumnsRead, PrivacyAske
 from fftmoe.store.files import disk_errors, sync
 
 FEWEST_ROWS = 10  # in a first policy; an update of fewer rows says much about each of them
+FEWEST_ROWS_OF_LABEL = 5  # in a first policy; fewer would show rows nearly as they are, more would lose rare labels
 TIMES_ROUNDS = 2  # most_rounds of a first policy: one run, and what a restarted server repeats
 PROMISES = {
     "none": "none: the server sees each update of this site as it is",
@@ -26,6 +27,7 @@ PROMISES = {
     "clients": "the server promises to add noise to sums over sites; it sees each update before that",
     "examples": "this site adds noise to its own update, which hides each of its rows from the server too",
 }
+RARE_LABELS = " (but for labels with fewer rows than `fewest_rows_of_label` of the policy)"
 
 FIRST_POLICY = """# What a server may ask of this site. What this file does not allow is refused.
 # Written by `fftmoe deploy site review` for the recipe {name}; change it with an editor. It is read again for
@@ -50,9 +52,13 @@ privacy:
 backbones: {backbones}
 
 # With fewer rows the site takes no part, and it gives no answer that depends on fewer rows: not on those that it sets
-# aside for evaluation, and not on the few that a round of few steps draws. Feature sums are also given for each label,
-# so they show the features of a row whose label no other row has.
+# aside for evaluation, and not on the few that a round of few steps draws.
 fewest_rows: {fewest_rows}
+
+# Some answers have a sum for each label: feature sums, and evaluation where a text has several labels or words have
+# labels. The sum over a label's only row is that row. Rows of a label with fewer rows than this are in no feature sum,
+# and its counts are in no evaluation: then this site adds nothing to what the model knows of that label's features.
+fewest_rows_of_label: {fewest_rows_of_label}
 
 # How often the site trains, over all runs and servers: twice the {rounds} rounds of this recipe, because a server
 # that restarts repeats a round.
@@ -148,6 +154,7 @@ def first_policy(request: SiteRequest, epsilon: float | None) -> str:
         budget=budget,
         backbones=_flow([request.backbone]),
         fewest_rows=FEWEST_ROWS,
+        fewest_rows_of_label=FEWEST_ROWS_OF_LABEL,
         rounds=request.rounds,
         most_rounds=TIMES_ROUNDS * request.rounds,
         # With noise of its own, a site's epsilon depends on its rows, so the server has to know them.
@@ -227,7 +234,8 @@ def _sent(request: SiteRequest) -> str:
     if request.privacy.mode == "none":
         parts.append("how many tokens each expert got, its loss")
     if SUMS in request.tasks:
-        parts.append("feature statistics summed over its rows, exact")
+        parts.append(f"feature statistics summed over its rows and over those of each label, exact{RARE_LABELS}")
     if EVALUATION in request.tasks:
-        parts.append("how well the model answers the rows it sets aside, summed over them")
+        by_label = f" and counted for each label{RARE_LABELS}" if EVALUATION in request.sums_by_label else ""
+        parts.append(f"how well the model answers the rows it sets aside, summed over them{by_label}")
     return ", ".join([*parts, "the number of its rows" if request.sends_counts else "no number of rows in an answer"])

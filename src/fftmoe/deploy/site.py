@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from fftmoe.deploy.ledger import STATE
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
+from fftmoe.setup.site_request import SUMS
 from fftmoe.store import Bindings, ClientStateFiles
 from fftmoe.store.bindings import BINDINGS_FILE, differences, require_same
-
 from fftmoe.strict import exact_json
+
 
 @dataclass(frozen=True)
 class SiteSettings:
@@ -66,8 +67,9 @@ class OpenSite:
         with self.door.failures_noted(self.admitted, asked), failing_as(Failure.DISK):
             self._bind()
         self.door.count(self.admitted, asked, self.client.rows, len(message))
+        runtime = replace(self.client.runtime, fewest_of_label=self.admitted.fewest_of_label)  # by today's policy
         with self.door.failures_noted(self.admitted, asked), failing_as(Failure.TRAINING):
-            [reply] = self.client.runtime([message])
+            [reply] = runtime([message])
         self.door.answered(self.admitted, asked, len(reply))
         return [reply]
 
@@ -85,8 +87,23 @@ class OpenSite:
         """
         client, settings = self.client, self.settings
         num_examples = self.door.count_profile(self.admitted, client.rows)
+        self._say_what_is_left_out()
         found = SiteProfile(settings.name, settings.client_id, client.agreed.tier, num_examples, client.backbone)
         return asdict(found)
+
+    def _say_what_is_left_out(self) -> None:
+        """Tell the site's operator how many rows its policy keeps out of feature statistics."""
+        rows, fewest = self.client.rows, self.admitted.fewest_of_label
+        if SUMS in self.admitted.request.tasks and (left_out := rows.trained - rows.behind(SUMS, fewest)):
+            rare = sum(0 < number < fewest for number in rows.by_label)
+            logging.getLogger("fftmoe").warning(
+                "%d of %d rows are in no feature statistics: %d labels have fewer rows than fewest_rows_of_label=%g of "
+                "the policy",
+                left_out,
+                rows.trained,
+                rare,
+                fewest,
+            )
 
 
 def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:

@@ -1,15 +1,18 @@
 """The closed-form head in a run: ask the clients for feature statistics, and compute the head from their sum."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
 from fftmoe.head import HeadSums
 from fftmoe.methods.base import Method
-from fftmoe.records import Budget, ServerState, Training
+from fftmoe.records import Budget, ClientUpdate, ServerState, Training
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.server.apply import Counted
 from fftmoe.server.solve import plan_sums, solve_head
@@ -30,7 +33,8 @@ class ClosedFormHead:
     Attributes:
         due: whether the head is solved after this many rounds.
         budget: with which all clients measure the model.
-        num_clients: of the population; all that can be reached are asked.
+        sizes: the number of examples of each client; all clients that can be reached are asked.
+        hides_sizes: clients do not say how many examples are in their sums.
         fewest: clients below which nothing is computed.
         total: the sum of the clients' statistics; a bounded one where clients may be malicious.
     """
@@ -40,8 +44,9 @@ class ClosedFormHead:
     due: Callable[[int], bool]
     budget: Budget
     training: Training
-    num_clients: int
+    sizes: Sequence[int] | np.ndarray
     seed: int
+    hides_sizes: bool = False
     fewest: int = 1
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total
 
@@ -57,8 +62,11 @@ class ClosedFormHead:
         updates = Counted(self.exchange.updates(plan, partial(self.method.download, state)))
         first = next(updates, None)
         if first is not None:
-            solved = solve_head(state, itertools.chain([first], updates), self.total)
+            missing: list[int] = []
+            solved = solve_head(state, self._noting(itertools.chain([first], updates), missing), self.total)
             if updates.number >= self.fewest:
+                if not state.round:
+                    self._say(sum(missing))
                 return solved
         if state.round:
             return state  # with the head of before
@@ -70,8 +78,24 @@ class ClosedFormHead:
         )
 
     def _reachable(self) -> Sequence[int]:
-        absent, everyone = self.exchange.engine.absent(), range(self.num_clients)
+        absent, everyone = self.exchange.engine.absent(), range(len(self.sizes))
         return [client for client in everyone if client not in absent] if absent else everyone
+
+    def _noting(self, updates: Iterable[ClientUpdate], missing: list[int]) -> Iterator[ClientUpdate]:
+        """Pass the updates on, and note how many examples the sums of some clients leave out."""
+        for update in updates:
+            if not self.hides_sizes and update.num_examples < self.sizes[update.client_id]:
+                missing.append(int(self.sizes[update.client_id]) - update.num_examples)
+            yield update
+
+    def _say(self, missing: int) -> None:
+        """Tell the server's operator that the head knows less than the sites have."""
+        if missing:
+            logging.getLogger("fftmoe").warning(
+                "the closed-form head is computed without %d rows, which sites left out of their feature statistics, "
+                "because they have few rows of these labels (fewest_rows_of_label of their policies)",
+                missing,
+            )
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:

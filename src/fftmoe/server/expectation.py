@@ -63,7 +63,8 @@ class Expectation:
         most_shares: the largest allowed sum of the shares of a block.
         most_header: the largest allowed number of bytes of the message's JSON.
         most_bytes: the largest allowed number of bytes of the whole message.
-        num_examples: the client's number of examples; None if the server does not know it.
+        num_examples: the client's number of examples, of which its feature statistics may leave some out; None if the
+            server does not know it.
         metrics: by name, the least and the largest allowed value.
         needed: the names of the metrics that must be present.
         max_norm: the largest allowed Euclidean norm of all deltas together; None allows any.

@@ -48,7 +48,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     else:
         _check_experts(header, expected)
     _check_metrics(header["metrics"], expected)
-    _check_weight(header["num_examples"], expected.num_examples)
+    _check_weight(header["num_examples"], expected.num_examples, least=1 if sums else None)
     _check_declared(container, num_bytes, header, expected)
     try:
         update = make_update(header, safetensors.torch.load(message))
@@ -172,8 +172,8 @@ def _check_declared(
 
 
 def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int, ...]]:
-    """The expected shapes. Those of statistics follow from the stated number of examples if the server knows none."""
-    if expected.plan.task != "sums" or expected.num_examples is not None:
+    """The expected shapes. Those of feature statistics follow from the stated number of examples, if it is stated."""
+    if expected.plan.task != "sums" or expected.plan.concealed:
         return expected.shapes
     side, num_labels = expected.shapes[names.STATISTICS_MOMENT]
     return sum_shapes(side - 1, num_labels, num_examples)
@@ -191,10 +191,11 @@ def _check_numbers(tensors: Tensors, largest: float) -> None:
             raise Rejected(f"its tensor {name} has numbers from {found[0]:g} to {found[-1]:g}; expected {wanted}")
 
 
-def _check_weight(num_examples: Any, known: int | None) -> None:
-    least, most = (1, MOST_EXAMPLES) if known is None else (known, known)
-    if type(num_examples) is not int or not least <= num_examples <= most:
-        wanted = f"{known}" if known is not None else f"a whole number from {least} to {most}"
+def _check_weight(num_examples: Any, known: int | None, least: int | None = None) -> None:
+    """Check a number of examples. A client may leave rows out of sums (`least`); of those it trains on it has all."""
+    first, last = (1, MOST_EXAMPLES) if known is None else (known if least is None else least, known)
+    if type(num_examples) is not int or not first <= num_examples <= last:
+        wanted = f"{last}" if first == last else f"a whole number from {first} to {last}"
         raise Rejected(f"its update states num_examples {shortened(num_examples)}; expected {wanted}")
 
 

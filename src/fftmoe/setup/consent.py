@@ -123,6 +123,11 @@ def _to_numbers(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
         yield f"it has {request.rounds} rounds, and `most_rounds` is {policy.most_rounds}"
     if policy.fewest_rows is None:
         yield "`fewest_rows` is not stated"
+    if request.sums_by_label and policy.fewest_rows_of_label is None:
+        yield (
+            f"its answers have sums for each label ({_joined(request.sums_by_label)}), and `fewest_rows_of_label` is "
+            "not stated"
+        )
     if request.sends_counts and not policy.name_counts:
         yield (
             "its answers say how many rows the site has (a recipe with `privacy` and without a closed-form head does "

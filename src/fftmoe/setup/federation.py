@@ -164,8 +164,9 @@ def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
         due=lambda round: head.solved_after(round, rounds),
         budget=experiment.largest,
         training=experiment.training,
-        num_clients=experiment.num_clients,
+        sizes=experiment.sizes,
         seed=recipe.seed,
+        hides_sizes=recipe.privacy is not None,
         fewest=1 if recipe.privacy is None else recipe.privacy.min_contributors,
         # Plain, it holds the statistics of one client at a time; bounded, those of all.
         total=HeadSums.total if recipe.robustness is None else bounded_total,

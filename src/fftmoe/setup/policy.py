@@ -58,7 +58,8 @@ class SitePolicy(Section):
     `backbones` lists names as recipes give them. A folder that a recipe names needs no entry if the site is started
     with `--model`, because the site then reads its own.
     `fewest_rows` is the number of rows below which the site takes no part and gives no answer; a site that may not
-    name its rows reports this number. `most_rounds` is how often it trains, over all runs.
+    name its rows reports this number. `fewest_rows_of_label` is the number of rows of a label below which they are in
+    no sum that is made for each label. `most_rounds` is how often it trains, over all runs.
     `ledger` is the folder of the ledger, which all sites with the same rows must share.
     """
 
@@ -70,6 +71,7 @@ class SitePolicy(Section):
     privacy: PrivacyRights = PrivacyRights(modes=[])
     backbones: list[str] = Field(default_factory=list)
     fewest_rows: Count | None = None
+    fewest_rows_of_label: Count | None = None
     most_rounds: Annotated[int, Field(ge=0, le=2**53)] = 0
     name_counts: bool = False
     ledger: Annotated[str, Field(min_length=1)] = "."

@@ -92,7 +92,8 @@ def make_site_client(
     backbone = fingerprint(adapted)
     bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
     agreed = make_agreement(recipe, adapted, client_id, tier)
-    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held)), backbone, bindings)
+    by_label = tuple(np.bincount(rows.labels.numpy()[kept]).tolist())
+    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held), by_label), backbone, bindings)
 
 
 def _make_runtime(

@@ -54,20 +54,27 @@ class SiteRows:
     """How many rows a site has.
 
     Attributes:
-        trained: on which it trains, and over which its feature statistics sum.
-        aside: which it sets aside for validation, and over which its answers to validation sum.
+        trained: on which it trains. aside: which it sets aside for validation, and over which its answers to it sum.
+        by_label: the numbers of rows on which it trains by their label, for its feature statistics.
     """
 
     trained: int
     aside: int = 0
+    by_label: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
         """All rows of the site."""
         return self.trained + self.aside
 
-    def behind(self, task: str) -> int:
-        """The rows behind an answer to this task, by its name in a policy; with none the answer is zeros."""
+    def behind(self, task: str, fewest_of_label: float) -> int:
+        """The rows behind an answer to this task, by its name in a policy.
+
+        Args:
+            fewest_of_label: rows of a label below which they are in no feature statistics.
+        """
+        if task == SUMS:
+            return sum(number for number in self.by_label if number >= fewest_of_label)
         return self.aside if task == EVALUATION else self.trained
 
 
@@ -101,6 +108,7 @@ class SiteRequest:
         tasks: what the server will ask for, by the names of a policy.
         backbone: as the recipe names it. is_folder: it is a folder, and not a name that means the same everywhere.
         sends_counts: an answer says how many rows the site has.
+        sums_by_label: the tasks whose answers have sums over the rows of each label.
     """
 
     digest: str
@@ -116,6 +124,7 @@ class SiteRequest:
     backbone: str
     is_folder: bool
     sends_counts: bool
+    sums_by_label: tuple[str, ...]
 
 
 def request_of(values: Mapping[str, Any]) -> SiteRequest:
@@ -146,6 +155,7 @@ def request_in(recipe: Recipe) -> SiteRequest:
         # Without `privacy` an answer is weighted by its rows; feature statistics count them by label in every mode, and
         # the rows that are set aside are a known fraction.
         sends_counts=recipe.privacy is None or recipe.closed_form is not None or recipe.data.validation is not None,
+        sums_by_label=_sums_by_label(recipe),
     )
 
 
@@ -185,6 +195,12 @@ def tasks_of(recipe: Recipe) -> tuple[str, ...]:
     """
     exact = {"sums": recipe.closed_form is not None, "validate": recipe.data.validation is not None}
     return ("train", *(task for task, is_asked in exact.items() if is_asked and not recipe.differential))
+
+
+def _sums_by_label(recipe: Recipe) -> tuple[str, ...]:
+    """Feature statistics always are by label, and statistics of validation where the task counts by label."""
+    by_label = {"sums": True, "validate": bool(TASKS[recipe.backbone.task].label_parts)}
+    return tuple(TASK_NAMES[task] for task in tasks_of(recipe) if by_label.get(task))
 
 
 def columns_read(recipe: Recipe) -> ColumnsRead:

@@ -55,6 +55,14 @@ class Task(Protocol):
         """Whether exactly one of the outputs is right, so that the softmax of the logits gives probabilities."""
         ...
 
+    @property
+    def label_parts(self) -> int:
+        """How many numbers are counted for each label: the statistics begin with as many parts of C numbers each.
+
+        The last part says how often each label occurs. 0 for a task that counts nothing by label.
+        """
+        ...
+
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the logits.
 

@@ -36,6 +36,7 @@ class CausalLm:
     bounds = (1.0, 1e15)  # a model with a larger value has failed
     by_token = True
     exclusive = True
+    label_parts = 0
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: the sum of the tokens' losses in nats, and the number of these tokens."""

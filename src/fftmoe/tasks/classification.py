@@ -17,6 +17,7 @@ class Classification:
     bounds = (0.0, 1.0)
     by_token = False
     exclusive = True
+    label_parts = 0
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: 1 if the prediction is right, else 0; and 1."""

@@ -33,6 +33,7 @@ class MultiLabel:
     bounds = (0.0, 1.0)
     by_token = False
     exclusive = False
+    label_parts = 3
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 3C + 2]: for each label if it is a hit, predicted, and actual; if all labels are right; and 1."""

@@ -56,6 +56,7 @@ class Regression:
     bounds = (0.0, 1e15)  # a model with a larger value has failed
     by_token = False
     exclusive = False
+    label_parts = 0
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 4T + 1]: for each target the absolute error, its square, the target and its square; and 1."""

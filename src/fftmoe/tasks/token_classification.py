@@ -31,6 +31,7 @@ class TokenClassification:
     bounds = (0.0, 1.0)
     by_token = True
     exclusive = True
+    label_parts = 3
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 3C]: for each class the number of tokens that are hits, predicted, and actual."""
