@@ -1,5 +1,6 @@
 """The verbs of `fftmoe deploy site`: review and ledger, for the operator of a site."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +38,12 @@ def review(
     """
     from fftmoe.config import load_recipe
     from fftmoe.deploy.review import approve, describe_request
+    from fftmoe.setup.places import full_model
     from fftmoe.setup.site_request import request_in
 
     _check_site(folder)
-    console, request = Console(), request_in(load_recipe(recipe, set_ or [], may_read=False))
+    loaded = load_recipe(recipe, set_ or [], may_read=False)
+    console, request = Console(), replace(request_in(loaded), backbone=full_model(loaded.backbone.model, Path.cwd()))
     for line in describe_request(request):
         say(console, line)
     if not yes and not _agreed():

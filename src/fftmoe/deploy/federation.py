@@ -27,6 +27,7 @@ from fftmoe.setup.deployment import (
 )
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded
+from fftmoe.setup.places import BEGAN_IN, for_sites, place_of
 from fftmoe.setup.run import Extra, Result, begin, go_on, unfinished
 from fftmoe.setup.site_request import recipe_digest
 from fftmoe.store import RunFolder, check_free, check_run_output, read_config
@@ -57,8 +58,11 @@ class PreparedRun:
     @property
     def job(self) -> dict[str, Any]:
         """What a site must know about the run."""
-        values = read_config(self.output) if self.is_interrupted else recipe_values(self.recipe)
-        return make_job(values, self.data.label_names, self.sites.run)
+        if self.is_interrupted:
+            values, place = read_config(self.output), Path(place_of(self.output).get(BEGAN_IN, "."))
+        else:
+            values, place = recipe_values(self.recipe), Path()
+        return make_job(for_sites(values, place.absolute()), self.data.label_names, self.sites.run)
 
 
 def prepare(

@@ -21,6 +21,7 @@ from fftmoe.setup.compose import assemble
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import Loaded, agreed_labels
 from fftmoe.setup.method import method_class
+from fftmoe.setup.places import check_means_the_same
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.splits import load_splits
 from fftmoe.store.bindings import differences, require_same
@@ -96,6 +97,7 @@ def check_deployable(recipe: Recipe) -> None:
         InputError: names the keys of the recipe that must go.
     """
     check_trackers(recipe.trackers)
+    check_means_the_same(recipe.backbone.model)
     capabilities = method_class(recipe).capabilities
     asked = {
         "evaluation.personal": recipe.evaluation.personal,

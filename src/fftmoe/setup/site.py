@@ -24,6 +24,7 @@ from fftmoe.setup.compose import cached, check_max_length, counted_tokens
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model, make_loss
+from fftmoe.setup.places import check_same_from_anywhere
 from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
 from fftmoe.setup.splits import Splits, load_splits
 from fftmoe.setup.target_scales import scaled_task
@@ -172,9 +173,11 @@ def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Rec
     """The server's recipe with this site's own paths.
 
     Raises:
-        InputError: it is not a valid recipe.
+        InputError: it is not a valid recipe, or its backbone depends on where the site was started.
     """
     recipe = parse_recipe(values, "that the server sent")
+    if model is None:
+        check_same_from_anywhere(recipe.backbone.model)
     backbone = recipe.backbone.model_copy(update={"model": model} if model else {})
     return recipe.model_copy(
         update={"backbone": backbone, "data": recipe.data.model_copy(update={"source": str(data)})}
