@@ -9,7 +9,7 @@ then loads saved results. A program that uses nothing else of this package write
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +79,16 @@ def __dir__() -> list[str]:
 
 
 def run(
-    recipe: str | Path,
+    recipe: str | Path | Mapping[str, Any],
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     plugins: "Plugins | None" = None,
 ) -> "Result":
-    """Run a recipe (a YAML file, or the name of a shipped one) and return its folder and summary.
+    """Run a recipe (a YAML file, the name of a shipped one, or its values) and return its folder and summary.
 
     Args:
-        recipe: the path or the name of the recipe.
+        recipe: the path or the name of the recipe, or a dictionary of its sections. What it leaves out has the defaults
+            of the command line.
         output: the run folder, new or empty; `runs/<name>` when None.
         overrides: texts `section.key=value`, as for the option `--set`.
         plugins: methods, aggregators and partitioners that the recipe names as `plugin:NAME` (docs/integration.md).

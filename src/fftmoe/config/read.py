@@ -1,5 +1,6 @@
 """From YAML to a checked recipe, with messages that name the nearest valid key."""
 
+import copy
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,10 @@ RENAMED = {
 """Former keys and values of a recipe with their present names, which messages suggest."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), may_read: bool = True) -> Recipe:
-    """Read a recipe: a YAML file, or the name of one that ships with the package (`quickstart`).
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_read: bool = True) -> Recipe:
+    """Read a recipe: a YAML file, the name of one that ships with the package (`quickstart`), or its values.
 
-    What it leaves out is filled in (`defaults.py`).
+    What it leaves out is filled in (`defaults.py`), whatever it was read from.
 
     Args:
         overrides: `a.b=c` each; the value is YAML; items of a list are reached by index or by their `name`.
@@ -42,7 +43,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), may_read: boo
 
 
 def load_with_choices(
-    source: str | Path, overrides: Sequence[str] = (), may_read: bool = True
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_read: bool = True
 ) -> tuple[Recipe, dict[str, Any]]:
     """Read a recipe as `load_recipe` does.
 
@@ -67,12 +68,14 @@ def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True
     return parse_recipe(whole, where), chosen
 
 
-def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
-    """Read a recipe file without checking it.
+def read_recipe(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Read a recipe without checking it: a file, or a copy of its values.
 
     Returns:
-        its values, with its `compare:` section, and its path for messages.
+        its values, with its `compare:` section, and its path or `values` for messages.
     """
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source)), "values"
     path = find_recipe(str(source))
     try:
         values = strict_yaml(read_small(path))
@@ -85,7 +88,10 @@ def read_recipe(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Check a recipe's values, each section by itself and then the rules across sections.
+    """Check the whole values of a recipe, each section by itself and then the rules across sections.
+
+    They are those of a run folder, or those that a server has sent. What they leave out has the neutral value that it
+    had before the key was there, and not the default of a recipe that a person writes: see `load_recipe` for that.
 
     Args:
         where: names the origin of the values in messages.

@@ -100,8 +100,7 @@ def make_grid(
     Raises:
         InputError: any cell's recipe is wrong, two cells share a name, or there is nothing to run.
     """
-    values, where = (dict(source), "values") if isinstance(source, Mapping) else read_recipe(source)
-    values = copy.deepcopy(values)
+    values, where = read_recipe(source)
     choices = read_choices(values.pop("compare", None), flags, where)
     # A comparison needs neither trackers nor local training; a variant or an override may still request them.
     values["trackers"] = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe as Recipe
-from fftmoe.config import load_recipe, parse_recipe
+from fftmoe.config import load_recipe
 from fftmoe.data import Partition, Ragged, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.report.trackers import check_trackers
@@ -48,7 +48,7 @@ class SiteProfile:
 
 
 def recipe_from_text(text: str) -> Recipe:
-    """A recipe from its JSON text, from the path of a file, or from the name of a shipped recipe.
+    """A recipe from its JSON text, from the path of a file, or from the name of a shipped recipe; with all defaults.
 
     Raises:
         InputError: there is no such recipe, or it is not valid.
@@ -59,7 +59,7 @@ def recipe_from_text(text: str) -> Recipe:
         values = strict_json(text)
     except ValueError as error:
         raise InputError(f"the run's recipe starts like JSON but is not valid JSON: {error}; correct it") from error
-    return parse_recipe(values, "of the run")
+    return load_recipe(values, may_read=False)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
