@@ -25,7 +25,7 @@ from fftmoe.head import HeadSums, solved_head
 from fftmoe.records import Budget, ClientPlan, names, pack_plan, unpack_update
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.site_request import SiteRows, request_in
-from fftmoe.tasks import TASKS
+from fftmoe.tasks import make_task
 from policies import allow, policy_of, write_policy
 from shared_fixtures import COLOURS
 from site_recipes import job_of, recipe
@@ -204,7 +204,7 @@ def test_counts_of_a_rare_label_are_left_out_of_validation(
     monkeypatch: pytest.MonkeyPatch, fewest: int, kept: tuple[int, ...]
 ):
     """And the metrics are those over the other labels."""
-    task = TASKS["multi-label-classification"]()
+    task = make_task("multi-label-classification")
     logits, labels = multi_label([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
     every = task.statistics(logits, {"labels": labels}).sum(0, keepdim=True).numpy()
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.strict import exact_json
-from fftmoe.tasks import TASKS
+from fftmoe.tasks import make_task
 
 # What has no effect at a site: names, places on the server's machine, and how the server runs and watches its clients.
 SERVER_ONLY = (
@@ -199,7 +199,7 @@ def tasks_of(recipe: Recipe) -> tuple[str, ...]:
 
 def _sums_by_label(recipe: Recipe) -> tuple[str, ...]:
     """Feature statistics always are by label, and statistics of validation where the task counts by label."""
-    by_label = {"sums": True, "validate": bool(TASKS[recipe.backbone.task].label_parts)}
+    by_label = {"sums": True, "validate": bool(make_task(recipe.backbone.task).label_parts)}
     return tuple(TASK_NAMES[task] for task in tasks_of(recipe) if by_label.get(task))
 
 
