@@ -22,9 +22,9 @@ import pytest
 from transformers.utils import logging
 
 from covering import Axes, Row, covering, groups, most_covering
-from crossed_features import FURTHER, PRIVACY, STATED, axes, keys, plainest
+from crossed_features import FURTHER, PRIVACY, STATED, TIERS, axes, keys, plainest
 from crossed_inputs import Inputs, installed
-from crossed_rules import LATER, RULES, Rule, reasons, refused_at_once
+from crossed_rules import LATER, RULES, Rule, can, reasons, refused_at_once
 from crossed_runs import check
 from fftmoe.config.privacy import ExamplePrivacySection, PrivacySection
 
@@ -120,6 +120,20 @@ def test_every_refusal_has_the_reason_that_was_predicted(inputs: Inputs, tmp_pat
     counts = check_all(refused, inputs, tmp_path / "row")
     assert counts == {"refused": len(refused)}
     assert len(refused) > len(RULES)
+
+
+OWN_MODELS = [name for name in axes()["method"] if can(name).personal]
+"""The methods whose clients have models of their own, plug-ins too."""
+
+
+@pytest.mark.parametrize("tiers", TIERS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name == "local-only" else pytest.mark.slow) for name in OWN_MODELS]
+)
+def test_clients_of_every_tier_validate_their_own_models(inputs: Inputs, tmp_path: Path, method: str, tiers: str):
+    """A triple, which pairs need not contain: they were asked with the largest tier's experts, blocks and top_k."""
+    row = {**plainest(axes()), "method": method, "tiers": tiers, "data.validation": 0.2}
+    check_all([row], inputs, tmp_path / "row")
 
 
 HELPS: tuple[dict[str, Any], ...] = (

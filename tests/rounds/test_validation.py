@@ -1,5 +1,6 @@
 """Rows that clients set aside: they measure the global model, and nothing learns from them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from fftmoe.client import sums, update
 from fftmoe.config import load_recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.evaluate import tally
+from fftmoe.server.plan import plan_round
+from fftmoe.server.solve import plan_validation
 from fftmoe.setup.compose import compose
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
@@ -80,6 +83,24 @@ def test_worker_processes_and_batches_of_clients_give_the_same(five_recipe: Five
     ]
     assert found[0]["validation_accuracy"] == found[1]["validation_accuracy"]
     assert found[0]["bytes_up"] == found[1]["bytes_up"]
+
+
+def test_a_client_validates_its_own_model_with_its_own_budget(five_recipe: FiveRecipe):
+    """And the global model, of which there is one, with the largest."""
+    for method, own in (("local-only", True), ("fft-moe", False)):
+        made = compose(parse_recipe(five_recipe(method, AVERAGED, **HELD), "tiny"))
+        state, everyone = made.first_state(), range(made.num_clients)
+        assert len({made.budgets[client] for client in everyone}) > 1
+        arguments = (everyone, made.largest, made.budgets, made.training, 3)
+        later = plan_validation(made.method, dataclasses.replace(state, round=1), *arguments)
+        trained = plan_round(made.method, state, 1, everyone, made.budgets, made.training, 3)
+        for plan, training in zip(later.clients, trained.clients, strict=True):
+            assert plan.task == "validate"
+            assert (plan.budget == made.budgets[plan.client_id]) or not own
+            assert (plan.budget == made.largest) or own
+            assert (plan.experts == training.experts) or not own
+        first = plan_validation(made.method, state, *arguments)
+        assert {plan.budget.blocks for plan in first.clients} == {()}  # a new adapter adds nothing
 
 
 def test_a_private_run_keeps_sums_over_enough_clients(run_five: RunFive):

@@ -4,7 +4,7 @@ Nothing is trained for it. `adapter_cost` needs no more than the shape of one ex
 it joins; `tier_cost` adds the head and the real bytes of the first round's messages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +14,21 @@ from fftmoe.cost.workload import Workload
 from fftmoe.head import sum_shapes
 from fftmoe.methods.budget import BYTES_PER_PARAMETER, TRAINING_COPIES, ExpertShape
 from fftmoe.methods.lora import rank_of
-from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, Training, names, pack_plan, pack_update
+from fftmoe.records import (
+    Budget,
+    ClientPlan,
+    ClientUpdate,
+    Experts,
+    RoundPlan,
+    ServerState,
+    Training,
+    names,
+    pack_plan,
+    pack_update,
+)
 from fftmoe.records.codec import bytes_per_number
 from fftmoe.server.plan import plan_round
-from fftmoe.server.solve import plan_sums
+from fftmoe.server.solve import plan_sums, plan_validation
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,8 @@ class StatisticsCost:
 
     Attributes:
         bytes_first: of the first client's message before the first round; others differ by a few bytes of header.
-        bytes_down: likewise of later messages; those of FLoRA are larger, since it sends what has been merged.
+        bytes_down: likewise of later messages, of a client of the largest tier where clients have models of their own;
+            those of FLoRA are larger, since it sends what has been merged.
         bytes_up: of the client whose feature statistics are largest.
         times: exchanges in the whole run; the first one comes before the first round.
         every: rounds from one exchange to the next, with one after the last round; None: only the first exchange.
@@ -166,7 +178,7 @@ def statistics_cost(workload: Workload, times: int, every: int | None, numbers_s
         numbers_sent: whether a client's message may depend on its number of examples, which private runs conceal.
     """
     return StatisticsCost(
-        *_bytes_of_model(workload, "sums"),
+        *_bytes_of_model(workload, lambda state: _plan_of_sums(workload, state)),
         bytes_up=len(pack_update(_largest_statistics(workload, numbers_sent))),
         times=times,
         every=every,
@@ -180,16 +192,29 @@ def validation_cost(workload: Workload, num_statistics: int, times: int, every: 
         num_statistics: of the task. times, every: see `StatisticsCost`.
     """
     answer = ClientUpdate(workload.state.round, 0, 1, {names.VALIDATION: torch.empty(num_statistics + 1)})
-    return StatisticsCost(*_bytes_of_model(workload, "validate"), len(pack_update(answer)), times, every)
-
-
-def _bytes_of_model(workload: Workload, task: str) -> tuple[int, int]:
-    """The bytes of the model that every client runs forward for this task: before the first round, and later."""
-    method, state = workload.method, workload.state
-    plans = (
-        plan_sums(before, [0], workload.largest, workload.training, workload.seed, task).clients[0]
-        for before in (state, replace(state, round=1))
+    return StatisticsCost(
+        *_bytes_of_model(workload, lambda state: _plan_of_validation(workload, state)),
+        len(pack_update(answer)),
+        times,
+        every,
     )
+
+
+def _plan_of_sums(workload: Workload, state: ServerState) -> RoundPlan:
+    return plan_sums(state, [0], workload.largest, workload.training, workload.seed)
+
+
+def _plan_of_validation(workload: Workload, state: ServerState) -> RoundPlan:
+    """For one client of the largest tier, if clients validate their own models."""
+    client = int(workload.budgets.members(workload.largest)[0]) if workload.method.capabilities.personal else 0
+    budgets, training = workload.budgets, workload.training
+    return plan_validation(workload.method, state, [client], workload.largest, budgets, training, workload.seed)
+
+
+def _bytes_of_model(workload: Workload, plan: Callable[[ServerState], RoundPlan]) -> tuple[int, int]:
+    """The bytes of the model that a client runs forward: before the first round, and later."""
+    method, state = workload.method, workload.state
+    plans = (plan(before).clients[0] for before in (state, replace(state, round=1)))
     first, later = (len(pack_plan(plan, method.download(state, plan))) for plan in plans)
     return first, later
 

@@ -14,7 +14,7 @@ import numpy as np
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ServerState, Training, names
 from fftmoe.rounds.exchange import Exchange
-from fftmoe.server.solve import plan_sums
+from fftmoe.server.solve import plan_validation
 from fftmoe.tasks import Task
 
 VALIDATION_PREFIX = "validation_"
@@ -39,7 +39,7 @@ class Validation:
 
     Attributes:
         due: whether the model is validated after this many rounds.
-        budget: with which all clients measure the model.
+        budget: with which all clients measure the global model. budgets: by client, of its own model if it has one.
         clients: that have set rows aside; all that can be reached are asked.
         fewest: clients below which nothing is kept.
     """
@@ -49,6 +49,7 @@ class Validation:
     task: Task
     due: Callable[[int], bool]
     budget: Budget
+    budgets: Mapping[int, Budget]
     training: Training
     clients: Sequence[int]
     seed: int
@@ -60,7 +61,7 @@ class Validation:
             return {}
         absent = self.exchange.engine.absent()
         asked = [client for client in self.clients if client not in absent]
-        plan = plan_sums(state, asked, self.budget, self.training, self.seed, "validate")
+        plan = plan_validation(self.method, state, asked, self.budget, self.budgets, self.training, self.seed)
         total, number = np.float64(0.0), 0
         for update in self.exchange.updates(plan, partial(self.method.download, state)):
             total, number = total + update.tensors[names.VALIDATION][:-1].double().numpy(), number + 1

@@ -1,11 +1,13 @@
 """The server's part of a closed-form head: request feature statistics, compute the head, and put it into the state."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fftmoe.head import HeadSums, solved_head
+from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
+from fftmoe.server.plan import plan_round
 
 
 def every_expert(state: ServerState, budget: Budget) -> Experts:
@@ -46,6 +48,27 @@ def plan_sums(
         for client_id in clients
     )
     return RoundPlan(state.round, tuple(plans))
+
+
+def plan_validation(
+    method: Method,
+    state: ServerState,
+    clients: Sequence[int],
+    budget: Budget,
+    budgets: Mapping[int, Budget],
+    training: Training,
+    seed: int,
+) -> RoundPlan:
+    """Plan a round in which every client validates the global model, or its own model where it has one.
+
+    A client's own model has the client's experts, blocks and top_k, and no others.
+
+    Args:
+        budget: with which all clients measure the global model. budgets: by client, of its own model.
+    """
+    if method.capabilities.personal and (state.round or not adds_nothing(state)):
+        return plan_round(method, state, state.round, clients, budgets, training, seed, "validate")
+    return plan_sums(state, clients, budget, training, seed, "validate")
 
 
 def solve_head(

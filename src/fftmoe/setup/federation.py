@@ -146,6 +146,7 @@ def make_validation(experiment: Experiment, exchange: Exchange) -> Validate:
         task=experiment.task,
         due=lambda round: round % every == 0 or round == last,
         budget=experiment.largest,
+        budgets=experiment.budgets,
         training=experiment.training,
         clients=experiment.held_out.clients,
         seed=recipe.seed,
