@@ -28,6 +28,7 @@ from fftmoe.backbones.placement import place as place
 from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.positions import readable_tokens as readable_tokens
 from fftmoe.backbones.prefix import check_prefix as check_prefix
+from fftmoe.backbones.prefix import check_skipped as check_skipped
 from fftmoe.backbones.prefix import enable_resume as enable_resume
 from fftmoe.backbones.prefix import first_adapted_block as first_adapted_block
 from fftmoe.backbones.prefix import num_states as num_states

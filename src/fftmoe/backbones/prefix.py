@@ -60,7 +60,7 @@ def enable_resume(model: nn.Module, block: int) -> None:
     stand_ins = [_StandIn(held, replaced, blocks.in_tuples) for replaced in blocks.modules[:block]]
     rest = nn.ModuleList([*stand_ins, *blocks.modules[block:]])
     # Inside a separate object, so that these modules do not become children of the model.
-    cast(Any, model).resume = _Resume(blocks, rest, held)
+    cast(Any, model).resume = _Resume(blocks, rest, held, _touched(blocks.modules[:block]))
 
 
 def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
@@ -217,6 +217,31 @@ class _Resume:
     blocks: _BlockList
     rest: nn.ModuleList  # as many modules, stand-ins at first, because models number their blocks by position
     held: _Held
+    untouched: tuple[int, ...]  # what `_touched` counted in the blocks that are not run
+
+
+def _touched(blocks: nn.ModuleList) -> tuple[int, ...]:
+    """Counts that change when someone hooks into blocks, lets their parameters be trained, or overwrites these."""
+    modules, parameters = list(blocks.modules()), list(blocks.parameters())
+    hooks = (len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
+    return len(modules), sum(hooks), sum(p.requires_grad for p in parameters), *(p._version for p in parameters)
+
+
+def check_skipped(model: nn.Module) -> None:
+    """Check that nobody has touched the blocks that a prepared model does not run (`enable_resume`).
+
+    Raises:
+        InputError: they have hooks, trained parameters, other modules or other values than when it was prepared.
+    """
+    resume = getattr(model, "resume", None)
+    if resume is None:
+        return
+    skipped = sum(isinstance(module, _StandIn) for module in resume.rest)
+    if _touched(resume.blocks.modules[:skipped]) != resume.untouched:
+        raise InputError(
+            f"the method's session hooks into, trains or changes blocks 0 to {skipped - 1}, and these do not run, "
+            "because their states are cached; set engine.prefix_cache=off"
+        )
 
 
 def _block_list(model: nn.Module) -> _BlockList:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fftmoe.backbones import logits, on_device
+from fftmoe.backbones import check_skipped, logits, on_device
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
 from fftmoe.client.training import Losses, check_finite, plain_gradients, train
 from fftmoe.data import Examples, training_batches
@@ -51,9 +51,10 @@ def update_client(
         the update to send, and the client's new state.
 
     Raises:
-        RunError: the loss became infinite or not a number.
+        RunError: the loss became infinite or not a number. InputError: the session touches blocks that do not run.
     """
     with method.session(model, plan, tensors, client_state) as session:
+        check_skipped(model)
         task_losses: list[Tensor] = []
         if session.parameters:  # a closed-form head on a backbone without an adapter has none
             loss_of = partial(client_losses, model, session, objective, examples)

@@ -97,7 +97,8 @@ class Method(Protocol):
     ) -> AbstractContextManager[Stack]:
         """Open the training session of several clients, whose plans differ only in client, seed and experts.
 
-        It is called only if `capabilities.stacks` is true.
+        It must do the same as `session` does for each client. It is called only if `capabilities.stacks` is true and
+        `stack_follows_session`.
         """
         ...
 
@@ -123,6 +124,28 @@ class Method(Protocol):
         The result equals `install` with the plan's budget if the client keeps no tensor that the model uses.
         """
         ...
+
+
+def stack_follows_session(method: Method) -> bool:
+    """Return whether the method's `stack` was written for its `session`, so that it does the same faster.
+
+    `stack` must come from the same class as `session`, or from a class that knows it: a subclass. Who overrides
+    `session` alone has changed local training, and an inherited `stack` would train without that change. The same holds
+    for a wrapper with a `session` of its own that hands everything else on to another method.
+    """
+    homes = [_home(method, name) for name in ("session", "stack")]
+    if homes[0] is not None or homes[1] is not None:
+        return homes[0] is not None and homes[1] is not None and homes[1] <= homes[0]
+    owners = [getattr(getattr(method, name), "__self__", None) for name in ("session", "stack")]
+    inner = owners[0]  # both are handed on
+    return inner is not None and inner is owners[1] and inner is not method and stack_follows_session(inner)
+
+
+def _home(method: Any, name: str) -> int | None:
+    """Return where an attribute is defined: -1 on the object, else the place of the class in the search order."""
+    if name in getattr(method, "__dict__", {}):
+        return -1
+    return next((place for place, cls in enumerate(type(method).__mro__) if name in vars(cls)), None)
 
 
 class Defaults:

@@ -2,6 +2,7 @@
 
 from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
+from fftmoe.methods.base import stack_follows_session
 from fftmoe.setup.experiment import Experiment
 from fftmoe.tasks import LOSSES
 
@@ -37,6 +38,11 @@ def _obstacle(experiment: Experiment) -> str | None:
         return "privacy.examples computes the gradient of one example at a time"
     if not experiment.method.capabilities.stacks:
         return f"method {experiment.recipe.method} trains one client at a time"
+    if not stack_follows_session(experiment.method):
+        return (
+            f"method {experiment.recipe.method} has a session of its own, and batches of several clients are trained "
+            "by `stack`, which does not call it"
+        )
     if experiment.recipe.backbone.task in LOSSES:
         return f"backbone.task={experiment.recipe.backbone.task} trains one client at a time"
     names = sorted(head_parameters(experiment.model))
