@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import fftmoe
+from fftmoe.comparison.run import compare
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError, RunError
 from fftmoe.methods.fedit import FedIt
@@ -114,6 +115,66 @@ def test_a_custom_partitioner_divides_the_examples(recipe_values: dict[str, Any]
     del values["partition"]["alpha"]
     experiment = plugged(values, Plugins(partitioners={"turns": in_turn}))
     assert [rows.tolist()[:2] for rows in experiment.partition.indices] == [[c, c + 7] for c in range(7)]
+
+
+def by_author(labels: np.ndarray, num_clients: int, seed: int, columns: Mapping[str, Any]) -> np.ndarray:
+    assert set(columns) >= {"text", "label", "author"}
+    names = sorted(set(columns["author"]))
+    return np.array([names.index(author) % num_clients for author in columns["author"]])
+
+
+@pytest.mark.parametrize("data", [{}, {"train_examples": 97}, {"validation_examples": 11}])
+def test_a_partitioner_gets_every_column_of_the_rows_that_it_divides(
+    data: dict[str, Any], recipe_values: dict[str, Any], data_folder: Path
+):
+    values = changed(recipe_values, partition={"kind": "plugin:author", "num_clients": 2}, data=data)
+    values = changed(values, federation={"clients_per_round": 2})
+    del values["partition"]["alpha"]
+    experiment = plugged(values, Plugins(partitioners={"author": by_author}))
+    natural = changed(values, partition={"kind": "natural", "by": "author", "num_clients": None})
+    expected = plugged(natural, Plugins())
+    assert len(expected.partition) > 2
+    mine: list[int] = []
+    for client in range(2):
+        rows = [expected.partition.indices[one] for one in range(client, len(expected.partition), 2)]
+        assert experiment.partition.indices[client].tolist() == sorted(np.concatenate(rows).tolist())
+        mine += experiment.partition.indices[client].tolist()
+    assert sorted(mine) == list(range(len(experiment.train)))
+
+
+def test_a_partitioner_is_told_of_a_column_that_the_data_has_not(recipe_values: dict[str, Any]):
+    def wrong(labels: np.ndarray, num_clients: int, seed: int, *, columns: Mapping[str, Any]) -> np.ndarray:
+        return np.array(columns["autor"])
+
+    values = changed(recipe_values, partition={"kind": "plugin:wrong"})
+    del values["partition"]["alpha"]
+    with pytest.raises(InputError, match=r"plugin:wrong asks for a column 'autor', .*did you mean 'author'"):
+        plugged(values, Plugins(partitioners={"wrong": wrong}))
+
+
+def test_a_comparison_takes_plugins_for_methods_partitions_and_aggregation(
+    recipe_values: dict[str, Any], tmp_path: Path
+):
+    plugins = Plugins({"same": SameForAll}, {"mean": WeightedSum}, {"turns": in_turn})
+    flags: dict[str, Any] = {
+        "methods": ["plugin:same", "fedit"],
+        "heads": ["averaged", "one-vs-all"],
+        "partitions": ["plugin:turns", "iid"],
+        "seeds": [1],
+        "overrides": {"federation.aggregation": "plugin:mean", "federation.rounds": 1},
+    }
+    with pytest.raises(InputError, match="plugin:same"):
+        compare(recipe_values, tmp_path / "out", **flags)
+    assert not (tmp_path / "out").exists()
+    made = compare(recipe_values, tmp_path / "out", plugins=plugins, **flags)
+    assert [(cell.variant, cell.partition, cell.status) for cell in made.cells] == [
+        (f"{method}+{head}", partition, "done")
+        for partition in ("plugin:turns", "iid")
+        for method in ("plugin:same", "fedit")
+        for head in ("averaged", "one-vs-all")
+    ]
+    again = compare(recipe_values, tmp_path / "out", plugins=plugins, **flags)
+    assert [cell.summary for cell in again.cells] == [cell.summary for cell in made.cells]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 from fftmoe.errors import InputError
 from fftmoe.setup.bindings import bound_recipe, inputs_of
 from fftmoe.setup.cells import Cell, Grid
+from fftmoe.setup.plugins import Plugins
 from fftmoe.store import Bindings
 from fftmoe.store.bindings import Change, differences, require_same
 from fftmoe.strict import hash_text, read_small, strict_json
@@ -64,10 +65,11 @@ class CurrentInputs:
     """What cells would read now; each data set and backbone is read once.
 
     Attributes:
-        accept_changes: keep cells of other versions of the software.
+        accept_changes: keep cells of other versions of the software. plugins: that cells may name.
     """
 
     accept_changes: bool = False
+    plugins: Plugins | None = None
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self, cell: Cell, folder: Path) -> None:
@@ -98,7 +100,7 @@ class CurrentInputs:
         config = cell.config
         key = hash_text([config["data"], config["backbone"], config["partition"].get("by"), cell.recipe.differential])
         if key not in self._known:
-            self._known[key] = inputs_of(cell.recipe)
+            self._known[key] = inputs_of(cell.recipe, self.plugins)
         return self._known[key]
 
 

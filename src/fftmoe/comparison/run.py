@@ -16,11 +16,12 @@ from fftmoe.comparison.bound import CurrentInputs, bind_folder, check_equal_inpu
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_values
 from fftmoe.comparison.statistics import CellResult, Comparison
-from fftmoe.comparison.workers import run_jobs
+from fftmoe.comparison.workers import Execute, run_jobs
 from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.choices import Flags
+from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder, check_output, disk_errors, owned, read_summary, write_atomically
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
@@ -44,6 +45,7 @@ def compare(
     deadline: float | None = None,
     progress: Progress | None = None,
     accept_changes: bool = False,
+    plugins: Plugins | None = None,
     **flags: Unpack[Flags],
 ) -> Comparison:
     """Run every cell that has not finished yet, and write `comparison.json` and `comparison.html`.
@@ -58,6 +60,7 @@ def compare(
         deadline: a time of `time.monotonic`; no cell starts after it.
         progress: shows the progress; None shows nothing.
         accept_changes: keep finished cells of other versions of the software.
+        plugins: parts that recipes may name, in addition to installed ones; picklable where there are several workers.
         flags: methods, heads, partitions, seeds and the target, see `Flags`.
 
     Raises:
@@ -66,15 +69,18 @@ def compare(
             cell that fails later raises no error: the result lists it in `failed`.
     """
     progress = progress or Progress.silent()
-    grid = make_grid(recipe, flags, variants, overrides)
+    grid, plugins = make_grid(recipe, flags, variants, overrides), plugins or Plugins()
+    for cell in grid.cells:
+        check_named(cell.recipe, plugins)
     _check_output_folder(output)
     with owned(output):
-        inputs = CurrentInputs(accept_changes)
+        inputs = CurrentInputs(accept_changes, plugins)
         pending = [cell for cell in grid.cells if not is_finished(cell, output, inputs)]
         bind_folder(grid, output)
         _make_folder(output)
         _say_what_comes(grid, len(pending), progress)
-        _run_cells(pending, output, _num_workers(workers, len(pending)), keep, deadline, progress)
+        execute = partial(run_cell, keep=keep, plugins=plugins)
+        _run_cells(pending, output, _num_workers(workers, len(pending)), execute, deadline, progress)
         return _write_comparison(grid, output)
 
 
@@ -147,12 +153,12 @@ def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
 
 
 def _run_cells(
-    cells: Sequence[Cell], output: Path, workers: int, keep: bool, deadline: float | None, progress: Progress
+    cells: Sequence[Cell], output: Path, workers: int, execute: Execute, deadline: float | None, progress: Progress
 ) -> None:
     """Run all cells. A cell that fails leaves `failed.txt` in its folder; the other cells still run."""
     started = time.monotonic()
     jobs = [(cell, cell_folder(cell, output)) for cell in cells]
-    with closing(run_jobs(jobs, partial(run_cell, keep=keep), workers, deadline)) as ends:
+    with closing(run_jobs(jobs, execute, workers, deadline)) as ends:
         for count, (index, reason) in enumerate(ends, 1):
             cell, (_, folder) = cells[index], jobs[index]
             if reason is not None:
@@ -167,10 +173,10 @@ def _run_cells(
             progress.say(f"[{count}/{len(cells)}, {minutes:.1f} min] {cell.name}: {outcome}")
 
 
-def run_cell(cell: Cell, folder: Path, keep: bool = False) -> None:
+def run_cell(cell: Cell, folder: Path, keep: bool = False, plugins: Plugins | None = None) -> None:
     """Run a cell into its folder, after removing the files of an earlier attempt."""
     shutil.rmtree(folder, ignore_errors=True)
-    run(cell.recipe, folder)
+    run(cell.recipe, folder, plugins=plugins)
     if not keep:
         for name in BULKY:
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -10,7 +10,8 @@
 All but `bernoulli-dirichlet`, which is our own, divide as flwr-datasets' partitioners do (`fftmoe.data.assign`).
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +24,11 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
 
 IID = "iid"  # the partition without skew
-Divide = Callable[[np.ndarray, int, int], np.ndarray]
-"""From labels [N], the number of clients C and a seed to the client of each example, integers [N] in 0..C-1."""
+Divide = Callable[..., np.ndarray]
+"""From labels [N], the number of clients C and a seed to the client of each example, integers [N] in 0..C-1.
+
+A division of one's own that has a parameter `columns` also gets the columns of the data, by name, [N] each.
+"""
 
 # Draws of the random kinds before giving up on `min_examples`.
 MAX_DRAWS = 100
@@ -135,6 +139,7 @@ def make_partition(
     groups: Sequence[str] | None = None,
     min_examples: int | None = None,
     divide: Divide | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Partition:
     """Divide the examples among clients. The recipe checks the ranges of the parameters; here are their meanings.
 
@@ -147,7 +152,7 @@ def make_partition(
         groups: the names of N groups.
         min_examples: the fewest examples of a client, at least 1. Random divisions are drawn again, up to 100 times,
             until they satisfy it. By default 2, and 1 for `natural`, where sizes are given and not drawn.
-        divide: the division of a plug-in, which `kind` then names.
+        divide: the division of a plug-in, which `kind` then names. columns: the data's, for such a division.
 
     Raises:
         InputError: unknown kind, a parameter that is missing or that the kind does not use, more clients than examples,
@@ -159,7 +164,7 @@ def make_partition(
     takes = () if divide is not None else KINDS[kind].parameters
     _check_parameters(kind, takes, {**named, "groups": groups})
     labels = np.asarray(labels, dtype=np.int64)
-    own = KINDS[kind].divide if divide is None else partial(_checked_owners, divide, kind)
+    own = KINDS[kind].divide if divide is None else partial(_checked_owners, divide, kind, columns or {})
     if own is None:
         assert groups is not None
         return _natural(groups, num_clients, len(labels), 1 if min_examples is None else min_examples)
@@ -185,9 +190,32 @@ def _draw_until_enough(
     raise _too_few(partition, fewest, when, KINDS[kind].remedy if kind in KINDS else _FEWER)
 
 
-def _checked_owners(divide: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
+class _Columns(dict[str, Sequence[Any]]):
+    """The columns of the data, by name."""
+
+    def __init__(self, kind: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        super().__init__(columns)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> Sequence[Any]:
+        near = did_you_mean(name, self)
+        raise InputError(
+            f"partition.kind={self.kind} asks for a column {name!r}, which the data has not{near}; use it with data "
+            "that have this column"
+        )
+
+
+def _checked_owners(
+    divide: Divide,
+    kind: str,
+    columns: Mapping[str, Sequence[Any]],
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+) -> np.ndarray:
     """The result of a plug-in's division, checked."""
-    owners = np.asarray(divide(labels, num_clients, seed))
+    wanted = {"columns": _Columns(kind, columns)} if _takes_columns(divide) else {}
+    owners = np.asarray(divide(labels, num_clients, seed, **wanted))
     if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
         raise InputError(
             f"partition.kind={kind} returned {owners.dtype} {list(owners.shape)}; it must return the client of each"
@@ -198,6 +226,13 @@ def _checked_owners(divide: Divide, kind: str, labels: np.ndarray, num_clients: 
             f"partition.kind={kind} returned clients {owners.min()} to {owners.max()}; there are 0 to {num_clients - 1}"
         )
     return owners.astype(np.int64)
+
+
+def _takes_columns(divide: Divide) -> bool:
+    try:
+        return "columns" in inspect.signature(divide).parameters
+    except (TypeError, ValueError):  # some functions that are written in C have no signature
+        return False
 
 
 def _too_few(partition: Partition, fewest: int, when: str, remedy: str) -> InputError:

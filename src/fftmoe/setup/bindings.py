@@ -19,6 +19,7 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import load_examples
 from fftmoe.setup.model import build_model
 from fftmoe.setup.places import ELSEWHERE
+from fftmoe.setup.plugins import Plugins
 from fftmoe.store.bindings import Bindings, differences, require_same
 
 # Packages that compute, read or write what a run depends on.
@@ -60,15 +61,18 @@ def _publishable(recipe: Recipe, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in OF_CLIENTS_ROWS}
 
 
-def inputs_of(recipe: Recipe) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
     """What a run of this recipe would read now: rows, labels, tokenizer, backbone, and the versions of the software.
+
+    Args:
+        plugins: that the recipe may name.
 
     Raises:
         InputError: the data or the backbone cannot be read.
     """
     data = load_examples(recipe)
     labels = {"labels": list(data.label_names)} if data.label_names else {}
-    backbone = fingerprint(build_model(recipe, data.label_names))
+    backbone = fingerprint(build_model(recipe, data.label_names, plugins))
     found = {
         **labels,
         **rows_values(data.rows),

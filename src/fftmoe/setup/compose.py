@@ -48,7 +48,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
         recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
     _check_strata(recipe, data.strata)
     _check_population(recipe)
-    partition = _partition(recipe, data.train.labels.numpy(), data.groups, plugins)
+    partition = _partition(recipe, data, plugins)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
     return assemble(recipe, data, partition, tier_of, partition.sizes, plugins)
@@ -182,19 +182,20 @@ def _check_population(recipe: Recipe) -> None:
         )
 
 
-def _partition(recipe: Recipe, labels: np.ndarray, groups: Sequence[str] | None, plugins: Plugins) -> Partition:
+def _partition(recipe: Recipe, data: Loaded, plugins: Plugins) -> Partition:
     section = recipe.partition
     return make_partition(
         section.kind,
-        labels=labels,
+        labels=data.train.labels.numpy(),
         num_clients=section.num_clients,
         seed=derive(recipe.seed, "partition"),
         alpha=section.alpha,
         shards_per_client=section.shards_per_client,
         holder_fraction=section.holder_fraction,
-        groups=groups,
+        groups=data.groups,
         min_examples=section.min_examples,
         divide=plugins.partitioner(section.kind),
+        columns=data.columns,
     )
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from fftmoe.config import Recipe
+from fftmoe.config.plugins import is_plugin
 from fftmoe.data import Examples, RowsDigest, SplitRequest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
@@ -24,6 +26,7 @@ class Loaded:
         left_out: see `Splits`.
         rows: what was read, by split, before a subset of it was chosen. reader: see `Splits`.
         notes: what a person should know about the data.
+        columns: all columns of the training rows as the file has them, where a plug-in divides them; else empty.
     """
 
     train: Examples
@@ -36,6 +39,7 @@ class Loaded:
     reader: str
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def load_examples(recipe: Recipe) -> Loaded:
@@ -60,6 +64,7 @@ def load_examples(recipe: Recipe) -> Loaded:
         found.reader,
         found.left_out,
         (*found.columns.notes, *_alone_notes(by, groups)),
+        found.columns.values if is_plugin(recipe.partition.kind) else {},
     )
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)
@@ -117,7 +122,8 @@ def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
     """The data set with these of its training rows."""
     groups = None if loaded.groups is None else [loaded.groups[i] for i in rows]
     left_out = loaded.left_out[rows] if len(loaded.left_out) else loaded.left_out
-    return replace(loaded, train=loaded.train.select(rows), groups=groups, left_out=left_out)
+    columns = {name: [values[int(i)] for i in rows] for name, values in loaded.columns.items()}
+    return replace(loaded, train=loaded.train.select(rows), groups=groups, left_out=left_out, columns=columns)
 
 
 def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:

@@ -42,7 +42,8 @@ class Plugins:
             the same adapter.
         aggregators: a function from the shapes of the global tensors to an `Aggregator` (`methods/merge/aggregate.py`).
         partitioners: a function of labels [N], the number of clients and a seed that returns the client of each
-            example, integers [N].
+            example, integers [N]. One with a parameter `columns` also gets all columns of the training rows by name,
+            with the values that the file has.
     """
 
     methods: Mapping[str, MakeMethod] = field(default_factory=dict)

@@ -48,10 +48,12 @@ class FurtherColumns:
     Attributes:
         names: the names in the extra columns, such as those of natural clients, by column.
         notes: sentences about columns whose names are nearly equal.
+        values: of all columns, as the file has them.
     """
 
     names: Mapping[str, list[str]]
     notes: tuple[str, ...]
+    values: Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -269,4 +271,4 @@ def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
 def _further_columns(tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest) -> FurtherColumns:
     first = tables[request.splits[0]]  # only training rows need a natural client
     names = {column: names_of(first, column, "client", "partition.by") for column in columns}
-    return FurtherColumns(names, near_equal_notes("columns", first.columns))
+    return FurtherColumns(names, near_equal_notes("columns", first.columns), first.columns)
