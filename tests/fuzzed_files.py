@@ -186,13 +186,13 @@ def checkpoint(things: Things) -> Reader:
 
 def bound(things: Things) -> Reader:
     from fftmoe import MoeAdapterConfig, attach_adapter
-    from fftmoe.store import save_adapter
+    from fftmoe.store import SavedWith, save_adapter
     from models import tiny_bert
 
     folder = things.place("bound/x").parent
     shutil.rmtree(folder)
     model = attach_adapter(tiny_bert(), MoeAdapterConfig(num_experts=3, expert_dim=4, top_k=1))
-    save_adapter(model, folder, ["a", "b"])
+    save_adapter(model, folder, SavedWith(["a", "b"]))
     path = folder / "bound.json"
     read = at(path, lambda path: check_adapter_files(path.parent))
     return Reader("bound", read, [path.read_bytes()], (InputError,), 0.003, (folder,))

@@ -28,7 +28,7 @@ from fftmoe.backbones.attach import logits
 from fftmoe.backbones.lora import lora_config
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
-from fftmoe.store import save_adapter
+from fftmoe.store import SavedWith, save_adapter
 
 Tensors = dict[str, Tensor]
 KINDS = ("experts", "shared", "low-rank")
@@ -58,7 +58,7 @@ def saved(backbone: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator(3, name)) * 0.1)
         folders[kind] = tmp_path_factory.mktemp(kind) / "adapter"
-        save_adapter(model, folders[kind], ["a", "b", "c"])
+        save_adapter(model, folders[kind], SavedWith(["a", "b", "c"]))
     return folders
 
 
@@ -216,5 +216,5 @@ def test_what_peft_keeps_as_a_set_is_saved_in_order(backbone: Callable[..., Any]
     model = attach_adapter(backbone(), lora_config(2, 1.0, ["query", "value"]))
     names = {f"{letter}{ending}" for letter in "hgfedcba" for ending in ("query", "value")}
     model.peft_config["default"].target_modules = names  # type: ignore[attr-defined]
-    save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
+    save_adapter(model, tmp_path / "adapter", SavedWith(["a", "b", "c"]))
     assert json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())["target_modules"] == sorted(names)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import fftmoe
 from fftmoe import adapter
+from fftmoe.adapter.fourier import FourierHead
 from fftmoe.backbones import head_parameters, load_adapter, logits
-from fftmoe.backbones.fourier import FourierHead
 from fftmoe.exports import peft as peft_export
 from fftmoe.exports.card import CardPrivacy, escape_markdown, figures_of_run, model_card
 from fftmoe.exports.check import Batch, probes

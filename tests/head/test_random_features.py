@@ -22,12 +22,12 @@ from closed_form_heads import (
     runtime,
     seeds,
 )
+from fftmoe.adapter.fourier import KERNEL_WIDTH, FourierHead
 from fftmoe.backbones import features, head_inputs, head_parameters, load_adapter, load_backbone, logits
-from fftmoe.backbones.fourier import KERNEL_WIDTH, FourierHead
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
 from fftmoe.server.solve import solve_head
-from fftmoe.store import save_adapter
+from fftmoe.store import SavedWith, save_adapter
 from models import FAMILIES, HIDDEN
 
 
@@ -99,7 +99,7 @@ def test_a_solved_head_is_saved_and_reloaded(kind: str, backbone_folder: Path, t
     state = solve_head(state, exchanged(runtime(model, method, partition), method, state, 1))
     method.install(model, state.tensors, LARGE)
     model.peft_config["default"].top_k = LARGE.top_k
-    save_adapter(model, tmp_path / "adapter", ("a", "b", "c"))
+    save_adapter(model, tmp_path / "adapter", SavedWith(("a", "b", "c")))
     # Another seed, so that neither the head nor its directions can be right by chance.
     load = partial(load_backbone, str(backbone_folder), num_labels=NUM_LABELS, fourier_features=KINDS[kind], seed=7)
     loaded = load_adapter(load(), tmp_path / "adapter")

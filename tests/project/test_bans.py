@@ -54,7 +54,8 @@ def _banned_call(node: ast.Call) -> Iterator[str]:
             yield f"{keyword} is {ast.unparse(value)}"
     # transformers asks at a terminal unless this is set. PEFT has no such argument: neither the model, nor the
     # configuration of an adapter, whose class calls its parent's.
-    if name.split(".")[-1] in ("from_pretrained", "from_config") and name.split(".")[0] not in ("PeftModel", "super()"):
+    of_peft = ("PeftModel", "adapter_config", "super()")
+    if name.split(".")[-1] in ("from_pretrained", "from_config") and name.split(".")[0] not in of_peft:
         if "trust_remote_code" not in given:
             yield f"{name} without trust_remote_code=False"
 

@@ -23,6 +23,7 @@ from fftmoe.rng import generator
 from fftmoe.store import (
     ClientStateFiles,
     RunFolder,
+    SavedWith,
     disk_errors,
     pack_state,
     read_labels,
@@ -122,9 +123,9 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
 ):
     model = attach_adapter(load_backbone(str(backbone_folder), num_labels=3), MoeAdapterConfig(expert_dim=3))
     with full_disk(9000), pytest.raises(OutputError, match=r"cannot write .*/adapter: .*File too large"):
-        save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
+        save_adapter(model, tmp_path / "adapter", SavedWith(["a", "b", "c"]))
     assert list(tmp_path.iterdir()) == []
-    save_adapter(model, tmp_path / "adapter", ["a", "b", "c"])
+    save_adapter(model, tmp_path / "adapter", SavedWith(["a", "b", "c"]))
     assert read_labels(tmp_path / "adapter") == ("a", "b", "c")
 
 

@@ -18,6 +18,7 @@ from fftmoe.adapter.families import AdapterSite, find_sites
 from fftmoe.adapter.layer import MoeLayer
 from fftmoe.adapter.low_rank import Linear
 from fftmoe.adapter.moe import SparseMoe
+from fftmoe.adapter.saved_head import saved_head, with_saved_head
 from fftmoe.adapter.shared_update import SharedProjection, find_projections
 from fftmoe.adapter.tuner_layer import MoeTunerLayer
 from fftmoe.errors import InputError
@@ -31,6 +32,16 @@ class MoeModel(BaseTuner):
 
     prefix: str = "moe_"
     tuner_layer_cls = MoeTunerLayer
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
+        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        folder = getattr(config, "bound_folder", None)  # where the adapter was saved
+        super().__init__(
+            with_saved_head(model, saved_head(folder)) if folder is not None else model,
+            peft_config,
+            adapter_name,
+            **options,
+        )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, MoeAdapterConfig)

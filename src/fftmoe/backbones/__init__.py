@@ -3,6 +3,7 @@
 No method, client or recipe is known here; `tasks` and `store` stand next to it, and every package above may import it.
 """
 
+from fftmoe.adapter.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
 from fftmoe.backbones.attach import copy_head as copy_head
 from fftmoe.backbones.attach import features as features
@@ -17,6 +18,7 @@ from fftmoe.backbones.finite import NO_ANSWER as NO_ANSWER
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
 from fftmoe.backbones.generate import greedy_continuations as greedy_continuations
+from fftmoe.backbones.load import POOLED as POOLED
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments
 from fftmoe.backbones.placement import compute_dtype as compute_dtype
@@ -25,7 +27,6 @@ from fftmoe.backbones.placement import find_device as find_device
 from fftmoe.backbones.placement import find_precision as find_precision
 from fftmoe.backbones.placement import on_device as on_device
 from fftmoe.backbones.placement import place as place
-from fftmoe.backbones.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.positions import readable_tokens as readable_tokens
 from fftmoe.backbones.prefix import check_prefix as check_prefix
 from fftmoe.backbones.prefix import check_skipped as check_skipped
@@ -37,4 +38,5 @@ from fftmoe.backbones.prefix import prefix_tensors as prefix_tensors
 from fftmoe.backbones.quantize import check_quantization as check_quantization
 from fftmoe.backbones.readers import ImageFormat as ImageFormat
 from fftmoe.backbones.readers import load_image_processor as load_image_processor
+from fftmoe.backbones.readers import load_reader as load_reader
 from fftmoe.backbones.readers import load_tokenizer as load_tokenizer

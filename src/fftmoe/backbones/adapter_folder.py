@@ -19,6 +19,7 @@ from fftmoe.strict import read_small, strict_json
 MOST_CONFIG = 2**24  # bytes: with LoRA the file names every module of a large model
 # Fields that may have any value. All fields that are not listed here or below must have the default value of PEFT.
 ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}
+ANY |= {"task_type"}  # which PEFT checks itself
 OWN: dict[str, tuple[Any, set[str]]] = {
     "FFT_MOE": (
         MoeAdapterConfig,

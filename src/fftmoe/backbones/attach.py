@@ -1,6 +1,7 @@
 """Puts an adapter and a trainable head on a frozen backbone, and runs the result."""
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,17 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fftmoe.adapter.bound import ADAPTER_WEIGHTS, HEAD_MODULES, check_adapter_files, check_base, check_tensors
-from fftmoe.backbones.adapter_folder import check_adapter
-from fftmoe.backbones.fourier import FourierHead
-from fftmoe.backbones.placement import at_least_float32, computing
+from fftmoe.adapter.bound import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    HEAD_MODULES,
+    check_adapter_files,
+    check_base,
+    check_tensors,
+)
+from fftmoe.adapter.fourier import FourierHead, at_least_float32
+from fftmoe.backbones.adapter_folder import OWN, check_adapter
+from fftmoe.backbones.placement import computing
 from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.errors import InputError
 
@@ -48,7 +56,8 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
         with _quiet_peft():
             # What PEFT says about missing tensors is an error here.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+            config = _saved_config(Path(folder))
+            model = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable, config=config)
     except InputError:
         raise
     except Exception as error:  # PEFT and safetensors raise errors of many types
@@ -58,6 +67,15 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
         ) from error
     _check_complete(model, Path(folder))
     return cast(PeftModel, model.eval())
+
+
+def _saved_config(folder: Path) -> PeftConfig:
+    """The configuration of a saved adapter, for a model of no particular task: the heads here are known already."""
+    kind = json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]
+    adapter_config = OWN[kind][0]
+    config = adapter_config.from_pretrained(str(folder))
+    config.task_type = None
+    return config
 
 
 def _check_complete(model: PeftModel, folder: Path) -> None:

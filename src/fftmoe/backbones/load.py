@@ -7,18 +7,19 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
 from fftmoe.adapter.bound import HEAD_MODULES
+from fftmoe.adapter.fourier import FourierHead
+from fftmoe.adapter.padding import hide_padding, settle_padding_token
+from fftmoe.adapter.pooling import MeanPoolClassifier, mean_pooled
+from fftmoe.adapter.saved_head import PROBLEM_TYPES
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import is_hub_id, resolve_model
-from fftmoe.backbones.fourier import FourierHead
-from fftmoe.backbones.padding import hide_padding, settle_padding_token
-from fftmoe.backbones.pooling import MeanPoolClassifier
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
@@ -115,6 +116,8 @@ def _label_options(task: str, num_labels: int | None, label_names: Sequence[str]
     if num_labels is None or num_labels < 1:
         raise InputError(f"task {task!r} needs num_labels, which is {num_labels}; give a number of at least 1")
     options: dict[str, Any] = {"num_labels": num_labels}
+    if task in PROBLEM_TYPES:
+        options["problem_type"] = PROBLEM_TYPES[task]
     if label_names is not None:
         if len(label_names) != num_labels:
             raise InputError(
@@ -188,11 +191,7 @@ def _fill_head_bias(model: nn.Module, value: float) -> None:
 
 
 def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolClassifier:
-    # Nothing reads the pooler, and a part that is never used should not count as a part of the model.
-    if getattr(backbone, "pooler", None) is not None:
-        cast(Any, backbone).pooler = None
-    with torch.random.fork_rng(devices=[]):
-        model = MeanPoolClassifier(backbone, num_labels)
+    model = mean_pooled(backbone, num_labels)
     _init_linear(model.classifier, generator(seed, "head"))
     return model
 

@@ -87,8 +87,3 @@ def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     """The batch on the device of the model."""
     device = device_of(model)
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, converted to float32 if its numbers have fewer bits: for sums and losses."""
-    return x.float() if x.dtype.itemsize < torch.float32.itemsize else x

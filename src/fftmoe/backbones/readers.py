@@ -60,11 +60,7 @@ def load_image_processor(model: str) -> ImageFormat:
     Raises:
         InputError: the model or its image processor cannot be found, or it gives no size.
     """
-    with explained_errors(model, "image processor"), quiet_transformers():
-        source = resolve_model(model)
-        for name in (trust.MODEL_CONFIG, trust.IMAGES):
-            trust.check_settings(source, name)
-        processor: Any = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    processor = _image_processor(model)
     # A processor that crops first resizes to a larger size; here images are resized to the size that the model sees.
     size = dict((processor.crop_size if getattr(processor, "do_center_crop", None) else None) or processor.size)
     edge = size.get("shortest_edge")
@@ -77,3 +73,20 @@ def load_image_processor(model: str) -> ImageFormat:
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     return ImageFormat((height, width), tuple(map(float, mean)), tuple(map(float, std)), scale)
+
+
+def load_reader(model: str, images: bool) -> Any:
+    """What prepares a model's inputs, as transformers has it: the tokenizer, or the image processor.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    return _image_processor(model) if images else load_tokenizer(model)
+
+
+def _image_processor(model: str) -> Any:
+    with explained_errors(model, "image processor"), quiet_transformers():
+        source = resolve_model(model)
+        for name in (trust.MODEL_CONFIG, trust.IMAGES):
+            trust.check_settings(source, name)
+        return transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)

@@ -9,13 +9,23 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fftmoe.backbones import BUILTIN_MINILM, loading_arguments
+from fftmoe.backbones import BUILTIN_MINILM, POOLED, loading_arguments
+from fftmoe.methods.registry import METHODS
 from fftmoe.shown import shown
 from fftmoe.trained.run import FinishedRun
 
 CARD_TEMPLATE = "card.md.jinja"
 LISTED_NAMES = 20  # labels that a card names
 HUB_IDS = {BUILTIN_MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
+AUTOMATIC = {
+    "sequence-classification": "AutoPeftModelForSequenceClassification",
+    "multi-label-classification": "AutoPeftModelForSequenceClassification",
+    "regression": "AutoPeftModelForSequenceClassification",
+    "token-classification": "AutoPeftModelForTokenClassification",
+    "causal-lm": "AutoPeftModelForCausalLM",
+    "image-classification": "AutoPeftModel",
+}
+"""By task, the class of PEFT that loads the backbone too."""
 PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
 
@@ -102,12 +112,13 @@ class Figures:
     own: bool = True
 
 
-def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures) -> str:
+def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, lora: bool = False) -> str:
     """README.md with YAML front matter.
 
     Args:
-        what: a sentence about this export.
+        what: a sentence about this export. lora: whether it is a LoRA, whatever the run's method trained.
     """
+    lora = lora or (run.method in METHODS and METHODS[run.method].capabilities.trains == "low-rank")
     front = {key: value for key, value in _front(run, facts, figures).items() if value}
     environment = Environment(
         loader=PackageLoader("fftmoe.exports", ""),
@@ -126,6 +137,9 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures) 
         backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
         labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
         loading_arguments=_loading_arguments(run, facts),
+        automatic=AUTOMATIC[run.task] if _opens_alone(run, lora) else None,
+        lora=lora,
+        reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
     )
 
 
@@ -148,6 +162,12 @@ def figures_of_run(facts: CardFacts, own: bool) -> Figures:
         low, high = facts.interval
         note += f" The 95 % interval of the {facts.metric.replace('_', ' ')} is {low:.4g} to {high:.4g}."
     return Figures(note, facts.metric, overall | (tiers if facts.privacy is None else {}), own)
+
+
+def _opens_alone(run: FinishedRun, lora: bool) -> bool:
+    """Whether PEFT's automatic classes open the folder: not a LoRA on pooled features, and no quantized backbone."""
+    pooled = run.task in POOLED and run.backbone.pooling == "mean"
+    return not (lora and pooled) and run.backbone.quantization == "none"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fftmoe.store import check_output, disk_errors
+from fftmoe.backbones import load_reader
+from fftmoe.store import SavedWith, check_output, disk_errors
 from fftmoe.strict import json_text
+from fftmoe.trained.run import FinishedRun
 
 ABOUT = "export.json"
 
@@ -44,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write indented strict JSON."""
     write_text(path, json_text(values, indent=2) + "\n")
+
+
+def beside(run: FinishedRun) -> SavedWith:
+    """What lies in the folder of an exported adapter, besides its weights and the card, which comes later."""
+    reader = load_reader(run.backbone.model, run.reads_images)
+    return SavedWith(run.label_names, run.task, reader)
 
 
 def file_digest(path: Path) -> str:

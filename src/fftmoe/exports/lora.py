@@ -26,7 +26,7 @@ from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, d
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
-from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.folder import beside, file_digest, write_text
 from fftmoe.exports.load import fresh_backbone, reload
 from fftmoe.store import save_adapter
 from fftmoe.tasks import make_task
@@ -130,7 +130,7 @@ def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) ->
     """Write the LoRA, and compare the folder with the model in memory."""
     batches = probes(trained)
     expected = answers(imitation.model, batches)
-    save_adapter(imitation.model, folder, trained.run.label_names, private=False)
+    save_adapter(imitation.model, folder, beside(trained.run), private=False)
     return require(difference(answers(reload(trained.run, folder), batches), expected), REORDERED, "LoRA")
 
 

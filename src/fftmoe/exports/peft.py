@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fftmoe.adapter.bound import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BOUND
+from fftmoe.adapter.bound import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import SAME, answers, difference, probes, require
 from fftmoe.exports.folder import file_digest, write_json, write_text
@@ -26,9 +26,9 @@ def export_peft(trained: TrainedModel, facts: CardFacts, folder: Path, top_k: in
         RunError: the copied adapter gives other logits.
     """
     run = trained.run
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "labels.json", BOUND):
-        if (run.adapter / name).exists():  # an older version wrote no bound.json
-            shutil.copyfile(run.adapter / name, folder / name)
+    for path in run.adapter.iterdir():  # the tokenizer too, which an older version did not write
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     if top_k is not None:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         write_json(folder / ADAPTER_CONFIG, {**config, "top_k": top_k})

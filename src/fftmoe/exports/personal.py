@@ -17,7 +17,7 @@ from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import REORDERED, answers, check_has_experts, difference, probes, require
-from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.folder import beside, file_digest, write_text
 from fftmoe.exports.load import fresh_backbone, reload
 from fftmoe.records import names
 from fftmoe.store import save_adapter
@@ -123,7 +123,7 @@ def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dic
     run = choice.trained.run
     batches = probes(choice.trained)
     expected = answers(choice.trained.model, batches)
-    save_adapter(pruned(choice), folder, run.label_names, private=False)
+    save_adapter(pruned(choice), folder, beside(run), private=False)
     found = difference(answers(reload(run, folder), batches), expected)
     figures = figures_of_run(facts, own=False)
     write_text(folder / "README.md", model_card(run, facts, f"{choice.description}.", figures))

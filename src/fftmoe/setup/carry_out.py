@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fftmoe.backbones import load_reader
 from fftmoe.config.plugins import is_plugin
 from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
@@ -26,6 +27,7 @@ from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience, train_locally
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
+from fftmoe.setup.load import reads_images
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
     ADAPTER,
@@ -34,6 +36,7 @@ from fftmoe.store import (
     LAST_ROUND,
     Bindings,
     RunFolder,
+    SavedWith,
     read_config,
     save_adapter,
 )
@@ -191,13 +194,16 @@ def _save(
 
     Where the best round is kept and is not the last one, the adapter of the last round lies beside it.
     """
+    recipe = experiment.recipe
+    reader = load_reader(recipe.backbone.model, reads_images(recipe))
     states = {ADAPTER: kept} if kept.round == last.round else {LAST_ADAPTER: last, ADAPTER: kept}
     for name, state in states.items():
         experiment.method.install(experiment.model, state.tensors, experiment.largest)
-        to_units(experiment.model, scales_of(experiment.recipe))
+        to_units(experiment.model, scales_of(recipe))
         round = KEPT_ROUND if name == ADAPTER else LAST_ROUND
-        card = run_card(experiment.recipe, summary, folder.path / name, experiment.label_names, round)
-        save_adapter(experiment.model, folder.path / name, experiment.label_names, card=card)
+        card = run_card(recipe, summary, folder.path / name, experiment.label_names, round)
+        beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card)
+        save_adapter(experiment.model, folder.path / name, beside)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
     folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
     folder.write_summary(summary)

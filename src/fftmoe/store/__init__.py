@@ -7,9 +7,11 @@ from fftmoe.store.adapter import ADAPTER as ADAPTER
 from fftmoe.store.adapter import KEPT_ROUND as KEPT_ROUND
 from fftmoe.store.adapter import LAST_ADAPTER as LAST_ADAPTER
 from fftmoe.store.adapter import LAST_ROUND as LAST_ROUND
+from fftmoe.store.adapter import SavedWith as SavedWith
 from fftmoe.store.adapter import adapter_of as adapter_of
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
+from fftmoe.store.adapter import write_beside as write_beside
 from fftmoe.store.bindings import Bindings as Bindings
 from fftmoe.store.client_states import ClientStateFiles as ClientStateFiles
 from fftmoe.store.files import DamagedFileError as DamagedFileError

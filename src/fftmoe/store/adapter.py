@@ -4,16 +4,28 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, describe_adapter
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, LABELS, describe_adapter
+from fftmoe.adapter.pooling import MeanPoolClassifier
+from fftmoe.adapter.saved_head import PROBLEM_TYPES, TASK_TYPES
 from fftmoe.errors import InputError
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import exact_json, read_small, strict_json
 
 ADAPTER, LAST_ADAPTER = "adapter", "adapter-last"  # the model that a run keeps; that of its last round, if another
 KEPT_ROUND, LAST_ROUND = "kept", "last"
+
+
+class Reader(Protocol):
+    """A tokenizer or an image processor of transformers."""
+
+    def save_pretrained(self, save_directory: str, /) -> Any:
+        """Write its files into a folder."""
+        ...
 
 
 def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
@@ -31,22 +43,36 @@ def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
     return last if round == LAST_ROUND and last.is_dir() else run / ADAPTER
 
 
-def save_adapter(
-    model: Any, folder: Path, label_names: Sequence[str], private: bool = True, card: str | None = None
-) -> None:
+@dataclass(frozen=True)
+class SavedWith:
+    """What lies in the folder of an adapter besides its weights, so that others can use it.
+
+    Attributes:
+        label_names: of the head's outputs, in their order; empty for a language model.
+        task: such as "sequence-classification"; None where it is not known.
+        reader: the tokenizer or the image processor of the backbone; None to leave it out.
+        card: README.md, the model card; None leaves it out, because PEFT's is a form that nobody has filled in.
+    """
+
+    label_names: Sequence[str]
+    task: str | None = None
+    reader: Reader | None = None
+    card: str | None = None
+
+
+def save_adapter(model: Any, folder: Path, beside: SavedWith, private: bool = True) -> None:
     """Write a PEFT folder with `labels.json`, and `bound.json` (`adapter/bound.py`), whole or not at all.
 
     Args:
-        card: README.md, the model card; None leaves it out, because PEFT's is a form that nobody has filled in.
+        beside: what else is written.
         private: only the owner can read it; otherwise the permissions are the usual ones of the process.
     """
     temporary, before = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     with disk_errors(folder):
         try:
             model.save_pretrained(str(temporary))
-            _write_card(temporary / "README.md", card)
-            _sort_sets(temporary / ADAPTER_CONFIG, model)
-            (temporary / "labels.json").write_text(exact_json({"labels": list(label_names)}, indent=2) + "\n")
+            _settle_config(temporary / ADAPTER_CONFIG, model, beside.task)
+            write_beside(temporary, beside)
             (temporary / BOUND).write_text(exact_json(describe_adapter(temporary, model), indent=1) + "\n")
             _set_permissions(temporary, private)
             sync(temporary, *temporary.iterdir())
@@ -59,27 +85,40 @@ def save_adapter(
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_card(path: Path, card: str | None) -> None:
-    path.unlink(missing_ok=True)
-    if card is not None:
-        path.write_text(card)
+def write_beside(folder: Path, beside: SavedWith) -> None:
+    """Write the labels, the reader and the card into a folder that exists."""
+    (folder / "README.md").unlink(missing_ok=True)
+    if beside.card is not None:
+        (folder / "README.md").write_text(beside.card)
+    if beside.reader is not None:
+        beside.reader.save_pretrained(str(folder))
+    kind = PROBLEM_TYPES.get(beside.task or "")
+    labels = {"labels": list(beside.label_names), **({"problem_type": kind} if kind else {})}
+    (folder / LABELS).write_text(exact_json(labels, indent=2) + "\n")
 
 
-def _sort_sets(path: Path, model: Any) -> None:
-    """Sort what PEFT keeps as a set, such as LoRA's modules, whose order in the file differs between processes."""
+def _settle_config(path: Path, model: Any, task: str | None) -> None:
+    """Sort what PEFT keeps as a set, whose order in the file differs between processes, and name the task as PEFT does.
+
+    The task is left out of a LoRA on pooled features: PEFT would put it on a model of transformers without these.
+    """
     config = model.peft_config["default"]
     sets = {name for name, value in vars(config).items() if isinstance(value, (set, frozenset))}
-    if sets:
-        written = json.loads(path.read_text())
-        values = {name: sorted(value) if name in sets else value for name, value in written.items()}
-        path.write_text(exact_json(values, indent=2, sort_keys=True))
+    values = {name: sorted(v) if name in sets else v for name, v in json.loads(path.read_text()).items()}
+    own = isinstance(config, MoeAdapterConfig) or not isinstance(model.get_base_model(), MeanPoolClassifier)
+    if own and task in TASK_TYPES:
+        values["task_type"] = TASK_TYPES[task]
+    path.write_text(exact_json(values, indent=2, sort_keys=True))
 
 
 def _set_permissions(folder: Path, private: bool) -> None:
     """Give a folder and its files equal permissions; safetensors makes files that only their owner can read."""
-    usual = (folder / "labels.json").stat().st_mode & 0o777
-    for file in folder.iterdir():
-        file.chmod(PRIVATE_FILE if private else usual)
+    usual = (folder / LABELS).stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(PRIVATE_FILE if private else usual)
+        elif private:
+            path.chmod(PRIVATE_FOLDER)
     if private:
         folder.chmod(PRIVATE_FOLDER)
 
@@ -90,7 +129,7 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    path = folder / "labels.json"
+    path = folder / LABELS
     try:
         labels = strict_json(read_small(path))["labels"]
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):

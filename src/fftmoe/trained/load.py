@@ -70,6 +70,7 @@ def bare_backbone(run: FinishedRun, device: torch.device) -> nn.Module:
         run.backbone.model,
         task=run.task,
         num_labels=len(run.label_names),
+        label_names=run.label_names or None,
         pooling=run.backbone.pooling,
         fourier_features=run.backbone.fourier_features,
         quantization=run.backbone.quantization,

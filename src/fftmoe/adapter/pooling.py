@@ -1,8 +1,9 @@
 """A classifier on mean-pooled features, for encoders."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -26,11 +27,30 @@ class MeanPoolClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.classifier = nn.Linear(self.config.hidden_size, num_labels)
+        self.name_or_path = getattr(backbone, "name_or_path", None)  # PEFT writes it into an adapter's folder
 
     @property
     def config(self) -> Any:
         """The backbone's transformers configuration."""
         return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the backbone, which `transformers.pipeline` asks for."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the backbone's weights, which `transformers.pipeline` asks for."""
+        return next(self.backbone.parameters()).dtype
+
+    def can_generate(self) -> bool:
+        """False, because a classifier continues no text."""
+        return False
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's embeddings, as a model of transformers gives them."""
+        return cast(Any, self.backbone).get_input_embeddings()
 
     def features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -50,14 +70,23 @@ class MeanPoolClassifier(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         **_: object,
-    ) -> Any:
-        """The logits [B, C]; with labels, an output of transformers with `loss` and `logits`.
+    ) -> SequenceClassifierOutput:
+        """An output of transformers with `logits` [B, C], and with `loss` where labels are given.
 
-        The loss is that of transformers for the labels: cross-entropy of classes, binary cross-entropy of several
-        labels, squared error of numbers, as a mean over the batch. Further arguments are ignored.
+        The loss is that of transformers for `config.problem_type`: cross-entropy of classes, binary cross-entropy of
+        several labels, squared error of numbers, as a mean over the batch. Further arguments are ignored.
         """
         logits_BC = self.classifier(self.features(input_ids, attention_mask, token_type_ids))
         if labels is None:
-            return logits_BC
-        config = copy.copy(self.config)  # the function of transformers writes the kind of problem into it
+            return SequenceClassifierOutput(logits=logits_BC)
+        config = copy.copy(self.config)  # where it names no kind of problem, transformers writes the likely one into it
         return SequenceClassifierOutput(loss=ForSequenceClassificationLoss(labels, logits_BC, config), logits=logits_BC)
+
+
+def mean_pooled(backbone: nn.Module, num_labels: int) -> MeanPoolClassifier:
+    """A classifier on mean features, in the mode of its backbone, without the pooler that nothing reads."""
+    # A part that is never used should not count as a part of the model.
+    if getattr(backbone, "pooler", None) is not None:
+        cast(Any, backbone).pooler = None
+    with torch.random.fork_rng(devices=[]):
+        return MeanPoolClassifier(backbone, num_labels).train(backbone.training)

@@ -26,7 +26,8 @@ def settle_padding_token(config: Any) -> None:
 
 def hide_padding(model: nn.Module) -> None:
     """From now on the model reads its own padding token in every place that the attention mask leaves out."""
-    model.register_forward_pre_hook(_with_own_padding, with_kwargs=True)
+    if _with_own_padding not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_with_own_padding, with_kwargs=True)
 
 
 def _with_own_padding(

@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fftmoe.backbones.placement import at_least_float32
 from fftmoe.rng import generator
 
 # The kernel's width, in units of the features' length. Features of length 1 are at most 2 apart.
 KERNEL_WIDTH = 2.0
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, converted to float32 if its numbers have fewer bits: for sums and losses."""
+    return x.float() if x.dtype.itemsize < torch.float32.itemsize else x
 
 
 class FourierHead(nn.Linear):
