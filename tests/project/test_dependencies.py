@@ -35,6 +35,7 @@ TOOLS = {
     "pyright": ("Makefile", "/pyright"),
     "mkdocs-material": ("mkdocs.yml", "name: material"),
     "mkdocstrings": ("mkdocs.yml", "mkdocstrings:"),
+    "latex2mathml": ("docs/site_formulas.py", "from latex2mathml"),
     "build": ("tests/project/test_package.py", '"-m", "build"'),
     "hatchling": ("pyproject.toml", 'build-backend = "hatchling.build"'),
     "ipykernel": ("tests/project/test_examples.py", "NotebookClient("),  # it starts the kernel of that name

@@ -1,14 +1,24 @@
 """The site is built from the docs, with every link leading somewhere, and asks nothing of any other host."""
 
+import html
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
+import markdown
 import pytest
+from mkdocs.config import load_config
+from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+HOOK: Any = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "site_formulas.py")))
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +60,84 @@ def test_nothing_is_fetched_from_elsewhere(site: Path):
             page.read_text(),
         )
         assert [url for pair in loaded for url in pair if url.startswith(("http", "//"))] == [], page
+
+
+# Formulas
+
+
+def formulas(page: Path) -> list[tuple[str, str]]:
+    """(kind, LaTeX) of a page's formulas outside of code."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, flags=re.DOTALL)
+    return [("block", block) if block else ("inline", inline) for block, inline in found]
+
+
+def as_html(text: str, file: Path) -> str:
+    """A page in HTML as the site has it, with its formulas converted."""
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    extensions = [name for name in config.markdown_extensions if name != "toc"]
+    content = markdown.markdown(text, extensions=extensions, extension_configs=config.mdx_configs or {})
+    file.write_text(text)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=file.name, abs_src_path=str(file)))
+    return HOOK.on_page_content(content, page, config, None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_formula_of_a_page_is_drawn_by_the_browser_alone(site: Path, page: Path):
+    name = page.relative_to(ROOT / "docs").with_suffix("")
+    built = (site / ("index.html" if name == Path("index") else f"{name}/index.html")).read_text()
+    drawn = re.findall(r"<math .*?</math>", built, flags=re.DOTALL)
+    assert len(drawn) == len(formulas(page))
+    assert sum('display="block"' in one for one in drawn) == sum(kind == "block" for kind, _ in formulas(page))
+    for one in drawn:
+        ElementTree.fromstring(one)
+        assert "\\" not in one
+    assert not re.search(r'class="arithmatex"[^>]*>\s*\\', built)
+
+
+def test_the_page_of_the_mathematics_has_no_formula_in_plain_characters():
+    """Formulas that a terminal would show: indented lines, and sums, roots and norms in characters."""
+    text = (ROOT / "docs" / "math.md").read_text()
+    assert len([kind for kind, _ in formulas(ROOT / "docs" / "math.md") if kind == "block"]) > 20
+    assert not re.findall(r"^    .*|[Σ√‖ᵀ⌊⌈∈].*", text, flags=re.MULTILINE)
+
+
+def test_formulas_have_no_escape_that_github_would_resolve_before_it_reads_them():
+    """A backslash before punctuation is Markdown's own escape."""
+    for page in PAGES:
+        assert [latex for _, latex in formulas(page) if re.search(r"\\[^a-zA-Z\s]", latex)] == [], page
+
+
+def test_signs_of_markdown_and_html_survive_in_formulas_and_code(tmp_path: Path):
+    text = (
+        "With $a_i * b_j < c | d$ and `$HOME` for \\$5.\n\n$$\nx_1 * y_2 > z_3\n$$\n\n```sh\necho $$ $HOME $x$\n```\n\n"
+        "| a | b |\n|---|---|\n| $p_m$ | `$p_m$` |\n"
+    )
+    found = as_html(text, tmp_path / "page.md")
+    drawn = re.findall(r"<math .*?</math>", found, flags=re.DOTALL)
+    shown = [re.sub(r"\s", "", "".join(ElementTree.fromstring(one).itertext())) for one in drawn]
+    assert shown == ["ai*bj<c|d", "x1*y2>z3", "pm"]
+    plain = html.unescape(re.sub(r"<[^>]+>", "", re.sub(r"<math .*?</math>", "", found, flags=re.DOTALL)))
+    for kept in ("$HOME for $5", "echo $$ $HOME $x$", "$p_m$"):
+        assert kept in plain
+    assert "<em>" not in found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (r"\nosuch{x}", r"\nosuch is no command"),
+        (r"\frac{a", "braces"),
+        (r"a}{", "braces"),
+        (r"a_", "MissingSuperScriptOrSubscript"),
+        (r"\left( a", "ExtraLeftOrMissingRight"),
+    ],
+)
+@pytest.mark.parametrize("display", ["$", "$$"])
+def test_a_formula_that_cannot_be_converted_ends_the_build_with_its_line(
+    tmp_path: Path, wrong: str, why: str, display: str
+):
+    text = f"# A page\n\nA sentence with $x$.\n\n{display}{wrong}{display}\n"
+    with pytest.raises(PluginError, match=r"^docs/page.md:5: the formula ") as error:
+        as_html(text, tmp_path / "page.md")
+    assert why in str(error.value)
