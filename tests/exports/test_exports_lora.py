@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import fftmoe
 from fftmoe import adapter
+from fftmoe.adapter.pooling import MeanPoolClassifier
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
 from fftmoe.cli.export import describe_export
@@ -24,6 +26,7 @@ from fftmoe.exports import distil as distillation
 from fftmoe.exports import fit
 from fftmoe.exports.check import probes
 from fftmoe.exports.load import fresh_backbone
+from fftmoe.exports.plain import HEAD_FILE
 from fftmoe.setup.export import lora_examples
 from fftmoe.setup.finished import load_run, recipe_of
 from fftmoe.setup.load import load_split
@@ -120,8 +123,26 @@ def exported(cli: Cli, run: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, json.loads((folder / "export.json").read_text())
 
 
+class Shell(nn.Module):
+    """Gives the modules of a model the names that they have in a model of PEFT."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = nn.Module()
+        self.base_model.model = model
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.base_model.get_submodule("model")(**batch)
+
+
 def opened(run: Path, folder: Path) -> Any:
-    return PeftModel.from_pretrained(fresh_backbone(load_run(run, exact=True).run), str(folder)).eval()
+    """The run's classifier with the LoRA on its encoder and the saved head; PEFT changes the encoder in its place."""
+    backbone = fresh_backbone(load_run(run, exact=True).run)
+    if not isinstance(backbone, MeanPoolClassifier):
+        return PeftModel.from_pretrained(backbone, str(folder)).eval()
+    PeftModel.from_pretrained(backbone.backbone, str(folder))
+    backbone.classifier.load_state_dict(load_file(folder / HEAD_FILE))
+    return Shell(backbone).eval()
 
 
 def test_the_export_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: tuple[Path, dict[str, Any]]):
@@ -139,7 +160,9 @@ def test_the_export_is_a_lora_of_one_rank_that_peft_opens(run: Path, exported: t
 def test_the_shared_update_of_attention_and_the_head_are_exact(run: Path, exported: tuple[Path, dict[str, Any]]):
     original, lora = load_run(run, exact=True).model, opened(run, exported[0])
     heads = head_parameters(original)
-    assert all(parameter.equal(heads[name]) for name, parameter in head_parameters(lora).items())
+    own = dict(lora.base_model.model.classifier.named_parameters())
+    assert own.keys() == heads.keys()
+    assert all(parameter.equal(heads[name]) for name, parameter in own.items())
     shared = {n: m for n, m in original.named_modules() if isinstance(m, LowRank)}
     assert len(shared) == 4
     for name, module in shared.items():
@@ -232,10 +255,10 @@ def test_a_run_that_cannot_be_imitated_is_refused(cli: Cli, run: Path, recipe_va
     few = cli("export", run, "--to", "lora", "--output", tmp_path / "out", "--data", tmp_path / "few.txt")
     assert_refused(few, "few.txt holds 2 examples", "at least 20")
     plain = finished(cli, tmp_path, {**recipe_values, "method": "fedit"})
-    for form in ("lora", "personal"):
-        flags = ("--experts", "0") if form == "personal" else ()
-        refused = cli("export", plain, "--to", form, "--output", tmp_path / "out", *flags)
-        assert_refused(refused, "method fedit has no experts", "--to peft")
+    refused = cli("export", plain, "--to", "personal", "--output", tmp_path / "out", "--experts", "0")
+    assert_refused(refused, "method fedit has no experts", "--to peft")
+    refused = cli("export", plain, "--to", "lora", "--output", tmp_path / "out", "--rank", "3")
+    assert_refused(refused, "method fedit trains a LoRA, which is exported as it is", "--rank")
     assert cli("export", plain, "--to", "peft", "--output", tmp_path / "out").status == 0
 
 

@@ -112,13 +112,15 @@ class Figures:
     own: bool = True
 
 
-def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, lora: bool = False) -> str:
+def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, plain: bool = False) -> str:
     """README.md with YAML front matter.
 
     Args:
-        what: a sentence about this export. lora: whether it is a LoRA, whatever the run's method trained.
+        what: a sentence about this export.
+        plain: whether it is a LoRA that PEFT opens without this package, whatever the run's method trained.
     """
-    lora = lora or (run.method in METHODS and METHODS[run.method].capabilities.trains == "low-rank")
+    pooled = run.task in POOLED and run.backbone.pooling == "mean"
+    lora = plain or (run.method in METHODS and METHODS[run.method].capabilities.trains == "low-rank")
     front = {key: value for key, value in _front(run, facts, figures).items() if value}
     environment = Environment(
         loader=PackageLoader("fftmoe.exports", ""),
@@ -137,8 +139,9 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
         labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
         loading_arguments=_loading_arguments(run, facts),
-        automatic=AUTOMATIC[run.task] if _opens_alone(run, lora) else None,
+        automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
         lora=lora,
+        plain_head=plain and pooled,
         reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
     )
 
@@ -162,12 +165,6 @@ def figures_of_run(facts: CardFacts, own: bool) -> Figures:
         low, high = facts.interval
         note += f" The 95 % interval of the {facts.metric.replace('_', ' ')} is {low:.4g} to {high:.4g}."
     return Figures(note, facts.metric, overall | (tiers if facts.privacy is None else {}), own)
-
-
-def _opens_alone(run: FinishedRun, lora: bool) -> bool:
-    """Whether PEFT's automatic classes open the folder: not a LoRA on pooled features, and no quantized backbone."""
-    pooled = run.task in POOLED and run.backbone.pooling == "mean"
-    return not (lora and pooled) and run.backbone.quantization == "none"
 
 
 def _listed(names: Sequence[str]) -> str:

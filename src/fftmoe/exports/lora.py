@@ -26,9 +26,9 @@ from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, d
 from fftmoe.exports.distil import distil
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
-from fftmoe.exports.folder import beside, file_digest, write_text
-from fftmoe.exports.load import fresh_backbone, reload
-from fftmoe.store import save_adapter
+from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.load import fresh_backbone
+from fftmoe.exports.plain import open_plain, save_plain
 from fftmoe.tasks import make_task
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
@@ -130,8 +130,8 @@ def _save_compared(trained: TrainedModel, imitation: Imitation, folder: Path) ->
     """Write the LoRA, and compare the folder with the model in memory."""
     batches = probes(trained)
     expected = answers(imitation.model, batches)
-    save_adapter(imitation.model, folder, beside(trained.run), private=False)
-    return require(difference(answers(reload(trained.run, folder), batches), expected), REORDERED, "LoRA")
+    save_plain(trained.run, imitation.model, folder)
+    return require(difference(answers(open_plain(trained.run, folder), batches), expected), REORDERED, "LoRA")
 
 
 def _card(
@@ -146,7 +146,7 @@ def _card(
     values = {f"{name} on the test split": value for name, value in own.items()}
     values |= {f"{name} of the imitated adapter": value for name, value in experts.items()}
     note = f"Measured when this LoRA was made, on {facts.data}."
-    return model_card(run, facts, what, Figures(note, next(iter(own)), values))
+    return model_card(run, facts, what, Figures(note, next(iter(own)), values), plain=True)
 
 
 def _shared(model: Any) -> Factors:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.adapter.bound import ADAPTER_WEIGHTS
+from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, read_texts
 from fftmoe.errors import InputError, did_you_mean
@@ -23,6 +24,7 @@ from fftmoe.exports.personal import (
     export_personal,
     listed_experts,
 )
+from fftmoe.exports.plain import export_plain
 from fftmoe.setup.described import described_facts
 from fftmoe.setup.finished import check_rows, load_client, load_federation, load_run, recipe_of
 from fftmoe.setup.load import read_split
@@ -110,6 +112,8 @@ def _lora(
     given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
     settings = LoraSettings(**given)
     trained, facts = load_run(run, top_k, exact=True, **use), _card_facts(run, use)
+    if lora_modules(trained.model):
+        return export_plain(trained, facts, folder, given | ({} if data is None else {"data": data}))
     check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
     return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
 

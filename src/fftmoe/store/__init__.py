@@ -11,6 +11,7 @@ from fftmoe.store.adapter import SavedWith as SavedWith
 from fftmoe.store.adapter import adapter_of as adapter_of
 from fftmoe.store.adapter import read_labels as read_labels
 from fftmoe.store.adapter import save_adapter as save_adapter
+from fftmoe.store.adapter import sort_sets as sort_sets
 from fftmoe.store.adapter import write_beside as write_beside
 from fftmoe.store.bindings import Bindings as Bindings
 from fftmoe.store.client_states import ClientStateFiles as ClientStateFiles

@@ -98,17 +98,24 @@ def write_beside(folder: Path, beside: SavedWith) -> None:
 
 
 def _settle_config(path: Path, model: Any, task: str | None) -> None:
-    """Sort what PEFT keeps as a set, whose order in the file differs between processes, and name the task as PEFT does.
+    """Sort what PEFT keeps as a set, and name the task as PEFT does.
 
     The task is left out of a LoRA on pooled features: PEFT would put it on a model of transformers without these.
     """
     config = model.peft_config["default"]
-    sets = {name for name, value in vars(config).items() if isinstance(value, (set, frozenset))}
-    values = {name: sorted(v) if name in sets else v for name, v in json.loads(path.read_text()).items()}
+    sort_sets(path, config)
     own = isinstance(config, MoeAdapterConfig) or not isinstance(model.get_base_model(), MeanPoolClassifier)
     if own and task in TASK_TYPES:
-        values["task_type"] = TASK_TYPES[task]
-    path.write_text(exact_json(values, indent=2, sort_keys=True))
+        values = {**json.loads(path.read_text()), "task_type": TASK_TYPES[task]}
+        path.write_text(exact_json(values, indent=2, sort_keys=True))
+
+
+def sort_sets(path: Path, config: Any) -> None:
+    """Sort in a written configuration what PEFT keeps as a set, whose order in the file differs between processes."""
+    sets = {name for name, value in vars(config).items() if isinstance(value, (set, frozenset))}
+    if sets:
+        values = {name: sorted(v) if name in sets else v for name, v in json.loads(path.read_text()).items()}
+        path.write_text(exact_json(values, indent=2, sort_keys=True))
 
 
 def _set_permissions(folder: Path, private: bool) -> None:
