@@ -21,6 +21,7 @@ NOTEBOOKS = sorted(path.name for path in (EXAMPLES / "notebooks").glob("*.ipynb"
 FROM_A_RECIPE = {
     "own_aggregator.py": "accuracy with shortened changes: ",
     "own_export.py": "difference of logits ",
+    "own_loss.py": "accuracy with sparse changes: ",
     "own_method.py": "accuracy with drawn experts: ",
     "own_partitioner.py": "accuracy with clients of different size: ",
     "own_task.py": "accuracy of the average class: ",

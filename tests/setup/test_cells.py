@@ -12,6 +12,7 @@ from fftmoe.config import HeadSection, Recipe, apply_override
 from fftmoe.config.partition import PartitionSection
 from fftmoe.data.partition import KINDS
 from fftmoe.errors import InputError
+from fftmoe.methods.registry import METHODS
 from fftmoe.setup.cells import Variant, make_grid
 from fftmoe.setup.partition_text import partition_label, partition_section
 from shared_fixtures import Cli
@@ -240,3 +241,76 @@ def test_a_partition_by_clients_needs_their_number(recipe_values: dict[str, Any]
     assert [cell.partition for cell in make_grid(natural, {"seeds": 1}).cells] == ["natural:author"]
     with pytest.raises(InputError, match=r"add partition\.num_clients"):
         make_grid(natural, {"partitions": ["iid"]})
+
+
+@pytest.fixture(scope="module")
+def written_out(recipe_values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with every value, as a run folder has it: a solved head and server momentum."""
+    short = {"data": recipe_values["data"], "backbone": recipe_values["backbone"], "name": "short"}
+    return make_grid(short, {"seeds": 1}).cells[0].config
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "local-only"])
+def test_every_method_stands_beside_another_in_a_recipe_with_all_values(method: str, written_out: dict[str, Any]):
+    assert (written_out["federation"]["server_optimizer"], written_out["head"]["update"]) == ("momentum", "recomputed")
+    methods = list(dict.fromkeys(("fft-moe", method)))
+    cells = make_grid(written_out, {"methods": methods, "seeds": 1}).cells
+    first, last = cells[0], cells[-1]
+    assert first.config == written_out | {"trackers": [], "engine": first.config["engine"]}
+    assert first.fitted == ()
+    can = METHODS[method].capabilities
+    assert last.recipe.federation.server_optimizer == ("momentum" if can.server_optimizer else "sgd")
+    assert head_of(last.recipe).update == ("frozen" if method == "head-only" else "recomputed")
+    assert len(last.fitted) == (not can.server_optimizer) + (method == "head-only")
+    assert all(f"method {method} " in note for note in last.fitted)
+
+
+def test_what_is_named_for_a_cell_itself_stays_and_is_refused(written_out: dict[str, Any]):
+    flags = {"methods": ["head-only"], "seeds": 1}
+    with pytest.raises(InputError, match=r"changes no features.*head.update=frozen"):
+        make_grid(written_out, flags, overrides={"head.update": "recomputed"})
+    values = {**written_out, "compare": {"overrides": {"hetlora": {"federation.server_optimizer": "adam"}}}}
+    with pytest.raises(InputError, match="hetlora has no server optimizer"):
+        make_grid(values, flags | {"methods": ["hetlora"]})
+
+
+def test_a_solved_heads_recipe_can_be_compared_with_trained_heads(written_out: dict[str, Any]):
+    assert written_out["head"]["learning_rate"] is None
+    flags = {"methods": ["fft-moe", "local-only+averaged"], "heads": ["averaged", "closed-form"], "seeds": 1}
+    assert [cell.variant for cell in make_grid(written_out, flags).cells] == [
+        "fft-moe+averaged",
+        "fft-moe+closed-form",
+        "local-only+averaged",
+    ]
+
+
+def test_variants_stand_beside_every_method_and_head(written_out: dict[str, Any], cli: Cli, tmp_path: Path):
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(written_out))
+    options = ("--variant", "wide: adapter.expert_dim=9 federation.rounds=1", "--variant", "'slow': name='a b'")
+    told = cli("compare", tmp_path / "all.yaml", "--methods", "fft-moe,plugin:absent", *options)
+    assert_refused(told, "plugin:absent")  # after the variants have been read
+    changes = {"wide": {"adapter.expert_dim": 9, "federation.rounds": 1}, "slow": {"federation.learning_rate": 1e-4}}
+    cells = make_grid(written_out, {"methods": ["fft-moe", "head-only"], "seeds": 1, "changes": changes}).cells
+    assert [(cell.variant, cell.recipe.adapter.expert_dim, cell.recipe.federation.learning_rate) for cell in cells] == [
+        (f"{method}+closed-form{name}", dim, rate)
+        for method in ("fft-moe", "head-only")
+        for name, dim, rate in (("", 4, 2e-3), (", wide", 9, 2e-3), (", slow", 4, 1e-4))
+    ]
+    same = make_grid({**written_out, "compare": {"variants": changes}}, {"seeds": 1}).cells
+    assert [cell.variant for cell in same] == [f"fft-moe+closed-form{name}" for name in ("", ", wide", ", slow")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("adapter.expert_dim=9", "write a label"),
+        ("wide:", "write a label"),
+        ("wide: 'adapter.expert_dim=9", "close every quotation mark"),
+        ("wide: adapter.expert_dim", "adapter.expert_dim"),
+        ("other: method=fedit", "name it with --methods"),
+        ("other: head.kind=averaged", "name it with --heads"),
+        ("other: partition.num_clients=3", "must be equal for all variants"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(text: str, words: str, cli: Cli, recipe_file: Path):
+    assert_refused(cli("compare", recipe_file, "--variant", text), words)

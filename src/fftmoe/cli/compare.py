@@ -1,8 +1,9 @@
 """`fftmoe compare`: many runs side by side."""
 
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 200
 PartitionsOption = Annotated[
     str | None, typer.Option(help="E.g. iid,dirichlet:0.1,shards:2,bernoulli-dirichlet:0.3:0.5; default: the recipe's.")
+]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also run each method and head with other values: --variant 'wide: adapter.expert_dim=32 adapter.top_k=4'."
+    ),
 ]
 TargetOption = Annotated[
     float | None,
@@ -35,6 +42,7 @@ def compare(
     heads: Annotated[str | None, typer.Option(help="E.g. averaged,one-vs-all; default: the recipe's.")] = None,
     partitions: PartitionsOption = None,
     seeds: Annotated[str | None, typer.Option(help="A number of seeds, or a list: 0,1,2; default: 3.")] = None,
+    variant: VariantOption = None,
     target: TargetOption = None,
     output: Annotated[Path | None, typer.Option(help="The folder; default: runs/<name>-comparison.")] = None,
     workers: WorkersOption = "auto",
@@ -59,6 +67,7 @@ def compare(
             partitions=split_list(partitions),
             seeds=_parse_seeds(seeds),
             target=target,
+            changes=_parse_variants(variant),
             overrides=dict(map(parse_override, set_ or [])),
             workers=_parse_workers(workers),
             keep=keep,
@@ -93,6 +102,27 @@ def _parse_seeds(text: str | None) -> int | list[int] | None:
     except ValueError:
         raise InputError(f"--seeds {text}: write a number of seeds, or a list of them, e.g. 3 or 0,1,2") from None
     return seeds if "," in text or not seeds else seeds[0]
+
+
+def _parse_variants(texts: list[str] | None) -> dict[str, dict[str, Any]] | None:
+    """`LABEL: key=value key=value` for each variant; a value with blanks stands in quotation marks."""
+    from fftmoe.config import parse_override
+
+    if texts is None:
+        return None
+    variants: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        label, colon, rest = (part.strip() for part in text.partition(":"))
+        try:
+            values = dict(map(parse_override, shlex.split(rest)))
+        except ValueError as error:
+            raise InputError(f"--variant {text}: {error}; close every quotation mark") from None
+        if not label or not colon or not values:
+            raise InputError(f"--variant {text}: write a label and what it changes, e.g. 'wide: adapter.expert_dim=32'")
+        if label in variants:
+            raise InputError(f"--variant {text}: another variant has the label {label!r} too; give each its own")
+        variants[label] = values
+    return variants
 
 
 def _parse_workers(text: str) -> int | Literal["auto"]:

@@ -149,6 +149,8 @@ def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
     once = "; centralized on one partition" * (len(grid.cells) < math.prod(counts.values()))
     done = len(grid.cells) - num_pending
     finished = f", {done} of them finished already" * bool(done)
+    for note in dict.fromkeys(note for cell in grid.cells for note in cell.fitted):
+        progress.say(note)
     progress.say(f"{len(grid.cells)} cells ({' × '.join(parts)}{once}){finished}")
 
 

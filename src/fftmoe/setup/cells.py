@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the comparison."""
+    """One run of the comparison.
+
+    Attributes:
+        fitted: what of the common recipe the method cannot take, and what the cell has instead; sentences.
+    """
 
     variant: str
     partition: str
     seed: int
     recipe: Recipe
+    fitted: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -150,7 +155,21 @@ def _method_variants(base: Recipe, choices: Choices) -> list[Variant]:
         label = f"{method}+{head}" if head else method
         merged = {k: v for key in (f"+{head}", method, label) for k, v in choices.overrides.get(key, {}).items()}
         variants.append(Variant(label, {**merged, "method": method, **({"head.kind": head} if head else {})}))
-    return variants
+    changes = {"": {}, **choices.variants}
+    _check_changes(changes)
+    return [
+        Variant(f"{variant.label}, {name}" if name else variant.label, {**variant.overrides, **changed})
+        for variant in variants
+        for name, changed in changes.items()
+    ]
+
+
+def _check_changes(changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a variant that would not be what its label says."""
+    for name, changed in changes.items():
+        for key in {"method", "head.kind"} & {*changed}:
+            option = "--methods" if key == "method" else "--heads"
+            raise InputError(f"the variant {name!r} changes {key}, which every label says; name it with {option}")
 
 
 def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any]) -> None:
@@ -195,15 +214,44 @@ def _cell(
     last: Mapping[str, Any],
 ) -> Cell:
     mine = copy.deepcopy(dict(values))
+    if mine.get("head") and isinstance(mine["head"], dict) and mine["head"].get("learning_rate", 0) is None:
+        del mine["head"]["learning_rate"]  # of a solved head, and a trained one has a default
     identity = {key: value for key, value in variant.overrides.items() if key in ("method", "head.kind")}
     for key, value in {**variant.overrides, **last, **identity}.items():
         apply_override(mine, key, value)
+    fitted = _fit_to_method(mine, {**variant.overrides, **last})
     label, section = partition
     mine.update(partition=section, seed=seed)
     apply_override(mine, "engine.workers", 1)  # the cells themselves run in parallel
     name = f"{variant.label}, {label}, seed {seed}"
     recipe, _ = complete_recipe(mine, f"{where} for the cell {name}", may_read=False)
-    return Cell(variant.label, label, seed, recipe)
+    return Cell(variant.label, label, seed, recipe, fitted)
+
+
+def _fit_to_method(values: dict[str, Any], named: Collection[str]) -> tuple[str, ...]:
+    """Give a cell's values what its method can take, where the common recipe has a setting for other methods.
+
+    The values change in place. What was named for the cell itself stays, and is refused if the method cannot take it.
+
+    Returns:
+        what was changed, as sentences.
+    """
+    spec = METHODS.get(str(values.get("method")))
+    head, federation = (values.get(name) or {} for name in ("head", "federation"))
+    if spec is None or not isinstance(head, dict) or not isinstance(federation, dict):
+        return ()
+    can, wanted = spec.capabilities, {}
+    if not can.server_optimizer and federation.get("server_optimizer", "sgd") != "sgd":
+        wanted["federation.server_optimizer"] = ("sgd", "has no server optimizer")
+    solved = head.get("kind") == "closed-form"
+    if can.trains == "head" and solved and head.get("update", "frozen") == "recomputed":
+        wanted["head.update"] = ("frozen", "changes no features, so its head is computed once")
+    fitted = {key: made for key, made in wanted.items() if key not in named}
+    for key, (value, _) in fitted.items():
+        apply_override(values, key, value)
+    return tuple(
+        f"method {values['method']} {reason}: its cells have {key}={value}" for key, (value, reason) in fitted.items()
+    )
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:

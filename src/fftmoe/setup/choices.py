@@ -16,7 +16,8 @@ class Choices(Section):
     """The optional `compare:` section of a recipe file.
 
     `overrides` holds values by dotted keys for `+head` (every method with that head), for `method`, and for
-    `method+head`; they apply in this order.
+    `method+head`; they apply in this order. `variants` holds values by dotted keys for each label: every method and
+    head runs as the recipe says, and once more with the values of each variant.
     """
 
     methods: list[str] | None = None
@@ -25,6 +26,7 @@ class Choices(Section):
     seeds: int | list[int] = 3
     target: Positive | None = None
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Flags(TypedDict, total=False):
@@ -36,6 +38,7 @@ class Flags(TypedDict, total=False):
         partitions: `iid`, `dirichlet:0.1`, `shards:2`, `bernoulli-dirichlet:0.3:0.5`, `natural:column`.
         seeds: the number of seeds, counted from 0, or the seeds themselves; 3 if nothing says it.
         target: the value of the task's metric whose cost is shown; by default the final value of fedit.
+        changes: values by dotted keys for each label; every method and head also runs with these (`Choices.variants`).
     """
 
     methods: Sequence[str] | None
@@ -43,6 +46,7 @@ class Flags(TypedDict, total=False):
     partitions: Sequence[str] | None
     seeds: int | Sequence[int] | None
     target: float | None
+    changes: Mapping[str, Mapping[str, Any]] | None
 
 
 def read_choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
@@ -56,6 +60,8 @@ def read_choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
             for key, value in flags.items()
             if value is not None
         }
+        if (changes := given.pop("changes", None)) is not None:
+            given["variants"] = changes
         return Choices.model_validate({**section, **given})
     except ValidationError as error:
         first = error.errors()[0]
