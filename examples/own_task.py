@@ -19,8 +19,7 @@ from fftmoe.tasks import TASKS, Classification
 class AverageClass(Classification):
     """The loss stays that of the recipe's head; only the metric is another one."""
 
-    metric = "balanced_accuracy"
-    label_parts = 2  # of the statistics, C numbers each: a site of a federation may leave out those of rare labels
+    metric, label_parts = "balanced_accuracy", 2  # parts with C numbers, of which a site may leave out rare labels
 
     def statistics(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Float64 [B, 2C]: the right answers of each of C classes, and its examples."""
@@ -37,5 +36,5 @@ TASKS["sequence-classification"] = AverageClass  # outside the `if`, because wor
 if __name__ == "__main__":
     recipe, *overrides = sys.argv[1:] or ["quickstart", "federation.rounds=2", "evaluation.local_only=false"]
     with tempfile.TemporaryDirectory() as folder:
-        result = fftmoe.run(recipe, f"{folder}/run", overrides)
-    print(f"accuracy of the average class: {result.summary['balanced_accuracy']:.3f}")
+        summary = fftmoe.run(recipe, f"{folder}/run", overrides).summary
+    print(f"accuracy of the average class: {summary['balanced_accuracy']:.3f}")
