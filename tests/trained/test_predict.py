@@ -243,6 +243,8 @@ def test_an_input_that_is_not_an_image_is_named(cli: Cli, vision: Path, tmp_path
     assert_refused(cli("predict", vision), "no image to label")
     (tmp_path / "empty").mkdir()
     assert_refused(cli("predict", vision, tmp_path / "empty"), "empty holds no image")
+    (tmp_path / "empty" / "folder.png").mkdir()
+    assert_refused(cli("predict", vision, tmp_path / "empty"), "empty holds no image")
     Image.new("RGB", (7, 5)).save(tmp_path / "good.png")
     assert len(rows(cli, vision, tmp_path / "good.png")) == 1
 

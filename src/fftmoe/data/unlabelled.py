@@ -101,7 +101,7 @@ class NamedImages:
 
 
 def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> NamedImages:
-    """Images of files, of all image files in a folder, or of a column of a .parquet or .jsonl file.
+    """Images of files, of all image files in a folder and the folders below it, or of a column of a table.
 
     Args:
         size: height and width to which every image is resized.
@@ -134,7 +134,7 @@ def _files(place: Path) -> list[Path]:
         if not place.is_file():
             raise InputError(f"there is no image file, folder of images or table at {place}; name one")
         return [place]
-    found = sorted(file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
     if not found:
         raise InputError(
             f"the folder {place} holds no image; it may hold files that end in {', '.join(IMAGE_SUFFIXES)}"
