@@ -36,13 +36,18 @@ def write_pictures(
     return folder
 
 
+def save_vision_model(folder: Path) -> Path:
+    """A tiny ViT for images of 8 × 8 pixels."""
+    FAMILIES["vit"].make().save_pretrained(folder)  # type: ignore[operator]
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def vision_values(folder: Path, noise: int = 200, signal: int = 12) -> dict[str, Any]:
     """The sections of a recipe for a tiny ViT on such pictures, both saved in `folder`; see `write_pictures`."""
-    FAMILIES["vit"].make().save_pretrained(folder / "vit")  # type: ignore[operator]
-    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
-    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
     return {
-        "backbone": {"model": str(folder / "vit"), "task": "image-classification"},
+        "backbone": {"model": str(save_vision_model(folder / "vit")), "task": "image-classification"},
         "data": {
             "source": str(write_pictures(folder, COLOURS, noise=noise, signal=signal)),
             "image": "picture",
