@@ -1,6 +1,7 @@
 """The site is built from the docs, with every link leading somewhere, and asks nothing of any other host."""
 
 import html
+import json
 import os
 import re
 import runpy
@@ -60,6 +61,36 @@ def test_nothing_is_fetched_from_elsewhere(site: Path):
             page.read_text(),
         )
         assert [url for pair in loaded for url in pair if url.startswith(("http", "//"))] == [], page
+
+
+# Search
+
+# What people type, from outside of this project's own vocabulary.
+SEARCHED = """
+accuracy; attack; backdoor; bfloat16; builtin; causal language model; chat template; checkpoint; citation;
+class imbalance; client; closed-form head; compare; confidence interval; cpu; csv; cuda; data set; differential privacy;
+dirichlet; docker; early stopping; encoding; epsilon; excel; expert; export; fedavg; fedprox; firewall; gdpr; gguf; gpu;
+hospital; hugging face hub; hyperparameters; image classification; image folder; install; instruction tuning; jupyter;
+label skew; language model; learning rate; license; linux; llama; lora; lora rank; macos; memory; mixed precision;
+mlflow; multi-gpu; named entity recognition; natural client; non-iid; notebook; offline; onnx; out of memory; parquet;
+perplexity; personal adapters; pip install; pipeline; plug-in; poisoning; proxy; push a result to the hub; python 3.11;
+qlora; quantization; rare classes; regression; resume; router; secure aggregation; seed; sentiment; speed; tensorboard;
+text classification; token classification; trainer; vit; vllm; wandb; warm start; warm-up; weights & biases; windows;
+workers; wsl
+"""
+
+
+def test_the_search_finds_what_people_type(site: Path):
+    """In the text that the search looks through; the log of decisions is history and answers no question."""
+    entries = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    texts = [
+        " ".join(html.unescape(re.sub(r"<[^>]+>", " ", f"{entry['title']} {entry['text']}")).lower().split())
+        for entry in entries
+        if not entry["location"].startswith("LOG/")
+    ]
+    words = [word.strip() for word in SEARCHED.replace("\n", " ").split(";")]
+    assert len(words) > 80
+    assert [word for word in words if not any(re.search(rf"\b{re.escape(word)}s?\b", text) for text in texts)] == []
 
 
 # Formulas
