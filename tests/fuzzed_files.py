@@ -13,6 +13,7 @@ import yaml
 from fftmoe.adapter.bound import check_adapter_files
 from fftmoe.cli.pages import page_of
 from fftmoe.config import parse_recipe
+from fftmoe.config.facts import read_facts
 from fftmoe.data import lists_of, names_of, numbers_of, texts_of
 from fftmoe.data.read import read_lines, read_table
 from fftmoe.deploy.ledger_account import Account
@@ -26,7 +27,7 @@ from fftmoe.store.chained_log import NO_LINE, ChainedLog
 from fftmoe.store.owner import LOCK, owner_of
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent, TrainingRequests
 from fftmoe.strict import strict_json
-from fuzzing import Reader, Things, at
+from fuzzing import Reader, Things, at, check_message
 from policies import policy_of
 from reports import config, rows, summary
 from tables import MARKS, write_csv, write_jsonl
@@ -214,8 +215,6 @@ def columns_of(path: Path) -> object:
             try:
                 read(name)
             except InputError as error:
-                from fuzzing import check_message
-
                 check_message(error)
     return table
 
@@ -236,6 +235,26 @@ def jsonl(things: Things) -> Reader:
     return Reader("jsonl", at(path, columns_of), seeds, (InputError,), 0.01, (path.parent,))
 
 
+def facts(things: Things) -> Reader:
+    """A table of which the recipe names no column, or one."""
+    folder = things.place("facts/train.jsonl").parent
+    (folder / "test.jsonl").write_text('{"text": "a", "label": "x"}\n')
+    plain = "".join(json.dumps({"text": f"a {n}", "label": "xy"[n % 2], "site": "s"}) + "\n" for n in range(4))
+    tagged = '{"tokens": ["a", "b"], "tags": ["O", "X"]}\n' * 2
+    answered = '{"prompt": "a", "completion": "b", "kind": "x"}\n' * 2
+    seeds = [text.encode() for text in (plain, tagged, answered)]
+
+    def read(path: Path) -> object:
+        for named in ({}, {"data.label": "label"}, {"data.tokens": "tokens"}):
+            try:
+                read_facts(str(path.parent), named, None, "site")
+            except InputError as error:
+                check_message(error)
+        return path
+
+    return Reader("facts", at(folder / "train.jsonl", read), seeds, (), 0.01, (folder,))
+
+
 def lines(things: Things) -> Reader:
     path = things.place("lines/texts.txt")
     seeds = ["a b\r\nc\u2028d\n\n".encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16")]
@@ -246,6 +265,6 @@ FILES: dict[str, Make] = {
     make.__name__: make
     for make in (
         *(policy, ledger, account, lock, run_rows, run_summary, comparison, bindings, spent, checkpoint, bound),
-        *(csv, jsonl, lines),
+        *(csv, jsonl, facts, lines),
     )
 }
