@@ -49,7 +49,7 @@ CHANGED = {
         "fftmoe.deploy.ledger": "deploy/test_site_ledger.py deploy/test_door.py",
         "fftmoe.deploy.account": "deploy/test_site_ledger.py deploy/test_door.py",
         "fftmoe.deploy.gather": "deploy/test_gather.py",
-        "fftmoe.deploy.job": "deploy/test_sites.py deploy/test_bound_sites.py",
+        "fftmoe.deploy.job": "deploy/test_gather.py deploy/test_sites.py deploy/test_bound_sites.py",
         "fftmoe.deploy.link.gate": "deploy/test_gate.py",
         "fftmoe.store.bindings": "setup/test_bound_runs.py setup/test_binding_laws.py deploy/test_bound_sites.py",
         "fftmoe.setup.bindings": "setup/test_bound_runs.py",

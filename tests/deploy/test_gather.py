@@ -121,6 +121,38 @@ def test_a_site_that_is_missing_or_refuses_ends_a_new_run_but_not_an_interrupted
         assert found.profiles == KNOWN
 
 
+def test_the_terminal_says_why_a_site_refuses(ask_sites: Ask):
+    _, shown = ask_sites({**GOOD, "b": "its own policy does not allow what it was asked (code policy)"})
+    assert "site b cannot join: its own policy does not allow" in shown
+
+
+def test_sites_that_say_the_same_as_when_the_run_began_are_here(ask_sites: Ask):
+    found, shown = ask_sites(GOOD, KNOWN)
+    assert isinstance(found, Gathered)
+    assert shown.count("is here: budget small") == 3
+    assert "cannot join" not in shown
+
+
+def test_only_connected_sites_are_asked_and_the_server_waits_between_two_looks(monkeypatch: pytest.MonkeyPatch):
+    """Site c connects after the first look."""
+    connected, asked, slept = iter([["a", "b"], ["a", "b", "c"]]), list[list[int]](), list[float]()
+
+    class Joining:
+        def get_node_ids(self) -> list[int]:
+            return [NODES[site] for site in next(connected)]
+
+    def ask(grid: Grid, nodes: list[int], job: Any, seconds: float) -> dict[int, Any]:
+        asked.append(nodes)
+        return {node: next(GOOD[site] for site in SITES if NODES[site] == node) for node in nodes}
+
+    monkeypatch.setattr(roll_call, "ask", ask)
+    monkeypatch.setattr(roll_call.time, "sleep", slept.append)
+    call = RollCall(cast(Grid, Joining()), NODES, SITES, {}, ("small",), {}, Progress.silent())
+    assert [*gather(call, 40.0).profiles] == ["a", "b", "c"]
+    assert asked == [[NODES["a"], NODES["b"]], [NODES["c"]]]
+    assert slept == [roll_call.CONNECTED_POLL_SECONDS]
+
+
 def test_without_any_site_there_is_no_run(ask_sites: Ask):
     found, _ = ask_sites({site: {} for site in SITES})
     assert isinstance(found, str)
