@@ -30,18 +30,23 @@ class ParquetColumn(Sequence[Any]):
     @overload
     def __getitem__(self, place: slice) -> Sequence[Any]: ...
     def __getitem__(self, place: int | slice) -> Any:
-        return list(self)[place] if isinstance(place, slice) else self._values[place].as_py()
+        if isinstance(place, int):
+            return self._converted(range(len(self))[place], 1)[0]
+        start, stop, step = place.indices(len(self))
+        return self._converted(start, max(0, stop - start)) if step == 1 else list(self)[place]
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self._values), ROWS_CONVERTED):
-            try:
-                values = self._values.slice(start, ROWS_CONVERTED).to_pylist()
-            except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as error:
-                raise InputError(
-                    f"{self._where} has values of type {self._values.type} that cannot be read ({error}); write the "
-                    "column as texts or numbers"
-                ) from error
-            yield from values
+            yield from self._converted(start, ROWS_CONVERTED)
+
+    def _converted(self, start: int, number: int) -> list[Any]:
+        try:
+            return self._values.slice(start, number).to_pylist()
+        except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as error:
+            raise InputError(
+                f"{self._where} has values of type {self._values.type} that cannot be read ({error}); write the "
+                "column as texts or numbers"
+            ) from error
 
 
 ParquetContents = tuple[Mapping[str, ParquetColumn], int, dict[str, tuple[str, ...]]]
