@@ -11,33 +11,33 @@ Usage: python tests/guards.py fftmoe.server.screening[,MODULE...] tests/server/t
     --only FILE  a JSON list of names: only these changes
 """
 
+import ast
 import importlib
 import inspect
 import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 
-from mutants import GUARD, Mutant, find_mutants
+from mutants import GUARD, Mutant, find_mutants, functions_of, outermost
 
 SECONDS = 120  # limit of a copy; a copy that hangs counts as failed
 GREEN, NOT_PLACED = b"green", b"not placed"  # what a copy says; otherwise the number of the test that failed
 
 
-def put_in_place(module: Any, mutant: Mutant) -> None:
-    """Replace the function's code by the changed code. The object stays the same for all that imported it."""
-    wanted = next(code for code in codes(compile(mutant.tree, module.__file__, "exec")) if named(code, mutant.function))
+def put_in_place(module: Any, tree: ast.Module, name: str) -> None:
+    """Replace a function's code by that in `tree`. The object stays the same for all that imported it."""
+    wanted = next(code for code in codes(compile(tree, module.__file__, "exec")) if named(code, name))
     found: Any = module
-    for part in mutant.function.split("."):
+    for part in name.split("."):
         found = vars(found)[part]
     found = getattr(found, "fget", None) or getattr(found, "func", None) or getattr(found, "wrapped", None) or found
     function = inspect.unwrap(getattr(found, "__func__", found))
@@ -57,27 +57,34 @@ def named(code: CodeType, name: str) -> bool:
 
 
 class Calls:
-    """Which functions of some files are called while the block runs, in any thread."""
+    """Which functions of some modules are called, in any thread: each gets a first line that notes its call.
 
-    def __init__(self, files: set[str]) -> None:
-        self._files = files
-        self.names: set[tuple[str, str]] = set()
+    A profiler would be called for every function of the process, which makes tests several times slower.
+    """
 
-    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code.co_filename in self._files:
-            self.names.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+    def __init__(self, modules: Sequence[ModuleType]) -> None:
+        self._noted = set[tuple[str, str]]()
+        self._always = set[tuple[str, str]]()  # functions that cannot be changed in place count as called by every test
+        for module in modules:
+            self._watch(module)
 
-    def __enter__(self) -> "Calls":
-        threading.setprofile(self)
-        sys.setprofile(self)
-        return self
+    def _watch(self, module: ModuleType) -> None:
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        names = dict.fromkeys(outermost(tree).values())
+        for name, function in functions_of(tree):
+            function.body.insert(0, ast.parse(f"_called_.add(({module.__name__!r}, {name!r}))").body[0])
+        vars(module)["_called_"] = self._noted
+        for name in names:
+            try:
+                put_in_place(module, ast.fix_missing_locations(tree), name)
+            except (AssertionError, ValueError, KeyError, StopIteration):
+                self._always.add((module.__name__, name))
 
-    def __exit__(self, *error: object) -> None:
-        sys.setprofile(None)
-        threading.setprofile(None)
-
-    def of(self, file: str, function: str) -> bool:
-        return any(one == file and (name == function or name.startswith(f"{function}.")) for one, name in self.names)
+    def taken(self) -> set[tuple[str, str]]:
+        """The calls since the last time, by the name of the module and the qualified name of the function."""
+        found = self._noted | self._always
+        self._noted.clear()
+        return found
 
 
 class Change(NamedTuple):
@@ -90,8 +97,9 @@ class Change(NamedTuple):
     def name(self) -> str:
         return f"{self.module.__name__}: {self.mutant.name}"
 
-    def called_in(self, calls: Calls) -> bool:
-        return calls.of(str(self.module.__file__), self.mutant.function)
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.module.__name__, self.mutant.function
 
 
 class Session:
@@ -99,7 +107,7 @@ class Session:
 
     def __init__(self, names: Sequence[str], kinds: tuple[str, ...], only: set[str] | None) -> None:
         modules = [importlib.import_module(name) for name in names]
-        self._files = {str(module.__file__) for module in modules}
+        self._calls = Calls(modules)
         changes = [
             Change(module, mutant)
             for module in modules
@@ -117,18 +125,18 @@ class Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         assert len({item.path for item in session.items}) == 1, "what a file sets up is taken down after it"
         taken: dict[pytest.Item, float] = {}
-        calls: dict[pytest.Item, Calls] = {}
+        calls: dict[pytest.Item, set[tuple[str, str]]] = {}
         for item in session.items:
             start = time.perf_counter()
-            with Calls(self._files) as calls[item]:
-                green = self._passes(item, session)
-            taken[item] = time.perf_counter() - start
+            self._calls.taken()
+            green = self._passes(item, session)
+            taken[item], calls[item] = time.perf_counter() - start, self._calls.taken()
             self.baseline += [] if green else [item.nodeid]
         if self.baseline:
             return True
         order = sorted(session.items, key=lambda item: taken[item])
         for change in self._changes:
-            said = self._says(change, [item for item in order if change.called_in(calls[item])], session)
+            said = self._says(change, [item for item in order if change.place in calls[item]], session)
             assert said != NOT_PLACED, f"cannot put {change.name} in place"
             if said == GREEN:
                 self.survivors.append(change.name)
@@ -150,7 +158,7 @@ class Session:
             signal.alarm(SECONDS)
             said = NOT_PLACED
             try:
-                put_in_place(change.module, change.mutant)
+                put_in_place(change.module, change.mutant.tree, change.mutant.function)
                 said = b""
                 red = next((item for item in items if not self._passes(item, session)), None)
                 said = GREEN if red is None else str(session.items.index(red)).encode()

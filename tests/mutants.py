@@ -86,6 +86,23 @@ def outermost(tree: ast.Module) -> dict[ast.AST, str]:
     return found
 
 
+def functions_of(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The outermost functions with their qualified names."""
+
+    def found(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                own = f"{name}.{child.name}" if name else child.name
+                if isinstance(child, ast.FunctionDef):
+                    yield own, child
+                else:
+                    yield from found(child, own)
+            else:
+                yield from found(child, name)
+
+    return found(tree, "")
+
+
 def changes(node: ast.AST) -> Iterator[tuple[str, list[ast.stmt] | list[ast.expr] | list[ast.excepthandler]]]:
     """The kinds of change of a node, each with what stands in its place."""
     if isinstance(node, ast.If):
