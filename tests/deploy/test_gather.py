@@ -135,22 +135,21 @@ def test_sites_that_say_the_same_as_when_the_run_began_are_here(ask_sites: Ask):
 
 def test_only_connected_sites_are_asked_and_the_server_waits_between_two_looks(monkeypatch: pytest.MonkeyPatch):
     """Site c connects after the first look."""
-    connected, asked, slept = iter([["a", "b"], ["a", "b", "c"]]), list[list[int]](), list[float]()
+    connected, done = iter([["a", "b"], ["a", "b", "c"]]), list[Any]()
 
     class Joining:
         def get_node_ids(self) -> list[int]:
             return [NODES[site] for site in next(connected)]
 
     def ask(grid: Grid, nodes: list[int], job: Any, seconds: float) -> dict[int, Any]:
-        asked.append(nodes)
+        done.append(nodes)
         return {node: next(GOOD[site] for site in SITES if NODES[site] == node) for node in nodes}
 
     monkeypatch.setattr(roll_call, "ask", ask)
-    monkeypatch.setattr(roll_call.time, "sleep", slept.append)
+    monkeypatch.setattr(roll_call.time, "sleep", done.append)
     call = RollCall(cast(Grid, Joining()), NODES, SITES, {}, ("small",), {}, Progress.silent())
     assert [*gather(call, 40.0).profiles] == ["a", "b", "c"]
-    assert asked == [[NODES["a"], NODES["b"]], [NODES["c"]]]
-    assert slept == [roll_call.CONNECTED_POLL_SECONDS]
+    assert done == [[NODES["a"], NODES["b"]], roll_call.CONNECTED_POLL_SECONDS, [NODES["c"]]]
 
 
 def test_without_any_site_there_is_no_run(ask_sites: Ask):

@@ -231,3 +231,26 @@ def test_a_new_log_belongs_to_its_owner_alone(tmp_path: Path):
     shutil.rmtree(tmp_path)
     with pytest.raises(OutputError, match="cannot write"):
         log_in(tmp_path).begin()
+
+
+def test_a_log_holds_every_head_that_it_had_and_no_other(tmp_path: Path):
+    """Whoever kept a copy of the head can tell an older or a foreign log from this one."""
+    heads: dict[str, list[bytes]] = {}
+    for name in ("own", "foreign"):
+        (tmp_path / name).mkdir()
+        log_in(tmp_path / name).begin()
+        heads[name] = [(tmp_path / name / "ledger.head").read_bytes()]
+        for number in range(3):
+            write(tmp_path / name, {"a": f"{name} {number}"})
+            heads[name].append((tmp_path / name / "ledger.head").read_bytes())
+    log = log_in(tmp_path / "own")
+    assert [log.holds(head) for head in heads["own"]] == [True] * 4
+    assert [log.holds(head) for head in heads["foreign"]] == [True, False, False, False]  # the first has no lines
+    older = log_in(tmp_path / "older")
+    (tmp_path / "older").mkdir()
+    older.begin()
+    assert [older.holds(head) for head in heads["own"]] == [True, False, False, False]
+    write(tmp_path / "own", {"a": 4})
+    assert log.holds(heads["own"][3])
+    with pytest.raises(ValueError, match="its head is"):
+        log.holds(b"{}")
