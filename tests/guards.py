@@ -29,7 +29,7 @@ import pytest
 
 from mutants import GUARD, Mutant, find_mutants, functions_of, outermost
 
-SECONDS = 120  # limit of a copy; a copy that hangs counts as failed
+LEAST_SECONDS, TIMES = 20.0, 10.0  # a copy may take this long, and so often the time of its tests without a change
 GREEN, NOT_PLACED = b"green", b"not placed"  # what a copy says; otherwise the number of the test that failed
 
 
@@ -136,7 +136,8 @@ class Session:
             return True
         order = sorted(session.items, key=lambda item: taken[item])
         for change in self._changes:
-            said = self._says(change, [item for item in order if change.place in calls[item]], session)
+            items = [item for item in order if change.place in calls[item]]
+            said = self._says(change, items, session, LEAST_SECONDS + TIMES * sum(taken[item] for item in items))
             assert said != NOT_PLACED, f"cannot put {change.name} in place"
             if said == GREEN:
                 self.survivors.append(change.name)
@@ -148,14 +149,17 @@ class Session:
                 order.insert(0, item)
         return True
 
-    def _says(self, change: Change, items: list[pytest.Item], session: pytest.Session) -> bytes:
-        """What a copy of the process says that runs these tests with the change; nothing if it ended before that."""
+    def _says(self, change: Change, items: list[pytest.Item], session: pytest.Session, seconds: float) -> bytes:
+        """What a copy of the process says that runs these tests with the change; nothing if it ended before that.
+
+        A copy that hangs is ended after so many seconds, and counts as failed.
+        """
         if not items:
             return GREEN
         ours, theirs = os.pipe()
         pid = os.fork()
         if not pid:
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
             said = NOT_PLACED
             try:
                 put_in_place(change.module, change.mutant.tree, change.mutant.function)
