@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fftmoe.cli.app import INTERRUPTED
 from shared_fixtures import Cli, Outcome
 
 
@@ -213,6 +214,22 @@ def test_a_run_whose_files_were_damaged(cli: Cli, short_run: Path, tmp_path: Pat
     shutil.copytree(short_run, damaged)
     (damaged / file).write_text(text)
     assert_refused(cli("evaluate", damaged), str(damaged))
+
+
+def test_the_end_of_a_pipe_is_not_taken_for_an_interrupt(cli: Cli, recipe_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """Status 130 means Ctrl-C or the end of a person's input; anything else that ends says what it was."""
+
+    def failing(error: BaseException) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("fftmoe.config.load_with_choices", fail)
+
+    failing(EOFError("the process that forks others has died"))
+    with pytest.raises(EOFError, match="has died"):
+        cli("plan", recipe_file)
+    failing(KeyboardInterrupt())
+    assert cli("plan", recipe_file).status == INTERRUPTED
 
 
 def test_help_and_no_verb_are_no_faults(cli: Cli):

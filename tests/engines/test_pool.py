@@ -74,6 +74,24 @@ def test_a_worker_that_dies_costs_only_its_own_job(pool: "WorkerProcesses[str, s
     assert [futures[job].result() for job in ("one", "two", "three", "four")] == ["eno", "owt", "eerht", "ruof"]
 
 
+@pytest.mark.parametrize("error", [EOFError(), OSError(11, "Resource temporarily unavailable")], ids=repr)
+def test_a_worker_that_cannot_be_started_costs_only_its_own_job(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    """The process that forks the workers can be killed too, and whoever asks it then meets the end of its pipe."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = WorkerProcesses[str, str](1, start, spawn)
+    with monkeypatch.context() as patch:
+
+        def fail(process: object) -> None:
+            raise error
+
+        patch.setattr(spawn.Process, "start", fail)
+        found = pool.submit("one").exception()
+    assert isinstance(found, WorkerDied)
+    assert str(found).startswith("before it had started; it was killed")
+    assert pool.submit("two").result() == "owt"
+    pool.close()
+
+
 def test_closing_ends_a_worker_in_the_middle_of_a_job(tmp_path: Path):
     others = multiprocessing.active_children()
     pool = WorkerProcesses[str, str](1, start)

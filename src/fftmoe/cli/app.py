@@ -166,7 +166,9 @@ def _run_verb(arguments: Sequence[str] | None, why_incomplete: Callable[[], str 
     except FftmoeError as error:
         sys.stderr.write(f"fftmoe: {shown_on_a_line(str(error))}\n")
         raise SystemExit(error.exit_status) from None
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes every one for the end of a person's input
+            raise error.__cause__ from None
         status = INTERRUPTED
     except OSError as error:  # of a file or a folder that no other place expects to fail
         place = f"{error.filename}: " if error.filename else ""

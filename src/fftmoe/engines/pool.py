@@ -30,12 +30,12 @@ JobResult = TypeVar("JobResult")
 
 
 class WorkerDied(Exception):
-    """A worker process ended before its job did; the message explains the end."""
+    """A worker process ended before its job did, or could not be started; the message explains why."""
 
     def __init__(self, exit_status: int | None) -> None:
+        known = "before it had started" if exit_status is None else f"(exit status {exit_status})"
         super().__init__(
-            f"(exit status {exit_status}); it was killed, perhaps for lack of memory, or it could not start (its own "
-            "message is above)"
+            f"{known}; it was killed, perhaps for lack of memory, or it could not start (its own message is above)"
         )
 
 
@@ -76,7 +76,10 @@ class WorkerProcesses(Generic[Job, JobResult]):
         self._threads.shutdown()
 
     def _run(self, job: Job) -> JobResult:
-        worker = self._take()
+        try:
+            worker = self._take()
+        except (EOFError, OSError) as error:  # the process that forks others has died, or there are too many processes
+            raise WorkerDied(None) from error
         try:
             answer = worker.ask(job)
         except (EOFError, OSError) as error:
