@@ -7,13 +7,15 @@ import hashlib
 import itertools
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -34,7 +36,15 @@ from flower_link import Key, activation, signing
 
 OBJECT_BYTES = 5 * 2**20
 THREADS = 24  # more than the connections that a key may have
-KINDS = ("pull", "beat", "answer_again", "grow", "as_another", "too_large")
+DOES = {
+    "pull": "ask for work",
+    "beat": "send heartbeats",
+    "answer_again": "announce an answer again with other objects",
+    "grow": "announce an answer again, and send another object of 5 MiB each time",
+    "as_another": "answer in another site's name",
+    "too_large": "send requests of 64 MiB",
+}
+KINDS = tuple(DOES)
 
 
 def chunk(number: int) -> tuple[str, bytes]:
@@ -49,16 +59,18 @@ class Flooder:
 
     Args:
         other: the node in whose name it answers, if it does so.
+        node: that another process with this key has activated; 0 to activate one.
     """
 
-    def __init__(self, endpoint: Endpoint, key: Key, other: int) -> None:
+    def __init__(self, endpoint: Endpoint, key: Key, other: int, node: int = 0) -> None:
         self._endpoint, self._key, self._other = endpoint, key, other
         self.counts: Counter[str] = Counter()
         self._done = threading.Event()
         self._numbers = itertools.count()
         self.asked: Message | None = None
+        self._activates = not node
         with signing(endpoint, key) as client:
-            self.node = Node(node_id=client.ActivateNode(activation(key)).node_id)
+            self.node = Node(node_id=node or client.ActivateNode(activation(key)).node_id)
 
     def flood(self, kind: str, threads: int, until: Callable[[], object]) -> None:
         """Do this in so many threads until the call returns."""
@@ -69,8 +81,9 @@ class Flooder:
         self._done.set()
         for thread in own:
             thread.join()
-        with signing(self._endpoint, self._key) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+        if self._activates:
+            with signing(self._endpoint, self._key) as client:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
 
     def _repeat(self, what: Callable[[FleetHttpClient], object]) -> None:
         while not self._done.is_set():
@@ -177,9 +190,47 @@ def soon_at_most(measure: Callable[[], int], most: int, seconds: float = 40.0) -
 
 
 @contextmanager
-def flooding(endpoint: Endpoint, key: Path, kind: str, other: int) -> Iterator[Counter[str]]:
+def endless_headers(endpoint: Endpoint, number: int) -> Iterator[Counter[str]]:
+    """So many strangers that send the headers of a request without end, a line each fifth of a second.
+
+    The counter says how many were cut off before the end of the block.
+    """
+    context = ssl.create_default_context(cafile=endpoint.ca)
+    host, _, port = endpoint.fleet.rpartition(":")
+    counts, done = Counter[str](), threading.Event()
+
+    def trickle(connections: list[ssl.SSLSocket]) -> None:
+        lines = itertools.count()
+        while not done.wait(0.2):
+            for connection in list(connections):
+                try:
+                    connection.sendall(f"x-{next(lines)}: y\r\n".encode())
+                except OSError:
+                    counts["cut off"] += 1
+                    connections.remove(connection)
+
+    with ExitStack() as stack:
+        found: list[ssl.SSLSocket] = []
+        thread = threading.Thread(target=trickle, args=(found,))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(done.set)
+        for _ in range(number):
+            try:
+                plain = stack.enter_context(socket.create_connection((host, int(port)), 40.0))
+                one = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                one.sendall(b"POST /api/v0/fleet/pull-messages HTTP/1.1\r\nhost: localhost\r\n")
+            except OSError:
+                counts["cut off"] += 1
+                continue
+            found.append(one)
+        yield counts
+
+
+@contextmanager
+def flooding(endpoint: Endpoint, key: Path, kind: str, other: int, node: int = 0) -> Iterator[Counter[str]]:
     """A process that floods until the end of the block; then the counter has what it got back."""
-    command = [sys.executable, __file__, endpoint.fleet, endpoint.ca, key, kind, other]
+    command = [sys.executable, __file__, endpoint.fleet, endpoint.ca, key, kind, other, node]
     process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     counts = Counter[str]()
     with process:
@@ -191,9 +242,9 @@ def flooding(endpoint: Endpoint, key: Path, kind: str, other: int) -> Iterator[C
             process.kill()
 
 
-def main(fleet: str, ca: str, key: str, kind: str, other: str) -> None:
+def main(fleet: str, ca: str, key: str, kind: str, other: str, node: str) -> None:
     endpoint = Endpoint(fleet, Path(ca), Path(), Path())
-    flooder = Flooder(endpoint, cast(Key, load_ssh_private_key(Path(key).read_bytes(), None)), int(other))
+    flooder = Flooder(endpoint, cast(Key, load_ssh_private_key(Path(key).read_bytes(), None)), int(other), int(node))
     print("floods", flush=True)
     flooder.flood(kind, THREADS, sys.stdin.read)
     print(json.dumps(flooder.counts))

@@ -1,10 +1,11 @@
 """A deployment that tests read, copies of its folders that they may spoil, and a running link to Flower."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +14,18 @@ from fftmoe.deploy.folder import create_deployment
 
 if TYPE_CHECKING:
     from flower_link import Authority, Link
+
+Rows = list[dict[str, Any]]
+TRIES = 20  # of each attack that needs no network
+
+
+@pytest.fixture(scope="session")
+def attacks() -> Iterator[Rows]:
+    """What was measured of attacks, a row each; written in the end to the file that FFTMOE_ATTACKS names."""
+    rows: Rows = []
+    yield rows
+    if path := os.environ.get("FFTMOE_ATTACKS"):
+        Path(path).write_text(json.dumps({"tries": TRIES, "attacks": rows}, indent=1) + "\n")
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """Attacks of a malicious server on a site, and of a malicious site on a server: what each learns, ends and costs.
 
-`FFTMOE_ATTACKS=benchmarks/results/attack_table.json pytest tests/deploy/test_attack_table.py -m slow` writes what is
-measured. What needs a network is in `test_flood.py` and `test_gate.py`.
+The command of docs/security.md writes what is measured here, and over a network in `test_flood.py` and `test_gate.py`.
 """
 
 import copy
-import json
-import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +15,23 @@ import pytest
 import torch
 
 from fftmoe.config import parse_recipe
+from fftmoe.deploy.folder import read_server
+from fftmoe.deploy.gather import Gathered
 from fftmoe.deploy.job import make_job
+from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.link.link import open_grid
+from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.base import Fault
 from fftmoe.engines.failures import CodedError
+from fftmoe.errors import InputError
 from fftmoe.records import ClientPlan, Tensors, pack_plan
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.store import pack_state
+from flower_link import free_address
 from policies import allow
+from profiles import CONTRADICTIONS, GOOD, KNOWN, WRONG, gathered
 from shared_fixtures import COLOURS
 from sites import NAMES, divide, natural, over_sites
 from spoiling import of, say
@@ -34,17 +39,9 @@ from tampering import CELLS, Recorded, recipe_of, record
 
 pytestmark = pytest.mark.slow
 
-TIMES = 20  # that each attack is tried
+TIMES = 20  # that each attack is tried, as the file says
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def table() -> Iterator[Rows]:
-    """What was measured, a row for each attack; written where FFTMOE_ATTACKS says."""
-    rows: Rows = []
-    yield rows
-    if path := os.environ.get("FFTMOE_ATTACKS"):
-        Path(path).write_text(json.dumps({"tries": TIMES, "attacks": rows}, indent=1) + "\n")
+EXAMPLES = {"clip_norm": 1.0, "noise_multiplier": 2.0, "epsilon": 3.0, "delta": 1e-3}
 
 
 def peak_mib() -> float:
@@ -138,7 +135,7 @@ ON_A_SITE = [
 
 
 @pytest.mark.parametrize("name", ON_A_SITE)
-def test_a_server_learns_a_code(victim: Victim, table: Rows, name: str):
+def test_a_server_learns_a_code(victim: Victim, attacks: Rows, name: str):
     """The same for each try, and the site goes on to serve its honest job.
 
     A request that fails in training counts against the rounds that the policy grants, like one that does not.
@@ -151,7 +148,7 @@ def test_a_server_learns_a_code(victim: Victim, table: Rows, name: str):
     assert len(honest) == 1
     assert len(set(found)) == 1
     assert isinstance(found[0], str)
-    table.append(
+    attacks.append(
         {
             "attacker": "server",
             "attack": name,
@@ -163,7 +160,7 @@ def test_a_server_learns_a_code(victim: Victim, table: Rows, name: str):
     )
 
 
-def test_a_server_that_asks_for_more_rounds_than_the_policy_gets_what_the_policy_grants(victim: Victim, table: Rows):
+def test_a_server_that_asks_for_more_rounds_than_the_policy_gets_what_the_policy_grants(victim: Victim, attacks: Rows):
     """By replays of the same plan, too: each counts."""
     recipe = parse_recipe(victim.job["recipe"], "test")
     allow(victim.settings.folder, recipe, labels=list(COLOURS), most_rounds=3)
@@ -174,7 +171,7 @@ def test_a_server_that_asks_for_more_rounds_than_the_policy_gets_what_the_policy
         except CodedError as error:
             codes.add(str(error.code))
     assert (answers, codes) == (3, {"policy"})
-    table.append(
+    attacks.append(
         {
             "attacker": "server",
             "attack": "replay of a plan, beyond the rounds of the policy",
@@ -184,7 +181,103 @@ def test_a_server_that_asks_for_more_rounds_than_the_policy_gets_what_the_policy
     )
 
 
+LESS_PRIVATE: dict[str, dict[str, Any]] = {
+    "no privacy": {},
+    "sums without noise": {"privacy": {"min_contributors": 2}},
+    "noise of the server in place of the site's": {
+        "privacy": {"clip_norm": 1.0, "noise_multiplier": 1.0, "epsilon": 3.0, "delta": 1e-3}
+    },
+    "a larger epsilon": {"privacy": {"examples": {**EXAMPLES, "epsilon": 50.0}}},
+    "a larger delta": {"privacy": {"examples": {**EXAMPLES, "delta": 0.1}}},
+}
+"""What a server asks of a site whose policy grants an epsilon of 3 with noise of the site, in the place of that."""
+
+
+@pytest.mark.parametrize("name", LESS_PRIVATE)
+def test_a_server_that_asks_for_less_privacy_than_the_policy_gets_a_code(victim: Victim, attacks: Rows, name: str):
+    """Although the operator has approved the very recipe: what the rows may lose is a limit of its own."""
+    before, start = peak_mib(), time.perf_counter()
+    private = {"residents": "balanced", "balance": "switch"}
+    found: list[str] = []
+    for number in range(TIMES):
+        job = changed(victim.job, "adapter", **private)
+        job = {**job, "run": f"run{number}", "recipe": {**job["recipe"], **LESS_PRIVATE[name]}}
+        job["recipe"]["data"] = {**job["recipe"]["data"], "labels": list(COLOURS)}
+        asked = parse_recipe(job["recipe"], "asked")
+        rights = {"modes": ["examples"], "epsilon": 3.0, "delta": 1e-3}
+        allow(victim.settings.folder, asked, labels=list(COLOURS), privacy=rights)
+        with pytest.raises(CodedError) as refused:
+            open_site(victim.settings, job)([pack_plan(victim.plan, victim.tensors)])
+        found.append(str(refused.value.code))
+        assert "privacy" in str(refused.value.__cause__) or "epsilon" in str(refused.value.__cause__)
+    assert set(found) == {"policy"}
+    attacks.append(
+        {
+            "attacker": "server",
+            "attack": f"less privacy than the policy's: {name}",
+            "learns": f"code policy, 6 bytes, the same in {TIMES} tries",
+            "victim": "site goes on; its ledger counts nothing",
+            "MiB": round(peak_mib() - before),
+            "milliseconds each": round(1000 * (time.perf_counter() - start) / TIMES),
+        }
+    )
+    entries = ledger_in(victim.settings.folder, victim.settings.folder).read()
+    assert not [entry for entry in entries if entry["event"] in ("asked", "answered")]
+
+
 # A site against a server
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["in a new run", "in a run that goes on"])
+def test_a_site_that_lies_about_itself_harms_itself(monkeypatch: pytest.MonkeyPatch, attacks: Rows, known: bool):
+    """Profiles that cannot be true, and in a run that goes on also those that contradict what the site said before."""
+    lies = {**WRONG, **({name: {**GOOD["b"], **change} for name, change in CONTRADICTIONS.items()} if known else {})}
+    before, start, most = peak_mib(), time.perf_counter(), 0
+    for lie in lies.values():
+        found, shown = gathered(monkeypatch, {**GOOD, "b": lie}, KNOWN if known else None)
+        assert isinstance(found, Gathered)
+        assert set(found.profiles) - {"b"} == {"a", "c"}
+        assert found.profiles.get("b") == (KNOWN["b"] if known else None)
+        most = max(most, len(shown))
+    attacks.append(
+        {
+            "attacker": "site",
+            "attack": f"{len(lies)} lies about itself, {'in a run that goes on' if known else 'in a new run'}",
+            "learns": "nothing",
+            "victim": f"the run goes on {'with what the site said first' if known else 'without the site'}; at most "
+            f"{most} characters on the terminal",
+            "MiB": round(peak_mib() - before),
+            "milliseconds each": round(1000 * (time.perf_counter() - start) / len(lies)),
+        }
+    )
+
+
+@pytest.mark.parametrize("where", ["the server's folder", "Flower's list of nodes"])
+def test_one_key_under_two_names_is_refused_before_the_server_listens(server: Path, attacks: Rows, where: str):
+    """Two identities with one key would be two votes of one site."""
+    before = peak_mib()
+    same = (server / "sites" / "3.pub").read_text()
+    if where == "the server's folder":
+        (server / "sites" / "hospital-b.pub").write_text(same)
+        with pytest.raises(InputError, match="have the same key, so the server could not distinguish them"):
+            read_server(server)
+    else:
+        endpoint = Endpoint(free_address(), server / "ca.crt", server / "server.crt", server / "server.key")
+        with (
+            pytest.raises(InputError, match="two sites have the same key"),
+            open_grid(endpoint, {"a": same.encode(), "b": same.encode()}),
+        ):
+            pass
+    attacks.append(
+        {
+            "attacker": "site",
+            "attack": f"one key under two names, in {where}",
+            "learns": "nothing",
+            "victim": "the server does not start, and names the sites",
+            "MiB": round(peak_mib() - before),
+            "connections": 0,
+        }
+    )
 
 
 def scaled(factor: float) -> Callable[[bytes], bytes | None]:
@@ -211,7 +304,7 @@ def recorded(recipe_values: dict[str, Any]) -> Recorded:
 
 
 @pytest.mark.parametrize("name", ON_A_SERVER)
-def test_a_site_changes_nothing(recorded: Recorded, table: Rows, name: str):
+def test_a_site_changes_nothing(recorded: Recorded, attacks: Rows, name: str):
     """The state after the round is that of the round in which the site did not answer."""
     victim = recorded.victim
     sent = ON_A_SERVER[name](recorded.replies[victim])
@@ -222,7 +315,7 @@ def test_a_site_changes_nothing(recorded: Recorded, table: Rows, name: str):
     without, _ = recorded.play({victim: Fault(victim, "absent", "left out for a test")})
     assert pack_state(state) == pack_state(without)
     assert [(fault.client_id, fault.kind) for fault in ledger.new_faults] == [(victim, "rejected")]
-    table.append(
+    attacks.append(
         {
             "attacker": "site",
             "attack": name,

@@ -2,10 +2,11 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -18,11 +19,13 @@ from flwr.superlink.federation import NoOpFederationManager
 from fftmoe.deploy.link import link_state
 from fftmoe.deploy.link.gate import MOST_OF_KEY, MOST_STRANGERS
 from fftmoe.deploy.link.link_state import CALLER, LeanLinkState, Refused
-from fftmoe.deploy.link.pace import A_SECOND, AT_ONCE, SAVED, Allowance, Pace
+from fftmoe.deploy.link.pace import A_SECOND, AT_ONCE, MOST_WAITING, SAVED, Allowance, Pace, TooManyWait
 from fftmoe.engines.base import Quota, Reply
-from flooding import KINDS, chunk, connections_to, flooding, resident_mib, soon_at_most
-from flower_link import Authority, Link, make_key, open_link
+from flooding import DOES, KINDS, THREADS, chunk, connections_to, flooding, resident_mib, soon_at_most
+from flower_link import Authority, Link, make_key, node_here, open_link
 from stored_messages import stored_message
+
+Rows = list[dict[str, Any]]
 
 
 def test_a_key_that_asks_too_often_waits_and_a_quiet_one_does_not():
@@ -45,10 +48,39 @@ def test_few_requests_of_a_key_run_at_once_and_each_has_its_turn():
                 await asyncio.sleep(0.001)
                 running, done = running - 1, done + 1
 
-        await asyncio.gather(*(one("key") for _ in range(97)))
+        await asyncio.gather(*(one("key") for _ in range(MOST_WAITING)))
         return most, done
 
-    assert asyncio.run(flood()) == (AT_ONCE, 97)
+    assert asyncio.run(flood()) == (AT_ONCE, MOST_WAITING)
+
+
+def test_no_more_requests_of_a_key_wait_than_it_has_connections():
+    """A request waits on although its connection was cut off, and holds what came with it."""
+
+    async def flood() -> tuple[Counter[str], Counter[str]]:
+        pace, before, after = Pace(), Counter[str](), Counter[str]()
+        done = asyncio.Event()
+
+        async def one(key: str, counts: Counter[str]) -> None:
+            try:
+                async with pace.turn(key):
+                    await done.wait()
+                    counts["answered"] += 1
+            except TooManyWait:
+                counts["refused"] += 1
+
+        waiting = [asyncio.create_task(one("busy", before)) for _ in range(1000)]
+        waiting.append(asyncio.create_task(one("quiet", before)))
+        await asyncio.sleep(0.01)
+        done.set()
+        await asyncio.gather(*waiting)
+        await one("busy", after)  # it has its turn again
+        return before, after
+
+    before, after = asyncio.run(flood())
+    assert before == {"refused": 1000 - MOST_WAITING, "answered": MOST_WAITING + 1}
+    assert after == {"answered": 1}
+    assert MOST_WAITING == MOST_OF_KEY
 
 
 def test_a_turn_ends_when_its_request_fails():
@@ -187,9 +219,9 @@ def four(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_registered_site_that_floods_keeps_no_other_site_out(four: Four, kind: str):
+def test_a_registered_site_that_floods_keeps_no_other_site_out(four: Four, attacks: Rows, kind: str):
     """Rounds of five go on with the four others, and the server's memory and connections are bounded."""
-    link = four.link
+    link, held = four.link, 0
     before = resident_mib(link.process.pid)
     with flooding(link.endpoint, four.key, kind, link.nodes["a"]) as counts:
         for _ in range(2):
@@ -199,9 +231,56 @@ def test_a_registered_site_that_floods_keeps_no_other_site_out(four: Four, kind:
                     clients.append(answer.client_id)
                     quota.count()
             assert sorted(clients) == [0, 1, 2, 3]
-            assert connections_to(link.endpoint.fleet) <= MOST_STRANGERS + 5 * MOST_OF_KEY
+            held = max(held, connections_to(link.endpoint.fleet))
+            assert held <= MOST_STRANGERS + 5 * MOST_OF_KEY
         grown = resident_mib(link.process.pid) - before
     assert sum(counts.values()) > 0
     assert counts["objects stored"] <= 1
     assert grown < 128
     assert soon_at_most(lambda: connections_to(link.endpoint.fleet), 16) <= 16
+    attacks.append(of_site(f"{THREADS} threads: {DOES[kind]}", "rounds end with the four others", held, grown))
+
+
+def of_site(attack: str, victim: str, held: int, grown: float) -> dict[str, Any]:
+    """A row of the table of attacks."""
+    return {
+        "attacker": "site",
+        "attack": attack,
+        "learns": "nothing",
+        "victim": victim,
+        "connections": held,
+        "MiB": round(grown),
+    }
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_two_processes_with_one_key_are_one_site(four: Four, attacks: Rows, tmp_path: Path):
+    """The second one takes requests of the first, and answers in its turn: a round counts one answer of the key.
+
+    Other sites notice nothing. If the second process takes a request and is silent, only this key's client is late.
+    """
+    link, held, most = four.link, 0, 0
+    key = tmp_path / "key"
+    key.write_bytes(link.keys["a"].private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    list(link.engine().run_clients([[(client, b"ab")] for client in range(4)]))
+    before = resident_mib(link.process.pid)
+    for second in (node_here(link.endpoint, link.keys["a"], tmp_path / "again"), flooding_as(link, key)):
+        with second:
+            for _ in range(3):
+                answers = list(link.engine(10.0).run_clients([[(client, b"ab")] for client in range(4)]))
+                clients = [answer.client_id for answer in answers if isinstance(answer, Reply)]
+                assert sorted(set(clients)) == sorted(clients)
+                assert {1, 2, 3} <= set(clients)
+                held, most = max(held, connections_to(link.endpoint.fleet)), max(most, clients.count(0))
+    grown = resident_mib(link.process.pid) - before
+    assert most == 1
+    assert held <= MOST_STRANGERS + 5 * MOST_OF_KEY
+    assert grown < 128
+    victim = "rounds end with the three others; the key counts at most once in each"
+    attacks.append(of_site("two processes with one key, one takes requests and is silent", victim, held, grown))
+
+
+def flooding_as(link: Link, key: Path) -> Any:
+    """A second process with the key of a node that works, which asks for its requests and answers none."""
+    return flooding(link.endpoint, key, "pull", link.nodes["b"], link.nodes["a"])

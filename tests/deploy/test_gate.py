@@ -5,6 +5,7 @@ import resource
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from fftmoe.deploy.link.gate import (
     listen,
 )
 from fftmoe.engines.base import Reply
-from flooding import connections_to, resident_mib, soon_at_most
+from flooding import connections_to, endless_headers, resident_mib, soon_at_most
 from flower_link import Authority, Link, open_link
 
 
@@ -242,7 +243,7 @@ def four(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True], ids=["without a handshake", "with a handshake"])
-def test_two_thousand_idle_strangers_keep_no_site_out(four: Link, secure: bool):
+def test_two_thousand_idle_strangers_keep_no_site_out(four: Link, attacks: list[dict[str, Any]], secure: bool):
     """They come from the sites' own address; four sites go on, and the server's connections and memory are bounded."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
@@ -253,5 +254,40 @@ def test_two_thousand_idle_strangers_keep_no_site_out(four: Link, secure: bool):
             answers = list(four.engine().run_clients([[(client, b"ab")] for client in range(4)]))
             assert [type(answer) for answer in answers] == [Reply] * 4
         allowed = MOST_STRANGERS + 4 * MOST_OF_KEY
-        assert soon_at_most(lambda: connections_to(four.endpoint.fleet), allowed) <= allowed
-        assert resident_mib(four.process.pid) - before < 384  # without a bound on what is accepted at once: 600
+        held = soon_at_most(lambda: connections_to(four.endpoint.fleet), allowed)
+        assert held <= allowed
+        grown = resident_mib(four.process.pid) - before
+        assert grown < 384  # without a bound on what is accepted at once: 600
+    said = "after a handshake" if secure else "without a handshake"
+    attacks.append(of_stranger(f"2,000 idle connections {said}, from the sites' own address", held, grown))
+
+
+def of_stranger(attack: str, held: int, grown: float) -> dict[str, Any]:
+    """A row of the table of attacks."""
+    return {
+        "attacker": "stranger",
+        "attack": attack,
+        "learns": "nothing",
+        "victim": "rounds end with the four sites",
+        "connections": held,
+        "MiB": round(grown),
+    }
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_headers_that_never_end_keep_no_site_out(authority: Authority, attacks: list[dict[str, Any]], tmp_path: Path):
+    """A line each fifth of a second is no silence, but proves no key: such a connection stays a stranger's."""
+    with open_link(authority, tmp_path, "abcd") as link:  # of its own, whose memory nobody has used before
+        held, before, ends = 0, resident_mib(link.process.pid), time.monotonic() + PROOF_SECONDS + 5
+        with endless_headers(link.endpoint, 400) as counts:
+            while time.monotonic() < ends:
+                answers = list(link.engine().run_clients([[(client, b"ab")] for client in range(4)]))
+                assert [type(answer) for answer in answers] == [Reply] * 4
+                held = max(held, connections_to(link.endpoint.fleet))
+            grown = resident_mib(link.process.pid) - before
+    allowed = MOST_STRANGERS + 4 * MOST_OF_KEY
+    assert held <= allowed
+    assert counts["cut off"] >= 400 - MOST_OF_ADDRESS  # they have one address
+    assert grown < 384
+    attacks.append(of_stranger("400 connections whose headers never end, a line each .2 s", held, grown))

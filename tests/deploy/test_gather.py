@@ -1,9 +1,8 @@
 """No site's word about itself ends a run, reaches the terminal raw, or changes what the site said before."""
 
-import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,49 +10,12 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from fftmoe.deploy import gather as roll_call
 from fftmoe.deploy.gather import Gathered, RollCall, gather
 from fftmoe.engines.flower_messages import MOST_PROFILE, PROFILE_RECORD, unpack_profile
-from fftmoe.errors import RunError
 from fftmoe.report.progress import Progress
-from fftmoe.setup.deployment import SiteProfile
-
-SITES = {"a": 0, "b": 1, "c": 2}
-NODES = {"a": 11, "b": 13, "c": 17}
-GOOD = {
-    site: {"site": site, "client_id": i, "tier": "small", "num_examples": 5 + i, "backbone": "0" * 16}
-    for site, i in SITES.items()
-}
-KNOWN = {site: SiteProfile(**cast(dict[str, Any], values)) for site, values in GOOD.items()}
-
-
-class Connected:
-    """A grid whose nodes are all connected."""
-
-    def get_node_ids(self) -> list[int]:
-        return [*NODES.values()]
-
-
-def gathered(
-    monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, Any], known: Mapping[str, SiteProfile] | None = None
-) -> tuple[Gathered | str, str]:
-    """What comes of these answers of the sites, or the message of the error; and what the terminal shows."""
-    by_node = {NODES[site]: answer for site, answer in answers.items()}
-
-    def ask(grid: Grid, nodes: list[int], job: Any, seconds: float) -> dict[int, Any]:
-        return {node: by_node[node] for node in nodes if node in by_node}
-
-    monkeypatch.setattr(roll_call, "ask", ask)
-    monkeypatch.setattr(roll_call, "CONNECTED_POLL_SECONDS", 0.0)
-    shown = io.StringIO()
-    progress = Progress(Console(file=shown, width=10_000))
-    call = RollCall(cast(Grid, Connected()), NODES, SITES, {}, ("small", "large"), known or {}, progress)
-    try:
-        return gather(call, 0.02), shown.getvalue()
-    except RunError as error:
-        return str(error), shown.getvalue()
+from profiles import CONTRADICTIONS, GOOD, KNOWN, NODES, SITES, WRONG, Connected, gathered
 
 
 @pytest.fixture
@@ -62,24 +24,6 @@ def ask_sites(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Gathered |
 
 
 Ask = Callable[..., tuple[Gathered | str, str]]
-
-WRONG: dict[str, Any] = {
-    "nothing": {},
-    "a list": [1],
-    "a text too many": {**GOOD["b"], "note": "x"},
-    "a name of bytes": {**GOOD["b"], "site": "b\x1b[2J"},
-    "another site": {**GOOD["b"], "site": "a"},
-    "another client": {**GOOD["b"], "client_id": 0},
-    "a number as text": {**GOOD["b"], "num_examples": "5"},
-    "true for one": {**GOOD["b"], "num_examples": True},
-    "no rows": {**GOOD["b"], "num_examples": 0},
-    "too many rows": {**GOOD["b"], "num_examples": 10**9 + 1},
-    "an unknown tier": {**GOOD["b"], "tier": "huge"},
-    "a tier that acts": {**GOOD["b"], "tier": "\x1b]0;owned\x07"},
-    "a long tier": {**GOOD["b"], "tier": "t" * 100_000},
-    "a backbone of words": {**GOOD["b"], "backbone": "mine"},
-    "a long backbone": {**GOOD["b"], "backbone": "0" * 17},
-}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -158,7 +102,7 @@ def test_without_any_site_there_is_no_run(ask_sites: Ask):
     assert found.count("described itself as") == 3
 
 
-@pytest.mark.parametrize("change", [{"num_examples": 10**9}, {"tier": "large"}, {"backbone": "1" * 16}])
+@pytest.mark.parametrize("change", CONTRADICTIONS.values())
 def test_what_a_site_said_when_the_run_began_stays(ask_sites: Ask, change: dict[str, Any]):
     found, shown = ask_sites({**GOOD, "b": {**GOOD["b"], **change}}, KNOWN)
     assert isinstance(found, Gathered)

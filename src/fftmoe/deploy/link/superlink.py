@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fftmoe.deploy.link.bounded_log import keep_log
 from fftmoe.deploy.link.gate import Gate, GatedListener, host_and_port, listen
 from fftmoe.deploy.link.link_state import CALLER, MOST_OBJECT_BYTES, LeanLinkState
-from fftmoe.deploy.link.pace import Pace
+from fftmoe.deploy.link.pace import Pace, TooManyWait
 
 MAX_BODY_BYTES = 64 * 2**20  # of a request of the server's own process
 SLACK_BYTES = 2**16  # of a request in addition to the object that it brings
@@ -144,8 +144,11 @@ class Guard:
             return
         status = await self._refusal(scope)
         if status is None:
-            await self._pass(scope, receive, send)
-            return
+            try:
+                await self._pass(scope, receive, send)
+                return
+            except TooManyWait:
+                status = 429
         # The rest of a refused request is not read.
         headers = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
