@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.deploy.door import read_policy
-from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.ledger import ledger_of
 from fftmoe.deploy.ledger_account import ANSWERED, ASKED, FAILED, OPENED, REFUSED, Account
 from fftmoe.errors import InputError
 from fftmoe.server.accountant import Adjacency
@@ -20,7 +20,7 @@ def describe_ledger(site: Path) -> list[str]:
         InputError: the policy or the ledger is missing or damaged.
     """
     policy = read_policy(site)
-    entries = ledger_in(site / policy.ledger, site).read()
+    entries = ledger_of(site, policy).read()
     return [*map(_entry_line, entries), *totals(policy, entries)]
 
 
@@ -55,7 +55,7 @@ def begin_ledger(site: Path) -> str:
     place = site / policy.ledger
     if not place.is_dir():
         raise InputError(f"the folder {place} of `ledger` does not exist; make it, and keep it from other users")
-    ledger = ledger_in(place, site)
+    ledger = ledger_of(site, policy)
     ledger.begin()
     return f"began {ledger.log.path}"
 

@@ -14,7 +14,7 @@ from fftmoe.deploy.account import totals
 from fftmoe.deploy.certificates import expiry_warning
 from fftmoe.deploy.door import read_policy
 from fftmoe.deploy.folder import SiteFolder, read_site
-from fftmoe.deploy.ledger import ledger_in
+from fftmoe.deploy.ledger import ledger_of
 from fftmoe.deploy.link.node import serve_node
 from fftmoe.deploy.running import running
 from fftmoe.deploy.site import SiteSettings, open_site
@@ -52,7 +52,7 @@ def run_client(
         accept_changes=accept_changes,
     )
     policy = read_policy(site.folder)
-    entries = ledger_in(site.folder / policy.ledger, site.folder).read()
+    entries = ledger_of(site.folder, policy).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):
         say(warning)
     for line in (*_statement(site, settings, _num_rows(data)), *_agreement(policy, entries)):

@@ -16,7 +16,7 @@ from typing import Any
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.client.screening import CheckedRequest
 from fftmoe.deploy.job import read_job
-from fftmoe.deploy.ledger import Pages, SiteLedger, ledger_in
+from fftmoe.deploy.ledger import Pages, SiteLedger, ledger_of
 from fftmoe.deploy.ledger_account import FAILED, REFUSED, Account, Cost, RunKey
 from fftmoe.engines.failures import CodedError, Failure, failing_as
 from fftmoe.errors import InputError
@@ -145,7 +145,7 @@ class Door:
 
     def ledger(self, policy: SitePolicy) -> SiteLedger:
         """The ledger that the policy names."""
-        return ledger_in(self.folder / policy.ledger, self.folder)
+        return ledger_of(self.folder, policy)
 
     def _check_policy(self, policy: SitePolicy, request: SiteRequest, labels: list[str]) -> None:
         reasons = objections(policy, request, own_model=self.own_model)

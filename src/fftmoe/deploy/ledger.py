@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.deploy.ledger_account import ANSWERED, ASKED, OPENED, Account, Cost, RunKey, RunningAccount
-from fftmoe.deploy.ledger_mark import MARK, check_mark, set_mark
+from fftmoe.deploy.ledger_mark import MARK, check_mark, outside_mark, set_mark
 from fftmoe.errors import FftmoeError, InputError
+from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import PROFILE
 from fftmoe.store.chained_log import ChainedLog
 
@@ -27,11 +28,16 @@ MOST_WORDS = 400  # characters of a reason
 
 @dataclass(frozen=True)
 class SiteLedger:
-    """The ledger in a folder, as the site in `site` keeps it; several sites with the same rows may share it."""
+    """The ledger in a folder, as the site in `site` keeps it; several sites with the same rows may share it.
+
+    Attributes:
+        mark: a file outside the site's folder that says how far the ledger was; None without one.
+    """
 
     log: ChainedLog
     running: RunningAccount
     site: Path
+    mark: Path | None = None
 
     def begin_or_keep(self) -> bool:
         """Make the ledger if there is none; whether it was made.
@@ -51,11 +57,12 @@ class SiteLedger:
         Raises:
             InputError: there is a ledger, or the site has answered before. OutputError: it cannot be written.
         """
-        known, mark = _runs_with_state(self.site), self.site / STATE / MARK
-        if known or mark.exists():
+        known = _runs_with_state(self.site)
+        if known or any(mark.exists() for mark, _ in self._marks):
             raise InputError(
-                f"{self.site / STATE} has the state of {len(known)} runs or a mark, so this site has answered before, "
-                f"and its ledger {self.log.path} is missing; restore it, or name the folder that has it with `ledger`"
+                f"{self.site / STATE} has the state of {len(known)} runs, or there is a mark, so this site has "
+                f"answered before, and its ledger {self.log.path} is missing; restore it, or name the folder that has "
+                "it with `ledger`"
             )
         self.log.begin()
 
@@ -78,7 +85,8 @@ class SiteLedger:
                 f"{self.log.path} does not know the runs {', '.join(sorted(unknown))[:200]} in {self.site / STATE}, so "
                 "it is not the ledger that this site kept; restore the newest one"
             )
-        check_mark(self.log, self.site / STATE)
+        for mark, is_needed in self._marks:
+            check_mark(self.log, mark, is_needed)
         return entries
 
     @contextmanager
@@ -90,7 +98,8 @@ class SiteLedger:
         """
         with self.log.locked():
             yield Pages(self.log, self.running, self.read())
-            set_mark(self.log, self.site / STATE)
+            for mark, _ in self._marks:
+                set_mark(self.log, mark)
 
     def note(self, event: str, **values: Any) -> None:
         """Write an entry that costs nothing; of those, `MOST_FREE` a day are written.
@@ -102,6 +111,12 @@ class SiteLedger:
                 pages.note(event, **values)
         except FftmoeError:
             pass
+
+    @property
+    def _marks(self) -> list[tuple[Path, bool]]:
+        """The marks, and whether each must be there if the ledger has any line."""
+        own = [(self.site / STATE / MARK, False)]
+        return own if self.mark is None else [*own, (self.mark, True)]
 
 
 @dataclass(frozen=True)
@@ -173,9 +188,18 @@ class Pages:
         self.log.append({"at": _now(), "event": event, **values}, durable)
 
 
-def ledger_in(place: Path, site: Path) -> SiteLedger:
-    """The ledger in the folder `place` of the site in `site`."""
-    return SiteLedger(*_kept_of(place.absolute()), site)
+def ledger_of(site: Path, policy: SitePolicy) -> SiteLedger:
+    """The ledger that the policy of the site in `site` names, with the mark that it names.
+
+    Raises:
+        InputError: the mark could not notice an older copy of the site's folder.
+    """
+    return ledger_in(site / policy.ledger, site, outside_mark(site, policy.mark))
+
+
+def ledger_in(place: Path, site: Path, mark: Path | None = None) -> SiteLedger:
+    """The ledger in the folder `place` of the site in `site`; see `SiteLedger`."""
+    return SiteLedger(*_kept_of(place.absolute()), site, mark)
 
 
 @lru_cache(maxsize=4)

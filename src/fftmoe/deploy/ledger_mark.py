@@ -1,13 +1,15 @@
-"""A site's own mark in its ledger: a copy of the ledger's head beside the site's state.
+"""A site's own marks in its ledger: copies of the ledger's head beside the site's state, and outside its folder.
 
-A ledger and its head can both be replaced by older copies of themselves, which fit each other. The mark says how far
-the ledger was when the site last answered. It is written after the head has reached the disk, so it is never ahead.
+A ledger and its head can both be replaced by older copies of themselves, which fit each other. A mark says how far the
+ledger was when the site last answered. It is written after the head has reached the disk, so it is never ahead. The
+mark beside the state notices an older ledger; one outside the site's folder also notices an older copy of the folder.
 """
 
 import os
 from pathlib import Path
 
 from fftmoe.errors import InputError
+from fftmoe.shown import quoted
 from fftmoe.store.chained_log import ChainedLog
 from fftmoe.store.files import disk_errors, make_folder, write_atomically
 from fftmoe.strict import read_small
@@ -15,17 +17,41 @@ from fftmoe.strict import read_small
 MARK = "ledger.mark"  # in the folder of the site's state; no run has such a name
 
 
-def check_mark(log: ChainedLog, state: Path) -> None:
-    """Refuse a ledger that is older than the mark in the folder `state`; a site without a mark has answered nothing.
+def outside_mark(site: Path, named: str | None) -> Path | None:
+    """The file outside the folder of a site that its policy names for a mark; None if it names none.
 
     Raises:
-        InputError: the ledger is an older copy or another one, or the mark cannot be read.
+        InputError: it is within the site's folder, which a copy of the folder would replace too, or has no full name.
     """
-    mark = state / MARK
+    if named is None:
+        return None
+    mark = Path(named).expanduser()
+    if not mark.is_absolute() or mark.resolve().is_relative_to(site.resolve()):
+        raise InputError(
+            f"`mark` of the policy is {named!r}; it must be the full name of a file outside {site}, so that it can "
+            "notice an older copy of that folder"
+        )
+    return mark
+
+
+def check_mark(log: ChainedLog, mark: Path, is_needed: bool = False) -> None:
+    """Refuse a ledger that is older than this mark; a site without a mark has answered nothing.
+
+    Args:
+        is_needed: the mark must be there if the ledger has any line.
+
+    Raises:
+        InputError: the ledger is an older copy or another one, or the mark cannot be read or is missing.
+    """
     try:
         is_met = log.holds(read_small(mark))
-    except FileNotFoundError:
-        return
+    except FileNotFoundError as error:
+        if not is_needed or not log.read():
+            return
+        raise InputError(
+            f"the policy names the mark {mark}, which is missing although {log.path} has entries; restore it. If the "
+            f"policy names it for the first time, and the ledger is no older copy: cp {quoted(log.head)} {quoted(mark)}"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{mark} cannot be read: {error}; restore it together with {log.path}") from error
     if not is_met:
@@ -35,17 +61,16 @@ def check_mark(log: ChainedLog, state: Path) -> None:
         )
 
 
-def set_mark(log: ChainedLog, state: Path) -> None:
-    """Move the mark to the end of what is on the disk.
+def set_mark(log: ChainedLog, mark: Path) -> None:
+    """Move a mark to the end of what is on the disk.
 
     Raises:
         OutputError: it cannot be written.
     """
-    mark = state / MARK
     with disk_errors(mark):
         head = log.head.read_bytes()
         if not mark.exists():
-            make_folder(state)
+            make_folder(mark.parent)
             write_atomically(mark, head)
         elif mark.read_bytes() != head:
             handle = os.open(mark, os.O_WRONLY)  # in place, so that a loss of power leaves this mark or the last one

@@ -70,6 +70,10 @@ name_counts: {name_counts}
 # The folder of the ledger. Sites with the same rows must share one, also in a later deployment.
 ledger: .
 
+# A file elsewhere, at best on another disk, that says how far the ledger was. With it an older copy of this whole
+# folder is noticed, such as one that a backup brings back. Name it in full, before the site answers:
+# mark: /var/lib/fftmoe/this-site.mark
+
 # Recipes that a person has reviewed. `fftmoe deploy site review` adds a line, so keep this the last key.
 recipes:
 """

@@ -60,7 +60,8 @@ class SitePolicy(Section):
     `fewest_rows` is the number of rows below which the site takes no part and gives no answer; a site that may not
     name its rows reports this number. `fewest_rows_of_label` is the number of rows of a label below which they are in
     no sum that is made for each label. `most_rounds` is how often it trains, over all runs.
-    `ledger` is the folder of the ledger, which all sites with the same rows must share.
+    `ledger` is the folder of the ledger, which all sites with the same rows must share. `mark` is a file outside the
+    site's folder that says how far the ledger was, so that an older copy of the whole folder is noticed.
     """
 
     recipes: list[Digest] = Field(default_factory=list)
@@ -75,6 +76,7 @@ class SitePolicy(Section):
     most_rounds: Annotated[int, Field(ge=0, le=2**53)] = 0
     name_counts: bool = False
     ledger: Annotated[str, Field(min_length=1)] = "."
+    mark: Annotated[str, Field(min_length=1)] | None = None
 
 
 @lru_cache(maxsize=4)

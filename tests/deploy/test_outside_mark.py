@@ -1,0 +1,122 @@
+"""An older copy of a site's whole folder is noticed by a mark outside it: no count is ever set back."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fftmoe.client.screening import CheckedRequest
+from fftmoe.deploy.account import describe_ledger
+from fftmoe.deploy.door import Door
+from fftmoe.deploy.ledger import ledger_in
+from fftmoe.engines.failures import CodedError
+from fftmoe.errors import InputError
+from fftmoe.setup.site_request import SiteRows
+from policies import allow
+from site_recipes import job_of, recipe
+from sites import fails_as
+
+MOST = 5  # rounds that the policy grants, and the recipe has
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site whose policy names a mark outside its folder."""
+    folder = tmp_path / "site"
+    allow(folder, recipe(), mark=str(tmp_path / "outside.mark"), most_rounds=MOST)
+    return folder
+
+
+def serve(folder: Path) -> None:
+    door, asked = Door(folder, own_model=False), CheckedRequest("train", 1)
+    admitted = door.admit(job_of(recipe()))
+    door.count(admitted, asked, SiteRows(29), 10)
+    (folder / "state" / "abc1").mkdir(parents=True, exist_ok=True)
+    door.answered(admitted, asked, 10)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.rmtree(to, ignore_errors=True)
+    return Path(shutil.copytree(folder, to))
+
+
+def test_an_older_copy_of_the_whole_folder_refuses(site: Path, tmp_path: Path):
+    serve(site)
+    backup = copied(site, tmp_path / "backup")
+    serve(site)
+    newest = copied(site, tmp_path / "newest")
+    copied(backup, site)
+    with fails_as("policy", "is not the ledger that this site kept, or an older copy of it: .*outside.mark"):
+        serve(site)
+    with pytest.raises(InputError, match="older copy"):
+        describe_ledger(site)
+    copied(newest, site)
+    serve(site)
+
+
+def test_without_such_a_mark_an_older_folder_cannot_be_noticed(tmp_path: Path):
+    """What is out of reach within the folder; a test, so that the page which says so stays true."""
+    site = tmp_path / "site"
+    allow(site, recipe(), most_rounds=MOST)
+    serve(site)
+    backup = copied(site, tmp_path / "backup")
+    serve(site)
+    copied(backup, site)
+    serve(site)
+
+
+def test_a_mark_that_is_missing_refuses_until_a_person_sets_it(site: Path, tmp_path: Path):
+    serve(site)
+    (tmp_path / "outside.mark").unlink()
+    with fails_as("policy", r"the mark .*outside.mark, which is missing .*restore it.*cp .*ledger.head .*outside.mark"):
+        serve(site)
+    shutil.copy(site / "ledger.head", tmp_path / "outside.mark")
+    serve(site)
+    assert (tmp_path / "outside.mark").read_bytes() == (site / "ledger.head").read_bytes()
+
+
+def test_a_mark_of_a_site_that_answered_begins_no_new_ledger(site: Path, tmp_path: Path):
+    serve(site)
+    for name in ("ledger.jsonl", "ledger.head"):
+        (site / name).unlink()
+    shutil.rmtree(site / "state")
+    with pytest.raises(InputError, match="has answered before"):
+        ledger_in(site, site, tmp_path / "outside.mark").begin()
+
+
+@pytest.mark.parametrize("name", ["outside.mark", "./outside.mark", "{site}/own.mark", "{site}/state/../own.mark"])
+def test_a_mark_within_the_folder_or_of_a_relative_name_is_refused(tmp_path: Path, name: str):
+    site = tmp_path / "site"
+    allow(site, recipe(), mark=name.format(site=site))
+    with fails_as("policy", "it must be the full name of a file outside"):
+        serve(site)
+
+
+def test_a_mark_that_cannot_be_written_refuses(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    allow(tmp_path / "site", recipe(), mark=str(tmp_path / "file" / "mark"))
+    with pytest.raises(CodedError):
+        serve(tmp_path / "site")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(["serve", "copy", "restore"]), min_size=9, max_size=23))
+def test_no_order_of_answers_copies_and_restores_gives_more_than_the_policy_grants(actions: list[str]):
+    with tempfile.TemporaryDirectory() as place:
+        folder, backup, answered = Path(place) / "site", Path(place) / "backup", 0
+        allow(folder, recipe(), mark=f"{place}/outside.mark", most_rounds=MOST)
+        for action in actions:
+            if action == "copy":
+                copied(folder, backup)
+            elif action == "restore" and backup.exists():
+                copied(backup, folder)
+            elif action == "serve":
+                try:
+                    serve(folder)
+                except CodedError:
+                    continue
+                answered += 1
+        assert answered <= MOST
