@@ -190,7 +190,7 @@ class Inputs:
             "adapter": {"num_experts": 3, "expert_dim": 8},
             "federation": {"rounds": 2, "clients_per_round": 3, "batch_size": 3, "learning_rate": 0.01},
             "engine": {},
-            "evaluation": {},
+            "evaluation": {"baselines": "off"},
             "trackers": [],
         }
 

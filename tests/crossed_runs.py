@@ -96,7 +96,14 @@ def check_summary(c: Combination, finished: Finished) -> None:
         assert math.isclose(found["gain"], sign * (found["end"] - found["start"]), abs_tol=1e-9)
         expected = "level" if abs(found["gain"]) <= found["margin"] else "better" if found["gain"] > 0 else "worse"
         assert found["result"] == expected
-    for whose in ("client", "personal", "local_only_client"):
+    for whose in (
+        "client",
+        "personal",
+        "local_only_client",
+        "reweighted",
+        "reweighted_personal",
+        "reweighted_local_only",
+    ):
         if values := summary.get(f"{whose}_{name}"):
             assert sign * (values["mean"] - values["worst_decile"]) >= -1e-9, whose
 

@@ -275,7 +275,7 @@ def degenerate_recipe(model: Path, data: Path, task: str, method: str, head: str
             {"name": "large", "fraction": 0.5, "top_k": 2, "experts": 5},
         ],
         "federation": {"rounds": 2, "clients_per_round": clients, "local_steps": 2, "batch_size": 5},
-        "evaluation": {"personal": measured and not does.personal, "local_only": measured},
+        "evaluation": {"baselines": "off", "personal": measured and not does.personal, "local_only": measured},
     }
     recipe["federation"]["learning_rate"] = 0.01
     if task == "causal-lm":

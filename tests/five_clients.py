@@ -34,7 +34,7 @@ def five_clients(
         changes: further values, such as `**{"federation.rounds": 1}` or whole sections.
     """
     recipe = deepcopy(recipe_values)
-    recipe |= {"method": method, "head": head or AVERAGED, "trackers": [], "evaluation": {}}
+    recipe |= {"method": method, "head": head or AVERAGED, "trackers": [], "evaluation": {"baselines": "off"}}
     recipe["partition"]["num_clients"] = 5
     recipe["adapter"]["shared_dim"] = 2
     recipe["budgets"][0]["blocks"] = "last-1"

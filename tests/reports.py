@@ -19,7 +19,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "method": "fft-moe",
         "adapter": {"num_experts": 5},
         "federation": {"rounds": 3, "clients_per_round": 2},
-        "evaluation": {"max_examples": None},
+        "evaluation": {"baselines": "off", "max_examples": None},
         **changes,
     }
 

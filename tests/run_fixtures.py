@@ -60,7 +60,9 @@ def run_values(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> RunValues:
 
     def call(values: dict[str, Any]) -> Finished:
         folder = tmp_path_factory.mktemp("values")
-        (folder / "tiny.yaml").write_text(yaml.safe_dump({**values, "trackers": [], "evaluation": {}}))
+        (folder / "tiny.yaml").write_text(
+            yaml.safe_dump({**values, "trackers": [], "evaluation": {"baselines": "off"}})
+        )
         outcome = cli("run", folder / "tiny.yaml", "--output", folder / "run")
         assert (outcome.status, outcome.err) == (0, "")
         return Finished(folder / "run", outcome)

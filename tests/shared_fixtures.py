@@ -145,7 +145,7 @@ def recipe_values(backbone_folder: Path, data_folder: Path) -> dict[str, Any]:
             "server_optimizer": "sgd",
         },
         "engine": {"workers": 1},
-        "evaluation": {"local_only": True},
+        "evaluation": {"baselines": "off", "local_only": True},
     }
 
 

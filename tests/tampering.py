@@ -19,8 +19,8 @@ from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import expectations
 from five_clients import AVERAGED, CLOSED, EVERY_METHOD, FOURIER, FROZEN, five_clients
 
 OWN_ROUTERS = {"adapter.router": "shared+personal", "adapter.shared_rank": 1}

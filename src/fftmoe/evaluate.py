@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.backbones import check_finite_outputs, logits, on_device
-from fftmoe.data import Examples, evaluation_batches
+from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import Task
 
@@ -31,12 +31,15 @@ class Tally:
         counts: the number of examples, int64 [L].
         resampled: the statistics of `RESAMPLES` random samples of these examples, float64 [RESAMPLES, K]; None where
             no interval was asked for.
+        owned: the statistics of each client's own examples, float64 [C, K], and the number of these, int64 [C]; None
+            where nobody says whose they are.
     """
 
     task: Task
     sums: np.ndarray
     counts: np.ndarray
     resampled: np.ndarray | None = None
+    owned: tuple[np.ndarray, np.ndarray] | None = None
 
     def metrics(self) -> dict[str, float]:
         """The metrics on all examples, by name, the run's metric first."""
@@ -48,6 +51,12 @@ class Tally:
         values = self.task.metrics(self.resampled)[self.task.metric]
         low, high = np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else (np.nan, np.nan)
         return float(low), float(high)
+
+    def on_own(self) -> np.ndarray:
+        """The run's metric on each client's own examples, float64 [C]; NaN for a client without any."""
+        assert self.owned is not None, "whose the examples are is known"
+        sums_CK, counts_C = self.owned
+        return np.where(counts_C > 0, self.task.metrics(sums_CK)[self.task.metric], np.nan)
 
     def by_stratum(self) -> np.ndarray:
         """The run's metric within each stratum, float64 [L]; NaN for a stratum without examples."""
@@ -74,10 +83,18 @@ def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
 
 
 @torch.inference_mode()
-def tally(model: Any, task: Task, examples: Examples, num_strata: int, interval: bool = False) -> Tally:
+def tally(
+    model: Any,
+    task: Task,
+    examples: Examples,
+    num_strata: int,
+    interval: bool = False,
+    own: Ragged | None = None,
+) -> Tally:
     """The statistics of this model on these examples; L is `num_strata`.
 
     Args:
+        own: the examples of each client; also add up the statistics of each.
         interval: also resample the examples, for `Tally.interval`: each of `RESAMPLES` samples takes every example as
             often as a Poisson variable of mean 1 says, which is the bootstrap of a stream (Hanley and MacGibbon, 2006).
 
@@ -85,17 +102,35 @@ def tally(model: Any, task: Task, examples: Examples, num_strata: int, interval:
         RunError: the model's outputs are not finite.
     """
     sums, resampled, counts = 0.0, 0.0, torch.bincount(examples.labels, minlength=num_strata).numpy()
+    owners = None if own is None else _owners(own, len(examples))
+    owned_CK: Any = 0.0
     draws = numpy_generator(0, "bootstrap")  # the same for all models, so that their intervals can be compared
     for rows in evaluation_batches(examples, batch_size_for(model, task, examples)):
         batch = on_device(model, examples.batch(rows))
         found_BK = task.statistics(logits(model, batch).float(), batch).cpu().numpy()
         check_finite_outputs(torch.from_numpy(np.isfinite(found_BK).all(1)))
-        own = np.zeros((num_strata, found_BK.shape[1]))
-        np.add.at(own, examples.labels[rows].numpy(), found_BK)
-        sums = sums + own
+        by_stratum = _summed(found_BK, examples.labels[rows].numpy(), num_strata)
+        sums = sums + by_stratum
+        if own is not None and owners is not None:
+            owned_CK = owned_CK + _summed(found_BK, owners[rows.numpy()], len(own) + 1)
         if interval:
             resampled = resampled + draws.poisson(1.0, (RESAMPLES, len(found_BK))) @ found_BK
-    return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None)
+    owned = None if own is None else (owned_CK[: len(own)], own.sizes)
+    return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None, owned)
+
+
+def _summed(values_BK: np.ndarray, groups_B: np.ndarray, num_groups: int) -> np.ndarray:
+    """The sum of the rows of each group, float64 [G, K]."""
+    sums_GK = np.zeros((num_groups, values_BK.shape[1]))
+    np.add.at(sums_GK, groups_B, values_BK)
+    return sums_GK
+
+
+def _owners(own: Ragged, num_examples: int) -> np.ndarray:
+    """The client of each example, int64 [N]; the number of clients for an example of nobody."""
+    owners = np.full(num_examples, len(own), dtype=np.int64)
+    owners[own.flat] = np.arange(len(own)).repeat(own.sizes)
+    return owners
 
 
 def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
@@ -131,22 +166,45 @@ def accuracy(model: Any, examples: Examples) -> float:
     return float((found.argmax(1) == examples.labels).double().mean())
 
 
-def client_metrics(model: Any, own_labels: Tensor, task: Task, examples: Examples) -> dict[str, float]:
-    """The metrics that a client reports after local training: on all of `examples`, and on its own mix of strata.
+def client_metrics(
+    model: Any, own_labels: Tensor, task: Task, examples: Examples, own: Examples | None = None
+) -> dict[str, float]:
+    """The metrics that a client reports after local training: on all of `examples`, and on its own.
 
     Args:
         model: as the client trained it.
-        own_labels: the strata of the client's examples, int64 [N]; if `examples` has none of these strata, only the
-            metric on all examples is reported.
+        own_labels: the strata of the client's examples, int64 [N].
         task: which defines the metric.
         examples: held out.
+        own: the client's own held-out examples; None where nobody says whose they are, and then `examples` are
+            reweighted to its mix of strata.
+
+    Returns:
+        `holdout_...` with the ends of its 95 % bootstrap interval, `low_...` and `high_...`, where they are defined;
+        `own_...`, unless the client has no held-out examples of its own, or none of its strata.
     """
     num_strata = 1 + int(max(own_labels.max(), examples.labels.max()))
-    found = tally(model, task, examples, num_strata)
-    shares = torch.bincount(own_labels, minlength=num_strata).double().numpy() / len(own_labels)
-    (own,) = found.on_mixes(shares[None])
+    found = tally(model, task, examples, num_strata, interval=True)
     metrics = {f"holdout_{task.metric}": found.metrics()[task.metric]}
-    return metrics if np.isnan(own) else {**metrics, f"own_{task.metric}": float(own)}
+    low, high = found.interval()
+    if np.isfinite([low, high]).all():
+        metrics |= {f"low_{task.metric}": low, f"high_{task.metric}": high}
+    if own is None:
+        shares = torch.bincount(own_labels, minlength=num_strata).double().numpy() / len(own_labels)
+        (value,) = found.on_mixes(shares[None])
+    elif len(own):
+        value = tally(model, task, own, 1 + int(own.labels.max())).metrics()[task.metric]
+    else:
+        value = np.nan
+    return metrics if np.isnan(value) else {**metrics, f"own_{task.metric}": float(value)}
+
+
+def mean_interval(intervals: Sequence[tuple[float, float]]) -> list[float]:
+    """The mean of the ends of intervals of values that are averaged.
+
+    It is no narrower than an interval of the mean: the spread of a mean is at most the mean of the spreads.
+    """
+    return [float(end) for end in np.mean(np.asarray(intervals, dtype=float), axis=0)]
 
 
 def mean_and_worst_decile(values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> dict[str, float]:

@@ -251,7 +251,7 @@ def run(cli: Cli, recipe_values: dict[str, Any], tmp_path_factory: pytest.TempPa
         "budgets": [{**small, "blocks": "last-1"}, large],
         "federation": {**recipe_values["federation"], "learning_rate": 0.1},
         "trackers": [],
-        "evaluation": {},
+        "evaluation": {"baselines": "off"},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     assert cli("run", folder / "tiny.yaml", "--output", folder / "run").status == 0

@@ -25,7 +25,7 @@ def short(recipe_values: dict[str, Any], place: Path) -> dict[str, Any]:
         "data": {**recipe_values["data"], "source": str(place / "data")},
         "backbone": {"model": str(place / "model")},
         "federation": {**recipe_values["federation"], "rounds": 1, "local_steps": 1, "clients_per_round": 2},
-        "evaluation": {},
+        "evaluation": {"baselines": "off"},
     }
 
 

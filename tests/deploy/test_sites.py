@@ -31,8 +31,8 @@ from fftmoe.setup.deployment import (
     other_backbones,
     recipe_from_text,
 )
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import expectations
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
@@ -49,7 +49,7 @@ SETTINGS = {
     "validation": {"data": {"validation": 0.2}},
     "best round": {
         "data": {"validation": 0.2},
-        "evaluation": {"keep": "best"},
+        "evaluation": {"baselines": "off", "keep": "best"},
         "federation": {"patience": 1, "rounds": 4},
     },
     "warm start": {},
@@ -135,7 +135,7 @@ def test_sites_produce_the_bytes_of_one_machine(
     assert remote.summary.get("validation_accuracy") == local.summary.get("validation_accuracy")
     assert ("validation_accuracy" in local.summary) == ("data" in SETTINGS[name])
     assert all(remote.summary.get(key) == local.summary.get(key) for key in ("best_round", "last", "stopped_early"))
-    assert "client_accuracy" not in remote.summary  # it would need all labels
+    assert "reweighted_accuracy" not in remote.summary  # it would need all labels
     # The sites keep the client states, and the server has none.
     assert not list((remote.folder / "clients").iterdir())
     assert bool(list(states.rglob("*.safetensors"))) == (name != "LoRA")
@@ -275,8 +275,8 @@ def tier_of(recipe_values: dict[str, Any], divided: Path, budget: str) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"evaluation": {"personal": True}}, "evaluation.personal"),
-        ({"evaluation": {"local_only": True}}, "evaluation.local_only"),
+        ({"evaluation": {"baselines": "off", "personal": True}}, "evaluation.personal"),
+        ({"evaluation": {"baselines": "off", "local_only": True}}, "evaluation.local_only"),
         ({"data": {"validation_examples": 7}}, "data.validation_examples"),
         ({"method": "centralized"}, "centralized"),
         ({"method": "fedsa-lora"}, "no global model"),

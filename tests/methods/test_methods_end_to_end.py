@@ -37,7 +37,7 @@ def test_a_run_finishes_with_a_complete_summary(run_five: RunFive, method: str, 
     assert summary["num_clients"] == (1 if method == "centralized" else 5)
     tiers = {"large"} if method == "centralized" else {"small", "large"}
     assert set(summary["accuracy_by_tier"]) == set(summary["trainable_parameters_by_tier"]) == tiers
-    measured = [summary["accuracy"], *summary["accuracy_by_tier"].values(), *summary["client_accuracy"].values()]
+    measured = [summary["accuracy"], *summary["accuracy_by_tier"].values(), *summary["reweighted_accuracy"].values()]
     assert all(0 <= value <= 1 for value in measured)
     assert summary["bytes_up"] > 0
     assert summary["bytes_down"] > 0
@@ -81,21 +81,21 @@ def test_without_a_global_model_accuracy_is_the_mean_over_the_clients(
     by_tier = finished.summary["accuracy_by_tier"]
     mean = sum(members[name] * by_tier[name] for name in members) / 5
     assert finished.summary["accuracy"] == pytest.approx(mean)
-    assert "personal_accuracy" not in finished.summary
+    assert "reweighted_personal_accuracy" not in finished.summary
 
 
 @pytest.mark.parametrize("method", ["fft-moe", "flame", "flora"])
 def test_clients_own_models_are_measured_when_asked_for_and_change_nothing(run_five: RunFive, method: str):
     plain = run_five(method, AVERAGED)
     measured = run_five(method, AVERAGED, **{"evaluation.personal": True, "evaluation.personal_examples": 23})
-    personal = measured.summary["personal_accuracy"]
+    personal = measured.summary["reweighted_personal_accuracy"]
     assert set(personal) == {"mean", "worst_decile", "global_mean", "global_worst_decile"}
     on_all = run_five(method, AVERAGED, **{"evaluation.personal": True, "evaluation.personal_examples": 1000})
-    for key, value in plain.summary["client_accuracy"].items():
-        assert on_all.summary["personal_accuracy"][f"global_{key}"] == value
+    for key, value in plain.summary["reweighted_accuracy"].items():
+        assert on_all.summary["reweighted_personal_accuracy"][f"global_{key}"] == value
     assert 0 <= personal["worst_decile"] <= personal["mean"] <= 1
-    assert "personal_accuracy" not in plain.summary
-    for key in ("accuracy", "accuracy_by_tier", "client_accuracy"):
+    assert "reweighted_personal_accuracy" not in plain.summary
+    for key in ("accuracy", "accuracy_by_tier", "reweighted_accuracy"):
         assert measured.summary[key] == plain.summary[key]
     assert measured.adapter == plain.adapter
 
@@ -185,7 +185,7 @@ def test_a_gradient_that_is_a_thousandth_too_long_and_other_rows_are_no_rounding
 
 @pytest.mark.parametrize("method", ["flora", "fedsa-lora"])
 def test_the_command_line_shows_the_outcome_of_any_method(run_tiny: RunTiny, plan_tiny: PlanTiny, method: str):
-    settings = (f"method={method}", "trackers=[]", "evaluation={}")
+    settings = (f"method={method}", "trackers=[]", "evaluation={baselines: off}")
     finished = run_tiny(*settings)
     assert finished.outcome.err == ""
     assert f"accuracy {finished.summary['accuracy']:.3f} on the whole test set" in finished.outcome.out

@@ -34,7 +34,7 @@ def composed(recipe_values: dict[str, Any]) -> Compose:
     def make(method: str) -> Experiment:
         if method not in made:
             head = {"kind": "averaged", "learning_rate": 0.5}
-            changes = {"method": method, "head": head, "evaluation": {}, "trackers": []}
+            changes = {"method": method, "head": head, "evaluation": {"baselines": "off"}, "trackers": []}
             made[method] = compose(parse_recipe({**recipe_values, **changes}, "tiny"))
         return made[method]
 
@@ -127,7 +127,13 @@ def test_another_aggregator_can_replace_the_mean_if_the_registry_says_so(name: s
     from fftmoe.setup.plugins import Plugins
 
     federation = {**recipe_values["federation"], "aggregation": "plugin:nothing"}
-    values = {**recipe_values, "method": name, "federation": federation, "evaluation": {}, "trackers": []}
+    values = {
+        **recipe_values,
+        "method": name,
+        "federation": federation,
+        "evaluation": {"baselines": "off"},
+        "trackers": [],
+    }
     experiment = compose(parse_recipe(values, "tiny"), Plugins(aggregators={"nothing": Nothing}))
     state = experiment.method.init(experiment.model)
     after, _ = experiment.method.aggregate(state, trained(experiment))

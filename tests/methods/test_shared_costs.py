@@ -61,7 +61,7 @@ def test_they_cost_what_is_shared_and_no_expert_costs_more():
 
 
 def recipe(recipe_values: dict[str, Any], method: str, **changes: Any) -> Recipe:
-    values = copy.deepcopy(recipe_values) | {"method": method, "evaluation": {}}
+    values = copy.deepcopy(recipe_values) | {"method": method, "evaluation": {"baselines": "off"}}
     values["adapter"] |= {"shared_dim": 2, "shared_rank": 3} | changes
     return parse_recipe(values, "tiny")
 

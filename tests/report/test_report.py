@@ -1,6 +1,7 @@
 """What a person sees of a run outside its page: sizes, progress lines, alarms, and which client used which expert."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -124,34 +125,70 @@ def test_a_row_has_the_load_of_every_block_in_order():
     assert load_row({}) == {}
 
 
-def seen(*rounds: list[float]) -> list[tuple[int, str]]:
-    watch = LoadWatch()
+START = {"round": 0, "metric": "accuracy", "accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}
+
+
+def seen(
+    *rounds: list[float], values: tuple[float | None, ...] = (0.4,), start: dict[str, Any] = START
+) -> list[tuple[int, str]]:
+    """The alarms of rounds with these loads and metrics, the last of which stays."""
+    watch = LoadWatch([start])
+    kept = [*values, *[values[-1]] * len(rounds)]
     return [
         (t, alarm["kind"])
         for t, shares in enumerate(rounds, 1)
-        for alarm in watch.see({"round": t, "load": {"4": shares}})
+        for alarm in watch.see({"round": t, "metric": "accuracy", "accuracy": kept[t - 1], "load": {"4": shares}})
     ]
 
 
+EVEN, STARVING, COLLAPSED = [0.2] * 5, [0.01, 0.24, 0.25, 0.25, 0.25], [0.7, 0.21, 0.03, 0.03, 0.03]
+
+
 def test_an_expert_that_gets_nothing_for_three_rounds_raises_an_alarm_once():
-    even, starving = [0.2] * 5, [0.01, 0.24, 0.25, 0.25, 0.25]
-    assert seen(*[starving] * 2, even, *[starving] * 2) == []
-    assert seen(*[starving] * 7) == [(3, "starved")]
-    assert seen(*[starving] * 3, even, *[starving] * 3) == [(3, "starved"), (7, "starved")]
+    assert seen(*[STARVING] * 2, EVEN, *[STARVING] * 2) == []
+    assert seen(*[STARVING] * 7) == [(3, "starved")]
+    assert seen(*[STARVING] * 3, EVEN, *[STARVING] * 3) == [(3, "starved"), (7, "starved")]
     assert seen(*[[0.02, 0.23, 0.25, 0.25, 0.25]] * 7) == []  # a tenth of the even share, not below it
 
 
 def test_a_block_that_uses_few_experts_raises_one_alarm_until_it_recovers():
-    even, few = [0.2] * 5, [0.5, 0.4, 0.04, 0.03, 0.03]
+    few = [0.5, 0.4, 0.04, 0.03, 0.03]
     assert effective_experts(few) == pytest.approx(2.9, abs=0.1)
     assert seen(few) == []
-    collapsed = [0.7, 0.21, 0.03, 0.03, 0.03]
-    assert effective_experts(collapsed) < 2.5
-    assert seen(collapsed, collapsed, even, collapsed) == [(1, "collapsed"), (4, "collapsed")]
+    assert effective_experts(COLLAPSED) < 2.5
+    assert seen(COLLAPSED, COLLAPSED, EVEN, COLLAPSED) == [(1, "collapsed"), (4, "collapsed")]
+
+
+def test_an_uneven_load_is_no_alarm_while_the_model_becomes_better_or_stays():
+    """The margin is half the width of the first interval, 0.1, and the best value counts."""
+    uneven = [COLLAPSED] * 5
+    assert seen(*uneven, values=(0.7, 0.75, 0.8)) == []
+    assert seen(*uneven, values=(0.7, 0.61)) == []
+    assert seen(*uneven, values=(0.59,)) == [(1, "collapsed")]
+    assert seen(*uneven, values=(0.8, 0.71)) == []
+    assert seen(*uneven, values=(0.8, None, 0.69)) == [(3, "collapsed")]  # the load was uneven before
+    assert seen(*[STARVING] * 6, values=(0.8, 0.8, 0.8, 0.8, 0.5)) == [(5, "starved")]
+
+
+def test_without_a_metric_or_its_interval_nobody_can_tell_that_the_model_is_worse():
+    assert seen(*[COLLAPSED] * 3, start={"round": 0, "metric": "accuracy", "accuracy": 0.7}) == []
+    assert seen(*[COLLAPSED] * 3, values=(None,)) == []
+
+
+def test_a_lower_metric_is_worse_where_higher_is_better_only():
+    rows = [
+        {"round": 0, "metric": "perplexity", "perplexity": 9.0, "perplexity_interval": [8.0, 10.0]},
+        {"round": 1, "metric": "perplexity", "perplexity": 5.0, "load": {"4": COLLAPSED}},
+    ]
+    assert LoadWatch(rows).alarms == []
+    assert [alarm["kind"] for alarm in LoadWatch([*rows, {**rows[1], "round": 2, "perplexity": 6.5}]).alarms] == [
+        "collapsed"
+    ]
 
 
 def test_alarms_are_sentences_and_a_resumed_run_raises_the_same():
-    recorded = rows()
+    recorded = rows(values=(0.75, None, 0.5, 0.25))
+    recorded[0]["accuracy_interval"] = [0.7, 0.8]
     watch = LoadWatch(recorded)
     assert [describe_alarm(alarm) for alarm in watch.alarms] == [
         "round 3, block 11: routing has collapsed to 1.4 effective experts of 5"

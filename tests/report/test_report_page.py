@@ -126,7 +126,9 @@ def test_a_run_of_another_method_has_no_experts():
 
 
 def test_alarms_are_at_the_top_of_the_page():
-    starving = [{**row, "round": t, "load": {"4": [0.001, 0.249, 0.25, 0.25, 0.25]}} for t, row in enumerate(rows())]
+    fallen = rows(values=(0.75, None, 0.5, 0.25))
+    fallen[0]["accuracy_interval"] = [0.7, 0.8]
+    starving = [{**row, "round": t, "load": {"4": [0.001, 0.249, 0.25, 0.25, 0.25]}} for t, row in enumerate(fallen)]
     text = structure_of(report_page(config(), starving, summary())).text
     alarm = "block 4: hardly any token went to expert 0 for 3 rounds."
     assert text.index(alarm) < text.index("0.750")

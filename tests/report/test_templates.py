@@ -50,7 +50,7 @@ def test_every_text_of_a_runs_rows_and_summary_is_escaped():
     facts = summary(HOSTILE, environment={HOSTILE: HOSTILE}, per_client_round_by_tier={HOSTILE: {"bytes_up": 1.0}})
     facts |= {f"{HOSTILE}_by_tier": {HOSTILE: 0.5}, "clients": {"tier": [HOSTILE], HOSTILE: [0.5]}}
     recipe = config(name=HOSTILE, method=HOSTILE, robustness={HOSTILE: HOSTILE}, partition={"kind": HOSTILE})
-    recipe |= {"data": {"source": HOSTILE}, "evaluation": {"max_examples": HOSTILE}}
+    recipe |= {"data": {"source": HOSTILE}, "evaluation": {"baselines": "off", "max_examples": HOSTILE}}
     assert_escaped(report_page(recipe, recorded, facts), least=25)
 
 

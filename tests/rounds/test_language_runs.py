@@ -25,14 +25,24 @@ from shared_fixtures import Cli
 def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(run_language: RunLanguage):
     finished = run_language(
         partition={"kind": "natural", "by": "author"},
-        evaluation={"personal": True, "local_only": True, "generate": {"examples": 7, "max_new_tokens": 5}},
+        evaluation={
+            "baselines": "off",
+            "personal": True,
+            "local_only": True,
+            "generate": {"examples": 7, "max_new_tokens": 5},
+        },
     )
     summary = finished.summary
     assert summary["metric"] == "perplexity"
     assert summary["perplexity"] == pytest.approx(math.exp(summary["loss"]))
     assert summary["perplexity_by_tier"]["large"] == summary["perplexity"]
     assert summary["num_clients"] == 3
-    for key in ("client_perplexity", "personal_perplexity", "local_only_perplexity", "local_only_client_perplexity"):
+    for key in (
+        "reweighted_perplexity",
+        "reweighted_personal_perplexity",
+        "local_only_perplexity",
+        "reweighted_local_only_perplexity",
+    ):
         assert summary[key]["worst_decile"] >= summary[key]["mean"] > 1  # the bad side is the high one
     assert 0 <= summary["exact_match"] <= summary["rouge_l"] <= 1
     assert summary["generated"] == 7

@@ -109,7 +109,7 @@ def test_five_hundred_rounds_with_faults_need_constant_resources(recipe_values: 
             "batch_size": 2,
             "learning_rate": 0.001,
         },
-        "evaluation": {"local_only": False, "every": 50},
+        "evaluation": {"baselines": "off", "local_only": False, "every": 50},
         "trackers": [],
     }
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))

@@ -17,8 +17,8 @@ from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import open_engine
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import expectations
 from fftmoe.store import RunFolder, pack_state
 
 CLIENTS, ORDERS = 101, 100
@@ -73,7 +73,7 @@ def test_a_hundred_orders_of_a_hundred_clients_and_two_workers_give_one_state(
         "partition": {"kind": "iid", "num_clients": CLIENTS, "min_examples": 1},
         "federation": {**recipe_values["federation"], "clients_per_round": CLIENTS, "local_steps": 1},
         "robustness": "off" if aggregator is None else {"aggregator": aggregator},
-        "evaluation": {},
+        "evaluation": {"baselines": "off"},
     }
     experiment, plan, one = replies_of(recipe, tmp_path / "one", workers=1)
     if aggregator is None:  # an aggregator has no part in what clients answer

@@ -172,10 +172,12 @@ def test_clients_without_a_test_row_of_their_kind_have_no_value_and_the_run_ends
         (tmp_path / f"{split}.csv").write_text("\n".join([header, *own]) + "\n")
     changes = {"data__source": str(tmp_path), "partition": {"kind": "natural", "by": "author"}}
     changes["federation__clients_per_round"] = 2
-    personal = run_language(**changes, evaluation={"personal": True, "local_only": True}).summary
+    personal = run_language(**changes, evaluation={"baselines": "off", "personal": True, "local_only": True}).summary
     assert personal["perplexity"] > 1
-    assert not [key for key in personal if key.startswith(("client_perplexity", "personal_", "local_only_client"))]
+    assert not [
+        key for key in personal if key.startswith(("reweighted_perplexity", "personal_", "reweighted_local_only"))
+    ]
     assert personal["local_only_perplexity"]["mean"] > 1
     local = run_language(**changes, method="local-only").summary
     assert local["perplexity"] > 1
-    assert "client_perplexity" not in local
+    assert "reweighted_perplexity" not in local

@@ -136,11 +136,11 @@ def test_personal_models_can_be_measured_on_a_sample_of_the_clients(cli: Cli, re
     unsampled, same, two = (
         summary(*s) for s in ((), ["evaluation.personal_clients=7"], ["evaluation.personal_clients=2"])
     )
-    assert same["personal_accuracy"] == unsampled["personal_accuracy"]
-    assert two["personal_accuracy"] != unsampled["personal_accuracy"]
+    assert same["reweighted_personal_accuracy"] == unsampled["reweighted_personal_accuracy"]
+    assert two["reweighted_personal_accuracy"] != unsampled["reweighted_personal_accuracy"]
     # The federation itself is the same, and so is its global model on all clients' own mixes.
-    assert two["client_accuracy"] == unsampled["client_accuracy"]
+    assert two["reweighted_accuracy"] == unsampled["reweighted_accuracy"]
     sampled = summary("method=local-only", "head.kind=averaged", "evaluation.personal_clients=1")
     # One client is one tier, and there is nothing to say of the other.
     assert len(sampled["accuracy_by_tier"]) == 1
-    assert sampled["client_accuracy"]["mean"] == sampled["client_accuracy"]["worst_decile"]
+    assert sampled["reweighted_accuracy"]["mean"] == sampled["reweighted_accuracy"]["worst_decile"]

@@ -51,8 +51,8 @@ SWITCH = {"adapter.balance": "switch"}
     [
         ({"data.labels": None}, r"names of the labels must not come from clients' rows.*data.labels=\["),
         ({"data.labels": None, "backbone.task": "multi-label-classification"}, "names of the labels must not come"),
-        ({"evaluation": {"personal": True}}, "set evaluation.personal=false"),
-        ({"evaluation": {"local_only": True}}, "set evaluation.local_only=false"),
+        ({"evaluation": {"baselines": "off", "personal": True}}, "set evaluation.personal=false"),
+        ({"evaluation": {"baselines": "off", "local_only": True}}, "set evaluation.local_only=false"),
         ({"data.validation": 0.2}, "set data.validation=off"),
         (
             {"data.validation_examples": 5, "partition": {"kind": "natural", "by": "author", "num_clients": 4}},
@@ -99,8 +99,8 @@ def test_a_tier_is_not_derived_from_the_length_or_the_number_of_clients_texts(pr
 
 
 def test_a_private_run_measures_nothing_on_the_labels_of_single_clients(run_private: RunPrivate):
-    assert "client_accuracy" not in run_private("run", "head-only", NOISY).summary
-    assert "client_accuracy" in run_private("sums", "head-only", SUMS).summary
+    assert "reweighted_accuracy" not in run_private("run", "head-only", NOISY).summary
+    assert "reweighted_accuracy" in run_private("sums", "head-only", SUMS).summary
 
 
 @pytest.mark.parametrize("off", ["off", False])

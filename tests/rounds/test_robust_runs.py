@@ -27,7 +27,7 @@ from fftmoe.rng import generator
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.setup.compose import compose
-from fftmoe.setup.federation import expectations
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.run import run
 from fftmoe.store import pack_state
 from robust_updates import (

@@ -47,13 +47,13 @@ def test_a_summary_has_every_promised_key(tiny_run: Finished):
     assert set(summary) >= {*SUMMARY_KEYS, "expert_load_cv"}
     assert (summary["method"], summary["seed"], summary["num_clients"]) == ("fft-moe", 3, 7)
     assert summary["rounds_completed"] == 2
-    assert set(summary["client_accuracy"]) == {"mean", "worst_decile"}
+    assert set(summary["reweighted_accuracy"]) == {"mean", "worst_decile"}
     assert set(summary["accuracy_by_tier"]) == {"small", "large"}
     assert summary["accuracy"] == summary["accuracy_by_tier"]["large"]
     assert list(summary["accuracy_by_round"]) == ["0", "1", "2"]
     assert summary["accuracy_by_round"]["2"] == summary["accuracy"]
     assert (summary["clients_failed"], summary["faults"]) == (0, {})
-    assert 0 < summary["client_accuracy"]["worst_decile"] <= summary["client_accuracy"]["mean"] < 1
+    assert 0 < summary["reweighted_accuracy"]["worst_decile"] <= summary["reweighted_accuracy"]["mean"] < 1
     assert summary["seconds"] > 0
     assert summary["peak_rss_mib"] > 10
 
@@ -126,7 +126,7 @@ def test_one_worker_and_two_give_the_same_bytes(run_tiny: RunTiny):
 def test_local_training_does_not_depend_on_the_federation(run_tiny: RunTiny, tiny_run: Finished):
     other = run_tiny("federation.server_learning_rate=0.25", "federation.server_optimizer=momentum")
     assert other.rows[1]["accuracy"] != tiny_run.rows[2]["accuracy"]
-    for key in ("local_only_accuracy", "local_only_client_accuracy"):
+    for key in ("local_only_accuracy", "reweighted_local_only_accuracy"):
         assert other.summary[key] == tiny_run.summary[key]
 
 
@@ -134,7 +134,7 @@ def test_evaluating_less_often_does_not_change_training(run_tiny: RunTiny, tiny_
     rarely = run_tiny("evaluation.every=5", "evaluation.max_examples=7", "evaluation.local_only=false")
     assert [row["accuracy"] is None for row in rarely.rows] == [False, True, False]
     assert rarely.summary["accuracy"] == tiny_run.summary["accuracy"]
-    assert not {"local_only_accuracy", "local_only_client_accuracy"} & rarely.summary.keys()
+    assert not {"local_only_accuracy", "reweighted_local_only_accuracy"} & rarely.summary.keys()
     assert rarely.adapter == tiny_run.adapter
 
 

@@ -169,7 +169,7 @@ def test_bad_results_of_local_training_are_left_out(finish: Finish, cell: str):
     )
     without = finish("without", cell, missing(whose), **local)
     assert_equal_runs(refused, without)
-    for key in ("local_only_accuracy", "local_only_client_accuracy"):
+    for key in ("local_only_accuracy", "reweighted_local_only_accuracy"):
         assert summary(refused)[key] == summary(without)[key]
     assert summary(refused)["local_only_accuracy"]["num_clients"] == 3
     named = [(f["client_id"], f["kind"], f["reason"]) for f in summary(refused)["local_only_faults"]]

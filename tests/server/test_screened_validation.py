@@ -11,7 +11,7 @@ import torch
 from fftmoe.data import IGNORED
 from fftmoe.records import Tensors, names
 from fftmoe.server.screening import Rejected, screen
-from fftmoe.setup.federation import expectations
+from fftmoe.setup.expected import expectations
 from fftmoe.tasks import TASKS
 from fftmoe.tasks.base import Task
 from spoiling import of

@@ -25,7 +25,7 @@ from fftmoe.server.expectation import LARGEST, MARGIN
 from fftmoe.server.lengths import update_length
 from fftmoe.server.screening import MOST_EXAMPLES, Rejected, screen
 from fftmoe.setup.clients import build_client, client_spec
-from fftmoe.setup.federation import expectations
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.model import build_model
 from fftmoe.store import pack_state
 from spoiling import KINDS, SHAPE, of, put_together, say, taken_apart, text

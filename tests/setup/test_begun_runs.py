@@ -24,7 +24,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(values: dict[str, Any], name: str) -> Any:
-    short = {"federation": {**values["federation"], "rounds": 1, "local_steps": 1}, "evaluation": {}, "trackers": []}
+    short = {
+        "federation": {**values["federation"], "rounds": 1, "local_steps": 1},
+        "evaluation": {"baselines": "off"},
+        "trackers": [],
+    }
     short["data"] = {**values["data"], "labels": ["blue", "green", "red"]}
     return parse_recipe({**values, **short, **SETTINGS[name]}, name)
 

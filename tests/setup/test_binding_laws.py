@@ -59,6 +59,7 @@ def test_every_kind_has_words_for_a_person():
         "keys": ({"site": "a"}, {"site": "b"}),
         "training rows": ({"rows": 1, "sha256": "a"}, {"rows": 1, "sha256": "b"}),
         "test rows": ({"rows": 1, "sha256": "a"}, {"rows": 2, "sha256": "b"}),
+        "owners of test rows": ({"rows": 2, "sha256": "a"}, {"rows": 2, "sha256": "b"}),
         "tokenizer": ("a", "b"),
         "backbone": ("a", "b"),
         "start": ("a", "b"),

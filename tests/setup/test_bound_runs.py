@@ -34,7 +34,7 @@ def write_place(place: Path, recipe_values: dict[str, Any], data_folder: Path, b
         **recipe_values,
         "partition": {"kind": "natural", "by": "author"},
         "federation": {**recipe_values["federation"], "rounds": ROUNDS, "clients_per_round": 3, "local_steps": 1},
-        "evaluation": {},
+        "evaluation": {"baselines": "off"},
         "trackers": [],
         "data": {**recipe_values["data"], "source": str(place / "data"), "max_length": 7},
         "backbone": {"model": str(place / "model")},

@@ -128,8 +128,10 @@ def check_finite(finished: Finished, task: str, method: str) -> None:
     summary = finished.summary  # read as strict JSON, which has no NaN
     assert expected <= summary.keys()
     assert math.isfinite(summary[metric])
-    unmeasured = {place for place in _nulls(summary) if not place.startswith(f"clients.{metric}.")}
-    assert unmeasured == set()
+    of_clients = tuple(f"clients.{key}." for key in (metric, f"reweighted_{metric}", "alone"))
+    unmeasured = {place for place in _nulls(summary) if not place.startswith((*of_clients, "baselines."))}
+    assert unmeasured <= {"best_round"}
+    assert all(entry["value"] is not None or entry["reason"] for entry in summary["baselines"].values())
     for row in finished.rows:
         personal = METHODS[method].capabilities.personal
         assert set(_nulls(row)) <= ({metric} if personal and row["round"] < 2 else set())

@@ -26,7 +26,7 @@ def project(recipe_values: dict[str, Any], data_folder: Path, backbone_folder: P
     place = tmp_path / "pro ject"
     shutil.copytree(data_folder, place / DATA)
     shutil.copytree(backbone_folder, place / MODEL)
-    values = {**recipe_values, "trackers": [], "evaluation": {}, "backbone": {"model": MODEL}}
+    values = {**recipe_values, "trackers": [], "evaluation": {"baselines": "off"}, "backbone": {"model": MODEL}}
     values["data"] = {**recipe_values["data"], "source": DATA}
     (place / "mine.yaml").write_text(yaml.safe_dump(values))
     return place

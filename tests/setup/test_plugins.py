@@ -64,7 +64,9 @@ def plugged(values: Mapping[str, Any], plugins: Plugins, **sections: Any) -> Any
 
 def test_a_custom_method_decides_who_holds_which_experts(recipe_values: dict[str, Any], tmp_path: Path):
     plugins = Plugins(methods={"same": SameForAll})
-    experiment = plugged(recipe_values, plugins, method="plugin:same", evaluation={"local_only": False})
+    experiment = plugged(
+        recipe_values, plugins, method="plugin:same", evaluation={"baselines": "off", "local_only": False}
+    )
     assert isinstance(experiment.method, SameForAll)
     state = experiment.method.init(experiment.model)
     for client, experts in experiment.method.assign(state, range(7)).items():
@@ -99,7 +101,7 @@ def test_a_custom_aggregator_merges(method: str, recipe_values: dict[str, Any], 
         plugins,
         method=method,
         federation={"aggregation": "plugin:frozen", "rounds": 1},
-        evaluation={"local_only": False},
+        evaluation={"baselines": "off", "local_only": False},
     )
     before = experiment.method.init(experiment.model)
     with pytest.raises(RunError, match="nothing was learned"):  # this aggregator keeps the model as it is
@@ -260,7 +262,7 @@ def test_an_installed_plugin_is_found_by_its_name(recipe_values: dict[str, Any],
 def test_worker_processes_find_plugins_and_give_the_same_bytes(
     installed: bool, recipe_values: dict[str, Any], package: Path, tmp_path: Path
 ):
-    values = changed(recipe_values, method="plugin:same", evaluation={"local_only": False})
+    values = changed(recipe_values, method="plugin:same", evaluation={"baselines": "off", "local_only": False})
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     plugins = None if installed else Plugins(methods={"same": SameForAll})
@@ -272,7 +274,7 @@ def test_worker_processes_find_plugins_and_give_the_same_bytes(
 
 
 def test_a_stopped_run_resumes_with_its_plugins(recipe_values: dict[str, Any], tmp_path: Path):
-    values = changed(recipe_values, method="plugin:same", evaluation={"local_only": False})
+    values = changed(recipe_values, method="plugin:same", evaluation={"baselines": "off", "local_only": False})
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     plugins = Plugins(methods={"same": SameForAll})

@@ -40,7 +40,7 @@ def test_it_runs_and_answers(recipe_values: dict[str, Any], stablelm: Path, tmp_
     changes = {
         "backbone": {"model": str(stablelm)},
         "adapter": {"target_modules": ["mlp"], "shared_rank": 2},
-        "evaluation": {"local_only": False},
+        "evaluation": {"baselines": "off", "local_only": False},
     }
     result = run(parse_recipe(changed(recipe_values, changes), "test"), tmp_path / "run")
     assert result.summary["rounds_completed"] == 2

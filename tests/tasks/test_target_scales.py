@@ -41,7 +41,7 @@ def recipe_of(recipe_values: dict[str, Any], folder: Path, **changes: Any) -> di
     values: dict[str, Any] = json.loads(json.dumps(recipe_values))
     values["backbone"]["task"] = "regression"
     values["data"] = {"source": str(folder), "max_length": 13, "targets": ["elms", "same"]}
-    values |= {"head": {"kind": "averaged", "learning_rate": 0.1}, "trackers": [], "evaluation": {}}
+    values |= {"head": {"kind": "averaged", "learning_rate": 0.1}, "trackers": [], "evaluation": {"baselines": "off"}}
     values["partition"] = {"kind": "iid", "num_clients": 7}
     for key, value in changes.items():
         section, _, name = key.partition("__")

@@ -72,7 +72,7 @@ def recipe_of(recipe_values: dict[str, Any], data: Path, task: str, **changes: A
     values["data"] = {"source": str(data), "max_length": 13}
     values["data"] |= {"regression": {"targets": ["reds", "share"]}}.get(task, {})
     values["data"] |= {"multi-label-classification": {"label": "colours"}}.get(task, {})
-    values |= {"head": {"kind": "averaged", "learning_rate": 0.1}, "trackers": [], "evaluation": {}}
+    values |= {"head": {"kind": "averaged", "learning_rate": 0.1}, "trackers": [], "evaluation": {"baselines": "off"}}
     values["partition"] = {"kind": "iid", "num_clients": 7}
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -259,7 +259,9 @@ def test_a_run_whose_test_targets_are_constant_ends_with_a_summary(
 @pytest.mark.parametrize("task", TASKS)
 def test_a_federation_learns(recipe_values: dict[str, Any], data: Path, tmp_path: Path, task: str, pooling: str):
     metric, names = TASKS[task]
-    values = recipe_of(recipe_values, data, task, evaluation={"local_only": True, "local_only_clients": 3})
+    values = recipe_of(
+        recipe_values, data, task, evaluation={"baselines": "off", "local_only": True, "local_only_clients": 3}
+    )
     values["backbone"]["pooling"] = pooling
     values["federation"] |= {"rounds": 4, "local_steps": 6}
     recipe = parse_recipe(values, "test")
@@ -272,7 +274,7 @@ def test_a_federation_learns(recipe_values: dict[str, Any], data: Path, tmp_path
     assert better * (rows[-1][judged] - rows[0][judged]) > 0
     assert summary[f"{metric}_by_round"]["4"] == summary[metric]
     assert summary[f"{metric}_by_tier"]["large"] == summary[metric]
-    spread = summary[f"client_{metric}"]
+    spread = summary[f"reweighted_{metric}"]
     assert better * (spread["mean"] - spread["worst_decile"]) >= 0
     assert summary[f"local_only_{metric}"]["num_clients"] == 3
     assert summary["clients_failed"] == 0

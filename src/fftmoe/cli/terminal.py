@@ -1,6 +1,6 @@
 """What a finished run prints: how good it is, where its files are, and which commands come next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ from rich.console import Console
 
 from fftmoe.backbones import loading_arguments
 from fftmoe.config import Recipe
-from fftmoe.report.metric import OWN_MIX, Metric
+from fftmoe.report.answer import answer, compared, interval_of
+from fftmoe.report.metric import Metric, own_values
 from fftmoe.report.verdict import sentence
 from fftmoe.setup.load import is_language, reads_images
 from fftmoe.shown import quoted
@@ -21,29 +22,52 @@ def print_outcome(console: Console, summary: Mapping[str, Any], folder: Path, re
     Args:
         summary: the contents of `summary.json`. folder: of the run.
     """
-    for line in (*_results(summary), *_next_steps(folder, recipe)):
+    for line in (*_results(summary, recipe), *_next_steps(folder, recipe)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _results(summary: Mapping[str, Any]) -> list[str]:
-    metric = summary["metric"]
-    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary[f"{metric}_by_tier"].items())
-    lines = [
-        *([f"\n{found}"] if (found := sentence(summary)) else []),
-        f"\n{metric.replace('_', ' ')} {summary[metric]:.3f} on the whole test set",
+def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    metric = Metric.of(summary)
+    tiers = ", ".join(f"{name} {value:.3f}" for name, value in summary[f"{metric.name}_by_tier"].items())
+    found = answer(summary, untrained=is_language(recipe))
+    return [
+        *([f"\n{said}"] if (said := sentence(summary)) else []),
+        *([f"\n{found}"] if found else []),
+        f"\n{metric.label} {summary[metric.name]:.3f} on the whole test set{_range(interval_of(summary, metric))}",
+        *_baselines(summary, metric, recipe),
         f"  with the experts of each tier: {tiers}",
+        *(
+            f"  {text}: mean {summary[key]['mean']:.3f}, worst decile {summary[key]['worst_decile']:.3f}"
+            for key, text in own_values(summary, metric).items()
+        ),
+        *_local_training(summary, metric),
     ]
-    for key, text in OWN_MIX.items():
-        if (key := key.replace("accuracy", metric)) in summary:
-            mean, worst = summary[key]["mean"], summary[key]["worst_decile"]
-            lines.append(f"  {text}: mean {mean:.3f}, worst decile {worst:.3f}")
-    if local := summary.get(f"local_only_{metric}"):
-        sign = -1 if Metric.of(summary).lower_is_better else 1
-        lines.append(
-            f"  with local training only: {local['mean']:.3f}, mean of {local['num_clients']} clients; "
-            f"the federation gains {sign * (summary[metric] - local['mean']):+.3f}"
-        )
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _baselines(summary: Mapping[str, Any], metric: Metric, recipe: Recipe) -> list[str]:
+    """A line for each baseline: its value and interval, or why an asked one has none."""
+    lines = []
+    for each in compared(summary, untrained=is_language(recipe)):
+        if each.value is not None:
+            lines.append(f"  {each.what}: {each.value:.3f}{_range(each.interval)}")
+        elif each.name in recipe.evaluation.asked:
+            lines.append(f"  {each.what}: not measured, because {each.reason}")
     return lines
+
+
+def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
+    local = summary.get(f"local_only_{metric.name}")
+    if not local:
+        return []
+    gain = metric.gain(summary[metric.name], local["mean"])
+    return [
+        f"  with local training only: {local['mean']:.3f}, mean of {local['num_clients']} clients; "
+        f"the federation gains {gain:+.3f}"
+    ]
 
 
 def _next_steps(folder: Path, recipe: Recipe) -> list[str]:

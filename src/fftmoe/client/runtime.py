@@ -51,7 +51,8 @@ class ClientRuntime:
         states: what each client keeps from round to round.
         validation: `(model, client_id, fewest_of_label=...)` to the statistics of the client's validation rows on the
             model as it is now.
-        measure: `(model, own_labels)` to metrics of the model as it is now, for a client that holds these labels.
+        measure: `(model, client_id, own_labels)` to metrics of the model as it is now, for a client that holds these
+            labels.
         fewest_of_label: rows of a label below which the client sends no sum of these rows.
     """
 
@@ -99,7 +100,8 @@ class ClientRuntime:
     def local(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
         """The task "alone": local training without the federation. No state is kept; the client measures its model."""
         rows = self.partition[plan.client_id]
-        measure = partial(self.measure, own_labels=self.examples.labels[torch.from_numpy(rows)])
+        own_labels = self.examples.labels[torch.from_numpy(rows)]
+        measure = partial(self.measure, client_id=plan.client_id, own_labels=own_labels)
         if plan.training.train_head or not isinstance(self.loss, HeadLoss):
             return self._update(plan, tensors, {}, measure)[0]
         return self._local_closed_form(plan, tensors, measure)

@@ -14,6 +14,7 @@ from fftmoe.comparison.statistics import (
     metric_of,
     numbers,
     over_grid,
+    own_key,
     paired_differences,
     retained,
     select,
@@ -40,7 +41,7 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
             },
             "over_partitions": _values(over_grid(cells, variant, metric.name)),
             "iid_retained": _values(retained(cells, variant)),
-            "worst_decile": _values(over_grid(cells, variant, f"client_{metric.name}", "worst_decile")),
+            "worst_decile": _values(over_grid(cells, variant, own_key(metric), "worst_decile")),
             "to_target": to_target,
         }
     return {

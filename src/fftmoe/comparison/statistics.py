@@ -142,17 +142,32 @@ def select(cells: Iterable[CellResult], variant: str, partition: str | None = No
     ]
 
 
-def number(cell: CellResult, *path: str) -> float | None:
+Key = str | tuple[str, ...]
+"""A key of a summary, or several of which a summary has one."""
+
+
+def number(cell: CellResult, *path: Key) -> float | None:
     """A number of the cell's summary by its path of keys; None if there is none."""
     node: Any = cell.summary
     for key in path:
-        node = node.get(key) if isinstance(node, Mapping) else None
+        names = (key,) if isinstance(key, str) else key
+        node = next((node[name] for name in names if name in node), None) if isinstance(node, Mapping) else None
     return None if node is None else float(node)
 
 
-def numbers(cells: Iterable[CellResult], *path: str) -> list[float]:
+def numbers(cells: Iterable[CellResult], *path: Key) -> list[float]:
     """The same number of every cell that has it."""
     return [value for cell in cells if (value := number(cell, *path)) is not None]
+
+
+def own_key(metric: Metric, model: str = "") -> tuple[str, str]:
+    """The two keys of clients' own values: on their own test rows, and on test rows reweighted to their labels.
+
+    Args:
+        model: "" for the global model, `personal` for the clients' own ones.
+    """
+    reweighted = f"reweighted_{model}" if model else "reweighted"
+    return f"{model or 'client'}_{metric.name}", f"{reweighted}_{metric.name}"
 
 
 def metric_of(cells: Sequence[CellResult]) -> Metric:
@@ -161,7 +176,7 @@ def metric_of(cells: Sequence[CellResult]) -> Metric:
     return next(finished, Metric(cells[0].metric if cells else "accuracy"))
 
 
-def over_grid(cells: Sequence[CellResult], variant: str, *path: str) -> Estimate | None:
+def over_grid(cells: Sequence[CellResult], variant: str, *path: Key) -> Estimate | None:
     """The mean over all partitions, estimated from the seeds that finished all of them."""
     return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
 
@@ -186,7 +201,7 @@ def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
     return estimate(ratios)
 
 
-def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: str) -> list[dict[Place, float]]:
+def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: Key) -> list[dict[Place, float]]:
     """For each seed that has the number at every place of the grid: place -> number."""
     places = {cell.place for cell in cells}
     by_seed: dict[int, dict[Place, float]] = {}

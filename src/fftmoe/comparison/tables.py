@@ -25,12 +25,13 @@ from fftmoe.comparison.statistics import (
     number,
     numbers,
     over_grid,
+    own_key,
     paired_differences,
     retained,
     select,
     target_value,
 )
-from fftmoe.report.metric import NO_VALUE
+from fftmoe.report.metric import NO_VALUE, OWN_ROWS, REWEIGHTED, are_reweighted
 from fftmoe.report.progress import size
 from fftmoe.report.verdict import ended_badly, sentence
 
@@ -85,8 +86,8 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
     """What skew costs, what it costs the worst clients, and what a run sends and computes."""
     metric = metric_of(cells)
 
-    def of_clients(whose: str, key: str) -> Callable[[str], str]:
-        return lambda variant: with_interval(over_grid(cells, variant, f"{whose}_{metric.name}", key), metric.form)
+    def of_clients(model: str, key: str) -> Callable[[str], str]:
+        return lambda variant: with_interval(over_grid(cells, variant, own_key(metric, model), key), metric.form)
 
     columns: dict[str, Callable[[str], str]] = {}
     notes = []
@@ -95,10 +96,10 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
         parts = (under, over) if metric.lower_is_better else (over, under)
         columns["IID kept"] = lambda variant: with_interval(retained(cells, variant))
         notes.append(f"IID kept: {' / '.join(parts)}")
-    columns["worst decile"] = of_clients("client", "worst_decile")
-    notes.append("worst decile: over clients, each on its own label mix")
-    if any(number(cell, f"personal_{metric.name}", "mean") is not None for cell in cells):
-        notes.append("personal: a client's own model on its own labels; global there: the global model on those rows")
+    columns["worst decile"] = of_clients("", "worst_decile")
+    notes.append(f"worst decile: over clients, {_own_rows(cells)}")
+    if any(number(cell, own_key(metric, "personal"), "mean") is not None for cell in cells):
+        notes.append("personal: a client's own model on these rows; global there: the global model on them")
         for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
             columns[name] = of_clients("personal", key)
     columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
@@ -108,6 +109,16 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
     variants = each_once(cell.variant for cell in cells)
     rows = tuple((variant, *(show(variant) for show in columns.values())) for variant in variants)
     return TextTable("Under skew, and what a run costs", ("", *columns), rows, tuple(notes))
+
+
+def _own_rows(cells: Sequence[CellResult]) -> str:
+    """On which test rows clients were measured."""
+    done = [cell for cell in cells if cell.status == "done"]
+    reweighted = {cell.partition: are_reweighted(cell.summary, metric_of(cells)) for cell in done}
+    if len(set(reweighted.values())) < 2:
+        return REWEIGHTED if all(reweighted.values()) else OWN_ROWS
+    own = ", ".join(partition for partition, other in reweighted.items() if not other)
+    return f"{OWN_ROWS} under {own}, and {REWEIGHTED} elsewhere"
 
 
 def target_table(comparison: Comparison) -> TextTable:

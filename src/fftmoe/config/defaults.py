@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fftmoe.config.evaluation import BASELINES
 from fftmoe.config.known import Known
 
 LEFT_OUT = object()
@@ -41,6 +42,8 @@ READ_BY = {
 LONGEST, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 COHORT = 10
+MOST_TRAINED = 20_000  # examples that the rounds of a run train on, up to which training twice more is cheap
+ALONE = 20  # clients that train by themselves, at most
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
     "federation": {"aggregation": "per-expert", "server_optimizer": "sgd", "learning_rate": 4e-3},
@@ -224,6 +227,32 @@ def _momentum(known: Known) -> Any:
     return 0.8 if known.get("federation.server_optimizer") == "momentum" else LEFT_OUT
 
 
+def _baselines(known: Known) -> list[str]:
+    """All where training is cheap; else the one that needs none."""
+    trained = None if known.get("privacy") or known.task == "causal-lm" else _examples_trained(known)
+    return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
+
+
+def _clients_alone(known: Known) -> Any:
+    named = known.get("evaluation.baselines")
+    return ALONE if isinstance(named, list) and "alone" in named else LEFT_OUT
+
+
+def _examples_trained(known: Known) -> float | None:
+    """The examples that all rounds of a run train on; None where that is not known."""
+    federation = [known.get(f"federation.{key}") for key in ("rounds", "clients_per_round", "batch_size")]
+    epochs, steps = known.get("federation.local_epochs"), known.get("federation.local_steps")
+    if not all(isinstance(value, int) for value in federation):
+        return None
+    rounds, cohort, batch = federation
+    if isinstance(steps, int):
+        return rounds * cohort * batch * steps
+    clients = _clients(known)
+    if not isinstance(epochs, int) or known.facts is None or clients is None:
+        return None
+    return rounds * cohort * epochs * known.facts.rows / clients
+
+
 def _aggregation(known: Known) -> str:
     return "per-expert" if known.get("robustness") or known.get("federation.activation_power") else "fedavg"
 
@@ -274,6 +303,8 @@ RULES: tuple[Rule, ...] = (
     Rule("federation.server_beta1", _momentum),
     Rule("federation.learning_rate", _rate),
     Rule("federation.aggregation", _aggregation),
+    Rule("evaluation.baselines", _baselines, "all where all rounds train on at most 20,000 examples; else head_only"),
+    Rule("evaluation.local_only_clients", _clients_alone),
     *_constant("lora", targets="all-linear", match="uplink"),
     *_constant("engine", workers="auto"),
 )

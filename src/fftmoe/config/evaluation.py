@@ -1,8 +1,18 @@
 """The recipe's `evaluation` section."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from fftmoe.config.fields import Count, Section
+from pydantic import BeforeValidator
+
+from fftmoe.config.fields import Count, Section, no_repetition
+
+Baseline = Literal["head_only", "alone", "centralized"]
+BASELINES: tuple[str, ...] = get_args(Baseline)
+
+
+def _read_off(value: Any) -> Any:
+    """A bare `off` is false in YAML."""
+    return None if value is False or value == "off" else value
 
 
 class GenerationSection(Section):
@@ -29,11 +39,21 @@ class EvaluationSection(Section):
     """Measure the own models of so many clients; by default of all."""
     personal_examples: Count = 300
     """Test rows on which each own model is measured."""
+    baselines: Annotated[list[Baseline] | None, BeforeValidator(_read_off), no_repetition("baselines")] = None
+    """What a result is compared with, on test rows, in the terminal, the report and `summary.json`: `head_only`, the
+    frozen backbone with a solved head, measured before the first round; `alone`, clients that train by themselves as
+    much as they do in the run; `centralized`, a model that trains on all rows together with as many steps as all
+    clients take in all rounds. Each of the last two costs at most as much as the rounds of the run. `off` for none."""
     local_only: bool = False
-    """Also train clients without the federation, for comparison."""
+    """The same as `alone` among the baselines."""
     local_only_clients: Count | None = None
-    """Train so many clients without the federation; by default all."""
+    """The baseline `alone` trains so many clients, a random sample; null for all."""
     local_only_examples: Count = 300
-    """Test rows on which each of these is measured."""
+    """Test rows on which each of these is measured, next to all of its own."""
     generate: GenerationSection | None = None
     """Also compare what a language model writes after the last round with the completions of test rows."""
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The baselines that are asked for."""
+        return frozenset(self.baselines or ()) | ({"alone"} if self.local_only else set())

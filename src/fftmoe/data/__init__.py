@@ -9,6 +9,7 @@ from fftmoe.data.batches import training_batches as training_batches
 from fftmoe.data.columns import lists_of as lists_of
 from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of
+from fftmoe.data.columns import owners_of as owners_of
 from fftmoe.data.columns import plain_columns as plain_columns
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
@@ -32,6 +33,9 @@ from fftmoe.data.lost import shared_notes as shared_notes
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes
 from fftmoe.data.names import sorted_names as sorted_names
+from fftmoe.data.own_rows import own_rows as own_rows
+from fftmoe.data.own_rows import owners_digest as owners_digest
+from fftmoe.data.own_rows import unowned_notes as unowned_notes
 from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition

@@ -99,6 +99,19 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
     return names
 
 
+def owners_of(table: Table, column: str) -> list[str | None]:
+    """The N names in a column as `names_of` reads them; None where a row names nobody."""
+    classes = table.class_names.get(column)
+    names: list[str | None] = []
+    for value in table.columns[column]:
+        try:
+            name = name_of(value) if classes is None else _class_name(classes, value)
+        except (TypeError, LookupError):
+            name = None
+        names.append(None if is_blank(name) else name)
+    return names
+
+
 def plain_columns(table: Table) -> dict[str, list[str]]:
     """The columns most of whose values are names or texts, as texts; an empty one for a value that is neither.
 

@@ -1,8 +1,10 @@
 """The load of the experts over the rounds, and when it raises an alarm.
 
-A row's `load` is the server's moving average of the share of routed slots that went to each expert of a block. Two
-conditions raise an alarm: an expert stays below a tenth of its even share 1/M for `STARVED_ROUNDS` rounds, or a block's
-effective number of experts, exp(entropy of the load), is below M/2.
+A row's `load` is the server's moving average of the share of routed slots that went to each expert of a block. It is
+uneven if an expert stays below a tenth of its even share 1/M for `STARVED_ROUNDS` rounds, or if a block's effective
+number of experts, exp(entropy of the load), is below M/2. Experts may well specialise, so an uneven load alone is no
+fault: an alarm is raised only while the quality says so too, which it does where the last measured metric is worse than
+the best one before it by more than half of the interval at the start.
 """
 
 import math
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fftmoe.records import names
+from fftmoe.report.metric import Metric
 
 DIGITS = 5
 STARVED = 0.1  # of the even share 1/M
@@ -17,9 +20,10 @@ STARVED_ROUNDS = 3  # rounds in a row
 EFFECTIVE = 0.5  # of the number of experts M
 MOST_ALARMS = 100  # kept for a run
 RULE = (
-    f"An alarm is raised where an expert's share of the routed tokens stays below {STARVED:g}/M for "
-    f"{STARVED_ROUNDS} rounds, or where the effective number of experts, exp(entropy of the shares), is below "
-    f"{EFFECTIVE:g} M."
+    f"The load is uneven where an expert's share of the routed tokens stays below {STARVED:g}/M for {STARVED_ROUNDS} "
+    f"rounds, or where the effective number of experts, exp(entropy of the shares), is below {EFFECTIVE:g} M. It "
+    "raises an alarm only while the model has also become worse: the metric is worse than its best so far by more than "
+    "half the width of the interval at the start."
 )
 
 
@@ -36,40 +40,70 @@ def effective_experts(shares: Sequence[float]) -> float:
     return math.exp(-sum(u / total * math.log(u / total) for u in shares if u > 0)) if total > 0 else 0.0
 
 
+class Quality:
+    """Whether the model has become worse, as the rows of a run come in.
+
+    Where the metric or its interval at the start is not known, nobody can tell, and it has not.
+    """
+
+    def __init__(self) -> None:
+        self._best: float | None = None
+        self._last: float | None = None
+        self._margin: float | None = None
+
+    def see(self, row: Mapping[str, Any]) -> bool:
+        """Enter a row; return whether the last measured metric is worse than the best one by more than the margin."""
+        metric = Metric.of({}, [row])
+        value, interval = row.get(metric.name), row.get(f"{metric.name}_interval")
+        if self._margin is None and interval is not None and None not in interval:
+            self._margin = (interval[1] - interval[0]) / 2
+        if value is not None and math.isfinite(value):
+            self._last = value
+            self._best = value if self._best is None or metric.better(value, self._best) else self._best
+        if self._margin is None or self._best is None or self._last is None:
+            return False
+        return metric.gain(self._best, self._last) > self._margin
+
+
 class LoadWatch:
     """Raises alarms while the rows of a run come in; an alarm is not repeated while its condition lasts."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.alarms: list[dict[str, Any]] = []
+        self._quality = Quality()
         self._starving: dict[tuple[str, int], int] = {}
+        self._told: set[tuple[str, int]] = set()
         self._collapsed: set[str] = set()
         for row in rows:
             self.see(row)
 
     def see(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The alarms that this row raises: round, block, kind (`starved` or `collapsed`), and the kind's numbers."""
-        found = []
+        found, worse = [], self._quality.see(row)
         for block, shares in row.get("load", {}).items():
             at = {"round": row["round"], "block": int(block)}
-            if starved := self._starved(block, shares):
+            if starved := self._starved(block, shares, worse):
                 found.append({**at, "kind": "starved", "experts": starved})
             effective = effective_experts(shares)
-            if effective < EFFECTIVE * len(shares):
-                if block not in self._collapsed:
-                    found.append({**at, "kind": "collapsed", "effective": round(effective, 2), "of": len(shares)})
-                self._collapsed.add(block)
-            else:
+            if effective >= EFFECTIVE * len(shares):
                 self._collapsed.discard(block)
+            elif worse and block not in self._collapsed:
+                found.append({**at, "kind": "collapsed", "effective": round(effective, 2), "of": len(shares)})
+                self._collapsed.add(block)
         self.alarms += found[: MOST_ALARMS - len(self.alarms)]
         return found
 
-    def _starved(self, block: str, shares: Sequence[float]) -> list[int]:
-        """The experts whose share has been low for exactly `STARVED_ROUNDS` rounds."""
+    def _starved(self, block: str, shares: Sequence[float], worse: bool) -> list[int]:
+        """The experts whose share has been low for `STARVED_ROUNDS` rounds, once for each, if the model is worse."""
         reached = []
         for expert, share in enumerate(shares):
+            place = block, expert
             low = share < STARVED / len(shares)
-            self._starving[block, expert] = (self._starving.get((block, expert), 0) + 1) * low
-            if self._starving[block, expert] == STARVED_ROUNDS:
+            self._starving[place] = (self._starving.get(place, 0) + 1) * low
+            if not low:
+                self._told.discard(place)
+            elif worse and self._starving[place] >= STARVED_ROUNDS and place not in self._told:
+                self._told.add(place)
                 reached.append(expert)
         return reached
 

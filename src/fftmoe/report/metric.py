@@ -8,12 +8,18 @@ from typing import Any, Protocol
 LOWER_IS_BETTER = ("perplexity", "loss", "mean_absolute_error", "mean_squared_error")
 SHARES = ("accuracy", "f1")  # between 0 and 1
 NO_VALUE = "–"  # what a table shows where there is no value
-# Keys of a summary that were measured on each client's own label mix, for the metric accuracy, and what they are.
-OWN_MIX = {
-    "client_accuracy": "on each client's own label mix",
-    "personal_accuracy": "… with its own experts and router",
-    "local_only_client_accuracy": "… with local training only",
+OWN_ROWS = "on each client's own test rows"
+REWEIGHTED = "on all test rows, reweighted to each client's labels"
+# Beginnings of the keys of a summary with clients' own values, and what they are.
+_OWN_VALUES = {
+    "client": OWN_ROWS,
+    "personal": "… with its own experts and router",
+    "local_only_client": "… with local training only",
+    "reweighted": REWEIGHTED,
+    "reweighted_personal": "… with its own experts and router",
+    "reweighted_local_only": "… with local training only",
 }
+_ALWAYS_REWEIGHTED = 1  # summaries up to this version have reweighted values under the names of clients' own
 
 
 JUDGED = "metric_judged"  # key of what a task says of a metric whose name is not known here
@@ -106,3 +112,40 @@ class Metric:
     def curve(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
         """(round, value) of every round in which the metric was measured."""
         return [(row["round"], row[self.name]) for row in rows if row.get(self.name) is not None]
+
+
+def own_values(summary: Mapping[str, Any], metric: Metric) -> dict[str, str]:
+    """The keys of a summary that have the mean and the worst tenth of clients' own values, and what each is."""
+    found = {f"{key}_{metric.name}": text for key, text in _OWN_VALUES.items() if f"{key}_{metric.name}" in summary}
+    return {
+        key: REWEIGHTED if text == OWN_ROWS and are_reweighted(summary, metric) else text for key, text in found.items()
+    }
+
+
+def are_reweighted(summary: Mapping[str, Any], metric: Metric) -> bool:
+    """Whether the clients' own values in a summary are of test rows that were reweighted to each client's labels."""
+    old = summary.get("schema_version", _ALWAYS_REWEIGHTED + 1) <= _ALWAYS_REWEIGHTED
+    return old or f"client_{metric.name}" not in summary
+
+
+def own_mean(summary: Mapping[str, Any], metric: Metric, model: str = "") -> Mapping[str, Any] | None:
+    """The mean and the worst tenth of clients' own values; None where they are not known.
+
+    Args:
+        model: "" for the global model, `personal` or `local_only` for another.
+    """
+    own = {"": "client", "local_only": "local_only_client"}.get(model, model)
+    reweighted = f"reweighted_{model}" if model else "reweighted"
+    return summary.get(f"{own}_{metric.name}") or summary.get(f"{reweighted}_{metric.name}")
+
+
+def values_of_clients(summary: Mapping[str, Any], metric: Metric) -> list[float | None]:
+    """The value of each client that a summary lists; empty where it lists none."""
+    listed = summary.get("clients", {})
+    return listed.get(metric.name) or listed.get(f"reweighted_{metric.name}") or []
+
+
+def client_names(summary: Mapping[str, Any]) -> list[str]:
+    """The names of the clients that a summary lists: those of the data, or else their numbers."""
+    listed = summary.get("clients", {})
+    return listed.get("name") or [str(number) for number in range(len(listed.get("tier", ())))]

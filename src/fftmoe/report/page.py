@@ -7,8 +7,10 @@ from typing import Any
 import yaml
 
 from fftmoe.report import run_figures, sections
+from fftmoe.report.answer import answer
 from fftmoe.report.load import RULE, LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
+from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.render import render
@@ -32,6 +34,9 @@ def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], su
         title=f"{name}: {run.setting('method', '?')}, seed {run.setting('seed', '?')}",
         name=name,
         sentence=_what_was_run(run),
+        answer=_answer(run),
+        baselines=sections.baselines(run),
+        metric=run.metric.label,
         warnings=_warnings(run),
         outcome=_outcome_cards(run),
         learning=_drawn(run_figures.learning(run), run_figures.loss(run)),
@@ -55,6 +60,12 @@ def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], su
 def _drawn(*figures: Figure | None) -> list[Figure]:
     """The figures that have something to show."""
     return [figure for figure in figures if figure is not None]
+
+
+def _answer(run: RunRecord) -> str:
+    """What the run reaches, against which baselines, and who gains; empty for a run without baselines."""
+    found = answer(run.summary, untrained=run.setting("backbone.task") == "causal-lm")
+    return f"{found[0].upper()}{found[1:]}." if found else ""
 
 
 def _what_was_run(run: RunRecord) -> str:
@@ -120,8 +131,9 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
     if value is not None and (local := summary.get(f"local_only_{metric.name}")):
         what = f"{sections.measured_on(run)} ({metric.text(local['mean'])} on average)"
         shown.append((f"{metric.gain(value, local['mean']):+.3f}", f"gain over local training, {what}"))
-    if worst := summary.get(f"client_{metric.name}"):
-        shown.append((metric.text(worst["worst_decile"]), "worst tenth of the clients, each on its own label mix"))
+    if worst := own_mean(summary, metric):
+        rows = REWEIGHTED if are_reweighted(summary, metric) else OWN_ROWS
+        shown.append((metric.text(worst["worst_decile"]), f"worst tenth of the clients, {rows}"))
     if run.epsilon:
         whose = "examples" if run.setting("privacy.examples") else "clients"
         delta = run.privacy_settings.get("delta") or 0

@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe.report.draw import HeatMap, Level, Line, bar_figure, column_figure, line_figure
 from fftmoe.report.load import EFFECTIVE, effective_experts
 from fftmoe.report.marks import COLOURS, DASHES, INK, Figure
+from fftmoe.report.metric import are_reweighted, own_mean, values_of_clients
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
@@ -29,12 +30,15 @@ def learning(run: RunRecord) -> Figure | None:
     metric, levels = run.metric, []
     if local := run.summary.get(f"local_only_{metric.name}"):
         levels.append(Level("local training, mean", local["mean"], colour=1))
+    bound = run.summary.get("baselines", {}).get("centralized", {}).get("value")
+    if bound is not None:
+        levels.append(Level("all rows in one place", bound, colour=2))
     floor, ceiling = metric.bounds
     points = thinned(metric.curve(run.rows))
     sample = run.setting("evaluation.max_examples")
     notes = [f"During the run on a sample of {sample} test rows, after the last round on all."] if sample else []
-    if "best_round" in run.summary:
-        notes.append(f"The model of round {run.summary['best_round']} is kept, the best on the validation rows.")
+    if (best := run.summary.get("best_round")) is not None:
+        notes.append(f"The model of round {best} is kept, the best on the validation rows.")
     return line_figure(
         metric.label.capitalize(),
         [Line("global model", points), *_validation(run)],
@@ -64,9 +68,9 @@ def loss(run: RunRecord) -> Figure | None:
 def client_values(run: RunRecord) -> Figure | None:
     """The value of every client, sorted; percentiles where there are very many clients."""
     metric, recorded = run.metric, run.summary.get("clients", {})
-    title = f"{metric.label.capitalize()} of every client on its own label mix"
+    title = f"{metric.label.capitalize()} of every client {_measured_on(run)}"
     levels = _client_levels(run)
-    if values := recorded.get(metric.name):
+    if values := values_of_clients(run.summary, metric):
         tiers = list(dict.fromkeys((*run.summary.get(f"{metric.name}_by_tier", ()), *recorded["tier"])))
         pairs = zip(values, recorded["tier"], strict=True)
         ordered = sorted((value, tiers.index(tier)) for value, tier in pairs if value is not None)
@@ -77,18 +81,25 @@ def client_values(run: RunRecord) -> Figure | None:
     return None
 
 
+def _measured_on(run: RunRecord) -> str:
+    """On which test rows a client's own value was measured."""
+    if are_reweighted(run.summary, run.metric):
+        return "on test rows reweighted to its labels"
+    return "on its own test rows"
+
+
 def _client_levels(run: RunRecord) -> list[Level]:
     metric, levels = run.metric, []
-    if own := run.summary.get(f"client_{metric.name}"):
+    if own := own_mean(run.summary, metric):
         levels.append(Level("mean", own["mean"], INK, 0))
         levels.append(Level("worst tenth", own["worst_decile"], INK, 1))
-    if local := run.summary.get(f"local_only_client_{metric.name}"):
+    if local := own_mean(run.summary, metric, "local_only"):
         levels.append(Level("local training, mean", local["mean"], INK, 2))
     return levels
 
 
 def effective_number(run: RunRecord) -> Figure | None:
-    """The effective number of experts of every block over rounds, with the level of the alarm."""
+    """The effective number of experts of every block over rounds, with the level below which the load is uneven."""
     by_block: dict[int, list[tuple[float, float]]] = {}
     num_experts = 0
     for row in run.rows:
@@ -99,7 +110,7 @@ def effective_number(run: RunRecord) -> Figure | None:
         Line(f"block {block}", thinned(points), place, place // COLOURS % len(DASHES))
         for place, (block, points) in enumerate(sorted(by_block.items()))
     ]
-    level = Level(f"alarm below {EFFECTIVE * num_experts:g} of {num_experts}", EFFECTIVE * num_experts, 4)
+    level = Level(f"uneven below {EFFECTIVE * num_experts:g} of {num_experts}", EFFECTIVE * num_experts, 4)
     return line_figure("Effective number of experts", lines, across="round", levels=[level], floor=0)
 
 

@@ -1,13 +1,14 @@
 """The sections of a run's page as plain values; the template `run.html.j2` holds their text."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fftmoe.report import run_figures
+from fftmoe.report.answer import compared
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
-from fftmoe.report.metric import NO_VALUE, OWN_MIX
+from fftmoe.report.metric import NO_VALUE, Metric, client_names, own_values, values_of_clients
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 
@@ -28,6 +29,8 @@ class ClientsView:
     metric: str
     measured_on: str
     private: bool
+    header: tuple[str, ...] = ()
+    each: TextRows = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,62 @@ def clients(run: RunRecord) -> ClientsView | None:
     metric, summary = run.metric, run.summary
     if not summary:
         return None
-    measures = {key.replace("accuracy", metric.name): text for key, text in OWN_MIX.items()}
     rows: TextRows = [
         (text, metric.text(summary[key]["mean"]), metric.text(summary[key]["worst_decile"]))
-        for key, text in measures.items()
-        if key in summary
+        for key, text in own_values(summary, metric).items()
     ]
     by_tier = summary.get(f"{metric.name}_by_tier", {})
     tiers = [(f"{metric.label} as tier {name} would use it", metric.text(value)) for name, value in by_tier.items()]
-    return ClientsView(rows, tiers, run_figures.client_values(run), metric.label, measured_on(run), run.private)
+    return ClientsView(
+        rows, tiers, run_figures.client_values(run), metric.label, measured_on(run), run.private, *_each_client(run)
+    )
+
+
+def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
+    """The header and the rows of a table of all clients by name; no rows where single clients are not listed."""
+    metric, listed = run.metric, run.summary.get("clients", {})
+    values, alone = values_of_clients(run.summary, metric), listed.get("alone")
+    header = ("client", "tier", metric.label, *(["trained alone"] if alone else []))
+    columns = [client_names(run.summary), listed.get("tier", ()), *([values, alone] if alone else [values])]
+    if not values:
+        return header, []
+    return header, [
+        (name, tier, *(NO_VALUE if value is None else metric.text(value) for value in own))
+        for name, tier, *own in zip(*columns, strict=True)
+    ]
+
+
+def baselines(run: RunRecord) -> TextRows:
+    """The result and every baseline: what it is, its value, its interval, and what the comparison says."""
+    metric, summary = run.metric, run.summary
+    language = run.setting("backbone.task") == "causal-lm"
+    others = compared(summary, untrained=language)
+    asked = run.setting("evaluation.baselines") or any(each.value is not None for each in others)
+    if not asked or not others or summary.get(metric.name) is None:
+        return []
+    own = (
+        "this run",
+        metric.text(summary[metric.name]),
+        interval_text(summary.get(f"{metric.name}_interval"), metric),
+        "",
+    )
+    said = {"better": "the run is better", "worse": "the run is worse", "level": "not clearly different", "": ""}
+    return [
+        own,
+        *(
+            (each.what, metric.text(each.value), interval_text(each.interval, metric), said[each.result])
+            if each.value is not None
+            else (each.what, NO_VALUE, NO_VALUE, each.reason)
+            for each in others
+        ),
+    ]
+
+
+def interval_text(interval: Any, metric: Metric) -> str:
+    """An interval as text."""
+    if not interval or any(end is None for end in interval):
+        return NO_VALUE
+    return f"{metric.text(interval[0])} to {metric.text(interval[1])}"
 
 
 def experts(run: RunRecord) -> ExpertsView | None:

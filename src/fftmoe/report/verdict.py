@@ -69,7 +69,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
         measured.
     """
     compared = _compared(rows, summary)
-    losses = _losses(rows, summary.get("best_round", math.inf))
+    losses = _losses(rows, math.inf if summary.get("best_round") is None else summary["best_round"])
     is_worse = compared.get("result") == "worse"  # which says more
     if is_worse or losses is None or not losses.have_diverged(Metric.of(summary)):
         return {"verdict": compared} if compared else {}

@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
 from fftmoe.records import ServerState
+from fftmoe.rounds.baselines import BeforeRounds, nothing_before
 from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.validation import Validate, no_validation
@@ -26,6 +27,7 @@ class Evaluation:
         generate: measures what a language model writes; None where that was not asked for.
         states: where clients keep what never leaves them.
         validate: the metric on the rows that clients have set aside.
+        before: what else is measured before the first round.
     """
 
     measure: ModelMeasure
@@ -36,10 +38,13 @@ class Evaluation:
     personal: PersonalModels | None = None
     generate: Callable[[], dict[str, Any]] | None = None
     validate: Validate = no_validation
+    before: BeforeRounds = nothing_before
 
     def __call__(self, state: ServerState) -> dict[str, Any]:
         """Return the metrics that are due after the rounds of this state; the run's own metric comes first."""
-        return {**self._measured(state), **self.validate(state)}
+        metrics = self._measured(state)
+        before = self.before(state, metrics) if state.round == 0 else {}
+        return {**metrics, **before, **self.validate(state)}
 
     def _measured(self, state: ServerState) -> dict[str, Any]:
         if state.round == self.num_rounds:

@@ -1,12 +1,18 @@
-"""The metrics of a run: the global model at every tier, on everyone's data and on each client's mix of labels."""
+"""The metrics of a run: the global model at every tier, on everyone's test rows and on those of each client.
 
+Where the test rows say whose they are, a client's own value is measured on its own rows, `client_...` in the summary.
+Where they do not, all test rows are reweighted to the client's mix of strata, which says nothing about how its rows
+differ from others of the same label: `reweighted_...`.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fftmoe.data import Examples
+from fftmoe.data import Examples, Ragged
 from fftmoe.evaluate import Tally, mean_and_worst_decile, tally
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ServerState
@@ -15,6 +21,7 @@ from fftmoe.tasks import Task
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
+OWN, REWEIGHTED = "client", "reweighted"  # before the name of a metric of single clients
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class ModelMeasure:
         test: all held-out examples.
         num_strata: how many labels, or other strata, the examples are numbered by.
         show_clients: whether the summary may list clients one by one.
+        own_test: by client, its own rows of `test`; None where nobody says whose they are.
     """
 
     model: Any
@@ -34,10 +42,46 @@ class ModelMeasure:
     num_strata: int
     population: Population
     show_clients: bool = True
+    own_test: Ragged | None = None
 
-    def tally(self, examples: Examples, interval: bool = False) -> Tally:
+    @property
+    def own(self) -> str:
+        """How a client's own value is measured, as the summary names it: `client` or `reweighted`."""
+        return REWEIGHTED if self.own_test is None else OWN
+
+    def own_as(self, model: str, on_own_rows: str | None = None) -> str:
+        """Return the beginning of a key for another model's values of single clients, such as `personal`.
+
+        Args:
+            on_own_rows: the key where clients have test rows of their own, if it is another.
+        """
+        return (on_own_rows or model) if self.own == OWN else f"{REWEIGHTED}_{model}"
+
+    @property
+    def key_of_own(self) -> str:
+        """The key under which the summary lists the values of single clients: the metric, or what replaces it."""
+        return self.task.metric if self.own == OWN else f"{REWEIGHTED}_{self.task.metric}"
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether a client has a value of its own."""
+        return self.own_test is not None or self.population.label_shares is not None
+
+    def tally(self, examples: Examples, interval: bool = False, own: Ragged | None = None) -> Tally:
         """Return the statistics of the model as it is now."""
-        return tally(self.model, self.task, examples, self.num_strata, interval)
+        return tally(self.model, self.task, examples, self.num_strata, interval, own)
+
+    def on_own(self, client: int, found: Tally) -> float:
+        """Return the metric of the model as it is now for one client; NaN where that is unknown.
+
+        Args:
+            found: of this model on a sample of the test rows, which is reweighted where the client has no rows.
+        """
+        if self.own_test is not None:
+            rows = self.own_test[client]
+            return self.tally(self.test.select(rows)).metrics()[self.task.metric] if len(rows) else math.nan
+        assert self.population.label_shares is not None, "clients are measured where something is known of them"
+        return float(found.on_mixes(self.population.label_shares(range(client, client + 1)))[0])
 
     def with_interval(self, found: Tally) -> dict[str, Any]:
         """Return the metrics, and the interval of the run's metric under `..._interval`."""
@@ -57,14 +101,15 @@ class ModelMeasure:
 
     def by_client(self, clients: Sequence[int], values: np.ndarray) -> dict[str, Any]:
         """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many."""
-        known = ~np.isnan(values)
+        known, key = ~np.isnan(values), self.key_of_own
         if not self.show_clients or not known.any():
             return {}
         if len(values) > CLIENTS_KEPT:
-            return {"clients": {"percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
+            return {"clients": {"of": key, "percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
         own = [round(float(value), 4) if is_known else None for value, is_known in zip(values, known, strict=True)]
         tiers = [self.population.budgets[client].name for client in clients]
-        return {"clients": {"tier": tiers, self.task.metric: own}}
+        names = {} if self.population.names is None else {"name": [self.population.names[c] for c in clients]}
+        return {"clients": {**names, "tier": tiers, key: own}}
 
     def at_each_tier(
         self, state: ServerState, examples: Examples, interval: bool = False
@@ -72,20 +117,23 @@ class ModelMeasure:
         """Measure the global model as each tier uses it.
 
         Args:
+            examples: all test rows where `own_test` is known.
             interval: also compute the interval of the largest tier's metric, which takes many samples of the examples.
 
         Returns:
-            the metrics by tier; and for every client the metric at its tier on its own mix of strata, float64
-            [clients], NaN where that is unknown.
+            the metrics by tier; and for every client its own metric at its tier, float64 [clients], NaN where that is
+            unknown.
         """
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
         for tier in self.population.tiers:
             self.install(state, tier)
             with_interval = interval and tier == self.population.largest
-            found = self.tally(examples, with_interval)
+            found = self.tally(examples, with_interval, self.own_test)
             by_tier[tier.name] = self.with_interval(found) if with_interval else found.metrics()
-            if self.population.label_shares is not None:
-                members = self.population.budgets.members(tier)
+            members = self.population.budgets.members(tier)
+            if self.own_test is not None:
+                per_client[members] = found.on_own()[members]
+            elif self.population.label_shares is not None:
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
         return by_tier, per_client
 
@@ -103,4 +151,4 @@ class ModelMeasure:
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}
         overall = {**by_tier[self.population.largest.name], f"{metric}_by_tier": one_by_tier}
         each = self.by_client(range(len(self.population)), per_client)
-        return {**overall, **self.spread_as(f"client_{metric}", per_client), **each}
+        return {**overall, **self.spread_as(f"{self.own}_{metric}", per_client), **each}

@@ -8,6 +8,7 @@ import numpy as np
 from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.data import Examples
+from fftmoe.evaluate import mean_interval
 from fftmoe.records import ServerState, Training
 from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.server.plan import plan_round
@@ -32,39 +33,41 @@ class PersonalModels:
         """Measure each chosen client's own model.
 
         Returns:
-            the task's metrics are means over clients on the whole sample; `client_...` is on each client's own mix of
-            strata.
+            the task's metrics are means over clients on the whole sample, with the mean of the clients' 95 % intervals;
+            the clients' own values are named as `ModelMeasure.own` says.
         """
-        m, metric, shares = self.measure, self.measure.task.metric, self.measure.population.label_shares
-        assert shares is not None, "clients' own models are measured where their labels are known"
+        m, metric = self.measure, self.measure.task.metric
         chosen = m.population.sample(self.num_clients, self.seed)
         plan = plan_round(m.method, state, state.round, chosen, m.population.budgets, self.training, self.seed)
         overall: list[dict[str, float]] = []
+        intervals: list[tuple[float, float]] = []
         own = np.zeros(len(chosen))
         for place, client in enumerate(plan.clients):
             c = client.client_id
             kept, _ = split_state(states.load(c, before=state.round + 1))
             m.method.personalize(m.model, m.method.download(state, client), client, kept)
-            found = m.tally(self.sample)
+            found = m.tally(self.sample, interval=True)
             overall.append(found.metrics())
-            own[place] = found.on_mixes(shares(range(c, c + 1)))[0]
+            intervals.append(found.interval())
+            own[place] = m.on_own(c, found)
         values = {name: np.array([metrics[name] for metrics in overall]) for name in overall[0]}
         members = {tier.name: m.population.budgets.members(tier) for tier in m.population.tiers}
         places = {name: np.flatnonzero(np.isin(chosen, clients)) for name, clients in members.items()}
         return {
             **{name: float(each.mean()) for name, each in values.items()},
+            f"{metric}_interval": mean_interval(intervals),
             f"{metric}_by_tier": {name: float(values[metric][at].mean()) for name, at in places.items() if len(at)},
-            **m.spread_as(f"client_{metric}", own),
+            **m.spread_as(f"{m.own}_{metric}", own),
             **m.by_client(chosen, own),
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
         """Measure clients' own models, and the global model on the same clients and examples."""
         m, metric = self.measure, self.measure.task.metric
-        own = self(state, states).get(f"client_{metric}")
-        if own is None:  # no test row is of a kind that one of these clients has
+        own = self(state, states).get(f"{m.own}_{metric}")
+        if own is None:  # no test row belongs to one of these clients, or is of a kind that it has
             return {}
-        _, per_client = m.at_each_tier(state, self.sample)
+        _, per_client = m.at_each_tier(state, self.sample if m.own_test is None else m.test)
         chosen = list(m.population.sample(self.num_clients, self.seed))
         shared = {f"global_{name}": value for name, value in m.spread(per_client[chosen]).items()}
-        return {f"personal_{metric}": {**own, **shared}}
+        return {f"{m.own_as('personal')}_{metric}": {**own, **shared}}

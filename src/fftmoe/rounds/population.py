@@ -1,6 +1,6 @@
 """The clients of a run as the server sees them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,13 @@ class Population:
         budgets: client_id -> budget. tiers: the distinct budgets, in the recipe's order.
         label_shares: from client ids to the share of each stratum in their training examples, float64 [clients,
             strata]; None where the server must not know: clients are elsewhere, or have differential privacy.
+        names: of the clients, where the data gives them any and they may be written down.
     """
 
     budgets: Budgets
     tiers: tuple[Budget, ...]
     label_shares: Callable[[range], np.ndarray] | None
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.budgets)

@@ -28,6 +28,7 @@ METRICS = {
     "sums": {},
     "validate": {},
 }
+MEASURED = ("holdout", "own", "low", "high")  # before the name of a metric, see `client_metrics`
 ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
 Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the dtype and shape of each tensor on the wire, by name
@@ -134,8 +135,8 @@ class Expectation:
 
 
 def _on_both_parts(measured: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The bounds of metrics that a client measures on its held-out examples and on its own."""
-    return {f"{who}_{name}": bounds for name, bounds in measured.items() for who in ("holdout", "own")}
+    """The bounds of metrics that a client measures on its held-out examples, with an interval, and on its own."""
+    return {f"{who}_{name}": bounds for name, bounds in measured.items() for who in MEASURED}
 
 
 def _widest(

@@ -93,7 +93,7 @@ def bound_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
     """The bindings of the splits that were read."""
-    named = {"training rows": "train", "test rows": "test"}
+    named = {"training rows": "train", "test rows": "test", "owners of test rows": "test owners"}
     return {name: asdict(rows[split]) for name, split in named.items() if split in rows}
 
 

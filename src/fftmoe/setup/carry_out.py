@@ -23,9 +23,10 @@ from fftmoe.rounds.loop import Federation, Metrics, federate, start
 from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.rounds.validation import validated_in
+from fftmoe.setup.baselines import measure_baselines
 from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.federation import kept_ranking, make_federation, make_patience, train_locally
+from fftmoe.setup.federation import kept_ranking, make_federation, make_patience
 from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.load import reads_images
 from fftmoe.setup.target_scales import scales_of, to_units
@@ -41,7 +42,7 @@ from fftmoe.store import (
     save_adapter,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,8 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         state, metrics = _rounds(federation, at, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
         kept, metrics = kept_model(federation, journal, state, metrics)
-        if recipe.evaluation.local_only:
-            progress.say("training clients locally, for comparison")
-            metrics |= train_locally(experiment, federation.evaluate.measure, at.initial, engine)
+        measure, first = federation.evaluate.measure, journal.rows[0]
+        metrics |= measure_baselines(experiment, measure, at.initial, engine, first, metrics, progress.say)
         used = {
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(engine.peak_rss_mib(), 1),
@@ -130,6 +130,7 @@ def _figures_of_run(
     return {
         **_facts(experiment, state),
         **({"notes": list(experiment.notes)} if experiment.notes else {}),
+        "best_round": None,  # where rounds are not compared on validation rows
         **metrics,
         **journal.totals(),
         **_early(experiment, journal, state),

@@ -107,9 +107,11 @@ def make_grid(
     """
     values, where = read_recipe(source)
     choices = read_choices(values.pop("compare", None), flags, where)
-    # A comparison needs neither trackers nor local training; a variant or an override may still request them.
+    # A comparison needs neither trackers nor baselines, because these are variants of it; a variant or an override may
+    # still request them.
     values["trackers"] = []
     apply_override(values, "evaluation.local_only", False)
+    apply_override(values, "evaluation.baselines", None)
     for key, value in (overrides or {}).items():
         apply_override(values, key, value)
     base, chosen = complete_recipe(values, where)

@@ -1,11 +1,12 @@
 """Makes the handler for the clients of an experiment, in this process or in a worker."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fftmoe.backbones import enable_resume
 from fftmoe.client.runtime import ClientRuntime, ClientStates
@@ -15,10 +16,12 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples, Ragged, WithPrefix
 from fftmoe.evaluate import client_metrics, holdout
 from fftmoe.methods.base import Method
+from fftmoe.records import Tensors
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.model import build_model, make_loss
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.target_scales import scaled_task
+from fftmoe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class ClientSpec:
     holdout: Examples
     plugins: Plugins = field(default_factory=Plugins)
     held_out: Sequence[np.ndarray] = ()  # rows that clients have set aside for validation, by client
+    test: Examples | None = None  # of which the rows of each client follow
+    own_test: Sequence[np.ndarray] | None = None  # by client; None where nobody says whose test rows are
 
 
 def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
@@ -49,7 +54,17 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
         holdout(experiment.test, recipe.evaluation.local_only_examples, recipe.seed),
         experiment.plugins,
         experiment.held_out.rows,
+        None if experiment.own_test is None else experiment.test,
+        experiment.own_test,
     )
+
+
+def _measured(spec: ClientSpec, task: Task, model: Any, client_id: int, own_labels: Tensor) -> Mapping[str, float]:
+    """What a client measures of its own model after local training."""
+    own = None
+    if spec.test is not None and spec.own_test is not None:
+        own = spec.test.select(spec.own_test[client_id])
+    return client_metrics(model, own_labels, task, spec.holdout, own)
 
 
 def marked(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
@@ -61,7 +76,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     """Make the handler of an engine's messages, with the given model; None loads a new model."""
     if model is None:
         model = build_model(spec.recipe, spec.label_names, spec.plugins)
-        for examples in (spec.train, spec.holdout):
+        for examples in (spec.train, spec.holdout, spec.test):
             if isinstance(examples, WithPrefix):
                 enable_resume(model, examples.block)
     task, num_outputs = scaled_task(spec.recipe), len(spec.label_names)
@@ -73,6 +88,17 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         spec.train,
         spec.partition,
         spec.states,
-        partial(client_metrics, task=task, examples=spec.holdout),
+        partial(_measured, spec, task),
         partial(validation_sums, task=task, num_outputs=num_outputs, examples=spec.train, rows=spec.held_out),
     )
+
+
+class NoStates:
+    """Client states that are always empty and never written to the disk."""
+
+    def load(self, client_id: int, before: int) -> Tensors:
+        """See `ClientStates`."""
+        return {}
+
+    def save(self, client_id: int, round: int, state: Tensors) -> None:
+        """See `ClientStates`."""

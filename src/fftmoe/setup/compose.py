@@ -11,7 +11,17 @@ from fftmoe.backbones import check_quantization, first_adapted_block, num_states
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
-from fftmoe.data import Examples, Partition, cut_notes, default_cache_dir, make_partition, shared_notes
+from fftmoe.data import (
+    Examples,
+    Partition,
+    Ragged,
+    cut_notes,
+    default_cache_dir,
+    make_partition,
+    own_rows,
+    shared_notes,
+    unowned_notes,
+)
 from fftmoe.data.partition import KINDS
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import Budgets, ExpertShape, assign_tiers, largest_tier
@@ -45,7 +55,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     recipe = with_scales(recipe, data.train)
     if is_centralized(recipe):
         clients = recipe.partition.num_clients or len(set(data.groups or ()))
-        recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None)
+        recipe, data = centralized(recipe, len(data.train), clients), replace(data, groups=None, test_owners=None)
     _check_strata(recipe, data.strata)
     _check_population(recipe)
     partition = _partition(recipe, data, plugins)
@@ -75,6 +85,7 @@ def assemble(
     sizes = sizes - held_out.numbers
     mean_tokens = counted_tokens(recipe, data.test if remote else data.train, model)
     budgets = _budgets_of(recipe, model, shape, sizes, mean_tokens, tier_of, plugins)
+    own_test, unowned = _own_test(recipe, partition, data)
     return Experiment(
         recipe=recipe,
         task=scaled_task(recipe),
@@ -94,7 +105,8 @@ def assemble(
         left_out=data.left_out,
         rows=data.rows,
         reader=data.reader,
-        data_notes=(*data.notes, *_rows_lost(recipe, data), *start_notes(start, data.label_names)),
+        data_notes=(*data.notes, *_rows_lost(recipe, data), *start_notes(start, data.label_names), *unowned),
+        own_test=own_test,
         remote=remote,
         plugins=plugins,
         start=start,
@@ -107,6 +119,14 @@ def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> tuple[Any,
     check_head(recipe, model)
     check_max_length(recipe, data.max_length, model)
     return model, load_start(recipe, model)
+
+
+def _own_test(recipe: Recipe, partition: Partition, data: Loaded) -> tuple[Ragged | None, tuple[str, ...]]:
+    """Each client's own test rows, where they say whose they are, and what a person should know of them."""
+    if data.test_owners is None or partition.groups is None:
+        return None, ()
+    own = own_rows(partition.groups, data.test_owners)
+    return own, unowned_notes(own, len(data.test), str(recipe.partition.by))
 
 
 def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fftmoe.report.trackers import check_trackers
 from fftmoe.setup.centralized import is_centralized
 from fftmoe.setup.compose import assemble
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.load import Loaded, agreed_labels
+from fftmoe.setup.load import Loaded, agreed_labels, test_owners
 from fftmoe.setup.method import method_class
 from fftmoe.setup.places import check_means_the_same
 from fftmoe.setup.plugins import Plugins
@@ -130,7 +130,15 @@ def load_server_data(recipe: Recipe) -> Loaded:
     found = load_splits(recipe, recipe.data.source, SplitRequest(("test",), agreed_labels(recipe), divide=False))
     test = found.examples["test"]
     return Loaded(
-        test.select([]), test, found.label_names, None, found.max_length, found.strata, found.rows, found.reader
+        train=test.select([]),
+        test=test,
+        label_names=found.label_names,
+        groups=None,
+        max_length=found.max_length,
+        strata=found.strata,
+        rows=found.rows,
+        reader=found.reader,
+        test_owners=test_owners(recipe, found),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Partition, RowsDigest, near_equal_notes
+from fftmoe.data import Examples, Partition, Ragged, RowsDigest, near_equal_notes
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, ServerState, Training
@@ -29,6 +29,7 @@ class Experiment:
         mean_tokens: of a training example. shape: of one expert.
         sizes: integers [C], the number of each client's examples.
         left_out: see `Loaded`.
+        own_test: by client, its own test rows; None where the test rows do not say whose they are.
         data_notes: what a person should know about the data.
         rows, reader: what was read, and with which tokenizer; see `Loaded`.
         remote: clients are elsewhere and hold their own data; `train` is empty and `partition` only names them.
@@ -55,6 +56,7 @@ class Experiment:
     rows: Mapping[str, RowsDigest]
     reader: str
     data_notes: tuple[str, ...]
+    own_test: Ragged | None = None
     remote: bool = False
     plugins: Plugins = field(default_factory=Plugins)
     start: WarmStart | None = None
@@ -83,6 +85,11 @@ class Experiment:
         return len(self.partition)
 
     @property
+    def client_names(self) -> tuple[str, ...] | None:
+        """The names of the clients, where the data gives them any; a private run writes none of them down."""
+        return self.partition.groups if self.recipe.privacy is None else None
+
+    @property
     def largest(self) -> Budget:
         """The tier whose view of the global model is reported as the run's metric."""
         return largest_tier(self.tiers)
@@ -90,11 +97,9 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about the data and the recipe: rows that are cut or shared, names nearly equal."""
-        # A private run writes down no names of clients.
-        clients = () if self.recipe.privacy is not None else self.partition.groups or ()
         return (
             *self.data_notes,
             *near_equal_notes("labels" if self.label_names else "groups of examples", self.label_names or self.strata),
-            *near_equal_notes("clients", clients),
+            *near_equal_notes("clients", self.client_names or ()),
             *near_equal_notes("tiers", [tier.name for tier in self.tiers]),
         )

@@ -1,23 +1,17 @@
 """From an experiment to the parts of its run: the policy, the exchange, the head, and what is measured."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fftmoe.backbones import fingerprint
-from fftmoe.config import Recipe
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import holdout
 from fftmoe.head import HeadSums, bounded_total
-from fftmoe.records import ClientPlan, ServerState, Tensors
 from fftmoe.rounds.closed_form import ClosedFormHead, SolveHead, keep_head
 from fftmoe.rounds.evaluation import Evaluation
-from fftmoe.rounds.exchange import Exchange, Expect
+from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.journal import Journal
-from fftmoe.rounds.ledger import Ledger
-from fftmoe.rounds.local_training import LocalTraining
 from fftmoe.rounds.loop import Federation
 from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.rounds.patience import Patience, Stopper, endless
@@ -27,8 +21,9 @@ from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
 from fftmoe.rounds.validation import VALIDATION_PREFIX, Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
-from fftmoe.server.expectation import Expectation, Validated
+from fftmoe.setup.baselines import make_head_alone
 from fftmoe.setup.described import generation_sample
+from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.tiers import schedule_of
 from fftmoe.store import Ranking
@@ -57,7 +52,7 @@ def make_federation(
         policy=make_policy(experiment, engine, private),
         exchange=exchange,
         solve_head=_solve_head(experiment, _without_progress(exchange)),
-        evaluate=make_evaluation(experiment, journal, make_validation(experiment, _without_progress(exchange))),
+        evaluate=make_evaluation(experiment, journal, _without_progress(exchange)),
         patience=make_patience(experiment),
     )
 
@@ -79,43 +74,6 @@ def make_policy(experiment: Experiment, engine: Engine, private: PrivateMerging 
     quorum = 0 if engine.reliable else quorum_of(size, federation.quorum)
     merging = private or PlainMerging(experiment.method)
     return Policy(cohort, merging, quorum=quorum, enough=size, **averaging)
-
-
-def compares_updates(recipe: Recipe) -> bool:
-    """Whether the server may look at single updates, and nothing else bounds them.
-
-    Robust means do. Private sums clip each update to `privacy.clip_norm`, and whom a server would leave out depends on
-    data that noise on the sums does not hide. Noise that a site has added to its own examples hides them here too.
-    """
-    own = recipe.privacy is None or recipe.privacy.examples is not None
-    return own and recipe.robustness is None
-
-
-def expectations(experiment: Experiment) -> Expect:
-    """Return what clients of this experiment may answer, as a function of what they are sent."""
-    # Padding is no token. Images have more tokens than `max_length` says, and all have the same number.
-    max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
-    backbone, bound = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
-    max_norm = None if isinstance(bound, str) else bound
-    compared = bound == "auto" and compares_updates(experiment.recipe)
-    measured = {experiment.task.metric: experiment.task.bounds}
-
-    def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
-        num_examples = int(experiment.sizes[client.client_id])  # of a site, as it said when the run began
-        method = experiment.method
-        validated = _validated(experiment, client.client_id, max_tokens) if client.task == "validate" else None
-        return Expectation.of(
-            client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured, compared, validated
-        )
-
-    return expect
-
-
-def _validated(experiment: Experiment, client_id: int, max_tokens: int) -> Validated:
-    """What a client's statistics of its validation rows can be."""
-    task, num_rows = experiment.task, int(experiment.held_out.numbers[client_id])
-    least, most = task.limits(len(experiment.label_names), num_rows, max_tokens)
-    return Validated(num_rows, least, most, lambda sums: float(task.metrics(sums)[task.metric]), task.bounds)
 
 
 def ranking_of(experiment: Experiment) -> Ranking:
@@ -186,8 +144,9 @@ def make_measure(experiment: Experiment) -> ModelMeasure:
         task=experiment.task,
         test=experiment.test,
         num_strata=num_strata,
-        population=Population(experiment.budgets, experiment.tiers, shares),
+        population=Population(experiment.budgets, experiment.tiers, shares, experiment.client_names),
         show_clients=experiment.recipe.privacy is None,
+        own_test=experiment.own_test,
     )
 
 
@@ -201,7 +160,7 @@ def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], 
     return shares
 
 
-def make_evaluation(experiment: Experiment, journal: Journal, validate: Validate) -> Evaluation:
+def make_evaluation(experiment: Experiment, journal: Journal, exchange: Exchange) -> Evaluation:
     """Make what decides when and on what the run is measured."""
     recipe, measure = experiment.recipe, make_measure(experiment)
     settings, test = recipe.evaluation, experiment.test
@@ -225,26 +184,6 @@ def make_evaluation(experiment: Experiment, journal: Journal, validate: Validate
         states=journal.folder.client_states,
         personal=personal,
         generate=generate,
-        validate=validate,
+        validate=make_validation(experiment, exchange),
+        before=make_head_alone(experiment, measure, exchange),
     )
-
-
-def train_locally(
-    experiment: Experiment, measure: ModelMeasure, initial: ServerState, engine: Engine
-) -> dict[str, Any]:
-    """Train clients without the federation, as `evaluation.local_only` asks, and return their metrics.
-
-    Args:
-        measure: what the run is measured with.
-    """
-    recipe = experiment.recipe
-    federation = recipe.federation
-    local = LocalTraining(
-        measure=measure,
-        exchange=Exchange(engine, expectations(experiment), Ledger()),
-        training=experiment.training,
-        rounds_each=federation.rounds * federation.clients_per_round / experiment.num_clients,
-        seed=recipe.seed,
-        num_clients=recipe.evaluation.local_only_clients,
-    )
-    return local(initial)

@@ -31,9 +31,9 @@ from fftmoe.cost.workload import Workload
 from fftmoe.data import WithPrefix
 from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
-from fftmoe.records import Budget, ServerState, Tensors
+from fftmoe.records import Budget, ServerState
 from fftmoe.report.progress import Progress
-from fftmoe.setup.clients import build_client, client_spec
+from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import num_workers
 from fftmoe.setup.experiment import Experiment
@@ -181,7 +181,7 @@ def workload(experiment: Experiment, initial: ServerState) -> Workload:
 
 def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
     """The real client of an experiment, ready to be timed with any budget; it keeps no state."""
-    runtime = build_client(client_spec(experiment, _Forgetful()), experiment.model)
+    runtime = build_client(client_spec(experiment, NoStates()), experiment.model)
 
     def prepare(budget: Budget, rows: Mapping[int, np.ndarray]) -> PreparedClients:
         recipe, model, shape, plugins = experiment.recipe, experiment.model, experiment.shape, experiment.plugins
@@ -192,17 +192,6 @@ def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
         return PreparedClients(method, budgets, replace(runtime, method=method, partition=rows))
 
     return TimedClient(work, prepare, clients_per_batch(experiment))
-
-
-class _Forgetful:
-    """Client states that are always empty and never written to the disk."""
-
-    def load(self, client_id: int, before: int) -> Tensors:
-        """See `ClientStates`."""
-        return {}
-
-    def save(self, client_id: int, round: int, state: Tensors) -> None:
-        """See `ClientStates`."""
 
 
 def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost | None:

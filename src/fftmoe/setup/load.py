@@ -8,7 +8,7 @@ import numpy as np
 
 from fftmoe.config import Recipe
 from fftmoe.config.plugins import is_plugin
-from fftmoe.data import Examples, RowsDigest, SplitRequest
+from fftmoe.data import Examples, RowsDigest, SplitRequest, owners_digest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.setup.splits import Splits, load_splits
@@ -27,6 +27,7 @@ class Loaded:
         rows: what was read, by split, before a subset of it was chosen. reader: see `Splits`.
         notes: what a person should know about the data.
         columns: all columns of the training rows as the file has them, where a plug-in divides them; else empty.
+        test_owners: the natural client that each test row names; None where the test rows do not say whose they are.
     """
 
     train: Examples
@@ -40,6 +41,7 @@ class Loaded:
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     notes: tuple[str, ...] = ()
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    test_owners: Sequence[str | None] | None = None
 
 
 def load_examples(recipe: Recipe) -> Loaded:
@@ -53,6 +55,7 @@ def load_examples(recipe: Recipe) -> Loaded:
     found = load_splits(recipe, data.source, request, [by] if by else [])
     groups = found.columns.names[by] if by else None
     train, test = found.examples["train"], found.examples["test"]
+    owners = test_owners(recipe, found)
     loaded = Loaded(
         train,
         test,
@@ -60,18 +63,28 @@ def load_examples(recipe: Recipe) -> Loaded:
         groups,
         found.max_length,
         found.strata,
-        found.rows,
+        {**found.rows, **({} if owners is None else {"test owners": owners_digest(owners)})},
         found.reader,
         found.left_out,
         (*found.columns.notes, *_alone_notes(by, groups)),
         found.columns.values if is_plugin(recipe.partition.kind) else {},
+        owners,
     )
     if data.validation_examples is not None:
         loaded = _with_validation(loaded, data.validation_examples)
     rows = _subset(len(loaded.test), data.test_examples, "test")
-    loaded = replace(loaded, test=loaded.test if rows is None else loaded.test.select(rows))
+    loaded = loaded if rows is None else _with_test(loaded, loaded.test, rows, loaded.test_owners)
     rows = _subset(len(loaded.train), data.train_examples, "train")
     return loaded if rows is None else _with_train(loaded, rows)
+
+
+def test_owners(recipe: Recipe, found: Splits) -> Sequence[str | None] | None:
+    """The natural client that each test row names; None where there are none, or the rows do not say it.
+
+    With differential privacy nobody measures clients, so nobody asks whose the rows are.
+    """
+    natural = recipe.partition.kind == "natural" and not recipe.differential
+    return found.columns.owners.get("test") if natural else None
 
 
 def _alone_notes(by: str | None, groups: Sequence[str] | None) -> tuple[str, ...]:
@@ -126,6 +139,12 @@ def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
     return replace(loaded, train=loaded.train.select(rows), groups=groups, left_out=left_out, columns=columns)
 
 
+def _with_test(loaded: Loaded, examples: Examples, rows: np.ndarray, owners: Sequence[str | None] | None) -> Loaded:
+    """The data set with these rows as test rows, and with the client that each of them names."""
+    own = None if owners is None else [owners[row] for row in rows]
+    return replace(loaded, test=examples.select(rows), test_owners=own)
+
+
 def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
     """The data set with random training rows in place of its test rows."""
     size = len(loaded.train)
@@ -137,7 +156,7 @@ def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
     held, kept = np.sort(order[:num_examples]), np.sort(order[num_examples:])
     if len(loaded.left_out):  # their true labels are not known to the model
         held = held[~loaded.left_out[held]]
-    return _with_train(replace(loaded, test=loaded.train.select(held)), kept)
+    return _with_train(_with_test(loaded, loaded.train, held, loaded.groups), kept)
 
 
 def _subset(num_examples: int, size: int | None, split: str) -> np.ndarray | None:

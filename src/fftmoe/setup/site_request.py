@@ -22,6 +22,7 @@ SERVER_ONLY = (
     "engine.workers",
     "engine.ray_address",
     "engine.clients_per_batch",
+    "evaluation.baselines",
     "federation.max_update_norm",
 )
 FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine

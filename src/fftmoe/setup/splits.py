@@ -28,6 +28,7 @@ from fftmoe.data import (
     number_classes,
     number_strata,
     numbers_of,
+    owners_of,
     read_pixels,
     read_tables,
     several_hot,
@@ -49,11 +50,14 @@ class FurtherColumns:
         names: the names in the extra columns, such as those of natural clients, by column.
         notes: sentences about columns whose names are nearly equal.
         values: of all columns, as the file has them.
+        owners: by split, the natural client that each row names; None for a row that names nobody. Splits without the
+            column of the clients are left out.
     """
 
     names: Mapping[str, list[str]]
     notes: tuple[str, ...]
     values: Mapping[str, Sequence[Any]]
+    owners: Mapping[str, list[str | None]]
 
 
 @dataclass(frozen=True)
@@ -271,4 +275,6 @@ def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
 def _further_columns(tables: Mapping[str, Table], columns: Sequence[str], request: SplitRequest) -> FurtherColumns:
     first = tables[request.splits[0]]  # only training rows need a natural client
     names = {column: names_of(first, column, "client", "partition.by") for column in columns}
-    return FurtherColumns(names, near_equal_notes("columns", first.columns), first.columns)
+    by = request.client
+    owners = {split: owners_of(tables[split], by) for split in request.splits if by and by in tables[split].columns}
+    return FurtherColumns(names, near_equal_notes("columns", first.columns), first.columns, owners)

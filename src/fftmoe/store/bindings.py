@@ -215,6 +215,7 @@ BINDING_KINDS: dict[str, Kind] = {
     "keys": Kind(True, _keys),
     "training rows": Kind(True, _row_changes("training")),
     "test rows": Kind(True, _row_changes("test")),
+    "owners of test rows": Kind(True, lambda *_: ["the test rows belong to other clients than then"]),
     "tokenizer": Kind(True, _digest("the tokenizer, or how images are prepared, has changed")),
     "backbone": Kind(True, _digest("the backbone has changed, in its weights or its configuration")),
     "start": Kind(True, _digest("the adapter that the run starts from has changed")),

@@ -1,0 +1,141 @@
+"""The answer of a finished run: how good its result is, against which baselines, and who gains by it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
+
+NAMED = 5  # clients that a sentence names
+WHAT = {
+    "head_only": "the solved head alone",
+    "alone": "training alone",
+    "centralized": "training on all rows in one place",
+}
+UNTRAINED = "the backbone as it is"  # the baseline `head_only` of a language model, which has no head
+
+
+class Compared(NamedTuple):
+    """A baseline beside the result.
+
+    Attributes:
+        name: its key. what: it is, in words. value: None if it was not measured. reason: why not.
+        interval: the 95 % interval of the value; None if it has none.
+        result: `better`, `worse` or `level`, as the run is compared with it; empty without a value or an interval.
+    """
+
+    name: str
+    what: str
+    value: float | None
+    interval: Sequence[float] | None
+    result: str
+    reason: str
+
+
+def interval_of(summary: Mapping[str, Any], metric: Metric) -> Sequence[float] | None:
+    """The 95 % interval of the result; None if it has none."""
+    return _finite(summary.get(f"{metric.name}_interval"))
+
+
+def _finite(interval: Any) -> Sequence[float] | None:
+    ends = interval if isinstance(interval, list | tuple) else ()
+    return interval if len(ends) == 2 and all(end is not None and math.isfinite(end) for end in ends) else None
+
+
+def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compared]:
+    """Every baseline of a summary.
+
+    The result is better or worse by more than chance if the difference exceeds the root of the sum of the squares of
+    the half widths of the two intervals. That is cautious, because most of the test rows are the same.
+
+    Args:
+        untrained: the model has no head, so that nothing was solved.
+    """
+    metric = Metric.of(summary)
+    value, interval = summary.get(metric.name), interval_of(summary, metric)
+    found = []
+    for name, what in WHAT.items():
+        entry = summary.get("baselines", {}).get(name)
+        if entry is None:
+            continue
+        other, its = entry.get("value"), _finite(entry.get("interval"))
+        result = ""
+        if value is not None and other is not None and interval is not None and its is not None:
+            margin = math.hypot((interval[1] - interval[0]) / 2, (its[1] - its[0]) / 2)
+            gain = metric.gain(value, other)
+            result = "level" if abs(gain) <= margin else "better" if gain > 0 else "worse"
+        what = UNTRAINED if untrained and name == "head_only" else what
+        found.append(Compared(name, what, other, its, result, entry.get("reason", "")))
+    return found
+
+
+_WORDS = {"better": "better than", "worse": "worse than", "level": "not clearly different from", "": "beside"}
+
+
+def answer(summary: Mapping[str, Any], untrained: bool = False) -> str:
+    """One sentence: the result with its interval, against each baseline, and who gains over training alone.
+
+    It is empty for a summary without baselines that were measured.
+    """
+    metric = Metric.of(summary)
+    value = summary.get(metric.name)
+    others = [each for each in compared(summary, untrained) if each.value is not None]
+    if value is None or not others:
+        return ""
+    by_words: dict[str, list[str]] = {}
+    for each in others:
+        assert each.value is not None
+        by_words.setdefault(_WORDS[each.result], []).append(f"{each.what} ({metric.text(each.value)})")
+    against = ", ".join(f"{words} {_joined(named)}" for words, named in by_words.items())
+    found = f"{metric.label} {metric.text(value)}{_range(interval_of(summary, metric), metric)} is {against}"
+    gains = who_gains(summary)
+    return f"{found}; {gains}" if gains else found
+
+
+def _range(interval: Sequence[float] | None, metric: Metric) -> str:
+    return "" if interval is None else f" (95 % interval {metric.text(interval[0])} to {metric.text(interval[1])})"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def who_gains(summary: Mapping[str, Any]) -> str:
+    """Which clients are better with the result than by themselves, in words; empty where nobody knows."""
+    metric = Metric.of(summary)
+    listed = summary.get("clients", {})
+    pairs = [
+        (name, metric.gain(shared, alone))
+        for name, shared, alone in zip(
+            client_names(summary), values_of_clients(summary, metric), listed.get("alone", ()), strict=False
+        )
+        if shared is not None and alone is not None
+    ]
+    rows = "on test rows reweighted to its labels" if are_reweighted(summary, metric) else "on its own test rows"
+    if not pairs:
+        return _mean_gain(summary, metric)
+    gain, lose = [name for name, by in pairs if by > 0], [name for name, by in pairs if by < 0]
+    if not gain:
+        return f"no client of {len(pairs)} gains over training alone, each {rows}"
+    if not lose:
+        level = "" if len(gain) == len(pairs) else f" ({len(pairs) - len(gain)} are level)"
+        return f"{len(gain)} of {len(pairs)} clients gain over training alone, each {rows}{level}"
+    return (
+        f"{len(gain)} of {len(pairs)} clients gain over training alone, each {rows}, and {len(lose)} "
+        f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _mean_gain(summary: Mapping[str, Any], metric: Metric) -> str:
+    """Whether clients gain on average, where single ones are not listed."""
+    shared, alone = own_mean(summary, metric), own_mean(summary, metric, "local_only")
+    if not shared or not alone:
+        return ""
+    better = metric.better(shared["mean"], alone["mean"])
+    means = f"{metric.text(shared['mean'])} against {metric.text(alone['mean'])} alone"
+    return f"clients {'gain' if better else 'do not gain'} over training alone on average ({means})"

@@ -1,0 +1,230 @@
+"""The baselines of a run: which of them are possible, and what they reach beside its result."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fftmoe.config.evaluation import BASELINES
+from fftmoe.data import Partition, Ragged
+from fftmoe.engines.base import Engine
+from fftmoe.engines.local import InProcess
+from fftmoe.evaluate import holdout
+from fftmoe.head import HeadSums, bounded_total
+from fftmoe.methods.budget import Budgets
+from fftmoe.records import ServerState, Training, names
+from fftmoe.rounds.baselines import BeforeRounds, HeadAlone, baseline, head_only_of, no_baseline, nothing_before
+from fftmoe.rounds.exchange import Exchange
+from fftmoe.rounds.ledger import Ledger
+from fftmoe.rounds.local_training import Alone, LocalTraining, repeated
+from fftmoe.rounds.measure import ModelMeasure
+from fftmoe.rounds.population import Population
+from fftmoe.server.apply import Counted
+from fftmoe.server.solve import plan_sums, solve_head
+from fftmoe.setup.clients import NoStates, build_client, client_spec
+from fftmoe.setup.expected import expectations
+from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.method import build_method
+
+SOLVABLE = ("sequence-classification", "image-classification")  # tasks whose head can be computed from sums
+LANGUAGE = "causal-lm"
+
+
+def why_not(experiment: Experiment) -> dict[str, str | None]:
+    """Why each baseline is not measured in a run of this experiment; None for those that are."""
+    reasons = {"head_only": _no_head_only, "alone": _no_alone, "centralized": _no_centralized}
+    asked = experiment.recipe.evaluation.asked
+    return {
+        name: reasons[name](experiment) or (None if name in asked else f"evaluation.baselines does not name {name}")
+        for name in BASELINES
+    }
+
+
+def _no_head_only(experiment: Experiment) -> str | None:
+    recipe, capabilities = experiment.recipe, experiment.method.capabilities
+    task = recipe.backbone.task
+    if task == LANGUAGE or (recipe.closed_form and experiment.start is None):
+        return None  # it is the model of round 0
+    if task not in SOLVABLE:
+        return f"a head can be solved for a task with single labels only, and this is {task}"
+    if recipe.privacy is not None:
+        return "with privacy clients send feature statistics only for a closed-form head, and this run has another"
+    if experiment.remote:
+        return "sites send feature statistics only for the head of the run, and this run does not begin with it alone"
+    if not capabilities.shares_statistics:
+        return f"with the method {recipe.method} clients share no feature statistics from which a head could be solved"
+    if names.HEAD_WEIGHT not in experiment.method.init(experiment.model).tensors:
+        return "the head has several layers, and only a single linear layer can be solved"
+    return None
+
+
+def _no_alone(experiment: Experiment) -> str | None:
+    recipe, capabilities = experiment.recipe, experiment.method.capabilities
+    if experiment.remote:
+        return "sites train only within the rounds of a run"
+    if recipe.differential:
+        return "it measures clients' own models, which the guarantee of differential privacy does not cover"
+    if recipe.privacy is not None and not recipe.evaluation.local_only:
+        return "it measures single clients, and with privacy the server keeps only sums over them"
+    if capabilities.pools_data or experiment.num_clients == 1:
+        return "there is one client only, which holds all rows"
+    if recipe.method == "local-only":
+        return "the result of this method is that of clients that train by themselves"
+    return None
+
+
+def _no_centralized(experiment: Experiment) -> str | None:
+    recipe, capabilities = experiment.recipe, experiment.method.capabilities
+    if experiment.remote:
+        return "the rows stay at the sites"
+    if recipe.differential:
+        return "it trains on all rows without noise, which the guarantee of differential privacy does not cover"
+    if recipe.privacy is not None:
+        return "it trains on all rows in one place, and with privacy the server keeps only sums over clients"
+    if capabilities.pools_data or experiment.num_clients == 1:
+        return "the result is that of one client, which holds all rows"
+    return None
+
+
+def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exchange) -> BeforeRounds:
+    """Make what measures the head alone before the first round, where the recipe asks for it and it is possible."""
+    if why_not(experiment)["head_only"] is not None:
+        return nothing_before
+    recipe = experiment.recipe
+    solved = recipe.closed_form is not None or recipe.backbone.task == LANGUAGE
+    sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
+    solve = partial(_solve, experiment, replace(exchange, ledger=Ledger()))
+    if recipe.backbone.task == LANGUAGE:
+        solve = _as_it_is
+    return HeadAlone(measure, solve, solved and experiment.start is None, sample)
+
+
+def _as_it_is(state: ServerState) -> ServerState | None:
+    return state
+
+
+def _solve(experiment: Experiment, exchange: Exchange, state: ServerState) -> ServerState | None:
+    """The state with a head solved from the feature statistics of all clients that answer; None if none does."""
+    plan = plan_sums(
+        state, range(experiment.num_clients), experiment.largest, experiment.training, experiment.recipe.seed
+    )
+    updates = Counted(exchange.updates(plan, partial(experiment.method.download, state)))
+    first = next(updates, None)
+    if first is None:
+        return None
+    total: Callable[[Iterable[HeadSums]], HeadSums] = (
+        HeadSums.total if experiment.recipe.robustness is None else bounded_total
+    )
+    return solve_head(state, _chained(first, updates), total)
+
+
+def _chained(first: Any, rest: Iterable[Any]) -> Iterable[Any]:
+    yield first
+    yield from rest
+
+
+def measure_baselines(
+    experiment: Experiment,
+    measure: ModelMeasure,
+    initial: ServerState,
+    engine: Engine,
+    first_row: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure the baselines that are left after the rounds.
+
+    Args:
+        measure: what the run is measured with. initial: the state before the first round.
+        first_row: of `metrics.jsonl`. metrics: of the run's result.
+        say: shows a line.
+
+    Returns:
+        `baselines` of the summary, the further values of training alone, and `clients` with these beside the others.
+    """
+    reasons, metric = why_not(experiment), experiment.task.metric
+    entries = {name: no_baseline(reason) for name, reason in reasons.items() if reason is not None}
+    found: dict[str, Any] = {}
+    if "head_only" not in entries:
+        entries["head_only"] = head_only_of(first_row, metric)
+    if "alone" not in entries:
+        say("training clients locally, for comparison")
+        alone = train_locally(experiment, measure, initial, engine)
+        entries["alone"] = _entry(alone)
+        found |= {**alone.metrics, **_beside(metrics, alone, experiment.num_clients)}
+    if "centralized" not in entries:
+        say("training on the rows of all clients together, for comparison")
+        entries["centralized"] = _entry(train_together(experiment, measure, initial))
+    return {**found, "baselines": {name: entries[name] for name in BASELINES}}
+
+
+def _entry(found: Alone) -> dict[str, Any]:
+    if found.value is None:
+        return no_baseline("no client gave a valid answer")
+    return baseline(found.value, found.interval)
+
+
+def _beside(metrics: Mapping[str, Any], alone: Alone, num_clients: int) -> dict[str, Any]:
+    """The summary's list of clients with the value that each reaches by itself."""
+    listed = metrics.get("clients", {})
+    if len(listed.get("tier", ())) != num_clients:  # percentiles, or a sample of the clients
+        return {}
+    own = [round(alone.own[client], 4) if client in alone.own else None for client in range(num_clients)]
+    return {"clients": {**listed, "alone": own}}
+
+
+def train_locally(experiment: Experiment, measure: ModelMeasure, initial: ServerState, engine: Engine) -> Alone:
+    """Train clients without the federation, each as much as it does in the run on average."""
+    federation, settings = experiment.recipe.federation, experiment.recipe.evaluation
+    rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
+    local = LocalTraining(
+        measure=measure,
+        exchange=Exchange(engine, expectations(experiment), Ledger()),
+        training=repeated(experiment.training, rounds_each),
+        seed=experiment.recipe.seed,
+        num_clients=settings.local_only_clients,
+    )
+    return local(initial)
+
+
+def train_together(experiment: Experiment, measure: ModelMeasure, initial: ServerState) -> Alone:
+    """Train one client of the largest tier on the rows of all clients, as much as they all train in the run."""
+    pooled = one_client(experiment)
+    population = Population(pooled.budgets, pooled.budgets.tiers, measure.population.label_shares)
+    spec = replace(client_spec(pooled, NoStates()), holdout=experiment.test)
+    together = LocalTraining(
+        measure=replace(measure, method=pooled.method, population=population, own_test=None),
+        exchange=Exchange(InProcess(build_client(spec, experiment.model)), expectations(pooled), Ledger()),
+        training=training_together(experiment),
+        seed=experiment.recipe.seed,
+    )
+    return together(initial)
+
+
+def one_client(experiment: Experiment) -> Experiment:
+    """The experiment of one client that has the rows of all."""
+    rows = np.sort(experiment.partition.indices.flat)
+    budgets = Budgets.of((experiment.largest,), np.zeros(1, dtype=np.int64))
+    # A client of each tier is added: methods with one rank for all clients take that of the smallest tier.
+    everyone = dict(enumerate((experiment.largest, *experiment.tiers)))
+    return replace(
+        experiment,
+        partition=Partition(Ragged.of([rows])),
+        budgets=budgets,
+        method=build_method(experiment.recipe, experiment.model, experiment.shape, everyone, experiment.plugins),
+        sizes=np.array([len(rows)]),
+        own_test=None,
+    )
+
+
+def training_together(experiment: Experiment) -> Training:
+    """The training of one client that takes as many steps as all clients take in all rounds."""
+    federation, training = experiment.recipe.federation, experiment.training
+    steps: float | None = training.local_steps
+    if steps is None:
+        each = len(experiment.partition.indices.flat) / experiment.num_clients
+        steps = (training.local_epochs or 1) * each / training.batch_size
+    total = max(1, round(steps * federation.rounds * federation.clients_per_round))
+    return replace(training, local_steps=total, local_epochs=None)
