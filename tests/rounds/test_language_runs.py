@@ -37,12 +37,7 @@ def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(run_language:
     assert summary["perplexity"] == pytest.approx(math.exp(summary["loss"]))
     assert summary["perplexity_by_tier"]["large"] == summary["perplexity"]
     assert summary["num_clients"] == 3
-    for key in (
-        "reweighted_perplexity",
-        "reweighted_personal_perplexity",
-        "local_only_perplexity",
-        "reweighted_local_only_perplexity",
-    ):
+    for key in ("client_perplexity", "personal_perplexity", "local_only_perplexity", "local_only_client_perplexity"):
         assert summary[key]["worst_decile"] >= summary[key]["mean"] > 1  # the bad side is the high one
     assert 0 <= summary["exact_match"] <= summary["rouge_l"] <= 1
     assert summary["generated"] == 7

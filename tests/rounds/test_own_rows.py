@@ -13,6 +13,7 @@ import fftmoe
 from fftmoe.config import parse_recipe
 from fftmoe.data import own_rows
 from fftmoe.errors import InputError
+from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.run import resume, run
 from finished import Finished
 from five_clients import changed
@@ -68,6 +69,7 @@ def test_a_clients_accuracy_is_that_on_its_own_test_rows(data_folder: Path, fini
     assert clients["name"] == ["author-0", "author-1", "author-2", "author-3"]
     assert dict(zip(clients["name"], clients["accuracy"], strict=True)) == pytest.approx(expected, abs=1e-4)
     assert len(set(expected.values())) > 1
+    assert evaluate_run(finished.folder)["accuracy_by_client"] == pytest.approx(expected)
     assert finished.summary["client_accuracy"]["mean"] == pytest.approx(np.mean([*expected.values()]))
     assert len(clients["alone"]) == 4
     assert "reweighted_accuracy" not in finished.summary

@@ -16,7 +16,9 @@ def export(
     to: Annotated[str, typer.Option(help="peft, personal, lora, onnx or torch-export.")],
     output: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; default: as the largest tier.")] = None,
-    client: Annotated[int | None, typer.Option(min=0, help="personal: the model of this client.")] = None,
+    client: Annotated[
+        str | None, typer.Option(help="personal: the model of this client, by its name or number.")
+    ] = None,
     tier: Annotated[str | None, typer.Option(help="personal: as many experts as this tier holds.")] = None,
     experts: Annotated[str | None, typer.Option(help="personal: these experts of every block, e.g. 0,3,5.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="lora: the rank of the factors; default 16.")] = None,

@@ -6,9 +6,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from fftmoe.cost.analytic import Forecast, StatisticsCost, TierCost
+from fftmoe.cost.analytic import BaselineCost, Forecast, StatisticsCost, TierCost
 from fftmoe.cost.measured import MachineProfile
+from fftmoe.records.client_names import client_name
 from fftmoe.report.progress import size
+from fftmoe.shown import shown_on_a_line
 
 CLIENTS_SHOWN = 20
 
@@ -60,15 +62,32 @@ def _explanations(forecast: Forecast) -> list[str]:
         "the server computes the head from feature statistics: for them, every client": forecast.sums,
         "for validation every client that sets rows aside": forecast.validation,
     }
-    return [*lines, *(_statistics_line(what, cost) for what, cost in found.items() if cost is not None)]
+    lines += [_statistics_line(what, cost) for what, cost in found.items() if cost is not None]
+    return [*lines, *(_baseline_line(name, cost, forecast.steps) for name, cost in forecast.baselines.items())]
+
+
+def _baseline_line(name: str, cost: BaselineCost, steps: int) -> str:
+    """What a baseline costs beside the steps of all clients in all rounds."""
+    if cost.reason is not None:
+        return f"baseline {name}: not measured, because {cost.reason}."
+    if not cost.clients:
+        once = (
+            f"the feature statistics of {cost.statistics} clients, once" if cost.statistics else "nothing but measuring"
+        )
+        return f"baseline {name}: {once}."
+    who = "all rows in one place" if cost.clients == 1 else f"{cost.clients} clients, each by itself"
+    return f"baseline {name}: {cost.steps:,} steps of training ({who}), where all rounds take {steps:,}."
 
 
 def _client_lines(forecast: Forecast, clients: Iterable[int]) -> list[str]:
     tier_of = {client: tier.budget.name for tier in forecast.tiers for client in tier.clients}
     lines = []
-    for client in clients:
+    named = {client: shown_on_a_line(client_name(client, forecast.client_names)) for client in clients}
+    width = max((len(name) for name in named.values()), default=0)
+    for client, name in named.items():
         held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in forecast.experts[client].items())
-        facts = f"client {client:>3}  {tier_of[client]:<8} {forecast.num_examples[client]:>6} examples  "
+        place = f"{name:>3}" if forecast.client_names is None else name.ljust(width)
+        facts = f"client {place}  {tier_of[client]:<8} {forecast.num_examples[client]:>6} examples  "
         lines.append((facts + held).rstrip())
     return lines
 

@@ -60,7 +60,9 @@ def predict(
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Print the scores of all labels as well.")] = False,
     top_k: Annotated[int | None, typer.Option(help="Experts per token; default: as the largest tier.")] = None,
-    client: Annotated[int | None, typer.Option(help="Ask the personal model of this client.")] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")] = 64,
     which_round: RoundOption = "kept",

@@ -5,7 +5,7 @@ it joins; `tier_cost` adds the head and the real bytes of the first round's mess
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -231,6 +231,22 @@ def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
 
 
 @dataclass(frozen=True)
+class BaselineCost:
+    """What a baseline costs in addition to the run.
+
+    Attributes:
+        reason: why it is not measured; None for one that is.
+        statistics: clients whose feature statistics are computed once more.
+        clients: that train; 1 for all rows in one place. steps: of training in all.
+    """
+
+    reason: str | None
+    statistics: int = 0
+    clients: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class Forecast:
     """The plan of a run: costs by tier, every client's first experts, and the size of the frozen parts.
 
@@ -241,6 +257,8 @@ class Forecast:
         prefix_refused: why the states of some examples are not cached; None where all are.
         notes: what a person should know about the data and the recipe.
         test_examples: the number of test rows.
+        client_names: by client_id, where the data gives clients names.
+        baselines: by name. steps: of training of all clients in all rounds.
     """
 
     tiers: tuple[TierCost, ...]
@@ -255,6 +273,9 @@ class Forecast:
     notes: tuple[str, ...] = ()
     validation: StatisticsCost | None = None
     test_examples: int = 0
+    client_names: tuple[str, ...] | None = None
+    baselines: Mapping[str, BaselineCost] = field(default_factory=dict)
+    steps: int = 0
 
 
 def forecast_run(

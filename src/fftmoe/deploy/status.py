@@ -9,7 +9,8 @@ from fftmoe.deploy.link.control import list_sites
 from fftmoe.deploy.link.superlink import Endpoint
 from fftmoe.deploy.running import holder
 from fftmoe.errors import InputError, RunError
-from fftmoe.store import RunFolder
+from fftmoe.records.client_names import client_name
+from fftmoe.store import Bindings, RunFolder
 
 
 def describe(folder: Path) -> list[str]:
@@ -32,13 +33,18 @@ def describe(folder: Path) -> list[str]:
 
 def last_round(facts: Mapping[str, Any]) -> list[str]:
     """The last round of the server's run, and its faults."""
-    rows = RunFolder(Path(str(facts.get("output")))).all_metrics()
+    output = Path(str(facts.get("output")))
+    rows, began = RunFolder(output).all_metrics(), Bindings.read(output)
+    names = began.values.get("population", {}).get("names") if began is not None else None
     if not rows:
         return ["no round is finished yet"]
     row = rows[-1]
     metric = row.get("metric", "accuracy")
     measured = "" if row[metric] is None else f", {metric.replace('_', ' ')} {row[metric]:.3f}"
-    faults = [f"  {fault['kind']}: client {fault['client_id']} ({fault['reason']})" for fault in row.get("faults", ())]
+    faults = [
+        f"  {fault['kind']}: client {client_name(fault['client_id'], names)} ({fault['reason']})"
+        for fault in row.get("faults", ())
+    ]
     return [f"round {row['round']} is finished{measured}", *faults]
 
 

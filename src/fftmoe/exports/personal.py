@@ -44,17 +44,17 @@ class ExpertChoice:
     facts: Mapping[str, Any]
 
 
-def experts_of_client(personal: PersonalModel, client_id: int) -> ExpertChoice:
+def experts_of_client(personal: PersonalModel) -> ExpertChoice:
     """The resident experts of a client.
 
     Raises:
         InputError: the method has no experts.
     """
     check_has_experts(personal.trained, "to choose from")
-    description = f"The personal adapter of client {client_id}: its resident experts and its own router"
+    description = f"The personal adapter of client {personal.name}: its resident experts and its own router"
     # The model holds only the client's experts, so their positions are not their ids in the pool.
     rows = {block: range(len(ids)) for block, ids in personal.experts.items()}
-    facts = {"client": client_id, "own_state": personal.kept}
+    facts = {"client": personal.client_id, "client_name": personal.name, "own_state": personal.kept}
     return ExpertChoice(personal.trained, rows, personal.experts, personal.budget.top_k, description, facts)
 
 

@@ -146,6 +146,6 @@ def values_of_clients(summary: Mapping[str, Any], metric: Metric) -> list[float 
 
 
 def client_names(summary: Mapping[str, Any]) -> list[str]:
-    """The names of the clients that a summary lists: those of the data, or else their numbers."""
+    """The names of the clients whose values a summary lists: those of the data, or else their numbers."""
     listed = summary.get("clients", {})
     return listed.get("name") or [str(number) for number in range(len(listed.get("tier", ())))]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fftmoe.methods.registry import METHODS, Capabilities
+from fftmoe.records.client_names import client_name
 from fftmoe.report.metric import Metric
 
 
@@ -26,6 +27,10 @@ class RunRecord:
     def metric(self) -> Metric:
         """The metric that the run is judged by."""
         return Metric.of(self.summary, self.rows)
+
+    def client_name(self, client_id: int | str) -> str:
+        """The name that the data gives a client, or its number."""
+        return client_name(client_id, self.summary.get("client_names"))
 
     @property
     def capabilities(self) -> Capabilities | None:

@@ -14,6 +14,7 @@ from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
 
 BLOCKS_SHOWN = 6
 MAPPED_CLIENTS = 40
+LETTERS = 6  # of the name of a client beside a map
 ROUNDS_SHOWN = 60
 POINTS_SHOWN = 400
 PHASES = {
@@ -154,7 +155,7 @@ def expert_usage(run: RunRecord) -> list[Figure]:
     blocks = count(run.rows)
     num_experts = int(run.setting("adapter.num_experts", 1))
     shown = list(blocks.items())[-BLOCKS_SHOWN:]
-    drawn = [_usage_map(block, counts, num_experts) for block, counts in shown]
+    drawn = [_usage_map(run, block, counts, num_experts) for block, counts in shown]
     if drawn:
         drawn[0] = replace(drawn[0], note=_usage_note(shown[0][1], len(blocks)))
     return [each.figure() for each in drawn]
@@ -171,7 +172,7 @@ def _usage_note(counts: Counts, num_blocks: int) -> str:
     return " ".join(notes)
 
 
-def _usage_map(block: int, counts: Counts, num_experts: int) -> HeatMap:
+def _usage_map(run: RunRecord, block: int, counts: Counts, num_experts: int) -> HeatMap:
     busiest = sorted(counts.rounds, key=lambda client: (-counts.rounds[client], client))[:MAPPED_CLIENTS]
     # Clients of one tier stand together, and those that hold more experts stand lower.
     order = sorted(busiest, key=lambda client: (max(counts.held[client].values(), default=0), client))
@@ -188,7 +189,7 @@ def _usage_map(block: int, counts: Counts, num_experts: int) -> HeatMap:
         f"Which of {len(order)} clients trained which of {num_experts} experts of block {block}: on average a client "
         f"held {len(held) / len(order):.1f} of them at some time and trained {len(shades) / len(order):.1f}.",
         shades,
-        [str(client) for client in order],
+        [_short(run.client_name(client)) for client in order],
         [str(expert) for expert in range(num_experts)],
         across="expert",
         down="client",
@@ -196,6 +197,11 @@ def _usage_map(block: int, counts: Counts, num_experts: int) -> HeatMap:
         outlined=held,
         legend=(("trained in each of its rounds", 1.0), ("in a quarter", 0.25), ("held, not trained", -1.0)),
     )
+
+
+def _short(name: str) -> str:
+    """A name that has room beside a map."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def traffic(run: RunRecord) -> Figure | None:

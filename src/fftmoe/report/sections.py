@@ -188,7 +188,9 @@ def faults(run: RunRecord) -> FaultsView | None:
     if not counts:
         return None
     recorded = [(row["round"], fault) for row in run.rows for fault in row.get("faults", ())]
-    rows: TextRows = [(f"round {t}", str(f["client_id"]), f["kind"], f["reason"]) for t, f in recorded[:FAULTS_SHOWN]]
+    rows: TextRows = [
+        (f"round {t}", run.client_name(f["client_id"]), f["kind"], f["reason"]) for t, f in recorded[:FAULTS_SHOWN]
+    ]
     text = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()) if number)
     return FaultsView(text, rows, max(0, len(recorded) - FAULTS_SHOWN))
 

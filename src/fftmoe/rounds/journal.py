@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
+from fftmoe.records.client_names import Names, with_names
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
@@ -30,6 +31,7 @@ class Journal:
     Args:
         hidden: values that are shown on the terminal and written nowhere, because a guarantee does not cover them.
         ranking: whose best round stays among the checkpoints; None where no round is kept for being the best.
+        names: of the clients, with which lines on the terminal call them.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Journal:
         rows: Sequence[dict[str, Any]] = (),
         hidden: Set[str] = frozenset(),
         ranking: Ranking | None = None,
+        names: Names = None,
     ) -> None:
-        self._hidden, self.ranking = hidden, ranking
+        self._hidden, self.ranking, self._names = hidden, ranking, names
         self.folder, self.trackers, self.progress, self.metric = folder, trackers, progress, metric
         self.rows = [_without_tables(row) for row in rows]
         self.ledger = Ledger.resumed(rows)
@@ -115,7 +118,7 @@ class Journal:
 
     def say(self, line: str) -> None:
         """Show a line on the terminal."""
-        self.progress.say(line)
+        self.progress.say(with_names(line, self._names))
 
     def check_alive(self, quorum: int) -> None:
         """End a run whose rounds change nothing any more.

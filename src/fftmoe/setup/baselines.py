@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fftmoe.config.evaluation import BASELINES
+from fftmoe.cost.analytic import BaselineCost
 from fftmoe.data import Partition, Ragged
 from fftmoe.engines.base import Engine
 from fftmoe.engines.local import InProcess
@@ -45,8 +46,8 @@ def why_not(experiment: Experiment) -> dict[str, str | None]:
 def _no_head_only(experiment: Experiment) -> str | None:
     recipe, capabilities = experiment.recipe, experiment.method.capabilities
     task = recipe.backbone.task
-    if task == LANGUAGE or (recipe.closed_form and experiment.start is None):
-        return None  # it is the model of round 0
+    if task == LANGUAGE or _starts_alone(experiment):
+        return None  # it is the model of round 0, or needs no head
     if task not in SOLVABLE:
         return f"a head can be solved for a task with single labels only, and this is {task}"
     if recipe.privacy is not None:
@@ -60,6 +61,12 @@ def _no_head_only(experiment: Experiment) -> str | None:
     return None
 
 
+def _starts_alone(experiment: Experiment) -> bool:
+    """Whether the state before the first round is the backbone with nothing but its head, or without any."""
+    recipe = experiment.recipe
+    return experiment.start is None and (recipe.closed_form is not None or recipe.backbone.task == LANGUAGE)
+
+
 def _no_alone(experiment: Experiment) -> str | None:
     recipe, capabilities = experiment.recipe, experiment.method.capabilities
     if experiment.remote:
@@ -70,7 +77,7 @@ def _no_alone(experiment: Experiment) -> str | None:
         return "it measures single clients, and with privacy the server keeps only sums over them"
     if capabilities.pools_data or experiment.num_clients == 1:
         return "there is one client only, which holds all rows"
-    if recipe.method == "local-only":
+    if recipe.method == "local-only" and not recipe.evaluation.local_only:
         return "the result of this method is that of clients that train by themselves"
     return None
 
@@ -93,12 +100,11 @@ def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exc
     if why_not(experiment)["head_only"] is not None:
         return nothing_before
     recipe = experiment.recipe
-    solved = recipe.closed_form is not None or recipe.backbone.task == LANGUAGE
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
     solve = partial(_solve, experiment, replace(exchange, ledger=Ledger()))
     if recipe.backbone.task == LANGUAGE:
         solve = _as_it_is
-    return HeadAlone(measure, solve, solved and experiment.start is None, sample)
+    return HeadAlone(measure, solve, _starts_alone(experiment), sample)
 
 
 def _as_it_is(state: ServerState) -> ServerState | None:
@@ -160,6 +166,28 @@ def measure_baselines(
     return {**found, "baselines": {name: entries[name] for name in BASELINES}}
 
 
+def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
+    """What each baseline costs in addition to the run, by name."""
+    reasons = why_not(experiment)
+    costs = {name: BaselineCost(reason) for name, reason in reasons.items() if reason is not None}
+    if "head_only" not in costs:
+        costs["head_only"] = BaselineCost(None, statistics=0 if _starts_alone(experiment) else experiment.num_clients)
+    if "alone" not in costs:
+        clients = min(experiment.num_clients, experiment.recipe.evaluation.local_only_clients or experiment.num_clients)
+        training = _training_alone(experiment)
+        steps = training.local_steps or (training.local_epochs or 1) * _steps_of_epoch(experiment)
+        costs["alone"] = BaselineCost(None, clients=clients, steps=round(clients * steps))
+    if "centralized" not in costs:
+        costs["centralized"] = BaselineCost(None, clients=1, steps=training_together(experiment).local_steps or 0)
+    return {name: costs[name] for name in BASELINES}
+
+
+def _steps_of_epoch(experiment: Experiment) -> float:
+    """The steps that an average client takes to see each of its rows once."""
+    rows = len(experiment.partition.indices.flat) / experiment.num_clients
+    return rows / experiment.training.batch_size
+
+
 def _entry(found: Alone) -> dict[str, Any]:
     if found.value is None:
         return no_baseline("no client gave a valid answer")
@@ -177,16 +205,19 @@ def _beside(metrics: Mapping[str, Any], alone: Alone, num_clients: int) -> dict[
 
 def train_locally(experiment: Experiment, measure: ModelMeasure, initial: ServerState, engine: Engine) -> Alone:
     """Train clients without the federation, each as much as it does in the run on average."""
-    federation, settings = experiment.recipe.federation, experiment.recipe.evaluation
-    rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     local = LocalTraining(
         measure=measure,
         exchange=Exchange(engine, expectations(experiment), Ledger()),
-        training=repeated(experiment.training, rounds_each),
+        training=_training_alone(experiment),
         seed=experiment.recipe.seed,
-        num_clients=settings.local_only_clients,
+        num_clients=experiment.recipe.evaluation.local_only_clients,
     )
     return local(initial)
+
+
+def _training_alone(experiment: Experiment) -> Training:
+    federation = experiment.recipe.federation
+    return repeated(experiment.training, federation.rounds * federation.clients_per_round / experiment.num_clients)
 
 
 def train_together(experiment: Experiment, measure: ModelMeasure, initial: ServerState) -> Alone:
@@ -224,7 +255,6 @@ def training_together(experiment: Experiment) -> Training:
     federation, training = experiment.recipe.federation, experiment.training
     steps: float | None = training.local_steps
     if steps is None:
-        each = len(experiment.partition.indices.flat) / experiment.num_clients
-        steps = (training.local_epochs or 1) * each / training.batch_size
+        steps = (training.local_epochs or 1) * _steps_of_epoch(experiment)
     total = max(1, round(steps * federation.rounds * federation.clients_per_round))
     return replace(training, local_steps=total, local_epochs=None)

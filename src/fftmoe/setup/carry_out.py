@@ -11,6 +11,7 @@ from fftmoe.config.plugins import is_plugin
 from fftmoe.cost.prediction import predicted_and_measured
 from fftmoe.engines.base import Engine
 from fftmoe.records import ServerState, names
+from fftmoe.records.client_names import naming_clients
 from fftmoe.report.environment import environment
 from fftmoe.report.metric import Metric
 from fftmoe.report.page import report_page
@@ -43,6 +44,7 @@ from fftmoe.store import (
 )
 
 SCHEMA_VERSION = 2
+MOST_NAMED = 10_000  # clients whose names are in the summary
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,19 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
     with (
         closing(Trackers(recipe.trackers, at.folder.path, recipe.name, progress.say)) as trackers,
         closing(open_engine(experiment, at.folder)) as engine,
+        naming_clients(experiment.client_names),
     ):
         trackers.configure(recipe.model_dump(mode="json"))
         hidden = at.private.hides if at.private else frozenset()
         ranking = kept_ranking(experiment)
         metric = Metric.of_task(experiment.task)
-        journal = Journal(at.folder, trackers, progress, metric, at.rows, hidden, ranking)
+        journal = Journal(at.folder, trackers, progress, metric, at.rows, hidden, ranking, experiment.client_names)
         federation = make_federation(experiment, engine, journal, at.clients_per_batch, at.private)
         state, metrics = _rounds(federation, at, journal, recipe.federation.clients_per_round)
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
         kept, metrics = kept_model(federation, journal, state, metrics)
         measure, first = federation.evaluate.measure, journal.rows[0]
-        metrics |= measure_baselines(experiment, measure, at.initial, engine, first, metrics, progress.say)
+        metrics |= measure_baselines(experiment, measure, at.initial, engine, first, metrics, journal.say)
         used = {
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(engine.peak_rss_mib(), 1),
@@ -181,11 +184,18 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
         "seed": experiment.recipe.seed,
         "rounds_completed": state.round,
         "num_clients": experiment.num_clients,
+        **_names_of_clients(experiment),
         "trainable_parameters": sum(t.numel() for t in state.tensors.values()),
         "trainable_parameters_by_tier": {
             tier.name: experiment.method.parameters(tier) + head for tier in experiment.tiers
         },
     }
+
+
+def _names_of_clients(experiment: Experiment) -> dict[str, list[str]]:
+    """The names that the data gives the clients, in their order; none of very many, and none of a private run."""
+    names = experiment.client_names
+    return {"client_names": list(names)} if names is not None and len(names) <= MOST_NAMED else {}
 
 
 def _save(

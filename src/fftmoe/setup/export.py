@@ -80,18 +80,20 @@ def _personal(
     run: Path,
     folder: Path,
     *,
-    client: int | None = None,
+    client: int | str | None = None,
     tier: str | None = None,
     experts: Sequence[int] | None = None,
     top_k: int | None = None,
     **use: Any,
 ) -> dict[str, Any]:
     if sum(choice is not None for choice in (client, tier, experts)) != 1:
-        raise InputError("name the experts to export with exactly one of --client ID, --tier NAME and --experts 0,3,5")
+        raise InputError(
+            "name the experts to export with exactly one of --client NAME, --tier NAME and --experts 0,3,5"
+        )
     choice: ExpertChoice
     facts = replace(_card_facts(run, use), own_parts=client is not None)
     if client is not None:
-        choice = experts_of_client(load_client(run, client, top_k, exact=True, **use), client)
+        choice = experts_of_client(load_client(run, client, top_k, exact=True, **use))
     elif tier is not None:
         choice = experts_of_tier(load_federation(run, exact=True, **use), tier, top_k)
     else:

@@ -121,7 +121,7 @@ def evaluate_run(
     found = read_split(recipe_of(folder), split, trained.run.label_names, source)
     if source is None:
         check_rows(trained.run, found)
-    return metrics_on(trained, found.examples[split], found.strata)
+    return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
 
 
 def check_rows(run: FinishedRun, found: Splits) -> None:
@@ -148,7 +148,7 @@ def predict_run(
     column: str | None = None,
     batch_size: int = EVALUATION_BATCH_SIZE,
     scores: bool = False,
-    client: int | None = None,
+    client: int | str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
@@ -161,7 +161,8 @@ def predict_run(
         top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
         file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
-        client: the client whose personal model is asked (`load_client`); None for the global model.
+        client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
+            model.
         accept_changes, round: see `finished_run`.
 
     Raises:
@@ -204,6 +205,7 @@ def load_federation(
         seed=recipe.seed,
         client_states=files.client_states,
         to_units=partial(to_units, scales=scales_of(parts.recipe)),
+        names=parts.partition.groups,
     )
 
 
@@ -241,7 +243,7 @@ def _check_parts(run: FinishedRun, now: Mapping[str, Any]) -> None:
 
 def load_client(
     folder: Path,
-    client_id: int,
+    client: int | str,
     top_k: int | None = None,
     *,
     exact: bool = False,
@@ -249,6 +251,9 @@ def load_client(
     round: str = KEPT_ROUND,
 ) -> PersonalModel:
     """A client's personal model; see `personal_model`.
+
+    Args:
+        client: its name or its number.
 
     Raises:
         InputError: as `load_federation`; there is no such client, it holds fewer than `top_k` experts, or the run keeps
@@ -260,7 +265,7 @@ def load_client(
             f"the run in {folder} keeps an earlier round, and clients keep their own part of the model only for the "
             "last one; add --round last"
         )
-    return personal_model(federation, client_id, top_k)
+    return personal_model(federation, client, top_k)
 
 
 def _without_training(recipe: Recipe, exact: bool) -> Recipe:

@@ -33,6 +33,7 @@ from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState
 from fftmoe.report.progress import Progress
+from fftmoe.setup.baselines import baseline_costs, training_together
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import num_workers
@@ -60,6 +61,9 @@ def forecast(recipe: Recipe) -> Forecast:
         notes=experiment.notes,
         validation=_validation_cost(experiment, work),
         test_examples=len(experiment.test),
+        client_names=experiment.partition.groups,
+        baselines=baseline_costs(experiment),
+        steps=training_together(experiment).local_steps or 0,
     )
 
 

@@ -5,27 +5,35 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.data import Examples
+from fftmoe.data import Examples, own_rows, sorted_names
 from fftmoe.evaluate import tally
 from fftmoe.tasks import make_task
 from fftmoe.trained.generate import generation_metrics
 from fftmoe.trained.run import TrainedModel
 
 
-def metrics_on(trained: TrainedModel, examples: Examples, strata: Sequence[str]) -> dict[str, Any]:
+def metrics_on(
+    trained: TrainedModel,
+    examples: Examples,
+    strata: Sequence[str],
+    owners: Sequence[str | None] | None = None,
+) -> dict[str, Any]:
     """The task's metrics of a trained model on examples.
 
     Args:
         strata: the names of what the labels of `examples` number: the classes, or another division of the examples
             where the task has no classes.
+        owners: the name of the client of each example; None where nobody says whose they are.
 
     Returns:
         `metric`, the name of the task's main metric; every metric under its name; `num_examples`; the main metric
-        within each stratum as `accuracy_by_label`, `perplexity_by_label` and so on; and the metrics of generated text
-        where the run measures them.
+        within each stratum as `accuracy_by_label`, `perplexity_by_label` and so on, and on each client's own examples
+        as `accuracy_by_client`; and the metrics of generated text where the run measures them.
     """
+    clients = sorted_names(name for name in owners or () if name is not None)
+    own = own_rows(clients, owners or ())
     run, task = trained.run, make_task(trained.run.task)
-    found = tally(trained.model, task, examples, len(strata))
+    found = tally(trained.model, task, examples, len(strata), own=own)
     by_label = zip(strata, found.by_stratum(), strict=True)
     metrics = {
         "metric": task.metric,
@@ -33,6 +41,8 @@ def metrics_on(trained: TrainedModel, examples: Examples, strata: Sequence[str])
         "num_examples": len(examples),
         f"{task.metric}_by_label": {name: float(value) for name, value in by_label if not np.isnan(value)},
     }
+    if own is not None:
+        metrics[f"{task.metric}_by_client"] = dict(zip(clients, map(float, found.on_own()), strict=True))
     if run.generation is None:
         return metrics
     return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation)

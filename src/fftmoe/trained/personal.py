@@ -6,9 +6,10 @@ from typing import Any
 
 from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, Experts, ServerState, Training
+from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
 from fftmoe.trained.load import use_top_k
 from fftmoe.trained.run import TrainedModel
@@ -24,6 +25,7 @@ class FinishedFederation:
         tiers: the distinct budgets. budgets: the budget of each client by client_id.
         training: how clients train. seed: of the recipe.
         client_states: what the clients have kept.
+        names: of the clients, by client_id, where the data gives them any.
         to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
 
@@ -36,6 +38,25 @@ class FinishedFederation:
     seed: int
     client_states: ClientStates
     to_units: Callable[[Any], None] = lambda _: None
+    names: tuple[str, ...] | None = None
+
+    def client_id(self, client: int | str) -> int:
+        """The number of a client that is called by its name or by its number.
+
+        Raises:
+            InputError: there is no such client.
+        """
+        if self.names is not None and client in self.names:
+            return self.names.index(str(client))
+        number = int(client) if str(client).isdecimal() else -1
+        if 0 <= number < len(self.budgets):
+            return number
+        known = f"clients 0 to {len(self.budgets) - 1}"
+        near = did_you_mean(str(client), self.names) if self.names is not None else ""
+        raise InputError(
+            f"client {client} does not exist: the run in {self.trained.run.folder} has {known}{near}; choose one of "
+            "them"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,30 +67,29 @@ class PersonalModel:
         trained: the model, which holds only this client's experts.
         budget: of the client's tier. experts: its resident experts by block.
         kept: whether the client has kept a state; otherwise its model is its part of the global model.
+        client_id: its number. name: that the data gives it, or else its number.
     """
 
     trained: TrainedModel
     budget: Budget
     experts: Experts
     kept: bool
+    client_id: int
+    name: str
 
 
-def personal_model(federation: FinishedFederation, client_id: int, top_k: int | None = None) -> PersonalModel:
+def personal_model(federation: FinishedFederation, client: int | str, top_k: int | None = None) -> PersonalModel:
     """Install a client's own model, as the run's personal metrics measure it, into the model of the federation.
 
     Args:
-        top_k: how many experts a token uses; None keeps the value of the client's tier.
+        client: its name or its number. top_k: how many experts a token uses; None keeps the value of the client's tier.
 
     Raises:
         InputError: there is no such client, or it holds fewer than `top_k` experts.
     """
     method, state, budgets = federation.method, federation.state, federation.budgets
     trained = federation.trained
-    if not 0 <= client_id < len(budgets):
-        raise InputError(
-            f"client {client_id} does not exist: the run in {trained.run.folder} has clients 0 to "
-            f"{len(budgets) - 1}; choose one of them"
-        )
+    client_id = federation.client_id(client)
     cohort = [client_id]
     plan = plan_round(method, state, state.round, cohort, budgets, federation.training, federation.seed).clients[0]
     kept, _ = split_state(federation.client_states.load(client_id, before=state.round + 1))
@@ -77,4 +97,5 @@ def personal_model(federation: FinishedFederation, client_id: int, top_k: int | 
     federation.to_units(trained.model)
     use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
-    return PersonalModel(trained, budget, plan.experts, bool(kept))
+    name = client_name(client_id, federation.names)
+    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name)
