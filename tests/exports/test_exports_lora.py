@@ -20,13 +20,13 @@ from fftmoe import adapter
 from fftmoe.adapter.pooling import MeanPoolClassifier
 from fftmoe.adapter.shared_update import SHARED_SCALE, LowRank
 from fftmoe.backbones import head_parameters, logits
+from fftmoe.backbones.encoder_lora import HEAD_FILE
 from fftmoe.cli.export import describe_export
 from fftmoe.evaluate import tally
 from fftmoe.exports import distil as distillation
 from fftmoe.exports import fit
 from fftmoe.exports.check import probes
 from fftmoe.exports.load import fresh_backbone
-from fftmoe.exports.plain import HEAD_FILE
 from fftmoe.setup.export import lora_examples
 from fftmoe.setup.finished import load_run, recipe_of
 from fftmoe.setup.load import load_split
