@@ -35,7 +35,9 @@ GREEN, NOT_PLACED = b"green", b"not placed"  # what a copy says; otherwise the n
 
 def put_in_place(module: Any, tree: ast.Module, name: str) -> None:
     """Replace a function's code by that in `tree`. The object stays the same for all that imported it."""
-    wanted = next(code for code in codes(compile(tree, module.__file__, "exec")) if named(code, name))
+    *_, wanted = (
+        code for code in codes(compile(tree, module.__file__, "exec")) if named(code, name)
+    )  # after overloads
     found: Any = module
     for part in name.split("."):
         found = vars(found)[part]

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from fftmoe.data import read as reader
-from fftmoe.data.columns import lists_of, names_of, numbers_of, plain_columns, spelled
+from fftmoe.data.columns import check_column, lists_of, names_of, numbers_of, plain_columns, spelled
 from fftmoe.data.read import read_folder, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -51,6 +51,7 @@ def test_a_value_that_is_no_class_is_named_with_its_row(value: Any, words: str):
 def test_without_classes_values_have_one_spelling():
     assert names(table_of(1, "01", True, False)) == ["1", "01", "true", "false"]
     assert spelled(table_of(1, None, [True, None], {"a": 1}), "label") == ["1", "", ["true", ""], {"a": 1}]
+    assert lists_of(table_of(["a", 1, False]), "data.tags", "label") == [["a", "1", "false"]]
     assert spelled(table_of(("a", 1)), "label") == [["a", "1"]]
 
 
@@ -87,6 +88,16 @@ def test_numbers_up_to_the_largest_are_read(value: Any):
 def test_other_numbers_are_refused(value: Any):
     with pytest.raises(InputError, match="not a finite number up to 1e30"):
         numbers_of(table_of(value), ["label"])
+
+
+def test_a_column_is_there_and_has_rows():
+    check_column(table_of("a"), "label", ["data.label"])
+    with pytest.raises(InputError, match=r"t\.parquet has no rows; every split needs at least one"):
+        check_column(table_of(), "label", ["data.label"])
+    with pytest.raises(InputError, match=r"no column 'labels'; did you mean 'label'\?; .*with data.text or data.label"):
+        check_column(table_of("a"), "labels", ["data.text", "data.label"])
+    with pytest.raises(InputError, match=r"has no column 'xyz'; it has label: name one of them with data\.text$"):
+        check_column(table_of("a"), "xyz", ["data.text"])
 
 
 # Parquet

@@ -52,13 +52,15 @@ BAD_RELEASES: tuple[Any, ...] = (
 DAMAGED = (
     *(None, "", "{}", "[]", "\x00", json.dumps(WHOLE)[:-2]),
     *(json.dumps({**WHOLE, **own}) for own in ({"releases": 2}, {"clip_norm": math.nan}, {"a": 1})),
+    *(json.dumps({**WHOLE, name: value}) for name in ("noise_multiplier", "clip_norm") for value in (0.0, -1.0, 1)),
+    *(json.dumps({**WHOLE, name: 0.5}).replace("0.5", "1e999", 1) for name in ("noise_multiplier", "clip_norm")),
     *(json.dumps({**WHOLE, "releases": [bad]}) for bad in BAD_RELEASES),
 )
 DAMAGED_ASKED = (
     *(None, "", "{}", "[]", json.dumps({"version": 2, "asked": 3}), json.dumps({"version": 2, "asked": [3]})),
     *(
         json.dumps({"version": 2, "asked": [{**PART, "times": times}]})
-        for times in ({"0": -1}, {"0": 1.5}, {"a": 1}, [1])
+        for times in ({"0": -1}, {"0": 0}, {"0": True}, {"0": 1.5}, {"a": 1}, [1])
     ),
     *(json.dumps({"version": 2, "asked": [{**PART, "release": bad}]}) for bad in BAD_RELEASES),
 )

@@ -154,7 +154,7 @@ def _spelled(classes: Sequence[str] | None, value: Any) -> Any:
 
 def _class_name(classes: Sequence[str], value: Any) -> str | None:
     """The name of a class by its number; -1 stands for no class, and a text is its own name."""
-    if value is None or isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):
         return name_of(value)
     if value == -1:
         return None

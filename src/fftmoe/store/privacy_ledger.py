@@ -147,7 +147,7 @@ def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Va
     try:
         return parse(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _lost(path, what, str(error) or repr(error), "restore the file") from error
+        raise _lost(path, what, str(error), "restore the file") from error
 
 
 def _lost(path: Path, what: str, why: str, remedy: str) -> InputError:
