@@ -56,7 +56,12 @@ def test_a_client_measures_itself_on_everything_and_on_its_own_labels(backbone_f
     model.get_parameter("classifier.bias").data = torch.tensor([9.0, 0.0, 0.0])  # it always says 0
     share, task = float((examples.labels == 0).double().mean()), Classification()
     mixed = client_metrics(model, torch.tensor([0, 0, 0, 1]), task, examples)
-    assert mixed == {"holdout_accuracy": pytest.approx(share), "own_accuracy": 0.75}
+    assert (mixed["holdout_accuracy"], mixed["own_accuracy"]) == (pytest.approx(share), 0.75)
+    assert mixed["low_accuracy"] <= share <= mixed["high_accuracy"]
+    own = examples.select([0, 1, 2, 3, 4])
+    expected = float((own.labels == 0).double().mean())
+    assert client_metrics(model, torch.tensor([0]), task, examples, own)["own_accuracy"] == pytest.approx(expected)
+    assert "own_accuracy" not in client_metrics(model, torch.tensor([0]), task, examples, examples.select([]))
     assert client_metrics(model, torch.tensor([2]), task, examples)["own_accuracy"] == 0.0
     only_zeros = examples.select(torch.nonzero(examples.labels == 0).flatten().numpy())
     assert client_metrics(model, torch.tensor([1]), task, only_zeros) == {
