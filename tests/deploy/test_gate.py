@@ -1,5 +1,6 @@
 """Strangers at the door are few and make no site wait; a site's connections are bounded too."""
 
+import errno
 import io
 import resource
 import socket
@@ -110,6 +111,15 @@ def test_of_too_many_connections_of_one_key_the_oldest_is_cut_off():
     assert not other.is_cut
 
 
+def test_nothing_is_kept_of_a_key_without_connections():
+    door = Door()
+    for key in ("one", "two"):
+        connection = door.come("host")
+        door.gate.prove(connection.peer, key)
+        door.gate.leave(connection.peer)
+    assert (door.gate.strangers, door.gate.proved, len(door.gate._proved)) == (0, 0, 0)
+
+
 ACTIONS = st.lists(
     st.tuples(st.sampled_from(["come", "prove", "leave", "wait"]), st.integers(0, 6), st.integers(0, 2**16)),
     min_size=1,
@@ -185,6 +195,24 @@ def test_a_port_that_is_let_go_of_in_a_moment_is_waited_for(monkeypatch: pytest.
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(OSError, match=f"cannot listen on {address} .*choose another port"):
             listen(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "family"),
+    [("127.0.0.1:7", socket.AF_INET), ("[::1]:7", socket.AF_INET6), ("localhost:7", socket.AF_INET)],
+)
+def test_only_a_port_in_use_is_waited_for(monkeypatch: pytest.MonkeyPatch, address: str, family: int):
+    """Another error will not pass, and whoever starts the server is told at once."""
+    asked: list[tuple[Any, ...]] = []
+
+    def refuse(place: tuple[str, int], *, family: int) -> socket.socket:
+        asked.append((*place, family))
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(OSError, match=r"cannot listen on .* \(Permission denied\)"):
+        listen(address)
+    assert asked == [(address.rpartition(":")[0].strip("[]"), 7, family)]
 
 
 # The log
