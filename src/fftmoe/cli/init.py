@@ -23,7 +23,7 @@ def init(
     data: Annotated[
         str,
         typer.Argument(
-            help="A table, a folder with a table for each client, a folder with train and test files, or a hub id.",
+            help="A table, a folder with a table for each client, with train and test files or of images, or a hub id.",
             metavar="DATA",
         ),
     ],

@@ -49,8 +49,8 @@ class DataSection(Section):
 
     source: str
     """A table (CSV, JSON lines or parquet), a folder with a table for each client, a folder with `train.*` and
-    `test.*`, a hub id, or `builtin:stdlib-docs`. Rows that nobody has divided are divided here: one in five is a
-    test row."""
+    `test.*`, a folder of images by class, a hub id, or `builtin:stdlib-docs`. Rows that nobody has divided are
+    divided here: one in five is a test row."""
     labels: Annotated[list[str], Field(min_length=2), no_repetition("labels")] | None = None
     """The classes in their order; by default those of the training rows. Sites need it to agree, differential privacy
     to protect it."""

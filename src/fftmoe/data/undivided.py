@@ -1,4 +1,7 @@
-"""Data that nobody has divided into training and test rows: one table, or a folder with one table for each client."""
+"""Data that nobody has divided into training and test rows.
+
+That is one table, a folder with one table for each client, or a folder of images by class.
+"""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.read import SUFFIXES, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -19,7 +23,9 @@ _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "training"
 
 
 def read_undivided(place: Path) -> Table | None:
-    """The rows of a file, or of all tables of a folder; None for a folder whose files are named after splits.
+    """The rows of a file, or of all tables of a folder, or the images of a folder without tables.
+
+    None for a folder whose files or folders are named after splits, and for one that holds neither.
 
     Args:
         place: a file or a folder that exists.
@@ -29,9 +35,12 @@ def read_undivided(place: Path) -> Table | None:
     """
     if place.is_file():
         return read_table(place)
-    files = sorted(path for path in place.iterdir() if path.suffix[1:].lower() in SUFFIXES and path.is_file())
-    if not files or any(path.stem.lower() in _SPLIT_NAMES for path in files):
+    inside = sorted(place.iterdir())
+    files = [path for path in inside if path.suffix[1:].lower() in SUFFIXES and path.is_file()]
+    if any(path.stem.lower() in _SPLIT_NAMES for path in (files or inside)):
         return None
+    if not files:
+        return read_image_folder(place, CLIENT)
     if len(files) == 1:
         return read_table(files[0])
     return _one_table(place, [(path.stem, read_table(path)) for path in files])

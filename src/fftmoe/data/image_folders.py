@@ -1,0 +1,60 @@
+"""A folder of images by class as a table: `CLASS/image.jpg`, or `CLIENT/CLASS/image.jpg`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fftmoe.data.roles import IMAGE_ENDINGS
+from fftmoe.data.table import Table
+from fftmoe.errors import InputError
+
+WITH_CLASS, WITH_CLIENT = 2, 3  # parts of a path
+
+
+def read_image_folder(folder: Path, client: str) -> Table | None:
+    """The images of all folders in a folder, one row each, in the order of their paths.
+
+    The columns are `image`, the path below the folder; `label`, the name of the folder that holds the image; and, where
+    that lies in a folder of its own, the column `client` with the name of that one. Files of other kinds and names that
+    begin with a dot are left out, and links to folders are not followed.
+
+    Args:
+        client: the name of the column of clients.
+
+    Returns:
+        None if no folder in it, and no folder in these, holds an image.
+
+    Raises:
+        InputError: images lie at different depths, or a name is no text.
+    """
+    # Looking no deeper first: the folder may be a whole project that holds no data.
+    if not any(_is_image(folder, path) for depth in ("*/*", "*/*/*") for path in folder.glob(depth)):
+        return None
+    images = sorted(path.relative_to(folder).parts for path in folder.rglob("*") if _is_image(folder, path))
+    _check(folder, images)
+    columns = {"image": ["/".join(parts) for parts in images], "label": [parts[-2] for parts in images]}
+    if len(images[0]) == WITH_CLIENT:
+        columns[client] = [parts[0] for parts in images]
+    return Table(str(folder), columns, len(images), folder=folder)
+
+
+def _is_image(folder: Path, path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.name.lower().endswith(IMAGE_ENDINGS) and not hidden and not path.is_dir()
+
+
+def _check(folder: Path, images: Sequence[tuple[str, ...]]) -> None:
+    """Check that all images have a class, and that all or none of them have a client."""
+    depths = {len(parts): parts for parts in reversed(images)}
+    if len(depths) != 1 or not depths.keys() <= {WITH_CLASS, WITH_CLIENT}:
+        shown = " and ".join("/".join(depths[depth]) for depth in sorted(depths)[:2])
+        raise InputError(
+            f"{folder} holds images such as {shown}; a folder of images by class has CLASS/IMAGE for all of them, or "
+            "CLIENT/CLASS/IMAGE: move the others, or name a table with the paths of the images"
+        )
+    for parts in images:
+        try:
+            "/".join(parts).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{folder} holds {'/'.join(parts)!r}, a name that is no text in UTF-8; rename it"
+            ) from error
