@@ -70,7 +70,7 @@ class Task:
 
     def loss(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, and per block the Switch balance loss and the router z-loss, as recipes weigh them."""
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         mask, penalty = attention_mask.flatten().bool(), torch.zeros(())
         routings = self._read_routing()
         for routing in routings.values():

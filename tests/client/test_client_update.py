@@ -99,7 +99,7 @@ def fine_tune(model: PeftModel, seed: int, lengths: torch.Tensor | None) -> None
     sgd = torch.optim.SGD(head, lr=0.5)
     for rows in training_batches(np.arange(N), 7, generator(seed, "batches"), epochs=2, lengths=lengths):
         batch = EXAMPLES.batch(rows)
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         loss = F.cross_entropy(output, batch["labels"])
         loss.backward()
         for optimizer in (adamw, sgd):

@@ -247,7 +247,7 @@ def test_the_random_features_of_a_closed_form_head_are_exported(
     expected = head_of(load_run(solved, exact=True).model)
     assert expected.keys() == {"weight", "bias", "directions", "phases"}
     if form == "lora":  # PEFT opens it without this package, and the head lies beside it
-        found = load_file(out / "head.safetensors")
+        found = load_file(out / "classifier.safetensors")
         assert found.keys() == expected.keys()
         assert all(found[name].equal(tensor) for name, tensor in expected.items())
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.adapter.pooling import MeanPoolClassifier
 
-HEAD_FILE = "head.safetensors"
+HEAD_FILE = "classifier.safetensors"
 INNER = "backbone."  # where a classifier on pooled features keeps its encoder
 
 
