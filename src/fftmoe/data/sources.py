@@ -147,7 +147,7 @@ def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
             f"data.source={source!r} is neither a file nor a folder (looked for {Path(source).absolute()}); give a "
-            "table, a folder with a table for each client, a folder that holds train.* and test.*, a hub id such as "
+            "table, a folder with a table for each client, with train.* and test.* or with images, a hub id such as "
             f"fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
     return read_hub(source, required)
