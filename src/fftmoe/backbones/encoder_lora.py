@@ -43,7 +43,8 @@ def is_pooled(model: Any) -> bool:
 def save_encoder_lora(model: Any, folder: Path) -> None:
     """Write the LoRA of an adapted classifier on pooled features, and the head's tensors beside it."""
     folder.mkdir(exist_ok=True)
-    tensors = {name.removeprefix("base_model.model."): t for name, t in get_peft_model_state_dict(model).items()}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)  # "auto" asks where the base model lies
+    tensors = {name.removeprefix("base_model.model."): t for name, t in own.items()}
     encoder = {f"base_model.model.{n.removeprefix(INNER)}": t for n, t in tensors.items() if n.startswith(INNER)}
     head = {n.removeprefix("classifier."): t for n, t in tensors.items() if n.startswith("classifier.")}
     for name, part in ((ADAPTER_WEIGHTS, encoder), (HEAD_FILE, head)):
