@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from fftmoe.data import read as reader
-from fftmoe.data.columns import check_column, lists_of, names_of, numbers_of, plain_columns, spelled
+from fftmoe.data.columns import check_column, lists_of, names_of, numbers_of, owners_of, plain_columns, spelled
 from fftmoe.data.read import read_folder, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -88,6 +88,11 @@ def test_numbers_up_to_the_largest_are_read(value: Any):
 def test_other_numbers_are_refused(value: Any):
     with pytest.raises(InputError, match="not a finite number up to 1e30"):
         numbers_of(table_of(value), ["label"])
+
+
+def test_a_row_has_an_owner_or_none():
+    assert owners_of(table_of("a", 1, None, " ", 1.5, True), "label") == ["a", "1", None, None, None, "true"]
+    assert owners_of(table_of(1, -1, 2, "x", classes=True), "label") == ["yes", None, None, "x"]
 
 
 def test_a_column_is_there_and_has_rows():
