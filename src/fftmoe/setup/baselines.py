@@ -29,13 +29,14 @@ from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import build_method
 
+HEAD_ONLY, ALONE, CENTRALIZED = BASELINES
 SOLVABLE = ("sequence-classification", "image-classification")  # tasks whose head can be computed from sums
 LANGUAGE = "causal-lm"
 
 
 def why_not(experiment: Experiment) -> dict[str, str | None]:
     """Why each baseline is not measured in a run of this experiment; None for those that are."""
-    reasons = {"head_only": _no_head_only, "alone": _no_alone, "centralized": _no_centralized}
+    reasons = {HEAD_ONLY: _no_head_only, ALONE: _no_alone, CENTRALIZED: _no_centralized}
     asked = experiment.recipe.evaluation.asked
     return {
         name: reasons[name](experiment) or (None if name in asked else f"evaluation.baselines does not name {name}")
@@ -77,7 +78,8 @@ def _no_alone(experiment: Experiment) -> str | None:
         return "it measures single clients, and with privacy the server keeps only sums over them"
     if capabilities.pools_data or experiment.num_clients == 1:
         return "there is one client only, which holds all rows"
-    if recipe.method == "local-only" and not recipe.evaluation.local_only:
+    shares_nothing = capabilities.personal and not capabilities.shares_statistics
+    if shares_nothing and not recipe.evaluation.local_only:
         return "the result of this method is that of clients that train by themselves"
     return None
 
@@ -97,7 +99,7 @@ def _no_centralized(experiment: Experiment) -> str | None:
 
 def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exchange) -> BeforeRounds:
     """Make what measures the head alone before the first round, where the recipe asks for it and it is possible."""
-    if why_not(experiment)["head_only"] is not None:
+    if why_not(experiment)[HEAD_ONLY] is not None:
         return nothing_before
     recipe = experiment.recipe
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
@@ -153,16 +155,16 @@ def measure_baselines(
     reasons, metric = why_not(experiment), experiment.task.metric
     entries = {name: no_baseline(reason) for name, reason in reasons.items() if reason is not None}
     found: dict[str, Any] = {}
-    if "head_only" not in entries:
-        entries["head_only"] = head_only_of(first_row, metric)
-    if "alone" not in entries:
+    if HEAD_ONLY not in entries:
+        entries[HEAD_ONLY] = head_only_of(first_row, metric)
+    if ALONE not in entries:
         say("training clients locally, for comparison")
         alone = train_locally(experiment, measure, initial, engine)
-        entries["alone"] = _entry(alone)
+        entries[ALONE] = _entry(alone)
         found |= {**alone.metrics, **_beside(metrics, alone, experiment.num_clients)}
-    if "centralized" not in entries:
+    if CENTRALIZED not in entries:
         say("training on the rows of all clients together, for comparison")
-        entries["centralized"] = _entry(train_together(experiment, measure, initial))
+        entries[CENTRALIZED] = _entry(train_together(experiment, measure, initial))
     return {**found, "baselines": {name: entries[name] for name in BASELINES}}
 
 
@@ -170,15 +172,15 @@ def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
     """What each baseline costs in addition to the run, by name."""
     reasons = why_not(experiment)
     costs = {name: BaselineCost(reason) for name, reason in reasons.items() if reason is not None}
-    if "head_only" not in costs:
-        costs["head_only"] = BaselineCost(None, statistics=0 if _starts_alone(experiment) else experiment.num_clients)
-    if "alone" not in costs:
+    if HEAD_ONLY not in costs:
+        costs[HEAD_ONLY] = BaselineCost(None, statistics=0 if _starts_alone(experiment) else experiment.num_clients)
+    if ALONE not in costs:
         clients = min(experiment.num_clients, experiment.recipe.evaluation.local_only_clients or experiment.num_clients)
         training = _training_alone(experiment)
         steps = training.local_steps or (training.local_epochs or 1) * _steps_of_epoch(experiment)
-        costs["alone"] = BaselineCost(None, clients=clients, steps=round(clients * steps))
-    if "centralized" not in costs:
-        costs["centralized"] = BaselineCost(None, clients=1, steps=training_together(experiment).local_steps or 0)
+        costs[ALONE] = BaselineCost(None, clients=clients, steps=round(clients * steps))
+    if CENTRALIZED not in costs:
+        costs[CENTRALIZED] = BaselineCost(None, clients=1, steps=training_together(experiment).local_steps or 0)
     return {name: costs[name] for name in BASELINES}
 
 
