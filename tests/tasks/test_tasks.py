@@ -280,7 +280,7 @@ def test_a_federation_learns(recipe_values: dict[str, Any], data: Path, tmp_path
     assert better * (spread["mean"] - spread["worst_decile"]) >= 0
     assert summary[f"local_only_{metric}"]["num_clients"] == 3
     assert summary["clients_failed"] == 0
-    assert json.loads((tmp_path / "run" / "adapter" / "labels.json").read_text()) == {"labels": names}
+    assert json.loads((tmp_path / "run" / "adapter" / "labels.json").read_text())["labels"] == names
     found = evaluate_run(tmp_path / "run")
     assert found[metric] == pytest.approx(summary[metric], rel=1e-5)
     assert found["num_examples"] == 41
