@@ -15,6 +15,11 @@ def _bounded(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
+def _on_one_line(text: str) -> str:
+    """The text with its control characters shown; a tab in a name moves what follows it like any other."""
+    return shown(text).replace("\t", "\\t")
+
+
 class FftmoeError(Exception):
     """The base class of every error that this package raises; the command line prints it without a traceback."""
 
@@ -22,7 +27,7 @@ class FftmoeError(Exception):
 
     def __init__(self, *arguments: object) -> None:
         """Make an error; a text from a file, a library or another machine in its message cannot act on a terminal."""
-        super().__init__(*(_bounded(shown(value)) if isinstance(value, str) else value for value in arguments))
+        super().__init__(*(_bounded(_on_one_line(value)) if isinstance(value, str) else value for value in arguments))
 
 
 class InputError(FftmoeError, ValueError):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fftmoe.deploy import gather as roll_call
 from fftmoe.deploy.gather import Gathered, RollCall, gather
+from fftmoe.engines.flower import Unreadable
 from fftmoe.engines.flower_messages import MOST_PROFILE, PROFILE_RECORD, unpack_profile
 from fftmoe.report.progress import Progress
 from profiles import CONTRADICTIONS, GOOD, KNOWN, NODES, SITES, WRONG, Connected, gathered
@@ -35,6 +36,14 @@ def test_a_site_whose_profile_cannot_be_true_is_left_out_and_the_run_goes_on(ask
     assert shown.count("site b cannot join: ") == 1  # not at every look
     assert "".join(shown.split("\n")).isprintable()
     assert len(shown) < 2000
+
+
+def test_a_site_whose_answer_cannot_be_read_is_left_out_like_one_whose_profile_cannot_be_true(ask_sites: Ask):
+    """A site that refuses is waited for, because its operator can approve; one that sends garbage ends no run."""
+    found, shown = ask_sites({**GOOD, "b": Unreadable("its answer cannot be read (ValueError)")})
+    assert isinstance(found, Gathered)
+    assert ([*found.profiles], found.excluded) == (["a", "c"], {"b": "its answer cannot be read (ValueError)"})
+    assert shown.count("site b cannot join: its answer cannot be read (ValueError)") == 1
 
 
 def test_a_site_that_is_mended_in_time_takes_part(monkeypatch: pytest.MonkeyPatch):

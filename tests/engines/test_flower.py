@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fftmoe.engines import flower
 from fftmoe.engines.base import Fault, Quota, Reply
-from fftmoe.engines.flower import FlowerEngine, ask
+from fftmoe.engines.flower import FlowerEngine, Unreadable, ask
 from fftmoe.engines.flower_messages import (
     DAY_SECONDS,
     MOST_FAILURES,
@@ -316,6 +316,7 @@ def test_an_invalid_answer_is_a_fault_of_its_client(kind: str):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, '{"a": NaN}', '{"a": 1, "a": 2}', "null"])
 def test_an_invalid_profile_is_reported(text: str):
     grid = FakeGrid(cast(ClientApp, Says(RecordDict({"profile": ConfigRecord({"json": text})}))))
+    assert isinstance(ask(cast(Grid, grid), [101], JOB, 60.0)[101], Unreadable)
     assert str(ask(cast(Grid, grid), [101], JOB, 60.0)[101]).startswith("its answer cannot be read (")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fftmoe.deploy.job import read_profile
-from fftmoe.engines.flower import ask
+from fftmoe.engines.flower import Unreadable, ask
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import SiteProfile
@@ -39,7 +39,7 @@ class RollCall:
         job: see `make_job`. tiers: the names of the recipe's budgets.
         known: site -> its profile, as the run knows it from before an interruption.
         profiles: site -> its profile. refused: site -> why it cannot join, as it last reported.
-        invalid: site -> why its profile is not believed.
+        invalid: site -> why its profile is not believed, or cannot be read.
     """
 
     grid: Grid
@@ -66,9 +66,11 @@ class RollCall:
             self._enter(new[node], answer)
 
     def _enter(self, site: str, answer: Any) -> None:
-        """Enter what a site has answered: its profile, or a sentence that says why it cannot join."""
+        """Enter what a site has answered: its profile, why it cannot join, or that the answer cannot be read."""
         before = self.refused.pop(site, None), self.invalid.pop(site, None)
-        if isinstance(answer, str):
+        if isinstance(answer, Unreadable):
+            self.invalid[site] = answer
+        elif isinstance(answer, str):
             self.refused[site] = answer
         else:
             try:

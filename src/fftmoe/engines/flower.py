@@ -29,10 +29,14 @@ MOST_REASON_CHARACTERS = 500  # of the reason that a node gives
 Content = TypeVar("Content")
 
 
+class Unreadable(str):
+    """Why an answer cannot be read: no honest node sends such an answer."""
+
+
 def ask(
     grid: Grid, nodes: Sequence[int], job: JobValues, seconds: float, own: bool = False
 ) -> dict[int, Mapping[str, Any] | str]:
-    """Ask nodes for their profiles; returns node -> its profile, or why it cannot serve this job.
+    """Ask nodes for their profiles; returns node -> its profile, why it cannot serve this job, or `Unreadable`.
 
     Nodes that do not answer within this many seconds are missing from the result. `own`: see `FlowerEngine`.
     """
@@ -58,7 +62,7 @@ def read_answer(message: Message, unpack: Callable[[RecordDict], Content], own: 
         if reason is None:
             return unpack(message.content)
     except Exception as error:  # invalid records can raise anything
-        reason = f"its answer cannot be read ({type(error).__name__})"
+        return Unreadable(f"its answer cannot be read ({type(error).__name__})")
     plain = "".join(c if c.isprintable() else " " for c in reason)  # a terminal may show it
     return plain[:MOST_REASON_CHARACTERS] or "no reason given"
 
