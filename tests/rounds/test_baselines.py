@@ -64,9 +64,13 @@ def test_terminal_and_page_show_every_baseline(solved: Finished):
         assert f"{low:.3f} to {high:.3f}" in page
 
 
-def test_the_head_alone_is_the_model_of_round_0(solved: Finished):
+def test_the_head_alone_is_the_model_of_round_0_on_all_test_rows(run_tiny: RunTiny, solved: Finished):
     first, entry = solved.rows[0], solved.summary["baselines"]["head_only"]
     assert (entry["value"], entry["interval"]) == (first["accuracy"], first["accuracy_interval"])
+    settings = ("head={kind: closed-form, features: linear}", "evaluation={baselines: [head_only], max_examples: 7}")
+    sampled = run_tiny(*settings, *HARD)
+    assert sampled.rows[0]["accuracy_interval"] != first["accuracy_interval"]
+    assert sampled.summary["baselines"]["head_only"] == entry
 
 
 @pytest.mark.parametrize("head", ["{kind: one-vs-all, learning_rate: 1.0}", "{kind: averaged, learning_rate: 0.5}"])
