@@ -11,6 +11,7 @@ import pytest
 from datasets import packaged_modules
 from pyarrow import parquet
 
+from fftmoe.data import hub
 from fftmoe.data.hub import READERS
 from fftmoe.errors import InputError
 from hub_server import HUB_ID, serving
@@ -164,3 +165,20 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
         InputError, match=r"'someone/reviews' is not a local folder.*hub failed.*or give a local folder"
     ):
         read_labelled_texts(HUB_ID)
+
+
+def test_without_a_network_the_hub_is_not_asked_and_the_first_reason_is_told(monkeypatch: pytest.MonkeyPatch):
+    """What was fetched before is used; without it the message is about the hub, and not about the missing copy."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError("there is no copy")
+
+    def listed(*_: object, **__: object) -> Any:
+        raise OSError("the hub said no")
+
+    monkeypatch.setattr(hub, "_snapshot", fail)
+    monkeypatch.setattr(hub.huggingface_hub.HfApi, "list_repo_files", listed)
+    for reason, words in (("no network", "no network"), (None, "the hub said no")):
+        monkeypatch.setattr(hub, "why_unreachable", lambda reason=reason: reason)
+        with pytest.raises(OSError, match=f"^{words}$"):
+            hub._file_names("some/set")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftmoe.data.names import near_equal, near_equal_notes, sorted_names
+from fftmoe.data.names import distinct_names, near_equal, near_equal_notes, sorted_names
 
 WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=5)
 
@@ -56,3 +56,9 @@ def test_a_note_stays_short():
     assert note.count(" and ") == 4
     assert "; and 4 more such groups; " in note
     assert near_equal_notes("clients", ["a", "b"]) == ()
+
+
+def test_a_name_that_is_there_twice_is_refused_and_empty_ones_are_not():
+    distinct_names(["a", "", "A", ""], "columns")
+    with pytest.raises(ValueError, match=r"^it has two columns named 'a'; give each its own name$"):
+        distinct_names(["a", "b", "a"], "columns")
