@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
         "aggregation": "per-expert",
         "server_optimizer": "sgd",
     },
+    "evaluation": {"local_only_clients": None},
     "engine": {"workers": 1},
 }
 CLIENTS = {"clip_norm": 1.0, "epsilon": 3.0, "delta": 1e-3}
