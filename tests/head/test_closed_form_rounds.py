@@ -138,7 +138,7 @@ def test_the_statistics_of_a_client_come_from_its_own_examples_and_cost_their_el
     state = method.init(model)
     updates = exchanged(runtime(model, method, partition), method, state, len(partition))
     labels = examples().labels
-    elements = (LIFTED + 1) * (LIFTED + 2) // 2 + (LIFTED + 1) * NUM_LABELS
+    elements = (LIFTED + 1) * (LIFTED + 2) // 2 + (LIFTED + 1) * NUM_LABELS + 6 * 16  # and the scores
     for update, rows in zip(updates, partition, strict=True):
         sums = HeadSums.from_tensors(update.tensors)
         assert update.num_examples == sums.num_examples == len(rows)

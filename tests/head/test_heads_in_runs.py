@@ -83,8 +83,8 @@ def test_a_trained_head_begins_with_the_closed_form_and_leaves_it(run_five: RunF
 
 def test_feature_statistics_are_counted_once_for_every_client_and_are_no_rounds_of_a_tier(run_five: RunFive):
     solved, frozen = run_five("fft-moe", CLOSED), run_five("fft-moe", FROZEN)
-    # float32: the triangle of 21 x 21, and 21 x 3.
-    tensors = 4 * (21 * 22 // 2 + 21 * 3)
+    # float32: the triangle of 21 x 21, 21 x 3, and the scores of 6 x 16.
+    tensors = 4 * (21 * 22 // 2 + 21 * 3 + 6 * 16)
     sums_up = frozen.rows[0]["bytes_up"]
     assert 5 * tensors < sums_up < 5 * (tensors + 512)  # and headers
     extra = solved.summary["bytes_up"] - frozen.summary["bytes_up"]

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import head_inputs, on_device
+from fftmoe.backbones import head_inputs, head_parameters, on_device
 from fftmoe.data import Examples, evaluation_batches
-from fftmoe.head import HeadSums, are_few, few_tensors
-from fftmoe.records import Tensors
+from fftmoe.head import HeadSums, are_few, few_tensors, score_sums
+from fftmoe.head.temperature import LARGEST_SCORE
+from fftmoe.records import Tensors, names
 
 SUMS_BATCH_SIZE = 64
 
@@ -49,12 +50,27 @@ def head_sums(
         num_labels: classes of the head.
         reveal_number: whether the size of the answer may depend on N; False where N must stay unknown.
     """
-    batches = _features_and_labels(model, examples, indices)
+    scores: list[Tensor] = []
+    batches = _scored(model, _features_and_labels(model, examples, indices), scores)
     first = next(batches)
     if reveal_number and are_few(len(indices), first[0].shape[1]):
         features, labels = map(torch.cat, zip(first, *batches, strict=True))
-        return few_tensors(features, labels, num_labels)
-    return HeadSums.total(HeadSums.of(*batch, num_labels) for batch in chain([first], batches)).to_tensors()
+        sums = few_tensors(features, labels, num_labels)
+    else:
+        sums = HeadSums.total(HeadSums.of(*batch, num_labels) for batch in chain([first], batches)).to_tensors()
+    total = torch.stack(scores).sum(0).clamp_max(LARGEST_SCORE)
+    return {**sums, names.STATISTICS_SCORES: total.float()}
+
+
+def _scored(
+    model: Any, batches: Iterator[tuple[Tensor, Tensor]], scores: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; the scores of the head that the client was sent are added to `scores`, batch by batch."""
+    head = {name: p.detach().cpu() for name, p in head_parameters(model).items()}
+    for features, labels in batches:
+        outputs = torch.addmm(head["bias"], features, head["weight"].T)
+        scores.append(score_sums(outputs, labels))
+        yield features, labels
 
 
 def _features_and_labels(model: Any, examples: Examples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ from fftmoe.head.closed_form import are_few as are_few
 from fftmoe.head.closed_form import few_tensors as few_tensors
 from fftmoe.head.closed_form import solve_ridge as solve_ridge
 from fftmoe.head.closed_form import solved_head as solved_head
+from fftmoe.head.closed_form import solved_with_leverage as solved_with_leverage
 from fftmoe.head.closed_form import sum_shapes as sum_shapes
 from fftmoe.head.losses import HEADS as HEADS
 from fftmoe.head.losses import Averaged as Averaged
@@ -16,3 +17,6 @@ from fftmoe.head.losses import HeadLoss as HeadLoss
 from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
 from fftmoe.head.losses import make_head as make_head
+from fftmoe.head.temperature import best_temperature as best_temperature
+from fftmoe.head.temperature import score_sums as score_sums
+from fftmoe.head.temperature import usable as usable

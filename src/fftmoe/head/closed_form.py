@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.head.temperature import SCORES_SHAPE
 from fftmoe.records import names
 from fftmoe.threads import one_thread
 
@@ -86,12 +87,15 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
 
 
 def sum_shapes(num_features: int, num_labels: int, num_examples: int | None) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that are sent for this many examples; None if the number must stay unknown."""
+    """The shapes of the tensors that are sent for this many examples; None if the number must stay unknown.
+
+    With the statistics go the sums from which the temperature is found (`temperature.py`).
+    """
     side = num_features + 1
     gram: dict[str, tuple[int, ...]] = {names.STATISTICS_GRAM: (side * (side + 1) // 2,)}
     if num_examples is not None and are_few(num_examples, num_features):
         gram = {names.STATISTICS_FACTOR: (num_examples, side)}
-    return {**gram, names.STATISTICS_MOMENT: (side, num_labels)}
+    return {**gram, names.STATISTICS_MOMENT: (side, num_labels), names.STATISTICS_SCORES: SCORES_SHAPE}
 
 
 def _with_one(features_NF: Tensor) -> Tensor:
@@ -110,6 +114,11 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     Returns:
         weight float32 [C, F], bias float32 [C], and the relative strength.
     """
+    return _solve(sums, strength)[:3]
+
+
+def _solve(sums: HeadSums, strength: float | None) -> tuple[Tensor, Tensor, float, float]:
+    """What `solve_ridge` returns, and the mean leverage of the examples: the degrees of freedom divided by N."""
     with one_thread():
         eigenvalues, vectors = torch.linalg.eigh(sums.gram)
     eigenvalues = eigenvalues.clamp_min(0)
@@ -117,13 +126,19 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     tried = STRENGTHS if strength is None else (strength,)
     chosen = min(tried, key=lambda s: cross_validation_error(s * unit, eigenvalues, projected, sums.num_examples))
     solution = vectors @ (projected / (eigenvalues + chosen * unit)[:, None])
-    return solution[:-1].T.float().contiguous(), solution[-1].float().clone(), chosen
+    leverage = float((eigenvalues / (eigenvalues + chosen * unit)).sum()) / max(sums.num_examples, 1.0)
+    return solution[:-1].T.float().contiguous(), solution[-1].float().clone(), chosen, leverage
 
 
 def solved_head(sums: HeadSums) -> dict[str, Tensor]:
     """The head that these sums give, as the tensors of a model's state."""
-    weight, bias, _ = solve_ridge(sums)
-    return {names.HEAD_WEIGHT: weight, names.HEAD_BIAS: bias}
+    return solved_with_leverage(sums)[0]
+
+
+def solved_with_leverage(sums: HeadSums) -> tuple[dict[str, Tensor], float]:
+    """The head that these sums give, and the mean leverage of the examples in it."""
+    weight, bias, _, leverage = _solve(sums, None)
+    return {names.HEAD_WEIGHT: weight, names.HEAD_BIAS: bias}, leverage
 
 
 def cross_validation_error(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:

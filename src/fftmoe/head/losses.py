@@ -113,6 +113,8 @@ class LeastSquares:
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """The logits, which least squares fits to E[onehot(y) | x], cut off below 0 and scaled to the sum 1.
 
+        Where the head has a temperature, a softmax is used in the place of this (`temperature.py`).
+
         This is least-squares probabilistic classification (Sugiyama, 2010). A softmax of numbers between 0 and 1 would
         be nearly flat. If no logit is above 0, all classes get the same probability.
         """

@@ -133,6 +133,7 @@ class ServerState:
         load: `names.load_of_block(i)` -> float64 [M], moving average of each expert's share of routed slots; sums to 1.
         preferences: client_id -> the preferences that the client last reported.
         average: moving average of `tensors` over the rounds (`server/average.py`); empty if the run keeps no average.
+        temperature: of a closed-form head (`head/temperature.py`); None if there is none, or it is not known.
     """
 
     round: int
@@ -141,3 +142,4 @@ class ServerState:
     load: Tensors = field(default_factory=dict)
     preferences: dict[int, Experts] = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
+    temperature: float | None = None

@@ -1,9 +1,12 @@
 """The server's part of a closed-form head: request feature statistics, compute the head, and put it into the state."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fftmoe.head import HeadSums, solved_head
+import torch
+from torch import Tensor
+
+from fftmoe.head import HeadSums, best_temperature, solved_with_leverage
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
@@ -76,12 +79,26 @@ def solve_head(
     updates: Iterable[ClientUpdate],
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
 ) -> ServerState:
-    """Compute the head from the feature statistics in these updates, and put it into the state.
+    """Compute the head from the feature statistics in these updates, and put it into the state with its temperature.
+
+    The temperature is that of the head that the clients were sent, on the same features: that head is in use until now
+    and differs little from the new one. Before the first round there was none.
 
     Args:
-        total: adds the statistics; a private run adds noise here.
+        total: adds the statistics. With another sum than the plain one, clients are not trusted, and the scores, which
+            it does not bound, give no temperature.
 
     Source: docs/math.md, Closed-form head.
     """
-    solution = solved_head(total(HeadSums.from_tensors(update.tensors) for update in updates))
-    return replace(state, tensors=state.tensors | solution)
+    scores: list[Tensor] = []
+
+    def parts() -> Iterator[HeadSums]:
+        for update in updates:
+            scores.append(update.tensors[names.STATISTICS_SCORES].double())
+            yield HeadSums.from_tensors(update.tensors)
+
+    solution, leverage = solved_with_leverage(total(parts()))
+    temperature = state.temperature
+    if state.round and total == HeadSums.total:
+        temperature = best_temperature(torch.stack(scores).sum(0), leverage)
+    return replace(state, tensors=state.tensors | solution, temperature=temperature)

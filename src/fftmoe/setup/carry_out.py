@@ -25,6 +25,7 @@ from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.rounds.validation import validated_in
 from fftmoe.setup.baselines import measure_baselines
+from fftmoe.setup.calibrated import calibrate
 from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience
@@ -211,9 +212,10 @@ def _save(
     for name, state in states.items():
         experiment.method.install(experiment.model, state.tensors, experiment.largest)
         to_units(experiment.model, scales_of(recipe))
+        calibrate(experiment.model, state.temperature)
         round = KEPT_ROUND if name == ADAPTER else LAST_ROUND
         card = run_card(recipe, summary, folder.path / name, experiment.label_names, round)
-        beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card)
+        beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, state.temperature)
         save_adapter(experiment.model, folder.path / name, beside)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
     folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))

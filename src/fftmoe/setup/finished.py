@@ -17,6 +17,7 @@ from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
+from fftmoe.setup.calibrated import calibrate
 from fftmoe.setup.compose import compose
 from fftmoe.setup.described import described_run
 from fftmoe.setup.load import read_split
@@ -33,8 +34,10 @@ from fftmoe.store import (
     read_labels,
     read_run,
     read_summary,
+    read_temperature,
 )
 from fftmoe.store.bindings import differences, require_same
+from fftmoe.tasks import Scales
 from fftmoe.trained.complete import MAX_NEW_TOKENS
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
@@ -68,7 +71,7 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
     recipe = recipe_of(folder)
     model = adapter_of(folder, round)
     described = described_run(recipe, folder, model, read_labels(model))
-    return replace(described, began=_began(folder), accept_changes=accept_changes)
+    return replace(described, began=_began(folder), accept_changes=accept_changes, temperature=read_temperature(model))
 
 
 def _began(folder: Path) -> Bindings | None:
@@ -204,9 +207,15 @@ def load_federation(
         training=parts.training,
         seed=recipe.seed,
         client_states=files.client_states,
-        to_units=partial(to_units, scales=scales_of(parts.recipe)),
+        to_units=partial(_to_answers, scales=scales_of(parts.recipe), temperature=run.temperature),
         names=parts.partition.groups,
     )
+
+
+def _to_answers(model: Any, scales: Scales, temperature: float | None) -> None:
+    """Let the head of a model in which a state has been installed answer as the saved model does."""
+    to_units(model, scales)
+    calibrate(model, temperature)
 
 
 def _kept_state(run: FinishedRun, files: RunFolder) -> ServerState:

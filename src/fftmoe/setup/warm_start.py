@@ -15,9 +15,10 @@ from fftmoe.methods.expert_loading import parameters_of
 from fftmoe.methods.lora import named_factors
 from fftmoe.methods.shared_head import head_tensors
 from fftmoe.records import ServerState, Tensors, names
+from fftmoe.setup.calibrated import calibrate
 from fftmoe.setup.model import load_bare_backbone
 from fftmoe.setup.target_scales import scales_of
-from fftmoe.store import adapter_of, read_config, read_labels
+from fftmoe.store import adapter_of, read_config, read_labels, read_temperature
 
 WEIGHTS = "adapter_model.safetensors"
 SAME_SETTINGS = ("activation", "gates", "scale", "shared_targets")  # settings that decide what the same tensors compute
@@ -55,6 +56,8 @@ def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
     labels = read_labels(folder)
     found = load_adapter(load_bare_backbone(recipe, labels), folder)
     _check_settings(found, model, folder)
+    if (temperature := read_temperature(folder)) is not None:
+        calibrate(found, 1 / temperature)  # the head of a server state is not divided by it
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     return WarmStart(folder, digest, _tensors_of(found), labels, bool(scales_of(recipe)))
 

@@ -13,6 +13,7 @@ from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, LABELS, describe_adapter
 from fftmoe.adapter.pooling import MeanPoolClassifier
 from fftmoe.adapter.saved_head import PROBLEM_TYPES, TASK_TYPES
 from fftmoe.errors import InputError
+from fftmoe.head import usable
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import exact_json, read_small, strict_json
 
@@ -52,12 +53,14 @@ class SavedWith:
         task: such as "sequence-classification"; None where it is not known.
         reader: the tokenizer or the image processor of the backbone; None to leave it out.
         card: README.md, the model card; None leaves it out, because PEFT's is a form that nobody has filled in.
+        temperature: by which the outputs of a solved head have been divided; None for any other.
     """
 
     label_names: Sequence[str]
     task: str | None = None
     reader: Reader | None = None
     card: str | None = None
+    temperature: float | None = None
 
 
 def save_adapter(model: Any, folder: Path, beside: SavedWith, private: bool = True) -> None:
@@ -93,7 +96,9 @@ def write_beside(folder: Path, beside: SavedWith) -> None:
     if beside.reader is not None:
         beside.reader.save_pretrained(str(folder))
     kind = PROBLEM_TYPES.get(beside.task or "")
-    labels = {"labels": list(beside.label_names), **({"problem_type": kind} if kind else {})}
+    labels: dict[str, Any] = {"labels": list(beside.label_names), **({"problem_type": kind} if kind else {})}
+    if beside.temperature is not None:
+        labels["temperature"] = beside.temperature
     (folder / LABELS).write_text(exact_json(labels, indent=2) + "\n")
 
 
@@ -136,11 +141,27 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    return _read_said(folder)[0]
+
+
+def read_temperature(folder: Path) -> float | None:
+    """The temperature by which the outputs of a saved head have been divided; None if they have not.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return _read_said(folder)[1]
+
+
+def _read_said(folder: Path) -> tuple[tuple[str, ...], float | None]:
     path = folder / LABELS
     try:
-        labels = strict_json(read_small(path))["labels"]
+        said = strict_json(read_small(path))
+        labels, temperature = said["labels"], said.get("temperature")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("its labels are not a list of texts")
-        return tuple(labels)
-    except (OSError, ValueError, KeyError) as error:
+        if temperature is not None and not (isinstance(temperature, float) and usable(temperature)):
+            raise ValueError(f"its temperature is {temperature!r}")
+        return tuple(labels), temperature
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"cannot read {path}: {error}; the run folder is damaged, so start the run again") from error

@@ -5,6 +5,7 @@ import operator
 import safetensors.torch
 from safetensors import SafetensorError
 
+from fftmoe.head import usable
 from fftmoe.records import ServerState, Tensors, inspect_message, pack
 
 DEEPEST_STATE = 4  # nested brackets: a list of experts of a block of a client
@@ -15,7 +16,8 @@ def pack_state(state: ServerState) -> bytes:
     """The server state as safetensors with a JSON header; equal states give equal bytes."""
     groups = {name: getattr(state, name) for name in TENSOR_GROUPS}
     flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
-    return pack({"round": state.round, "preferences": state.preferences}, flat)
+    temperature = {} if state.temperature is None else {"temperature": state.temperature}
+    return pack({"round": state.round, "preferences": state.preferences, **temperature}, flat)
 
 
 def unpack_state(data: bytes) -> ServerState:
@@ -30,6 +32,9 @@ def unpack_state(data: bytes) -> ServerState:
             int(client): {int(block): tuple(map(operator.index, ids)) for block, ids in blocks.items()}
             for client, blocks in header["preferences"].items()
         }
+        temperature = header.get("temperature")
+        if temperature is not None and not usable(float(temperature)):
+            raise TypeError(f"its temperature is {temperature!r}")
         flat, round = safetensors.torch.load(data), operator.index(header["round"])
         groups: dict[str, Tensors] = {name: {} for name in TENSOR_GROUPS}
         for key, tensor in flat.items():
@@ -37,4 +42,4 @@ def unpack_state(data: bytes) -> ServerState:
             groups[group][name] = tensor
     except (AttributeError, LookupError, TypeError, SafetensorError) as error:
         raise ValueError(f"it is not a server state: {type(error).__name__}: {error}") from error
-    return ServerState(round=round, preferences=preferences, **groups)
+    return ServerState(round=round, preferences=preferences, temperature=temperature, **groups)

@@ -128,7 +128,9 @@ def _from_logits(
 def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
     """The most probable of C labels."""
     assert run.head is not None, "a task with one label has a head"
-    probs, best = make_head(run.head).probabilities(logits_C), int(logits_C.argmax())
+    calibrated = run.temperature is not None
+    probs = logits_C.softmax(-1) if calibrated else make_head(run.head).probabilities(logits_C)
+    best = int(logits_C.argmax())
     return {"label": run.label_names[best], "score": float(probs[best]), **_scores(run, probs, scores)}
 
 

@@ -66,6 +66,8 @@ class FinishedRun:
         generation: how generated text is measured; None where it is not.
         began: what the run is bound to; None for a run of an older version, which did not record it.
         accept_changes: use the model although its backbone or its tokenizer is another one than the run's.
+        temperature: by which the outputs of a solved head have been divided in the saved model, so that their softmax
+            gives calibrated probabilities; None for any other head.
     """
 
     folder: Path
@@ -81,6 +83,7 @@ class FinishedRun:
     generation: GenerationSample | None
     began: Bindings | None = None
     accept_changes: bool = False
+    temperature: float | None = None
 
     @property
     def reads_images(self) -> bool:
