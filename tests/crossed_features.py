@@ -44,7 +44,7 @@ STATED = frozenset(
         *("federation.server_beta1", "federation.server_beta2", "federation.server_epsilon"),
         *("robustness.malicious_fraction", "engine.ray_address", "engine.prefix_cache_mib"),
         *("evaluation.generate.examples", "evaluation.generate.max_new_tokens", "evaluation.personal_examples"),
-        *("evaluation.local_only_examples",),
+        *("evaluation.local_only_examples", "evaluation.baselines"),
     }
 )
 FURTHER: dict[str, tuple[Any, ...]] = {
