@@ -193,9 +193,9 @@ def _lying(sums: Tensors) -> Tensors:
     longer[-1] = 1  # the bias: what counts the examples is checked
     false = longer[:, None] * moment.double().roll(1, 1)
     if "sums.factor" in sums:
-        return {"sums.factor": (sums["sums.factor"].double() * longer).float(), "sums.moment": false.float()}
+        return {**sums, "sums.factor": (sums["sums.factor"].double() * longer).float(), "sums.moment": false.float()}
     gram = HeadSums.from_tensors(sums).gram
-    return HeadSums(longer[:, None] * gram * longer, false).to_tensors()
+    return {**sums, **HeadSums(longer[:, None] * gram * longer, false).to_tensors()}
 
 
 def with_labels(examples: Examples, labels: Tensor) -> Examples:

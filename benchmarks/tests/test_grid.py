@@ -51,11 +51,11 @@ class Bench:
         patch.setenv("COLUMNS", "500")  # so that no line is folded
         patch.setattr(self.results, "machine", lambda: {"commit": self.commit})
 
-    def _count(self, recipe: Recipe, folder: Path) -> Any:
+    def _count(self, recipe: Recipe, folder: Path, **options: Any) -> Any:
         if len(self.ran) == self.interrupt_at:
             raise KeyboardInterrupt
         self.ran.append((recipe.name, recipe.partition.kind))
-        return self._run(recipe, folder)
+        return self._run(recipe, folder, **options)
 
     def __call__(self, *arguments: str) -> None:
         self.ran.clear()

@@ -111,7 +111,7 @@ def test_in_local_training_a_client_computes_its_own_head_before_and_after(
     method.personalize(model, sent, plan, {})
     before, found = own_head(), []
 
-    def measure(measured: Any, own_labels: Tensor) -> dict[str, float]:
+    def measure(measured: Any, own_labels: Tensor, client_id: int) -> dict[str, float]:
         assert torch.equal(own_labels, examples().labels[torch.from_numpy(rows)])
         found[:] = [p.detach().clone() for p in head_parameters(measured).values()]
         assert all(map(torch.equal, found, own_head()))

@@ -135,7 +135,7 @@ def fine_tune(model: PeftModel, seed: int) -> None:
     optimizers = [torch.optim.AdamW(lora, lr=0.02, weight_decay=0.0, fused=True), torch.optim.SGD(head, lr=0.5)]
     for rows in training_batches(np.arange(23), 7, generator(seed, "batches"), steps=3, lengths=examples().lengths):
         batch = examples().batch(rows)
-        loss = F.cross_entropy(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        loss = F.cross_entropy(model(batch["input_ids"], batch["attention_mask"]).logits, batch["labels"])
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

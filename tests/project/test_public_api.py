@@ -51,6 +51,7 @@ VERBS = {
         "--output",
         "--workers",
         "--set",
+        "--variant",
         "--keep",
         "--accept-changes",
     },
