@@ -1,7 +1,7 @@
 """A site's own marks in its ledger: copies of the ledger's head beside the site's state, and outside its folder.
 
 A ledger and its head can both be replaced by older copies of themselves, which fit each other. A mark says how far the
-ledger was when the site last answered. It is written after the head has reached the disk, so it is never ahead. The
+ledger was when the site last answered. It is written when those lines are on the disk, so it is never ahead. The
 mark beside the state notices an older ledger; one outside the site's folder also notices an older copy of the folder.
 """
 

@@ -1,8 +1,9 @@
 """An append-only file of JSON lines in which every change, and every loss of a line, is noticed.
 
 Each line holds its number and the SHA-256 of the line before it. A second file, the head, says how many lines there
-are at least, how many bytes they have and the SHA-256 of the last of them. Lines are written before the head is, so
-that a process that is killed in between leaves a file that is longer than its head says, and never a shorter one.
+are at least, how many bytes they have and the SHA-256 of the last of them. Lines are on the disk before the head is
+written, so that a kill or a loss of power in between leaves a file that is longer than its head says, and never a
+shorter one. The head itself is not forced to the disk: an older head is still true of the lines.
 """
 
 import fcntl
@@ -138,7 +139,6 @@ class ChainedLog:
         handle = os.open(self.head, os.O_WRONLY)
         try:
             os.pwrite(handle, head.packed(), 0)
-            os.fsync(handle)
         finally:
             os.close(handle)
 
