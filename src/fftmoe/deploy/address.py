@@ -8,7 +8,7 @@ from fftmoe.errors import InputError
 
 Host = str | IPv4Address | IPv6Address
 
-LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+HOST_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 PORT = re.compile(r"[1-9][0-9]{0,4}")
 MAX_NAME = 253
 ADVICE = "write host:port, such as fl.example.org:9092, 10.0.0.7:9092 or [2001:db8::7]:9092"
@@ -74,7 +74,7 @@ def _plain(text: str, host: str) -> str | IPv4Address:
             raise _wrong(text, f"has the host {host!r}, which is not an IP address") from error
         _check_reachable(text, ip)
         return ip
-    if not host.isascii() or len(host) > MAX_NAME or not all(LABEL.fullmatch(label) for label in labels):
+    if not host.isascii() or len(host) > MAX_NAME or not all(HOST_LABEL.fullmatch(label) for label in labels):
         raise _wrong(text, f"has the host {host!r}, which is neither a DNS name nor an IP address")
     return host.lower()
 

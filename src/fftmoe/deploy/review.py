@@ -98,7 +98,7 @@ def describe_request(request: SiteRequest) -> list[str]:
         f"  backbone  {request.backbone!r}"
         + (", a folder: start the site with --model to use its own" if request.is_folder else ""),
         f"  trains    {request.values['method']!r}, {_steps(request)}",
-        f"  privacy   {PROMISES[request.privacy.mode]}{_stated(request.privacy)}",
+        f"  privacy   {PROMISES[request.privacy.mode]}{_privacy_shown(request.privacy)}",
         f"  sends     {_sent(request)}",
     ]
 
@@ -226,7 +226,7 @@ def _steps(request: SiteRequest) -> str:
     return f"{times} in batches of {request.values['federation.batch_size']} in each round"
 
 
-def _stated(asked: PrivacyAsked) -> str:
+def _privacy_shown(asked: PrivacyAsked) -> str:
     stated: dict[str, Any] = {"epsilon": asked.epsilon, "delta": asked.delta}
     text = ", ".join(f"{name} {value:g}" for name, value in stated.items() if value is not None)
     noise = f"; noise {asked.noise_multiplier:g} in each of {asked.steps} steps a round" if asked.steps else ""

@@ -9,7 +9,7 @@ from fftmoe.report.metric import SHARES, Metric
 FAR_ABOVE = 10.0  # times the loss of the first round; a loss that only fluctuates stays within twice
 SMALL_LOSS = 0.1  # a first loss below counts as this, because from almost nothing every loss is far
 LARGE_LOSS = 100.0  # a first loss above counts as this for labels, because no guess costs as much: it grew at once
-REMEDY = "start a new run with a lower federation.learning_rate or head.learning_rate"
+LOWER_RATE = "start a new run with a lower federation.learning_rate or head.learning_rate"
 
 
 class Measured(NamedTuple):
@@ -28,7 +28,7 @@ def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
     return Measured(value, (high - low) / 2)
 
 
-class Losses(NamedTuple):
+class LossesOfRun(NamedTuple):
     """The training loss of the first round, and that of the round whose model is kept."""
 
     first: float
@@ -43,11 +43,11 @@ class Losses(NamedTuple):
         return not self.last <= FAR_ABOVE * min(max(self.first, SMALL_LOSS), largest)
 
 
-def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> Losses | None:
+def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> LossesOfRun | None:
     """The training losses of a run up to the round `kept`; None where no round tells one."""
     told = [row["train_loss"] for row in rows if row.get("round", 0) <= kept and row.get("train_loss") is not None]
     trained = [loss for loss in told if loss != 0.0]  # it is 0 where no client has trained
-    return Losses(trained[0], trained[-1]) if trained else None
+    return LossesOfRun(trained[0], trained[-1]) if trained else None
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,17 +105,18 @@ def sentence(summary: Mapping[str, Any]) -> str | None:
         return None
     if found["result"] == "diverged":
         last = "not finite" if found["last_loss"] is None else f"{found['last_loss']:.4g}"
-        values = f"; {_values(summary)}" if "start" in found else ""
-        return f"training diverged: its loss is {last}, {found['first_loss']:.4g} in the first round{values}; {REMEDY}"
-    values, margin = _values(summary), Metric.of(summary).text(found["margin"])
+        values = f"; {_values_shown(summary)}" if "start" in found else ""
+        first = f"{found['first_loss']:.4g} in the first round"
+        return f"training diverged: its loss is {last}, {first}{values}; {LOWER_RATE}"
+    values, margin = _values_shown(summary), Metric.of(summary).text(found["margin"])
     if found["result"] == "worse":
-        return f"training made the model worse: {values}, and chance explains only {margin}; {REMEDY}"
+        return f"training made the model worse: {values}, and chance explains only {margin}; {LOWER_RATE}"
     if found["result"] == "level":
         return f"training changed little: {values}, and chance alone explains {margin}"
     return f"training made the model better: {values}"
 
 
-def _values(summary: Mapping[str, Any]) -> str:
+def _values_shown(summary: Mapping[str, Any]) -> str:
     """The metric before and after training."""
     found, metric = summary["verdict"], Metric.of(summary)
     end, start = metric.text(found["end"]), metric.text(found["start"])

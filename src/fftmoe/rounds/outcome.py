@@ -10,7 +10,7 @@ from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.rounds.closed_form import describe_faults
 
-REMEDY = (
+REMOVE_CAUSE = (
     "remove the cause and start a new run; if clients diverge, lower federation.learning_rate or head.learning_rate"
 )
 
@@ -33,13 +33,13 @@ def check_learned(
         faults = [Fault(**fault) for row in rounds for fault in row.get("faults", ())]
         raise RunError(
             f"nothing was learned: none of the {len(rounds)} rounds had enough valid updates "
-            f"({describe_faults(faults)}); {REMEDY}"
+            f"({describe_faults(faults)}); {REMOVE_CAUSE}"
         )
     broken = [name for name, tensor in final.tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise RunError(
             f"the model is broken: {len(broken)} of its {len(final.tensors)} tensors have numbers that are not finite "
-            f"(the first is {broken[0]}); {REMEDY}"
+            f"(the first is {broken[0]}); {REMOVE_CAUSE}"
         )
     if rounds and trained and all(torch.equal(initial.tensors[name], final.tensors[name]) for name in trained):
         raise RunError(

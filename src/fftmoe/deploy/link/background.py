@@ -5,12 +5,12 @@ from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Generic, TypeVar
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
-def in_background(call: Callable[[], Result]) -> Future[Result]:
+def in_background(call: Callable[[], Returned]) -> Future[Returned]:
     """Start a call that does not keep the process alive; its result or error is in the future."""
-    found: Future[Result] = Future()
+    found: Future[Returned] = Future()
 
     def carry_out() -> None:
         try:
@@ -22,23 +22,23 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
     return found
 
 
-def ended_within(call: Future[Result], seconds: float) -> bool:
+def ended_within(call: Future[Returned], seconds: float) -> bool:
     """Whether a call ends within this time, with a result or an error."""
     return bool(wait([call], seconds).done)
 
 
-class OneAtATime(Generic[Result]):
+class OneAtATime(Generic[Returned]):
     """A call that may be repeated, with a limit on its whole time; while one is under way, no other is made.
 
     Attributes:
         seconds: after which it is not awaited any more.
     """
 
-    def __init__(self, call: Callable[[], Result], seconds: float) -> None:
+    def __init__(self, call: Callable[[], Returned], seconds: float) -> None:
         self._call, self.seconds = call, seconds
-        self._under_way: Future[Result] | None = None
+        self._under_way: Future[Returned] | None = None
 
-    def __call__(self) -> Result:
+    def __call__(self) -> Returned:
         """The result of the call.
 
         Raises:
