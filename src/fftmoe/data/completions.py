@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fftmoe.data.chats import messages_of, plain_prompt
 from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
 from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, flat_texts, pad_id_of
@@ -132,6 +133,8 @@ def _prompts_and_texts(
         return [([], _with_end(text, end, ended=False)) for text in _ids(tokenizer, texts, special=True)]
     if chat_template:
         prompts, texts = _chat_messages(origin, prompts, texts, tokenizer)
+    else:
+        prompts = [plain_prompt(prompt) for prompt in prompts]
     asked, answers = _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
     return [
         (_without_end(prompt, end), _with_end(text, end, ended=chat_template and end in text))
@@ -186,7 +189,7 @@ def _chat_messages(
     """Prompts as the template writes them up to the assistant's answer, and what it then adds for the completions."""
     questions, answers = [], []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        asked = [{"role": "user", "content": prompt}]
+        asked = messages_of(prompt)
         before = as_chat(tokenizer, asked, answer=False)
         whole = as_chat(tokenizer, [*asked, {"role": "assistant", "content": completion}], answer=True)
         if not whole.startswith(before):

@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fftmoe.data.roles import IMAGE_ENDINGS
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CLIENT = "client"
+"""The column that names the client of a row, where files or folders of their own say whose it is."""
 WITH_CLASS, WITH_CLIENT = 2, 3  # parts of a path
 
 
-def read_image_folder(folder: Path, client: str) -> Table | None:
+def image_files(folder: Path) -> list[Path]:
+    """All images in a folder and in the folders below it, in the order of their paths; hidden ones are left out."""
+    return sorted(path for path in folder.rglob("*") if _is_image(folder, path))
+
+
+def read_image_folder(folder: Path) -> Table | None:
     """The images of all folders in a folder, one row each, in the order of their paths.
 
     The columns are `image`, the path below the folder; `label`, the name of the folder that holds the image; and, where
     that lies in a folder of its own, the column `client` with the name of that one. Files of other kinds and names that
     begin with a dot are left out, and links to folders are not followed.
-
-    Args:
-        client: the name of the column of clients.
 
     Returns:
         None if no folder in it, and no folder in these, holds an image.
@@ -29,17 +33,17 @@ def read_image_folder(folder: Path, client: str) -> Table | None:
     # Looking no deeper first: the folder may be a whole project that holds no data.
     if not any(_is_image(folder, path) for depth in ("*/*", "*/*/*") for path in folder.glob(depth)):
         return None
-    images = sorted(path.relative_to(folder).parts for path in folder.rglob("*") if _is_image(folder, path))
+    images = [path.relative_to(folder).parts for path in image_files(folder)]
     _check(folder, images)
     columns = {"image": ["/".join(parts) for parts in images], "label": [parts[-2] for parts in images]}
     if len(images[0]) == WITH_CLIENT:
-        columns[client] = [parts[0] for parts in images]
+        columns[CLIENT] = [parts[0] for parts in images]
     return Table(str(folder), columns, len(images), folder=folder)
 
 
 def _is_image(folder: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.name.lower().endswith(IMAGE_ENDINGS) and not hidden and not path.is_dir()
+    return path.name.lower().endswith(IMAGE_SUFFIXES) and not hidden and not path.is_dir()
 
 
 def _check(folder: Path, images: Sequence[tuple[str, ...]]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow
 
+from fftmoe.data.chats import with_answers
 from fftmoe.data.csv_files import parse_csv
+from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.json_lines import parse_json_lines
 from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
@@ -26,6 +28,8 @@ Columns = Mapping[str, Sequence[Any]]
 def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
     """The splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
+    Each is a file, or a folder of images in folders of their classes.
+
     Args:
         folder: files end in .parquet, .csv (a header line, then rows) or .jsonl (one object a line).
         required: the splits that must exist.
@@ -41,6 +45,8 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
             tables[split] = _read_file(found[0])
+        elif (folder / split).is_dir() and (images := read_image_folder(folder / split)) is not None:
+            tables[split] = images
     require_splits(required, tables, f"the folder {folder}")
     return tables
 
@@ -114,7 +120,7 @@ def _read_file(path: Path) -> Table:
         if "save it as UTF-8" in reason:
             remedy = f"for example: iconv -f latin1 -t utf-8 {quoted(path.name)}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
-    return Table(str(path), columns, num_rows, class_names, path.parent)
+    return with_answers(Table(str(path), columns, num_rows, class_names, path.parent))
 
 
 def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from fftmoe.data.columns import check_column, plain_columns
+from fftmoe.data.image_folders import IMAGE_SUFFIXES
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
 TEXT_NAMES = ("text", "sentence", "content", "note", "message", "question", "review", "utterance")
 LABEL_NAMES = ("label", "class", "category", "intent", "target")
-ANSWERED = (
+ANSWER_PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
     ("instruction", "output"),
     ("instruction", "response"),
 )
 TAG_NAMES = ("tags", "ner_tags")
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_LABELS = 200
 LOOKED_AT = 100  # values that decide the type of a column
 TEXT, IMAGE, LABEL, PROMPT, COMPLETION, TOKENS, TAGS = (
@@ -173,7 +173,7 @@ _GUESS = {
 
 def _pair(table: Table) -> tuple[str, str] | None:
     """The columns of prompts and completions, where both have a usual name."""
-    return next((pair for pair in ANSWERED if set(pair) <= set(table.columns)), None)
+    return next((pair for pair in ANSWER_PAIRS if set(pair) <= set(table.columns)), None)
 
 
 def _image_columns(table: Table) -> list[str]:
@@ -185,7 +185,7 @@ def _holds_images(values: Sequence[Any]) -> bool:
     return bool(len(values)) and all(
         isinstance(value, bytes)
         or (isinstance(value, dict) and "bytes" in value)
-        or (isinstance(value, str) and value.lower().endswith(IMAGE_ENDINGS))
+        or (isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES))
         for value in values
     )
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from fftmoe.data.image_folders import CLIENT as CLIENT
 from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.read import SUFFIXES, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
-CLIENT = "client"
-"""The column that says which file of a folder a row comes from, by the name of the file."""
 EVERY = 5  # of so many rows one is a test row
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "training", "eval")
 
@@ -40,7 +39,7 @@ def read_undivided(place: Path) -> Table | None:
     if any(path.stem.lower() in _SPLIT_NAMES for path in (files or inside)):
         return None
     if not files:
-        return read_image_folder(place, CLIENT)
+        return read_image_folder(place)
     if len(files) == 1:
         return read_table(files[0])
     return _one_table(place, [(path.stem, read_table(path)) for path in files])

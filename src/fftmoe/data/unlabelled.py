@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fftmoe.data.image_folders import IMAGE_SUFFIXES, image_files
 from fftmoe.data.images import NO_IMAGE, readable_pixels
 from fftmoe.data.read import is_table, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _files(place: Path) -> list[Path]:
         if not place.is_file():
             raise InputError(f"there is no image file, folder of images or table at {place}; name one")
         return [place]
-    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
+    found = image_files(place)
     if not found:
         raise InputError(
             f"the folder {place} holds no image; it may hold files that end in {', '.join(IMAGE_SUFFIXES)}"

@@ -1,0 +1,109 @@
+"""Conversations: lists of messages, of which the last is the answer that a language model learns.
+
+The messages before it become the prompt: as they are for a tokenizer with a chat template, and as plain text for one
+without. In a table a prompt is a text, so several messages are written as JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fftmoe.data.table import Table
+from fftmoe.errors import InputError
+from fftmoe.strict import json_text, strict_json
+
+COLUMNS = ("messages", "conversations", "conversation")
+"""Usual names of a column of conversations."""
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+Messages = list[dict[str, str]]
+
+
+def with_answers(table: Table) -> Table:
+    """Add the columns `prompt` and `completion` to a table with a column of conversations; others stay as they are.
+
+    A message is `{"role": …, "content": …}`, or `{"from": …, "value": …}`.
+
+    Raises:
+        InputError: a conversation is no list of such messages, or does not end with an answer after a question.
+    """
+    column = next((name for name in COLUMNS if name in table.columns and _holds_messages(table.columns[name])), None)
+    if column is None or {"prompt", "completion"} & {*table.columns}:
+        return table
+    rows = [
+        _answered(value, f"{table.where}, row {table.origin.row(place)}", column)
+        for place, value in enumerate(table.columns[column])
+    ]
+    prompts, completions = map(list, zip(*rows, strict=True))
+    columns = {name: values for name, values in table.columns.items() if name != column}
+    return Table(
+        table.where,
+        {**columns, "prompt": prompts, "completion": completions},
+        table.num_rows,
+        table.class_names,
+        table.folder,
+        table.row_names,
+    )
+
+
+def messages_of(prompt: str) -> Messages:
+    """The messages of a prompt; a prompt that is no JSON of messages is one message of a user."""
+    return _written(prompt) or [{"role": "user", "content": prompt}]
+
+
+def plain_prompt(prompt: str) -> str:
+    """A prompt as text, for a model without a chat template: several messages each with the name of their role."""
+    messages = _written(prompt)
+    if messages is None:
+        return prompt
+    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n\n".join([*turns, "Assistant: "])
+
+
+def _written(prompt: str) -> Messages | None:
+    """The messages that a prompt writes as JSON; None for any other text."""
+    if not prompt.startswith(f'{{"{COLUMNS[0]}": ['):
+        return None
+    try:
+        found = strict_json(prompt)[COLUMNS[0]]
+        return [_message(message, "", "") for message in found] or None
+    except (ValueError, InputError):
+        return None
+
+
+def _holds_messages(values: Sequence[Any]) -> bool:
+    first = next(iter(values), None)
+    return isinstance(first, list) and bool(first) and isinstance(first[0], dict)
+
+
+def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
+    """The prompt and the completion of a conversation."""
+    remedy = f"correct the conversation in column {column!r}, or remove the row"
+    if not isinstance(value, list) or len(value) < 2:
+        raise InputError(f"{where}: a conversation has a question and an answer, and this one has not; {remedy}")
+    messages = [_message(message, where, remedy) for message in value]
+    *asked, answer = messages
+    if answer["role"] != "assistant" or asked[-1]["role"] != "user":
+        raise InputError(
+            f"{where}: a conversation ends with a user's message and the assistant's answer, from which a model learns;"
+            f" this one ends with {asked[-1]['role']} and {answer['role']}; {remedy}"
+        )
+    return (asked[0]["content"] if len(asked) == 1 else json_text({COLUMNS[0]: asked})), answer["content"]
+
+
+def _message(value: Any, where: str, remedy: str) -> dict[str, str]:
+    role, content = (
+        (value.get("role", value.get("from")), value.get("content", value.get("value")))
+        if isinstance(value, dict)
+        else (None, None)
+    )
+    if not isinstance(role, str) or role.lower() not in ROLES or not isinstance(content, str):
+        raise InputError(
+            f"{where}: a message has a role ({', '.join(ROLES)}) and a text as its content, and one has not; {remedy}"
+        )
+    return {"role": ROLES[role.lower()], "content": content}
