@@ -32,7 +32,7 @@ def main() -> None:
     # Seed by seed, so that a grid that is stopped early still compares every variant.
     for seed in range(arguments.seeds):
         for name, overrides in (VARIANTS | ONCE if seed == 0 else VARIANTS).items():
-            results.run(f"{name}, seed {seed}", "quickstart", [*common, *overrides, f"seed={seed}"])
+            results.run(f"{name}, seed {seed}", "paper", [*common, *overrides, f"seed={seed}"])
     rows = []
     for name in VARIANTS | ONCE:
         runs = [run["summary"] for key, run in results.runs.items() if key.rpartition(",")[0] == name]

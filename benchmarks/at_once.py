@@ -53,7 +53,7 @@ def both_ways(
         f"engine.device={device}",
         "engine.precision=auto",
     )
-    experiment = compose(load_recipe("quickstart", settings if device == "cuda" else settings[:-1]))
+    experiment = compose(load_recipe("paper", settings if device == "cuda" else settings[:-1]))
     method, model = experiment.method, experiment.model
     training = replace(experiment.training, batch_size=batch, local_steps=STEPS)
     examples: Examples = texts(clients * batch * STEPS, length, len(experiment.label_names))

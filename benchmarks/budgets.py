@@ -47,7 +47,7 @@ SETTINGS = {
 
 def measured(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return, by tier, the two forecasts and the measured seconds of a client's round, and its bytes."""
-    recipe = load_recipe("quickstart", [*BRIEF, *overrides])
+    recipe = load_recipe("paper", [*BRIEF, *overrides])
     line = {predicted.budget.name: predicted.seconds for predicted in profile(recipe).tiers}
     with tempfile.TemporaryDirectory() as folder:
         summary = run(recipe, Path(folder) / "run", Progress(Console(file=io.StringIO()))).summary

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, as_measured, column, machine, markdown, mean_and_spread
 from fftmoe.comparison.statistics import Estimate, estimate
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
@@ -203,17 +203,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "bytes.json")
     arguments = parser.parse_args()
     results = Results(arguments.results)
-    found = messages(results, "quickstart")
+    found = messages(results, "paper")
     print(fraction_table({upload: found["fft-moe", upload] for upload in NUMBER_FORMATS}))
     print(f"\n{method_table(found)}", flush=True)
     common = ["evaluation.local_only=false", "evaluation.every=1000", "trackers=[]"]
     common += [f"engine.workers={arguments.workers}"]
-    sets = {"quickstart": ("quickstart", common)}
+    sets = {"quickstart": ("paper", common)}
     if arguments.trained_head:
-        sets["quickstart, trained head"] = ("quickstart", [TRAINED_HEAD, *common])
+        sets["quickstart, trained head"] = ("paper", [TRAINED_HEAD, *common])
     if arguments.data:
         own = [f"data.source={arguments.data / 'banking77'}", f"federation.rounds={arguments.rounds}"]
-        sets[f"banking77, {arguments.rounds} rounds"] = ("banking77", [*common, *own])
+        sets[f"banking77, {arguments.rounds} rounds"] = (str(as_measured("banking77")), [*common, *own])
     rows = []
     for name, (recipe, overrides) in sets.items():
         rows += accuracy_rows(name, accuracies(results, name, recipe, overrides, arguments.seeds, arguments.runs))

@@ -1,5 +1,6 @@
 """Run the command line of a checkout in separate processes, with that checkout's code."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
+from typing import Any
+
+import yaml
 
 from tiny_inputs import SITES
 
@@ -18,6 +22,17 @@ SECONDS = 3600.0  # the most that any process may take
 ROWS = 4  # of metrics.jsonl, after which a run is interrupted
 TAIL = 3  # lines of a log in a message
 BUDGETS: Mapping[str, str] = dict(zip(SITES, ("small", "large"), strict=True))  # the tier of each site
+
+
+# Keys of recipes by their former names, which a checkout from before the renaming takes.
+FORMER = {
+    ("engine", "clients_per_batch"): "clients_at_once",
+    ("federation", "ema_decay"): "average_decay",
+    ("federation", "over_selection"): "spare_clients",
+}
+
+# Keys that turn off what an older checkout does not have.
+LATER = (("data", "validation"),)
 
 
 class RunFailed(Exception):
@@ -100,11 +115,31 @@ class Checkout:
             raise RunFailed(f"{log.stem} of {self.work.name} ended with status {status}: {' / '.join(lines)}")
 
 
-def run_recipe(checkout: Checkout, name: str, recipe: Path | None, *flags: str) -> Path:
-    """Run a recipe, or the default one, from beginning to end; return the folder of the run."""
+def spelled_for(recipe: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The recipe with the keys that the checkout in this folder knows."""
+    known = "".join(path.read_text() for path in sorted((source / "src" / "fftmoe" / "config").glob("*.py")))
+    spelled = json.loads(json.dumps(recipe))
+    for (section, name), former in FORMER.items():
+        if f"{name}:" not in known and name in spelled[section]:
+            spelled[section][former] = spelled[section].pop(name)
+    for section, name in LATER:
+        if f"{name}:" not in known:
+            spelled[section].pop(name, None)
+    return spelled
+
+
+def paper_recipe(checkout: Checkout) -> Path:
+    """The recipe `paper` of this checkout, in a file with the keys that the other one knows."""
+    values = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "paper.yaml").read_text())
+    file = checkout.work / "paper.yaml"
+    file.write_text(yaml.safe_dump(spelled_for(values, checkout.source), sort_keys=False))
+    return file
+
+
+def run_recipe(checkout: Checkout, name: str, recipe: Path, *flags: str) -> Path:
+    """Run a recipe from beginning to end; return the folder of the run."""
     folder = checkout.work / name
-    named = [recipe] if recipe else []
-    checkout.call(checkout.work / f"{name}.log", "run", *named, "--output", folder, *flags)
+    checkout.call(checkout.work / f"{name}.log", "run", recipe, "--output", folder, *flags)
     return folder
 
 

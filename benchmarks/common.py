@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fftmoe.config import load_recipe
+from fftmoe.config import load_recipe, recipe_folder
 from fftmoe.setup.run import run
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,6 +42,11 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
+def as_measured(name: str) -> Path:
+    """The recipe of this name with which the tables of the documentation were measured."""
+    return recipe_folder() / "measured" / f"{name}.yaml"
+
+
 class Results:
     """Summaries by name in one JSON file, written after every run, so that a stopped grid can resume."""
 
@@ -49,7 +54,7 @@ class Results:
         self.path = path
         self.runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
 
-    def run(self, name: str, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    def run(self, name: str, recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
         """Return the summary of this run, from the file or by running it."""
         if name not in self.runs:
             with tempfile.TemporaryDirectory() as folder:

@@ -31,6 +31,7 @@ SETS = ("trec6", "hwu64", "banking77", "snips", "ag_news", *IMAGES)
 DEFAULTS = "the defaults"
 VARIANTS = (
     Variant(DEFAULTS),
+    Variant("no rows set aside, the last round", {"data.validation": "off"}),
     Variant(
         "a shared update of query and value, rank 32",
         {"adapter.shared_targets": "query-value", "adapter.shared_rank": 32},
@@ -42,12 +43,18 @@ VARIANTS = (
     Variant("half the rate", {"federation.learning_rate": 1e-3}),
     Variant("twice the rate", {"federation.learning_rate": 4e-3}),
     Variant("12 local steps", {"federation.local_steps": 12}),
+    Variant("rates that fall along half a cosine", {"federation.schedule": "cosine"}),
+    Variant("gradients clipped to a norm of 1", {"federation.clip_gradients": 1.0}),
     Variant("2,048 random features", {"head.num_features": 2048}),
     Variant("4,096 random features", {"head.num_features": 4096}),
     Variant("a head computed after every second round", {"head.every": 2}),
     Variant("fedit with the same head and server", {"method": "fedit"}),
     Variant("fedit as published, with the same head", {"method": "fedit", "federation.server_optimizer": "sgd"}),
     Variant("the solved head alone", {"method": "head-only"}),
+    *(
+        Variant(f"the solved head alone, {number:,} features", {"method": "head-only", "head.num_features": number})
+        for number in (512, 2048, 4096)
+    ),
 )
 
 

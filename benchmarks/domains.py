@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, keep_comparison, markdown
+from common import RESULTS, as_measured, keep_comparison, markdown
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.tables import tables
 from fftmoe.config import read_recipe
@@ -42,7 +42,7 @@ DENSE = {
 
 def variants(recipe: str, scale: str) -> tuple[Variant, ...]:
     """Return variants of equal cost per tier; in `fedit` and the dense expert, all clients cost as the smallest."""
-    tiers = read_recipe(recipe)[0]["budgets"]
+    tiers = read_recipe(as_measured(recipe))[0]["budgets"]
     # What three experts of every tier would cost goes into what all share.
     fewer = ATTENTION | {
         "budgets": [tier | {"experts": EXPERTS[tier["name"]] - 3} for tier in tiers],
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
     for name in parsed.on:
         comparison = compare(
-            name,
+            as_measured(name),
             parsed.work / name,
             variants=variants(name, parsed.scale),
             seeds=parsed.seeds or SCALES[parsed.scale][1],

@@ -118,7 +118,7 @@ def measure_small(clients: int, full: Tricks, rounds: int, cache_dir: Path) -> d
         f"federation.batch_size={SMALL_BATCH}",
         f"federation.local_steps={SMALL_STEPS}",
     )
-    recipe = load_recipe("quickstart", (*SETTINGS, *few))
+    recipe = load_recipe("paper", (*SETTINGS, *few))
     bench = prepare(recipe, SMALL_LENGTHS, clients, SMALL_BATCH * SMALL_STEPS, cache_dir)
     check(bench, {"full stack": full})
     return small_clients.measure(bench, full, SMALL_LENGTHS[1], rounds)
@@ -190,7 +190,7 @@ def accuracy(results: Results, seeds: int) -> tuple[tuple[str, ...], list[tuple[
     for name, switches in {"slow": SLOW, "fast": FAST}.items():
         runs = [
             results.run(
-                f"{name}-{seed}", "quickstart", (TRAINED_HEAD, *switches, f"seed={seed}", "evaluation.local_only=false")
+                f"{name}-{seed}", "paper", (TRAINED_HEAD, *switches, f"seed={seed}", "evaluation.local_only=false")
             )
             for seed in range(seeds)
         ]
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     full = replace(FULL, bfloat16=bfloat16)
     load = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe("quickstart", (*SETTINGS, *EPOCH))
+        recipe = load_recipe("paper", (*SETTINGS, *EPOCH))
         bench = prepare(recipe, (1, LONGEST), 1, parsed.examples, Path(folder))
         epoch = measure_epoch(bench, bfloat16, parsed.rounds, parsed.habit)
         print(f"{parsed.examples} texts, mean length {epoch['mean_length']:.1f}, {epoch['length_quantiles']}\n")

@@ -57,7 +57,7 @@ def trained_run(folder: Path, data: Path | None) -> Path:
     overrides = [TRAINED_HEAD, "evaluation.local_only=false", "trackers=[]"]
     if data is not None:
         overrides += [f"data.source={data / 'trec6'}", "data.max_length=48", "name=trec6"]
-    return run(load_recipe("quickstart", overrides), folder).folder
+    return run(load_recipe("paper", overrides), folder).folder
 
 
 def measure(finished: Path, folder: Path) -> dict[str, Any]:

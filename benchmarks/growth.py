@@ -85,7 +85,7 @@ class Forgetful:
 def composed(experts: int, top_k: int) -> Experiment:
     budget = f"budgets=[{{name: all, fraction: 1, top_k: {top_k}, experts: {experts}}}]"
     settings = (TRAINED_HEAD, f"adapter.num_experts={experts}", budget, "trackers=[]", "engine.prefix_cache='off'")
-    return compose(load_recipe("quickstart", settings))
+    return compose(load_recipe("paper", settings))
 
 
 def round_of(setting: Setting, experiment: Experiment, cache: Path) -> Callable[[], object]:

@@ -63,7 +63,7 @@ def measure(overrides: Sequence[str]) -> dict[str, float]:
     """Run one population, in a process that does nothing else."""
     clock, start = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = run(load_recipe("quickstart", overrides), Path(folder) / "run", clock)
+        result = run(load_recipe("paper", overrides), Path(folder) / "run", clock)
         kept = [file.stat().st_size for file in result.folder.glob("clients/*/*.safetensors")]
     wall, cpu = np.diff(clock.done, axis=0)[:-1].T
     return {

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, TRAINED_HEAD, Results, column, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, as_measured, column, markdown, mean_and_spread
 
 PARTITIONS = {
     "IID": ["partition.kind=iid", "partition.alpha=null"],
@@ -48,7 +48,7 @@ def main() -> None:
     for seed, (recipe, partition, head) in product(range(arguments.seeds), cells):
         source = [f"data.source={arguments.data / FOLDERS[recipe]}"] if arguments.data else []
         overrides = [*source, *PARTITIONS[partition], *HEADS[head], f"seed={seed}"]
-        results.run(f"{recipe}, {partition}, {head}, seed {seed}", recipe, overrides)
+        results.run(f"{recipe}, {partition}, {head}, seed {seed}", as_measured(recipe), overrides)
     rows = []
     for cell in cells:
         name = ", ".join(cell)

@@ -1,7 +1,7 @@
 """Compare the time of a round with that of another checkout: `python benchmarks/round_cost.py OTHER_CHECKOUT`.
 
 Two kinds of runs: `deployment` is the run of network.py over a server and four sites, on the loopback over TLS, and
-`quickstart` is the shipped recipe without local training. Each pair runs this checkout and the other one, in turn, and
+`paper` is the recipe of that name without local training. Each pair runs this checkout and the other one, in turn, and
 the next pair begins with the other of the two. A pair's ratio is the median round of this checkout divided by that of
 the other. The first round, and rounds that measure, are left out. The load of the machine is noted before each pair.
 """
@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkouts import Checkout, run_deployed, run_recipe
+from checkouts import Checkout, paper_recipe, run_deployed, run_recipe, spelled_for
 from common import RESULTS, machine, markdown
 from network import NAMES, divide, recipe
 
 THIS = Path(__file__).resolve().parents[1]
 ROUNDS = 17  # of a deployment
-QUICKSTART = ("evaluation.local_only=false", "evaluation.every=12")
+PAPER = ("evaluation.local_only=false", "evaluation.every=12")
 Pair = Mapping[str, Sequence[float]]  # the seconds of the rounds of "this" and "other"
 
 
@@ -33,17 +33,17 @@ def deployment(checkout: Checkout, name: str) -> list[float]:
     file = checkout.work / f"{name}.yaml"
     values = recipe(checkout.inputs, ROUNDS)
     values["data"]["source"] = str(checkout.inputs / "sites" / "server")
-    file.write_text(json.dumps(values))  # JSON is YAML
+    file.write_text(json.dumps(spelled_for(values, checkout.source)))  # JSON is YAML
     return rounds_of(run_deployed(checkout, name, file, dict.fromkeys(NAMES, "all")))
 
 
-def quickstart(checkout: Checkout, name: str) -> list[float]:
-    """Run the quickstart once; the seconds of the rounds."""
-    changes = [flag for change in QUICKSTART for flag in ("--set", change)]
-    return rounds_of(run_recipe(checkout, name, None, *changes))
+def paper(checkout: Checkout, name: str) -> list[float]:
+    """Run the recipe `paper` once; the seconds of the rounds."""
+    changes = [flag for change in PAPER for flag in ("--set", change)]
+    return rounds_of(run_recipe(checkout, name, paper_recipe(checkout), *changes))
 
 
-KINDS: dict[str, Callable[[Checkout, str], list[float]]] = {"deployment": deployment, "quickstart": quickstart}
+KINDS: dict[str, Callable[[Checkout, str], list[float]]] = {"deployment": deployment, "paper": paper}
 
 
 def rounds_of(folder: Path) -> list[float]:

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from common import RESULTS, Results, column, machine, markdown, mean_and_spread
+from common import RESULTS, Results, as_measured, column, machine, markdown, mean_and_spread
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import attach_adapter, logits
@@ -64,7 +64,9 @@ def runs(path: Path, arguments: argparse.Namespace) -> str:
         for method in METHODS:
             made = [
                 results.run(
-                    f"{recipe}, {method}, seed {seed}", recipe, [*places, *size, f"method={method}", f"seed={seed}"]
+                    f"{recipe}, {method}, seed {seed}",
+                    as_measured(recipe),
+                    [*places, *size, f"method={method}", f"seed={seed}"],
                 )
                 for seed in range(arguments.seeds)
             ]

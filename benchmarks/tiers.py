@@ -77,7 +77,7 @@ def _require_gradient(module: torch.nn.Module, inputs: tuple) -> tuple:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", nargs="?", default="quickstart")
+    parser.add_argument("recipe", nargs="?", default="paper")
     arguments = parser.parse_args()
     # The loop computes only what was routed, and torch can count its products.
     experiment = compose(load_recipe(arguments.recipe, [TRAINED_HEAD, "adapter.compute=loop"]))

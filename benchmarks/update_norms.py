@@ -64,7 +64,7 @@ def cells(data: Path | None) -> Iterator[tuple[str, str, list[str]]]:
     """Name, recipe and overrides of every run."""
     for method in METHODS:
         yield f"quickstart, {method}", "quickstart", [f"method={method}", TRAINED]
-    for recipe in ("quickstart", *(SOURCES if data else ())):
+    for recipe in ("quickstart", "paper", *(SOURCES if data else ())):
         place = [f"data.source={data / 'data' / SOURCES[recipe]}"] if data and recipe in SOURCES else []
         place += [f"backbone.model={data / 'models' / MODELS[recipe]}"] if data and recipe in MODELS else []
         place += ["data.train_examples=4000"] if recipe in ("agnews", "banking77") else []

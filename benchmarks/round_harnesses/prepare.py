@@ -78,7 +78,7 @@ def recipe(folder: Path, setting: Setting) -> dict[str, Any]:
         "name": "round-overhead",
         "seed": setting.seed,
         "backbone": {"model": str(folder / "backbone")},
-        "data": {"source": str(folder / "data"), "max_length": setting.words + 2},
+        "data": {"source": str(folder / "data"), "max_length": setting.words + 2, "validation": "off"},
         "partition": {"kind": "iid", "num_clients": setting.clients},
         "adapter": {
             "num_experts": setting.experts,

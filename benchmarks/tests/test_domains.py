@@ -20,7 +20,7 @@ def test_every_cell_is_a_valid_recipe(monkeypatch, name: str, scale: str, num_va
 
     parsed = domains.parse(["--data", "data", "--models", "models", "--scale", scale])
     cells = make_grid(
-        name,
+        domains.as_measured(name),
         {"seeds": domains.SCALES[scale][1]},
         variants=domains.variants(name, scale),
         overrides=domains.changes(name, parsed),
