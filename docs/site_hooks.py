@@ -67,7 +67,8 @@ def recipe_page() -> str:
 
 def _recipe_defaults() -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a recipe that says nothing, and the rules in words, both by dotted key."""
-    from fftmoe.config.defaults import RULES, fill_in
+    from fftmoe.config.default_rules import RULES
+    from fftmoe.config.defaults import fill_in
 
     whole, _ = fill_in({"data": {"source": "notes.csv"}}, may_read=False)
     return whole, {rule.key: rule.says for rule in RULES if rule.says}

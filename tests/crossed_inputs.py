@@ -186,7 +186,12 @@ class Inputs:
             "name": "crossed",
             "seed": 3,
             "backbone": {"model": str(self.folder / f"{kind}-model"), "task": task},
-            "data": {"source": str(source), "max_length": 11, **copy.deepcopy(COLUMNS.get(task, {}))},
+            "data": {
+                "source": str(source),
+                "max_length": 11,
+                "validation": "off",
+                **copy.deepcopy(COLUMNS.get(task, {})),
+            },
             "adapter": {"num_experts": 3, "expert_dim": 8},
             "federation": {"rounds": 2, "clients_per_round": 3, "batch_size": 3, "learning_rate": 0.01},
             "engine": {},

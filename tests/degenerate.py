@@ -266,7 +266,7 @@ def degenerate_recipe(model: Path, data: Path, task: str, method: str, head: str
         "seed": 3,
         "method": method,
         "backbone": {"model": str(model), "task": task},
-        "data": {"source": str(data), "max_length": 13, **TASKS[task]},
+        "data": {"source": str(data), "max_length": 13, "validation": "off", **TASKS[task]},
         "partition": {"kind": "natural", "by": "author"},
         "adapter": {"num_experts": 5, "expert_dim": 4, "shared_dim": 2, "blocks": "last-2"},
         "head": HEADS[head],

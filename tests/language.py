@@ -82,7 +82,13 @@ def language_recipe(model: Path, data: Path) -> dict[str, Any]:
         "name": "language",
         "seed": 3,
         "backbone": {"model": str(model), "task": "causal-lm"},
-        "data": {"source": str(data), "prompt": "prompt", "completion": "completion", "max_length": 19},
+        "data": {
+            "source": str(data),
+            "prompt": "prompt",
+            "completion": "completion",
+            "max_length": 19,
+            "validation": "off",
+        },
         "partition": {"kind": "iid", "num_clients": 5},
         "adapter": {"num_experts": 5, "expert_dim": 4, "blocks": "last-2", "shared_rank": 0, "scale": 1.0},
         "budgets": [

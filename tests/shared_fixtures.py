@@ -119,7 +119,7 @@ def recipe_values(backbone_folder: Path, data_folder: Path) -> dict[str, Any]:
         "name": "tiny",
         "seed": 3,
         "backbone": {"model": str(backbone_folder)},
-        "data": {"source": str(data_folder), "text": "text", "label": "label", "max_length": 13},
+        "data": {"source": str(data_folder), "text": "text", "label": "label", "max_length": 13, "validation": "off"},
         "partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 7},
         "adapter": {
             "num_experts": 5,

@@ -8,7 +8,13 @@ from fftmoe.deploy.job import make_job
 
 BASE: dict[str, Any] = {
     "backbone": {"model": "builtin:minilm"},
-    "data": {"source": "data/server", "text": "text", "label": "label", "labels": ["bone", "heart"]},
+    "data": {
+        "source": "data/server",
+        "text": "text",
+        "label": "label",
+        "labels": ["bone", "heart"],
+        "validation": "off",
+    },
     "partition": {"kind": "natural", "by": "ward"},
     "adapter": {
         "num_experts": 7,

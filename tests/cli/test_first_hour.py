@@ -66,7 +66,9 @@ class Desk:
 @pytest.fixture
 def desk(recipe_values: dict[str, Any], tmp_path: Path) -> Desk:
     (tmp_path / "data").mkdir()
-    desk = Desk(tmp_path, {**recipe_values, "data": {"source": str(tmp_path / "data"), "max_length": 13}})
+    desk = Desk(
+        tmp_path, {**recipe_values, "data": {"source": str(tmp_path / "data"), "max_length": 13, "validation": "off"}}
+    )
     desk.data()
     desk.write()
     return desk

@@ -47,7 +47,7 @@ def test_init_looks_at_a_file_and_writes_a_recipe_that_runs(cli: Cli, desk: Path
     outcome = cli("init", "care.csv", "--by", "hospital", "--output", "own.yaml", *model)
     assert outcome.status == 0, outcome.err
     for shown in (
-        "48 training rows, 12 test rows, 4 clients",
+        "44 training rows, 4 more that clients set aside for validation, 12 test rows, 4 clients",
         "text in column 'note'",
         "label in column 'class'",
         "own.yaml",
@@ -92,7 +92,7 @@ def test_init_takes_a_folder_as_it_is(cli: Cli, desk: Path, model: tuple[str, ..
     assert outcome.status == 0, outcome.err
     assert files(desk).keys() == before.keys() | {"own.yaml"}
     data = yaml.safe_load((desk / "own.yaml").read_text())["data"]
-    assert data == {"text": "text", "label": "label", "source": str(desk / "data"), "max_length": 16}
+    assert data == {"text": "text", "label": "label", "source": str(desk / "data"), "max_length": 16, "validation": 0.1}
     # Sites run it too: no value is left that would have to be read from the data.
     sites = load_recipe(desk / "own.yaml", may_read=False)
     assert sites == load_recipe(desk / "own.yaml")

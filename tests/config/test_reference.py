@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from fftmoe.config import complete_recipe
-from fftmoe.config.defaults import RULES, fill_in
+from fftmoe.config.default_rules import RULES
+from fftmoe.config.defaults import fill_in
 from fftmoe.config.schema import Recipe
 
 

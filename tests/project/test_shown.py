@@ -120,7 +120,7 @@ def test_labels_tiers_and_clients_that_would_act_are_written_out(
     done = run_values(
         {
             **recipe_values,
-            "data": {"source": str(tmp_path), "max_length": 13},
+            "data": {"source": str(tmp_path), "max_length": 13, "validation": "off"},
             "partition": {"kind": "natural", "by": "site\x1b[1m"},
             "federation": {**recipe_values["federation"], "clients_per_round": 2, "rounds": 1},
             "budgets": tiers,

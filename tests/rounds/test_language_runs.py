@@ -73,7 +73,7 @@ def test_every_method_trains_a_language_model(run_language: RunLanguage, method:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": {"text": "text", "max_length": 19}},
+        {"data": {"text": "text", "max_length": 19, "validation": "off"}},
         {"partition": {"kind": "shards", "num_clients": 5, "shards_per_client": 1}, "data__label": "kind"},
         {"privacy": {"min_contributors": 2}, "adapter__residents": "balanced"},
         {"federation__upload": "int8", "adapter__shared_dim": 2, "adapter__shared_rank": 1},

@@ -29,7 +29,7 @@ def near(recipe_values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     tiers = [{"name": name, "fraction": 0.5, "top_k": 2, "experts": 5} for name in ("Small", "small")]
     return {
         **recipe_values,
-        "data": {"source": str(tmp_path), "max_length": 13},
+        "data": {"source": str(tmp_path), "max_length": 13, "validation": "off"},
         "partition": {"kind": "natural", "by": "site"},
         "budgets": tiers,
         "federation": {**recipe_values["federation"], "rounds": 1, "clients_per_round": 2},

@@ -63,7 +63,7 @@ def tagged(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         datasets.Dataset.from_dict({"tokens": words, "tags": tags}).to_parquet(folder / f"{split}.parquet")
     return {
         "backbone": {"model": str(backbone_folder), "task": "token-classification"},
-        "data": {"source": str(folder), "max_length": 7},
+        "data": {"source": str(folder), "max_length": 7, "validation": "off"},
         "partition": {"kind": "iid", "num_clients": 7},
         "head": {"kind": "averaged", "learning_rate": 1.0},
     }

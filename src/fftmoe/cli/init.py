@@ -87,7 +87,12 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
     ]
     if "data.max_length" in chosen:
         lines.append(f"  max_length: {recipe.data.max_length}  # tokens; nine texts in ten are no longer")
+    lines.append(
+        f"  validation: {recipe.data.validation or 'off'}  # of its rows, that each client sets aside to measure on"
+    )
     lines.append(f"partition: {_partition_line(recipe)}")
+    if "head.num_features" in chosen and recipe.head is not None:
+        lines.append(f"head: {{num_features: {recipe.head.num_features}}}")
     if len(recipe.budgets) < MOST_TIERS:
         tiers = ("name", "fraction", "top_k", "experts")
         lines += ["budgets:", *(f"  - {json_text(b.model_dump(include=set(tiers)))}" for b in recipe.budgets)]
@@ -114,7 +119,8 @@ def _partition_line(recipe: "Recipe") -> str:
 def _what_was_read(recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast") -> Iterator[str]:
     """Lines about the data as it was read, and about the guesses."""
     rows, clients = sum(found.num_examples), len(found.num_examples)
-    yield f"{rows} training rows, {found.test_examples} test rows, {clients} clients in {recipe.data.source}"
+    held_out = f"{found.held_out} more that clients set aside for validation, " if found.held_out else ""
+    yield f"{rows} training rows, {held_out}{found.test_examples} test rows, {clients} clients in {recipe.data.source}"
     columns = [f"{key} in column {getattr(recipe.data, key)!r}" for key in TEXT_KEYS if f"data.{key}" in chosen]
     if columns:
         yield f"guessed: {', '.join(columns)}; for others: --text, --label"

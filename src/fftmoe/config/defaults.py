@@ -1,68 +1,18 @@
-"""What a recipe leaves out: a default for every key but `data.source`, most of them constants, some by a rule.
+"""What a recipe leaves out: a default for every key but `data.source`.
 
 `fill_in` works on the values of a recipe before they are checked, so that a checked recipe is whole and every run
-folder says what it was made with. A rule may use the facts of the data. Under differential privacy, and for a run over
-sites, nothing may follow from rows: there every rule gives the value that it has without facts.
+folder says what it was made with. The defaults themselves are in `default_rules.py`.
 
 The defaults in the schema are not these: they are what a key means that the file of an older run does not have.
-`benchmarks/defaults.py` compares the numbers below with others, one at a time; docs/LOG.md says where they come from.
+`benchmarks/defaults.py` compares the defaults with others, one at a time; docs/LOG.md says where they come from.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from fftmoe.config.evaluation import BASELINES
+from fftmoe.config.default_rules import LEFT_OUT, PAPER, RULES
 from fftmoe.config.known import Known
-
-LEFT_OUT = object()
-"""What a rule gives where its key has no place in the recipe."""
-MODELS = {
-    "image-classification": "google/vit-base-patch16-224-in21k",
-    "causal-lm": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
-ENCODER = "builtin:minilm"  # for every other task
-SOLVED = ("sequence-classification", "image-classification")  # the tasks that can have a closed-form head
-NAMED_FOR = {
-    "data.targets": "regression",
-    "data.prompt": "causal-lm",
-    "data.image": "image-classification",
-    "data.tags": "token-classification",
-}
-"""The tasks that a recipe asks for by naming these columns."""
-READ_BY = {
-    "sequence-classification": ("data.text", "data.label"),
-    "multi-label-classification": ("data.text", "data.label"),
-    "regression": ("data.text",),
-    "image-classification": ("data.image", "data.label"),
-    "token-classification": ("data.tokens", "data.tags"),
-}
-"""The columns that each task needs."""
-LONGEST, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
-LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
-COHORT = 10
-MOST_TRAINED = 20_000  # examples that the rounds of a run train on, up to which training twice more is cheap
-ALONE = 20  # clients that train by themselves, at most
-PAPER: Mapping[str, Any] = {
-    "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
-    "federation": {"aggregation": "per-expert", "server_optimizer": "sgd", "learning_rate": 4e-3},
-}
-"""What `adapter: paper` means: a pool of routed experts and nothing else, each averaged over those that trained it."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a key gets its value where the recipe does not give it.
-
-    Attributes:
-        value: from what is known to the value, or to `LEFT_OUT`.
-        says: the rule in words, for the reference; a constant needs none.
-    """
-
-    key: str
-    value: Callable[[Known], Any]
-    says: str = ""
 
 
 def fill_in(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +35,7 @@ def fill_in(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str,
         value = rule.value(known)
         if value is not LEFT_OUT:
             known.put(rule.key, value)
-            chosen |= {rule.key: value} if rule.says else {}
+            chosen |= {rule.key: value} if rule.says and rule.of_data else {}
     return known.values, chosen if known.has_facts else {}
 
 
@@ -98,214 +48,3 @@ def _without_words(values: Mapping[str, Any]) -> dict[str, Any]:
             given = written.get(section, {})
             written[section] = {**own, **given} if isinstance(given, dict) else given
     return written
-
-
-def _constant(section: str, **values: Any) -> list[Rule]:
-    return [Rule(f"{section}.{name}".lstrip("."), lambda _, value=value: value) for name, value in values.items()]
-
-
-def _task_of(known: Known) -> str:
-    for key, task in NAMED_FOR.items():
-        if known.get(key) is not None:
-            return task
-    if known.get("data.text") is not None and known.get("data.label") is not None:
-        return "sequence-classification"
-    return known.facts.task if known.facts else "sequence-classification"
-
-
-def _column(key: str) -> Rule:
-    def value(known: Known) -> Any:
-        if key not in READ_BY.get(known.task, ()) or known.facts is None:
-            return LEFT_OUT
-        return known.facts.columns.get(key, LEFT_OUT)
-
-    return Rule(key, value, "the column that looks like it, by its name, its type or the length of its texts")
-
-
-def _language_column(key: str) -> Rule:
-    def value(known: Known) -> Any:
-        named = known.get("data.prompt") or known.get("data.text")
-        if known.task != "causal-lm" or (named and not known.has_facts) or known.facts is None:
-            return LEFT_OUT
-        return known.facts.columns.get(key, LEFT_OUT)
-
-    return Rule(key, value, "the columns of a usual pair of names, such as prompt and completion, else one of texts")
-
-
-def _max_length(known: Known) -> Any:
-    if known.task == "image-classification" or known.facts is None:
-        return LEFT_OUT
-    return min(LONGEST, STEP * -(-known.facts.tokens // STEP))
-
-
-def _partition_kind(known: Known) -> str:
-    named = known.get("partition.by") or (known.facts and known.facts.client_column)
-    return "natural" if named else "iid"
-
-
-def _by(known: Known) -> Any:
-    if known.get("partition.kind") != "natural":
-        return LEFT_OUT
-    return (known.facts and known.facts.client_column) or "client"
-
-
-def _num_clients(known: Known) -> Any:
-    if known.get("partition.kind") == "natural":
-        return LEFT_OUT
-    return max(2, min(LARGEST_POPULATION, known.facts.rows // ROWS_EACH)) if known.facts else COHORT
-
-
-def _only(kind: str, value: Any) -> Callable[[Known], Any]:
-    return lambda known: value if known.get("partition.kind") == kind else LEFT_OUT
-
-
-def _clients(known: Known) -> int | None:
-    """The number of clients; None where it is not known yet."""
-    stated = known.get("partition.num_clients")
-    found = stated if isinstance(stated, int) and stated > 0 else (known.facts and known.facts.clients)
-    return found or None
-
-
-def _budgets(known: Known) -> list[dict[str, Any]]:
-    """Half of the clients, three tenths and a fifth, with more and more of the pool."""
-    pool = known.get("adapter.num_experts")
-    pool = pool if isinstance(pool, int) and pool > 0 else 1
-    has_shared = known.get("adapter.shared_rank") or known.get("adapter.shared_dim")
-    parts, active = ((1 / 32, 9 / 32, 25 / 32), (1, 3, 6)) if has_shared else ((1 / 4, 1 / 2, 1), (1, 2, 4))
-    clients = _clients(known)
-    # One client, and two, are too few for three tiers.
-    fractions = {1: (0.0, 0.0, 1.0), 2: (0.5, 0.0, 0.5)}.get(clients or 0, (0.5, 0.3, 0.2))
-    sizes = [max(1, round(pool * part)) for part in parts]
-    return [
-        {"name": name, "fraction": fraction, "top_k": min(top_k, experts), "experts": experts}
-        for name, fraction, top_k, experts in zip(("small", "medium", "large"), fractions, active, sizes, strict=True)
-        if fraction
-    ]
-
-
-def _head_kind(known: Known) -> Any:
-    if known.task == "causal-lm":
-        return LEFT_OUT
-    shares = known.method is None or known.method.shares_statistics
-    if known.task in SOLVED and shares and not known.noisy:
-        return "closed-form"
-    return "one-vs-all" if known.task in SOLVED and known.noisy else "averaged"
-
-
-def _solved(value: Any) -> Callable[[Known], Any]:
-    return lambda known: value if known.get("head.kind") == "closed-form" else LEFT_OUT
-
-
-def _head_update(known: Known) -> Any:
-    if known.get("head.kind") != "closed-form":
-        return LEFT_OUT
-    return "frozen" if known.method and known.method.trains == "head" else "recomputed"
-
-
-def _head_rate(known: Known) -> Any:
-    trained = known.get("head.kind") in ("averaged", "one-vs-all") or known.get("head.update") == "trained"
-    return 1.0 if trained else LEFT_OUT
-
-
-def _cohort(known: Known) -> int:
-    return min(COHORT, _clients(known) or COHORT)
-
-
-def _local_steps(known: Known) -> Any:
-    return LEFT_OUT if known.get("federation.local_epochs") is not None else 6
-
-
-def _optimizer_of_server(known: Known) -> str:
-    return "momentum" if known.method and known.method.server_optimizer else "sgd"
-
-
-def _rate(known: Known) -> float:
-    return 2e-3 if known.get("federation.server_optimizer") == "momentum" else 4e-3
-
-
-def _momentum(known: Known) -> Any:
-    return 0.8 if known.get("federation.server_optimizer") == "momentum" else LEFT_OUT
-
-
-def _baselines(known: Known) -> list[str]:
-    """All where training is cheap; else the one that needs none."""
-    trained = None if known.get("privacy") or known.task == "causal-lm" else _examples_trained(known)
-    return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
-
-
-def _clients_alone(known: Known) -> Any:
-    named = known.get("evaluation.baselines")
-    return ALONE if isinstance(named, list) and "alone" in named else LEFT_OUT
-
-
-def _examples_trained(known: Known) -> float | None:
-    """The examples that all rounds of a run train on; None where that is not known."""
-    federation = [known.get(f"federation.{key}") for key in ("rounds", "clients_per_round", "batch_size")]
-    epochs, steps = known.get("federation.local_epochs"), known.get("federation.local_steps")
-    if not all(isinstance(value, int) for value in federation):
-        return None
-    rounds, cohort, batch = federation
-    if isinstance(steps, int):
-        return rounds * cohort * batch * steps
-    clients = _clients(known)
-    if not isinstance(epochs, int) or known.facts is None or clients is None:
-        return None
-    return rounds * cohort * epochs * known.facts.rows / clients
-
-
-def _aggregation(known: Known) -> str:
-    return "per-expert" if known.get("robustness") or known.get("federation.activation_power") else "fedavg"
-
-
-def _residents(known: Known) -> str:
-    return "balanced" if isinstance(known.get("privacy"), dict) else "personal"
-
-
-def _balance(known: Known) -> str:
-    return "switch" if known.get("privacy.examples") else "heterogeneity-aware"
-
-
-RULES: tuple[Rule, ...] = (
-    *_constant("", method="fft-moe"),
-    Rule("backbone.task", _task_of, "what the named columns are for, else those of the data"),
-    Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
-    *(_column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
-    *(_language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
-    Rule("data.max_length", _max_length, "nine texts in ten are no longer; a multiple of 16, at most 128 tokens"),
-    Rule("partition.kind", _partition_kind, "natural where a column names the clients, else iid"),
-    Rule("partition.by", _by, "the column `client`, which a folder with a file for each client has by itself"),
-    Rule("partition.num_clients", _num_clients, "one client for 20 training rows, at least 2 and at most 20"),
-    Rule("partition.alpha", _only("dirichlet", 0.1)),
-    Rule("partition.shards_per_client", _only("shards", 2)),
-    Rule("partition.holder_fraction", _only("bernoulli-dirichlet", 0.3)),
-    *_constant(
-        "adapter",
-        num_experts=32,
-        expert_dim=4,
-        shared_rank=8,
-        shared_targets="all-linear",
-        scale=0.25,
-        blocks="last-third",
-    ),
-    Rule("adapter.residents", _residents),
-    Rule("adapter.balance", _balance),
-    Rule("budgets", _budgets, "half of the clients, three tenths and a fifth, with a growing part of the pool"),
-    Rule("head.kind", _head_kind),
-    Rule("head.features", _solved("fourier")),
-    Rule("head.num_features", _solved(1024)),
-    Rule("head.update", _head_update),
-    Rule("head.learning_rate", _head_rate),
-    *_constant("federation", rounds=10, batch_size=16),
-    Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
-    Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
-    Rule("federation.local_steps", _local_steps),
-    Rule("federation.server_optimizer", _optimizer_of_server),
-    Rule("federation.server_beta1", _momentum),
-    Rule("federation.learning_rate", _rate),
-    Rule("federation.aggregation", _aggregation),
-    Rule("evaluation.baselines", _baselines, "all where all rounds train on at most 20,000 examples; else head_only"),
-    Rule("evaluation.local_only_clients", _clients_alone),
-    *_constant("lora", targets="all-linear", match="uplink"),
-    *_constant("engine", workers="auto"),
-)
-"""The defaults, in the order in which they are given: a rule sees what stands above it."""

@@ -256,6 +256,7 @@ class Forecast:
         prefix_bytes: of the frozen prefix's states that are cached on disk.
         prefix_refused: why the states of some examples are not cached; None where all are.
         notes: what a person should know about the data and the recipe.
+        num_examples: each client's rows for training. held_out: the rows that all clients set aside together.
         test_examples: the number of test rows.
         client_names: by client_id, where the data gives clients names.
         baselines: by name. steps: of training of all clients in all rounds.
@@ -272,6 +273,7 @@ class Forecast:
     clients_per_round: int
     notes: tuple[str, ...] = ()
     validation: StatisticsCost | None = None
+    held_out: int = 0
     test_examples: int = 0
     client_names: tuple[str, ...] | None = None
     baselines: Mapping[str, BaselineCost] = field(default_factory=dict)

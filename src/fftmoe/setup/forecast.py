@@ -60,6 +60,7 @@ def forecast(recipe: Recipe) -> Forecast:
         found,
         notes=experiment.notes,
         validation=_validation_cost(experiment, work),
+        held_out=int(experiment.held_out.numbers.sum()),
         test_examples=len(experiment.test),
         client_names=experiment.partition.groups,
         baselines=baseline_costs(experiment),
