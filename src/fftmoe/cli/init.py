@@ -96,7 +96,9 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
     if len(recipe.budgets) < MOST_TIERS:
         tiers = ("name", "fraction", "top_k", "experts")
         lines += ["budgets:", *(f"  - {json_text(b.model_dump(include=set(tiers)))}" for b in recipe.budgets)]
-    lines.append(f"federation: {{clients_per_round: {recipe.federation.clients_per_round}}}")
+    federation = recipe.federation
+    numbers = f"clients_per_round: {federation.clients_per_round}, local_steps: {federation.local_steps}"
+    lines.append(f"federation: {{{numbers}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -39,7 +39,8 @@ LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 HELD_OUT, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
 MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
-MOST_TRAINED = 20_000  # examples that the rounds of a run train on, up to which training twice more is cheap
+FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
+MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
 ALONE = 20  # clients that train by themselves, at most
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
@@ -157,8 +158,14 @@ def _head_kind(known: Known) -> Any:
 
 
 def _validation(known: Known) -> Any:
-    few = known.has_facts and known.facts and known.facts.rows < ROWS_TO_DIVIDE * (_clients(known) or 1)
+    read = known.facts_read
+    few = read is not None and read.rows < ROWS_TO_DIVIDE * (_clients(known) or 1)
     return "off" if known.noisy or few or not known.may_read else HELD_OUT
+
+
+def _every(rounds: Any) -> int:
+    """A measurement costs every client that sets rows aside a copy of the model."""
+    return max(1, rounds // 5) if isinstance(rounds, int) else 1
 
 
 def _keep(known: Known) -> str:
@@ -174,7 +181,7 @@ def _solved(value: Any) -> Callable[[Known], Any]:
 def _num_features(known: Known) -> Any:
     if known.get("head.kind") != "closed-form":
         return LEFT_OUT
-    return 2048 if known.has_facts and known.facts and known.facts.classes > MANY_CLASSES else 1024
+    return 2048 if known.facts_read is not None and known.facts_read.classes > MANY_CLASSES else 1024
 
 
 def _head_update(known: Known) -> Any:
@@ -193,7 +200,13 @@ def _cohort(known: Known) -> int:
 
 
 def _local_steps(known: Known) -> Any:
-    return LEFT_OUT if known.get("federation.local_epochs") is not None else 6
+    """About as many as a pass over the rows of an average client takes."""
+    if known.get("federation.local_epochs") is not None:
+        return LEFT_OUT
+    read, batch = known.facts_read, known.get("federation.batch_size")
+    if read is None or not isinstance(batch, int) or batch < 1:
+        return STEPS
+    return max(FEWEST_STEPS, min(MOST_STEPS, round(read.rows / (_clients(known) or 1) / batch)))
 
 
 def _optimizer_of_server(known: Known) -> str:
@@ -279,12 +292,12 @@ RULES: tuple[Rule, ...] = (
     *_constant("federation", rounds=10, batch_size=16),
     Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
-    Rule("federation.local_steps", _local_steps),
+    Rule("federation.local_steps", _local_steps, "a pass over an average client's rows: 6 to 24; unread data: 12"),
     Rule("federation.server_optimizer", _optimizer_of_server),
     Rule("federation.server_beta1", _momentum),
     Rule("federation.learning_rate", _rate),
     Rule("federation.aggregation", _aggregation),
-    Rule("evaluation.baselines", _baselines, "all where all rounds train on at most 20,000 examples; else head_only"),
+    Rule("evaluation.baselines", _baselines, "all where all rounds train on at most 40,000 examples; else head_only"),
     Rule("evaluation.local_only_clients", _clients_alone),
     *_constant("lora", targets="all-linear", match="uplink"),
     Rule(
@@ -293,6 +306,7 @@ RULES: tuple[Rule, ...] = (
         "0.1; off with differential privacy, where clients have fewer than 10 rows on average, and over sites, whose "
         "policies must allow it",
     ),
+    Rule("evaluation.every", lambda known: _every(known.get("federation.rounds"))),
     Rule("evaluation.keep", _keep, "the best where rows are set aside and there is one global model", of_data=False),
     *_constant("engine", workers="auto"),
 )

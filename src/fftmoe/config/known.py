@@ -65,7 +65,12 @@ class Known:
     @property
     def has_facts(self) -> bool:
         """Whether the data has been read."""
-        return self.__dict__.get("facts") is not None
+        return self.facts_read is not None
+
+    @property
+    def facts_read(self) -> Facts | None:
+        """The facts of the data if it has been read for another key; this does not read it."""
+        return self.__dict__.get("facts")
 
     @cached_property
     def facts(self) -> Facts | None:
