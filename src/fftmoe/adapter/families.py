@@ -17,7 +17,7 @@ from fftmoe.errors import InputError
 #   "residual": base(h, x), which computes norm(dense(h) + x); becomes base(h, x + MoE(x))
 Call = Literal["input", "residual"]
 
-Names = str | Sequence[str]
+ModuleNames = str | Sequence[str]
 
 
 class ModelFamily(NamedTuple):
@@ -72,7 +72,7 @@ NO_PLACE: dict[str, str] = {
 }
 """Well-known families that have no place for the adapter, each with the reason."""
 
-# Names that feed-forward networks usually have, to suggest modules of an unknown model.
+# ModuleNames that feed-forward networks usually have, to suggest modules of an unknown model.
 _LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff|DenseReluDense)")
 
 
@@ -88,8 +88,8 @@ class AdapterSite(NamedTuple):
 def find_sites(
     model: nn.Module,
     *,
-    target_modules: Names | None = None,
-    exclude_modules: Names | None = None,
+    target_modules: ModuleNames | None = None,
+    exclude_modules: ModuleNames | None = None,
     blocks: Sequence[int] | str | None = None,
 ) -> list[AdapterSite]:
     """The feed-forward networks to adapt, in depth order.
@@ -128,7 +128,7 @@ def find_sites(
 
 
 def block_dims(
-    model: nn.Module, blocks: Sequence[int] | str | None = None, target_modules: Names | None = None
+    model: nn.Module, blocks: Sequence[int] | str | None = None, target_modules: ModuleNames | None = None
 ) -> dict[int, int]:
     """The model dim of every block that `blocks` names, by block index in depth order; arguments as for `find_sites`.
 
@@ -176,7 +176,7 @@ def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[in
     return set(blocks)
 
 
-def _matches(name: str, names: Names) -> bool:
+def _matches(name: str, names: ModuleNames) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, name) is not None
     return any(name == ending or name.endswith(f".{ending}") for ending in names)

@@ -36,12 +36,12 @@ READ_BY = {
 """The columns that each task needs."""
 MOST_TOKENS, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
-HELD_OUT, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
+SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
 MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
-ALONE = 20  # clients that train by themselves, at most
+CLIENTS_ALONE = 20  # clients that train by themselves, at most
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
     "federation": {"aggregation": "per-expert", "server_optimizer": "sgd", "learning_rate": 4e-3},
@@ -157,10 +157,10 @@ def _head_kind(known: Known) -> Any:
     return "one-vs-all" if known.task in SOLVED and known.noisy else "averaged"
 
 
-def _validation(known: Known) -> Any:
+def _set_aside(known: Known) -> Any:
     read = known.facts_read
     few = read is not None and read.rows < ROWS_TO_DIVIDE * (_clients(known) or 1)
-    return "off" if known.noisy or few or not known.may_read else HELD_OUT
+    return "off" if known.noisy or few or not known.may_read else SET_ASIDE
 
 
 def _every(rounds: Any) -> int:
@@ -168,7 +168,7 @@ def _every(rounds: Any) -> int:
     return max(1, rounds // 5) if isinstance(rounds, int) else 1
 
 
-def _keep(known: Known) -> str:
+def _best_or_last(known: Known) -> str:
     own_models = known.get("evaluation.personal") or (known.method and known.method.personal)
     off = known.get("data.validation") in (None, "off", False)
     return "last" if off or own_models else "best"
@@ -221,7 +221,7 @@ def _momentum(known: Known) -> Any:
     return 0.8 if known.get("federation.server_optimizer") == "momentum" else LEFT_OUT
 
 
-def _baselines(known: Known) -> list[str]:
+def _compared(known: Known) -> list[str]:
     """All where training is cheap; else the one that needs none."""
     trained = None if known.get("privacy") or known.task == "causal-lm" else _examples_trained(known)
     return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
@@ -229,7 +229,7 @@ def _baselines(known: Known) -> list[str]:
 
 def _clients_alone(known: Known) -> Any:
     named = known.get("evaluation.baselines")
-    return ALONE if isinstance(named, list) and "alone" in named else LEFT_OUT
+    return CLIENTS_ALONE if isinstance(named, list) and "alone" in named else LEFT_OUT
 
 
 def _examples_trained(known: Known) -> float | None:
@@ -297,17 +297,21 @@ RULES: tuple[Rule, ...] = (
     Rule("federation.server_beta1", _momentum),
     Rule("federation.learning_rate", _rate),
     Rule("federation.aggregation", _aggregation),
-    Rule("evaluation.baselines", _baselines, "all where all rounds train on at most 40,000 examples; else head_only"),
+    Rule(
+        "evaluation.baselines",
+        _compared,
+        "all where all rounds train on at most 40,000 examples; else head_only",
+    ),
     Rule("evaluation.local_only_clients", _clients_alone),
     *_constant("lora", targets="all-linear", match="uplink"),
     Rule(
         "data.validation",
-        _validation,
+        _set_aside,
         "0.1; off with differential privacy, where clients have fewer than 10 rows on average, and over sites, whose "
         "policies must allow it",
     ),
     Rule("evaluation.every", lambda known: _every(known.get("federation.rounds"))),
-    Rule("evaluation.keep", _keep, "the best where rows are set aside and there is one global model", of_data=False),
+    Rule("evaluation.keep", _best_or_last, "best where rows are set aside and there is a global model", of_data=False),
     *_constant("engine", workers="auto"),
 )
 """The defaults, in the order in which they are given: a rule sees what stands above it."""

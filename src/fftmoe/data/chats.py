@@ -11,7 +11,7 @@ from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 from fftmoe.strict import json_text, strict_json
 
-COLUMNS = ("messages", "conversations", "conversation")
+CHATS = ("messages", "conversations", "conversation")
 """Usual names of a column of conversations."""
 ROLES: Mapping[str, str] = {
     "system": "system",
@@ -32,7 +32,7 @@ def with_answers(table: Table) -> Table:
     Raises:
         InputError: a conversation is no list of such messages, or does not end with an answer after a question.
     """
-    column = next((name for name in COLUMNS if name in table.columns and _holds_messages(table.columns[name])), None)
+    column = next((name for name in CHATS if name in table.columns and _holds_messages(table.columns[name])), None)
     if column is None or {"prompt", "completion"} & {*table.columns}:
         return table
     rows = [
@@ -67,10 +67,10 @@ def plain_prompt(prompt: str) -> str:
 
 def _written(prompt: str) -> Messages | None:
     """The messages that a prompt writes as JSON; None for any other text."""
-    if not prompt.startswith(f'{{"{COLUMNS[0]}": ['):
+    if not prompt.startswith(f'{{"{CHATS[0]}": ['):
         return None
     try:
-        found = strict_json(prompt)[COLUMNS[0]]
+        found = strict_json(prompt)[CHATS[0]]
         return [_message(message, "", "") for message in found] or None
     except (ValueError, InputError):
         return None
@@ -93,7 +93,7 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
             f"{where}: a conversation ends with a user's message and the assistant's answer, from which a model learns;"
             f" this one ends with {asked[-1]['role']} and {answer['role']}; {remedy}"
         )
-    return (asked[0]["content"] if len(asked) == 1 else json_text({COLUMNS[0]: asked})), answer["content"]
+    return (asked[0]["content"] if len(asked) == 1 else json_text({CHATS[0]: asked})), answer["content"]
 
 
 def _message(value: Any, where: str, remedy: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from fftmoe.backbones import head_parameters
 
 
 @torch.no_grad()
-def calibrate(model: Any, temperature: float | None) -> None:
+def set_temperature(model: Any, temperature: float | None) -> None:
     """Divide the outputs of an adapted model's head by its temperature; None leaves the model as it is.
 
     W becomes W / T, and b becomes b / T. The largest output stays the largest.

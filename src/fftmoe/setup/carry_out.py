@@ -25,7 +25,7 @@ from fftmoe.rounds.outcome import check_learned
 from fftmoe.rounds.private import PrivateMerging
 from fftmoe.rounds.validation import validated_in
 from fftmoe.setup.baselines import measure_baselines
-from fftmoe.setup.calibrated import calibrate
+from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience
@@ -212,7 +212,7 @@ def _save(
     for name, state in states.items():
         experiment.method.install(experiment.model, state.tensors, experiment.largest)
         to_units(experiment.model, scales_of(recipe))
-        calibrate(experiment.model, state.temperature)
+        set_temperature(experiment.model, state.temperature)
         round = KEPT_ROUND if name == ADAPTER else LAST_ROUND
         card = run_card(recipe, summary, folder.path / name, experiment.label_names, round)
         beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, state.temperature)

@@ -17,7 +17,7 @@ from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
-from fftmoe.setup.calibrated import calibrate
+from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.compose import compose
 from fftmoe.setup.described import described_run
 from fftmoe.setup.load import read_split
@@ -215,7 +215,7 @@ def load_federation(
 def _to_answers(model: Any, scales: Scales, temperature: float | None) -> None:
     """Let the head of a model in which a state has been installed answer as the saved model does."""
     to_units(model, scales)
-    calibrate(model, temperature)
+    set_temperature(model, temperature)
 
 
 def _kept_state(run: FinishedRun, files: RunFolder) -> ServerState:

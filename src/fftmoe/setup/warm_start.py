@@ -15,7 +15,7 @@ from fftmoe.methods.expert_loading import parameters_of
 from fftmoe.methods.lora import named_factors
 from fftmoe.methods.shared_head import head_tensors
 from fftmoe.records import ServerState, Tensors, names
-from fftmoe.setup.calibrated import calibrate
+from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.model import load_bare_backbone
 from fftmoe.setup.target_scales import scales_of
 from fftmoe.store import adapter_of, read_config, read_labels, read_temperature
@@ -57,7 +57,7 @@ def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
     found = load_adapter(load_bare_backbone(recipe, labels), folder)
     _check_settings(found, model, folder)
     if (temperature := read_temperature(folder)) is not None:
-        calibrate(found, 1 / temperature)  # the head of a server state is not divided by it
+        set_temperature(found, 1 / temperature)  # the head of a server state is not divided by it
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     return WarmStart(folder, digest, _tensors_of(found), labels, bool(scales_of(recipe)))
 

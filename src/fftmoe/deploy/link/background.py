@@ -5,12 +5,12 @@ from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Generic, TypeVar
 
-Returned = TypeVar("Returned")
+CallResult = TypeVar("CallResult")
 
 
-def in_background(call: Callable[[], Returned]) -> Future[Returned]:
+def in_background(call: Callable[[], CallResult]) -> Future[CallResult]:
     """Start a call that does not keep the process alive; its result or error is in the future."""
-    found: Future[Returned] = Future()
+    found: Future[CallResult] = Future()
 
     def carry_out() -> None:
         try:
@@ -22,23 +22,23 @@ def in_background(call: Callable[[], Returned]) -> Future[Returned]:
     return found
 
 
-def ended_within(call: Future[Returned], seconds: float) -> bool:
+def ended_within(call: Future[CallResult], seconds: float) -> bool:
     """Whether a call ends within this time, with a result or an error."""
     return bool(wait([call], seconds).done)
 
 
-class OneAtATime(Generic[Returned]):
+class OneAtATime(Generic[CallResult]):
     """A call that may be repeated, with a limit on its whole time; while one is under way, no other is made.
 
     Attributes:
         seconds: after which it is not awaited any more.
     """
 
-    def __init__(self, call: Callable[[], Returned], seconds: float) -> None:
+    def __init__(self, call: Callable[[], CallResult], seconds: float) -> None:
         self._call, self.seconds = call, seconds
-        self._under_way: Future[Returned] | None = None
+        self._under_way: Future[CallResult] | None = None
 
-    def __call__(self) -> Returned:
+    def __call__(self) -> CallResult:
         """The result of the call.
 
         Raises:
