@@ -210,7 +210,8 @@ def _local_steps(known: Known) -> Any:
 
 
 def _optimizer_of_server(known: Known) -> str:
-    return "momentum" if known.method and known.method.server_optimizer else "sgd"
+    able = known.method is not None and known.method.server_optimizer
+    return "momentum" if able and known.task != "causal-lm" else "sgd"
 
 
 def _rate(known: Known) -> float:
@@ -279,8 +280,8 @@ RULES: tuple[Rule, ...] = (
         shared_rank=8,
         shared_targets="all-linear",
         scale=0.25,
-        blocks="last-third",
     ),
+    Rule("adapter.blocks", lambda known: "all" if known.task == "causal-lm" else "last-third"),
     Rule("adapter.residents", _residents),
     Rule("adapter.balance", _balance),
     Rule("budgets", _budgets, "half of the clients, three tenths and a fifth, with a growing part of the pool"),
