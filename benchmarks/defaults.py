@@ -53,7 +53,7 @@ VARIANTS = (
     Variant("the solved head alone", {"method": "head-only"}),
     *(
         Variant(f"the solved head alone, {number:,} features", {"method": "head-only", "head.num_features": number})
-        for number in (512, 2048, 4096)
+        for number in (512, 1024, 2048, 4096)
     ),
 )
 

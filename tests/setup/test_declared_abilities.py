@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from crossed_inputs import WrongShare
 from fftmoe.cli.pages import rebuild_report
 from fftmoe.comparison.run import compare
 from fftmoe.config import parse_recipe
@@ -25,7 +25,7 @@ from fftmoe.setup.export import export_run
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.run import resume, run
 from fftmoe.store import RunFolder
-from fftmoe.tasks import TASKS, Classification
+from fftmoe.tasks import TASKS
 from finished import Finished, check_same
 from five_clients import changed
 
@@ -35,17 +35,6 @@ def head_only(method: Method) -> Method:
 
 
 OWN = Plugins(methods={"flora": FLora, "alone": LocalOnly, "head": head_only}, aggregators={"mean": WeightedSum})
-
-
-class WrongShare(Classification):
-    """A task of one's own whose metric has an own name, and is better when it is lower."""
-
-    metric = "wrong_share"
-    higher_is_better = False
-
-    def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        [right] = super().metrics(sums).values()
-        return {self.metric: 1 - right}
 
 
 @pytest.fixture

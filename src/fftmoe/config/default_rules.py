@@ -5,36 +5,19 @@ sites, nothing may follow from rows: there every rule gives the value that it ha
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from fftmoe.config.column_rules import column, language_column, max_length, task_of
 from fftmoe.config.evaluation import BASELINES
-from fftmoe.config.known import Known
+from fftmoe.config.facts import Facts
+from fftmoe.config.known import LEFT_OUT, Known, Rule
 
-LEFT_OUT = object()
-"""What a rule gives where its key has no place in the recipe."""
 MODELS = {
     "image-classification": "google/vit-base-patch16-224-in21k",
     "causal-lm": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 ENCODER = "builtin:minilm"  # for every other task
 SOLVED = ("sequence-classification", "image-classification")  # the tasks that can have a closed-form head
-NAMED_FOR = {
-    "data.targets": "regression",
-    "data.prompt": "causal-lm",
-    "data.image": "image-classification",
-    "data.tags": "token-classification",
-}
-"""The tasks that a recipe asks for by naming these columns."""
-READ_BY = {
-    "sequence-classification": ("data.text", "data.label"),
-    "multi-label-classification": ("data.text", "data.label"),
-    "regression": ("data.text",),
-    "image-classification": ("data.image", "data.label"),
-    "token-classification": ("data.tokens", "data.tags"),
-}
-"""The columns that each task needs."""
-MOST_TOKENS, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
@@ -49,58 +32,8 @@ PAPER: Mapping[str, Any] = {
 """What `adapter: paper` means: a pool of routed experts and nothing else, each averaged over those that trained it."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How a key gets its value where the recipe does not give it.
-
-    Attributes:
-        value: from what is known to the value, or to `LEFT_OUT`.
-        says: the rule in words, for the reference; a constant needs none.
-        of_data: the value may follow from the data, so that all cells of a comparison share it.
-    """
-
-    key: str
-    value: Callable[[Known], Any]
-    says: str = ""
-    of_data: bool = True
-
-
 def _constant(section: str, **values: Any) -> list[Rule]:
     return [Rule(f"{section}.{name}".lstrip("."), lambda _, value=value: value) for name, value in values.items()]
-
-
-def _task_of(known: Known) -> str:
-    for key, task in NAMED_FOR.items():
-        if known.get(key) is not None:
-            return task
-    if known.get("data.text") is not None and known.get("data.label") is not None:
-        return "sequence-classification"
-    return known.facts.task if known.facts else "sequence-classification"
-
-
-def _column(key: str) -> Rule:
-    def value(known: Known) -> Any:
-        if key not in READ_BY.get(known.task, ()) or known.facts is None:
-            return LEFT_OUT
-        return known.facts.columns.get(key, LEFT_OUT)
-
-    return Rule(key, value, "the column that looks like it, by its name, its type or the length of its texts")
-
-
-def _language_column(key: str) -> Rule:
-    def value(known: Known) -> Any:
-        named = known.get("data.prompt") or known.get("data.text")
-        if known.task != "causal-lm" or (named and not known.has_facts) or known.facts is None:
-            return LEFT_OUT
-        return known.facts.columns.get(key, LEFT_OUT)
-
-    return Rule(key, value, "the columns of a usual pair of names, such as prompt and completion, else one of texts")
-
-
-def _max_length(known: Known) -> Any:
-    if known.task == "image-classification" or known.facts is None:
-        return LEFT_OUT
-    return min(MOST_TOKENS, STEP * -(-known.facts.tokens // STEP))
 
 
 def _partition_kind(known: Known) -> str:
@@ -117,7 +50,14 @@ def _by(known: Known) -> Any:
 def _num_clients(known: Known) -> Any:
     if known.get("partition.kind") == "natural":
         return LEFT_OUT
-    return max(2, min(LARGEST_POPULATION, known.facts.rows // ROWS_EACH)) if known.facts else CLIENTS_PER_ROUND
+    return max(2, min(LARGEST_POPULATION, _rows(known, known.facts) // ROWS_EACH)) if known.facts else CLIENTS_PER_ROUND
+
+
+def _rows(known: Known, facts: Facts) -> int:
+    """The training rows that a run uses of those that the source has."""
+    aside, most = (known.get(f"data.{key}") for key in ("validation_examples", "train_examples"))
+    left = facts.rows - (aside if isinstance(aside, int) else 0)
+    return min(left, most) if isinstance(most, int) else left
 
 
 def _only(kind: str, value: Any) -> Callable[[Known], Any]:
@@ -129,6 +69,10 @@ def _clients(known: Known) -> int | None:
     stated = known.get("partition.num_clients")
     found = stated if isinstance(stated, int) and stated > 0 else (known.facts and known.facts.clients)
     return found or None
+
+
+def _blocks(known: Known) -> str:
+    return "all" if known.task == "causal-lm" else "last-third"
 
 
 def _budgets(known: Known) -> list[dict[str, Any]]:
@@ -159,12 +103,13 @@ def _head_kind(known: Known) -> Any:
 
 def _set_aside(known: Known) -> Any:
     read = known.facts_read
-    few = read is not None and read.rows < ROWS_TO_DIVIDE * (_clients(known) or 1)
+    few = read is not None and _rows(known, read) < ROWS_TO_DIVIDE * (_clients(known) or 1)
     return "off" if known.noisy or few or not known.may_read else SET_ASIDE
 
 
-def _every(rounds: Any) -> int:
-    """A measurement costs every client that sets rows aside a copy of the model."""
+def _every(known: Known) -> int:
+    """A fifth of the rounds: for a measurement every client that sets rows aside receives the model."""
+    rounds = known.get("federation.rounds")
     return max(1, rounds // 5) if isinstance(rounds, int) else 1
 
 
@@ -206,7 +151,7 @@ def _local_steps(known: Known) -> Any:
     read, batch = known.facts_read, known.get("federation.batch_size")
     if read is None or not isinstance(batch, int) or batch < 1:
         return STEPS
-    return max(FEWEST_STEPS, min(MOST_STEPS, round(read.rows / (_clients(known) or 1) / batch)))
+    return max(FEWEST_STEPS, min(MOST_STEPS, round(_rows(known, read) / (_clients(known) or 1) / batch)))
 
 
 def _optimizer_of_server(known: Known) -> str:
@@ -262,11 +207,11 @@ def _balance(known: Known) -> str:
 
 RULES: tuple[Rule, ...] = (
     *_constant("", method="fft-moe"),
-    Rule("backbone.task", _task_of, "what the named columns are for, else those of the data"),
+    Rule("backbone.task", task_of, "what the named columns are for, else those of the data"),
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
-    *(_column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
-    *(_language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
-    Rule("data.max_length", _max_length, "nine texts in ten are no longer; a multiple of 16, at most 128 tokens"),
+    *(column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
+    *(language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
+    Rule("data.max_length", max_length, "nine texts in ten are no longer; a multiple of 16, at most 128 tokens"),
     Rule("partition.kind", _partition_kind, "natural where a column names the clients, else iid"),
     Rule("partition.by", _by, "the column `client`, which a folder with a file for each client has by itself"),
     Rule("partition.num_clients", _num_clients, "one client for 20 training rows, at least 2 and at most 20"),
@@ -281,7 +226,7 @@ RULES: tuple[Rule, ...] = (
         shared_targets="all-linear",
         scale=0.25,
     ),
-    Rule("adapter.blocks", lambda known: "all" if known.task == "causal-lm" else "last-third"),
+    Rule("adapter.blocks", _blocks, "last-third, and for a language model all", of_data=False),
     Rule("adapter.residents", _residents),
     Rule("adapter.balance", _balance),
     Rule("budgets", _budgets, "half of the clients, three tenths and a fifth, with a growing part of the pool"),
@@ -294,9 +239,14 @@ RULES: tuple[Rule, ...] = (
     Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
     Rule("federation.local_steps", _local_steps, "a pass over an average client's rows: 6 to 24; unread data: 12"),
-    Rule("federation.server_optimizer", _optimizer_of_server),
+    Rule(
+        "federation.server_optimizer",
+        _optimizer_of_server,
+        "momentum, and sgd for a language model or a method without it",
+        of_data=False,
+    ),
     Rule("federation.server_beta1", _momentum),
-    Rule("federation.learning_rate", _rate),
+    Rule("federation.learning_rate", _rate, "0.002 with the server's momentum, else 0.004", of_data=False),
     Rule("federation.aggregation", _aggregation),
     Rule(
         "evaluation.baselines",
@@ -311,7 +261,7 @@ RULES: tuple[Rule, ...] = (
         "0.1; off with differential privacy, where clients have fewer than 10 rows on average, and over sites, whose "
         "policies must allow it",
     ),
-    Rule("evaluation.every", lambda known: _every(known.get("federation.rounds"))),
+    Rule("evaluation.every", _every, "a fifth of the rounds", of_data=False),
     Rule("evaluation.keep", _best_or_last, "best where rows are set aside and there is a global model", of_data=False),
     *_constant("engine", workers="auto"),
 )

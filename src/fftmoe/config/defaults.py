@@ -11,8 +11,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from fftmoe.config.default_rules import LEFT_OUT, PAPER, RULES
-from fftmoe.config.known import Known
+from fftmoe.config.default_rules import PAPER, RULES
+from fftmoe.config.known import LEFT_OUT, Known
 
 
 def fill_in(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""The values of a recipe before it is checked, and the facts of its data, as the rules of `defaults.py` see them."""
+"""What a rule of the defaults sees, and what a rule is.
+
+A rule sees the values of a recipe before it is checked, and the facts of its data.
+"""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,3 +84,23 @@ class Known:
         named = {key: self.get(key) for key in COLUMN_KEYS if isinstance(self.get(key), str)}
         task, by = self.get("backbone.task"), self.get("partition.by")
         return read_facts(source, named, task if isinstance(task, str) else None, by if isinstance(by, str) else None)
+
+
+LEFT_OUT = object()
+"""What a rule gives where its key has no place in the recipe."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a key gets its value where the recipe does not give it.
+
+    Attributes:
+        value: from what is known to the value, or to `LEFT_OUT`.
+        says: the rule in words, for the reference; a constant needs none.
+        of_data: the value may follow from the data, so that all cells of a comparison share it.
+    """
+
+    key: str
+    value: Callable[[Known], Any]
+    says: str = ""
+    of_data: bool = True

@@ -5,6 +5,7 @@ without. In a table a prompt is a text, so several messages are written as JSON.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fftmoe.data.table import Table
@@ -41,14 +42,7 @@ def with_answers(table: Table) -> Table:
     ]
     prompts, completions = map(list, zip(*rows, strict=True))
     columns = {name: values for name, values in table.columns.items() if name != column}
-    return Table(
-        table.where,
-        {**columns, "prompt": prompts, "completion": completions},
-        table.num_rows,
-        table.class_names,
-        table.folder,
-        table.row_names,
-    )
+    return replace(table, columns={**columns, "prompt": prompts, "completion": completions})
 
 
 def messages_of(prompt: str) -> Messages:

@@ -1,5 +1,6 @@
 """The baselines of a run: which of them are possible, and what they reach beside its result."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fftmoe.config.default_rules import SOLVED
 from fftmoe.config.evaluation import BASELINES
 from fftmoe.cost.analytic import BaselineCost
 from fftmoe.data import Partition, Ragged
@@ -30,7 +32,6 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import build_method
 
 HEAD_ONLY, ALONE, CENTRALIZED = BASELINES
-SOLVABLE = ("sequence-classification", "image-classification")  # tasks whose head can be computed from sums
 LANGUAGE = "causal-lm"
 
 
@@ -49,7 +50,7 @@ def _no_head_only(experiment: Experiment) -> str | None:
     task = recipe.backbone.task
     if task == LANGUAGE or _starts_alone(experiment):
         return None  # it is the model of round 0, or needs no head
-    if task not in SOLVABLE:
+    if task not in SOLVED:
         return f"a head can be solved for a task with single labels only, and this is {task}"
     if recipe.privacy is not None:
         return "with privacy clients send feature statistics only for a closed-form head, and this run has another"
@@ -125,12 +126,7 @@ def _solve(experiment: Experiment, exchange: Exchange, state: ServerState) -> Se
     total: Callable[[Iterable[HeadSums]], HeadSums] = (
         HeadSums.total if experiment.recipe.robustness is None else bounded_total
     )
-    return solve_head(state, _chained(first, updates), total)
-
-
-def _chained(first: Any, rest: Iterable[Any]) -> Iterable[Any]:
-    yield first
-    yield from rest
+    return solve_head(state, itertools.chain((first,), updates), total)
 
 
 def measure_baselines(

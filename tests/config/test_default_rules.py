@@ -1,0 +1,84 @@
+"""What follows from the data: the values of the rules for tables of all sizes, and that stated values stay."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fftmoe.config import complete_recipe
+from tables import write_csv
+
+TEXTS = ("ash", "bay", "cod")
+
+
+def completed(folder: Path, rows: int, classes: int = 2, clients: int | None = None, **data: Any) -> Any:
+    """The recipe of one line for a table with so many rows, a multiple of five, of which a fifth is for tests."""
+    columns = {
+        "text": [f"{TEXTS[n % 3]} number {n} is longer than a label" for n in range(rows)],
+        "label": [f"l{n % classes}" for n in range(rows)],
+        **({"client": [f"c{n % clients}" for n in range(rows)]} if clients else {}),
+    }
+    write_csv(folder / "a.csv", columns)
+    natural = {"partition": {"kind": "natural", "by": "client"}} if clients else {}
+    return complete_recipe({"data": {"source": str(folder / "a.csv"), **data}, **natural}, "test")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rules")
+
+
+@given(fifths=st.integers(2, 500), clients=st.integers(2, 7))
+@settings(max_examples=23, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_round_is_about_a_pass_over_an_average_clients_rows(folder: Path, fifths: int, clients: int):
+    steps = completed(folder, 5 * fifths, clients=clients).federation.local_steps
+    of_a_pass = 4 * fifths / clients / 16
+    assert 6 <= steps <= 24
+    assert abs(steps - min(24, max(6, of_a_pass))) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "steps", "clients"),
+    [
+        ({}, 12, 20),  # 4,000 rows, 200 a client
+        ({"train_examples": 2560}, 8, 20),
+        ({"validation_examples": 1440}, 8, 20),
+        ({"train_examples": 240}, 6, 12),
+        ({"train_examples": 9999}, 12, 20),  # more than there are
+    ],
+)
+def test_only_the_rows_that_a_run_uses_count(folder: Path, data: dict[str, int], steps: int, clients: int):
+    recipe = completed(folder, 5000, **data)
+    assert (recipe.federation.local_steps, recipe.partition.num_clients) == (steps, clients)
+
+
+@pytest.mark.parametrize(("classes", "features"), [(2, 1024), (32, 1024), (33, 2048), (77, 2048)])
+def test_many_classes_have_more_features(folder: Path, classes: int, features: int):
+    head = completed(folder, 385, classes=classes).head
+    assert head is not None
+    assert head.num_features == features
+
+
+@pytest.mark.parametrize(("rows", "validation", "keep"), [(85, None, "last"), (90, 0.1, "best")])
+def test_rows_are_set_aside_where_clients_have_ten_on_average(folder: Path, rows: int, validation: Any, keep: str):
+    recipe = completed(folder, rows, clients=7)
+    assert (recipe.data.validation, recipe.evaluation.keep) == (validation, keep)
+    assert completed(folder, 90, clients=7, validation="off").evaluation.keep == "last"
+
+
+def test_nothing_follows_from_data_that_may_not_be_read():
+    recipe, chosen = complete_recipe({"data": {"source": "nowhere.csv"}}, "test", may_read=False)
+    assert not chosen
+    assert (recipe.federation.local_steps, recipe.data.validation, recipe.evaluation.keep) == (12, None, "last")
+
+
+def test_a_language_model_adapts_all_blocks_and_adds_the_plain_mean():
+    texts = {"data": {"source": "nowhere", "targets": ["age"]}, "backbone": {"task": "regression"}}
+    language = {"data": {"source": "nowhere"}, "backbone": {"task": "causal-lm"}}
+    found = [complete_recipe(values, "test", may_read=False)[0] for values in (texts, language)]
+    assert [recipe.adapter.blocks for recipe in found] == ["last-third", "all"]
+    assert [recipe.federation.server_optimizer for recipe in found] == ["momentum", "sgd"]
+    assert [recipe.federation.learning_rate for recipe in found] == [2e-3, 4e-3]
+    assert [recipe.evaluation.every for recipe in found] == [2, 2]
