@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,18 @@ def test_a_change_of_the_policy_holds_for_the_next_request(hospital: Callable[..
     assert code_of(site.ask(site.plan(2))) == "policy"
     allow(site.settings.folder, site.served, labels=COLOURS)
     assert unpack_reply(site.ask(site.plan(2)).content)[0]
+
+
+@pytest.mark.parametrize("gone", ["state", "state/abc1"])
+def test_a_site_whose_state_is_removed_while_it_serves_goes_on(
+    hospital: Callable[..., Hospital], caplog: pytest.LogCaptureFixture, gone: str
+):
+    """As it would after a restart; the ledger still knows what was answered."""
+    site = hospital(most_rounds=3)
+    site.ask(site.plan())
+    shutil.rmtree(site.settings.folder / gone)
+    for round in (2, 3):
+        unpack_reply(site.ask(site.plan(round)).content)
+    assert "was removed, so this site goes on in the run without what it kept there" in caplog.text
+    assert (site.settings.folder / "state" / "abc1" / "bindings.json").exists()
+    assert code_of(site.ask(site.plan(3))) == "policy"

@@ -28,7 +28,7 @@ def test_a_disk_that_fills_up_in_a_run_ends_it_with_one_line(
         outcome = cli("run", recipe_file, "--output", tmp_path / "run", "--set", "evaluation.local_only=false")
     assert outcome.status == 2
     assert outcome.err.startswith("fftmoe: cannot write ")
-    assert "File too large; free space or name another place with --output; " in outcome.err
+    assert "File too large; free space there, or use a folder on another disk; " in outcome.err
     assert outcome.err.endswith(f"; then go on: fftmoe resume {tmp_path / 'run'}\n")
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -92,7 +92,7 @@ def test_a_write_that_the_disk_refuses_leaves_the_old_file_whole_and_nothing_els
 ):
     path = tmp_path / "latest.safetensors"
     write_atomically(path, b"old")
-    with full_disk(1000), pytest.raises(OutputError, match=f"cannot write {path}: File too large; free space or name"):
+    with full_disk(1000), pytest.raises(OutputError, match=f"cannot write {path}: File too large; free space there"):
         write_atomically(path, b"new" * 1000)
     assert everything_in(tmp_path) == {"latest.safetensors": b"old"}
 
@@ -131,7 +131,7 @@ def test_an_adapter_that_the_disk_refuses_leaves_nothing(
 
 def test_a_full_device_is_reported_with_its_reason():
     with (
-        pytest.raises(OutputError, match=r"cannot write /dev/full: No space left on device; free space or"),
+        pytest.raises(OutputError, match=r"cannot write /dev/full: No space left on device; free space there"),
         disk_errors(Path("/dev/full")),
         Path("/dev/full").open("w") as file,
     ):

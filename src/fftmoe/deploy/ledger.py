@@ -18,6 +18,7 @@ from fftmoe.deploy.ledger_mark import MARK, check_mark, outside_mark, set_mark
 from fftmoe.errors import FftmoeError, InputError
 from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import PROFILE
+from fftmoe.shown import quoted
 from fftmoe.store.chained_log import ChainedLog
 
 LEDGER_FILE = "ledger.jsonl"
@@ -75,7 +76,7 @@ class SiteLedger:
         if not self.log.path.exists() and not self.log.head.exists():
             raise InputError(
                 f"{self.log.label} is missing: {self.log.path} does not exist; restore it, or for a site that has "
-                "never answered: fftmoe deploy site ledger --begin"
+                f"never answered: fftmoe deploy site ledger --begin --site {quoted(self.site)}"
             )
         entries = self.log.read()
         _, recipes = self.running.of(entries)

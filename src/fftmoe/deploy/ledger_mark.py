@@ -48,12 +48,17 @@ def check_mark(log: ChainedLog, mark: Path, is_needed: bool = False) -> None:
     except FileNotFoundError as error:
         if not is_needed or not log.read():
             return
+        folder = "" if mark.parent.is_dir() else f"mkdir -p {quoted(mark.parent)} && "
         raise InputError(
             f"the policy names the mark {mark}, which is missing although {log.path} has entries; restore it. If the "
-            f"policy names it for the first time, and the ledger is no older copy: cp {quoted(log.head)} {quoted(mark)}"
+            "policy names it for the first time, and the ledger is no older copy: "
+            f"{folder}cp {quoted(log.head)} {quoted(mark)}"
         ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{mark} cannot be read: {error}; restore it together with {log.path}") from error
+        raise InputError(
+            f"{mark} cannot be read: {error}; restore it together with {log.path}. If the ledger is no older copy: "
+            f"cp {quoted(log.head)} {quoted(mark)}"
+        ) from error
     if not is_met:
         raise InputError(
             f"{log.path} is not the ledger that this site kept, or an older copy of it: {mark} names a line that it "

@@ -17,6 +17,7 @@ from fftmoe.setup.site import SiteClient, make_site_client
 from fftmoe.setup.site_request import SUMS
 from fftmoe.store import Bindings, ClientStateFiles
 from fftmoe.store.bindings import BINDINGS_FILE, differences, require_same
+from fftmoe.store.files import disk_errors, make_folder
 from fftmoe.strict import exact_json
 
 
@@ -74,10 +75,21 @@ class OpenSite:
         return [reply]
 
     def _bind(self) -> None:
-        """Write down what the site has, when it takes part in a run for the first time."""
+        """Write down what the site has, when it takes part in a run for the first time.
+
+        Its state may have been removed since the client was opened. Then the site goes on as one without a state, which
+        it would also be after a restart.
+        """
         folder = _state_of(self.settings, self.admitted.run)
-        if not (folder / BINDINGS_FILE).exists():
-            Bindings(self.client.bindings).write(folder)
+        if (folder / BINDINGS_FILE).exists():
+            return
+        with disk_errors(folder):
+            if not folder.is_dir():
+                logging.getLogger("fftmoe").warning(
+                    "%s was removed, so this site goes on in the run without what it kept there", folder
+                )
+                make_folder(folder)
+        Bindings(self.client.bindings).write(folder)
 
     def describe(self) -> dict[str, Any]:
         """The site's profile as JSON values, which is written into the ledger; it holds no label and no text.

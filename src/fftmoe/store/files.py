@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, that survive a loss of power, and that are checked by their digests."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -120,4 +121,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"cannot write {path}: {reason}; free space or name another place with --output") from error
+        raise OutputError(f"cannot write {path}: {reason}; {_remedy(path, error)}") from error
+
+
+def _remedy(path: Path, error: Exception) -> str:
+    """What a person can do about a refused write, whichever command wrote: not each of them has an `--output`."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        missing = next((folder for folder in reversed((path, *path.parents)) if not folder.is_dir()), path)
+        return f"{missing} is no folder, or is there no longer; put it back"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let this user write there, or use a folder where it can"
+    if number == errno.ENAMETOOLONG:
+        return "use a folder with a shorter name"
+    return "free space there, or use a folder on another disk"
