@@ -1,7 +1,8 @@
 """The tutorials do what they say when their commands and their Python run in order.
 
 As written, and as a reader runs them, they take minutes: `make test-all` does that. `make test` runs each command and
-each block of Python in this process, on an eighth of the builtin data and with fewer steps of training.
+each block of Python in this process, on an eighth of the builtin data, with fewer steps of training, and with a small
+model in the place of the builtin one.
 """
 
 import os
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 import typer
 import yaml
 
+from fftmoe.backbones import find, resolve_model
 from fftmoe.cli.app import app
 from fftmoe.config import complete_recipe, read_recipe
 from fftmoe.data import sources
@@ -39,6 +43,7 @@ LESS_WORK = (
     "data.train_examples=400",
     "data.test_examples=40",
     "evaluation.local_only=false",
+    "evaluation.baselines=[head_only]",
 )
 LESS = [*(part for setting in LESS_WORK for part in ("--set", setting)), "--workers", "1"]
 # What is added to the commands that train, by verb. A comparison loads no head that the page shows how to load.
@@ -53,7 +58,21 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture
+def small_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`builtin:minilm` is a random BERT of three small blocks with the same tokenizer, as if the hub's cache had it."""
+    real = resolve_model("builtin:minilm")
+    folder = tmp_path / "hub" / "small"
+    sizes = {"hidden_size": 44, "intermediate_size": 92, "num_attention_heads": 4, "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(real, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(real).save_pretrained(folder)
+    monkeypatch.setattr(find, "try_to_load_from_cache", lambda _, name: str(folder / name))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("small_builtin")
 def test_every_command_and_block_of_a_tutorial_works_with_less_to_train(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ):
