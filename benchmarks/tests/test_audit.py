@@ -23,7 +23,7 @@ def audit(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("audit")
 
 
-@pytest.mark.parametrize("name", [CLIENTS, EXAMPLES])
+@pytest.mark.parametrize("name", [CLIENTS, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
 def test_the_attack_proves_less_than_is_stated(audit: Any, name: str):
     """For examples it proves more than adding or removing one would cost: to state that would be wrong."""
     setting = audit.SETTINGS[name]

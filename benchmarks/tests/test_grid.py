@@ -289,7 +289,12 @@ def test_a_larger_scale_adds_recipes_partitions_seeds_and_populations(
 
 
 @pytest.mark.parametrize(
-    ("scale", "num_cells"), [("committed", 873), ("final", 156), ("full", 2 * 6 * 5 * (6 * 19 + 2))]
+    ("scale", "num_cells"),
+    [
+        ("committed", 873),
+        ("final", 156),
+        pytest.param("full", 2 * 6 * 5 * (6 * 19 + 2), marks=pytest.mark.slow),
+    ],
 )
 def test_the_shipped_recipes_of_every_scale_are_valid(bench: Bench, scale: str, num_cells: int):
     parsed = bench.grid.parse(["--scale", scale])

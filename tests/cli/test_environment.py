@@ -22,7 +22,7 @@ def fftmoe(*arguments: object, **environment: str) -> "subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, timeout=600)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["cp1252", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ascii", "utf-8"))])
 def test_json_means_the_same_in_every_encoding_of_the_output(run_tiny: RunTiny, encoding: str):
     found = fftmoe("predict", run_tiny().folder, TEXT, PYTHONIOENCODING=encoding)
     assert found.returncode == 0, found.stderr
@@ -31,7 +31,7 @@ def test_json_means_the_same_in_every_encoding_of_the_output(run_tiny: RunTiny, 
     assert answer["label"]
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_what_an_encoding_lacks_is_shown_as_an_escape(recipe_file: Path, encoding: str):
     found = fftmoe("plan", recipe_file, "--set", f"name={TEXT}", PYTHONIOENCODING=encoding)
     assert found.returncode in (0, 2), found.stderr

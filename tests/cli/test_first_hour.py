@@ -287,10 +287,15 @@ def test_what_needs_no_model_loads_none(arguments: list[str]):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import peft, fftmoe",
         "import fftmoe.adapter, peft",
-        "import fftmoe, peft; fftmoe.load_backbone",
-        "import fftmoe, peft; fftmoe.MoeAdapterConfig",
+        *(
+            pytest.param(imports, marks=pytest.mark.slow)
+            for imports in (
+                "import peft, fftmoe",
+                "import fftmoe, peft; fftmoe.load_backbone",
+                "import fftmoe, peft; fftmoe.MoeAdapterConfig",
+            )
+        ),
     ],
 )
 def test_peft_knows_the_adapter_after(imports: str):

@@ -103,7 +103,7 @@ def test_the_bytes_of_validation_are_planned(run_tiny: RunTiny, plan_tiny: PlanT
 
 
 @pytest.mark.parametrize("head", ["update: frozen", "update: trained, learning_rate: 0.01", "every: 1", "every: 2"])
-@pytest.mark.parametrize("rounds", [2, 3])
+@pytest.mark.parametrize("rounds", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plan_counts_how_often_a_head_is_computed(
     run_tiny: RunTiny, plan_tiny: PlanTiny, monkeypatch: pytest.MonkeyPatch, head: str, rounds: int
 ):

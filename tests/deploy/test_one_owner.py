@@ -93,7 +93,9 @@ def test_a_second_deployment_into_one_output_is_refused_before_any_site_is_asked
         assert set(files_of(output)) == {"lock"}
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["that runs", "that has ended"])
+@pytest.mark.parametrize(
+    "ended", [pytest.param(False, id="that runs"), pytest.param(True, id="that has ended", marks=pytest.mark.slow)]
+)
 def test_a_deployment_that_waited_for_sites_meanwhile_harms_no_other(
     recipe_values: dict[str, Any], tmp_path: Path, ended: bool
 ):

@@ -205,6 +205,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what memory is shared")
 def test_workers_share_the_memory_of_their_imports(tmp_path: Path):
     """A process that imported everything itself would take as much memory as this one."""

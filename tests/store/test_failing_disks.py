@@ -30,7 +30,7 @@ def disk() -> Iterator[Disk]:
         disk.forget()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_whichever_call_a_disk_refuses_nothing_is_lost_and_the_run_continues(whole: Path, disk: Disk, number: int):
     """Starting from a run that was killed in round 4: return to round 3 in its folder, and play two rounds."""
     step = 0

@@ -71,6 +71,7 @@ def test_a_run_that_is_interrupted_in_every_round_ends_with_the_same_bytes(
     assert results(folder) == results(whole(name))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_from_the_command_line(recipe_file: Path, tmp_path: Path, whole: Callable[[str], Path]):
     """It is resumed with another number of workers, which changes nothing."""
     folder, main = tmp_path / "run", "import fftmoe.cli.app as c; c.main()"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,28 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
     pooled = run.task in POOLED and run.backbone.pooling == "mean"
     lora = plain or (run.method in METHODS and METHODS[run.method].capabilities.trains == "low-rank")
     front = {key: value for key, value in _front(run, facts, figures).items() if value}
+    return (
+        _card_templates()
+        .get_template(CARD_TEMPLATE)
+        .render(
+            run=run,
+            facts=facts,
+            figures=figures,
+            what=what,
+            front=yaml.safe_dump(front, sort_keys=False),
+            backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
+            labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
+            loading_arguments=_loading_arguments(run, facts),
+            automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
+            lora=lora,
+            plain_head=plain and pooled,
+            reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
+        )
+    )
+
+
+@cache
+def _card_templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("fftmoe.exports", ""),
         undefined=StrictUndefined,
@@ -130,20 +153,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = escape_markdown
-    return environment.get_template(CARD_TEMPLATE).render(
-        run=run,
-        facts=facts,
-        figures=figures,
-        what=what,
-        front=yaml.safe_dump(front, sort_keys=False),
-        backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
-        labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
-        loading_arguments=_loading_arguments(run, facts),
-        automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
-        lora=lora,
-        plain_head=plain and pooled,
-        reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
-    )
+    return environment
 
 
 def escape_markdown(text: str) -> str:
