@@ -14,7 +14,7 @@ from torch import Tensor
 from fftmoe.backbones import check_finite_outputs, logits, on_device
 from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
-from fftmoe.tasks import Task
+from fftmoe.tasks import LabelCounts, Task
 
 EVALUATION_BATCH_SIZE = 64
 RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
@@ -33,6 +33,8 @@ class Tally:
             no interval was asked for.
         owned: the statistics of each client's own examples, float64 [C, K], and the number of these, int64 [C]; None
             where nobody says whose they are.
+        labels: how often each label was right, given and predicted; None where that was not asked for, and for a task
+            without labels.
     """
 
     task: Task
@@ -40,6 +42,7 @@ class Tally:
     counts: np.ndarray
     resampled: np.ndarray | None = None
     owned: tuple[np.ndarray, np.ndarray] | None = None
+    labels: LabelCounts | None = None
 
     def metrics(self) -> dict[str, float]:
         """The metrics on all examples, by name, the run's metric first."""
@@ -90,6 +93,7 @@ def tally(
     num_strata: int,
     interval: bool = False,
     own: Ragged | None = None,
+    count_labels: bool = False,
 ) -> Tally:
     """The statistics of this model on these examples; L is `num_strata`.
 
@@ -97,6 +101,7 @@ def tally(
         own: the examples of each client; also add up the statistics of each.
         interval: also resample the examples, for `Tally.interval`: each of `RESAMPLES` samples takes every example as
             often as a Poisson variable of mean 1 says, which is the bootstrap of a stream (Hanley and MacGibbon, 2006).
+        count_labels: also count how often each label was right, given and predicted.
 
     Raises:
         RunError: the model's outputs are not finite.
@@ -105,9 +110,11 @@ def tally(
     owners = None if own is None else _owners(own, len(examples))
     owned_CK: Any = 0.0
     draws = numpy_generator(0, "bootstrap")  # the same for all models, so that their intervals can be compared
+    labels: LabelCounts | None = None
     for rows in evaluation_batches(examples, batch_size_for(model, task, examples)):
         batch = on_device(model, examples.batch(rows))
-        found_BK = task.statistics(logits(model, batch).float(), batch).cpu().numpy()
+        outputs = logits(model, batch).float()
+        found_BK = task.statistics(outputs, batch).cpu().numpy()
         check_finite_outputs(torch.from_numpy(np.isfinite(found_BK).all(1)))
         by_stratum = _summed(found_BK, examples.labels[rows].numpy(), num_strata)
         sums = sums + by_stratum
@@ -115,8 +122,10 @@ def tally(
             owned_CK = owned_CK + _summed(found_BK, owners[rows.numpy()], len(own) + 1)
         if interval:
             resampled = resampled + draws.poisson(1.0, (RESAMPLES, len(found_BK))) @ found_BK
+        if count_labels and (counted := LabelCounts.of(task, outputs, batch)) is not None:
+            labels = counted if labels is None else labels + counted
     owned = None if own is None else (owned_CK[: len(own)], own.sizes)
-    return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None, owned)
+    return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None, owned, labels)
 
 
 def _summed(values_BK: np.ndarray, groups_B: np.ndarray, num_groups: int) -> np.ndarray:

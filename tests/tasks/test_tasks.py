@@ -256,6 +256,26 @@ def test_a_run_whose_test_targets_are_constant_ends_with_a_summary(
     assert last["r2"] == 0.0
 
 
+def check_labels(summary: dict[str, Any], names: list[str] | None) -> None:
+    """The counts of labels give the metric of the summary, and are absent where there are no labels."""
+    if names is None:
+        assert "labels" not in summary
+        return
+    counts = summary["labels"]
+    actual, predicted, hits = (sum(counts[key]) for key in ("actual", "predicted", "hits"))
+    assert counts["name"] == names
+    if summary["metric"] == "f1":
+        assert summary["f1"] == pytest.approx(2 * hits / (predicted + actual), rel=1e-12)
+        assert "confusion" not in counts  # a text may have several labels
+        return
+    assert actual == predicted
+    assert summary["accuracy"] == pytest.approx(hits / actual, rel=1e-12)
+    matrix = np.array(counts["confusion"])
+    assert matrix.sum(0).tolist() == counts["predicted"]
+    assert matrix.sum(1).tolist() == counts["actual"]
+    assert matrix.diagonal().tolist() == counts["hits"]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "native"])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_federation_learns(recipe_values: dict[str, Any], data: Path, tmp_path: Path, task: str, pooling: str):
@@ -281,6 +301,7 @@ def test_a_federation_learns(recipe_values: dict[str, Any], data: Path, tmp_path
     assert summary[f"local_only_{metric}"]["num_clients"] == 3
     assert summary["clients_failed"] == 0
     assert json.loads((tmp_path / "run" / "adapter" / "labels.json").read_text())["labels"] == names
+    check_labels(summary, names if task != "regression" else None)
     found = evaluate_run(tmp_path / "run")
     assert found[metric] == pytest.approx(summary[metric], rel=1e-5)
     assert found["num_examples"] == 41

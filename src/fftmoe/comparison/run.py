@@ -31,6 +31,7 @@ from fftmoe.strict import json_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 # Folders of a finished cell that the comparison does not need.
+LEFT_AT_CELLS = ("labels",)  # of a summary: what neither statistics nor the page of a comparison shows
 BULKY = ("checkpoints", "clients", "adapter", "adapter-last", "trackers")
 
 
@@ -190,7 +191,7 @@ def read_cell(cell: Cell, output: Path) -> CellResult:
     metric = cell.metric.name
     place = (cell.variant, cell.method, cell.head, cell.partition, cell.seed)
     if (folder / "summary.json").is_file():
-        summary = read_summary(folder)
+        summary = {key: value for key, value in read_summary(folder).items() if key not in LEFT_AT_CELLS}
         rows = RunFolder(folder).all_metrics()
         kept = (*ROW_KEYS, metric)
         measured = [{key: row[key] for key in kept if key in row} for row in rows if row.get(metric) is not None]

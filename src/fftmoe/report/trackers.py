@@ -10,7 +10,7 @@ from typing import Any
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.strict import is_number
 
-NOT_TRACKED = ("clients", "environment", "schema_version")  # keys of a summary
+NOT_TRACKED = ("clients", "labels", "environment", "schema_version")  # keys of a summary
 INSTALL = {"tensorboard": "fftmoe[trackers]"}  # what pip installs; every other tracker is a package of the same name
 
 

@@ -67,9 +67,11 @@ class ModelMeasure:
         """Whether a client has a value of its own."""
         return self.own_test is not None or self.population.label_shares is not None
 
-    def tally(self, examples: Examples, interval: bool = False, own: Ragged | None = None) -> Tally:
+    def tally(
+        self, examples: Examples, interval: bool = False, own: Ragged | None = None, count_labels: bool = False
+    ) -> Tally:
         """Return the statistics of the model as it is now."""
-        return tally(self.model, self.task, examples, self.num_strata, interval, own)
+        return tally(self.model, self.task, examples, self.num_strata, interval, own, count_labels)
 
     def on_own(self, client: int, found: Tally) -> float:
         """Return the metric of the model as it is now for one client; NaN where that is unknown.
@@ -86,6 +88,11 @@ class ModelMeasure:
     def with_interval(self, found: Tally) -> dict[str, Any]:
         """Return the metrics, and the interval of the run's metric under `..._interval`."""
         return {**found.metrics(), f"{self.task.metric}_interval": list(found.interval())}
+
+    def in_full(self, found: Tally) -> dict[str, Any]:
+        """Return the same, and the counts of labels as `labels` where the task has labels."""
+        counts = {} if found.labels is None else {"labels": found.labels.values()}
+        return {**self.with_interval(found), **counts}
 
     def install(self, state: ServerState, budget: Budget) -> None:
         """Put the global model into the model, as a client of this budget would use it."""
@@ -112,13 +119,14 @@ class ModelMeasure:
         return {"clients": {**names, "tier": tiers, key: own}}
 
     def at_each_tier(
-        self, state: ServerState, examples: Examples, interval: bool = False
+        self, state: ServerState, examples: Examples, in_full: bool = False
     ) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
         """Measure the global model as each tier uses it.
 
         Args:
             examples: all test rows where `own_test` is known.
-            interval: also compute the interval of the largest tier's metric, which takes many samples of the examples.
+            in_full: also compute the interval of the largest tier's metric, which takes many samples of the examples,
+                and count labels as this tier predicts them.
 
         Returns:
             the metrics by tier; and for every client its own metric at its tier, float64 [clients], NaN where that is
@@ -127,9 +135,9 @@ class ModelMeasure:
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
         for tier in self.population.tiers:
             self.install(state, tier)
-            with_interval = interval and tier == self.population.largest
-            found = self.tally(examples, with_interval, self.own_test)
-            by_tier[tier.name] = self.with_interval(found) if with_interval else found.metrics()
+            full = in_full and tier == self.population.largest
+            found = self.tally(examples, full, self.own_test, full)
+            by_tier[tier.name] = self.in_full(found) if full else found.metrics()
             members = self.population.budgets.members(tier)
             if self.own_test is not None:
                 per_client[members] = found.on_own()[members]
@@ -146,7 +154,7 @@ class ModelMeasure:
 
     def globally(self, state: ServerState) -> dict[str, Any]:
         """Measure the global model at each tier's budget, on the whole test set."""
-        by_tier, per_client = self.at_each_tier(state, self.test, interval=True)
+        by_tier, per_client = self.at_each_tier(state, self.test, in_full=True)
         metric = self.task.metric
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}
         overall = {**by_tier[self.population.largest.name], f"{metric}_by_tier": one_by_tier}

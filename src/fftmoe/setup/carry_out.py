@@ -45,7 +45,7 @@ from fftmoe.store import (
 )
 
 SCHEMA_VERSION = 2
-MOST_NAMED = 10_000  # clients whose names are in the summary
+MOST_NAMED = 10_000  # clients, or labels, that the summary lists
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def _figures_of_run(
         **({"notes": list(experiment.notes)} if experiment.notes else {}),
         "best_round": None,  # where rounds are not compared on validation rows
         **metrics,
+        **_named_labels(metrics, experiment.label_names),
         **journal.totals(),
         **_early(experiment, journal, state),
         **verdict(journal.rows, {**metrics, **journal.metric.facts}),
@@ -197,6 +198,15 @@ def _names_of_clients(experiment: Experiment) -> dict[str, list[str]]:
     """The names that the data gives the clients, in their order; none of very many, and none of a private run."""
     names = experiment.client_names
     return {"client_names": list(names)} if names is not None and len(names) <= MOST_NAMED else {}
+
+
+def _named_labels(metrics: Metrics, label_names: Sequence[str]) -> dict[str, Any]:
+    """The counts of labels beside their names; None of very many, and of a task that judges by other names."""
+    counts = metrics.get("labels")
+    if counts is None:
+        return {}
+    listed = len(label_names) <= MOST_NAMED and len(counts["actual"]) == len(label_names)
+    return {"labels": {"name": list(label_names), **counts} if listed else None}
 
 
 def _save(

@@ -13,6 +13,7 @@ from fftmoe.tasks.causal_lm import NextToken as NextToken
 from fftmoe.tasks.classification import Classification as Classification
 from fftmoe.tasks.generated import exact_match as exact_match
 from fftmoe.tasks.generated import rouge_l as rouge_l
+from fftmoe.tasks.label_counts import LabelCounts as LabelCounts
 from fftmoe.tasks.multi_label import EachLabel as EachLabel
 from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
 from fftmoe.tasks.regression import Regression as Regression

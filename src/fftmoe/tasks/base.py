@@ -70,6 +70,13 @@ class Task(Protocol):
         """
         ...
 
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Which labels the judged items of a batch have, and which the model gives them, bool [N, C] each.
+
+        An item is an example, or a labelled token; there are C labels. None for a task without labels.
+        """
+        ...
+
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """The least and the largest possible sums of the statistics of `num_rows` examples, float64 [K] each.
 

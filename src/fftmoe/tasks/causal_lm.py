@@ -44,6 +44,9 @@ class CausalLm:
         nats_BS = F.cross_entropy(logits[:, :-1].mT, labels_BS, ignore_index=IGNORED, reduction="none")
         return torch.stack([nats_BS.double().sum(1), (labels_BS != IGNORED).double().sum(1)], 1)
 
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """None: a token of a vocabulary is no label."""
+
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """[2] each; a larger mean loss than `LARGEST_EXPONENT` has the metric of that loss."""
         tokens = float(num_rows * most_tokens)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.tasks.base import counted, ratio, unless_broken
@@ -23,6 +24,11 @@ class Classification:
         """[B, 2]: 1 if the prediction is right, else 0; and 1."""
         right_B = (logits.argmax(1) == batch["labels"]).double()
         return unless_broken(torch.stack([right_B, torch.ones_like(right_B)], 1), logits.isfinite().all(1))
+
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, C] each: the label of each example, and the one of its highest logit."""
+        num_classes = logits.shape[1]
+        return F.one_hot(batch["labels"], num_classes).bool(), F.one_hot(logits.argmax(1), num_classes).bool()
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """[2] each."""

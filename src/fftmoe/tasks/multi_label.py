@@ -42,6 +42,10 @@ class MultiLabel:
         parts = [predicted_BC * actual_BC, predicted_BC, actual_BC, exact_B1, torch.ones_like(exact_B1)]
         return unless_broken(torch.cat(parts, 1), logits.isfinite().all(1))
 
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, C] each: the labels of each example, and those whose logit is above 0."""
+        return batch["labels"] > 0, logits > 0
+
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """[3C + 2] each."""
         return counted([num_rows] * (3 * num_outputs + 1), num_rows)

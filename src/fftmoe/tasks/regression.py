@@ -68,6 +68,9 @@ class Regression:
         error_BT = outputs_BT - y_BT
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)
 
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """None: there are no labels."""
+
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """[4T + 1] each; no target and no error has a bound but that of the metric."""
         error, square = num_rows * self.bounds[1], float(np.finfo(np.float32).max)

@@ -44,6 +44,13 @@ class TokenClassification:
         counts = torch.cat([hits_BSC.sum(1), predicted_BSC.sum(1), actual_BSC.sum(1)], 1).double()
         return unless_broken(counts, sound_BS.all(1))
 
+    def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[N, C] each, of the labelled tokens: their labels, and those of their highest logits."""
+        labels_BS, num_classes = batch["labels"], logits.shape[-1]
+        judged_BS = labels_BS != IGNORED
+        predicted_N = logits.argmax(-1)[judged_BS]
+        return F.one_hot(labels_BS[judged_BS], num_classes).bool(), F.one_hot(predicted_N, num_classes).bool()
+
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """[3C] each."""
         most = np.full(3 * num_outputs, float(num_rows * most_tokens))
