@@ -1,8 +1,14 @@
 """Recipes, rows and summaries of runs, and checks that every page must pass."""
 
 import re
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from typing import Any
+
+import fftmoe.comparison.page as compared
+from fftmoe.comparison.statistics import Comparison
+from fftmoe.report import page
+from fftmoe.report.record import RunRecord
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "<script>alert('x')</script>&\"'"
@@ -69,6 +75,16 @@ def summary(metric: str = "accuracy", **changes: Any) -> dict[str, Any]:
         "peak_rss_mib": 512.0,
         **changes,
     }
+
+
+def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> str:
+    """The HTML of the page of a run."""
+    return page.report_page(RunRecord(config, rows, summary or {})).html
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The HTML of the page of a comparison."""
+    return compared.comparison_page(comparison).html
 
 
 class Structure(HTMLParser):

@@ -62,7 +62,14 @@ def test_a_comparison_holds_every_cell(finished: tuple[Path, Outcome]):
         assert [row["round"] for row in cell["rows"]] == [0, 1, 2]
         assert cell["rows"][-1]["accuracy"] == cell["summary"]["accuracy"]
     left = sorted(path.name for path in (folder / "cells" / "iid" / "fft-moe+averaged" / "seed-0").iterdir())
-    assert left == ["bindings.json", "config.yaml", "metrics.jsonl", "report.html", "summary.json"]
+    assert left == [
+        "bindings.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "report-figures.csv",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def test_a_comparison_has_statistics_of_its_cells(finished: tuple[Path, Outcome]):

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from comparisons import GRID, cell
-from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import (
     CellResult,
     Comparison,
@@ -32,7 +31,7 @@ from fftmoe.comparison.tables import (
     with_interval,
 )
 from fftmoe.report.metric import Metric
-from reports import structure_of
+from reports import comparison_page, structure_of
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity")
 

@@ -54,7 +54,9 @@ def test_it_is_installed_and_works_in_a_separate_environment(wheel: Path, tmp_pa
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = run(python, "-c", "import fftmoe; print(fftmoe.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(own)
-    make_page = "from fftmoe.report.page import report_page; print(report_page({}, [], None))"
+    make_page = """from fftmoe.report.page import report_page
+from fftmoe.report.record import RunRecord
+print(report_page(RunRecord({}, [], {})).html)"""
     assert run(python, "-c", make_page, cwd=tmp_path).startswith("<!doctype html>")
     fftmoe = tmp_path / "env" / "bin" / "fftmoe"
     assert "Deploy on many machines" in run(fftmoe, "--help", cwd=tmp_path)

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import CellResult, Comparison
-from fftmoe.report.page import report_page
-from reports import config, rows, summary
+from reports import comparison_page, config, report_page, rows, summary
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 pytestmark = [

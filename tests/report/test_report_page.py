@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.report.marks import ticks
-from fftmoe.report.page import report_page
-from reports import config, external_loads, rows, structure_of, summary
+from reports import comparison_page, config, external_loads, report_page, rows, structure_of, summary
 from shared_fixtures import Cli
 
 SECTIONS = ["Learning curve", "Clients", "Experts", "Budgets and costs", "Where the time went", "Faults"]
@@ -214,7 +212,7 @@ def folder(cli: Cli, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_real_run_has_every_figure(folder: Path):
     found = structure_of((folder / "report.html").read_text())
-    assert found.headings == ["tiny", *SECTIONS, *LAST]
+    assert found.headings == ["tiny", SECTIONS[0], "Labels", "Confusion matrix", *SECTIONS[1:], *LAST]
     captions = {a["aria-label"] for tag, a in found.elements if tag == "svg" and a.get("role") == "img"}
     assert len(captions) == 10
     assert sum("trained which of 5 experts" in str(caption) for caption in captions) == 2
@@ -222,13 +220,15 @@ def test_a_real_run_has_every_figure(folder: Path):
 
 
 def test_the_report_command_writes_the_same_page_again(cli: Cli, folder: Path, tmp_path: Path):
-    before = (folder / "report.html").read_bytes()
+    before, numbers = ((folder / name).read_bytes() for name in ("report.html", "report-figures.csv"))
     (folder / "report.html").unlink()
+    (folder / "report-figures.csv").unlink()
     outcome = cli("report", folder)
     assert (outcome.status, outcome.out) == (0, f"page  {folder / 'report.html'}\n")
     assert (folder / "report.html").read_bytes() == before
     assert cli("report", folder, "--output", tmp_path / "other.html").status == 0
     assert (tmp_path / "other.html").read_bytes() == before
+    assert (folder / "report-figures.csv").read_bytes() == numbers == (tmp_path / "other-figures.csv").read_bytes()
 
 
 def test_the_report_command_shows_an_unfinished_run(cli: Cli, folder: Path, tmp_path: Path):

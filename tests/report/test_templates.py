@@ -9,13 +9,12 @@ import jinja2
 import pytest
 
 import fftmoe.report
-from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.config import parse_recipe
-from fftmoe.report.draw import HeatMap, Level, Line, bar_figure, column_figure, line_figure
-from fftmoe.report.page import report_page
+from fftmoe.report.draw import Column, Level, Line, bar_figure, column_figure, line_figure
+from fftmoe.report.heat_map import HeatMap
 from fftmoe.report.render import render
-from reports import HOSTILE, config, rows, structure_of, summary
+from reports import HOSTILE, comparison_page, config, report_page, rows, structure_of, summary
 
 TEMPLATES = Path(fftmoe.report.__file__).parent / "templates"
 
@@ -78,7 +77,7 @@ def parts_of_a_page() -> dict[str, str]:
     drawn = {
         "lines": line_figure(HOSTILE, [line], **place, show=lambda _: HOSTILE, note=HOSTILE),
         "bars": bar_figure(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]),
-        "columns": column_figure(HOSTILE, [(0.5, 0)], kinds=[HOSTILE], **place),
+        "columns": column_figure(HOSTILE, [Column(0.5, 0, HOSTILE)], kinds=[HOSTILE], whose=HOSTILE, **place),
         "map": HeatMap(
             HOSTILE, HOSTILE, {(0, 0): 1.0}, [HOSTILE], [HOSTILE], HOSTILE, HOSTILE, legend=[(HOSTILE, 1.0)]
         ).figure(),

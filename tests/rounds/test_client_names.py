@@ -9,10 +9,9 @@ import yaml
 
 from fftmoe.errors import InputError, RunError
 from fftmoe.records.client_names import naming_clients, with_names
-from fftmoe.report.page import report_page
 from finished import Finished
 from five_clients import changed
-from reports import config, rows, structure_of, summary
+from reports import config, report_page, rows, structure_of, summary
 from shared_fixtures import Cli
 
 NAMES = [f"author-{number}" for number in range(4)]

@@ -25,6 +25,7 @@ def test_a_run_leaves_its_folder_and_nothing_else(tiny_run: Finished):
         "clients",
         "config.yaml",
         "metrics.jsonl",
+        "report-figures.csv",
         "report.html",
         "summary.json",
     ]

@@ -7,12 +7,14 @@ from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_of
 from fftmoe.errors import InputError
 from fftmoe.report.page import report_page
+from fftmoe.report.record import RunRecord
+from fftmoe.report.render import Page, csv_beside
 from fftmoe.store import RunFolder, read_config, write_atomically
 from fftmoe.strict import MOST_RESULTS, read_small, strict_json
 
 
 def rebuild_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run, finished or not, or of a comparison.
+    """Write the page of a run, finished or not, or of a comparison, and the numbers of its figures beside it.
 
     Args:
         folder: that `fftmoe run` or `fftmoe compare` wrote.
@@ -29,12 +31,13 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
     written = output or default
     if written.is_dir():
         raise InputError(f"--output {written} is a folder; name a file, e.g. {written / default.name}")
-    write_atomically(written, page.encode(), private=output is None)
+    write_atomically(csv_beside(written), page.csv.encode(), private=output is None)
+    write_atomically(written, page.html.encode(), private=output is None)
     return written
 
 
-def page_of(folder: Path) -> str:
-    """The page of a run, finished or not, or of a comparison, as HTML.
+def page_of(folder: Path) -> Page:
+    """The page of a run, finished or not, or of a comparison.
 
     Raises:
         InputError: as `rebuild_report`.
@@ -46,16 +49,16 @@ def _is_comparison(folder: Path) -> bool:
     return (folder / "comparison.json").is_file()
 
 
-def _run_page(folder: Path) -> str:
+def _run_page(folder: Path) -> Page:
     config, rows = read_config(folder), RunFolder(folder).all_metrics()
-    summary = _read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
+    summary = _read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     try:
-        return report_page(config, rows, summary)
+        return report_page(RunRecord(config, rows, summary, str(folder), RunFolder(folder).over_sites))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
-def _comparison_page(folder: Path) -> str:
+def _comparison_page(folder: Path) -> Page:
     record = _read_json(folder / "comparison.json")
     try:
         return comparison_page(comparison_of(record))

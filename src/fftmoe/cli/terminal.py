@@ -10,10 +10,11 @@ from fftmoe.backbones import loading_arguments
 from fftmoe.config import Recipe
 from fftmoe.report.answer import answer, compared, interval_of
 from fftmoe.report.metric import Metric, own_values
+from fftmoe.report.next_step import next_step
+from fftmoe.report.record import RunRecord
 from fftmoe.report.verdict import sentence
-from fftmoe.setup.load import is_language, reads_images
-from fftmoe.shown import quoted
-from fftmoe.store import read_labels
+from fftmoe.setup.load import is_language
+from fftmoe.store import RunFolder, read_labels
 
 
 def print_outcome(console: Console, summary: Mapping[str, Any], folder: Path, recipe: Recipe) -> None:
@@ -22,7 +23,7 @@ def print_outcome(console: Console, summary: Mapping[str, Any], folder: Path, re
     Args:
         summary: the contents of `summary.json`. folder: of the run.
     """
-    for line in (*_results(summary, recipe), *_next_steps(folder, recipe)):
+    for line in (*_results(summary, recipe), *_places(folder, recipe), *_advice(summary, folder, recipe)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -70,7 +71,8 @@ def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
     ]
 
 
-def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
+def _places(folder: Path, recipe: Recipe) -> list[str]:
+    """Where the adapter and the report are, and how Python loads the model."""
     backbone = recipe.backbone
     arguments = loading_arguments(
         backbone.model,
@@ -80,8 +82,6 @@ def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
         fourier_features=recipe.fourier_features,
         quantization=backbone.quantization,
     )
-    measure = f"\nor measure it:  fftmoe evaluate {quoted(folder)}"
-    label = f"\nor label a text:  fftmoe predict {quoted(folder)} 'some text'"
     return [
         f"\nadapter  {folder / 'adapter'}",
         f"report   {folder / 'report.html'}",
@@ -90,5 +90,11 @@ def _next_steps(folder: Path, recipe: Recipe) -> list[str]:
         "  from peft import PeftModel",
         f"  backbone = fftmoe.load_backbone({arguments})",
         f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
-        measure if reads_images(recipe) or is_language(recipe) else label,
     ]
+
+
+def _advice(summary: Mapping[str, Any], folder: Path, recipe: Recipe) -> list[str]:
+    """What to do next, as the report says it."""
+    over_sites = RunFolder(folder).over_sites
+    step = next_step(RunRecord(recipe.model_dump(mode="json"), (), summary, str(folder), over_sites))
+    return [f"\nwhat to do next: {step.why}", *([f"  {step.command}"] if step.command else [])]

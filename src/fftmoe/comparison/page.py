@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fftmoe.comparison.statistics import (
     REFERENCE,
@@ -23,19 +24,18 @@ from fftmoe.data.partition import IID
 from fftmoe.report.draw import Level, Line, line_figure
 from fftmoe.report.marks import DASHES, Figure
 from fftmoe.report.metric import Metric
-from fftmoe.report.render import render
+from fftmoe.report.render import Page, render_page
 
 DIFFERENCES_SHOWN = 4  # at the top of the page; its table lists all
 WARNED_CELLS = 20  # at the top of the page; comparison.json has the verdict of every cell
 ROUNDS, BYTES = "round", "MiB up and down"  # the horizontal axes
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """The page as HTML; it needs no network and no script."""
+def comparison_page(comparison: Comparison) -> Page:
+    """The page, which needs no network and no script, and the numbers of its figures."""
     cells = comparison.cells
     partitions = each_once(cell.partition for cell in cells if cell.rows)
-    return render(
-        "comparison.html.j2",
+    parts = dict(
         title=f"{comparison.name}, compared",
         sentence=_what_was_compared(cells),
         warnings=[*_missing(cells), *_first_of(ended_worse(comparison))],
@@ -45,6 +45,7 @@ def comparison_page(comparison: Comparison) -> str:
         curves=[(partition, _curves(cells, partition)) for partition in partitions],
         failures=failures(comparison),
     )
+    return render_page("comparison.html.j2", parts)
 
 
 def _what_was_compared(cells: Sequence[CellResult]) -> str:
@@ -104,7 +105,13 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
         )
         for across in (ROUNDS, BYTES)
     ]
-    return [figure for figure in drawn if figure is not None]
+    return [_of_partition(figure, partition) for figure in drawn if figure is not None]
+
+
+def _of_partition(figure: Figure, partition: str) -> Figure:
+    """The figure with numbers that say which partition they are of; on the page a heading does."""
+    assert figure.numbers is not None, "lines have numbers"
+    return replace(figure, numbers=replace(figure.numbers, title=f"{figure.title}, {partition}"))
 
 
 def _limits(metric: Metric) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.comparison.workers import Execute, run_jobs
 from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
+from fftmoe.report.render import csv_beside
 from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.choices import Flags
 from fftmoe.setup.plugins import Plugins, check_named
@@ -91,7 +92,9 @@ def _write_comparison(grid: Grid, output: Path) -> Comparison:
     comparison = Comparison(grid.name, tuple(read_cell(cell, output) for cell in grid.cells), grid.target)
     text = json_text(comparison_values(comparison), indent=1)
     write_atomically(output / "comparison.json", text.encode() + b"\n")
-    write_atomically(output / "comparison.html", comparison_page(comparison).encode())
+    page, written = comparison_page(comparison), output / "comparison.html"
+    write_atomically(csv_beside(written), page.csv.encode())
+    write_atomically(written, page.html.encode())
     return comparison
 
 

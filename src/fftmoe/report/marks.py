@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fftmoe.report.numbers import Numbers
+
 FIGURE_WIDTH = 360
 COLOURS = 8  # c0 … c7
 INK = -1  # as a colour number: the text's colour, which differs from all others
@@ -18,7 +20,11 @@ SMALLEST_STEP = 1e-300
 
 @dataclass(frozen=True)
 class Path:
-    """A line or an area; `d` is its outline as SVG writes it. Empty colours are not painted."""
+    """A line or an area; `d` is its outline as SVG writes it. Empty colours are not painted.
+
+    Attributes:
+        hint: what a pointer that rests on it is told.
+    """
 
     kind: ClassVar[str] = "path"
 
@@ -29,11 +35,12 @@ class Path:
     dash: str = ""
     round_ends: bool = False
     opacity: float = 1
+    hint: str = ""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A filled rectangle."""
+    """A filled rectangle; with an opacity of 0 it is there for its hint alone (see `Path`)."""
 
     kind: ClassVar[str] = "box"
 
@@ -44,6 +51,7 @@ class Box:
     fill: str
     corner: float = 0
     opacity: float = 1
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its title; `description` says in words what it shows."""
+    """A drawing with its title; `description` says in words what it shows, and `numbers` are what it is drawn from."""
 
     title: str
     description: str
@@ -81,6 +89,7 @@ class Figure:
     marks: Sequence[Mark]
     legend: Sequence[Key] = ()
     note: str = ""
+    numbers: Numbers | None = None
     width: ClassVar[int] = FIGURE_WIDTH
 
 
@@ -89,9 +98,9 @@ def colour_name(number: int) -> str:
     return "ink" if number == INK else f"c{number % COLOURS}"
 
 
-def stroke(d: str, colour: int, dash: int, width: float) -> Path:
+def stroke(d: str, colour: int, dash: int, width: float, hint: str = "") -> Path:
     """An unfilled line."""
-    return Path(d, stroke=colour_name(colour), dash=DASHES[dash], width=width)
+    return Path(d, stroke=colour_name(colour), dash=DASHES[dash], width=width, hint=hint)
 
 
 def line_key(label: str, colour: int, dash: int) -> Key:
@@ -105,15 +114,20 @@ def scale(low: float, high: float, start: float, stop: float) -> Callable[[float
     return lambda value: start + (value - low) / span * (stop - start)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, about `most` of them at most."""
+def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `most` of them at most.
+
+    Args:
+        whole: only whole numbers, as for rounds: there is no round 1.5.
+    """
     largest = max(abs(low), abs(high))
     if high - low <= max(1e-9 * largest, SMALLEST_STEP):  # a difference that is only rounding
         around = largest / 2 if largest > SMALLEST_STEP else 0.5
         high, low = low + around, low - around
-    raw = (high - low) / most
+    raw = max((high - low) / most, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= raw * 0.999)
+    steps = [power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= raw * 0.999]
+    step = next(step for step in steps if not whole or step.is_integer())
     return [step * n for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 

@@ -1,45 +1,45 @@
 """`report.html`: one run on one page, the outcome first, from what the run's folder records."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from fftmoe.report import run_figures, sections
 from fftmoe.report.answer import answer
+from fftmoe.report.labels import labels
 from fftmoe.report.load import RULE, LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
 from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
+from fftmoe.report.next_step import next_step
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord
-from fftmoe.report.render import render
+from fftmoe.report.render import Page, render_page
 from fftmoe.report.verdict import ended_badly, sentence
 
 WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists more
 
 
-def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> str:
-    """The page as HTML; it needs no network and no script.
+def report_page(run: RunRecord) -> Page:
+    """The page of a run, which needs no network and no script, and the numbers of its figures."""
+    return render_page("run.html.j2", _parts(run))
 
-    Args:
-        config: the resolved recipe.
-        rows: the lines of `metrics.jsonl`.
-        summary: `summary.json`; None for a run that has not finished.
-    """
-    run = RunRecord(config, rows, summary or {})
-    name = str(run.setting("name", "run"))
-    return render(
-        "run.html.j2",
+
+def _parts(run: RunRecord) -> dict[str, Any]:
+    """What the page shows, by the names of the template."""
+    name, rows = str(run.setting("name", "run")), run.rows
+    return dict(
         title=f"{name}: {run.setting('method', '?')}, seed {run.setting('seed', '?')}",
         name=name,
         sentence=_what_was_run(run),
         answer=_answer(run),
+        next_step=next_step(run),
         baselines=sections.baselines(run),
         metric=run.metric.label,
         warnings=_warnings(run),
         outcome=_outcome_cards(run),
         learning=_drawn(run_figures.learning(run), run_figures.loss(run)),
+        labels=labels(run),
         clients=sections.clients(run),
         experts=sections.experts(run),
         alarm_rule=RULE,
@@ -53,7 +53,7 @@ def report_page(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], su
         epsilon=_drawn(run_figures.epsilon(run)),
         robustness=sections.robustness(run),
         environment=list(run.summary.get("environment", {}).items()),
-        recipe=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        recipe=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
     )
 
 

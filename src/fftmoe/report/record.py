@@ -17,11 +17,14 @@ class RunRecord:
         config: the resolved recipe.
         rows: the lines of `metrics.jsonl`.
         summary: `summary.json`; empty for a run that has not finished.
+        folder: as a command names it. over_sites: its clients were sites, which only `fftmoe deploy` reaches.
     """
 
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
+    folder: str = "RUN"
+    over_sites: bool = False
 
     @property
     def metric(self) -> Metric:

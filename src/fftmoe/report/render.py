@@ -4,17 +4,39 @@ Everything that is passed in is escaped (`autoescape`, and `shown` for character
 that a template names but nobody passed is an error.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fftmoe.report.numbers import csv_of, numbers_in
 from fftmoe.shown import shown
 
 
 def render(template: str, **values: Any) -> str:
     """The text of a page from one of the templates; the page loads nothing from any other file or host."""
     return _templates().get_template(template).render(values)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, and the CSV file beside it that has the numbers of its figures and tables."""
+
+    html: str
+    csv: str
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> Page:
+    """A page and its numbers from the same values, so that no figure is without its numbers."""
+    return Page(render(template, **values), csv_of(numbers_in(values)))
+
+
+def csv_beside(page: Path) -> Path:
+    """Where the numbers of a page are: `report.html` has `report-figures.csv` beside it."""
+    return page.with_name(f"{page.stem}-figures.csv")
 
 
 def _finalized(value: Any) -> Any:

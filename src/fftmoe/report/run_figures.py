@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fftmoe.report.draw import HeatMap, Level, Line, bar_figure, column_figure, line_figure
+from fftmoe.report.draw import Column, Level, Line, bar_figure, column_figure, line_figure, thinned
+from fftmoe.report.heat_map import HeatMap
 from fftmoe.report.load import EFFECTIVE, effective_experts
 from fftmoe.report.marks import COLOURS, DASHES, INK, Figure
-from fftmoe.report.metric import are_reweighted, own_mean, values_of_clients
+from fftmoe.report.metric import are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
 
 BLOCKS_SHOWN = 6
 MAPPED_CLIENTS = 40
-LETTERS = 6  # of the name of a client beside a map
 ROUNDS_SHOWN = 60
-POINTS_SHOWN = 400
 PHASES = {
     "clients": "clients and merging",
     "head": "computing the head",
@@ -35,7 +34,7 @@ def learning(run: RunRecord) -> Figure | None:
     if bound is not None:
         levels.append(Level("all rows in one place", bound, colour=2))
     floor, ceiling = metric.bounds
-    points = thinned(metric.curve(run.rows))
+    points = metric.curve(run.rows)
     sample = run.setting("evaluation.max_examples")
     notes = [f"During the run on a sample of {sample} test rows, after the last round on all."] if sample else []
     if (best := run.summary.get("best_round")) is not None:
@@ -56,13 +55,13 @@ def _validation(run: RunRecord) -> list[Line]:
     """The metric on the rows that clients have set aside; none where there are no such rows."""
     key = f"validation_{run.metric.name}"
     points = [(row["round"], row[key]) for row in run.rows if row.get(key) is not None]
-    return [Line("validation", thinned(points), 2, 1)] if points else []
+    return [Line("validation", points, 2, 1)] if points else []
 
 
 def loss(run: RunRecord) -> Figure | None:
     """The clients' mean training loss over rounds."""
     points = [(row["round"], row["train_loss"]) for row in run.rows if row.get("train_loss") is not None]
-    lines = [Line("mean of the cohort", thinned(points), 3)]
+    lines = [Line("mean of the cohort", points, 3)]
     return line_figure("Training loss", lines, across="round", show="{:.3g}".format)
 
 
@@ -73,9 +72,11 @@ def client_values(run: RunRecord) -> Figure | None:
     levels = _client_levels(run)
     if values := values_of_clients(run.summary, metric):
         tiers = list(dict.fromkeys((*run.summary.get(f"{metric.name}_by_tier", ()), *recorded["tier"])))
-        pairs = zip(values, recorded["tier"], strict=True)
-        ordered = sorted((value, tiers.index(tier)) for value, tier in pairs if value is not None)
-        return column_figure(title, ordered, kinds=tiers, across=f"{len(ordered)} clients, sorted", levels=levels)
+        each = zip(values, recorded["tier"], client_names(run.summary), strict=True)
+        ordered = sorted(Column(value, tiers.index(tier), name) for value, tier, name in each if value is not None)
+        return column_figure(
+            title, ordered, kinds=tiers, whose="client", across=f"{len(ordered)} clients, sorted", levels=levels
+        )
     if percentiles := recorded.get("percentiles"):
         lines = [Line("clients", list(enumerate(percentiles)))]
         return line_figure(title, lines, across="percentile of the clients", levels=levels)
@@ -108,7 +109,7 @@ def effective_number(run: RunRecord) -> Figure | None:
             by_block.setdefault(int(block), []).append((row["round"], effective_experts(shares)))
             num_experts = len(shares)
     lines = [
-        Line(f"block {block}", thinned(points), place, place // COLOURS % len(DASHES))
+        Line(f"block {block}", points, place, place // COLOURS % len(DASHES))
         for place, (block, points) in enumerate(sorted(by_block.items()))
     ]
     level = Level(f"uneven below {EFFECTIVE * num_experts:g} of {num_experts}", EFFECTIVE * num_experts, 4)
@@ -132,8 +133,8 @@ def expert_loads(run: RunRecord) -> list[Figure]:
 def _load_map(block: str, rows: Sequence[Any]) -> HeatMap:
     last = rows[-1]["load"][block]
     num_experts = len(last)
-    shades = {
-        (expert, place): share * num_experts / FULL_SHADE
+    shares = {
+        (expert, place): share
         for place, row in enumerate(rows)
         for expert, share in enumerate(row["load"].get(block, ()))
     }
@@ -141,11 +142,13 @@ def _load_map(block: str, rows: Sequence[Any]) -> HeatMap:
         f"Load of each expert, block {block}",
         f"Load of the {num_experts} experts of block {block} over rounds; at the end from {min(last):.3f} to "
         f"{max(last):.3f} of the routed tokens, where {1 / num_experts:.3f} would be even.",
-        shades,
+        shares,
         [str(expert) for expert in range(num_experts)],
         [str(row["round"]) for row in rows],
         across="round",
         down="expert",
+        full=FULL_SHADE / num_experts,
+        show="{:.3f} of the routed tokens".format,
         legend=(("none", 0.0), ("its even share 1/M", 3 / 8), ("three times as much, or more", 1.0)),
     )
 
@@ -189,19 +192,16 @@ def _usage_map(run: RunRecord, block: int, counts: Counts, num_experts: int) -> 
         f"Which of {len(order)} clients trained which of {num_experts} experts of block {block}: on average a client "
         f"held {len(held) / len(order):.1f} of them at some time and trained {len(shades) / len(order):.1f}.",
         shades,
-        [_short(run.client_name(client)) for client in order],
+        [run.client_name(client) for client in order],
         [str(expert) for expert in range(num_experts)],
         across="expert",
         down="client",
         colour=2,
         outlined=held,
+        show=lambda share: f"trained in {share:.0%} of its rounds",
+        empty="held, not trained",
         legend=(("trained in each of its rounds", 1.0), ("in a quarter", 0.25), ("held, not trained", -1.0)),
     )
-
-
-def _short(name: str) -> str:
-    """A name that has room beside a map."""
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def traffic(run: RunRecord) -> Figure | None:
@@ -211,7 +211,7 @@ def traffic(run: RunRecord) -> Figure | None:
     _, unit = size(max(run.rows[-1]["bytes_down"], run.rows[-1]["bytes_up"], 1)).split()
     step = 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
     lines = [
-        Line(name, thinned([(row["round"], row[key] / step) for row in run.rows]), colour, dash)
+        Line(name, [(row["round"], row[key] / step) for row in run.rows], colour, dash)
         for key, name, colour, dash in (("bytes_down", "down to clients", 0, 0), ("bytes_up", "up to the server", 1, 1))
     ]
     return line_figure(f"{unit} since the start", lines, across="round", show="{:.4g}".format, floor=0)
@@ -237,12 +237,5 @@ def epsilon(run: RunRecord) -> Figure | None:
     """Privacy spent over rounds, with the limit of the recipe."""
     limit = run.privacy_settings.get("epsilon")
     levels = [Level("at most", limit, 4)] if limit else []
-    lines = [Line("epsilon", thinned(run.epsilon), 3)]
+    lines = [Line("epsilon", run.epsilon, 3)]
     return line_figure("Epsilon spent", lines, across="round", levels=levels, show="{:.3g}".format, floor=0)
-
-
-def thinned(values: Sequence[Any], most: int = POINTS_SHOWN) -> list[Any]:
-    """At most `most` of the values, evenly, with the first and the last."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]

@@ -16,6 +16,7 @@ from fftmoe.report.environment import environment
 from fftmoe.report.metric import Metric
 from fftmoe.report.page import report_page
 from fftmoe.report.progress import Progress
+from fftmoe.report.record import RunRecord
 from fftmoe.report.trackers import Trackers
 from fftmoe.report.verdict import verdict
 from fftmoe.rounds.journal import Journal
@@ -228,5 +229,8 @@ def _save(
         beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, state.temperature)
         save_adapter(experiment.model, folder.path / name, beside)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
-    folder.write_report(report_page(read_config(folder.path), folder.all_metrics(), summary))
+    page = report_page(
+        RunRecord(read_config(folder.path), folder.all_metrics(), summary, str(folder.path), folder.over_sites)
+    )
+    folder.write_report(page.html, page.csv)
     folder.write_summary(summary)

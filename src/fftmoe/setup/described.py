@@ -6,7 +6,7 @@ from typing import Any
 
 from fftmoe.config import Recipe
 from fftmoe.exports.card import CardFacts, CardPrivacy, CardTier, figures_of_run, model_card
-from fftmoe.store import KEPT_ROUND, SITES
+from fftmoe.store import KEPT_ROUND, RunFolder
 from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat
 
 
@@ -71,7 +71,7 @@ def described_facts(recipe: Recipe, summary: Mapping[str, Any], folder: Path, ro
         interval=summary.get(f"{metric}_interval"),
         by_tier=summary.get(f"{metric}_by_tier", {}),
         privacy=_card_privacy(summary.get("privacy")),
-        over_sites=(folder / SITES).exists(),
+        over_sites=RunFolder(folder).over_sites,
     )
 
 

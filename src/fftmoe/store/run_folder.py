@@ -62,7 +62,9 @@ class Best:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `summary.json`, `metrics.jsonl`, `adapter/`, `checkpoints/`, `clients/`, `report.html`."""
+    """`config.yaml`, `summary.json`, `metrics.jsonl`, `adapter/`, `checkpoints/`, `clients/`, `report.html`, and the
+    numbers of that page in `report-figures.csv`.
+    """
 
     path: Path
 
@@ -112,9 +114,15 @@ class RunFolder:
         text = json_text(summary, indent=2)
         write_atomically(self.path / "summary.json", text.encode() + b"\n")
 
-    def write_report(self, page: str) -> None:
-        """Write `report.html`."""
+    def write_report(self, page: str, numbers: str) -> None:
+        """Write `report.html` and, before it, the numbers of its figures as `report-figures.csv`."""
+        write_atomically(self.path / "report-figures.csv", numbers.encode())
         write_atomically(self.path / "report.html", page.encode())
+
+    @property
+    def over_sites(self) -> bool:
+        """Whether the run is one over sites."""
+        return (self.path / SITES).exists()
 
     def save_state(self, state: ServerState, ranking: Ranking | None = None) -> None:
         """Save a checkpoint after a round whose row has been written; it is on the disk when this returns.

@@ -1,0 +1,124 @@
+"""What to do next with a run: one command that fits how it ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fftmoe.report.answer import compared
+from fftmoe.report.record import RunRecord
+from fftmoe.report.sections import account
+from fftmoe.report.verdict import ended_badly
+from fftmoe.shown import quoted
+
+LOWER = 3.0  # by how much a learning rate that was too high is divided
+SITES_START = "fftmoe deploy server SERVER --recipe"  # SERVER is the folder of the server
+
+
+class NextStep(NamedTuple):
+    """A reason as a sentence without its full stop, and the command to type; empty where no command fits."""
+
+    why: str
+    command: str
+
+
+@dataclass(frozen=True)
+class _Commands:
+    """The commands about one run."""
+
+    run: RunRecord
+
+    def again(self, folder_ending: str, key: str, value: float) -> str:
+        """A new run with another value of a key, beside this one."""
+        start = SITES_START if self.run.over_sites else "fftmoe run"
+        output = quoted(f"{self.run.folder}{folder_ending}")
+        return f"{start} {self.recipe} --set {key}={value} --output {output}"
+
+    def beside(self, *methods: str) -> str:
+        """A comparison with other methods on the same data, over several seeds."""
+        own = self.run.setting("method", "fft-moe")
+        named = ",".join(dict.fromkeys((own, *methods)))
+        output = quoted(f"{self.run.folder}-comparison")
+        return f"fftmoe compare {self.recipe} --methods {quoted(named)} --output {output}"
+
+    def use(self) -> str:
+        """An answer of the model, or its metrics where there is no answer for a single text."""
+        folder, task = quoted(self.run.folder), self.run.setting("backbone.task", "sequence-classification")
+        personal = self.run.capabilities is not None and self.run.capabilities.personal
+        if personal or task == "token-classification":
+            return f"fftmoe evaluate {folder}"
+        given = {"image-classification": "photos/", "causal-lm": "'some prompt'"}.get(task, "'some text'")
+        return f"fftmoe predict {folder} {given}"
+
+    @property
+    def recipe(self) -> str:
+        """The resolved recipe of the run."""
+        return quoted(f"{self.run.folder}/config.yaml")
+
+
+def next_step(run: RunRecord) -> NextStep:
+    """What to do next: the first of these that is true of the run.
+
+    It has not finished; it diverged, or is worse than its start or than its head alone; it is worse than clients by
+    themselves; it still improves and is not better than what it is compared with; it is not clearly better than its
+    head alone. Otherwise it is used.
+    """
+    commands = _Commands(run)
+    if not run.summary:
+        if run.over_sites:
+            return NextStep("the run has not finished: the command that started it continues it", "")
+        return NextStep("the run has not finished: continue it", f"fftmoe resume {quoted(run.folder)}")
+    found = {each.name: each.result for each in compared(run.summary) if each.value is not None}
+    step = _after_harm(run, found, commands) or _after_no_gain(run, found, commands)
+    return step or NextStep("use the model", commands.use())
+
+
+def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
+    """What to do where training has made something worse."""
+    if ended_badly(run.summary) or found.get("head_only") == "worse":
+        what = "training made the model worse" if ended_badly(run.summary) else "the head alone is better"
+        key, rate = _learning_rate(run)
+        if rate is None:
+            return NextStep(f"{what}: lower {key}", "")
+        lower = float(f"{rate / LOWER:.1g}")
+        return NextStep(f"{what}: train with a lower {key}", commands.again("-slower", key, lower))
+    if found.get("alone") == "worse":
+        if run.over_sites:
+            return NextStep("clients are better by themselves: a common model does not help them", "")
+        why = "clients are better by themselves: compare with methods that keep a part of the model at each client"
+        return NextStep(why, commands.beside("fedsa-lora", "local-only"))
+    return None
+
+
+def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
+    """What to do where a baseline is as good, or training in one place is better."""
+    is_level = found.get("head_only") == "level"
+    rounds = run.setting("federation.rounds")
+    if (is_level or found.get("centralized") == "worse") and rounds and _still_improves(run):
+        why = "the last round was the best one: train for more rounds"
+        return NextStep(why, commands.again("-longer", "federation.rounds", 2 * rounds))
+    if is_level and not run.over_sites:
+        why = "it is not clear whether training adds anything to the head alone: compare both over several seeds"
+        return NextStep(why, commands.beside("head-only"))
+    return None
+
+
+def _learning_rate(run: RunRecord) -> tuple[str, float | None]:
+    """The key of the learning rate of what was trained, and its value; None if it has none in the recipe."""
+    key = "federation.learning_rate"
+    if run.capabilities is not None and run.capabilities.trains == "head":
+        key = "head.learning_rate"
+    rate = run.setting(key)
+    return key, rate if isinstance(rate, int | float) and rate > 0 else None
+
+
+def _still_improves(run: RunRecord) -> bool:
+    """Whether the last round is the best one, on the validation rows where there are any, and none was left out.
+
+    A run with a privacy budget does not go on: every round spends more of it.
+    """
+    if "epsilon" in account(run) or run.summary.get("stopped_early"):
+        return False
+    if (best := run.summary.get("best_round")) is not None:
+        return best == run.summary.get("rounds_completed")
+    values: list[float] = list(run.summary.get(f"{run.metric.name}_by_round", {}).values())
+    return len(values) > 1 and all(run.metric.better(values[-1], value) for value in values[:-1])

@@ -1,0 +1,142 @@
+"""What to do next: the command fits how a run ended, and runs as it is printed."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.report.next_step import next_step
+from fftmoe.report.page import report_page
+from fftmoe.report.record import RunRecord
+from fftmoe.store import read_config
+from finished import Finished
+from reports import config, rows, structure_of, summary
+from shared_fixtures import Cli
+
+TRAINED = {"rounds": 3, "clients_per_round": 2, "learning_rate": 0.003}
+
+
+def entry(value: float) -> dict[str, Any]:
+    return {"value": value, "interval": [value - 0.05, value + 0.05]}
+
+
+def run_of(recipe: dict[str, Any] | None = None, *, over_sites: bool = False, **facts: Any) -> RunRecord:
+    """A run of accuracy 0.75 that began at 0.25."""
+    recipe = {"federation": TRAINED, "backbone": {"model": "m", "task": "sequence-classification"}, **(recipe or {})}
+    recorded = summary(**{"accuracy_interval": [0.7, 0.8], **facts})
+    return RunRecord(config(**recipe), rows(), recorded, "runs/my run", over_sites)
+
+
+WORSE: dict[str, Any] = {"verdict": {"result": "worse", "start": 0.9, "end": 0.75, "gain": -0.15, "margin": 0.05}}
+DIVERGED = {"verdict": {"result": "diverged", "first_loss": 1.0, "last_loss": None}}
+SLOWER = "fftmoe run 'runs/my run/config.yaml' --set federation.learning_rate=0.001 --output 'runs/my run-slower'"
+LONGER = "fftmoe run 'runs/my run/config.yaml' --set federation.rounds=6 --output 'runs/my run-longer'"
+PREDICT = "fftmoe predict 'runs/my run' 'some text'"
+COMPARE = "fftmoe compare 'runs/my run/config.yaml' --methods fft-moe,{} --output 'runs/my run-comparison'"
+AS_HEAD = {"head_only": entry(0.75)}
+OVER_HEAD = {"head_only": entry(0.5)}
+SPENT = {"privacy": {"epsilon": 2.0, "stopped_early": False}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "command"),
+    [
+        ({}, PREDICT),
+        (WORSE, SLOWER),
+        (DIVERGED, SLOWER),
+        ({"baselines": {"head_only": entry(0.95)}}, SLOWER),
+        ({"baselines": {**OVER_HEAD, "alone": entry(0.95)}}, COMPARE.format("fedsa-lora,local-only")),
+        ({"baselines": AS_HEAD, "best_round": 3}, LONGER),
+        ({"baselines": AS_HEAD, "best_round": 2}, COMPARE.format("head-only")),
+        ({"baselines": {**OVER_HEAD, "centralized": entry(0.95)}, "best_round": 3}, LONGER),
+        ({"baselines": {**OVER_HEAD, "centralized": entry(0.95)}, "best_round": 2}, PREDICT),
+        ({"baselines": {**OVER_HEAD, "alone": entry(0.5)}, "best_round": 3}, PREDICT),
+        # Where nothing is validated, the curve says whether the last round is the best one.
+        ({"baselines": AS_HEAD, "accuracy_by_round": {"0": 0.5, "1": 0.6, "3": 0.7}}, LONGER),
+        ({"baselines": AS_HEAD, "accuracy_by_round": {"0": 0.5, "1": 0.8, "3": 0.7}}, COMPARE.format("head-only")),
+        ({"baselines": AS_HEAD, "best_round": 3, "stopped_early": True}, COMPARE.format("head-only")),
+        ({"baselines": AS_HEAD, "best_round": 3, **SPENT}, COMPARE.format("head-only")),
+    ],
+)
+def test_the_command_fits_how_a_run_ended(facts: dict[str, Any], command: str):
+    assert next_step(run_of(**facts)).command == command
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ({"backbone": {"model": "m", "task": "image-classification"}}, "fftmoe predict 'runs/my run' photos/"),
+        ({"backbone": {"model": "m", "task": "causal-lm"}}, "fftmoe predict 'runs/my run' 'some prompt'"),
+        ({"backbone": {"model": "m", "task": "regression"}}, PREDICT),
+        ({"backbone": {"model": "m", "task": "token-classification"}}, "fftmoe evaluate 'runs/my run'"),
+        ({"method": "fedsa-lora"}, "fftmoe evaluate 'runs/my run'"),
+    ],
+)
+def test_a_good_run_is_used_as_its_task_allows(recipe: dict[str, Any], command: str):
+    assert next_step(run_of(recipe)).command == command
+
+
+def test_a_head_that_is_too_fast_is_slowed_and_not_the_adapter():
+    recipe: dict[str, Any] = {"method": "head-only", "head": {"learning_rate": 0.1}}
+    assert " --set head.learning_rate=0.03 " in next_step(run_of(recipe, **WORSE)).command
+
+
+def test_a_run_over_sites_is_not_told_what_sites_cannot_do():
+    helped: dict[str, Any] = {"baselines": {**OVER_HEAD, "alone": entry(0.95)}}
+    again = next_step(run_of(over_sites=True, **WORSE))
+    assert again.command.startswith("fftmoe deploy server SERVER --recipe 'runs/my run/config.yaml' --set federation.")
+    alone = next_step(run_of(over_sites=True, **helped))
+    assert alone.command == ""
+    page = report_page(RunRecord(config(), rows()[:2], {}, "runs/x", over_sites=True)).html
+    assert "the command that started it continues it." in structure_of(page).text
+
+
+def test_an_unfinished_run_is_continued():
+    assert next_step(RunRecord(config(), rows()[:2], {}, "runs/x")).command == "fftmoe resume runs/x"
+
+
+def test_a_recipe_from_a_stranger_gives_no_other_command():
+    facts: dict[str, Any] = {"baselines": AS_HEAD, "best_round": 2}
+    step = next_step(run_of({"method": "x;touch y"}, **facts))
+    assert shlex.split(step.command)[3:5] == ["--methods", "x;touch y,head-only"]
+
+
+# ---- the commands of a real run --------------------------------------------------------------------------------------
+
+
+def step_of(finished: Finished, **facts: Any) -> list[str]:
+    """The words of the command for the tiny run, as if it had ended otherwise."""
+    record = RunRecord(read_config(finished.folder), (), {**finished.summary, **facts}, str(finished.folder))
+    return shlex.split(next_step(record).command)
+
+
+def test_the_page_and_the_terminal_say_the_same_and_the_command_runs(cli: Cli, tiny_run: Finished):
+    words = step_of(tiny_run)
+    assert shlex.join(words) in structure_of((tiny_run.folder / "report.html").read_text()).text
+    assert f"  {shlex.join(words)}\n" in tiny_run.outcome.out
+    outcome = cli(*words[1:])
+    assert outcome.status == 0
+    assert json.loads(outcome.out)["label"]
+
+
+def test_another_run_starts_from_the_recipe_of_this_one(cli: Cli, tiny_run: Finished, tmp_path: Path):
+    words = step_of(tiny_run, **WORSE)
+    assert words[:2] == ["fftmoe", "run"]
+    outcome = cli(*words[1:-1], tmp_path / "slower")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "slower" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_good", ["head_only", "alone"])
+def test_a_comparison_starts_from_the_recipe_of_this_one(cli: Cli, tiny_run: Finished, tmp_path: Path, as_good: str):
+    value = tiny_run.summary["accuracy"]
+    known = {"head_only": AS_HEAD, "alone": {"head_only": entry(0.0), "alone": entry(1.9)}}[as_good]
+    known = {**known, "head_only": entry(value if as_good == "head_only" else -1.0)}
+    words = step_of(tiny_run, baselines=known, best_round=0, verdict={})
+    assert words[:2] == ["fftmoe", "compare"]
+    outcome = cli(*words[1:-1], tmp_path / "compared", "--seeds", "1")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "compared" / "comparison-figures.csv").exists()
