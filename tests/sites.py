@@ -35,7 +35,7 @@ def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
         "partition": {"kind": "natural", "by": "author"},
         "federation": {**recipe_values["federation"], "rounds": 3, "clients_per_round": 4, **federation},
         "budgets": [dict(budget, fraction=0.5) for budget in recipe_values["budgets"]],
-        "evaluation": {"baselines": "off"},
+        "evaluation": {"baselines": "off", "every": 1},
         "trackers": [],
     }
 

@@ -190,12 +190,22 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """See PyYAML, whose makers of values raise any error for a text that is none, such as `!!bool maybe`."""
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {node.value!r:.60} is no value of the kind {kind}; {error}") from error
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """See PyYAML, which keeps the last of two equal keys."""
         table = super().construct_mapping(node, deep)
         if len(table) < len(node.value):
-            names = [key.value for key, _ in node.value]
-            twice = next((name for name in names if names.count(name) > 1), names[0])
+            times = Counter(key.value for key, _ in node.value)
+            twice = next((name for name in times if times[name] > 1), next(iter(times)))
             raise yaml.YAMLError(f"it has the key {twice!r:.100} twice; remove one of the two")
         return table
 

@@ -22,7 +22,7 @@ from fftmoe.errors import InputError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import compose_deployed, load_server_data
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.run import Extra, Result, begin, go_on
+from fftmoe.setup.run import Extra, Result, begin, go_on, resume
 from fftmoe.store import RunFolder, owned
 from fftmoe.store.bindings import BINDINGS_FILE
 from interrupting import Killed, interrupt
@@ -130,9 +130,16 @@ def test_a_changed_recipe_is_not_ignored(deployed: Deployed, changes: dict[str, 
     with pytest.raises(InputError, match="began with another recipe") as refused:
         prepare(other, deployed.output, Progress.silent())
     assert words in str(refused.value)
+    assert "--accept-changes" not in str(refused.value)  # sites keep the recipe of a run, so nobody could accept it
     assert f"--recipe {deployed.output / 'config.yaml'}" in str(refused.value)
     prepared = prepare(deployed.recipe, deployed.output, Progress.silent())
     assert prepared.is_interrupted
+
+
+def test_a_run_over_sites_is_not_resumed_on_one_machine(deployed: Deployed):
+    """The message names the command that goes on, and does not ask for the training rows of the sites."""
+    with pytest.raises(InputError, match=r"is one over sites; continue it with .*fftmoe deploy server FOLDER --recipe"):
+        resume(deployed.output)
 
 
 def test_two_deployments_do_not_share_an_output(deployed: Deployed):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fftmoe.config import apply_override, parse_override, parse_recipe
+from fftmoe.config import apply_override, load_recipe, parse_override, parse_recipe
 from fftmoe.setup.compose import compose
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
@@ -58,7 +58,7 @@ class LocalDeployment:
         )
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(yaml.safe_dump(over_sites(values, folder / "data")))
-        self.served = [parse_recipe(over_sites(values, folder / "data"), "served")]
+        self.served = [load_recipe(over_sites(values, folder / "data"), may_read=False)]
         self.tiers = [budget.name for budget in compose(parse_recipe(values, "here")).budgets.values()]
         self.approve(())
         self.stack = ExitStack()
@@ -95,7 +95,7 @@ class LocalDeployment:
         values = copy.deepcopy(over_sites(self.values, self.folder / "data"))
         for setting in flags[1::2]:
             apply_override(values, *parse_override(setting))
-        self.served.append(parse_recipe(values, "served"))
+        self.served.append(load_recipe(values, may_read=False))
         for name in NAMES:
             allow(self.folder / "d" / "sites" / name, *self.served, labels=COLOURS, most_rounds=10**6)
 

@@ -95,6 +95,12 @@ def test_a_mark_within_the_folder_or_of_a_relative_name_is_refused(tmp_path: Pat
         serve(site)
 
 
+def test_a_mark_of_an_unknown_user_is_refused_in_one_sentence(tmp_path: Path):
+    allow(tmp_path, recipe(), mark="~nobody-of-this-name/own.mark")
+    with pytest.raises(InputError, match=r"`mark` of the policy.* cannot be looked up .*name it without ~"):
+        describe_ledger(tmp_path)
+
+
 def test_a_mark_that_cannot_be_written_refuses(tmp_path: Path):
     (tmp_path / "file").write_text("")
     allow(tmp_path / "site", recipe(), mark=str(tmp_path / "file" / "mark"))

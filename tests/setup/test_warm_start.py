@@ -58,6 +58,12 @@ def test_round_0_is_as_good_as_the_end_of_the_earlier_run(
     assert "start_from" not in bindings["recipe"]
 
 
+def test_a_start_in_the_home_of_an_unknown_user_is_refused_in_one_sentence(five_recipe: FiveRecipe, tmp_path: Path):
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, start_from="~nobody-of-this-name/first"), "tiny")
+    with pytest.raises(InputError, match=r"start_from=.* cannot be looked up .*name it without ~"):
+        run(recipe, tmp_path / "run")
+
+
 def test_a_run_that_was_started_so_is_resumed_to_the_byte(
     five_recipe: FiveRecipe, run_five: RunFive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

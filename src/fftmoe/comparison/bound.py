@@ -34,8 +34,8 @@ def bind_folder(grid: Grid, output: Path) -> None:
     if began is not None:
         require_same(
             f"{output} holds a comparison of another recipe",
-            [difference._replace(acceptable=False) for difference in differences(began.values, now)],
-            False,
+            differences(began.values, now),
+            None,
             "name another folder with --output",
         )
     if lost := _cells_lost(grid, output):
@@ -123,7 +123,7 @@ def check_equal_inputs(cells: Sequence[tuple[Cell, Path]]) -> None:
         )
         require_same(
             f"the cells {other.name!r} and {cell.name!r} were not made of equal data",
-            [difference._replace(acceptable=False) for difference in unlike],
-            False,
+            unlike,
+            None,
             f"remove {folder} and run the comparison again",
         )

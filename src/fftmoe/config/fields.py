@@ -5,14 +5,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+LARGEST_NUMBER = 1e30  # PyTorch has no larger float32 numbers than 3e38, and products of a few stay below that
+
 
 def _read_number(value: object) -> object:
     """YAML 1.1 reads `2e-3` as a string, but people mean a number."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.isascii():
         try:
             return float(value)
         except ValueError:
             return value
+    return value
+
+
+def _check_number(value: float) -> float:
+    """Also refuses what is not a number: no comparison holds for it."""
+    if not abs(value) <= LARGEST_NUMBER:
+        raise ValueError(f"it must be a finite number up to {LARGEST_NUMBER:g}")
     return value
 
 
@@ -59,7 +68,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 """A name that people read on terminals and pages."""
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 """A name that becomes the name of one folder or file, and never a path."""
-Number = Annotated[float, BeforeValidator(_read_number)]
+Number = Annotated[float, BeforeValidator(_read_number), AfterValidator(_check_number)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]

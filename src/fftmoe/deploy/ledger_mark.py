@@ -8,7 +8,7 @@ mark beside the state notices an older ledger; one outside the site's folder als
 import os
 from pathlib import Path
 
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, looked_up
 from fftmoe.shown import quoted
 from fftmoe.store.chained_log import ChainedLog
 from fftmoe.store.files import disk_errors, make_folder, write_atomically
@@ -25,7 +25,8 @@ def outside_mark(site: Path, named: str | None) -> Path | None:
     """
     if named is None:
         return None
-    mark = Path(named).expanduser()
+    with looked_up(f"`mark` of the policy, {named!r:.200},"):
+        mark = Path(named).expanduser()
     if not mark.is_absolute() or mark.resolve().is_relative_to(site.resolve()):
         raise InputError(
             f"`mark` of the policy is {named!r}; it must be the full name of a file outside {site}, so that it can "

@@ -68,5 +68,5 @@ def check_same_sites(output: Path, known: Mapping[str, SiteProfile], client_ids:
     now = {"names": sorted(client_ids, key=lambda site: client_ids[site]), "clients": len(client_ids)}
     found = differences({"population": then}, {"population": now})
     require_same(
-        f"the run in {output} cannot continue", found, False, "start the deployment it began with, or start a new run"
+        f"the run in {output} cannot continue", found, None, "start the deployment it began with, or start a new run"
     )

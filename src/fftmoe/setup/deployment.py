@@ -80,7 +80,7 @@ def check_same_recipe(output: Path, own: Recipe, given: Recipe) -> None:
     require_same(
         f"the run in {output} began with another recipe",
         differences(then, now),
-        False,
+        None,
         f"continue it with its own: --recipe {output / 'config.yaml'}; or name a new folder with --output",
     )
 

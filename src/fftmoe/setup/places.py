@@ -80,7 +80,8 @@ def full_model(model: str, place: Path) -> str:
     Args:
         place: the folder from which the name is meant.
     """
-    return str(place / Path(model).expanduser()) if is_folder(model) else model
+    with looked_up(f"model folder {model!r:.200}"):
+        return str(place / Path(model).expanduser()) if is_folder(model) else model
 
 
 def check_means_the_same(model: str) -> None:

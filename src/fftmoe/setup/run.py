@@ -34,7 +34,7 @@ from fftmoe.store import (
     pack_state,
     read_config,
 )
-from fftmoe.store.run_folder import CONFIG
+from fftmoe.store.run_folder import CONFIG, SITES
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,11 @@ def resume(
     """
     progress = progress or Progress.silent()
     recipe = unfinished(output, overrides)
+    if (output / SITES).exists():
+        raise InputError(
+            f"the run in {output} is one over sites; continue it with the command that began it: fftmoe deploy server "
+            f"FOLDER --recipe {quoted(output / CONFIG)} --output {quoted(output)}"
+        )
     check_free(output)
     check_trackers(recipe.trackers)
     check_simulation(recipe)

@@ -10,7 +10,7 @@ from fftmoe import adapter
 from fftmoe.backbones import load_adapter
 from fftmoe.backbones.lora import factors_of
 from fftmoe.config import Recipe
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, looked_up
 from fftmoe.methods.expert_loading import parameters_of
 from fftmoe.methods.lora import named_factors
 from fftmoe.methods.shared_head import head_tensors
@@ -52,7 +52,8 @@ def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
     """
     if recipe.start_from is None:
         return None
-    folder = _folder_of(Path(recipe.start_from).expanduser(), recipe.method)
+    with looked_up(f"start_from={recipe.start_from!r:.200}"):
+        folder = _folder_of(Path(recipe.start_from).expanduser(), recipe.method)
     labels = read_labels(folder)
     found = load_adapter(load_bare_backbone(recipe, labels), folder)
     _check_settings(found, model, folder)

@@ -95,12 +95,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]
     return found
 
 
-def require_same(what: str, found: Sequence[Change], accept: bool, remedy: str) -> tuple[str, ...]:
+def require_same(what: str, found: Sequence[Change], accept: bool | None, remedy: str) -> tuple[str, ...]:
     """Refuse a run that is not what it was; return the words of the differences that are accepted.
 
     Args:
         what: what is refused, such as "the run in runs/first cannot continue".
-        found: the differences. accept: whether a person accepts those that can be accepted.
+        found: the differences.
+        accept: whether a person accepts those that can be accepted; None where nobody can, so that no message says so.
         remedy: what to do instead.
 
     Raises:
@@ -109,7 +110,7 @@ def require_same(what: str, found: Sequence[Change], accept: bool, remedy: str) 
     refused = [difference for difference in found if not (accept and difference.acceptable)]
     if refused:
         words = "; ".join(difference.words for difference in refused)
-        possible = all(difference.acceptable for difference in refused)
+        possible = accept is not None and all(difference.acceptable for difference in refused)
         advice = f", or continue with what is there now: {ACCEPT}" if possible else ""
         raise InputError(f"{what}: {words}; {remedy}{advice}")
     return tuple(difference.words for difference in found)
