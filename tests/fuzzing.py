@@ -20,7 +20,7 @@ import numpy as np
 
 from fftmoe.errors import LONGEST, FftmoeError
 
-ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SECONDS = 5.0  # for one input, on a busy machine
 MEMORY = 2**30  # bytes that all inputs together may add to the address space
 # What ends up in an input where bytes were: words that mean something to one reader or another.

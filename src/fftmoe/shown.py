@@ -19,7 +19,7 @@ from typing import TextIO
 
 # Control characters move a terminal's cursor or change its state, the marks of direction reorder what stands beside
 # them, and half of a pair of surrogates, as in a file name that is not UTF-8, cannot be written at all.
-_REORDERING_OR_BROKEN = "\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_REORDERING_OR_BROKEN = "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _ACTING = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_REORDERING_OR_BROKEN}]")
 _IN_JSON = re.compile(f"[\x7f-\x9f{_REORDERING_OR_BROKEN}]")  # JSON itself escapes those below a blank
 

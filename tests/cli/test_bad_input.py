@@ -202,7 +202,35 @@ def test_a_run_that_did_not_finish(cli: Cli, short_run: Path, tmp_path: Path):
     half = tmp_path / "half"
     shutil.copytree(short_run, half)
     shutil.rmtree(half / "adapter")
-    assert_refused(cli("evaluate", half), str(half), "did not finish")
+    (half / "summary.json").unlink()
+    assert_refused(cli("evaluate", half), str(half), "did not finish", f"fftmoe resume {half}")
+
+
+def test_a_finished_run_that_lost_its_adapter_gets_it_again_from_its_checkpoint(
+    cli: Cli, short_run: Path, tmp_path: Path
+):
+    """`evaluate` said that it was not finished, and `resume` that it was."""
+    run = tmp_path / "a run"
+    shutil.copytree(short_run, run)
+    shutil.rmtree(run / "adapter")
+    refused = cli("evaluate", run)
+    assert_refused(refused, "has lost its adapter/", f"rm '{run / 'summary.json'}' && fftmoe resume '{run}'")
+    (run / "summary.json").unlink()
+    assert cli("resume", run).status == 0
+    whole, again = (folder / "adapter" / "adapter_model.safetensors" for folder in (short_run, run))
+    assert again.read_bytes() == whole.read_bytes()
+    assert cli("evaluate", run).out == cli("evaluate", short_run).out
+
+
+@pytest.mark.parametrize("name", ["train.csv.gz", "Train.csv", "train.tsv", "train.CSV"])
+def test_a_file_of_a_split_that_is_not_read_is_named(
+    cli: Cli, recipe_file: Path, data_folder: Path, tmp_path: Path, name: str
+):
+    """The message said that there was no such split, and to add one."""
+    shutil.copy(data_folder / "train.csv", tmp_path / name)
+    shutil.copy(data_folder / "test.csv", tmp_path)
+    outcome = cli("plan", recipe_file, "--set", f"data.source={tmp_path}")
+    assert_refused(outcome, f"whose {name} is not read (unpack it, or save it as .parquet, .csv, .jsonl)", "no train")
 
 
 @pytest.mark.parametrize(

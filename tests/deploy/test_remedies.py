@@ -108,7 +108,7 @@ def test_a_refused_write_names_the_folder_that_is_gone(tmp_path: Path, gone: str
     shutil.rmtree(tmp_path / gone)
     with pytest.raises(OutputError) as refused, disk_errors(folder / "file"):
         (folder / "file").write_text("")
-    assert f"{tmp_path / gone} is no folder, or is there no longer; put it back" in str(refused.value)
+    assert f"{tmp_path / gone} is no folder, or is there no longer; make it, or put it back" in str(refused.value)
     assert not re.search("free space|--", str(refused.value))
     folder.mkdir(parents=True)
     with disk_errors(folder / "file"):
@@ -119,5 +119,7 @@ def test_a_write_that_is_not_allowed_asks_for_the_right_to_write(tmp_path: Path)
     path = tmp_path / ("long" * 99)
     with pytest.raises(OutputError, match="use a folder with a shorter name"), disk_errors(path):
         path.write_text("")
+    with pytest.raises(OutputError, match="name a file, which may lie in that folder"), disk_errors(tmp_path):
+        tmp_path.write_text("")
     with pytest.raises(OutputError, match="let this user write there"), disk_errors(tmp_path):
         raise PermissionError(13, "Permission denied")

@@ -23,7 +23,7 @@ from shared_fixtures import Cli
 
 PACKAGE = Path(__file__).parents[2] / "src" / "fftmoe"
 EVIL = "red\x1b[2J\x1b]0;owned\x07\u202e\x9b31m"
-ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @given(
@@ -47,6 +47,13 @@ def test_what_is_shown_cannot_act_and_plain_text_stays(text: str):
     assert "\n" not in shown_on_a_line(text)
     plain = ACTING.sub("", text)
     assert shown(plain) == plain
+
+
+@pytest.mark.parametrize("code", [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+def test_every_mark_of_direction_is_shown_and_letters_written_from_right_to_left_stay(code: int):
+    """Unicode's property Bidi_Control has these twelve; a lone U+200F already moves the digits beside it."""
+    assert shown(f"\u05d0{chr(code)}1") == f"\u05d0\\u{code:04x}1"
+    assert shown_json(f'"{chr(code)}"') == f'"\\u{code:04x}"'
 
 
 @given(st.recursive(st.text(st.characters(exclude_categories=[])), lambda own: st.lists(own, max_size=3)))

@@ -1,6 +1,6 @@
 """The one reader of data files: the ending of a file's name chooses among three parsers, and nothing else does."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,16 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
             tables[split] = _read_file(found[0])
         elif (folder / split).is_dir() and (images := read_image_folder(folder / split)) is not None:
             tables[split] = images
-    require_splits(required, tables, f"the folder {folder}")
+    require_splits(required, tables, f"the folder {folder}{_not_read(folder, set(required) - set(tables))}")
     return tables
+
+
+def _not_read(folder: Path, missing: Collection[str]) -> str:
+    """Names a file that was meant to be one of these splits and has an ending that is not read, for a message."""
+    for path in sorted(folder.iterdir()) if missing and folder.is_dir() else ():
+        if path.is_file() and path.name.partition(".")[0].lower() in missing:
+            return f", whose {path.name} is not read (unpack it, or save it as .{', .'.join(SUFFIXES)}),"
+    return ""
 
 
 def is_table(path: Path) -> bool:
@@ -117,7 +125,7 @@ def _read_file(path: Path) -> Table:
         if isinstance(error, MemoryError):
             reason = "it needs more memory than there is"
         remedy = "correct the file, or write it again with a library such as pandas"
-        if "save it as UTF-8" in reason:
+        if reason.endswith("save it as UTF-8"):
             remedy = f"for example: iconv -f latin1 -t utf-8 {quoted(path.name)}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
     return with_answers(Table(str(path), columns, num_rows, class_names, path.parent))

@@ -9,6 +9,16 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_PACKED = {
+    b"\x1f\x8b": "packed with gzip",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ\0": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"PK\x03\x04": "a zip archive, such as a workbook of Excel",
+    b"\xd0\xcf\x11\xe0": "a document of Office",
+    b"PAR1": "a parquet file under another name",
+}
+"""The first bytes of files that people name where a text is expected."""
 
 
 def decoded(data: bytes) -> str:
@@ -22,11 +32,19 @@ def decoded(data: bytes) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line} is not {encoding.upper()}; save it as UTF-8") from error
+        raise _packed(data) or ValueError(f"line {line} is not {encoding.upper()}; save it as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"line {line} holds the character NUL, so it is no text in UTF-8; save it as UTF-8")
+        raise _packed(data) or ValueError(
+            f"line {line} holds the character NUL, so it is no text; remove it, or save the file as UTF-8"
+        )
     return text
+
+
+def _packed(data: bytes) -> ValueError | None:
+    """What to say about bytes that are no text, if their beginning shows what they are instead."""
+    what = next((what for first, what in _PACKED.items() if data.startswith(first)), None)
+    return None if what is None else ValueError(f"it is {what}, and no text; unpack it, or save it as a text")
 
 
 def lines_of(text: str) -> list[str]:

@@ -30,29 +30,29 @@ class _Commands:
     def again(self, folder_ending: str, key: str, value: float) -> str:
         """A new run with another value of a key, beside this one."""
         start = SITES_START if self.run.over_sites else "fftmoe run"
-        output = quoted(f"{self.run.folder}{folder_ending}")
-        return f"{start} {self.recipe} --set {key}={value} --output {output}"
+        output = f"{self.run.folder}{folder_ending}"
+        return f"{start} {quoted(self.recipe)} --set {key}={value} --output {quoted(output)}"
 
     def beside(self, *methods: str) -> str:
         """A comparison with other methods on the same data, over several seeds."""
         own = self.run.setting("method", "fft-moe")
         named = ",".join(dict.fromkeys((own, *methods)))
-        output = quoted(f"{self.run.folder}-comparison")
-        return f"fftmoe compare {self.recipe} --methods {quoted(named)} --output {output}"
+        output = f"{self.run.folder}-comparison"
+        return f"fftmoe compare {quoted(self.recipe)} --methods {quoted(named)} --output {quoted(output)}"
 
     def use(self) -> str:
         """An answer of the model, or its metrics where there is no answer for a single text."""
-        folder, task = quoted(self.run.folder), self.run.setting("backbone.task", "sequence-classification")
+        folder, task = self.run.folder, self.run.setting("backbone.task", "sequence-classification")
         personal = self.run.capabilities is not None and self.run.capabilities.personal
         if personal or task == "token-classification":
-            return f"fftmoe evaluate {folder}"
-        given = {"image-classification": "photos/", "causal-lm": "'some prompt'"}.get(task, "'some text'")
-        return f"fftmoe predict {folder} {given}"
+            return f"fftmoe evaluate {quoted(folder)}"
+        given = {"image-classification": "photos/", "causal-lm": "some prompt"}.get(task, "some text")
+        return f"fftmoe predict {quoted(folder)} {quoted(given)}"
 
     @property
     def recipe(self) -> str:
         """The resolved recipe of the run."""
-        return quoted(f"{self.run.folder}/config.yaml")
+        return f"{self.run.folder}/config.yaml"
 
 
 def next_step(run: RunRecord) -> NextStep:

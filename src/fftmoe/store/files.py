@@ -129,7 +129,9 @@ def _remedy(path: Path, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENOTDIR):
         missing = next((folder for folder in reversed((path, *path.parents)) if not folder.is_dir()), path)
-        return f"{missing} is no folder, or is there no longer; put it back"
+        return f"{missing} is no folder, or is there no longer; make it, or put it back"
+    if number == errno.EISDIR:
+        return "name a file, which may lie in that folder"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "let this user write there, or use a folder where it can"
     if number == errno.ENAMETOOLONG:

@@ -269,6 +269,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     recipe = read_config(folder)
     with looked_up(f"the run in {folder}"):
         finished = (folder / "adapter" / "adapter_config.json").is_file()
+    if not finished and (folder / "summary.json").exists():  # then `resume` would not make it again
+        raise InputError(
+            f"the run in {folder} has lost its adapter/; restore it, or have it made again from the last checkpoint: "
+            f"rm {quoted(folder / 'summary.json')} && fftmoe resume {quoted(folder)}"
+        )
     if not finished:
         raise InputError(
             f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {quoted(folder)}"
