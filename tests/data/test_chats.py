@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fftmoe.config import complete_recipe
 from fftmoe.data import Origin, Table, read_tables, tokenize_completions
 from fftmoe.data.chats import messages_of, plain_prompt, with_answers
+from fftmoe.data.unlabelled import read_texts
 from fftmoe.errors import InputError
 from language import CHAT, END, tiny_language_tokenizer
 from tables import write_jsonl, write_parquet
@@ -100,6 +101,52 @@ def test_a_table_with_columns_of_its_own_keeps_them():
         assert with_answers(table) is table
     other = Table.of("a", {"messages": ["plain text"]})
     assert with_answers(other) is other
+
+
+NO_CHATS = {
+    "lists of other things": [[{"id": n, "seen": True}] for n in range(23)],
+    "lists of texts": [["ash", "bay"] for _ in range(23)],
+    "conversations that end with a question": [said(("user", "say"), ("user", "ash")) for _ in range(23)],
+    "conversations": [said(("user", "say"), ("assistant", "ash")) for _ in range(23)],
+    "nothing": [[] for _ in range(23)],
+}
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("what", NO_CHATS)
+@pytest.mark.parametrize("stated", [{}, {"text": "text", "label": "label"}, {"label": "label"}])
+def test_a_recipe_that_asks_for_no_prompts_leaves_a_column_of_lists_alone(
+    tmp_path: Path, what: str, name: str, stated: dict[str, str]
+):
+    columns = {"text": [f"ash {n}" for n in range(23)], "label": ["ab"[n % 2] for n in range(23)], name: NO_CHATS[what]}
+    write_jsonl(tmp_path / "a.jsonl", columns)
+    source = str(tmp_path / "a.jsonl")
+    recipe, _ = complete_recipe({"data": {"source": source, **stated}}, "test")
+    assert (recipe.backbone.task, recipe.data.text, recipe.data.label) == ("sequence-classification", "text", "label")
+    tables = read_tables(source, {"data.text": ["text"], "data.label": ["label"]})
+    assert set(tables["train"].columns) == {"text", "label", name}
+    assert read_texts(tmp_path / "a.jsonl", "text").texts == columns["text"]
+
+
+@pytest.mark.parametrize("data", [{"prompt": "prompt", "completion": "completion"}, {}])
+def test_conversations_beside_texts_and_labels_are_read_where_prompts_are_asked_for(
+    tmp_path: Path, data: dict[str, str]
+):
+    chats = [said(("user", f"say {n}"), ("assistant", "ash")) for n in range(23)]
+    write_jsonl(tmp_path / "a.jsonl", {"text": ["a"] * 23, "label": ["a", *"b" * 22], "messages": chats})
+    values = {"data": {"source": str(tmp_path / "a.jsonl"), **data}, "backbone": {"task": "causal-lm"}}
+    recipe, _ = complete_recipe(values, "test")
+    assert (recipe.data.prompt, recipe.data.completion) == ("prompt", "completion")
+    assert read_texts(tmp_path / "a.jsonl", "prompt").texts == [f"say {n}" for n in range(23)]
+
+
+def test_the_texts_of_a_language_model_are_no_prompts(tmp_path: Path):
+    columns = {"story": ["once"] * 23, "messages": NO_CHATS["lists of other things"]}
+    write_jsonl(tmp_path / "a.jsonl", columns)
+    values = {"data": {"source": str(tmp_path / "a.jsonl")}, "backbone": {"task": "causal-lm"}}
+    for stated in ({}, {"text": "story"}):
+        recipe, _ = complete_recipe({**values, "data": {**values["data"], **stated}}, "test")
+        assert (recipe.data.text, recipe.data.prompt) == ("story", None)
 
 
 def test_a_chat_template_sees_every_message():

@@ -44,7 +44,7 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
     Raises:
         InputError: the source cannot be read, or no column looks like what the task needs.
     """
-    from fftmoe.data.roles import guess_roles
+    from fftmoe.data.roles import guess_roles, with_prompts
     from fftmoe.data.sources import training_rows
     from fftmoe.data.undivided import CLIENT
 
@@ -52,6 +52,7 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
     if not table.num_rows:
         raise InputError(f"{table.where} has no rows; every split needs at least one")
     client = by or (CLIENT if CLIENT in table.columns else None)
+    table = with_prompts(table, named, task)
     roles = guess_roles(table, named, task, client)
     return Facts(
         task=roles.task,

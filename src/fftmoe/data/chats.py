@@ -1,10 +1,11 @@
 """Conversations: lists of messages, of which the last is the answer that a language model learns.
 
 The messages before it become the prompt: as they are for a tokenizer with a chat template, and as plain text for one
-without. In a table a prompt is a text, so several messages are written as JSON.
+without. In a table a prompt is a text, so several messages are written as JSON. A column of conversations is turned
+into prompts and answers only where these are asked for: any other recipe leaves it alone, whatever is in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ ROLES: Mapping[str, str] = {
     "gpt": "assistant",
     "model": "assistant",
 }
+PRODUCED = frozenset({"prompt", "completion"})
 Messages = list[dict[str, str]]
 
 
@@ -33,8 +35,8 @@ def with_answers(table: Table) -> Table:
     Raises:
         InputError: a conversation is no list of such messages, or does not end with an answer after a question.
     """
-    column = next((name for name in CHATS if name in table.columns and _holds_messages(table.columns[name])), None)
-    if column is None or {"prompt", "completion"} & {*table.columns}:
+    column = _column_of(table)
+    if column is None or PRODUCED & {*table.columns}:
         return table
     rows = [
         _answered(value, f"{table.where}, row {table.origin.row(place)}", column)
@@ -43,6 +45,26 @@ def with_answers(table: Table) -> Table:
     prompts, completions = map(list, zip(*rows, strict=True))
     columns = {name: values for name, values in table.columns.items() if name != column}
     return replace(table, columns={**columns, "prompt": prompts, "completion": completions})
+
+
+def with_columns_asked(table: Table, asked: Iterable[str]) -> Table:
+    """The same table, with prompts and answers from its conversations if these are asked for and it has none.
+
+    Args:
+        asked: names of columns.
+
+    Raises:
+        InputError: see `with_answers`.
+    """
+    return with_answers(table) if PRODUCED & {*asked} - {*table.columns} else table
+
+
+def holds_conversations(table: Table) -> bool:
+    """Whether prompts and answers can be asked for that the table has as conversations, by its first row."""
+    column = _column_of(table)
+    first = None if column is None else table.columns[column][0][0]
+    said = [set(pair) <= set(first or ()) for pair in (("role", "content"), ("from", "value"))]
+    return any(said) and not PRODUCED & {*table.columns}
 
 
 def messages_of(prompt: str) -> Messages:
@@ -68,6 +90,11 @@ def _written(prompt: str) -> Messages | None:
         return [_message(message, "", "") for message in found] or None
     except (ValueError, InputError):
         return None
+
+
+def _column_of(table: Table) -> str | None:
+    """The column that may hold conversations."""
+    return next((name for name in CHATS if name in table.columns and _holds_messages(table.columns[name])), None)
 
 
 def _holds_messages(values: Sequence[Any]) -> bool:

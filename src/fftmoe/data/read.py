@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow
 
-from fftmoe.data.chats import with_answers
 from fftmoe.data.csv_files import parse_csv
 from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.json_lines import parse_json_lines
@@ -128,7 +127,7 @@ def _read_file(path: Path) -> Table:
         if reason.endswith("save it as UTF-8"):
             remedy = f"for example: iconv -f latin1 -t utf-8 {quoted(path.name)}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
-    return with_answers(Table(str(path), columns, num_rows, class_names, path.parent))
+    return Table(str(path), columns, num_rows, class_names, path.parent)
 
 
 def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fftmoe.data.chats import holds_conversations, with_answers, with_columns_asked
 from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.image_folders import IMAGE_SUFFIXES
 from fftmoe.data.table import Table
@@ -34,6 +35,27 @@ class Roles:
 
     task: str
     columns: Mapping[str, str]
+
+
+def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None) -> Table:
+    """The table with prompts and answers from its conversations, where the recipe asks for these.
+
+    It does so by their names, by the task of a language model without columns, or by nothing at all if the table has no
+    text and label of usual names.
+
+    Args:
+        named, task: see `guess_roles`.
+
+    Raises:
+        InputError: a conversation cannot be used.
+    """
+    read = {TEXT, PROMPT, COMPLETION} & {*named} if task == "causal-lm" else {*named}
+    labelled = _first(_single(table, list(table.columns)), TEXT_NAMES) and (
+        _first(list(table.columns), ("labels", *LABEL_NAMES))
+    )
+    if task in (None, "causal-lm") and not read and holds_conversations(table) and (task or not labelled):
+        return with_answers(table)
+    return with_columns_asked(table, [named[key] for key in (PROMPT, COMPLETION) if key in named])
 
 
 def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None, by: str | None = None) -> Roles:

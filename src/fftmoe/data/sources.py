@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
 from fftmoe.data.read import REQUIRED_SPLITS, read_folder, require_splits
@@ -64,6 +65,7 @@ def read_tables(
     if request.evaluation:
         tables = {split: tables[split] for split in request.splits}
     required = [column for columns in content.values() for column in columns]
+    tables = {split: with_columns_asked(table, required) for split, table in tables.items()}
     for split, table in tables.items():
         further = extra_columns if split == request.splits[0] else ()  # only training rows need a natural client
         for column in dict.fromkeys((*required, *further)):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.image_folders import IMAGE_SUFFIXES, image_files
 from fftmoe.data.images import NO_IMAGE, readable_pixels
 from fftmoe.data.read import is_table, read_lines, read_table
@@ -143,6 +144,7 @@ def _files(place: Path) -> list[Path]:
 
 def _with_column(table: Table, column: str) -> Table:
     """The same table, which has this column."""
+    table = with_columns_asked(table, [column])
     if column not in table.columns:
         raise InputError(
             f"{table.where} has no column {column!r}; it has {', '.join(table.columns)}: name one of them with --column"
