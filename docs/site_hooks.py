@@ -70,7 +70,7 @@ def _recipe_defaults() -> tuple[dict[str, Any], dict[str, str]]:
     from fftmoe.config.default_rules import RULES
     from fftmoe.config.defaults import fill_in
 
-    whole, _ = fill_in({"data": {"source": "notes.csv"}}, may_read=False)
+    whole = fill_in({"data": {"source": "notes.csv"}}, may_read=False).values
     return whole, {rule.key: rule.says for rule in RULES if rule.says}
 
 

@@ -82,3 +82,33 @@ def test_a_language_model_adapts_all_blocks_and_adds_the_plain_mean():
     assert [recipe.federation.server_optimizer for recipe in found] == ["momentum", "sgd"]
     assert [recipe.federation.learning_rate for recipe in found] == [2e-3, 4e-3]
     assert [recipe.evaluation.every for recipe in found] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({}, {"federation.local_steps", "partition.num_clients", "data.max_length"}),
+        ({"partition": {"num_clients": 7}}, {"federation.local_steps", "data.max_length"}),
+        ({"partition": {"num_clients": 7}, "federation": {"local_steps": 3}}, {"data.max_length"}),
+        ({"backbone": {"task": "sequence-classification"}}, {"federation.local_steps", "partition.num_clients"}),
+    ],
+)
+def test_what_is_said_to_follow_from_the_data_does(folder: Path, stated: dict[str, Any], named: set[str]):
+    """Of two tables with other rows and texts, what the rules say of both is different, or was not said to follow."""
+    write_csv(folder / "few.csv", {"text": ["ash"] * 150, "label": ["a", "b"] * 75})
+    write_csv(folder / "many.csv", {"note": ["ash " * 40] * 5000, "kind": [f"l{n % 40}" for n in range(5000)]})
+    found = [
+        complete_recipe({**stated, "data": {"source": str(folder / f"{name}.csv")}}, "t") for name in ("few", "many")
+    ]
+    said = [chosen for _, chosen in found]
+    for chosen in said:
+        assert named <= chosen.keys()
+        assert "evaluation.baselines" not in chosen
+        assert "backbone.model" not in chosen
+        for section, values in stated.items():
+            assert not {f"{section}.{key}" for key in values} & chosen.keys()
+    few, many = (recipe.model_dump(mode="json") for recipe, _ in found)
+    always = {"partition.kind", "backbone.task", "data.validation"}  # the same of both, as neither names its clients
+    for key in (said[0].keys() | said[1].keys()) - always:
+        section, _, name = key.rpartition(".")
+        assert (few[section][name] if section else few[key]) != (many[section][name] if section else many[key]), key

@@ -61,7 +61,7 @@ def test_a_recipe_of_one_line_is_whole():
     assert recipe.data.source == "notes.csv"
     assert chosen == {}
     # Completing twice changes nothing, so a run folder's file means the same.
-    again, _ = fill_in(recipe.model_dump(mode="json", exclude_none=True), may_read=False)
+    again = fill_in(recipe.model_dump(mode="json", exclude_none=True), may_read=False).values
     assert complete_recipe(again, "test", may_read=False)[0] == recipe
 
 

@@ -12,6 +12,7 @@ from fftmoe.config.overrides import apply_override as apply_override
 from fftmoe.config.overrides import parse_override as parse_override
 from fftmoe.config.privacy import ExamplePrivacySection as ExamplePrivacySection
 from fftmoe.config.privacy import PrivacySection as PrivacySection
+from fftmoe.config.read import complete_common as complete_common
 from fftmoe.config.read import complete_recipe as complete_recipe
 from fftmoe.config.read import find_recipe as find_recipe
 from fftmoe.config.read import load_recipe as load_recipe

@@ -252,6 +252,7 @@ RULES: tuple[Rule, ...] = (
         "evaluation.baselines",
         _compared,
         "all where all rounds train on at most 40,000 examples; else head_only",
+        of_data=False,
     ),
     Rule("evaluation.local_only_clients", _clients_alone),
     *_constant("lora", targets="all-linear", match="uplink"),

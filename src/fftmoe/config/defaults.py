@@ -9,34 +9,49 @@ The defaults in the schema are not these: they are what a key means that the fil
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fftmoe.config.default_rules import PAPER, RULES
 from fftmoe.config.known import LEFT_OUT, Known
 
 
-def fill_in(values: Mapping[str, Any], may_read: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+@dataclass(frozen=True)
+class Filled:
+    """The whole values of a recipe.
+
+    Attributes:
+        from_data: by dotted key, those that a rule took from the facts of the data.
+        shared: by dotted key, those that follow from the data and from values that do, which all cells of a comparison
+            share; empty where the data was not read.
+    """
+
+    values: dict[str, Any]
+    from_data: dict[str, Any]
+    shared: dict[str, Any]
+
+
+def fill_in(values: Mapping[str, Any], may_read: bool = True) -> Filled:
     """Give every key that a recipe leaves out its default.
 
     Args:
         values: of a recipe, unchecked; wrong ones stay as they are.
         may_read: whether the data may be read for a value.
 
-    Returns:
-        the whole values; and by dotted key those that a rule chose with the facts of the data.
-
     Raises:
         InputError: the data has to be read for a value, and cannot be.
     """
-    known, chosen = Known(_without_words(values), may_read), {}
+    known, from_data, shared = Known(_without_words(values), may_read), {}, {}
     for rule in RULES:
         if not known.lacks(rule.key):
             continue
+        known.used_facts = False
         value = rule.value(known)
         if value is not LEFT_OUT:
             known.put(rule.key, value)
-            chosen |= {rule.key: value} if rule.says and rule.of_data else {}
-    return known.values, chosen if known.has_facts else {}
+            from_data |= {rule.key: value} if known.used_facts and rule.of_data else {}
+            shared |= {rule.key: value} if rule.says and rule.of_data else {}
+    return Filled(known.values, from_data, shared if known.has_facts else {})
 
 
 def _without_words(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,12 @@ class Known:
     Attributes:
         values: of the recipe; `fill_in` adds to them.
         may_read: whether the data may be read for a value.
+        used_facts: whether facts have been looked up since it was last set to False.
     """
 
     values: dict[str, Any]
     may_read: bool
+    used_facts: bool = False
 
     def get(self, key: str, otherwise: Any = None) -> Any:
         """The value of a key."""
@@ -68,16 +70,21 @@ class Known:
     @property
     def has_facts(self) -> bool:
         """Whether the data has been read."""
-        return self.facts_read is not None
+        return self.__dict__.get("_read") is not None
 
     @property
     def facts_read(self) -> Facts | None:
         """The facts of the data if it has been read for another key; this does not read it."""
-        return self.__dict__.get("facts")
+        return self.facts if self.has_facts else None
 
-    @cached_property
+    @property
     def facts(self) -> Facts | None:
         """The facts of the data; None where no value may follow from it."""
+        self.used_facts |= self._read is not None
+        return self._read
+
+    @cached_property
+    def _read(self) -> Facts | None:
         source = self.get("data.source")
         if self.noisy or not self.may_read or not isinstance(source, str):
             return None

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fftmoe.config.defaults import fill_in
+from fftmoe.config.defaults import Filled, fill_in
 from fftmoe.config.overrides import apply_override, parse_override
 from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
@@ -63,9 +63,24 @@ def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True
     Args:
         where: names the origin of the values in messages.
     """
-    check_sections(fill_in(values, may_read=False)[0], where)  # a misspelt key is reported before data is read
-    whole, chosen = fill_in(values, may_read)
-    return parse_recipe(whole, where), chosen
+    recipe, filled = _completed(values, where, may_read)
+    return recipe, filled.from_data
+
+
+def complete_common(values: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, Any]]:
+    """Do the same for the common values of a comparison.
+
+    Returns:
+        the recipe; and by dotted key the values that the data decides for all cells.
+    """
+    recipe, filled = _completed(values, where, may_read=True)
+    return recipe, filled.shared
+
+
+def _completed(values: Mapping[str, Any], where: str, may_read: bool) -> tuple[Recipe, Filled]:
+    check_sections(fill_in(values, may_read=False).values, where)  # a misspelt key is reported before data is read
+    filled = fill_in(values, may_read)
+    return parse_recipe(filled.values, where), filled
 
 
 def read_recipe(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fftmoe.config import Recipe, apply_override, complete_recipe, parse_recipe, read_recipe
+from fftmoe.config import Recipe, apply_override, complete_common, complete_recipe, parse_recipe, read_recipe
 from fftmoe.data.partition import IID
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
@@ -114,8 +114,8 @@ def make_grid(
     apply_override(values, "evaluation.baselines", None)
     for key, value in (overrides or {}).items():
         apply_override(values, key, value)
-    base, chosen = complete_recipe(values, where)
-    for key, value in chosen.items():  # from the data, which is the same for all cells
+    base, shared = complete_common(values, where)
+    for key, value in shared.items():  # from the data, which is the same for all cells
         apply_override(values, key, value)
     _check_target(choices.target, Metric.of_task(make_task(base.backbone.task)))
     variants = _method_variants(base, choices) if variants is None else variants
