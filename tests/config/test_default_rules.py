@@ -22,7 +22,7 @@ def completed(folder: Path, rows: int, classes: int = 2, clients: int | None = N
     }
     write_csv(folder / "a.csv", columns)
     natural = {"partition": {"kind": "natural", "by": "client"}} if clients else {}
-    return complete_recipe({"data": {"source": str(folder / "a.csv"), **data}, **natural}, "test")[0]
+    return complete_recipe({"data": {"source": str(folder / "a.csv"), "max_length": 16, **data}, **natural}, "test")[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fftmoe.backbones import BUILTIN_MINILM
 from fftmoe.config.facts import read_facts
+from fftmoe.config.text_lengths import Reading, long_text
 from fftmoe.data.columns import labels_of, texts_of
 from fftmoe.data.roles import LABEL, TEXT, guess_roles
 from fftmoe.data.table import Table
@@ -98,4 +100,6 @@ def test_whatever_a_table_holds_its_facts_are_numbers_or_one_message(
     except InputError as error:
         return check_message(error)
     assert facts.rows == len(rows)
-    assert facts.tokens >= 0
+    assert long_text(facts.texts, Reading(BUILTIN_MINILM, completes=False, chat_template=False, most=128), 16) in range(
+        129
+    )

@@ -1,8 +1,37 @@
 """How many tokens a backbone can read."""
 
+import sys
 from typing import Any
 
+import transformers
 from torch import nn
+
+from fftmoe.backbones import trust
+from fftmoe.backbones.find import resolve_model
+from fftmoe.backbones.load import explained_errors
+
+AFTER_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text", "longformer", "ibert")
+"""Parts of the names of model types whose first position is the one after the padding token's."""
+
+
+def most_tokens_of(model: str) -> int:
+    """The most tokens of one text that a model has positions for, by its configuration alone.
+
+    It is no more than what `readable_tokens` says of the loaded model, and very large if no limit is named.
+
+    Raises:
+        InputError: the model or its configuration cannot be found or read.
+    """
+    source = resolve_model(model)
+    with explained_errors(model, "configuration"):
+        trust.check_settings(source, trust.MODEL_CONFIG)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "longrope":
+        limits.append(rotary["original_max_position_embeddings"])
+    unused = (config.pad_token_id or 0) + 1 if any(name in config.model_type for name in AFTER_PADDING) else 0
+    return min((limit - unused for limit in limits if isinstance(limit, int)), default=sys.maxsize)
 
 
 def readable_tokens(model: Any) -> int | None:

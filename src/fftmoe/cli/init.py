@@ -86,7 +86,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
         *(f"  {key}: {as_yaml(name)}" for key, name in columns.items()),
     ]
     if "data.max_length" in chosen:
-        lines.append(f"  max_length: {recipe.data.max_length}  # tokens; nine texts in ten are no longer")
+        lines.append(f"  max_length: {recipe.data.max_length}  # tokens; what is longer is cut")
     lines.append(
         f"  validation: {recipe.data.validation or 'off'}  # of its rows, that each client sets aside to measure on"
     )

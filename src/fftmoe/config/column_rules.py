@@ -3,6 +3,7 @@
 from typing import Any
 
 from fftmoe.config.known import LEFT_OUT, Known, Rule
+from fftmoe.config.text_lengths import Reading, long_text
 
 NAMED_FOR = {
     "data.targets": "regression",
@@ -19,7 +20,8 @@ READ_BY = {
     "token-classification": ("data.tokens", "data.tags"),
 }
 """The columns that each task needs."""
-MOST_TOKENS, STEP = 128, 16  # tokens: the largest `data.max_length`, and its multiples
+STEP = 16  # `data.max_length` is a multiple of it
+MOST_TOKENS, MOST_WRITTEN = 128, 512  # its largest value; that for a language model, which reads a prompt as well
 
 
 def task_of(known: Known) -> str:
@@ -56,7 +58,17 @@ def language_column(key: str) -> Rule:
 
 
 def max_length(known: Known) -> Any:
-    """The number of tokens that nine texts in ten do not exceed, up to `MOST_TOKENS`."""
-    if known.task == "image-classification" or known.facts is None:
+    """The number of tokens that nine texts in ten do not exceed, up to a limit and to what the model can read."""
+    model = known.get("backbone.model")
+    if known.task == "image-classification" or known.facts is None or not isinstance(model, str):
         return LEFT_OUT
-    return min(MOST_TOKENS, STEP * -(-known.facts.tokens // STEP))
+    written = known.get("evaluation.generate.max_new_tokens", 0)
+    completes = known.task == "causal-lm"
+    reading = Reading(
+        model,
+        completes,
+        chat_template=known.get("data.chat_template") is True,
+        most=MOST_WRITTEN if completes else MOST_TOKENS,
+        spared=written if isinstance(written, int) else 0,
+    )
+    return long_text(known.facts.texts, reading, STEP)

@@ -211,7 +211,12 @@ RULES: tuple[Rule, ...] = (
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
     *(column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
     *(language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
-    Rule("data.max_length", max_length, "nine texts in ten are no longer; a multiple of 16, at most 128 tokens"),
+    Rule(
+        "data.max_length",
+        max_length,
+        "nine texts in ten are no longer, as the model's tokenizer counts; a multiple of 16, at most 128 tokens (a "
+        "language model: 512), and no more than the model can read",
+    ),
     Rule("partition.kind", _partition_kind, "natural where a column names the clients, else iid"),
     Rule("partition.by", _by, "the column `client`, which a folder with a file for each client has by itself"),
     Rule("partition.num_clients", _num_clients, "one client for 20 training rows, at least 2 and at most 20"),

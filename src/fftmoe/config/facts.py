@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fftmoe.config.text_lengths import SampledTexts
 from fftmoe.errors import InputError
 
 if TYPE_CHECKING:
     from fftmoe.data import Table
 
-TOKENS_PER_WORD = 1.4
-LONG = 0.9  # this fraction of the texts is no longer than `Facts.tokens`
 SPARED = 0.8  # of the rows of a source that still has to be divided
 
 
@@ -22,7 +21,7 @@ class Facts:
         task: the task that its columns are for. columns: by key of the recipe, such as `data.text`.
         rows: the number of training rows.
         classes: the number of distinct labels in them; 0 for a task without labels.
-        tokens: of a long text, estimated: nine in ten are no longer; 0 for images.
+        texts: some of them, for the tokenizer that counts their tokens.
         client_column: the column that names the clients; None if there is none. clients: how many it names.
     """
 
@@ -30,7 +29,7 @@ class Facts:
     columns: Mapping[str, str]
     rows: int
     classes: int
-    tokens: int
+    texts: SampledTexts
     client_column: str | None
     clients: int | None
 
@@ -59,7 +58,7 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
         columns=roles.columns,
         rows=table.num_rows if divided else round(SPARED * table.num_rows),
         classes=len(_distinct_names(table, roles.columns.get("data.label") or roles.columns.get("data.tags"))),
-        tokens=_long_text(table, roles.columns),
+        texts=SampledTexts.of(table, roles.columns),
         client_column=client if client in table.columns else None,
         clients=len(_distinct_names(table, client)) if client in table.columns else None,
     )
@@ -72,25 +71,3 @@ def _distinct_names(table: "Table", column: str | None) -> set[str]:
     values: Sequence[Any] = spelled(table, column) if column else ()
     items = (item for value in values for item in (value if isinstance(value, list) else [value]))
     return {item if isinstance(item, str) else repr(item) for item in items}
-
-
-def _long_text(table: "Table", columns: Mapping[str, str]) -> int:
-    """The estimated tokens of a long text: of a prompt and its completion together, where there are both."""
-    texts = [table.columns[columns[key]] for key in ("data.text", "data.prompt", "data.completion") if key in columns]
-    if "data.tokens" in columns:
-        rows = table.columns[columns["data.tokens"]]
-        lengths = [TOKENS_PER_WORD * len(words) if isinstance(words, list) else 0.0 for words in rows]
-    else:
-        lengths = [sum(map(_estimated_tokens, row)) for row in zip(*texts, strict=True)]
-    ordered = sorted(lengths)
-    return int(ordered[int(LONG * (len(ordered) - 1))]) + 2 if ordered else 0
-
-
-def _estimated_tokens(text: Any) -> float:
-    """The estimated tokens of a text, without its tokenizer, which would take seconds to load.
-
-    A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
-    script into its letters, and Chinese and Japanese have no spaces between words.
-    """
-    text = text if isinstance(text, str) else ""
-    return TOKENS_PER_WORD * len(text.split()) + sum(letter > "\x7f" for letter in text)

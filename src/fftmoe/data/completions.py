@@ -98,6 +98,22 @@ def tokenize_completions(
     return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), starts)
 
 
+def lengths_with_completions(
+    prompts: Sequence[str] | None,
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: bool = False,
+) -> list[int]:
+    """The tokens of each prompt and its text together, uncut; see `tokenize_completions`.
+
+    Raises:
+        InputError: the tokenizer has no end-of-text token, or no chat template although it is asked for.
+    """
+    end = _end_of_text(tokenizer, 2)
+    whole = _prompts_and_texts(Origin("the texts"), prompts, texts, tokenizer, chat_template, end)
+    return [len(prompt) + len(text) for prompt, text in whole]
+
+
 def _warn_of_cut(origin: Origin, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
     what = "the beginning of prompts, then the end of completions," if has_prompts else "the end of texts"
     logging.getLogger(__name__).warning(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -114,6 +114,18 @@ def tokenize_texts(
             f"text {texts[row]!r} (row {row + 1}) has no token in this tokenizer's vocabulary; remove the row"
         )
     return flat_texts(ids, labels, pad_id_of(tokenizer))
+
+
+def lengths_of(texts: Sequence[str] | Sequence[list[str]], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of each text, or of each list of words, with the tokenizer's special tokens, uncut."""
+    lengths: list[int] = []
+    for start in range(0, len(texts), CHUNK_TEXTS):
+        chunk = texts[start : start + CHUNK_TEXTS]
+        # Not verbose: it would warn about long texts, which a run cuts.
+        in_words = bool(chunk) and not isinstance(chunk[0], str)
+        encoded: Any = tokenizer(cast(Any, list(chunk)), is_split_into_words=in_words, verbose=False)
+        lengths += [len(ids) for ids in encoded["input_ids"]]
+    return lengths
 
 
 def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> TokenizedText:

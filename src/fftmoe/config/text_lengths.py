@@ -1,0 +1,131 @@
+"""How long the texts of a data set are, in tokens of the model that is going to read them.
+
+A rule of thumb is no rule: on the same texts a tokenizer with a vocabulary of 512 gives four times as many tokens as
+one of 30,000. So the tokenizer of the model counts, as in a run. Where it cannot be loaded the run will say why, and an
+estimate stands until then.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fftmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from fftmoe.data import Table
+
+LONG = 0.9  # this fraction of the texts is no longer than a long one
+MOST_COUNTED = 5_000  # rows, evenly over the table
+LETTERS = 16  # for each token of the limit; of longer texts only the beginning is counted
+TOKENS_PER_WORD, SPECIAL_TOKENS = 1.4, 2  # of the estimate
+
+
+@dataclass(frozen=True)
+class SampledTexts:
+    """Texts of a data set, evenly over its rows.
+
+    Attributes:
+        texts: by key of the recipe, `data.text`, or `data.prompt` and `data.completion`, or `data.tokens`; N texts, or
+            N lists of words, each. Empty for images.
+    """
+
+    texts: Mapping[str, Sequence[Any]]
+
+    @classmethod
+    def of(cls, table: "Table", columns: Mapping[str, str]) -> "SampledTexts":
+        """The texts of a table whose columns are named by key."""
+        learned = next((key for key in ("data.tokens", "data.completion", "data.text") if key in columns), None)
+        keys = [learned] if learned == "data.tokens" else ["data.prompt", learned]
+        size = min(MOST_COUNTED, table.num_rows)
+        places = [row * table.num_rows // size for row in range(size)]
+        named = {key: table.columns[columns[key]] for key in keys if key in columns}
+        return cls({key: [values[place] for place in places] for key, values in named.items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.texts.values()), ()))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads texts.
+
+    Attributes:
+        model: whose tokenizer counts. completes: it is a language model, which reads a prompt and its completion.
+        chat_template: it reads them as the tokenizer's template writes them.
+        most: the largest answer.
+        spared: tokens of its places that something else takes.
+    """
+
+    model: str
+    completes: bool
+    chat_template: bool
+    most: int
+    spared: int = 0
+
+
+def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
+    """The tokens that nine texts in ten do not exceed, up to `reading.most` and to what the model can read.
+
+    Args:
+        step: the result is a multiple of it below these limits.
+    """
+    if not len(sample):
+        return 0
+    lengths: Sequence[float]
+    try:
+        lengths, most = _counted(sample, reading)
+    except InputError:
+        lengths, most = _estimated(sample), reading.most
+    ordered = np.sort(np.asarray(lengths))
+    longest = ordered[int(np.ceil(LONG * len(ordered))) - 1]
+    return min(most, step * max(1, int(np.ceil(longest / step))))
+
+
+def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
+    """The tokens of each text, and the most that the model can read; a text whose end was not counted is long."""
+    from fftmoe.backbones import load_tokenizer, most_tokens_of
+    from fftmoe.data.completions import lengths_with_completions
+    from fftmoe.data.tokens import lengths_of
+
+    tokenizer = load_tokenizer(reading.model)
+    readable = min(most_tokens_of(reading.model), tokenizer.model_max_length)
+    most = max(1, min(reading.most, readable - reading.spared))
+    if "data.tokens" in sample.texts:
+        rows = [row if isinstance(row, list) else [] for row in sample.texts["data.tokens"]]
+        words = [list(map(_readable, row[:most])) for row in rows]
+        return lengths_of(words, tokenizer), most
+    letters = LETTERS * most
+    whole = [list(map(_readable, column)) for column in sample.texts.values()]
+    was_cut = np.array([max(map(len, row)) > letters for row in zip(*whole, strict=True)])
+    *prompts, texts = [[text[:letters] for text in column] for column in whole]
+    if reading.completes:
+        asked = prompts[0] if prompts else None
+        lengths = lengths_with_completions(asked, texts, tokenizer, reading.chat_template)
+    else:
+        lengths = lengths_of(texts, tokenizer)
+    return np.where(was_cut, most, lengths).tolist(), most
+
+
+def _readable(text: Any) -> str:
+    """What a tokenizer can read of a cell, which nobody has checked yet."""
+    return text.encode(errors="ignore").decode() if isinstance(text, str) else ""
+
+
+def _estimated(sample: SampledTexts) -> list[float]:
+    """The estimated tokens of each text, without its tokenizer."""
+    if "data.tokens" in sample.texts:
+        rows = sample.texts["data.tokens"]
+        return [SPECIAL_TOKENS + (TOKENS_PER_WORD * len(words) if isinstance(words, list) else 0.0) for words in rows]
+    return [SPECIAL_TOKENS + sum(map(_estimated_tokens, row)) for row in zip(*sample.texts.values(), strict=True)]
+
+
+def _estimated_tokens(text: Any) -> float:
+    """The estimated tokens of a text.
+
+    A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
+    script into its letters, and Chinese and Japanese have no spaces between words.
+    """
+    text = text if isinstance(text, str) else ""
+    return TOKENS_PER_WORD * len(text.split()) + sum(letter > "\x7f" for letter in text)
