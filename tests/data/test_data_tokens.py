@@ -18,6 +18,7 @@ from fftmoe.data import (
     tokenize_texts,
     training_batches,
 )
+from fftmoe.data.images import ImageExamples
 from fftmoe.data.token_cache import cache_key
 from fftmoe.errors import InputError
 
@@ -212,6 +213,15 @@ def test_training_batches_of_exactly_so_many_steps(num: int, batch_size: int, st
     assert len(batches) == steps
     longer = training_batches(num, batch_size, torch.Generator().manual_seed(1), epochs=20)
     assert all(torch.equal(a, b) for a, b in zip(batches, longer, strict=False))
+
+
+def test_lengths_are_found_once_however_many_batches_are_made():
+    """Each of 70,000 clients with a row of its own asked for the lengths of all rows."""
+    texts = TokenizedText(torch.zeros(29, dtype=torch.int32), torch.tensor([0, 17, 29]), torch.zeros(2))
+    images = ImageExamples(torch.zeros(3, 3, 5, 5, dtype=torch.uint8), torch.zeros(3), (0.0,) * 3, (1.0,) * 3, 1.0)
+    for examples in (texts, images):
+        assert examples.lengths is examples.lengths
+    assert texts.lengths.tolist() == [17, 12]
 
 
 def test_training_batches_need_epochs_or_steps_and_examples():

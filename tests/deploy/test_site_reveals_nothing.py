@@ -125,13 +125,19 @@ def test_faults_in_the_data_and_the_recipe_leave_as_a_code(answer: Answer, name:
     assert f"code {code}" in caplog.text
 
 
-def exceptions() -> Iterator[Exception]:
+class Panic(BaseException):
+    """How libraries in Rust, such as tokenizers and safetensors, report a fault of their own: as no `Exception`."""
+
+
+def exceptions() -> Iterator[BaseException]:
     """Every error of Python and of this package, with the mark in its words, as libraries raise them."""
     for error in (*vars(builtins).values(), *vars(fftmoe.errors).values()):
         if isinstance(error, type) and issubclass(error, Exception) and error.__name__ not in SPECIAL:
             yield error(f"could not convert string to float: '{MARK}'")
     yield UnicodeDecodeError("utf-8", MARK.encode(), 0, 1, MARK)
     yield OSError(2, MARK, f"/home/{MARK}/train.csv")
+    yield ExceptionGroup(MARK, [ValueError(MARK)])
+    yield Panic(f"byte index 1 is not a char boundary; it is inside '{MARK}'")
 
 
 # These take other arguments, or a group of errors; subclasses of UnicodeError are covered by the one above.
@@ -187,7 +193,7 @@ class Anything:
         return iter(())
 
 
-def raising(error: Exception, reached: list[str]) -> Callable[..., Any]:
+def raising(error: BaseException, reached: list[str]) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         reached.append("here")
         raise error

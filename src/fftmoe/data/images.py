@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class ImageExamples:
     @property
     def lengths(self) -> Tensor:
         """Ones, int64 [N]: every image costs the same."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> Tensor:  # found once: a batch of few examples must not cost as much as all of them
         return torch.ones(len(self), dtype=torch.int64)
 
     def select(self, rows: Rows, /) -> "ImageExamples":

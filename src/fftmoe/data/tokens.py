@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -40,6 +41,10 @@ class TokenizedText:
     @property
     def lengths(self) -> Tensor:
         """Tokens of each text, int64 [N]."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> Tensor:  # found once: a batch of few examples must not cost as much as all of them
         return self.offsets.diff()
 
     def select(self, indices: Tensor | np.ndarray | Sequence[int]) -> "TokenizedText":

@@ -66,16 +66,19 @@ class CodedError(FftmoeError):
 def failing_as(code: Failure) -> Iterator[None]:
     """Give every error of the block this code, unless it has one.
 
+    Libraries that are written in Rust raise a panic, which is no `Exception`. Only what is meant to end the process
+    passes.
+
     Raises:
         CodedError: the block raised an error, which is its cause.
     """
     try:
         yield
-    except CodedError:
+    except (CodedError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except OutputError as error:
         raise CodedError(Failure.DISK) from error
-    except Exception as error:
+    except BaseException as error:
         raise CodedError(code) from error
 
 
