@@ -96,11 +96,12 @@ def run(
     Raises:
         InputError: the input is wrong; nothing has been written. RunError: the run failed.
     """
-    from fftmoe.config import load_recipe
+    from fftmoe.config import load_whole
     from fftmoe.setup import run as runs
 
-    loaded = load_recipe(recipe, overrides)
-    return runs.run(loaded, Path(output) if output else Path("runs") / loaded.name, plugins=plugins)
+    loaded, _, read_ahead = load_whole(recipe, overrides)
+    folder = Path(output) if output else Path("runs") / loaded.name
+    return runs.run(loaded, folder, plugins=plugins, read_ahead=read_ahead)
 
 
 def resume(folder: str | Path, plugins: "Plugins | None" = None, accept_changes: bool = False) -> "Result":

@@ -251,7 +251,7 @@ def test_the_end_of_a_pipe_is_not_taken_for_an_interrupt(cli: Cli, recipe_file: 
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("fftmoe.config.load_with_choices", fail)
+        monkeypatch.setattr("fftmoe.config.load_whole", fail)
 
     failing(EOFError("the process that forks others has died"))
     with pytest.raises(EOFError, match="has died"):

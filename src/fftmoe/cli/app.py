@@ -99,12 +99,14 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment and write its folder."""
-    from fftmoe.config import load_with_choices
+    from fftmoe.config import load_whole
 
     overrides = list(set_ or [])
     overrides += [f"engine.workers={workers}"] if workers else []
     overrides += [f"engine.kind={engine}"] if engine else []
-    loaded, chosen = load_with_choices(recipe, overrides)  # before the slow imports: a typo is reported without a wait
+    loaded, chosen, read_ahead = load_whole(
+        recipe, overrides
+    )  # before the slow imports: a typo is reported without a wait
     from fftmoe.cli.lines import say_choices
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
@@ -114,7 +116,7 @@ def run(
     say_choices(console, chosen)
     folder = output or Path("runs") / loaded.name
     with _resumable(folder):
-        result = runs.run(loaded, folder, Progress(console))
+        result = runs.run(loaded, folder, Progress(console), read_ahead=read_ahead)
     print_outcome(console, result.summary, result.folder, loaded)
 
 

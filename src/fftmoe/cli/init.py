@@ -38,12 +38,12 @@ def init(
     if output.exists() and not force:
         raise InputError(f"--output {output}: the file is there already; name another, or add --force to replace it")
     from fftmoe.cli.plan_output import print_forecast
-    from fftmoe.config.read import complete_recipe
+    from fftmoe.config import complete_values
     from fftmoe.report.console import Console
     from fftmoe.setup.forecast import forecast
 
-    recipe, chosen = complete_recipe(_stated(data, output, text, label, by, model), f"for {data}")
-    found = forecast(recipe)  # which checks the data as a run does
+    recipe, chosen, read_ahead = complete_values(_stated(data, output, text, label, by, model), f"for {data}")
+    found = forecast(recipe, read_ahead)  # which checks the data as a run does
     if len(found.num_examples) < 2:
         raise InputError(
             f"column {recipe.partition.by!r} names one client only, and a federation needs two; name another column "

@@ -16,6 +16,7 @@ from fftmoe.strict import json_text
 
 if TYPE_CHECKING:
     from fftmoe.config import Recipe
+    from fftmoe.data import ReadAhead
 
 
 def plan(
@@ -43,23 +44,23 @@ def plan(
 ) -> None:
     """Show which clients hold which experts and what a round costs, without training; or measure this machine."""
     from fftmoe.cli.lines import say_choices
-    from fftmoe.config import load_with_choices
+    from fftmoe.config import load_whole
 
-    loaded, chosen = load_with_choices(recipe, set_ or [])
+    loaded, chosen, read_ahead = load_whole(recipe, set_ or [])
     say_choices(Console(stderr=as_json), chosen)
     limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
     _check_measuring(measure, limits, write, force)
     if measure:
         _measure(loaded, limits, write, as_json)
     else:
-        _forecast(loaded, clients, as_json)
+        _forecast(loaded, read_ahead, clients, as_json)
 
 
-def _forecast(recipe: "Recipe", all_clients: bool, as_json: bool) -> None:
+def _forecast(recipe: "Recipe", read_ahead: "ReadAhead | None", all_clients: bool, as_json: bool) -> None:
     from fftmoe.cli.plan_output import print_forecast
     from fftmoe.setup.forecast import forecast
 
-    found = forecast(recipe)
+    found = forecast(recipe, read_ahead)
     if as_json:
         _print_json(found)
     else:

@@ -14,9 +14,10 @@ from fftmoe.config.privacy import ExamplePrivacySection as ExamplePrivacySection
 from fftmoe.config.privacy import PrivacySection as PrivacySection
 from fftmoe.config.read import complete_common as complete_common
 from fftmoe.config.read import complete_recipe as complete_recipe
+from fftmoe.config.read import complete_values as complete_values
 from fftmoe.config.read import find_recipe as find_recipe
 from fftmoe.config.read import load_recipe as load_recipe
-from fftmoe.config.read import load_with_choices as load_with_choices
+from fftmoe.config.read import load_whole as load_whole
 from fftmoe.config.read import parse_recipe as parse_recipe
 from fftmoe.config.read import read_recipe as read_recipe
 from fftmoe.config.read import recipe_folder as recipe_folder

@@ -10,10 +10,13 @@ The defaults in the schema are not these: they are what a key means that the fil
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fftmoe.config.default_rules import PAPER, RULES
 from fftmoe.config.known import LEFT_OUT, Known
+
+if TYPE_CHECKING:
+    from fftmoe.data.sources import ReadAhead
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Filled:
         from_data: by dotted key, those that a rule took from the facts of the data.
         shared: by dotted key, those that follow from the data and from values that do, which all cells of a comparison
             share; empty where the data was not read.
+        read_ahead: what was read of the data; None if nothing was.
     """
 
     values: dict[str, Any]
     from_data: dict[str, Any]
     shared: dict[str, Any]
+    read_ahead: "ReadAhead | None"
 
 
 def fill_in(values: Mapping[str, Any], may_read: bool = True) -> Filled:
@@ -51,7 +56,9 @@ def fill_in(values: Mapping[str, Any], may_read: bool = True) -> Filled:
             known.put(rule.key, value)
             from_data |= {rule.key: value} if known.used_facts and rule.of_data else {}
             shared |= {rule.key: value} if rule.says and rule.of_data else {}
-    return Filled(known.values, from_data, shared if known.has_facts else {})
+    if known.facts_read is None:
+        return Filled(known.values, from_data, {}, None)
+    return Filled(known.values, from_data, shared, known.facts_read.read_ahead)
 
 
 def _without_words(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the rules of `defaults.py` know about a data set, which is read only if a recipe leaves them something."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fftmoe.config.text_lengths import SampledTexts
@@ -9,6 +9,7 @@ from fftmoe.errors import InputError
 
 if TYPE_CHECKING:
     from fftmoe.data import Table
+    from fftmoe.data.sources import ReadAhead
 
 SPARED = 0.8  # of the rows of a source that still has to be divided
 
@@ -22,6 +23,7 @@ class Facts:
         rows: the number of training rows.
         classes: the number of distinct labels in them; 0 for a task without labels.
         texts: some of them, for the tokenizer that counts their tokens.
+        read_ahead: the tables that were read.
         client_column: the column that names the clients; None if there is none. clients: how many it names.
     """
 
@@ -30,6 +32,7 @@ class Facts:
     rows: int
     classes: int
     texts: SampledTexts
+    read_ahead: "ReadAhead" = field(repr=False, compare=False)
     client_column: str | None
     clients: int | None
 
@@ -44,10 +47,11 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
         InputError: the source cannot be read, or no column looks like what the task needs.
     """
     from fftmoe.data.roles import guess_roles, with_prompts
-    from fftmoe.data.sources import training_rows
+    from fftmoe.data.sources import ReadAhead, read_raw, training_rows
     from fftmoe.data.undivided import CLIENT
 
-    table, divided = training_rows(source)
+    raw = read_raw(source)
+    table, divided = training_rows(raw)
     if not table.num_rows:
         raise InputError(f"{table.where} has no rows; every split needs at least one")
     client = by or (CLIENT if CLIENT in table.columns else None)
@@ -59,6 +63,7 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
         rows=table.num_rows if divided else round(SPARED * table.num_rows),
         classes=len(_distinct_names(table, roles.columns.get("data.label") or roles.columns.get("data.tags"))),
         texts=SampledTexts.of(table, roles.columns),
+        read_ahead=ReadAhead(raw),
         client_column=client if client in table.columns else None,
         clients=len(_distinct_names(table, client)) if client in table.columns else None,
     )

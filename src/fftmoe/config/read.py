@@ -4,7 +4,7 @@ import copy
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +14,9 @@ from fftmoe.config.rules import check_rules
 from fftmoe.config.schema import Recipe
 from fftmoe.errors import InputError, did_you_mean, looked_up
 from fftmoe.strict import read_small, strict_yaml
+
+if TYPE_CHECKING:
+    from fftmoe.data.sources import ReadAhead
 
 DATA_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MOST_TOLD = 20  # errors of one recipe
@@ -39,32 +42,44 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         InputError: an unreadable file, an unknown key, a wrong type or a contradiction; or data that has to be read
             for a value, and cannot be.
     """
-    return load_with_choices(source, overrides, may_read)[0]
+    return load_whole(source, overrides, may_read).recipe
 
 
-def load_with_choices(
+class WholeRecipe(NamedTuple):
+    """A recipe with all its values; by dotted key those that followed from the data; and what was read of the data."""
+
+    recipe: Recipe
+    from_data: dict[str, Any]
+    read_ahead: "ReadAhead | None"
+
+
+def load_whole(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_read: bool = True
-) -> tuple[Recipe, dict[str, Any]]:
-    """Read a recipe as `load_recipe` does.
-
-    Returns:
-        the recipe; and by dotted key the values that followed from the data.
-    """
+) -> WholeRecipe:
+    """Read a recipe as `load_recipe` does, and keep what else became known."""
     values, where = read_recipe(source)
     values.pop("compare", None)  # a section for `fftmoe compare`, which a single run ignores
     for text in overrides:
         apply_override(values, *parse_override(text))
-    return complete_recipe(values, where, may_read)
+    return complete_values(values, where, may_read)
 
 
 def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True) -> tuple[Recipe, dict[str, Any]]:
-    """Fill in what the values of a recipe leave out, and check them; see `load_with_choices`.
+    """Fill in what the values of a recipe leave out, and check them.
 
     Args:
         where: names the origin of the values in messages.
+
+    Returns:
+        the recipe; and by dotted key the values that followed from the data.
     """
+    return complete_values(values, where, may_read)[:2]
+
+
+def complete_values(values: Mapping[str, Any], where: str, may_read: bool = True) -> WholeRecipe:
+    """Do the same, and keep what was read of the data."""
     recipe, filled = _completed(values, where, may_read)
-    return recipe, filled.from_data
+    return WholeRecipe(recipe, filled.from_data, filled.read_ahead)
 
 
 def complete_common(values: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, Any]]:

@@ -42,6 +42,7 @@ from fftmoe.data.partition import make_partition as make_partition
 from fftmoe.data.ragged import Ragged as Ragged
 from fftmoe.data.rows_digest import RowsDigest as RowsDigest
 from fftmoe.data.rows_digest import digest_of_rows as digest_of_rows
+from fftmoe.data.sources import ReadAhead as ReadAhead
 from fftmoe.data.sources import SplitRequest as SplitRequest
 from fftmoe.data.sources import read_tables as read_tables
 from fftmoe.data.table import Origin as Origin

@@ -46,11 +46,11 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
             tables[split] = _read_file(found[0])
         elif (folder / split).is_dir() and (images := read_image_folder(folder / split)) is not None:
             tables[split] = images
-    require_splits(required, tables, f"the folder {folder}{_not_read(folder, set(required) - set(tables))}")
+    require_splits(required, tables, f"the folder {folder}{not_read(folder, set(required) - set(tables))}")
     return tables
 
 
-def _not_read(folder: Path, missing: Collection[str]) -> str:
+def not_read(folder: Path, missing: Collection[str]) -> str:
     """Names a file that was meant to be one of these splits and has an ending that is not read, for a message."""
     for path in sorted(folder.iterdir()) if missing and folder.is_dir() else ():
         if path.is_file() and path.name.partition(".")[0].lower() in missing:

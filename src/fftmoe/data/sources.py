@@ -7,13 +7,49 @@ from pathlib import Path
 from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
-from fftmoe.data.read import REQUIRED_SPLITS, read_folder, require_splits
+from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.table import Table
 from fftmoe.data.undivided import CLIENT, divide, read_undivided
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
 BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """All tables of a source as they were read, unchecked.
+
+    Attributes:
+        source: its name. what: it, as messages call it. folder: it, if it is a local one.
+        whole: the rows of a source that nobody has divided; None for any other.
+        splits: the tables of any other source by split; empty for one that still has to be divided.
+    """
+
+    source: str
+    what: str
+    whole: Table | None
+    splits: Mapping[str, Table]
+    folder: Path | None = None
+
+
+class ReadAhead:
+    """Tables that were read before they are needed, for whoever takes them first.
+
+    Nobody else keeps them: a run does not hold its rows twice in memory.
+    """
+
+    def __init__(self, tables: RawTables | None = None) -> None:
+        self._tables = tables
+
+    def take(self, source: str) -> RawTables:
+        """The tables of this source, which is read if others were read ahead, or none.
+
+        Raises:
+            InputError: see `read_raw`.
+        """
+        tables, self._tables = self._tables, None
+        return tables if tables is not None and tables.source == source else read_raw(source)
 
 
 @dataclass(frozen=True)
@@ -29,6 +65,7 @@ class SplitRequest:
         divide: the rows of a source without splits are divided into training and test rows (`undivided.divide`); False:
             all of them are those of the first of `splits`.
         client: the column that names the clients, over which such rows are divided evenly.
+        read_ahead: what was read of the source already; None if nothing was.
     """
 
     splits: tuple[str, ...] = REQUIRED_SPLITS
@@ -37,6 +74,7 @@ class SplitRequest:
     declared: bool = False
     divide: bool = True
     client: str | None = None
+    read_ahead: ReadAhead | None = None
 
 
 TRAIN_AND_TEST = SplitRequest()
@@ -59,7 +97,8 @@ def read_tables(
     Raises:
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
-    tables = _own_splits(source, content, request) or read_source(source, request.splits)
+    raw = (request.read_ahead or ReadAhead()).take(source)
+    tables = _own_splits(raw, content, request) or _required(raw, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
     if request.evaluation:
@@ -73,8 +112,8 @@ def read_tables(
     return tables
 
 
-def training_rows(source: str) -> tuple[Table, bool]:
-    """The training rows of a source, unchecked, or all rows of one that still has to be divided.
+def training_rows(raw: RawTables) -> tuple[Table, bool]:
+    """The training rows of a source, or all rows of one that still has to be divided.
 
     A source that has only other splits, as a server's, gives the first of these.
 
@@ -82,19 +121,17 @@ def training_rows(source: str) -> tuple[Table, bool]:
         the rows, and whether the source has splits of its own.
 
     Raises:
-        InputError: the source or a file is missing or cannot be read.
+        InputError: it has no split.
     """
-    whole = _whole(source)
-    if whole is not None:
-        return whole, False
-    tables = read_source(source, ())
-    require_splits(("train",) if not tables else (), tables, source)
-    return tables.get("train") or next(iter(tables.values())), True
+    if raw.whole is not None:
+        return raw.whole, False
+    require_splits(("train",) if not raw.splits else (), raw.splits, raw.source)
+    return raw.splits.get("train") or next(iter(raw.splits.values())), True
 
 
-def _own_splits(source: str, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
+def _own_splits(raw: RawTables, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
     """The splits of a source that has none of its own; None for every other source."""
-    whole = _whole(source)
+    whole = raw.whole
     if whole is None:
         return None
     if not request.divide:
@@ -107,6 +144,14 @@ def _own_splits(source: str, content: Mapping[str, Sequence[str]], request: Spli
         )
     labels = [*content.get("data.label", ()), *content.get("data.tags", ())]
     return divide(whole, labels[0] if labels else None, request.client or CLIENT)
+
+
+def _required(raw: RawTables, required: Sequence[str]) -> dict[str, Table]:
+    """The splits of a source that has its own; those of a builtin are checked by whoever asks."""
+    if not raw.source.startswith(BUILTIN):
+        others = not_read(raw.folder, set(required) - set(raw.splits)) if raw.folder else ""
+        require_splits(required, raw.splits, f"{raw.what}{others}")
+    return dict(raw.splits)
 
 
 def _whole(source: str) -> Table | None:
@@ -131,28 +176,28 @@ def local_place(source: str) -> Path | None:
         return place if place.exists() else None
 
 
-def read_source(source: str, required: Sequence[str]) -> dict[str, Table]:
-    """All tables of a source by split, unchecked.
-
-    Args:
-        required: the splits that must exist.
+def read_raw(source: str) -> RawTables:
+    """All tables of a source, unchecked.
 
     Raises:
-        InputError: the source or a file is missing.
+        InputError: the source or a file is missing, or cannot be read.
     """
+    whole = _whole(source)
+    if whole is not None:
+        return RawTables(source, whole.where, whole, {})
     if source.startswith(BUILTIN):
-        return _read_builtin(source)
+        return RawTables(source, source, None, _read_builtin(source))
     place = local_place(source)
     if place is not None:
         with looked_up(f"data.source={source!r:.200}"):
-            return read_folder(place, required)
+            return RawTables(source, f"the folder {place}", None, read_folder(place, ()), place)
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
             f"data.source={source!r} is neither a file nor a folder (looked for {Path(source).absolute()}); give a "
             "table, a folder with a table for each client, with train.* and test.* or with images, a hub id such as "
             f"fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
-    return read_hub(source, required)
+    return RawTables(source, f"the data set {source}", None, read_hub(source, ()))
 
 
 def _read_builtin(source: str) -> dict[str, Table]:

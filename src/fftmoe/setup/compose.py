@@ -15,6 +15,7 @@ from fftmoe.data import (
     Examples,
     Partition,
     Ragged,
+    ReadAhead,
     cut_notes,
     default_cache_dir,
     make_partition,
@@ -39,11 +40,12 @@ from fftmoe.setup.tiers import make_tiers, training_of
 from fftmoe.setup.warm_start import WarmStart, load_start, start_notes
 
 
-def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
+def compose(recipe: Recipe, plugins: Plugins | None = None, read_ahead: ReadAhead | None = None) -> Experiment:
     """Make the experiment that a recipe describes.
 
     Args:
         plugins: parts that the recipe may name, in addition to installed ones.
+        read_ahead: what was read of the data while the recipe was completed.
 
     Raises:
         InputError: something in the recipe cannot be honoured; nothing has been written.
@@ -51,7 +53,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None) -> Experiment:
     plugins = plugins or Plugins()
     check_named(recipe, plugins)
     check_quantization(recipe.backbone.quantization)
-    data = load_examples(recipe)
+    data = load_examples(recipe, read_ahead)
     recipe = with_scales(recipe, data.train)
     if is_centralized(recipe):
         clients = recipe.partition.num_clients or len(set(data.groups or ()))

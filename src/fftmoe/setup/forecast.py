@@ -28,7 +28,7 @@ from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
 from fftmoe.cost.prediction import announce_training
 from fftmoe.cost.timed import PreparedClients, TimedClient, time_tiers
 from fftmoe.cost.workload import Workload
-from fftmoe.data import WithPrefix
+from fftmoe.data import ReadAhead, WithPrefix
 from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState
@@ -43,15 +43,18 @@ from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.setup.tiers import own_blocks, training_of
 
 
-def forecast(recipe: Recipe) -> Forecast:
+def forecast(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Forecast:
     """Compose the experiment of a recipe and compute what its first round costs; trains and writes nothing.
+
+    Args:
+        read_ahead: see `run`.
 
     Raises:
         InputError: as `compose`, for instance a budget that cannot hold one expert.
     """
     # The size of the frozen prefix's states is computed, and not the states, which takes as long as some rounds.
     engine = recipe.engine.model_copy(update={"prefix_cache": "off"})
-    experiment = compose(recipe.model_copy(update={"engine": engine}))
+    experiment = compose(recipe.model_copy(update={"engine": engine}), read_ahead=read_ahead)
     work = workload(experiment, experiment.first_state())
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)

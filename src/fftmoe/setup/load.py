@@ -8,7 +8,7 @@ import numpy as np
 
 from fftmoe.config import Recipe
 from fftmoe.config.plugins import is_plugin
-from fftmoe.data import Examples, RowsDigest, SplitRequest, owners_digest
+from fftmoe.data import Examples, ReadAhead, RowsDigest, SplitRequest, owners_digest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.setup.splits import Splits, load_splits
@@ -44,14 +44,17 @@ class Loaded:
     test_owners: Sequence[str | None] | None = None
 
 
-def load_examples(recipe: Recipe) -> Loaded:
+def load_examples(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Loaded:
     """The recipe's training and test examples, or the subset of them that it asks for.
+
+    Args:
+        read_ahead: what was read of the recipe's data already.
 
     Raises:
         InputError: the data or the model cannot be read.
     """
     by, data = recipe.partition.by, recipe.data
-    request = SplitRequest(label_names=agreed_labels(recipe), declared=recipe.differential)
+    request = SplitRequest(label_names=agreed_labels(recipe), declared=recipe.differential, read_ahead=read_ahead)
     found = load_splits(recipe, data.source, request, [by] if by else [])
     groups = found.columns.names[by] if by else None
     train, test = found.examples["train"], found.examples["test"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe, apply_override, parse_override, parse_recipe
+from fftmoe.data import ReadAhead
 from fftmoe.errors import InputError, OutputError
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import check_trackers
@@ -59,6 +60,7 @@ def run(
     progress: Progress | None = None,
     open_engine: OpenEngine = open_engine,
     plugins: Plugins | None = None,
+    read_ahead: ReadAhead | None = None,
 ) -> Result:
     """Run a recipe and write its folder.
 
@@ -66,6 +68,7 @@ def run(
         output: the run folder, new or empty.
         progress: where progress is shown; nowhere when None.
         plugins: parts that the recipe may name, in addition to installed ones.
+        read_ahead: what was read of the data while the recipe was completed.
 
     Raises:
         InputError: the recipe, its data or the output cannot be used; nothing has been written.
@@ -78,7 +81,7 @@ def run(
     check_run_output(output)  # it is checked again when it is made; here it spares a person the wait
     progress.say("loading data and backbone")
     with _with_way_to_resume(output):
-        return begin(compose(recipe, plugins), recipe, output, progress, open_engine)
+        return begin(compose(recipe, plugins, read_ahead), recipe, output, progress, open_engine)
 
 
 def begin(
