@@ -58,12 +58,13 @@ def looked_up(what: str) -> Iterator[None]:
     """Tell in one sentence that a file or a folder cannot be looked up, such as one that this user may not search.
 
     Raises:
-        InputError: the system reported an error in the block, or a path begins with the home of an unknown user.
+        InputError: the system reported an error in the block; a path begins with the home of an unknown user, or is
+            none.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: no name of a file holds the character NUL
         if isinstance(error, FftmoeError):
             raise
-        remedy = "let this user read it, or name another" if isinstance(error, OSError) else "name it without ~"
+        remedy = "name it without ~" if isinstance(error, RuntimeError) else "let this user read it, or name another"
         raise InputError(f"{what} cannot be looked up ({error!s:.200}); {remedy}") from error

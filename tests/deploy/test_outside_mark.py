@@ -101,6 +101,15 @@ def test_a_mark_of_an_unknown_user_is_refused_in_one_sentence(tmp_path: Path):
         describe_ledger(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/", "/dev/full", "a\0b", "/tmp/a\0b"])
+def test_a_mark_that_can_be_no_file_is_refused_in_one_sentence(tmp_path: Path, name: str):
+    """To copy the ledger's head there, as other messages advise, would mend nothing."""
+    allow(tmp_path, recipe(), mark=name)
+    with pytest.raises(InputError, match=r"`mark` of the policy.*(full name of a file|name another)") as refused:
+        describe_ledger(tmp_path)
+    assert "cp " not in str(refused.value)
+
+
 def test_a_mark_that_cannot_be_written_refuses(tmp_path: Path):
     (tmp_path / "file").write_text("")
     allow(tmp_path / "site", recipe(), mark=str(tmp_path / "file" / "mark"))

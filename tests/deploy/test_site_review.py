@@ -54,6 +54,18 @@ def test_a_first_policy_allows_the_recipe_and_nothing_else(tmp_path: Path, task:
             assert objections(policy, asked, own_model=False), other
 
 
+def test_a_review_names_the_columns_that_stand_for_others():
+    """A table of conversations has no column `prompt`, and would be read for one."""
+    asked = {"backbone": {"task": "causal-lm", "model": "./model"}, "head": None}
+    produced = {**asked, "data": {"prompt": "prompt", "completion": "completion", "labels": None}}
+    [reads] = [line for line in describe_request(request_in(recipe(produced))) if line.startswith("  reads")]
+    assert reads.endswith(
+        "; in a table without completion or prompt the conversations in its column messages, conversations, "
+        "conversation"
+    )
+    assert not any("conversation" in line for line in describe_request(request_in(recipe(TASKS["prompts"]))))
+
+
 def test_a_second_approval_adds_a_line_and_changes_nothing_else(tmp_path: Path):
     approve(tmp_path, request_in(recipe()), None)
     before = (tmp_path / "policy.yaml").read_text()

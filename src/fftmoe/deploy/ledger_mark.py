@@ -21,13 +21,16 @@ def outside_mark(site: Path, named: str | None) -> Path | None:
     """The file outside the folder of a site that its policy names for a mark; None if it names none.
 
     Raises:
-        InputError: it is within the site's folder, which a copy of the folder would replace too, or has no full name.
+        InputError: it is within the site's folder, which a copy of the folder would replace too; it has no full name;
+            or it is no file.
     """
     if named is None:
         return None
     with looked_up(f"`mark` of the policy, {named!r:.200},"):
         mark = Path(named).expanduser()
-    if not mark.is_absolute() or mark.resolve().is_relative_to(site.resolve()):
+        is_outside = mark.is_absolute() and not mark.resolve().is_relative_to(site.resolve())
+        is_other = mark.exists() and not mark.is_file()
+    if is_other or not is_outside:
         raise InputError(
             f"`mark` of the policy is {named!r}; it must be the full name of a file outside {site}, so that it can "
             "notice an older copy of that folder"

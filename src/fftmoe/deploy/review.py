@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fftmoe.data.chats import CHATS, PRODUCED
 from fftmoe.deploy.door import POLICY_FILE, read_policy
 from fftmoe.deploy.files import PRIVATE_FILE, write_new
 from fftmoe.deploy.ledger import ledger_in
@@ -93,7 +94,7 @@ def describe_request(request: SiteRequest) -> list[str]:
     return [
         f"recipe {request.name!r}, {request.digest}",
         f"  asks for  {', '.join(request.tasks)}; {request.rounds} rounds",
-        f"  reads     column {', '.join(columns)}",
+        f"  reads     column {', '.join(columns)}{_conversations_read(request.columns)}",
         f"  labels    {_labels_asked(request)}",
         f"  backbone  {request.backbone!r}"
         + (", a folder: start the site with --model to use its own" if request.is_folder else ""),
@@ -101,6 +102,14 @@ def describe_request(request: SiteRequest) -> list[str]:
         f"  privacy   {PROMISES[request.privacy.mode]}{_privacy_shown(request.privacy)}",
         f"  sends     {_sent(request)}",
     ]
+
+
+def _conversations_read(columns: ColumnsRead) -> str:
+    """What is read under the names of other columns: these are made of conversations where a table has none."""
+    asked = PRODUCED & {name for use in fields(ColumnsRead) for name in getattr(columns, use.name)}
+    if not asked:
+        return ""
+    return f"; in a table without {' or '.join(sorted(asked))} the conversations in its column {', '.join(CHATS)}"
 
 
 def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
