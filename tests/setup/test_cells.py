@@ -245,8 +245,9 @@ def test_a_partition_by_clients_needs_their_number(recipe_values: dict[str, Any]
 
 @pytest.fixture(scope="module")
 def written_out(recipe_values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with every value, as a run folder has it: a solved head and server momentum."""
-    short = {"data": recipe_values["data"], "backbone": recipe_values["backbone"], "name": "short"}
+    """A recipe with every value, as a run folder has it: a solved head, server momentum, and the best round kept."""
+    data = {**recipe_values["data"], "validation": 0.2}
+    short = {"data": data, "backbone": recipe_values["backbone"], "name": "short"}
     return make_grid(short, {"seeds": 1}).cells[0].config
 
 
@@ -261,7 +262,8 @@ def test_every_method_stands_beside_another_in_a_recipe_with_all_values(method: 
     can = METHODS[method].capabilities
     assert last.recipe.federation.server_optimizer == ("momentum" if can.server_optimizer else "sgd")
     assert head_of(last.recipe).update == ("frozen" if method == "head-only" else "recomputed")
-    assert len(last.fitted) == (not can.server_optimizer) + (method == "head-only")
+    assert last.recipe.evaluation.keep == ("last" if can.personal else "best")
+    assert len(last.fitted) == (not can.server_optimizer) + (method == "head-only") + can.personal
     assert all(f"method {method} " in note for note in last.fitted)
 
 

@@ -239,8 +239,8 @@ def _fit_to_method(values: dict[str, Any], named: Collection[str]) -> tuple[str,
         what was changed, as sentences.
     """
     spec = METHODS.get(str(values.get("method")))
-    head, federation = (values.get(name) or {} for name in ("head", "federation"))
-    if spec is None or not isinstance(head, dict) or not isinstance(federation, dict):
+    head, federation, evaluation = (values.get(name) or {} for name in ("head", "federation", "evaluation"))
+    if spec is None or not all(isinstance(section, dict) for section in (head, federation, evaluation)):
         return ()
     can, wanted = spec.capabilities, {}
     if not can.server_optimizer and federation.get("server_optimizer", "sgd") != "sgd":
@@ -248,6 +248,8 @@ def _fit_to_method(values: dict[str, Any], named: Collection[str]) -> tuple[str,
     solved = head.get("kind") == "closed-form"
     if can.trains == "head" and solved and head.get("update", "frozen") == "recomputed":
         wanted["head.update"] = ("frozen", "changes no features, so its head is computed once")
+    if can.personal and evaluation.get("keep") == "best":
+        wanted["evaluation.keep"] = ("last", "has no global model, of which an earlier round could be kept")
     fitted = {key: made for key, made in wanted.items() if key not in named}
     for key, (value, _) in fitted.items():
         apply_override(values, key, value)
