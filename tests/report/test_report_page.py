@@ -127,10 +127,16 @@ def test_alarms_are_at_the_top_of_the_page():
     fallen = rows(values=(0.75, None, 0.5, 0.25))
     fallen[0]["accuracy_interval"] = [0.7, 0.8]
     starving = [{**row, "round": t, "load": {"4": [0.001, 0.249, 0.25, 0.25, 0.25]}} for t, row in enumerate(fallen)]
-    text = structure_of(report_page(config(), starving, summary())).text
+    text = structure_of(report_page(config(), starving, summary(accuracy=0.25))).text
     alarm = "block 4: hardly any token went to expert 0 for 3 rounds."
-    assert text.index(alarm) < text.index("0.750")
+    assert text.index(alarm) < text.index("0.250")
     assert text.count(alarm) == 2  # and in its section
+    recovered = structure_of(report_page(config(), starving, summary(accuracy=0.7))).text
+    assert recovered.count(alarm) == 1
+    assert "Alarms: 1, from which the model has recovered" in recovered
+    assert structure_of(report_page(config(), starving, None)).text.count(alarm) == 2  # the run goes on, and is worse
+    better = [{**starving[-1], "round": 4, "accuracy": 0.75}]
+    assert structure_of(report_page(config(), [*starving, *better], None)).text.count(alarm) == 1
 
 
 def test_values_that_are_not_finite_do_not_break_a_page():

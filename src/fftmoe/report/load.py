@@ -60,9 +60,13 @@ class Quality:
         if value is not None and math.isfinite(value):
             self._last = value
             self._best = value if self._best is None or metric.better(value, self._best) else self._best
-        if self._margin is None or self._best is None or self._last is None:
+        return self._last is not None and self.is_worse(self._last, metric)
+
+    def is_worse(self, value: float, metric: Metric) -> bool:
+        """Return whether this value is worse than the best one so far by more than the margin."""
+        if self._margin is None or self._best is None:
             return False
-        return metric.gain(self._best, self._last) > self._margin
+        return metric.gain(self._best, value) > self._margin
 
 
 class LoadWatch:
@@ -70,7 +74,7 @@ class LoadWatch:
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.alarms: list[dict[str, Any]] = []
-        self._quality = Quality()
+        self._quality, self._is_worse = Quality(), False
         self._starving: dict[tuple[str, int], int] = {}
         self._told: set[tuple[str, int]] = set()
         self._collapsed: set[str] = set()
@@ -80,6 +84,7 @@ class LoadWatch:
     def see(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The alarms that this row raises: round, block, kind (`starved` or `collapsed`), and the kind's numbers."""
         found, worse = [], self._quality.see(row)
+        self._is_worse = worse
         for block, shares in row.get("load", {}).items():
             at = {"round": row["round"], "block": int(block)}
             if starved := self._starved(block, shares, worse):
@@ -92,6 +97,15 @@ class LoadWatch:
                 self._collapsed.add(block)
         self.alarms += found[: MOST_ALARMS - len(self.alarms)]
         return found
+
+    def lasting(self, result: float | None, metric: Metric) -> list[dict[str, Any]]:
+        """The alarms, if the model is still worse than its best; none if it has recovered since.
+
+        Args:
+            result: the metric of the model that is kept; None for a run that goes on.
+        """
+        still_worse = self._is_worse if result is None else self._quality.is_worse(result, metric)
+        return self.alarms if still_worse else []
 
     def _starved(self, block: str, shares: Sequence[float], worse: bool) -> list[int]:
         """The experts whose share has been low for `STARVED_ROUNDS` rounds, once for each, if the model is worse."""

@@ -100,7 +100,7 @@ def _warnings(run: RunRecord) -> list[str]:
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
         lines.append(f"{void} rounds changed nothing: too few valid updates{_kinds(run)}.")
     lines += [f"{note}." for note in run.summary.get("notes", ())]
-    alarms = LoadWatch(run.rows).alarms
+    alarms = LoadWatch(run.rows).lasting(run.summary.get(run.metric.name), run.metric)
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
     if len(alarms) > WARNED_ALARMS:
         lines.append(f"… and {len(alarms) - WARNED_ALARMS} more alarms about the load of experts, below.")

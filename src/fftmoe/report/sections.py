@@ -35,11 +35,15 @@ class ClientsView:
 
 @dataclass(frozen=True)
 class ExpertsView:
-    """Alarms and maps of the experts' load; `hidden` in private mode, where the server does not know it."""
+    """Alarms and maps of the experts' load; `hidden` in private mode, where the server does not know it.
+
+    `recovered`: there were alarms, and the model that is kept is not worse than its best.
+    """
 
     hidden: bool
     alarms: list[str]
     num_alarms: int
+    recovered: bool
     loads: list[Figure]
     usage: list[Figure]
 
@@ -144,13 +148,15 @@ def interval_text(interval: Any, metric: Metric) -> str:
 def experts(run: RunRecord) -> ExpertsView | None:
     """How evenly experts were used, and by whom; None for a method without experts."""
     if run.private and run.capabilities and run.capabilities.trains == "experts":
-        return ExpertsView(True, [], 0, [], [])
+        return ExpertsView(True, [], 0, False, [], [])
     overall, loads = run_figures.effective_number(run), run_figures.expert_loads(run)
     if overall is None:
         return None
-    alarms = LoadWatch(run.rows).alarms
+    watch = LoadWatch(run.rows)
+    alarms = watch.alarms
+    recovered = bool(alarms) and not watch.lasting(run.summary.get(run.metric.name), run.metric)
     shown = [f"{describe_alarm(found)}." for found in alarms[:ALARMS_SHOWN]]
-    return ExpertsView(False, shown, len(alarms), [overall, *loads], run_figures.expert_usage(run))
+    return ExpertsView(False, shown, len(alarms), recovered, [overall, *loads], run_figures.expert_usage(run))
 
 
 def costs(run: RunRecord) -> CostsView:
