@@ -14,12 +14,18 @@ from fftmoe.store import read_config
 from finished import Finished
 from reports import config, rows, structure_of, summary
 from shared_fixtures import Cli
+from tables import write_csv
 
 TRAINED = {"rounds": 3, "clients_per_round": 2, "learning_rate": 0.003}
 
 
 def entry(value: float) -> dict[str, Any]:
     return {"value": value, "interval": [value - 0.05, value + 0.05]}
+
+
+def clients_with(*alone: float | None) -> dict[str, Any]:
+    """Clients of 0.5 each, with these values by themselves."""
+    return {"tier": ["small"] * len(alone), "accuracy": [0.5] * len(alone), "alone": list(alone)}
 
 
 def run_of(recipe: dict[str, Any] | None = None, *, over_sites: bool = False, **facts: Any) -> RunRecord:
@@ -47,7 +53,10 @@ SPENT = {"privacy": {"epsilon": 2.0, "stopped_early": False}}
         (WORSE, SLOWER),
         (DIVERGED, SLOWER),
         ({"baselines": {"head_only": entry(0.95)}}, SLOWER),
-        ({"baselines": {**OVER_HEAD, "alone": entry(0.95)}}, COMPARE.format("fedsa-lora,local-only")),
+        ({"baselines": {**OVER_HEAD, "alone": entry(0.95)}}, COMPARE.format("fedsa-lora")),
+        ({"clients": clients_with(0.9, 0.9, 0.9, 0.1, 0.1)}, COMPARE.format("fedsa-lora")),
+        ({"clients": clients_with(0.9, 0.9, 0.1, 0.1, 0.1)}, PREDICT),
+        ({"clients": clients_with(None, None, 0.5, 0.5, 0.9)}, PREDICT),
         ({"baselines": AS_HEAD, "best_round": 3}, LONGER),
         ({"baselines": AS_HEAD, "best_round": 2}, COMPARE.format("head-only")),
         ({"baselines": {**OVER_HEAD, "centralized": entry(0.95)}, "best_round": 3}, LONGER),
@@ -140,3 +149,22 @@ def test_a_comparison_starts_from_the_recipe_of_this_one(cli: Cli, tiny_run: Fin
     outcome = cli(*words[1:-1], tmp_path / "compared", "--seeds", "1")
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "compared" / "comparison-figures.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_all_defaults_can_be_compared(cli: Cli, backbone_folder: Path, tmp_path: Path):
+    """A personal method takes what it can of a recipe with a solved head, rows that are set aside, and a best round."""
+    rows = {"text": [f"ash {n}" for n in range(240)], "label": ["ab"[n % 2] for n in range(240)]}
+    write_csv(tmp_path / "notes.csv", rows)
+    small = ("federation.rounds=1", "federation.local_steps=1", "engine.workers=1", "adapter.blocks=last-1")
+    settings = [part for override in small for part in ("--set", override)]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"data: {{source: {tmp_path / 'notes.csv'}}}\nbackbone: {{model: {backbone_folder}}}\n")
+    assert cli("run", recipe, "--output", tmp_path / "out", *settings).status == 0
+    record = RunRecord(
+        read_config(tmp_path / "out"), (), summary(clients=clients_with(0.9, 0.9, 0.9)), str(tmp_path / "out")
+    )
+    words = shlex.split(next_step(record).command)
+    assert words[1] == "compare"
+    outcome = cli(*words[1:], "--seeds", "1")
+    assert (outcome.status, "failed" in outcome.out) == (0, False), outcome.err

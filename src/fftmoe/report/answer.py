@@ -100,28 +100,44 @@ def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def who_gains(summary: Mapping[str, Any]) -> str:
-    """Which clients are better with the result than by themselves, in words; empty where nobody knows."""
+class Gains(NamedTuple):
+    """The clients that the result helps, and those that are better by themselves, out of `measured`."""
+
+    gain: list[str]
+    lose: list[str]
+    measured: int
+
+
+def gains_of_clients(summary: Mapping[str, Any]) -> Gains:
+    """Which clients are better with the result than by themselves, of those of which both are known."""
     metric = Metric.of(summary)
-    listed = summary.get("clients", {})
     pairs = [
         (name, metric.gain(shared, alone))
         for name, shared, alone in zip(
-            client_names(summary), values_of_clients(summary, metric), listed.get("alone", ()), strict=False
+            client_names(summary),
+            values_of_clients(summary, metric),
+            summary.get("clients", {}).get("alone", ()),
+            strict=False,
         )
         if shared is not None and alone is not None
     ]
+    return Gains([name for name, by in pairs if by > 0], [name for name, by in pairs if by < 0], len(pairs))
+
+
+def who_gains(summary: Mapping[str, Any]) -> str:
+    """Which clients are better with the result than by themselves, in words; empty where nobody knows."""
+    metric = Metric.of(summary)
+    gain, lose, measured = gains_of_clients(summary)
     rows = "on test rows reweighted to its labels" if are_reweighted(summary, metric) else "on its own test rows"
-    if not pairs:
+    if not measured:
         return _mean_gain(summary, metric)
-    gain, lose = [name for name, by in pairs if by > 0], [name for name, by in pairs if by < 0]
     if not gain:
-        return f"no client of {len(pairs)} gains over training alone, each {rows}"
+        return f"no client of {measured} gains over training alone, each {rows}"
     if not lose:
-        level = "" if len(gain) == len(pairs) else f" ({len(pairs) - len(gain)} are level)"
-        return f"{len(gain)} of {len(pairs)} clients gain over training alone, each {rows}{level}"
+        level = "" if len(gain) == measured else f" ({measured - len(gain)} are level)"
+        return f"{len(gain)} of {measured} clients gain over training alone, each {rows}{level}"
     return (
-        f"{len(gain)} of {len(pairs)} clients gain over training alone, each {rows}, and {len(lose)} "
+        f"{len(gain)} of {measured} clients gain over training alone, each {rows}, and {len(lose)} "
         f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
     )
 

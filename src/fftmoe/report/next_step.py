@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fftmoe.report.answer import compared
+from fftmoe.report.answer import compared, gains_of_clients
 from fftmoe.report.record import RunRecord
 from fftmoe.report.sections import account
 from fftmoe.report.verdict import ended_badly
@@ -58,9 +58,9 @@ class _Commands:
 def next_step(run: RunRecord) -> NextStep:
     """What to do next: the first of these that is true of the run.
 
-    It has not finished; it diverged, or is worse than its start or than its head alone; it is worse than clients by
-    themselves; it still improves and is not better than what it is compared with; it is not clearly better than its
-    head alone. Otherwise it is used.
+    It has not finished; it diverged, or is worse than its start or than its head alone; clients, or most of them, are
+    better by themselves; it still improves and is not better than what it is compared with; it is not clearly better
+    than its head alone. Otherwise it is used.
     """
     commands = _Commands(run)
     if not run.summary:
@@ -81,11 +81,14 @@ def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -
             return NextStep(f"{what}: lower {key}", "")
         lower = float(f"{rate / LOWER:.1g}")
         return NextStep(f"{what}: train with a lower {key}", commands.again("-slower", key, lower))
-    if found.get("alone") == "worse":
+    clients = gains_of_clients(run.summary)
+    most_lose = 2 * len(clients.lose) > clients.measured
+    if found.get("alone") == "worse" or most_lose:
+        what = "most clients are better" if most_lose else "clients are better"
         if run.over_sites:
-            return NextStep("clients are better by themselves: a common model does not help them", "")
-        why = "clients are better by themselves: compare with methods that keep a part of the model at each client"
-        return NextStep(why, commands.beside("fedsa-lora", "local-only"))
+            return NextStep(f"{what} by themselves: a common model does not help them", "")
+        why = f"{what} by themselves: compare with a method that keeps a part of the model at each client"
+        return NextStep(why, commands.beside("fedsa-lora"))
     return None
 
 
