@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
@@ -122,8 +123,35 @@ def test_a_loss_far_above_the_first_is_noticed_whatever_the_metric_says(losses: 
         said = sentence({**summary, **found})
         assert not diverged or (said and said.startswith("training diverged: its loss is ") and words in said)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert not ended_badly(verdict(rows, {**good, "best_round": 0}))  # the model that is kept is another
+    # The model that is kept is that of before the first round, because no round was any good.
+    assert ended_badly(verdict(rows, {**good, "best_round": 0})) == diverged
+    assert losses[:1] != [2.0] or not ended_badly(verdict(rows, {**good, "best_round": 1}))
     assert not ended_badly(verdict([{"round": 1, "train_loss": 1e9}], {"metric": "mean_absolute_error"}))
+
+
+@pytest.mark.parametrize(("end", "diverged"), [(5.0, True), (2.0, False)])
+def test_a_loss_of_numbers_may_be_of_any_size_only_while_the_numbers_get_better(end: float, diverged: bool):
+    """The first round already had a loss of 1e12, the others were void, and the run said that it changed little."""
+    name = "mean_absolute_error"
+    rows = [{"round": 0, **_values(name, 5.0, 0.1)}, {"round": 1, "train_loss": 1e12}, {"round": 2, "void": True}]
+    found = verdict(rows, {**_values(name, end, 0.1), "best_round": 0, "last": {}})
+    assert (found["verdict"]["result"] == "diverged") == diverged
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_numbers_are_learned_with_all_defaults(cli: Cli, recipe_values: dict[str, Any], tmp_path: Path, size: float):
+    """A rate for labels let the squared error grow to 1e12 in the first round, whatever the unit of the targets."""
+    for split, rows in (("train", 113), ("test", 41)):
+        lines = [f"{'red ' * (n % 5)}blue,{size * (n % 5)},author-{n % 4}" for n in range(rows)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,length,author", *lines]) + "\n")
+    values = {"data": {"source": str(tmp_path), "targets": ["length"]}, "federation": {"rounds": 3}, "trackers": []}
+    values |= {"backbone": {**recipe_values["backbone"], "task": "regression"}, "evaluation": {"baselines": "off"}}
+    (tmp_path / "numbers.yaml").write_text(yaml.safe_dump(values))
+    outcome = cli("run", tmp_path / "numbers.yaml", "--output", tmp_path / "run")
+    assert (outcome.status, outcome.err) == (0, "")
+    run = Finished(tmp_path / "run", outcome)
+    assert max(row["train_loss"] for row in run.rows if "train_loss" in row) < 3
+    assert not ended_badly(run.summary)
 
 
 def test_a_run_that_diverges_says_so_first_everywhere(run_tiny: RunTiny):

@@ -21,6 +21,7 @@ SOLVED = ("sequence-classification", "image-classification")  # the tasks that c
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
+ADAMW_HEAD_RATE, SQUARED_HEAD_RATE = 0.005, 0.02  # of a trained head; the second for SGD on numbers
 MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
@@ -135,9 +136,22 @@ def _head_update(known: Known) -> Any:
     return "frozen" if known.method and known.method.trains == "head" else "recomputed"
 
 
+def _is_head_trained(known: Known) -> bool:
+    return known.get("head.kind") in ("averaged", "one-vs-all") or known.get("head.update") == "trained"
+
+
+def _head_optimizer(known: Known) -> Any:
+    """SGD on a squared error diverges above a rate that the length of a backbone's features decides; AdamW does not."""
+    stated = known.get("head.learning_rate") is not None
+    return "adamw" if known.task == "regression" and _is_head_trained(known) and not stated else LEFT_OUT
+
+
 def _head_rate(known: Known) -> Any:
-    trained = known.get("head.kind") in ("averaged", "one-vs-all") or known.get("head.update") == "trained"
-    return 1.0 if trained else LEFT_OUT
+    if not _is_head_trained(known):
+        return LEFT_OUT
+    if known.get("head.optimizer") == "adamw":
+        return ADAMW_HEAD_RATE
+    return 1.0 if known.task != "regression" else SQUARED_HEAD_RATE
 
 
 def _cohort(known: Known) -> int:
@@ -239,7 +253,10 @@ RULES: tuple[Rule, ...] = (
     Rule("head.features", _solved("fourier")),
     Rule("head.num_features", _num_features, "1,024; 2,048 for more than 32 classes, if the data was read"),
     Rule("head.update", _head_update),
-    Rule("head.learning_rate", _head_rate),
+    Rule(
+        "head.optimizer", _head_optimizer, "adamw for numbers, where head.learning_rate is left out too", of_data=False
+    ),
+    Rule("head.learning_rate", _head_rate, "1.0; with adamw 0.005, and with sgd for numbers 0.02", of_data=False),
     *_constant("federation", rounds=10, batch_size=16),
     Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),

@@ -8,7 +8,7 @@ from fftmoe.report.metric import SHARES, Metric
 
 FAR_ABOVE = 10.0  # times the loss of the first round; a loss that only fluctuates stays within twice
 SMALL_LOSS = 0.1  # a first loss below counts as this, because from almost nothing every loss is far
-LARGE_LOSS = 100.0  # a first loss above counts as this for labels, because no guess costs as much: it grew at once
+LARGE_LOSS = 100.0  # a first loss above counts as this, because no guess of labels costs as much: it grew at once
 LOWER_RATE = "start a new run with a lower federation.learning_rate or head.learning_rate"
 
 
@@ -29,24 +29,31 @@ def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
 
 
 class LossesOfRun(NamedTuple):
-    """The training loss of the first round, and that of the round whose model is kept."""
+    """The training loss of the first round, and that of the round whose model is kept, or of the last one if that is
+    the model before the first round.
+    """
 
     first: float
     last: float
 
-    def have_diverged(self, metric: Metric) -> bool:
+    def have_diverged(self, metric: Metric, result: str | None) -> bool:
         """Whether the last one is not finite, or far above the start.
 
-        Metrics that are no share of right answers follow the loss, and a loss of numbers may be of any size.
+        Metrics that are no share of right answers follow the loss, and a loss of numbers may be of any size as long as
+        they get better.
+
+        Args:
+            result: of the metric; None where it was not compared.
         """
-        largest = LARGE_LOSS if metric.name in SHARES else math.inf
+        largest = LARGE_LOSS if metric.name in SHARES or result == "level" else math.inf
         return not self.last <= FAR_ABOVE * min(max(self.first, SMALL_LOSS), largest)
 
 
 def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> LossesOfRun | None:
-    """The training losses of a run up to the round `kept`; None where no round tells one."""
-    told = [row["train_loss"] for row in rows if row.get("round", 0) <= kept and row.get("train_loss") is not None]
-    trained = [loss for loss in told if loss != 0.0]  # it is 0 where no client has trained
+    """The training losses of a run up to the round `kept`, or of all rounds; None where no round tells one."""
+    told = [row for row in rows if row.get("train_loss") is not None]
+    until = [row for row in told if row.get("round", 0) <= kept] or told
+    trained = [row["train_loss"] for row in until if row["train_loss"] != 0.0]  # it is 0 where no client has trained
     return LossesOfRun(trained[0], trained[-1]) if trained else None
 
 
@@ -71,7 +78,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
     compared = _compared(rows, summary)
     losses = _losses(rows, math.inf if summary.get("best_round") is None else summary["best_round"])
     is_worse = compared.get("result") == "worse"  # which says more
-    if is_worse or losses is None or not losses.have_diverged(Metric.of(summary)):
+    if is_worse or losses is None or not losses.have_diverged(Metric.of(summary), compared.get("result")):
         return {"verdict": compared} if compared else {}
     last = losses.last if math.isfinite(losses.last) else None
     return {"verdict": {**compared, "result": "diverged", "first_loss": losses.first, "last_loss": last}}
