@@ -130,7 +130,7 @@ def test_sites_produce_the_bytes_of_one_machine(
     checkpoint = f"checkpoints/round-{local.summary['rounds_completed']:06d}.safetensors"
     for result in ("adapter/adapter_model.safetensors", checkpoint, "adapter/labels.json"):
         assert (remote.folder / result).read_bytes() == (local.folder / result).read_bytes()
-    for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "bytes_up", "bytes_down"):
+    for key in ("accuracy", "accuracy_by_round", "accuracy_by_tier", "labels", "bytes_up", "bytes_down"):
         assert remote.summary[key] == local.summary[key]
     assert remote.summary.get("validation_accuracy") == local.summary.get("validation_accuracy")
     assert ("validation_accuracy" in local.summary) == ("data" in SETTINGS[name])

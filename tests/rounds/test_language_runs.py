@@ -34,6 +34,7 @@ def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(run_language:
     )
     summary = finished.summary
     assert summary["metric"] == "perplexity"
+    assert "labels" not in summary
     assert summary["perplexity"] == pytest.approx(math.exp(summary["loss"]))
     assert summary["perplexity_by_tier"]["large"] == summary["perplexity"]
     assert summary["num_clients"] == 3

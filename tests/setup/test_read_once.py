@@ -61,7 +61,7 @@ KINDS = [one_table, two_splits, a_table_each]
 
 
 @pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize("verb", ["run", "plan", "init", "python"])
+@pytest.mark.parametrize("verb", ["run", "plan", "plan --measure", "init", "python"])
 def test_every_file_is_read_once(
     cli: Cli, tmp_path: Path, opened: Counter[str], backbone_folder: Path, verb: str, make: Callable[[Path], Any]
 ):
@@ -76,7 +76,7 @@ def test_every_file_is_read_once(
         assert cli("init", source, "--model", backbone_folder, "--output", tmp_path / "mine.yaml").status == 0
     else:
         rest = ("--output", tmp_path / "out") if verb == "run" else ()
-        outcome = cli(verb, recipe, *settings, *rest)
+        outcome = cli(*verb.split(), recipe, *settings, *rest)
         assert outcome.status == 0, outcome.err
     assert opened == dict.fromkeys(names, 1)
 

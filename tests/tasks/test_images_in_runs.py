@@ -41,6 +41,10 @@ def test_images_go_the_whole_way(run_five: RunFive, images: dict[str, Any], meth
         assert data.label_names == COLOURS
         assert len(data.test) == 23
         assert accuracy(model, data.test) == summary["accuracy"]
+        assert (summary["labels"]["name"], sum(summary["labels"]["actual"])) == (list(COLOURS), 23)
+        assert sum(summary["labels"]["hits"]) == pytest.approx(23 * summary["accuracy"])
+    else:  # there is no model of which all labels could be counted
+        assert "labels" not in summary
 
 
 def test_images_are_cached_below_the_adapter_too(compose_five: ComposeFive, images: dict[str, Any]):

@@ -51,7 +51,7 @@ def plan(
     limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
     _check_measuring(measure, limits, write, force)
     if measure:
-        _measure(loaded, limits, write, as_json)
+        _measure(loaded, read_ahead, limits, write, as_json)
     else:
         _forecast(loaded, read_ahead, clients, as_json)
 
@@ -81,14 +81,21 @@ def _check_measuring(measure: bool, limits: Mapping[str, float | None], write: P
         raise InputError(f"--write {write}: there is no folder {write.parent}; make it, or name another")
 
 
-def _measure(recipe: "Recipe", limits: Mapping[str, float | None], write: Path | None, as_json: bool) -> None:
+def _measure(
+    recipe: "Recipe",
+    read_ahead: "ReadAhead | None",
+    limits: Mapping[str, float | None],
+    write: Path | None,
+    as_json: bool,
+) -> None:
     from fftmoe.cli.plan_output import print_profile
     from fftmoe.cost.measured import tier_as_yaml
     from fftmoe.setup.forecast import profile
     from fftmoe.store.files import write_atomically
 
     console = Console(stderr=as_json)
-    found = profile(recipe, *limits.values(), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
+    found = profile(recipe, *limits.values(), say=say, read_ahead=read_ahead)
     tier = tier_as_yaml(found, recipe.name)
     if write is not None:
         write_atomically(write, tier.encode(), private=False)

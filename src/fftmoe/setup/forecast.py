@@ -77,6 +77,7 @@ def profile(
     memory_mib: float | None = None,
     uplink_mbit: float | None = None,
     say: Callable[[str], None] = lambda _: None,
+    read_ahead: ReadAhead | None = None,
 ) -> MachineProfile:
     """Time this machine on the recipe's backbone and data, and choose a budget for it.
 
@@ -85,13 +86,14 @@ def profile(
         memory_mib: for the whole process; None: what is free now.
         uplink_mbit: megabits a second; None: uploads take no time.
         say: called with a line for each budget that was timed.
+        read_ahead: see `run`.
 
     Raises:
         InputError: no budget fits; or as `compose`.
     """
     available = available_mib()
     limits = RoundLimits(deadline_seconds or recipe.federation.deadline_seconds, memory_mib or available, uplink_mbit)
-    experiment = compose(recipe)
+    experiment = compose(recipe, read_ahead=read_ahead)
     work = workload(experiment, experiment.first_state())
     return profile_machine(work, timed_client(experiment, work), limits, available, say)
 
