@@ -45,7 +45,18 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     recorded[-1]["faults"] = [{"client_id": 6, "kind": "rejected", "reason": LONG}]
     recorded[-1]["fault_counts"] = {"rejected": 1}
     recorded = [{**row, "epsilon": 0.5 * row["round"]} for row in recorded]
-    more: dict[str, Any] = {"local_only_accuracy": {"mean": 0.5}, "environment": {"platform": LONG}, "rounds_void": 1}
+    counts = {
+        "name": [f"{LONG}-{n}" for n in range(12)],
+        **{key: [143] * 12 for key in ("actual", "predicted")},
+        "hits": [11] * 12,
+        "confusion": [[11 + (row == column) for column in range(12)] for row in range(12)],
+    }
+    more: dict[str, Any] = {
+        "labels": counts,
+        "local_only_accuracy": {"mean": 0.5},
+        "environment": {"platform": LONG},
+        "rounds_void": 1,
+    }
     recipe = config(name=LONG, robustness={"aggregator": "median"}, data={"source": f"/{LONG}/{LONG}"})
     seeds = [
         CellResult(
