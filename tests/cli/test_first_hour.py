@@ -196,7 +196,11 @@ def test_an_output_that_may_not_be_written(cli: Cli, desk: Desk):
 
 
 def test_a_learning_rate_that_diverges_fails_the_run_and_names_it(cli: Cli, desk: Desk):
-    outcome = cli(*desk.run("head.learning_rate=1e38", "trackers=[]"), "--output", desk.folder / "run")
+    outcome = cli(
+        *desk.run("head.learning_rate=1e30", "federation.learning_rate=1e30", "trackers=[]"),
+        "--output",
+        desk.folder / "run",
+    )
     assert outcome.status == 1
     assert outcome.err.count("\n") == 1
     for word in ("the loss became", "in step", "lower federation.learning_rate", "head.learning_rate"):
