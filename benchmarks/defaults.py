@@ -44,6 +44,10 @@ VARIANTS = (
     Variant("twice the rate", {"federation.learning_rate": 4e-3}),
     Variant("12 local steps", {"federation.local_steps": 12}),
     Variant("rates that fall along half a cosine", {"federation.schedule": "cosine"}),
+    Variant(
+        "twice the rate, falling along half a cosine",
+        {"federation.learning_rate": 4e-3, "federation.schedule": "cosine"},
+    ),
     Variant("gradients clipped to a norm of 1", {"federation.clip_gradients": 1.0}),
     Variant("2,048 random features", {"head.num_features": 2048}),
     Variant("4,096 random features", {"head.num_features": 4096}),
