@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.rounds.validation import Validation
+from fftmoe.rounds.validation import VALIDATION_ERROR, Validation
 from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
 from fftmoe.setup.run import resume, run
-from fftmoe.store import Ranking, RunFolder
+from fftmoe.store import BAR, Ranking, RunFolder
 from five_clients import AVERAGED
 from interrupting import Killed, interrupt, results, without_clocks
 from run_fixtures import FiveRecipe
@@ -24,12 +26,12 @@ KEEP = {"data.validation": 0.3, "evaluation.keep": "best", "federation.rounds": 
 
 
 @contextmanager
-def validated_as(*values: float) -> Iterator[None]:
+def validated_as(*values: float, error: float = 0.0) -> Iterator[None]:
     """While it is open, the state after round t validates as `values[t]`; the clients are asked all the same."""
     original = Validation.__call__
 
     def stated(self: Validation, state: Any) -> dict[str, float]:
-        return {name: values[state.round] for name in original(self, state)}
+        return {name: error if name == VALIDATION_ERROR else values[state.round] for name in original(self, state)}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "__call__", stated)
@@ -49,7 +51,7 @@ def checkpoints(folder: Path) -> list[int]:
     [
         ((0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6), 2, [6, 5, 4, 2]),
         ((0.9, 0.2, 0.8, 0.3, 0.4, 0.5, 0.6), 0, [6, 5, 4, 0]),
-        ((0.1, 0.9, 0.9, 0.9, 0.4, 0.5, 0.6), 1, [6, 5, 4, 1]),
+        ((0.1, 0.9, 0.9, 0.9, 0.4, 0.5, 0.6), 3, [6, 5, 4, 3]),
         ((0.1, float("nan"), 0.3, float("nan"), 0.2, 0.1, float("nan")), 2, [6, 5, 4, 2]),
         ((0.1, 0.2, 0.3, 0.4, 0.9, 0.5, 0.6), 4, [6, 5, 4, 3]),
     ],
@@ -74,6 +76,38 @@ def test_the_best_round_is_kept_and_the_last_one_lies_beside_it(
     assert evaluate_run(folder, round="last")["accuracy"] == pytest.approx(summary["last"]["accuracy"])
 
 
+@pytest.mark.parametrize(
+    ("values", "best", "kept"),
+    [
+        ((0.5, 0.62, 0.6, 0.55, 0.59, 0.56, 0.57), 4, [6, 5, 4, 2]),
+        ((0.5, 0.62, 0.6, 0.59, 0.58, 0.57, 0.56), 3, [6, 5, 4, 3]),  # each a little worse than the one before
+        ((0.61, 0.5, 0.6, 0.5, 0.5, 0.9, 0.5), 5, [6, 5, 4, 2]),
+        ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.51), 6, [6, 5, 4, 3]),
+    ],
+)
+def test_a_later_round_is_kept_that_is_no_worse_beyond_chance(
+    five_recipe: FiveRecipe, tmp_path: Path, values: tuple[float, ...], best: int, kept: list[int]
+):
+    """Of the checkpoints before the last three the one stays that would have been kept then."""
+    folder = tmp_path / "run"
+    with validated_as(*values, error=0.03):
+        summary = run(parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny"), folder).summary
+    assert (summary["best_round"], checkpoints(folder)) == (best, kept)
+
+
+def test_the_standard_error_is_that_of_a_share_of_the_rows(five_recipe: FiveRecipe, tmp_path: Path):
+    settings = {**KEEP, "federation.rounds": 1}
+    done = run(parse_recipe(five_recipe("fft-moe", AVERAGED, **settings), "tiny"), tmp_path / "run")
+    rows = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        value, error = row["validation_accuracy"], row["validation_standard_error"]
+        number = value * (1 - value) / error**2
+        assert number == pytest.approx(round(number), rel=1e-6)  # sums travel in float32
+        assert value * number == pytest.approx(round(value * number), rel=1e-6)
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    assert rows[-1]["bar_to_keep"] == best["validation_accuracy"] - best["validation_standard_error"]
+
+
 def test_the_last_round_may_be_the_best(five_recipe: FiveRecipe, tmp_path: Path):
     recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **{**KEEP, "federation.rounds": 2}), "tiny")
     with validated_as(0.1, 0.2, 0.3):
@@ -84,6 +118,9 @@ def test_the_last_round_may_be_the_best(five_recipe: FiveRecipe, tmp_path: Path)
     assert evaluate_run(done.folder, round="last") == evaluate_run(done.folder)
 
 
+LUCKY = (0.1, 0.9, 0.2, 0.88, 0.4, 0.5, 0.6)
+
+
 @pytest.mark.parametrize(
     "after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 5]
 )
@@ -91,7 +128,7 @@ def test_a_resumed_run_keeps_the_same_round(
     five_recipe: FiveRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):
     recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **KEEP), "tiny")
-    with validated_as(0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6):
+    with validated_as(*LUCKY, error=0.03):
         run(recipe, tmp_path / "whole")
         with monkeypatch.context() as patch:
             interrupt(patch, "in training", after + 1)
@@ -194,7 +231,32 @@ def test_what_cannot_be_kept_is_refused(five_recipe: FiveRecipe, changes: dict[s
 def test_the_smaller_value_is_better_where_the_metric_is_an_error():
     rows = [{"round": t, "validation_loss": value} for t, value in enumerate((3.0, 1.0, None, 1.0, 2.0))]
     smaller, larger = (Ranking("validation_loss", higher) for higher in (False, True))
-    assert smaller.ranked(rows) == [1, 3, 4, 0]
-    assert larger.ranked(rows) == [0, 4, 1, 3]
+    assert smaller.ranked(rows) == [3, 1, 4, 0]
+    assert larger.ranked(rows) == [0, 4, 3, 1]
+    assert (smaller.best(rows), larger.best(rows)) == (1, 0)
     assert (smaller.without_gain(rows), larger.without_gain(rows)) == (3, 4)
     assert smaller.without_gain(rows[2:3]) == 0
+
+
+@given(st.lists(st.none() | st.integers(0, 20), min_size=1, max_size=14), st.integers(0, 6), st.booleans())
+def test_what_stays_is_what_a_run_keeps_from_whichever_checkpoint_it_goes_on(
+    values: list[int | None], error: int, higher: bool
+):
+    """As `Checkpoints` removes them: the last three rounds stay, and the first in the order of the others."""
+    ranking = Ranking("value", higher, "error")
+    rows: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
+    for round, value in enumerate(values):
+        row = {"round": round, "value": value, "error": error}
+        rows.append({**row, BAR: ranking.bar((*rows, row))})
+        there.append(rows[-1])
+        first = ranking.ranked(there[:-3])[:1]
+        there = [row for row in there if row["round"] in first or row in there[-3:]]
+        for last in range(max(0, round - 2), round + 1):
+            before = [row for row in rows if row["round"] <= last]
+            assert ranking.ranked(row for row in there if row["round"] <= last)[:1] == ranking.ranked(before)[:1]
+        (kept, *_) = ranking.ranked(rows) or [None]
+        if kept is not None:
+            measured = [row["value"] for row in rows if row["value"] is not None]
+            best = max(measured) if higher else min(measured)
+            assert abs(rows[kept]["value"] - best) <= error

@@ -30,7 +30,8 @@ class EvaluationSection(Section):
     every: Count = 1
     """Rounds from one measurement to the next; after the last round the model is measured in any case."""
     keep: Literal["best", "last"] = "last"
-    """Which round's model a run ends with: the best one on validation rows, or the last."""
+    """Which round's model a run ends with: the last, or the `best` on validation rows. The best is the last one that is
+    no worse than any other by more than a standard error, so that few rows do not choose a lucky early round."""
     max_examples: Count | None = None
     """Measure between the rounds on a random subset of so many test rows; after the last round all of them count."""
     personal: bool = False

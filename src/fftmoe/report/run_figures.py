@@ -38,7 +38,7 @@ def learning(run: RunRecord) -> Figure | None:
     sample = run.setting("evaluation.max_examples")
     notes = [f"During the run on a sample of {sample} test rows, after the last round on all."] if sample else []
     if (best := run.summary.get("best_round")) is not None:
-        notes.append(f"The model of round {best} is kept, the best on the validation rows.")
+        notes.append(f"The model of round {best} is kept, by the validation rows.")
     return line_figure(
         metric.label.capitalize(),
         [Line("global model", points), *_validation(run)],

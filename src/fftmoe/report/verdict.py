@@ -102,7 +102,9 @@ def ended_badly(summary: Mapping[str, Any]) -> bool:
 
 def _kept(summary: Mapping[str, Any]) -> str:
     """The round whose model a run keeps, in words."""
-    return "the last round" if "last" not in summary else f"round {summary['best_round']}, which was the best"
+    if "last" not in summary:
+        return "the last round"
+    return f"round {summary['best_round']}, which was better on the validation rows"
 
 
 def sentence(summary: Mapping[str, Any]) -> str | None:

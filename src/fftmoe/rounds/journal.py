@@ -15,7 +15,7 @@ from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.closed_form import describe_faults
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.shown import quoted
-from fftmoe.store import Ranking, RunFolder
+from fftmoe.store import BAR, Ranking, RunFolder
 
 MOST_VOID = 3  # void rounds in a row, after which a run ends
 
@@ -90,6 +90,8 @@ class Journal:
             "seconds": round(self.seconds, 3),
             "phase_seconds": self._phases,
         }
+        if self.ranking is not None and (bar := self.ranking.bar((*self.rows, row))) is not None:
+            row[BAR] = bar
         self._phases = {}
         kept = self.public(row)
         self.rows.append(_without_tables(kept))

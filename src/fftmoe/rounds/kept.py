@@ -1,4 +1,4 @@
-"""Which round's model a run keeps: that of the last round, or the best on the rows that clients have set aside."""
+"""Which round's model a run keeps: that of the last round, or of one that was better on rows that clients set aside."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def kept_model(
     if best is None or best.state.round == last.round:
         return last, {**metrics, "best_round": last.round}
     state = served(best.state)
-    journal.say(f"keeping the model of round {state.round}, which was the best on the rows that clients set aside")
+    journal.say(f"keeping the model of round {state.round}, which was better on the rows that clients set aside")
     own = {**f.evaluate.final(state), **validated_in(best.row)}
     return state, {**own, "best_round": state.round, "last": {"round": last.round, **_overall(metrics)}}
 

@@ -28,7 +28,7 @@ class Stopper:
         """Return why the run ends; None to go on."""
         if self.ranking.without_gain(rows) < self.most:
             return None
-        best = self.ranking.ranked(rows)[0]
+        best = self.ranking.best(rows)
         return (
             f"the run ends after round {rows[-1]['round']}: {self.ranking.metric.replace('_', ' ')} has not improved "
             f"since round {best} (federation.patience={self.most})"

@@ -4,6 +4,7 @@ The clients run the model on their own rows and send sums of the task's statisti
 sees those rows, and no model learns from them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from fftmoe.server.solve import plan_validation
 from fftmoe.tasks import Task
 
 VALIDATION_PREFIX = "validation_"
+VALIDATION_ERROR = VALIDATION_PREFIX + "standard_error"
 
 Validate = Callable[[ServerState], dict[str, float]]
 """From a state to its validation metric by name; empty where none is due."""
@@ -56,16 +58,23 @@ class Validation:
     fewest: int = 1
 
     def __call__(self, state: ServerState) -> dict[str, float]:
-        """Return the metric over all validation rows of the clients that answer; NaN if too few do."""
+        """Return the metric over all validation rows of the clients that answer; NaN if too few do.
+
+        A metric between 0 and 1 comes with its standard error, sqrt(m (1 - m) / n) for n rows.
+        """
         if not self.due(state.round):
             return {}
         absent = self.exchange.engine.absent()
         asked = [client for client in self.clients if client not in absent]
         plan = plan_validation(self.method, state, asked, self.budget, self.budgets, self.training, self.seed)
-        total, number = np.float64(0.0), 0
+        total, rows, number = np.float64(0.0), 0.0, 0
         for update in self.exchange.updates(plan, partial(self.method.download, state)):
-            total, number = total + update.tensors[names.VALIDATION][:-1].double().numpy(), number + 1
+            found = update.tensors[names.VALIDATION].double().numpy()
+            total, rows, number = total + found[:-1], rows + float(found[-1]), number + 1
         metric = self.task.metric
         enough = number >= self.fewest
         value = float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")
-        return {VALIDATION_PREFIX + metric: value}
+        found = {VALIDATION_PREFIX + metric: value}
+        if self.task.bounds == (0.0, 1.0) and 0.0 <= value <= 1.0 and rows:
+            found[VALIDATION_ERROR] = math.sqrt(value * (1.0 - value) / rows)
+        return found

@@ -19,7 +19,7 @@ from fftmoe.rounds.personal import PersonalModels
 from fftmoe.rounds.policy import PlainMerging, Policy, UniformCohort
 from fftmoe.rounds.population import Population
 from fftmoe.rounds.private import NoisySums, PrivateMerging
-from fftmoe.rounds.validation import VALIDATION_PREFIX, Validate, Validation, no_validation
+from fftmoe.rounds.validation import VALIDATION_ERROR, VALIDATION_PREFIX, Validate, Validation, no_validation
 from fftmoe.server.cohort import quorum_of
 from fftmoe.setup.baselines import make_head_alone
 from fftmoe.setup.described import generation_sample
@@ -78,7 +78,7 @@ def make_policy(experiment: Experiment, engine: Engine, private: PrivateMerging 
 
 def ranking_of(experiment: Experiment) -> Ranking:
     """How the rounds of this experiment are ordered: by the metric on the rows that clients have set aside."""
-    return Ranking(VALIDATION_PREFIX + experiment.task.metric, experiment.task.higher_is_better)
+    return Ranking(VALIDATION_PREFIX + experiment.task.metric, experiment.task.higher_is_better, VALIDATION_ERROR)
 
 
 def kept_ranking(experiment: Experiment) -> Ranking | None:

@@ -22,6 +22,7 @@ from fftmoe.store.files import write_atomically as write_atomically
 from fftmoe.store.owner import check_free as check_free
 from fftmoe.store.owner import owned as owned
 from fftmoe.store.owner import owner_of as owner_of
+from fftmoe.store.ranking import BAR as BAR
 from fftmoe.store.ranking import Ranking as Ranking
 from fftmoe.store.rows import RowFile as RowFile
 from fftmoe.store.run_folder import SITES as SITES
