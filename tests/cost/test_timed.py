@@ -79,6 +79,7 @@ def test_seconds_are_predicted_for_every_tier_and_for_none_where_a_loss_is_not_f
     found = seconds_by_tier(experiment, experiment.method.init(experiment.model))
     assert found.keys() == {"small", "large"}
     assert min(found.values()) > 0
-    diverging = {**recipe_values, "head": {"kind": "averaged", "learning_rate": 1e38}}
+    head, federation = {"kind": "averaged", "learning_rate": 1e30}, {"learning_rate": 1e30}
+    diverging = {**recipe_values, "head": head, "federation": {**recipe_values["federation"], **federation}}
     experiment = compose(parse_recipe(diverging, "test"))
     assert seconds_by_tier(experiment, experiment.method.init(experiment.model)) == {}

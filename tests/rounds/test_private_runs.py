@@ -227,7 +227,8 @@ def test_a_client_that_diverges_does_not_show(
     private_recipe: PrivateRecipe, caplog: pytest.LogCaptureFixture, tmp_path: Path, at_once: int
 ):
     """It sends a message like any other, and its own log has the reason. Without privacy the run ends with an error."""
-    diverging = {"head": {"kind": "averaged", "learning_rate": 1e38}, "engine": {"clients_per_batch": at_once}}
+    head, engine = {"kind": "averaged", "learning_rate": 1e30}, {"clients_per_batch": at_once}
+    diverging = {"head": head, "engine": engine, "federation.learning_rate": 1e30, "federation.local_steps": 7}
     known = record(private_recipe("fft-moe", NOISY, **diverging), "train", rounds=1)
     for message in known.replies.values():
         update = unpack_update(message)
