@@ -16,9 +16,8 @@ from fftmoe.errors import InputError
 if TYPE_CHECKING:
     from fftmoe.data import Table
 
-LONG = 0.9  # this fraction of the texts is no longer than a long one
 MOST_COUNTED = 5_000  # rows, evenly over the table
-LETTERS = 16  # for each token of the limit; of longer texts only the beginning is counted
+LETTERS = 8  # for each token of the limit: longer texts have more tokens than that, and are not counted
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.4, 2  # of the estimate
 
 
@@ -79,12 +78,17 @@ def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
     except InputError:
         lengths, most = _estimated(sample), reading.most
     ordered = np.sort(np.asarray(lengths))
-    longest = ordered[int(np.ceil(LONG * len(ordered))) - 1]
+    longest = ordered[_nine_in_ten(len(ordered)) - 1]
     return min(most, step * max(1, int(np.ceil(longest / step))))
 
 
+def _nine_in_ten(number: int) -> int:
+    """The smallest number that is at least nine tenths of another, without rounding."""
+    return -(-9 * number // 10)
+
+
 def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
-    """The tokens of each text, and the most that the model can read; a text whose end was not counted is long."""
+    """The tokens of each text, and the most that the model can read; a text of very many letters is long."""
     from fftmoe.backbones import load_tokenizer, most_tokens_of
     from fftmoe.data.completions import lengths_with_completions
     from fftmoe.data.tokens import lengths_of
@@ -98,14 +102,16 @@ def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
         return lengths_of(words, tokenizer), most
     letters = LETTERS * most
     whole = [list(map(_readable, column)) for column in sample.texts.values()]
-    was_cut = np.array([max(map(len, row)) > letters for row in zip(*whole, strict=True)])
+    is_long = np.array([sum(map(len, row)) > letters for row in zip(*whole, strict=True)])
+    if (~is_long).sum() < _nine_in_ten(len(is_long)):
+        return [most] * len(is_long), most
     *prompts, texts = [[text[:letters] for text in column] for column in whole]
     if reading.completes:
         asked = prompts[0] if prompts else None
         lengths = lengths_with_completions(asked, texts, tokenizer, reading.chat_template)
     else:
         lengths = lengths_of(texts, tokenizer)
-    return np.where(was_cut, most, lengths).tolist(), most
+    return np.where(is_long, most, lengths).tolist(), most
 
 
 def _readable(text: Any) -> str:
