@@ -7,6 +7,7 @@ tries inputs for an hour, other ones each time, the same time for each reader; a
 thousand inputs, the same each time. An input that violates a promise is kept in `fuzz_cases` and tried from then on.
 """
 
+import encodings.idna  # noqa: F401 (the first address of a socket loads it, which the watch would see before the socket)
 import importlib
 import io
 import json

@@ -20,7 +20,7 @@ class PartitionSection(Section):
     skew."""
     num_clients: Count | None = None
     """The number of clients of a simulated partition."""
-    alpha: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    alpha: Annotated[Number, Field(gt=0)] | None = None
     """The concentration of a Dirichlet draw of each client's labels, from 0.1 (skewed) to 100 (even) (arXiv
     1909.06335)."""
     shards_per_client: Count | None = None
