@@ -33,6 +33,7 @@ from fftmoe.store import (
     write_atomically,
 )
 from fftmoe.store.client_states import GENERATIONS
+from fftmoe.store.files import remove_temporaries
 
 CONFIG = {"name": "tiny", "seed": 3}
 
@@ -199,6 +200,29 @@ def test_a_repeated_round_finds_the_state_from_before_it(data: st.DataObject):
             states.save(13, round, {"x": torch.tensor([float(everything[round])])})
             newest = max(newest, round)
         assert len(list(Path(folder).rglob("*.safetensors"))) <= GENERATIONS
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_folder_that_was_renamed_is_not_made_again_for_a_state(tmp_path: Path, durable: bool):
+    """A run whose folder was renamed went on for a while in its former place, and left a part of itself there."""
+    (tmp_path / "run").mkdir()
+    states = ClientStateFiles(tmp_path / "run" / "clients", durable)
+    states.save(2, 1, {"a": torch.ones(3)})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(OutputError, match=f"{tmp_path / 'run'} is no folder, or is there no longer"):
+        states.save(2, 2, {"a": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_what_a_temporary_link_leads_to_is_left_alone(tmp_path: Path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    for name, target in {".folder.tmp": "other", ".file.tmp": "other/file", ".nothing.tmp": "nothing"}.items():
+        (tmp_path / "own" / name).symlink_to(tmp_path / target)
+    remove_temporaries(tmp_path / "own")
+    assert list((tmp_path / "own").iterdir()) == []
+    assert (tmp_path / "other" / "file").read_text() == "mine"
 
 
 def test_a_client_without_a_state_leaves_no_file(tmp_path: Path):

@@ -54,11 +54,17 @@ class ClientStateFiles:
         return _read_state(kept) if kept else {}
 
     def save(self, client_id: int, round: int, state: Tensors) -> None:
-        """Save the state of this round; it replaces those of the same round and of later rounds."""
+        """Save the state of this round; it replaces those of the same round and of later rounds.
+
+        Raises:
+            OutputError: it cannot be written, or the folder of all states was renamed or removed with the one that held
+                it: to make that again would leave a part of a run in its former place.
+        """
         if not state:
             return
         folder, data = self._folder_of(client_id), pack({"round": round}, state)
         with disk_errors(folder):
+            self.folder.parent.stat()
             if not folder.exists():
                 make_folder(folder) if self.durable else folder.mkdir(PRIVATE_FOLDER, parents=True)
             _forget_from(folder, round)

@@ -89,7 +89,8 @@ def _sync(path: Path) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files that a killed process has left."""
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # Of a link only itself: what it leads to is somebody else's.
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def sha256(data: bytes) -> str:

@@ -276,7 +276,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         )
     if not finished:
         raise InputError(
-            f"the run in {folder} did not finish: it has no adapter/; finish it first: fftmoe resume {quoted(folder)}"
+            f"the run in {folder} did not finish: it has no adapter/; wait for it if it is running, or finish it: "
+            f"fftmoe resume {quoted(folder)}"
         )
     return recipe
 
