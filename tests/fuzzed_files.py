@@ -26,7 +26,7 @@ from fftmoe.store.bindings import differences
 from fftmoe.store.chained_log import NO_LINE, ChainedLog
 from fftmoe.store.owner import LOCK, owner_of
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent, TrainingRequests
-from fftmoe.strict import strict_json
+from fftmoe.strict import strict_json, strict_yaml
 from fuzzing import Reader, Things, at, check_message
 from policies import policy_of
 from reports import config, rows, summary
@@ -37,6 +37,19 @@ for encoding in MARKS:
     codecs.lookup(encoding)  # imports it, which no reader should
 RELEASE = Release(0.25, 1.5, 3)
 TEXTS = {"text": ['a "b"', "c\nd", "é"], "label": ["x", "y", "x"], "client": ["1", "01", "NA"]}
+
+
+# Of people
+
+
+def tagged(things: Things) -> Reader:
+    """YAML that says the types of its values itself."""
+    seeds = [
+        b"a: !!bool true\nb: !!int 7\nc: !!float 1.5\nd: !!null ~\ne: !!str 7\n",
+        b"a: !!timestamp 2001-12-31\nb: !!timestamp 2001-12-14t21:59:43.10-05:00\nc: !!binary YWI=\n",
+        b"a: !!set {b, c}\nd: !!omap [e: 1]\nf: !!pairs [g: 1]\nh: !<tag:yaml.org,2002:int> 1:30\n",
+    ]
+    return Reader("tagged", strict_yaml, seeds, (ValueError,), 0.02)
 
 
 # Of a site
@@ -264,7 +277,7 @@ def lines(things: Things) -> Reader:
 FILES: dict[str, Make] = {
     make.__name__: make
     for make in (
-        *(policy, ledger, account, lock, run_rows, run_summary, comparison, bindings, spent, checkpoint, bound),
+        *(tagged, policy, ledger, account, lock, run_rows, run_summary, comparison, bindings, spent, checkpoint, bound),
         *(csv, jsonl, facts, lines),
     )
 }
