@@ -14,7 +14,7 @@ def report(
     ],
     output: Annotated[Path | None, typer.Option(help="The file to write; default: the page in the folder.")] = None,
 ) -> None:
-    """Write the page of a run or a comparison again, from the files in its folder."""
+    """Write the page of a run or a comparison again, from the files in its folder, and its numbers as CSV beside it."""
     from fftmoe.cli.pages import rebuild_report
 
     written = rebuild_report(run, output)
