@@ -105,6 +105,19 @@ def test_all_constant_targets_are_learned(recipe_values: dict[str, Any], tmp_pat
     assert np.isfinite(summary["r2"])
 
 
+@pytest.mark.parametrize(("a", "b", "is_told_apart"), [(1.0, 1e6, True), (1.0, 1.7e12, False), (1e6, 1.7e12, True)])
+def test_targets_that_a_saved_head_cannot_tell_apart_are_refused(
+    recipe_values: dict[str, Any], tmp_path: Path, a: float, b: float, is_told_apart: bool
+):
+    """Times in milliseconds within a minute: the run measured them scaled, and every answer was the same number."""
+    recipe = parse_recipe(recipe_of(recipe_values, write_rows(tmp_path / "rows", a, b)), "times")
+    if is_told_apart:
+        compose(recipe)
+        return
+    with pytest.raises(InputError, match=r"'elms' lie around 1.7e\+12 and differ by about .*subtract a number"):
+        compose(recipe)
+
+
 # The parts
 
 

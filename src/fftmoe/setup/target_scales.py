@@ -13,8 +13,10 @@ import torch
 from fftmoe.backbones import head_parameters
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, TargetedText
-from fftmoe.errors import RunError
+from fftmoe.errors import InputError, RunError
 from fftmoe.tasks import LOSSES, Loss, Regression, Scales, Squares, Task, make_task
+
+LEAST_SPREAD = 2.0**-22  # of the mean, two steps of a float32 number: closer answers are the same
 
 
 def with_scales(recipe: Recipe, train: Examples) -> Recipe:
@@ -23,6 +25,10 @@ def with_scales(recipe: Recipe, train: Examples) -> Recipe:
     The centre is the mean of the training rows and the scale their standard deviation, over all clients. A head of the
     backbone's own (`backbone.pooling: native`) may have no bias, so its centre is 0 and its scale the root of the mean
     square. The scale is 1 where that is 0.
+
+    Raises:
+        InputError: targets differ by less than the head can hold in their units, so answers would not be those that
+            were measured.
     """
     if recipe.backbone.task != "regression" or recipe.data.target_scales != "auto":
         return recipe
@@ -31,9 +37,21 @@ def with_scales(recipe: Recipe, train: Examples) -> Recipe:
     centres_T = np.zeros(y_NT.shape[1]) if recipe.backbone.pooling == "native" else y_NT.mean(0)
     scales_T = np.sqrt(((y_NT - centres_T) ** 2).mean(0))
     # What rounding leaves of a constant target is no scale.
-    scales_T[scales_T <= 1e-12 * np.abs(y_NT).max(0)] = 1.0
+    rounded_T = scales_T <= 1e-12 * np.abs(y_NT).max(0)
+    is_constant_T = rounded_T & ((np.ptp(y_NT, 0) == 0) | (scales_T == 0))  # squares below 1e-308 are 0
+    _check_resolved(recipe.data.targets or [], centres_T, scales_T, is_constant_T)
+    scales_T[is_constant_T] = 1.0
     found = [[float(centre), float(scale)] for centre, scale in zip(centres_T, scales_T, strict=True)]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"target_scales": found})})
+
+
+def _check_resolved(names: list[str], centres_T: np.ndarray, scales_T: np.ndarray, is_constant_T: np.ndarray) -> None:
+    for name, centre, scale, is_constant in zip(names, centres_T, scales_T, is_constant_T, strict=True):
+        if not is_constant and scale < LEAST_SPREAD * abs(centre):
+            raise InputError(
+                f"data.targets: the values of {name!r} lie around {centre:.6g} and differ by about {scale:.2g}; the "
+                "float32 numbers of a head cannot tell them apart, so subtract a number near that from the column"
+            )
 
 
 def scales_of(recipe: Recipe) -> Scales:
