@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from common import RESULTS, Results, as_measured, column, machine, markdown, mean_and_spread
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
-from fftmoe.backbones import attach_adapter, logits
+from fftmoe.backbones import attach_adapter, token_losses
 from fftmoe.backbones.lora import lora_config
 from fftmoe.tasks import NextToken
 from timing import device_name, interleave, ratio, use_device
@@ -135,7 +135,7 @@ def _step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
     optimizer, objective = torch.optim.AdamW(parameters, lr=1e-3, fused=True), NextToken()
 
     def step() -> None:
-        objective.loss(logits(model, batch), batch["labels"]).backward(inputs=parameters)
+        objective.loss(token_losses(model, batch), batch["labels"]).backward(inputs=parameters)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import check_finite_outputs, logits, on_device
+from fftmoe.backbones import check_finite_outputs, logits, on_device, outputs
 from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import LabelCounts, Task
 
 EVALUATION_BATCH_SIZE = 64
 RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
-MOST_LOGITS = 2**27  # in a batch, half a GiB: a language model has a whole vocabulary of logits for every token
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,10 @@ def tally(
     owned_CK: Any = 0.0
     draws = numpy_generator(0, "bootstrap")  # the same for all models, so that their intervals can be compared
     labels: LabelCounts | None = None
-    for rows in evaluation_batches(examples, batch_size_for(model, task, examples)):
+    for rows in evaluation_batches(examples, EVALUATION_BATCH_SIZE):
         batch = on_device(model, examples.batch(rows))
-        outputs = logits(model, batch).float()
-        found_BK = task.statistics(outputs, batch).cpu().numpy()
+        read = outputs(model, batch, task.next_token).float()
+        found_BK = task.statistics(read, batch).cpu().numpy()
         check_finite_outputs(torch.from_numpy(np.isfinite(found_BK).all(1)))
         by_stratum = _summed(found_BK, examples.labels[rows].numpy(), num_strata)
         sums = sums + by_stratum
@@ -122,7 +121,7 @@ def tally(
             owned_CK = owned_CK + _summed(found_BK, owners[rows.numpy()], len(own) + 1)
         if interval:
             resampled = resampled + draws.poisson(1.0, (RESAMPLES, len(found_BK))) @ found_BK
-        if count_labels and (counted := LabelCounts.of(task, outputs, batch)) is not None:
+        if count_labels and (counted := LabelCounts.of(task, read, batch)) is not None:
             labels = counted if labels is None else labels + counted
     owned = None if own is None else (owned_CK[: len(own)], own.sizes)
     return Tally(task, np.asarray(sums), counts, np.asarray(resampled) if interval else None, owned, labels)
@@ -140,15 +139,6 @@ def _owners(own: Ragged, num_examples: int) -> np.ndarray:
     owners = np.full(num_examples, len(own), dtype=np.int64)
     owners[own.flat] = np.arange(len(own)).repeat(own.sizes)
     return owners
-
-
-def batch_size_for(model: Any, task: Task, examples: Examples) -> int:
-    """Examples in a batch; fewer if the task judges every token and the vocabulary is large."""
-    if not task.by_token:
-        return EVALUATION_BATCH_SIZE
-    # This is the size for a language model; other models that judge every token have fewer logits.
-    longest, vocabulary = int(examples.lengths.max()), int(model.config.get_text_config().vocab_size)
-    return max(1, min(EVALUATION_BATCH_SIZE, MOST_LOGITS // (longest * vocabulary)))
 
 
 @torch.inference_mode()

@@ -70,14 +70,17 @@ def judged(task: str, seed: int) -> np.ndarray:
     """The summed statistics of random outputs, some of them far from right."""
     draws = torch.Generator().manual_seed(seed)
     shape = (ROWS, TOKENS, OUTPUTS) if TASKS[task]().by_token else (ROWS, OUTPUTS)
-    logits = 10 ** torch.randint(-1, 2, (1,), generator=draws) * torch.randn(shape, generator=draws)
+    outputs = 10 ** torch.randint(-1, 2, (1,), generator=draws) * torch.randn(shape, generator=draws)
     labels = {
         "multi-label-classification": torch.randint(2, shape, generator=draws).float(),
         "regression": 1e4 * torch.randn(shape, generator=draws),
     }.get(task, torch.randint(OUTPUTS, shape[:-1], generator=draws))
     if TASKS[task]().by_token:
         labels[torch.rand(labels.shape, generator=draws) < 0.3] = IGNORED
-    return TASKS[task]().statistics(logits, {"labels": labels}).sum(0).numpy()
+    if TASKS[task]().next_token:
+        losses = torch.nn.functional.cross_entropy(outputs[:, :-1].mT, labels[:, 1:], reduction="none")
+        outputs = torch.nn.functional.pad(losses, (1, 0))
+    return TASKS[task]().statistics(outputs, {"labels": labels}).sum(0).numpy()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fftmoe.backbones import continue_greedily, logits
+from fftmoe.backbones import continue_greedily, logits, token_losses
 from fftmoe.config import parse_recipe
-from fftmoe.evaluate import batch_size_for, tally
+from fftmoe.evaluate import tally
 from fftmoe.records import pack_plan, unpack_update
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.clients import build_client, client_spec
@@ -30,20 +30,17 @@ from run_fixtures import RunLanguage
 from summation import additions
 
 
-def test_the_loss_is_of_the_learned_tokens_each_from_the_one_before_worked_by_hand():
+def test_the_loss_is_the_mean_over_the_learned_tokens_worked_by_hand():
     """Three words; of the first text words 1 and 0 are learned, of the second word 2.
 
-    The logits before them are log(1, 2, 1), log(1, 1, 2) and log(3, 1, 4), so that their probabilities are
-    2/4, 1/4 and 4/8; the mean loss is (log 2 + log 4 + log 2) / 3.
+    Their probabilities are 2/4, 1/4 and 4/8; the mean loss is (log 2 + log 4 + log 2) / 3.
     """
-    logits_BSV = torch.full((2, 3, 3), 7.0)
-    logits_BSV[0, 0] = torch.tensor([1.0, 2.0, 1.0]).log()
-    logits_BSV[0, 1] = torch.tensor([1.0, 1.0, 2.0]).log()
-    logits_BSV[1, 1] = torch.tensor([3.0, 1.0, 4.0]).log()
+    losses_BS = torch.tensor([[1.0, 2.0, 4.0], [1.0, 1.0, 2.0]]).log()
     labels = torch.tensor([[2, 1, 0], [-100, -100, 2]])  # nothing predicts a text's first word
-    assert float(NextToken().loss(logits_BSV, labels)) == pytest.approx(4 / 3 * math.log(2))
+    assert float(NextToken().loss(losses_BS, labels)) == pytest.approx(4 / 3 * math.log(2))
+    assert float(NextToken().loss(0 * losses_BS, torch.full_like(labels, -100))) == 0
     task = CausalLm()
-    statistics = task.statistics(logits_BSV, {"labels": labels})
+    statistics = task.statistics(losses_BS, {"labels": labels})
     torch.testing.assert_close(statistics, torch.tensor([[3 * math.log(2), 2.0], [math.log(2), 1.0]]).double())
     found = task.metrics(statistics.numpy().sum(0))
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
@@ -88,23 +85,11 @@ def test_padding_changes_no_logit_and_no_loss(language_values: dict[str, Any]):
         padded = logits(model, examples.batch([shortest, longest]))[:1]
     assert padded.shape[1] > length
     torch.testing.assert_close(padded[:, :length], single)  # another width sums in another order
-    loss = NextToken()
-    torch.testing.assert_close(
-        loss.loss(padded, examples.batch([shortest, longest])["labels"][:1]),
-        loss.loss(single, examples.batch([shortest])["labels"]),
-    )
-
-
-def test_a_large_vocabulary_is_measured_in_smaller_batches(
-    language_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
-    experiment = compose(parse_recipe(language_values, "test"))
-    task, test = experiment.task, experiment.test
-    whole = tally(experiment.model, task, test, len(experiment.strata))
-    monkeypatch.setattr("fftmoe.evaluate.MOST_LOGITS", 17 * int(test.lengths.max()) * 3)
-    assert batch_size_for(experiment.model, task, test) == 3
-    parts = tally(experiment.model, task, test, len(experiment.strata))
-    np.testing.assert_allclose(parts.sums, whole.sums, rtol=1e-5)
+    with torch.inference_mode():
+        single = token_losses(model, examples.batch([shortest]))
+        padded = token_losses(model, examples.batch([shortest, longest]))[:1]
+    torch.testing.assert_close(padded[:, :length], single)
+    assert not padded[:, length:].any()
 
 
 def test_a_client_with_the_whole_budget_is_plain_fine_tuning_of_the_adapter(language_values: dict[str, Any]):

@@ -41,3 +41,5 @@ from fftmoe.backbones.readers import ImageFormat as ImageFormat
 from fftmoe.backbones.readers import load_image_processor as load_image_processor
 from fftmoe.backbones.readers import load_reader as load_reader
 from fftmoe.backbones.readers import load_tokenizer as load_tokenizer
+from fftmoe.backbones.token_losses import outputs as outputs
+from fftmoe.backbones.token_losses import token_losses as token_losses

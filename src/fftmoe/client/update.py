@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fftmoe.backbones import check_skipped, logits, on_device
+from fftmoe.backbones import check_skipped, on_device, outputs
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
 from fftmoe.client.training import Losses, check_finite, plain_gradients, train
 from fftmoe.data import Examples, training_batches
@@ -69,7 +69,7 @@ def update_client(
 def client_losses(model: Any, session: Session, objective: Loss, examples: Examples, rows: Tensor) -> Losses:
     """The task's loss of these examples, and its sum with the method's auxiliary loss."""
     batch = on_device(model, examples.batch(rows))
-    task_loss = objective.loss(logits(model, batch), batch["labels"])
+    task_loss = objective.loss(outputs(model, batch, objective.next_token), batch["labels"])
     return Losses(task_loss + session.penalty(token_mask(batch)), task_loss)
 
 

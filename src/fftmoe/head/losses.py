@@ -17,6 +17,11 @@ from fftmoe.errors import InputError, did_you_mean
 class HeadLoss(Protocol):
     """The loss of one kind of classification head; the weights of the head belong to the model."""
 
+    @property
+    def next_token(self) -> bool:
+        """False: it reads logits (`fftmoe.tasks.Loss`)."""
+        ...
+
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The mean loss of a batch with int64 labels, a scalar."""
         ...
@@ -40,6 +45,8 @@ class Averaged:
     The classes share one normaliser, so a client pushes down every class that it never sees. Under label skew these
     pushes of different clients cancel each other in the average.
     """
+
+    next_token = False
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The mean over the batch."""
@@ -65,6 +72,8 @@ class OneVsAll:
     The logit of one row of the head is not part of the loss of another row, so rows of different clients can be
     averaged.
     """
+
+    next_token = False
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The sum over the classes, averaged over the batch."""
@@ -93,6 +102,8 @@ class LeastSquares:
     The closed form gives the head that minimises this loss. Its gradient vanishes once the logits equal the one-hot
     label, so a client with a single class stops pushing; under cross-entropy it never does.
     """
+
+    next_token = False
 
     def __init__(self, strength: float = 10.0) -> None:
         self.strength = strength

@@ -17,7 +17,12 @@ from fftmoe.data import IGNORED
 class Loss(Protocol):
     """What local training minimises; every `fftmoe.head.HeadLoss` is one."""
 
-    def loss(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+    @property
+    def next_token(self) -> bool:
+        """Whether it reads the losses of a language model's tokens, float32 [B, S], and not logits."""
+        ...
+
+    def loss(self, outputs: Tensor, labels: Tensor, /) -> Tensor:
         """The mean loss of a batch, a scalar, from the model's outputs and the batch's `labels`."""
         ...
 
@@ -46,6 +51,11 @@ class Task(Protocol):
         ...
 
     @property
+    def next_token(self) -> bool:
+        """As in `Loss`: whether `statistics` reads the losses of tokens, and not logits."""
+        ...
+
+    @property
     def by_token(self) -> bool:
         """Whether every token is judged, and not the example as a whole; logits are then [B, S, ...]."""
         ...
@@ -63,10 +73,10 @@ class Task(Protocol):
         """
         ...
 
-    def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the logits.
+    def statistics(self, outputs: Tensor, batch: Mapping[str, Tensor], /) -> Tensor:
+        """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the outputs.
 
-        An example has a statistic that is not finite if, and only if, a logit by which it is judged is not finite.
+        An example has a statistic that is not finite if, and only if, an output by which it is judged is not finite.
         """
         ...
 

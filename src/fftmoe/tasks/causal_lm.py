@@ -1,17 +1,16 @@
 """Causal language models: predict the next token of a text, or of the completion of a prompt.
 
-Shape letters: B batch, S sequence, V vocabulary.
+Shape letters: B batch, S sequence. The losses of tokens are made by `fftmoe.backbones.token_losses`.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.data import IGNORED
-from fftmoe.tasks.base import mean_over_tokens, ratio
+from fftmoe.tasks.base import ratio
 
 LARGEST_EXPONENT = 709.0  # e to a larger power is infinite, which JSON cannot represent
 
@@ -23,9 +22,11 @@ class NextToken:
     one.
     """
 
-    def loss(self, logits_BSV: Tensor, labels_BS: Tensor, /) -> Tensor:
+    next_token = True
+
+    def loss(self, losses_BS: Tensor, labels_BS: Tensor, /) -> Tensor:
         """The mean over the tokens whose label is not -100, 0 if none is; a sequence's first token has no loss."""
-        return mean_over_tokens(logits_BSV[:, :-1], labels_BS[:, 1:])
+        return losses_BS.sum() / (labels_BS[:, 1:] != IGNORED).sum().clamp_min(1)
 
 
 class CausalLm:
@@ -34,15 +35,15 @@ class CausalLm:
     metric = "perplexity"
     higher_is_better = False
     bounds = (1.0, 1e15)  # a model with a larger value has failed
+    next_token = True
     by_token = True
     exclusive = True
     label_parts = 0
 
-    def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def statistics(self, losses_BS: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, 2]: the sum of the tokens' losses in nats, and the number of these tokens."""
-        labels_BS = batch["labels"][:, 1:]
-        nats_BS = F.cross_entropy(logits[:, :-1].mT, labels_BS, ignore_index=IGNORED, reduction="none")
-        return torch.stack([nats_BS.double().sum(1), (labels_BS != IGNORED).double().sum(1)], 1)
+        learned_BS = batch["labels"][:, 1:] != IGNORED
+        return torch.stack([losses_BS.double().sum(1), learned_BS.double().sum(1)], 1)
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
         """None: a token of a vocabulary is no label."""

@@ -16,6 +16,7 @@ class Classification:
     metric = "accuracy"
     higher_is_better = True
     bounds = (0.0, 1.0)
+    next_token = False
     by_token = False
     exclusive = True
     label_parts = 0

@@ -17,6 +17,8 @@ from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 class EachLabel:
     """Binary cross-entropy: L = mean_b sum_c BCE(sigmoid(z_bc), y_bc), as for a one-vs-all head."""
 
+    next_token = False
+
     def loss(self, logits_BC: Tensor, targets_BC: Tensor, /) -> Tensor:
         """The sum over the labels, averaged over the batch."""
         return F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(1).mean()
@@ -31,6 +33,7 @@ class MultiLabel:
     metric = "f1"
     higher_is_better = True
     bounds = (0.0, 1.0)
+    next_token = False
     by_token = False
     exclusive = False
     label_parts = 3

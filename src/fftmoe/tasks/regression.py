@@ -27,6 +27,8 @@ class Squares:
 
     scales: Scales = ()
 
+    next_token = False
+
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """The mean over the batch and the targets."""
         if self.scales:
@@ -54,6 +56,7 @@ class Regression:
     metric = "mean_absolute_error"
     higher_is_better = False
     bounds = (0.0, 1e15)  # a model with a larger value has failed
+    next_token = False
     by_token = False
     exclusive = False
     label_parts = 0

@@ -18,6 +18,8 @@ from fftmoe.tasks.f1 import class_f1, macro
 class PerToken:
     """Softmax cross-entropy: the mean over the labelled tokens of the batch."""
 
+    next_token = False
+
     def loss(self, logits_BSC: Tensor, labels_BS: Tensor, /) -> Tensor:
         """The mean over the tokens whose label is not -100; 0 if the batch has none."""
         return mean_over_tokens(logits_BSC, labels_BS)
@@ -29,6 +31,7 @@ class TokenClassification:
     metric = "accuracy"
     higher_is_better = True
     bounds = (0.0, 1.0)
+    next_token = False
     by_token = True
     exclusive = True
     label_parts = 3
