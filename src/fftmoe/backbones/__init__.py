@@ -11,7 +11,8 @@ from fftmoe.backbones.attach import head_inputs as head_inputs
 from fftmoe.backbones.attach import head_parameters as head_parameters
 from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
-from fftmoe.backbones.find import BUILTIN_MINILM as BUILTIN_MINILM
+from fftmoe.backbones.builtin import BUILTIN_MINILM as BUILTIN_MINILM
+from fftmoe.backbones.builtin import BUILTIN_SMOLLM2 as BUILTIN_SMOLLM2
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
 from fftmoe.backbones.finite import NO_ANSWER as NO_ANSWER

@@ -21,6 +21,7 @@ from fftmoe.adapter.saved_head import PROBLEM_TYPES
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import is_hub_id, resolve_model
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
+from fftmoe.backbones.quiet import quiet_transformers
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
 
@@ -58,7 +59,7 @@ def load_backbone(
     """Load a frozen backbone in evaluation mode; code that comes with a model is never run.
 
     Args:
-        model: "builtin:minilm", a local folder, or a hub id.
+        model: "builtin:minilm", "builtin:smollm2", a local folder, or a hub id.
         task: "sequence-classification", "image-classification", "token-classification", "multi-label-classification",
             "regression" or "causal-lm".
         num_labels: C, for every task but "causal-lm"; for a regression the number of targets of a text.
@@ -219,18 +220,3 @@ def explained_errors(model: str, what: str) -> Iterator[None]:
             f"cannot load the {what} of {model!r} ({reason:.500}); name a local folder with a model, or a hub id that "
             "is cached or can be reached"
         ) from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and the report of new weights: a new head is intended."""
-    log = transformers.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

