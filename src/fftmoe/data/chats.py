@@ -1,8 +1,10 @@
 """Conversations: lists of messages, of which the last is the answer that a language model learns.
 
 The messages before it become the prompt: as they are for a tokenizer with a chat template, and as plain text for one
-without. In a table a prompt is a text, so several messages are written as JSON. A column of conversations is turned
-into prompts and answers only where these are asked for: any other recipe leaves it alone, whatever is in it.
+without. In a table a prompt is a text, so several messages are written as JSON, in a text of a type of its own: a
+prompt that only looks like such JSON is what one user said, or a row could speak as the system. A column of
+conversations is turned into prompts and answers only where these are asked for: any other recipe leaves it alone,
+whatever is in it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,10 @@ ROLES: Mapping[str, str] = {
 }
 PRODUCED = frozenset({"prompt", "completion"})
 Messages = list[dict[str, str]]
+
+
+class Conversation(str):
+    """A prompt of several messages, as JSON."""
 
 
 def with_answers(table: Table) -> Table:
@@ -68,7 +74,7 @@ def holds_conversations(table: Table) -> bool:
 
 
 def messages_of(prompt: str) -> Messages:
-    """The messages of a prompt; a prompt that is no JSON of messages is one message of a user."""
+    """The messages of a prompt; any prompt but a `Conversation` is one message of a user."""
     return _written(prompt) or [{"role": "user", "content": prompt}]
 
 
@@ -82,14 +88,8 @@ def plain_prompt(prompt: str) -> str:
 
 
 def _written(prompt: str) -> Messages | None:
-    """The messages that a prompt writes as JSON; None for any other text."""
-    if not prompt.startswith(f'{{"{CHATS[0]}": ['):
-        return None
-    try:
-        found = strict_json(prompt)[CHATS[0]]
-        return [_message(message, "", "") for message in found] or None
-    except (ValueError, InputError):
-        return None
+    """The messages of a conversation; None for any other text."""
+    return strict_json(prompt)[CHATS[0]] if isinstance(prompt, Conversation) else None
 
 
 def _column_of(table: Table) -> str | None:
@@ -114,7 +114,7 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
             f"{where}: a conversation ends with a user's message and the assistant's answer, from which a model learns;"
             f" this one ends with {asked[-1]['role']} and {answer['role']}; {remedy}"
         )
-    return (asked[0]["content"] if len(asked) == 1 else json_text({CHATS[0]: asked})), answer["content"]
+    return (asked[0]["content"] if len(asked) == 1 else Conversation(json_text({CHATS[0]: asked}))), answer["content"]
 
 
 def _message(value: Any, where: str, remedy: str) -> dict[str, str]:
