@@ -52,7 +52,7 @@ PARTS = {
         "fftmoe.data.tokens:TokenizedText.lengths",
         "fftmoe.data.tokens:TokenizedText.batch",
     ),
-    "forward": ("fftmoe.client.update:logits", "fftmoe.methods.fft_moe_stack:FftMoeStack.logits"),
+    "forward": ("fftmoe.client.update:outputs", "fftmoe.methods.fft_moe_stack:FftMoeStack.logits"),
     "auxiliary losses": (
         "fftmoe.methods.fft_moe:FftMoeSession.penalty",
         "fftmoe.methods.fft_moe_stack:FftMoeStack.penalty",

@@ -121,7 +121,10 @@ def test_the_length_of_padding_changes_nothing(fresh: Callable[[], Any]):
     balanced = LocalSettings(balance_strength=0.5, z_strength=0.5)  # these losses count tokens
     moe = dataclasses.replace(one_client(), local=balanced)
     updates = []
-    for examples in (EXAMPLES, PaddedTexts(**vars(EXAMPLES))):
+    for examples in (
+        EXAMPLES,
+        PaddedTexts(**{field.name: getattr(EXAMPLES, field.name) for field in dataclasses.fields(EXAMPLES)}),
+    ):
         model = fresh().double()
         state = moe.init(model)
         plan = plan_round(moe, state, 1, [0], {0: EVERYTHING}, TRAINING, seed=5).clients[0]

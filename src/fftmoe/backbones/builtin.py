@@ -115,12 +115,14 @@ def _convert(weights: Path, folder: Path) -> None:
     try:
         # The bar of this conversion asks nobody, so it is kept from the terminal by itself.
         with quiet_transformers(), redirect_stderr(io.StringIO()):
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                **place, trust_remote_code=False, dtype=torch.float32
+            )
             # What was read from this format can otherwise not be saved; the weights are plain numbers by now.
             model.hf_quantizer = None
             del model.config.quantization_config
             model.to(torch.bfloat16).save_pretrained(scratch)
-            transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(scratch)
+            transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False).save_pretrained(scratch)
         try:
             os.replace(scratch, folder)
         except OSError:

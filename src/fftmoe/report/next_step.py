@@ -95,8 +95,8 @@ def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -
 def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
     """What to do where a baseline is as good, or training in one place is better."""
     is_level = found.get("head_only") == "level"
-    rounds = run.setting("federation.rounds")
-    if (is_level or found.get("centralized") == "worse") and rounds and _still_improves(run):
+    bound, rounds = found.get("centralized"), run.setting("federation.rounds")
+    if (is_level or bound == "worse") and rounds and _still_improves(run):
         why = "the last round was the best one: train for more rounds"
         return NextStep(why, commands.again("-longer", "federation.rounds", 2 * rounds))
     if is_level and not run.over_sites:
