@@ -144,7 +144,8 @@ def test_conversations_beside_texts_and_labels_are_read_where_prompts_are_asked_
     tmp_path: Path, data: dict[str, str]
 ):
     chats = [said(("user", f"say {n}"), ("assistant", "ash")) for n in range(23)]
-    write_jsonl(tmp_path / "a.jsonl", {"text": ["a"] * 23, "label": ["a", *"b" * 22], "messages": chats})
+    columns: dict[str, Any] = {"text": ["a"] * 23, "label": ["a", *"b" * 22], "messages": chats}
+    write_jsonl(tmp_path / "a.jsonl", columns)
     values = {"data": {"source": str(tmp_path / "a.jsonl"), **data}, "backbone": {"task": "causal-lm"}}
     recipe, _ = complete_recipe(values, "test")
     assert (recipe.data.prompt, recipe.data.completion) == ("prompt", "completion")

@@ -65,7 +65,7 @@ def small_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "hub" / "small"
     sizes = {"hidden_size": 44, "intermediate_size": 92, "num_attention_heads": 4, "num_hidden_layers": 3}
     torch.manual_seed(0)
-    config = transformers.AutoConfig.from_pretrained(real, **sizes)
+    config: Any = transformers.AutoConfig.from_pretrained(real, **sizes)
     transformers.BertModel(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(real).save_pretrained(folder)
     monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda _, name: str(folder / name))
