@@ -1,5 +1,6 @@
 """Helpers of all benchmarks: the machine and commit of each measurement, and runs that resume where they stopped."""
 
+import argparse
 import json
 import os
 import platform
@@ -40,6 +41,17 @@ def machine() -> dict[str, Any]:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def places_of(parser: argparse.ArgumentParser, sets: Sequence[str], seeds: int, work: str) -> None:
+    """Add what every comparison over data sets is told: where data is, what is run, and where results go."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--models", type=Path, help="folder with vit-cifar10 and stories260k, for images and text")
+    parser.add_argument("--sets", default=",".join(sets), help="data sets, separated by commas")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--work", type=Path, default=Path("runs") / work, help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
 
 
 def as_measured(name: str) -> Path:

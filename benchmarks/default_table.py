@@ -1,20 +1,20 @@
 """Compare methods out of the box: `python benchmarks/default_table.py --data ../shared/data --models ../shared/models`.
 
 A recipe says what the data is and nothing else, so everything has its default. Clients are those that the data names,
-else 20 with Dirichlet 0.1. Every set is cut to 2,400 training rows and 1,000 test rows, so that the whole takes about
-two hours of two cores. The figures are on test rows, which no default was chosen with. After a stop the same command
-continues from its work folder, and `--seconds` stops it by itself.
+else 20 with Dirichlet 0.1. Every set is cut to 2,400 training rows and 1,000 test rows, so that a run on short texts or
+images takes about a minute of a core; language models and long texts take several. The figures are on test rows, which
+no default was chosen with. After a stop the same command continues from its work folder, and `--seconds` stops it by
+itself.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, keep_comparison, markdown
+from common import keep_comparison, markdown, places_of
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.statistics import CellResult, Comparison, Estimate, estimate
 from fftmoe.comparison.tables import with_interval
@@ -41,13 +41,7 @@ HEADER = ("set", "before the first round", "FedIT", "HetLoRA", "**FFT-MoE**", "F
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
-    parser.add_argument("--models", type=Path, required=True, help="folder with vit-cifar10 and stories260k")
-    parser.add_argument("--sets", default=",".join(SETS), help="data sets, separated by commas")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("runs/default-table"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
+    places_of(parser, list(SETS), seeds=3, work="default-table")
     return parser.parse_args(arguments)
 
 

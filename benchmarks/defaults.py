@@ -12,12 +12,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, keep_comparison, markdown
+from common import keep_comparison, markdown, places_of
 from fftmoe.comparison.run import compare
 from fftmoe.comparison.statistics import Comparison
 from fftmoe.report.progress import Progress
@@ -64,15 +63,9 @@ VARIANTS = (
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
-    parser.add_argument("--models", type=Path, help="folder with vit-cifar10, for the data sets of images")
-    parser.add_argument("--sets", default=",".join(SETS), help="data sets, separated by commas")
+    places_of(parser, SETS, seeds=1, work="defaults")
     parser.add_argument("--variants", help="the beginnings of the names of variants, separated by commas; default: all")
     parser.add_argument("--partitions", default=",".join(PARTITIONS))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--seconds", type=float, help="start no cell after this many seconds")
     return parser.parse_args(arguments)
 
 

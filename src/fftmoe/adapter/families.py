@@ -72,7 +72,7 @@ NO_PLACE: dict[str, str] = {
 }
 """Well-known families that have no place for the adapter, each with the reason."""
 
-# ModuleNames that feed-forward networks usually have, to suggest modules of an unknown model.
+# Names that feed-forward networks usually have, to suggest modules of an unknown model.
 _LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff|DenseReluDense)")
 
 

@@ -23,7 +23,9 @@ def resolve_model(model: str) -> str:
     if model.startswith("builtin:"):
         if model not in BUILTINS:
             raise InputError(f"unknown model {model!r}{did_you_mean(model, BUILTINS)}")
-        return str(BUILTINS[model]())
+        folder = BUILTINS[model]()
+        _check_model_folder(folder)
+        return str(folder)
     with looked_up(f"model folder {model!r:.200}"):
         folder = Path(model).expanduser()
         if folder.is_dir():

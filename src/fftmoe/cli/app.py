@@ -104,9 +104,8 @@ def run(
     overrides = list(set_ or [])
     overrides += [f"engine.workers={workers}"] if workers else []
     overrides += [f"engine.kind={engine}"] if engine else []
-    loaded, chosen, read_ahead = load_whole(
-        recipe, overrides
-    )  # before the slow imports: a typo is reported without a wait
+    # Before the slow imports: a typo is reported without a wait.
+    loaded, chosen, read_ahead = load_whole(recipe, overrides)
     from fftmoe.cli.lines import say_choices
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress

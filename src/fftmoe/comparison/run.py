@@ -31,8 +31,8 @@ from fftmoe.store.owner import LOCK
 from fftmoe.strict import json_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
-# Folders of a finished cell that the comparison does not need.
 LEFT_AT_CELLS = ("labels",)  # of a summary: what neither statistics nor the page of a comparison shows
+# Folders of a finished cell that the comparison does not need.
 BULKY = ("checkpoints", "clients", "adapter", "adapter-last", "trackers")
 
 

@@ -123,23 +123,20 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
     pooled = run.task in POOLED and run.backbone.pooling == "mean"
     lora = plain or (run.method in METHODS and METHODS[run.method].capabilities.trains == "low-rank")
     front = {key: value for key, value in _front(run, facts, figures).items() if value}
-    return (
-        _card_templates()
-        .get_template(CARD_TEMPLATE)
-        .render(
-            run=run,
-            facts=facts,
-            figures=figures,
-            what=what,
-            front=yaml.safe_dump(front, sort_keys=False),
-            backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
-            labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
-            loading_arguments=_loading_arguments(run, facts),
-            automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
-            lora=lora,
-            plain_head=plain and pooled,
-            reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
-        )
+    template = _card_templates().get_template(CARD_TEMPLATE)
+    return template.render(
+        run=run,
+        facts=facts,
+        figures=figures,
+        what=what,
+        front=yaml.safe_dump(front, sort_keys=False),
+        backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
+        labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
+        loading_arguments=_loading_arguments(run, facts),
+        automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
+        lora=lora,
+        plain_head=plain and pooled,
+        reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
     )
 
 

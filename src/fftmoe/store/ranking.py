@@ -49,9 +49,14 @@ class Ranking:
         """
         measured = sorted(self._measured(rows), key=lambda row: -row["round"])
         bar = next((row[BAR] for row in measured if row.get(BAR) is not None), self.bar(measured))
-        reaching = [row for row in measured if self._cost(row) <= self._sign * (bar or 0.0)]
-        others = [row for row in measured if row not in reaching]
-        return [row["round"] for row in (*reaching, *sorted(others, key=self._cost))]
+        if bar is None:
+            return []
+
+        def place(row: Mapping[str, Any]) -> tuple[bool, float]:
+            below = self._cost(row) > self._sign * bar
+            return below, self._cost(row) if below else 0.0  # sorting keeps the order of equal places
+
+        return [row["round"] for row in sorted(measured, key=place)]
 
     def without_gain(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """How many times the metric was measured since its best round; 0 if it never was a number."""
