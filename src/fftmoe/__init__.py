@@ -127,8 +127,8 @@ def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) 
         run: the folder of the run.
         inputs: texts or prompts, whose answer is None with a reason where a text is blank or None; for a run on images,
             paths of image files, folders or tables.
-        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens`, `round` and
-            `accept_changes`; they mean the same as the options of `fftmoe predict`.
+        options: `top_k`, `file`, `column`, `batch_size`, `scores`, `client`, `max_new_tokens`, `temperature`, `top_p`,
+            `seed`, `round` and `accept_changes`; they mean the same as the options of `fftmoe predict`.
 
     Raises:
         InputError: the folder holds no finished run, or an input cannot be read.

@@ -230,7 +230,7 @@ def test_the_language_model_is_converted_once_and_answers(
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     question: Any = [{"role": "user", "content": "What is the capital of France?"}]
     asked = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    (ids,) = continue_greedily(model, [asked["input_ids"][0]], 20, end_id=tokenizer.eos_token_id, pad_id=0)
+    (ids,) = continue_greedily(model, [asked["input_ids"][0]], 20, end_ids=[tokenizer.eos_token_id], pad_id=0)
     assert tokenizer.decode(ids) == "The capital of France is Paris."
 
 

@@ -107,7 +107,7 @@ def test_a_chat_template_says_who_speaks():
             prompts(("say", "ash")),
             19,
             True,
-            "rejects a user's message",
+            "rejects a message: no",
         ),
         (
             tiny_language_tokenizer("{{ messages | length }} {{ messages[-1].content }}"),

@@ -156,7 +156,7 @@ def quote(*arguments, **options):
     print("printed " + sys.argv[2], file=sys.stderr)
     raise TypeError("raised " + sys.argv[2])
 
-finished.predict_run = quote
+finished.finished_run = quote
 main(["predict", sys.argv[1], "a text"])
 """
 

@@ -171,7 +171,7 @@ def test_greedy_text_is_the_most_likely_token_again_and_again(language_values: d
     asked = [torch.randint(4, 14, (length,), generator=generator) for length in (3, 7, 1, 5, 2)]
     with torch.inference_mode():
         expected = [by_hand(model, prompt, 6) for prompt in asked]
-    found = continue_greedily(model, asked, 6, end_id=END, pad_id=PAD, batch_size=2)
+    found = continue_greedily(model, asked, 6, end_ids=[END], pad_id=PAD, batch_size=2)
     assert [ids.tolist() for ids in found] == expected
     assert any(len(ids) == 6 for ids in found)
 

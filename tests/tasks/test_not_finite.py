@@ -95,10 +95,10 @@ def test_a_model_whose_outputs_are_not_finite_is_neither_measured_nor_asked(back
 def test_a_language_model_whose_logits_are_not_finite_writes_nothing(tmp_path: Path):
     model = load_backbone(str(save_language_model(tmp_path)), task="causal-lm")
     prompts = [torch.tensor([1, 5, 7]), torch.tensor([1, 4])]
-    assert len(continue_greedily(model, prompts, 3, end_id=END, pad_id=PAD)) == 2
+    assert len(continue_greedily(model, prompts, 3, end_ids=[END], pad_id=PAD)) == 2
     model.get_parameter("lm_head.weight").data[6] = math.nan
     with pytest.raises(RunError, match="not finite numbers for 2 of 2 examples"):
-        continue_greedily(model, prompts, 3, end_id=END, pad_id=PAD)
+        continue_greedily(model, prompts, 3, end_ids=[END], pad_id=PAD)
 
 
 @given(

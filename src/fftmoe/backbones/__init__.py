@@ -4,6 +4,9 @@ No method, client or recipe is known here; `tasks` and `store` stand next to it,
 """
 
 from fftmoe.adapter.pooling import MeanPoolClassifier as MeanPoolClassifier
+from fftmoe.backbones.answers import TextInPieces as TextInPieces
+from fftmoe.backbones.answers import end_ids_of as end_ids_of
+from fftmoe.backbones.answers import text_of as text_of
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
 from fftmoe.backbones.attach import copy_head as copy_head
 from fftmoe.backbones.attach import features as features
@@ -13,12 +16,13 @@ from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.builtin import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.builtin import BUILTIN_SMOLLM2 as BUILTIN_SMOLLM2
+from fftmoe.backbones.decoding import Decoding as Decoding
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint
 from fftmoe.backbones.finite import NO_ANSWER as NO_ANSWER
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
+from fftmoe.backbones.generate import continuations as continuations
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
-from fftmoe.backbones.generate import greedy_continuations as greedy_continuations
 from fftmoe.backbones.load import POOLED as POOLED
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments

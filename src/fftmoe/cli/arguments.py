@@ -39,6 +39,15 @@ RoundOption = Annotated[
     typer.Option("--round", help="The model to use: kept, or last where the run keeps an earlier, better round."),
 ]
 
+NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]
+TemperatureOption = Annotated[
+    float, typer.Option(help="0: the most likely token each time; above it tokens are drawn, at 1 as the model says.")
+]
+TopPOption = Annotated[
+    float, typer.Option(help="Draw among the most likely tokens, of this probability together; needs --temperature.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of the draws: the same seed gives the same text.")]
+
 
 def split_list(text: str | None) -> list[str] | None:
     """The parts of a comma-separated list without surrounding spaces; None where nothing was typed."""

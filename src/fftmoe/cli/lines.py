@@ -24,3 +24,13 @@ def say_choices(console: Console, chosen: Mapping[str, Any]) -> None:
     shown_keys = [key for key in chosen if key not in ("backbone.model", "budgets")]
     if shown_keys:
         say(console, f"from the data: {', '.join(f'{key}={chosen[key]}' for key in shown_keys)}")
+
+
+def say_prompt_form(console: Console, prompt_column: str | None, chat_template: bool, model: str) -> None:
+    """Print how the prompts of a language model are written, if there are any; see `prompt_form`."""
+    if prompt_column is None:  # the import below takes seconds
+        return
+    from fftmoe.trained.prompts import prompt_form
+
+    if (line := prompt_form(prompt_column, chat_template, model)) is not None:
+        say(console, line)

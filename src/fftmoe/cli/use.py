@@ -7,8 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fftmoe.cli.arguments import AcceptUseOption, RoundOption
+from fftmoe.cli.answers import LineInPieces, answer_line, on_terminal
+from fftmoe.cli.arguments import (
+    AcceptUseOption,
+    NewTokensOption,
+    RoundOption,
+    SeedOption,
+    TemperatureOption,
+    TopPOption,
+)
+from fftmoe.cli.lines import say_prompt_form
 from fftmoe.errors import InputError
+from fftmoe.report.console import Console
 from fftmoe.shown import shown_json
 from fftmoe.strict import json_text
 
@@ -64,19 +74,25 @@ def predict(
         str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")] = 64,
+    max_new_tokens: NewTokensOption = 64,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Label texts or images, or complete prompts, with a finished run; prints one JSON object a line."""
-    from fftmoe.setup.finished import finished_run, predict_run
+    from fftmoe.setup.finished import Request, answers_of_run, finished_run
     from fftmoe.store import write_atomically
 
-    # The run is checked before a person types anything.
-    from_terminal = not inputs and file is None and not finished_run(run).reads_images
-    rows = predict_run(
-        run,
-        _lines_of_input() if from_terminal else inputs or (),
+    found = finished_run(run, accept_changes, which_round)  # checked before a person types anything
+    from_terminal = not inputs and file is None and not found.reads_images
+    asked: Sequence[str] = _lines_of_input() if from_terminal else inputs or ()
+    ascii_only = output is None and not _takes_all_characters()
+    alone = found.is_language_model and inputs and len(inputs) == 1 and file is None and output is None
+    printed = LineInPieces(inputs[0], ascii_only) if alone and inputs and on_terminal() else None
+    request = Request(
+        asked,
         top_k,
         file=file,
         column=column,
@@ -84,15 +100,20 @@ def predict(
         client=client,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
-        accept_changes=accept_changes,
-        round=which_round,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        on_text=None if printed is None else printed.add,
     )
-    ascii_only = output is None and not _takes_all_characters()
-    lines = "".join(shown_json(json_text(row, ascii_only=ascii_only)) + "\n" for row in rows)
+    rows = answers_of_run(found, request, which_round)
+    say_prompt_form(Console(stderr=True), found.inputs.prompt_column, found.inputs.chat_template, found.backbone.model)
     if output is not None:
+        lines = "".join(answer_line(row, ascii_only) for row in rows)
         write_atomically(output, lines.encode(), private=False)
-    else:
-        sys.stdout.write(lines)
+        return
+    for row in rows:
+        sys.stdout.write(answer_line(row, ascii_only) if printed is None else printed.rest(row))
+        sys.stdout.flush()  # a row is there for the next program while later ones are computed
 
 
 def _takes_all_characters() -> bool:

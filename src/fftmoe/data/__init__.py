@@ -6,6 +6,8 @@ train or evaluate use the examples.
 
 from fftmoe.data.batches import evaluation_batches as evaluation_batches
 from fftmoe.data.batches import training_batches as training_batches
+from fftmoe.data.chat_templates import answer_ends as answer_ends
+from fftmoe.data.chat_templates import template_fault as template_fault
 from fftmoe.data.columns import lists_of as lists_of
 from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of
@@ -14,6 +16,7 @@ from fftmoe.data.columns import plain_columns as plain_columns
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
+from fftmoe.data.completions import tokenize_prompts as tokenize_prompts
 from fftmoe.data.declared import with_declared_labels as with_declared_labels
 from fftmoe.data.examples import Examples as Examples
 from fftmoe.data.held_out import FEWEST_DIVIDED as FEWEST_DIVIDED
@@ -58,6 +61,7 @@ from fftmoe.data.token_cache import tokenize_cached as tokenize_cached
 from fftmoe.data.token_cache import tokenizer_digest as tokenizer_digest
 from fftmoe.data.tokens import IGNORED as IGNORED
 from fftmoe.data.tokens import TokenizedText as TokenizedText
+from fftmoe.data.tokens import pad_id_of as pad_id_of
 from fftmoe.data.tokens import tokenize_texts as tokenize_texts
 from fftmoe.data.unlabelled import NamedImages as NamedImages
 from fftmoe.data.unlabelled import read_images as read_images

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fftmoe.data.chat_templates import as_chat, chat_exchanges
 from fftmoe.data.chats import messages_of, plain_prompt
 from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
@@ -98,6 +99,30 @@ def tokenize_completions(
     return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), starts)
 
 
+def tokenize_prompts(
+    prompts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int, chat_template: bool = False
+) -> tuple[list[Tensor], int]:
+    """Tokenize prompts that have no completion yet, as `tokenize_completions` does those that have.
+
+    A longer prompt than `max_length` - 1, which leaves a token for a completion, loses its beginning.
+
+    Returns:
+        the token ids of each prompt, int64 [S]; and how many prompts were cut.
+
+    Raises:
+        InputError: as `tokenize_completions`.
+    """
+    end = _end_of_text(tokenizer, max_length)
+    if chat_template:
+        written = [as_chat(tokenizer, messages_of(prompt), answer=False) for prompt in prompts]
+    else:
+        written = [plain_prompt(prompt) for prompt in prompts]
+    whole = [_without_end(ids, end) for ids in _ids(tokenizer, written, special=not chat_template)]
+    kept = [_cut(ids, [end], max_length, tokenizer.bos_token_id)[0] for ids in whole]
+    num_cut = sum(len(short) < len(ids) for short, ids in zip(kept, whole, strict=True))
+    return [torch.tensor(ids, dtype=torch.int64) for ids in kept], num_cut
+
+
 def lengths_with_completions(
     prompts: Sequence[str] | None,
     texts: Sequence[str],
@@ -148,7 +173,7 @@ def _prompts_and_texts(
         assert not chat_template, "a chat template writes prompts with their completions"
         return [([], _with_end(text, end, ended=False)) for text in _ids(tokenizer, texts, special=True)]
     if chat_template:
-        prompts, texts = _chat_messages(origin, prompts, texts, tokenizer)
+        prompts, texts = chat_exchanges(origin, prompts, texts, tokenizer)
     else:
         prompts = [plain_prompt(prompt) for prompt in prompts]
     asked, answers = _ids(tokenizer, prompts, special=not chat_template), _ids(tokenizer, texts, special=False)
@@ -197,42 +222,3 @@ def _cut(prompt: Ids, learned: Ids, max_length: int, begin: Any) -> tuple[Ids, I
     if prompt[0] == begin and room > 1:
         return [prompt[0], *prompt[len(prompt) - room + 1 :]], learned
     return prompt[len(prompt) - room :], learned
-
-
-def _chat_messages(
-    origin: Origin, prompts: Sequence[str], completions: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[str], list[str]]:
-    """Prompts as the template writes them up to the assistant's answer, and what it then adds for the completions."""
-    questions, answers = [], []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        asked = messages_of(prompt)
-        before = as_chat(tokenizer, asked, answer=False)
-        whole = as_chat(tokenizer, [*asked, {"role": "assistant", "content": completion}], answer=True)
-        if not whole.startswith(before):
-            raise InputError(
-                f"{origin}: the tokenizer's chat template changes the prompt of row {origin.row(row)} once it is "
-                "answered, so "
-                "the beginning of the answer is unknown; set data.chat_template=false"
-            )
-        questions.append(before)
-        answers.append(whole[len(before) :])
-    return questions, answers
-
-
-def as_chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], answer: bool) -> str:
-    """Messages as the tokenizer's chat template writes them; without an answer, up to the place of an answer.
-
-    Raises:
-        InputError: the tokenizer has no chat template, or it refuses these messages.
-    """
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"data.chat_template=true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; set "
-            "data.chat_template=false, or use a model that was trained on chats"
-        )
-    try:
-        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer))
-    except Exception as error:  # a template can raise anything
-        raise InputError(
-            f"the tokenizer's chat template rejects a user's message: {error}; set data.chat_template=false"
-        ) from error

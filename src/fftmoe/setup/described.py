@@ -46,7 +46,9 @@ def described_run(recipe: Recipe, folder: Path, adapter: Path, label_names: Sequ
 def generation_sample(recipe: Recipe) -> GenerationSample | None:
     """How the recipe measures generated text; None if it does not."""
     wanted = recipe.evaluation.generate
-    return None if wanted is None else GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed)
+    if wanted is None:
+        return None
+    return GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed, recipe.data.chat_template)
 
 
 def described_facts(recipe: Recipe, summary: Mapping[str, Any], folder: Path, round: str = KEPT_ROUND) -> CardFacts:

@@ -4,13 +4,14 @@ This is the only place that reads the recipe of a finished run for these uses; `
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
+from fftmoe.backbones import Decoding
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
@@ -38,7 +39,7 @@ from fftmoe.store import (
 )
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.tasks import Scales
-from fftmoe.trained.complete import MAX_NEW_TOKENS
+from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
@@ -142,23 +143,11 @@ def check_rows(run: FinishedRun, found: Splits) -> None:
         )
 
 
-def predict_run(
-    folder: Path,
-    inputs: Sequence[str | None] = (),
-    top_k: int | None = None,
-    *,
-    file: Path | None = None,
-    column: str | None = None,
-    batch_size: int = EVALUATION_BATCH_SIZE,
-    scores: bool = False,
-    client: int | str | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    accept_changes: bool = False,
-    round: str = KEPT_ROUND,
-) -> list[Prediction]:
-    """The answers of a run's model; see `predict`.
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the model of a finished run.
 
-    Args:
+    Attributes:
         inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
             folders of them, or of tables.
         top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
@@ -166,19 +155,74 @@ def predict_run(
         column: the column of a table; None for the one that the run's recipe names.
         client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
             model.
-        accept_changes, round: see `finished_run`.
+        max_new_tokens, temperature, top_p, seed: how a language model chooses tokens, see `Decoding`.
+        on_text: see `Writing`.
+    """
+
+    inputs: Sequence[str | None] = ()
+    top_k: int | None = None
+    file: Path | None = None
+    column: str | None = None
+    batch_size: int = EVALUATION_BATCH_SIZE
+    scores: bool = False
+    client: int | str | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    on_text: Callable[[str], None] | None = None
+
+
+def predict_run(
+    folder: Path,
+    inputs: Sequence[str | None] = (),
+    top_k: int | None = None,
+    *,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
+    **options: Any,
+) -> list[Prediction]:
+    """The answers of a run's model; see `predict`.
+
+    Args:
+        accept_changes, round: see `finished_run`. options: the other fields of a `Request`.
+
+    Raises:
+        InputError: as `answers_of_run`.
+    """
+    run = finished_run(folder, accept_changes, round)
+    return list(answers_of_run(run, Request(inputs, top_k, **options), round))
+
+
+def answers_of_run(run: FinishedRun, request: Request, round: str = KEPT_ROUND) -> Iterator[Prediction]:
+    """The answers of a run's model, each as soon as it is there; see `predict`.
+
+    Args:
+        round: the same as the run's, for the model of a client.
 
     Raises:
         InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
     """
-    run = finished_run(folder, accept_changes, round)
-    check_request(run, batch_size, scores)
-    asked = read_inputs(run, inputs, file, column)  # before the model, because loading that takes longer
+    decoding = Decoding(request.max_new_tokens, request.temperature, request.top_p, request.seed)
+    check_request(run, request.batch_size, request.scores, draws=decoding.temperature > 0)
+    # Before the model, because loading that takes longer.
+    asked = read_inputs(run, request.inputs, request.file, request.column)
+    trained = load_asked(run, request.client, request.top_k, round=round)
+    writing = Writing(decoding, request.batch_size, request.on_text)
+    return predict(trained, asked, request.batch_size, request.scores, writing)
+
+
+def load_asked(
+    run: FinishedRun, client: int | str | None, top_k: int | None = None, *, round: str = KEPT_ROUND
+) -> TrainedModel:
+    """The model of a run, or of one of its clients.
+
+    Raises:
+        InputError: as `load_run` and `load_client`.
+    """
     if client is None:
-        trained = load_trained(run, top_k)
-    else:
-        trained = load_client(folder, client, top_k, accept_changes=accept_changes, round=round).trained
-    return predict(trained, asked, batch_size, scores, max_new_tokens)
+        return load_trained(run, top_k)
+    return load_client(run.folder, client, top_k, accept_changes=run.accept_changes, round=round).trained
 
 
 def load_federation(

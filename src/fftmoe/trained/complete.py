@@ -1,66 +1,117 @@
 """Complete prompts with the language model of a finished run."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from fftmoe.backbones import NO_ANSWER, check_finite_outputs, greedy_continuations, load_tokenizer, readable_tokens
-from fftmoe.data import Origin, tokenize_completions
+from fftmoe.backbones import (
+    NO_ANSWER,
+    Decoding,
+    TextInPieces,
+    check_finite_outputs,
+    continuations,
+    end_ids_of,
+    load_tokenizer,
+    readable_tokens,
+    text_of,
+)
+from fftmoe.data import pad_id_of, tokenize_prompts
 from fftmoe.errors import InputError
 from fftmoe.trained.run import TrainedModel
 
 MAX_NEW_TOKENS = 64
+Completion = dict[str, str | None]
 
 
-def complete(
-    trained: TrainedModel, prompts: Sequence[str], max_new_tokens: int, batch_size: int
-) -> list[dict[str, str | None]]:
-    """Greedy completions of prompts, which are tokenized as in training.
+@dataclass(frozen=True)
+class Writing:
+    """How prompts are completed.
+
+    Attributes:
+        batch_size: prompts in a batch.
+        on_text: is given the text of the first completion piece by piece; for one prompt.
+    """
+
+    decoding: Decoding
+    batch_size: int
+    on_text: Callable[[str], None] | None = None
+
+
+def completions(trained: TrainedModel, prompts: Sequence[str], writing: Writing) -> Iterator[Completion]:
+    """Complete prompts, which are tokenized as in training.
+
+    Neighbours share a batch, and their completions come as soon as it is done.
 
     Returns:
-        `{"prompt", "completion"}` for each prompt. A prompt that is longer, with its completion, than what the model
-        can read, or has outputs that are not finite, has the completion None and a `"reason"`.
+        `{"prompt", "completion"}` for each prompt, in their order. A prompt that is longer, with its completion, than
+        what the model can read, or has outputs that are not finite, has the completion None and a `"reason"`. The last
+        one raises RunError if no output is finite.
 
     Raises:
-        InputError: `max_new_tokens` is below 1, or no prompt is short enough. RunError: no output is finite.
+        InputError: no prompt is short enough.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens} is below 1; set it to at least 1")
-    run, model = trained.run, trained.model
-    tokenizer = load_tokenizer(run.backbone.model)
-    # Training cuts a prompt so that its completion has room. The completion is not known yet, so "x" takes its place.
-    completions, strata = ["x"] * len(prompts), np.zeros(len(prompts), dtype=np.int64)
-    tokenized = tokenize_completions(
-        Origin("the prompts"), prompts, completions, strata, tokenizer, run.inputs.max_length, run.inputs.chat_template
-    )
-    ids = [tokenized.text(row)[0] for row in range(len(tokenized))]
-    positions = readable_tokens(model)
-    fits = _which_fit([len(own) for own in ids], max_new_tokens, positions)
-    end_id = tokenizer.eos_token_id
-    assert isinstance(end_id, int), "tokenize_completions refuses a tokenizer without an end token"
-    generated = greedy_continuations(
-        model,
-        [own for own, fit in zip(ids, fits, strict=True) if fit],
-        max_new_tokens,
-        end_id=end_id,
-        pad_id=tokenized.texts.pad_id,
-        batch_size=batch_size,
-    )
-    if not any(new is not None for new in generated):
-        check_finite_outputs(torch.zeros(len(generated), dtype=torch.bool))
-    texts = iter([None if new is None else str(tokenizer.decode(new, skip_special_tokens=True)) for new in generated])
-    too_long = f"the prompt and {max_new_tokens} new tokens go beyond the {positions} tokens that the model can read"
-    return [
-        _completed(prompt, next(texts), NO_ANSWER) if fit else _completed(prompt, None, too_long)
-        for prompt, fit in zip(prompts, fits, strict=True)
+    tokenizer, most = load_tokenizer(trained.run.backbone.model), writing.decoding.max_new_tokens
+    ids, positions = _tokens_of(trained, prompts, tokenizer), readable_tokens(trained.model)
+    fits = _which_fit([len(own) for own in ids], most, positions)
+    batches = [
+        [row for row in range(start, min(start + writing.batch_size, len(ids))) if fits[row]]
+        for start in range(0, len(ids), writing.batch_size)
     ]
+    found = _texts(trained, ids, [rows for rows in batches if rows], tokenizer, writing)
+    too_long = f"the prompt and {most} new tokens go beyond the {positions} tokens that the model can read"
+    return _completed(prompts, fits, found, too_long)
 
 
-def _completed(prompt: str, completion: str | None, reason: str) -> dict[str, str | None]:
-    """The answer to a prompt, with the reason where it has no completion."""
-    answer = {"prompt": prompt, "completion": completion}
-    return answer if completion is not None else {**answer, "reason": reason}
+def _completed(
+    prompts: Sequence[str], fits: Sequence[bool], found: Iterator[str | None], too_long: str
+) -> Iterator[Completion]:
+    """The answer to each prompt, with the reason where it has no completion."""
+    sound = []
+    for prompt, fit in zip(prompts, fits, strict=True):
+        text = next(found) if fit else None
+        sound += [text is not None] * fit
+        answer = {"prompt": prompt, "completion": text}
+        yield answer if text is not None else {**answer, "reason": NO_ANSWER if fit else too_long}
+    if not any(sound):
+        check_finite_outputs(torch.tensor(sound))
+
+
+def _tokens_of(trained: TrainedModel, prompts: Sequence[str], tokenizer: Any) -> list[Tensor]:
+    """The tokens of each prompt, as in training; says how many prompts were cut."""
+    form = trained.run.inputs
+    ids, num_cut = tokenize_prompts(prompts, tokenizer, form.max_length, form.chat_template)
+    if num_cut:
+        logging.getLogger(__name__).warning(
+            "%d of %d prompts have %d tokens or more, beyond which the run cuts them (data.max_length); their beginning"
+            " is not read",
+            *(num_cut, len(prompts), form.max_length),
+        )
+    return ids
+
+
+def _texts(
+    trained: TrainedModel,
+    ids: Sequence[Tensor],
+    batches: Sequence[Sequence[int]],
+    tokenizer: Any,
+    writing: Writing,
+) -> Iterator[str | None]:
+    """The completion of each prompt of these batches, in their order; None where an output is not finite."""
+    pieces = None if writing.on_text is None else TextInPieces(tokenizer, writing.on_text)
+    for _, new in continuations(
+        trained.model,
+        ids,
+        batches,
+        writing.decoding,
+        end_ids=end_ids_of(trained.model, tokenizer, trained.run.inputs.chat_template),
+        pad_id=pad_id_of(tokenizer),
+        on_token=None if pieces is None else pieces.add,
+    ):
+        yield None if new is None else text_of(tokenizer, new)
 
 
 def _which_fit(lengths: Sequence[int], max_new_tokens: int, positions: int | None) -> list[bool]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.backbones import continue_greedily, load_tokenizer
+from fftmoe.backbones import continue_greedily, end_ids_of, load_tokenizer, text_of
 from fftmoe.data import Completions, Examples, WithPrefix
 from fftmoe.evaluate import holdout
 from fftmoe.tasks import exact_match, rouge_l
@@ -30,11 +30,11 @@ def generation_metrics(model: Any, backbone: str, examples: Examples, settings: 
         model,
         [prompt for prompt, _ in pairs],
         settings.max_new_tokens,
-        end_id=int(tokenizer.eos_token_id),  # type: ignore[arg-type]
+        end_ids=end_ids_of(model, tokenizer, settings.chat_template),
         pad_id=sample.texts.pad_id,
     )
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in generated]
-    references = [str(tokenizer.decode(ids, skip_special_tokens=True)) for _, ids in pairs]
+    texts = [text_of(tokenizer, ids) for ids in generated]
+    references = [text_of(tokenizer, ids) for _, ids in pairs]
     scores = {"exact_match": exact_match, "rouge_l": rouge_l}
     means = {
         name: float(np.mean([score(*pair) for pair in zip(texts, references, strict=True)]))

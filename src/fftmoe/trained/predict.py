@@ -1,6 +1,6 @@
 """Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import make_head
 from fftmoe.tasks import make_task
-from fftmoe.trained.complete import complete
+from fftmoe.trained.complete import Writing, completions
 from fftmoe.trained.inputs import Inputs, unlabelled_texts
 from fftmoe.trained.run import FinishedRun, TrainedModel
 from fftmoe.trained.tag import tag_words
@@ -21,50 +21,62 @@ Prediction = dict[str, Any]
 SCORED = ("sequence-classification", "image-classification", "multi-label-classification")
 
 
-def check_request(run: FinishedRun, batch_size: int, scores: bool) -> None:
+def check_request(run: FinishedRun, batch_size: int, scores: bool, draws: bool) -> None:
     """Check what is asked of a run before its model is loaded.
 
     Raises:
-        InputError: the batch size is below 1, or the task has no scores.
+        InputError: the batch size is below 1, the task has no scores, or tokens should be drawn where none are.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is below 1; set it to at least 1")
     if scores and run.task not in SCORED:
         raise InputError(f"a run of task {run.task} gives no label, so there is no score; leave --scores out")
+    if draws and not run.is_language_model:
+        raise InputError(f"a run of task {run.task} writes no text, so it draws no token; leave --temperature out")
 
 
 def predict(
-    trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, max_new_tokens: int
-) -> list[Prediction]:
+    trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, writing: Writing
+) -> Iterator[Prediction]:
     """The answer of a trained model to each input, in the order of the inputs.
 
     Args:
         scores: add the scores of all labels, `{"scores": {label: score}}`.
-        max_new_tokens: the longest completion of a language model, in tokens.
+        writing: how a language model completes prompts.
 
     Returns:
         For one label of several `{"text" | "image", "label", "score"}`, whose scores sum to 1 over the labels; for any
         number of labels `{"text", "labels"}`, those with a score above 0.5; for regression `{"text", "values":
         {target: number}}`; for token classification `{"text", "tokens", "tags"}`; for a language model `{"prompt",
-        "completion"}`, the completion being greedy. Where there is no text or image, or no finite output, the same
-        with None and a `"reason"`.
+        "completion"}`, as soon as the batch of a prompt is done. Where there is no text or image, or no finite output,
+        the same with None and a `"reason"`.
 
     Raises:
         InputError: every prompt with its completion is longer than the model can read. RunError: no output is finite.
     """
     run = trained.run
+    answers: Iterator[Prediction]
     if inputs.images is None:
         kind, reasons = "prompt" if run.is_language_model else "text", _reasons(run, inputs)
         texts = [text for text, reason in zip(inputs.names, reasons, strict=True) if text is not None and not reason]
-        answers = iter(_answers(trained, texts, batch_size, scores, max_new_tokens) if texts else [])
+        answers = iter(_answers(trained, texts, batch_size, scores, writing) if texts else [])
     else:
         kind, reasons = "image", inputs.reasons
         names = [name for name, reason in zip(inputs.names, reasons, strict=True) if reason is None]
         answers = iter(_from_images(trained, names, inputs.images, batch_size, scores) if names else [])
-    return [
-        _unanswered(run, kind, name, reason, scores) if reason else next(answers)
+    missing = [
+        _unanswered(run, kind, name, reason, scores) if reason else None
         for name, reason in zip(inputs.names, reasons, strict=True)
     ]
+    return _in_order(missing, answers)
+
+
+def _in_order(missing: Sequence[Prediction | None], answers: Iterator[Prediction]) -> Iterator[Prediction]:
+    """For each input the answer that it cannot have, or else the next of `answers`."""
+    for answer in missing:
+        yield next(answers) if answer is None else answer
+    for _ in answers:
+        raise AssertionError("there are more answers than inputs")
 
 
 def _unanswered(run: FinishedRun, kind: str, name: str | None, reason: str, scores: bool) -> Prediction:
@@ -89,12 +101,12 @@ def _why_blank(text: str | None) -> str:
 
 
 def _answers(
-    trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, max_new_tokens: int
-) -> list[Prediction]:
+    trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, writing: Writing
+) -> Iterable[Prediction]:
     """The answers to texts none of which is blank."""
     run = trained.run
     if run.is_language_model:
-        return complete(trained, texts, max_new_tokens, batch_size)
+        return completions(trained, texts, writing)
     if make_task(run.task).by_token:
         return tag_words(trained, texts, batch_size)
     logits = predict_logits(trained.model, unlabelled_texts(run, texts), batch_size)

@@ -46,11 +46,13 @@ class GenerationSample:
 
     Attributes:
         num_examples: how many prompts are drawn. max_new_tokens: the longest completion. seed: draws the sample.
+        chat_template: whether prompts are written with it, so that an answer ends as the template says.
     """
 
     num_examples: int
     max_new_tokens: int
     seed: int
+    chat_template: bool = False
 
 
 @dataclass(frozen=True)
