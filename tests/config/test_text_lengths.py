@@ -60,12 +60,16 @@ def test_nine_texts_in_ten_are_no_longer(tmp_path: Path, kind: str, task: str, s
         write_jsonl(tmp_path / "data" / f"{split}.jsonl", columns)
     source = str(tmp_path / "data")
     values = {"data": {"source": source}, "backbone": {"model": str(model), "task": task}}
-    length, tokenizer = complete_recipe(values, "test")[0].data.max_length, load_tokenizer(str(model))
+    data, tokenizer = complete_recipe(values, "test")[0].data, load_tokenizer(str(model))
+    length = data.max_length
     labels, most = np.zeros(len(sizes)), 512 if task == "causal-lm" else 128
     if task == "causal-lm":
         table = read_tables(source, {"data.prompt": ["prompt"]})["train"]
         prompts, answers = table.columns["prompt"], table.columns["completion"]
-        found = tokenize_completions(Origin("a"), prompts, answers, labels, tokenizer, 9999).lengths.numpy()
+        assert data.chat_template
+        found = tokenize_completions(
+            Origin("a"), prompts, answers, labels, tokenizer, 9999, data.chat_template
+        ).lengths.numpy()
     else:
         found = tokenize_texts(columns["text"], labels, tokenizer, 9999).lengths.numpy()
     longer = float((found > length).mean())

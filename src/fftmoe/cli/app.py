@@ -106,13 +106,14 @@ def run(
     overrides += [f"engine.kind={engine}"] if engine else []
     # Before the slow imports: a typo is reported without a wait.
     loaded, chosen, read_ahead = load_whole(recipe, overrides)
-    from fftmoe.cli.lines import say_choices
+    from fftmoe.cli.lines import say_choices, say_prompt_form
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.report.progress import Progress
     from fftmoe.setup import run as runs
 
     console = Console()
     say_choices(console, chosen)
+    say_prompt_form(console, loaded.data.prompt, loaded.data.chat_template, loaded.backbone.model)
     folder = output or Path("runs") / loaded.name
     with _resumable(folder):
         result = runs.run(loaded, folder, Progress(console), read_ahead=read_ahead)

@@ -43,11 +43,13 @@ def plan(
     force: Annotated[bool, typer.Option("--force", help="With --write: replace an existing file.")] = False,
 ) -> None:
     """Show which clients hold which experts and what a round costs, without training; or measure this machine."""
-    from fftmoe.cli.lines import say_choices
+    from fftmoe.cli.lines import say_choices, say_prompt_form
     from fftmoe.config import load_whole
 
     loaded, chosen, read_ahead = load_whole(recipe, set_ or [])
-    say_choices(Console(stderr=as_json), chosen)
+    console = Console(stderr=as_json)
+    say_choices(console, chosen)
+    say_prompt_form(console, loaded.data.prompt, loaded.data.chat_template, loaded.backbone.model)
     limits = {"--deadline": deadline, "--memory-mib": memory_mib, "--uplink-mbit": uplink_mbit}
     _check_measuring(measure, limits, write, force)
     if measure:

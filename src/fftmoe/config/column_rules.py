@@ -4,6 +4,7 @@ from typing import Any
 
 from fftmoe.config.known import LEFT_OUT, Known, Rule
 from fftmoe.config.text_lengths import Reading, long_text
+from fftmoe.errors import InputError
 
 NAMED_FOR = {
     "data.targets": "regression",
@@ -55,6 +56,24 @@ def language_column(key: str) -> Rule:
         return known.facts.columns.get(key, LEFT_OUT)
 
     return Rule(key, value, "the columns of a usual pair of names, such as prompt and completion, else one of texts")
+
+
+def chat_template(known: Known) -> Any:
+    """Whether prompts are written as messages: where the model has a template for them that can be used."""
+    model = known.get("backbone.model")
+    if known.task != "causal-lm" or known.get("data.prompt") is None or not isinstance(model, str):
+        return LEFT_OUT
+    return known.may_load and _writes_chats(model)
+
+
+def _writes_chats(model: str) -> bool:
+    from fftmoe.backbones import load_tokenizer
+    from fftmoe.data import template_fault
+
+    try:
+        return template_fault(load_tokenizer(model)) is None
+    except InputError:  # the run will say what is wrong with the model
+        return False
 
 
 def max_length(known: Known) -> Any:

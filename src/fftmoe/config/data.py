@@ -61,7 +61,7 @@ class DataSection(Section):
     """The column of completions of a language model."""
     chat_template: bool = False
     """Write prompts and completions as messages of a user and an assistant, for models that were trained on
-    conversations."""
+    conversations, in training, evaluation and `predict` alike."""
     tokens: str = "tokens"
     """The column of lists of words, for token classification."""
     tags: str = "tags"

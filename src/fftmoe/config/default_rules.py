@@ -7,7 +7,7 @@ sites, nothing may follow from rows: there every rule gives the value that it ha
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fftmoe.config.column_rules import column, language_column, max_length, task_of
+from fftmoe.config.column_rules import chat_template, column, language_column, max_length, task_of
 from fftmoe.config.evaluation import BASELINES
 from fftmoe.config.facts import Facts
 from fftmoe.config.known import LEFT_OUT, Known, Rule
@@ -225,6 +225,12 @@ RULES: tuple[Rule, ...] = (
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
     *(column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
     *(language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
+    Rule(
+        "data.chat_template",
+        chat_template,
+        "true where prompts are named and the model's tokenizer has a chat template that can be used, else false; "
+        "false over sites, where the model may be elsewhere",
+    ),
     Rule(
         "data.max_length",
         max_length,

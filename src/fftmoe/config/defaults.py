@@ -36,17 +36,17 @@ class Filled:
     read_ahead: "ReadAhead | None"
 
 
-def fill_in(values: Mapping[str, Any], may_read: bool = True) -> Filled:
+def fill_in(values: Mapping[str, Any], may_read: bool = True, may_load: bool = True) -> Filled:
     """Give every key that a recipe leaves out its default.
 
     Args:
         values: of a recipe, unchecked; wrong ones stay as they are.
-        may_read: whether the data may be read for a value.
+        may_read: whether the data may be read for a value. may_load: whether files of the model may.
 
     Raises:
         InputError: the data has to be read for a value, and cannot be.
     """
-    known, from_data, shared = Known(_without_words(values), may_read), {}, {}
+    known, from_data, shared = Known(_without_words(values), may_read, may_load), {}, {}
     for rule in RULES:
         if not known.lacks(rule.key):
             continue

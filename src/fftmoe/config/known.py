@@ -22,12 +22,13 @@ class Known:
 
     Attributes:
         values: of the recipe; `fill_in` adds to them.
-        may_read: whether the data may be read for a value.
+        may_read: whether the data may be read for a value. may_load: whether files of the model may.
         used_facts: whether facts have been looked up since it was last set to False.
     """
 
     values: dict[str, Any]
     may_read: bool
+    may_load: bool = True
     used_facts: bool = False
 
     def get(self, key: str, otherwise: Any = None) -> Any:

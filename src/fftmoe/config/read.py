@@ -64,21 +64,27 @@ def load_whole(
     return complete_values(values, where, may_read)
 
 
-def complete_recipe(values: Mapping[str, Any], where: str, may_read: bool = True) -> tuple[Recipe, dict[str, Any]]:
+def complete_recipe(
+    values: Mapping[str, Any], where: str, may_read: bool = True, may_load: bool | None = None
+) -> tuple[Recipe, dict[str, Any]]:
     """Fill in what the values of a recipe leave out, and check them.
 
     Args:
         where: names the origin of the values in messages.
+        may_read: as for `load_recipe`. may_load: whether files of the model may be read for a value; by default as
+            `may_read`, because where the data is elsewhere the model may be elsewhere too.
 
     Returns:
         the recipe; and by dotted key the values that followed from the data.
     """
-    return complete_values(values, where, may_read)[:2]
+    return complete_values(values, where, may_read, may_load)[:2]
 
 
-def complete_values(values: Mapping[str, Any], where: str, may_read: bool = True) -> WholeRecipe:
+def complete_values(
+    values: Mapping[str, Any], where: str, may_read: bool = True, may_load: bool | None = None
+) -> WholeRecipe:
     """Do the same, and keep what was read of the data."""
-    recipe, filled = _completed(values, where, may_read)
+    recipe, filled = _completed(values, where, may_read, may_read if may_load is None else may_load)
     return WholeRecipe(recipe, filled.from_data, filled.read_ahead)
 
 
@@ -88,13 +94,14 @@ def complete_common(values: Mapping[str, Any], where: str) -> tuple[Recipe, dict
     Returns:
         the recipe; and by dotted key the values that the data decides for all cells.
     """
-    recipe, filled = _completed(values, where, may_read=True)
+    recipe, filled = _completed(values, where, may_read=True, may_load=True)
     return recipe, filled.shared
 
 
-def _completed(values: Mapping[str, Any], where: str, may_read: bool) -> tuple[Recipe, Filled]:
-    check_sections(fill_in(values, may_read=False).values, where)  # a misspelt key is reported before data is read
-    filled = fill_in(values, may_read)
+def _completed(values: Mapping[str, Any], where: str, may_read: bool, may_load: bool) -> tuple[Recipe, Filled]:
+    # A misspelt key is reported before data is read.
+    check_sections(fill_in(values, may_read=False, may_load=False).values, where)
+    filled = fill_in(values, may_read, may_load)
     return parse_recipe(filled.values, where), filled
 
 

@@ -226,7 +226,7 @@ def _cell(
     mine.update(partition=section, seed=seed)
     apply_override(mine, "engine.workers", 1)  # the cells themselves run in parallel
     name = f"{variant.label}, {label}, seed {seed}"
-    recipe, _ = complete_recipe(mine, f"{where} for the cell {name}", may_read=False)
+    recipe, _ = complete_recipe(mine, f"{where} for the cell {name}", may_read=False, may_load=True)
     return Cell(variant.label, label, seed, recipe, fitted)
 
 
