@@ -13,7 +13,7 @@ from fftmoe.backbones.decoding import Decoding, Draw
 from fftmoe.backbones.finite import FiniteRows, check_finite_outputs
 from fftmoe.backbones.placement import computing, device_of
 
-BATCH_SIZE = 16
+PROMPTS_AT_ONCE = 16
 
 
 def continue_greedily(
@@ -23,7 +23,7 @@ def continue_greedily(
     *,
     end_ids: Sequence[int],
     pad_id: int,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = PROMPTS_AT_ONCE,
 ) -> list[Tensor]:
     """The continuation of each prompt by the most likely next token, one token after another.
 
