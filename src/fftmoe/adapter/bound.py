@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fftmoe.errors import InputError
-from fftmoe.records import digest
+from fftmoe.records import HALVES, digest
 from fftmoe.strict import hash_text, read_small, strict_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
@@ -97,9 +97,13 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def describe_base(model: nn.Module) -> dict[str, Any]:
-    """The digest of the frozen weights below an adapter, and their types, without which digests cannot be compared."""
+    """The digest of the frozen weights below an adapter, and their types, without which digests cannot be compared.
+
+    `types` are those after numbers of 16 bits have been widened to float32, as in the digest; `stored` those before.
+    """
     tensors = base_tensors(model, HEAD_MODULES)
-    return {"weights": digest(tensors), "types": _types(tensors.values())}
+    stored = _types(tensors.values())
+    return {"weights": digest(tensors, widened=True), "types": _widened(stored), "stored": stored}
 
 
 def check_base(base: Mapping[str, Any], model: nn.Module, folder: object) -> None:
@@ -111,8 +115,11 @@ def check_base(base: Mapping[str, Any], model: nn.Module, folder: object) -> Non
         InputError: they are others.
     """
     tensors = base_tensors(model, HEAD_MODULES)
-    comparable = _types(tensors.values()) == base.get("types") and not any(t.is_meta for t in tensors.values())
-    if comparable and digest(tensors) != base.get("weights"):
+    stored = _types(tensors.values())
+    # Float32 numbers that were rounded to 16 bits are others, and rightly so.
+    rounded = stored != _widened(stored) and stored != base.get("stored", base.get("types"))
+    comparable = _widened(stored) == base.get("types") and not any(t.is_meta for t in tensors.values())
+    if comparable and not rounded and digest(tensors, widened=True) != base.get("weights"):
         raise InputError(
             f"the adapter in {folder} was trained on other weights than those of this model; load the model that it "
             "was trained on"
@@ -121,6 +128,10 @@ def check_base(base: Mapping[str, Any], model: nn.Module, folder: object) -> Non
 
 def _types(tensors: Iterable[Tensor]) -> list[str]:
     return sorted({str(tensor.dtype) for tensor in tensors})
+
+
+def _widened(types: Iterable[str]) -> list[str]:
+    return sorted({str(torch.float32) if name in map(str, HALVES) else name for name in types})
 
 
 def base_tensors(model: nn.Module, heads: Iterable[str]) -> dict[str, Tensor]:

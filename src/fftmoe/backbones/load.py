@@ -22,6 +22,7 @@ from fftmoe.backbones import trust
 from fftmoe.backbones.find import is_hub_id, resolve_model
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.backbones.quiet import quiet_transformers
+from fftmoe.backbones.stored import keep_stored
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
 
@@ -55,6 +56,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
     device: str | torch.device = "cpu",
+    multiplies_in: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Load a frozen backbone in evaluation mode; code that comes with a model is never run.
 
@@ -71,6 +73,8 @@ def load_backbone(
         dtype: of the frozen weights.
         quantization: "none", or "8bit" or "4bit" for the weights of all linear layers except the head's.
         device: where quantised weights are put; other weights are loaded on the CPU, and the caller moves them.
+        multiplies_in: the dtype in which the model will multiply (`place`). The weights of products that the checkpoint
+            stores in it keep it, which changes no result (`keep_stored`); all others get `dtype`.
 
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
@@ -78,9 +82,12 @@ def load_backbone(
     _check_choice("task", task, tuple(AUTO_MODELS))
     _check_choice("pooling", pooling, POOLINGS)
     check_quantization(quantization)
-    options = _label_options(task, num_labels, label_names) | {"dtype": dtype}
+    as_stored = multiplies_in != torch.float32 and dtype == torch.float32 and quantization == "none"
+    options = _label_options(task, num_labels, label_names) | {"dtype": "auto" if as_stored else dtype}
     options |= quantization_options(quantization, torch.device(device), _NOT_QUANTIZED)
     loaded = _load_with_head(model, task, pooling, seed, options)
+    if as_stored:
+        keep_stored(loaded, multiplies_in)
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)
     _fill_head_bias(loaded, head_bias)

@@ -68,7 +68,8 @@ def _last_states(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor,
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         read.append(arguments[0])
-        return (arguments[0][:, :1], *arguments[1:])
+        # Contiguous: a product with a view of several texts copies the whole vocabulary for each of them.
+        return (arguments[0][:, :1].contiguous(), *arguments[1:])
 
     with ExitStack() as hooks:
         decoder = getattr(base, base.base_model_prefix)

@@ -3,6 +3,7 @@
 Every package may import this one. It contains no rule of a method or of a round.
 """
 
+from fftmoe.records.digests import HALVES as HALVES
 from fftmoe.records.digests import digest as digest
 from fftmoe.records.digests import made_on as made_on
 from fftmoe.records.messages import NO_DIGEST as NO_DIGEST

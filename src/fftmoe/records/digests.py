@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HALVES = (torch.bfloat16, torch.float16)
 
-def digest(tensors: Mapping[str, Tensor], more: str = "") -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of these tensors, in any order, and of an additional text."""
+
+def digest(tensors: Mapping[str, Tensor], more: str = "", widened: bool = False) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of these tensors, in any order, and of an additional text.
+
+    Args:
+        widened: read numbers of 16 bits as the float32 numbers that they are equal to.
+    """
     found = hashlib.sha256(more.encode())
-    for name, t in sorted(tensors.items()):
+    for name, tensor in sorted(tensors.items()):
+        t = tensor.float() if widened and tensor.dtype in HALVES else tensor
         found.update(f"\n{name} {t.dtype} {[*t.shape]}\n".encode())
         whole: Any = t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
         found.update(whole)

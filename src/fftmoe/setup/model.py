@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
@@ -48,17 +50,19 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
             "use another method"
         )
     device = find_device(recipe.engine.device)
-    backbone = load_bare_backbone(recipe, label_names)
+    precision = find_precision(recipe.engine.precision, device)
+    # Weights to which a method adds are not rounded to fewer bits.
+    kept = torch.float32 if capabilities.changes_backbone else precision
+    backbone = load_bare_backbone(recipe, label_names, kept)
     blocks = tuple(adapted_blocks(recipe, backbone))
     model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
-    precision = find_precision(recipe.engine.precision, device)
     for moe in adapter.blocks(model).values():
         moe.check_computable(device, precision)
     return place(model, device, precision)
 
 
-def load_bare_backbone(recipe: Recipe, label_names: Sequence[str]) -> Any:
-    """The frozen backbone of a recipe with a new head and without an adapter.
+def load_bare_backbone(recipe: Recipe, label_names: Sequence[str], multiplies_in: torch.dtype = torch.float32) -> Any:
+    """The frozen backbone of a recipe with a new head and without an adapter; `multiplies_in` as for `load_backbone`.
 
     Raises:
         InputError: it cannot be read.
@@ -74,6 +78,7 @@ def load_bare_backbone(recipe: Recipe, label_names: Sequence[str]) -> Any:
         fourier_features=recipe.fourier_features,
         quantization=recipe.backbone.quantization,
         device=find_device(recipe.engine.device),
+        multiplies_in=multiplies_in,
     )
 
 

@@ -34,7 +34,7 @@ def load_trained(run: FinishedRun, top_k: int | None = None, *, exact: bool = Fa
     """
     device = find_device("cpu" if exact else "auto")  # the device of the run may not exist on this machine
     precision = find_precision("float32" if exact else run.precision, device)
-    model = place(load_adapter(bare_backbone(run, device), run.adapter), device, precision)
+    model = place(load_adapter(bare_backbone(run, device, precision), run.adapter), device, precision)
     check_bound(run, model)
     use_top_k(model, top_k)
     return TrainedModel(run, model)
@@ -64,8 +64,12 @@ def check_bound(run: FinishedRun, model: Any) -> None:
     )
 
 
-def bare_backbone(run: FinishedRun, device: torch.device) -> nn.Module:
-    """The frozen backbone of a run without its adapter; the head has its initial values."""
+def bare_backbone(run: FinishedRun, device: torch.device, multiplies_in: torch.dtype = torch.float32) -> nn.Module:
+    """The frozen backbone of a run without its adapter; the head has its initial values.
+
+    Args:
+        device, multiplies_in: see `load_backbone`.
+    """
     return load_backbone(
         run.backbone.model,
         task=run.task,
@@ -75,6 +79,7 @@ def bare_backbone(run: FinishedRun, device: torch.device) -> nn.Module:
         fourier_features=run.backbone.fourier_features,
         quantization=run.backbone.quantization,
         device=device,
+        multiplies_in=multiplies_in,
     )
 
 

@@ -1,0 +1,106 @@
+"""Frozen weights stay in the number format of their checkpoint, and no result changes by that."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from fftmoe.adapter import MoeAdapterConfig
+from fftmoe.adapter.bound import check_base, describe_base
+from fftmoe.backbones import attach_adapter, fingerprint, load_backbone, outputs, place
+from fftmoe.errors import InputError
+from language import save_language_model
+
+CPU, HALF = torch.device("cpu"), torch.bfloat16
+IDS = torch.arange(5 * 7).view(5, 7) % 13
+BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
+
+
+def stored(folder: Path, family: str, dtype: torch.dtype = HALF, **changes: Any) -> Path:
+    """A checkpoint in `dtype` with numbers that bfloat16 can hold."""
+    save_language_model(folder, family)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    if changes:
+        config = model.config
+        config.update(changes)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.to(HALF).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def loaded(folder: Path, multiplies_in: torch.dtype) -> Any:
+    backbone = load_backbone(str(folder), task="causal-lm", multiplies_in=multiplies_in)
+    adapter = MoeAdapterConfig(num_experts=5, expert_dim=3, top_k=2, shared_rank=2, shared_targets="all-linear", seed=7)
+    return place(attach_adapter(backbone, adapter), CPU, HALF)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_kept_weights_give_the_bits_of_float32_copies(tmp_path: Path, family: str, tied: bool):
+    folder = stored(tmp_path / "model", family, tie_word_embeddings=tied)
+    copies, kept = loaded(folder, torch.float32), loaded(folder, HALF)
+    found: list[torch.Tensor] = []
+    for model in (copies, kept):
+        losses = outputs(model, BATCH, next_token=True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        losses.sum().backward(inputs=trained)
+        assert {p.dtype for p in trained} == {torch.float32}
+        found += [losses.detach(), torch.cat([p.grad.flatten() for p in trained if p.grad is not None])]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+
+
+def test_products_are_kept_and_nothing_else(tmp_path: Path):
+    kept = load_backbone(str(stored(tmp_path / "model", "llama")), task="causal-lm", multiplies_in=HALF)
+    linear = {id(m.weight) for m in kept.modules() if isinstance(m, nn.Linear)}
+    assert {p.dtype for p in kept.parameters() if id(p) in linear} == {HALF}
+    assert {p.dtype for p in kept.parameters() if id(p) not in linear} == {torch.float32}
+
+
+@pytest.mark.parametrize(("dtype", "multiplies_in"), [(torch.float32, HALF), (torch.float16, HALF), (HALF, None)])
+def test_what_would_lose_bits_is_float32(tmp_path: Path, dtype: torch.dtype, multiplies_in: torch.dtype | None):
+    folder = stored(tmp_path / "model", "llama", dtype)
+    model = load_backbone(str(folder), task="causal-lm", multiplies_in=multiplies_in or torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_trained_head_on_a_stored_checkpoint_is_float32(tmp_path: Path):
+    folder = str(stored(tmp_path / "model", "llama"))
+    for pooling in ("mean", "native"):
+        model: Any = load_backbone(folder, num_labels=3, pooling=pooling, multiplies_in=HALF)
+        head = model.classifier if pooling == "mean" else model.score
+        assert {p.dtype for p in head.parameters()} == {torch.float32}
+        place(model, CPU, HALF)
+        assert outputs(model, {**BATCH, "labels": IDS[:, 0]}, next_token=False).isfinite().all()
+
+
+def test_both_ways_of_keeping_are_the_same_backbone(tmp_path: Path):
+    folder = stored(tmp_path / "model", "llama")
+    copies, kept = loaded(folder, torch.float32), loaded(folder, HALF)
+    assert fingerprint(copies) == fingerprint(kept)
+    for written, read in ((copies, kept), (kept, copies)):
+        check_base(describe_base(written), read, "a folder")
+
+
+def test_other_weights_are_found_whichever_way_they_are_kept(tmp_path: Path):
+    folder, other = stored(tmp_path / "model", "llama"), tmp_path / "other"
+    changed: Any = transformers.AutoModelForCausalLM.from_pretrained(stored(other, "llama"), dtype=HALF)
+    changed.model.layers[1].mlp.up_proj.weight.data[2, 3] += 1
+    changed.save_pretrained(other)
+    for written in (torch.float32, HALF):
+        base = describe_base(loaded(folder, written))
+        # A checkpoint of float32 numbers may have been rounded to 16 bits by whoever loads it: that cannot be told.
+        for read in (torch.float32, written):
+            with pytest.raises(InputError, match="other weights"):
+                check_base(base, loaded(other, read), "a folder")
+
+
+def test_weights_that_a_user_rounded_pass(tmp_path: Path):
+    folder = tmp_path / "model"
+    save_language_model(folder)
+    base = describe_base(loaded(folder, torch.float32))
+    rounded = load_backbone(str(folder), task="causal-lm", dtype=HALF)
+    check_base(base, rounded, "a folder")
