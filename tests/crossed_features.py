@@ -28,7 +28,15 @@ STATED = frozenset(
     {
         *("name", "seed", "start_from", "trackers", "backbone.model", "backbone.task", "method"),
         *("data.source", "data.text", "data.image", "data.label", "data.tokens", "data.tags", "data.targets"),
-        *("data.prompt", "data.completion", "data.max_length", "data.train_examples", "data.test_examples"),
+        *(
+            "data.prompt",
+            "data.completion",
+            "data.chosen",
+            "data.rejected",
+            "data.max_length",
+            "data.train_examples",
+            "data.test_examples",
+        ),
         *(
             "adapter.num_experts",
             "adapter.expert_dim",
@@ -62,6 +70,8 @@ FURTHER: dict[str, tuple[Any, ...]] = {
     "adapter.z_strength": (0.0,),
     "adapter.load_decay": (0.0,),
     "lora.scale": (1.0,),
+    "preference.beta": (2.0,),
+    "preference.margin": (0.5,),
     "head.every": (2,),
     "federation.over_selection": (1,),
     "federation.weight_decay": (0.01,),

@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.methods.fft_moe import FftMoe
 from fftmoe.methods.flora import FLora
 from fftmoe.methods.local_only import LocalOnly
@@ -133,6 +134,8 @@ def write_texts(folder: Path) -> None:
                 "share": 1000.0 * (row % 3),
                 "prompt": f"say {WORDS[row % 2]}",
                 "completion": WORDS[row % 2],
+                "chosen": WORDS[row % 2],
+                "rejected": WORDS[2 + row % 2],
             }
             lines.append(json.dumps(facts) + "\n")
         (folder / f"{split}.jsonl").write_text("".join(lines))
@@ -154,6 +157,7 @@ def write_images(folder: Path) -> None:
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "causal-lm": {"prompt": "prompt", "completion": "completion"},
+    "preference": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
     "multi-label-classification": {"label": "colours"},
     "regression": {"targets": ["size", "share"]},
 }
@@ -180,7 +184,7 @@ class Inputs:
 
     def recipe(self, task: str) -> dict[str, Any]:
         """Three clients in two tiers, two rounds of two."""
-        kind = {"image-classification": "image", "causal-lm": "language"}.get(task, "text")
+        kind = {"image-classification": "image", **dict.fromkeys(LANGUAGE_TASKS, "language")}.get(task, "text")
         source = self.folder / ("images" if kind == "image" else "texts")
         return {
             "name": "crossed",
@@ -197,6 +201,7 @@ class Inputs:
             "engine": {},
             "evaluation": {"baselines": "off"},
             "trackers": [],
+            **({"preference": {}} if task == "preference" else {}),
         }
 
     def questions(self, task: str) -> list[str | None]:

@@ -20,11 +20,11 @@ from fftmoe.config.declared import LABELLED
 from fftmoe.config.plugins import PLUGIN_PREFIX, is_plugin
 from fftmoe.config.rules import OWN_LOSS
 from fftmoe.data.partition import KINDS
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.methods.merge.robust import min_contributors
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.tasks import LOSSES
 
-LANGUAGE = "causal-lm"
 COHORT = 3
 
 
@@ -70,7 +70,7 @@ def differential(privacy: str) -> bool:
 
 
 def language(task: str) -> bool:
-    return task == LANGUAGE
+    return task in LANGUAGE_TASKS
 
 
 def own_loss(task: str) -> bool:
@@ -105,7 +105,7 @@ RULES: tuple[Rule, ...] = (
     Rule("is for language models", lambda task, evaluation__generate: evaluation__generate and not language(task)),
     Rule(
         "evaluation.generate continues prompts",
-        lambda prompt, evaluation__generate: evaluation__generate and prompt == "text",
+        lambda task, prompt, evaluation__generate: evaluation__generate and prompt == "text" and task != "preference",
     ),
     Rule(
         "data.chat_template writes a prompt",
@@ -113,7 +113,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "data.chat_template writes a prompt",
-        lambda prompt, data__chat_template: data__chat_template and prompt == "text",
+        lambda task, prompt, data__chat_template: data__chat_template and prompt == "text" and task != "preference",
+    ),
+    Rule("and a preference has none", lambda task, evaluation__generate: evaluation__generate and task == "preference"),
+    Rule(
+        "is for preference.loss=simpo",
+        lambda task, preference__margin, preference__loss: (
+            task == "preference" and preference__margin != ABSENT and preference__loss != "simpo"
+        ),
     ),
     Rule(
         "pairs for 0 data.targets",

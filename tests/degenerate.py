@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.methods.registry import METHODS
 from five_clients import AVERAGED, CLOSED, FOURIER, FROZEN
 
@@ -26,6 +27,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "multi-label-classification": {"label": "colours"},
     "regression": {"targets": ["size", "other"]},
     "causal-lm": {"prompt": "prompt", "completion": "completion", "label": "kind"},
+    "preference": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "label": "kind"},
 }
 ONE_VS_ALL = {"kind": "one-vs-all", "learning_rate": 0.5}
 ADAMW = {**AVERAGED, "optimizer": "adamw", "learning_rate": 0.01}
@@ -48,6 +50,7 @@ def rows_of(size: int, seed: int) -> Rows:
     for place in range(size):
         words = [source.choice(WORDS) for _ in range(source.randint(1, 5))]
         row: Row = {"author": f"author-{place % 4}", "prompt": f"say {words[0]}", "completion": words[0]}
+        row |= {"chosen": words[0], "rejected": f"{words[0]} ash"}
         row |= {"picture": place * 37 % 251, "size": float(len(words)), "other": float(place % 3), "kind": "one"}
         rows.append(row)
         give_colour(row, COLOURS[place % 3], words)
@@ -278,7 +281,8 @@ def degenerate_recipe(model: Path, data: Path, task: str, method: str, head: str
         "evaluation": {"baselines": "off", "personal": measured and not does.personal, "local_only": measured},
     }
     recipe["federation"]["learning_rate"] = 0.01
-    if task == "causal-lm":
+    if task in LANGUAGE_TASKS:
         del recipe["head"]
+    if task == "causal-lm":
         recipe["evaluation"]["generate"] = {"examples": 3, "max_new_tokens": 2}
     return recipe

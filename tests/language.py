@@ -108,3 +108,33 @@ def language_recipe(model: Path, data: Path) -> dict[str, Any]:
         "engine": {"workers": 1},
         "trackers": [],
     }
+
+
+def save_pairs(folder: Path, sizes: tuple[tuple[str, int], ...] = (("train", 61), ("test", 23))) -> Path:
+    """Prompts that ask to say a word, with an answer that does and one that says another word."""
+    folder.mkdir(exist_ok=True)
+    for split, size in sizes:
+        random = numpy_generator(13, split)
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("prompt", "chosen", "rejected", "kind", "author"))
+            for row in range(size):
+                right, step = int(random.integers(5)), 1 + int(random.integers(4))
+                good, bad = WORDS[right], WORDS[(right + step) % 5]
+                prompt = " ".join(["say", good, *["say"] * int(random.integers(4))])
+                times = 1 + row % 2
+                writer.writerow(
+                    (prompt, " ".join([good] * times), bad, ("once", "twice")[row % 2], f"author-{row % 3}")
+                )
+    return folder
+
+
+def preference_recipe(model: Path, data: Path) -> dict[str, Any]:
+    """The recipe of `language_recipe` with pairs of answers."""
+    recipe = language_recipe(model, data)
+    recipe["name"] = "preference"
+    recipe["backbone"]["task"] = "preference"
+    del recipe["data"]["completion"]
+    recipe["data"] |= {"chosen": "chosen", "rejected": "rejected"}
+    recipe["preference"] = {"loss": "dpo", "beta": 0.5}
+    return recipe

@@ -123,6 +123,22 @@ def run_language(language_values: dict[str, Any], tmp_path_factory: pytest.TempP
     return lambda **changes: run(changed(language_values, **changes))
 
 
+@pytest.fixture(scope="session")
+def preference_values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe of a tiny language model and its pairs of answers; see `preference_recipe`."""
+    from language import CHAT, preference_recipe, save_language_model, save_pairs
+
+    folder = tmp_path_factory.mktemp("pairs")
+    return preference_recipe(save_language_model(folder / "model", chat_template=CHAT), save_pairs(folder / "data"))
+
+
+@pytest.fixture(scope="session")
+def run_preference(preference_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunLanguage:
+    """`run_preference(federation__rounds=1)` runs that recipe with changes; equal recipes run once."""
+    run = _run_once(tmp_path_factory)
+    return lambda **changes: run(changed(preference_values, **changes))
+
+
 def _run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Finished]:
     """Runs a recipe into a new folder, or returns the run of an equal recipe."""
     from fftmoe.config import parse_recipe

@@ -3,12 +3,15 @@
 import csv
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fftmoe.deploy.site import OpenSite
+from fftmoe.engines.base import Fault, Group, Quota, Reply
 
 NAMES = ("author-0", "author-1", "author-2", "author-3")  # in the order of a natural partition's clients
 TIERS = ("large", "small", "small", "large")
@@ -43,6 +46,28 @@ def natural(recipe_values: dict[str, Any], **federation: Any) -> dict[str, Any]:
 def over_sites(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same recipe for a server that has only the test rows."""
     return {**values, "data": {**values["data"], "source": str(folder / "server")}}
+
+
+class Sites:
+    """All sites in this process; their answers pass as bytes."""
+
+    reliable = False
+
+    def __init__(self, sites: Sequence[OpenSite]) -> None:
+        self._sites = sites
+
+    def absent(self) -> tuple[int, ...]:
+        return ()
+
+    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
+        for [(client_id, message)] in reversed(groups):
+            [reply] = self._sites[client_id]([message])
+            yield Reply(client_id, reply, 0.1)
+
+    def close(self) -> None: ...
+
+    def peak_rss_mib(self) -> float:
+        return 1.0
 
 
 @contextmanager

@@ -150,7 +150,7 @@ PLACES = (
     "counted_tokens",
     "site_tier",
     "build_method",
-    "cached",
+    "prepared",
     "ClientRuntime",
     "fingerprint",
     "rows_values",

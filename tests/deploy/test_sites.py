@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fftmoe.backbones import fingerprint
 from fftmoe.config import parse_recipe
 from fftmoe.deploy.job import make_job, read_profile
 from fftmoe.deploy.site import OpenSite, SiteSettings, open_site
-from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
+from fftmoe.engines.base import Engine
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.records import Budget, ClientPlan, pack_plan
@@ -38,7 +38,7 @@ from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
 from policies import allow
-from sites import NAMES, divide, fails_as, natural, over_sites
+from sites import NAMES, Sites, divide, fails_as, natural, over_sites
 
 SETTINGS = {
     "plain": {},
@@ -55,28 +55,6 @@ SETTINGS = {
     "warm start": {},
     "rates and clipping": {"federation": {"schedule": "linear", "warmup_rounds": 1, "clip_gradients": 0.25}},
 }
-
-
-class Sites:
-    """All sites in this process; their answers pass as bytes."""
-
-    reliable = False
-
-    def __init__(self, sites: Sequence[OpenSite]) -> None:
-        self._sites = sites
-
-    def absent(self) -> tuple[int, ...]:
-        return ()
-
-    def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
-        for [(client_id, message)] in reversed(groups):
-            [reply] = self._sites[client_id]([message])
-            yield Reply(client_id, reply, 0.1)
-
-    def close(self) -> None: ...
-
-    def peak_rss_mib(self) -> float:
-        return 1.0
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -142,6 +142,7 @@ HELPS: tuple[dict[str, Any], ...] = (
     {"adapter.residents": "balanced", "adapter.balance": "switch"},
     {"task": "causal-lm", "head": "absent"},
     {"task": "regression"},
+    {"task": "preference", "head": "absent"},
 )
 """Values next to which a single reason can be the only one."""
 

@@ -80,6 +80,10 @@ def judged(task: str, seed: int) -> np.ndarray:
     if TASKS[task]().next_token:
         losses = torch.nn.functional.cross_entropy(outputs[:, :-1].mT, labels[:, 1:], reduction="none")
         outputs = torch.nn.functional.pad(losses, (1, 0))
+    if task == "preference":  # the texts of as many pairs, and what the reference says of each
+        tokens = (labels[:, 1:] != IGNORED).sum(1).float()
+        scores = torch.stack([-outputs.sum(1), -outputs.sum(1) * torch.rand(ROWS, generator=draws), tokens], 1)
+        outputs, labels = torch.stack([scores, scores.roll(1, 0)], 1), torch.cat([labels, labels.roll(1, 0)])
     return TASKS[task]().statistics(outputs, {"labels": labels}).sum(0).numpy()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from degenerate import HEADS, KINDS, TASKS, degenerate_recipe, write_degenerate
 from fftmoe.config import parse_recipe
+from fftmoe.config.backbone import LANGUAGE_TASKS
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
 from fftmoe.rng import numpy_generator
@@ -36,7 +37,7 @@ REFUSED["a target is out of range", "regression"] = r"-1\.1e\+30 in row 5, .* up
 
 def _has_recipe(task: str, method: str, head: str) -> bool:
     """Whether a recipe may have these; a language model has no head, and is listed once."""
-    if task == "causal-lm" and head != "averaged":
+    if task in LANGUAGE_TASKS and head != "averaged":
         return False
     try:
         parse_recipe(degenerate_recipe(Path("model"), Path("data"), task, method, head, 2), "cell")
@@ -78,7 +79,7 @@ def models(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """A tiny backbone for each task."""
     top = tmp_path_factory.mktemp("models")
     images = Path(vision_values(top)["backbone"]["model"])
-    own = {"image-classification": images, "causal-lm": save_language_model(top / "language")}
+    own = {"image-classification": images, **dict.fromkeys(LANGUAGE_TASKS, save_language_model(top / "language"))}
     return {task: own.get(task, backbone_folder) for task in TASKS}
 
 

@@ -14,9 +14,9 @@ from fftmoe import tasks
 from fftmoe.backbones import load_tokenizer
 from fftmoe.backbones.load import AUTO_MODELS
 from fftmoe.config import parse_recipe
-from fftmoe.config.backbone import BackboneSection
+from fftmoe.config.backbone import LANGUAGE_TASKS, BackboneSection
 from fftmoe.config.rules import OWN_LOSS
-from fftmoe.data import SplitRequest
+from fftmoe.data import SplitRequest, roles
 from fftmoe.errors import InputError
 from fftmoe.report.metric import Metric, own_mean
 from fftmoe.rng import numpy_generator
@@ -40,7 +40,8 @@ TASKS = {
 def test_every_table_has_every_task_that_a_recipe_can_name():
     named = set(get_args(BackboneSection.model_fields["task"].annotation))
     assert named == set(tasks.TASKS) == set(AUTO_MODELS) == set(LOADERS)
-    assert {"causal-lm", *OWN_LOSS} == set(tasks.LOSSES)
+    assert {*LANGUAGE_TASKS, *OWN_LOSS} == set(tasks.LOSSES)
+    assert set(roles.LANGUAGE_TASKS) == {*LANGUAGE_TASKS} == {n for n in named if tasks.make_task(n).next_token}
     assert {name for name in named if not tasks.make_task(name).by_token} == set(ANSWERS)
 
 

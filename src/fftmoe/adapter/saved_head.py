@@ -34,6 +34,7 @@ TASK_TYPES = {
     "regression": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
     "causal-lm": "CAUSAL_LM",
+    "preference": "CAUSAL_LM",
 }
 """By task, what PEFT calls it; its automatic classes and the pipelines of transformers ask for that."""
 

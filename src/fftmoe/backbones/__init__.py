@@ -26,6 +26,8 @@ from fftmoe.backbones.generate import continue_greedily as continue_greedily
 from fftmoe.backbones.load import POOLED as POOLED
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments
+from fftmoe.backbones.pairs import outputs as outputs
+from fftmoe.backbones.pairs import with_references as with_references
 from fftmoe.backbones.placement import compute_dtype as compute_dtype
 from fftmoe.backbones.placement import device_of as device_of
 from fftmoe.backbones.placement import find_device as find_device
@@ -46,5 +48,4 @@ from fftmoe.backbones.readers import ImageFormat as ImageFormat
 from fftmoe.backbones.readers import load_image_processor as load_image_processor
 from fftmoe.backbones.readers import load_reader as load_reader
 from fftmoe.backbones.readers import load_tokenizer as load_tokenizer
-from fftmoe.backbones.token_losses import outputs as outputs
 from fftmoe.backbones.token_losses import token_losses as token_losses

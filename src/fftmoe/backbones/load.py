@@ -23,6 +23,7 @@ from fftmoe.backbones.find import is_hub_id, resolve_model
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.backbones.quiet import quiet_transformers
 from fftmoe.backbones.stored import keep_stored
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
 
@@ -36,6 +37,7 @@ AUTO_MODELS: dict[str, Any] = {
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "image-classification": transformers.AutoModelForImageClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "preference": transformers.AutoModelForCausalLM,
     "token-classification": transformers.AutoModelForTokenClassification,
     "multi-label-classification": transformers.AutoModelForSequenceClassification,
     "regression": transformers.AutoModelForSequenceClassification,
@@ -63,8 +65,8 @@ def load_backbone(
     Args:
         model: "builtin:minilm", "builtin:smollm2", a local folder, or a hub id.
         task: "sequence-classification", "image-classification", "token-classification", "multi-label-classification",
-            "regression" or "causal-lm".
-        num_labels: C, for every task but "causal-lm"; for a regression the number of targets of a text.
+            "regression", "causal-lm" or "preference".
+        num_labels: C, for every task but the last two; for a regression the number of targets of a text.
         pooling: for tasks on a text as a whole, "mean" (a `MeanPoolClassifier`) or "native" (the model's own head).
         label_names: C names, stored in the model's configuration.
         seed: of the weights that the checkpoint does not have, mainly the head's.
@@ -119,7 +121,7 @@ def _load_with_head(model: str, task: str, pooling: str, seed: int, options: dic
 
 def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
     """Arguments of `from_pretrained` for the labels; none for a language model."""
-    if task == "causal-lm":
+    if task in LANGUAGE_TASKS:
         return {}
     if num_labels is None or num_labels < 1:
         raise InputError(f"task {task!r} needs num_labels, which is {num_labels}; give a number of at least 1")
@@ -209,7 +211,7 @@ def _frozen(model: Any, task: str) -> Any:
     settle_quantized(model)
     model.config.use_cache = False  # training needs no key-value cache; `generate` switches its own cache on
     settle_padding_token(model.config)
-    if task != "causal-lm":  # a language model answers for every place, and masks those that are filled
+    if task not in LANGUAGE_TASKS:  # a language model answers for every place, and masks those that are filled
         hide_padding(model)
     return model.requires_grad_(False).eval()
 

@@ -19,7 +19,7 @@ from fftmoe.adapter.families import FAMILIES
 from fftmoe.errors import InputError
 
 # The parts of a batch that are not inputs of the model.
-_NOT_INPUTS = ("labels", "prefix_states")
+_NOT_INPUTS = ("labels", "prefix_states", "reference")
 
 
 def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> Tensor:

@@ -19,17 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
 from fftmoe.adapter.fourier import at_least_float32
-from fftmoe.backbones.attach import logits
 from fftmoe.backbones.placement import computing
 from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.data import IGNORED
 
 MOST_LOGITS = 2**24  # of a chunk: 64 MiB in float32, and in training three times as much
-
-
-def outputs(model: nn.Module, batch: Mapping[str, Tensor], next_token: bool) -> Tensor:
-    """What a task reads: the losses of a language model's tokens (`next_token`), else the model's logits."""
-    return token_losses(model, batch) if next_token else logits(model, batch)
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor], most_logits: int = MOST_LOGITS) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fftmoe.cost.analytic import Forecast
 
 MOST_TIERS = 3  # by default; a population that is too small has fewer
-TEXT_KEYS = ("text", "label", "prompt", "completion", "image", "tokens", "tags")
+TEXT_KEYS = ("text", "label", "prompt", "completion", "chosen", "rejected", "image", "tokens", "tags")
 
 
 def init(

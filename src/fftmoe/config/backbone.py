@@ -4,6 +4,9 @@ from typing import Literal
 
 from fftmoe.config.fields import Section
 
+LANGUAGE_TASKS = ("causal-lm", "preference")
+"""The tasks of a language model, which has no head (`fftmoe.data.roles`, which needs torch)."""
+
 
 class BackboneSection(Section):
     """The frozen foundation model: a hub id, a local folder, or a built-in model.
@@ -21,6 +24,7 @@ class BackboneSection(Section):
         "token-classification",
         "multi-label-classification",
         "regression",
+        "preference",
     ] = "sequence-classification"
     """What the model is to do. It decides which columns of `data` are read and how answers are measured."""
     pooling: Literal["mean", "native"] = "mean"
@@ -28,3 +32,8 @@ class BackboneSection(Section):
     head does (`native`)."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Store the frozen weights of linear layers in 8 or 4 bits, to save memory on a GPU (arXiv 2305.14314)."""
+
+    @property
+    def is_language(self) -> bool:
+        """Whether it is a language model, which continues texts and has no head."""
+        return self.task in LANGUAGE_TASKS

@@ -8,6 +8,7 @@ from fftmoe.errors import InputError
 
 NAMED_FOR = {
     "data.targets": "regression",
+    "data.chosen": "preference",
     "data.prompt": "causal-lm",
     "data.image": "image-classification",
     "data.tags": "token-classification",
@@ -50,12 +51,14 @@ def language_column(key: str) -> Rule:
     """The rule for a column that a language model reads."""
 
     def value(known: Known) -> Any:
-        named = known.get("data.prompt") or known.get("data.text")
-        if known.task != "causal-lm" or (named and not known.has_facts) or known.facts is None:
+        named = known.get("data.chosen") or known.get("data.prompt") or known.get("data.text")
+        if not known.is_language or (named and not known.has_facts) or known.facts is None:
             return LEFT_OUT
         return known.facts.columns.get(key, LEFT_OUT)
 
-    return Rule(key, value, "the columns of a usual pair of names, such as prompt and completion, else one of texts")
+    pairs = "chosen and rejected with their prompt"
+    says = f"the columns of usual names: {pairs}; or a pair such as prompt and completion, else one of texts"
+    return Rule(key, value, says)
 
 
 def chat_template(known: Known) -> Any:
@@ -82,7 +85,7 @@ def max_length(known: Known) -> Any:
     if known.task == "image-classification" or known.facts is None or not isinstance(model, str):
         return LEFT_OUT
     written = known.get("evaluation.generate.max_new_tokens", 0)
-    completes = known.task == "causal-lm"
+    completes = known.is_language
     reading = Reading(
         model,
         completes,

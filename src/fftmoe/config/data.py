@@ -33,6 +33,7 @@ class DataSection(Section):
 
     A language model (`backbone.task: causal-lm`) reads `prompt` and `completion` and learns the completion; without
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
+    A preference (`backbone.task: preference`) reads `prompt`, `chosen` and `rejected`.
     Image classification reads `image`: encoded files, or the paths of files below the folder of the table.
     Token classification reads a list of `tokens` and a list of `tags` per row. Multi-label classification reads a list
     of names from `label`. Regression reads the numbers of the columns `targets`. Training divides them by their scale:
@@ -59,6 +60,11 @@ class DataSection(Section):
     """The column of prompts of a language model, which then learns only the completions."""
     completion: str | None = None
     """The column of completions of a language model."""
+    chosen: str | None = None
+    """The column of the better of two answers to a prompt, for a preference. A list of messages stands for the last of
+    them."""
+    rejected: str | None = None
+    """The column of the worse answer."""
     chat_template: bool = False
     """Write prompts and completions as messages of a user and an assistant, for models that were trained on
     conversations, in training, evaluation and `predict` alike."""
@@ -92,11 +98,27 @@ class DataSection(Section):
                 f"data.target_scales has {len(scales)} pairs for {len(self.targets or ())} data.targets; write one "
                 "[centre, scale] for each target, or auto"
             )
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("data.prompt and data.completion belong together; name both columns, or neither")
+        self._check_answers()
         if self.chat_template and self.prompt is None:
             raise ValueError(
                 "data.chat_template writes a prompt and its completion as messages; name their columns with "
                 "data.prompt and data.completion, or set data.chat_template=false"
             )
         return self
+
+    def _check_answers(self) -> None:
+        """Check that a prompt has its completion, or its two answers."""
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError("data.chosen and data.rejected belong together; name both columns, or neither")
+        if self.chosen is not None and (self.prompt is None or self.completion is not None):
+            raise ValueError(
+                "data.chosen and data.rejected are two answers to data.prompt, in place of data.completion; name the "
+                "column of prompts, and leave data.completion out"
+            )
+        if self.chosen is not None and len({self.prompt, self.chosen, self.rejected}) < 3:
+            raise ValueError(
+                f"data.prompt={self.prompt!r}, data.chosen={self.chosen!r} and data.rejected={self.rejected!r} are not "
+                "three columns; name another one"
+            )
+        if self.chosen is None and (self.prompt is None) != (self.completion is None):
+            raise ValueError("data.prompt and data.completion belong together; name both columns, or neither")

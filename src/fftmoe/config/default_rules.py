@@ -15,6 +15,7 @@ from fftmoe.config.known import LEFT_OUT, Known, Rule
 MODELS = {
     "image-classification": "google/vit-base-patch16-224-in21k",
     "causal-lm": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "preference": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 ENCODER = "builtin:minilm"  # for every other task
 SOLVED = ("sequence-classification", "image-classification")  # the tasks that can have a closed-form head
@@ -73,7 +74,7 @@ def _clients(known: Known) -> int | None:
 
 
 def _blocks(known: Known) -> str:
-    return "all" if known.task == "causal-lm" else "last-third"
+    return "all" if known.is_language else "last-third"
 
 
 def _budgets(known: Known) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def _budgets(known: Known) -> list[dict[str, Any]]:
 
 
 def _head_kind(known: Known) -> Any:
-    if known.task == "causal-lm":
+    if known.is_language:
         return LEFT_OUT
     shares = known.method is None or known.method.shares_statistics
     if known.task in SOLVED and shares and not known.noisy:
@@ -128,6 +129,17 @@ def _num_features(known: Known) -> Any:
     if known.get("head.kind") != "closed-form":
         return LEFT_OUT
     return 2048 if known.facts_read is not None and known.facts_read.classes > MANY_CLASSES else 1024
+
+
+def _preferred(simpo: Any, others: Any) -> Callable[[Known], Any]:
+    """A value of the section `preference`, which only that task has."""
+
+    def value(known: Known) -> Any:
+        if known.task != "preference":
+            return LEFT_OUT
+        return simpo if known.get("preference.loss") == "simpo" else others
+
+    return value
 
 
 def _head_update(known: Known) -> Any:
@@ -170,7 +182,7 @@ def _local_steps(known: Known) -> Any:
 
 def _optimizer_of_server(known: Known) -> str:
     able = known.method is not None and known.method.server_optimizer
-    return "momentum" if able and known.task != "causal-lm" else "sgd"
+    return "momentum" if able and not known.is_language else "sgd"
 
 
 def _rate(known: Known) -> float:
@@ -183,7 +195,7 @@ def _momentum(known: Known) -> Any:
 
 def _compared(known: Known) -> list[str]:
     """All where training is cheap; else the one that needs none."""
-    trained = None if known.get("privacy") or known.task == "causal-lm" else _examples_trained(known)
+    trained = None if known.get("privacy") or known.is_language else _examples_trained(known)
     return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
 
 
@@ -224,7 +236,7 @@ RULES: tuple[Rule, ...] = (
     Rule("backbone.task", task_of, "what the named columns are for, else those of the data"),
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
     *(column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
-    *(language_column(f"data.{name}") for name in ("prompt", "completion", "text")),
+    *(language_column(f"data.{name}") for name in ("chosen", "rejected", "prompt", "completion", "text")),
     Rule(
         "data.chat_template",
         chat_template,
@@ -263,6 +275,9 @@ RULES: tuple[Rule, ...] = (
         "head.optimizer", _head_optimizer, "adamw for numbers, where head.learning_rate is left out too", of_data=False
     ),
     Rule("head.learning_rate", _head_rate, "1.0; with adamw 0.005, and with sgd for numbers 0.02", of_data=False),
+    Rule("preference.loss", _preferred("dpo", "dpo")),
+    Rule("preference.beta", _preferred(2.0, 0.1), "0.1, and 2 for simpo", of_data=False),
+    Rule("preference.margin", _preferred(1.0, LEFT_OUT), "1 for simpo", of_data=False),
     *_constant("federation", rounds=10, batch_size=16),
     Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fftmoe.config.backbone import LANGUAGE_TASKS
 from fftmoe.config.facts import Facts, read_facts
 from fftmoe.methods.registry import METHODS, Capabilities
 
 Values = Mapping[str, Any]
-COLUMN_KEYS = tuple(f"data.{name}" for name in ("text", "image", "label", "prompt", "completion", "tokens", "tags"))
+COLUMN_KEYS = tuple(
+    f"data.{name}"
+    for name in ("text", "image", "label", "prompt", "completion", "chosen", "rejected", "tokens", "tags")
+)
 
 
 @dataclass
@@ -61,6 +65,11 @@ class Known:
     def task(self) -> str:
         """The recipe's task."""
         return str(self.get("backbone.task"))
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the recipe's task is one of a language model."""
+        return self.task in LANGUAGE_TASKS
 
     @property
     def noisy(self) -> bool:

@@ -37,7 +37,8 @@ def check_rules(recipe: Recipe) -> None:
 
 def _check_task(recipe: Recipe) -> None:
     task, data, evaluation = recipe.backbone.task, recipe.data, recipe.evaluation
-    language = task == "causal-lm"
+    language = recipe.backbone.is_language
+    _check_pairs(recipe)
     if not language and (data.prompt or evaluation.generate):
         key = "data.prompt" if data.prompt else "evaluation.generate"
         raise ValueError(f"{key} is for language models; set backbone.task=causal-lm, or leave it out")
@@ -63,6 +64,20 @@ def _check_task(recipe: Recipe) -> None:
         )
 
 
+def _check_pairs(recipe: Recipe) -> None:
+    """A preference is about pairs of answers, and nothing else is."""
+    task, data = recipe.backbone.task, recipe.data
+    if (task == "preference") != (data.chosen is not None):
+        raise ValueError(
+            f"backbone.task={task} and data.chosen={data.chosen} do not fit: a preference needs data.prompt, "
+            "data.chosen and data.rejected, and no other task has the last two; change one of the two"
+        )
+    if task == "preference" and recipe.evaluation.generate:
+        raise ValueError(
+            "evaluation.generate compares what a model writes with completions, and a preference has none; leave it out"
+        )
+
+
 def _check_plugins(recipe: Recipe) -> None:
     used = [name for name in (recipe.method, recipe.federation.aggregation) if is_plugin(name)]
     if used and recipe.privacy is not None:
@@ -83,7 +98,7 @@ def check_capabilities(recipe: Recipe, method: Capabilities) -> None:
     Raises:
         ValueError: as `check_rules`.
     """
-    if recipe.backbone.task == "causal-lm" and method.trains == "head":
+    if recipe.backbone.is_language and method.trains == "head":
         raise ValueError(
             f"method {recipe.method} trains a classification head, and a language model has none; choose another"
         )

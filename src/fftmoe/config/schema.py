@@ -16,6 +16,7 @@ from fftmoe.config.fields import WRITE_OFF, FileName, Section, off_or_section
 from fftmoe.config.head import HeadSection
 from fftmoe.config.partition import PartitionSection
 from fftmoe.config.plugins import own_or_plugin
+from fftmoe.config.preference import PreferenceSection
 from fftmoe.config.privacy import PrivacyOrOff
 from fftmoe.config.robustness import RobustnessOrOff
 from fftmoe.methods.registry import METHODS
@@ -55,6 +56,8 @@ class Recipe(Section):
     """What the LoRA methods train instead."""
     head: Annotated[HeadSection | None, Field(validate_default=True)] = None
     """The classification head."""
+    preference: Annotated[PreferenceSection | None, Field(validate_default=True)] = None
+    """The loss of pairs of answers, for `backbone.task: preference`."""
     budgets: Annotated[list[BudgetSection], Field(min_length=1)]
     """The tiers of clients, which hold and activate more or fewer experts."""
     federation: FederationSection
@@ -90,9 +93,23 @@ class Recipe(Section):
     @classmethod
     def _head_unless_language_model(cls, head: HeadSection | None, info: ValidationInfo) -> HeadSection | None:
         backbone = info.data.get("backbone")
-        language = backbone is not None and backbone.task == "causal-lm"
+        language = backbone is not None and backbone.is_language
         if head is None and not language:
             raise PydanticCustomError("missing", "Field required")
         if head is not None and language:
-            raise ValueError("backbone.task=causal-lm trains the adapter and no head; remove the section `head`")
+            raise ValueError(
+                f"backbone.task={backbone and backbone.task} trains the adapter and no head; remove the section `head`"
+            )
         return head
+
+    @field_validator("preference", mode="after")
+    @classmethod
+    def _preference_if_asked(cls, section: PreferenceSection | None, info: ValidationInfo) -> PreferenceSection | None:
+        backbone = info.data.get("backbone")
+        asked = backbone is not None and backbone.task == "preference"
+        if section is not None and backbone is not None and not asked:
+            raise ValueError(
+                f"backbone.task={backbone.task} has no pairs of answers; remove the section `preference`, or set "
+                "backbone.task=preference"
+            )
+        return PreferenceSection() if section is None and asked else section

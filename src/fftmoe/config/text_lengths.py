@@ -27,7 +27,7 @@ class SampledTexts:
 
     Attributes:
         texts: by key of the recipe, `data.text`, or `data.prompt` and `data.completion`, or `data.tokens`; N texts, or
-            N lists of words, each. Empty for images.
+            N lists of words, each. Of two answers `data.chosen` is the longer one. Empty for images.
     """
 
     texts: Mapping[str, Sequence[Any]]
@@ -35,15 +35,29 @@ class SampledTexts:
     @classmethod
     def of(cls, table: "Table", columns: Mapping[str, str]) -> "SampledTexts":
         """The texts of a table whose columns are named by key."""
-        learned = next((key for key in ("data.tokens", "data.completion", "data.text") if key in columns), None)
+        learned = next(
+            (key for key in ("data.tokens", "data.chosen", "data.completion", "data.text") if key in columns), None
+        )
         keys = [learned] if learned == "data.tokens" else ["data.prompt", learned]
         size = min(MOST_COUNTED, table.num_rows)
         places = [row * table.num_rows // size for row in range(size)]
         named = {key: table.columns[columns[key]] for key in keys if key in columns}
-        return cls({key: [values[place] for place in places] for key, values in named.items()})
+        found = {key: [values[place] for place in places] for key, values in named.items()}
+        if learned == "data.chosen":
+            others = [table.columns[columns["data.rejected"]][place] for place in places]
+            found[learned] = [_longer(*both) for both in zip(found[learned], others, strict=True)]
+        return cls(found)
 
     def __len__(self) -> int:
         return len(next(iter(self.texts.values()), ()))
+
+
+def _longer(first: Any, second: Any) -> Any:
+    """The longer of two answers, which nobody has checked yet, by its letters."""
+    from fftmoe.data.chats import last_message
+
+    first, second = last_message(first), last_message(second)
+    return max((own for own in (first, second) if isinstance(own, str)), key=len, default=first)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fftmoe.data.batches import evaluation_batches as evaluation_batches
 from fftmoe.data.batches import training_batches as training_batches
 from fftmoe.data.chat_templates import answer_ends as answer_ends
 from fftmoe.data.chat_templates import template_fault as template_fault
+from fftmoe.data.chats import with_last_messages as with_last_messages
 from fftmoe.data.columns import lists_of as lists_of
 from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of
@@ -32,6 +33,7 @@ from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
 from fftmoe.data.learnable import has_content as has_content
 from fftmoe.data.lost import cut_notes as cut_notes
+from fftmoe.data.lost import equal_notes as equal_notes
 from fftmoe.data.lost import shared_notes as shared_notes
 from fftmoe.data.names import is_blank as is_blank
 from fftmoe.data.names import near_equal_notes as near_equal_notes
@@ -42,6 +44,8 @@ from fftmoe.data.own_rows import unowned_notes as unowned_notes
 from fftmoe.data.partition import Divide as Divide
 from fftmoe.data.partition import Partition as Partition
 from fftmoe.data.partition import make_partition as make_partition
+from fftmoe.data.preferences import Preferences as Preferences
+from fftmoe.data.preferences import tokenize_preferences as tokenize_preferences
 from fftmoe.data.ragged import Ragged as Ragged
 from fftmoe.data.rows_digest import RowsDigest as RowsDigest
 from fftmoe.data.rows_digest import digest_of_rows as digest_of_rows
@@ -67,3 +71,4 @@ from fftmoe.data.unlabelled import NamedImages as NamedImages
 from fftmoe.data.unlabelled import read_images as read_images
 from fftmoe.data.unlabelled import read_texts as read_texts
 from fftmoe.data.with_prefix import WithPrefix as WithPrefix
+from fftmoe.data.with_prefix import cached_states as cached_states

@@ -73,6 +73,20 @@ def holds_conversations(table: Table) -> bool:
     return any(said) and not PRODUCED & {*table.columns}
 
 
+def last_message(value: Any) -> Any:
+    """The text of the last of a list of messages, such as an answer to a prompt; any other value as it is."""
+    if not _holds_messages([value]):
+        return value
+    text = value[-1].get("content", value[-1].get("value")) if isinstance(value[-1], dict) else None
+    return text if isinstance(text, str) else value
+
+
+def with_last_messages(table: Table, columns: Iterable[str]) -> Table:
+    """The table with the last message of each conversation in these columns; texts in them stay as they are."""
+    found = {name: list(map(last_message, table.columns[name])) for name in columns}
+    return replace(table, columns={**table.columns, **found})
+
+
 def messages_of(prompt: str) -> Messages:
     """The messages of a prompt; any prompt but a `Conversation` is one message of a user."""
     return _written(prompt) or [{"role": "user", "content": prompt}]

@@ -7,6 +7,7 @@ import torch
 
 from fftmoe.data.examples import Examples
 from fftmoe.data.images import ImageExamples
+from fftmoe.data.preferences import Preferences, num_equal
 from fftmoe.data.tokens import AnsweredText, TokenizedText
 
 
@@ -14,12 +15,25 @@ def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...
     """A sentence about texts that are as long as the limit, beyond which nothing is read; nothing if there is none."""
     if isinstance(examples, ImageExamples):
         return ()
+    if isinstance(examples, Preferences):
+        examples = examples.answers
     full = int((examples.lengths >= max_length).sum())
     if not full:
         return ()
     return (
         f"{split} rows: {full} of {len(examples)} texts have data.max_length={max_length} tokens or more; "
         "what is beyond is not read",
+    )
+
+
+def equal_notes(split: str, examples: Examples) -> tuple[str, ...]:
+    """A sentence about pairs with equal answers, which say nothing; nothing if there is none."""
+    equal = num_equal(examples) if isinstance(examples, Preferences) else 0
+    if not equal:
+        return ()
+    return (
+        f"{split} rows: {equal} of {len(examples)} pairs have equal answers, as the model reads them, and say "
+        "nothing of a preference",
     )
 
 
@@ -43,6 +57,9 @@ def contents(examples: Examples) -> Iterator[bytes]:
 
     The sums take a hundredth of an image's bytes. Images with equal sums are taken to be the same.
     """
+    if isinstance(examples, Preferences):
+        texts = list(contents(examples.answers))
+        yield from map(b"".join, zip(texts[: len(examples)], texts[len(examples) :], strict=True))
     if isinstance(examples, AnsweredText):
         examples = examples.texts
     if isinstance(examples, TokenizedText):

@@ -21,11 +21,16 @@ ANSWER_PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),
 )
+PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
+PREFERRED = ("chosen", "rejected")
 TAG_NAMES = ("tags", "ner_tags")
+LANGUAGE_TASKS = ("causal-lm", "preference")
+"""The tasks of a language model, which continues texts and has no head."""
 MAX_LABELS = 200
 LOOKED_AT = 100  # values that decide the type of a column
-TEXT, IMAGE, LABEL, PROMPT, COMPLETION, TOKENS, TAGS = (
-    f"data.{name}" for name in ("text", "image", "label", "prompt", "completion", "tokens", "tags")
+TEXT, IMAGE, LABEL, PROMPT, COMPLETION, CHOSEN, REJECTED, TOKENS, TAGS = (
+    f"data.{name}"
+    for name in ("text", "image", "label", "prompt", "completion", "chosen", "rejected", "tokens", "tags")
 )
 
 
@@ -61,8 +66,8 @@ def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None
 def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None, by: str | None = None) -> Roles:
     """Guess the task, and the columns that the recipe does not name.
 
-    In this order: prompts with completions; lists of tokens with lists of tags; images with labels; texts with lists of
-    labels; texts with labels.
+    In this order: chosen and rejected answers; prompts with completions; lists of tokens with lists of tags; images
+    with labels; texts with lists of labels; texts with labels.
 
     Args:
         named: columns by key, as the recipe names them. task: the recipe's task; None to guess it.
@@ -76,6 +81,8 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     task = task or _guess_task(table, named, by)
     if task == "causal-lm":
         return Roles(task, _of_language(table, named))
+    if task == "preference":
+        return Roles(task, _of_preference(table, named))
     free = [column for column in table.columns if column not in (*named.values(), by)]
     found: dict[str, str] = {}
     for key in _KEYS[task]:
@@ -85,6 +92,8 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
 
 
 def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
+    if CHOSEN in named or (set(PREFERRED) <= set(table.columns) and not {TEXT, LABEL, COMPLETION} & {*named}):
+        return "preference"
     if PROMPT in named or _pair(table):
         return "causal-lm"
     if TAGS in named or _lists(table, TAG_NAMES):
@@ -115,6 +124,27 @@ def _of_language(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
     if pair := _pair(table):
         return {**named, PROMPT: pair[0], COMPLETION: pair[1]}
     return {**named, TEXT: guess_text(table, list(plain_columns(table)))}
+
+
+def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
+    """The columns of a prompt and its two answers.
+
+    Raises:
+        InputError: a column that is not named has no usual name.
+    """
+    usual = {PROMPT: PROMPT_NAMES, CHOSEN: ("chosen",), REJECTED: ("rejected",)}
+    found = dict(named)
+    for key, names in usual.items():
+        if key in named:
+            continue
+        column = _first(list(table.columns), names)
+        if column is None:
+            raise InputError(
+                f"{table.where}: no column is called {' or '.join(names)} (it has {', '.join(table.columns)}); a "
+                f"preference has a prompt, a chosen and a rejected answer: name the column with {key}"
+            )
+        found[key] = column
+    return found
 
 
 def guess_label(table: Table, free: Sequence[str]) -> str:

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.examples import Examples, Rows
+from fftmoe.data.preferences import Preferences
+
+
+def cached_states(examples: Examples | None) -> "WithPrefix | None":
+    """The examples, or the answers of pairs, with their states; None where no states are cached."""
+    own = examples.answers if isinstance(examples, Preferences) else examples
+    return own if isinstance(own, WithPrefix) else None
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,15 @@ AUTOMATIC = {
     "regression": "AutoPeftModelForSequenceClassification",
     "token-classification": "AutoPeftModelForTokenClassification",
     "causal-lm": "AutoPeftModelForCausalLM",
+    "preference": "AutoPeftModelForCausalLM",
     "image-classification": "AutoPeftModel",
 }
 """By task, the class of PEFT that loads the backbone too."""
-PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
+PIPELINES = {
+    "sequence-classification": "text-classification",
+    "causal-lm": "text-generation",
+    "preference": "text-generation",
+}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
 
 

@@ -10,9 +10,10 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import tally
 from fftmoe.exports.check import Batch
 from fftmoe.rng import numpy_generator
-from fftmoe.tasks import make_task
+from fftmoe.tasks import Task
 
 MOST, FEWEST = 1500, 20  # examples
+NOT_INPUTS = ("labels", "reference")  # of a batch
 HELD_OUT = 10  # one example of this many
 
 
@@ -34,10 +35,10 @@ def fitting_batches(examples: Examples, source: str, batch_size: int) -> tuple[l
 
 def _batches(examples: Examples, rows: np.ndarray, batch_size: int) -> list[Batch]:
     batches = (examples.batch(chosen) for chosen in evaluation_batches(examples, batch_size, rows))
-    return [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in batches]
+    return [{name: tensor for name, tensor in batch.items() if name not in NOT_INPUTS} for batch in batches]
 
 
-def finite_metrics(model: Any, task: str, examples: Examples, num_strata: int) -> dict[str, float]:
+def finite_metrics(model: Any, task: Task, examples: Examples, num_strata: int) -> dict[str, float]:
     """The task's metrics of a model on labelled examples, without those that are undefined there."""
-    found = tally(model, make_task(task), examples, num_strata).metrics()
+    found = tally(model, task, examples, num_strata).metrics()
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -30,6 +30,7 @@ from fftmoe.exports.folder import file_digest, write_text
 from fftmoe.exports.load import fresh_backbone
 from fftmoe.exports.plain import open_plain, save_plain
 from fftmoe.tasks import make_task
+from fftmoe.trained.metrics import referenced
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 BATCH_SIZE = 16
@@ -98,7 +99,8 @@ def export_lora(
     shared = _shared(teacher)
     rank = max([settings.rank, *(a.shape[0] for a, _ in shared.values())])
     imitation = _attach_lora(trained, sums, shared, rank)
-    metrics = partial(finite_metrics, task=run.task, examples=examples.test, num_strata=examples.num_strata)
+    test = referenced(trained, examples.test)
+    metrics = partial(finite_metrics, task=run.judging_task, examples=test, num_strata=examples.num_strata)
     metric = {"mixture_of_experts": metrics(teacher), "backbone_alone": metrics(imitation.model)}
     _load_fit(imitation, sums, shared, rank)
     metric["lora_closed_form"], closed_form = metrics(imitation.model), _errors(imitation, held_sums)

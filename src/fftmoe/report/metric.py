@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 LOWER_IS_BETTER = ("perplexity", "loss", "mean_absolute_error", "mean_squared_error")
-SHARES = ("accuracy", "f1")  # between 0 and 1
+SHARES = ("accuracy", "f1", "preference_accuracy")  # between 0 and 1
 NO_VALUE = "–"  # what a table shows where there is no value
 OWN_ROWS = "on each client's own test rows"
 REWEIGHTED = "on all test rows, reweighted to each client's labels"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report.answer import compared, gains_of_clients
 from fftmoe.report.record import RunRecord
 from fftmoe.report.sections import account
@@ -46,7 +47,8 @@ class _Commands:
         personal = self.run.capabilities is not None and self.run.capabilities.personal
         if personal or task == "token-classification":
             return f"fftmoe evaluate {quoted(folder)}"
-        given = {"image-classification": "photos/", "causal-lm": "some prompt"}.get(task, "some text")
+        asked = {"image-classification": "photos/", **dict.fromkeys(LANGUAGE_TASKS, "some prompt")}
+        given = asked.get(task, "some text")
         return f"fftmoe predict {quoted(folder)} {quoted(given)}"
 
     @property

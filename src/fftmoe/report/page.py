@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures, sections
 from fftmoe.report.answer import answer
 from fftmoe.report.labels import labels
@@ -64,7 +65,7 @@ def _drawn(*figures: Figure | None) -> list[Figure]:
 
 def _answer(run: RunRecord) -> str:
     """What the run reaches, against which baselines, and who gains; empty for a run without baselines."""
-    found = answer(run.summary, untrained=run.setting("backbone.task") == "causal-lm")
+    found = answer(run.summary, untrained=run.setting("backbone.task") in LANGUAGE_TASKS)
     return f"{found[0].upper()}{found[1:]}." if found else ""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures
 from fftmoe.report.answer import compared
 from fftmoe.report.load import LoadWatch, describe_alarm
@@ -115,7 +116,7 @@ def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
 def baselines(run: RunRecord) -> TextRows:
     """The result and every baseline: what it is, its value, its interval, and what the comparison says."""
     metric, summary = run.metric, run.summary
-    language = run.setting("backbone.task") == "causal-lm"
+    language = run.setting("backbone.task") in LANGUAGE_TASKS
     others = compared(summary, untrained=language)
     asked = run.setting("evaluation.baselines") or any(each.value is not None for each in others)
     if not asked or not others or summary.get(metric.name) is None:

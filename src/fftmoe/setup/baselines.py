@@ -32,7 +32,6 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import build_method
 
 HEAD_ONLY, ALONE, CENTRALIZED = BASELINES
-LANGUAGE = "causal-lm"
 
 
 def why_not(experiment: Experiment) -> dict[str, str | None]:
@@ -48,7 +47,7 @@ def why_not(experiment: Experiment) -> dict[str, str | None]:
 def _no_head_only(experiment: Experiment) -> str | None:
     recipe, capabilities = experiment.recipe, experiment.method.capabilities
     task = recipe.backbone.task
-    if task == LANGUAGE or _starts_alone(experiment):
+    if recipe.backbone.is_language or _starts_alone(experiment):
         return None  # it is the model of round 0, or needs no head
     if task not in SOLVED:
         return f"a head can be solved for a task with single labels only, and this is {task}"
@@ -66,7 +65,7 @@ def _no_head_only(experiment: Experiment) -> str | None:
 def _starts_alone(experiment: Experiment) -> bool:
     """Whether the state before the first round is the backbone with nothing but its head, or without any."""
     recipe = experiment.recipe
-    return experiment.start is None and (recipe.closed_form is not None or recipe.backbone.task == LANGUAGE)
+    return experiment.start is None and (recipe.closed_form is not None or recipe.backbone.is_language)
 
 
 def _no_alone(experiment: Experiment) -> str | None:
@@ -105,7 +104,7 @@ def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exc
     recipe = experiment.recipe
     sample = holdout(experiment.test, recipe.evaluation.max_examples, recipe.seed)
     solve = partial(_solve, experiment, replace(exchange, ledger=Ledger()))
-    if recipe.backbone.task == LANGUAGE:
+    if recipe.backbone.is_language:
         solve = _as_it_is
     return HeadAlone(measure, solve, _starts_alone(experiment), sample)
 

@@ -13,14 +13,14 @@ from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.update import NO_EXAMPLE
 from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Ragged, WithPrefix
+from fftmoe.data import Examples, Ragged, cached_states
 from fftmoe.evaluate import client_metrics, holdout
 from fftmoe.methods.base import Method
 from fftmoe.records import Tensors
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.model import build_model, make_loss
+from fftmoe.setup.judged import judging_task, make_loss
+from fftmoe.setup.model import build_model
 from fftmoe.setup.plugins import Plugins
-from fftmoe.setup.target_scales import scaled_task
 from fftmoe.tasks import Task
 
 
@@ -77,9 +77,9 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
     if model is None:
         model = build_model(spec.recipe, spec.label_names, spec.plugins)
         for examples in (spec.train, spec.holdout, spec.test):
-            if isinstance(examples, WithPrefix):
-                enable_resume(model, examples.block)
-    task, num_outputs = scaled_task(spec.recipe), len(spec.label_names)
+            if (states := cached_states(examples)) is not None:
+                enable_resume(model, states.block)
+    task, num_outputs = judging_task(spec.recipe), len(spec.label_names)
     return ClientRuntime(
         model,
         spec.method,

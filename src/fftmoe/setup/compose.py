@@ -7,17 +7,26 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import check_quantization, first_adapted_block, num_states, on_device, readable_tokens
+from fftmoe.backbones import (
+    check_quantization,
+    first_adapted_block,
+    num_states,
+    on_device,
+    readable_tokens,
+    with_references,
+)
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import (
     Examples,
     Partition,
+    Preferences,
     Ragged,
     ReadAhead,
     cut_notes,
     default_cache_dir,
+    equal_notes,
     make_partition,
     own_rows,
     shared_notes,
@@ -31,21 +40,26 @@ from fftmoe.rng import derive
 from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.held_out import hold_out
-from fftmoe.setup.load import Loaded, load_examples, reads_images
+from fftmoe.setup.judged import judging_task, pair_loss
+from fftmoe.setup.load import Loaded, load_examples, longest_example, reads_images
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
-from fftmoe.setup.target_scales import scaled_task, with_scales
+from fftmoe.setup.target_scales import with_scales
 from fftmoe.setup.tiers import make_tiers, training_of
 from fftmoe.setup.warm_start import WarmStart, load_start, start_notes
 
 
-def compose(recipe: Recipe, plugins: Plugins | None = None, read_ahead: ReadAhead | None = None) -> Experiment:
+def compose(
+    recipe: Recipe, plugins: Plugins | None = None, read_ahead: ReadAhead | None = None, *, measures: bool = True
+) -> Experiment:
     """Make the experiment that a recipe describes.
 
     Args:
         plugins: parts that the recipe may name, in addition to installed ones.
         read_ahead: what was read of the data while the recipe was completed.
+        measures: whether the losses and the metrics of the examples will be looked at; what only these need takes
+            long to compute.
 
     Raises:
         InputError: something in the recipe cannot be honoured; nothing has been written.
@@ -63,7 +77,7 @@ def compose(recipe: Recipe, plugins: Plugins | None = None, read_ahead: ReadAhea
     partition = _partition(recipe, data, plugins)
     fractions = [b.fraction for b in recipe.budgets]
     tier_of = assign_tiers(fractions, len(partition), recipe.seed)
-    return assemble(recipe, data, partition, tier_of, partition.sizes, plugins)
+    return assemble(recipe, data, partition, tier_of, partition.sizes, plugins, measures=measures)
 
 
 def assemble(
@@ -74,12 +88,14 @@ def assemble(
     sizes: np.ndarray,
     plugins: Plugins,
     remote: bool = False,
+    measures: bool = True,
 ) -> Experiment:
     """Make an experiment of clients whose data and tiers are known; it raises an InputError as `compose` does.
 
     Args:
         tier_of: integers [C], each client's place in the recipe's `budgets`.
         sizes: integers [C], the number of each client's examples, with those that it sets aside.
+        measures: see `compose`.
     """
     model, start = _checked_model(recipe, data, plugins)
     shape = expert_shape(recipe, model.get_base_model(), plugins)
@@ -90,10 +106,10 @@ def assemble(
     own_test, unowned = _own_test(recipe, partition, data)
     return Experiment(
         recipe=recipe,
-        task=scaled_task(recipe),
+        task=judging_task(recipe),
         model=model,
-        train=data.train if remote else _cached_train(recipe, model, data.train, partition),
-        test=cached(recipe, model, data.test),
+        train=data.train if remote else _cached_train(recipe, model, data.train, partition, measures),
+        test=prepared(recipe, model, data.test, measures=measures),
         label_names=data.label_names,
         strata=data.strata,
         partition=kept,
@@ -138,6 +154,8 @@ def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
         *cut_notes("training", data.train, length),
         *cut_notes("test", data.test, length),
         *shared_notes(data.train, data.test),
+        *equal_notes("training", data.train),
+        *equal_notes("test", data.test),
     )
 
 
@@ -168,17 +186,39 @@ def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugi
     return tiers
 
 
-def _cached_train(recipe: Recipe, model: Any, train: Examples, partition: Partition) -> Examples:
+def _cached_train(recipe: Recipe, model: Any, train: Examples, partition: Partition, measures: bool) -> Examples:
     """The training examples with cached states.
 
     Natural clients may become sites of their own, which must have the same states to the last bit: such clients share
     no batch when the states are computed.
     """
-    return cached(recipe, model, train, partition.indices if partition.groups else None)
+    return prepared(recipe, model, train, partition.indices if partition.groups else None, measures)
 
 
-def cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None = None) -> Examples:
-    """Add the states below the adapter to the examples, where the recipe allows it; `groups` share no batch."""
+def prepared(
+    recipe: Recipe,
+    model: Any,
+    examples: Examples,
+    groups: Sequence[np.ndarray] | None = None,
+    measures: bool = True,
+) -> Examples:
+    """Add to the examples what the frozen model says of them and what is computed once; `groups` share no batch.
+
+    These are the states below the adapter, where the recipe allows it, and for a loss with a reference the
+    log-probabilities of answers.
+    """
+    if not isinstance(examples, Preferences):
+        return _cached(recipe, model, examples, groups)
+    own = None if groups is None else [examples.rows_of_answers(rows).numpy() for rows in groups]
+    examples = replace(examples, answers=_cached(recipe, model, examples.answers, own))
+    pairs = pair_loss(recipe)
+    if pairs is None or not pairs.has_reference or not measures:
+        return examples
+    return with_references(model, examples, default_cache_dir(), groups)
+
+
+def _cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None) -> Examples:
+    """The examples with the states below the adapter, where the recipe allows it."""
     if recipe.engine.prefix_cache == "off":
         return examples
     limit = recipe.engine.prefix_cache_mib * 2**20
@@ -263,7 +303,7 @@ def counted_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
     With differential privacy it is the longest text that the recipe allows; for images it does not depend on them.
     """
     if recipe.differential and not reads_images(recipe):
-        return float(recipe.data.max_length)
+        return float(longest_example(recipe))
     return _tokens_per_example(examples, model)
 
 

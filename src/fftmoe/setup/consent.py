@@ -16,6 +16,8 @@ OWN_RULE = (
     "data.labels",
     "data.prompt",
     "data.completion",
+    "data.chosen",
+    "data.rejected",
     "data.tokens",
     "data.tags",
     "data.targets",

@@ -6,6 +6,7 @@ from typing import Any
 
 from fftmoe.config import Recipe
 from fftmoe.exports.card import CardFacts, CardPrivacy, CardTier, figures_of_run, model_card
+from fftmoe.setup.judged import pair_loss
 from fftmoe.store import KEPT_ROUND, RunFolder
 from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, InputFormat
 
@@ -40,6 +41,7 @@ def described_run(recipe: Recipe, folder: Path, adapter: Path, label_names: Sequ
         head=None if head is None else head.kind,
         precision=recipe.engine.precision,
         generation=generation_sample(recipe),
+        pair_loss=pair_loss(recipe),
     )
 
 

@@ -8,6 +8,7 @@ from fftmoe.records import ClientPlan, Tensors
 from fftmoe.rounds.exchange import Expect
 from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.load import longest_example
 
 
 def compares_updates(recipe: Recipe) -> bool:
@@ -23,7 +24,7 @@ def compares_updates(recipe: Recipe) -> bool:
 def expectations(experiment: Experiment) -> Expect:
     """Return what clients of this experiment may answer, as a function of what they are sent."""
     # Padding is no token. Images have more tokens than `max_length` says, and all have the same number.
-    max_tokens = max(experiment.recipe.data.max_length, math.ceil(experiment.mean_tokens))
+    max_tokens = max(longest_example(experiment.recipe), math.ceil(experiment.mean_tokens))
     backbone, bound = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
     max_norm = None if isinstance(bound, str) else bound
     compared = bound == "auto" and compares_updates(experiment.recipe)

@@ -238,7 +238,7 @@ def load_federation(
     """
     run, recipe, files = finished_run(folder, accept_changes, round), recipe_of(folder), RunFolder(folder)
     state = _kept_state(run, files)
-    parts = compose(_without_training(recipe, exact))
+    parts = compose(_without_training(recipe, exact), measures=False)
     if (base := check_adapter_files(run.adapter)) is not None:
         check_base(base, parts.model, run.adapter)
     _check_parts(run, bindings_of(parts, recipe))

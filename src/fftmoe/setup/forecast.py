@@ -28,7 +28,7 @@ from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
 from fftmoe.cost.prediction import announce_training
 from fftmoe.cost.timed import PreparedClients, TimedClient, time_tiers
 from fftmoe.cost.workload import Workload
-from fftmoe.data import ReadAhead, WithPrefix
+from fftmoe.data import ReadAhead, cached_states
 from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState
@@ -54,7 +54,8 @@ def forecast(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Forecast:
     """
     # The size of the frozen prefix's states is computed, and not the states, which takes as long as some rounds.
     engine = recipe.engine.model_copy(update={"prefix_cache": "off"})
-    experiment = compose(recipe.model_copy(update={"engine": engine}), read_ahead=read_ahead)
+    recipe_without = recipe.model_copy(update={"engine": engine})
+    experiment = compose(recipe_without, read_ahead=read_ahead, measures=False)
     work = workload(experiment, experiment.first_state())
     adapted = {name for name, p in experiment.model.named_parameters() if p.requires_grad}
     backbone_bytes = sum(p.nbytes for name, p in experiment.model.named_parameters() if name not in adapted)
@@ -126,7 +127,8 @@ def resident_mib(experiment: Experiment) -> float | None:
     if experiment.remote:
         return None
     engine, workers = experiment.recipe.engine, num_workers(experiment.recipe)
-    cached = [e.path.stat().st_size for e in (experiment.train, experiment.test) if isinstance(e, WithPrefix)]
+    states = [cached_states(examples) for examples in (experiment.train, experiment.test)]
+    cached = [own.path.stat().st_size for own in states if own is not None]
     return expected_peak_mib(cached, 1 if workers == 1 and engine.kind == "local" else 1 + workers)
 
 

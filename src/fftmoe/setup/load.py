@@ -119,14 +119,19 @@ def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
     return load_splits(recipe, source or recipe.data.source, request)
 
 
+def longest_example(recipe: Recipe) -> int:
+    """The tokens of the longest example that the recipe allows; a pair of answers has two texts."""
+    return recipe.data.max_length * (2 if recipe.preference is not None else 1)
+
+
 def reads_images(recipe: Recipe) -> bool:
     """Whether examples are images; otherwise they are texts."""
     return recipe.backbone.task == "image-classification"
 
 
 def is_language(recipe: Recipe) -> bool:
-    """Whether the task is to continue texts, which have no labels."""
-    return recipe.backbone.task == "causal-lm"
+    """Whether the model continues texts, which have no labels."""
+    return recipe.backbone.is_language
 
 
 def agreed_labels(recipe: Recipe) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Makes the model of a recipe: the frozen backbone with a fresh adapter, and the loss that clients minimise."""
+"""Makes the model of a recipe: the frozen backbone with a fresh adapter."""
 
 import os
 from collections.abc import Sequence
@@ -25,8 +25,6 @@ from fftmoe.methods.registry import Capabilities
 from fftmoe.rng import derive
 from fftmoe.setup.method import adapted_blocks, method_class, pool_size, stated_shape
 from fftmoe.setup.plugins import Plugins
-from fftmoe.setup.target_scales import scaled_loss
-from fftmoe.tasks import LOSSES, Loss
 
 
 def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | None = None) -> Any:
@@ -117,15 +115,6 @@ def _check_memory(recipe: Recipe, backbone: Any, num_blocks: int, pool: int) -> 
             f"adapter.expert_dim={recipe.adapter.expert_dim} take {pool_bytes / 2**30:.4g} GiB, and this machine has "
             f"{memory / 2**30:.4g} GiB of memory; lower one of the two values, or adapt fewer blocks"
         )
-
-
-def make_loss(recipe: Recipe) -> Loss:
-    """Make the loss that clients minimise."""
-    if recipe.backbone.task in LOSSES:
-        return scaled_loss(recipe)
-    head = recipe.head
-    assert head is not None, "a task that defines no loss has a head"
-    return make_head(head.kind)
 
 
 def check_head(recipe: Recipe, model: Any) -> None:

@@ -20,14 +20,14 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
-from fftmoe.setup.compose import cached, check_max_length, counted_tokens
+from fftmoe.setup.compose import check_max_length, counted_tokens, prepared
 from fftmoe.setup.forecast import site_tier
+from fftmoe.setup.judged import judging_task, make_loss
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
-from fftmoe.setup.model import build_model, make_loss
+from fftmoe.setup.model import build_model
 from fftmoe.setup.places import check_same_from_anywhere
 from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
 from fftmoe.setup.splits import Splits, load_splits
-from fftmoe.setup.target_scales import scaled_task
 from fftmoe.setup.tiers import schedule_of, training_of
 
 
@@ -111,7 +111,7 @@ def _make_runtime(
     Args:
         divided: by client, the rows that it trains on and those that it sets aside.
     """
-    train = cached(recipe, adapted, found.examples["train"])
+    train = prepared(recipe, adapted, found.examples["train"])
     return ClientRuntime(
         adapted,
         build_method(recipe, adapted, shape, {}),
@@ -123,7 +123,7 @@ def _make_runtime(
         lambda *_, **__: {},  # a site trains and measures nothing for the server
         partial(
             validation_sums,
-            task=scaled_task(recipe),
+            task=judging_task(recipe),
             num_outputs=num_outputs,
             examples=train,
             rows={client: held for client, (_, held) in divided.items()},

@@ -147,7 +147,7 @@ def request_in(recipe: Recipe) -> SiteRequest:
         own=frozenset(canonical.keys() & _not_default(recipe)),
         columns=columns_read(recipe),
         labels=stated_labels(recipe),
-        labels_in_rows=recipe.backbone.task not in ("causal-lm", "regression"),
+        labels_in_rows=not recipe.backbone.is_language and recipe.backbone.task != "regression",
         tasks=(PROFILE, *(TASK_NAMES[task] for task in tasks_of(recipe))),
         privacy=_privacy_asked(recipe),
         rounds=recipe.federation.rounds,
@@ -208,22 +208,23 @@ def columns_read(recipe: Recipe) -> ColumnsRead:
     """The columns that the recipe's task reads (see `LOADERS`), and the one that names natural clients."""
     data, task = recipe.data, recipe.backbone.task
     inputs = {"image-classification": (data.image,), "token-classification": (data.tokens,)}.get(task, (data.text,))
-    if task == "causal-lm" and data.prompt is not None and data.completion is not None:
-        inputs = (data.prompt, data.completion)
+    if recipe.backbone.is_language and data.prompt is not None:
+        inputs = tuple(name for name in (data.prompt, data.completion, data.chosen, data.rejected) if name is not None)
     answers = {
         "causal-lm": (),
+        "preference": (),
         "token-classification": (data.tags,),
         "regression": tuple(data.targets or ()),
     }.get(task, (data.label,))
     by = () if recipe.partition.by is None else (recipe.partition.by,)
     strata = () if task in SINGLE_LABEL else (data.label, *by)
-    taken = () if task == "causal-lm" else (*inputs, *answers)
+    taken = () if recipe.backbone.is_language else (*inputs, *answers)
     return ColumnsRead(inputs, answers, by, tuple(name for name in strata if name not in taken))
 
 
 def stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
     """The names of what is predicted, in the order of the logits, if the recipe states them; none without labels."""
-    if recipe.backbone.task == "causal-lm":
+    if recipe.backbone.is_language:
         return ()
     names = recipe.data.targets if recipe.backbone.task == "regression" else recipe.data.labels
     return None if names is None else tuple(names)

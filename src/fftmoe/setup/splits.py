@@ -35,10 +35,12 @@ from fftmoe.data import (
     texts_of,
     tokenize_cached,
     tokenize_completions,
+    tokenize_preferences,
     tokenize_tagged,
     tokenize_texts,
     tokenizer_digest,
     with_declared_labels,
+    with_last_messages,
 )
 
 
@@ -155,6 +157,27 @@ def _completions(recipe: Recipe, source: str, request: SplitRequest, columns: Se
     return Splits(examples, found, (), strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
 
 
+def _preferences(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
+    tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
+    assert data.prompt is not None
+    assert data.chosen is not None
+    assert data.rejected is not None
+    content = {"data.prompt": data.prompt, "data.chosen": data.chosen, "data.rejected": data.rejected}
+    named = () if data.label == DataSection.model_fields["label"].default else (data.label,)
+    tables = read_tables(source, {key: [name] for key, name in content.items()}, (*named, *columns), request)
+    labels, strata = number_strata(tables, _dividing(recipe, ()))
+    examples = {}
+    for split in request.splits:
+        table = with_last_messages(tables[split], (data.chosen, data.rejected))
+        prompts, chosen, rejected = (texts_of(table, key, name) for key, name in content.items())
+        examples[split] = tokenize_preferences(
+            table.origin, prompts, (chosen, rejected), labels[split], tokenizer, data.max_length, data.chat_template
+        )
+    rows = _row_digests(tables, [*content.values(), data.label], examples)
+    found = _further_columns(tables, columns, request)
+    return Splits(examples, found, (), strata, tokenizer.model_max_length, rows, tokenizer_digest(tokenizer))
+
+
 def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
@@ -236,6 +259,7 @@ LOADERS: dict[str, Loader] = {
     "token-classification": _tagged_words,
     "multi-label-classification": _several_labels,
     "regression": _numbers,
+    "preference": _preferences,
 }
 
 

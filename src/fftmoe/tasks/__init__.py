@@ -16,6 +16,8 @@ from fftmoe.tasks.generated import rouge_l as rouge_l
 from fftmoe.tasks.label_counts import LabelCounts as LabelCounts
 from fftmoe.tasks.multi_label import EachLabel as EachLabel
 from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
+from fftmoe.tasks.preference import PairLoss as PairLoss
+from fftmoe.tasks.preference import Preference as Preference
 from fftmoe.tasks.regression import Regression as Regression
 from fftmoe.tasks.regression import Scales as Scales
 from fftmoe.tasks.regression import Squares as Squares
@@ -29,6 +31,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "token-classification": TokenClassification,
     "multi-label-classification": MultiLabel,
     "regression": Regression,
+    "preference": Preference,
 }
 # The tasks that bring a loss; the other tasks use the loss of the recipe's head (`fftmoe.head`).
 LOSSES: dict[str, Callable[[], Loss]] = {
@@ -36,6 +39,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "token-classification": PerToken,
     "multi-label-classification": EachLabel,
     "regression": Squares,
+    "preference": PairLoss,
 }
 
 

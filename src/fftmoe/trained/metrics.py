@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.data import Examples, own_rows, sorted_names
+from fftmoe.backbones import with_references
+from fftmoe.data import Examples, default_cache_dir, own_rows, sorted_names
 from fftmoe.evaluate import tally
-from fftmoe.tasks import make_task
 from fftmoe.trained.generate import generation_metrics
 from fftmoe.trained.run import TrainedModel
 
@@ -32,7 +32,8 @@ def metrics_on(
     """
     clients = sorted_names(name for name in owners or () if name is not None)
     own = own_rows(clients, owners or ())
-    run, task = trained.run, make_task(trained.run.task)
+    run, task = trained.run, trained.run.judging_task
+    examples = referenced(trained, examples)
     found = tally(trained.model, task, examples, len(strata), own=own)
     by_label = zip(strata, found.by_stratum(), strict=True)
     metrics = {
@@ -46,3 +47,11 @@ def metrics_on(
     if run.generation is None:
         return metrics
     return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation)
+
+
+def referenced(trained: TrainedModel, examples: Examples) -> Examples:
+    """The examples as the run's loss reads them: pairs of answers with what the frozen backbone says of them."""
+    pairs = trained.run.pair_loss
+    if pairs is None or not pairs.has_reference:
+        return examples
+    return with_references(trained.model, examples, default_cache_dir())

@@ -177,5 +177,6 @@ ANSWER_FIELDS: Mapping[str, Sequence[str]] = {
     "regression": ("values",),
     "token-classification": ("tokens", "tags"),
     "causal-lm": ("completion",),
+    "preference": ("completion",),
 }
 """What an answer holds, besides its input."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.store import Bindings
+from fftmoe.tasks import PairLoss, Preference, Task, make_task
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class FinishedRun:
         accept_changes: use the model although its backbone or its tokenizer is another one than the run's.
         temperature: by which the outputs of a solved head have been divided in the saved model, so that their softmax
             gives calibrated probabilities; None for any other head.
+        pair_loss: of a run that learned from pairs of answers, its loss; else None.
     """
 
     folder: Path
@@ -86,6 +89,7 @@ class FinishedRun:
     began: Bindings | None = None
     accept_changes: bool = False
     temperature: float | None = None
+    pair_loss: PairLoss | None = None
 
     @property
     def reads_images(self) -> bool:
@@ -93,9 +97,14 @@ class FinishedRun:
         return self.task == "image-classification"
 
     @property
+    def judging_task(self) -> Task:
+        """The task by which the model is measured."""
+        return make_task(self.task) if self.pair_loss is None else Preference(self.pair_loss)
+
+    @property
     def is_language_model(self) -> bool:
-        """Whether the task is to continue texts, which have no labels."""
-        return self.task == "causal-lm"
+        """Whether the model continues texts, which have no labels."""
+        return self.task in LANGUAGE_TASKS
 
 
 @dataclass(frozen=True)
