@@ -327,6 +327,7 @@ def test_columns_of_usual_names_are_found_and_messages_stand_for_the_last_of_the
     assert first.preference is not None
     assert (first.preference.loss, first.preference.beta, first.preference.margin) == ("dpo", 0.1, 0.0)
     assert first.adapter.blocks == "all"
+    assert first.data.chat_template
     assert first.data.max_length == second.data.max_length
     one, other = (compose(recipe, measures=False).train for recipe in (first, second))
     assert isinstance(one, Preferences)

@@ -64,7 +64,7 @@ def language_column(key: str) -> Rule:
 def chat_template(known: Known) -> Any:
     """Whether prompts are written as messages: where the model has a template for them that can be used."""
     model = known.get("backbone.model")
-    if known.task != "causal-lm" or known.get("data.prompt") is None or not isinstance(model, str):
+    if not known.is_language or known.get("data.prompt") is None or not isinstance(model, str):
         return LEFT_OUT
     return known.may_load and _writes_chats(model)
 
