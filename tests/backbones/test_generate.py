@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.backbones import Decoding, TextInPieces, continuations, continue_greedily, load_backbone, logits
-from fftmoe.backbones.decoding import Draw
+from fftmoe.backbones.decoding import TokenDraw
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
 from language import BEGIN, END, PAD, save_language_model, tiny_language_tokenizer
@@ -30,7 +30,7 @@ def test_draws_have_the_probabilities_of_the_model():
     scores = torch.tensor([[0.0, 1.0, 2.0, -1.0, -float("inf")]])
     rows = range(4001)
     for temperature, top_p, left in ((1.0, 1.0, 4), (0.5, 1.0, 4), (2.0, 1.0, 4), (1.0, 0.8, 2)):
-        draw = Draw(Decoding(1, temperature, top_p, seed=7), rows)
+        draw = TokenDraw(Decoding(1, temperature, top_p, seed=7), rows)
         picked = draw(None, scores.expand(len(rows), -1)).argmax(1)
         probs = (scores[0] / temperature).softmax(0)
         kept = probs.sort(descending=True).indices[:left]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "fftmoe"
 PROGRAMS = (
-    r"fftmoe (?:run|resume|plan|compare|predict|evaluate|export|report|init|deploy \w+(?: review| ledger)?)"
+    r"fftmoe (?:run|resume|plan|compare|predict|chat|evaluate|export|report|init|deploy \w+(?: review| ledger)?)"
     r"|chmod|iconv|cp|mv|rm|cat|ls|tail|openssl|python"
 )
 COMMAND = re.compile(rf"(?:^|[\s`:(])(?:{PROGRAMS}) [^`;,\n]*")

@@ -80,6 +80,17 @@ VERBS = {
         "--round",
         "--accept-changes",
     },
+    "chat": {
+        "run",
+        "--prompt",
+        "--client",
+        "--max-new-tokens",
+        "--temperature",
+        "--top-p",
+        "--seed",
+        "--round",
+        "--accept-changes",
+    },
     "export": {
         "run",
         "--to",

@@ -51,7 +51,7 @@ class Decoding:
             raise InputError(f"top_p={self.top_p:g} has no effect at temperature 0; set a temperature, such as 0.7")
 
 
-class Draw(LogitsProcessor):
+class TokenDraw(LogitsProcessor):
     """Adds to logits the noise whose largest sum is a draw.
 
     Args:

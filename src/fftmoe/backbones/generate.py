@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from fftmoe.backbones.decoding import Decoding, Draw
+from fftmoe.backbones.decoding import Decoding, TokenDraw
 from fftmoe.backbones.finite import FiniteRows, check_finite_outputs
 from fftmoe.backbones.placement import computing, device_of
 
@@ -75,7 +75,7 @@ def continuations(
         use_cache=True,
     )
     for rows in batches:
-        draw = [Draw(decoding, rows)] if decoding.temperature else []
+        draw = [TokenDraw(decoding, rows)] if decoding.temperature else []
         streamer = None if on_token is None else _Tokens(on_token, frozenset(end_ids))
         new_BS, sound_B = _continued(model, [prompts[row] for row in rows], settings, draw, streamer)
         for row, new, sound in zip(rows, new_BS, sound_B.tolist(), strict=True):
@@ -104,7 +104,7 @@ def _continued(
     model: Any,
     prompts: Sequence[Tensor],
     settings: GenerationConfig,
-    draw: Sequence[Draw],
+    draw: Sequence[TokenDraw],
     streamer: BaseStreamer | None,
 ) -> tuple[Tensor, Tensor]:
     """The new tokens of each prompt of a batch, padded, int64 [B, S], and whether they are sound, bool [B]."""

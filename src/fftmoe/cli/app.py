@@ -11,6 +11,7 @@ import click
 import typer
 
 from fftmoe.cli.arguments import AcceptOption, RecipeArgument, SetOption
+from fftmoe.cli.chat import chat
 from fftmoe.cli.compare import compare
 from fftmoe.cli.deploy import deploy
 from fftmoe.cli.export import export
@@ -51,6 +52,11 @@ app.command(
     short_help="Label texts or images, or complete prompts.",
     epilog="Example: fftmoe predict runs/first 'a text'",
 )(predict)
+app.command(
+    cls=VerbPage,
+    short_help="Talk with a tuned language model.",
+    epilog="Example: fftmoe chat runs/first --temperature 0.7",
+)(chat)
 app.command(cls=VerbPage, short_help="Write the page of a run again.", epilog="Example: fftmoe report runs/first")(
     report
 )

@@ -39,6 +39,8 @@ RoundOption = Annotated[
     typer.Option("--round", help="The model to use: kept, or last where the run keeps an earlier, better round."),
 ]
 
+RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+ClientOption = Annotated[str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")]
 NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]
 TemperatureOption = Annotated[
     float, typer.Option(help="0: the most likely token each time; above it tokens are drawn, at 1 as the model says.")

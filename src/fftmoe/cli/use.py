@@ -10,8 +10,10 @@ import typer
 from fftmoe.cli.answers import LineInPieces, answer_line, on_terminal
 from fftmoe.cli.arguments import (
     AcceptUseOption,
+    ClientOption,
     NewTokensOption,
     RoundOption,
+    RunArgument,
     SeedOption,
     TemperatureOption,
     TopPOption,
@@ -22,7 +24,6 @@ from fftmoe.report.console import Console
 from fftmoe.shown import shown_json
 from fftmoe.strict import json_text
 
-RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -70,9 +71,7 @@ def predict(
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Print the scores of all labels as well.")] = False,
     top_k: Annotated[int | None, typer.Option(help="Experts per token; default: as the largest tier.")] = None,
-    client: Annotated[
-        str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")
-    ] = None,
+    client: ClientOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: NewTokensOption = 64,
     temperature: TemperatureOption = 0.0,

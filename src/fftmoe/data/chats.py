@@ -92,6 +92,11 @@ def messages_of(prompt: str) -> Messages:
     return _written(prompt) or [{"role": "user", "content": prompt}]
 
 
+def prompt_of(messages: Messages) -> Conversation:
+    """The prompt that asks for the next message; see `messages_of`."""
+    return Conversation(json_text({CHATS[0]: messages}))
+
+
 def plain_prompt(prompt: str) -> str:
     """A prompt as text, for a model without a chat template: several messages each with the name of their role."""
     messages = _written(prompt)
@@ -128,7 +133,7 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
             f"{where}: a conversation ends with a user's message and the assistant's answer, from which a model learns;"
             f" this one ends with {asked[-1]['role']} and {answer['role']}; {remedy}"
         )
-    return (asked[0]["content"] if len(asked) == 1 else Conversation(json_text({CHATS[0]: asked}))), answer["content"]
+    return (asked[0]["content"] if len(asked) == 1 else prompt_of(asked)), answer["content"]
 
 
 def _message(value: Any, where: str, remedy: str) -> dict[str, str]:

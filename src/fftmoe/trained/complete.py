@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class Writing:
     batch_size: int
     on_text: Callable[[str], None] | None = None
 
+    def to(self, on_text: Callable[[str], None]) -> "Writing":
+        """The same, with another place for the text."""
+        return replace(self, on_text=on_text)
+
 
 def completions(trained: TrainedModel, prompts: Sequence[str], writing: Writing) -> Iterator[Completion]:
     """Complete prompts, which are tokenized as in training.
@@ -63,10 +67,10 @@ def completions(trained: TrainedModel, prompts: Sequence[str], writing: Writing)
     ]
     found = _texts(trained, ids, [rows for rows in batches if rows], tokenizer, writing)
     too_long = f"the prompt and {most} new tokens go beyond the {positions} tokens that the model can read"
-    return _completed(prompts, fits, found, too_long)
+    return _with_reasons(prompts, fits, found, too_long)
 
 
-def _completed(
+def _with_reasons(
     prompts: Sequence[str], fits: Sequence[bool], found: Iterator[str | None], too_long: str
 ) -> Iterator[Completion]:
     """The answer to each prompt, with the reason where it has no completion."""
