@@ -95,6 +95,7 @@ def _places(folder: Path, recipe: Recipe) -> list[str]:
 
 def _advice(summary: Mapping[str, Any], folder: Path, recipe: Recipe) -> list[str]:
     """What to do next, as the report says it."""
-    over_sites = RunFolder(folder).over_sites
-    step = next_step(RunRecord(recipe.model_dump(mode="json"), (), summary, str(folder), over_sites))
+    run = RunFolder(folder)
+    over_sites, rows = run.over_sites, run.all_metrics()
+    step = next_step(RunRecord(recipe.model_dump(mode="json"), rows, summary, str(folder), over_sites))
     return [f"\nwhat to do next: {step.why}", *([f"  {step.command}"] if step.command else [])]

@@ -103,8 +103,17 @@ def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands
         return NextStep(why, commands.again("-longer", "federation.rounds", 2 * rounds))
     if is_level and not run.over_sites:
         why = "it is not clear whether training adds anything to the head alone: compare both over several seeds"
+        if _central_training_adds_nothing(run):
+            why = "not even training on all rows in one place is better than the head alone: compare both over seeds"
         return NextStep(why, commands.beside("head-only"))
     return None
+
+
+def _central_training_adds_nothing(run: RunRecord) -> bool:
+    """Whether the head alone is at least as good as training on the rows of all clients in one place."""
+    baselines = run.summary.get("baselines", {})
+    head, central = ((baselines.get(name) or {}).get("value") for name in ("head_only", "centralized"))
+    return head is not None and central is not None and not run.metric.better(central, head)
 
 
 def _learning_rate(run: RunRecord) -> tuple[str, float | None]:
@@ -123,7 +132,7 @@ def _still_improves(run: RunRecord) -> bool:
     """
     if "epsilon" in account(run) or run.summary.get("stopped_early"):
         return False
-    if (best := run.summary.get("best_round")) is not None:
-        return best == run.summary.get("rounds_completed")
-    values: list[float] = list(run.summary.get(f"{run.metric.name}_by_round", {}).values())
+    key = f"validation_{run.metric.name}"
+    values: list[float] = [row[key] for row in run.rows if row.get(key) is not None]
+    values = values or list(run.summary.get(f"{run.metric.name}_by_round", {}).values())
     return len(values) > 1 and all(run.metric.better(values[-1], value) for value in values[:-1])
