@@ -1,19 +1,35 @@
 """From the name of a source to its tables: the builtin set, a local folder, or the Hugging Face hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
 from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
+from fftmoe.data.stdlib_instructions import stdlib_instructions
 from fftmoe.data.table import Table
 from fftmoe.data.undivided import CLIENT, divide, read_undivided
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
 BUILTIN = "builtin:"
+
+
+class BuiltinSet(NamedTuple):
+    """The names of the columns of a builtin data set, and what makes its rows by split."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[], Mapping[str, Sequence[tuple[str, ...]]]]
+
+
+BUILTINS: Mapping[str, BuiltinSet] = {
+    "stdlib-docs": BuiltinSet(("text", "label", "module"), stdlib_docs),
+    "stdlib-instructions": BuiltinSet(("prompt", "completion", "kind"), stdlib_instructions),
+}
+"""The data sets that the package makes from the running Python, by the name after `builtin:`."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +218,10 @@ def read_raw(source: str) -> RawTables:
 
 def _read_builtin(source: str) -> dict[str, Table]:
     name = source.removeprefix(BUILTIN)
-    if name != "stdlib-docs":
-        raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, ['stdlib-docs'])}")
+    if name not in BUILTINS:
+        raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, BUILTINS)}")
+    made = BUILTINS[name]
     return {
-        split: Table.of(
-            f"{source} ({split})",
-            dict(zip(("text", "label", "module"), map(list, zip(*rows, strict=True)), strict=True)),
-        )
-        for split, rows in stdlib_docs().items()
+        split: Table.of(f"{source} ({split})", dict(zip(made.columns, map(list, zip(*rows, strict=True)), strict=True)))
+        for split, rows in made.rows().items()
     }

@@ -61,7 +61,7 @@ def stdlib_docs() -> dict[str, list[DocRow]]:
     Raises:
         InputError: the running Python was installed without its library's source files.
     """
-    with _collector_paused():
+    with collector_paused():
         rows = _keep_frequent(drop_repeats(_all_rows()))
     chapters = sorted({chapter for _, chapter, _ in rows})
     if len(chapters) < 2:
@@ -78,7 +78,8 @@ def stdlib_docs() -> dict[str, list[DocRow]]:
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
+    """Within the context Python does not look for cycles of objects."""
     # Syntax trees hold no cycles, but the search for cycles in millions of nodes takes as long as parsing.
     was_enabled = gc.isenabled()
     gc.disable()
@@ -121,13 +122,19 @@ def first_paragraph(docstring: str) -> str:
 
 def source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """The dotted name and the docstrings of every module under `root`, in path order."""
+    for module, path in source_files(root):
+        yield module, _docstrings_in(path)
+
+
+def source_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """The dotted name and the file of every module under `root`, in path order."""
     paths: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = set(folders) - SKIPPED_FOLDERS  # they are never entered: site-packages may be huge
         paths.extend(Path(folder, file) for file in files if file.endswith(".py"))
     for path in sorted(paths):
         parts = path.relative_to(root).with_suffix("").parts
-        yield ".".join(parts).removesuffix(".__init__"), _docstrings_in(path)
+        yield ".".join(parts).removesuffix(".__init__"), path
 
 
 def _docstrings_in(path: Path) -> Iterator[str]:
