@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
-from fftmoe.cli.plan_output import ranges
+from fftmoe.cli.held_experts import counted, coverage, ranges
+from models import tiny_tokenizer
 from run_fixtures import PlanTiny
 from shared_fixtures import Cli
 
@@ -74,3 +77,52 @@ def test_a_plan_of_experts_shows_how_many_are_used(plan_tiny: PlanTiny):
 )
 def test_ranges_are_for_people(numbers: tuple[int, ...], text: str):
     assert ranges(numbers) == text
+
+
+BLOCKS = 31
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone of 31 blocks, as many as a small language model has."""
+    folder = tmp_path_factory.mktemp("deep")
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = transformers.BertConfig(num_hidden_layers=BLOCKS, max_position_embeddings=37, vocab_size=31, **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    tiny_tokenizer(("ash", "bay", "blue", "green", "red")).save_pretrained(folder)
+    return folder
+
+
+def test_a_plan_of_31_blocks_fits_a_screen_and_names_all_experts_if_asked(cli: Cli, recipe_file: Path, deep: Path):
+    settings = {"backbone.model": deep, "partition": "{kind: iid, num_clients: 23}"}
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    few = cli("plan", recipe_file, *options, "--set", "adapter.blocks=last-2").out.splitlines()
+    all_blocks = (*options, "--set", "adapter.blocks=all")
+    many = cli("plan", recipe_file, *all_blocks).out.splitlines()
+    assert len(many) <= len(few) + 1
+    clients = [line for line in many if line.startswith("client ")]
+    assert len(clients) == 20
+    assert all(len(line) <= 80 for line in clients)
+    assert any(re.search(rf"small +[45] examples  2 experts in each of {BLOCKS} blocks$", line) for line in clients)
+    assert not any("block 1:" in line for line in many)
+    (said,) = (line for line in many if line.startswith("an expert is held by "))
+    assert "--verbose" in said
+
+    whole = cli("plan", recipe_file, *all_blocks, "--verbose").out
+    assert len(re.findall(r"^client +\d+ ", whole, re.MULTILINE)) == 23
+    assert len(re.findall(r"^  block \d+: [\d -]+$", whole, re.MULTILINE)) == 23 * BLOCKS
+    assert "more clients" not in whole
+
+
+def test_experts_are_counted_over_clients_and_blocks():
+    held = {0: {3: (0, 1), 4: (2,)}, 7: {3: (1,), 4: (2, 0)}, 9: {}}
+    assert [counted(held[client]) for client in held] == [
+        "1 to 2 experts in each of 2 blocks",
+        "1 to 2 experts in each of 2 blocks",
+        "no experts",
+    ]
+    assert counted({4: (2,)}) == "1 expert in block 4"
+    # Experts 0, 1 and 2 of block 3 have 1, 2 and 0 clients, and those of block 4 have 1, 0 and 2.
+    assert coverage(held) == (
+        "an expert is held by 0 to 2 of 3 clients, 1.0 on average; 2 of 6 experts are held by no client."
+    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, RoundPlan, Training
-from fftmoe.report.load import LoadWatch, describe_alarm, effective_experts, load_row
+from fftmoe.report.load import LoadWatch, alarm_lines, describe_alarm, effective_experts, load_row
 from fftmoe.report.progress import Progress, size
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, Usage, as_bits, count, from_bits
 from reports import rows
@@ -199,3 +199,16 @@ def test_alarms_are_sentences_and_a_resumed_run_raises_the_same():
     assert resumed.alarms == watch.alarms
     starved = {"round": 5, "block": 2, "kind": "starved", "experts": [0, 7]}
     assert describe_alarm(starved) == "round 5, block 2: hardly any token went to expert 0, 7 for 3 rounds"
+
+
+def test_a_terminal_does_not_list_the_alarms_of_31_blocks():
+    recorded = {"round": 1, "metric": "accuracy", "accuracy": 0.2, "load": {str(b): COLLAPSED for b in range(31)}}
+    start = {"round": 0, "metric": "accuracy", "accuracy": 0.7, "accuracy_interval": [0.6, 0.8]}
+    alarms = LoadWatch([start]).see(recorded)
+    assert len(alarms) == 31
+    lines = alarm_lines(alarms)
+    assert len(lines) == 4
+    assert lines[0] == "alarm: round 1, block 0: routing has collapsed to 2.4 effective experts of 5"
+    assert lines[-1] == "… and 28 more alarms of this round, which the report counts"
+    assert len(alarm_lines(alarms[:3])) == 3
+    assert alarm_lines([]) == []

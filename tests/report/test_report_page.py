@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.comparison.statistics import CellResult, Comparison
+from fftmoe.report.block_maps import usage_by_block
 from fftmoe.report.marks import ticks
+from fftmoe.report.record import RunRecord
+from fftmoe.report.run_figures import effective_number
 from reports import comparison_page, config, external_loads, report_page, rows, structure_of, summary
 from shared_fixtures import Cli
 
@@ -275,3 +278,46 @@ def test_the_report_command_does_not_overwrite_a_folder(cli: Cli, folder: Path, 
     outcome = cli("report", folder, "--output", tmp_path)
     assert outcome.status == 2
     assert "is a folder" in outcome.err
+
+
+def rows_of_blocks(num_blocks: int) -> list[dict[str, Any]]:
+    """The rows of a run that adapts many blocks; the load of block 0 is uneven at its end."""
+    even, uneven = [0.2] * 5, [0.96, 0.01, 0.01, 0.01, 0.01]
+    recorded = rows()
+    for row in recorded[1:]:
+        blocks = map(str, range(num_blocks))
+        row["load"] = {block: uneven if block == "0" and row["round"] == 3 else even for block in blocks}
+        row["experts"] = {c: {str(b): ["13", "11"] for b in range(num_blocks)} for c in ("1", "6")}
+    return recorded
+
+
+def test_the_experts_of_31_blocks_are_two_maps_and_not_a_figure_for_each():
+    many, few = (structure_of(report_page(config(), rows_of_blocks(number), summary())) for number in (31, 2))
+    for words in (
+        "Effective number of experts, by block",
+        "At the end the load of 1 of 31 blocks is uneven.",
+        "How much of each block clients use",
+        "The 6 most uneven of 31 blocks are shown.",
+    ):
+        assert words in many.text
+        assert words not in few.text
+    captions, of_few = (
+        [str(a["aria-label"]) for tag, a in page.elements if tag == "svg" and a.get("role") == "img"]
+        for page in (many, few)
+    )
+    # Of each client 2 of 5 experts are trained, in each of 31 blocks.
+    assert any("all blocks together, 62 experts a client on average" in caption for caption in captions)
+    assert any("at the end from 1.3 (block 0) to 5.0 of 5" in caption for caption in captions)
+    assert len(captions) <= len(of_few) + 1 + 4 + 4
+
+
+def test_every_block_and_round_of_a_map_is_in_the_numbers():
+    recorded = RunRecord(config(), rows_of_blocks(31), summary())
+    (found,) = usage_by_block(recorded)
+    assert found.numbers is not None
+    assert len(found.numbers.each) == 2 * 31
+    overall = effective_number(recorded)
+    assert overall is not None
+    assert overall.numbers is not None
+    assert len(overall.numbers.each) == 3 * 31
+    assert usage_by_block(RunRecord(config(), rows_of_blocks(6), summary())) == []

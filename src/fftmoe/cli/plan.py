@@ -23,6 +23,9 @@ def plan(
     recipe: RecipeArgument = "quickstart",
     set_: SetOption = None,
     clients: Annotated[bool, typer.Option("--clients", help="List all clients instead of the first twenty.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="List all clients, and name the experts of each in every block.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time this machine instead, and choose a budget for it.")
@@ -55,10 +58,12 @@ def plan(
     if measure:
         _measure(loaded, read_ahead, limits, write, as_json)
     else:
-        _forecast(loaded, read_ahead, clients, as_json)
+        _forecast(loaded, read_ahead, clients, verbose, as_json)
 
 
-def _forecast(recipe: "Recipe", read_ahead: "ReadAhead | None", all_clients: bool, as_json: bool) -> None:
+def _forecast(
+    recipe: "Recipe", read_ahead: "ReadAhead | None", all_clients: bool, verbose: bool, as_json: bool
+) -> None:
     from fftmoe.cli.plan_output import print_forecast
     from fftmoe.setup.forecast import forecast
 
@@ -66,7 +71,7 @@ def _forecast(recipe: "Recipe", read_ahead: "ReadAhead | None", all_clients: boo
     if as_json:
         _print_json(found)
     else:
-        print_forecast(Console(), found, all_clients)
+        print_forecast(Console(), found, all_clients or verbose, every_block=verbose)
 
 
 def _check_measuring(measure: bool, limits: Mapping[str, float | None], write: Path | None, force: bool) -> None:

@@ -1,29 +1,35 @@
 """What `fftmoe plan` prints: the forecast of a run, or the profile of this machine."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from fftmoe.cli.held_experts import client_lines, counts_blocks, coverage, ranges
 from fftmoe.cost.analytic import BaselineCost, Forecast, StatisticsCost, TierCost
 from fftmoe.cost.measured import MachineProfile
-from fftmoe.records.client_names import client_name
 from fftmoe.report.progress import size
-from fftmoe.shown import shown_on_a_line
 
 CLIENTS_SHOWN = 20
 
 
-def print_forecast(console: Console, forecast: Forecast, all_clients: bool) -> None:
-    """Print what each tier costs, and which experts the first twenty clients (or all) will hold."""
+def print_forecast(console: Console, forecast: Forecast, all_clients: bool, every_block: bool = False) -> None:
+    """Print what each tier costs, and which experts the first twenty clients (or all) will hold.
+
+    Args:
+        every_block: name the experts of all blocks; otherwise those of many blocks are counted.
+    """
     _print_lines(console, (f"warning: {note}" for note in forecast.notes))
     console.print(_tiers_table(forecast))
     _print_lines(console, (*_explanations(forecast), ""))
     shown = list(forecast.experts)[: None if all_clients else CLIENTS_SHOWN]
-    _print_lines(console, _client_lines(forecast, shown))
+    _print_lines(console, client_lines(forecast, shown, every_block))
     if len(shown) < len(forecast.experts):
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+    if counts_blocks(forecast):
+        more = "" if every_block else " --verbose names the experts of every client in every block."
+        _print_lines(console, [coverage(forecast.experts) + more])
 
 
 def _tiers_table(forecast: Forecast) -> Table:
@@ -77,19 +83,6 @@ def _baseline_line(name: str, cost: BaselineCost, steps: int) -> str:
         return f"baseline {name}: {once}."
     who = "all rows in one place" if cost.clients == 1 else f"{cost.clients} clients, each by itself"
     return f"baseline {name}: {cost.steps:,} steps of training ({who}), where all rounds take {steps:,}."
-
-
-def _client_lines(forecast: Forecast, clients: Iterable[int]) -> list[str]:
-    tier_of = {client: tier.budget.name for tier in forecast.tiers for client in tier.clients}
-    lines = []
-    named = {client: shown_on_a_line(client_name(client, forecast.client_names)) for client in clients}
-    width = max((len(name) for name in named.values()), default=0)
-    for client, name in named.items():
-        held = "  ".join(f"block {block}: {ranges(ids)}" for block, ids in forecast.experts[client].items())
-        place = f"{name:>3}" if forecast.client_names is None else name.ljust(width)
-        facts = f"client {place}  {tier_of[client]:<8} {forecast.num_examples[client]:>6} examples  "
-        lines.append((facts + held).rstrip())
-    return lines
 
 
 def _has_experts(forecast: Forecast) -> bool:
@@ -160,14 +153,3 @@ def _plain_table(*heads: str) -> Table:
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short form: `0-3 7 9-11`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

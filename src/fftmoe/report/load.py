@@ -18,6 +18,7 @@ DIGITS = 5
 STARVED = 0.1  # of the even share 1/M
 STARVED_ROUNDS = 3  # rounds in a row
 EFFECTIVE = 0.5  # of the number of experts M
+ALARMS_SAID = 3  # of one round, on the terminal
 MOST_ALARMS = 100  # kept for a run
 RULE = (
     f"The load is uneven where an expert's share of the routed tokens stays below {STARVED:g}/M for {STARVED_ROUNDS} "
@@ -129,3 +130,10 @@ def describe_alarm(alarm: Mapping[str, Any]) -> str:
         return f"{where}: routing has collapsed to {alarm['effective']:.1f} effective experts of {alarm['of']}"
     experts = ", ".join(map(str, alarm["experts"]))
     return f"{where}: hardly any token went to expert {experts} for {STARVED_ROUNDS} rounds"
+
+
+def alarm_lines(alarms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The alarms of one round as lines for a terminal, of which only the first are told one by one."""
+    lines = [f"alarm: {describe_alarm(alarm)}" for alarm in alarms[:ALARMS_SAID]]
+    more = len(alarms) - ALARMS_SAID
+    return [*lines, f"… and {more} more alarms of this round, which the report counts"] if more > 0 else lines

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fftmoe.report.block_maps import BLOCKS_SHOWN, MAPPED_CLIENTS, ROUNDS_SHOWN, effective_map
 from fftmoe.report.draw import Column, Level, Line, bar_figure, column_figure, line_figure, thinned
 from fftmoe.report.heat_map import HeatMap
 from fftmoe.report.load import EFFECTIVE, effective_experts
@@ -13,9 +14,7 @@ from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
 
-BLOCKS_SHOWN = 6
-MAPPED_CLIENTS = 40
-ROUNDS_SHOWN = 60
+LINED_BLOCKS = 12  # more have no room for a name beside each line
 PHASES = {
     "clients": "clients and merging",
     "head": "computing the head",
@@ -101,13 +100,18 @@ def _client_levels(run: RunRecord) -> list[Level]:
 
 
 def effective_number(run: RunRecord) -> Figure | None:
-    """The effective number of experts of every block over rounds, with the level below which the load is uneven."""
+    """The effective number of experts of every block over rounds, and the level below which the load is uneven.
+
+    A few blocks are lines, and many are rows of a map.
+    """
     by_block: dict[int, list[tuple[float, float]]] = {}
     num_experts = 0
     for row in run.rows:
         for block, shares in row.get("load", {}).items():
             by_block.setdefault(int(block), []).append((row["round"], effective_experts(shares)))
             num_experts = len(shares)
+    if len(by_block) > LINED_BLOCKS:
+        return effective_map(by_block, num_experts)
     lines = [
         Line(f"block {block}", points, place, place // COLOURS % len(DASHES))
         for place, (block, points) in enumerate(sorted(by_block.items()))

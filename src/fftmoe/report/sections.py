@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures
 from fftmoe.report.answer import compared
+from fftmoe.report.block_maps import usage_by_block
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
 from fftmoe.report.metric import NO_VALUE, Metric, client_names, own_values, values_of_clients
@@ -157,7 +158,8 @@ def experts(run: RunRecord) -> ExpertsView | None:
     alarms = watch.alarms
     recovered = bool(alarms) and not watch.lasting(run.summary.get(run.metric.name), run.metric)
     shown = [f"{describe_alarm(found)}." for found in alarms[:ALARMS_SHOWN]]
-    return ExpertsView(False, shown, len(alarms), recovered, [overall, *loads], run_figures.expert_usage(run))
+    usage = [*usage_by_block(run), *run_figures.expert_usage(run)]
+    return ExpertsView(False, shown, len(alarms), recovered, [overall, *loads], usage)
 
 
 def costs(run: RunRecord) -> CostsView:

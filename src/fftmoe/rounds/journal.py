@@ -8,7 +8,7 @@ from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.records.client_names import Names, with_names
-from fftmoe.report.load import LoadWatch, describe_alarm
+from fftmoe.report.load import LoadWatch, alarm_lines
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
@@ -101,8 +101,8 @@ class Journal:
         if "faults" in self._hidden:  # then the file does not list them
             for fault in row.get("faults", ()):
                 self.say(f"  {fault['kind']}: client {fault['client_id']} ({fault['reason']})")
-        for alarm in self._watch.see(kept):
-            self.say(f"alarm: {describe_alarm(alarm)}")
+        for line in alarm_lines(self._watch.see(kept)):
+            self.say(line)
 
     def public(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of a row or a summary that may be written."""
