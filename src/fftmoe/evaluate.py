@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import check_finite_outputs, logits, on_device, outputs
+from fftmoe.backbones import check_finite_outputs, logits, on_device, outputs, token_losses
 from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import LabelCounts, Task
@@ -78,10 +78,15 @@ class Tally:
 
 def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
     """A fixed random subset of `size` examples; all examples when `size` is None or larger than their number."""
-    if size is None or size >= len(examples):
-        return examples
-    rows = numpy_generator(seed, "holdout").choice(len(examples), size, replace=False)
-    return examples.select(np.sort(rows))
+    rows = holdout_rows(len(examples), size, seed)
+    return examples if len(rows) == len(examples) else examples.select(rows)
+
+
+def holdout_rows(num_examples: int, size: int | None, seed: int) -> np.ndarray:
+    """The rows of that subset, int64 [size] ascending."""
+    if size is None or size >= num_examples:
+        return np.arange(num_examples)
+    return np.sort(numpy_generator(seed, "holdout").choice(num_examples, size, replace=False))
 
 
 @torch.inference_mode()
@@ -152,6 +157,20 @@ def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_
     result = torch.empty_like(flat)
     result[torch.cat(order)] = flat
     return result
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Any, texts: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
+    """The sum of the log-probabilities of each text's learned tokens in nats, float64 [N].
+
+    Raises:
+        RunError: one is not finite.
+    """
+    found = torch.zeros(len(texts), dtype=torch.float64)
+    for rows in evaluation_batches(texts, batch_size):
+        found[rows] = -token_losses(model, on_device(model, texts.batch(rows))).double().sum(1).cpu()
+    check_finite_outputs(found.isfinite())
+    return found
 
 
 def accuracy(model: Any, examples: Examples) -> float:

@@ -51,7 +51,10 @@ def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(run_language:
     measured = evaluate_run(finished.folder)
     assert measured["perplexity"] == pytest.approx(summary["perplexity"], rel=1e-5)
     assert [*measured["perplexity_by_label"]] == ["author-0", "author-1", "author-2"]
-    assert measured["exact_match"] == summary["exact_match"]
+    for key in ("exact_match", "rouge_l", "generated", "generated_by_client", "generated_by_label"):
+        assert measured[key] == summary[key], key
+    assert summary["generated_by_client"] == summary["generated_by_label"]  # a client is what divides the rows
+    assert sum(own["generated"] for own in summary["generated_by_client"].values()) == 7
 
 
 @pytest.mark.parametrize(

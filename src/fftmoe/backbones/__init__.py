@@ -6,6 +6,7 @@ No method, client or recipe is known here; `tasks` and `store` stand next to it,
 from fftmoe.adapter.pooling import MeanPoolClassifier as MeanPoolClassifier
 from fftmoe.backbones.answers import TextInPieces as TextInPieces
 from fftmoe.backbones.answers import end_ids_of as end_ids_of
+from fftmoe.backbones.answers import prompt_text_of as prompt_text_of
 from fftmoe.backbones.answers import text_of as text_of
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
 from fftmoe.backbones.attach import copy_head as copy_head

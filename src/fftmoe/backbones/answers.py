@@ -40,6 +40,17 @@ def text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor | list[int]) -> st
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
+def prompt_text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor) -> str:
+    """The text of a prompt, in which a line ends at each special token: what stands beside one is another message's."""
+    parts: list[list[int]] = [[]]
+    for token in ids.tolist():
+        if token in tokenizer.all_special_ids:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return "\n".join(text_of(tokenizer, part) for part in parts if part)
+
+
 class TextInPieces:
     """Hands on the text of tokens piece by piece.
 

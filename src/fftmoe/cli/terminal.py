@@ -35,6 +35,7 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *([f"\n{said}"] if (said := sentence(summary)) else []),
         *([f"\n{found}"] if found else []),
         f"\n{metric.label} {summary[metric.name]:.3f} on the whole test set{_range(interval_of(summary, metric))}",
+        *_generated(summary),
         *_baselines(summary, metric, recipe),
         f"  with the experts of each tier: {tiers}",
         *(
@@ -43,6 +44,20 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         ),
         *_local_training(summary, metric),
     ]
+
+
+def _generated(summary: Mapping[str, Any]) -> list[str]:
+    """How what a language model wrote compares with the completions, if that was asked for."""
+    if "generated" not in summary:
+        return []
+    written = f"exact match {summary['exact_match']:.3f}, ROUGE-L {summary['rouge_l']:.3f}"
+    lines = [f"  written after {summary['generated']} test prompts: {written}"]
+    if "option_accuracy" in summary:
+        lines.append(
+            f"  the most likely of the options is right: {summary['option_accuracy']:.3f} of "
+            f"{summary['with_options']} prompts that have some"
+        )
+    return lines
 
 
 def _range(interval: Sequence[float] | None) -> str:

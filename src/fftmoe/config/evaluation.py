@@ -52,7 +52,8 @@ class EvaluationSection(Section):
     local_only_examples: Count = 300
     """Test rows on which each of these is measured, next to all of its own."""
     generate: GenerationSection | None = None
-    """Also compare what a language model writes after the last round with the completions of test rows."""
+    """Also compare what a language model writes after the last round with the completions of test rows, and rank the
+    options of a prompt, for the whole sample, each task and each client."""
 
     @property
     def asked(self) -> frozenset[str]:

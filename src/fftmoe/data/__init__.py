@@ -17,6 +17,8 @@ from fftmoe.data.columns import owners_of as owners_of
 from fftmoe.data.columns import plain_columns as plain_columns
 from fftmoe.data.columns import texts_of as texts_of
 from fftmoe.data.completions import Completions as Completions
+from fftmoe.data.completions import continued as continued
+from fftmoe.data.completions import tokenize_answers as tokenize_answers
 from fftmoe.data.completions import tokenize_completions as tokenize_completions
 from fftmoe.data.completions import tokenize_prompts as tokenize_prompts
 from fftmoe.data.declared import with_declared_labels as with_declared_labels

@@ -41,12 +41,18 @@ def template_fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens with which the chat template ends an answer, such as `<|im_end|>`; none if it only writes on."""
-    asked = messages_of(_QUESTION)
-    whole = as_chat(tokenizer, [*asked, _said(_ANSWER)], answer=True)
-    _, _, after = whole[len(as_chat(tokenizer, asked, answer=False)) :].rpartition(_ANSWER)
+    _, after = around_answers(tokenizer)
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return [token for token in cast(list[int], ids) if token in special][:1]
+
+
+def around_answers(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
+    """What the chat template writes between a question and its answer, beyond the place of an answer, and after it."""
+    asked = messages_of(_QUESTION)
+    whole = as_chat(tokenizer, [*asked, _said(_ANSWER)], answer=True)
+    before, _, after = whole[len(as_chat(tokenizer, asked, answer=False)) :].rpartition(_ANSWER)
+    return before, after
 
 
 def chat_exchanges(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data.chat_templates import as_chat, chat_exchanges
+from fftmoe.data.chat_templates import around_answers, as_chat, chat_exchanges
 from fftmoe.data.chats import messages_of, plain_prompt
 from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
@@ -121,6 +121,27 @@ def tokenize_prompts(
     kept = [_cut(ids, [end], max_length, tokenizer.bos_token_id)[0] for ids in whole]
     num_cut = sum(len(short) < len(ids) for short, ids in zip(kept, whole, strict=True))
     return [torch.tensor(ids, dtype=torch.int64) for ids in kept], num_cut
+
+
+def tokenize_answers(
+    answers: Sequence[str], tokenizer: "PreTrainedTokenizerBase", chat_template: bool = False
+) -> list[list[int]]:
+    """The tokens of each answer with its end, as they would be learned after a prompt.
+
+    Raises:
+        InputError: as `tokenize_completions`.
+    """
+    end = _end_of_text(tokenizer, 2)
+    before, after = around_answers(tokenizer) if chat_template else ("", "")
+    whole = _ids(tokenizer, [f"{before}{answer}{after}" for answer in answers], special=False)
+    return [_with_end(ids, end, ended=chat_template and end in ids) for ids in whole]
+
+
+def continued(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Completions:
+    """Prompts and what is learned after each, as token ids; all of one stratum."""
+    rows = [np.asarray([*prompt, *answer], dtype=np.int32) for prompt, answer in pairs]
+    starts = torch.tensor([len(prompt) for prompt, _ in pairs], dtype=torch.int64)
+    return Completions(flat_texts(rows, np.zeros(len(rows), dtype=np.int64), pad_id), starts)
 
 
 def lengths_with_completions(

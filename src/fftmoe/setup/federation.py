@@ -1,6 +1,6 @@
 """From an experiment to the parts of its run: the policy, the exchange, the head, and what is measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import holdout
 from fftmoe.head import HeadSums, bounded_total
+from fftmoe.records.client_names import client_name
 from fftmoe.rounds.closed_form import ClosedFormHead, SolveHead, keep_head
 from fftmoe.rounds.evaluation import Evaluation
 from fftmoe.rounds.exchange import Exchange
@@ -160,6 +161,21 @@ def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], 
     return shares
 
 
+def _groups_of_tests(experiment: Experiment) -> dict[str, Sequence[str | None]]:
+    """The task of each test row, and the client whose row it is, where the data says it."""
+    test, own = experiment.test, experiment.own_test
+    groups: dict[str, Sequence[str | None]] = {}
+    if len(experiment.strata) > 1:
+        groups["label"] = [experiment.strata[number] for number in test.labels.tolist()]
+    if own is not None:
+        owners: list[str | None] = [None] * len(test)
+        for client in range(len(own)):
+            for row in own[client]:
+                owners[int(row)] = client_name(client, experiment.client_names)
+        groups["client"] = owners
+    return groups
+
+
 def make_evaluation(experiment: Experiment, journal: Journal, exchange: Exchange) -> Evaluation:
     """Make what decides when and on what the run is measured."""
     recipe, measure = experiment.recipe, make_measure(experiment)
@@ -175,7 +191,8 @@ def make_evaluation(experiment: Experiment, journal: Journal, exchange: Exchange
         )
     generate = None
     if (asked := generation_sample(recipe)) is not None:
-        generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, asked)
+        groups = _groups_of_tests(experiment) if measure.show_clients else None
+        generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, asked, groups)
     return Evaluation(
         measure=measure,
         sample=holdout(test, settings.max_examples, recipe.seed),

@@ -16,6 +16,8 @@ from fftmoe.tasks.generated import rouge_l as rouge_l
 from fftmoe.tasks.label_counts import LabelCounts as LabelCounts
 from fftmoe.tasks.multi_label import EachLabel as EachLabel
 from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
+from fftmoe.tasks.options import common_completions as common_completions
+from fftmoe.tasks.options import options_of as options_of
 from fftmoe.tasks.preference import PairLoss as PairLoss
 from fftmoe.tasks.preference import Preference as Preference
 from fftmoe.tasks.regression import Regression as Regression

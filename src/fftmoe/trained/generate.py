@@ -1,43 +1,133 @@
-"""Compare the text that a language model generates after held-out prompts with the true completions."""
+"""Compare the text that a language model generates after held-out prompts with the true completions.
 
+Three values are usual, and each answers another question. Exact match and ROUGE-L compare what the model writes by
+itself. Where a prompt has options (`tasks/options.py`) the model also ranks them, as FLAN, T0 and lm-evaluation-harness
+do: the answer is the option with the highest log-likelihood, whatever the model would have written. Here that is the
+likelihood of the whole answer with its end, as it was learned; the harness leaves the end out.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from fftmoe.backbones import continue_greedily, end_ids_of, load_tokenizer, text_of
-from fftmoe.data import Completions, Examples, WithPrefix
-from fftmoe.evaluate import holdout
-from fftmoe.tasks import exact_match, rouge_l
+from fftmoe.backbones import continue_greedily, end_ids_of, load_tokenizer, prompt_text_of, readable_tokens, text_of
+from fftmoe.data import Completions, Examples, WithPrefix, continued, tokenize_answers
+from fftmoe.evaluate import holdout_rows, log_likelihoods
+from fftmoe.tasks import common_completions, exact_match, options_of, rouge_l
 from fftmoe.trained.run import GenerationSample
 
+Names = Sequence[str | None]
+OPTIONS_AT_ONCE = 16  # answers that are ranked in a batch
+BY_OPTION = "option_accuracy"
 
-def generation_metrics(model: Any, backbone: str, examples: Examples, settings: GenerationSample) -> dict[str, Any]:
-    """Score greedy completions of a fixed sample of held-out examples.
+
+def generation_metrics(
+    model: Any,
+    backbone: str,
+    examples: Examples,
+    settings: GenerationSample,
+    groups: Mapping[str, Names] | None = None,
+) -> dict[str, Any]:
+    """Score greedy completions of a fixed sample of held-out examples, and the choice among options.
 
     Args:
         backbone: the name of the backbone, whose tokenizer is used.
         examples: prompts with completions, from which the sample is drawn.
+        groups: by what they divide the examples, such as "client", the group of each example; None for one without.
 
     Returns:
-        `exact_match` and `rouge_l`, means over the sample, and `generated`, the size of the sample.
+        `exact_match` and `rouge_l`, means over the sample, and `generated`, the size of the sample; where prompts have
+        options, `option_accuracy` and `with_options`, the number of these prompts. For each of `groups`
+        `generated_by_...` with the same of each group, by its name.
     """
     plain = examples.examples if isinstance(examples, WithPrefix) else examples
-    sample = holdout(plain, settings.num_examples, settings.seed)
-    assert isinstance(sample, Completions)
+    assert isinstance(plain, Completions)
+    rows: list[int] = holdout_rows(len(plain), settings.num_examples, settings.seed).tolist()
     tokenizer = load_tokenizer(backbone)
-    pairs = [sample.text(row) for row in range(len(sample))]
+    completions = [text_of(tokenizer, plain.text(row)[1]) for row in range(len(plain))]
+    written = _written(model, tokenizer, plain, rows, settings)
+    scores = {
+        "exact_match": np.array([exact_match(text, completions[row]) for text, row in zip(written, rows, strict=True)]),
+        "rouge_l": np.array([rouge_l(text, completions[row]) for text, row in zip(written, rows, strict=True)]),
+        BY_OPTION: _chosen(model, tokenizer, plain, rows, completions, settings.chat_template),
+    }
+    found = _means(scores, np.arange(len(rows)))
+    for name, members in (groups or {}).items():
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            if (group := members[row]) is not None:
+                places[group].append(place)
+        found[f"generated_by_{name}"] = {group: _means(scores, np.array(places[group])) for group in sorted(places)}
+    return found
+
+
+def _means(scores: Mapping[str, np.ndarray], places: np.ndarray) -> dict[str, Any]:
+    """The means of the scores at these places of the sample, and of how many."""
+    chosen = scores[BY_OPTION][places]
+    known = ~np.isnan(chosen)
+    return {
+        "exact_match": float(scores["exact_match"][places].mean()),
+        "rouge_l": float(scores["rouge_l"][places].mean()),
+        "generated": len(places),
+        **({BY_OPTION: float(chosen[known].mean()), "with_options": int(known.sum())} if known.any() else {}),
+    }
+
+
+def _written(
+    model: Any, tokenizer: Any, examples: Completions, rows: Sequence[int], settings: GenerationSample
+) -> list[str]:
+    """What the model writes after the prompts of these rows."""
     generated = continue_greedily(
         model,
-        [prompt for prompt, _ in pairs],
+        [examples.text(row)[0] for row in rows],
         settings.max_new_tokens,
         end_ids=end_ids_of(model, tokenizer, settings.chat_template),
-        pad_id=sample.texts.pad_id,
+        pad_id=examples.texts.pad_id,
     )
-    texts = [text_of(tokenizer, ids) for ids in generated]
-    references = [text_of(tokenizer, ids) for _, ids in pairs]
-    scores = {"exact_match": exact_match, "rouge_l": rouge_l}
-    means = {
-        name: float(np.mean([score(*pair) for pair in zip(texts, references, strict=True)]))
-        for name, score in scores.items()
-    }
-    return {**means, "generated": len(sample)}
+    return [text_of(tokenizer, ids) for ids in generated]
+
+
+def _chosen(
+    model: Any,
+    tokenizer: Any,
+    examples: Completions,
+    rows: Sequence[int],
+    completions: Sequence[str],
+    chat_template: bool,
+) -> np.ndarray:
+    """For each row 1 if the most likely of its options is its completion, else 0; NaN for a row without options.
+
+    Args:
+        completions: of all examples, which show what completions a task has.
+    """
+    by_stratum: dict[int, list[str]] = defaultdict(list)
+    for stratum, completion in zip(examples.labels.tolist(), completions, strict=True):
+        by_stratum[stratum].append(completion)
+    common = {stratum: common_completions(own) for stratum, own in by_stratum.items()}
+    found, positions = np.full(len(rows), np.nan), readable_tokens(model)
+    options: dict[int, list[str]] = {}
+    pairs: list[tuple[list[int], list[int]]] = []
+    for place, row in enumerate(rows):
+        prompt = examples.text(row)[0]
+        own = options_of(prompt_text_of(tokenizer, prompt), completions[row], common[int(examples.labels[row])])
+        if own:
+            options[place] = own
+            pairs += _asked(prompt, tokenize_answers(own, tokenizer, chat_template), positions)
+    if not pairs:
+        return found
+    likelihoods = log_likelihoods(model, continued(pairs, examples.texts.pad_id), OPTIONS_AT_ONCE).numpy()
+    start = 0
+    for place, own in options.items():
+        best = own[int(likelihoods[start : start + len(own)].argmax())]
+        found[place], start = float(best == completions[rows[place]].strip()), start + len(own)
+    return found
+
+
+def _asked(prompt: Tensor, answers: Sequence[list[int]], positions: int | None) -> list[tuple[list[int], list[int]]]:
+    """A prompt with each of its possible answers; its beginning is cut where the model can read no more."""
+    room = len(prompt) if positions is None else positions - max(map(len, answers))
+    kept = prompt[max(0, len(prompt) - max(1, room)) :].tolist()
+    return [(kept, answer) for answer in answers]

@@ -28,7 +28,8 @@ def metrics_on(
     Returns:
         `metric`, the name of the task's main metric; every metric under its name; `num_examples`; the main metric
         within each stratum as `accuracy_by_label`, `perplexity_by_label` and so on, and on each client's own examples
-        as `accuracy_by_client`; and the metrics of generated text where the run measures them.
+        as `accuracy_by_client`; and the metrics of generated text where the run measures them, those within each
+        stratum as `generated_by_label` and on each client's own examples as `generated_by_client`.
     """
     clients = sorted_names(name for name in owners or () if name is not None)
     own = own_rows(clients, owners or ())
@@ -46,7 +47,10 @@ def metrics_on(
         metrics[f"{task.metric}_by_client"] = dict(zip(clients, map(float, found.on_own()), strict=True))
     if run.generation is None:
         return metrics
-    return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation)
+    groups: dict[str, Sequence[str | None]] = {"label": [strata[int(number)] for number in examples.labels]}
+    if own is not None:
+        groups["client"] = owners or ()
+    return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation, groups)
 
 
 def referenced(trained: TrainedModel, examples: Examples) -> Examples:
