@@ -85,6 +85,18 @@ def test_the_page_on_instructions_leads_from_a_table_to_a_served_model(
     assert capsys.readouterr().out.count(" -> ") == 2
 
 
+def test_the_page_on_preferences_leads_from_pairs_to_an_adapter(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    follow("preference", cli, save_language_model(tmp_path / "llama", chat_template=CHAT))
+    assert answers(tmp_path)[0]["completion"] is not None
+    summary = json.loads((tmp_path / "runs" / "pairs" / "summary.json").read_text())
+    assert summary["preference_accuracy_by_round"]["0"] == 0.5
+    assert summary["preference_accuracy"] > 0.5
+    assert (tmp_path / "preference-adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_what_the_page_says_of_other_names_and_chats_is_so(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`response` and `instruction` are found, a chat template is used, and lists of messages are no prompts."""
     monkeypatch.chdir(tmp_path)

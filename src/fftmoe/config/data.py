@@ -20,8 +20,8 @@ FractionOrOff = Annotated[
 
 
 class DataSection(Section):
-    """The data set: a hub id, a folder with train and test files, `builtin:stdlib-docs`, or
-    `builtin:stdlib-instructions`.
+    """The data set: a hub id, a folder with train and test files, or a set that the program makes, such as
+    `builtin:stdlib-docs`.
 
     `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.
     `validation_examples` sets that many training rows aside and evaluates on them instead of the test rows, so that
@@ -47,9 +47,9 @@ class DataSection(Section):
     source: str
     """A table (CSV, JSON lines or parquet), a folder with a table for each client, a folder with `train.*` and
     `test.*`, a folder of images by class, a hub id, or a set that is made from the running Python:
-    `builtin:stdlib-docs` (texts with labels) or `builtin:stdlib-instructions` (prompts with completions). Rows that
-    nobody has divided are
-    divided here: one in five is a test row."""
+    `builtin:stdlib-docs` (texts with labels), `builtin:stdlib-instructions` (prompts with completions) or
+    `builtin:stdlib-preferences` (prompts with two answers). Rows that nobody has divided are divided here: one in five
+    is a test row."""
     labels: Annotated[list[str], Field(min_length=2), no_repetition("labels")] | None = None
     """The classes in their order; by default those of the training rows. Sites need it to agree, differential privacy
     to protect it."""

@@ -11,6 +11,7 @@ from fftmoe.data.hub import read_hub
 from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
+from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
 from fftmoe.data.table import Table
 from fftmoe.data.undivided import CLIENT, divide, read_undivided
 from fftmoe.errors import InputError, did_you_mean, looked_up
@@ -28,6 +29,7 @@ class BuiltinSet(NamedTuple):
 BUILTINS: Mapping[str, BuiltinSet] = {
     "stdlib-docs": BuiltinSet(("text", "label", "module"), stdlib_docs),
     "stdlib-instructions": BuiltinSet(("prompt", "completion", "kind"), stdlib_instructions),
+    "stdlib-preferences": BuiltinSet(PreferenceRow._fields, stdlib_preferences),
 }
 """The data sets that the package makes from the running Python, by the name after `builtin:`."""
 
