@@ -12,24 +12,32 @@ from fftmoe.data.sources import BUILTINS, read_raw
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
 
+ASKED = "Complete this sentence about Python's module {}: "
+
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[PreferenceRow]]:
     return stdlib_preferences()
 
 
-def test_each_answer_is_the_end_of_a_text_of_the_module_and_only_the_chosen_one_fits(
+def test_the_chosen_answer_ends_its_text_and_the_rejected_one_does_not_fit_or_does_not_stop(
     rows: dict[str, list[PreferenceRow]],
 ):
     for split, texts in stdlib_docs().items():
         of_module: dict[str, set[str]] = {}
         for text, _, module in texts:
             of_module.setdefault(module, set()).add(text)
+        goes_on = 0
         for row in rows[split]:
-            begin = row.prompt.removeprefix(f"Complete this sentence about Python's module {row.module}: ")
-            assert f"{begin} {row.chosen}" in of_module[row.module]
-            assert f"{begin} {row.rejected}" not in of_module[row.module]
-            assert any(text.endswith(row.rejected) for text in of_module[row.module])
+            begin, others = row.prompt.removeprefix(ASKED.format(row.module)), of_module[row.module]
+            assert f"{begin} {row.chosen}" in others
+            assert f"{begin} {row.rejected}" not in others
+            if row.rejected.startswith(f"{row.chosen} "):
+                assert row.rejected.removeprefix(f"{row.chosen} ") in others - {f"{begin} {row.chosen}"}
+                goes_on += 1
+            else:
+                assert any(text.endswith(f" {row.rejected}") for text in others)
+        assert 0.4 < goes_on / len(rows[split]) < 0.6
 
 
 def test_there_are_rows_for_many_clients_and_no_prompt_is_in_both_splits(rows: dict[str, list[PreferenceRow]]):

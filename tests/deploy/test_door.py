@@ -81,6 +81,14 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         },
         "reads column 'diary' as text",
     ),
+    "pairs of answers": (
+        {
+            "backbone": {"task": "preference"},
+            "data": {"prompt": "text", "chosen": "label", "rejected": "diary", "labels": None},
+            "head": None,
+        },
+        "reads column 'diary' as text",
+    ),
     "more rounds": ({"federation": {"rounds": 1001}}, "1001 rounds, and `most_rounds` is 1000"),
     "another backbone": ({"backbone": {"model": "org/other"}}, "backbone is 'org/other'"),
     "a folder of the site as backbone": ({"backbone": {"model": "/home/anna/model"}}, "backbone is '/home/anna/model'"),
@@ -97,7 +105,7 @@ def test_a_recipe_that_nobody_approved_is_refused(door: Door, kind: str):
     """Also in the middle of a run with the approved one; the words stay in the ledger, and the run goes on."""
     change, words = HOSTILE[kind]
     admitted = door.admit(job_of(recipe()))
-    labels = ("age",) if kind == "targets" else () if kind == "prompts" else ("bone", "heart")
+    labels = ("age",) if kind == "targets" else () if kind in ("prompts", "pairs of answers") else ("bone", "heart")
     with fails_as("policy", words):
         door.admit(job_of(recipe(change), labels=labels))
     assert words in events(door, "refused")[-1]["why"]
@@ -109,7 +117,7 @@ def test_a_recipe_that_nobody_approved_is_refused(door: Door, kind: str):
 def test_an_approval_widens_no_limit(tmp_path: Path, kind: str):
     """A person may approve what the policy does not allow; the policy still holds."""
     change, words = HOSTILE[kind]
-    labels = ("age",) if kind == "targets" else () if kind == "prompts" else ("bone", "heart")
+    labels = ("age",) if kind == "targets" else () if kind in ("prompts", "pairs of answers") else ("bone", "heart")
     hostile = recipe(change)
     both = policy_of(recipe(), recipes=[recipe_digest(recipe()), recipe_digest(hostile)])
     write_policy(tmp_path, both)

@@ -89,14 +89,17 @@ def test_every_loss_is_trained_and_measured_again(run_preference: RunLanguage, k
     "changes",
     [
         {"privacy": {"min_contributors": 2}, "adapter__residents": "balanced"},
-        {
-            "privacy": {
-                "min_contributors": 2,
-                "examples": {"clip_norm": 0.5, "noise_multiplier": 0.3, "delta": 1e-3, "epsilon": 1e5},
+        pytest.param(
+            {
+                "privacy": {
+                    "min_contributors": 2,
+                    "examples": {"clip_norm": 0.5, "noise_multiplier": 0.3, "delta": 1e-3, "epsilon": 1e5},
+                },
+                "adapter__residents": "balanced",
+                "adapter__balance": "switch",
             },
-            "adapter__residents": "balanced",
-            "adapter__balance": "switch",
-        },
+            marks=pytest.mark.slow,
+        ),
         {"federation__upload": "int8", "data__validation": 0.2, "evaluation": {"keep": "best"}},
         {"partition": {"kind": "shards", "num_clients": 5, "shards_per_client": 1}, "data__label": "kind"},
         {"data__chat_template": True},

@@ -26,7 +26,7 @@ from fftmoe.backbones.attach import logits
 from fftmoe.backbones.fingerprint import fingerprint
 from fftmoe.backbones.placement import compute_dtype, on_device
 from fftmoe.backbones.token_losses import token_losses
-from fftmoe.data import IGNORED, Examples, Preferences, WithPrefix, evaluation_batches
+from fftmoe.data import IGNORED, Examples, Preferences, cached_states, evaluation_batches
 from fftmoe.threads import one_thread
 
 REFERENCE_FORMAT = 1  # a part of every key: raise it when the way of computing changes
@@ -112,11 +112,12 @@ def _without_adapter(model: Any) -> Iterator[None]:
 def _key(model: nn.Module, examples: Preferences, batches: Sequence[Tensor]) -> str:
     """SHA-256 over all that determines the numbers: versions, weights, dtype, tokens, and which share a batch."""
     answers = examples.answers
-    has_states = isinstance(answers, WithPrefix)
-    texts: Any = answers.examples if isinstance(answers, WithPrefix) else answers
+    states = cached_states(answers)
+    texts: Any = answers if states is None else states.examples
+    block = None if states is None else states.block  # where the model begins: another part rounds otherwise
     dtype = compute_dtype(model)
     digest = hashlib.sha256(
-        f"{REFERENCE_FORMAT} {torch.__version__} {fingerprint(model)} {dtype} {has_states} {len(batches)}\n".encode()
+        f"{REFERENCE_FORMAT} {torch.__version__} {fingerprint(model)} {dtype} {block} {len(batches)}\n".encode()
     )
     for tensor in (texts.texts.input_ids, texts.texts.offsets, texts.starts, *batches):
         digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -64,8 +64,8 @@ class DataSection(Section):
     completion: str | None = None
     """The column of completions of a language model."""
     chosen: str | None = None
-    """The column of the better of two answers to a prompt, for a preference. A list of messages stands for the last of
-    them."""
+    """The column of the better of two answers to a prompt, for a preference: texts, or conversations that end with
+    it."""
     rejected: str | None = None
     """The column of the worse answer."""
     chat_template: bool = False

@@ -9,7 +9,6 @@ from fftmoe.data.batches import training_batches as training_batches
 from fftmoe.data.chat_templates import answer_ends as answer_ends
 from fftmoe.data.chat_templates import template_fault as template_fault
 from fftmoe.data.chats import prompt_of as prompt_of
-from fftmoe.data.chats import with_last_messages as with_last_messages
 from fftmoe.data.columns import lists_of as lists_of
 from fftmoe.data.columns import names_of as names_of
 from fftmoe.data.columns import numbers_of as numbers_of

@@ -73,20 +73,6 @@ def holds_conversations(table: Table) -> bool:
     return any(said) and not PRODUCED & {*table.columns}
 
 
-def last_message(value: Any) -> Any:
-    """The text of the last of a list of messages, such as an answer to a prompt; any other value as it is."""
-    if not _holds_messages([value]):
-        return value
-    text = value[-1].get("content", value[-1].get("value")) if isinstance(value[-1], dict) else None
-    return text if isinstance(text, str) else value
-
-
-def with_last_messages(table: Table, columns: Iterable[str]) -> Table:
-    """The table with the last message of each conversation in these columns; texts in them stay as they are."""
-    found = {name: list(map(last_message, table.columns[name])) for name in columns}
-    return replace(table, columns={**table.columns, **found})
-
-
 def messages_of(prompt: str) -> Messages:
     """The messages of a prompt; any prompt but a `Conversation` is one message of a user."""
     return _written(prompt) or [{"role": "user", "content": prompt}]
@@ -113,10 +99,11 @@ def _written(prompt: str) -> Messages | None:
 
 def _column_of(table: Table) -> str | None:
     """The column that may hold conversations."""
-    return next((name for name in CHATS if name in table.columns and _holds_messages(table.columns[name])), None)
+    return next((name for name in CHATS if name in table.columns and holds_messages(table.columns[name])), None)
 
 
-def _holds_messages(values: Sequence[Any]) -> bool:
+def holds_messages(values: Sequence[Any]) -> bool:
+    """Whether a column holds lists of messages, by its first value."""
     first = next(iter(values), None)
     return isinstance(first, list) and bool(first) and isinstance(first[0], dict)
 
@@ -126,7 +113,7 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
     remedy = f"correct the conversation in column {column!r}, or remove the row"
     if not isinstance(value, list) or len(value) < 2:
         raise InputError(f"{where}: a conversation has a question and an answer, and this one has not; {remedy}")
-    messages = [_message(message, where, remedy) for message in value]
+    messages = [checked_message(message, where, remedy) for message in value]
     *asked, answer = messages
     if answer["role"] != "assistant" or asked[-1]["role"] != "user":
         raise InputError(
@@ -136,7 +123,15 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
     return (asked[0]["content"] if len(asked) == 1 else prompt_of(asked)), answer["content"]
 
 
-def _message(value: Any, where: str, remedy: str) -> dict[str, str]:
+def checked_message(value: Any, where: str, remedy: str) -> dict[str, str]:
+    """A message as its role and its content.
+
+    Args:
+        where: the row, for the message. remedy: what to do, likewise.
+
+    Raises:
+        InputError: it is no message.
+    """
     role, content = (
         (value.get("role", value.get("from")), value.get("content", value.get("value")))
         if isinstance(value, dict)

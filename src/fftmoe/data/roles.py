@@ -10,6 +10,7 @@ from typing import Any
 from fftmoe.data.chats import holds_conversations, with_answers, with_columns_asked
 from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.image_folders import IMAGE_SUFFIXES
+from fftmoe.data.paired_chats import with_plain_pairs
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
@@ -43,7 +44,7 @@ class Roles:
 
 
 def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None) -> Table:
-    """The table with prompts and answers from its conversations, where the recipe asks for these.
+    """The table with prompts and answers from its conversations, where the recipe asks for these, or for pairs.
 
     It does so by their names, by the task of a language model without columns, or by nothing at all if the table has no
     text and label of usual names.
@@ -54,6 +55,9 @@ def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None
     Raises:
         InputError: a conversation cannot be used.
     """
+    if _asks_for_pairs(table, named, task):
+        prompt = named.get(PROMPT) or _first(list(table.columns), PROMPT_NAMES) or "prompt"
+        return with_plain_pairs(table, prompt, named.get(CHOSEN, "chosen"), named.get(REJECTED, "rejected"))
     read = {TEXT, PROMPT, COMPLETION} & {*named} if task == "causal-lm" else {*named}
     labelled = _first(_single(table, list(table.columns)), TEXT_NAMES) and (
         _first(list(table.columns), ("labels", *LABEL_NAMES))
@@ -61,6 +65,13 @@ def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None
     if task in (None, "causal-lm") and not read and holds_conversations(table) and (task or not labelled):
         return with_answers(table)
     return with_columns_asked(table, [named[key] for key in (PROMPT, COMPLETION) if key in named])
+
+
+def _asks_for_pairs(table: Table, named: Mapping[str, str], task: str | None) -> bool:
+    """Whether a recipe is about pairs of answers, by its task, by their names, or by usual names of columns."""
+    if task is not None or CHOSEN in named:
+        return task in (None, "preference")
+    return set(PREFERRED) <= set(table.columns) and not {TEXT, LABEL, COMPLETION} & {*named}
 
 
 def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None, by: str | None = None) -> Roles:
@@ -92,7 +103,7 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
 
 
 def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
-    if CHOSEN in named or (set(PREFERRED) <= set(table.columns) and not {TEXT, LABEL, COMPLETION} & {*named}):
+    if _asks_for_pairs(table, named, None):
         return "preference"
     if PROMPT in named or _pair(table):
         return "causal-lm"

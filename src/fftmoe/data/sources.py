@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
+from fftmoe.data.paired_chats import with_plain_pairs
 from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
@@ -123,6 +124,9 @@ def read_tables(
         tables = {split: tables[split] for split in request.splits}
     required = [column for columns in content.values() for column in columns]
     tables = {split: with_columns_asked(table, required) for split, table in tables.items()}
+    if "data.chosen" in content:
+        ((prompt,), (chosen,), (rejected,)) = (content[f"data.{name}"] for name in ("prompt", "chosen", "rejected"))
+        tables = {split: with_plain_pairs(table, prompt, chosen, rejected) for split, table in tables.items()}
     for split, table in tables.items():
         further = extra_columns if split == request.splits[0] else ()  # only training rows need a natural client
         for column in dict.fromkeys((*required, *further)):

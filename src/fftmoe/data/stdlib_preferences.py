@@ -1,9 +1,9 @@
 """The builtin set of preferences: how a sentence of the standard library's documentation goes on, and how it does not.
 
 The rows are made of the docstrings in `stdlib_docs.py`. A prompt is the first half of a text with the name of its
-module, the chosen answer is the second half, and the rejected answer is the second half of another text of the same
-module. So the two answers are alike in style and subject, and only one of them fits what was said before. The texts of
-test rows are no texts of training rows.
+module, and the chosen answer is the second half. In every other row the rejected answer does not fit: it is the second
+half of another text of the same module. In the rows between it does not stop: it is the chosen answer, and another text
+after it. The texts of test rows are no texts of training rows.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fftmoe.data.stdlib_docs import SPLIT_SEED, stdlib_docs
 from fftmoe.rng import numpy_generator
 
-FEWEST_WORDS, MOST_WORDS = 8, 60  # of a text: shorter ones have no two halves, longer ones are often lists
+FEWEST_WORDS, MOST_WORDS = 8, 40  # of a text: shorter ones have no two halves, longer ones are often lists
 
 
 class PreferenceRow(NamedTuple):
@@ -52,12 +52,17 @@ def stdlib_preferences() -> dict[str, list[PreferenceRow]]:
 
 
 def _paired(halves: list[tuple[str, str]], name: str) -> list[tuple[str, str, str]]:
-    """Both halves of each text, and the second half of the one that follows it in a random circle of all.
+    """Both halves of each text and a rejected answer, from the text that follows it in a random circle of all.
 
     Rows whose second answer is right too are left out: some texts differ in a name only.
     """
     circle = numpy_generator(SPLIT_SEED, "stdlib-preferences", name).permutation(len(halves)).tolist()
     following = dict(zip(circle, [*circle[1:], *circle[:1]], strict=True))
-    rows = ((begin, end, halves[following[place]][1]) for place, (begin, end) in enumerate(halves))
     texts = {f"{begin} {end}" for begin, end in halves}
-    return [(begin, end, other) for begin, end, other in rows if f"{begin} {other}" not in texts]
+    rows: list[tuple[str, str, str]] = []
+    for place, (begin, end) in enumerate(halves):
+        other = halves[following[place]]
+        rejected = other[1] if place % 2 else f"{end} {other[0]} {other[1]}"
+        if following[place] != place and f"{begin} {rejected}" not in texts:
+            rows.append((begin, end, rejected))
+    return rows

@@ -94,7 +94,7 @@ def profile(
     """
     available = available_mib()
     limits = RoundLimits(deadline_seconds or recipe.federation.deadline_seconds, memory_mib or available, uplink_mbit)
-    experiment = compose(recipe, read_ahead=read_ahead)
+    experiment = compose(recipe, read_ahead=read_ahead, measures=False)
     work = workload(experiment, experiment.first_state())
     return profile_machine(work, timed_client(experiment, work), limits, available, say)
 

@@ -40,7 +40,6 @@ from fftmoe.data import (
     tokenize_texts,
     tokenizer_digest,
     with_declared_labels,
-    with_last_messages,
 )
 
 
@@ -168,10 +167,15 @@ def _preferences(recipe: Recipe, source: str, request: SplitRequest, columns: Se
     labels, strata = number_strata(tables, _dividing(recipe, ()))
     examples = {}
     for split in request.splits:
-        table = with_last_messages(tables[split], (data.chosen, data.rejected))
-        prompts, chosen, rejected = (texts_of(table, key, name) for key, name in content.items())
+        prompts, chosen, rejected = (texts_of(tables[split], key, name) for key, name in content.items())
         examples[split] = tokenize_preferences(
-            table.origin, prompts, (chosen, rejected), labels[split], tokenizer, data.max_length, data.chat_template
+            tables[split].origin,
+            prompts,
+            (chosen, rejected),
+            labels[split],
+            tokenizer,
+            data.max_length,
+            data.chat_template,
         )
     rows = _row_digests(tables, [*content.values(), data.label], examples)
     found = _further_columns(tables, columns, request)
