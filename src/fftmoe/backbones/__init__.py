@@ -24,6 +24,7 @@ from fftmoe.backbones.finite import NO_ANSWER as NO_ANSWER
 from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continuations as continuations
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
+from fftmoe.backbones.generate import plain_generation as plain_generation
 from fftmoe.backbones.load import POOLED as POOLED
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments

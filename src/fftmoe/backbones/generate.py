@@ -111,7 +111,7 @@ def _continued(
     ids_BS, mask_BS = _padded_left(prompts, cast(int, settings.pad_token_id))
     device = device_of(model)
     noted = FiniteRows(len(prompts), device)
-    with computing(model), _without_own_settings(model):
+    with computing(model), plain_generation(model, cast(list[int], settings.eos_token_id)):
         whole_BS = model.generate(
             input_ids=ids_BS.to(device),
             attention_mask=mask_BS.to(device),
@@ -123,14 +123,17 @@ def _continued(
 
 
 @contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
+def plain_generation(model: Any, end_ids: Sequence[int]) -> Iterator[None]:
     """Within the context the model has no habits of its own, such as a penalty for repetition.
 
     transformers takes from them what the settings of a call leave open.
+
+    Args:
+        end_ids: the tokens of which each ends a text.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = inner.generation_config
-    inner.generation_config = GenerationConfig()
+    inner.generation_config = GenerationConfig(eos_token_id=list(end_ids))
     try:
         yield
     finally:

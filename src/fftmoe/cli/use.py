@@ -17,6 +17,7 @@ from fftmoe.cli.arguments import (
     SeedOption,
     TemperatureOption,
     TopPOption,
+    split_list,
 )
 from fftmoe.cli.lines import say_prompt_form
 from fftmoe.errors import InputError
@@ -46,17 +47,35 @@ def evaluate(
             help="Experts per token; several numbers, such as 1,2,4, print a list. Default: as the largest tier."
         ),
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,…",
+            help="Measure a language model on tasks of lm-evaluation-harness instead: names, or task files.",
+        ),
+    ] = None,
+    harness_limit: Annotated[int | None, typer.Option(min=1, help="With --harness: examples of each task.")] = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Measure a finished run, and print its metrics as JSON."""
     values = _top_k_values(top_k)
-    from fftmoe.setup.finished import evaluate_run
+    named = split_list(harness)
+    if named is None and harness_limit is not None:
+        raise InputError("--harness-limit applies to tasks of lm-evaluation-harness; add --harness TASK,…")
+    if named is not None and data is not None:
+        raise InputError(
+            "--data and --harness do not fit: a task of lm-evaluation-harness names its own data; leave one of them out"
+        )
+    from fftmoe.setup.finished import evaluate_run, harness_run
+    from fftmoe.trained.harness import HarnessTasks
 
-    metrics: list[dict[str, Any]] = [
-        {**({"top_k": k} if len(values) > 1 else {}), **evaluate_run(run, data, split, k, accept_changes, which_round)}
-        for k in values
-    ]
+    def measured(k: int | None) -> dict[str, Any]:
+        if named is not None:
+            return harness_run(run, HarnessTasks(named, harness_limit), k, accept_changes, which_round)
+        return evaluate_run(run, data, split, k, accept_changes, which_round)
+
+    metrics = [{**({"top_k": k} if len(values) > 1 else {}), **measured(k)} for k in values]
     shown = metrics if len(values) > 1 else metrics[0]
     sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=not _takes_all_characters())) + "\n")
 

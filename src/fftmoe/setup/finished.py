@@ -40,6 +40,7 @@ from fftmoe.store import (
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.tasks import Scales
 from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
+from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
@@ -126,6 +127,26 @@ def evaluate_run(
     if source is None:
         check_rows(trained.run, found)
     return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
+
+
+def harness_run(
+    folder: Path,
+    tasks: HarnessTasks,
+    top_k: int | None = None,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
+) -> dict[str, Any]:
+    """Measure a finished run with lm-evaluation-harness; see `harness_metrics`.
+
+    Args:
+        accept_changes, round: see `finished_run`.
+
+    Raises:
+        InputError: see `load_run` and `check_harness`.
+    """
+    run = finished_run(folder, accept_changes, round)
+    check_harness(run, tasks)
+    return harness_metrics(load_trained(run, top_k), tasks)
 
 
 def check_rows(run: FinishedRun, found: Splits) -> None:
