@@ -198,7 +198,7 @@ class Inputs:
             },
             "adapter": {"num_experts": 3, "expert_dim": 8},
             "federation": {"rounds": 2, "clients_per_round": 3, "batch_size": 3, "learning_rate": 0.01},
-            "engine": {},
+            "engine": {"precision": "float32"},
             "evaluation": {"baselines": "off"},
             "trackers": [],
             **({"preference": {}} if task == "preference" else {}),

@@ -105,7 +105,7 @@ def language_recipe(model: Path, data: Path) -> dict[str, Any]:
             "server_optimizer": "sgd",
         },
         "lora": {"targets": "query-value", "match": "parameters"},
-        "engine": {"workers": 1},
+        "engine": {"workers": 1, "precision": "float32"},
         "trackers": [],
     }
 

@@ -11,6 +11,7 @@ from torch import nn
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.bound import check_base, describe_base
 from fftmoe.backbones import attach_adapter, fingerprint, load_backbone, outputs, place
+from fftmoe.backbones.prefix import enable_resume, prefix_states
 from fftmoe.errors import InputError
 from language import save_language_model
 
@@ -51,6 +52,15 @@ def test_kept_weights_give_the_bits_of_float32_copies(tmp_path: Path, family: st
         found += [losses.detach(), torch.cat([p.grad.flatten() for p in trained if p.grad is not None])]
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[3])
+
+
+def test_a_batch_goes_on_from_cached_states_as_if_from_the_beginning(tmp_path: Path):
+    backbone = load_backbone(str(stored(tmp_path / "model", "llama")), task="causal-lm", multiplies_in=HALF)
+    model = place(attach_adapter(backbone, MoeAdapterConfig(num_experts=5, expert_dim=3, blocks=[1, 2])), CPU, HALF)
+    whole = outputs(model, BATCH, next_token=True)
+    states = prefix_states(model, 1, BATCH)
+    enable_resume(model, 1)
+    assert torch.equal(outputs(model, {**BATCH, "prefix_states": states}, next_token=True), whole)
 
 
 def test_products_are_kept_and_nothing_else(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The default of `data.max_length`: nine texts in ten are no longer, whatever tokenizer counts."""
+"""The default of `data.max_length`: nearly all texts are no longer, whatever tokenizer counts."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ SIZES = [[3, 5, 7], [1], [*range(1, 54)], [2] * 90 + [300] * 10, [2] * 89 + [31]
 @pytest.mark.parametrize("sizes", SIZES, ids=[f"{len(sizes)}-{max(sizes)}" for sizes in SIZES])
 @pytest.mark.parametrize("kind", ["letters", "words"])
 @pytest.mark.parametrize("task", ["sequence-classification", "causal-lm"])
-def test_nine_texts_in_ten_are_no_longer(tmp_path: Path, kind: str, task: str, sizes: list[int]):
+def test_nearly_all_texts_are_no_longer(tmp_path: Path, kind: str, task: str, sizes: list[int]):
     model, sizes = save_tokenizer(tmp_path / "model", kind), sizes * 3
     columns: dict[str, Any] = {"text": texts_of(sizes), "label": ["ab"[n % 2] for n in range(len(sizes))]}
     if task == "causal-lm":
@@ -72,9 +72,9 @@ def test_nine_texts_in_ten_are_no_longer(tmp_path: Path, kind: str, task: str, s
         ).lengths.numpy()
     else:
         found = tokenize_texts(columns["text"], labels, tokenizer, 9999).lengths.numpy()
-    longer = float((found > length).mean())
-    assert longer <= 0.1 or length == most
-    assert float((found > length - 16).mean()) > 0.1 or length == 16  # and no step more than that
+    longer, allowed = float((found > length).mean()), 0.01 if task == "causal-lm" else 0.1
+    assert longer <= allowed or length == most
+    assert float((found > length - 16).mean()) > allowed or length == 16  # and no step more than that
     assert length % 16 == 0
 
 

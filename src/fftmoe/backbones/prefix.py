@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.adapter.families import FAMILIES
+from fftmoe.backbones.placement import computing
 from fftmoe.errors import InputError
 
 # The parts of a batch that are not inputs of the model.
@@ -37,7 +38,7 @@ def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> 
 
     handle = _block_list(model).modules[block].register_forward_pre_hook(stop)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(model):
             model(**model_inputs(batch))
     except _Reached as reached:
         return reached.states
@@ -71,7 +72,7 @@ def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
     handle = _block_list(model).modules[0].register_forward_pre_hook(stop)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(model):
             model(**model_inputs(batch))
     except _Reached as reached:
         return reached.states.shape[1]

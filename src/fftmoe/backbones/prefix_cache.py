@@ -26,7 +26,7 @@ from fftmoe.errors import InputError
 from fftmoe.strict import hash_text
 
 # A part of every key: raise it when the layout of the file or the way of computing changes.
-PREFIX_FORMAT = 1
+PREFIX_FORMAT = 2
 PREFIX_BATCH_SIZE = 64
 
 

@@ -61,7 +61,7 @@ def _explanations(forecast: Forecast) -> list[str]:
         "memory: adapter and head with gradients and AdamW moments.",
         "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)}, shared by worker processes where its checkpoint is float32 safetensors.",
+        f"{size(forecast.backbone_bytes)}, shared by worker processes where its file has the weights as they are kept.",
         _prefix_line(forecast),
     ]
     found = {

@@ -24,6 +24,7 @@ READ_BY = {
 """The columns that each task needs."""
 STEP = 16  # `data.max_length` is a multiple of it
 MOST_TOKENS, MOST_WRITTEN = 128, 512  # its largest value; that for a language model, which reads a prompt as well
+UNCUT, UNCUT_WRITTEN = 90, 99  # per cent of the texts that it leaves whole: a prompt loses its beginning, and its sense
 
 
 def task_of(known: Known) -> str:
@@ -80,7 +81,7 @@ def _writes_chats(model: str) -> bool:
 
 
 def max_length(known: Known) -> Any:
-    """The number of tokens that nine texts in ten do not exceed, up to a limit and to what the model can read."""
+    """The number of tokens that nearly all texts do not exceed, up to a limit and to what the model can read."""
     model = known.get("backbone.model")
     if known.task == "image-classification" or known.facts is None or not isinstance(model, str):
         return LEFT_OUT
@@ -92,5 +93,6 @@ def max_length(known: Known) -> Any:
         chat_template=known.get("data.chat_template") is True,
         most=MOST_WRITTEN if completes else MOST_TOKENS,
         spared=written if isinstance(written, int) else 0,
+        percent=UNCUT_WRITTEN if completes else UNCUT,
     )
     return long_text(known.facts.texts, reading, STEP)

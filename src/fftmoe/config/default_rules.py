@@ -246,8 +246,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "data.max_length",
         max_length,
-        "nine texts in ten are no longer, as the model's tokenizer counts; a multiple of 16, at most 128 tokens (a "
-        "language model: 512), and no more than the model can read",
+        "nine texts in ten are no longer, as the model's tokenizer counts (a language model: 99 in 100); a multiple of "
+        "16, at most 128 tokens (a language model: 512), and no more than the model can read",
     ),
     Rule("partition.kind", _partition_kind, "natural where a column names the clients, else iid"),
     Rule("partition.by", _by, "the column `client`, which a folder with a file for each client has by itself"),
@@ -308,5 +308,11 @@ RULES: tuple[Rule, ...] = (
     Rule("evaluation.every", _every, "a fifth of the rounds", of_data=False),
     Rule("evaluation.keep", _best_or_last, "best where rows are set aside and there is a global model", of_data=False),
     *_constant("engine", workers="auto"),
+    Rule(
+        "engine.precision",
+        lambda known: "auto" if known.is_language else "float32",
+        "auto for a language model, else float32",
+        of_data=False,
+    ),
 )
 """The defaults, in the order in which they are given: a rule sees what stands above it."""

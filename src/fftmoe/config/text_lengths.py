@@ -66,6 +66,7 @@ class Reading:
         chat_template: it reads them as the tokenizer's template writes them.
         most: the largest answer.
         spared: tokens of its places that something else takes.
+        percent: of the texts, that are to be no longer.
     """
 
     model: str
@@ -73,10 +74,11 @@ class Reading:
     chat_template: bool
     most: int
     spared: int = 0
+    percent: int = 90
 
 
 def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
-    """The tokens that nine texts in ten do not exceed, up to `reading.most` and to what the model can read.
+    """The tokens that so many of the texts do not exceed, up to `reading.most` and to what the model can read.
 
     Args:
         step: the result is a multiple of it below these limits.
@@ -89,13 +91,13 @@ def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
     except InputError:
         lengths, most = _estimated(sample), reading.most
     ordered = np.sort(np.asarray(lengths))
-    longest = ordered[_nine_in_ten(len(ordered)) - 1]
+    longest = ordered[_share(len(ordered), reading.percent) - 1]
     return min(most, step * max(1, int(np.ceil(longest / step))))
 
 
-def _nine_in_ten(number: int) -> int:
-    """The smallest number that is at least nine tenths of another, without rounding."""
-    return -(-9 * number // 10)
+def _share(number: int, percent: int) -> int:
+    """The smallest number that is at least `percent` hundredths of another, without rounding."""
+    return -(-percent * number // 100)
 
 
 def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
@@ -114,7 +116,7 @@ def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
     letters = LETTERS * most
     whole = [list(map(_readable, column)) for column in sample.texts.values()]
     is_long = np.array([sum(map(len, row)) > letters for row in zip(*whole, strict=True)])
-    if (~is_long).sum() < _nine_in_ten(len(is_long)):
+    if (~is_long).sum() < _share(len(is_long), reading.percent):
         return [most] * len(is_long), most
     *prompts, texts = [[text[:letters] for text in column] for column in whole]
     if reading.completes:
