@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from fftmoe.backbones import loading_arguments
+from fftmoe.cli.client_scores import client_score_lines, sample_lines
 from fftmoe.config import Recipe
 from fftmoe.report.answer import answer, compared, interval_of
 from fftmoe.report.metric import Metric, own_values
@@ -43,6 +44,8 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
             for key, text in own_values(summary, metric).items()
         ),
         *_local_training(summary, metric),
+        *client_score_lines(summary),
+        *sample_lines(summary),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from fftmoe.config.fields import Count, Section, no_repetition
 
@@ -22,6 +22,9 @@ class GenerationSection(Section):
     """How many test prompts are continued."""
     max_new_tokens: Count
     """How many tokens are written at most for each."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 0
+    """So many of these prompts go into `summary.json`, the report and the terminal, each with its completion and with
+    what the model writes before the first round and after the last. They are texts of the data."""
 
 
 class EvaluationSection(Section):

@@ -43,12 +43,14 @@ class HeadAlone:
             model without a head is measured as it is.
         is_start: whether the state before the first round is this model.
         sample: the test rows on which that state is measured in any case.
+        more: what else is measured of this model.
     """
 
     measure: ModelMeasure
     solve: Callable[[ServerState], ServerState | None]
     is_start: bool
     sample: Examples
+    more: Callable[[], dict[str, Any]] = dict
 
     def __call__(self, state: ServerState, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the run's metric and its interval on all test rows, as the row of round 0 has them."""
@@ -61,7 +63,7 @@ class HeadAlone:
                 return {}
             m.install(solved, m.population.largest)
             found = m.with_interval(m.tally(m.test, interval=True))
-        return {f"{HEAD_ONLY}_{name}": found[name] for name in (metric, f"{metric}_interval")}
+        return {**{f"{HEAD_ONLY}_{name}": found[name] for name in (metric, f"{metric}_interval")}, **self.more()}
 
 
 def without_adapter(state: ServerState) -> ServerState:

@@ -12,6 +12,7 @@ from fftmoe.report.load import LoadWatch, alarm_lines
 from fftmoe.report.metric import Metric
 from fftmoe.report.progress import Progress
 from fftmoe.report.trackers import Trackers
+from fftmoe.rounds.before_and_after import STARTED, STARTS
 from fftmoe.rounds.closed_form import describe_faults
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.shown import quoted
@@ -83,7 +84,9 @@ class Journal:
             **self.metric.facts,
             self.metric.name: metrics.get(self.metric.name),
             **{
-                name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")
+                name: value
+                for name, value in metrics.items()
+                if isinstance(value, float) or name.endswith("_interval") or name in (STARTS, STARTED)
             },
             **diagnostics,
             **self.ledger.row(),

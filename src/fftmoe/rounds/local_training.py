@@ -1,7 +1,7 @@
 """What clients reach without the federation: each trains by itself, with the compute that it spends in a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from fftmoe.evaluate import mean_interval
 from fftmoe.records import ServerState, Training
+from fftmoe.rounds.before_and_after import WRITTEN
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.measure import ModelMeasure
 from fftmoe.server.plan import plan_round
@@ -22,12 +23,14 @@ class Alone:
         metrics: for the summary. value: the mean of the run's metric over the clients on a common sample of the test
             rows; None if no client gave a valid answer. interval: the mean of their 95 % intervals; None if undefined.
         own: by client, the run's metric on its own test rows, or on rows reweighted to its strata, where it is known.
+        written: by client, the scores of what its model writes after the prompts of its own test rows.
     """
 
     metrics: Mapping[str, Any]
     value: float | None
     interval: list[float] | None
     own: Mapping[int, float]
+    written: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class LocalTraining:
         result |= m.spread_as(f"{m.own_as('local_only', 'local_only_client')}_{metric}", np.array([*own.values()]))
         if ledger.new_faults:
             result["local_only_faults"] = [fault._asdict() for fault in ledger.new_faults]
-        return Alone(result, float(common.mean()) if len(common) else None, interval, own)
+        written = {
+            client: {name: found[f"own_{name}"] for name in WRITTEN if f"own_{name}" in found}
+            for client, found in metrics.items()
+        }
+        return Alone(result, float(common.mean()) if len(common) else None, interval, own, written)
 
 
 def _interval(metrics: Sequence[Mapping[str, float]], metric: str) -> list[float] | None:

@@ -30,6 +30,7 @@ METRICS = {
 }
 MEASURED = ("holdout", "own", "low", "high")  # before the name of a metric, see `client_metrics`
 ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
+NOTHING: Mapping[str, tuple[float, float]] = MappingProxyType({})
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors calls them
 Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the dtype and shape of each tensor on the wire, by name
 
@@ -101,6 +102,7 @@ class Expectation:
         measured: Mapping[str, tuple[float, float]] = ACCURACY,
         compared: bool = False,
         validated: Validated | None = None,
+        may_measure: Mapping[str, tuple[float, float]] = NOTHING,
     ) -> "Expectation":
         """Derive the expectation from the plan and the tensors that the client was sent.
 
@@ -110,9 +112,11 @@ class Expectation:
             num_examples, max_norm, compared, validated: see `Expectation`. Only updates and feature statistics are
                 compared.
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
+            may_measure: by name, the bounds of those that it may measure in addition on its own test rows.
         """
-        after = measured if plan.task == "alone" else {}
-        metrics = {**METRICS[plan.task], **_on_both_parts(after)}
+        after, more = (measured, may_measure) if plan.task == "alone" else ({}, {})
+        own = {f"own_{name}": bounds for name, bounds in more.items()}
+        metrics = {**METRICS[plan.task], **_on_both_parts(after), **own}
         update = _widest(plan, download, method, metrics, num_examples, validated)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, on_wire(shapes, plan))

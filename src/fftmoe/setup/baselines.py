@@ -19,6 +19,7 @@ from fftmoe.head import HeadSums, bounded_total
 from fftmoe.methods.budget import Budgets
 from fftmoe.records import ServerState, Training, names
 from fftmoe.rounds.baselines import BeforeRounds, HeadAlone, baseline, head_only_of, no_baseline, nothing_before
+from fftmoe.rounds.before_and_after import STARTS, before_and_after, samples_of, scores_of
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.rounds.local_training import Alone, LocalTraining, repeated
@@ -97,8 +98,14 @@ def _no_centralized(experiment: Experiment) -> str | None:
     return None
 
 
-def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exchange) -> BeforeRounds:
-    """Make what measures the head alone before the first round, where the recipe asks for it and it is possible."""
+def make_head_alone(
+    experiment: Experiment, measure: ModelMeasure, exchange: Exchange, more: Callable[[], dict[str, Any]] = dict
+) -> BeforeRounds:
+    """Make what measures the head alone before the first round, where the recipe asks for it and it is possible.
+
+    Args:
+        more: what else is measured of this model.
+    """
     if why_not(experiment)[HEAD_ONLY] is not None:
         return nothing_before
     recipe = experiment.recipe
@@ -106,7 +113,7 @@ def make_head_alone(experiment: Experiment, measure: ModelMeasure, exchange: Exc
     solve = partial(_solve, experiment, replace(exchange, ledger=Ledger()))
     if recipe.backbone.is_language:
         solve = _as_it_is
-    return HeadAlone(measure, solve, _starts_alone(experiment), sample)
+    return HeadAlone(measure, solve, _starts_alone(experiment), sample, more)
 
 
 def _as_it_is(state: ServerState) -> ServerState | None:
@@ -150,6 +157,7 @@ def measure_baselines(
     reasons, metric = why_not(experiment), experiment.task.metric
     entries = {name: no_baseline(reason) for name, reason in reasons.items() if reason is not None}
     found: dict[str, Any] = {}
+    alone = None
     if HEAD_ONLY not in entries:
         entries[HEAD_ONLY] = head_only_of(first_row, metric)
     if ALONE not in entries:
@@ -160,7 +168,26 @@ def measure_baselines(
     if CENTRALIZED not in entries:
         say("training on the rows of all clients together, for comparison")
         entries[CENTRALIZED] = _entry(train_together(experiment, measure, initial))
-    return {**found, "baselines": {name: entries[name] for name in BASELINES}}
+    by_client = _before_and_after(experiment, first_row, metrics, alone)
+    return {**found, **by_client, "baselines": {name: entries[name] for name in BASELINES}}
+
+
+def _before_and_after(
+    experiment: Experiment, first_row: Mapping[str, Any], metrics: Mapping[str, Any], alone: Alone | None
+) -> dict[str, Any]:
+    """What a language model reaches and writes on each client's own rows, if that was measured before the rounds."""
+    metric, found = experiment.task.metric, dict[str, Any]()
+    listed = metrics.get("clients", {}).get(metric, ())
+    if STARTS in first_row and len(listed) == experiment.num_clients:
+        clients = experiment.named_clients
+        together = scores_of(metric, clients, listed, metrics.get("generated_by_client", {}))
+        by_themselves: dict[str, dict[str, float]] = {}
+        if alone is not None:
+            own = [alone.own.get(client) for client in range(len(clients))]
+            written = {clients[client]: scores for client, scores in alone.written.items()}
+            by_themselves = scores_of(metric, clients, own, written)
+        found["before_and_after"] = before_and_after(first_row, together, by_themselves)
+    return {**found, "samples": samples_of(first_row, metrics)} if "samples" in metrics else found
 
 
 def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:

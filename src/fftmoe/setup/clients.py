@@ -17,11 +17,14 @@ from fftmoe.data import Examples, Ragged, cached_states
 from fftmoe.evaluate import client_metrics, holdout
 from fftmoe.methods.base import Method
 from fftmoe.records import Tensors
+from fftmoe.rounds.before_and_after import WRITTEN
+from fftmoe.setup.described import generation_sample
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.judged import judging_task, make_loss
 from fftmoe.setup.model import build_model
 from fftmoe.setup.plugins import Plugins
 from fftmoe.tasks import Task
+from fftmoe.trained.generate import generation_metrics
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,14 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
 
 def _measured(spec: ClientSpec, task: Task, model: Any, client_id: int, own_labels: Tensor) -> Mapping[str, float]:
     """What a client measures of its own model after local training."""
-    own = None
-    if spec.test is not None and spec.own_test is not None:
-        own = spec.test.select(spec.own_test[client_id])
-    return client_metrics(model, own_labels, task, spec.holdout, own)
+    if spec.test is None or spec.own_test is None:
+        return client_metrics(model, own_labels, task, spec.holdout)
+    rows = spec.own_test[client_id]
+    found = client_metrics(model, own_labels, task, spec.holdout, spec.test.select(rows))
+    if (asked := generation_sample(spec.recipe)) is None:
+        return found
+    written = generation_metrics(model, spec.recipe.backbone.model, spec.test, asked, among=set(rows.tolist()))
+    return {**found, **{f"own_{name}": written[name] for name in WRITTEN if name in written}}
 
 
 def marked(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:

@@ -50,7 +50,9 @@ def generation_sample(recipe: Recipe) -> GenerationSample | None:
     wanted = recipe.evaluation.generate
     if wanted is None:
         return None
-    return GenerationSample(wanted.examples, wanted.max_new_tokens, recipe.seed, recipe.data.chat_template)
+    return GenerationSample(
+        wanted.examples, wanted.max_new_tokens, recipe.seed, recipe.data.chat_template, wanted.samples
+    )
 
 
 def described_facts(recipe: Recipe, summary: Mapping[str, Any], folder: Path, round: str = KEPT_ROUND) -> CardFacts:

@@ -5,6 +5,7 @@ import math
 from fftmoe.backbones import fingerprint
 from fftmoe.config import Recipe
 from fftmoe.records import ClientPlan, Tensors
+from fftmoe.rounds.before_and_after import WRITTEN
 from fftmoe.rounds.exchange import Expect
 from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.experiment import Experiment
@@ -29,13 +30,26 @@ def expectations(experiment: Experiment) -> Expect:
     max_norm = None if isinstance(bound, str) else bound
     compared = bound == "auto" and compares_updates(experiment.recipe)
     measured = {experiment.task.metric: experiment.task.bounds}
+    written: dict[str, tuple[float, float]] = (
+        {} if experiment.recipe.evaluation.generate is None else {name: (0.0, 1.0) for name in WRITTEN}
+    )
 
     def expect(client: ClientPlan, tensors: Tensors) -> Expectation:
         num_examples = int(experiment.sizes[client.client_id])  # of a site, as it said when the run began
         method = experiment.method
         validated = _validated(experiment, client.client_id, max_tokens) if client.task == "validate" else None
         return Expectation.of(
-            client, tensors, method, backbone, num_examples, max_tokens, max_norm, measured, compared, validated
+            client,
+            tensors,
+            method,
+            backbone,
+            num_examples,
+            max_tokens,
+            max_norm,
+            measured,
+            compared,
+            validated,
+            written,
         )
 
     return expect

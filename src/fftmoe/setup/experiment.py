@@ -11,6 +11,7 @@ from fftmoe.data import Examples, Partition, Ragged, RowsDigest, near_equal_note
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, ServerState, Training
+from fftmoe.records.client_names import client_name
 from fftmoe.setup.held_out import HeldOut
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.warm_start import WarmStart, first_state
@@ -88,6 +89,11 @@ class Experiment:
     def client_names(self) -> tuple[str, ...] | None:
         """The names of the clients, where the data gives them any; a private run writes none of them down."""
         return self.partition.groups if self.recipe.privacy is None else None
+
+    @property
+    def named_clients(self) -> list[str]:
+        """A name for every client: that of the data, or its number."""
+        return [client_name(client, self.client_names) for client in range(self.num_clients)]
 
     @property
     def largest(self) -> Budget:

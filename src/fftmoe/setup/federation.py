@@ -8,7 +8,7 @@ from typing import Any
 from fftmoe.engines.base import Engine
 from fftmoe.evaluate import holdout
 from fftmoe.head import HeadSums, bounded_total
-from fftmoe.records.client_names import client_name
+from fftmoe.rounds.before_and_after import StartOfClients
 from fftmoe.rounds.closed_form import ClosedFormHead, SolveHead, keep_head
 from fftmoe.rounds.evaluation import Evaluation
 from fftmoe.rounds.exchange import Exchange
@@ -169,9 +169,10 @@ def _groups_of_tests(experiment: Experiment) -> dict[str, Sequence[str | None]]:
         groups["label"] = [experiment.strata[number] for number in test.labels.tolist()]
     if own is not None:
         owners: list[str | None] = [None] * len(test)
+        names = experiment.named_clients
         for client in range(len(own)):
             for row in own[client]:
-                owners[int(row)] = client_name(client, experiment.client_names)
+                owners[int(row)] = names[client]
         groups["client"] = owners
     return groups
 
@@ -189,10 +190,12 @@ def make_evaluation(experiment: Experiment, journal: Journal, exchange: Exchange
             seed=recipe.seed,
             num_clients=settings.personal_clients,
         )
-    generate = None
+    generate, more = None, dict
     if (asked := generation_sample(recipe)) is not None:
         groups = _groups_of_tests(experiment) if measure.show_clients else None
-        generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, asked, groups)
+        shown = asked if measure.show_clients else replace(asked, num_shown=0)
+        generate = partial(generation_metrics, experiment.model, recipe.backbone.model, test, shown, groups)
+        more = StartOfClients(measure, generate, () if measure.own_test is None else experiment.named_clients)
     return Evaluation(
         measure=measure,
         sample=holdout(test, settings.max_examples, recipe.seed),
@@ -202,5 +205,5 @@ def make_evaluation(experiment: Experiment, journal: Journal, exchange: Exchange
         personal=personal,
         generate=generate,
         validate=make_validation(experiment, exchange),
-        before=make_head_alone(experiment, measure, exchange),
+        before=make_head_alone(experiment, measure, exchange, more),
     )

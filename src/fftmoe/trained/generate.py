@@ -7,7 +7,7 @@ likelihood of the whole answer with its end, as it was learned; the harness leav
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ def generation_metrics(
     examples: Examples,
     settings: GenerationSample,
     groups: Mapping[str, Names] | None = None,
+    among: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """Score greedy completions of a fixed sample of held-out examples, and the choice among options.
 
@@ -37,15 +38,20 @@ def generation_metrics(
         backbone: the name of the backbone, whose tokenizer is used.
         examples: prompts with completions, from which the sample is drawn.
         groups: by what they divide the examples, such as "client", the group of each example; None for one without.
+        among: of the sample only these rows of the examples; None for all.
 
     Returns:
         `exact_match` and `rouge_l`, means over the sample, and `generated`, the size of the sample; where prompts have
         options, `option_accuracy` and `with_options`, the number of these prompts. For each of `groups`
-        `generated_by_...` with the same of each group, by its name.
+        `generated_by_...` with the same of each group, by its name. Where prompts are to be shown, `samples` with
+        `prompt`, `completion` and `written` of some, of as many tasks as there are. Nothing of an empty sample.
     """
     plain = examples.examples if isinstance(examples, WithPrefix) else examples
     assert isinstance(plain, Completions)
     rows: list[int] = holdout_rows(len(plain), settings.num_examples, settings.seed).tolist()
+    rows = [row for row in rows if among is None or row in among]
+    if not rows:
+        return {}
     tokenizer = load_tokenizer(backbone)
     completions = [text_of(tokenizer, plain.text(row)[1]) for row in range(len(plain))]
     written = _written(model, tokenizer, plain, rows, settings)
@@ -61,7 +67,26 @@ def generation_metrics(
             if (group := members[row]) is not None:
                 places[group].append(place)
         found[f"generated_by_{name}"] = {group: _means(scores, np.array(places[group])) for group in sorted(places)}
+    if settings.num_shown:
+        found["samples"] = [
+            {
+                "prompt": prompt_text_of(tokenizer, plain.text(rows[place])[0]),
+                "completion": completions[rows[place]],
+                "written": written[place],
+            }
+            for place in _shown(plain.labels[rows].tolist(), settings.num_shown)
+        ]
     return found
+
+
+def _shown(strata: Sequence[int], number: int) -> list[int]:
+    """The places of the prompts that are shown: the first of each stratum, then the second of each, and so on."""
+    seen: dict[int, int] = defaultdict(int)
+    turns = []
+    for place, stratum in enumerate(strata):
+        turns.append((seen[stratum], place))
+        seen[stratum] += 1
+    return sorted(place for _, place in sorted(turns)[:number])
 
 
 def _means(scores: Mapping[str, np.ndarray], places: np.ndarray) -> dict[str, Any]:

@@ -49,12 +49,14 @@ class GenerationSample:
     Attributes:
         num_examples: how many prompts are drawn. max_new_tokens: the longest completion. seed: draws the sample.
         chat_template: whether prompts are written with it, so that an answer ends as the template says.
+        num_shown: how many of the prompts are shown with what was written.
     """
 
     num_examples: int
     max_new_tokens: int
     seed: int
     chat_template: bool = False
+    num_shown: int = 0
 
 
 @dataclass(frozen=True)
