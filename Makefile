@@ -1,15 +1,20 @@
-# Two commands on a machine with only Python 3.11, git, make and a package registry: `make run` and `make test`.
+# For a machine with only Python 3.11, git, make and a package registry: `make run`, `make run-language`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= runs/quickstart
+LANGUAGE_OUTPUT ?= runs/instructions
 FUZZ_SECONDS ?= 3600
 
 FAST := not slow and not gpu and not network
 
-.PHONY: run install lint test test-all test-processors fuzz coverage docs benchmark clean
+.PHONY: run run-language install lint test test-all test-processors fuzz coverage docs benchmark clean
 
 run: .venv/installed
 	$(BIN)/fftmoe run --output $(OUTPUT)
+
+# A language model of 135 million parameters on eight clients with unlike instructions.
+run-language: .venv/installed
+	$(BIN)/fftmoe run instructions --output $(LANGUAGE_OUTPUT)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "$(FAST)"

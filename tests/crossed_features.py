@@ -51,7 +51,12 @@ STATED = frozenset(
         *("federation.local_epochs", "federation.local_steps", "federation.quorum", "federation.deadline_seconds"),
         *("federation.server_beta1", "federation.server_beta2", "federation.server_epsilon"),
         *("robustness.malicious_fraction", "engine.ray_address", "engine.prefix_cache_mib"),
-        *("evaluation.generate.examples", "evaluation.generate.max_new_tokens", "evaluation.personal_examples"),
+        *(
+            "evaluation.generate.examples",
+            "evaluation.generate.max_new_tokens",
+            "evaluation.generate.samples",
+            "evaluation.personal_examples",
+        ),
         *("evaluation.local_only_examples", "evaluation.baselines"),
     }
 )
@@ -201,7 +206,7 @@ def recipe_values(c: Combination, inputs: Inputs) -> dict[str, Any]:
     if c["robustness"] != "off":
         values["robustness"] = {"aggregator": c["robustness"], "malicious_fraction": 0.0}
     if c["evaluation.generate"]:
-        values["evaluation"]["generate"] = {"examples": 3, "max_new_tokens": 2}
+        values["evaluation"]["generate"] = {"examples": 3, "max_new_tokens": 2, "samples": 2}
     if task_of(c) == "causal-lm" and c["prompt"] == "text":
         del values["data"]["prompt"], values["data"]["completion"]
     for key, value in c.items():
