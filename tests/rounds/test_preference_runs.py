@@ -195,6 +195,26 @@ def test_a_tuned_model_continues_prompts(run_preference: RunLanguage):
     assert answers[1]["reason"] == "the text is only white space"
 
 
+def test_which_of_two_answers_is_better_is_measured_on_any_table(run_preference: RunLanguage, tmp_path: Path, cli: Cli):
+    folder, other = run_preference().folder, tmp_path / "other.csv"
+    with other.open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "chosen", "rejected"), *[("say ash", "ash", "bay")] * 5])
+    found = evaluate_run(folder, str(other), "train")
+    assert found[METRIC] in (0.0, 1.0)  # five equal pairs
+    assert found["num_examples"] == 5
+    with other.open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "chosen"), ("say ash", "ash")])
+    outcome = cli("evaluate", folder, "--data", other, "--split", "train")
+    assert outcome.status == 2
+    assert "no column 'rejected'" in outcome.err
+
+
+def test_a_tuned_model_is_talked_with(run_preference: RunLanguage, cli: Cli):
+    folder = run_preference(data__chat_template=True).folder
+    outcome = cli("chat", folder, "--prompt", "say ash", "--max-new-tokens", "3")
+    assert outcome.status == 0, outcome.err
+
+
 @pytest.mark.parametrize("kind", ["peft", "lora"])
 def test_an_export_is_a_language_model(run_preference: RunLanguage, tmp_path: Path, kind: str):
     finished = run_preference()

@@ -205,6 +205,31 @@ def test_the_reference_is_the_backbone_without_its_adapter_and_is_computed_once(
         assert torch.equal(again.reference, found.reference)
 
 
+def test_the_reference_is_computed_on_one_thread_and_without_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Clients compute on one thread, and a sum over several may differ in its last bit."""
+    seen: list[int] = []
+
+    def watched(*arguments: Any) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return answer_scores(*arguments)
+
+    monkeypatch.setattr("fftmoe.backbones.pairs.answer_scores", watched)
+    model, before = moved_model(tmp_path / "model"), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        (tmp_path / "taken").write_text("no folder")
+        found = with_references(model, pairs(), tmp_path / "taken" / "cache")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert isinstance(found, Preferences)
+    assert found.reference.all()
+    assert "cannot write the cache of references" in caplog.text
+
+
 def test_the_key_of_the_cache_is_all_that_the_reference_depends_on(tmp_path: Path):
     model, examples, cache = moved_model(tmp_path / "model"), pairs(), tmp_path / "cache"
     with_references(model, examples, cache)

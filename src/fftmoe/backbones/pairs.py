@@ -78,6 +78,7 @@ def with_references(
     path = None if cache_dir is None else cache_dir / f"reference-{_key(model, examples, batches)}.safetensors"
     found = None if path is None else _read(path, len(examples))
     if found is None:
+        logging.getLogger(__name__).info("computing what the frozen backbone says of %d pairs", len(examples))
         found = _computed(model, examples, batches)
         if path is not None:
             _write(path, found)
@@ -144,7 +145,7 @@ def _write(path: Path, reference_N2: Tensor) -> None:
         os.close(handle)
         save_file({"reference": reference_N2}, temporary)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         logging.getLogger(__name__).warning("cannot write the cache of references %s: %s", path, error)
     finally:
         if temporary is not None:
