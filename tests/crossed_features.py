@@ -67,6 +67,8 @@ FURTHER: dict[str, tuple[Any, ...]] = {
     "adapter.shared_dim": (2,),
     "adapter.shared_rank": (2,),
     "adapter.blocks": ("last-1",),
+    "engine.micro_batch_size": (2,),
+    "engine.checkpointing": (True,),
     "adapter.scale": (0.5,),
     "adapter.personal_fraction": (1.0,),
     "adapter.balance_strength": (0.0,),

@@ -295,6 +295,7 @@ LATER: tuple[Rule, ...] = (
         "has no experts",
         lambda method, use: use in ("export personal", "export lora") and can(method).trains != "experts",
     ),
+    Rule("exported as it is", lambda method, use: use == "export lora" and can(method).trains == "low-rank"),
     Rule(
         "no global model|clients keep their own part of the model only for the last one",
         lambda method, use, evaluation__keep: (

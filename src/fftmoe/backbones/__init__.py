@@ -17,6 +17,7 @@ from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
 from fftmoe.backbones.builtin import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.builtin import BUILTIN_SMOLLM2 as BUILTIN_SMOLLM2
+from fftmoe.backbones.checkpointing import enable_checkpointing as enable_checkpointing
 from fftmoe.backbones.decoding import Decoding as Decoding
 from fftmoe.backbones.find import resolve_model as resolve_model
 from fftmoe.backbones.fingerprint import fingerprint as fingerprint

@@ -245,6 +245,15 @@ def check_skipped(model: nn.Module) -> None:
         )
 
 
+def block_modules(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a model, from the first to the last.
+
+    Raises:
+        InputError: fftmoe does not know where the model keeps them.
+    """
+    return _block_list(model).modules
+
+
 def _block_list(model: nn.Module) -> _BlockList:
     model_type = str(getattr(getattr(model, "config", None), "model_type", None))
     if model_type not in FAMILIES:

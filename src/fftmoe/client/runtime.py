@@ -54,6 +54,7 @@ class ClientRuntime:
         measure: `(model, client_id, own_labels)` to metrics of the model as it is now, for a client that holds these
             labels.
         fewest_of_label: rows of a label below which the client sends no sum of these rows.
+        micro_batch_size: examples that a client computes at a time; None for all of a step.
     """
 
     model: Any
@@ -66,6 +67,7 @@ class ClientRuntime:
     measure: Callable[..., Mapping[str, float]]
     validation: Callable[..., Tensors]
     fewest_of_label: float = 1
+    micro_batch_size: int | None = None
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Return one update for each plan; the clients of several messages train in one batch."""
@@ -149,7 +151,18 @@ class ClientRuntime:
         self, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Measure | None
     ) -> tuple[ClientUpdate, Tensors]:
         rows = self.partition[plan.client_id]
-        return update_client(self.model, self.method, self.loss, plan, tensors, kept, self.examples, rows, measure)
+        return update_client(
+            self.model,
+            self.method,
+            self.loss,
+            plan,
+            tensors,
+            kept,
+            self.examples,
+            rows,
+            measure,
+            self.micro_batch_size,
+        )
 
     def _finish(self, plan: ClientPlan, feedback: Tensors, update: ClientUpdate, state: Tensors) -> ClientUpdate:
         """Save what the client keeps, and make the update as private and as small as the plan asks for."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fftmoe.backbones import check_skipped, on_device, outputs
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
-from fftmoe.client.training import Losses, check_finite, plain_gradients, train
+from fftmoe.client.micro_batches import accumulated_gradients
+from fftmoe.client.training import Losses, MakeGradients, check_finite, plain_gradients, train
 from fftmoe.data import Examples, training_batches
 from fftmoe.methods.base import Method, Session
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
@@ -33,6 +34,7 @@ def update_client(
     examples: Examples,
     indices: np.ndarray,
     measure: Callable[[Any], Mapping[str, float]] | None = None,
+    micro_batch_size: int | None = None,
 ) -> tuple[ClientUpdate, Tensors]:
     """Train the client's part of the adapter on its own examples (docs/math.md, Local training).
 
@@ -46,6 +48,7 @@ def update_client(
         examples: the data of all clients.
         indices: the client's examples, int64 [N]; some may be `NO_EXAMPLE`.
         measure: if given, it is called with the trained model, and its metrics are sent with the update.
+        micro_batch_size: the most examples that are computed at a time; None for all of a step.
 
     Returns:
         the update to send, and the client's new state.
@@ -58,12 +61,21 @@ def update_client(
         task_losses: list[Tensor] = []
         if session.parameters:  # a closed-form head on a backbone without an adapter has none
             loss_of = partial(client_losses, model, session, objective, examples)
-            gradients = plain_gradients if plan.training.example_clip is None else noisy_gradients(plan.training)
+            gradients = _gradients(plan, objective, examples, micro_batch_size)
             steps = train(local_batches(plan, indices, examples), session.parameters, plan.training, loss_of, gradients)
             task_losses = [loss for loss in steps if loss is not None]
         metrics = {"loss": check_finite(task_losses, plan)} if task_losses else {}
         metrics |= {} if measure is None else measure(model)
         return session.finish(len(indices), metrics)
+
+
+def _gradients(plan: ClientPlan, objective: Loss, examples: Examples, most: int | None) -> MakeGradients[Tensor]:
+    """How the gradients of a step are made; private training computes one example at a time in any case."""
+    if plan.training.example_clip is not None:
+        return noisy_gradients(plan.training)
+    if most is None:
+        return plain_gradients
+    return accumulated_gradients(most, lambda rows: objective.items(examples.batch(rows)["labels"]))
 
 
 def client_losses(model: Any, session: Session, objective: Loss, examples: Examples, rows: Tensor) -> Losses:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from fftmoe.config.fields import Count, Section
+from fftmoe.config.fields import Count, CountOrOff, Section
 
 
 def _off(value: Any) -> Any:
@@ -39,6 +39,12 @@ class EngineSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """The number format of matrix multiplications. `bfloat16` is faster on most GPUs; trained values, sums and
     messages stay float32."""
+    micro_batch_size: CountOrOff = None
+    """Compute a step of local training on so many examples at a time, and add their gradients up: the same step, up to
+    rounding, in less memory. `off` computes all examples of a step together."""
+    checkpointing: bool = False
+    """Keep of each block only what enters it, and compute the block again for its gradients (arXiv 1604.06174): less
+    memory, about a third more time, the same gradients."""
     prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """Compute the hidden states below the first adapted block once for each example, and keep them on disk."""
     prefix_cache_mib: Count = 4096

@@ -4,11 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fftmoe.config.fields import WRITE_OFF, Count, Fraction, NotNegative, Number, Positive, Section, off_or_section
+from fftmoe.config.fields import (
+    WRITE_OFF,
+    Count,
+    CountOrOff,
+    Fraction,
+    NotNegative,
+    Number,
+    Positive,
+    Section,
+    off_or_section,
+)
 from fftmoe.config.plugins import own_or_plugin
 
 PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or `off`"), WRITE_OFF]
-CountOrOff = Annotated[Count | None, off_or_section("a whole number above 0, or `off`"), WRITE_OFF]
 
 
 def _none_of_before(value: object) -> object:

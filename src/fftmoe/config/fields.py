@@ -99,3 +99,6 @@ def off_or_section(alternatives: str) -> BeforeValidator:
 
 WRITE_OFF = PlainSerializer(lambda value: "off" if value is None else value)
 """Writes an absent section as `off`, so that `off_or_section` reads it back."""
+
+CountOrOff = Annotated[Count | None, off_or_section("a whole number above 0, or `off`"), WRITE_OFF]
+"""A number, or nothing, which recipes write as `off`."""

@@ -26,6 +26,10 @@ class HeadLoss(Protocol):
         """The mean loss of a batch with int64 labels, a scalar."""
         ...
 
+    def items(self, labels: Tensor, /) -> int:
+        """The number of examples (`fftmoe.tasks.Loss`)."""
+        ...
+
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The loss of each example [B]; there may be any number of dimensions in front."""
         ...
@@ -39,14 +43,22 @@ class HeadLoss(Protocol):
         ...
 
 
-class Averaged:
+class _PerExample:
+    """A mean over the examples of a batch."""
+
+    next_token = False
+
+    def items(self, labels: Tensor, /) -> int:
+        """The number of examples."""
+        return len(labels)
+
+
+class Averaged(_PerExample):
     """Softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
 
     The classes share one normaliser, so a client pushes down every class that it never sees. Under label skew these
     pushes of different clients cancel each other in the average.
     """
-
-    next_token = False
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The mean over the batch."""
@@ -66,14 +78,12 @@ class Averaged:
         return logits_BC.softmax(-1)
 
 
-class OneVsAll:
+class OneVsAll(_PerExample):
     """A binary classifier for each class: L = mean_b sum_c BCE(sigmoid(z_bc), [y_b = c]).
 
     The logit of one row of the head is not part of the loss of another row, so rows of different clients can be
     averaged.
     """
-
-    next_token = False
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The sum over the classes, averaged over the batch."""
@@ -96,14 +106,12 @@ class OneVsAll:
         return logits_BC.softmax(-1)
 
 
-class LeastSquares:
+class LeastSquares(_PerExample):
     """The squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
 
     The closed form gives the head that minimises this loss. Its gradient vanishes once the logits equal the one-hot
     label, so a client with a single class stops pushing; under cross-entropy it never does.
     """
-
-    next_token = False
 
     def __init__(self, strength: float = 10.0) -> None:
         self.strength = strength

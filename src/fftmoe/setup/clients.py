@@ -97,6 +97,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         spec.states,
         partial(_measured, spec, task),
         partial(validation_sums, task=task, num_outputs=num_outputs, examples=spec.train, rows=spec.held_out),
+        micro_batch_size=spec.recipe.engine.micro_batch_size,
     )
 
 

@@ -11,6 +11,7 @@ from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import (
     attach_adapter,
+    enable_checkpointing,
     find_device,
     find_precision,
     head_parameters,
@@ -56,6 +57,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
     model = _attach(recipe, capabilities, backbone, blocks, pool_size(recipe, backbone, plugins))
     for moe in adapter.blocks(model).values():
         moe.check_computable(device, precision)
+    if recipe.engine.checkpointing:
+        enable_checkpointing(model)
     return place(model, device, precision)
 
 

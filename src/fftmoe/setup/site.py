@@ -128,6 +128,7 @@ def _make_runtime(
             examples=train,
             rows={client: held for client, (_, held) in divided.items()},
         ),
+        micro_batch_size=recipe.engine.micro_batch_size,
     )
 
 

@@ -36,6 +36,8 @@ def _obstacle(experiment: Experiment) -> str | None:
     """Return why clients cannot share a batch; None if they can."""
     if experiment.training.example_clip is not None:
         return "privacy.examples computes the gradient of one example at a time"
+    if experiment.recipe.engine.micro_batch_size is not None:
+        return "engine.micro_batch_size computes a few examples of one client at a time"
     if not experiment.method.capabilities.stacks:
         return f"method {experiment.recipe.method} trains one client at a time"
     if not stack_follows_session(experiment.method):

@@ -26,6 +26,10 @@ class Loss(Protocol):
         """The mean loss of a batch, a scalar, from the model's outputs and the batch's `labels`."""
         ...
 
+    def items(self, labels: Tensor, /) -> int:
+        """Over how many items `loss` is the mean: examples or learned tokens. Parts of a batch are weighed by it."""
+        ...
+
 
 class Task(Protocol):
     """How well outputs match labels, in numbers that can be added.

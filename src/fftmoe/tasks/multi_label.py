@@ -23,6 +23,10 @@ class EachLabel:
         """The sum over the labels, averaged over the batch."""
         return F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(1).mean()
 
+    def items(self, labels: Tensor, /) -> int:
+        """The number of texts."""
+        return len(labels)
+
 
 class MultiLabel:
     """F1 over all labels of all texts (`f1`, often called micro F1), the mean of the labels' F1, and exact matches.

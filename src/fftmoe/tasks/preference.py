@@ -95,6 +95,10 @@ class PairLoss:
             return found
         return found - scores_B23[:, 0, 0].sum() / scores_B23[:, 0, 2].sum().clamp_min(1)
 
+    def items(self, labels: Tensor, /) -> int:
+        """The number of pairs; a mean over tokens that is added for the chosen answers is weighed alike."""
+        return len(labels)
+
     def pairs(self, scores_B23: Tensor) -> Tensor:
         """The losses of pairs [B], without what is added for the chosen answers."""
         chosen_B, rejected_B = self.log_ratios(scores_B23).unbind(1)

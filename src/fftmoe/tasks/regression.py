@@ -36,6 +36,10 @@ class Squares:
             targets_BT = (targets_BT.double() - centres_T) / scales_T
         return F.mse_loss(outputs_BT, targets_BT.to(outputs_BT.dtype))
 
+    def items(self, labels: Tensor, /) -> int:
+        """The number of texts."""
+        return len(labels)
+
 
 def _scale_tensors(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:
     """The centres and the scales, float64 [T] each, on the device of `like`."""

@@ -24,6 +24,10 @@ class PerToken:
         """The mean over the tokens whose label is not -100; 0 if the batch has none."""
         return mean_over_tokens(logits_BSC, labels_BS)
 
+    def items(self, labels_BS: Tensor, /) -> int:
+        """The number of tokens that have a loss."""
+        return int((labels_BS != IGNORED).sum())
+
 
 class TokenClassification:
     """Accuracy over the labelled tokens, and the mean of the classes' F1 (`macro_f1`)."""
