@@ -37,7 +37,7 @@ def parts(name: str) -> tuple[Loss, Tensor, Tensor]:
     if name == "preference":
         return loss, torch.randn(11, 2, 3, generator=random).abs(), torch.zeros(11, dtype=torch.int64)
     if name in ("regression", "multi-label-classification"):
-        return loss, torch.randn(11, 3, generator=random), torch.randint(0, 2, (11, 3), generator=random).float()
+        return loss, torch.randn(11, 3, generator=random), torch.randint(0, 2, (11, 3), generator=random).double()
     return loss, torch.randn(11, 3, generator=random), torch.randint(0, 3, (11,), generator=random)
 
 
