@@ -1,13 +1,19 @@
 """What `fftmoe plan` shows to a person."""
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from rich.console import Console
 
 from fftmoe.cli.held_experts import counted, coverage, ranges
+from fftmoe.cli.plan_output import in_millions, print_forecast
+from fftmoe.config import load_whole
+from fftmoe.setup.forecast import forecast
 from models import tiny_tokenizer
 from run_fixtures import PlanTiny
 from shared_fixtures import Cli
@@ -106,12 +112,37 @@ def test_a_plan_of_31_blocks_fits_a_screen_and_names_all_experts_if_asked(cli: C
     assert any(re.search(rf"small +[45] examples  2 experts in each of {BLOCKS} blocks$", line) for line in clients)
     assert not any("block 1:" in line for line in many)
     (said,) = (line for line in many if line.startswith("an expert is held by "))
-    assert "--verbose" in said
+    assert said.endswith("`fftmoe plan --verbose` names all.")
 
     whole = cli("plan", recipe_file, *all_blocks, "--verbose").out
     assert len(re.findall(r"^client +\d+ ", whole, re.MULTILINE)) == 23
     assert len(re.findall(r"^  block \d+: [\d -]+$", whole, re.MULTILINE)) == 23 * BLOCKS
     assert "more clients" not in whole
+
+
+def test_the_costs_of_many_blocks_fit_80_columns(recipe_file: Path, deep: Path):
+    """As large as those of all blocks of a model of 135 million parameters."""
+    settings = [f"backbone.model={deep}", "adapter.blocks=all"]
+    found = forecast(load_whole(str(recipe_file), settings)[0])
+    size = 24 * 2**20 + 2**18
+    costs = {"bytes_down": size, "bytes_up": size, "training_bytes": 4 * size, "flops_per_token": 22.4e6}
+    tiers = tuple(
+        replace(tier, budget=replace(tier.budget, name=name), trainable_parameters=number, **costs)
+        for tier, name, number in zip(found.tiers, ("medium", "large"), (6_330_240, 123_456_789), strict=True)
+    )
+    printed = io.StringIO()
+    print_forecast(Console(file=printed, width=80), replace(found, tiers=tiers), all_clients=False)
+    table = printed.getvalue().partition("uses:")[0]
+    assert all(words in table for words in ("6.33 M", "123.5 M", "24.2 MiB", "97.0 MiB", "22.40", "MFLOP", "trained"))
+    assert "…" not in table
+    assert "trained: parameters, M: millions." in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999_999, "999,999"), (10**6, "1.00 M"), (9_994_999, "9.99 M"), (10**7, "10.0 M")]
+)
+def test_millions_of_parameters_are_short(number: int, text: str):
+    assert in_millions(number) == text
 
 
 def test_experts_are_counted_over_clients_and_blocks():

@@ -222,6 +222,7 @@ def test_an_export_is_a_language_model(run_preference: RunLanguage, tmp_path: Pa
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
     assert "preference_accuracy on the test split" in card
     assert "AutoPeftModelForCausalLM" in card
+    assert "learned which of two answers is better, with the loss dpo (beta 0.5)." in card
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
     if kind == "lora":
         measured = json.loads((tmp_path / "out" / "export.json").read_text())["metric"]

@@ -28,7 +28,7 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool, ever
     if len(shown) < len(forecast.experts):
         console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
     if counts_blocks(forecast):
-        more = "" if every_block else " --verbose names the experts of every client in every block."
+        more = "" if every_block else " `fftmoe plan --verbose` names all."
         _print_lines(console, [coverage(forecast.experts) + more])
 
 
@@ -42,11 +42,18 @@ def _tiers_table(forecast: Forecast) -> Table:
             ranges(tier.budget.blocks),
             size(tier.bytes_down),
             size(tier.bytes_up),
-            f"{tier.trainable_parameters:,}",
+            in_millions(tier.trainable_parameters),
             size(tier.training_bytes),
             f"{tier.flops_per_token / 1e6:.2f}",
         )
     return table
+
+
+def in_millions(number: int) -> str:
+    """A number of parameters in seven letters: as it is below a million, and `2.60 M` from there."""
+    if number < 10**6:
+        return f"{number:,}"
+    return f"{number / 1e6:.2f} M" if number < 10**7 else f"{number / 1e6:.1f} M"
 
 
 def _explanations(forecast: Forecast) -> list[str]:
@@ -56,10 +63,11 @@ def _explanations(forecast: Forecast) -> list[str]:
         lines.append("uses: experts a token activates, of those a client holds in each block.")
     elif forecast.tiers[0].rank:
         lines.append("uses: LoRA's rank.")
+    millions = ", M: millions" if any(tier.trainable_parameters >= 10**6 for tier in forecast.tiers) else ""
     lines += [
         "down, up: one client's messages in one round.",
         "memory: adapter and head with gradients and AdamW moments.",
-        "trained: parameters. MFLOP: the adapter's for one token, forward and backward.",
+        f"trained: parameters{millions}. MFLOP: the adapter's for one token, forward and backward.",
         f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
         f"{size(forecast.backbone_bytes)}, shared by worker processes where its file has the weights as they are kept.",
         _prefix_line(forecast),

@@ -133,7 +133,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         run=run,
         facts=facts,
         figures=figures,
-        what=what,
+        what=f"{what}{_preferred(run)}",
         front=yaml.safe_dump(front, sort_keys=False),
         backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
         labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
@@ -143,6 +143,15 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         plain_head=plain and pooled,
         reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
     )
+
+
+def _preferred(run: FinishedRun) -> str:
+    """A further sentence about a run that learned from pairs of answers; empty for any other."""
+    pairs = run.pair_loss
+    if pairs is None:
+        return ""
+    margin = f" and margin {pairs.margin:g}" if pairs.margin else ""
+    return f" The run learned which of two answers is better, with the loss {pairs.kind} (beta {pairs.beta:g}{margin})."
 
 
 @cache
