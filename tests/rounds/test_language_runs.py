@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,29 @@ def test_a_recipe_that_cannot_be_run(
     assert not (tmp_path / "run").exists()
     for word in words:
         assert word in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_the_tokenizer_of_another_model_is_refused(
+    language_values: dict[str, Any], tmp_path: Path, cli: Cli, task: str
+):
+    """Its tokens are beyond the vocabulary; the largest of them that the data has is "once", 11 of 17."""
+    import transformers
+
+    model, values = tmp_path / "model", changed(language_values, backbone__model=str(tmp_path / "model"))
+    shutil.copytree(language_values["backbone"]["model"], model)
+    settings: dict[str, Any] = {"vocab_size": 10, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**settings, intermediate_size=24, max_position_embeddings=37, pad_token_id=0)
+    transformers.LlamaForCausalLM(config).save_pretrained(model)
+    if task != "causal-lm":
+        values["backbone"]["task"] = task
+        source = values["data"]["source"]
+        values["data"] = {"source": source, "text": "prompt", "label": "kind", "max_length": 19, "validation": "off"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    outcome = cli("run", tmp_path / "recipe.yaml", "--output", tmp_path / "run")
+    assert outcome.status == 2, outcome.err
+    assert "gives token 11, but the vocabulary of the model ends with 9; name a model together" in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_classification_takes_nothing_of_a_language_model(recipe_values: dict[str, Any]):

@@ -37,6 +37,7 @@ from fftmoe.backbones.placement import find_device as find_device
 from fftmoe.backbones.placement import find_precision as find_precision
 from fftmoe.backbones.placement import on_device as on_device
 from fftmoe.backbones.placement import place as place
+from fftmoe.backbones.positions import check_vocabulary as check_vocabulary
 from fftmoe.backbones.positions import most_tokens_of as most_tokens_of
 from fftmoe.backbones.positions import readable_tokens as readable_tokens
 from fftmoe.backbones.prefix import check_prefix as check_prefix

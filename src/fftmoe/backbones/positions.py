@@ -1,4 +1,4 @@
-"""How many tokens a backbone can read."""
+"""How many tokens a backbone can read, and which."""
 
 import sys
 from typing import Any
@@ -9,6 +9,7 @@ from torch import nn
 from fftmoe.backbones import trust
 from fftmoe.backbones.find import resolve_model
 from fftmoe.backbones.load import explained_errors
+from fftmoe.errors import InputError
 
 AFTER_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text", "longformer", "ibert")
 """Parts of the names of model types whose first position is the one after the padding token's."""
@@ -55,3 +56,20 @@ def readable_tokens(model: Any) -> int | None:
     if rotary.get("rope_type") == "longrope":
         limits.append(rotary["original_max_position_embeddings"])
     return min([positions, *limits])
+
+
+def check_vocabulary(model: Any, largest: int, name: str) -> None:
+    """Refuse tokens that the model does not have: its tokenizer is another model's, or has grown since.
+
+    Args:
+        model: perhaps with an adapter. largest: the largest token id; -1 for none. name: of the model, for the message.
+
+    Raises:
+        InputError: the token is beyond the model's vocabulary.
+    """
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    if isinstance(size, int) and largest >= size:
+        raise InputError(
+            f"the tokenizer of {name!r} gives token {largest}, but the vocabulary of the model ends with {size - 1}; "
+            "name a model together with its own tokenizer"
+        )

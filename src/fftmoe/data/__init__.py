@@ -7,6 +7,7 @@ train or evaluate use the examples.
 from fftmoe.data.batches import evaluation_batches as evaluation_batches
 from fftmoe.data.batches import training_batches as training_batches
 from fftmoe.data.chat_templates import answer_ends as answer_ends
+from fftmoe.data.chat_templates import dated_template as dated_template
 from fftmoe.data.chat_templates import template_fault as template_fault
 from fftmoe.data.chats import prompt_of as prompt_of
 from fftmoe.data.columns import lists_of as lists_of
@@ -72,5 +73,6 @@ from fftmoe.data.tokens import tokenize_texts as tokenize_texts
 from fftmoe.data.unlabelled import NamedImages as NamedImages
 from fftmoe.data.unlabelled import read_images as read_images
 from fftmoe.data.unlabelled import read_texts as read_texts
+from fftmoe.data.vocabulary import largest_token as largest_token
 from fftmoe.data.with_prefix import WithPrefix as WithPrefix
 from fftmoe.data.with_prefix import cached_states as cached_states

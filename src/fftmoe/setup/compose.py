@@ -9,6 +9,7 @@ import numpy as np
 from fftmoe import adapter
 from fftmoe.backbones import (
     check_quantization,
+    check_vocabulary,
     first_adapted_block,
     num_states,
     on_device,
@@ -27,6 +28,7 @@ from fftmoe.data import (
     cut_notes,
     default_cache_dir,
     equal_notes,
+    largest_token,
     make_partition,
     own_rows,
     shared_notes,
@@ -136,6 +138,7 @@ def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> tuple[Any,
     model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
     check_max_length(recipe, data.max_length, model)
+    check_vocabulary(model, max(map(largest_token, (data.train, data.test))), recipe.backbone.model)
     return model, load_start(recipe, model)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.backbones import fingerprint
+from fftmoe.backbones import check_vocabulary, fingerprint
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
 from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import Examples, SplitRequest, held_out_places
+from fftmoe.data import Examples, SplitRequest, held_out_places, largest_token
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
@@ -84,6 +84,7 @@ def make_site_client(
     with failing_as(Failure.BACKBONE):
         adapted = build_model(recipe, label_names)
         check_max_length(recipe, found.max_length, adapted)  # a long text that fails would show itself
+        check_vocabulary(adapted, largest_token(rows), recipe.backbone.model)
         shape = expert_shape(recipe, adapted.get_base_model())
         blocks = tuple(adapted_blocks(recipe, adapted.get_base_model()))
     with failing_as(Failure.BUDGET):

@@ -13,6 +13,7 @@ from fftmoe.backbones import (
     Decoding,
     TextInPieces,
     check_finite_outputs,
+    check_vocabulary,
     continuations,
     end_ids_of,
     load_tokenizer,
@@ -88,6 +89,9 @@ def _tokens_of(trained: TrainedModel, prompts: Sequence[str], tokenizer: Any) ->
     """The tokens of each prompt, as in training; says how many prompts were cut."""
     form = trained.run.inputs
     ids, num_cut = tokenize_prompts(prompts, tokenizer, form.max_length, form.chat_template)
+    check_vocabulary(
+        trained.model, max((int(own.max()) for own in ids if len(own)), default=-1), trained.run.backbone.model
+    )
     if num_cut:
         logging.getLogger(__name__).warning(
             "%d of %d prompts have %d tokens or more, beyond which the run cuts them (data.max_length); their beginning"
