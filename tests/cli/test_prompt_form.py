@@ -119,7 +119,36 @@ def test_training_and_predict_read_the_same_prompt(
     examples: Any = load_split(recipe, "test", ())
     assert seen == [examples.text(row)[0].tolist() for row in range(23)]
     tokenizer: Any = load_tokenizer(recipe.backbone.model)
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert f"- prompts: {'messages' if name == 'with' else 'plain text'}," in card
     assert tokenizer.decode(seen[0]).startswith("user say" if name == "with" else "<s> say")
+
+
+def test_conversations_are_read_from_a_file_as_in_training(
+    cli: Cli, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of several messages, with the role of each."""
+    talks = [
+        [("user", "say ash"), ("assistant", "ash"), ("user", f"say {word}"), ("assistant", word)]
+        for word in ("bay", "cod", "dew", "elm") * 5
+    ]
+    for split in ("train", "test"):
+        lines = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values = changed(recipes["with"], source=str(tmp_path / "data"))
+    assert cli("run", write(tmp_path, values), "--output", tmp_path / "run").status == 0
+    seen, continued = [], complete.continuations
+
+    def noted(model: Any, prompts: Any, *arguments: Any, **options: Any) -> Any:
+        seen.extend(ids.tolist() for ids in prompts)
+        return continued(model, prompts, *arguments, **options)
+
+    monkeypatch.setattr(complete, "continuations", noted)
+    asked = cli("predict", tmp_path / "run", "--file", tmp_path / "data" / "test.jsonl", "--max-new-tokens", 2)
+    assert asked.status == 0, asked.err
+    examples: Any = load_split(recipe_of(tmp_path / "run"), "test", ())
+    assert seen == [examples.text(row)[0].tolist() for row in range(20)]
 
 
 def test_a_template_is_refused_where_there_is_none(cli: Cli, recipes: dict[str, Any], tmp_path: Path):
