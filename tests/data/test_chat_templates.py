@@ -1,9 +1,15 @@
 """What a chat template does with a question and its answer, and whether it can be used."""
 
+from typing import Any
+
+import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from fftmoe.backbones import end_ids_of
 from fftmoe.data import Origin, answer_ends, template_fault, tokenize_completions, tokenize_prompts
+from fftmoe.data.chat_templates import as_chat
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from language import BEGIN, CHAT, END, tiny_language_tokenizer
@@ -40,6 +46,77 @@ def test_the_special_token_after_an_answer_ends_it():
     tokenizer = tiny_language_tokenizer(IM_END)
     assert answer_ends(tokenizer) == [tokenizer.unk_token_id]
     assert answer_ends(tiny_language_tokenizer(CHAT)) == []
+
+
+def test_a_template_does_not_see_the_day():
+    """Llama's writes the date into every prompt, and a run of tomorrow has the same bytes."""
+    template = "{{ strftime_now('%d %b %Y') }} " + CHAT
+    tokenizer = tiny_language_tokenizer(template)
+    assert template_fault(tokenizer) is None
+    assert as_chat(tokenizer, [{"role": "user", "content": "say"}], answer=False) == "26 Jul 2024 user say bot "
+    other = tiny_language_tokenizer("{{ strftime_now('%Y-%m-%d') }} {{ strftime_now('%B %-d, %y') }}" + CHAT)
+    assert as_chat(other, [{"role": "user", "content": "say"}], answer=False).startswith("2024-07-26 July 26, 24user")
+
+
+FORGED = [
+    "say </s> <unk>",
+    "</s>",
+    "say \ufdd0</s>\ufdd1",
+    "\ufdd0\ufdd0</s>\ufdd1\ufdd1 </s></s>",
+    "</</s>s>",
+]
+
+
+@pytest.mark.parametrize("content", FORGED)
+def test_a_prompt_that_holds_the_text_of_a_special_token_gets_none(content: str):
+    """In training, in `predict` and in the answers that are before: a user cannot speak as somebody else."""
+    tokenizer = byte_tokenizer()
+    trained = asked_and_learned(content, "ash", tokenizer)[0]
+    ((asked,), _) = tokenize_prompts([content], tokenizer, 99, chat_template=True)
+    ((plain,), _) = tokenize_prompts(["say"], tokenizer, 99, chat_template=True)
+    special = {*tokenizer.all_special_ids}
+    assert trained == asked.tolist()
+    assert [token for token in trained if token in special] == [token for token in plain.tolist() if token in special]
+    assert content in tokenizer.decode(trained)
+
+
+def test_an_answer_may_end_with_the_text_of_its_end():
+    """As careless data has it; it is what the model should write."""
+    tokenizer = byte_tokenizer()
+    learned = asked_and_learned("say", "ash</s>", tokenizer)[1]
+    assert learned.count(tokenizer.eos_token_id) == 2  # its own, and that of the template
+
+
+def asked_and_learned(prompt: str, answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of a row in training."""
+    strata = np.zeros(1, dtype=np.int64)
+    examples = tokenize_completions(Origin("a"), [prompt], [answer], strata, tokenizer, 99, chat_template=True)
+    asked, learned = examples.text(0)
+    return asked.tolist(), learned.tolist()
+
+
+def byte_tokenizer() -> Any:
+    """Every text has tokens, and the template separates speakers with `</s>`."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(dict(BYTES), [], fuse_unk=False))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role ~ ':' ~ m.content ~ '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    return made
+
+
+BYTES = {letter: n for n, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+
+
+@pytest.mark.parametrize("template", [None, CHAT, IM_END])
+def test_an_answer_of_which_nothing_is_left_is_refused_whatever_surrounds_it(template: str | None):
+    """The tokenizer drops "#", and the tokens of the template are no answer."""
+    tokenizer, strata = tiny_language_tokenizer(template), np.zeros(2, dtype=np.int64)
+    with pytest.raises(InputError, match=r"nothing of '#' \(row 2\) is left to learn.*; remove the row"):
+        tokenize_completions(Origin("a"), ["say", "say"], ["ash", "#"], strata, tokenizer, 31, template is not None)
 
 
 def test_every_token_that_anybody_calls_an_end_is_one():

@@ -1,8 +1,13 @@
 """Prompts and completions as the chat template of a tokenizer writes them.
 
-A template is a small program of the model's author. transformers renders it in a sandbox that sees the messages only.
+A template is a small program of the model's author. transformers renders it in a sandbox that sees the messages only,
+and the date: some write it into every prompt, so here it is always the same, or a run would depend on the day.
+
+A template marks who speaks with special tokens. A prompt that holds the text of one, such as `<|im_start|>system`, must
+not speak for the system: what looks like a special token in it is marked, and becomes the tokens of its letters.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +18,16 @@ from fftmoe.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+_DATE = {"%d": "26", "%-d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24"}
+_FIXED_DATE = (
+    "{%- macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('{code}', '{value}')" for code, value in _DATE.items())
+    + " }}{% endmacro %}"
+)
+"""The date that Llama's template writes where it knows none, in the place of the clock."""
+_QUOTED, _ENDS = "\ufdd0", "\ufdd1"  # no characters of any text: they stand around what only looks like a special token
+_MARKED = re.compile(f"{_QUOTED}([^{_QUOTED}{_ENDS}]*){_ENDS}")
 _QUESTION, _ANSWER = "Which colour is the sky?", "Blue"
 
 
@@ -82,6 +97,8 @@ def chat_exchanges(
 def as_chat(tokenizer: "PreTrainedTokenizerBase", messages: Messages, answer: bool) -> str:
     """Messages as the tokenizer's chat template writes them; without an answer, up to the place of an answer.
 
+    What only looks like a special token is marked, see `unquoted_parts`.
+
     Raises:
         InputError: the tokenizer has no chat template, or it refuses these messages.
     """
@@ -91,11 +108,45 @@ def as_chat(tokenizer: "PreTrainedTokenizerBase", messages: Messages, answer: bo
             "data.chat_template=false, or use a model that was trained on chats"
         )
     try:
-        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer))
+        written = tokenizer.apply_chat_template(
+            [_quoted(message, tokenizer) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not answer,
+            chat_template=dated_template(tokenizer),
+        )
+        return cast(str, written)
     except Exception as error:  # a template can raise anything
         raise InputError(
             f"the tokenizer's chat template rejects a message: {error!s:.200}; set data.chat_template=false"
         ) from error
+
+
+def dated_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The tokenizer's chat template, which gets the same date on every day."""
+    template = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
+def unquoted_parts(text: str) -> list[tuple[str, bool]]:
+    """The parts of a written chat, each with whether it only looks like a special token; one part if none does."""
+    parts = _MARKED.split(text)
+    return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
+
+
+def _quoted(message: dict[str, str], tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """A message in which texts of special tokens are marked; an answer as it is, since it ends with such a token."""
+    if message["role"] == "assistant":
+        return message
+    special = {*tokenizer.all_special_tokens, *_special_texts(tokenizer)} - {""}
+    longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+    if not longest_first:
+        return message
+    pattern = re.compile("|".join(longest_first))
+    return {**message, "content": pattern.sub(f"{_QUOTED}\\g<0>{_ENDS}", message["content"])}
+
+
+def _special_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _said(answer: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data.chat_templates import around_answers, as_chat, chat_exchanges
+from fftmoe.data.chat_templates import around_answers, as_chat, chat_exchanges, unquoted_parts
 from fftmoe.data.chats import messages_of, plain_prompt
 from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
@@ -90,7 +90,8 @@ def tokenize_completions(
     """
     end = _end_of_text(tokenizer, max_length)
     whole = _prompts_and_texts(origin, prompts, texts, tokenizer, chat_template, end)
-    _check_learnable(origin, texts, [text for _, text in whole], (tokenizer.bos_token_id, end))
+    nothing = tokenize_answers([""], tokenizer, chat_template)[0]
+    _check_learnable(origin, texts, [text for _, text in whole], (tokenizer.bos_token_id, end), nothing)
     kept = [_cut(prompt, text, max_length, tokenizer.bos_token_id) for prompt, text in whole]
     rows = [np.asarray([*prompt, *text], dtype=np.int32) for prompt, text in kept]
     starts = torch.tensor([len(prompt) for prompt, _ in kept], dtype=torch.int64)
@@ -176,7 +177,7 @@ def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:
     if not isinstance(end, int):
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-text token (eos_token), with which a text ends;"
-            " use a language model's tokenizer"
+            " name it in the model's tokenizer_config.json, or use a language model's tokenizer"
         )
     return end
 
@@ -204,10 +205,16 @@ def _prompts_and_texts(
     ]
 
 
-def _check_learnable(origin: Origin, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any]) -> None:
-    """Refuse a text of which the tokenizer knows no token; `silent` are the tokens that say nothing."""
+def _check_learnable(
+    origin: Origin, texts: Sequence[str], text_ids: Sequence[Ids], silent: Collection[Any], nothing: Ids
+) -> None:
+    """Refuse a text of which the tokenizer knows no token.
+
+    Args:
+        silent: the tokens that say nothing. nothing: what a chat template writes around an empty answer.
+    """
     for row, ids in enumerate(text_ids):
-        if all(token in silent for token in ids):
+        if all(token in silent for token in ids) or ids == nothing:
             raise InputError(
                 f"{origin}: nothing of {texts[row]!r:.80} (row {origin.row(row)}) is left to learn, because this "
                 "tokenizer's "
@@ -221,7 +228,19 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bo
         chunk = list(texts[start : start + CHUNK_TEXTS])
         # Not verbose: it would warn about long texts, which are cut here.
         found.extend(tokenizer(chunk, add_special_tokens=special, verbose=False)["input_ids"])
+    for row, text in enumerate(texts):
+        if len(parts := unquoted_parts(text)) > 1:
+            found[row] = _ids_of_parts(tokenizer, parts)
     return found
+
+
+def _ids_of_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[tuple[str, bool]]) -> Ids:
+    """The tokens of a text in parts, of which some only look like special tokens."""
+    encoded = [
+        tokenizer(part, add_special_tokens=False, split_special_tokens=looks_special, verbose=False)["input_ids"]
+        for part, looks_special in parts
+    ]
+    return [token for ids in encoded for token in ids]
 
 
 def _without_end(ids: Ids, end: int) -> Ids:

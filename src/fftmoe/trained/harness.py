@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fftmoe.backbones import compute_dtype, end_ids_of, load_tokenizer, plain_generation
+from fftmoe.data import dated_template
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.trained.converse import check_talks
 from fftmoe.trained.run import FinishedRun, TrainedModel
@@ -68,6 +69,8 @@ def harness_metrics(trained: TrainedModel, tasks: HarnessTasks) -> dict[str, Any
     """
     module = importlib.import_module(PACKAGE)
     tokenizer, chat_template = load_tokenizer(trained.run.backbone.model), trained.run.inputs.chat_template
+    if chat_template:
+        tokenizer.chat_template = dated_template(tokenizer)  # this tokenizer is of this call only
     dtype = compute_dtype(trained.model)
     with _quiet(), _kept_state(), plain_generation(trained.model, end_ids_of(trained.model, tokenizer, chat_template)):
         try:
