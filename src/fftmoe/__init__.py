@@ -143,7 +143,7 @@ def export(run: str | Path, to: str, output: str | Path, **options: Any) -> dict
 
     Args:
         run: the folder of the run.
-        to: the format: "peft", "personal", "lora", "onnx" or "torch-export".
+        to: the format: "peft", "personal", "lora", "merged", "gguf", "onnx" or "torch-export".
         output: the folder to write, new or empty.
         options: `top_k`, `client`, `tier`, `experts`, `rank`, `data` and `steps`, where the format takes them, `round`
             and `accept_changes`; they mean the same as the options of `fftmoe export`.

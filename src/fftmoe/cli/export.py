@@ -13,7 +13,7 @@ from fftmoe.shown import shown
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
-    to: Annotated[str, typer.Option(help="peft, personal, lora, onnx or torch-export.")],
+    to: Annotated[str, typer.Option(help="peft, personal, lora, merged, gguf, onnx or torch-export.")],
     output: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
     top_k: Annotated[int | None, typer.Option(min=1, help="Experts per token; default: as the largest tier.")] = None,
     client: Annotated[
@@ -21,11 +21,16 @@ def export(
     ] = None,
     tier: Annotated[str | None, typer.Option(help="personal: as many experts as this tier holds.")] = None,
     experts: Annotated[str | None, typer.Option(help="personal: these experts of every block, e.g. 0,3,5.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="lora: the rank of the factors; default 16.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="lora: a file of texts, or a data source; default: the run's training split.")
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="lora, merged, gguf: the rank of the factors; default 16.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="lora: training steps after the fit; default 100.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="lora, merged, gguf: a file of texts, or a data source; default: the run's training split."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="lora, merged, gguf: training steps after the fit; default 100.")
+    ] = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
@@ -42,6 +47,10 @@ def describe_export(about: dict[str, Any], output: Path) -> str:
     """What the terminal shows of an export, from the contents of `export.json`."""
     found = f"logits differ by {about['max_difference']:.2g} at most (allowed: {about['tolerance']:.2g})"
     lines = [f"{output}: {about['format']}, {about['bytes'] / 2**20:.2f} MiB"]
+    if "lora" in about:  # which was added to the weights
+        lines.append(f"compared with the LoRA in it: {found}")
+        about = about["lora"]
+        found = f"logits differ by {about['max_difference']:.2g} at most (allowed: {about['tolerance']:.2g})"
     if "relative_error" not in about:
         return "\n".join([*lines, f"compared with the run: {found}"]) + "\n"
     lines += [

@@ -13,9 +13,11 @@ from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts
 from fftmoe.exports.check import check_has_experts
 from fftmoe.exports.examples import fitting_batches
-from fftmoe.exports.folder import ABOUT, file_digest, new_folder, size_of, write_json
+from fftmoe.exports.folder import ABOUT, file_digest, new_folder, scratch_folder, size_of, write_json, write_text
+from fftmoe.exports.gguf_file import check_convertible, export_gguf
 from fftmoe.exports.graphs import check_onnx_packages, export_graph, export_onnx
 from fftmoe.exports.lora import BATCH_SIZE, LoraExamples, LoraSettings, export_lora
+from fftmoe.exports.merged import check_mergeable, export_merged, merged_model
 from fftmoe.exports.peft import export_peft
 from fftmoe.exports.personal import (
     ExpertChoice,
@@ -120,6 +122,34 @@ def _lora(
     return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
 
 
+def _merged(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
+    trained = load_run(run, top_k, exact=True, accept_changes=use.get("accept_changes", False), round=_round(use))
+    check_mergeable(trained.run)
+    with scratch_folder(folder) as lora:
+        imitation = _lora(run, lora, top_k=top_k, **use)
+        card = (lora / CARD).read_text()
+        found = {**export_merged(trained, lora, folder), "lora": imitation}
+    write_text(folder / CARD, card)
+    return found
+
+
+def _gguf(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
+    trained = load_run(run, top_k, exact=True, accept_changes=use.get("accept_changes", False), round=_round(use))
+    check_convertible(trained.run)
+    check_mergeable(trained.run)
+    with scratch_folder(folder) as lora:
+        imitation = _lora(run, lora, top_k=top_k, **use)
+        merged, compared = merged_model(trained, lora)
+        card = (lora / CARD).read_text()
+        found = {**export_gguf(trained, merged, folder), "merged": compared, "lora": imitation}
+    write_text(folder / CARD, card)
+    return found
+
+
+def _round(use: Mapping[str, Any]) -> str:
+    return use.get("round", KEPT_ROUND)
+
+
 def _graph(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
     return export_graph(load_run(run, top_k, exact=True, **use), folder)
 
@@ -129,10 +159,14 @@ def _onnx(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> d
     return export_onnx(load_run(run, top_k, exact=True, **use), folder)
 
 
+CARD = "README.md"
+IMITATION = {"rank", "data", "steps", "top_k", "accept_changes", "round"}  # of experts by a LoRA
 FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
     "peft": (_peft, {"top_k", "accept_changes", "round"}),
     "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes", "round"}),
-    "lora": (_lora, {"rank", "data", "steps", "top_k", "accept_changes", "round"}),
+    "lora": (_lora, IMITATION),
+    "merged": (_merged, IMITATION),
+    "gguf": (_gguf, IMITATION),
     "onnx": (_onnx, {"top_k", "accept_changes", "round"}),
     "torch-export": (_graph, {"top_k", "accept_changes", "round"}),
 }
@@ -152,7 +186,7 @@ def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
 
 def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
     """The facts of the model that is used with these options of `finished_run`."""
-    return card_facts(run, use.get("round", KEPT_ROUND))
+    return card_facts(run, _round(use))
 
 
 def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
