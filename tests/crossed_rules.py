@@ -18,6 +18,7 @@ from crossed_features import ABSENT, OWN, PRIVACY, TIERS
 from crossed_inputs import OWN_METHODS, OWN_TASK
 from fftmoe.config.declared import LABELLED
 from fftmoe.config.plugins import PLUGIN_PREFIX, is_plugin
+from fftmoe.config.preference import IMITATING
 from fftmoe.config.rules import OWN_LOSS
 from fftmoe.data.partition import KINDS
 from fftmoe.data.roles import LANGUAGE_TASKS
@@ -116,6 +117,12 @@ RULES: tuple[Rule, ...] = (
         lambda task, prompt, data__chat_template: data__chat_template and prompt == "text" and task != "preference",
     ),
     Rule("and a preference has none", lambda task, evaluation__generate: evaluation__generate and task == "preference"),
+    Rule(
+        "weighs the parts of a step by their pairs",
+        lambda task, preference__loss, engine__micro_batch_size: (
+            task == "preference" and preference__loss in IMITATING and engine__micro_batch_size != ABSENT
+        ),
+    ),
     Rule(
         "is for preference.loss=simpo",
         lambda task, preference__margin, preference__loss: (

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from fftmoe.backbones import outputs
 from fftmoe.config import complete_recipe, parse_recipe
 from fftmoe.data import Preferences
 from fftmoe.deploy.job import make_job, read_profile
@@ -18,6 +19,7 @@ from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
 from fftmoe.report.progress import Progress
+from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import compose_deployed, load_server_data
 from fftmoe.setup.export import export_run
@@ -123,6 +125,39 @@ def test_cached_states_and_a_cache_of_references_change_nothing_beyond_rounding(
     assert train.reference.all()
     # Batches of other widths round otherwise, and training carries it on.
     assert kept.summary["loss"] == pytest.approx(computed.summary["loss"], rel=1e-4)
+
+
+def test_parts_of_a_step_and_blocks_computed_again_give_the_gradients_of_the_step(
+    run_preference: RunLanguage, preference_values: dict[str, Any]
+):
+    engine = {**preference_values["engine"], "micro_batch_size": 2, "checkpointing": True}
+    with_parts = run_preference(engine=engine, adapter__balance="none", adapter__z_strength=0.0)
+    whole = run_preference(adapter__balance="none", adapter__z_strength=0.0)
+    # Sums of float32 numbers in another order, carried on by AdamW.
+    assert with_parts.summary["loss"] == pytest.approx(whole.summary["loss"], rel=1e-4)
+
+
+def test_a_pair_may_have_twice_as_many_tokens_as_a_text(preference_values: dict[str, Any]):
+    """What a server expects of a client, and with differential privacy what a plan counts, is at most two texts."""
+    hidden = {"clip_norm": 0.5, "noise_multiplier": 0.5, "delta": 1e-3, "epsilon": 1e4}
+    values = changed(preference_values, privacy={"min_contributors": 2, "examples": hidden}, adapter__balance="switch")
+    experiment = compose(parse_recipe(changed(values, adapter__residents="balanced"), "test"), measures=False)
+    assert experiment.mean_tokens == 2 * 19
+    plain = compose(parse_recipe(preference_values, "test"), measures=False)
+    assert plain.mean_tokens == float(plain.train.lengths.double().mean())
+    assert int(plain.train.lengths.max()) > 19 // 2
+
+
+def test_a_worker_runs_from_the_cached_states_of_pairs(preference_values: dict[str, Any]):
+    """A new process builds its own model, and must prepare it for states below the adapter."""
+    experiment = compose(parse_recipe(preference_values, "test"))
+    client = build_client(client_spec(experiment, NoStates()))
+    assert client.model is not experiment.model
+    batch = experiment.train.batch([0, 3])
+    with torch.inference_mode():
+        there, here = (outputs(model, batch, next_token=True) for model in (client.model, experiment.model))
+    assert "prefix_states" in batch
+    assert torch.equal(there, here)
 
 
 def test_a_plan_computes_no_reference(preference_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
@@ -264,6 +299,7 @@ def test_the_same_adapter_continues_a_run_that_imitated(
         ({"engine__clients_per_batch": 2}, ("clients_per_batch=2", "preference", "one client at a time")),
         ({"evaluation__generate": {"examples": 3, "max_new_tokens": 2}}, ("evaluation.generate", "has none")),
         ({"preference": {"loss": "dpo", "margin": 0.5}}, ("preference.margin=0.5", "simpo")),
+        ({"preference": {"loss": "orpo"}, "engine__micro_batch_size": 2}, ("micro_batch_size=2", "orpo", "simpo")),
         ({"preference": {"loss": "kto"}}, ("preference.loss", "kto")),
         ({"preference": {"beta": 0}}, ("preference.beta",)),
         ({"backbone__task": "causal-lm"}, ("has no pairs of answers", "section `preference`")),

@@ -15,7 +15,7 @@ from torch import Tensor
 from fftmoe.backbones import attach_adapter, load_backbone, outputs, with_references
 from fftmoe.backbones.lora import lora_config
 from fftmoe.backbones.pairs import answer_scores
-from fftmoe.config.preference import PreferenceSection
+from fftmoe.config.preference import IMITATING, PreferenceSection
 from fftmoe.data import IGNORED, Preferences
 from fftmoe.evaluate import tally
 from fftmoe.tasks import PairLoss, Preference
@@ -71,6 +71,7 @@ def test_losses_and_their_gradients_are_those_of_trl(kind: str):
 
 def test_a_recipe_can_name_every_loss():
     assert set(get_args(PreferenceSection.model_fields["loss"].annotation)) == set(KINDS)
+    assert set(IMITATING) == {name for name, kind in KINDS.items() if kind.imitates}
 
 
 def test_dpo_worked_by_hand():

@@ -6,6 +6,9 @@ from pydantic import model_validator
 
 from fftmoe.config.fields import NotNegative, Positive, Section
 
+IMITATING = ("cpo", "orpo")
+"""The losses that add a mean over the tokens of chosen answers (`fftmoe.tasks.preference.KINDS`, which needs torch)."""
+
 
 class PreferenceSection(Section):
     """How a language model learns which of two answers is better (`backbone.task: preference`).

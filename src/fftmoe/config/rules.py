@@ -2,6 +2,7 @@
 
 from fftmoe.config.declared import check_declared
 from fftmoe.config.plugins import is_plugin
+from fftmoe.config.preference import IMITATING
 from fftmoe.config.privacy import PrivacySection
 from fftmoe.config.schema import Recipe
 from fftmoe.methods.registry import METHODS, Capabilities
@@ -75,6 +76,12 @@ def _check_pairs(recipe: Recipe) -> None:
     if task == "preference" and recipe.evaluation.generate:
         raise ValueError(
             "evaluation.generate compares what a model writes with completions, and a preference has none; leave it out"
+        )
+    loss, part = recipe.preference and recipe.preference.loss, recipe.engine.micro_batch_size
+    if loss in IMITATING and part is not None:
+        raise ValueError(
+            f"engine.micro_batch_size={part} weighs the parts of a step by their pairs, and preference.loss={loss} is "
+            "also a mean over tokens; leave engine.micro_batch_size out, or use dpo, ipo or simpo"
         )
 
 

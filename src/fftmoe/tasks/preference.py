@@ -96,7 +96,7 @@ class PairLoss:
         return found - scores_B23[:, 0, 0].sum() / scores_B23[:, 0, 2].sum().clamp_min(1)
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of pairs; a mean over tokens that is added for the chosen answers is weighed alike."""
+        """The number of texts, two for each pair; recipes refuse parts of a step if a mean over tokens is added."""
         return len(labels)
 
     def pairs(self, scores_B23: Tensor) -> Tensor:
