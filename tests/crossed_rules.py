@@ -292,6 +292,12 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "computes a few examples of one client at a time",
+        lambda engine__clients_per_batch, engine__micro_batch_size: (
+            engine__clients_per_batch != "auto" and engine__micro_batch_size != ABSENT
+        ),
+    ),
+    Rule(
         "gradient of one example at a time",
         lambda privacy, engine__clients_per_batch: by_examples(privacy) and engine__clients_per_batch != "auto",
     ),
