@@ -147,6 +147,8 @@ PLACES = (
     "load_splits",
     "build_model",
     "check_max_length",
+    "largest_token",
+    "check_vocabulary",
     "counted_tokens",
     "site_tier",
     "build_method",
@@ -203,6 +205,15 @@ def raising(error: BaseException, reached: list[str]) -> Callable[..., Any]:
 
 def test_a_request_that_cannot_be_read_is_answered_with_a_code(answer: Answer):
     assert check_only_a_code(answer(job={"recipe": MARK})) == "recipe"
+
+
+def test_a_backbone_without_the_tokens_of_its_tokenizer_is_answered_with_a_code(
+    answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = tmp_path / MARK / "data" / "train.csv"
+    own.write_bytes((tmp_path / "divided" / "author-0" / "train.csv").read_bytes())
+    monkeypatch.setattr("fftmoe.setup.site.largest_token", lambda _: 10**6)
+    assert check_only_a_code(answer()) == "backbone"
 
 
 def test_a_plan_that_the_site_refuses_is_answered_with_a_code(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fftmoe.backbones import load_tokenizer
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.setup.compose import compose
@@ -20,7 +21,7 @@ from finished import Finished
 from five_clients import changed
 from interrupting import Killed, interrupt, results
 from run_fixtures import RunLanguage
-from shared_fixtures import Cli
+from shared_fixtures import Cli, assert_refused
 
 
 def test_a_run_reports_its_perplexity_under_the_name_of_the_metric(run_language: RunLanguage):
@@ -184,6 +185,22 @@ def test_the_tokenizer_of_another_model_is_refused(
     assert outcome.status == 2, outcome.err
     assert "gives token 11, but the vocabulary of the model ends with 9; name a model together" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(
+    language_values: dict[str, Any], tmp_path: Path, cli: Cli
+):
+    """The rows of the run had none."""
+    model, values = tmp_path / "model", changed(language_values, backbone__model=str(tmp_path / "model"))
+    shutil.copytree(language_values["backbone"]["model"], model)
+    tokenizer: Any = load_tokenizer(str(model))
+    tokenizer.add_tokens(["new-14", "new-15", "new-16", "new-17"])
+    tokenizer.save_pretrained(model)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed(values, federation__rounds=1)))
+    assert cli("run", tmp_path / "recipe.yaml", "--output", tmp_path / "run").status == 0
+    assert cli("predict", tmp_path / "run", "say new-16", "--max-new-tokens", 2).status == 0
+    refused = cli("predict", tmp_path / "run", "say new-17", "--max-new-tokens", 2)
+    assert_refused(refused, "gives token 17", "ends with 16")
 
 
 def test_classification_takes_nothing_of_a_language_model(recipe_values: dict[str, Any]):
