@@ -15,7 +15,7 @@ from fftmoe.setup.finished import recipe_of
 from fftmoe.setup.load import load_split
 from fftmoe.trained import complete
 from finished import Finished
-from language import CHAT, language_recipe, save_language_model, save_prompts
+from language import CHAT, WORDS, language_recipe, save_language_model, save_prompts
 from shared_fixtures import Cli, assert_refused
 
 ON = "prompts: messages, written with the chat template of"
@@ -66,6 +66,21 @@ def test_sites_and_server_agree_wherever_the_model_is(recipes: dict[str, Any]):
         assert load_recipe(own, may_read=False).data.chat_template is False
     cell, _ = complete_recipe(values, "a cell", may_read=False, may_load=True)
     assert cell.data.chat_template is True
+
+
+@pytest.mark.parametrize(("name", "expected"), [("with", True), ("without", False)])
+def test_a_recipe_that_init_writes_means_the_same_over_sites(
+    cli: Cli, recipes: dict[str, Any], tmp_path: Path, name: str, expected: bool
+):
+    rows = [{"prompt": f"say {WORDS[n % 5]}", "completion": WORDS[n % 5], "client": "ab"[n % 2]} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("--model", recipes[name]["backbone"]["model"], "--output", tmp_path / "own.yaml")
+    outcome = cli("init", tmp_path / "rows.jsonl", *asked)
+    assert outcome.status == 0, outcome.err
+    assert (ON if expected else OFF) in outcome.out
+    sites = load_recipe(tmp_path / "own.yaml", may_read=False)
+    assert sites == load_recipe(tmp_path / "own.yaml")
+    assert sites.data.chat_template is expected
 
 
 def write(folder: Path, values: dict[str, Any]) -> Path:

@@ -58,6 +58,7 @@ def server(
     accept_changes: AcceptOption = False,
 ) -> None:
     """Run a recipe over the sites of a deployment."""
+    from fftmoe.cli.lines import say_prompt_form
     from fftmoe.cli.terminal import print_outcome
     from fftmoe.config import load_recipe
     from fftmoe.deploy.server import run_server
@@ -66,10 +67,10 @@ def server(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `deploy stop` ends the server as Ctrl-C does
     console = Console()
+    loaded = load_recipe(recipe, set_ or [], may_read=False)
+    say_prompt_form(console, loaded.data.prompt, loaded.data.chat_template, loaded.backbone.model)
     try:
-        result = run_server(
-            folder, load_recipe(recipe, set_ or [], may_read=False), output, wait, Progress(console), accept_changes
-        )
+        result = run_server(folder, loaded, output, wait, Progress(console), accept_changes)
     except KeyboardInterrupt:
         sys.stderr.write("fftmoe: stopped; the same command continues after the last finished round\n")
         raise

@@ -37,6 +37,7 @@ def init(
     """Look at your own data and write a first recipe for it."""
     if output.exists() and not force:
         raise InputError(f"--output {output}: the file is there already; name another, or add --force to replace it")
+    from fftmoe.cli.lines import say_prompt_form
     from fftmoe.cli.plan_output import print_forecast
     from fftmoe.config import complete_values
     from fftmoe.report.console import Console
@@ -52,7 +53,9 @@ def init(
     _write(output, recipe_text(recipe, chosen, output))
     for line in _what_was_read(recipe, chosen, found):
         sys.stdout.write(shown_on_a_line(line) + "\n")
-    print_forecast(Console(), found, all_clients=False)
+    console = Console()
+    say_prompt_form(console, recipe.data.prompt, recipe.data.chat_template, recipe.backbone.model)
+    print_forecast(console, found, all_clients=False)
     sys.stdout.write(f"wrote {output}; read it, then: fftmoe run {quoted(output)}\n")
 
 
@@ -85,6 +88,9 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
         f"  source: {as_yaml(recipe.data.source)}",
         *(f"  {key}: {as_yaml(name)}" for key, name in columns.items()),
     ]
+    if recipe.data.prompt is not None:  # sites take it from here: they may have no model to look at yet
+        written = "true  # as messages" if recipe.data.chat_template else "false  # as plain text"
+        lines.append(f"  chat_template: {written}")
     if "data.max_length" in chosen:
         lines.append(f"  max_length: {recipe.data.max_length}  # tokens; what is longer is cut")
     lines.append(
