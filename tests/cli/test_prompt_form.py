@@ -36,6 +36,14 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return {name: {**values, "federation": {**values["federation"], "rounds": 1}} for name, values in made.items()}
 
 
+@pytest.fixture(scope="module")
+def plain_run(cli: Cli, recipes: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the model without a template."""
+    folder = tmp_path_factory.mktemp("plain")
+    assert cli("run", write(folder, recipes["without"]), "--output", folder / "run").status == 0
+    return folder / "run"
+
+
 def changed(values: dict[str, Any], **data: Any) -> dict[str, Any]:
     return {**values, "data": {**values["data"], **data}}
 
@@ -176,10 +184,9 @@ def test_a_template_is_refused_where_there_is_none(cli: Cli, recipes: dict[str, 
     assert not (tmp_path / "run").exists()
 
 
-def test_cut_prompts_are_counted(cli: Cli, recipes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    assert cli("run", write(tmp_path, recipes["without"]), "--output", tmp_path / "run").status == 0
+def test_cut_prompts_are_counted(cli: Cli, plain_run: Path, caplog: pytest.LogCaptureFixture):
     long = " ".join(["say"] * 23)
-    outcome = cli("predict", tmp_path / "run", "say ash", long, long, "--max-new-tokens", 2)
+    outcome = cli("predict", plain_run, "say ash", long, long, "--max-new-tokens", 2)
     assert outcome.status == 0
     assert "2 of 3 prompts have 19 tokens or more" in caplog.text
     assert "their beginning is not read" in caplog.text
@@ -199,11 +206,10 @@ class Terminal(io.StringIO):
 
 
 def test_one_prompt_on_a_terminal_is_answered_while_the_model_writes(
-    cli: Cli, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, plain_run: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In the end the line is the one that a pipe gets; several prompts, and files, have whole lines."""
-    assert cli("run", write(tmp_path, recipes["without"]), "--output", tmp_path / "run").status == 0
-    asked = ("predict", tmp_path / "run", "say ash", "--max-new-tokens", 13, "--temperature", 1, "--seed", 3)
+    asked = ("predict", plain_run, "say ash", "--max-new-tokens", 13, "--temperature", 1, "--seed", 3)
     expected = cli(*asked).out
     monkeypatch.setattr("fftmoe.cli.use.on_terminal", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
@@ -213,14 +219,11 @@ def test_one_prompt_on_a_terminal_is_answered_while_the_model_writes(
     assert terminal.getvalue() == expected
     assert json.loads(expected)["completion"]
     assert len([text for text in terminal.writes if text]) > 3
-    several = cli("predict", tmp_path / "run", "say ash", "say bay", "--max-new-tokens", 2)
+    several = cli("predict", plain_run, "say ash", "say bay", "--max-new-tokens", 2)
     assert [json.loads(line)["prompt"] for line in several.out.splitlines()] == ["say ash", "say bay"]
 
 
-def test_a_row_is_written_as_soon_as_its_batch_is_done(
-    cli: Cli, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    assert cli("run", write(tmp_path, recipes["without"]), "--output", tmp_path / "run").status == 0
+def test_a_row_is_written_as_soon_as_its_batch_is_done(plain_run: Path, monkeypatch: pytest.MonkeyPatch):
     continued, at_batch = generate._continued, []
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
 
@@ -232,7 +235,7 @@ def test_a_row_is_written_as_soon_as_its_batch_is_done(
     from fftmoe.cli.app import main
 
     prompts = ["say ash", "", "say bay once say", "say cod", "say dew twice", "say elm"]
-    main(["predict", str(tmp_path / "run"), *prompts, "--batch-size", "2", "--max-new-tokens", "2"])
+    main(["predict", str(plain_run), *prompts, "--batch-size", "2", "--max-new-tokens", "2"])
     assert at_batch == [0, 3, 5]  # the blank prompt is in no batch
     assert [json.loads(line)["prompt"] for line in terminal.getvalue().splitlines()] == prompts
 
