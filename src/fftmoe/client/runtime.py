@@ -19,7 +19,7 @@ from fftmoe.head import HeadLoss, HeadSums, solved_head
 from fftmoe.methods.base import Method
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
-from fftmoe.tasks import Loss
+from fftmoe.tasks import Loss, LossByExample
 
 Measure = Callable[[Any], Mapping[str, float]]
 """The metrics of a model as it is now."""
@@ -90,7 +90,7 @@ class ClientRuntime:
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
         """`train` for several clients, in one batch on one backbone."""
         assert self.method.capabilities.stacks
-        assert isinstance(self.loss, HeadLoss)
+        assert isinstance(self.loss, LossByExample)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
         kept, rows = [method for method, _ in states], [self.partition[plan.client_id] for plan in plans]
         results = update_stack(self.model, self.method, self.loss, plans, tensors, kept, self.examples, rows)

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import device_of, on_device
+from fftmoe.backbones import device_of, on_device, token_losses
 from fftmoe.client.training import Losses, check_finite, train
 from fftmoe.client.update import local_batches
 from fftmoe.data import Examples
-from fftmoe.head import HeadLoss
 from fftmoe.methods.base import Method, Stack
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
+from fftmoe.tasks import LossByExample
 
 
 def update_stack(
     model: Any,
     method: Method,
-    head: HeadLoss,
+    objective: LossByExample,
     plans: Sequence[ClientPlan],
     tensors: Sequence[Tensors],
     client_states: Sequence[Tensors],
@@ -51,7 +51,7 @@ def update_stack(
         for c, own in enumerate(batches):
             if not own:  # a client without any example
                 results[c] = stack.finish(c, len(indices[c]), {})
-        loss_of = partial(stacked_losses, model, stack, head, examples)
+        loss_of = partial(stacked_losses, model, stack, objective, examples)
         steps = train(stacked_rows(batches), stack.parameters, plans[0].training, loss_of, stacked=True)
         for step, task_C in enumerate(steps):
             assert task_C is not None
@@ -88,11 +88,12 @@ def stacked_rows(batches: Sequence[Sequence[Tensor]]) -> Iterator[StackedRows]:
         yield StackedRows(rows_CB, real_CB)
 
 
-def stacked_losses(model: Any, stack: Stack, head: HeadLoss, examples: Examples, step: StackedRows) -> Losses:
+def stacked_losses(model: Any, stack: Stack, objective: LossByExample, examples: Examples, step: StackedRows) -> Losses:
     """The sum of the clients' losses, and the task's loss of each client [C]; rows that fill gaps do not count."""
     batch, real_CB = on_device(model, examples.batch(step.rows_CB.flatten())), step.real_CB.to(device_of(model))
-    losses_CB = head.losses(stack.logits(batch), batch["labels"].view_as(step.rows_CB))
-    task_C = (losses_CB * real_CB).sum(-1) / real_CB.sum(-1).clamp_min(1)
+    found = token_losses(model, batch) if objective.next_token else stack.logits(batch).flatten(0, 1)
+    losses_CB, items_CB = (each.view_as(real_CB) for each in objective.by_example(found, batch["labels"]))
+    task_C = (losses_CB * real_CB).sum(-1) / (items_CB * real_CB).sum(-1).clamp_min(1)
     return Losses((task_C + stack.penalty(_mask(batch, real_CB))).sum(), task_C)
 
 

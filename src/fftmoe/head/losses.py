@@ -4,9 +4,11 @@ Shape letters: B batch, C classes.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +45,7 @@ class HeadLoss(Protocol):
         ...
 
 
-class _PerExample:
+class _PerExample(ABC):
     """A mean over the examples of a batch."""
 
     next_token = False
@@ -51,6 +53,15 @@ class _PerExample:
     def items(self, labels: Tensor, /) -> int:
         """The number of examples."""
         return len(labels)
+
+    def by_example(self, logits_BC: Tensor, labels_B: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
+        found_B = self.losses(logits_BC, labels_B)
+        return found_B, torch.ones_like(labels_B)
+
+    @abstractmethod
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The loss of each example."""
 
 
 class Averaged(_PerExample):

@@ -4,7 +4,8 @@ from fftmoe.backbones import head_parameters
 from fftmoe.errors import InputError
 from fftmoe.methods.base import stack_follows_session
 from fftmoe.setup.experiment import Experiment
-from fftmoe.tasks import LOSSES
+from fftmoe.setup.judged import make_loss
+from fftmoe.tasks import LossByExample
 
 # Measured on a CPU (`benchmarks/at_once.py`): a batch of BUSY_TOKENS keeps a core busy, and more than MOST_CLIENTS in
 # one batch bring no further speed.
@@ -45,8 +46,10 @@ def _obstacle(experiment: Experiment) -> str | None:
             f"method {experiment.recipe.method} has a session of its own, and batches of several clients are trained "
             "by `stack`, which does not call it"
         )
-    if experiment.recipe.backbone.task in LOSSES:
+    if not isinstance(make_loss(experiment.recipe), LossByExample):
         return f"backbone.task={experiment.recipe.backbone.task} trains one client at a time"
+    if experiment.recipe.backbone.is_language:
+        return None  # there is no head
     names = sorted(head_parameters(experiment.model))
     if names != ["bias", "weight"]:
         found = ", ".join(names) or "none"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.tasks.base import Loss as Loss
+from fftmoe.tasks.base import LossByExample as LossByExample
 from fftmoe.tasks.base import Task as Task
 from fftmoe.tasks.causal_lm import CausalLm as CausalLm
 from fftmoe.tasks.causal_lm import NextToken as NextToken

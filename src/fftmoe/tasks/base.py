@@ -4,7 +4,7 @@ Rounds, clients and methods use a task through these two protocols only.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,20 @@ class Loss(Protocol):
 
     def items(self, labels: Tensor, /) -> int:
         """Over how many items `loss` is the mean: examples or learned tokens. Parts of a batch are weighed by it."""
+        ...
+
+
+@runtime_checkable
+class LossByExample(Protocol):
+    """A `Loss` whose mean can be taken over any part of a batch, such as the examples of one of several clients."""
+
+    @property
+    def next_token(self) -> bool:
+        """As in `Loss`."""
+        ...
+
+    def by_example(self, outputs: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss of each example, summed over its items, and the number of its items, [B] each."""
         ...
 
 

@@ -28,6 +28,10 @@ class NextToken:
         """The mean over the tokens whose label is not -100, 0 if none is; a sequence's first token has no loss."""
         return losses_BS.sum() / (labels_BS[:, 1:] != IGNORED).sum().clamp_min(1)
 
+    def by_example(self, losses_BS: Tensor, labels_BS: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss of each text, summed over its tokens, and the number of these, [B] each."""
+        return losses_BS.sum(1), (labels_BS[:, 1:] != IGNORED).sum(1)
+
     def items(self, labels_BS: Tensor, /) -> int:
         """The number of tokens that have a loss."""
         return int((labels_BS[:, 1:] != IGNORED).sum())
