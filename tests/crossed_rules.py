@@ -16,6 +16,7 @@ import torch
 
 from crossed_features import ABSENT, OWN, PRIVACY, TIERS
 from crossed_inputs import OWN_METHODS, OWN_TASK
+from fftmoe.backbones.load import POOLED
 from fftmoe.config.declared import LABELLED
 from fftmoe.config.plugins import PLUGIN_PREFIX, is_plugin
 from fftmoe.config.preference import IMITATING
@@ -288,7 +289,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "trains one client at a time",
         lambda method, task, engine__clients_per_batch: (
-            engine__clients_per_batch != "auto" and (not can(method).stacks or own_loss(task))
+            engine__clients_per_batch != "auto" and (not can(method).stacks or (own_loss(task) and task != "causal-lm"))
         ),
     ),
     Rule(
@@ -302,11 +303,15 @@ RULES: tuple[Rule, ...] = (
         lambda privacy, engine__clients_per_batch: by_examples(privacy) and engine__clients_per_batch != "auto",
     ),
 )
+WHOLE = ("export merged", "export gguf")  # the backbone with a LoRA in its weights
 # What is refused after training, when a finished run is used.
 LATER: tuple[Rule, ...] = (
     Rule(
         "has no experts",
-        lambda method, use: use in ("export personal", "export lora") and can(method).trains != "experts",
+        lambda method, use: (
+            (use in ("export personal", "export lora") and can(method).trains != "experts")
+            or (use in WHOLE and can(method).trains == "head")
+        ),
     ),
     Rule("exported as it is", lambda method, use: use == "export lora" and can(method).trains == "low-rank"),
     Rule(
@@ -317,8 +322,14 @@ LATER: tuple[Rule, ...] = (
     ),
     Rule(
         "without the noise of differential privacy",
-        lambda privacy, use: use == "export lora" and differential(privacy),
+        lambda privacy, use: use in ("export lora", *WHOLE) and differential(privacy),
     ),
+    Rule(
+        "head on pooled features",
+        lambda task, use, backbone__pooling: use in WHOLE and task in POOLED and backbone__pooling == "mean",
+    ),
+    Rule("writes language models", lambda task, use: use == "export gguf" and not language(task)),
+    Rule("no byte-level BPE", lambda task, use: use == "export gguf" and language(task)),
 )
 
 

@@ -53,3 +53,5 @@ from fftmoe.backbones.readers import load_image_processor as load_image_processo
 from fftmoe.backbones.readers import load_reader as load_reader
 from fftmoe.backbones.readers import load_tokenizer as load_tokenizer
 from fftmoe.backbones.token_losses import token_losses as token_losses
+from fftmoe.backbones.whole import is_whole as is_whole
+from fftmoe.backbones.whole import open_gguf as open_gguf

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fftmoe.backbones import load_tokenizer
-from fftmoe.backbones.quiet import quiet_transformers
+from fftmoe.backbones import load_tokenizer, open_gguf
 from fftmoe.errors import InputError, RunError
 from fftmoe.exports.check import REORDERED, answers, difference, probes, require
 from fftmoe.exports.folder import file_digest, write_text
@@ -53,7 +51,7 @@ def check_convertible(run: FinishedRun) -> None:
         raise InputError(f"--to gguf writes language models, and this run is {run.task}; export --to merged or onnx")
 
 
-def export_gguf(trained: TrainedModel, merged: PreTrainedModel, folder: Path) -> dict[str, Any]:
+def export_gguf(trained: TrainedModel, merged: Any, folder: Path) -> dict[str, Any]:
     """Write the merged model as a file in float32, and a `Modelfile` for Ollama.
 
     llama.cpp's own tool makes smaller ones of it: `llama-quantize model.gguf small.gguf Q4_K_M`.
@@ -73,8 +71,8 @@ def export_gguf(trained: TrainedModel, merged: PreTrainedModel, folder: Path) ->
     return {**_compared(trained, merged, tokenizer, folder), "weights": file_digest(folder / FILE)}
 
 
-def _check_family(model: PreTrainedModel) -> None:
-    config: Any = model.config
+def _check_family(model: Any) -> None:
+    config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     reasons = {
         f"its family is {config.model_type}, and only llama is written": config.model_type != "llama",
@@ -88,13 +86,13 @@ def _check_family(model: PreTrainedModel) -> None:
         )
 
 
-def pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def pre_tokenizer(tokenizer: Any) -> str:
     """The name that llama.cpp has for how this tokenizer splits a text before it merges bytes.
 
     Raises:
         InputError: it is no byte-level BPE with the pattern of GPT-2, with digits by themselves or not.
     """
-    known: Any = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    known: Any = json.loads(tokenizer.backend_tokenizer.to_str())
     before = known["pre_tokenizer"] or {}
     steps = before.get("pretokenizers", [before])
     digits = {"type": "Digits", "individual_digits": True}
@@ -111,13 +109,13 @@ def pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _digits_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _digits_alone(tokenizer: Any) -> bool:
     """Whether no token has a digit next to anything else, so that it does not matter if digits are split off."""
     ascii_digits = set("0123456789")
     return all(len(token) == 1 for token in tokenizer.get_vocab() if ascii_digits & set(token))
 
 
-def _write(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, before_words: str) -> None:
+def _write(path: Path, model: Any, tokenizer: Any, before_words: str) -> None:
     import gguf
 
     config: Any = model.config
@@ -143,8 +141,8 @@ def _write(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     writer.close()
 
 
-def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, before_words: str, size: int) -> None:
-    known: Any = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+def _add_tokenizer(writer: Any, tokenizer: Any, before_words: str, size: int) -> None:
+    known: Any = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {entry["id"]: CONTROL if entry["special"] else USER_DEFINED for entry in known["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
@@ -162,13 +160,13 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, before_words
     ):
         if isinstance(number, int):
             add(number)
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]  # type: ignore[index]
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writer.add_add_bos_token(begins)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
+def named_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a Llama by their names in the format, float32."""
     config, state = model.config, model.state_dict()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -194,18 +192,11 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().contiguous().numpy()
 
 
-def _compared(
-    trained: TrainedModel, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> dict[str, float]:
+def _compared(trained: TrainedModel, merged: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
     """Read the file back, and compare what it says with the merged model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "gguf_file": FILE}
     batches = probes(trained)
-    with quiet_transformers():
-        read: Any = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False, dtype=torch.float32)
-        again: Any = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
-    found = require(difference(answers(read.eval(), batches), answers(merged, batches)), REORDERED, "GGUF file")
+    read, again = open_gguf(folder / FILE)
+    found = require(difference(answers(read, batches), answers(merged, batches)), REORDERED, "GGUF file")
     ids, expected = (one(SAMPLE, add_special_tokens=False)["input_ids"] for one in (again, tokenizer))
     if ids != expected:
         raise RunError("the exported GGUF file splits texts into other tokens than the run's; nothing was written")

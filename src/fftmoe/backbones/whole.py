@@ -1,0 +1,22 @@
+"""Whole models of transformers, without an adapter: which models are some, and how a GGUF file is opened as one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from fftmoe.backbones.quiet import quiet_transformers
+
+
+def is_whole(model: object) -> bool:
+    """Whether a model is one of transformers as it stands, with its head, if it has one."""
+    return isinstance(model, PreTrainedModel)
+
+
+def open_gguf(path: Path) -> tuple[Any, Any]:
+    """The language model and the tokenizer of a GGUF file, in float32 and in evaluation mode."""
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
