@@ -9,7 +9,7 @@ import transformers
 
 from fftmoe.backbones import end_ids_of
 from fftmoe.data import Origin, answer_ends, template_fault, tokenize_completions, tokenize_prompts
-from fftmoe.data.chat_templates import as_chat
+from fftmoe.data.chat_templates import ChatWriter
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from language import BEGIN, CHAT, END, tiny_language_tokenizer
@@ -36,6 +36,16 @@ def test_a_template_that_cannot_write_prompts_is_known(template: str | None, fau
     assert fault in (template_fault(tiny_language_tokenizer(template)) or "")
 
 
+def test_several_templates_of_which_none_is_the_first_are_left_out():
+    tokenizer: Any = tiny_language_tokenizer()
+    tokenizer.chat_template = {"tools": CHAT, "search": CHAT}
+    assert "takes no question and answer" in (template_fault(tokenizer) or "")
+    with pytest.raises(InputError, match=r"none is the default; set data\.chat_template=false"):
+        tokenize_prompts(["say"], tokenizer, 19, chat_template=True)
+    tokenizer.chat_template = {"tools": "", "default": CHAT}
+    assert template_fault(tokenizer) is None
+
+
 @pytest.mark.parametrize("template", [CHAT, IM_END])
 def test_a_template_that_can_has_no_fault(template: str):
     assert template_fault(tiny_language_tokenizer(template)) is None
@@ -53,9 +63,16 @@ def test_a_template_does_not_see_the_day():
     template = "{{ strftime_now('%d %b %Y') }} " + CHAT
     tokenizer = tiny_language_tokenizer(template)
     assert template_fault(tokenizer) is None
-    assert as_chat(tokenizer, [{"role": "user", "content": "say"}], answer=False) == "26 Jul 2024 user say bot "
+    assert (
+        ChatWriter.of(tokenizer).write([{"role": "user", "content": "say"}], answer=False)
+        == "26 Jul 2024 user say bot "
+    )
     other = tiny_language_tokenizer("{{ strftime_now('%Y-%m-%d') }} {{ strftime_now('%B %-d, %y') }}" + CHAT)
-    assert as_chat(other, [{"role": "user", "content": "say"}], answer=False).startswith("2024-07-26 July 26, 24user")
+    assert (
+        ChatWriter.of(other)
+        .write([{"role": "user", "content": "say"}], answer=False)
+        .startswith("2024-07-26 July 26, 24user")
+    )
 
 
 FORGED = [

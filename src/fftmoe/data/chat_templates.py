@@ -9,6 +9,7 @@ not speak for the system: what looks like a special token in it is marked, and b
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from fftmoe.data.chats import Messages, messages_of
@@ -43,8 +44,9 @@ def template_fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         return "has no chat template"
     asked = messages_of(_QUESTION)
     try:
-        before = as_chat(tokenizer, asked, answer=False)
-        whole = as_chat(tokenizer, [*asked, _said(_ANSWER)], answer=True)
+        writer = ChatWriter.of(tokenizer)
+        before = writer.write(asked, answer=False)
+        whole = writer.write([*asked, _said(_ANSWER)], answer=True)
     except InputError:
         return "has a chat template that takes no question and answer as texts"
     if not whole.startswith(before):
@@ -64,9 +66,9 @@ def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 def around_answers(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
     """What the chat template writes between a question and its answer, beyond the place of an answer, and after it."""
-    asked = messages_of(_QUESTION)
-    whole = as_chat(tokenizer, [*asked, _said(_ANSWER)], answer=True)
-    before, _, after = whole[len(as_chat(tokenizer, asked, answer=False)) :].rpartition(_ANSWER)
+    asked, writer = messages_of(_QUESTION), ChatWriter.of(tokenizer)
+    whole = writer.write([*asked, _said(_ANSWER)], answer=True)
+    before, _, after = whole[len(writer.write(asked, answer=False)) :].rpartition(_ANSWER)
     return before, after
 
 
@@ -78,11 +80,11 @@ def chat_exchanges(
     Raises:
         InputError: the tokenizer has no chat template, or it refuses a prompt, or changes it once it is answered.
     """
-    questions, answers = [], []
+    questions, answers, writer = [], [], ChatWriter.of(tokenizer)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         asked = messages_of(prompt)
-        before = as_chat(tokenizer, asked, answer=False)
-        whole = as_chat(tokenizer, [*asked, _said(completion)], answer=True)
+        before = writer.write(asked, answer=False)
+        whole = writer.write([*asked, _said(completion)], answer=True)
         if not whole.startswith(before):
             raise InputError(
                 f"{origin}: the tokenizer's chat template changes the prompt of row {origin.row(row)} once it is "
@@ -94,31 +96,66 @@ def chat_exchanges(
     return questions, answers
 
 
-def as_chat(tokenizer: "PreTrainedTokenizerBase", messages: Messages, answer: bool) -> str:
-    """Messages as the tokenizer's chat template writes them; without an answer, up to the place of an answer.
+@dataclass(frozen=True)
+class ChatWriter:
+    """Writes messages as the chat template of a tokenizer does; made once for many of them.
 
-    What only looks like a special token is marked, see `unquoted_parts`.
-
-    Raises:
-        InputError: the tokenizer has no chat template, or it refuses these messages.
+    Attributes:
+        template: with its date. special: finds texts of special tokens; None if there are none.
     """
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"data.chat_template=true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; set "
-            "data.chat_template=false, or use a model that was trained on chats"
-        )
-    try:
-        written = tokenizer.apply_chat_template(
-            [_quoted(message, tokenizer) for message in messages],
-            tokenize=False,
-            add_generation_prompt=not answer,
-            chat_template=dated_template(tokenizer),
-        )
+
+    tokenizer: "PreTrainedTokenizerBase"
+    template: str
+    special: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatWriter":
+        """Make one.
+
+        Raises:
+            InputError: the tokenizer has no chat template, or several without a first among them.
+        """
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"data.chat_template=true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; set "
+                "data.chat_template=false, or use a model that was trained on chats"
+            )
+        try:
+            template = dated_template(tokenizer)
+        except ValueError as error:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has several chat templates and none is the default; set "
+                "data.chat_template=false"
+            ) from error
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        texts = {*tokenizer.all_special_tokens, *added} - {""}
+        longest_first = sorted(map(re.escape, texts), key=len, reverse=True)
+        return cls(tokenizer, template, re.compile("|".join(longest_first)) if longest_first else None)
+
+    def write(self, messages: Messages, answer: bool) -> str:
+        """The messages; without an answer, up to the place of an answer.
+
+        What only looks like a special token is marked, see `unquoted_parts`.
+
+        Raises:
+            InputError: the template refuses these messages.
+        """
+        quoted = [self._quoted(message) for message in messages]
+        try:
+            written = self.tokenizer.apply_chat_template(
+                quoted, tokenize=False, add_generation_prompt=not answer, chat_template=self.template
+            )
+        except Exception as error:  # a template can raise anything
+            raise InputError(
+                f"the tokenizer's chat template rejects a message: {error!s:.200}; set data.chat_template=false"
+            ) from error
         return cast(str, written)
-    except Exception as error:  # a template can raise anything
-        raise InputError(
-            f"the tokenizer's chat template rejects a message: {error!s:.200}; set data.chat_template=false"
-        ) from error
+
+    def _quoted(self, message: dict[str, str]) -> dict[str, str]:
+        """A message in which texts of special tokens are marked; an answer as it is, as it ends with such a token."""
+        if message["role"] == "assistant" or self.special is None:
+            return message
+        return {**message, "content": self.special.sub(f"{_QUOTED}\\g<0>{_ENDS}", message["content"])}
 
 
 def dated_template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -131,22 +168,6 @@ def unquoted_parts(text: str) -> list[tuple[str, bool]]:
     """The parts of a written chat, each with whether it only looks like a special token; one part if none does."""
     parts = _MARKED.split(text)
     return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
-
-
-def _quoted(message: dict[str, str], tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
-    """A message in which texts of special tokens are marked; an answer as it is, since it ends with such a token."""
-    if message["role"] == "assistant":
-        return message
-    special = {*tokenizer.all_special_tokens, *_special_texts(tokenizer)} - {""}
-    longest_first = sorted(map(re.escape, special), key=len, reverse=True)
-    if not longest_first:
-        return message
-    pattern = re.compile("|".join(longest_first))
-    return {**message, "content": pattern.sub(f"{_QUOTED}\\g<0>{_ENDS}", message["content"])}
-
-
-def _special_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _said(answer: str) -> dict[str, str]:

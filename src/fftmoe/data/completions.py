@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data.chat_templates import around_answers, as_chat, chat_exchanges, unquoted_parts
+from fftmoe.data.chat_templates import ChatWriter, around_answers, chat_exchanges, unquoted_parts
 from fftmoe.data.chats import messages_of, plain_prompt
 from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
@@ -115,7 +115,8 @@ def tokenize_prompts(
     """
     end = _end_of_text(tokenizer, max_length)
     if chat_template:
-        written = [as_chat(tokenizer, messages_of(prompt), answer=False) for prompt in prompts]
+        writer = ChatWriter.of(tokenizer)
+        written = [writer.write(messages_of(prompt), answer=False) for prompt in prompts]
     else:
         written = [plain_prompt(prompt) for prompt in prompts]
     whole = [_without_end(ids, end) for ids in _ids(tokenizer, written, special=not chat_template)]
