@@ -37,6 +37,23 @@ def expected_peak_mib(cached_bytes: Iterable[int], processes: int) -> float:
     return (peak_rss_mib() + sum(cached_bytes) / MIB) * processes
 
 
+def memory_warning(expected_mib: float, held_mib: float, free_mib: float) -> str | None:
+    """What to say where the processes of a run are expected to take more memory than there is; None where they fit.
+
+    Args:
+        expected_mib: of all processes at their peak. held_mib: of it, what this process has already.
+        free_mib: for anything more.
+    """
+    if expected_mib - held_mib <= free_mib:
+        return None
+    return (
+        f"warning: the run is expected to take {expected_mib / 2**10:.1f} GiB of memory, and "
+        f"{(held_mib + free_mib) / 2**10:.1f} GiB are free for it; lower engine.workers or federation.batch_size, set "
+        "engine.micro_batch_size (examples at a time) or engine.checkpointing=true, or adapt fewer blocks "
+        "(adapter.blocks)"
+    )
+
+
 def gflops_per_second() -> float:
     """The speed of float32 matrix products on one thread, in 10^9 operations a second."""
     threads = torch.get_num_threads()

@@ -30,7 +30,7 @@ from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.described import run_card
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience
-from fftmoe.setup.forecast import announce_duration, predicted_by_tier, resident_mib, seconds_by_tier
+from fftmoe.setup.forecast import announce_duration, announce_memory, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.load import reads_images
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
@@ -90,6 +90,7 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         progress.say(at.private.promise(recipe.federation.rounds - at.state.round))
     expected = seconds_by_tier(experiment, at.initial) if progress.visible else {}
     memory = resident_mib(experiment) if expected else None
+    announce_memory(memory, progress)
     announce_duration(experiment, expected, at.state.round, at.folder.path, progress)
     with (
         closing(Trackers(recipe.trackers, at.folder.path, recipe.name, progress.say)) as trackers,

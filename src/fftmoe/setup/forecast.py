@@ -23,12 +23,13 @@ from fftmoe.cost.analytic import (
     validation_cost,
 )
 from fftmoe.cost.capacity import fitting_tier
-from fftmoe.cost.machine import available_mib, expected_peak_mib
+from fftmoe.cost.machine import available_mib, expected_peak_mib, memory_warning
 from fftmoe.cost.measured import MachineProfile, RoundLimits, profile_machine
 from fftmoe.cost.prediction import announce_training
 from fftmoe.cost.timed import PreparedClients, TimedClient, time_tiers
 from fftmoe.cost.workload import Workload
 from fftmoe.data import ReadAhead, cached_states
+from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import RunError
 from fftmoe.methods.budget import MIB, ExpertShape
 from fftmoe.records import Budget, ServerState
@@ -130,6 +131,12 @@ def resident_mib(experiment: Experiment) -> float | None:
     states = [cached_states(examples) for examples in (experiment.train, experiment.test)]
     cached = [own.path.stat().st_size for own in states if own is not None]
     return expected_peak_mib(cached, 1 if workers == 1 and engine.kind == "local" else 1 + workers)
+
+
+def announce_memory(expected_mib: float | None, progress: Progress) -> None:
+    """Say where a run is expected to take more memory than this machine has left; `expected_mib` as `resident_mib`."""
+    if expected_mib is not None and (said := memory_warning(expected_mib, peak_rss_mib(), available_mib())):
+        progress.say(said)
 
 
 def announce_duration(
