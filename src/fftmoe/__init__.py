@@ -133,7 +133,7 @@ def predict(run: str | Path, inputs: Sequence[str | None] = (), **options: Any) 
     Raises:
         InputError: the folder holds no finished run, or an input cannot be read.
     """
-    from fftmoe.setup.finished import predict_run
+    from fftmoe.setup.asked import predict_run
 
     return predict_run(Path(run), inputs, **options)
 

@@ -19,11 +19,12 @@ from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
 from fftmoe.report.progress import Progress
+from fftmoe.setup.asked import predict_run
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import compose_deployed, load_server_data
 from fftmoe.setup.export import export_run
-from fftmoe.setup.finished import evaluate_run, load_run, predict_run
+from fftmoe.setup.finished import evaluate_run, load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import begin, resume, run
 from fftmoe.tasks import PairLoss

@@ -9,7 +9,7 @@ import transformers
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.setup.finished import predict_run
+from fftmoe.setup.asked import predict_run
 from fftmoe.setup.run import run
 from site_recipes import changed
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fftmoe.trained.converse import Talk
 
 LEAVE = ("exit", "quit")
-Ask = Callable[["Talk"], "Talk"]
+Answering = Callable[["Talk"], "Talk"]
 
 
 def chat(
@@ -41,7 +41,8 @@ def chat(
 ) -> None:
     """Talk with the tuned model; the answer of its backbone without the adapter stands below each of its own."""
     from fftmoe.backbones import Decoding
-    from fftmoe.setup.finished import finished_run, load_asked
+    from fftmoe.setup.asked import load_asked
+    from fftmoe.setup.finished import finished_run
     from fftmoe.trained.complete import Writing
     from fftmoe.trained.converse import Talk, check_talks, fitted, reply
 
@@ -68,7 +69,7 @@ def chat(
         _talk(ask, Talk(), console)
 
 
-def _talk(ask: Ask, talk: "Talk", console: Console) -> None:
+def _talk(ask: Answering, talk: "Talk", console: Console) -> None:
     """Answer messages until there are no more; on a terminal one that cannot be answered is forgotten."""
     if sys.stdin.isatty():
         say(console, "type a message; exit, or the end of the input (Ctrl-D), ends the conversation")

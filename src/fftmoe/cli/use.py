@@ -67,7 +67,8 @@ def evaluate(
         raise InputError(
             "--data and --harness do not fit: a task of lm-evaluation-harness names its own data; leave one of them out"
         )
-    from fftmoe.setup.finished import evaluate_run, harness_run
+    from fftmoe.setup.asked import harness_run
+    from fftmoe.setup.finished import evaluate_run
     from fftmoe.trained.harness import HarnessTasks
 
     def measured(k: int | None) -> dict[str, Any]:
@@ -100,7 +101,8 @@ def predict(
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Label texts or images, or complete prompts, with a finished run; prints one JSON object a line."""
-    from fftmoe.setup.finished import Request, answers_of_run, finished_run
+    from fftmoe.setup.asked import Questions, answers_of_run
+    from fftmoe.setup.finished import finished_run
     from fftmoe.store import write_atomically
 
     found = finished_run(run, accept_changes, which_round)  # checked before a person types anything
@@ -109,7 +111,7 @@ def predict(
     ascii_only = output is None and not _takes_all_characters()
     alone = found.is_language_model and inputs and len(inputs) == 1 and file is None and output is None
     printed = LineInPieces(inputs[0], ascii_only) if alone and inputs and on_terminal() else None
-    request = Request(
+    questions = Questions(
         asked,
         top_k,
         file=file,
@@ -123,7 +125,7 @@ def predict(
         seed=seed,
         on_text=None if printed is None else printed.add,
     )
-    rows = answers_of_run(found, request, which_round)
+    rows = answers_of_run(found, questions, which_round)
     say_prompt_form(Console(stderr=True), found.inputs.prompt_column, found.inputs.chat_template, found.backbone.model)
     if output is not None:
         lines = "".join(answer_line(row, ascii_only) for row in rows)

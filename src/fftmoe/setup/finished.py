@@ -1,20 +1,18 @@
-"""Open the folder of a finished run, and measure it, ask it, or rebuild the model of one of its clients.
+"""Open the folder of a finished run, and measure it, or rebuild the model of one of its clients.
 
 This is the only place that reads the recipe of a finished run for these uses; `trained/` takes plain values.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
-from fftmoe.backbones import Decoding
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
@@ -39,13 +37,9 @@ from fftmoe.store import (
 )
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.tasks import Scales
-from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
-from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
-from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
-from fftmoe.trained.predict import Prediction, check_request, predict
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has finished
@@ -129,26 +123,6 @@ def evaluate_run(
     return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
 
 
-def harness_run(
-    folder: Path,
-    tasks: HarnessTasks,
-    top_k: int | None = None,
-    accept_changes: bool = False,
-    round: str = KEPT_ROUND,
-) -> dict[str, Any]:
-    """Measure a finished run with lm-evaluation-harness; see `harness_metrics`.
-
-    Args:
-        accept_changes, round: see `finished_run`.
-
-    Raises:
-        InputError: see `load_run` and `check_harness`.
-    """
-    run = finished_run(folder, accept_changes, round)
-    check_harness(run, tasks)
-    return harness_metrics(load_trained(run, top_k), tasks)
-
-
 def check_rows(run: FinishedRun, found: Splits) -> None:
     """Refuse splits of the run's own data that have changed since it began.
 
@@ -162,88 +136,6 @@ def check_rows(run: FinishedRun, found: Splits) -> None:
             run.accept_changes,
             "restore them, or name the data to measure with --data",
         )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of the model of a finished run.
-
-    Attributes:
-        inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
-            folders of them, or of tables.
-        top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
-        file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
-        column: the column of a table; None for the one that the run's recipe names.
-        client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
-            model.
-        max_new_tokens, temperature, top_p, seed: how a language model chooses tokens, see `Decoding`.
-        on_text: see `Writing`.
-    """
-
-    inputs: Sequence[str | None] = ()
-    top_k: int | None = None
-    file: Path | None = None
-    column: str | None = None
-    batch_size: int = EVALUATION_BATCH_SIZE
-    scores: bool = False
-    client: int | str | None = None
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    on_text: Callable[[str], None] | None = None
-
-
-def predict_run(
-    folder: Path,
-    inputs: Sequence[str | None] = (),
-    top_k: int | None = None,
-    *,
-    accept_changes: bool = False,
-    round: str = KEPT_ROUND,
-    **options: Any,
-) -> list[Prediction]:
-    """The answers of a run's model; see `predict`.
-
-    Args:
-        accept_changes, round: see `finished_run`. options: the other fields of a `Request`.
-
-    Raises:
-        InputError: as `answers_of_run`.
-    """
-    run = finished_run(folder, accept_changes, round)
-    return list(answers_of_run(run, Request(inputs, top_k, **options), round))
-
-
-def answers_of_run(run: FinishedRun, request: Request, round: str = KEPT_ROUND) -> Iterator[Prediction]:
-    """The answers of a run's model, each as soon as it is there; see `predict`.
-
-    Args:
-        round: the same as the run's, for the model of a client.
-
-    Raises:
-        InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
-    """
-    decoding = Decoding(request.max_new_tokens, request.temperature, request.top_p, request.seed)
-    check_request(run, request.batch_size, request.scores, draws=decoding.temperature > 0)
-    # Before the model, because loading that takes longer.
-    asked = read_inputs(run, request.inputs, request.file, request.column)
-    trained = load_asked(run, request.client, request.top_k, round=round)
-    writing = Writing(decoding, request.batch_size, request.on_text)
-    return predict(trained, asked, request.batch_size, request.scores, writing)
-
-
-def load_asked(
-    run: FinishedRun, client: int | str | None, top_k: int | None = None, *, round: str = KEPT_ROUND
-) -> TrainedModel:
-    """The model of a run, or of one of its clients.
-
-    Raises:
-        InputError: as `load_run` and `load_client`.
-    """
-    if client is None:
-        return load_trained(run, top_k)
-    return load_client(run.folder, client, top_k, accept_changes=run.accept_changes, round=round).trained
 
 
 def load_federation(

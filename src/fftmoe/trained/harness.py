@@ -24,7 +24,7 @@ from fftmoe.trained.converse import check_talks
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 PACKAGE = "lm_eval"
-SUFFIXES = (".yaml", ".yml")
+TASK_FILES = (".yaml", ".yml")
 BATCH = 8  # requests at once: the harness makes the logits of all their places
 
 
@@ -53,7 +53,7 @@ def check_harness(run: FinishedRun, tasks: HarnessTasks) -> None:
     if not tasks.names:
         raise InputError("no task is named; name some, separated by commas, or the path of a task file")
     for name in tasks.names:
-        if name.endswith(SUFFIXES) and not Path(name).is_file():
+        if name.endswith(TASK_FILES) and not Path(name).is_file():
             raise InputError(f"there is no task file {name!r:.200}; name one, or a task of lm-evaluation-harness")
 
 
@@ -67,29 +67,14 @@ def harness_metrics(trained: TrainedModel, tasks: HarnessTasks) -> dict[str, Any
     Raises:
         InputError: a task is unknown, or cannot be read or measured.
     """
-    module = importlib.import_module(PACKAGE)
-    tokenizer, chat_template = load_tokenizer(trained.run.backbone.model), trained.run.inputs.chat_template
+    run = trained.run
+    tokenizer, chat_template = load_tokenizer(run.backbone.model), run.inputs.chat_template
     if chat_template:
         tokenizer.chat_template = dated_template(tokenizer)  # this tokenizer is of this call only
-    dtype = compute_dtype(trained.model)
-    with _quiet(), _kept_state(), plain_generation(trained.model, end_ids_of(trained.model, tokenizer, chat_template)):
+    ends = end_ids_of(trained.model, tokenizer, chat_template)
+    with _silent(), _random_state_kept(), plain_generation(trained.model, ends):
         try:
-            model = importlib.import_module(f"{PACKAGE}.models.huggingface").HFLM(
-                pretrained=trained.model,
-                tokenizer=tokenizer,
-                backend="causal",
-                batch_size=BATCH,
-                truncation=True,
-                mixed_precision_dtype=None if dtype == torch.float32 else dtype,
-            )
-            found = module.simple_evaluate(
-                model=model,
-                tasks=_resolved(tasks.names),
-                limit=tasks.limit,
-                log_samples=False,
-                apply_chat_template=chat_template,
-                numpy_random_seed=None,
-            )
+            found = _evaluated(trained, tokenizer, tasks)
         except InputError:
             raise
         except Exception as error:  # of a task file, of a data set, of code that they name
@@ -103,6 +88,27 @@ def harness_metrics(trained: TrainedModel, tasks: HarnessTasks) -> dict[str, Any
         "chat_template": chat_template,
         "tasks": {name: _metrics(name, own, found) for name, own in sorted(found["results"].items())},
     }
+
+
+def _evaluated(trained: TrainedModel, tokenizer: Any, tasks: HarnessTasks) -> dict[str, Any]:
+    """What the harness returns."""
+    dtype = compute_dtype(trained.model)
+    model = importlib.import_module(f"{PACKAGE}.models.huggingface").HFLM(
+        pretrained=trained.model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=BATCH,
+        truncation=True,
+        mixed_precision_dtype=None if dtype == torch.float32 else dtype,
+    )
+    return importlib.import_module(PACKAGE).simple_evaluate(
+        model=model,
+        tasks=_resolved(tasks.names),
+        limit=tasks.limit,
+        log_samples=False,
+        apply_chat_template=trained.run.inputs.chat_template,
+        numpy_random_seed=None,
+    )
 
 
 def _metrics(name: str, own: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def _resolved(names: Sequence[str]) -> list[Any]:
     read = importlib.import_module(f"{PACKAGE}.tasks._yaml_loader").load_yaml
     resolved = []
     for name in names:
-        if name.endswith(SUFFIXES):
+        if name.endswith(TASK_FILES):
             resolved.append(read(str(Path(name).absolute()), resolve_func=True))
         elif name in known:
             resolved.append(name)
@@ -141,14 +147,14 @@ def _suggested(name: str, known: Sequence[str]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Keep the bars and notes of the harness from the terminal: standard output holds the result, and nothing else."""
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         yield
 
 
 @contextmanager
-def _kept_state() -> Iterator[None]:
+def _random_state_kept() -> Iterator[None]:
     """Leave the random state of this process, which the harness seeds, as it is."""
     before = random.getstate()
     with torch.random.fork_rng():

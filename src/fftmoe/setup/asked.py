@@ -1,0 +1,119 @@
+"""Ask the model of a finished run, or measure it on what others ask."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fftmoe.backbones import Decoding
+from fftmoe.evaluate import EVALUATION_BATCH_SIZE
+from fftmoe.setup.finished import finished_run, load_client
+from fftmoe.store import KEPT_ROUND
+from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
+from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
+from fftmoe.trained.inputs import read_inputs
+from fftmoe.trained.load import load_trained
+from fftmoe.trained.predict import Prediction, check_request, predict
+from fftmoe.trained.run import FinishedRun, TrainedModel
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of the model of a finished run.
+
+    Attributes:
+        inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
+            folders of them, or of tables.
+        top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
+        file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
+        column: the column of a table; None for the one that the run's recipe names.
+        client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
+            model.
+        max_new_tokens, temperature, top_p, seed: how a language model chooses tokens, see `Decoding`.
+        on_text: see `Writing`.
+    """
+
+    inputs: Sequence[str | None] = ()
+    top_k: int | None = None
+    file: Path | None = None
+    column: str | None = None
+    batch_size: int = EVALUATION_BATCH_SIZE
+    scores: bool = False
+    client: int | str | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    on_text: Callable[[str], None] | None = None
+
+
+def predict_run(
+    folder: Path,
+    inputs: Sequence[str | None] = (),
+    top_k: int | None = None,
+    *,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
+    **options: Any,
+) -> list[Prediction]:
+    """The answers of a run's model; see `predict`.
+
+    Args:
+        accept_changes, round: see `finished_run`. options: the other fields of a `Questions`.
+
+    Raises:
+        InputError: as `answers_of_run`.
+    """
+    run = finished_run(folder, accept_changes, round)
+    return list(answers_of_run(run, Questions(inputs, top_k, **options), round))
+
+
+def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) -> Iterator[Prediction]:
+    """The answers of a run's model, each as soon as it is there; see `predict`.
+
+    Args:
+        round: the same as the run's, for the model of a client.
+
+    Raises:
+        InputError: as `load_run` and `load_client`; an input cannot be read, or there is none.
+    """
+    decoding = Decoding(asked.max_new_tokens, asked.temperature, asked.top_p, asked.seed)
+    check_request(run, asked.batch_size, asked.scores, draws=decoding.temperature > 0)
+    # Before the model, because loading that takes longer.
+    inputs = read_inputs(run, asked.inputs, asked.file, asked.column)
+    trained = load_asked(run, asked.client, asked.top_k, round=round)
+    writing = Writing(decoding, asked.batch_size, asked.on_text)
+    return predict(trained, inputs, asked.batch_size, asked.scores, writing)
+
+
+def load_asked(
+    run: FinishedRun, client: int | str | None, top_k: int | None = None, *, round: str = KEPT_ROUND
+) -> TrainedModel:
+    """The model of a run, or of one of its clients.
+
+    Raises:
+        InputError: as `load_run` and `load_client`.
+    """
+    if client is None:
+        return load_trained(run, top_k)
+    return load_client(run.folder, client, top_k, accept_changes=run.accept_changes, round=round).trained
+
+
+def harness_run(
+    folder: Path,
+    tasks: HarnessTasks,
+    top_k: int | None = None,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
+) -> dict[str, Any]:
+    """Measure a finished run with lm-evaluation-harness; see `harness_metrics`.
+
+    Args:
+        accept_changes, round: see `finished_run`.
+
+    Raises:
+        InputError: see `load_run` and `check_harness`.
+    """
+    run = finished_run(folder, accept_changes, round)
+    check_harness(run, tasks)
+    return harness_metrics(load_trained(run, top_k), tasks)
