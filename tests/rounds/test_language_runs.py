@@ -147,7 +147,6 @@ def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
         ({"data__max_length": 38}, ("data.max_length=38", "37 tokens")),
         ({"data__label": "topic"}, ("no column 'topic'",)),
         ({"partition": {"kind": "dirichlet", "alpha": 1.0, "num_clients": 5}}, ("no column 'label'", "data.label")),
-        ({"engine__clients_per_batch": 2}, ("clients_per_batch=2", "causal-lm", "one client at a time")),
         ({"evaluation__generate": {"examples": 3, "max_new_tokens": 30}}, ("max_new_tokens=30", "37 tokens")),
         ({"backbone__task": "sequence-classification"}, ("data.prompt is for language models", "causal-lm")),
     ],
