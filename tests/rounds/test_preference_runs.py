@@ -401,7 +401,7 @@ def test_defaults_of_simpo():
     found = complete_recipe({**stated, "preference": {"loss": "simpo"}}, "test", may_read=False)[0]
     assert found.preference is not None
     assert (found.backbone.task, found.preference.beta, found.preference.margin) == ("preference", 2.0, 1.0)
-    assert found.federation.learning_rate == 5e-4
+    assert found.federation.learning_rate == 5e-5
 
 
 def test_the_page_and_the_lines_name_the_metric(run_preference: RunLanguage, cli: Cli):

@@ -23,7 +23,7 @@ LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
 ADAMW_HEAD_RATE, SQUARED_HEAD_RATE = 0.005, 0.02  # of a trained head; the second for SGD on numbers
-PREFERENCE_RATE = 5e-4  # of local training on pairs
+PREFERENCE_RATE = 5e-5  # of local training on pairs
 MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
@@ -296,7 +296,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "federation.learning_rate",
         _rate,
-        "0.002 with the server's momentum, else 0.004; for a preference 0.0005",
+        "0.002 with the server's momentum, else 0.004; for a preference 0.00005",
         of_data=False,
     ),
     Rule("federation.aggregation", _aggregation),
