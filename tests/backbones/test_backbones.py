@@ -179,6 +179,20 @@ def test_a_name_that_is_no_folder_is_one_of_the_hub(monkeypatch: pytest.MonkeyPa
     assert resolve_model("owner/name") == "owner/name"
 
 
+def test_without_the_hub_the_default_models_name_what_comes_in_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fftmoe.backbones.find.why_unreachable", lambda: "no route")
+    monkeypatch.setattr("fftmoe.backbones.find.try_to_load_from_cache", lambda *_: None)
+    for model, instead in builtin.WITHOUT_HUB.items():
+        assert instead in builtin.BUILTINS
+        with pytest.raises(InputError, match=f"or use {instead}"):
+            resolve_model(model)
+    with pytest.raises(InputError, match=r"or the network$"):
+        resolve_model("owner/name")
+
+
 @pytest.fixture
 def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda *_: None)

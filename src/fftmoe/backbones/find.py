@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from fftmoe.backbones.builtin import BUILTINS
+from fftmoe.backbones.builtin import BUILTINS, WITHOUT_HUB
 from fftmoe.data.reach import why_unreachable
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
@@ -56,6 +56,7 @@ def _on_the_hub(model: str, folder: Path) -> str:
     raise InputError(
         f"model {model!r} is not a local folder (looked for {folder.absolute()}), and cannot be loaded from the "
         f"Hugging Face hub ({reason:.300}), of which there is no copy here; correct the path, or the network"
+        + (f", or use {WITHOUT_HUB[model]}, which comes in a package" if model in WITHOUT_HUB else "")
     )
 
 
