@@ -62,21 +62,24 @@ def generation_metrics(
     }
     found = _means(scores, np.arange(len(rows)))
     for name, members in (groups or {}).items():
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, row in enumerate(rows):
-            if (group := members[row]) is not None:
-                places[group].append(place)
-        found[f"generated_by_{name}"] = {group: _means(scores, np.array(places[group])) for group in sorted(places)}
+        found[f"generated_by_{name}"] = _by_group(scores, [members[row] for row in rows])
     if settings.num_shown:
+        places = _shown(plain.labels[rows].tolist(), settings.num_shown)
+        prompts = {place: prompt_text_of(tokenizer, plain.text(rows[place])[0]) for place in places}
         found["samples"] = [
-            {
-                "prompt": prompt_text_of(tokenizer, plain.text(rows[place])[0]),
-                "completion": completions[rows[place]],
-                "written": written[place],
-            }
-            for place in _shown(plain.labels[rows].tolist(), settings.num_shown)
+            {"prompt": prompts[place], "completion": completions[rows[place]], "written": written[place]}
+            for place in places
         ]
     return found
+
+
+def _by_group(scores: Mapping[str, np.ndarray], groups: Names) -> dict[str, dict[str, Any]]:
+    """The means of each group, by its name; `groups` names that of each place of the sample."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(groups):
+        if group is not None:
+            places[group].append(place)
+    return {group: _means(scores, np.array(places[group])) for group in sorted(places)}
 
 
 def _shown(strata: Sequence[int], number: int) -> list[int]:
