@@ -196,6 +196,7 @@ def train(name: str, data: Path, steps: int, rounds: int, cache: Path) -> dict[s
             one = Rounds(experiment, stack.enter_context(closing(open_engine(experiment, RunFolder(folder)))), state)
         if way.workers > 1:
             one(0)  # the workers load their models
+            one.state = state
         started, processor = time.perf_counter(), time.process_time()
         losses = [one(number + 1) for number in range(rounds)]
         seconds, processor = time.perf_counter() - started, time.process_time() - processor
