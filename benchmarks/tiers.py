@@ -20,7 +20,7 @@ from fftmoe.records import Budget, ClientPlan, ServerState, pack_plan, pack_upda
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.model import make_loss
+from fftmoe.setup.judged import make_loss
 
 
 def measure(experiment: Experiment, state: ServerState, tier: Budget) -> dict[str, float]:

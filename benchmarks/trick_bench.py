@@ -29,7 +29,7 @@ from fftmoe.rng import numpy_generator
 from fftmoe.server.plan import plan_round
 from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.model import make_loss
+from fftmoe.setup.judged import make_loss
 from tricks import PaddedTo, Tricks
 
 

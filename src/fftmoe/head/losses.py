@@ -32,6 +32,10 @@ class HeadLoss(Protocol):
         """The number of examples (`fftmoe.tasks.Loss`)."""
         ...
 
+    def by_example(self, logits_BC: Tensor, labels_B: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
+        ...
+
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """The loss of each example [B]; there may be any number of dimensions in front."""
         ...
