@@ -70,7 +70,11 @@ def test_a_run_in_parts_ends_nearly_the_same(run_language: RunLanguage, method: 
     quiet = {"method": method, "adapter__balance": "none", "adapter__z_strength": 0.0}
     whole, in_parts, one_part = (
         adapters(run_language, **quiet, **changes)
-        for changes in ({}, {"engine__micro_batch_size": 2}, {"engine__micro_batch_size": 5})
+        for changes in (
+            {"engine__clients_per_batch": 1},
+            {"engine__micro_batch_size": 2},
+            {"engine__micro_batch_size": 5},
+        )
     )
     for name, tensor in whole.items():
         assert torch.equal(tensor, one_part[name])
