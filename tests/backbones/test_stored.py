@@ -10,10 +10,11 @@ from torch import nn
 
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.bound import check_base, describe_base
-from fftmoe.backbones import attach_adapter, fingerprint, load_backbone, outputs, place
+from fftmoe.backbones import attach_adapter, fingerprint, load_backbone, outputs, place, token_losses
 from fftmoe.backbones.prefix import enable_resume, prefix_states
 from fftmoe.errors import InputError
 from language import save_language_model
+from models import FAMILIES, tokens
 
 CPU, HALF = torch.device("cpu"), torch.bfloat16
 IDS = torch.arange(5 * 7).view(5, 7) % 13
@@ -114,3 +115,26 @@ def test_weights_that_a_user_rounded_pass(tmp_path: Path):
     base = describe_base(loaded(folder, torch.float32))
     rounded = load_backbone(str(folder), task="causal-lm", dtype=HALF)
     check_base(base, rounded, "a folder")
+
+
+DECODERS = (
+    "bloom falcon gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral olmo2 phi phi3 qwen2 qwen2_moe qwen3 smollm3"
+).split()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_no_family_of_language_models_gets_other_losses(tmp_path: Path, family: str):
+    config: Any = FAMILIES[family].make().config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        made = transformers.AutoModelForCausalLM.from_config(config)
+    made.to(HALF).save_pretrained(tmp_path)
+    batch = {**tokens(), "labels": tokens()["input_ids"]}
+    found = [
+        token_losses(
+            place(load_backbone(str(tmp_path), task="causal-lm", multiplies_in=kept), CPU, HALF),
+            batch,
+        )
+        for kept in (torch.float32, HALF)
+    ]
+    assert torch.equal(*found)

@@ -22,7 +22,7 @@ from fftmoe.backbones import trust
 from fftmoe.backbones.find import is_hub_id, resolve_model
 from fftmoe.backbones.quantize import check_drawn, check_quantization, quantization_options, settle_quantized
 from fftmoe.backbones.quiet import quiet_transformers
-from fftmoe.backbones.stored import keep_stored
+from fftmoe.backbones.stored import computes_in_16_bits, keep_stored
 from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import generator
@@ -76,7 +76,7 @@ def load_backbone(
         quantization: "none", or "8bit" or "4bit" for the weights of all linear layers except the head's.
         device: where quantised weights are put; other weights are loaded on the CPU, and the caller moves them.
         multiplies_in: the dtype in which the model will multiply (`place`). The weights of products that the checkpoint
-            stores in it keep it, which changes no result (`keep_stored`); all others get `dtype`.
+            stores in it keep it where that changes no result (`keep_stored`); all others get `dtype`.
 
     Raises:
         InputError: the model cannot be found or loaded, or an argument is unknown or missing.
@@ -88,7 +88,9 @@ def load_backbone(
     options = _label_options(task, num_labels, label_names) | {"dtype": "auto" if as_stored else dtype}
     options |= quantization_options(quantization, torch.device(device), _NOT_QUANTIZED)
     loaded = _load_with_head(model, task, pooling, seed, options)
-    if as_stored:
+    if as_stored and computes_in_16_bits(loaded):
+        loaded = _load_with_head(model, task, pooling, seed, {**options, "dtype": dtype})
+    elif as_stored:
         keep_stored(loaded, multiplies_in)
     if fourier_features:
         _lift_head(loaded, fourier_features, seed)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fftmoe.adapter.bound import HEAD_MODULES
+from fftmoe.records import HALVES
 
 
 def keep_stored(model: nn.Module, dtype: torch.dtype) -> None:
-    """Leave the weights of products that are stored in `dtype` as they are, and make all others float32.
+    """Leave the weights of products that are stored in `dtype` as they are, and make all other numbers float32.
 
     What the model computes is equal to the last bit to what it computes with float32 copies of all weights: outside of
     products, states stay float32.
@@ -30,9 +31,18 @@ def keep_stored(model: nn.Module, dtype: torch.dtype) -> None:
             if is_table:
                 module.register_forward_hook(_widened)
             continue
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.float()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+
+
+def computes_in_16_bits(model: nn.Module) -> bool:
+    """Whether a loaded model has rounded numbers that it computes for itself, as Gemma does the factor of its table.
+
+    Such numbers are not in the checkpoint, so they cannot be widened again: the model must be loaded in float32.
+    """
+    stored = model.state_dict().keys()
+    return any(b.dtype in HALVES for name, b in model.named_buffers() if name not in stored)
 
 
 def _tied_tables(model: nn.Module) -> set[nn.Module]:

@@ -14,7 +14,7 @@ from fftmoe.backbones import check_skipped, on_device, outputs
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
 from fftmoe.client.micro_batches import accumulated_gradients
 from fftmoe.client.training import Losses, MakeGradients, check_finite, plain_gradients, train
-from fftmoe.data import Examples, training_batches
+from fftmoe.data import Examples, WithPrefix, training_batches
 from fftmoe.methods.base import Method, Session
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
 from fftmoe.rng import generator
@@ -75,7 +75,8 @@ def _gradients(plan: ClientPlan, objective: Loss, examples: Examples, most: int 
         return noisy_gradients(plan.training)
     if most is None:
         return plain_gradients
-    return accumulated_gradients(most, lambda rows: objective.items(examples.batch(rows)["labels"]))
+    plain = examples.examples if isinstance(examples, WithPrefix) else examples  # to count, no states are read
+    return accumulated_gradients(most, lambda rows: objective.items(plain.batch(rows)["labels"]))
 
 
 def client_losses(model: Any, session: Session, objective: Loss, examples: Examples, rows: Tensor) -> Losses:

@@ -44,7 +44,7 @@ class EngineSection(Section):
     rounding, in less memory. `off` computes all examples of a step together."""
     checkpointing: bool = False
     """Keep of each block only what enters it, and compute the block again for its gradients (arXiv 1604.06174): less
-    memory, about a third more time, the same gradients."""
+    memory, up to half more time, the same gradients."""
     prefix_cache: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
     """Compute the hidden states below the first adapted block once for each example, and keep them on disk."""
     prefix_cache_mib: Count = 4096
