@@ -26,6 +26,7 @@ from fftmoe.backbones.finite import check_finite_outputs as check_finite_outputs
 from fftmoe.backbones.generate import continuations as continuations
 from fftmoe.backbones.generate import continue_greedily as continue_greedily
 from fftmoe.backbones.generate import plain_generation as plain_generation
+from fftmoe.backbones.gguf import open_gguf as open_gguf
 from fftmoe.backbones.load import POOLED as POOLED
 from fftmoe.backbones.load import load_backbone as load_backbone
 from fftmoe.backbones.load import loading_arguments as loading_arguments
@@ -53,5 +54,3 @@ from fftmoe.backbones.readers import load_image_processor as load_image_processo
 from fftmoe.backbones.readers import load_reader as load_reader
 from fftmoe.backbones.readers import load_tokenizer as load_tokenizer
 from fftmoe.backbones.token_losses import token_losses as token_losses
-from fftmoe.backbones.whole import is_whole as is_whole
-from fftmoe.backbones.whole import open_gguf as open_gguf

@@ -18,6 +18,7 @@ from fftmoe.backbones import load_tokenizer, open_gguf
 from fftmoe.errors import InputError, RunError
 from fftmoe.exports.check import REORDERED, answers, difference, probes, require
 from fftmoe.exports.folder import file_digest, write_text
+from fftmoe.exports.merged import merged_model
 from fftmoe.store import disk_errors
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
@@ -51,8 +52,8 @@ def check_convertible(run: FinishedRun) -> None:
         raise InputError(f"--to gguf writes language models, and this run is {run.task}; export --to merged or onnx")
 
 
-def export_gguf(trained: TrainedModel, merged: Any, folder: Path) -> dict[str, Any]:
-    """Write the merged model as a file in float32, and a `Modelfile` for Ollama.
+def export_gguf(trained: TrainedModel, lora: Path, folder: Path) -> dict[str, Any]:
+    """Write the model with an exported LoRA in its weights as a file in float32, and a `Modelfile` for Ollama.
 
     llama.cpp's own tool makes smaller ones of it: `llama-quantize model.gguf small.gguf Q4_K_M`.
 
@@ -62,13 +63,15 @@ def export_gguf(trained: TrainedModel, merged: Any, folder: Path) -> dict[str, A
     Raises:
         InputError: the model's family or its tokenizer has no form here. RunError: the file gives other logits.
     """
+    merged, of_lora = merged_model(trained, lora)
     tokenizer = load_tokenizer(trained.run.backbone.model)
     _check_family(merged)
     before_words = pre_tokenizer(tokenizer)
     with disk_errors(folder):
         _write(folder / FILE, merged, tokenizer, before_words)
     write_text(folder / "Modelfile", f"FROM ./{FILE}\n")
-    return {**_compared(trained, merged, tokenizer, folder), "weights": file_digest(folder / FILE)}
+    compared = _compared(trained, merged, tokenizer, folder)
+    return {**compared, "weights": file_digest(folder / FILE), "merged": of_lora}
 
 
 def _check_family(model: Any) -> None:

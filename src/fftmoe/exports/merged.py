@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fftmoe.backbones import is_whole, load_reader
+from fftmoe.backbones import POOLED, load_reader
 from fftmoe.errors import InputError
 from fftmoe.exports.check import REORDERED, SAME, answers, difference, probes, require
 from fftmoe.exports.folder import file_digest
@@ -32,7 +32,7 @@ def check_mergeable(run: FinishedRun) -> None:
             f"the backbone of this run is quantized ({run.backbone.quantization}), and nothing can be added to its "
             "weights without loss; export --to lora"
         )
-    if not is_whole(fresh_backbone(run)):
+    if run.task in POOLED and run.backbone.pooling == "mean":
         raise InputError(
             "the model of this run has a head on pooled features, which no model of transformers has, so merged "
             "weights would be only a part of it; export --to lora, onnx or torch-export, or train with "

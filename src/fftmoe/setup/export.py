@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fftmoe.exports.folder import ABOUT, file_digest, new_folder, scratch_folder
 from fftmoe.exports.gguf_file import check_convertible, export_gguf
 from fftmoe.exports.graphs import check_onnx_packages, export_graph, export_onnx
 from fftmoe.exports.lora import BATCH_SIZE, LoraExamples, LoraSettings, export_lora
-from fftmoe.exports.merged import check_mergeable, export_merged, merged_model
+from fftmoe.exports.merged import check_mergeable, export_merged
 from fftmoe.exports.peft import export_peft
 from fftmoe.exports.personal import (
     ExpertChoice,
@@ -32,7 +33,7 @@ from fftmoe.setup.finished import check_rows, load_client, load_federation, load
 from fftmoe.setup.load import read_split
 from fftmoe.store import KEPT_ROUND, adapter_of, read_summary
 from fftmoe.trained.inputs import unlabelled_images, unlabelled_texts
-from fftmoe.trained.run import FinishedRun
+from fftmoe.trained.run import FinishedRun, TrainedModel
 
 
 def export_run(run: Path, to: str, output: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -103,51 +104,54 @@ def _personal(
     return export_personal(choice, facts, folder)
 
 
-def _lora(
-    run: Path,
+def _lora(run: Path, folder: Path, *, top_k: int | None = None, **options: Any) -> dict[str, Any]:
+    imitation, use = _divided(options)
+    return _write_lora(load_run(run, top_k, exact=True, **use), _card_facts(run, use), folder, **imitation)
+
+
+def _write_lora(
+    trained: TrainedModel,
+    facts: CardFacts,
     folder: Path,
     *,
     rank: int | None = None,
     data: str | None = None,
     steps: int | None = None,
-    top_k: int | None = None,
-    **use: Any,
 ) -> dict[str, Any]:
     given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
     settings = LoraSettings(**given)
-    trained, facts = load_run(run, top_k, exact=True, **use), _card_facts(run, use)
     if lora_modules(trained.model):
         return export_plain(trained, facts, folder, given | ({} if data is None else {"data": data}))
     check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
     return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
 
 
-def _merged(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
-    trained = load_run(run, top_k, exact=True, accept_changes=use.get("accept_changes", False), round=_round(use))
-    check_mergeable(trained.run)
+def _divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of an imitation, and those of `finished_run`."""
+    imitation = {name: value for name, value in options.items() if name in ("rank", "data", "steps")}
+    return imitation, {name: value for name, value in options.items() if name not in imitation}
+
+
+def _in_weights(
+    write: Callable[[TrainedModel, Path, Path], dict[str, Any]],
+    checks: Sequence[Callable[[FinishedRun], None]],
+    run: Path,
+    folder: Path,
+    *,
+    top_k: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write a LoRA as `_lora` does, and with it a model that has it in its weights."""
+    imitation, use = _divided(options)
+    trained = load_run(run, top_k, exact=True, **use)
+    for check in checks:
+        check(trained.run)
     with scratch_folder(folder) as lora:
-        imitation = _lora(run, lora, top_k=top_k, **use)
+        about = _write_lora(trained, _card_facts(run, use), lora, **imitation)
         card = (lora / CARD).read_text()
-        found = {**export_merged(trained, lora, folder), "lora": imitation}
+        found = {**write(trained, lora, folder), "lora": about}
     write_text(folder / CARD, card)
     return found
-
-
-def _gguf(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
-    trained = load_run(run, top_k, exact=True, accept_changes=use.get("accept_changes", False), round=_round(use))
-    check_convertible(trained.run)
-    check_mergeable(trained.run)
-    with scratch_folder(folder) as lora:
-        imitation = _lora(run, lora, top_k=top_k, **use)
-        merged, compared = merged_model(trained, lora)
-        card = (lora / CARD).read_text()
-        found = {**export_gguf(trained, merged, folder), "merged": compared, "lora": imitation}
-    write_text(folder / CARD, card)
-    return found
-
-
-def _round(use: Mapping[str, Any]) -> str:
-    return use.get("round", KEPT_ROUND)
 
 
 def _graph(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> dict[str, Any]:
@@ -165,8 +169,8 @@ FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
     "peft": (_peft, {"top_k", "accept_changes", "round"}),
     "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes", "round"}),
     "lora": (_lora, IMITATION),
-    "merged": (_merged, IMITATION),
-    "gguf": (_gguf, IMITATION),
+    "merged": (partial(_in_weights, export_merged, (check_mergeable,)), IMITATION),
+    "gguf": (partial(_in_weights, export_gguf, (check_convertible, check_mergeable)), IMITATION),
     "onnx": (_onnx, {"top_k", "accept_changes", "round"}),
     "torch-export": (_graph, {"top_k", "accept_changes", "round"}),
 }
@@ -186,7 +190,7 @@ def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
 
 def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
     """The facts of the model that is used with these options of `finished_run`."""
-    return card_facts(run, _round(use))
+    return card_facts(run, use.get("round", KEPT_ROUND))
 
 
 def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:

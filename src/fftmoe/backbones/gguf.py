@@ -1,4 +1,4 @@
-"""Whole models of transformers, without an adapter: which models are some, and how a GGUF file is opened as one."""
+"""Opens a GGUF file as a language model of transformers."""
 
 import io
 from contextlib import redirect_stderr
@@ -6,14 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fftmoe.backbones.quiet import quiet_transformers
-
-
-def is_whole(model: object) -> bool:
-    """Whether a model is one of transformers as it stands, with its head, if it has one."""
-    return isinstance(model, PreTrainedModel)
 
 
 def open_gguf(path: Path) -> tuple[Any, Any]:
