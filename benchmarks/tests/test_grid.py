@@ -214,6 +214,7 @@ def test_a_cell_of_another_recipe_in_the_work_folder_is_refused_before_anything_
     assert not (resumed.work / "first").exists()
 
 
+@pytest.mark.slow
 def test_cells_of_other_pieces_are_kept(resumed: Bench):
     stored = resumed.stored()
     for cell in stored["cells"]:

@@ -24,6 +24,16 @@ BALANCE, Z = 0.7, 0.03
 CLASSIFIERS = ("bert", "llama", "vit")
 
 
+def crossed(values: list[Any]) -> list[Any]:
+    """Every family with every value; `make test` takes each family and each value once."""
+    quick = {(family, values[place % len(values)]) for place, family in enumerate(DECODERS)}
+    return [
+        pytest.param(family, value, marks=[] if (family, value) in quick else pytest.mark.slow)
+        for family in DECODERS
+        for value in values
+    ]
+
+
 def config(**changes: Any) -> MoeAdapterConfig:
     return MoeAdapterConfig(**({"num_experts": 5, "expert_dim": 4, "top_k": 2, "compute": "wide"} | changes))
 
@@ -135,8 +145,7 @@ def routers(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in gradients.items() if "router" in name}
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(("family", "accumulated"), crossed([1, 3]))
 def test_a_step_on_texts_is_by_the_mean_over_labels_and_the_mean_penalty(family: str, accumulated: int, tmp_path: Path):
     model = adapted(decoder(family), penalised())
     found, batches = stepped(model, texts(6, 11), tmp_path, gradient_accumulation_steps=accumulated)
@@ -241,8 +250,7 @@ def test_nothing_of_a_step_is_left():
     assert not list(hooks(model))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(("family", "reentrant"), crossed([False, True]))
 def test_recomputing_gives_equal_gradients(family: str, reentrant: bool, tmp_path: Path):
     def gradients(checkpointed: bool) -> dict[str, Tensor]:
         model = adapted(decoder(family), config() if reentrant else penalised())

@@ -331,6 +331,7 @@ def test_a_run_with_several_clients_in_a_batch_is_the_same_run(recipe_values: di
     assert several["per_client_round_by_tier"].keys() == one["per_client_round_by_tier"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.one_rounding("worker processes")
 def test_the_number_of_workers_changes_nothing(recipe_values: dict[str, Any], tmp_path: Path):
     for workers in (1, 2):

@@ -127,6 +127,7 @@ def test_a_finished_comparison_runs_only_the_missing_cell(finished: tuple[Path, 
     assert accuracies(folder) == before
 
 
+@pytest.mark.slow
 def test_two_worker_processes_give_the_same_figures(finished: tuple[Path, Outcome], grid_file: Path, tmp_path: Path):
     compare(grid_file, tmp_path / "out", seeds=1, workers=2)
     first = {key: accuracy for key, accuracy in accuracies(finished[0]).items() if key[2] == 0}

@@ -38,6 +38,7 @@ def test_no_question_occurs_twice_and_no_answer_is_empty(made: dict[str, list[In
     assert all(row.completion.strip() == row.completion != "" for row in rows)
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_same_every_time(made: dict[str, list[Instruction]]):
     assert stdlib_instructions() == made
 

@@ -288,7 +288,7 @@ def test_the_choice_of_experts_must_be_unambiguous(
 
 
 @pytest.mark.one_rounding("a graph that is traced")
-@pytest.mark.parametrize("top_k", [None, 1])
+@pytest.mark.parametrize("top_k", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_graph_needs_only_torch_and_takes_any_batch(texts: Path, out: Path, top_k: int | None):
     about = fftmoe.export(texts, "torch-export", out, top_k=top_k)
     graph = torch.export.load(out / "model.pt2").module()

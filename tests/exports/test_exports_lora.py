@@ -231,6 +231,7 @@ def test_a_language_model_is_imitated_in_the_same_way(cli: Cli, tmp_path: Path):
     assert (config["r"], config["bias"], config["modules_to_save"], config["rank_pattern"]) == (7, "none", None, {})
 
 
+@pytest.mark.slow
 def test_a_language_model_and_its_lora_are_merged_without_this_package(cli: Cli, tmp_path: Path):
     """The lines of docs/export.md are run unchanged; the merged model computes what the two computed."""
     values = language_recipe(save_language_model(tmp_path / "model"), save_prompts(tmp_path / "data"))

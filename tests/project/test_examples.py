@@ -120,7 +120,7 @@ def test_a_notebook_shows_what_its_cells_gave(name: str):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "adapter_in_trainer.ipynb" else pytest.param(name, marks=pytest.mark.slow) for name in NOTEBOOKS],
+    [pytest.param(name, marks=pytest.mark.slow) for name in NOTEBOOKS],
 )
 @pytest.mark.filterwarnings("ignore")  # warnings of the notebook packages, which change with their versions
 def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path):

@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("module", GUARDED)
 def test_every_module_of_the_table_has_guards(module: str):
-    assert list(find_guards(source_of(module)))
+    assert any(find_guards(source_of(module)))
 
 
 @pytest.mark.parametrize("module", CHANGED)
 def test_every_module_that_is_changed_has_something_to_change(module: str):
-    assert list(find_mutants(source_of(module)))
+    assert any(find_mutants(source_of(module)))
 
 
 def test_every_file_of_tests_exists():

@@ -43,6 +43,7 @@ def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(wheel: Pat
     assert {f"fftmoe/report/templates/{name}" for name in templates} <= set(names)
 
 
+@pytest.mark.slow
 def test_it_is_installed_and_works_in_a_separate_environment(wheel: Path, tmp_path: Path):
     """Its dependencies, gigabytes of them, are those of this environment; the package is not."""
     venv.create(tmp_path / "env")  # this environment's pip installs into it

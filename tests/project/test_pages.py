@@ -48,6 +48,7 @@ LESS_WORK = (
 LESS = [*(part for setting in LESS_WORK for part in ("--set", setting)), "--workers", "1"]
 # What is added to the commands that train, by verb. A comparison loads no head that the page shows how to load.
 ADDED = {"run": LESS, "compare": [*LESS, "--set", "head.num_features=32"]}
+COMPARES = {"research"}  # the pages that compare many runs take a minute even so
 ROWS = 8  # of so many rows of the builtin data one is kept
 
 
@@ -71,7 +72,10 @@ def small_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "try_to_load_from_cache", lambda _, name: str(folder / name))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in COMPARES)) for page in PAGES],
+)
 @pytest.mark.usefixtures("small_builtin")
 def test_every_command_and_block_of_a_tutorial_works_with_less_to_train(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli

@@ -201,7 +201,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+@pytest.mark.parametrize("how", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_what_a_worker_process_writes_cannot_act(tmp_path: Path, how: str):
     """Log lines, also of handlers that libraries made when they were imported, warnings, and its last traceback."""
     (tmp_path / "script.py").write_text(IN_WORKERS)

@@ -179,6 +179,7 @@ def run_without_tensorboard(recipe: Path, output: Path, *settings: str) -> subpr
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_works_without_tensorboard(recipe_file: Path, tmp_path: Path):
     """accelerate cannot be hidden, because peft imports it; an import contract lets only fftmoe.report import it."""
     done = run_without_tensorboard(recipe_file, tmp_path / "run")

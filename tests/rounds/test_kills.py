@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 NAMED, AT_RANDOM = 10, 80  # kills at each point; kills at any time
-ALL, FEW = 200, 4
+ALL, FEW = 200, 2
 AGAIN = 4  # of so many kills one is followed by another, of the run that goes on
 SETTING = "state on clients"  # personal routers, rounded uploads with feedback, and a server optimiser
 

@@ -16,6 +16,17 @@ from fftmoe.config import load_recipe
 from fftmoe.setup.run import resume, run
 from interrupting import ROUNDS, SETTINGS, Killed, interrupt, results, settings, without_clocks
 
+PLACES = (("in training", 1), ("before the row", 3), ("in training", 4), ("before the checkpoint", 2))
+
+
+def interrupted() -> list[Any]:
+    """Every setting at every place; `make test` takes each setting at two places, in turns."""
+    return [
+        pytest.param(name, *where, marks=[] if (first + place) % 2 == 0 else pytest.mark.slow)
+        for first, name in enumerate(SETTINGS)
+        for place, where in enumerate(PLACES)
+    ]
+
 
 @pytest.fixture(scope="module")
 def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -31,10 +42,7 @@ def whole(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return find
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize(
-    ("place", "round"), [("in training", 1), ("in training", 4), ("before the row", 3), ("before the checkpoint", 2)]
-)
+@pytest.mark.parametrize(("name", "place", "round"), interrupted())
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     recipe_file: Path,
     tmp_path: Path,
