@@ -1,6 +1,6 @@
 """Foundation models: find, load and freeze one, attach an adapter and a head, run it, and cache its frozen part.
 
-No method, client or recipe is known here; `tasks` and `store` stand next to it, and every package above may import it.
+No method, client or recipe is known here. Every package above may import it; `tasks` and `store` stand next to it.
 """
 
 from fftmoe.adapter.pooling import MeanPoolClassifier as MeanPoolClassifier

@@ -1,6 +1,6 @@
 """Recipes: their sections, the rules across sections, and how a YAML file with overrides becomes one `Recipe`.
 
-Nothing here loads data or models; only `setup/`, the command line and what stands on them may import this package.
+Nothing here loads data or models. Only `setup` and `cli` import this package: they give plain values to all others.
 """
 
 from fftmoe.config.budgets import BudgetSection as BudgetSection

@@ -1,7 +1,7 @@
 """Data sets: where they are read from, how rows become examples in batches, and which client holds which example.
 
-No recipe, model or method is known here; `setup/` calls these functions with the recipe's values, and packages that
-train or evaluate use the examples.
+No recipe, model or method is known here: `setup` calls these functions with the recipe's values. Every package above
+may import this one.
 """
 
 from fftmoe.data.batches import evaluation_batches as evaluation_batches

@@ -1,5 +1,5 @@
 """Engines deliver messages to clients and bring back the answers: in this process, in workers, or on Flower's nodes.
 
-Mathematics, recipes and what messages mean live elsewhere; `setup/`, `rounds/`, `comparison/`, `cost/` and `deploy/`
-import this package, and it imports no other package of fftmoe except `errors` and `strict`.
+Mathematics, recipes and what messages mean live elsewhere: of fftmoe this package imports only single files such as
+`errors.py`. Only `setup`, `rounds`, `comparison`, `cost`, `deploy` and `flower_app` import it.
 """

@@ -1,5 +1,5 @@
-"""Contains the federated methods: each decides what clients train, what they send, and how the server merges it.
+"""The federated methods: each decides what clients train, what they send, and how the server merges it.
 
-The loop over rounds, messages and recipes live elsewhere. `server`, `client`, `report` and every package above them may
-import this one; it and `evaluate` do not know each other.
+The loop over rounds, messages and recipes live elsewhere. Every package above may import this one; it and `evaluate` do
+not know each other.
 """

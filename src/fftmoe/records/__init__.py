@@ -1,6 +1,6 @@
 """Defines the values that server and client exchange, their form on the wire, and the names of their tensors.
 
-Every package may import this one. It contains no rule of a method or of a round.
+Every package above may import this one. It contains no rule of a method or of a round.
 """
 
 from fftmoe.records.digests import HALVES as HALVES

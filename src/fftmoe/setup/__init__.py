@@ -1,5 +1,5 @@
 """Makes the parts of a run from a recipe, and wires whole runs, forecasts, exports and predictions.
 
 It is the only package below the command line that reads recipes; the parts themselves live in the packages below and
-take plain values. The command line, `comparison/`, `deploy/` and `flower_app` import it.
+take plain values. Only `cli`, `comparison`, `deploy` and `flower_app` import it.
 """

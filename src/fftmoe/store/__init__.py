@@ -1,6 +1,6 @@
 """The files of a run: its folder, checkpoints, client states, privacy ledgers and saved adapter, read and written.
 
-What the files mean to a run is decided in `rounds/` and `setup/`. Every package above it in the layers may import it.
+What the files mean to a run is decided in `rounds/` and `setup/`. Every package above may import it.
 """
 
 from fftmoe.store.adapter import ADAPTER as ADAPTER
