@@ -186,7 +186,7 @@ def test_without_the_hub_the_default_models_name_what_comes_in_a_package(
     monkeypatch.setattr("fftmoe.backbones.find.why_unreachable", lambda: "no route")
     monkeypatch.setattr("fftmoe.backbones.find.try_to_load_from_cache", lambda *_: None)
     for model, instead in builtin.WITHOUT_HUB.items():
-        assert instead in builtin.BUILTINS
+        assert instead in builtin.BUILTIN_MODELS
         with pytest.raises(InputError, match=f"or use {instead}"):
             resolve_model(model)
     with pytest.raises(InputError, match=r"or the network$"):

@@ -10,7 +10,7 @@ import pytest
 import transformers
 from rich.console import Console
 
-from fftmoe.cli.held_experts import counted, coverage, ranges
+from fftmoe.cli.held_experts import counted_experts, coverage, ranges
 from fftmoe.cli.plan_output import in_millions, print_forecast
 from fftmoe.config import load_whole
 from fftmoe.setup.forecast import forecast
@@ -147,12 +147,12 @@ def test_millions_of_parameters_are_short(number: int, text: str):
 
 def test_experts_are_counted_over_clients_and_blocks():
     held = {0: {3: (0, 1), 4: (2,)}, 7: {3: (1,), 4: (2, 0)}, 9: {}}
-    assert [counted(held[client]) for client in held] == [
+    assert [counted_experts(held[client]) for client in held] == [
         "1 to 2 experts in each of 2 blocks",
         "1 to 2 experts in each of 2 blocks",
         "no experts",
     ]
-    assert counted({4: (2,)}) == "1 expert in block 4"
+    assert counted_experts({4: (2,)}) == "1 expert in block 4"
     # Experts 0, 1 and 2 of block 3 have 1, 2 and 0 clients, and those of block 4 have 1, 0 and 2.
     assert coverage(held) == (
         "an expert is held by 0 to 2 of 3 clients, 1.0 on average; 2 of 6 experts are held by no client."

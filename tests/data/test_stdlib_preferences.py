@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fftmoe.data import sources
-from fftmoe.data.sources import BUILTINS, read_raw
+from fftmoe.data.sources import BUILTIN_SETS, read_raw
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
 
@@ -53,11 +53,11 @@ def test_there_are_rows_for_many_clients_and_no_prompt_is_in_both_splits(rows: d
 def test_the_source_has_the_columns_of_a_preference(
     rows: dict[str, list[PreferenceRow]], monkeypatch: pytest.MonkeyPatch
 ):
-    made = BUILTINS["stdlib-preferences"]._replace(rows=lambda: rows)  # they need not be made again
-    monkeypatch.setattr(sources, "BUILTINS", {"stdlib-preferences": made})
+    made = BUILTIN_SETS["stdlib-preferences"]._replace(rows=lambda: rows)  # they need not be made again
+    monkeypatch.setattr(sources, "BUILTIN_SETS", {"stdlib-preferences": made})
     tables = read_raw("builtin:stdlib-preferences").splits
     assert set(tables) == {"train", "test"}
-    assert tuple(tables["train"].columns) == PreferenceRow._fields == BUILTINS["stdlib-preferences"].columns
+    assert tuple(tables["train"].columns) == PreferenceRow._fields == BUILTIN_SETS["stdlib-preferences"].columns
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fftmoe.report.labels import LABELS_SHOWN, labels
+from fftmoe.report.labels import LABELS_IN_A_TABLE, labels
 from fftmoe.report.page import report_page
 from fftmoe.report.record import RunRecord
 from reports import HOSTILE, config, rows, structure_of, summary
@@ -50,7 +50,7 @@ def test_the_matrix_has_shades_by_share_of_a_label():
 
 
 def test_of_many_labels_the_worst_are_shown_and_all_are_in_the_csv():
-    size = LABELS_SHOWN + 3
+    size = LABELS_IN_A_TABLE + 3
     many = {
         "name": [f"label {n}" for n in range(size)],
         "actual": [size] * size,
@@ -59,7 +59,7 @@ def test_of_many_labels_the_worst_are_shown_and_all_are_in_the_csv():
     }
     page = report_page(run_of(labels=many))
     text = structure_of(page.html).text
-    assert re.findall(">(label [0-9]+)</th>", page.html) == many["name"][:LABELS_SHOWN]
+    assert re.findall(">(label [0-9]+)</th>", page.html) == many["name"][:LABELS_IN_A_TABLE]
     assert "… and 3 more labels" in text
     assert "Confusion matrix" not in text
     found = [row for row in csv.DictReader(io.StringIO(page.csv)) if row["figure"] == "Labels"]

@@ -15,7 +15,7 @@ from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.report import page as run_page
 from fftmoe.report.draw import Line, line_figure
 from fftmoe.report.marks import Text, ticks
-from fftmoe.report.numbers import HEADER, Number, Numbers, csv_of
+from fftmoe.report.numbers import HEADER, Numbers, PlottedNumber, csv_of
 from fftmoe.report.record import RunRecord
 from fftmoe.report.render import Page
 from reports import config, rows, summary
@@ -103,13 +103,13 @@ def test_a_page_of_nothing_has_a_csv_with_its_header_alone():
     ],
 )
 def test_a_name_from_data_is_no_formula(name: str, cell: str):
-    (row,) = parsed(csv_of([Numbers(name, name, [Number(name, name, -0.5)])]))
+    (row,) = parsed(csv_of([Numbers(name, name, [PlottedNumber(name, name, -0.5)])]))
     assert [row[key] for key in HEADER] == [cell, cell, cell, cell, "-0.5", "", ""]
 
 
 @given(st.text(alphabet=st.sampled_from("=+-@;,|\t\r\n\"' a\u00a0\uff1d")))
 def test_no_part_of_a_cell_begins_like_a_formula_whatever_separates_parts(name: str):
-    (row,) = parsed(csv_of([Numbers("f", "x", [Number(name, name, 1)])]))
+    (row,) = parsed(csv_of([Numbers("f", "x", [PlottedNumber(name, name, 1)])]))
     parts = re.split("[;,|\t\r\n]", row["series"])
     assert not any(part.strip().startswith(("=", "+", "-", "@", "\uff1d")) for part in parts)
 

@@ -28,7 +28,7 @@ from fftmoe.setup.finished import evaluate_run, load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import begin, resume, run
 from fftmoe.tasks import PairLoss
-from fftmoe.tasks.preference import KINDS
+from fftmoe.tasks.preference import PAIR_LOSSES
 from finished import Finished
 from five_clients import changed
 from interrupting import Killed, interrupt, results
@@ -79,13 +79,13 @@ def test_every_method_learns_a_preference(run_preference: RunLanguage, method: s
         assert evaluate_run(finished.folder)["loss"] == pytest.approx(summary["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_every_loss_is_trained_and_measured_again(run_preference: RunLanguage, kind: str):
     finished = run_preference(preference={"loss": kind, "beta": 0.5})
     rows, summary = finished.rows, finished.summary
     assert summary["loss"] < rows[0]["loss"]
     assert evaluate_run(finished.folder)["loss"] == pytest.approx(summary["loss"], rel=1e-5)
-    assert (rows[0][METRIC] == 0.5) == KINDS[kind].has_reference
+    assert (rows[0][METRIC] == 0.5) == PAIR_LOSSES[kind].has_reference
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fftmoe.config.preference import IMITATING, PreferenceSection
 from fftmoe.data import IGNORED, Preferences
 from fftmoe.evaluate import tally
 from fftmoe.tasks import PairLoss, Preference
-from fftmoe.tasks.preference import KINDS
+from fftmoe.tasks.preference import PAIR_LOSSES
 from language import save_language_model
 
 PAIRS = 5
@@ -58,7 +58,7 @@ def trl_loss(scores_B23: Tensor, kind: str, beta: float, margin: float) -> Tenso
     return nll - (beta * F.logsigmoid(log_odds)).mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_losses_and_their_gradients_are_those_of_trl(kind: str):
     margin = 0.7 if kind == "simpo" else 0.0
     for seed in range(7):
@@ -70,8 +70,8 @@ def test_losses_and_their_gradients_are_those_of_trl(kind: str):
 
 
 def test_a_recipe_can_name_every_loss():
-    assert set(get_args(PreferenceSection.model_fields["loss"].annotation)) == set(KINDS)
-    assert set(IMITATING) == {name for name, kind in KINDS.items() if kind.imitates}
+    assert set(get_args(PreferenceSection.model_fields["loss"].annotation)) == set(PAIR_LOSSES)
+    assert set(IMITATING) == {name for name, kind in PAIR_LOSSES.items() if kind.imitates}
 
 
 def test_dpo_worked_by_hand():
@@ -84,7 +84,7 @@ def test_dpo_worked_by_hand():
     assert float(PairLoss("dpo", beta=9.0).loss(still, torch.empty(0))) == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_what_is_measured_adds_up(kind: str):
     """Accuracy, mean margin and loss of all pairs are those of the pairs one at a time; the loss is the trained one."""
     task, all_scores = Preference(PairLoss(kind, 0.3)), scores()
@@ -121,7 +121,7 @@ def test_a_score_that_is_no_number_is_no_statistic():
 
 def test_an_answer_that_is_certain_has_a_finite_loss_and_gradient():
     certain = torch.tensor([[[0.0, 0.0, 3.0], [-2e4, -1.0, 5.0]]])
-    for kind in KINDS:
+    for kind in PAIR_LOSSES:
         ours = certain.clone().requires_grad_()
         loss = PairLoss(kind).loss(ours, torch.empty(0))
         assert loss.isfinite()

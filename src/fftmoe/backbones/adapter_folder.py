@@ -20,7 +20,7 @@ MOST_CONFIG = 2**24  # bytes: with LoRA the file names every module of a large m
 # Fields that may have any value. All fields that are not listed here or below must have the default value of PEFT.
 ANY = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "modules_to_save"}
 ANY |= {"task_type"}  # which PEFT checks itself
-OWN: dict[str, tuple[Any, set[str]]] = {
+ADAPTER_TYPES: dict[str, tuple[Any, set[str]]] = {
     "FFT_MOE": (
         MoeAdapterConfig,
         {"num_experts", "expert_dim", "shared_dim", "shared_rank", "shared_targets", "top_k", "blocks", "activation"}
@@ -60,9 +60,9 @@ def _tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 def _foreign(values: Mapping[str, Any]) -> str | None:
     """The first value that this package does not write, as a reason; None if there is no such value."""
-    if values.get("peft_type") not in OWN:
-        return f"its peft_type is {values.get('peft_type')!r:.50}; expected {' or '.join(OWN)}"
-    make, own = OWN[values["peft_type"]]
+    if values.get("peft_type") not in ADAPTER_TYPES:
+        return f"its peft_type is {values.get('peft_type')!r:.50}; expected {' or '.join(ADAPTER_TYPES)}"
+    make, own = ADAPTER_TYPES[values["peft_type"]]
     usual = make().to_dict()
     for name, value in values.items():
         if name not in ANY | own and (name not in usual or value != usual[name]):

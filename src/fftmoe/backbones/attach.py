@@ -22,7 +22,7 @@ from fftmoe.adapter.bound import (
     check_tensors,
 )
 from fftmoe.adapter.fourier import FourierHead, at_least_float32
-from fftmoe.backbones.adapter_folder import OWN, check_adapter
+from fftmoe.backbones.adapter_folder import ADAPTER_TYPES, check_adapter
 from fftmoe.backbones.placement import computing
 from fftmoe.backbones.prefix import model_inputs, resumed
 from fftmoe.errors import InputError
@@ -72,7 +72,7 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
 def _saved_config(folder: Path) -> PeftConfig:
     """The configuration of a saved adapter, for a model of no particular task: the heads here are known already."""
     kind = json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]
-    adapter_config = OWN[kind][0]
+    adapter_config = ADAPTER_TYPES[kind][0]
     config = adapter_config.from_pretrained(str(folder))
     config.task_type = None
     return config

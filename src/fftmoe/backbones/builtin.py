@@ -82,7 +82,7 @@ def _smollm2() -> Path:
     return folder
 
 
-BUILTINS: Mapping[str, Callable[[], Path]] = {BUILTIN_MINILM: _minilm, BUILTIN_SMOLLM2: _smollm2}
+BUILTIN_MODELS: Mapping[str, Callable[[], Path]] = {BUILTIN_MINILM: _minilm, BUILTIN_SMOLLM2: _smollm2}
 """The folder of each built-in model, by the name that recipes give it.
 
 Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from fftmoe.backbones.builtin import BUILTINS, WITHOUT_HUB
+from fftmoe.backbones.builtin import BUILTIN_MODELS, WITHOUT_HUB
 from fftmoe.data.reach import why_unreachable
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
@@ -21,9 +21,9 @@ def resolve_model(model: str) -> str:
             missing or was altered.
     """
     if model.startswith("builtin:"):
-        if model not in BUILTINS:
-            raise InputError(f"unknown model {model!r}{did_you_mean(model, BUILTINS)}")
-        folder = BUILTINS[model]()
+        if model not in BUILTIN_MODELS:
+            raise InputError(f"unknown model {model!r}{did_you_mean(model, BUILTIN_MODELS)}")
+        folder = BUILTIN_MODELS[model]()
         _check_model_folder(folder)
         return str(folder)
     with looked_up(f"model folder {model!r:.200}"):

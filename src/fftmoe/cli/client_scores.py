@@ -7,7 +7,7 @@ from fftmoe.shown import shown_on_a_line
 
 STAGES = ("before", "alone", "together")
 TITLES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "option_accuracy": "option accuracy"}
-MOST_CLIENTS = 20
+CLIENTS_SCORED = 20
 WIDTH = 100  # of a text that is shown
 
 
@@ -26,11 +26,11 @@ def client_score_lines(summary: Mapping[str, Any]) -> list[str]:
         " " * first + "".join(f"{TITLES.get(name, name):<{width * len(stages) + 2}}" for name in scores),
         f"{'client':<{first}}" + "  ".join("".join(f"{stage:<{width}}" for stage in stages) for _ in scores),
     ]
-    for name, own in list(clients.items())[:MOST_CLIENTS]:
+    for name, own in list(clients.items())[:CLIENTS_SCORED]:
         cells = ["".join(f"{_number(own.get(stage, {}).get(score)):<{width}}" for stage in stages) for score in scores]
         lines.append(f"{shown_on_a_line(name):<{first}}" + "  ".join(cells))
-    if len(clients) > MOST_CLIENTS:
-        lines.append(f"… and {len(clients) - MOST_CLIENTS} more clients in summary.json")
+    if len(clients) > CLIENTS_SCORED:
+        lines.append(f"… and {len(clients) - CLIENTS_SCORED} more clients in summary.json")
     return [line.rstrip() for line in lines]
 
 

@@ -11,7 +11,7 @@ from fftmoe.records.client_names import client_name
 from fftmoe.shown import shown_on_a_line
 
 NAMED_BLOCKS = 2  # whose experts have room by name, on the line of their client
-LETTERS = 24  # of a client's name, where experts are counted
+LETTERS_OF_A_CLIENT = 24  # of a client's name, where experts are counted
 
 
 def client_lines(forecast: Forecast, clients: Iterable[int], every_block: bool) -> list[str]:
@@ -34,7 +34,8 @@ def client_lines(forecast: Forecast, clients: Iterable[int], every_block: bool) 
             lines += [facts, *(f"  block {block}: {ids}" for block, ids in held.items())]
         else:
             said = [f"block {block}: {ids}" for block, ids in held.items()]
-            lines.append("  ".join([facts, *(said if by_name else [counted(forecast.experts[client])])]).rstrip())
+            said = said if by_name else [counted_experts(forecast.experts[client])]
+            lines.append("  ".join([facts, *said]).rstrip())
     return lines
 
 
@@ -45,10 +46,10 @@ def counts_blocks(forecast: Forecast) -> bool:
 
 def _shown(forecast: Forecast, client: int, whole: bool) -> str:
     name = shown_on_a_line(client_name(client, forecast.client_names))
-    return name if whole or len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+    return name if whole or len(name) <= LETTERS_OF_A_CLIENT else f"{name[: LETTERS_OF_A_CLIENT - 1]}…"
 
 
-def counted(held: Mapping[int, Sequence[int]]) -> str:
+def counted_experts(held: Mapping[int, Sequence[int]]) -> str:
     """How many experts are held in each block: `9 experts in each of 30 blocks`, `1 to 9 experts in each of …`."""
     if not held:
         return "no experts"

@@ -142,11 +142,11 @@ def select(cells: Iterable[CellResult], variant: str, partition: str | None = No
     ]
 
 
-Key = str | tuple[str, ...]
+SummaryKey = str | tuple[str, ...]
 """A key of a summary, or several of which a summary has one."""
 
 
-def number(cell: CellResult, *path: Key) -> float | None:
+def number(cell: CellResult, *path: SummaryKey) -> float | None:
     """A number of the cell's summary by its path of keys; None if there is none."""
     node: Any = cell.summary
     for key in path:
@@ -155,7 +155,7 @@ def number(cell: CellResult, *path: Key) -> float | None:
     return None if node is None else float(node)
 
 
-def numbers(cells: Iterable[CellResult], *path: Key) -> list[float]:
+def numbers(cells: Iterable[CellResult], *path: SummaryKey) -> list[float]:
     """The same number of every cell that has it."""
     return [value for cell in cells if (value := number(cell, *path)) is not None]
 
@@ -176,7 +176,7 @@ def metric_of(cells: Sequence[CellResult]) -> Metric:
     return next(finished, Metric(cells[0].metric if cells else "accuracy"))
 
 
-def over_grid(cells: Sequence[CellResult], variant: str, *path: Key) -> Estimate | None:
+def over_grid(cells: Sequence[CellResult], variant: str, *path: SummaryKey) -> Estimate | None:
     """The mean over all partitions, estimated from the seeds that finished all of them."""
     return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
 
@@ -201,7 +201,7 @@ def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
     return estimate(ratios)
 
 
-def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: Key) -> list[dict[Place, float]]:
+def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: SummaryKey) -> list[dict[Place, float]]:
     """For each seed that has the number at every place of the grid: place -> number."""
     places = {cell.place for cell in cells}
     by_seed: dict[int, dict[Place, float]] = {}

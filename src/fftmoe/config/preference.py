@@ -7,7 +7,7 @@ from pydantic import model_validator
 from fftmoe.config.fields import NotNegative, Positive, Section
 
 IMITATING = ("cpo", "orpo")
-"""The losses that add a mean over the tokens of chosen answers (`fftmoe.tasks.preference.KINDS`, which needs torch)."""
+"""The losses that add a mean over the tokens of chosen answers, as `tasks/preference.py: PAIR_LOSSES` has them."""
 
 
 class PreferenceSection(Section):

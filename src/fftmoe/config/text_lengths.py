@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fftmoe.data import Table
 
 MOST_COUNTED = 5_000  # rows, evenly over the table
-LETTERS = 8  # for each token of the limit: longer texts have more tokens than that, and are not counted
+LETTERS_OF_A_TOKEN = 8  # for each token of the limit: longer texts have more tokens than that, and are not counted
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.4, 2  # of the estimate
 
 
@@ -113,7 +113,7 @@ def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
         rows = [row if isinstance(row, list) else [] for row in sample.texts["data.tokens"]]
         words = [list(map(_readable, row[:most])) for row in rows]
         return lengths_of(words, tokenizer), most
-    letters = LETTERS * most
+    letters = LETTERS_OF_A_TOKEN * most
     whole = [list(map(_readable, column)) for column in sample.texts.values()]
     is_long = np.array([sum(map(len, row)) > letters for row in zip(*whole, strict=True)])
     if (~is_long).sum() < _share(len(is_long), reading.percent):

@@ -11,7 +11,7 @@ from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 
 ALL = ("all",)  # the one stratum if nothing divides the examples
-LABELS_SHOWN = 5  # labels in a message
+LABELS_IN_A_MESSAGE = 5
 
 
 def number_classes(
@@ -59,7 +59,8 @@ def _check_trained(where: str, classes: Sequence[str], trained: Sequence[str]) -
     """Check that a run was trained on these classes, also on those that a table names and no row has."""
     if unknown := sorted(set(classes) - set(trained)):
         raise InputError(
-            f"{where} has labels that the run was not trained on: {', '.join(unknown[:LABELS_SHOWN])}; the run knows"
+            f"{where} has labels that the run was not trained on: "
+            f"{', '.join(unknown[:LABELS_IN_A_MESSAGE])}; the run knows"
             f" {_first_names(trained)}: remove those rows, or evaluate on other data"
         )
 
@@ -77,7 +78,7 @@ def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputEr
 
 def _first_names(names: Sequence[str]) -> str:
     """The first names, for a message."""
-    return ", ".join(map(str, names[:LABELS_SHOWN])) + (", …" if len(names) > LABELS_SHOWN else "")
+    return ", ".join(map(str, names[:LABELS_IN_A_MESSAGE])) + (", …" if len(names) > LABELS_IN_A_MESSAGE else "")
 
 
 def number_strata(tables: Mapping[str, Table], columns: Sequence[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -20,7 +20,7 @@ from fftmoe.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNCUT = 2**31  # tokens, more than any text has
+NO_LIMIT = 2**31  # tokens, more than any text has
 Pair = tuple[Ids, Ids, Ids]  # a prompt, its chosen answer and its rejected one
 
 
@@ -99,7 +99,7 @@ def tokenize_preferences(
     if max_length < 2:
         raise InputError(f"data.max_length={max_length} leaves nothing to predict; raise it to at least 2")
     chosen, rejected = (
-        tokenize_completions(origin, prompts, own, labels, tokenizer, UNCUT, chat_template) for own in answers
+        tokenize_completions(origin, prompts, own, labels, tokenizer, NO_LIMIT, chat_template) for own in answers
     )
     whole = [(*_ids(chosen, row), _ids(rejected, row)[1]) for row in range(len(chosen))]
     kept = [_cut_pair(*pair, max_length, tokenizer.bos_token_id) for pair in whole]

@@ -27,7 +27,7 @@ class BuiltinSet(NamedTuple):
     rows: Callable[[], Mapping[str, Sequence[tuple[str, ...]]]]
 
 
-BUILTINS: Mapping[str, BuiltinSet] = {
+BUILTIN_SETS: Mapping[str, BuiltinSet] = {
     "stdlib-docs": BuiltinSet(("text", "label", "module"), stdlib_docs),
     "stdlib-instructions": BuiltinSet(("prompt", "completion", "kind"), stdlib_instructions),
     "stdlib-preferences": BuiltinSet(PreferenceRow._fields, stdlib_preferences),
@@ -224,9 +224,9 @@ def read_raw(source: str) -> RawTables:
 
 def _read_builtin(source: str) -> dict[str, Table]:
     name = source.removeprefix(BUILTIN)
-    if name not in BUILTINS:
-        raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, BUILTINS)}")
-    made = BUILTINS[name]
+    if name not in BUILTIN_SETS:
+        raise InputError(f"data.source={source!r} is not a builtin data set{did_you_mean(name, BUILTIN_SETS)}")
+    made = BUILTIN_SETS[name]
     return {
         split: Table.of(f"{source} ({split})", dict(zip(made.columns, map(list, zip(*rows, strict=True)), strict=True)))
         for split, rows in made.rows().items()

@@ -21,10 +21,10 @@ from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
 ROWS, TEST_ROWS = 150, 30  # of each kind; the second are for testing
-MOST_CHARACTERS, MOST_WORDS = 320, 30  # of a source that is shown, and of a sentence
+MOST_CHARACTERS, WORDS_OF_A_SENTENCE = 320, 30  # of a source that is shown, and of a sentence
 # A constant, because the test set is part of the data and must not change with a run's seed.
 SEED = 20_261_128
-WORD = re.compile(r"[A-Za-z]{4,}")
+LONG_WORD = re.compile(r"[A-Za-z]{4,}")
 SENTENCE = re.compile(r"[A-Z][A-Za-z0-9 ,'()-]{25,}\.")
 BREAKS = ((")", ""), ("(", ""), (":", ""), ("]", ""), ("'", ""), ("=", "= ="), (",", ", ,"))
 
@@ -104,7 +104,7 @@ def _errors(function: DocumentedFunction, _: np.random.Generator) -> tuple[str, 
 
 
 def _missing_words(function: DocumentedFunction, rng: np.random.Generator) -> tuple[str, str] | None:
-    words = WORD.findall(function.summary)
+    words = LONG_WORD.findall(function.summary)
     if not _is_sentence(function.summary) or len(set(words)) < 4:
         return None
     word = words[int(rng.integers(1, len(words)))]
@@ -171,7 +171,7 @@ def is_valid(line: str) -> bool:
 
 
 def _is_sentence(text: str) -> bool:
-    return len(text.split()) <= MOST_WORDS and SENTENCE.fullmatch(text) is not None
+    return len(text.split()) <= WORDS_OF_A_SENTENCE and SENTENCE.fullmatch(text) is not None
 
 
 def _values(rng: np.random.Generator) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from fftmoe.store.chained_log import ChainedLog
 LEDGER_FILE = "ledger.jsonl"
 STATE = "state"  # folder of a site with its own state, one folder in it for each run
 MOST_FREE = 1000  # entries of each kind a day about what costs nothing, so that no server can fill the disk
-MOST_WORDS = 400  # characters of a reason
+LONGEST_TEXT = 400  # characters of a reason
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Pages:
         """
         if self._today(OPENED) >= MOST_FREE:
             raise InputError(f"{MOST_FREE} runs were opened today, and no more are; wait until tomorrow")
-        self._add(OPENED, durable=True, **_key_values(key), name=name[:MOST_WORDS])
+        self._add(OPENED, durable=True, **_key_values(key), name=name[:LONGEST_TEXT])
 
     def ask(self, key: RunKey, task: str, round: int, size: int, cost: Cost) -> None:
         """Count a request that will be carried out. It is forced to the disk with its answer."""
@@ -168,7 +168,7 @@ class Pages:
 
     def note(self, event: str, **values: Any) -> None:
         """See `SiteLedger.note`; the same entry as the last one is not repeated."""
-        short = {name: value[:MOST_WORDS] if isinstance(value, str) else value for name, value in values.items()}
+        short = {name: value[:LONGEST_TEXT] if isinstance(value, str) else value for name, value in values.items()}
         last = self.entries[-1] if self.entries else {}
         if all(last.get(name) == value for name, value in {"event": event, **short}.items()):
             return

@@ -24,7 +24,7 @@ from fftmoe.report.marks import (
     stroke,
     ticks,
 )
-from fftmoe.report.numbers import Number, Numbers
+from fftmoe.report.numbers import Numbers, PlottedNumber
 
 DOTS = 30  # points of a line that get a dot each; with more, dots would hide the line
 POINTS_SHOWN = 400  # points of a line that are drawn
@@ -96,7 +96,7 @@ def line_figure(
         floor, ceiling: limits of the vertical axis.
     """
     numbers = [number for line in lines for number in _numbers_of(line)]
-    numbers += [Number(level.label, "", level.y) for level in levels]
+    numbers += [PlottedNumber(level.label, "", level.y) for level in levels]
     # A value that is not finite has no place on an axis.
     finite = [replace(line, points=[p for p in line.points if math.isfinite(p[1])]) for line in lines]
     lines, levels = [line for line in finite if line.points], [level for level in levels if math.isfinite(level.y)]
@@ -125,10 +125,10 @@ def line_figure(
     return Figure(title, described, LINES.height, marks, legend, note, Numbers(title, across, numbers))
 
 
-def _numbers_of(line: Line) -> list[Number]:
+def _numbers_of(line: Line) -> list[PlottedNumber]:
     """All points of a line, with their intervals where it has a band."""
     intervals = {x: (low, high) for x, low, high in line.band}
-    return [Number(line.label, x, y, *intervals.get(x, ())) for x, y in line.points]
+    return [PlottedNumber(line.label, x, y, *intervals.get(x, ())) for x, y in line.points]
 
 
 def thinned(values: Sequence[Any], most: int = POINTS_SHOWN) -> list[Any]:
@@ -195,7 +195,7 @@ def bar_figure(title: str, values: Sequence[tuple[str, float, str]]) -> Figure |
         marks.append(Box(0, y + 15, FIGURE_WIDTH, 7, "line", corner=2, opacity=0.5))
         marks.append(Box(0, y + 15, max(1.0, FIGURE_WIDTH * value / longest), 7, "c0", 2, hint=f"{name}: {text}"))
     spoken = "; ".join(f"{name} {text}" for name, _, text in values)
-    numbers = Numbers(title, "part", [Number("", name, value) for name, value, _ in values])
+    numbers = Numbers(title, "part", [PlottedNumber("", name, value) for name, value, _ in values])
     return Figure(title, f"{title}: {spoken}.", 30 * len(values), marks, numbers=numbers)
 
 
@@ -235,8 +235,8 @@ def column_figure(
     ordered = sorted(each.value for each in values)
     spoken = f"{len(ordered)} values from {ordered[0]:g} to {ordered[-1]:g}"
     spoken += "".join(f"; {level.label} {level.y:g}" for level in levels)
-    numbers = [Number(kinds[each.kind], each.name, each.value) for each in values]
-    numbers += [Number(level.label, "", level.y) for level in levels]
+    numbers = [PlottedNumber(kinds[each.kind], each.name, each.value) for each in values]
+    numbers += [PlottedNumber(level.label, "", level.y) for level in levels]
     return Figure(title, f"{title}: {spoken}.", COLUMNS.height, marks, keys, numbers=Numbers(title, whose, numbers))
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fftmoe.report.marks import FIGURE_WIDTH, Box, Figure, Key, Mark, Path, Text, colour_name, every
-from fftmoe.report.numbers import Number, Numbers
+from fftmoe.report.numbers import Numbers, PlottedNumber
 
 NUM_SHADES = 8
-LETTERS = 6  # of the name of a row that have room beside a map
+LETTERS_OF_A_ROW = 6  # of the name of a row that have room beside a map
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class HeatMap:
         marks = [ground, *self._frames(), *self._filled(), *self._names()]
         keys = [Key(label, _shade_sample(self.colour, shade), width=11) for label, shade in self.legend]
         cells = {**dict.fromkeys(self._empty(), 0.0), **self.cells}
-        numbers = [Number(f"{self.down} {self.rows[r]}", self.columns[c], v) for (r, c), v in cells.items()]
+        numbers = [PlottedNumber(f"{self.down} {self.rows[r]}", self.columns[c], v) for (r, c), v in cells.items()]
         counted = Numbers(self.title, self.across, numbers)
         return Figure(self.title, self.described, self.bottom + 34, marks, keys, self.note, counted)
 
@@ -115,7 +115,7 @@ class HeatMap:
 
 def _short(name: str) -> str:
     """A name that has room beside a map."""
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+    return name if len(name) <= LETTERS_OF_A_ROW else f"{name[: LETTERS_OF_A_ROW - 1]}…"
 
 
 def _shade_sample(colour: int, shade: float) -> Mark:

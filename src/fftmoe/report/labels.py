@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fftmoe.report.metric import NO_VALUE
-from fftmoe.report.numbers import Number, Numbers
+from fftmoe.report.numbers import Numbers, PlottedNumber
 from fftmoe.report.record import RunRecord
 
-LABELS_SHOWN = 20  # in the table; the CSV file has all
+LABELS_IN_A_TABLE = 20  # in the table; the CSV file has all
 MATRIX_SHADES = 8
 
 
@@ -63,7 +63,7 @@ def labels(run: RunRecord) -> LabelsView | None:
     found = _worst_first(_qualities(counts))
     shown = [
         (each.name, str(each.rows), *(NO_VALUE if share is None else f"{share:.3f}" for share in each[2:]))
-        for each in found[:LABELS_SHOWN]
+        for each in found[:LABELS_IN_A_TABLE]
     ]
     header = ("label", f"test {judged}", "recall", "precision", "F1")
     more = len(found) - len(shown)
@@ -92,7 +92,7 @@ def _numbers(found: Sequence[LabelQuality], judged: str) -> Numbers:
     return Numbers(
         "Labels",
         "label",
-        [Number(name, each.name, value) for each in found for name, value in zip(series, each[1:], strict=True)],
+        [PlottedNumber(name, each.name, value) for each in found for name, value in zip(series, each[1:], strict=True)],
     )
 
 
@@ -107,7 +107,7 @@ def _confusion(counts: Mapping[str, Any], judged: str) -> ConfusionView | None:
         rows.append((name, [Share(str(number), round(MATRIX_SHADES * number / whole)) for number in row]))
     title = f"Confusion matrix, {judged} by label and prediction"
     each = [
-        Number(actual, predicted, number)
+        PlottedNumber(actual, predicted, number)
         for actual, row in zip(names, matrix, strict=True)
         for predicted, number in zip(names, row, strict=True)
     ]

@@ -20,7 +20,7 @@ FORMULA = re.compile("(^|[;,|\\t\\r\\n])(\\s*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20
 
 
 @dataclass(frozen=True)
-class Number:
+class PlottedNumber:
     """One number of a figure or a table.
 
     Attributes:
@@ -41,7 +41,7 @@ class Numbers:
 
     title: str
     across: str
-    each: Sequence[Number]
+    each: Sequence[PlottedNumber]
 
 
 def numbers_in(shown_values: Any) -> Iterable[Numbers]:

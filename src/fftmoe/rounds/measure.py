@@ -21,7 +21,7 @@ from fftmoe.tasks import Task
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
-OWN, REWEIGHTED = "client", "reweighted"  # before the name of a metric of single clients
+OWN_PREFIX, REWEIGHTED_PREFIX = "client", "reweighted"  # before the name of a metric of single clients
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelMeasure:
     @property
     def own(self) -> str:
         """How a client's own value is measured, as the summary names it: `client` or `reweighted`."""
-        return REWEIGHTED if self.own_test is None else OWN
+        return REWEIGHTED_PREFIX if self.own_test is None else OWN_PREFIX
 
     def own_as(self, model: str, on_own_rows: str | None = None) -> str:
         """Return the beginning of a key for another model's values of single clients, such as `personal`.
@@ -55,12 +55,12 @@ class ModelMeasure:
         Args:
             on_own_rows: the key where clients have test rows of their own, if it is another.
         """
-        return (on_own_rows or model) if self.own == OWN else f"{REWEIGHTED}_{model}"
+        return (on_own_rows or model) if self.own == OWN_PREFIX else f"{REWEIGHTED_PREFIX}_{model}"
 
     @property
     def key_of_own(self) -> str:
         """The key under which the summary lists the values of single clients: the metric, or what replaces it."""
-        return self.task.metric if self.own == OWN else f"{REWEIGHTED}_{self.task.metric}"
+        return self.task.metric if self.own == OWN_PREFIX else f"{REWEIGHTED_PREFIX}_{self.task.metric}"
 
     @property
     def knows_clients(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe import adapter
+from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.backbones import load_adapter
 from fftmoe.backbones.lora import factors_of
 from fftmoe.config import Recipe
@@ -20,7 +21,6 @@ from fftmoe.setup.model import load_bare_backbone
 from fftmoe.setup.target_scales import scales_of
 from fftmoe.store import adapter_of, read_config, read_labels, read_temperature
 
-WEIGHTS = "adapter_model.safetensors"
 SAME_SETTINGS = ("activation", "gates", "scale", "shared_targets")  # settings that decide what the same tensors compute
 
 
@@ -59,7 +59,7 @@ def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
     _check_settings(found, model, folder)
     if (temperature := read_temperature(folder)) is not None:
         set_temperature(found, 1 / temperature)  # the head of a server state is not divided by it
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    digest = hashlib.sha256((folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     return WarmStart(folder, digest, _tensors_of(found), labels, bool(scales_of(recipe)))
 
 

@@ -1,7 +1,8 @@
 """Preferences: which of two answers to a prompt is better, learned from pairs without a reward model.
 
-`KINDS` has one row for each loss. The reward of an answer is beta times its log-probability under the model, less that
-under the frozen backbone where the loss has a reference, and divided by its tokens where it counts per token.
+`PAIR_LOSSES` has one row for each loss. The reward of an answer is beta times its log-probability under the model.
+Where the loss has a reference, the log-probability under the frozen backbone is subtracted first; where it counts per
+token, the result is divided by the number of tokens.
 
 Shape letters: B pairs. The scores of pairs are made by `fftmoe.backbones.pairs`.
 """
@@ -18,11 +19,11 @@ from torch import Tensor
 from fftmoe.tasks.base import ratio
 from fftmoe.tasks.causal_lm import LARGEST_EXPONENT
 
-ROUNDING = 1e-3  # nats by which the log-probability of a text may differ between two batches
+ROUNDING_OF_SCORES = 1e-3  # nats by which the log-probability of a text may differ between two batches
 ALMOST_CERTAIN = -1e-6  # the largest mean log-probability whose odds are finite in float32
 
 
-class Kind(NamedTuple):
+class PairLossKind(NamedTuple):
     """A loss of pairs.
 
     Attributes:
@@ -53,12 +54,12 @@ def _odds_ratio(chosen_B: Tensor, rejected_B: Tensor, beta: float, margin: float
     return -beta * F.logsigmoid(odds_B)
 
 
-KINDS: Mapping[str, Kind] = {
-    "dpo": Kind(_logistic, has_reference=True, per_token=False, imitates=False),
-    "ipo": Kind(_squared, has_reference=True, per_token=True, imitates=False),
-    "cpo": Kind(_logistic, has_reference=False, per_token=False, imitates=True),
-    "simpo": Kind(_logistic, has_reference=False, per_token=True, imitates=False),
-    "orpo": Kind(_odds_ratio, has_reference=False, per_token=True, imitates=True),
+PAIR_LOSSES: Mapping[str, PairLossKind] = {
+    "dpo": PairLossKind(_logistic, has_reference=True, per_token=False, imitates=False),
+    "ipo": PairLossKind(_squared, has_reference=True, per_token=True, imitates=False),
+    "cpo": PairLossKind(_logistic, has_reference=False, per_token=False, imitates=True),
+    "simpo": PairLossKind(_logistic, has_reference=False, per_token=True, imitates=False),
+    "orpo": PairLossKind(_odds_ratio, has_reference=False, per_token=True, imitates=True),
 }
 """By name: DPO (arXiv 2305.18290), IPO (2310.12036), CPO (2401.08417), SimPO (2405.14734) and ORPO (2403.07691)."""
 
@@ -68,7 +69,8 @@ class PairLoss:
     """The mean loss of pairs, and what it adds for the chosen answers.
 
     Attributes:
-        kind: a name in `KINDS`. beta: the strength. margin: by which the rewards of a pair shall differ, for `simpo`.
+        kind: a name in `PAIR_LOSSES`. beta: the strength.
+        margin: by which the rewards of a pair shall differ, for `simpo`.
     """
 
     kind: str = "dpo"
@@ -80,7 +82,7 @@ class PairLoss:
     @property
     def has_reference(self) -> bool:
         """Whether it reads the log-probabilities of the frozen backbone."""
-        return KINDS[self.kind].has_reference
+        return PAIR_LOSSES[self.kind].has_reference
 
     def loss(self, scores_B23: Tensor, labels: Tensor, /) -> Tensor:
         """The mean loss of a batch, a scalar.
@@ -91,7 +93,7 @@ class PairLoss:
             labels: not read.
         """
         found = self.pairs(scores_B23).mean()
-        if not KINDS[self.kind].imitates:
+        if not PAIR_LOSSES[self.kind].imitates:
             return found
         return found - scores_B23[:, 0, 0].sum() / scores_B23[:, 0, 2].sum().clamp_min(1)
 
@@ -102,11 +104,11 @@ class PairLoss:
     def pairs(self, scores_B23: Tensor) -> Tensor:
         """The losses of pairs [B], without what is added for the chosen answers."""
         chosen_B, rejected_B = self.log_ratios(scores_B23).unbind(1)
-        return KINDS[self.kind].loss(chosen_B, rejected_B, self.beta, self.margin)
+        return PAIR_LOSSES[self.kind].loss(chosen_B, rejected_B, self.beta, self.margin)
 
     def log_ratios(self, scores_B23: Tensor) -> Tensor:
         """The rewards of both answers before beta, [B, 2]."""
-        kind, (policy_B2, reference_B2, tokens_B2) = KINDS[self.kind], scores_B23.unbind(2)
+        kind, (policy_B2, reference_B2, tokens_B2) = PAIR_LOSSES[self.kind], scores_B23.unbind(2)
         ratios_B2 = policy_B2 - reference_B2 if kind.has_reference else policy_B2
         return ratios_B2 / tokens_B2.clamp_min(1) if kind.per_token else ratios_B2
 
@@ -153,7 +155,7 @@ class Preference:
 
     def _unmoved(self, scores_B23: Tensor) -> Tensor:
         """Where the model and the reference say the same of both answers, bool [B]."""
-        same_B = ((scores_B23[..., 0] - scores_B23[..., 1]).abs() < ROUNDING).all(1)
+        same_B = ((scores_B23[..., 0] - scores_B23[..., 1]).abs() < ROUNDING_OF_SCORES).all(1)
         return same_B if self.objective.has_reference else torch.zeros_like(same_B)
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
@@ -171,12 +173,12 @@ class Preference:
 
     @property
     def _is_squared(self) -> bool:
-        return KINDS[self.objective.kind].loss is _squared
+        return PAIR_LOSSES[self.objective.kind].loss is _squared
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics from sums [..., 6]."""
         right, margin, loss, nats, tokens, pairs = np.moveaxis(sums, -1, 0)
-        imitated = ratio(nats, tokens) if KINDS[self.objective.kind].imitates else 0.0
+        imitated = ratio(nats, tokens) if PAIR_LOSSES[self.objective.kind].imitates else 0.0
         return {
             self.metric: ratio(right, pairs),
             "reward_margin": ratio(margin, pairs),

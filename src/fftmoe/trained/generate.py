@@ -19,7 +19,7 @@ from fftmoe.evaluate import holdout_rows, log_likelihoods
 from fftmoe.tasks import common_completions, exact_match, options_of, rouge_l
 from fftmoe.trained.run import GenerationSample
 
-Names = Sequence[str | None]
+Groups = Sequence[str | None]
 OPTIONS_AT_ONCE = 16  # answers that are ranked in a batch
 BY_OPTION = "option_accuracy"
 
@@ -29,7 +29,7 @@ def generation_metrics(
     backbone: str,
     examples: Examples,
     settings: GenerationSample,
-    groups: Mapping[str, Names] | None = None,
+    groups: Mapping[str, Groups] | None = None,
     among: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """Score greedy completions of a fixed sample of held-out examples, and the choice among options.
@@ -73,7 +73,7 @@ def generation_metrics(
     return found
 
 
-def _by_group(scores: Mapping[str, np.ndarray], groups: Names) -> dict[str, dict[str, Any]]:
+def _by_group(scores: Mapping[str, np.ndarray], groups: Groups) -> dict[str, dict[str, Any]]:
     """The means of each group, by its name; `groups` names that of each place of the sample."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, group in enumerate(groups):
