@@ -10,6 +10,7 @@ from typing import Any
 from fftmoe.config.column_rules import chat_template, column, language_column, max_length, task_of
 from fftmoe.config.evaluation import BASELINES
 from fftmoe.config.facts import Facts
+from fftmoe.config.head_rules import HEAD_RULES, if_solved
 from fftmoe.config.known import LEFT_OUT, Known, Rule
 
 MODELS = {
@@ -18,13 +19,10 @@ MODELS = {
     "preference": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 ENCODER = "builtin:minilm"  # for every other task
-SOLVED = ("sequence-classification", "image-classification")  # the tasks that can have a closed-form head
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
-ADAMW_HEAD_RATE, SQUARED_HEAD_RATE = 0.005, 0.02  # of a trained head; the second for SGD on numbers
 PREFERENCE_RATE = 5e-5  # of local training on pairs
-MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
 CLIENTS_ALONE = 20  # clients that train by themselves, at most
@@ -95,15 +93,6 @@ def _budgets(known: Known) -> list[dict[str, Any]]:
     ]
 
 
-def _head_kind(known: Known) -> Any:
-    if known.is_language:
-        return LEFT_OUT
-    shares = known.method is None or known.method.shares_statistics
-    if known.task in SOLVED and shares and not known.noisy:
-        return "closed-form"
-    return "one-vs-all" if known.task in SOLVED and known.noisy else "averaged"
-
-
 def _set_aside(known: Known) -> Any:
     read = known.facts_read
     few = read is not None and _rows(known, read) < ROWS_TO_DIVIDE * (_clients(known) or 1)
@@ -122,16 +111,6 @@ def _best_or_last(known: Known) -> str:
     return "last" if off or own_models else "best"
 
 
-def _solved(value: Any) -> Callable[[Known], Any]:
-    return lambda known: value if known.get("head.kind") == "closed-form" else LEFT_OUT
-
-
-def _num_features(known: Known) -> Any:
-    if known.get("head.kind") != "closed-form":
-        return LEFT_OUT
-    return 2048 if known.facts_read is not None and known.facts_read.classes > MANY_CLASSES else 1024
-
-
 def _preferred(simpo: Any, others: Any) -> Callable[[Known], Any]:
     """A value of the section `preference`, which only that task has."""
 
@@ -141,30 +120,6 @@ def _preferred(simpo: Any, others: Any) -> Callable[[Known], Any]:
         return simpo if known.get("preference.loss") == "simpo" else others
 
     return value
-
-
-def _head_update(known: Known) -> Any:
-    if known.get("head.kind") != "closed-form":
-        return LEFT_OUT
-    return "frozen" if known.method and known.method.trains == "head" else "recomputed"
-
-
-def _is_head_trained(known: Known) -> bool:
-    return known.get("head.kind") in ("averaged", "one-vs-all") or known.get("head.update") == "trained"
-
-
-def _head_optimizer(known: Known) -> Any:
-    """SGD on a squared error diverges above a rate that the length of a backbone's features decides; AdamW does not."""
-    stated = known.get("head.learning_rate") is not None
-    return "adamw" if known.task == "regression" and _is_head_trained(known) and not stated else LEFT_OUT
-
-
-def _head_rate(known: Known) -> Any:
-    if not _is_head_trained(known):
-        return LEFT_OUT
-    if known.get("head.optimizer") == "adamw":
-        return ADAMW_HEAD_RATE
-    return 1.0 if known.task != "regression" else SQUARED_HEAD_RATE
 
 
 def _cohort(known: Known) -> int:
@@ -271,19 +226,12 @@ RULES: tuple[Rule, ...] = (
     Rule("adapter.residents", _residents),
     Rule("adapter.balance", _balance),
     Rule("budgets", _budgets, "half of the clients, three tenths and a fifth, with a growing part of the pool"),
-    Rule("head.kind", _head_kind),
-    Rule("head.features", _solved("fourier")),
-    Rule("head.num_features", _num_features, "1,024; 2,048 for more than 32 classes, if the data was read"),
-    Rule("head.update", _head_update),
-    Rule(
-        "head.optimizer", _head_optimizer, "adamw for numbers, where head.learning_rate is left out too", of_data=False
-    ),
-    Rule("head.learning_rate", _head_rate, "1.0; with adamw 0.005, and with sgd for numbers 0.02", of_data=False),
+    *HEAD_RULES,
     Rule("preference.loss", _preferred("dpo", "dpo")),
     Rule("preference.beta", _preferred(2.0, 0.1), "0.1, and 2 for simpo", of_data=False),
     Rule("preference.margin", _preferred(1.0, LEFT_OUT), "1 for simpo", of_data=False),
     *_constant("federation", rounds=10, batch_size=16),
-    Rule("head.every", lambda known: _solved(known.get("federation.rounds"))(known)),
+    Rule("head.every", lambda known: if_solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
     Rule("federation.local_steps", _local_steps, "a pass over an average client's rows: 6 to 24; unread data: 12"),
     Rule(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fftmoe.config.default_rules import SOLVED
 from fftmoe.config.evaluation import BASELINES
+from fftmoe.config.head_rules import SOLVED
 from fftmoe.cost.analytic import BaselineCost
 from fftmoe.data import Partition, Ragged
 from fftmoe.engines.base import Engine
