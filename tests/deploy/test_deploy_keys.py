@@ -30,7 +30,7 @@ from fftmoe.errors import InputError
     [
         (
             2024,
-            "expired: it is valid from 2024-02-28 11:55 to 2024-02-29 12:00 UTC, and it is 20.* UTC; make a new depl",
+            "expired: it is valid from 2024-02-28 11:55 to 2024-02-29 12:00 UTC, and it is 20.*; if the clock is right",
         ),
         (
             2124,

@@ -326,6 +326,32 @@ def test_a_server_cannot_fill_the_disk_with_refusals(tmp_path: Path, monkeypatch
     door.count_profile(door.admit(job_of(recipe(), run="tomorrow")), SiteRows(ROWS))
 
 
+@pytest.mark.parametrize("other", ["1999-01-01", "2999-01-01"])
+def test_a_clock_that_was_wrong_sets_no_count_back_and_locks_nobody_out(
+    tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The clock is years ahead or behind for some entries, before or after those of the right day."""
+    monkeypatch.setattr(ledgers, "MOST_FREE", 3)
+    days = {"right": "2099-06-01", "wrong": other}
+
+    def describe(day: str, times: int) -> None:
+        monkeypatch.setattr(ledgers, "_now", lambda: f"{days[day]}T00:00:00.000+00:00")
+        admitted = door.admit(job_of(recipe()))
+        for _ in range(times):
+            door.count_profile(admitted, SiteRows(ROWS))
+
+    door = open_door(tmp_path, recipe())
+    describe("right", 2)
+    describe("wrong", 3)
+    train(door, door.admit(job_of(recipe())), times=2)
+    describe("right", 1)
+    if other > days["right"]:  # what an earlier day says ends the count of a day
+        with fails_as("policy", "3 profiles were sent today"):
+            describe("right", 1)
+    assert account(door).times == {TRAINING: 2}
+    assert "trained 2 times" in "\n".join(describe_ledger(tmp_path))
+
+
 def test_the_words_of_a_refusal_are_short_and_harmless_on_a_terminal(tmp_path: Path):
     door = open_door(tmp_path, recipe())
     with fails_as("policy", "is not approved"):

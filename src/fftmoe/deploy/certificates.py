@@ -123,4 +123,4 @@ def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> No
     if now < start:
         raise InputError(f"the certificate {path} is not valid yet: {dates}; set this machine's clock")
     if now > end:
-        raise InputError(f"the certificate {path} has expired: {dates}; {NEW_DEPLOYMENT}")
+        raise InputError(f"the certificate {path} has expired: {dates}; if the clock is right, {NEW_DEPLOYMENT}")

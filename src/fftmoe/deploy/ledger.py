@@ -177,12 +177,16 @@ class Pages:
             self._add(event, durable=False, **short, **more)
 
     def _today(self, event: str, task: str | None = None) -> int:
-        """How many entries of this kind were written today."""
+        """How many entries of this kind were written today.
+
+        Entries of later days are passed over: the clock was ahead when they were written.
+        """
         day, number = _now()[:10], 0
         for entry in reversed(self.entries):
-            if entry["at"][:10] != day:
+            if entry["at"][:10] < day:
                 break
-            number += entry["event"] == event and task in (None, entry.get("task"))
+            is_counted = entry["event"] == event and task in (None, entry.get("task"))
+            number += is_counted and entry["at"][:10] == day
         return number
 
     def _add(self, event: str, durable: bool, **values: Any) -> None:
