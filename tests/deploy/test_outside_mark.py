@@ -1,5 +1,6 @@
 """An older copy of a site's whole folder is noticed by a mark outside it: no count is ever set back."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -111,10 +112,39 @@ def test_a_mark_that_can_be_no_file_is_refused_in_one_sentence(tmp_path: Path, n
 
 
 def test_a_mark_that_cannot_be_written_refuses(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    allow(tmp_path / "site", recipe(), mark=str(tmp_path / "file" / "mark"))
-    with pytest.raises(CodedError):
-        serve(tmp_path / "site")
+    """Nothing was counted, so the site goes on by itself when there is a place for the mark."""
+    place = tmp_path / "place"
+    place.write_text("")
+    allow(tmp_path / "site", recipe(), mark=str(place / "mark"))
+    for _ in range(2):
+        with pytest.raises(CodedError):
+            serve(tmp_path / "site")
+    place.unlink()
+    serve(tmp_path / "site")
+
+
+@pytest.mark.parametrize("refused", ["ledger.jsonl", "ledger.head", "ledger.mark", "outside.mark"])
+@pytest.mark.parametrize("part", [0, 41])
+def test_nothing_is_answered_that_a_full_disk_does_not_take(
+    site: Path, tmp_path: Path, refused: str, part: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk takes a part of what is written and reports no error. The site goes on when there is space."""
+    serve(site)
+    pwrite, refusals = os.pwrite, list[str]()
+
+    def part_of(handle: int, data: bytes, place: int) -> int:
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        if name != refused or refusals:
+            return pwrite(handle, data, place)
+        refusals.append(name)
+        return pwrite(handle, data[:part], place)
+
+    with monkeypatch.context() as patch, fails_as("disk", "No space left"):
+        patch.setattr(os, "pwrite", part_of)
+        serve(site)
+    assert refusals == [refused]
+    assert ledger_in(site, site, tmp_path / "outside.mark").read(), "what was written before is there"
+    serve(site)
 
 
 @settings(max_examples=20, deadline=None)

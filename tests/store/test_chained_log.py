@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disks import Disk
 from fftmoe.errors import InputError, OutputError
 from fftmoe.store import chained_log
 from fftmoe.store.chained_log import ChainedLog
@@ -190,6 +191,21 @@ def test_a_full_disk_leaves_the_log_as_it_was(five: Path, monkeypatch: pytest.Mo
     assert (five / "ledger.jsonl").read_bytes() == before
     write(five, {"a": 6})
     assert values_in(five) == [1, "two\nlines", 3, "ü", 5, 6]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_log_that_could_not_be_begun_is_begun_when_there_is_space(
+    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Half a log would pass for a damaged one."""
+    log = log_in(tmp_path)
+    with monkeypatch.context() as patch:
+        Disk(patch).fail(step, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(OutputError, match="No space left"):
+            log.begin()
+    assert not list(tmp_path.iterdir())
+    log.begin()
+    assert log.read() == []
 
 
 def test_a_durable_entry_is_on_the_disk_before_append_returns(five: Path, monkeypatch: pytest.MonkeyPatch):

@@ -98,7 +98,10 @@ class SiteLedger:
             InputError: as `read`. OutputError: it cannot be written.
         """
         with self.log.locked():
-            yield Pages(self.log, self.running, self.read())
+            entries = self.read()
+            if not entries and self.mark is not None:  # one that cannot be made must stop the first entry: later,
+                set_mark(self.log, self.mark)  # its lack would refuse all until a person makes it
+            yield Pages(self.log, self.running, entries)
             for mark, _ in self._marks:
                 set_mark(self.log, mark)
 

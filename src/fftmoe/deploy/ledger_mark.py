@@ -5,13 +5,12 @@ ledger was when the site last answered. It is written when those lines are on th
 mark beside the state notices an older ledger; one outside the site's folder also notices an older copy of the folder.
 """
 
-import os
 from pathlib import Path
 
 from fftmoe.errors import InputError, looked_up
 from fftmoe.shown import quoted
 from fftmoe.store.chained_log import ChainedLog
-from fftmoe.store.files import disk_errors, make_folder, write_atomically
+from fftmoe.store.files import disk_errors, make_folder, rewrite, write_atomically
 from fftmoe.strict import read_small
 
 MARK = "ledger.mark"  # in the folder of the site's state; no run has such a name
@@ -82,8 +81,4 @@ def set_mark(log: ChainedLog, mark: Path) -> None:
             make_folder(mark.parent)
             write_atomically(mark, head)
         elif mark.read_bytes() != head:
-            handle = os.open(mark, os.O_WRONLY)  # in place, so that a loss of power leaves this mark or the last one
-            try:
-                os.pwrite(handle, head, 0)
-            finally:
-                os.close(handle)
+            rewrite(mark, head)

@@ -6,6 +6,7 @@ written, so that a kill or a loss of power in between leaves a file that is long
 shorter one. The head itself is not forced to the disk: an older head is still true of the lines.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError
-from fftmoe.store.files import disk_errors, sha256, sync
+from fftmoe.store.files import disk_errors, rewrite, sha256, sync
 from fftmoe.strict import exact_json, open_file, strict_json
 
 NO_LINE = "0" * 64  # what the first line names as the line before it
@@ -46,18 +47,25 @@ class ChainedLog:
         """Make a new log without lines.
 
         Raises:
-            InputError: there is one, or a part of one. OutputError: it cannot be written.
+            InputError: there is one, or a part of one. OutputError: it cannot be written; nothing is left of it.
         """
         for path in (self.path, self.head):
             if os.path.lexists(path):
                 raise InputError(f"{path} exists, so {self.label} is not begun again; keep it")
         with disk_errors(self.path):
-            for path, data in ((self.path, b""), (self.head, EMPTY.packed())):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                sync(path)
-            sync(self.path.parent)
+            made = list[Path]()
+            try:
+                for path, data in ((self.path, b""), (self.head, EMPTY.packed())):
+                    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    made.append(path)
+                    with os.fdopen(descriptor, "wb") as file:
+                        file.write(data)
+                    sync(path)
+                sync(self.path.parent)
+            except OSError:
+                for path in made:  # half a log would pass for a damaged one, which nobody may begin again
+                    path.unlink()
+                raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,7 +126,7 @@ class ChainedLog:
                 os.close(handle)
             self._end = longer
             if durable:
-                self._write_head(longer)
+                rewrite(self.head, longer.packed())
         self._entries.append(entry)
         self._known = self._state()
 
@@ -128,19 +136,12 @@ class ChainedLog:
             os.ftruncate(handle, place)
             written = os.pwrite(handle, line, place)
             if written != len(line):
-                raise OSError(28, os.strerror(28))  # a full disk writes a part and reports no error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk writes a part and reports no error
             if durable:
                 os.fsync(handle)
         except OSError:
             os.ftruncate(handle, place)
             raise
-
-    def _write_head(self, head: "_Head") -> None:
-        handle = os.open(self.head, os.O_WRONLY)
-        try:
-            os.pwrite(handle, head.packed(), 0)
-        finally:
-            os.close(handle)
 
     def _state(self) -> tuple[Any, ...]:
         """What changes if another hand writes to one of the files."""

@@ -51,6 +51,24 @@ def write_together(files: Mapping[Path, bytes], durable: bool = True, private: b
                 path.unlink(missing_ok=True)
 
 
+def rewrite(path: Path, data: bytes) -> None:
+    """Write over the first bytes of a small file in place, which needs no space on most disks.
+
+    A loss of power leaves the former bytes or these. So does a disk that takes a part of them only.
+
+    Raises:
+        OSError: the disk refuses them; the file is as before, unless the disk refuses that too.
+    """
+    handle = os.open(path, os.O_RDWR)
+    try:
+        former = os.pread(handle, len(data), 0)
+        if os.pwrite(handle, data, 0) != len(data):  # a full disk writes a part and reports no error
+            os.pwrite(handle, former, 0)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner can read, with its missing parents, and force them to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
