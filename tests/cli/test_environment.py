@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,13 @@ def test_a_run_goes_on_when_nobody_reads_its_output(recipe_file: Path, tmp_path:
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.count("\n") == 1
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(("own", "then"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(own: dict[str, str], then: str):
+    """The library of torch's threads shows what it has read, which it does only once."""
+    script = "import fftmoe.cli.app as c; c.main(['--version']); import torch"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true", **own}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", done.stderr) == [then]

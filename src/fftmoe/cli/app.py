@@ -162,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     why_incomplete = endure()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    # Threads that wait for one another sleep. Where they spin, which is the default, they take the processors of a busy
+    # machine from the threads that they wait for (`benchmarks/busy_machine.py`). Torch reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with shown_errors():
         _run_verb(arguments, why_incomplete)
 
