@@ -24,10 +24,10 @@ import torch
 
 from common import RESULTS, machine, markdown
 from fftmoe.config import load_recipe
-from fftmoe.trained.run import GenerationSample
 from fftmoe.setup.compose import compose
 from fftmoe.setup.federation import make_measure
 from fftmoe.trained.generate import generation_metrics
+from fftmoe.trained.run import GenerationSample
 
 CORES = os.cpu_count() or 1
 MODEL, ROWS, WRITTEN, NEW_TOKENS = "builtin:smollm2", 32, 4, 12

@@ -27,6 +27,7 @@ from fftmoe.exports import distil as distillation
 from fftmoe.exports import fit
 from fftmoe.exports.check import probes
 from fftmoe.exports.load import fresh_backbone
+from fftmoe.exports.lora import LoraSettings
 from fftmoe.setup.export import lora_examples
 from fftmoe.setup.finished import load_run, recipe_of
 from fftmoe.setup.load import load_split
@@ -210,6 +211,24 @@ def test_training_after_the_fit_brings_the_outputs_closer(run: Path, tmp_path: P
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(1e-3, "trained"), (1.0, "closed_form")])
+def test_training_that_leads_away_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, kept: str
+):
+    monkeypatch.setattr(distillation, "LEARNING_RATE", rate)
+    written = {steps: fftmoe.export(run, "lora", tmp_path / str(steps), rank=1, steps=steps) for steps in (0, 31)}
+    assert (written[0]["kept"], written[31]["kept"], written[31]["steps"]) == ("closed_form", kept, 31)
+    assert (written[31]["weights"] == written[0]["weights"]) is (kept == "closed_form")
+    said = describe_export(written[31], tmp_path)
+    assert ("the fit was kept" in said) is (kept == "closed_form")
+
+
+@pytest.mark.parametrize(("missing", "steps"), [([0.009, 0.0], 0), ([0.009, 0.011], 100)])
+def test_by_default_a_fit_that_misses_little_is_not_trained(missing: list[float], steps: int):
+    assert LoraSettings().steps_after({str(block): error for block, error in enumerate(missing)}) == steps
+    assert LoraSettings(steps=7).steps_after({"0": missing[0]}) == 7
+
+
 def test_the_lora_can_be_fitted_to_a_file_of_texts_without_labels(run: Path, tmp_path: Path):
     lines = ["red ash bay", "blue cod", "green elm fig gum", "ivy hay dew red"] * 10
     (tmp_path / "texts.txt").write_text("\n".join(lines))
@@ -271,6 +290,8 @@ def test_an_imitation_that_is_worse_than_none_is_reported_as_such(error: float, 
         "max_difference": 0.0,
         "tolerance": 1e-6,
         "relative_error": {"4": 0.05, "5": error},
+        "steps": 100,
+        "kept": "trained",
         "metric": {"lora": {"accuracy": 0.5}},
     }
     assert ("no LoRA at all would be nearer" in describe_export(about, Path("lora"))) is worse

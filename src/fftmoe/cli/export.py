@@ -29,7 +29,10 @@ def export(
         typer.Option(help="lora, merged, gguf: a file of texts, or a data source; default: the run's training split."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=0, help="lora, merged, gguf: training steps after the fit; default 100.")
+        int | None,
+        typer.Option(
+            min=0, help="lora, merged, gguf: training steps after the fit; default 100, none after a close fit."
+        ),
     ] = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
@@ -58,6 +61,10 @@ def describe_export(about: dict[str, Any], output: Path) -> str:
         "this LoRA is an imitation. It misses this share of what the experts add (squared, on held-out tokens):",
     ]
     lines += [f"  block {block}: {error:.1%}" for block, error in about["relative_error"].items()]
+    if about["steps"] and about["kept"] == "closed_form":
+        lines.append(
+            f"  the {about['steps']} steps of training brought it no closer on held-out texts; the fit was kept"
+        )
     if any(error > 1 for error in about["relative_error"].values()):
         lines.append(
             "  above 100%, no LoRA at all would be nearer to the experts: compare the metrics below, or use --steps 0"

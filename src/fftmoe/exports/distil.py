@@ -61,6 +61,17 @@ def distil(
     student.requires_grad_(False)
 
 
+@torch.no_grad()
+def mean_loss(student: Any, teacher: Any, batches: Sequence[Batch], exclusive: bool) -> float:
+    """The loss of `distil`, mean over batches."""
+    sites = expert_sites(teacher)
+    losses = [
+        distillation_loss(outputs_at(student, batch, sites), outputs_at(teacher, batch, sites), exclusive)
+        for batch in batches
+    ]
+    return float(torch.stack(losses).mean())
+
+
 def expert_sites(teacher: Any) -> list[str]:
     """The feed-forward networks with experts, by the names that they have in both models."""
     names = (name for name, module in teacher.named_modules() if isinstance(module, adapter.SparseMoe))

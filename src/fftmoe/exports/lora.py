@@ -1,9 +1,9 @@
 """Export a plain LoRA that imitates the mixture of experts, for servers that support LoRA only.
 
 A low-rank change of the last projection of each feed-forward network adds B A h where the experts added D(x). It is
-first fitted in closed form (`fit.py`) and then trained for a few steps to bring the outputs of the blocks and of the
-model closer (`distil.py`). `export.json` records how good the imitation is. The shared low-rank updates of other
-projections and the head are exact.
+first fitted in closed form (`fit.py`). Where the fit misses something, it is trained for a few steps to bring the
+outputs of the blocks and of the model closer (`distil.py`), and what is closer on held-out texts is kept. `export.json`
+records how good the imitation is. The shared low-rank updates of other projections and the head are exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.exports.card import CardFacts, Figures, model_card
 from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, difference, probes, require
-from fftmoe.exports.distil import distil
+from fftmoe.exports.distil import distil, mean_loss
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
 from fftmoe.exports.folder import file_digest, write_text
@@ -34,6 +35,8 @@ from fftmoe.trained.metrics import referenced
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 BATCH_SIZE = 16
+STEPS = 100  # of training after a fit that misses something
+ENOUGH = 0.01  # of what the experts add, squared, may be missing in each block where no step is taken by default
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,27 @@ class LoraSettings:
 
     Attributes:
         rank: of all factors; raised to the rank of the shared updates where that is larger.
-        steps: of training after the closed-form fit.
+        steps: of training after the closed-form fit; None for `STEPS`, or for none where the fit misses less than
+            `ENOUGH` in each block.
 
     Raises:
         InputError: `rank` is below 1, or `steps` is negative.
     """
 
     rank: int = 16
-    steps: int = 100
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.steps < 0:
+        if self.rank < 1 or (self.steps or 0) < 0:
             raise InputError(
                 f"--rank {self.rank} and --steps {self.steps}: the rank must be at least 1, and the steps at least 0"
             )
+
+    def steps_after(self, closed_form: Mapping[str, float]) -> int:
+        """The steps that are taken after a fit with these errors by block."""
+        if self.steps is not None:
+            return self.steps
+        return STEPS if any(error >= ENOUGH for error in closed_form.values()) else 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,8 @@ def export_lora(
     metric = {"mixture_of_experts": metrics(teacher), "backbone_alone": metrics(imitation.model)}
     _load_fit(imitation, sums, shared, rank)
     metric["lora_closed_form"], closed_form = metrics(imitation.model), _errors(imitation, held_sums)
-    distil(imitation.model, own_factors(imitation), teacher, examples.fitted, settings.steps, _exclusive(run))
+    steps = settings.steps_after(closed_form)
+    trained_is_kept = _train_further(imitation, teacher, examples, steps, _exclusive(run))
     metric["lora"], errors = metrics(imitation.model), _errors(imitation, held_sums)
     compared = _save_compared(trained, imitation, folder)
     write_text(folder / "README.md", _card(run, facts, metric, errors))
@@ -112,12 +123,30 @@ def export_lora(
         **compared,
         "weights": file_digest(folder / ADAPTER_WEIGHTS),
         "rank": rank,
-        "steps": settings.steps,
+        "steps": steps,
+        "kept": "trained" if trained_is_kept else "closed_form",
         "tokens": next(iter(sums.values())).tokens,
         "relative_error_closed_form": closed_form,
         "relative_error": errors,
         "metric": metric,
     }
+
+
+def _train_further(imitation: Imitation, teacher: Any, examples: LoraExamples, steps: int, exclusive: bool) -> bool:
+    """Train the factors, and keep the trained ones if they are closer on held-out texts; whether they are kept."""
+    if not steps:
+        return False
+    factors, student = own_factors(imitation), imitation.model
+    fitted = {block: (a.detach().clone(), b.detach().clone()) for block, (a, b) in factors.items()}
+    before = mean_loss(student, teacher, examples.held_out, exclusive)
+    distil(student, factors, teacher, examples.fitted, steps, exclusive)
+    if mean_loss(student, teacher, examples.held_out, exclusive) < before:
+        return True
+    with torch.no_grad():
+        for block, pair in factors.items():
+            for factor, value in zip(pair, fitted[block], strict=True):
+                factor.copy_(value)
+    return False
 
 
 def _exclusive(run: FinishedRun) -> bool:
