@@ -292,7 +292,7 @@ def test_a_second_time_nothing_is_computed(
     whole = with_states.path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fftmoe.backbones.prefix_cache._write_states", lambda *_: pytest.fail("computed although it was cached")
+            "fftmoe.backbones.prefix_cache.write_states", lambda *_: pytest.fail("computed although it was cached")
         )
         again = with_prefix(model, BLOCK, examples, with_states.path.parent, PLENTY)
         assert torch.equal(again.batch([5])["prefix_states"], with_states.batch([5])["prefix_states"])

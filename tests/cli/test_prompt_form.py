@@ -224,14 +224,14 @@ def test_one_prompt_on_a_terminal_is_answered_while_the_model_writes(
 
 
 def test_a_row_is_written_as_soon_as_its_batch_is_done(plain_run: Path, monkeypatch: pytest.MonkeyPatch):
-    continued, at_batch = generate._continued, []
+    continued, at_batch = generate.continue_batch, []
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
 
     def noted(*arguments: Any) -> Any:
         at_batch.append(terminal.getvalue().count("\n"))
         return continued(*arguments)
 
-    monkeypatch.setattr(generate, "_continued", noted)
+    monkeypatch.setattr(generate, "continue_batch", noted)
     from fftmoe.cli.app import main
 
     prompts = ["say ash", "", "say bay once say", "say cod", "say dew twice", "say elm"]

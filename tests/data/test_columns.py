@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest
     def fail(path: Path) -> Any:
         raise error
 
-    monkeypatch.setattr(reader, "_READERS", {"csv": fail})
+    monkeypatch.setattr(reader, "TABLE_READERS", {"csv": fail})
     (tmp_path / "t.csv").write_text("a\n")
     with pytest.raises(InputError, match=words):
         read_table(tmp_path / "t.csv")

@@ -176,9 +176,9 @@ def test_without_a_network_the_hub_is_not_asked_and_the_first_reason_is_told(mon
     def listed(*_: object, **__: object) -> Any:
         raise OSError("the hub said no")
 
-    monkeypatch.setattr(hub, "_snapshot", fail)
+    monkeypatch.setattr(hub, "snapshot", fail)
     monkeypatch.setattr(hub.huggingface_hub.HfApi, "list_repo_files", listed)
     for reason, words in (("no network", "no network"), (None, "the hub said no")):
         monkeypatch.setattr(hub, "why_unreachable", lambda reason=reason: reason)
         with pytest.raises(OSError, match=f"^{words}$"):
-            hub._file_names("some/set")
+            hub.file_names("some/set")

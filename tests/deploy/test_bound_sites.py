@@ -43,7 +43,7 @@ class Deployed:
 
     def open(self, client_id: int, **changes: Any) -> OpenSite:
         """Open a site in a new process, as far as it can tell."""
-        sites._open_for.cache_clear()
+        sites.opened_for.cache_clear()
         own = self.folder / f"state-{client_id}"
         own.mkdir(exist_ok=True)
         allow(own, self.recipe, labels=LABELS)
@@ -195,7 +195,7 @@ def test_a_site_does_not_go_on_with_another_tokenizer(deployed: Deployed, backbo
     vocabulary["red"], vocabulary["blue"] = vocabulary["blue"], vocabulary["red"]
     (model / "tokenizer.json").write_text(json.dumps(values))
     own = dataclasses.replace(deployed.open(0).settings, model=str(model))
-    sites._open_for.cache_clear()
+    sites.opened_for.cache_clear()
     job = make_job(deployed.recipe.model_dump(mode="json"), LABELS, "abc1")
     allow(own.folder, deployed.recipe, labels=LABELS)
     with fails_as("changed", "the tokenizer, or how images are prepared, has changed"):

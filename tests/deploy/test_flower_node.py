@@ -174,9 +174,14 @@ def test_a_copy_of_a_folder_does_not_end_the_connection_of_the_original(
 ):
     """After a crash a node ends its own earlier connection; the number in a copied file is that of another place."""
     memory = tmp_path / "node.json"
-    memory.write_text(f"7 {flower_line._place_of(memory)}")
+    memory.write_text(f"7 {flower_line.memory_place(memory)}")
     assert asked_before_joining(serve([], monkeypatch, tmp_path)[0]) == ["deactivate-node"]
-    for left in (f"7 {flower_line._place_of(tmp_path / 'original' / 'node.json')}", f"7 elsewhere {memory}", "7", "x"):
+    for left in (
+        f"7 {flower_line.memory_place(tmp_path / 'original' / 'node.json')}",
+        f"7 elsewhere {memory}",
+        "7",
+        "x",
+    ):
         memory.write_text(left)
         assert asked_before_joining(serve([], monkeypatch, tmp_path)[0]) == []
 

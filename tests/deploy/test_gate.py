@@ -117,7 +117,7 @@ def test_nothing_is_kept_of_a_key_without_connections():
         connection = door.come("host")
         door.gate.prove(connection.peer, key)
         door.gate.leave(connection.peer)
-    assert (door.gate.strangers, door.gate.proved, len(door.gate._proved)) == (0, 0, 0)
+    assert (door.gate.strangers, door.gate.proved, len(door.gate.by_key)) == (0, 0, 0)
 
 
 ACTIONS = st.lists(

@@ -28,7 +28,7 @@ GRANTED = {"modes": ["clients"], "epsilon": 99.0, "delta": 1e-3}
 
 def read_again(folder: Path) -> list[dict[str, Any]]:
     """The entries as a process reads them that has just started."""
-    ledgers._kept_of.cache_clear()
+    ledgers.kept_ledger.cache_clear()
     return ledger_in(folder, folder).read()
 
 

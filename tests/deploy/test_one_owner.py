@@ -73,7 +73,7 @@ def test_a_second_site_from_one_folder_is_refused_before_it_connects(
     recipe: Recipe, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(client_module, "serve_node", not_reached)
-    monkeypatch.setattr(client_module, "_set_by_signals", threading.Event)
+    monkeypatch.setattr(client_module, "set_by_signals", threading.Event)
     allow(site, recipe)
     with held(RUNS, site) as first:
         before = files_of(site)

@@ -322,7 +322,7 @@ def test_a_server_cannot_fill_the_disk_with_refusals(tmp_path: Path, monkeypatch
         door.count_profile(door.admit(job_of(recipe(), run="run6")), SiteRows(ROWS))
     train(door, door.admit(job_of(recipe(), run="run6")))
     later = "2999-01-01T00:00:00.000+00:00"
-    monkeypatch.setattr(ledgers, "_now", lambda: later)
+    monkeypatch.setattr(ledgers, "time_now", lambda: later)
     door.count_profile(door.admit(job_of(recipe(), run="tomorrow")), SiteRows(ROWS))
 
 

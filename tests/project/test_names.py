@@ -2,10 +2,13 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "src" / "fftmoe"
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "fftmoe"
 # A verb of the command line, or of the Python interface, has the name of the function that it calls. A constant is
 # written twice where one of its modules may not import the other; tests compare the two.
 SAME_IDEA = {"compare", "export", "init", "main", "predict", "resume", "run", "stop"}
@@ -43,3 +46,54 @@ def test_the_constants_that_stand_twice_are_equal():
     assert auxiliary.IGNORED == tokens.IGNORED
     assert backbone.LANGUAGE_TASKS == roles.LANGUAGE_TASKS
     assert baselines.HEAD_ONLY == wired.HEAD_ONLY
+
+
+def private_uses(source: str) -> Iterator[str]:
+    """Where a test imports or patches what a module of the package keeps to itself."""
+    tree = ast.parse(source)
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fftmoe":
+            modules |= {alias.asname or alias.name for alias in node.names}
+            yield from (f"{node.lineno}: {alias.name}" for alias in node.names if _is_private(alias.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_ours(ast.unparse(node.value), modules):
+            yield from [f"{node.lineno}: {node.attr}"] if _is_private(node.attr) else []
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".setattr") and len(node.args) > 1:
+            texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            ours = any(_is_ours(name, modules) for name in (*map(str, texts[:1]), ast.unparse(node.args[0])))
+            private = any(_is_private(part) for text in texts for part in str(text).split("."))
+            yield from [f"{node.lineno}: {ast.unparse(node)}"] if ours and private else []
+
+
+def _is_ours(name: str, modules: Collection[str]) -> bool:
+    return name in modules or name.startswith("fftmoe.")
+
+
+def _is_private(name: str) -> bool:
+    """Whether the name is private; named tuples have public methods that look so."""
+    return name.startswith("_") and not name.startswith("__") and name not in ("_fields", "_replace", "_asdict")
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_no_private_name_of_the_package_is_used_outside_it(folder: str):
+    found = {
+        str(path.relative_to(ROOT)): uses
+        for path in (ROOT / folder).rglob("*.py")
+        if (uses := list(private_uses(path.read_text())))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from fftmoe.data.hub import _names",
+        "from fftmoe.data import hub\nhub._names()",
+        "from fftmoe.data import hub as h\nmonkeypatch.setattr(h, '_names', None)",
+        "monkeypatch.setattr('fftmoe.data.hub._names', None)",
+        "import fftmoe.data.hub\nfftmoe.data.hub._names()",
+    ],
+)
+def test_a_use_of_a_private_name_is_found(line: str):
+    assert len(list(private_uses(line))) == 1

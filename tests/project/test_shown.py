@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fftmoe.errors import LONGEST, InputError, OutputError, RunError
 from fftmoe.report.console import Console
-from fftmoe.report.render import _templates
+from fftmoe.report.render import page_templates
 from fftmoe.shown import shown, shown_json, shown_on_a_line
 from run_fixtures import RunValues
 from shared_fixtures import Cli
@@ -92,7 +92,7 @@ def test_every_console_is_the_one_that_shows_texts_as_they_are():
 
 
 def test_a_page_shows_texts_as_they_are():
-    page = _templates().from_string("{{ text }}").render(text=f"<b>{EVIL}")
+    page = page_templates().from_string("{{ text }}").render(text=f"<b>{EVIL}")
     assert page.startswith("&lt;b&gt;red\\x1b[2J")
     assert not ACTING.search(page)
 

@@ -28,7 +28,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     times: Counter[str] = Counter()
 
     def counting(suffix: str) -> Callable[[Path], Any]:
-        parse = fftmoe.data.read._READERS[suffix]
+        parse = fftmoe.data.read.TABLE_READERS[suffix]
 
         def read(path: Path) -> Any:
             times[path.name] += 1
@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return read
 
-    monkeypatch.setattr("fftmoe.data.read._READERS", {suffix: counting(suffix) for suffix in ("csv", "jsonl")})
+    monkeypatch.setattr("fftmoe.data.read.TABLE_READERS", {suffix: counting(suffix) for suffix in ("csv", "jsonl")})
     return times
 
 

@@ -61,7 +61,7 @@ def test_whenever_the_power_fails_at_most_one_round_is_lost(
 ):
     """The same holds where a disk happens to keep some of the writes that were not forced to it."""
     monkeypatch.setattr(
-        files, "_for_each", lambda work, paths: [work(path) for path in paths]
+        files, "in_parallel", lambda work, paths: [work(path) for path in paths]
     )  # a fixed order of calls
     done, step = [0], 0
     for step in itertools.count(1, every):

@@ -12,7 +12,7 @@ from fftmoe.data import Completions, Origin, tokenize_completions
 from fftmoe.evaluate import holdout
 from fftmoe.tasks import common_completions, options_of
 from fftmoe.tasks.options import listed_options
-from fftmoe.trained.generate import _asked, generation_metrics
+from fftmoe.trained.generate import answers_after, generation_metrics
 from fftmoe.trained.run import GenerationSample
 from language import CHAT, END, WORDS, save_language_model, tiny_language_tokenizer
 
@@ -112,10 +112,10 @@ def likelihood(model: Any, prompt: list[int], answer: list[int]) -> float:
 
 def test_a_prompt_without_room_for_its_options_loses_its_beginning():
     prompt, answers = torch.arange(5), [[7, 8], [7, 8, 9, 10]]
-    assert _asked(prompt, answers, 9) == [([0, 1, 2, 3, 4], answer) for answer in answers]
-    assert _asked(prompt, answers, None) == _asked(prompt, answers, 9)
-    assert _asked(prompt, answers, 7) == [([2, 3, 4], answer) for answer in answers]
-    assert _asked(prompt, answers, 3) == [([4], answer) for answer in answers]
+    assert answers_after(prompt, answers, 9) == [([0, 1, 2, 3, 4], answer) for answer in answers]
+    assert answers_after(prompt, answers, None) == answers_after(prompt, answers, 9)
+    assert answers_after(prompt, answers, 7) == [([2, 3, 4], answer) for answer in answers]
+    assert answers_after(prompt, answers, 3) == [([4], answer) for answer in answers]
 
 
 def test_rows_of_nobody_count_for_no_client(tmp_path: Path):

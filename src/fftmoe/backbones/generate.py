@@ -77,7 +77,7 @@ def continuations(
     for rows in batches:
         draw = [TokenDraw(decoding, rows)] if decoding.temperature else []
         streamer = None if on_token is None else _Tokens(on_token, frozenset(end_ids))
-        new_BS, sound_B = _continued(model, [prompts[row] for row in rows], settings, draw, streamer)
+        new_BS, sound_B = continue_batch(model, [prompts[row] for row in rows], settings, draw, streamer)
         for row, new, sound in zip(rows, new_BS, sound_B.tolist(), strict=True):
             yield row, _up_to(new, end_ids) if sound else None
 
@@ -100,7 +100,7 @@ class _Tokens(BaseStreamer):
 
 
 @torch.inference_mode()
-def _continued(
+def continue_batch(
     model: Any,
     prompts: Sequence[Tensor],
     settings: GenerationConfig,

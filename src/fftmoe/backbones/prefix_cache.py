@@ -65,7 +65,7 @@ def with_prefix(
     try:
         if not (path.is_file() and path.stat().st_size == num_bytes):
             log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
-            _write_states(path, model, block, examples, batches)
+            write_states(path, model, block, examples, batches)
     except OSError as error:
         log.warning("no states are cached: cannot write %s: %s", path, error)
         return examples
@@ -148,7 +148,7 @@ def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
     return starts
 
 
-def _write_states(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
+def write_states(path: Path, model: nn.Module, block: int, examples: Examples, batches: list[Tensor]) -> None:
     """Compute the states of all batches and write them to the file, in the dtype in which the model multiplies."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)  # tokens and states can be decoded
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".tmp")

@@ -67,13 +67,13 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
 
 def _fetch_files(name: str, configuration: str) -> dict[str, list[Path]]:
     """The files of a data set by split, in order, fetched into the hub's local cache if they are not there."""
-    chosen = _configuration(name, _file_names(name), configuration)
-    folder = _snapshot(name, [f"{chosen}/{split}/*.parquet" for split in SPLITS])
+    chosen = _configuration(name, file_names(name), configuration)
+    folder = snapshot(name, [f"{chosen}/{split}/*.parquet" for split in SPLITS])
     files = {split: sorted((folder / chosen / split).glob("*.parquet")) for split in SPLITS}
     return {split: own for split, own in files.items() if own}
 
 
-def _snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
+def snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
     """The folder that holds all files of a data set with such names; an error if one of them cannot be had."""
     offline = offline or why_unreachable() is not None
     return Path(
@@ -83,7 +83,7 @@ def _snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
     )
 
 
-def _file_names(name: str) -> list[str]:
+def file_names(name: str) -> list[str]:
     """The names of a data set's files; those that were fetched before if the hub cannot be reached."""
     try:
         if (reason := why_unreachable()) is not None:
@@ -91,7 +91,7 @@ def _file_names(name: str) -> list[str]:
         return huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset", revision=PARQUET_BRANCH)
     except Exception as error:
         try:
-            folder = _snapshot(name, [], offline=True)
+            folder = snapshot(name, [], offline=True)
         except Exception:
             raise error from None
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]

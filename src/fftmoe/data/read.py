@@ -116,7 +116,7 @@ def require_splits(required: Sequence[str], tables: Mapping[str, Table], what: s
 def _read_file(path: Path) -> Table:
     suffix = path.suffix[1:].lower()
     try:
-        columns, num_rows, class_names = _READERS[suffix](path)
+        columns, num_rows, class_names = TABLE_READERS[suffix](path)
     except InputError:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
@@ -141,7 +141,7 @@ def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path]
     return read
 
 
-_READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
+TABLE_READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
     "parquet": read_parquet,
     "csv": _text_reader(parse_csv),
     "jsonl": _text_reader(parse_json_lines),

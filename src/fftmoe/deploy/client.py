@@ -60,13 +60,13 @@ def run_client(
     app = make_client_app(
         lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).describe()
     )
-    ended = _set_by_signals()
+    ended = set_by_signals()
     with running(folder, {"address": site.address, "data": str(settings.data)}):
         serve_node(site.address, site.ca, site.key, app, {}, memory=folder / "node.json", stop=ended.is_set, say=say)
     say("left the federation")
 
 
-def _set_by_signals() -> threading.Event:
+def set_by_signals() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -184,7 +184,7 @@ class Pages:
 
         Entries of later days are passed over: the clock was ahead when they were written.
         """
-        day, number = _now()[:10], 0
+        day, number = time_now()[:10], 0
         for entry in reversed(self.entries):
             if entry["at"][:10] < day:
                 break
@@ -193,7 +193,7 @@ class Pages:
         return number
 
     def _add(self, event: str, durable: bool, **values: Any) -> None:
-        self.log.append({"at": _now(), "event": event, **values}, durable)
+        self.log.append({"at": time_now(), "event": event, **values}, durable)
 
 
 def ledger_of(site: Path, policy: SitePolicy) -> SiteLedger:
@@ -207,11 +207,11 @@ def ledger_of(site: Path, policy: SitePolicy) -> SiteLedger:
 
 def ledger_in(place: Path, site: Path, mark: Path | None = None) -> SiteLedger:
     """The ledger in the folder `place` of the site in `site`; see `SiteLedger`."""
-    return SiteLedger(*_kept_of(place.absolute()), site, mark)
+    return SiteLedger(*kept_ledger(place.absolute()), site, mark)
 
 
 @lru_cache(maxsize=4)
-def _kept_of(place: Path) -> tuple[ChainedLog, RunningAccount]:
+def kept_ledger(place: Path) -> tuple[ChainedLog, RunningAccount]:
     """A process keeps what it has read of a ledger and added up, because a long one takes a while."""
     return ChainedLog(place / LEDGER_FILE, "this site's ledger"), RunningAccount()
 
@@ -225,5 +225,6 @@ def _runs_with_state(site: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.name != MARK} if folder.is_dir() else set()
 
 
-def _now() -> str:
+def time_now() -> str:
+    """The time as the ledger writes it: UTC with milliseconds, in the form of ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

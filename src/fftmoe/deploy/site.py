@@ -130,11 +130,12 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
     door = Door(settings.folder, settings.model is not None, settings.server)
     admitted = door.admit(job)
     with door.failures_noted(admitted):
-        return OpenSite(settings, _open_for(settings, exact_json(job, sort_keys=True)), door, admitted)
+        return OpenSite(settings, opened_for(settings, exact_json(job, sort_keys=True)), door, admitted)
 
 
 @lru_cache(maxsize=1)
-def _open_for(settings: SiteSettings, text: str) -> SiteClient:
+def opened_for(settings: SiteSettings, text: str) -> SiteClient:
+    """The client of a job, given as JSON; a process keeps that of its last job, because loading a model takes long."""
     job = json.loads(text)
     folder = _state_of(settings, job["run"])
     with failing_as(Failure.DISK):

@@ -18,7 +18,7 @@ from fftmoe.shown import shown
 
 def render(template: str, **values: Any) -> str:
     """The text of a page from one of the templates; the page loads nothing from any other file or host."""
-    return _templates().get_template(template).render(values)
+    return page_templates().get_template(template).render(values)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def _finalized(value: Any) -> Any:
 
 
 @cache
-def _templates() -> Environment:
+def page_templates() -> Environment:
+    """The templates of all pages, which escape every value."""
     loaded = Environment(
         loader=PackageLoader("fftmoe.report"),
         autoescape=True,

@@ -78,15 +78,15 @@ def make_folder(path: Path) -> None:
 
 def sync(*paths: Path) -> None:
     """Force the bytes of files, and the names in folders, to the disk."""
-    _for_each(_sync, paths)
+    in_parallel(_sync, paths)
 
 
 def remove(*paths: Path) -> None:
     """Remove files, several together because removing a synced file waits for the disk."""
-    _for_each(Path.unlink, paths)
+    in_parallel(Path.unlink, paths)
 
 
-def _for_each(work: Callable[[Path], None], paths: Sequence[Path]) -> None:
+def in_parallel(work: Callable[[Path], None], paths: Sequence[Path]) -> None:
     """Call `work` for every path, in threads where there are several."""
     if len(paths) > 1:
         with ThreadPoolExecutor(THREADS) as pool:

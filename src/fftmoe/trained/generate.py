@@ -143,7 +143,7 @@ def _chosen(
         own = options_of(prompt_text_of(tokenizer, prompt), completions[row], common[int(examples.labels[row])])
         if own:
             options[place] = own
-            pairs += _asked(prompt, tokenize_answers(own, tokenizer, chat_template), positions)
+            pairs += answers_after(prompt, tokenize_answers(own, tokenizer, chat_template), positions)
     if not pairs:
         return found
     likelihoods = log_likelihoods(model, continued(pairs, examples.texts.pad_id), OPTIONS_AT_ONCE).numpy()
@@ -154,7 +154,9 @@ def _chosen(
     return found
 
 
-def _asked(prompt: Tensor, answers: Sequence[list[int]], positions: int | None) -> list[tuple[list[int], list[int]]]:
+def answers_after(
+    prompt: Tensor, answers: Sequence[list[int]], positions: int | None
+) -> list[tuple[list[int], list[int]]]:
     """A prompt with each of its possible answers; its beginning is cut where the model can read no more."""
     room = len(prompt) if positions is None else positions - max(map(len, answers))
     kept = prompt[max(0, len(prompt) - max(1, room)) :].tolist()

@@ -32,12 +32,15 @@ class Gate:
 
     Args:
         clock: returns seconds since any fixed moment.
+
+    Attributes:
+        by_key: the connections that have proved each key, the oldest first; a key without connections has no entry.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._strangers: OrderedDict[Peer, tuple[float, Connection]] = OrderedDict()  # the oldest first
-        self._proved: defaultdict[str, OrderedDict[Peer, Connection]] = defaultdict(OrderedDict)
+        self.by_key: defaultdict[str, OrderedDict[Peer, Connection]] = defaultdict(OrderedDict)
 
     @property
     def strangers(self) -> int:
@@ -47,7 +50,7 @@ class Gate:
     @property
     def proved(self) -> int:
         """How many connections have proved a key."""
-        return sum(map(len, self._proved.values()))
+        return sum(map(len, self.by_key.values()))
 
     def enter(self, connection: "Connection") -> None:
         """Enter a new connection; make room for it among the strangers."""
@@ -67,7 +70,7 @@ class Gate:
         found = self._strangers.pop(peer, None)
         if found is None:
             return  # it has proved its key before, or has just ended
-        own = self._proved[key]
+        own = self.by_key[key]
         own[peer] = found[1]
         if len(own) > MOST_OF_KEY:
             _, oldest = own.popitem(last=False)
@@ -76,10 +79,10 @@ class Gate:
     def leave(self, peer: Peer) -> None:
         """A connection has ended."""
         self._strangers.pop(peer, None)
-        for key, own in list(self._proved.items()):
+        for key, own in list(self.by_key.items()):
             own.pop(peer, None)
             if not own:
-                del self._proved[key]
+                del self.by_key[key]
 
     def _cut_slow(self) -> None:
         """Cut off the strangers that have proved nothing for too long."""

@@ -106,7 +106,7 @@ class ServerLine:
         # place that was connected may end that connection: a copy of its folder must not drive it out.
         with suppress(OSError, ValueError, httpx.HTTPStatusError):
             number, place = memory.read_text().split(maxsplit=1)
-            if place == _place_of(memory):
+            if place == memory_place(memory):
                 self.call(self.client.DeactivateNode, DeactivateNodeRequest(node_id=int(number)))
         began = time.monotonic()
         request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -123,7 +123,7 @@ class ServerLine:
                     began = None  # once
             self.wait(f"it {reason}")
         with suppress(OSError):  # without the file, only the next start after a crash takes a minute longer
-            memory.write_text(f"{node_id} {_place_of(memory)}")
+            memory.write_text(f"{node_id} {memory_place(memory)}")
         if not self.welcome:
             self.say(f"connected to the server at {self.address}")
             self.welcome = True
@@ -151,7 +151,7 @@ class ServerLine:
             time.sleep(min(left, STOP_POLL_SECONDS))
 
 
-def _place_of(memory: Path) -> str:
+def memory_place(memory: Path) -> str:
     """The machine and the folder of a node."""
     return f"{socket.gethostname()} {memory.absolute()}"
 
