@@ -335,7 +335,7 @@ def test_a_clock_that_was_wrong_sets_no_count_back_and_locks_nobody_out(
     days = {"right": "2099-06-01", "wrong": other}
 
     def describe(day: str, times: int) -> None:
-        monkeypatch.setattr(ledgers, "_now", lambda: f"{days[day]}T00:00:00.000+00:00")
+        monkeypatch.setattr(ledgers, "time_now", lambda: f"{days[day]}T00:00:00.000+00:00")
         admitted = door.admit(job_of(recipe()))
         for _ in range(times):
             door.count_profile(admitted, SiteRows(ROWS))
