@@ -44,7 +44,7 @@ from tampering import record
 def test_a_private_run_keeps_nothing_of_single_clients(run_private: RunPrivate, method: str, privacy: dict[str, Any]):
     finished = run_private("run", method, privacy)
     for row in finished.rows:
-        known = {"round", "accuracy", "accuracy_interval", "experts_released", "epsilon", "metric"}
+        known = {"round", "accuracy", "accuracy_interval", "experts_released", "epsilon", "releases", "metric"}
         costs = {"seconds", "client_seconds", "by_tier", "bytes_down", "bytes_up", "phase_seconds"}
         assert row.keys() <= (known if privacy is NOISY else known | costs)
         assert row.get("by_tier", {}).keys() <= {"small", "large"}

@@ -87,5 +87,30 @@ def test_a_ledger_without_sampling_rates_is_refused_and_never_recounted(folder: 
     (folder / "checkpoints" / "privacy.json").write_text('{"noise_multiplier": 1.0, "clip_norm": 1.0, "releases": 2}')
     (folder / "checkpoints" / "example_privacy.json").write_text('{"asked": {"0": 1}}')
     for ledger in (PrivacyLedger(folder), AskedLedger(folder)):
-        with pytest.raises(InputError, match=r"it has version 1 and not 2.*finish the run with the fftmoe that began"):
+        with pytest.raises(InputError, match=r"it has version 1 and not 3.*finish the run with the fftmoe that began"):
             ledger.read()
+
+
+def test_no_changed_digit_passes_for_what_was_written(folder: Path):
+    spent = Spent(noise_multiplier=1.25, clip_norm=3.5, releases=(Release(0.25, 1.5, 7), Release(0.75, 2.5)))
+    asked = [TrainingRequests("one", LATER[0], Counter({0: 3, 12: 1}))]
+    PrivacyLedger(folder).write(spent)
+    AskedLedger(folder).write(asked)
+    for ledger in (PrivacyLedger(folder), AskedLedger(folder)):
+        whole = ledger.path.read_text()
+        for place, own in enumerate(whole):
+            for other in set("17") - {own} if own.isdigit() else ():
+                ledger.path.write_text(whole[:place] + other + whole[place + 1 :])
+                with pytest.raises(InputError, match="does not say"):
+                    ledger.read()
+        ledger.path.write_text(whole)
+    assert PrivacyLedger(folder).read() == spent
+    assert AskedLedger(folder).read() == asked
+
+
+def test_ledgers_of_the_version_without_a_digest_are_read(folder: Path):
+    PrivacyLedger(folder).path.write_text(json.dumps(WHOLE))
+    assert PrivacyLedger(folder).read() == Spent(1.0, 1.0, (Release(0.5, 1.0, 2),))
+    PrivacyLedger(folder).path.write_text(json.dumps({**WHOLE, "sha256": "0" * 64}))
+    with pytest.raises(InputError, match="does not say"):
+        PrivacyLedger(folder).read()

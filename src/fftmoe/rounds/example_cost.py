@@ -1,11 +1,12 @@
 """What the noise that clients add for their single examples has cost so far (docs/privacy.md)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fftmoe.errors import InputError
 from fftmoe.records import Release
+from fftmoe.rounds.counted import check_account
 from fftmoe.server.accountant import Adjacency, epsilon_of
 from fftmoe.store.privacy_ledger import AskedLedger, TrainingRequests
 
@@ -85,9 +86,18 @@ class ExampleCost:
         self._now.times.update(cohort)
         self._ledger.write([*self._earlier, self._now])
 
+    def check_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See `check_account`."""
+        check_account(rows, self._asked, "clients_asked", "example_epsilon", self._ledger.path)
+
+    @property
+    def _asked(self) -> int:
+        """How often clients were asked, all together: unlike the most of any client, it grows with every asking."""
+        return sum(sum(part.times.values()) for part in (*self._earlier, self._now))
+
     def row(self) -> dict[str, Any]:
-        """Return what has been spent, for the row of a round."""
-        return {"example_epsilon": self._after(0)}
+        """Return what has been spent, and counted, for the row of a round."""
+        return {"example_epsilon": self._after(0), "clients_asked": self._asked}
 
     def summary(self) -> dict[str, Any]:
         """Return `privacy.examples` of `summary.json`."""

@@ -12,6 +12,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.noise import Draw, Uniform, normal, os_uniform
 from fftmoe.methods.private import Noise, PrivateSum, aggregate_sums
 from fftmoe.records import ClientUpdate, Release, RoundPlan, ServerState
+from fftmoe.rounds.counted import check_account
 from fftmoe.rounds.example_cost import ExampleCost
 from fftmoe.server.accountant import Adjacency, divided_noise, epsilon_of, next_clip_norm, poisson_cohort
 from fftmoe.server.apply import Diagnostics, aggregate_round, apply_round
@@ -64,6 +65,11 @@ class SumsOnly:
         """Write what has been spent to the run's folder."""
         if self._cost is not None:
             self._cost.ask(())
+
+    def check_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse to go on with an account that holds less than these rows of the run say; see `check_account`."""
+        if self._cost is not None:
+            self._cost.check_rows(rows)
 
     def reason_to_end(self, round: int) -> str | None:
         """See `Merging`."""
@@ -162,6 +168,10 @@ class NoisySums:
         """Write what has been spent to the run's folder; it is on the disk when this returns."""
         self._ledger.write(self.spent)
 
+    def check_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse to go on with an account that holds less than these rows of the run say; see `check_account`."""
+        check_account(rows, self.spent.number, "releases", "epsilon", self._ledger.path)
+
     def reason_to_end(self, round: int) -> str | None:
         """See `Merging`."""
         most = self._noise.epsilon
@@ -216,7 +226,7 @@ class NoisySums:
         self.record()
 
     def _row(self) -> dict[str, Any]:
-        return {"epsilon": self._after(0)}
+        return {"epsilon": self._after(0), "releases": self.spent.number}
 
     def summary(self) -> dict[str, Any]:
         """Return the section `privacy` of `summary.json`."""
@@ -224,7 +234,6 @@ class NoisySums:
             **self._row(),
             "delta": self._noise.delta,
             "adjacency": str(CLIENT_ADJACENCY),
-            "releases": self.spent.number,
             "history": [asdict(made) for made in self.spent.releases],
             "stopped_early": self.stopped_early,
             "noise_multiplier": self._next.noise_multiplier,

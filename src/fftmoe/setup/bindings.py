@@ -20,6 +20,7 @@ from fftmoe.setup.load import load_examples
 from fftmoe.setup.model import build_model
 from fftmoe.setup.places import ELSEWHERE
 from fftmoe.setup.plugins import Plugins
+from fftmoe.setup.site_request import privacy_asked
 from fftmoe.store.bindings import Bindings, differences, require_same
 
 # Packages that compute, read or write what a run depends on.
@@ -39,6 +40,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
     """
     found = {
         "recipe": bound_recipe(recipe),
+        "privacy": privacy_asked(recipe).mode,
         "labels": list(experiment.label_names or experiment.strata),
         **_clients_by_name(experiment),
         **rows_values(experiment.rows),

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fftmoe.client.example_privacy import sampling_rate
@@ -34,7 +35,7 @@ def private_merging(experiment: Experiment, initial: ServerState, folder: Path, 
         accounting()  # so that a missing library is found now, not after the first round
     if settings.noisy:
         ledger = PrivacyLedger(folder)
-        spent = ledger.read() if resumed else _first_spent(experiment, settings)
+        spent = _continued(ledger.read(), settings) if resumed else _first_spent(experiment, settings)
         return _noisy_sums(experiment, settings, initial, spent, ledger)
     cost = _example_cost(experiment, settings, folder, resumed)
     most = math.inf if settings.clip_norm is None else settings.clip_norm
@@ -92,6 +93,15 @@ def _first_spent(experiment: Experiment, settings: PrivacySection) -> Spent:
             _sampling_rate(experiment), settings.epsilon, delta, experiment.recipe.federation.rounds, CLIENT_ADJACENCY
         )
     return Spent(noise_multiplier=z, clip_norm=settings.clip_norm)
+
+
+def _continued(spent: Spent, settings: PrivacySection) -> Spent:
+    """Return what a run has spent, with the noise and the bound that its recipe states now.
+
+    Noise that was found for all rounds stays, and so does a bound that follows the clients' norms.
+    """
+    noise = settings.noise_multiplier or spent.noise_multiplier
+    return replace(spent, noise_multiplier=noise, clip_norm=settings.clip_by_clients or spent.clip_norm)
 
 
 def _sampling_rate(experiment: Experiment) -> float:

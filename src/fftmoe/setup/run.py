@@ -207,6 +207,8 @@ def go_on(
         modules = lora_modules(experiment.model) if experiment.method.capabilities.changes_backbone else {}
         check_state(state, initial, output, modules)
         private = private_merging(experiment, initial, output, resumed=True)
+        if private is not None:
+            private.check_rows([*folder.all_metrics(), *saved.rows])
         _say_what_was_lost(saved, progress)
         bindings.write(output)
         extra.write(folder)

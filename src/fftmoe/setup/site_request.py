@@ -149,7 +149,7 @@ def request_in(recipe: Recipe) -> SiteRequest:
         labels=stated_labels(recipe),
         labels_in_rows=not recipe.backbone.is_language and recipe.backbone.task != "regression",
         tasks=(PROFILE, *(TASK_NAMES[task] for task in tasks_of(recipe))),
-        privacy=_privacy_asked(recipe),
+        privacy=privacy_asked(recipe),
         rounds=recipe.federation.rounds,
         backbone=recipe.backbone.model,
         is_folder=is_folder(recipe.backbone.model),
@@ -230,7 +230,8 @@ def stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _privacy_asked(recipe: Recipe) -> PrivacyAsked:
+def privacy_asked(recipe: Recipe) -> PrivacyAsked:
+    """The privacy that a recipe promises."""
     privacy, federation = recipe.privacy, recipe.federation
     if privacy is None:
         return PrivacyAsked("none")

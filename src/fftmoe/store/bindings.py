@@ -209,6 +209,8 @@ def _digest(what: str) -> Callable[[Any, Any], list[str]]:
 
 BINDING_KINDS: dict[str, Kind] = {
     "recipe": Kind(True, _settings),
+    # What one kind has counted says nothing of rounds that are made with another.
+    "privacy": Kind(False, lambda then, now: [f"the kind of privacy has changed ({then} then, {now} now)"]),
     # The rows of a head stand for the labels, and what clients keep belongs to their numbers: nothing continues those.
     "labels": Kind(False, _label_changes),
     "population": Kind(False, _population),

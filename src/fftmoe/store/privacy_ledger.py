@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from fftmoe.errors import InputError
 from fftmoe.records import Release
-from fftmoe.store.files import write_atomically
+from fftmoe.store.files import sha256, write_atomically
 from fftmoe.strict import MOST_RESULTS, exact_json, read_small, strict_json
 
-VERSION = 2
+VERSION = 3
+WITHOUT_DIGEST = 2  # the last version whose files have no digest of their own
 COHORT = "poisson"  # the rule by which every release so far has drawn its records: independently of each other
 Value = TypeVar("Value")
 
@@ -80,7 +81,7 @@ class PrivacyLedger:
     def write(self, spent: Spent) -> None:
         """Write the ledger; it is on the disk when this returns."""
         values = {**asdict(spent), "releases": [_of_release(release) for release in spent.releases]}
-        _write_values(self._path, values)
+        _write_values(self.path, values)
 
     def read(self) -> Spent:
         """Read the values that were written last.
@@ -88,10 +89,11 @@ class PrivacyLedger:
         Raises:
             InputError: the file is missing, damaged or of an older version, so the spent privacy is unknown.
         """
-        return _read(self._path, "what this run has spent of its clients' privacy", _as_spent)
+        return _read(self.path, "what this run has spent of its clients' privacy", _as_spent)
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """The file."""
         return self.run / "checkpoints" / "privacy.json"
 
 
@@ -114,7 +116,7 @@ class AskedLedger:
             }
             for part in asked
         ]
-        _write_values(self._path, {"asked": values})
+        _write_values(self.path, {"asked": values})
 
     def read(self) -> list[TrainingRequests]:
         """Read the counts that were written last.
@@ -122,15 +124,22 @@ class AskedLedger:
         Raises:
             InputError: the file is missing, damaged or of an older version.
         """
-        return _read(self._path, "how often this run has asked its clients", _as_asked)
+        return _read(self.path, "how often this run has asked its clients", _as_asked)
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """The file."""
         return self.run / "checkpoints" / "example_privacy.json"
 
 
 def _write_values(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, exact_json({"version": VERSION, **values}, indent=2).encode() + b"\n")
+    whole = {"version": VERSION, **values, "sha256": _digest(values)}
+    write_atomically(path, exact_json(whole, indent=2).encode() + b"\n")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """The SHA-256 of an account, so that no changed digit passes for what was written."""
+    return sha256(exact_json(values, compact=True).encode())
 
 
 def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Value:
@@ -138,13 +147,15 @@ def _read(path: Path, what: str, parse: Callable[[dict[str, Any]], Value]) -> Va
         values = strict_json(read_small(path, MOST_RESULTS))
     except (OSError, ValueError) as error:
         raise _lost(path, what, str(error), "restore the file") from error
-    if (version := values.pop("version", 1)) != VERSION:
+    if (version := values.pop("version", 1)) not in (VERSION, WITHOUT_DIGEST):
         # Version 1 did not say at which sampling rate a release was made, and counted no round in which all clients
         # were silent. Any number that is made of it may be too small.
         raise _lost(
             path, what, f"it has version {version!r} and not {VERSION}", "finish the run with the fftmoe that began it"
         )
     try:
+        if version == VERSION and values.pop("sha256", None) != _digest(values):
+            raise ValueError("it has changed since it was written: its SHA-256 is another")
         return parse(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _lost(path, what, str(error), "restore the file") from error
