@@ -62,7 +62,7 @@ def distil(
 
 
 @torch.no_grad()
-def mean_loss(student: Any, teacher: Any, batches: Sequence[Batch], exclusive: bool) -> float:
+def mean_distillation_loss(student: Any, teacher: Any, batches: Sequence[Batch], exclusive: bool) -> float:
     """The loss of `distil`, mean over batches."""
     sites = expert_sites(teacher)
     losses = [

@@ -24,7 +24,7 @@ from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.exports.card import CardFacts, Figures, model_card
 from fftmoe.exports.check import REORDERED, Batch, answers, check_has_experts, difference, probes, require
-from fftmoe.exports.distil import distil, mean_loss
+from fftmoe.exports.distil import distil, mean_distillation_loss
 from fftmoe.exports.examples import finite_metrics
 from fftmoe.exports.fit import TokenSums, collect, last_projections, low_rank, owner, relative_error
 from fftmoe.exports.folder import file_digest, write_text
@@ -35,7 +35,7 @@ from fftmoe.trained.metrics import referenced
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 BATCH_SIZE = 16
-STEPS = 100  # of training after a fit that misses something
+TRAINING_STEPS = 100  # of training after a fit that misses something
 ENOUGH = 0.01  # of what the experts add, squared, may be missing in each block where no step is taken by default
 
 
@@ -45,7 +45,7 @@ class LoraSettings:
 
     Attributes:
         rank: of all factors; raised to the rank of the shared updates where that is larger.
-        steps: of training after the closed-form fit; None for `STEPS`, or for none where the fit misses less than
+        steps: of training after the closed-form fit; None for `TRAINING_STEPS`, or for none where the fit misses less than
             `ENOUGH` in each block.
 
     Raises:
@@ -65,7 +65,7 @@ class LoraSettings:
         """The steps that are taken after a fit with these errors by block."""
         if self.steps is not None:
             return self.steps
-        return STEPS if any(error >= ENOUGH for error in closed_form.values()) else 0
+        return TRAINING_STEPS if any(error >= ENOUGH for error in closed_form.values()) else 0
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def _train_further(imitation: Imitation, teacher: Any, examples: LoraExamples, s
         return False
     factors, student = own_factors(imitation), imitation.model
     fitted = {block: (a.detach().clone(), b.detach().clone()) for block, (a, b) in factors.items()}
-    before = mean_loss(student, teacher, examples.held_out, exclusive)
+    before = mean_distillation_loss(student, teacher, examples.held_out, exclusive)
     distil(student, factors, teacher, examples.fitted, steps, exclusive)
-    if mean_loss(student, teacher, examples.held_out, exclusive) < before:
+    if mean_distillation_loss(student, teacher, examples.held_out, exclusive) < before:
         return True
     with torch.no_grad():
         for block, pair in factors.items():
