@@ -1,7 +1,7 @@
 """`fftmoe evaluate` and `fftmoe predict`: use the model of a finished run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,13 +60,7 @@ def evaluate(
 ) -> None:
     """Measure a finished run, and print its metrics as JSON."""
     values = _top_k_values(top_k)
-    named = split_list(harness)
-    if named is None and harness_limit is not None:
-        raise InputError("--harness-limit applies to tasks of lm-evaluation-harness; add --harness TASK,…")
-    if named is not None and data is not None:
-        raise InputError(
-            "--data and --harness do not fit: a task of lm-evaluation-harness names its own data; leave one of them out"
-        )
+    named = _harness_tasks(harness, harness_limit, data)
     from fftmoe.setup.asked import harness_run
     from fftmoe.setup.finished import evaluate_run
     from fftmoe.trained.harness import HarnessTasks
@@ -79,6 +73,18 @@ def evaluate(
     metrics = [{**({"top_k": k} if len(values) > 1 else {}), **measured(k)} for k in values]
     shown = metrics if len(values) > 1 else metrics[0]
     sys.stdout.write(shown_json(json_text(shown, indent=2, ascii_only=not _takes_all_characters())) + "\n")
+
+
+def _harness_tasks(harness: str | None, limit: int | None, data: str | None) -> list[str] | None:
+    """The tasks of lm-evaluation-harness that are asked for; None for the run's own metrics."""
+    named = split_list(harness)
+    if named is None and limit is not None:
+        raise InputError("--harness-limit applies to tasks of lm-evaluation-harness; add --harness TASK,…")
+    if named is not None and data is not None:
+        raise InputError(
+            "--data and --harness do not fit: a task of lm-evaluation-harness names its own data; leave one of them out"
+        )
+    return named
 
 
 def predict(
@@ -103,7 +109,6 @@ def predict(
     """Label texts or images, or complete prompts, with a finished run; prints one JSON object a line."""
     from fftmoe.setup.asked import Questions, answers_of_run
     from fftmoe.setup.finished import finished_run
-    from fftmoe.store import write_atomically
 
     found = finished_run(run, accept_changes, which_round)  # checked before a person types anything
     from_terminal = not inputs and file is None and not found.reads_images
@@ -127,6 +132,15 @@ def predict(
     )
     rows = answers_of_run(found, questions, which_round)
     say_prompt_form(Console(stderr=True), found.inputs.prompt_column, found.inputs.chat_template, found.backbone.model)
+    _write_answers(rows, output, ascii_only, printed)
+
+
+def _write_answers(
+    rows: Iterable[Mapping[str, Any]], output: Path | None, ascii_only: bool, printed: LineInPieces | None
+) -> None:
+    """Write a line for each answer: to the file when all are there, or to standard output one after another."""
+    from fftmoe.store import write_atomically
+
     if output is not None:
         lines = "".join(answer_line(row, ascii_only) for row in rows)
         write_atomically(output, lines.encode(), private=False)

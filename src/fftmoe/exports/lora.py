@@ -45,8 +45,8 @@ class LoraSettings:
 
     Attributes:
         rank: of all factors; raised to the rank of the shared updates where that is larger.
-        steps: of training after the closed-form fit; None for `TRAINING_STEPS`, or for none where the fit misses less than
-            `ENOUGH` in each block.
+        steps: of training after the closed-form fit; None for `TRAINING_STEPS`, or for none where the fit misses less
+            than `ENOUGH` in each block.
 
     Raises:
         InputError: `rank` is below 1, or `steps` is negative.

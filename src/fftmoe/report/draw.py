@@ -118,11 +118,15 @@ def line_figure(
     marks += [mark for line in drawn for mark in _line_marks(line, place)]
     marks += [mark for line in drawn for mark in _point_hints(line, place, across, show)]
     keys = [line_key(each.label, each.colour, each.dash) for each in (*lines, *levels)]
-    spoken = [f"{line.label} from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines]
-    spoken += [f"{level.label} {show(level.y)}" for level in levels]
-    described = f"{title}, by {across}: {'; '.join(spoken)}."
+    described = f"{title}, by {across}: {_described(lines, levels, show)}."
     legend = keys if len(keys) > 1 else ()
     return Figure(title, described, LINES.height, marks, legend, note, Numbers(title, across, numbers))
+
+
+def _described(lines: Sequence[Line], levels: Sequence[Level], show: Show) -> str:
+    """The lines and levels in words, for a person who hears the page."""
+    spoken = [f"{line.label} from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines]
+    return "; ".join([*spoken, *(f"{level.label} {show(level.y)}" for level in levels)])
 
 
 def _numbers_of(line: Line) -> list[PlottedNumber]:

@@ -56,21 +56,31 @@ def generation_metrics(
     completions = [text_of(tokenizer, plain.text(row)[1]) for row in range(len(plain))]
     written = _written(model, tokenizer, plain, rows, settings)
     scores = {
-        "exact_match": np.array([exact_match(text, completions[row]) for text, row in zip(written, rows, strict=True)]),
-        "rouge_l": np.array([rouge_l(text, completions[row]) for text, row in zip(written, rows, strict=True)]),
+        **_compared(written, [completions[row] for row in rows]),
         BY_OPTION: _chosen(model, tokenizer, plain, rows, completions, settings.chat_template),
     }
     found = _means(scores, np.arange(len(rows)))
     for name, members in (groups or {}).items():
         found[f"generated_by_{name}"] = _by_group(scores, [members[row] for row in rows])
     if settings.num_shown:
-        places = _shown(plain.labels[rows].tolist(), settings.num_shown)
-        prompts = {place: prompt_text_of(tokenizer, plain.text(rows[place])[0]) for place in places}
         found["samples"] = [
-            {"prompt": prompts[place], "completion": completions[rows[place]], "written": written[place]}
-            for place in places
+            {
+                "prompt": prompt_text_of(tokenizer, plain.text(rows[place])[0]),
+                "completion": completions[rows[place]],
+                "written": written[place],
+            }
+            for place in _shown(plain.labels[rows].tolist(), settings.num_shown)
         ]
     return found
+
+
+def _compared(written: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarray]:
+    """How far each text that was written agrees with the true one, by metric."""
+    measures = {"exact_match": exact_match, "rouge_l": rouge_l}
+    return {
+        name: np.array([measure(*pair) for pair in zip(written, true, strict=True)])
+        for name, measure in measures.items()
+    }
 
 
 def _by_group(scores: Mapping[str, np.ndarray], groups: Groups) -> dict[str, dict[str, Any]]:
