@@ -46,6 +46,16 @@ def test_the_simulation_produces_the_bytes_of_the_local_engine(recipe_file: Path
     assert here == there
 
 
+def test_the_simulation_tunes_a_real_language_model_to_the_same_bytes(tmp_path: Path):
+    """SmolLM2-135M in the precision and with the cached states that are its defaults."""
+    few = ("federation.rounds=2", "federation.local_steps=1", "federation.clients_per_round=3", "data.test_examples=7")
+    only = ("evaluation.baselines=off", "evaluation.generate=null", "evaluation.every=2")
+    here = finish(Path("instructions"), tmp_path / "local", *few, *only, "engine.workers=1")
+    there = finish(Path("instructions"), tmp_path / "flower", *few, *only, "engine.kind=flower", "engine.workers=2")
+    for result in RESULTS:
+        assert (here / result).read_bytes() == (there / result).read_bytes()
+
+
 def test_the_simulation_runs_on_an_existing_ray_cluster(recipe_file: Path, tmp_path: Path):
     """The cluster has one node on the loopback, and it still runs afterwards."""
     with create_server(("127.0.0.1", 0)) as probe:

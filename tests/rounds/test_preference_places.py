@@ -1,8 +1,5 @@
-"""Preference runs in workers, after an interruption and over sites give the bytes of one process."""
+"""Preference runs in workers and after an interruption give the bytes of one process."""
 
-import csv
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +8,12 @@ import torch
 
 from fftmoe.backbones import outputs
 from fftmoe.config import parse_recipe
-from fftmoe.deploy.job import make_job, read_profile
-from fftmoe.deploy.site import SiteSettings, open_site
-from fftmoe.report.progress import Progress
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
-from fftmoe.setup.deployment import compose_deployed, load_server_data
-from fftmoe.setup.run import begin, resume, run
+from fftmoe.setup.run import resume, run
 from finished import Finished
-from five_clients import changed
 from interrupting import Killed, interrupt, results
-from policies import allow
 from run_fixtures import RunLanguage
-from sites import Sites
 
 AUTHORS = {"partition": {"kind": "natural", "by": "author"}}
 METRIC = "preference_accuracy"
@@ -59,37 +49,3 @@ def test_the_rest_of_a_run_gives_the_bytes_of_the_whole(
     resume(folder)
     assert results(folder) == results(run_preference().folder)
     assert Finished(folder).summary[f"{METRIC}_by_round"] == run_preference().summary[f"{METRIC}_by_round"]
-
-
-def test_sites_compute_their_own_references_and_produce_the_bytes_of_one_machine(
-    preference_values: dict[str, Any], tmp_path: Path
-):
-    values = changed(preference_values, **AUTHORS, data__validation=0.2, evaluation={"every": 1})
-    local = run(parse_recipe(values, "here"), tmp_path / "local")
-    tiers = [budget.name for budget in compose(parse_recipe(values, "here")).budgets.values()]
-    rows = Path(values["data"]["source"])
-    (tmp_path / "server").mkdir()
-    shutil.copy(rows / "test.csv", tmp_path / "server")
-    recipe = parse_recipe(changed(values, data__source=str(tmp_path / "server")), "there")
-    data = load_server_data(recipe)
-    job = json.loads(json.dumps(make_job(recipe.model_dump(mode="json"), data.label_names, "abc1")))
-    own = []
-    for client in range(3):
-        name = f"author-{client}"
-        with (rows / "train.csv").open(newline="") as file:
-            mine = [row for row in csv.DictReader(file) if row["author"] == name]
-        (tmp_path / name).mkdir()
-        with (tmp_path / name / "train.csv").open("w", newline="") as file:
-            writer: csv.DictWriter[str] = csv.DictWriter(file, ["prompt", "chosen", "rejected"], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(mine)
-        state = tmp_path / f"{name}-state"
-        allow(state, recipe, labels=[])
-        own.append(open_site(SiteSettings(name, client, tmp_path / name, tiers[client], state), job))
-    profiles = [read_profile(json.loads(json.dumps(site.describe()))) for site in own]
-    experiment = compose_deployed(recipe, data, {p.site: p for p in profiles}, {p.site: p.client_id for p in profiles})
-    remote = begin(experiment, recipe, tmp_path / "remote", Progress.silent(), lambda *_: Sites(own))
-    saved = "adapter/adapter_model.safetensors"
-    assert (remote.folder / saved).read_bytes() == (local.folder / saved).read_bytes()
-    for key in (f"{METRIC}_by_round", f"validation_{METRIC}", "bytes_up", "bytes_down"):
-        assert remote.summary[key] == local.summary[key]
