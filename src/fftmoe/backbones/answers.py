@@ -41,7 +41,7 @@ def text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor | list[int]) -> st
 
 
 def prompt_text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor) -> str:
-    """The text of a prompt, in which a line ends at each special token: what stands beside one is another message's."""
+    """The text of a prompt, in which each special token ends a line, because it separates two messages."""
     parts: list[list[int]] = [[]]
     for token in ids.tolist():
         if token in tokenizer.all_special_ids:
@@ -55,7 +55,7 @@ class TextInPieces:
     """Hands on the text of tokens piece by piece.
 
     A token may hold part of a character, and a tokenizer may write the end of a text in another way once more follows.
-    So a piece is handed on when the next token has left it as it was; the last of a text never is.
+    A piece is therefore handed on once the next token has left it unchanged; the last piece of a text never is.
 
     Args:
         on_text: is given the pieces.

@@ -26,14 +26,14 @@ def check_finite_outputs(sound_B: Tensor) -> None:
 
 
 NO_ANSWER = "the model's outputs are not finite numbers, so it has no answer"
-"""Why an input has none, where others have one."""
+"""The reason that an input has in the place of an answer, where other inputs have one."""
 
 
 class FiniteRows(LogitsProcessor):
     """Notes which prompts of a batch have only finite logits, at every token that is generated; it changes none.
 
     Attributes:
-        sound_B: those that have, bool [B].
+        sound_B: whether all logits of a prompt were finite so far, bool [B].
     """
 
     def __init__(self, num_prompts: int, device: torch.device) -> None:

@@ -37,7 +37,7 @@ def keep_stored(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def computes_in_16_bits(model: nn.Module) -> bool:
-    """Whether a loaded model has rounded numbers that it computes for itself, as Gemma does the factor of its table.
+    """Whether a loaded model computes numbers for itself in 16 bits, as Gemma does with the factor of its embeddings.
 
     Such numbers are not in the checkpoint, so they cannot be widened again: the model must be loaded in float32.
     """

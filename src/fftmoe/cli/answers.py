@@ -19,7 +19,7 @@ def on_terminal() -> bool:
 
 
 class LineInPieces:
-    """Writes the line of one completed prompt to standard output while the model writes: in the end the same line.
+    """Writes the line of one completed prompt to standard output piece by piece, while the model writes.
 
     Args:
         prompt: that is completed.

@@ -26,8 +26,8 @@ SUMS_BATCH_SIZE = 64
 def of_frequent_labels(indices: np.ndarray, labels: Tensor, fewest: float) -> np.ndarray:
     """The examples whose label at least `fewest` of these examples have, in the same order.
 
-    The others have to be left out of the sums altogether, of those over all labels too: a sum over all labels without
-    the sums of the others is that of the rare ones.
+    The other examples must be left out of every sum, also of those over all labels: whoever subtracts the sums of the
+    frequent labels from a sum over all labels has the sum of the rare ones.
 
     Args:
         indices: the client's examples, int64 [N].

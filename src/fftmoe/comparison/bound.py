@@ -105,7 +105,7 @@ class CurrentInputs:
 
 
 def check_equal_inputs(cells: Sequence[tuple[Cell, Path]]) -> None:
-    """Check that cells of one data set and one backbone were made of the same, also where it changed meanwhile.
+    """Check that all cells of one data set and one backbone read the same, although it may have changed between cells.
 
     Raises:
         InputError: two cells were not.

@@ -23,7 +23,7 @@ class GenerationSection(Section):
     max_new_tokens: Count
     """How many tokens are written at most for each."""
     samples: Annotated[int, Field(ge=0, le=100)] = 0
-    """So many of these prompts go into `summary.json`, the report and the terminal, each with its completion and with
+    """How many of these prompts `summary.json`, the report and the terminal show, each with its completion and with
     what the model writes before the first round and after the last. They are texts of the data."""
 
 

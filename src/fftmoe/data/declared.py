@@ -16,7 +16,7 @@ def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tup
     """Give every row a declared label, and mark the rows that had another one or none.
 
     A marked row keeps its place, so that the number of rows does not tell how many rows have which label. Nothing may
-    be learnt from it. The owner of the rows is told in the log of this process.
+    be learnt from it. The log of this process informs the owner of the rows.
 
     Args:
         column: holds a label, or a list of names. names: the declared ones.

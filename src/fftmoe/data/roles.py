@@ -46,8 +46,8 @@ class Roles:
 def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None) -> Table:
     """The table with prompts and answers from its conversations, where the recipe asks for these, or for pairs.
 
-    It does so by their names, by the task of a language model without columns, or by nothing at all if the table has no
-    text and label of usual names.
+    The recipe asks for them if it names their columns, or if it names no column and its task is that of a language
+    model. A recipe that says nothing asks for them if the table has no text and label of usual names.
 
     Args:
         named, task: see `guess_roles`.

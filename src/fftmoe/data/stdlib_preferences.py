@@ -1,4 +1,4 @@
-"""The builtin set of preferences: how a sentence of the standard library's documentation goes on, and how it does not.
+"""The builtin set of preferences: a right and a wrong continuation of texts from the standard library's docstrings.
 
 The rows are made of the docstrings in `stdlib_docs.py`. A prompt is the first half of a text with the name of its
 module, and the chosen answer is the second half. In every other row the rejected answer does not fit: it is the second

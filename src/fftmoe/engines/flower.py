@@ -128,7 +128,7 @@ class FlowerEngine:
         """Do nothing: the grid belongs to the caller."""
 
     def peak_rss_mib(self) -> float:
-        """The peak of this process, plus those of the nodes' processes that told theirs: one's own, on any machine."""
+        """The peak of this process, plus those of the processes of a simulation's nodes, which report theirs."""
         return peak_rss_mib() + sum(self._peaks.values())
 
     def _send(self, groups: Sequence[Group]) -> dict[str, Group]:

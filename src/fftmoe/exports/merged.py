@@ -25,7 +25,7 @@ def check_mergeable(run: FinishedRun) -> None:
     """Refuse a run whose merged weights would be no model of transformers.
 
     Raises:
-        InputError: it is one.
+        InputError: they would be none.
     """
     if run.backbone.quantization != "none":
         raise InputError(

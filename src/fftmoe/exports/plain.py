@@ -43,13 +43,13 @@ def export_plain(trained: TrainedModel, facts: CardFacts, folder: Path, given: M
     """Write the LoRA of a run whose method trains LoRA, unchanged.
 
     Args:
-        given: options of an imitation, which there is none of.
+        given: options of an imitation; none is allowed, because nothing is imitated.
 
     Returns:
         What `export.json` records about this format.
 
     Raises:
-        InputError: there is such an option. RunError: the folder gives other logits than the run's model.
+        InputError: an option is given. RunError: the folder gives other logits than the run's model.
     """
     if given:
         raise InputError(

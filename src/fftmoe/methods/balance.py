@@ -27,7 +27,7 @@ ROUTERS = ("shared", "personal", "shared+personal")
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """`LocalSettings` holds the constants of the method that act on the client.
+    """The constants of the method that act on the client.
 
     Attributes:
         balance: target of the balance loss: `heterogeneity-aware` follows the global load, `switch` is uniform, `none`

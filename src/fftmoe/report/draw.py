@@ -177,7 +177,7 @@ def _written(at: tuple[float, float]) -> str:
 def _point_hints(
     line: Line, place: Callable[[float, float], tuple[float, float]], across: str, show: Show
 ) -> list[Mark]:
-    """A place around each point where a pointer is told the value, as wide as its neighbours leave room for."""
+    """An area around each point that shows the value to a pointer, as wide as its neighbours leave room for."""
     intervals = {x: f" ({show(low)} to {show(high)})" for x, low, high in line.band}
     wide = min(REACH, (LINES.right - LINES.left) / max(1, len(line.points) - 1))
     found: list[Mark] = []

@@ -133,7 +133,7 @@ def describe_alarm(alarm: Mapping[str, Any]) -> str:
 
 
 def alarm_lines(alarms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The alarms of one round as lines for a terminal, of which only the first are told one by one."""
+    """The alarms of one round as lines for a terminal: the first ones, and how many more there are."""
     lines = [f"alarm: {describe_alarm(alarm)}" for alarm in alarms[:ALARMS_SAID]]
     more = len(alarms) - ALARMS_SAID
     return [*lines, f"… and {more} more alarms of this round, which the report counts"] if more > 0 else lines

@@ -23,7 +23,7 @@ class Path:
     """A line or an area; `d` is its outline as SVG writes it. Empty colours are not painted.
 
     Attributes:
-        hint: what a pointer that rests on it is told.
+        hint: the text that is shown to a pointer that rests on it.
     """
 
     kind: ClassVar[str] = "path"

@@ -50,9 +50,9 @@ class LossesOfRun(NamedTuple):
 
 
 def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> LossesOfRun | None:
-    """The training losses of a run up to the round `kept`, or of all rounds; None where no round tells one."""
-    told = [row for row in rows if row.get("train_loss") is not None]
-    until = [row for row in told if row.get("round", 0) <= kept] or told
+    """The training losses of a run up to the round `kept`, or of all rounds; None where no round records one."""
+    measured_rows = [row for row in rows if row.get("train_loss") is not None]
+    until = [row for row in measured_rows if row.get("round", 0) <= kept] or measured_rows
     trained = [row["train_loss"] for row in until if row["train_loss"] != 0.0]  # it is 0 where no client has trained
     return LossesOfRun(trained[0], trained[-1]) if trained else None
 

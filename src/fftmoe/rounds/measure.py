@@ -62,11 +62,6 @@ class ModelMeasure:
         """The key under which the summary lists the values of single clients: the metric, or what replaces it."""
         return self.task.metric if self.own == OWN_PREFIX else f"{REWEIGHTED_PREFIX}_{self.task.metric}"
 
-    @property
-    def knows_clients(self) -> bool:
-        """Whether a client has a value of its own."""
-        return self.own_test is not None or self.population.label_shares is not None
-
     def tally(
         self, examples: Examples, interval: bool = False, own: Ragged | None = None, count_labels: bool = False
     ) -> Tally:

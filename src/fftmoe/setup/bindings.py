@@ -157,8 +157,8 @@ def check_unchanged(
     )
     for words in accepted:
         say(f"accepted: {words}")
-    told = tuple(f"after round {after_round}: {words}" for words in accepted)
-    return Bindings(now, (*began.accepted, *told)) if accepted else began
+    worded = tuple(f"after round {after_round}: {words}" for words in accepted)
+    return Bindings(now, (*began.accepted, *worded)) if accepted else began
 
 
 def check_state(state: ServerState, initial: ServerState, folder: Path, modules: Mapping[str, tuple[int, int]]) -> None:

@@ -127,7 +127,7 @@ def check_rows(run: FinishedRun, found: Splits) -> None:
     """Refuse splits of the run's own data that have changed since it began.
 
     Raises:
-        InputError: they have, and the run is not told to accept it.
+        InputError: they have, and nobody has accepted it.
     """
     if run.began is not None:
         require_same(

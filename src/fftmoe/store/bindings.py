@@ -224,4 +224,4 @@ BINDING_KINDS: dict[str, Kind] = {
     "start": Kind(True, _digest("the adapter that the run starts from has changed")),
     "versions": Kind(True, _versions),
 }
-"""What a run can be bound to, in the order in which differences are told."""
+"""What a run can be bound to, in the order in which messages name differences."""

@@ -29,7 +29,7 @@ class Ranking:
     error: str = ""
 
     def best(self, rows: Iterable[Mapping[str, Any]]) -> int | None:
-        """The round with the best value, the first of equals; None where the metric is a number in no row."""
+        """The round with the best value, the first of equals; None where no row has a number for the metric."""
         return min(self._measured(rows), key=lambda row: (self._cost(row), row["round"]), default={}).get("round")
 
     def bar(self, rows: Iterable[Mapping[str, Any]]) -> float | None:

@@ -103,7 +103,7 @@ def _shown(strata: Sequence[int], number: int) -> list[int]:
 
 
 def _means(scores: Mapping[str, np.ndarray], places: np.ndarray) -> dict[str, Any]:
-    """The means of the scores at these places of the sample, and of how many."""
+    """The means of the scores at these places of the sample, and the number of places."""
     chosen = scores[BY_OPTION][places]
     known = ~np.isnan(chosen)
     return {
