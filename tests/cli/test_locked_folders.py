@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from run_fixtures import RunTiny
 from unprivileged import outcomes
@@ -32,6 +33,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "compare": ("compare {recipe} --methods fft-moe,fedit", "{ro}"),
     "answers": ("predict {rorun} red --output {ro}/x", "{top}"),
     "deployment": ("deploy init {ro}/x --address localhost:9092 --sites a,b", "{top}"),
+    "locked class of images": ("init {photos} --output {top}/x.yaml", "{top}"),
     "removed folder": ("run {recipe}", "{gone}"),
     "removed folder and init": ("init {train}", "{gone}"),
 }
@@ -43,7 +45,7 @@ WORKS: dict[str, tuple[str, str]] = {
     "removed folder and output": ("run {recipe} --output {top}/c", "{gone}"),
     "removed folder and evaluate": ("evaluate {rorun}", "{gone}"),
 }
-NAMED = ("ro", "locked", "file", "gone", "data", "rodata", "mine", "model", "rorun", "noadapter")
+NAMED = ("ro", "locked", "file", "gone", "data", "rodata", "mine", "model", "rorun", "noadapter", "photos")
 CACHES = {"read-only": "{ro}/x", "locked": "{locked}", "file": "{file}", "below-a-file": "{file}/x"}
 
 
@@ -56,6 +58,9 @@ def places(
     for name in ("ro", "locked"):
         found[name].mkdir()
     found["file"].write_text("a file")
+    for name in ("cat", "dog"):
+        (found["photos"] / name).mkdir(parents=True)
+        Image.new("RGB", (7, 5)).save(found["photos"] / name / "1.png")
     copies = {"data": data_folder, "rodata": data_folder, "mine": data_folder, "model": backbone_folder}
     for name, source in copies.items():
         shutil.copytree(source, found[name])
@@ -63,7 +68,13 @@ def places(
         shutil.copytree(run_tiny("evaluation.local_only=false").folder, found[name])
     for path in (found["ro"], found["rodata"], *found["rorun"].rglob("*/"), found["rorun"]):
         path.chmod(NO_WRITE)
-    for path in (found["locked"], found["data"], found["model"], found["noadapter"] / "adapter"):
+    for path in (
+        found["locked"],
+        found["data"],
+        found["model"],
+        found["noadapter"] / "adapter",
+        found["photos"] / "dog",
+    ):
         path.chmod(NO_ACCESS)
     return {**found, "top": top, "recipe": recipe_file, "train": found["mine"] / "train.csv"}
 

@@ -120,3 +120,16 @@ def test_under_differential_privacy_no_row_decides_which_others_are_test_rows(tm
     for split in ("train", "test"):
         whole = read_tables(str(tmp_path), CONTENT, request=SplitRequest((split,), divide=False))
         assert whole[split].num_rows == 23
+
+
+@pytest.mark.parametrize("target", ["nowhere.csv", "b.csv"])
+def test_a_client_whose_table_is_a_link_to_nothing_is_not_left_out_unseen(tmp_path: Path, target: str):
+    for name in ("a.csv", ".#a.csv"):  # a hidden file is a trace of a program and no client
+        (tmp_path / name).write_text("text,label\none,1\n")
+    (tmp_path / "b.csv").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r"b\.csv"):
+        read_undivided(tmp_path)
+    (tmp_path / "b.csv").unlink()
+    table = read_undivided(tmp_path)
+    assert table is not None
+    assert table.num_rows == 1

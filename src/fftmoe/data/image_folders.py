@@ -1,6 +1,7 @@
 """A folder of images by class as a table: `CLASS/image.jpg`, or `CLIENT/CLASS/image.jpg`."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fftmoe.data.table import Table
@@ -13,8 +14,30 @@ WITH_CLASS, WITH_CLIENT = 2, 3  # parts of a path
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images in a folder and in the folders below it, in the order of their paths; hidden ones are left out."""
-    return sorted(path for path in folder.rglob("*") if _is_image(folder, path))
+    """All images in a folder and in the folders below it, in the order of their paths.
+
+    Hidden ones are left out, and links to folders are not followed.
+
+    Raises:
+        InputError: a folder cannot be read. Its images would be missing without a word.
+    """
+    try:
+        return sorted(Path(place) / name for place, name in _names(folder) if _is_image(folder, Path(place) / name))
+    except OSError as error:
+        raise InputError(
+            f"the folder {error.filename} cannot be read: {error.strerror}; let this user read it, or move it elsewhere"
+        ) from error
+
+
+def _names(folder: Path) -> Iterator[tuple[str, str]]:
+    """The folder and the name of all files below a folder; an OSError where one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from ((place, name) for name in names)
 
 
 def read_image_folder(folder: Path) -> Table | None:
@@ -28,7 +51,7 @@ def read_image_folder(folder: Path) -> Table | None:
         None if no folder in it, and no folder in these, holds an image.
 
     Raises:
-        InputError: images lie at different depths, or a name is no text.
+        InputError: images lie at different depths, a name is no text, or a folder cannot be read.
     """
     # Looking no deeper first: the folder may be a whole project that holds no data.
     if not any(_is_image(folder, path) for depth in ("*/*", "*/*/*") for path in folder.glob(depth)):

@@ -20,6 +20,7 @@ from fftmoe.strict import read_small
 # Pillow knows other formats, but some of them start a program (EPS), and others are rare and little tested.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_FILE_BYTES = 2**28
+MAX_SIDE = 2**16  # of an image, as in JPEG; resizing needs memory for each of them
 MAX_PIXELS = 2**26  # more than all but a few cameras take; a file of a few bytes can claim any number
 
 
@@ -112,7 +113,8 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
             pixels[row] = _pixels(value, table.folder, size)
         except Exception as error:  # every format fails in its own ways
             raise InputError(
-                f"{table.where}: column {column!r} holds no image in row {table.origin.row(row)}: {_reason(error)}; "
+                f"{table.where}: column {column!r} holds no image in row {table.origin.row(row)}{_file_named(value)}: "
+                f"{_reason(error)}; "
                 "an image is an encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole "
                 "numbers from 0 to 255: correct or remove the row, or name another column with data.image"
             ) from error
@@ -140,14 +142,23 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
     decoded = Image.open(io.BytesIO(value), formats=IMAGE_FORMATS)
     if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
         raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")
+    if max(decoded.size) > MAX_SIDE:
+        raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and a side has at most {MAX_SIDE}")
     if decoded.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels have more than 8 bits (mode {decoded.mode})")
-    return ImageOps.exif_transpose(decoded)
+    ImageOps.exif_transpose(decoded, in_place=True)  # the other way copies what is not turned
+    return decoded
 
 
 def _encoded(value: Any) -> Any:
     """What a cell holds; a cell of `datasets.Image` holds the bytes of a file, or its path."""
     return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+
+
+def _file_named(value: Any) -> str:
+    """The name of a file in a cell, for a message: a folder of images has rows for the program only."""
+    name = _encoded(value)
+    return f" ({name!r:.200})" if isinstance(name, str) else ""
 
 
 def _inside(folder: Path | None, name: str) -> Path:

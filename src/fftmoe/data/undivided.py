@@ -35,7 +35,8 @@ def read_undivided(place: Path) -> Table | None:
     if place.is_file():
         return read_table(place)
     inside = sorted(place.iterdir())
-    files = [path for path in inside if path.suffix[1:].lower() in SUFFIXES and path.is_file()]
+    # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
+    files = [path for path in inside if _is_named_as_table(path) and not path.is_dir()]
     if any(path.stem.lower() in _SPLIT_NAMES for path in (files or inside)):
         return None
     if not files:
@@ -43,6 +44,10 @@ def read_undivided(place: Path) -> Table | None:
     if len(files) == 1:
         return read_table(files[0])
     return _one_table(place, [(path.stem, read_table(path)) for path in files])
+
+
+def _is_named_as_table(path: Path) -> bool:
+    return path.suffix[1:].lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def divide(table: Table, label: str | None, client: str | None) -> dict[str, Table]:
