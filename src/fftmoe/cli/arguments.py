@@ -43,12 +43,18 @@ RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.
 ClientOption = Annotated[str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")]
 NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]
 TemperatureOption = Annotated[
-    float, typer.Option(help="0: the most likely token each time; above it tokens are drawn, at 1 as the model says.")
+    float,
+    typer.Option(
+        help="0 takes the most likely token each time. Above 0 tokens are drawn, at 1 with the model's probabilities."
+    ),
 ]
 TopPOption = Annotated[
-    float, typer.Option(help="Draw among the most likely tokens, of this probability together; needs --temperature.")
+    float,
+    typer.Option(
+        help="Draw only among the most likely tokens that together have this probability; needs --temperature."
+    ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Of the draws: the same seed gives the same text.")]
+SeedOption = Annotated[int, typer.Option(help="The seed of the draws: the same seed gives the same text.")]
 
 
 def split_list(text: str | None) -> list[str] | None:

@@ -22,6 +22,8 @@ deploy = typer.Typer(
 )
 deploy.add_typer(site, name="site")
 FolderArgument = Annotated[Path, typer.Argument(help="The deployment's server folder, or the folder of a site.")]
+ServerFolderArgument = Annotated[Path, typer.Argument(help="The deployment's server folder.")]
+SiteFolderArgument = Annotated[Path, typer.Argument(help="The folder of this site.")]
 
 
 @deploy.callback()
@@ -47,7 +49,7 @@ def init(
 
 @deploy.command(cls=VerbPage)
 def server(
-    folder: FolderArgument,
+    folder: ServerFolderArgument,
     recipe: Annotated[str, typer.Option(help="A recipe file, or the name of a shipped one.")],
     output: Annotated[Path, typer.Option(help="The run folder; an interrupted run in it is continued.")],
     set_: Annotated[
@@ -79,7 +81,7 @@ def server(
 
 @deploy.command(cls=VerbPage, short_help="Join a federation as a site.")
 def client(
-    folder: FolderArgument,
+    folder: SiteFolderArgument,
     data: Annotated[Path, typer.Option(help="The folder with this site's train.csv, .jsonl or .parquet.")],
     budget: Annotated[
         str, typer.Option(help="A tier of the recipe, auto, or limits such as memory_mib=300,gflops=5.")
