@@ -3,26 +3,28 @@
 GUARDED = {
     module: files.split()
     for module, files in {
-        "fftmoe.server.screening": "server/test_screening.py rounds/test_private_runs.py",
+        "fftmoe.server.screening": (
+            "server/test_screening.py server/test_screened_validation.py rounds/test_private_runs.py"
+        ),
         "fftmoe.client.screening": "client/test_plans.py",
         "fftmoe.records.wire": "server/test_screening.py",
         "fftmoe.strict": "store/test_hostile_files.py",
         "fftmoe.backbones.trust": "backbones/test_hostile_models.py",
         "fftmoe.backbones.adapter_folder": "backbones/test_hostile_models.py",
         "fftmoe.deploy.link.objects": "deploy/test_flower_objects.py",
-        "fftmoe.engines.flower_messages": "engines/test_flower.py",
+        "fftmoe.engines.flower_messages": "engines/test_flower.py deploy/test_gather.py",
         "fftmoe.deploy.files": "deploy/test_deploy_files.py deploy/test_deploy_init.py",
         "fftmoe.deploy.folder": "deploy/test_deploy_files.py deploy/test_deploy_keys.py deploy/test_deploy_init.py",
         "fftmoe.store.privacy_ledger": "store/test_privacy_ledger.py rounds/test_example_privacy.py",
-        "fftmoe.store.server_state": "store/test_hostile_files.py",
+        "fftmoe.store.server_state": "head/test_temperature.py",
         "fftmoe.deploy.job": "deploy/test_job.py",
-        "fftmoe.setup.deployment": "deploy/test_sites.py",
+        "fftmoe.setup.deployment": "deploy/test_sites.py deploy/test_places_of_sites.py tasks/test_target_scales.py",
         "fftmoe.deploy.door": (
             "deploy/test_door_budget.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_ledger.py"
         ),
         "fftmoe.deploy.ledger": "deploy/test_site_ledger.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
-        "fftmoe.setup.policy": "deploy/test_door.py deploy/test_door_policies.py deploy/test_site_review.py",
+        "fftmoe.setup.policy": "deploy/test_door_policies.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
         "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
         "fftmoe.records.release": "server/test_accountant.py",

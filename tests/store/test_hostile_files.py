@@ -259,6 +259,12 @@ def test_reading_stops_at_the_limit(tmp_path: Path):
         strict_json('{"a": [[1]]}', deepest=2)
 
 
+@pytest.mark.parametrize("text", ["[7]", "7", '"a"', "null", "true"])
+def test_json_that_is_no_object_is_refused(text: str):
+    with pytest.raises(ValueError, match="expected an object"):
+        strict_json(text)
+
+
 def test_the_canary_detects_code_that_runs(canary: Path):
     """A check of these tests: the code that they use would do what they look for."""
     pickle.loads(pickle.dumps(Code(f"touch {canary}")))
