@@ -115,7 +115,7 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         }
         summary = journal.public({**_figures_of_run(experiment, at, state, metrics, journal, expected), **used})
         trackers.finish(summary)
-    _save(experiment, kept, state, at.folder, summary)
+    _save(experiment, kept, state, at, summary)
     return Result(at.folder.path, summary)
 
 
@@ -211,14 +211,12 @@ def _named_labels(metrics: Metrics, label_names: Sequence[str]) -> dict[str, Any
     return {"labels": {"name": list(label_names), **counts} if listed else None}
 
 
-def _save(
-    experiment: Experiment, kept: ServerState, last: ServerState, folder: RunFolder, summary: dict[str, Any]
-) -> None:
+def _save(experiment: Experiment, kept: ServerState, last: ServerState, at: Beginning, summary: dict[str, Any]) -> None:
     """Write the adapter as a PEFT folder, then the report, then the summary: a summary means that the run is whole.
 
     Where the best round is kept and is not the last one, the adapter of the last round lies beside it.
     """
-    recipe = experiment.recipe
+    recipe, folder = experiment.recipe, at.folder
     reader = load_reader(recipe.backbone.model, reads_images(recipe))
     states = {ADAPTER: kept} if kept.round == last.round else {LAST_ADAPTER: last, ADAPTER: kept}
     for name, state in states.items():
@@ -229,6 +227,7 @@ def _save(
         card = run_card(recipe, summary, folder.path / name, experiment.label_names, round)
         beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, state.temperature)
         save_adapter(experiment.model, folder.path / name, beside)
+    at.bindings.with_adapters(folder.path, list(states)).write(folder.path)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.
     page = report_page(
         RunRecord(read_config(folder.path), folder.all_metrics(), summary, str(folder.path), folder.over_sites)

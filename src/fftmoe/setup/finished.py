@@ -66,8 +66,10 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
     """
     recipe = recipe_of(folder)
     model = adapter_of(folder, round)
+    if (began := _began(folder)) is not None:
+        began.check_adapter(model)
     described = described_run(recipe, folder, model, read_labels(model))
-    return replace(described, began=_began(folder), accept_changes=accept_changes, temperature=read_temperature(model))
+    return replace(described, began=began, accept_changes=accept_changes, temperature=read_temperature(model))
 
 
 def _began(folder: Path) -> Bindings | None:

@@ -6,13 +6,14 @@ Values are digests or short lists, so the file holds no row and no weight. Every
 compares what it has now with these values (`differences`), and ends at a difference (`require_same`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fftmoe.adapter.bound import BOUND
 from fftmoe.errors import InputError
-from fftmoe.store.files import write_atomically
+from fftmoe.store.files import sha256, write_atomically
 from fftmoe.strict import exact_json, json_text, read_small, strict_json
 
 BINDINGS_FORMAT = 1
@@ -50,6 +51,34 @@ class Bindings:
         """The bytes of the file."""
         text = exact_json({"format": BINDINGS_FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
         return text.encode() + b"\n"
+
+    def with_adapters(self, folder: Path, names: Iterable[str]) -> "Bindings":
+        """The same, bound to the adapters of these names that were saved in the folder of the run too."""
+        saved = {name: sha256((folder / name / BOUND).read_bytes()) for name in names}
+        return replace(self, values={**self.values, "adapters": saved})
+
+    def check_adapter(self, adapter: Path) -> None:
+        """Refuse an adapter that is another than the one that the run has saved there.
+
+        An adapter is whole in itself (`fftmoe.adapter.bound`), also in the folder of a run to which it does not belong,
+        and would then be described as the model of that run. A run of an older version records no adapter, and passes.
+
+        Raises:
+            InputError: it is another one, or says no longer what it is.
+        """
+        saved = self.values.get("adapters", {})
+        if not isinstance(saved, dict):
+            raise InputError(
+                f"{adapter.with_name(BINDINGS_FILE)} is damaged: its adapters are {saved!r:.50}; restore it"
+            )
+        if adapter.name not in saved:
+            return
+        path = adapter / BOUND
+        if not path.is_file() or sha256(path.read_bytes()) != saved[adapter.name]:
+            raise InputError(
+                f"the adapter in {adapter} is not the one that this run has saved: {path.name} is missing or another; "
+                "restore the folder, or use the run to which this adapter belongs"
+            )
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""
