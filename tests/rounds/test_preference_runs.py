@@ -137,7 +137,7 @@ def test_a_pair_may_have_twice_as_many_tokens_as_a_text(preference_values: dict[
 
 
 def test_a_plan_computes_no_reference(preference_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fftmoe.setup.compose.with_references", None)
+    monkeypatch.setattr("fftmoe.setup.prepared.with_references", None)
     found = forecast(parse_recipe(preference_values, "test"))
     assert found.prefix_refused is None
     train = compose(parse_recipe(preference_values, "test"), measures=False).train

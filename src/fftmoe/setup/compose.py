@@ -7,26 +7,15 @@ from typing import Any
 import numpy as np
 
 from fftmoe import adapter
-from fftmoe.backbones import (
-    check_quantization,
-    check_vocabulary,
-    first_adapted_block,
-    num_states,
-    on_device,
-    readable_tokens,
-    with_references,
-)
-from fftmoe.backbones.prefix_cache import with_prefix
+from fftmoe.backbones import check_quantization, check_vocabulary
 from fftmoe.config import Recipe
 from fftmoe.cost.analytic import tokens_per_round
 from fftmoe.data import (
     Examples,
     Partition,
-    Preferences,
     Ragged,
     ReadAhead,
     cut_notes,
-    default_cache_dir,
     equal_notes,
     largest_token,
     make_partition,
@@ -42,12 +31,14 @@ from fftmoe.rng import derive
 from fftmoe.setup.centralized import centralized, is_centralized
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.held_out import hold_out
-from fftmoe.setup.judged import judging_task, pair_loss
-from fftmoe.setup.load import Loaded, load_examples, longest_example, reads_images
+from fftmoe.setup.judged import judging_task
+from fftmoe.setup.load import Loaded, load_examples
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets
 from fftmoe.setup.model import build_model, check_head
 from fftmoe.setup.plugins import Plugins, check_named
+from fftmoe.setup.prepared import prepared
 from fftmoe.setup.target_scales import with_scales
+from fftmoe.setup.text_sizes import check_max_length, counted_tokens
 from fftmoe.setup.tiers import make_tiers, training_of
 from fftmoe.setup.warm_start import WarmStart, load_start, start_notes
 
@@ -198,36 +189,6 @@ def _cached_train(recipe: Recipe, model: Any, train: Examples, partition: Partit
     return prepared(recipe, model, train, partition.indices if partition.groups else None, measures)
 
 
-def prepared(
-    recipe: Recipe,
-    model: Any,
-    examples: Examples,
-    groups: Sequence[np.ndarray] | None = None,
-    measures: bool = True,
-) -> Examples:
-    """Add to the examples what the frozen model says of them and what is computed once; `groups` share no batch.
-
-    These are the states below the adapter, where the recipe allows it, and for a loss with a reference the
-    log-probabilities of answers.
-    """
-    if not isinstance(examples, Preferences):
-        return _cached(recipe, model, examples, groups)
-    own = None if groups is None else [examples.rows_of_answers(rows).numpy() for rows in groups]
-    examples = replace(examples, answers=_cached(recipe, model, examples.answers, own))
-    pairs = pair_loss(recipe)
-    if pairs is None or not pairs.has_reference or not measures:
-        return examples
-    return with_references(model, examples, default_cache_dir(), groups)
-
-
-def _cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None) -> Examples:
-    """The examples with the states below the adapter, where the recipe allows it."""
-    if recipe.engine.prefix_cache == "off":
-        return examples
-    limit = recipe.engine.prefix_cache_mib * 2**20
-    return with_prefix(model, first_adapted_block(model), examples, default_cache_dir(), limit, groups)
-
-
 def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
     kind = KINDS.get(recipe.partition.kind)
     if len(strata) < 2 and kind is not None and kind.by_label:
@@ -264,33 +225,6 @@ def _partition(recipe: Recipe, data: Loaded, plugins: Plugins) -> Partition:
     )
 
 
-def check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
-    """Refuse texts that are longer than the model can read, whether or not the data has any.
-
-    Args:
-        model_max_length: tokens that the tokenizer allows; None for images.
-
-    Raises:
-        InputError: `data.max_length` is too large.
-    """
-    if model_max_length is None:  # images
-        return
-    positions = readable_tokens(model) or model_max_length
-    limit = min(model_max_length, positions)
-    if recipe.data.max_length > limit:
-        raise InputError(
-            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} "
-            f"can read; lower it to {limit}"
-        )
-    generate = recipe.evaluation.generate
-    if generate is not None and recipe.data.max_length + generate.max_new_tokens > limit:
-        raise InputError(
-            f"evaluation.generate.max_new_tokens={generate.max_new_tokens} after prompts of up to "
-            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} can "
-            "read; lower one of the two"
-        )
-
-
 def _check_cohort(recipe: Recipe, num_clients: int) -> None:
     """The number of natural clients, and of sites, is known only now."""
     cohort = recipe.federation.clients_per_round
@@ -298,21 +232,3 @@ def _check_cohort(recipe: Recipe, num_clients: int) -> None:
         raise InputError(
             f"federation.clients_per_round={cohort} is above the {num_clients} clients of the partition; lower it"
         )
-
-
-def counted_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
-    """The tokens of an example with which costs are computed, and with them what a tier and a site can afford.
-
-    With differential privacy it is the longest text that the recipe allows; for images it does not depend on them.
-    """
-    if recipe.differential and not reads_images(recipe):
-        return float(longest_example(recipe))
-    return _tokens_per_example(examples, model)
-
-
-def _tokens_per_example(examples: Examples, model: Any) -> float:
-    """Return the tokens of an average example; for an image, its patches and the tokens that the model adds."""
-    batch = examples.batch([0])
-    if "pixel_values" in batch:
-        return float(num_states(model, on_device(model, batch)))
-    return float(examples.lengths.double().mean())

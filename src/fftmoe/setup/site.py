@@ -20,14 +20,15 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
-from fftmoe.setup.compose import check_max_length, counted_tokens, prepared
 from fftmoe.setup.forecast import site_tier
 from fftmoe.setup.judged import judging_task, make_loss
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model
 from fftmoe.setup.places import check_same_from_anywhere
+from fftmoe.setup.prepared import prepared
 from fftmoe.setup.site_request import SiteRows, stated_labels, tasks_of
 from fftmoe.setup.splits import Splits, load_splits
+from fftmoe.setup.text_sizes import check_max_length, counted_tokens
 from fftmoe.setup.tiers import schedule_of, training_of
 
 
