@@ -18,7 +18,15 @@ from fftmoe.evaluate import holdout
 from fftmoe.head import HeadSums, bounded_total
 from fftmoe.methods.budget import Budgets
 from fftmoe.records import ServerState, Training, names
-from fftmoe.rounds.baselines import BeforeRounds, HeadAlone, baseline, head_only_of, no_baseline, nothing_before
+from fftmoe.rounds.baselines import (
+    HEAD_ONLY,
+    BeforeRounds,
+    HeadAlone,
+    baseline,
+    head_only_of,
+    no_baseline,
+    nothing_before,
+)
 from fftmoe.rounds.before_and_after import STARTS, before_and_after, samples_of, scores_of
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
@@ -32,7 +40,7 @@ from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.method import build_method
 
-HEAD_ONLY, ALONE, CENTRALIZED = BASELINES
+_, ALONE, CENTRALIZED = BASELINES  # the first one is `HEAD_ONLY`
 
 
 def why_not(experiment: Experiment) -> dict[str, str | None]:
