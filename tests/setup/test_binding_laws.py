@@ -53,6 +53,7 @@ def test_another_order_of_clients_is_another_population(one: list[str], two: lis
 def test_every_kind_has_words_for_a_person():
     examples: dict[str, tuple[Any, Any]] = {
         "recipe": ({"a": 1}, {"a": 2}),
+        "arithmetic": ({"precision": "float32"}, {"precision": "bfloat16"}),
         "privacy": ("sums", "examples"),
         "labels": (["a"], ["b"]),
         "population": ({"clients": 1}, {"clients": 2}),

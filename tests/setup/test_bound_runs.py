@@ -224,6 +224,29 @@ def test_a_person_can_accept_a_change_and_the_summary_says_so(cli: Cli, interrup
     assert words in told
 
 
+ARITHMETIC = {
+    **{"precision": "bfloat16", "micro_batch_size": 3, "clients_per_batch": 1, "prefix_cache": "off"},
+    **{"workers": None, "checkpointing": None, "prefix_cache_mib": None},  # change no number
+}
+
+
+@pytest.mark.parametrize("key", ARITHMETIC)
+def test_other_arithmetic_is_recorded_where_it_changes_numbers(cli: Cli, interrupted: Path, key: str):
+    """Nobody has to accept it: it was named for this part of the run."""
+    value = {"workers": 2, "checkpointing": "true", "prefix_cache_mib": 5}.get(key, ARITHMETIC[key])
+    done = cli("resume", interrupted / "run", "--set", f"engine.{key}={value}")
+    assert done.status == 0, done.err
+    told = json.loads((interrupted / "run" / "summary.json").read_text()).get("accepted_changes", [])
+    assert len(told) == (ARITHMETIC[key] is not None)
+    for words in told:
+        assert words.startswith("after round 1: the numbers are computed in another way")
+        assert f"{key} was" in words
+        assert str(value) in words
+    began = Bindings.read(interrupted / "run")
+    assert began is not None
+    assert began.accepted == tuple(told)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

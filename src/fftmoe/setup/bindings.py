@@ -29,6 +29,9 @@ MOST_NAMES = 10_000  # clients whose names are written down; of more, the digest
 OF_CLIENTS_ROWS = ("training rows", "division")  # bindings that follow from clients' rows
 # Keys that are bound in another way or not at all: the engine says where and how fast a run computes, and the places of
 # data and backbone may change as long as their contents do not.
+ARITHMETIC = ("device", "precision", "micro_batch_size", "clients_per_batch", "prefix_cache")
+"""Keys of `engine` that change numbers, if only their last bits. Another value is recorded, and needs no consent: a
+person has named it where the run goes on."""
 UNBOUND = ("engine", "trackers", "name", "start_from")
 
 
@@ -40,6 +43,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
     """
     found = {
         "recipe": bound_recipe(recipe),
+        "arithmetic": recipe.engine.model_dump(mode="json", include=set(ARITHMETIC)),
         "privacy": privacy_asked(recipe).mode,
         "labels": list(experiment.label_names or experiment.strata),
         **_clients_by_name(experiment),
@@ -149,12 +153,11 @@ def check_unchanged(
             "it; whether data, backbone and clients are the same cannot be checked"
         )
         return Bindings(now)
+    found = differences(_readable(began.values), {name: value for name, value in now.items() if name != "arithmetic"})
     accepted = require_same(
-        f"the run in {folder} cannot continue",
-        differences(_readable(began.values), now),
-        accept,
-        "restore what it began with, or start a new run",
+        f"the run in {folder} cannot continue", found, accept, "restore what it began with, or start a new run"
     )
+    accepted += tuple(told.words for told in differences(began.values, {"arithmetic": now["arithmetic"]}))
     for words in accepted:
         say(f"accepted: {words}")
     worded = tuple(f"after round {after_round}: {words}" for words in accepted)

@@ -164,10 +164,13 @@ def _text(value: Any) -> str:
 
 def _settings(then: Any, now: Any) -> list[str]:
     """Nested sections: one sentence with the first dotted keys that differ."""
+    return [f"the recipe has changed ({_keys_shown(then, now)})"]
+
+
+def _keys_shown(then: Any, now: Any) -> str:
     keys = list(_unequal_keys(then, now))
     shown = "; ".join(f"{key} was {_text(a)} and is now {_text(b)}" for key, a, b in keys[:MOST_SHOWN])
-    more = f"; and {len(keys) - MOST_SHOWN} more keys" if len(keys) > MOST_SHOWN else ""
-    return [f"the recipe has changed ({shown}{more})"]
+    return f"{shown}; and {len(keys) - MOST_SHOWN} more keys" if len(keys) > MOST_SHOWN else shown
 
 
 def _unequal_keys(then: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -238,6 +241,7 @@ def _digest(what: str) -> Callable[[Any, Any], list[str]]:
 
 BINDING_KINDS: dict[str, Kind] = {
     "recipe": Kind(True, _settings),
+    "arithmetic": Kind(True, lambda then, now: [f"the numbers are computed in another way ({_keys_shown(then, now)})"]),
     # What one kind has counted says nothing of rounds that are made with another.
     "privacy": Kind(False, lambda then, now: [f"the kind of privacy has changed ({then} then, {now} now)"]),
     # The rows of a head stand for the labels, and what clients keep belongs to their numbers: nothing continues those.
