@@ -28,7 +28,9 @@ def own(run_tiny: RunTiny, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_the_adapter_of_another_run_is_not_used(cli: Cli, run_tiny: RunTiny, own: Path, tmp_path: Path, other: str):
+def test_the_adapter_of_another_run_is_not_used(
+    cli: Cli, run_tiny: RunTiny, own: Path, recipe_file: Path, tmp_path: Path, other: str
+):
     foreign = run_tiny(*OTHERS[other]).folder
     shutil.rmtree(own / "adapter")
     shutil.copytree(foreign / "adapter", own / "adapter")
@@ -38,6 +40,9 @@ def test_the_adapter_of_another_run_is_not_used(cli: Cli, run_tiny: RunTiny, own
         assert "is not the one that this run has saved" in refused.err
         assert refused.err.count("\n") == 1
     assert not (tmp_path / "exported").exists()
+    started = cli("run", recipe_file, "--output", tmp_path / "later", "--set", f"start_from={own}")
+    assert started.status == 2
+    assert "is not the one that this run has saved" in started.err
 
 
 def test_an_adapter_that_says_no_longer_what_it_is_is_not_used(cli: Cli, own: Path):

@@ -19,7 +19,7 @@ from fftmoe.records import ServerState, Tensors, names
 from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.model import load_bare_backbone
 from fftmoe.setup.target_scales import scales_of
-from fftmoe.store import adapter_of, read_config, read_labels, read_temperature
+from fftmoe.store import Bindings, adapter_of, read_config, read_labels, read_temperature
 
 SAME_SETTINGS = ("activation", "gates", "scale", "shared_targets")  # settings that decide what the same tensors compute
 
@@ -106,7 +106,9 @@ def _folder_of(path: Path, method: str) -> Path:
                 f"start_from={path}: method {made_by} trained that run, and this recipe has method {method}; start "
                 "from a run of the same method"
             )
-        path = adapter_of(path)
+        began, path = Bindings.read(path), adapter_of(path)
+        if began is not None:
+            began.check_adapter(path)
     if not (path / "adapter_config.json").is_file():
         raise InputError(
             f"start_from={path} is no finished run and no adapter: it has no adapter_config.json; name the folder of a "
