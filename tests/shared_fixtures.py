@@ -48,8 +48,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests never write the user's token cache."""
+    """Tests never write the user's token cache, and wait for no disk: what they write need not outlast a failure.
+
+    Tests of what is forced to the disk put their own function in the place of `os.fsync`.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
         patch.setenv("FFTMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")  # of the subprocesses
         # A file of tests that is run as a script finds the modules next to this one, as the tests themselves do.

@@ -40,8 +40,7 @@ SEAMS = ("task", "method", "head", "partition", "privacy", "robustness", "federa
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
     logging.disable_progress_bar()
     made = Inputs.write(tmp_path_factory.mktemp("crossed"))
-    with installed(made), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)  # no power is lost here, and disks are slow
+    with installed(made):
         yield made
     logging.enable_progress_bar()
 
