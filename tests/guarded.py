@@ -29,7 +29,7 @@ GUARDED = {
         "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
         "fftmoe.records.release": "server/test_accountant.py",
         "fftmoe.config.declared": "rounds/test_private_recipes.py tasks/test_target_scales.py",
-        "fftmoe.setup.privacy": "rounds/test_private_recipes.py",
+        "fftmoe.setup.privacy": "rounds/test_private_recipes.py rounds/test_replaced_accounts.py",
     }.items()
 }
 
@@ -48,12 +48,13 @@ CHANGED = {
         "fftmoe.setup.site_request": "setup/test_site_request.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
-        "fftmoe.deploy.ledger": "deploy/test_site_ledger.py deploy/test_door.py",
+        "fftmoe.deploy.ledger": "deploy/test_site_ledger.py deploy/test_door.py deploy/test_outside_mark.py",
         "fftmoe.deploy.account": "deploy/test_site_ledger.py deploy/test_door.py",
         "fftmoe.deploy.gather": "deploy/test_gather.py",
         "fftmoe.deploy.job": "deploy/test_job.py",
         "fftmoe.deploy.link.gate": "deploy/test_gate.py",
-        "fftmoe.store.bindings": "setup/test_bound_runs.py setup/test_binding_laws.py deploy/test_bound_sites.py",
+        "fftmoe.store.bindings": "setup/test_bound_runs.py setup/test_binding_laws.py deploy/test_bound_sites.py "
+        "trained/test_swapped_adapters.py",
         "fftmoe.setup.bindings": "setup/test_bound_runs.py",
         "fftmoe.store.owner": "store/test_owner.py",
         "fftmoe.store.rows": "setup/test_bound_runs.py store/test_store.py store/test_resume.py",
@@ -82,11 +83,12 @@ CHANGED = {
         "fftmoe.records.release": "server/test_accountant.py rounds/test_example_privacy.py",
         "fftmoe.server.accountant": "server/test_accountant.py rounds/test_example_privacy.py",
         "fftmoe.store.privacy_ledger": "store/test_privacy_ledger.py rounds/test_example_privacy.py",
+        "fftmoe.rounds.counted": "rounds/test_replaced_accounts.py",
         "fftmoe.rounds.private": "rounds/test_privacy_accounts.py rounds/test_private_runs.py",
         "fftmoe.rounds.policy": "rounds/test_private_runs.py rounds/test_privacy_accounts.py",
         "fftmoe.rounds.example_cost": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
         "fftmoe.client.example_privacy": "rounds/test_example_privacy.py rounds/test_privacy_accounts.py",
-        "fftmoe.setup.privacy": "rounds/test_private_recipes.py",
+        "fftmoe.setup.privacy": "rounds/test_private_recipes.py rounds/test_replaced_accounts.py",
         "fftmoe.config.declared": "rounds/test_private_recipes.py tasks/test_target_scales.py",
     }.items()
 }
