@@ -95,7 +95,7 @@ def test_no_other_kind_of_privacy_is_accepted(tmp_path: Path, kind: str, copies:
 
 def test_a_round_without_the_noise_is_covered_by_no_account(tmp_path: Path):
     """Versions that did not record the kind of privacy let it change."""
-    rows = [{"round": 0}, {"round": 1, "epsilon": 0.5}, {"round": 2}]
+    rows = [{"round": 0}, {"round": 1, "epsilon": 0.5, "releases": 1}, {"round": 2}]
     check_account(rows[:2], 1, "releases", "epsilon", tmp_path / "privacy.json")
     with pytest.raises(InputError, match="round 2 of this run was made without the noise"):
         check_account(rows, 2, "releases", "epsilon", tmp_path / "privacy.json")
