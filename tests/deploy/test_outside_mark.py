@@ -1,5 +1,6 @@
 """An older copy of a site's whole folder is noticed by a mark outside it: no count is ever set back."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftmoe.client.screening import CheckedRequest
+from fftmoe.deploy import ledger_mark
 from fftmoe.deploy.account import describe_ledger
 from fftmoe.deploy.door import Door
 from fftmoe.deploy.ledger import ledger_in
@@ -121,6 +123,19 @@ def test_a_mark_that_cannot_be_written_refuses(tmp_path: Path):
             serve(tmp_path / "site")
     place.unlink()
     serve(tmp_path / "site")
+
+
+def test_a_site_goes_on_when_there_is_space_for_its_first_mark(site: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing may be counted before: entries without their mark would refuse all until a person makes it."""
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, fails_as("disk", "outside.mark: No space left"):
+            patch.setattr(ledger_mark, "write_atomically", refuse)
+            serve(site)
+    serve(site)
 
 
 @pytest.mark.parametrize("refused", ["ledger.jsonl", "ledger.head", "ledger.mark", "outside.mark"])
