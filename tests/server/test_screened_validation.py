@@ -41,6 +41,8 @@ def spoilt(change: Callable[[torch.Tensor], object]) -> Callable[[bytes], bytes 
         (lambda sums: sums[0].fill_(-1), "its statistic 0 .* is -1; expected 0 to "),
         (lambda sums: sums[1].mul_(1e30), "its statistic 1 "),
         (lambda sums: sums[0].fill_(float("nan")), "expected numbers from"),
+        # Each can be, and not both: of one row that was judged, two were right.
+        (lambda sums: sums[:2].copy_(torch.tensor([2.0, 1.0])), "give a metric of 2; expected a number from 0 to 1"),
     ],
 )
 def test_statistics_that_these_rows_cannot_have_are_rejected(
