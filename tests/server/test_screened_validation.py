@@ -1,6 +1,7 @@
 """A client may lie about its validation rows only within what these rows can have, whatever the task."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +42,6 @@ def spoilt(change: Callable[[torch.Tensor], object]) -> Callable[[bytes], bytes 
         (lambda sums: sums[0].fill_(-1), "its statistic 0 .* is -1; expected 0 to "),
         (lambda sums: sums[1].mul_(1e30), "its statistic 1 "),
         (lambda sums: sums[0].fill_(float("nan")), "expected numbers from"),
-        # Each can be, and not both: of one row that was judged, two were right.
-        (lambda sums: sums[:2].copy_(torch.tensor([2.0, 1.0])), "give a metric of 2; expected a number from 0 to 1"),
     ],
 )
 def test_statistics_that_these_rows_cannot_have_are_rejected(
@@ -54,6 +53,19 @@ def test_statistics_that_these_rows_cannot_have_are_rejected(
         screen(message, known.expectation(known.victim))
     _, counted = known.play({known.victim: message})
     assert counted.faults == {"rejected": 1}
+
+
+@pytest.mark.parametrize(("metric", "passes"), [(1.0, True), (float("nan"), True), (2.0, False), (-0.1, False)])
+def test_statistics_of_which_each_can_be_must_also_give_a_metric_that_can_be(
+    known: Recorded, metric: float, passes: bool
+):
+    """Of tokens, two may be right and one judged. A metric that is not a number is that of rows without labels."""
+    expected = known.expectation(known.victim)
+    assert expected.validated is not None
+    judged = replace(expected, validated=replace(expected.validated, metric=lambda sums: metric))
+    refused = pytest.raises(Rejected, match=f"give a metric of {metric:g}; expected a number from 0 to 1")
+    with nullcontext() if passes else refused:
+        screen(known.replies[known.victim], judged)
 
 
 def test_a_site_must_validate_the_rows_that_follow_from_its_number_of_rows(known: Recorded):
