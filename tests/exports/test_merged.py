@@ -76,6 +76,16 @@ def test_merged_weights_open_in_plain_transformers(run_language: RunLanguage, tm
             torch.testing.assert_close(plain(input_ids=IDS).logits, ours, rtol=0.0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["merged", "gguf"])
+def test_an_export_shows_no_bar_of_a_library(
+    tuned: Finished, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+):
+    capfd.readouterr()
+    export_run(tuned.folder, kind, tmp_path / kind)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
 def test_what_has_no_weights_to_merge_into_is_refused(tiny_run: Finished, tmp_path: Path):
     with pytest.raises(InputError, match="head on pooled features"):
         export_run(tiny_run.folder, "merged", tmp_path / "merged")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.backbones import POOLED, load_reader
+from fftmoe.backbones.quiet import quiet_transformers
 from fftmoe.errors import InputError
 from fftmoe.exports.check import REORDERED, SAME, answers, difference, probes, require
 from fftmoe.exports.folder import file_digest
@@ -66,7 +67,7 @@ def export_merged(trained: TrainedModel, lora: Path, folder: Path) -> dict[str, 
         RunError: the folder gives other logits than the LoRA.
     """
     merged, compared = merged_model(trained, lora)
-    with disk_errors(folder):
+    with disk_errors(folder), quiet_transformers():
         merged.save_pretrained(folder)
         load_reader(trained.run.backbone.model, trained.run.reads_images).save_pretrained(folder)
     _check_saved(trained, merged, folder)
