@@ -211,4 +211,5 @@ def test_a_terminal_does_not_list_the_alarms_of_31_blocks():
     assert lines[0] == "alarm: round 1, block 0: routing has collapsed to 2.4 effective experts of 5"
     assert lines[-1] == "… and 28 more alarms of this round, which the report counts"
     assert len(alarm_lines(alarms[:3])) == 3
+    assert alarm_lines(alarms[:4])[3] == "… and 1 more alarm of this round, which the report counts"
     assert alarm_lines([]) == []

@@ -136,4 +136,6 @@ def alarm_lines(alarms: Sequence[Mapping[str, Any]]) -> list[str]:
     """The alarms of one round as lines for a terminal: the first ones, and how many more there are."""
     lines = [f"alarm: {describe_alarm(alarm)}" for alarm in alarms[:ALARMS_SAID]]
     more = len(alarms) - ALARMS_SAID
-    return [*lines, f"… and {more} more alarms of this round, which the report counts"] if more > 0 else lines
+    if more <= 0:
+        return lines
+    return [*lines, f"… and {more} more alarm{'' if more == 1 else 's'} of this round, which the report counts"]
