@@ -1,0 +1,104 @@
+"""The tables of the pages are those that the committed results give."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fftmoe.comparison.statistics import CellResult, Comparison
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {"trec6": "TREC-6", "hwu64": "HWU64", "snips": "SNIPS", "pacs32": "pacs32"}
+WITH_ONE_SEED = {"banking77": "Banking77", "fashion_mnist": "Fashion-MNIST"}
+LANGUAGE = ("shakespeare", "flan8")
+
+Load = Callable[[str], Any]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def stored(name: str) -> Comparison:
+    """A comparison from the file that `keep_comparison` wrote."""
+    known = {field.name for field in dataclasses.fields(CellResult)}
+    cells = [CellResult(**{key: cell[key] for key in known & cell.keys()}) for cell in results(name)["cells"]]
+    return Comparison(name, tuple(cells))
+
+
+def in_markdown(values: list[str]) -> str:
+    return "| " + " | ".join(values) + " |"
+
+
+def test_the_page_has_the_accuracies_out_of_the_box(load: Load):
+    table, shown = load("default_table"), page("results")
+    rows = NAMES | {data: f"{name}, one seed" for data, name in WITH_ONE_SEED.items()}
+    for data, name in rows.items():
+        _, *figures = table.row(data, stored(f"default-table-{data}"))
+        assert in_markdown([name, *figures]) in shown
+
+
+def test_the_page_says_how_many_bytes_are_moved_out_of_the_box():
+    names = NAMES | WITH_ONE_SEED | {name: name for name in LANGUAGE}
+    ratios = sorted((_bytes_moved(data, "fft-moe") / _bytes_moved(data, "fedit"), names[data]) for data in names)
+    (least, smallest), (most, largest) = ratios[0], ratios[-1]
+    assert f"moves {least:.1f} ({smallest}) to {most:.1f} times ({largest}) the bytes of FedIT" in page("results")
+
+
+def _bytes_moved(data: str, method: str) -> int:
+    """Up and down, in all cells of this method."""
+    own = [cell.summary for cell in stored(f"default-table-{data}").cells if cell.method == method]
+    return sum(summary["bytes_up"] + summary["bytes_down"] for summary in own)
+
+
+def test_the_page_has_the_goals_of_the_committed_grid(load: Load, capsys: pytest.CaptureFixture[str]):
+    load("goals").main([])
+    made, shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")], page("results")
+    assert len(made) > 20
+    assert [line for line in made if line not in shown.splitlines()] == []
+
+
+def test_the_page_on_malicious_clients_has_what_was_measured(load: Load, capsys: pytest.CaptureFixture[str]):
+    attacks = load("attacks")
+    cells = list(attacks.cells_of(3))
+    found = type("Stored", (), {"cells": results("attacks")["cells"], "path": RESULTS / "attacks.json"})
+    attacks.show(cells, found)
+    made, shown = capsys.readouterr().out, page("robustness")
+    tables = [line for line in made.splitlines() if line.startswith("| ")]
+    assert len(tables) > 50
+    assert [line for line in tables if line not in shown.splitlines()] == []
+    (count,) = re.findall(r"^\d+ of \d+ cells", made, flags=re.MULTILINE)
+    assert f"({count}, " in shown
+
+
+def test_the_page_has_the_measured_recipes(load: Load):
+    recipes, runs, shown = load("recipes"), results("recipes")["runs"], page("benchmarks")
+    for cell in itertools.product(recipes.FOLDERS, recipes.PARTITIONS, recipes.HEADS):
+        name = ", ".join(cell)
+        own = [run["summary"] for key, run in runs.items() if key.startswith(f"{name},")]
+        assert in_markdown([*cell, *recipes.row(own)]) in shown
+
+
+def test_the_page_has_the_distances_of_other_harnesses():
+    apart = results("round_overhead")["distance_to_ours"]
+    plain, pfl = (f"{apart[name]:.0e}".replace("e-0", "e-") for name in ("plain", "pfl"))
+    flower = f"{apart['flower']:.1e}".replace("e-0", "e-")
+    shown = page("benchmarks")
+    assert f"a relative distance of {plain} and {pfl} from our model, Flower's simulation at {flower}" in shown
