@@ -1,12 +1,13 @@
 """Compare methods on domains: `python benchmarks/domains.py --data ../shared/data --models ../shared/models`.
 
 Each client has one domain: in flan8 a kind of instruction, in shakespeare a role, in pacs32 a style of drawing. The
-recipes are the shipped ones, with fewer rounds. FFT-MoE combines routed experts with a shared part: an update of all
-linear layers, or one of query and value, with or without a shared expert. LoRA adapts query and value or all linear
-layers, with one rank or with the rank of each tier. A last variant has one dense expert with as many parameters as the
-experts of the smallest tier; it shows whether routing helps. The figures are on held-out training rows, so that they
-may be used to choose settings. `--scale full`, for a larger machine, runs the complete recipes with all methods over
-five seeds, and measures on the test rows. After a stop the same command continues from its work folder.
+recipes are those in `recipes/measured/`, with fewer rounds. FFT-MoE combines routed experts with a shared part: an
+update of all linear layers, or one of query and value, with or without a shared expert. LoRA adapts query and value or
+all linear layers, with one rank or with the rank of each tier. A last variant has one dense expert with as many
+parameters as the experts of the smallest tier; it shows whether routing helps. The figures are on held-out training
+rows, so that they may be used to choose settings. `--scale full`, for a larger machine, runs the complete recipes with
+all methods over five seeds, and measures on the test rows. After a stop the same command continues from its work
+folder.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def changes(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
-    """Return the changes of every cell on this data set to the shipped recipe."""
+    """Return the changes of every cell on this data set to the measured recipe."""
     places = {"data.source": str(parsed.data / name), "backbone.model": str(parsed.models / RECIPES[name])}
     return places | SCALES[parsed.scale][0]
 

@@ -1,4 +1,4 @@
-"""Run the shipped recipes, IID and skewed, over several seeds: `python benchmarks/recipes.py --data ../shared/data`.
+"""Run two measured recipes, IID and skewed, over several seeds: `python benchmarks/recipes.py --data ../shared/data`.
 
 Each runs with its own closed-form head, and with a head that clients train and the server averages.
 

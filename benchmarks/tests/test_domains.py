@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fftmoe.config import load_recipe
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.setup.cells import make_grid
 
@@ -42,3 +43,12 @@ def test_every_cell_is_a_valid_recipe(monkeypatch, name: str, scale: str, num_va
     (same,) = {size for targets, size in costs if targets == "query-value"}
     assert len(costs) == 4
     assert 0.94 * same < new <= same
+
+
+def test_tables_are_measured_in_float32_on_every_machine(monkeypatch: pytest.MonkeyPatch):
+    """A recipe that leaves the precision out gets the default of the day, and that of its machine."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    common = importlib.import_module("common")
+    files = sorted(common.as_measured("any").parent.glob("*.yaml"))
+    assert len(files) == 5
+    assert {load_recipe(file, may_read=False).engine.precision for file in files} == {"float32"}
