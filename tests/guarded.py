@@ -48,16 +48,20 @@ CHANGED = {
         "fftmoe.setup.site_request": "setup/test_site_request.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.deploy.review": "deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
-        "fftmoe.deploy.ledger": "deploy/test_site_ledger.py deploy/test_door.py deploy/test_outside_mark.py",
+        "fftmoe.deploy.ledger": (
+            "deploy/test_ledger_entries.py deploy/test_site_ledger.py deploy/test_door.py deploy/test_outside_mark.py"
+        ),
         "fftmoe.deploy.account": "deploy/test_site_ledger.py deploy/test_door.py",
         "fftmoe.deploy.gather": "deploy/test_gather.py",
         "fftmoe.deploy.job": "deploy/test_job.py",
         "fftmoe.deploy.link.gate": "deploy/test_gate.py",
-        "fftmoe.store.bindings": "setup/test_bound_runs.py setup/test_binding_laws.py deploy/test_bound_sites.py "
-        "trained/test_swapped_adapters.py",
-        "fftmoe.setup.bindings": "setup/test_bound_runs.py",
+        "fftmoe.store.bindings": (
+            "store/test_binding_words.py trained/test_swapped_adapters.py setup/test_bound_runs.py "
+            "setup/test_binding_laws.py"
+        ),
+        "fftmoe.setup.bindings": ("setup/test_binding_values.py setup/test_bound_runs.py rounds/test_private_runs.py"),
         "fftmoe.store.owner": "store/test_owner.py",
-        "fftmoe.store.rows": "setup/test_bound_runs.py store/test_store.py store/test_resume.py",
+        "fftmoe.store.rows": "store/test_rows.py",
         "fftmoe.data.read": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.columns": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.csv_files": "data/test_reader.py data/test_data_sources.py",

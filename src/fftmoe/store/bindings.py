@@ -8,6 +8,7 @@ compares what it has now with these values (`differences`), and ends at a differ
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,13 +222,10 @@ def _keys(then: Any, now: Any) -> list[str]:
     ] * bool(changed)
 
 
-def _row_changes(split: str) -> Callable[[Any, Any], list[str]]:
-    def describe(then: Any, now: Any) -> list[str]:
-        if then["rows"] != now["rows"]:
-            return [f"the {split} rows have changed ({then['rows']} rows then, {now['rows']} now)"]
-        return [f"the {split} rows have changed (as many as then, {now['rows']}, but others, or in another order)"]
-
-    return describe
+def _row_changes(split: str, then: Any, now: Any) -> list[str]:
+    if then["rows"] != now["rows"]:
+        return [f"the {split} rows have changed ({then['rows']} rows then, {now['rows']} now)"]
+    return [f"the {split} rows have changed (as many as then, {now['rows']}, but others, or in another order)"]
 
 
 def _versions(then: Any, now: Any) -> list[str]:
@@ -249,8 +247,8 @@ BINDING_KINDS: dict[str, Kind] = {
     "population": Kind(False, _population),
     "division": Kind(False, lambda *_: ["the training rows are divided among the clients in another way"]),
     "keys": Kind(True, _keys),
-    "training rows": Kind(True, _row_changes("training")),
-    "test rows": Kind(True, _row_changes("test")),
+    "training rows": Kind(True, partial(_row_changes, "training")),
+    "test rows": Kind(True, partial(_row_changes, "test")),
     "owners of test rows": Kind(True, lambda *_: ["the test rows belong to other clients than then"]),
     "tokenizer": Kind(True, _digest("the tokenizer, or how images are prepared, has changed")),
     "backbone": Kind(True, _digest("the backbone has changed, in its weights or its configuration")),
