@@ -96,6 +96,12 @@ def test_the_page_has_the_measured_recipes(load: Load):
         assert in_markdown([*cell, *recipes.row(own)]) in shown
 
 
+def test_the_page_has_the_times_of_several_clients_in_a_batch(load: Load):
+    made = load("at_once").table(results("at_once")["rows"]).splitlines()[2:]
+    assert len(made) == 18
+    assert [line for line in made if line not in page("benchmarks").splitlines()] == []
+
+
 def test_the_page_has_the_distances_of_other_harnesses():
     apart = results("round_overhead")["distance_to_ours"]
     plain, pfl = (f"{apart[name]:.0e}".replace("e-0", "e-") for name in ("plain", "pfl"))
