@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fftmoe.config import parse_recipe
-from fftmoe.data import Completions, Origin, SplitRequest, tokenize_completions
+from fftmoe.data import Completions, Origin, SplitRequest, cut_notes, tokenize_completions
 from fftmoe.errors import InputError
 from fftmoe.setup.splits import Splits, load_splits
 from five_clients import changed
@@ -67,15 +67,21 @@ def test_a_text_is_learned_whole():
         (2, [BAY], [ASH]),
     ],
 )
-def test_what_is_too_long_loses_its_prompt_first(
-    max_length: int, before: list[int], after: list[int], caplog: pytest.LogCaptureFixture
-):
+def test_what_is_too_long_loses_its_prompt_first(max_length: int, before: list[int], after: list[int]):
     split = prompts(("say say bay", "ash ash"), ("say", "bay"))
     assert rows(tokenize_completions(*split, tiny_language_tokenizer(), max_length))[0] == (before, after)
-    cut = 0 if max_length == 7 else 2 if max_length < 4 else 1
-    assert [f"{cut} of 2 rows have more than data.max_length={max_length}" in text for text in caplog.messages] == [
-        True
-    ] * bool(cut)
+
+
+def test_what_is_lost_is_said_once_and_as_it_is(caplog: pytest.LogCaptureFixture):
+    """Of a long row the prompt loses its beginning; what is "beyond" the limit is lost of whole texts only."""
+    for split, words in (
+        (prompts(("say say bay", "ash ash"), ("say", "bay")), "of longer ones the beginning of the prompt, and then"),
+        (texts("say ash bay", "say"), "what is beyond is not read"),
+    ):
+        (note,) = cut_notes("training", tokenize_completions(*split, tiny_language_tokenizer(), 4), 4)
+        assert note.startswith(f"training rows: {2 if 'prompt' in words else 1} of 2 texts")
+        assert words in note
+    assert caplog.messages == []
 
 
 def test_a_long_text_loses_its_end():

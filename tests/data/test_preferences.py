@@ -59,14 +59,14 @@ def test_what_is_cut_and_what_is_equal_is_counted(caplog: pytest.LogCaptureFixtu
     rows: list[Row] = [("say ash", "ash bay", "ash cod"), ("say", "ash", "ash"), ("say", "bay", "cod")]
     with caplog.at_level(logging.WARNING):
         examples = made(*rows, max_length=2)
-    assert "1 of 3 pairs have equal answers" not in caplog.text
-    assert "3 of 3 pairs have more than data.max_length=2 tokens" in caplog.text
+    assert caplog.messages == []  # a run says it with its notes, once
     # Of the first pair only "ash" is left of both answers.
-    assert "2 of 3 pairs have equal answers" in caplog.text
     assert equal_notes("training", examples) == (
         "training rows: 2 of 3 pairs have equal answers, as the model reads them, and say nothing of a preference",
     )
-    assert "6 of 6 texts" in cut_notes("test", examples, 2)[0]
+    (note,) = cut_notes("test", examples, 2)
+    assert "6 of 6 texts" in note
+    assert "the beginning of the prompt, and then the end of the answer, is not read" in note
     with pytest.raises(InputError, match=r"equal in every row .*raise data\.max_length"):
         made(rows[0], rows[1], max_length=2)
 

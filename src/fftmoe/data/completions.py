@@ -1,6 +1,5 @@
 """Texts for a language model: token ids, and the first token of each text that is learned."""
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,8 +71,8 @@ def tokenize_completions(
     will be asked to continue. A completion or a text ends with the tokenizer's end-of-text token.
 
     A row that is longer than `max_length` is cut: first the beginning of its prompt, so that the completion stays whole
-    (a leading begin-of-text token stays too); then the end of the completion or text, with its end-of-text token. The
-    number of cut rows is logged.
+    (a leading begin-of-text token stays too); then the end of the completion or text, with its end-of-text token.
+    `lost.py: cut_notes` says how many rows this concerns.
 
     Args:
         origin: of the texts, for messages.
@@ -95,8 +94,6 @@ def tokenize_completions(
     kept = [_cut(prompt, text, max_length, tokenizer.bos_token_id) for prompt, text in whole]
     rows = [np.asarray([*prompt, *text], dtype=np.int32) for prompt, text in kept]
     starts = torch.tensor([len(prompt) for prompt, _ in kept], dtype=torch.int64)
-    if num_cut := sum(len(row) < len(prompt) + len(text) for row, (prompt, text) in zip(rows, whole, strict=True)):
-        _warn_of_cut(origin, num_cut, len(rows), max_length, has_prompts=prompts is not None)
     return Completions(flat_texts(rows, labels, pad_id_of(tokenizer)), starts)
 
 
@@ -160,14 +157,6 @@ def lengths_with_completions(
     end = _end_of_text(tokenizer, 2)
     whole = _prompts_and_texts(Origin("the texts"), prompts, texts, tokenizer, chat_template, end)
     return [len(prompt) + len(text) for prompt, text in whole]
-
-
-def _warn_of_cut(origin: Origin, num_cut: int, num_rows: int, max_length: int, *, has_prompts: bool) -> None:
-    what = "the beginning of prompts, then the end of completions," if has_prompts else "the end of texts"
-    logging.getLogger(__name__).warning(
-        "%s: %d of %d rows have more than data.max_length=%d tokens; %s was cut",
-        *(origin, num_cut, num_rows, max_length, what),
-    )
 
 
 def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:

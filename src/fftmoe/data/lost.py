@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 
+from fftmoe.data.completions import Completions
 from fftmoe.data.examples import Examples
 from fftmoe.data.images import ImageExamples
 from fftmoe.data.preferences import Preferences, num_equal
@@ -12,7 +13,10 @@ from fftmoe.data.tokens import AnsweredText, TokenizedText
 
 
 def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...]:
-    """A sentence about texts that are as long as the limit, beyond which nothing is read; nothing if there is none."""
+    """A sentence about texts that are as long as the limit, and what longer ones lose; nothing if there is none.
+
+    Texts with prompts lose the beginning of the prompt first (`completions.py: tokenize_completions`).
+    """
     if isinstance(examples, ImageExamples):
         return ()
     if isinstance(examples, Preferences):
@@ -22,8 +26,14 @@ def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...
         return ()
     return (
         f"{split} rows: {full} of {len(examples)} texts have data.max_length={max_length} tokens or more; "
-        "what is beyond is not read",
+        f"{_what_is_lost(examples)} is not read",
     )
+
+
+def _what_is_lost(examples: Examples) -> str:
+    if isinstance(examples, Completions) and bool((examples.starts > 0).any()):
+        return "of longer ones the beginning of the prompt, and then the end of the answer,"
+    return "what is beyond"
 
 
 def equal_notes(split: str, examples: Examples) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Pairs of answers to a prompt, one of which was preferred: one example with two texts."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +102,7 @@ def tokenize_preferences(
     )
     whole = [(*_ids(chosen, row), _ids(rejected, row)[1]) for row in range(len(chosen))]
     kept = [_cut_pair(*pair, max_length, tokenizer.bos_token_id) for pair in whole]
-    _say_what_is_lost(origin, whole, kept, max_length)
+    _check_preferred(origin, kept)
     texts = [[*prompt, *own[side]] for side in (0, 1) for prompt, *own in kept]
     rows = [np.asarray(text, dtype=np.int32) for text in texts]
     starts = torch.tensor([len(prompt) for prompt, *_ in kept] * 2, dtype=torch.int64)
@@ -128,23 +127,14 @@ def _cut_pair(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int, begin: A
     return prompt[len(prompt) - room :], chosen, rejected
 
 
-def _say_what_is_lost(origin: Origin, whole: Sequence[Pair], kept: Sequence[Pair], max_length: int) -> None:
-    """Log how many pairs were cut, and how many have equal answers; refuse rows of which no pair says anything."""
+def _check_preferred(origin: Origin, kept: Sequence[Pair]) -> None:
+    """Refuse rows of which no pair says anything; `lost.py: equal_notes` says how many these are."""
     equal = sum(chosen == rejected for _, chosen, rejected in kept)
     if equal == len(kept):
         raise InputError(
             f"{origin}: the chosen and the rejected answer are equal in every row as the model reads them, so there is "
             "nothing to prefer; name other columns with data.chosen and data.rejected, or raise data.max_length"
         )
-    log = logging.getLogger(__name__)
-    if cut := sum(before != after for before, after in zip(whole, kept, strict=True)):
-        log.warning(
-            "%s: %d of %d pairs have more than data.max_length=%d tokens; the beginning of prompts, then the end of "
-            "answers, was cut",
-            *(origin, cut, len(kept), max_length),
-        )
-    if equal:
-        log.warning("%s: %d of %d pairs have equal answers and say nothing", origin, equal, len(kept))
 
 
 def num_equal(examples: Preferences) -> int:
