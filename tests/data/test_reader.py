@@ -3,6 +3,7 @@
 import gzip
 import json
 import string
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -337,3 +338,14 @@ def test_a_table_of_another_kind_is_not_read_as_lines(tmp_path: Path, suffix: st
         read_texts(tmp_path / f"a.{suffix}", "text")
     (tmp_path / "a.CSV").write_text("text\nred\n")
     assert read_texts(tmp_path / "a.CSV", "text").texts == ["red"]
+
+
+@pytest.mark.parametrize("read", [lambda table: texts_of(table, "data.text", "y"), lambda table: labels_of(table, "y")])
+def test_all_empty_cells_of_a_column_are_counted_at_once(read: Callable[[Table], object]):
+    def refused(*cells: str | None) -> str:
+        with pytest.raises(InputError, match="in row 2") as caught:
+            read(Table("here", {"y": list(cells)}, len(cells)))
+        return str(caught.value)
+
+    assert "and 3 more; remove the row" in refused("ash", "", "bay", None, " ", "cod", "")
+    assert "more" not in refused("ash", "", "bay")

@@ -47,10 +47,10 @@ def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
     """
     texts = tuple(table.columns[column])
     for place, value in enumerate(texts):
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if _is_empty(value):
             raise InputError(
-                f"{table.where}: column {column!r} is empty in row {table.origin.row(place)}; remove the row or "
-                "fill it in"
+                f"{table.where}: column {column!r} is empty in row {table.origin.row(place)}{_others(texts)}; remove "
+                "the row or fill it in"
             )
         if not isinstance(value, str):
             raise InputError(
@@ -58,6 +58,16 @@ def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
                 f" {table.origin.row(place)}); texts must be strings: name another column with {key}"
             )
     return texts
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _others(values: Sequence[Any]) -> str:
+    """How many values are empty after the first one, so that a person mends all of them at once; none: ""."""
+    more = sum(map(_is_empty, values)) - 1
+    return f" and {more} more" if more > 0 else ""
 
 
 def labels_of(table: Table, column: str) -> list[str]:
@@ -92,8 +102,7 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
         if name is None or is_blank(name):
             raise InputError(
                 f"{table.where}: column {column!r} has no {what} in row {table.origin.row(place)} (value "
-                f"{value!r}); remove the"
-                " row or fill it in"
+                f"{value!r}){_others(table.columns[column])}; remove the row or fill it in"
             )
         names.append(name)
     return names
