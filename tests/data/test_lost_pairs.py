@@ -1,0 +1,47 @@
+"""Of pairs of answers it is counted what is cut, what is in both splits, and which pairs say nothing."""
+
+import numpy as np
+import torch
+
+from fftmoe.data import cut_notes, shared_notes
+from fftmoe.data.completions import Completions
+from fftmoe.data.lost import contents, equal_notes
+from fftmoe.data.preferences import Preferences
+from fftmoe.data.tokens import TokenizedText, flat_texts
+
+
+def texts(rows: list[list[int]]) -> TokenizedText:
+    return flat_texts([np.array(row, dtype=np.int32) for row in rows], np.zeros(len(rows)), 0)
+
+
+def pairs(chosen: list[list[int]], rejected: list[list[int]]) -> Preferences:
+    answers = texts([*chosen, *rejected])
+    ends = torch.ones(len(answers), dtype=torch.int64)
+    return Preferences(Completions(answers, ends), torch.zeros(len(chosen), 2))
+
+
+PAIRS = pairs([[1, 2], [1, 3, 3], [1, 4]], [[1, 5], [1, 3, 3], [1, 6, 7]])
+
+
+def test_the_content_of_a_pair_is_that_of_both_texts():
+    found = list(contents(PAIRS))
+    assert found == [
+        np.array(row, dtype=np.int32).tobytes() for row in ([1, 2, 1, 5], [1, 3, 3, 1, 3, 3], [1, 4, 1, 6, 7])
+    ]
+    assert shared_notes(PAIRS, pairs([[1, 2]], [[1, 5]])) == (
+        "1 of 1 test rows are also training rows, so a result on them says little of new data",
+    )
+    assert shared_notes(PAIRS, pairs([[1, 2]], [[1, 6]])) == ()
+
+
+def test_texts_of_pairs_that_are_as_long_as_the_limit_are_counted():
+    assert cut_notes("training", PAIRS, 3)[0].startswith("training rows: 3 of 6 texts have data.max_length=3 tokens")
+    assert cut_notes("training", PAIRS, 4) == ()
+
+
+def test_pairs_with_equal_answers_are_counted():
+    assert equal_notes("training", PAIRS) == (
+        "training rows: 1 of 3 pairs have equal answers, as the model reads them, and say nothing of a preference",
+    )
+    assert equal_notes("training", pairs([[1, 2]], [[1, 3]])) == ()
+    assert equal_notes("training", texts([[1, 2], [1, 2]])) == ()
