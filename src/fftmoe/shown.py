@@ -42,6 +42,12 @@ def shown_json(text: str) -> str:
     return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun, whose plural ends in "s" or "ies": "1 fault", "1,204 faults", "2 entries"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def quoted(path: Path | str) -> str:
     """The path as a word of a command: pasted into a shell, it names the same path, and is no option."""
     text = str(path)

@@ -9,6 +9,7 @@ from fftmoe.backbones import load_tokenizer
 from fftmoe.config import load_recipe
 from fftmoe.data import SplitRequest, read_tables
 from fftmoe.setup.cells import make_grid
+from language import WORDS, save_language_model
 from shared_fixtures import Cli, assert_refused
 from tables import write_csv, write_jsonl, write_parquet
 
@@ -62,6 +63,23 @@ def test_init_looks_at_a_file_and_writes_a_recipe_that_runs(cli: Cli, desk: Path
     assert_refused(again, "own.yaml", "there already", "--force")
     assert cli("init", "care.csv", "--output", "own.yaml", "--force", *model).status == 0
     assert "kind: iid" in Path("own.yaml").read_text()
+
+
+def test_init_takes_prompts_and_answers_of_any_name(cli: Cli, desk: Path):
+    """Answers of which each occurs twice could be labels, too."""
+    answers = [WORDS[number % 5] for number in range(30)]
+    write_jsonl(
+        Path("fragen.jsonl"), {"frage": [f"say {word} {n}" for n, word in enumerate(answers)], "antwort": answers}
+    )
+    save_language_model(Path("language"))
+    guessed = cli("init", "fragen.jsonl", "--output", "guessed.yaml", "--model", "./language")
+    assert "guessed: sequence-classification, text in column 'frage', label in column 'antwort'" in guessed.out
+    assert "--prompt and --completion" in guessed.out
+    named = ("--prompt", "frage", "--completion", "antwort")
+    outcome = cli("init", "fragen.jsonl", *named, "--output", "own.yaml", "--model", "./language")
+    assert outcome.status == 0, outcome.err
+    recipe = load_recipe(Path("own.yaml"))
+    assert (recipe.backbone.task, recipe.data.prompt, recipe.data.completion) == ("causal-lm", "frage", "antwort")
 
 
 def test_a_recipe_of_one_line_runs(cli: Cli, desk: Path, backbone_folder: Path):

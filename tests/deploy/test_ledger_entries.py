@@ -34,7 +34,7 @@ def test_half_a_ledger_is_damaged_and_not_missing(tmp_path: Path, missing: str):
 
 def test_a_site_with_the_state_of_a_run_begins_no_ledger(tmp_path: Path):
     (tmp_path / STATE / "abc1").mkdir(parents=True)
-    with pytest.raises(InputError, match="the state of 1 runs"):
+    with pytest.raises(InputError, match="the state of 1 run,"):
         ledger_in(tmp_path, tmp_path).begin()
 
 

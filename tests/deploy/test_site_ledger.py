@@ -378,8 +378,8 @@ def test_the_printed_ledger_says_what_was_asked_answered_and_refused(tmp_path: P
         "answered; training, round 3; run 'abc1'; 50 bytes",
         "refused; run 'abc2'; code policy",
         "failed; training, round 4; run 'abc1'; code training: 'a row'",
-        "1 runs; 2 answers, 50 bytes; 1 refusals; 1 failures",
-        "trained 1 times of 1000",
+        "1 run; 2 answers, 50 bytes; 1 refusal; 1 failure",
+        "trained 1 time of 1000",
         f"spent an epsilon of {cost(ROWS):.4g} of 7, at delta 0.001",
         "compared are data in which one example of a client is replaced by any other",
     ]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import fftmoe
-from fftmoe.exports.card import CardPrivacy, escape_markdown, figures_of_run, model_card
+from fftmoe.exports.card import CardPrivacy, escape_markdown, figures_of_run, model_card, shown_name
 from fftmoe.setup.export import card_facts
 from fftmoe.setup.finished import load_run
 
@@ -26,6 +26,32 @@ def test_the_card_has_front_matter_for_a_hub_and_facts_for_a_person(texts: Path,
     for words in ("not private by themselves", "rounds: 2 with", "| accuracy as tier small uses it |", "small (60%"):
         assert words in body
     assert str(texts) not in body
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("ORGANISATION/data-set.v2", "ORGANISATION/data-set.v2"),
+        ("builtin:stdlib-docs", "builtin:stdlib-docs"),
+        ("/home/ivy/records/notes.csv", "notes.csv"),
+        ("/home/ivy/records/", "records"),
+        ("~/records", "records"),
+        ("./records", "records"),
+        ("../ivy/records", "records"),
+        ("home/ivy/records", "records"),
+        ("C:\\Users\\ivy\\notes.csv", "notes.csv"),
+    ],
+)
+def test_of_a_place_on_a_machine_a_card_shows_the_name_only(place: str, shown: str):
+    """Also of one that is on another machine."""
+    assert shown_name(place) == shown
+
+
+def test_a_file_or_a_folder_is_no_name_of_a_hub_although_it_could_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ivy" / "records").mkdir(parents=True)
+    (tmp_path / "ivy" / "notes.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert (shown_name("ivy/records"), shown_name("ivy/notes.csv")) == ("records", "notes.csv")
 
 
 @pytest.mark.parametrize(("metric", "value"), [("f1", 0.625), ("mean_absolute_error", 1.75)])

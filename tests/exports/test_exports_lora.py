@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,16 @@ def test_training_after_the_fit_brings_the_outputs_closer(run: Path, tmp_path: P
             ]
         losses.append(float(torch.stack(found).mean()))
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("lora", {"rank": 1, "steps": 1}), ("peft", {})])
+def test_an_export_warns_of_nothing_that_a_person_cannot_change(
+    run: Path, tmp_path: Path, kind: str, options: dict[str, int]
+):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fftmoe.export(run, kind, tmp_path / kind, **options)
+    assert [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)] == []
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(1e-3, "trained"), (1.0, "closed_form")])

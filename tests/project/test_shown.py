@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fftmoe.errors import LONGEST, InputError, OutputError, RunError
 from fftmoe.report.console import Console
 from fftmoe.report.render import page_templates
-from fftmoe.shown import shown, shown_json, shown_on_a_line
+from fftmoe.shown import count_of, shown, shown_json, shown_on_a_line
 from run_fixtures import RunValues
 from shared_fixtures import Cli
 
@@ -62,6 +62,14 @@ def test_json_keeps_its_values(value: Any):
     assert json.loads(text) == value
     assert not ACTING.search(text)
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [(1, "fault", "1 fault"), (0, "fault", "0 faults"), (1204, "fault", "1,204 faults"), (2, "entry", "2 entries")],
+)
+def test_a_noun_agrees_with_its_number(number: int, noun: str, said: str):
+    assert count_of(number, noun) == said
 
 
 @pytest.mark.parametrize("text", ["[/b]", "[red]x", ":warning:", EVIL, "\\[b]"])

@@ -3,8 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from fftmoe.adapter.fourier import FourierHead, at_least_float32
 from fftmoe.backbones.adapter_folder import ADAPTER_TYPES, check_adapter
 from fftmoe.backbones.placement import computing
 from fftmoe.backbones.prefix import model_inputs, resumed
+from fftmoe.backbones.quiet import quiet_peft
 from fftmoe.errors import InputError
 
 
@@ -37,7 +37,7 @@ def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = 
     heads = [name for name, _ in backbone.named_children() if name in HEAD_MODULES]
     saved = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or []), *heads]))
     cast(Any, config).modules_to_save = saved or None
-    with _quiet_peft():
+    with quiet_peft():
         model = get_peft_model(backbone, config, adapter_name, autocast_adapter_dtype=True)
     return cast(PeftModel, model.eval())
 
@@ -53,7 +53,7 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
     if base is not None:
         check_base(base, backbone, folder)
     try:
-        with _quiet_peft():
+        with quiet_peft():
             # What PEFT says about missing tensors is an error here.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             config = _saved_config(Path(folder))
@@ -160,11 +160,3 @@ def _heads(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
             heads[path.rpartition(".")[2]] = module.modules_to_save[module.active_adapters[0]]
     return heads
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Silence a deprecation warning between PEFT and transformers that a caller cannot avoid."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        yield

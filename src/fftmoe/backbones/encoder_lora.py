@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.adapter.pooling import MeanPoolClassifier
+from fftmoe.backbones.quiet import quiet_peft
 
 HEAD_FILE = "classifier.safetensors"
 INNER = "backbone."  # where a classifier on pooled features keeps its encoder
@@ -77,5 +78,6 @@ def _of_the_encoder(config: LoraConfig, base: str | None) -> LoraConfig:
 
 def open_encoder_lora(backbone: MeanPoolClassifier, folder: Path) -> PooledClassifier:
     """The model of a folder that `save_encoder_lora` has written, made with nothing but PEFT and torch."""
-    encoder = PeftModel.from_pretrained(backbone.backbone, str(folder)).eval()
+    with quiet_peft():
+        encoder = PeftModel.from_pretrained(backbone.backbone, str(folder)).eval()
     return PooledClassifier(encoder, safetensors.torch.load_file(folder / HEAD_FILE))

@@ -1,5 +1,6 @@
-"""Keeps what transformers prints while it loads a model out of the terminal."""
+"""Keeps what transformers and PEFT print while they load a model out of the terminal."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +20,11 @@ def quiet_transformers() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence a deprecation warning between PEFT and transformers that a caller cannot avoid."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield

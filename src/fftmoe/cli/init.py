@@ -30,6 +30,8 @@ def init(
     output: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("mine.yaml"),
     text: Annotated[str | None, typer.Option(help="The column of texts; default: guessed, and printed.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels; default: guessed, and printed.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="For a language model: the column of prompts.")] = None,
+    completion: Annotated[str | None, typer.Option(help="For a language model: the column of answers.")] = None,
     by: Annotated[str | None, typer.Option(help="The column that says who holds a row, e.g. hospital.")] = None,
     model: Annotated[str | None, typer.Option(help="The backbone: a local folder, or a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
@@ -43,7 +45,8 @@ def init(
     from fftmoe.report.console import Console
     from fftmoe.setup.forecast import forecast
 
-    recipe, chosen, read_ahead = complete_values(_stated(data, output, text, label, by, model), f"for {data}")
+    columns = {"text": text, "label": label, "prompt": prompt, "completion": completion}
+    recipe, chosen, read_ahead = complete_values(_stated(data, output, columns, by, model), f"for {data}")
     found = forecast(recipe, read_ahead)  # which checks the data as a run does
     if len(found.num_examples) < 2:
         raise InputError(
@@ -60,7 +63,7 @@ def init(
 
 
 def _stated(
-    data: str, output: Path, text: str | None, label: str | None, by: str | None, model: str | None
+    data: str, output: Path, columns: Mapping[str, str | None], by: str | None, model: str | None
 ) -> dict[str, Any]:
     """The values of a recipe that a person stated with the arguments."""
     from fftmoe.data.sources import local_place
@@ -70,7 +73,7 @@ def _stated(
     stated = {
         "name": output.stem,
         "backbone": {"model": model} if model else {},
-        "data": {"source": source, **{key: name for key, name in (("text", text), ("label", label)) if name}},
+        "data": {"source": source, **{key: name for key, name in columns.items() if name}},
         "partition": {"by": by} if by else {},
     }
     return {key: value for key, value in stated.items() if value}
@@ -131,7 +134,8 @@ def _what_was_read(recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast
     yield f"{rows} training rows, {held_out}{found.test_examples} test rows, {clients} clients in {recipe.data.source}"
     columns = [f"{key} in column {getattr(recipe.data, key)!r}" for key in TEXT_KEYS if f"data.{key}" in chosen]
     if columns:
-        yield f"guessed: {', '.join(columns)}; for others: --text, --label"
+        others = "--text, --label, or --prompt and --completion for a language model"
+        yield f"guessed: {recipe.backbone.task}, {', '.join(columns)}; for others: {others}"
     if recipe.partition.by is None:
         yield "rows go to clients at random, because no column says who holds them (--by names one)"
 

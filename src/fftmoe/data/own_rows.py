@@ -43,7 +43,9 @@ def unowned_notes(rows: Ragged | None, num_rows: int, by: str) -> tuple[str, ...
             "count for the whole and for no client"
         )
     if without:
-        notes.append(f"{without} of {len(rows)} clients have no test rows of their own, and no value of their own")
+        notes.append(
+            f"{without} of {len(rows)} clients have no test rows of their own, so nothing is measured for these alone"
+        )
     return tuple(notes)
 
 

@@ -11,6 +11,7 @@ from fftmoe.errors import InputError
 from fftmoe.server.accountant import Adjacency
 from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import TRAINING
+from fftmoe.shown import count_of
 
 
 def describe_ledger(site: Path) -> list[str]:
@@ -32,17 +33,17 @@ def totals(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> Iterator
     sent = sum(entry["bytes"] for entry in entries if entry["event"] == ANSWERED)
     account = Account.of(entries)
     yield (
-        f"{numbers[OPENED]} runs; {numbers[ANSWERED]} answers, {sent:,} bytes; {numbers[REFUSED]} refusals; "
-        f"{numbers[FAILED]} failures"
+        f"{count_of(numbers[OPENED], 'run')}; {count_of(numbers[ANSWERED], 'answer')}, {count_of(sent, 'byte')}; "
+        f"{count_of(numbers[REFUSED], 'refusal')}; {count_of(numbers[FAILED], 'failure')}"
     )
-    yield f"trained {account.times.get(TRAINING, 0)} times of {policy.most_rounds} that the policy grants"
+    yield f"trained {count_of(account.times.get(TRAINING, 0), 'time')} of {policy.most_rounds} that the policy grants"
     if policy.privacy.epsilon is not None and policy.privacy.delta is not None:
         spent = account.epsilon(policy.privacy.delta)
         yield f"spent an epsilon of {spent:.4g} of {policy.privacy.epsilon:g}, at delta {policy.privacy.delta:g}"
         own = Adjacency.EXAMPLE_REPLACED if account.releases else Adjacency.CLIENT_ADDED_OR_REMOVED
         yield f"compared are data in which {own}"
     elif account.bare:
-        yield f"{account.bare} of these had no noise, so no epsilon bounds what the rows have lost"
+        yield f"{count_of(account.bare, 'answer')} without noise, so no epsilon bounds what the rows have lost"
 
 
 def begin_ledger(site: Path) -> str:

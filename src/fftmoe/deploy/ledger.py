@@ -18,7 +18,7 @@ from fftmoe.deploy.ledger_mark import MARK, check_mark, outside_mark, set_mark
 from fftmoe.errors import FftmoeError, InputError
 from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import PROFILE
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 from fftmoe.store.chained_log import ChainedLog
 
 LEDGER_FILE = "ledger.jsonl"
@@ -61,9 +61,9 @@ class SiteLedger:
         known = _runs_with_state(self.site)
         if known or any(mark.exists() for mark, _ in self._marks):
             raise InputError(
-                f"{self.site / STATE} has the state of {len(known)} runs, or there is a mark, so this site has "
-                f"answered before, and its ledger {self.log.path} is missing; restore it, or name the folder that has "
-                "it with `ledger`"
+                f"{self.site / STATE} has the state of {count_of(len(known), 'run')}, or there is a mark, so this site "
+                f"has answered before, and its ledger {self.log.path} is missing; restore it, or name the folder that "
+                "has it with `ledger`"
             )
         self.log.begin()
 

@@ -33,6 +33,7 @@ PIPELINES = {
     "causal-lm": "text-generation",
     "preference": "text-generation",
 }
+HUB_NAME = re.compile(r"[\w-][\w.:-]*(/[\w-][\w.-]*)?")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
 
 
@@ -66,7 +67,7 @@ class CardFacts:
     """How a run was trained and what it measured at its end.
 
     Attributes:
-        data_source: a hub id or a folder, of which the card shows only the name.
+        data_source: a hub id, a file or a folder; of the last two the card shows only the name.
         metric: the name of the main metric. value: of the whole test split, None where it was not measured.
         by_tier: the main metric of the model as each tier uses it.
         test_examples: the size of the test split; None for the whole split of the source.
@@ -195,8 +196,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def shown_name(place: str) -> str:
-    """A hub id, or the name of a local folder without its path, which is private."""
-    return Path(place).name if Path(place).expanduser().is_dir() else place
+    """A hub id; of a file or a folder, here or elsewhere, its name without the path, which is private."""
+    if HUB_NAME.fullmatch(place) and not Path(place).exists():
+        return place
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
 
 
 def _front(run: FinishedRun, facts: CardFacts, figures: Figures) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fftmoe.records import names
 from fftmoe.report.metric import Metric
+from fftmoe.shown import count_of
 
 DIGITS = 5
 STARVED = 0.1  # of the even share 1/M
@@ -138,4 +139,4 @@ def alarm_lines(alarms: Sequence[Mapping[str, Any]]) -> list[str]:
     more = len(alarms) - ALARMS_SAID
     if more <= 0:
         return lines
-    return [*lines, f"… and {more} more alarm{'' if more == 1 else 's'} of this round, which the report counts"]
+    return [*lines, f"… and {count_of(more, 'more alarm')} of this round, which the report counts"]

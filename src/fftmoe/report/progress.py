@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from fftmoe.report.console import Console as PlainConsole
-from fftmoe.shown import shown
+from fftmoe.shown import count_of, shown
 
 RECENT = 5  # rounds whose median predicts the time of the next
 WORTH_SAYING = 60  # seconds; a shorter time left is not shown
@@ -99,7 +99,7 @@ class Progress:
         if "void" in row:
             parts.append("void: too few updates")
         if "faults" in row:
-            parts.append(f"{len(row['faults'])} faults")
+            parts.append(count_of(len(row["faults"]), "fault"))
         parts.append(f"down {size(row['bytes_down'])}  up {size(row['bytes_up'])}")
         if left and left >= WORTH_SAYING and not self._bars:
             parts.append(f"about {duration(left)} left")
