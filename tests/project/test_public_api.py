@@ -26,7 +26,7 @@ API = [
     "run",
 ]
 VERBS = {
-    "init": {"data", "--output", "--text", "--label", "--by", "--model", "--force"},
+    "init": {"data", "--output", "--text", "--label", "--prompt", "--completion", "--by", "--model", "--force"},
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
     "resume": {"run", "--set", "--workers", "--accept-changes"},
     "plan": {
