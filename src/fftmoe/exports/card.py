@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fftmoe.backbones import BUILTIN_MINILM, POOLED, loading_arguments
@@ -33,7 +35,6 @@ PIPELINES = {
     "causal-lm": "text-generation",
     "preference": "text-generation",
 }
-HUB_NAME = re.compile(r"[\w-][\w.:-]*(/[\w-][\w.-]*)?")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup within a line
 
 
@@ -197,8 +198,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def shown_name(place: str) -> str:
     """A hub id; of a file or a folder, here or elsewhere, its name without the path, which is private."""
-    if HUB_NAME.fullmatch(place) and not Path(place).exists():
-        return place
+    if not Path(place).exists():
+        try:
+            validate_repo_id(place.removeprefix("builtin:"))
+            return place
+        except HFValidationError:
+            pass  # it can only be a path
     return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
 
 

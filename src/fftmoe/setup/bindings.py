@@ -157,7 +157,7 @@ def check_unchanged(
     accepted = require_same(
         f"the run in {folder} cannot continue", found, accept, "restore what it began with, or start a new run"
     )
-    accepted += tuple(told.words for told in differences(began.values, {"arithmetic": now["arithmetic"]}))
+    accepted += tuple(change.words for change in differences(began.values, {"arithmetic": now["arithmetic"]}))
     for words in accepted:
         say(f"accepted: {words}")
     worded = tuple(f"after round {after_round}: {words}" for words in accepted)
