@@ -39,6 +39,14 @@ def test_texts_of_pairs_that_are_as_long_as_the_limit_are_counted():
     assert cut_notes("training", PAIRS, 4) == ()
 
 
+def test_what_is_cut_depends_on_whether_there_are_prompts():
+    plain = Completions(texts([[1, 2, 3]]), torch.tensor([0]))
+    assert cut_notes("training", plain, 3)[0].endswith("tokens or more; what is beyond is not read")
+    for starts in ([1, 0], [2, 2]):
+        prompted = Completions(texts([[1, 2, 3], [1, 2, 3]]), torch.tensor(starts))
+        assert "of longer ones the beginning of the prompt" in cut_notes("training", prompted, 3)[0]
+
+
 def test_pairs_with_equal_answers_are_counted():
     assert equal_notes("training", PAIRS) == (
         "training rows: 1 of 3 pairs have equal answers, as the model reads them, and say nothing of a preference",
