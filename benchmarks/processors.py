@@ -1,13 +1,13 @@
 """Run the tests that depend on arithmetic as other processors compute them.
 
     make test-processors                                            # all settings, one after another
-    make test-processors SETTINGS="aten-default/1 onednn-sse41/1"   # some of them
-    make test-processors SETTINGS="aten-default/1 --only tests/adapter tests/client"
+    make test-processors SETTINGS="oldest/1 onednn-avx2/1"          # some of them
+    make test-processors SETTINGS="oldest/1 --only tests/adapter tests/client"
 
 A setting is a name and a number of threads. The names tell PyTorch, oneDNN and the BLAS libraries to use the
-instructions of an older processor, or simulate the rounding of another one (`tests/rounding.py`). A setting that this
-processor lacks is printed as such. With all settings, the outcome is written to `benchmarks/results/processors.json`.
-Exit status 1 if a test fails.
+instructions of an older processor (`oldest`: all of them at once), or simulate the rounding of another one
+(`tests/rounding.py`). A setting that this processor lacks is printed as such. With all settings, the outcome is written
+to `benchmarks/results/processors.json`. Exit status 1 if a test fails.
 """
 
 import argparse
@@ -41,6 +41,15 @@ SETTINGS = {
     "onednn-sse41": Setting({"ONEDNN_MAX_CPU_ISA": "SSE41"}),
     "onednn-avx2": Setting({"ONEDNN_MAX_CPU_ISA": "AVX2"}),
     "blas-oldest": Setting({"MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Prescott"}),
+    "oldest": Setting(
+        {
+            "ATEN_CPU_CAPABILITY": "default",
+            "ONEDNN_MAX_CPU_ISA": "SSE41",
+            "MKL_CBWR": "COMPATIBLE",
+            "OPENBLAS_CORETYPE": "Prescott",
+        },
+        capability="DEFAULT",
+    ),
     "rounding-1": Setting({}, ("--rounding", "1")),
     "rounding-2": Setting({}, ("--rounding", "2")),
 }

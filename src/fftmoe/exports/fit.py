@@ -42,6 +42,7 @@ class TokenSums:
     energy: float = 0.0
     tokens: int = 0
 
+    @one_thread()
     def add(self, h_TF: Tensor, d_TD: Tensor) -> None:
         """Add further tokens."""
         self.gram += (h_TF.mT @ h_TF).double()
@@ -50,14 +51,14 @@ class TokenSums:
         self.tokens += len(h_TF)
 
 
+@one_thread()
 def low_rank(sums: TokenSums, rank: int) -> tuple[Tensor, Tensor]:
     """The factors A [r, F] and B [D, r] of W = B A, float32."""
     num_inputs = len(sums.gram)
     ridge = RIDGE * sums.gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
-    with one_thread():
-        whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
-        # The principal directions of the fitted values are the eigenvectors of C^T (G + ridge)^-1 C.
-        _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
+    whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
+    # The principal directions of the fitted values are the eigenvectors of C^T (G + ridge)^-1 C.
+    _, directions_DD = torch.linalg.eigh(sums.cross.mT @ whole_FD)
     best_Dr = directions_DD[:, -rank:].flip(-1)
     return (whole_FD @ best_Dr).mT.float().contiguous(), best_Dr.float().contiguous()
 

@@ -31,6 +31,7 @@ class HeadSums:
     moment: Tensor
 
     @classmethod
+    @one_thread()
     def of(cls, features_NF: Tensor, labels_N: Tensor, num_labels: int) -> "HeadSums":
         """The statistics of these examples."""
         x_ND = _with_one(features_NF)
@@ -56,6 +57,7 @@ class HeadSums:
         return {names.STATISTICS_GRAM: self.gram[rows, columns].float(), names.STATISTICS_MOMENT: self.moment.float()}
 
     @classmethod
+    @one_thread()
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
         """The inverse of `to_tensors` or `few_tensors`, up to rounding to float32."""
         moment = tensors[names.STATISTICS_MOMENT].double()
@@ -73,6 +75,7 @@ def are_few(num_examples: int, num_features: int) -> bool:
     return 2 * num_examples <= num_features + 1
 
 
+@one_thread()
 def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[str, Tensor]:
     """The statistics of few examples, ready to be sent: R of x = QR, with N rows, instead of the Gram matrix.
 
@@ -80,8 +83,7 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
     first, so that a single row holds all sums over the examples, and nothing is lost where they cancel.
     """
     x_ND = _with_one(features_NF)
-    with one_thread():
-        factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
+    factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
     moment = x_ND.T @ F.one_hot(labels_N, num_labels).double()
     return {names.STATISTICS_FACTOR: factor_ND.float(), names.STATISTICS_MOMENT: moment.float()}
 
@@ -117,10 +119,10 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
     return _solve(sums, strength)[:3]
 
 
+@one_thread()
 def _solve(sums: HeadSums, strength: float | None) -> tuple[Tensor, Tensor, float, float]:
     """What `solve_ridge` returns, and the mean leverage of the examples: the degrees of freedom divided by N."""
-    with one_thread():
-        eigenvalues, vectors = torch.linalg.eigh(sums.gram)
+    eigenvalues, vectors = torch.linalg.eigh(sums.gram)
     eigenvalues = eigenvalues.clamp_min(0)
     unit, projected = float(eigenvalues.mean()), vectors.T @ sums.moment
     tried = STRENGTHS if strength is None else (strength,)

@@ -49,6 +49,7 @@ class FlexLora(LoraMethod):
         return replace(new, tensors=tensors), diagnostics
 
 
+@one_thread()
 def split_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the best factors of `b @ a` of at most `rank`: sqrt(S) V^T [r, d_in] and U sqrt(S) [d_out, r].
 
@@ -60,10 +61,9 @@ def split_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         b: stacked factors, float64 [d_out, R].
         rank: the most components; the result has fewer if the others are negligible.
     """
-    with one_thread():
-        q_b, r_b = torch.linalg.qr(b)
-        q_a, r_a = torch.linalg.qr(a.T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # vh is V^T: its rows are the components
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # vh is V^T: its rows are the components
     r = min(rank, int((s > s[0] * NEGLIGIBLE).sum()))
     root = s[:r].sqrt()
     return root[:, None] * (vh[:r] @ q_a.T), (q_b @ u[:, :r]) * root
