@@ -1,4 +1,4 @@
-"""The sparse mixture-of-experts adapter, with its auxiliary losses and its shared low-rank updates.
+"""Holds the sparse mixture-of-experts adapter, with its auxiliary losses and its shared low-rank updates.
 
 Nothing here knows clients, rounds or recipes, and every package above may import it. Importing it registers the adapter
 with PEFT: `peft.get_peft_model(model, MoeAdapterConfig(...))` then attaches it, and `peft.PeftModel.from_pretrained`

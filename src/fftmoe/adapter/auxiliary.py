@@ -1,4 +1,4 @@
-"""The routers' auxiliary losses as part of the loss that a model returns, so that any training loop includes them.
+"""Makes the routers' auxiliary losses a part of the loss that a model returns, so that any training loop includes them.
 
 A `Trainer` uses the model's loss and knows no routers. During one call of the model, hooks read what the routers
 decided, and the auxiliary losses are added to the loss of that call. Nothing stays on the model afterwards.
@@ -27,7 +27,7 @@ IGNORED = -100  # the label of a token that is not to be predicted
 
 @contextmanager
 def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) -> Iterator[None]:
-    """Within the context, the auxiliary losses of these adapters are added to the model's training loss.
+    """Add, within the context, the auxiliary losses of these adapters to the model's training loss.
 
     For one adapter they are `balance_strength * L_bal + z_strength * L_z`, averaged over its blocks (docs/math.md),
     with the uniform target. Tokens that an `attention_mask` [B, S] leaves out do not count; without such a mask all
@@ -64,7 +64,7 @@ def auxiliary_losses(model: nn.Module, configs: Mapping[str, MoeAdapterConfig]) 
 
 
 def _keep(into: dict[int, Routing], block: int) -> Callable[[nn.Module, object, Routing], None]:
-    """A hook that stores the routing of this block."""
+    """Return a hook that stores the routing of this block."""
 
     def hook(_module: nn.Module, _inputs: object, routing: Routing) -> None:
         into[block] = routing
@@ -73,7 +73,7 @@ def _keep(into: dict[int, Routing], block: int) -> Callable[[nn.Module, object, 
 
 
 def _penalty(config: MoeAdapterConfig, routings: Mapping[int, Routing], mask: Tensor | None) -> Tensor:
-    """The auxiliary losses of one adapter, a scalar."""
+    """Return the auxiliary losses of one adapter, a scalar."""
     total = torch.zeros(())
     for routing in routings.values():
         if not routing.probs_TM.requires_grad:
@@ -94,7 +94,7 @@ def _penalty(config: MoeAdapterConfig, routings: Mapping[int, Routing], mask: Te
 
 
 def _share(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
-    """The factor by which the model scaled its own loss, because one optimizer step adds up several batches.
+    """Return the factor by which the model scaled its own loss, because one optimizer step adds up several batches.
 
     `Trainer` then passes `num_items_in_batch`, the number of labels in all these batches, and the model divides the sum
     of its losses by it. The auxiliary losses are means, so they are scaled by the batch's share of all labels.
@@ -110,7 +110,7 @@ def _share(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
 
 
 def _with_loss(output: Any, penalties: list[Tensor]) -> Any:
-    """The output with the penalties added to its loss, a scalar, which is the first part of a tuple."""
+    """Return the output with the penalties added to its loss, a scalar, which is the first part of a tuple."""
     loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.dim() > 0:
         raise InputError(

@@ -1,4 +1,5 @@
-"""What a saved adapter is bound to: its complete tensors, its settings, its labels and the frozen weights below it.
+"""States what a saved adapter is bound to: its complete tensors, its settings, its labels and the frozen weights below
+it.
 
 `bound.json` lies beside the adapter's own files and records them when they are written. Whatever opens the folder
 compares them: this package, and PEFT, which asks this package for the configuration of its adapters.
@@ -32,7 +33,7 @@ These layers are trained completely, so their weights come with an adapter.
 
 
 def describe_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """What an adapter that was saved into this folder is bound to.
+    """Return what an adapter that was saved into this folder is bound to.
 
     Args:
         model: the model whose adapter it is.
@@ -41,7 +42,7 @@ def describe_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    """The tensors by name with their type and shape, and digests of the files."""
+    """Return the tensors by name with their type and shape, and digests of the files."""
     settings = {
         k: v for k, v in strict_json(read_small(folder / ADAPTER_CONFIG, MOST_BOUND_BYTES)).items() if k not in FREE
     }
@@ -97,7 +98,8 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def describe_base(model: nn.Module) -> dict[str, Any]:
-    """The digest of the frozen weights below an adapter, and their types, without which digests cannot be compared.
+    """Return the digest of the frozen weights below an adapter, and their types, without which digests cannot be
+    compared.
 
     `types` are those after numbers of 16 bits have been widened to float32, as in the digest; `stored` those before.
     """
@@ -135,7 +137,9 @@ def _widened(types: Iterable[str]) -> list[str]:
 
 
 def base_tensors(model: nn.Module, heads: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors of a backbone without adapters and heads, by the names that they have in a model without them."""
+    """Return the tensors of a backbone without adapters and heads,
+    by the names that they have in a model without them.
+    """
     inner: nn.Module = getattr(model, "get_base_model", lambda: model)()
     adapted = [path for path, module in inner.named_modules() if isinstance(module, BaseTunerLayer)]
     return {

@@ -1,4 +1,4 @@
-"""Three ways to compute the same mixture of experts (docs/math.md, Adapter).
+"""Computes the same mixture of experts in three ways (docs/math.md, Adapter).
 
     y_t = sum_k gates[t, k] * E_{expert_ids[t, k]}(x_t),    E_m(x) = V_m^T act(U_m x)
 
@@ -41,7 +41,7 @@ CALL_OVERHEAD = {"cpu": 7000}
 
 
 class Compute(Protocol):
-    """One implementation of the mixture; all tensors share x's dtype except the int64 `expert_ids_TK`."""
+    """Computes the mixture; all tensors share x's dtype except the int64 `expert_ids_TK`."""
 
     def __call__(
         self,
@@ -52,7 +52,7 @@ class Compute(Protocol):
         down_MHD: Tensor,
         activation: Activation,
     ) -> Tensor:
-        """The mixture's output y_TD."""
+        """Return the mixture's output y_TD."""
         ...
 
 
@@ -64,7 +64,7 @@ def loop(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """The specification: one expert after another, each on the tokens that chose it."""
+    """Compute one expert after another, each on the tokens that chose it: the specification."""
     y_TD = torch.zeros_like(x_TD)
     for expert in range(up_MHD.shape[0]):
         tokens, slots = torch.where(expert_ids_TK == expert)
@@ -83,7 +83,8 @@ def wide(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """One layer of width M*H with the hidden units of all experts, in which unchosen experts have a gate of zero.
+    """Compute one layer of width M*H with the hidden units of all experts, in which unchosen experts have a gate of
+    zero.
 
     All arguments may have the same leading dimensions in front of those in their names: one mixture for each index.
     """
@@ -102,7 +103,9 @@ def grouped(
     down_MHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """Only the chosen experts: the routed slots are sorted by expert, and two grouped matrix products follow."""
+    """Compute only the chosen experts: the routed slots are sorted by expert,
+    and two grouped matrix products follow.
+    """
     slots = sort_by_expert(expert_ids_TK, up_MHD.shape[0])
     x_ND = _Dispatch.apply(x_TD, slots)
     hidden_NH = activation(F.grouped_mm(x_ND, up_MHD.mT, offs=slots.ends_M))
@@ -112,7 +115,7 @@ def grouped(
 
 
 class Slots(NamedTuple):
-    """The N routed slots in the order of their experts.
+    """Holds the N routed slots in the order of their experts.
 
     Attributes:
         order_N: the index of each among the T*K slots, int64.
@@ -142,7 +145,7 @@ def sort_by_expert(expert_ids_TK: Tensor, num_experts: int) -> Slots:
 
 
 class _Dispatch(torch.autograd.Function):
-    """x_TD -> x_ND: the row of a token, once for each of its slots."""
+    """Maps x_TD to x_ND: the row of a token, once for each of its slots."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:
@@ -156,7 +159,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """y_ND -> y_TD: the sum over the slots of each token."""
+    """Maps y_ND to y_TD: the sum over the slots of each token."""
 
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, slots: Slots) -> Tensor:
@@ -182,7 +185,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
 ) -> str:
-    """The implementation to use: `compute` itself, or for "auto" the faster of `wide` and `grouped`.
+    """Return the implementation to use: `compute` itself, or for "auto" the faster of `wide` and `grouped`.
 
     For each token `wide` computes M*H hidden units. `grouped` computes K*H hidden units and moves K rows; moving one
     row takes as long as SLOT_OVERHEAD hidden units, and each call takes CALL_OVERHEAD in addition.

@@ -1,4 +1,4 @@
-"""The adapter's configuration, as PEFT stores it in adapter_config.json."""
+"""Holds the adapter's configuration, as PEFT stores it in adapter_config.json."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from fftmoe.errors import InputError, did_you_mean
 
 @dataclass
 class MoeAdapterConfig(PeftConfig):
-    """A sparse mixture of experts next to each feed-forward network (docs/math.md, Adapter).
+    """Configures a sparse mixture of experts next to each feed-forward network (docs/math.md, Adapter).
 
     Raises:
         InputError: a value is out of range or unknown. Whether the model has the named blocks is checked when the

@@ -1,4 +1,4 @@
-"""Which modules the adapter wraps in each model family, and how a wrapped module is called.
+"""Says which modules the adapter wraps in each model family, and how a wrapped module is called.
 
 The adapter's output is added to the output of the feed-forward network, before the residual addition and the norm that
 follow: y = FFN(x) + s * MoE(x), where x is the input of the feed-forward network.
@@ -21,7 +21,7 @@ ModuleNames = str | Sequence[str]
 
 
 class ModelFamily(NamedTuple):
-    """One row of the table.
+    """Holds one row of the table.
 
     Attributes:
         pattern: a regular expression for the names of the wrapped modules; its group is the block index.
@@ -77,7 +77,7 @@ _LIKELY_NAMES = re.compile(r"(?:.*\.)?(?:mlp|ffn|feed_forward|feedforward|fc|ff|
 
 
 class AdapterSite(NamedTuple):
-    """One feed-forward network to adapt: module name, block index, model dim, and how it is called."""
+    """Names one feed-forward network to adapt: module name, block index, model dim, and how it is called."""
 
     name: str
     block: int
@@ -92,7 +92,7 @@ def find_sites(
     exclude_modules: ModuleNames | None = None,
     blocks: Sequence[int] | str | None = None,
 ) -> list[AdapterSite]:
-    """The feed-forward networks to adapt, in depth order.
+    """Return the feed-forward networks to adapt, in depth order.
 
     Args:
         model: a transformers model.
@@ -130,7 +130,8 @@ def find_sites(
 def block_dims(
     model: nn.Module, blocks: Sequence[int] | str | None = None, target_modules: ModuleNames | None = None
 ) -> dict[int, int]:
-    """The model dim of every block that `blocks` names, by block index in depth order; arguments as for `find_sites`.
+    """Return the model dim of every block that `blocks` names, by block index in depth order; arguments as for
+    `find_sites`.
 
     Raises:
         InputError: as for `find_sites`; also, the named modules have different widths.
@@ -145,7 +146,7 @@ def block_dims(
 
 
 def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[int]:
-    """The block indices that `blocks` names: "all" or None, "last-third", "last-N", or a list of indices.
+    """Return the block indices that `blocks` names: "all" or None, "last-third", "last-N", or a list of indices.
 
     A third of the blocks is rounded up.
 
@@ -183,13 +184,13 @@ def _matches(name: str, names: ModuleNames) -> bool:
 
 
 def hidden_size(model: Any) -> int:
-    """d, the width of a model's hidden states; of a model of texts and images, that of its images."""
+    """Return d, the width of a model's hidden states; of a model of texts and images, that of its images."""
     config = model.config
     return int(getattr(config, "vision_config", config).hidden_size)
 
 
 def _checked_dim(name: str, module: nn.Module) -> int:
-    """The width of a module that maps states to states of the same width.
+    """Return the width of a module that maps states to states of the same width.
 
     Raises:
         InputError: its linear layers show that it does not.

@@ -1,4 +1,4 @@
-"""A linear head on random Fourier features of the backbone's features (Rahimi and Recht, 2007)."""
+"""Defines a linear head on random Fourier features of the backbone's features (Rahimi and Recht, 2007)."""
 
 import math
 
@@ -13,12 +13,13 @@ KERNEL_WIDTH = 2.0
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, converted to float32 if its numbers have fewer bits: for sums and losses."""
+    """Return `x`, converted to float32 if its numbers have fewer bits: for sums and losses."""
     return x.float() if x.dtype.itemsize < torch.float32.itemsize else x
 
 
 class FourierHead(nn.Linear):
-    """logits = W phi(z) + b, phi(z) = sqrt(2/F) cos(D z/|z| / KERNEL_WIDTH + phase): for large F a Gaussian kernel.
+    """Computes logits = W phi(z) + b, phi(z) = sqrt(2/F) cos(D z/|z| / KERNEL_WIDTH + phase): for large F a Gaussian
+    kernel.
 
     The directions D and the phases follow from the seed, so only W and b are sent. Features are normalised to length 1,
     so the width of the kernel needs no statistics and stays right while adapters change the features.
@@ -42,11 +43,11 @@ class FourierHead(nn.Linear):
         self.register_buffer("phases", torch.rand(num_features, generator=source) * 2 * math.pi)
 
     def lift(self, z: Tensor) -> Tensor:
-        """phi(z) [..., F], in full precision, because the cosine of a rounded angle would be another feature."""
+        """Return phi(z) [..., F], in full precision, because the cosine of a rounded angle would be another feature."""
         with torch.autocast(z.device.type, enabled=False):
             angles = F.normalize(at_least_float32(z), dim=-1) @ self.directions + self.phases
             return math.sqrt(2 / self.in_features) * torch.cos(angles)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The logits [..., C] for z [..., dim]."""
+        """Return the logits [..., C] for z [..., dim]."""
         return super().forward(self.lift(input))

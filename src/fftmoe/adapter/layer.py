@@ -1,4 +1,4 @@
-"""A feed-forward network with the adapter next to it, as a PEFT layer."""
+"""Defines a feed-forward network with the adapter next to it, as a PEFT layer."""
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class MoeLayer(nn.Module, MoeTunerLayer):
 
     @property
     def block(self) -> int:
-        """The index of the Transformer block, counted from the input."""
+        """Return the index of the Transformer block, counted from the input."""
         return self.site.block
 
     def update_layer(self, adapter_name: str, config: MoeAdapterConfig) -> None:
@@ -56,14 +56,16 @@ class MoeLayer(nn.Module, MoeTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def active_moe(self) -> list[SparseMoe]:
-        """The active adapters of this layer."""
+        """Return the active adapters of this layer."""
         named = ((name, self.moe_experts[name]) for name in self.active_adapters if name in self.moe_experts)
         return [moe for _, moe in named if isinstance(moe, SparseMoe)]
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """The wrapped module without any wrapper inside; PEFT calls this and does not look for inner wrappers."""
+        """Return the wrapped module without any wrapper inside; PEFT calls this and does not look for
+        inner wrappers.
+        """
         if merge:
             self.merge(safe_merge, adapter_names)
         for name, module in list(self.base_layer.named_modules()):

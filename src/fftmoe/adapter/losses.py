@@ -1,4 +1,4 @@
-"""Auxiliary losses as pure functions of a Routing (docs/math.md, Balance loss and z-loss).
+"""Computes auxiliary losses by pure functions of a Routing (docs/math.md, Balance loss and z-loss).
 
 They return values and store nothing. Each takes an optional token mask, so that padding does not count as load and does
 not train the router. Where a client holds R < M experts, every vector is over those R experts. For several clients in
@@ -14,7 +14,7 @@ from fftmoe.adapter.routing import Routing
 
 
 def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """f_M: the fraction of routed slots that went to each expert.
+    """Return f_M: the fraction of routed slots that went to each expert.
 
     It is 1/M for each expert at balance. It sums to 1 for every top-k, or to 0 where the mask leaves no token. It has
     no gradient.
@@ -37,7 +37,7 @@ def expert_load(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """P_M: the mean router probability of each expert, with its gradient; 1/M for each expert at balance.
+    """Return P_M: the mean router probability of each expert, with its gradient; 1/M for each expert at balance.
 
     Args:
         routing: of T tokens.
@@ -51,7 +51,7 @@ def mean_probs(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
-    """q_M, the load to aim for: proportional to (u_m + epsilon)^-beta, with the sum 1.
+    """Return q_M, the load to aim for: proportional to (u_m + epsilon)^-beta, with the sum 1.
 
     beta = 0 gives the classical uniform target, 1/M for each expert, whatever the global load. A larger beta sends more
     tokens to the experts that the federation uses least.
@@ -66,7 +66,7 @@ def target_load(global_load_M: Tensor, beta: float, epsilon: float) -> Tensor:
 
 
 def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
-    """Sum over experts of f_m P_m / q_m (docs/math.md, Balance loss).
+    """Return the sum over experts of f_m P_m / q_m (docs/math.md, Balance loss).
 
     At balance, f = P = q, its exact value is 1 for every number of experts, top-k and target.
 
@@ -79,7 +79,7 @@ def balance_loss(load_M: Tensor, probs_M: Tensor, target_M: Tensor) -> Tensor:
 
 
 def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
-    """The mean over tokens of logsumexp(logits)^2 over the resident experts, which keeps the logits small.
+    """Return the mean over tokens of logsumexp(logits)^2 over the resident experts, which keeps the logits small.
 
     Its value at balance depends on the logits: with all logits 0 it is log(R)^2.
 
@@ -92,7 +92,7 @@ def router_z_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def skew(load_M: Tensor, global_load_M: Tensor) -> Tensor:
-    """The skew s in [0, 1]: total variation 0.5 * sum |f - u| between a client's load and the global one.
+    """Return the skew s in [0, 1]: total variation 0.5 * sum |f - u| between a client's load and the global one.
 
     It is 0 where they agree, and 1 where the client uses only experts that no other client uses. A client may hold only
     some experts, so the global load is first rescaled to the sum 1 over these; if none was used, it is uniform.

@@ -1,4 +1,4 @@
-"""Low-rank updates of linear layers: which layers have one, how many parameters it has, and where it starts.
+"""Describes low-rank updates of linear layers: which layers have one, how many parameters it has, and where it starts.
 
 A layer with the frozen weight W computes `y = W x + s B A x`, with A [r, d_in] and B [d_out, r] (LoRA, arXiv
 2106.09685). Two parts of the package have such updates and take these rules from here:
@@ -36,7 +36,7 @@ _IN_BLOCK = r"(?:^|\.)(\d+)\.(.+)"
 
 
 def block_of_module(path: str) -> int:
-    """The index of the block that a module lies in: the first number in its path, as for PEFT.
+    """Return the index of the block that a module lies in: the first number in its path, as for PEFT.
 
     Raises:
         InputError: it lies in no block.
@@ -45,7 +45,7 @@ def block_of_module(path: str) -> int:
 
 
 def within_block(path: str) -> str:
-    """The part of a module's path below its block, such as `attention.self.query`.
+    """Return the part of a module's path below its block, such as `attention.self.query`.
 
     Raises:
         InputError: it lies in no block.
@@ -61,7 +61,7 @@ def _split_path(path: str) -> tuple[int, str]:
 
 
 def linear_layers(model: nn.Module, blocks: Iterable[int], targets: str) -> dict[str, Linear]:
-    """The linear layers of these blocks that `targets` names, by path in the order of the model.
+    """Return the linear layers of these blocks that `targets` names, by path in the order of the model.
 
     A layer that an adapter already wraps is found under the path of its wrapper, so that another adapter can join it.
     Layers that belong to an adapter are left out.
@@ -82,18 +82,18 @@ def linear_layers(model: nn.Module, blocks: Iterable[int], targets: str) -> dict
 
 
 def linear_layer(module: nn.Module | BaseTunerLayer) -> Linear | None:
-    """The linear layer that a module is or that it wraps; None for any other module."""
+    """Return the linear layer that a module is or that it wraps; None for any other module."""
     inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return inner if isinstance(inner, Linear) else None
 
 
 def linear_sizes(linear: Linear) -> tuple[int, int]:
-    """(d_in, d_out) of a linear layer."""
+    """Return (d_in, d_out) of a linear layer."""
     return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
 def _paths_of_adapters(model: nn.Module) -> tuple[str, ...]:
-    """The prefixes of the paths of all modules that adapters added, and of all wrapped linear layers."""
+    """Return the prefixes of the paths of all modules that adapters added, and of all wrapped linear layers."""
     paths: list[str] = []
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -103,7 +103,7 @@ def _paths_of_adapters(model: nn.Module) -> tuple[str, ...]:
 
 
 def target_names(model: nn.Module, blocks: Collection[int], targets: str = "query-value") -> list[str]:
-    """The paths of the layers to adapt with LoRA; arguments as for `linear_layers`.
+    """Return the paths of the layers to adapt with LoRA; arguments as for `linear_layers`.
 
     Raises:
         InputError: `targets` is unknown, or the blocks have no such layer.
@@ -120,7 +120,7 @@ def target_names(model: nn.Module, blocks: Collection[int], targets: str = "quer
 
 
 def parameters_per_rank(sizes: Iterable[tuple[int, int]], factors: str = "AB") -> int:
-    """How many parameters the updates of these layers have at rank 1.
+    """Return how many parameters the updates of these layers have at rank 1.
 
     Args:
         sizes: (d_in, d_out) of each layer.
@@ -130,25 +130,27 @@ def parameters_per_rank(sizes: Iterable[tuple[int, int]], factors: str = "AB") -
 
 
 def initial_a(rank: int, d_in: int, source: torch.Generator) -> Tensor:
-    """A as PEFT draws it, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(d_in); float32 [rank, d_in]."""
+    """Return A as PEFT draws it, kaiming_uniform(a=sqrt(5)): uniform within 1 / sqrt(d_in); float32 [rank, d_in]."""
     return _uniform(rank, d_in, source) / math.sqrt(d_in)
 
 
 def initial_shared_a(rank: int, d_in: int, source: torch.Generator) -> Tensor:
-    """A of a shared update. It multiplies where `initial_a` divides, so the last bits differ; runs depend on both."""
+    """Return A of a shared update. It multiplies where `initial_a` divides, so the last bits differ;
+    runs depend on both.
+    """
     return _uniform(rank, d_in, source) * d_in**-0.5
 
 
 def _uniform(rank: int, d_in: int, source: torch.Generator) -> Tensor:
-    """Uniform within 1; float32 [rank, d_in]."""
+    """Draw numbers uniform within 1; float32 [rank, d_in]."""
     return 2 * torch.rand(rank, d_in, generator=source) - 1
 
 
 def initial_b(rank: int, d_out: int) -> Tensor:
-    """B before training, zeros [d_out, rank]: an untrained update adds exactly nothing."""
+    """Return B before training, zeros [d_out, rank]: an untrained update adds exactly nothing."""
     return torch.zeros(d_out, rank)
 
 
 def truncate(tensor: Tensor, factor: str, rank: int) -> Tensor:
-    """The first `rank` rows of an A, or the first `rank` columns of a B."""
+    """Return the first `rank` rows of an A, or the first `rank` columns of a B."""
     return (tensor[:rank] if factor == "A" else tensor[:, :rank]).contiguous()

@@ -1,4 +1,4 @@
-"""The adapter as a PEFT tuner: it finds the feed-forward networks and wraps them."""
+"""Makes the adapter a PEFT tuner, which finds the feed-forward networks and wraps them."""
 
 import copy
 import itertools
@@ -28,7 +28,7 @@ PER_ROW = ("adapter_names", "alora_offsets")  # arguments of a call that PEFT ke
 
 
 class MoeModel(BaseTuner):
-    """What `get_peft_model(model, MoeAdapterConfig(...))` puts around the model."""
+    """Is what `get_peft_model(model, MoeAdapterConfig(...))` puts around the model."""
 
     prefix: str = "moe_"
     tuner_layer_cls = MoeTunerLayer
@@ -140,7 +140,7 @@ class MoeModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """The context in which PEFT calls the model, in every way that a PeftModel can be called.
+        """Give the context in which PEFT calls the model, in every way that a PeftModel can be called.
 
         Raises:
             InputError: the call has an argument of PEFT's that the adapter cannot follow.
@@ -163,7 +163,7 @@ class MoeModel(BaseTuner):
 
 
 def _owner_of(key: str) -> str | None:
-    """The name of the adapter that a tensor belongs to, or is saved with; None for one of the backbone."""
+    """Return the name of the adapter that a tensor belongs to, or is saved with; None for one of the backbone."""
     for part, following in itertools.pairwise(key.split(".")):
         if part.startswith(MoeModel.prefix) or part == "modules_to_save":
             return following
@@ -171,7 +171,7 @@ def _owner_of(key: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> dict[int, SparseMoe]:
-    """The active adapter of each adapted block, by block index in depth order.
+    """Return the active adapter of each adapted block, by block index in depth order.
 
     Args:
         model: a PeftModel, or any module that holds adapted layers. If several adapters are active, the first of them

@@ -1,4 +1,4 @@
-"""The sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
+"""Defines the sparse mixture-of-experts adapter of one Transformer block (docs/math.md, Adapter).
 
 Shape letters: T tokens, D model dim, H expert hidden units, S shared hidden units, M experts of the pool, R experts
 held, K top-k. A block can hold the experts of C clients. Every weight then has C in front, and the tokens that come in
@@ -18,7 +18,7 @@ from fftmoe.errors import InputError
 
 
 class SparseMoe(nn.Module):
-    """`s * (E_shared(x) + sum_{m in S(x)} g_m(x) E_m(x))`, which is added to a block's feed-forward network.
+    """Computes `s * (E_shared(x) + sum_{m in S(x)} g_m(x) E_m(x))`, which is added to a block's feed-forward network.
 
     A new block holds the pool of M experts. A client replaces the pool by its resident experts (`load_experts`), any
     number of them, also none. The server keeps the pool and can use it as a client would (`view`). Masking the pool and
@@ -78,12 +78,12 @@ class SparseMoe(nn.Module):
 
     @property
     def num_experts(self) -> int:
-        """The number of experts held here: M for the pool, R on a client; the shared expert is not counted."""
+        """Return the number of experts held here: M for the pool, R on a client; the shared expert is not counted."""
         return self.up.shape[-3]
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """`(C,)` where the experts of C clients are held, `()` otherwise."""
+        """Return `(C,)` where the experts of C clients are held, `()` otherwise."""
         return tuple(self.up.shape[:-3])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class SparseMoe(nn.Module):
         return y_TD.reshape(x.shape)
 
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """The scaled output y_TD of the experts for tokens that have been routed."""
+        """Return the scaled output y_TD of the experts for tokens that have been routed."""
         # Autocast does not know grouped_mm, so every operand is cast here, for all implementations.
         output = _compute_dtype(x_TD)
         dtype = _mixture_dtype(x_TD.device, output)
@@ -130,7 +130,7 @@ class SparseMoe(nn.Module):
         self._implementation(1, device, _mixture_dtype(device, dtype))
 
     def share(self, x_TD: Tensor, up_SD: Tensor, down_SD: Tensor) -> Tensor:
-        """The shared expert's scaled output, `s * V^T activation(U x)`."""
+        """Return the shared expert's scaled output, `s * V^T activation(U x)`."""
         dtype = _compute_dtype(x_TD)
         y_TD = computes.ACTIVATIONS[self.activation](x_TD.to(dtype) @ up_SD.to(dtype).mT) @ down_SD.to(dtype)
         return y_TD if self.scale == 1.0 else self.scale * y_TD

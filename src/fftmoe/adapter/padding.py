@@ -25,7 +25,7 @@ def settle_padding_token(config: Any) -> None:
 
 
 def hide_padding(model: nn.Module) -> None:
-    """From now on the model reads its own padding token in every place that the attention mask leaves out."""
+    """Let the model from now on read its own padding token in every place that the attention mask leaves out."""
     if _with_own_padding not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_with_own_padding, with_kwargs=True)
 

@@ -1,4 +1,4 @@
-"""A classifier on mean-pooled features, for encoders."""
+"""Defines a classifier on mean-pooled features, for encoders."""
 
 import copy
 from typing import Any, cast
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MeanPoolClassifier(nn.Module):
-    """A linear classifier on the mean of the backbone's last hidden states over the real tokens.
+    """Classifies by a linear layer on the mean of the backbone's last hidden states over the real tokens.
 
     Args:
         backbone: a transformers model whose output has `last_hidden_state`.
@@ -31,31 +31,31 @@ class MeanPoolClassifier(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The backbone's transformers configuration."""
+        """Return the backbone's transformers configuration."""
         return self.backbone.config
 
     @property
     def device(self) -> torch.device:
-        """The device of the backbone, which `transformers.pipeline` asks for."""
+        """Return the device of the backbone, which `transformers.pipeline` asks for."""
         return next(self.backbone.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the backbone's weights, which `transformers.pipeline` asks for."""
+        """Return the type of the backbone's weights, which `transformers.pipeline` asks for."""
         return next(self.backbone.parameters()).dtype
 
     def can_generate(self) -> bool:
-        """False, because a classifier continues no text."""
+        """Return False, because a classifier continues no text."""
         return False
 
     def get_input_embeddings(self) -> nn.Module:
-        """The backbone's embeddings, as a model of transformers gives them."""
+        """Return the backbone's embeddings, as a model of transformers gives them."""
         return cast(Any, self.backbone).get_input_embeddings()
 
     def features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """The pooled [B, D] features that the classifier reads, for token ids and a 0/1 mask of [B, S]."""
+        """Return the pooled [B, D] features that the classifier reads, for token ids and a 0/1 mask of [B, S]."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden_BSD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
         if attention_mask is None:
@@ -71,7 +71,7 @@ class MeanPoolClassifier(nn.Module):
         labels: Tensor | None = None,
         **_: object,
     ) -> SequenceClassifierOutput:
-        """An output of transformers with `logits` [B, C], and with `loss` where labels are given.
+        """Return an output of transformers with `logits` [B, C], and with `loss` where labels are given.
 
         The loss is that of transformers for `config.problem_type`: cross-entropy of classes, binary cross-entropy of
         several labels, squared error of numbers, as a mean over the batch. Further arguments are ignored.
@@ -84,7 +84,7 @@ class MeanPoolClassifier(nn.Module):
 
 
 def mean_pooled(backbone: nn.Module, num_labels: int) -> MeanPoolClassifier:
-    """A classifier on mean features, in the mode of its backbone, without the pooler that nothing reads."""
+    """Return a classifier on mean features, in the mode of its backbone, without the pooler that nothing reads."""
     # A part that is never used should not count as a part of the model.
     if getattr(backbone, "pooler", None) is not None:
         cast(Any, backbone).pooler = None

@@ -13,7 +13,7 @@ ReadRouting = Callable[[], dict[int, Routing]]
 
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[ReadRouting]:
-    """Within the context, `read()` returns the Routing of each block's last forward pass and forgets it.
+    """Let `read()`, within the context, return the Routing of each block's last forward pass and forget it.
 
     The routings carry gradients, so auxiliary losses can be taken from them:
 

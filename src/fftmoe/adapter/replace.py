@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 def replaced(old: nn.Parameter, new: Tensor) -> nn.Parameter:
-    """A parameter with the new values and the device, the dtype and `requires_grad` of the old one.
+    """Return a parameter with the new values and the device, the dtype and `requires_grad` of the old one.
 
     The values are copied: training must not change the tensors that were loaded.
     """

@@ -1,4 +1,4 @@
-"""Which experts each token goes to, and with which weight (docs/math.md, Router and Gates).
+"""Decides which experts each token goes to, and with which weight (docs/math.md, Router and Gates).
 
 Shape letters: T tokens, D model dim, M experts, K top-k. For several clients in one batch every shape, those of the
 weights too, has one more dimension in front.
@@ -15,7 +15,7 @@ GATES = ("detached", "renormalized", "softmax")
 
 
 class Routing(NamedTuple):
-    """What a router decided for T tokens.
+    """Holds what a router decided for T tokens.
 
     Attributes:
         logits_TM: float32, or float64 for inputs in float64; -inf for experts that are not resident.
@@ -33,7 +33,7 @@ class Routing(NamedTuple):
 def gates(
     probs_TM: Tensor, top_k: int, kind: str = "detached", resident_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each token's `top_k` most probable experts S and their weights (docs/math.md, Router and Gates).
+    """Return each token's `top_k` most probable experts S and their weights (docs/math.md, Router and Gates).
 
     `detached`: p_m / stop_gradient(sum_S p). The weights sum to 1 for every k, so clients with different k give outputs
     of the same size, and the router still learns at k = 1.
@@ -68,7 +68,8 @@ def gates(
 
 
 class Router(nn.Module):
-    """One row for each expert; computed in float32 or wider, as bfloat16 logits would change which experts are chosen.
+    """Routes tokens with one row for each expert, computed in float32 or wider, as bfloat16 logits would change which
+    experts are chosen.
 
     Args:
         num_experts: M, the number of rows.

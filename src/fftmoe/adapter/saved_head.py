@@ -44,7 +44,7 @@ _POOLED = f"{_PREFIX}backbone."  # of the tensors below a `MeanPoolClassifier`
 
 @dataclass(frozen=True)
 class SavedHead:
-    """The head of a saved adapter.
+    """Describes the head of a saved adapter.
 
     Attributes:
         pooled: it reads the mean of the last hidden states (`MeanPoolClassifier`).
@@ -60,12 +60,12 @@ class SavedHead:
 
     @property
     def num_outputs(self) -> int:
-        """The rows of the last linear layer."""
+        """Return the rows of the last linear layer."""
         return [shape[0] for name, shape in self.shapes.items() if name.endswith(".weight")][-1]
 
 
 def saved_head(folder: Path) -> SavedHead | None:
-    """The head of the adapter in this folder; None if it has none, as that of a language model."""
+    """Return the head of the adapter in this folder; None if it has none, as that of a language model."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         return None
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
@@ -87,7 +87,7 @@ def saved_head(folder: Path) -> SavedHead | None:
 
 
 def with_saved_head(model: Any, head: SavedHead | None) -> Any:
-    """The model with a head of the saved form, whose weights PEFT loads afterwards, and with its labels.
+    """Return the model with a head of the saved form, whose weights PEFT loads afterwards, and with its labels.
 
     A model that has such a head already keeps it and only gets the names of the labels.
     """

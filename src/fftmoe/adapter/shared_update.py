@@ -1,4 +1,4 @@
-"""The adapter's shared low-rank updates: every token uses them, in a block's own linear layers.
+"""Defines the adapter's shared low-rank updates: every token uses them, in a block's own linear layers.
 
 Experts stand next to the feed-forward network and see one token at a time. What changes which tokens attend to which
 must be here. The mathematics is that of `low_rank.py`, with the scale s = 2 whatever the rank.
@@ -31,7 +31,7 @@ SHARED_TARGETS = ("query-value", "all-linear")  # which linear layers of a block
 
 
 class LowRank(nn.Module):
-    """x -> s B A x, with A [r, d_in] uniform within 1 / sqrt(d_in) and B [d_out, r] zero at first.
+    """Maps x to s B A x, with A [r, d_in] uniform within 1 / sqrt(d_in) and B [d_out, r] zero at first.
 
     It can hold the weights of C clients, A [C, r, d_in] and B [C, d_out, r]. The rows of x are then the clients' rows,
     one client after another, equally many for each.
@@ -82,7 +82,7 @@ class SharedProjection(nn.Module, MoeTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def active(self) -> list[LowRank]:
-        """The active adapters of this layer."""
+        """Return the active adapters of this layer."""
         found = (self.moe_shared[name] for name in self.active_adapters if name in self.moe_shared)
         return [low_rank for low_rank in found if isinstance(low_rank, LowRank)]
 
@@ -97,7 +97,7 @@ class SharedProjection(nn.Module, MoeTunerLayer):
 def find_projections(
     model: nn.Module, blocks: Collection[int], targets: str = "query-value"
 ) -> dict[str, tuple[int, str]]:
-    """The linear layers of these blocks that get an update: path -> (block index, name within the block).
+    """Return the linear layers of these blocks that get an update: path -> (block index, name within the block).
 
     The name is the last part of the path; where two layers of a block share it, it is the whole path below the block.
 
@@ -141,21 +141,23 @@ def _check_found(found: Mapping[str, tuple[int, str]], blocks: Collection[int], 
 
 
 def projection_parameters(model: nn.Module, block: int, rank: int, targets: str = "query-value") -> int:
-    """How many parameters the shared updates of this rank have in one block; `targets` as for `find_projections`."""
+    """Return how many parameters the shared updates of this rank have in one block;
+    `targets` as for `find_projections`.
+    """
     paths = find_projections(model, {block}, targets) if rank else ()
     linears = [linear for path in paths if (linear := linear_layer(model.get_submodule(path))) is not None]
     return rank * parameters_per_rank(map(linear_sizes, linears))
 
 
 def low_ranks(model: nn.Module) -> dict[str, LowRank]:
-    """The shared updates of the active adapter, by their prefix on the wire: `shared.{block}.{name}`."""
+    """Return the shared updates of the active adapter, by their prefix on the wire: `shared.{block}.{name}`."""
     layers = [m for m in model.modules() if isinstance(m, SharedProjection) and m.active()]
     ordered = sorted(layers, key=lambda layer: (layer.block, layer.name))
     return {shared_update(layer.block, layer.name): layer.active()[0] for layer in ordered}
 
 
 def shared_projections(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the shared updates by their names on the wire, `shared.{block}.{name}.a` and `.b`."""
+    """Return the parameters of the shared updates by their names on the wire, `shared.{block}.{name}.a` and `.b`."""
     parameters: dict[str, nn.Parameter] = {}
     for prefix, low_rank in low_ranks(model).items():
         parameters |= zip(shared_factors(prefix), (low_rank.low_a, low_rank.low_b), strict=True)

@@ -1,4 +1,4 @@
-"""The mixtures of several clients in one computation, each over its own experts.
+"""Computes the mixtures of several clients at once, each over its own experts.
 
 Shape letters as in compute.py, and C clients.
 """
@@ -22,7 +22,7 @@ def stacked(
     *,
     max_groups: int = MAX_GROUPS,
 ) -> Tensor:
-    """What `COMPUTES[name]` gives for each client, computed for all clients in as few products as possible.
+    """Return what `COMPUTES[name]` gives for each client, computed for all clients in as few products as possible.
 
     Args:
         name: of an implementation; `choose` decides it from the sizes of one client.
@@ -57,7 +57,7 @@ def _as_one(
     down_CMHD: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """One mixture over the experts of all clients, in which no token goes to an expert of another client."""
+    """Compute one mixture over the experts of all clients, in which no token goes to an expert of another client."""
     num_clients, num_experts = up_CMHD.shape[:2]
     first_C11 = num_experts * torch.arange(num_clients, device=x_CTD.device)[:, None, None]
     per_client = (x_CTD, gates_CTK, expert_ids_CTK + first_C11, up_CMHD, down_CMHD)

@@ -1,4 +1,4 @@
-"""What every module that the adapter wraps has in common, as PEFT's classes want it."""
+"""Defines what every module that the adapter wraps has in common, as PEFT's classes want it."""
 
 from typing import NoReturn
 
@@ -8,7 +8,7 @@ from fftmoe.errors import InputError
 
 
 class MoeTunerLayer(BaseTunerLayer):
-    """A module that the adapter wraps."""
+    """Is a module that the adapter wraps."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Refuse: which experts act depends on the input, so no fixed weight equals the adapter."""
@@ -18,4 +18,4 @@ class MoeTunerLayer(BaseTunerLayer):
         )
 
     def unmerge(self) -> None:
-        """Nothing is ever merged."""
+        """Do nothing, as nothing is ever merged."""
