@@ -1,4 +1,4 @@
-"""Foundation models: find, load and freeze one, attach an adapter and a head, run it, and cache its frozen part.
+"""Finds, loads and freezes a foundation model, attaches an adapter and a head, runs it, and caches its frozen part.
 
 No method, client or recipe is known here. Every package above may import it; `tasks` and `store` stand next to it.
 """

@@ -51,7 +51,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def _tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of each tensor in the file, by name."""
+    """Return the shape of each tensor in the file, by name."""
     if not path.is_file():
         raise ValueError(f"it has no {ADAPTER_WEIGHTS}, and weights in other formats can contain code")
     with safe_open(path, framework="pt") as file:
@@ -59,7 +59,7 @@ def _tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _foreign(values: Mapping[str, Any]) -> str | None:
-    """The first value that this package does not write, as a reason; None if there is no such value."""
+    """Return the first value that this package does not write, as a reason; None if there is no such value."""
     if values.get("peft_type") not in ADAPTER_TYPES:
         return f"its peft_type is {values.get('peft_type')!r:.50}; expected {' or '.join(ADAPTER_TYPES)}"
     make, own = ADAPTER_TYPES[values["peft_type"]]
@@ -75,7 +75,7 @@ def _foreign(values: Mapping[str, Any]) -> str | None:
 
 
 def _oversized(values: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> str | None:
-    """A reason if the configuration asks for sizes that none of its tensors has; None otherwise."""
+    """Return a reason if the configuration asks for sizes that none of its tensors has; None otherwise."""
     held = {name: shape for name, shape in shapes.items() if 0 not in shape}
     sizes = {0, 1, *(size for shape in held.values() for size in shape)}
     ranks = [values.get("r", 1), *(values.get("rank_pattern") or {}).values()]

@@ -1,4 +1,4 @@
-"""The end and the text of what a language model writes."""
+"""Finds the end and the text of what a language model writes."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ UNDECODED = " \ufffd"  # what may still change at the end of a text: a blank, an
 
 
 def end_ids_of(model: Any, tokenizer: "PreTrainedTokenizerBase", chat_template: bool) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, those of the model's own settings, and the chat template's.
+    """Return the tokens that end an answer: the tokenizer's, those of the model's own settings, and the chat
+    template's.
 
     Args:
         chat_template: whether prompts are written with it.
@@ -36,12 +37,12 @@ def end_ids_of(model: Any, tokenizer: "PreTrainedTokenizerBase", chat_template: 
 
 
 def text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor | list[int]) -> str:
-    """The text of generated tokens, without special tokens."""
+    """Return the text of generated tokens, without special tokens."""
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def prompt_text_of(tokenizer: "PreTrainedTokenizerBase", ids: Tensor) -> str:
-    """The text of a prompt, in which each special token ends a line, because it separates two messages."""
+    """Return the text of a prompt, in which each special token ends a line, because it separates two messages."""
     parts: list[list[int]] = [[]]
     for token in ids.tolist():
         if token in tokenizer.all_special_ids:

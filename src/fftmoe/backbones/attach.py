@@ -43,7 +43,7 @@ def attach_adapter(backbone: nn.Module, config: PeftConfig, adapter_name: str = 
 
 
 def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
-    """The backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives.
+    """Return the backbone with a saved adapter and head, as `PeftModel.from_pretrained(backbone, folder)` gives.
 
     Raises:
         InputError: the folder is damaged, was saved for another backbone, or was not saved by this package.
@@ -70,7 +70,9 @@ def load_adapter(backbone: nn.Module, folder: str | Path, *, trainable: bool = F
 
 
 def _saved_config(folder: Path) -> PeftConfig:
-    """The configuration of a saved adapter, for a model of no particular task: the heads here are known already."""
+    """Return the configuration of a saved adapter, for a model of no particular task:
+    the heads here are known already.
+    """
     kind = json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]
     adapter_config = ADAPTER_TYPES[kind][0]
     config = adapter_config.from_pretrained(str(folder))
@@ -85,7 +87,7 @@ def _check_complete(model: PeftModel, folder: Path) -> None:
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The model's logits for a batch of named inputs: [B, C] for classes, [B, S, V] for a language model.
+    """Return the model's logits for a batch of named inputs: [B, C] for classes, [B, S, V] for a language model.
 
     The model does not get `labels`, because the task computes the loss. If the batch has `prefix_states` [B, S, d],
     they replace what the first blocks would compute, and these blocks do not run (see `enable_resume`).
@@ -96,7 +98,8 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The features that the classification head reads, [B, D]; for a head of several modules, those of the last one.
+    """Return the features that the classification head reads, [B, D]; for a head of several modules, those of the last
+    one.
 
     Raises:
         InputError: the model has no head, or its head reads a sequence of features.
@@ -124,7 +127,7 @@ def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The inputs of the head's linear layer, [B, F]: `features`, or the random Fourier features made of them.
+    """Return the inputs of the head's linear layer, [B, F]: `features`, or the random Fourier features made of them.
 
     Raises:
         InputError: as for `features`.
@@ -135,7 +138,7 @@ def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable classification head of an adapted model, by name: "weight" and "bias" for a linear head.
+    """Return the trainable classification head of an adapted model, by name: "weight" and "bias" for a linear head.
 
     In a head of several modules the module comes first ("pre_classifier.weight"). A language model has no head.
     """

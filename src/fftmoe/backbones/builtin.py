@@ -1,4 +1,4 @@
-"""Models that come in a package of the package index, for machines that reach no model hub.
+"""Provides models that come in a package of the package index, for machines that reach no model hub.
 
 The packages are by third parties, so their files are checked against a digest. They are not imported, because that may
 import large libraries or run code.
@@ -38,7 +38,7 @@ _GGUF_READERS = ("gguf", "sentencepiece")  # what transformers reads such files 
 
 
 def _minilm() -> Path:
-    """An encoder of 22 million parameters: the official files from the hub's cache, else a copy of them."""
+    """Return an encoder of 22 million parameters: the official files from the hub's cache, else a copy of them."""
     names = ("config.json", "tokenizer.json", "model.safetensors")
     # For an absent file the result is None, or a marker object if the hub is known not to have the file.
     files = [file for name in names if isinstance(file := try_to_load_from_cache(_MINILM_HUB_ID, name), str)]
@@ -55,7 +55,7 @@ def _minilm() -> Path:
 
 
 def _smollm2() -> Path:
-    """A language model of 135 million parameters that was trained on conversations, converted once."""
+    """Return a language model of 135 million parameters that was trained on conversations, converted once."""
     cache = default_cache_dir()
     if cache is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Keeps of each block only what enters it, and computes the block again in the backward pass: `engine.checkpointing`.
+"""Keeps only what enters each block, and computes the block again in the backward pass: `engine.checkpointing`.
 
 Transformers has the same for models in training mode. Here frozen backbones stay in evaluation mode, in which dropout
 is off, and what records routing must not see the second pass.
@@ -46,7 +46,9 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any], *args: Any, **k
 
 @contextmanager
 def _unrecorded(block: nn.Module) -> Iterator[None]:
-    """Within the context no router of the block calls the hooks that record routing, which have seen the first pass."""
+    """Keep the routers of the block, within the context, from calling the hooks that record routing,
+    which have seen the first pass.
+    """
     hooks = {module: module._forward_hooks for module in block.modules() if isinstance(module, Router)}
     for module in hooks:
         module._forward_hooks = OrderedDict()

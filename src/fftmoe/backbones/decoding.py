@@ -1,4 +1,4 @@
-"""How the next token of a text is chosen: the most likely one, or one that is drawn.
+"""Chooses the next token of a text: the most likely one, or one that is drawn.
 
 A draw is the largest of the logits with Gumbel noise, which is exactly a draw from their softmax (Gumbel, 1954). So
 each prompt can have a random stream of its own, and its answer does not depend on which prompts share its batch.
@@ -20,7 +20,7 @@ COLDEST, HOTTEST = 0.01, 100.0  # temperatures of a draw: beyond, logits overflo
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a prompt is continued.
+    """Says how a prompt is continued.
 
     Attributes:
         max_new_tokens: the most tokens of a continuation that no end token has ended.
@@ -66,13 +66,13 @@ class TokenDraw(LogitsProcessor):
             self._warpers.append(TopPLogitsWarper(float(decoding.top_p)))
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """The logits [B, V] with noise; a token that cannot be drawn has minus infinity."""
+        """Return the logits [B, V] with noise; a token that cannot be drawn has minus infinity."""
         for warper in self._warpers:
             scores = warper(input_ids, scores)
         return scores + torch.stack([_gumbel(scores.shape[1], stream) for stream in self._streams]).to(scores.device)
 
 
 def _gumbel(size: int, stream: torch.Generator) -> Tensor:
-    """Independent draws of the standard Gumbel distribution, float32 [size]."""
+    """Draw independently from the standard Gumbel distribution, float32 [size]."""
     exponential = torch.empty(size).exponential_(generator=stream)
     return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()

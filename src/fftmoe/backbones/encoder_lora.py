@@ -1,4 +1,6 @@
-"""The LoRA of a classifier on pooled features as one of its bare encoder, which PEFT opens without this package."""
+"""Saves the LoRA of a classifier on pooled features as one of its bare encoder,
+which PEFT opens without this package.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -19,14 +21,14 @@ INNER = "backbone."  # where a classifier on pooled features keeps its encoder
 
 
 class PooledClassifier(nn.Module):
-    """The logits of an encoder with a LoRA and of the numbers of a head, as the model card computes them."""
+    """Computes the logits of an encoder with a LoRA and of the numbers of a head, as the model card computes them."""
 
     def __init__(self, encoder: nn.Module, head: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.encoder, self.head = encoder, dict(head)
 
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """The logits [B, C] for token ids and a mask of [B, S]."""
+        """Return the logits [B, C] for token ids and a mask of [B, S]."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
         mask, head = attention_mask[..., None], self.head
         features = (states * mask).sum(1) / mask.sum(1)
@@ -37,7 +39,7 @@ class PooledClassifier(nn.Module):
 
 
 def is_pooled(model: Any) -> bool:
-    """Whether an adapted model is a classifier on pooled features."""
+    """Return whether an adapted model is a classifier on pooled features."""
     return isinstance(model.get_base_model(), MeanPoolClassifier)
 
 
@@ -56,12 +58,12 @@ def save_encoder_lora(model: Any, folder: Path) -> None:
 
 
 def _umask_of(folder: Path) -> int:
-    """The permissions that this process takes from new folders."""
+    """Return the permissions that this process takes from new folders."""
     return 0o777 & ~folder.stat().st_mode
 
 
 def _of_the_encoder(config: LoraConfig, base: str | None) -> LoraConfig:
-    """The configuration of the same LoRA on the encoder alone."""
+    """Return the configuration of the same LoRA on the encoder alone."""
     config = copy.deepcopy(config)
     escaped = INNER.replace(".", r"\.")
     names = config.target_modules
@@ -77,7 +79,7 @@ def _of_the_encoder(config: LoraConfig, base: str | None) -> LoraConfig:
 
 
 def open_encoder_lora(backbone: MeanPoolClassifier, folder: Path) -> PooledClassifier:
-    """The model of a folder that `save_encoder_lora` has written, made with nothing but PEFT and torch."""
+    """Return the model of a folder that `save_encoder_lora` has written, made with nothing but PEFT and torch."""
     with quiet_peft():
         encoder = PeftModel.from_pretrained(backbone.backbone, str(folder)).eval()
     return PooledClassifier(encoder, safetensors.torch.load_file(folder / HEAD_FILE))

@@ -11,7 +11,7 @@ from fftmoe.errors import InputError, did_you_mean, looked_up
 
 
 def resolve_model(model: str) -> str:
-    """The local folder or hub id that `model` stands for.
+    """Return the local folder or hub id that `model` stands for.
 
     Args:
         model: "builtin:minilm", "builtin:smollm2", a local folder, or a hub id.
@@ -38,12 +38,12 @@ def resolve_model(model: str) -> str:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name that `resolve_model` accepts is a hub id."""
+    """Return whether a name that `resolve_model` accepts is a hub id."""
     return not model.startswith("builtin:") and not Path(model).expanduser().is_dir()
 
 
 def _on_the_hub(model: str, folder: Path) -> str:
-    """The hub id if the hub can be reached, else the local copy of it."""
+    """Return the hub id if the hub can be reached, else the local copy of it."""
     reason = why_unreachable()
     if reason is None:
         return model

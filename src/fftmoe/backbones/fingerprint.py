@@ -1,4 +1,4 @@
-"""A short name for a backbone, by which two machines can check that they have the same one."""
+"""Gives a backbone a short name, by which two machines can check that they have the same one."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ BOOKKEEPING = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transf
 
 
 def fingerprint(model: Any) -> str:
-    """Sixteen hexadecimal digits for the weights of a backbone and for its configuration.
+    """Return sixteen hexadecimal digits for the weights of a backbone and for its configuration.
 
     Numbers of 16 bits count as the float32 numbers that they are equal to, because machines keep them differently.
     Adapters and heads are left out, because their values come from the server. The backbone is frozen, so the result is

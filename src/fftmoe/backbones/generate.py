@@ -25,7 +25,7 @@ def continue_greedily(
     pad_id: int,
     batch_size: int = PROMPTS_AT_ONCE,
 ) -> list[Tensor]:
-    """The continuation of each prompt by the most likely next token, one token after another.
+    """Return the continuation of each prompt by the most likely next token, one token after another.
 
     Prompts of similar length share a batch.
 
@@ -89,7 +89,7 @@ class _Tokens(BaseStreamer):
         self._on_token, self._end_ids, self._is_prompt = on_token, end_ids, True
 
     def put(self, value: Tensor) -> None:
-        """The prompt the first time, afterwards a token, int64 [1]."""
+        """Take the prompt the first time, afterwards a token, int64 [1]."""
         if self._is_prompt:
             self._is_prompt = False
         elif (token := int(value)) not in self._end_ids:
@@ -107,7 +107,7 @@ def continue_batch(
     draw: Sequence[TokenDraw],
     streamer: BaseStreamer | None,
 ) -> tuple[Tensor, Tensor]:
-    """The new tokens of each prompt of a batch, padded, int64 [B, S], and whether they are sound, bool [B]."""
+    """Return the new tokens of each prompt of a batch, padded, int64 [B, S], and whether they are sound, bool [B]."""
     ids_BS, mask_BS = _padded_left(prompts, cast(int, settings.pad_token_id))
     device = device_of(model)
     noted = FiniteRows(len(prompts), device)
@@ -124,7 +124,7 @@ def continue_batch(
 
 @contextmanager
 def plain_generation(model: Any, end_ids: Sequence[int]) -> Iterator[None]:
-    """Within the context the model has no habits of its own, such as a penalty for repetition.
+    """Take from the model, within the context, all habits of its own, such as a penalty for repetition.
 
     transformers takes from them what the settings of a call leave open.
 
@@ -141,7 +141,7 @@ def plain_generation(model: Any, end_ids: Sequence[int]) -> Iterator[None]:
 
 
 def _padded_left(prompts: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and 0/1 mask, int64 [B, S]."""
+    """Return ids and 0/1 mask, int64 [B, S]."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)

@@ -12,7 +12,7 @@ from fftmoe.backbones.quiet import quiet_transformers
 
 
 def open_gguf(path: Path) -> tuple[Any, Any]:
-    """The language model and the tokenizer of a GGUF file, in float32 and in evaluation mode."""
+    """Return the language model and the tokenizer of a GGUF file, in float32 and in evaluation mode."""
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     # The bar of this conversion asks nobody, so it is kept from the terminal by itself.
     with quiet_transformers(), redirect_stderr(io.StringIO()):

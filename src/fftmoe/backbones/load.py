@@ -115,14 +115,14 @@ def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
 
 
 def _load_with_head(model: str, task: str, pooling: str, seed: int, options: dict[str, Any]) -> Any:
-    """The model with the head of its task: on mean-pooled features, or the head that transformers gives it."""
+    """Return the model with the head of its task: on mean-pooled features, or the head that transformers gives it."""
     if task in POOLED and pooling == "mean":
         return _mean_pooled(_from_pretrained(transformers.AutoModel, model, seed, options), options["num_labels"], seed)
     return _from_pretrained(AUTO_MODELS[task], model, seed, options)
 
 
 def _label_options(task: str, num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for the labels; none for a language model."""
+    """Return arguments of `from_pretrained` for the labels; none for a language model."""
     if task in LANGUAGE_TASKS:
         return {}
     if num_labels is None or num_labels < 1:
@@ -209,7 +209,7 @@ def _mean_pooled(backbone: nn.Module, num_labels: int, seed: int) -> MeanPoolCla
 
 
 def _frozen(model: Any, task: str) -> Any:
-    """The loaded model in evaluation mode, with settings under which equal texts give equal features."""
+    """Return the loaded model in evaluation mode, with settings under which equal texts give equal features."""
     settle_quantized(model)
     model.config.use_cache = False  # training needs no key-value cache; `generate` switches its own cache on
     settle_padding_token(model.config)

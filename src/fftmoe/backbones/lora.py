@@ -1,4 +1,4 @@
-"""PEFT's implementation of LoRA for the LoRA baselines: attach it, load factors of any rank, merge products.
+"""Uses PEFT's LoRA for the LoRA baselines: attaches it, loads factors of any rank, and merges products.
 
 Which layers are adapted, how many parameters that takes and where the factors start is said in
 `fftmoe.adapter.low_rank`, for these baselines and for the adapter's shared updates.
@@ -23,7 +23,8 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]  # path -> A [r, d_in], B [d_out, 
 def lora_config(
     rank: int, scale: float, target_modules: Sequence[str] | None = None, blocks: Iterable[int] | None = None
 ) -> LoraConfig:
-    """The configuration with which LoRA is attached; `load_factors` can change the rank later and keeps the scale.
+    """Return the configuration with which LoRA is attached; `load_factors` can change the rank later and keeps the
+    scale.
 
     Args:
         rank: r of the attached factors.
@@ -46,7 +47,7 @@ def lora_config(
 
 
 def lora_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """The modules of the active LoRA adapter in depth order: path -> (d_in, d_out)."""
+    """Return the modules of the active LoRA adapter in depth order: path -> (d_in, d_out)."""
     return {path: (layer.in_features, layer.out_features) for path, (layer, _) in _layers(model).items()}
 
 
@@ -76,7 +77,7 @@ def load_factors(model: Any, factors: Factors) -> dict[str, tuple[nn.Parameter, 
 
 
 def factors_of(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """The factors A and B of every LoRA layer, by path; none for a model without LoRA."""
+    """Return the factors A and B of every LoRA layer, by path; none for a model without LoRA."""
     return {
         path: (layer.lora_A[name].weight, layer.lora_B[name].weight) for path, (layer, name) in _layers(model).items()
     }
@@ -84,7 +85,7 @@ def factors_of(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]
 
 @contextmanager
 def merged(model: nn.Module, products: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the frozen weight of each named module is `W + scale * product`, product [d_out, d_in].
+    """Set, within the context, the frozen weight of each named module to `W + scale * product`, product [d_out, d_in].
 
     Afterwards the modules have their original tensors again: subtracting the products would leave rounding errors,
     which would grow from client to client.
@@ -107,7 +108,7 @@ def merged(model: nn.Module, products: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[Any, str]]:
-    """The LoRA layers by path, each with the name of its active adapter."""
+    """Return the LoRA layers by path, each with the name of its active adapter."""
     found: dict[str, tuple[Any, str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):

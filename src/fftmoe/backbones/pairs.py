@@ -34,7 +34,7 @@ REFERENCE_BATCH_SIZE = 32  # pairs
 
 
 def outputs(model: nn.Module, batch: Mapping[str, Tensor], next_token: bool) -> Tensor:
-    """What a task reads: the model's logits, or for a language model (`next_token`) the losses of its tokens.
+    """Return what a task reads: the model's logits, or for a language model (`next_token`) the losses of its tokens.
 
     Of a batch of pairs it is the scores of the answers.
     """
@@ -44,7 +44,7 @@ def outputs(model: nn.Module, batch: Mapping[str, Tensor], next_token: bool) -> 
 
 
 def answer_scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What a loss of pairs reads, float32 [B, 2, 3]: for both answers of each pair three numbers.
+    """Return what a loss of pairs reads, float32 [B, 2, 3]: for both answers of each pair three numbers.
 
     These are the log-probability of the answer's tokens under the model in nats, the same under the reference as the
     batch has it, and the number of these tokens.
@@ -86,7 +86,7 @@ def with_references(
 
 
 def _computed(model: nn.Module, examples: Preferences, batches: Sequence[Tensor]) -> Tensor:
-    """The log-probabilities float32 [N, 2] under the model without its adapter.
+    """Return the log-probabilities float32 [N, 2] under the model without its adapter.
 
     They are computed on one thread, as clients compute, because sums over several may differ in the last bit.
     """
@@ -99,7 +99,7 @@ def _computed(model: nn.Module, examples: Preferences, batches: Sequence[Tensor]
 
 @contextmanager
 def _without_adapter(model: Any) -> Iterator[None]:
-    """Within the context the model is its backbone; afterwards the same parameters are trained as before."""
+    """Let the model be its backbone within the context; afterwards the same parameters are trained as before."""
     if not hasattr(model, "disable_adapter"):
         yield
         return
@@ -111,7 +111,9 @@ def _without_adapter(model: Any) -> Iterator[None]:
 
 
 def _key(model: nn.Module, examples: Preferences, batches: Sequence[Tensor]) -> str:
-    """SHA-256 over all that determines the numbers: versions, weights, dtype, tokens, and which share a batch."""
+    """Return the SHA-256 over all that determines the numbers: versions, weights, dtype, tokens,
+    and which share a batch.
+    """
     answers = examples.answers
     states = cached_states(answers)
     texts: Any = answers if states is None else states.examples
@@ -127,7 +129,7 @@ def _key(model: nn.Module, examples: Preferences, batches: Sequence[Tensor]) -> 
 
 
 def _read(path: Path, num_pairs: int) -> Tensor | None:
-    """The numbers in a file of the cache; None if it is absent or damaged."""
+    """Return the numbers in a file of the cache; None if it is absent or damaged."""
     try:
         found = load_file(path)["reference"]
     except (OSError, SafetensorError, KeyError):

@@ -16,7 +16,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `cpu` or `cuda`; for `auto` the GPU if there is one.
+    """Return the device called `cpu` or `cuda`; for `auto` the GPU if there is one.
 
     Raises:
         InputError: `cuda` is named, but torch finds no GPU.
@@ -28,7 +28,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of this name; for `auto` bfloat16 if the device multiplies such numbers faster than float32."""
+    """Return the dtype of this name; for `auto` bfloat16 if the device multiplies such numbers faster than float32."""
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
@@ -68,22 +68,22 @@ AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that `place` was given for this model; float32 for other models."""
+    """Return the dtype that `place` was given for this model; float32 for other models."""
     return cast(torch.dtype, getattr(model, "compute_dtype", torch.float32))
 
 
 def computing(model: nn.Module) -> AbstractContextManager[Any]:
-    """Within the context the model multiplies in its `compute_dtype`."""
+    """Let the model multiply, within the context, in its `compute_dtype`."""
     dtype = compute_dtype(model)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device_of(model).type, dtype)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's parameters."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device
 
 
 def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch on the device of the model."""
+    """Return the batch on the device of the model."""
     device = device_of(model)
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

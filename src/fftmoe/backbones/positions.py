@@ -1,4 +1,4 @@
-"""How many tokens a backbone can read, and which."""
+"""Says how many tokens a backbone can read, and which."""
 
 import sys
 from typing import Any
@@ -16,7 +16,7 @@ AFTER_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text", "longformer",
 
 
 def most_tokens_of(model: str) -> int:
-    """The most tokens of one text that a model has positions for, by its configuration alone.
+    """Return the most tokens of one text that a model has positions for, by its configuration alone.
 
     It is no more than what `readable_tokens` says of the loaded model, and very large if no limit is named.
 
@@ -36,7 +36,7 @@ def most_tokens_of(model: str) -> int:
 
 
 def readable_tokens(model: Any) -> int | None:
-    """The most tokens of one text that the model has positions for; None if its configuration names no limit.
+    """Return the most tokens of one text that the model has positions for; None if its configuration names no limit.
 
     RoBERTa and its relatives count positions from the one after the padding token's, so the first `padding_idx + 1`
     rows of their table of positions are never used. Rotary positions of the kind "longrope" change for

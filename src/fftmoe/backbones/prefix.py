@@ -24,7 +24,7 @@ _NOT_INPUTS = ("labels", "prefix_states", "reference")
 
 
 def prefix_states(model: nn.Module, block: int, batch: Mapping[str, Tensor]) -> Tensor:
-    """The hidden states [B, S, d] that enter block `block` (counted from 0), without gradients.
+    """Return the hidden states [B, S, d] that enter block `block` (counted from 0), without gradients.
 
     Nothing after them is computed.
 
@@ -65,7 +65,7 @@ def enable_resume(model: nn.Module, block: int) -> None:
 
 
 def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """S, the number of hidden states of each example in a batch; adapters do not change it."""
+    """Return S, the number of hidden states of each example in a batch; adapters do not change it."""
 
     def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise _Reached(arguments[0])
@@ -83,7 +83,7 @@ def num_states(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
 @contextmanager
 def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
-    """Within the context a forward pass starts with `states` [B, S, d]; None leaves the model unchanged.
+    """Start forward passes, within the context, with `states` [B, S, d]; None leaves the model unchanged.
 
     The embeddings are still computed: they are cheap, and masks and positions follow from their shape.
 
@@ -109,7 +109,7 @@ def resumed(model: nn.Module, states: Tensor | None) -> Iterator[None]:
 
 
 def first_adapted_block(model: nn.Module) -> int:
-    """The first block that has an adapter or is trained; the last block if there is none.
+    """Return the first block that has an adapter or is trained; the last block if there is none.
 
     It is 0 if fftmoe does not know where the model keeps its blocks, because then no block is known to be fixed.
     """
@@ -144,7 +144,7 @@ def check_prefix(model: nn.Module, block: int) -> None:
 
 
 def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
-    """The parameters and buffers that determine the states before block `block`, by name.
+    """Return the parameters and buffers that determine the states before block `block`, by name.
 
     These are all except those of the later blocks and of the head. Small later parts, such as a final norm, are
     included, and so are the scales of quantised weights, which are neither parameters nor buffers.
@@ -162,12 +162,12 @@ def prefix_tensors(model: nn.Module, block: int) -> dict[str, Tensor]:
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a batch with which the model is called."""
+    """Return the part of a batch with which the model is called."""
     return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
 
 
 class _Reached(Exception):
-    """Not an error: it carries the states out of the model."""
+    """Carries the states out of the model, and is no error."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _Reached(Exception):
 
 @dataclass
 class _Held:
-    """The states with which the next forward pass starts."""
+    """Holds the states with which the next forward pass starts."""
 
     states: Tensor | None = None
 
@@ -205,7 +205,7 @@ class _StandIn(nn.Module):
 
 @dataclass(frozen=True)
 class _BlockList:
-    """Where a model keeps its blocks: the attribute `name` of `parent`; `in_tuples` as in `ModelFamily`."""
+    """Says where a model keeps its blocks: the attribute `name` of `parent`; `in_tuples` as in `ModelFamily`."""
 
     parent: nn.Module
     name: str
@@ -222,7 +222,9 @@ class _Resume:
 
 
 def _touched(blocks: nn.ModuleList) -> tuple[int, ...]:
-    """Counts that change when someone hooks into blocks, lets their parameters be trained, or overwrites these."""
+    """Return counts that change when someone hooks into blocks, lets their parameters be trained,
+    or overwrites these.
+    """
     modules, parameters = list(blocks.modules()), list(blocks.parameters())
     hooks = (len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
     return len(modules), sum(hooks), sum(p.requires_grad for p in parameters), *(p._version for p in parameters)
@@ -246,7 +248,7 @@ def check_skipped(model: nn.Module) -> None:
 
 
 def block_modules(model: nn.Module) -> nn.ModuleList:
-    """The blocks of a model, from the first to the last.
+    """Return the blocks of a model, from the first to the last.
 
     Raises:
         InputError: fftmoe does not know where the model keeps them.
@@ -278,7 +280,7 @@ def _is_adapted(block: nn.Module) -> bool:
 
 
 def _owners(name: str) -> set[str]:
-    """The modules to which a tensor of this name may belong: `a.weight.absmax` to `a.weight` or `a`."""
+    """Return the modules to which a tensor of this name may belong: `a.weight.absmax` to `a.weight` or `a`."""
     return {name.rsplit(".", 1)[0], name.rsplit(".", 2)[0], name.rsplit(".", 3)[0]}
 
 

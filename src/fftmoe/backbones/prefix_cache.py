@@ -74,7 +74,7 @@ def with_prefix(
 
 
 def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int) -> tuple[int, str | None]:
-    """How many bytes the states take on the disk, and the reason if they are not cached; None if they are.
+    """Return how many bytes the states take on the disk, and the reason if they are not cached; None if they are.
 
     It is 0 bytes if the model does not allow it. The arguments are those of `with_prefix`.
     """
@@ -92,7 +92,8 @@ def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int
 
 
 def prefix_key(model: Any, block: int, examples: Examples, batches: Sequence[Tensor] = ()) -> str:
-    """SHA-256 over all that determines the states: code versions, configuration, weights, block, dtype and inputs.
+    """Return the SHA-256 over all that determines the states: code versions, configuration, weights, block, dtype and
+    inputs.
 
     Args:
         model: whose configuration, weights and dtype count.
@@ -128,20 +129,22 @@ def _add_to_digest(digest: Any, name: str, value: Any) -> None:
 
 
 def _batches_within(examples: Examples, groups: Sequence[np.ndarray] | None) -> list[Tensor]:
-    """The batches in which states are computed; no batch has examples of two groups."""
+    """Return the batches in which states are computed; no batch has examples of two groups."""
     parts = [None] if groups is None else groups
     return [batch for rows in parts for batch in evaluation_batches(examples, PREFIX_BATCH_SIZE, rows)]
 
 
 def _state_sizes(model: nn.Module, block: int, examples: Examples) -> tuple[Tensor, int]:
-    """The number of states of each example, int64 [N], and d. A text has one state for each token; images are alike."""
+    """Return the number of states of each example, int64 [N], and d. A text has one state for each token;
+    images are alike.
+    """
     batch = examples.batch([0])
     _, length, dim = prefix_states(model, block, on_device(model, batch)).shape
     return examples.lengths if "attention_mask" in batch else torch.full((len(examples),), length), dim
 
 
 def _starts(num_states: Tensor, batches: list[Tensor]) -> Tensor:
-    """Where in the file the states of each example begin: they are in the order of the batches."""
+    """Return where in the file the states of each example begin: they are in the order of the batches."""
     order = torch.cat(batches)
     starts = torch.empty_like(num_states)
     starts[order] = num_states[order].cumsum(0) - num_states[order]

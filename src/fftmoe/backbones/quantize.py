@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits, by bitsandbytes; the adapter's own weights are not quantised."""
+"""Quantises frozen weights to 8 or 4 bits, by bitsandbytes; the adapter's own weights are not quantised."""
 
 import importlib.metadata
 import logging
@@ -41,7 +41,8 @@ def check_quantization(quantization: str) -> None:
 
 
 def quantization_options(quantization: str, device: torch.device, kept: Sequence[str]) -> dict[str, Any]:
-    """Arguments for `from_pretrained` of transformers, which then quantises all modules except `kept` as it loads them.
+    """Return arguments for `from_pretrained` of transformers, which then quantises all modules except `kept` as it
+    loads them.
 
     4 bits are NormalFloat4 (QLoRA, arXiv 2305.14314), multiplied in the dtype of the input; 8 bits are LLM.int8 (arXiv
     2208.07339).

@@ -1,4 +1,4 @@
-"""What a model reads with: its tokenizer, or the format of the images that it expects."""
+"""Loads what a model reads with: its tokenizer, or the format of the images that it expects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ MOST_EDGE = 4096  # pixels, of an image as the model sees it
 
 
 def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; if it has no padding token, its end-of-text token is used for padding.
+    """Return the model's tokenizer; if it has no padding token, its end-of-text token is used for padding.
 
     Raises:
         InputError: the model or its tokenizer cannot be found.
@@ -40,7 +40,7 @@ def load_tokenizer(model: str) -> transformers.PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The images that a model expects: (pixel * scale - mean) / std, for pixels from 0 to 255.
+    """Describes the images that a model expects: (pixel * scale - mean) / std, for pixels from 0 to 255.
 
     Attributes:
         size: height and width.
@@ -56,7 +56,7 @@ class ImageFormat:
 
 
 def load_image_processor(model: str) -> ImageFormat:
-    """How the model's image processor (preprocessor_config.json) would prepare an image.
+    """Return how the model's image processor (preprocessor_config.json) would prepare an image.
 
     Raises:
         InputError: the model or its image processor cannot be found, or it gives no size.
@@ -77,7 +77,7 @@ def load_image_processor(model: str) -> ImageFormat:
 
 
 def load_reader(model: str, images: bool) -> Any:
-    """What prepares a model's inputs, as transformers has it: the tokenizer, or the image processor.
+    """Return what prepares a model's inputs, as transformers has it: the tokenizer, or the image processor.
 
     Raises:
         InputError: it cannot be found.

@@ -37,7 +37,8 @@ def keep_stored(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def computes_in_16_bits(model: nn.Module) -> bool:
-    """Whether a loaded model computes numbers for itself in 16 bits, as Gemma does with the factor of its embeddings.
+    """Return whether a loaded model computes numbers for itself in 16 bits, as Gemma does with the factor of its
+    embeddings.
 
     Such numbers are not in the checkpoint, so they cannot be widened again: the model must be loaded in float32.
     """
@@ -46,7 +47,7 @@ def computes_in_16_bits(model: nn.Module) -> bool:
 
 
 def _tied_tables(model: nn.Module) -> set[nn.Module]:
-    """The tables of embeddings whose weights are also those of a product, usually of a language model's head."""
+    """Return the tables of embeddings whose weights are also those of a product, usually of a language model's head."""
     weights = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     return {module for module in model.modules() if type(module) is nn.Embedding and id(module.weight) in weights}
 

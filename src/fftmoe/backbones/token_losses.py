@@ -27,7 +27,7 @@ MOST_LOGITS = 2**24  # of a chunk: 64 MiB in float32, and in training three time
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor], most_logits: int = MOST_LOGITS) -> Tensor:
-    """-log softmax(z_{t-1})[y_t] of every token t in nats, float32 [B, S]; 0 where the label is -100 or t is 0.
+    """Return -log softmax(z_{t-1})[y_t] of every token t in nats, float32 [B, S]; 0 where the label is -100 or t is 0.
 
     Args:
         model: a causal language model of transformers, perhaps with an adapter.
@@ -54,7 +54,7 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor], most_logits: int
 
 
 def _last_states(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, type[ModelOutput]]:
-    """The hidden states [B, S, D] that the head reads, and the type of output in which the model gets them.
+    """Return the hidden states [B, S, D] that the head reads, and the type of output in which the model gets them.
 
     The head itself runs on one place of each text: that costs less than to leave the model in the middle.
     """
@@ -75,7 +75,7 @@ def _last_states(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor,
 
 
 def _losses(model: nn.Module, kind: type[ModelOutput], states_ND: Tensor, labels_N: Tensor) -> Tensor:
-    """The losses [N] of tokens, given the states before them."""
+    """Return the losses [N] of tokens, given the states before them."""
     base = _base(model)
     ids = torch.zeros(1, len(states_ND), dtype=torch.int64, device=states_ND.device)
     with _only_head(base, kind(last_hidden_state=states_ND[None])), computing(model):
@@ -85,7 +85,7 @@ def _losses(model: nn.Module, kind: type[ModelOutput], states_ND: Tensor, labels
 
 @contextmanager
 def _only_head(base: Any, output: ModelOutput) -> Iterator[None]:
-    """Within the context the model is its head, with all that it does to logits, on top of this output."""
+    """Reduce the model, within the context, to its head, with all that it does to logits, on top of this output."""
     name = base.base_model_prefix
     decoder = getattr(base, name)
     setattr(base, name, _Given(output))
@@ -105,5 +105,5 @@ class _Given(nn.Module):
 
 
 def _base(model: Any) -> Any:
-    """The model of transformers, without the wrapper of PEFT."""
+    """Return the model of transformers, without the wrapper of PEFT."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -103,7 +103,7 @@ def check_weights(folder: Path) -> None:
 
 
 def _find_file(source: str, name: str) -> Path | None:
-    """The path of a model's file; None if the model does not have it."""
+    """Return the path of a model's file; None if the model does not have it."""
     if Path(source).is_dir():
         return Path(source) / name if (Path(source) / name).exists() else None
     # None if there is no such file, or if the hub cannot be reached and the file is not in its cache.
@@ -113,7 +113,7 @@ def _find_file(source: str, name: str) -> Path | None:
 
 
 def _all_keys(value: Any) -> list[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
+    """Return every key with its value, at any depth."""
     if isinstance(value, Mapping):
         return [pair for key, own in value.items() for pair in ((key, own), *_all_keys(own))]
     return [pair for own in value for pair in _all_keys(own)] if isinstance(value, list) else []
@@ -124,7 +124,7 @@ def _names_code(key: str, value: Any) -> bool:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the files of weights that are stored in several parts.
+    """Return the names of the files of weights that are stored in several parts.
 
     Raises:
         InputError: there are no such files, or some are in another folder.
@@ -148,7 +148,7 @@ def _shards(folder: Path) -> list[str]:
 
 
 def _count_numbers(path: Path) -> int:
-    """How many numbers the tensors of a file have together."""
+    """Return how many numbers the tensors of a file have together."""
     with safe_open(path, framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     return sum(torch.Size(shape).numel() for shape in shapes)
