@@ -1,4 +1,4 @@
-"""The answers of `fftmoe predict` as lines of JSON."""
+"""Writes the answers of `fftmoe predict` as lines of JSON."""
 
 import sys
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from fftmoe.strict import json_text
 
 
 def answer_line(row: Mapping[str, Any], ascii_only: bool) -> str:
-    """An answer as a line, in which no character acts on a terminal."""
+    """Return an answer as a line, in which no character acts on a terminal."""
     return shown_json(json_text(row, ascii_only=ascii_only)) + "\n"
 
 
 def on_terminal() -> bool:
-    """Whether standard output is read by a person as it is written."""
+    """Return whether standard output is read by a person as it is written."""
     return sys.stdout.isatty()
 
 
@@ -37,7 +37,7 @@ class LineInPieces:
         self._written += text
 
     def rest(self, row: Mapping[str, Any]) -> str:
-        """What is missing of the line; the line as a whole if the answer is not what its pieces said."""
+        """Return what is missing of the line; the line as a whole if the answer is not what its pieces said."""
         completion = row["completion"]
         if not self._written:
             return answer_line(row, self._ascii_only)

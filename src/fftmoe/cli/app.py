@@ -1,4 +1,4 @@
-"""The command line: its verbs, `run` and `resume`, and the entry point."""
+"""Defines the command line: its verbs, `run` and `resume`, and the entry point."""
 
 import os
 import sys
@@ -89,7 +89,7 @@ def common(
         bool, typer.Option("--no-color", help="Print plain text, as with NO_COLOR=1 in the environment.")
     ] = False,
 ) -> None:
-    """Federated fine-tuning of foundation models with sparse mixture-of-experts adapters."""
+    """Read the options that stand before the verb."""
     if no_color:
         os.environ["NO_COLOR"] = "1"
 
@@ -148,7 +148,7 @@ def resume(
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """After Ctrl-C, print how to continue the run."""
+    """Print, after Ctrl-C, how to continue the run."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and lists of values that a person types."""
+"""Defines arguments that several verbs share, and reads lists of values that a person types."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 
 def _recipes(incomplete: str) -> list[str]:
-    """The recipes that a shell may complete: shipped ones by name, and YAML files next to what was typed."""
+    """Return the recipes that a shell may complete: shipped ones by name, and YAML files next to what was typed."""
     from fftmoe.config import recipe_folder
 
     shipped = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
@@ -58,5 +58,5 @@ SeedOption = Annotated[int, typer.Option(help="The seed of the draws: the same s
 
 
 def split_list(text: str | None) -> list[str] | None:
-    """The parts of a comma-separated list without surrounding spaces; None where nothing was typed."""
+    """Return the parts of a comma-separated list without surrounding spaces; None where nothing was typed."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,6 @@
-"""`fftmoe chat`: talk with the language model of a finished run, and see what its backbone says without the adapter."""
+"""`fftmoe chat` talks with the language model of a finished run,
+and shows what its backbone says without the adapter.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -83,14 +85,14 @@ def _talk(ask: Answering, talk: "Talk", console: Console) -> None:
 
 
 def _messages() -> Iterator[str]:
-    """What a person types, or the lines of standard input, without empty ones."""
+    """Yield what a person types, or the lines of standard input, without empty ones."""
     while (line := _typed()) is not None and line.strip().lower() not in LEAVE:
         if line.strip():
             yield line.strip()
 
 
 def _typed() -> str | None:
-    """The next line; None at the end of the input."""
+    """Return the next line; None at the end of the input."""
     if not sys.stdin.isatty():
         return sys.stdin.buffer.readline().decode(errors="surrogateescape") or None
     try:
@@ -103,7 +105,7 @@ def _typed() -> str | None:
 
 
 def _checked(text: str) -> str:
-    """The text, which holds something and is UTF-8."""
+    """Return the text, which holds something and is UTF-8."""
     if not text.strip():
         raise InputError("the message is empty; type a question")
     try:

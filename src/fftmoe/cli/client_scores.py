@@ -1,4 +1,4 @@
-"""Lines to print of what a language model reaches on each client's own test rows, and of what it writes."""
+"""Writes lines about what a language model reaches on each client's own test rows, and about what it writes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,9 @@ WIDTH = 100  # of a text that is shown
 
 
 def client_score_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A table with a row for each client, the first twenty of more; nothing where clients were not measured so."""
+    """Return a table with a row for each client, the first twenty of more;
+    nothing where clients were not measured so.
+    """
     clients: Mapping[str, Mapping[str, Mapping[str, float]]] = summary.get("before_and_after", {})
     if not clients:
         return []
@@ -35,7 +37,7 @@ def client_score_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def sample_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The prompts that are shown, each with its completion and with what was written before and after."""
+    """Return the prompts that are shown, each with its completion and with what was written before and after."""
     samples: Sequence[Mapping[str, str]] = summary.get("samples", ())
     lines = []
     for sample in samples:
@@ -49,6 +51,8 @@ def _number(value: float | None) -> str:
 
 
 def _cut(text: str) -> str:
-    """The text on one line, without its middle where it is long; a question is often at its beginning or its end."""
+    """Return the text on one line, without its middle where it is long;
+    a question is often at its beginning or its end.
+    """
     line = shown_on_a_line(" ".join(text.split()))
     return line if len(line) <= WIDTH else f"{line[: WIDTH // 2]} … {line[-WIDTH // 2 :]}"

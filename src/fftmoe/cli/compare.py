@@ -1,4 +1,4 @@
-"""`fftmoe compare`: many runs side by side."""
+"""`fftmoe compare` makes many runs and shows them side by side."""
 
 import shlex
 import sys
@@ -94,7 +94,7 @@ def _print_result(console: Console, comparison: "Comparison", folder: Path) -> N
 
 
 def _parse_seeds(text: str | None) -> int | list[int] | None:
-    """`3` means three seeds, `0,1,2` names them, and `7,` means seed 7 only."""
+    """Parse seeds: `3` means three seeds, `0,1,2` names them, and `7,` means seed 7 only."""
     if text is None:
         return None
     try:
@@ -105,7 +105,7 @@ def _parse_seeds(text: str | None) -> int | list[int] | None:
 
 
 def _parse_variants(texts: list[str] | None) -> dict[str, dict[str, Any]] | None:
-    """`LABEL: key=value key=value` for each variant; a value with blanks stands in quotation marks."""
+    """Parse `LABEL: key=value key=value` for each variant; a value with blanks stands in quotation marks."""
     from fftmoe.config import parse_override
 
     if texts is None:

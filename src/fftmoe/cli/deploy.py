@@ -1,4 +1,4 @@
-"""The verbs of `fftmoe deploy`: init, server, client, status and stop, and the group `site`."""
+"""Defines the verbs of `fftmoe deploy`: init, server, client, status and stop, and the group `site`."""
 
 import importlib.util
 import signal

@@ -1,4 +1,4 @@
-"""The verbs of `fftmoe deploy site`: review and ledger, for the operator of a site."""
+"""Defines the verbs of `fftmoe deploy site`: review and ledger, for the operator of a site."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +66,7 @@ def ledger(
 
 
 def _agreed() -> bool:
-    """Whether the person says yes; the end of the input is a no."""
+    """Return whether the person says yes; the end of the input is a no."""
     try:
         return typer.confirm("approve this recipe?", default=False)
     except typer.Abort:

@@ -1,4 +1,4 @@
-"""`fftmoe export`: write a finished run in another form."""
+"""`fftmoe export` writes a finished run in another form."""
 
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def export(
 
 
 def describe_export(about: dict[str, Any], output: Path) -> str:
-    """What the terminal shows of an export, from the contents of `export.json`."""
+    """Return what the terminal shows of an export, from the contents of `export.json`."""
     found = f"logits differ by {about['max_difference']:.2g} at most (allowed: {about['tolerance']:.2g})"
     lines = [f"{output}: {about['format']}, {about['bytes'] / 2**20:.2f} MiB"]
     if "lora" in about:  # which was added to the weights

@@ -1,4 +1,4 @@
-"""Which experts clients hold, as lines of `fftmoe plan`: by name in a few blocks, counted in many.
+"""Says which experts clients hold, as lines of `fftmoe plan`: by name in a few blocks, counted in many.
 
 The experts of a client by name take a line for each of thirty blocks, which nobody reads for twenty clients. What a
 person decides with is how many a client holds, and whether every expert has clients enough.
@@ -15,7 +15,7 @@ LETTERS_OF_A_CLIENT = 24  # of a client's name, where experts are counted
 
 
 def client_lines(forecast: Forecast, clients: Iterable[int], every_block: bool) -> list[str]:
-    """A line for each client: its tier, its examples, and the experts that it holds.
+    """Return a line for each client: its tier, its examples, and the experts that it holds.
 
     Args:
         every_block: name the experts of all blocks, each block of many on a line of its own.
@@ -40,7 +40,7 @@ def client_lines(forecast: Forecast, clients: Iterable[int], every_block: bool) 
 
 
 def counts_blocks(forecast: Forecast) -> bool:
-    """Whether there are too many blocks to name the experts of each."""
+    """Return whether there are too many blocks to name the experts of each."""
     return max(map(len, forecast.experts.values()), default=0) > NAMED_BLOCKS
 
 
@@ -50,7 +50,9 @@ def _shown(forecast: Forecast, client: int, whole: bool) -> str:
 
 
 def counted_experts(held: Mapping[int, Sequence[int]]) -> str:
-    """How many experts are held in each block: `9 experts in each of 30 blocks`, `1 to 9 experts in each of …`."""
+    """Return how many experts are held in each block: `9 experts in each of 30 blocks`,
+    `1 to 9 experts in each of …`.
+    """
     if not held:
         return "no experts"
     least, most = min(map(len, held.values())), max(map(len, held.values()))
@@ -60,7 +62,7 @@ def counted_experts(held: Mapping[int, Sequence[int]]) -> str:
 
 
 def coverage(experts: Mapping[int, Mapping[int, Sequence[int]]]) -> str:
-    """By how many clients the experts are held, and how many by none.
+    """Return by how many clients the experts are held, and how many by none.
 
     Args:
         experts: by client, the experts that it holds in each block.
@@ -81,7 +83,7 @@ def coverage(experts: Mapping[int, Mapping[int, Sequence[int]]]) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short form: `0-3 7 9-11`."""
+    """Return ascending numbers in short form: `0-3 7 9-11`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

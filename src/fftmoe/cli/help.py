@@ -1,4 +1,4 @@
-"""The pages that `fftmoe --help` and `fftmoe VERB --help` print."""
+"""Defines the pages that `fftmoe --help` and `fftmoe VERB --help` print."""
 
 from collections.abc import Callable
 from typing import Any, get_type_hints
@@ -62,7 +62,7 @@ class VerbPage(TyperCommand):
                 parameter.help = texts.get(str(parameter.name))
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Click 8.5 calls this; `format_options` lists the arguments, with every version of click."""
+        """Do nothing where click 8.5 calls this: `format_options` lists the arguments, with every version of click."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See `click.Command`."""
@@ -78,7 +78,7 @@ class VerbPage(TyperCommand):
 
 
 def argument_helps(verb: Callable[..., Any]) -> dict[str, str]:
-    """The help texts of a verb's arguments, as its annotations declare them, by parameter."""
+    """Return the help texts of a verb's arguments, as its annotations declare them, by parameter."""
     hints = get_type_hints(verb, include_extras=True)
     declared = {name: info for name, hint in hints.items() for info in getattr(hint, "__metadata__", ())}
     return {name: info.help for name, info in declared.items() if isinstance(info, ArgumentInfo) and info.help}

@@ -1,4 +1,4 @@
-"""`fftmoe init`: reads a person's own data, checks it as a run would, and writes a first recipe for it."""
+"""`fftmoe init` reads a person's own data, checks it as a run would, and writes a first recipe for it."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -65,7 +65,7 @@ def init(
 def _stated(
     data: str, output: Path, columns: Mapping[str, str | None], by: str | None, model: str | None
 ) -> dict[str, Any]:
-    """The values of a recipe that a person stated with the arguments."""
+    """Return the values of a recipe that a person stated with the arguments."""
     from fftmoe.data.sources import local_place
 
     place = local_place(data)
@@ -80,7 +80,9 @@ def _stated(
 
 
 def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> str:
-    """A recipe in YAML with what is known of the data, and of what followed from it; the rest is left to defaults."""
+    """Return a recipe in YAML with what is known of the data, and of what followed from it;
+    the rest is left to defaults.
+    """
     columns = {key: getattr(recipe.data, key) for key in TEXT_KEYS if _is_named(recipe, chosen, key)}
     lines = [
         f"# fftmoe plan {quoted(output)}    what it will cost, before anything trains",
@@ -112,7 +114,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
 
 
 def _is_named(recipe: "Recipe", chosen: Mapping[str, Any], key: str) -> bool:
-    """Whether a run reads the column of this key."""
+    """Return whether a run reads the column of this key."""
     default = type(recipe.data).model_fields[key].default
     return f"data.{key}" in chosen or getattr(recipe.data, key) != default
 
@@ -128,7 +130,7 @@ def _partition_line(recipe: "Recipe") -> str:
 
 
 def _what_was_read(recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast") -> Iterator[str]:
-    """Lines about the data as it was read, and about the guesses."""
+    """Yield lines about the data as it was read, and about the guesses."""
     rows, clients = sum(found.num_examples), len(found.num_examples)
     held_out = f"{found.held_out} more that clients set aside for validation, " if found.held_out else ""
     yield f"{rows} training rows, {held_out}{found.test_examples} test rows, {clients} clients in {recipe.data.source}"
@@ -148,7 +150,7 @@ def _write(output: Path, text: str) -> None:
 
 
 def as_yaml(text: str | None) -> str:
-    """A string with any content as YAML in double quotes."""
+    """Return a string with any content as YAML in double quotes."""
     import yaml
 
     return yaml.safe_dump(text, default_style='"', width=sys.maxsize, allow_unicode=True).strip()

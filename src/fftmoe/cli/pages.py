@@ -1,4 +1,4 @@
-"""The page of a run or a comparison, rebuilt from the files in its folder."""
+"""Rebuilds the page of a run or a comparison from the files in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def rebuild_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def page_of(folder: Path) -> Page:
-    """The page of a run, finished or not, or of a comparison.
+    """Return the page of a run, finished or not, or of a comparison.
 
     Raises:
         InputError: as `rebuild_report`.

@@ -1,4 +1,4 @@
-"""`fftmoe plan`: what a run will cost, or what budget this machine can take."""
+"""`fftmoe plan` says what a run will cost, or what budget this machine can take."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What `fftmoe plan` prints: the forecast of a run, or the profile of this machine."""
+"""Prints what `fftmoe plan` shows: the forecast of a run, or the profile of this machine."""
 
 from collections.abc import Iterable
 
@@ -50,14 +50,14 @@ def _tiers_table(forecast: Forecast) -> Table:
 
 
 def in_millions(number: int) -> str:
-    """A number of parameters in seven letters: as it is below a million, and `2.60 M` from there."""
+    """Return a number of parameters in seven letters: as it is below a million, and `2.60 M` from there."""
     if number < 10**6:
         return f"{number:,}"
     return f"{number / 1e6:.2f} M" if number < 10**7 else f"{number / 1e6:.1f} M"
 
 
 def _explanations(forecast: Forecast) -> list[str]:
-    """What the columns of the table mean, and what a run costs in addition to them."""
+    """Return what the columns of the table mean, and what a run costs in addition to them."""
     lines = []
     if _has_experts(forecast):
         lines.append("uses: experts a token activates, of those a client holds in each block.")
@@ -81,7 +81,7 @@ def _explanations(forecast: Forecast) -> list[str]:
 
 
 def _baseline_line(name: str, cost: BaselineCost, steps: int) -> str:
-    """What a baseline costs beside the steps of all clients in all rounds."""
+    """Return what a baseline costs beside the steps of all clients in all rounds."""
     if cost.reason is not None:
         return f"baseline {name}: not measured, because {cost.reason}."
     if not cost.clients:
@@ -112,7 +112,7 @@ def _prefix_line(forecast: Forecast) -> str:
 
 
 def _statistics_line(what: str, cost: StatisticsCost) -> str:
-    """The bytes that all clients exchange for one purpose; `what` begins the sentence."""
+    """Return the bytes that all clients exchange for one purpose; `what` begins the sentence."""
     when, gets = "once, before the first round", size(cost.bytes_first)
     if cost.every is not None:
         gets += f" ({size(cost.bytes_down)} after a round)"

@@ -1,4 +1,4 @@
-"""`fftmoe report`: the page of a run or a comparison, written again."""
+"""`fftmoe report` writes the page of a run or a comparison again."""
 
 from pathlib import Path
 from typing import Annotated

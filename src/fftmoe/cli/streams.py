@@ -1,4 +1,4 @@
-"""Standard streams that never end the work, whatever becomes of their other end.
+"""Keeps standard streams from ending the work, whatever becomes of their other end.
 
 A run of hours must not be lost because a pager was closed, or because the disk of its log is full.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _Enduring(FileIO):
-    """A file descriptor that takes everything; what the system refuses is lost, and the first error is kept."""
+    """Is a file descriptor that takes everything; what the system refuses is lost, and the first error is kept."""
 
     failure: OSError | None = None
 

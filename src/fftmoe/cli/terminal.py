@@ -1,4 +1,4 @@
-"""What a finished run prints: how good it is, where its files are, and which commands come next."""
+"""Prints what a person reads of a finished run: how good it is, where its files are, and which commands come next."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def _generated(summary: Mapping[str, Any]) -> list[str]:
-    """How what a language model wrote compares with the completions, if that was asked for."""
+    """Return how what a language model wrote compares with the completions, if that was asked for."""
     if "generated" not in summary:
         return []
     written = f"exact match {summary['exact_match']:.3f}, ROUGE-L {summary['rouge_l']:.3f}"
@@ -68,7 +68,7 @@ def _range(interval: Sequence[float] | None) -> str:
 
 
 def _baselines(summary: Mapping[str, Any], metric: Metric, recipe: Recipe) -> list[str]:
-    """A line for each baseline: its value and interval, or why an asked one has none."""
+    """Return a line for each baseline: its value and interval, or why an asked one has none."""
     lines = []
     for each in compared(summary, untrained=is_language(recipe)):
         if each.value is not None:
@@ -90,7 +90,7 @@ def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def _places(folder: Path, recipe: Recipe) -> list[str]:
-    """Where the adapter and the report are, and how Python loads the model."""
+    """Return where the adapter and the report are, and how Python loads the model."""
     backbone = recipe.backbone
     arguments = loading_arguments(
         backbone.model,
@@ -112,7 +112,7 @@ def _places(folder: Path, recipe: Recipe) -> list[str]:
 
 
 def _advice(summary: Mapping[str, Any], folder: Path, recipe: Recipe) -> list[str]:
-    """What to do next, as the report says it."""
+    """Return what to do next, as the report says it."""
     run = RunFolder(folder)
     over_sites, rows = run.over_sites, run.all_metrics()
     step = next_step(RunRecord(recipe.model_dump(mode="json"), rows, summary, str(folder), over_sites))

@@ -1,4 +1,4 @@
-"""`fftmoe evaluate` and `fftmoe predict`: use the model of a finished run."""
+"""Defines `fftmoe evaluate` and `fftmoe predict`, which use the model of a finished run."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _harness_tasks(harness: str | None, limit: int | None, data: str | None) -> list[str] | None:
-    """The tasks of lm-evaluation-harness that are asked for; None for the run's own metrics."""
+    """Return the tasks of lm-evaluation-harness that are asked for; None for the run's own metrics."""
     named = split_list(harness)
     if named is None and limit is not None:
         raise InputError("--harness-limit applies to tasks of lm-evaluation-harness; add --harness TASK,…")
@@ -151,12 +151,14 @@ def _write_answers(
 
 
 def _takes_all_characters() -> bool:
-    """Whether standard output can show every character; otherwise JSON's own escapes stand for those beyond ASCII."""
+    """Return whether standard output can show every character;
+    otherwise JSON's own escapes stand for those beyond ASCII.
+    """
     return (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
 
 
 def _lines_of_input() -> list[str]:
-    """The lines of standard input, read as a file is: in UTF-8, whatever the locale says.
+    """Return the lines of standard input, read as a file is: in UTF-8, whatever the locale says.
 
     Raises:
         InputError: they are no text.
@@ -170,7 +172,7 @@ def _lines_of_input() -> list[str]:
 
 
 def _top_k_values(text: str | None) -> Sequence[int | None]:
-    """The numbers of `1,2,4`; a single None where nothing was given."""
+    """Return the numbers of `1,2,4`; a single None where nothing was given."""
     try:
         return [None] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
