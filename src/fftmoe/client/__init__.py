@@ -1,4 +1,4 @@
-"""What a client does in a round: receive a plan, check it, train, and send back an update.
+"""Carries out a client's part of a round: it receives a plan, checks it, trains, and sends back an update.
 
 No rule of a method, of the server or of an engine lives here. Only `setup`, `deploy`, `rounds`, `cost` and `trained`
 import it.

@@ -1,4 +1,4 @@
-"""Smaller uploads with error feedback: a client adds to each upload what rounding left out of earlier ones.
+"""Makes uploads smaller, with error feedback: a client adds to each upload what rounding left out of earlier ones.
 
 Nothing is lost for good: over all rounds the uploads sum to the exact deltas, up to the feedback that the client still
 holds (Seide et al., 2014; Karimireddy et al., arXiv 1901.09847). The feedback never leaves the client.
@@ -14,13 +14,13 @@ from fftmoe.records.codec import decode, encode
 
 
 def split_state(kept: Tensors) -> tuple[Tensors, Tensors]:
-    """A client's state in two parts: the state of the method, and the feedback of the uploads."""
+    """Return a client's state in two parts: the state of the method, and the feedback of the uploads."""
     method = {name: t for name, t in kept.items() if not names.is_feedback(name)}
     return method, {name: t for name, t in kept.items() if names.is_feedback(name)}
 
 
 def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[ClientUpdate, Tensors]:
-    """The update with its deltas in the number format `kind`, and the new feedback.
+    """Return the update with its deltas in the number format `kind`, and the new feedback.
 
     Args:
         feedback: what earlier uploads left out, by `names.feedback`; empty in the client's first round. For tensors
@@ -42,13 +42,13 @@ def compress(update: ClientUpdate, feedback: Tensors, kind: str) -> tuple[Client
 
 
 def _experts_of_rows(update: ClientUpdate, name: str) -> tuple[int, ...] | None:
-    """The experts to which the rows of a tensor belong; None for a tensor without experts."""
+    """Return the experts to which the rows of a tensor belong; None for a tensor without experts."""
     block = names.block_of(name)
     return None if block is None else update.experts[block]
 
 
 def _feedback_rows(feedback: Tensors, name: str) -> dict[int, Tensor]:
-    """The feedback of each expert."""
+    """Return the feedback of each expert."""
     key = names.feedback(name)
     if key not in feedback:
         return {}
@@ -56,7 +56,7 @@ def _feedback_rows(feedback: Tensors, name: str) -> dict[int, Tensor]:
 
 
 def _feedback_for(feedback: Tensors, name: str, delta: Tensor, ids: tuple[int, ...] | None) -> Tensor:
-    """The feedback of a tensor in the shape of its delta; zero for experts that were never sent."""
+    """Return the feedback of a tensor in the shape of its delta; zero for experts that were never sent."""
     if ids is None:
         return feedback.get(names.feedback(name), torch.zeros_like(delta))
     if not ids:
@@ -66,7 +66,7 @@ def _feedback_for(feedback: Tensors, name: str, delta: Tensor, ids: tuple[int, .
 
 
 def _new_feedback(feedback: Tensors, name: str, left: Tensor, ids: tuple[int, ...] | None) -> Tensors:
-    """The entries of a tensor after its upload left out `left`; other experts keep their rows."""
+    """Return the entries of a tensor after its upload left out `left`; other experts keep their rows."""
     if ids is None:
         return {names.feedback(name): left}
     rows = _feedback_rows(feedback, name) | dict(zip(ids, left, strict=True))

@@ -1,4 +1,4 @@
-"""Private updates: only numbers that are summed over clients depend on how a client's data used its experts."""
+"""Makes updates private: only numbers that are summed over clients depend on how a client's data used its experts."""
 
 import math
 
@@ -10,7 +10,7 @@ from fftmoe.records import ClientPlan, ClientUpdate, names
 
 
 def concealed(update: ClientUpdate, plan: ClientPlan) -> ClientUpdate:
-    """The update as a private round sends it: a row for every resident expert, zeros for untrained ones.
+    """Return the update as a private round sends it: a row for every resident expert, zeros for untrained ones.
 
     The joint norm is at most the plan's `clip_norm`, the client counts as one example, and the update has no routing
     statistics and no loss. The length of its message depends only on the plan.
@@ -27,7 +27,7 @@ def concealed(update: ClientUpdate, plan: ClientPlan) -> ClientUpdate:
 
 
 def _all_residents(name: str, tensor: Tensor, update: ClientUpdate, plan: ClientPlan) -> Tensor:
-    """The tensor with a row for each resident expert; a tensor without experts as it is."""
+    """Return the tensor with a row for each resident expert; a tensor without experts as it is."""
     block = names.block_of(name)
     if block is None:
         return tensor

@@ -1,4 +1,4 @@
-"""Training that hides every single example: DP-SGD (Abadi et al., arXiv 1607.00133), on the client.
+"""Trains so that every single example is hidden: DP-SGD (Abadi et al., arXiv 1607.00133), on the client.
 
 In each step every example is drawn independently, its gradient is clipped over all parameters together, and the sum of
 the clipped gradients gets noise. The operating system gives the randomness of draws and noise
@@ -19,18 +19,18 @@ from fftmoe.records import Training
 
 
 def sampling_rate(batch_size: int, num_examples: int) -> float:
-    """q, the probability that an example is in a step, so that a step has `batch_size` examples on average."""
+    """Return q, the probability that an example is in a step, so that a step has `batch_size` examples on average."""
     return min(1.0, batch_size / num_examples)
 
 
 def poisson_batches(indices: np.ndarray, batch_size: int, steps: int, uniform: Uniform = os_uniform) -> list[Tensor]:
-    """The rows of every step, int64: each example is drawn with probability q, independently of the others."""
+    """Return the rows of every step, int64: each example is drawn with probability q, independently of the others."""
     rate = sampling_rate(batch_size, len(indices))
     return [torch.from_numpy(indices[uniform(len(indices)) <= rate]) for _ in range(steps)]
 
 
 def noisy_gradients(training: Training) -> MakeGradients[Tensor]:
-    """How gradients are made in private training: `noisy_backward`, and the proximal term without noise."""
+    """Return how gradients are made in private training: `noisy_backward`, and the proximal term without noise."""
 
     def make(
         loss_of: LossOf[Tensor], batch: Tensor, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]

@@ -1,4 +1,4 @@
-"""The gradients of a step in parts, so that less is in memory at a time: `engine.micro_batch_size`."""
+"""Computes the gradients of a step in parts, so that less is in memory at a time: `engine.micro_batch_size`."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ ItemsOf = Callable[[Tensor], int]
 
 
 def accumulated_gradients(most: int, items_of: ItemsOf) -> MakeGradients[Tensor]:
-    """How gradients are made of parts of at most `most` examples, whose gradients add up to those of the step.
+    """Return how gradients are made of parts of at most `most` examples, whose gradients add up to those of the step.
 
     The task's loss is exactly that of the whole batch, up to rounding: a part counts as much as it has items. Auxiliary
     losses are computed within each part and weighed alike, because they are not means over examples.

@@ -1,4 +1,4 @@
-"""A client process: one resident backbone that serves any number of clients, message in, message out."""
+"""Runs a client process: one resident backbone serves any number of clients, message in, message out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ Measure = Callable[[Any], Mapping[str, float]]
 
 
 class ClientStates(Protocol):
-    """Where clients keep what never leaves them (personal router rows, affinities)."""
+    """Keeps what never leaves the clients (personal router rows, affinities)."""
 
     def load(self, client_id: int, before: int) -> Tensors:
-        """What the client kept in its last round before this one; empty for a client that has kept nothing."""
+        """Return what the client kept in its last round before this one; empty for a client that has kept nothing."""
         ...
 
     def save(self, client_id: int, round: int, state: Tensors) -> None:
@@ -83,12 +83,12 @@ class ClientRuntime:
         ]
 
     def train(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """The task "train": a client's part of a round."""
+        """Carry out the task "train": a client's part of a round."""
         kept, feedback = split_state(self.states.load(plan.client_id, before=plan.round))
         return self._finish(plan, feedback, *self._update(plan, tensors, kept, None))
 
     def train_together(self, plans: Sequence[ClientPlan], tensors: Sequence[Tensors]) -> list[ClientUpdate]:
-        """`train` for several clients, in one batch on one backbone."""
+        """Carry out `train` for several clients, in one batch on one backbone."""
         assert self.method.capabilities.stacks
         assert isinstance(self.loss, LossByExample)
         states = [split_state(self.states.load(plan.client_id, before=plan.round)) for plan in plans]
@@ -100,7 +100,9 @@ class ClientRuntime:
         ]
 
     def local(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """The task "alone": local training without the federation. No state is kept; the client measures its model."""
+        """Carry out the task "alone": local training without the federation. No state is kept;
+        the client measures its model.
+        """
         rows = self.partition[plan.client_id]
         own_labels = self.examples.labels[torch.from_numpy(rows)]
         measure = partial(self.measure, client_id=plan.client_id, own_labels=own_labels)
@@ -109,7 +111,8 @@ class ClientRuntime:
         return self._local_closed_form(plan, tensors, measure)
 
     def sums(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """The task "sums": the client's feature statistics, from which the server computes a closed-form head.
+        """Carry out the task "sums": the client's feature statistics, from which the server computes a closed-form
+        head.
 
         They are taken on the global model, or on the client's own model where the method has no global one.
         """
@@ -119,7 +122,9 @@ class ClientRuntime:
         return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
 
     def validate(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
-        """The task "validate": the task's statistics, summed over the client's validation rows, on the same model."""
+        """Carry out the task "validate": the task's statistics, summed over the client's validation rows,
+        on the same model.
+        """
         self._install(plan, tensors)
         sums = self.validation(self.model, plan.client_id, fewest_of_label=self.fewest_of_label)
         return ClientUpdate(plan.round, plan.client_id, 1, sums)
@@ -133,7 +138,7 @@ class ClientRuntime:
             self.method.install(self.model, tensors, plan.budget)
 
     def _local_closed_form(self, plan: ClientPlan, tensors: Tensors, measure: Measure) -> ClientUpdate:
-        """Local training with a closed-form head, which the client computes from its own data before and after."""
+        """Train locally with a closed-form head, which the client computes from its own data before and after."""
         rows = self.partition[plan.client_id]
 
         def solve_and_measure(model: Any) -> Mapping[str, float]:
@@ -144,7 +149,7 @@ class ClientRuntime:
         return self._update(plan, {**tensors, **self._own_head(rows)}, {}, solve_and_measure)[0]
 
     def _own_head(self, rows: np.ndarray) -> Tensors:
-        """The closed-form head of these examples."""
+        """Return the closed-form head of these examples."""
         return solved_head(HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels)))
 
     def _update(

@@ -1,4 +1,4 @@
-"""Every plan is checked before it is carried out: a site does what it agreed to, whatever its server asks.
+"""Checks every plan before it is carried out: a site does what it agreed to, whatever its server asks.
 
 Nothing is made that is larger than the message, or larger than the adapter of the recipe.
 """
@@ -21,7 +21,7 @@ BUDGET_TYPES = {field.name: list if field.name == "blocks" else field.type for f
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a site agreed to when it joined.
+    """States what a site agreed to when it joined.
 
     Attributes:
         client_id: the site's own.
@@ -50,7 +50,7 @@ class Agreement:
 
 
 class CheckedRequest(NamedTuple):
-    """The task and the round of a message that has been checked."""
+    """Holds the task and the round of a message that has been checked."""
 
     task: str
     round: int
@@ -80,7 +80,7 @@ def screen_plan(message: bytes, agreed: Agreement) -> CheckedRequest:
 
 
 def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the message declares of its tensors, and its header; neither has been checked."""
+    """Return what the message declares of its tensors, and its header; neither has been checked."""
     try:
         declared, header, _ = inspect_message(message, MOST_HEADER)
     except ValueError as error:
@@ -89,7 +89,7 @@ def _read_header(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_types(what: str, table: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """The table has exactly these names, with values of exactly these types."""
+    """Check that the table has exactly these names, with values of exactly these types."""
     if {name: type(value) for name, value in table.items()} != types:
         raise InputError(f"the server's {what} is {shortened(table)}; it must have exactly the fields {[*types]}")
 
@@ -114,7 +114,7 @@ def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
 
 
 def _check_training(asked: Mapping[str, Any], agreed: Training) -> None:
-    """The settings are compared as JSON: in Python True equals 1."""
+    """Check the settings, compared as JSON: in Python True equals 1."""
     expected = hash_text(training_values(agreed))
     if hash_text(asked) != expected:
         raise InputError(
@@ -130,7 +130,7 @@ def _check_budget(budget: Budget, agreed: Agreement, any_tier: bool) -> None:
 
 
 def _problem_of(budget: Budget, agreed: Agreement, any_tier: bool) -> str | None:
-    """Why the site did not agree to this budget; None if it did. Each check relies on those before it."""
+    """Return why the site did not agree to this budget; None if it did. Each check relies on those before it."""
     blocks = budget.blocks
     if budget.name != agreed.tier and not any_tier:
         return f"the tier of this site is {agreed.tier!r}"
@@ -144,7 +144,7 @@ def _problem_of(budget: Budget, agreed: Agreement, any_tier: bool) -> str | None
 
 
 def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int, most: int) -> None:
-    """Expert ids for each block of the budget, or for no block; at most `most` in a block."""
+    """Check that there are expert ids for each block of the budget, or for no block; at most `most` in a block."""
     if table and table.keys() != {str(block) for block in budget.blocks}:
         raise InputError(f"the server's plan has experts for blocks {shortened([*table])}, not for {[*budget.blocks]}")
     for block, ids in table.items():
@@ -157,7 +157,9 @@ def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int
 
 
 def _check_tensors(declared: Mapping[str, Any], longest: int) -> None:
-    """The tensors have few dimensions, none of them too long, so nothing that is made of them is too large."""
+    """Check that the tensors have few dimensions, none of them too long,
+    so nothing that is made of them is too large.
+    """
     for name, found in declared.items():
         shape: Any = found.get("shape") if isinstance(found, dict) and found.get("dtype") == "F32" else None
         valid = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS

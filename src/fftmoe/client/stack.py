@@ -1,4 +1,4 @@
-"""The updates of several clients, trained in one batch on one backbone.
+"""Computes the updates of several clients in one batch on one backbone.
 
 A small batch leaves a processor idle between many small operations. Clients of one budget make one large batch
 instead. Both ways share the loop of `training.py`; `update_client` is the specification, and the updates here equal
@@ -37,7 +37,7 @@ def update_stack(
     examples: Examples,
     indices: Sequence[np.ndarray],
 ) -> list[tuple[ClientUpdate, Tensors]]:
-    """`update_client` for C clients. What is one value for one client there is a sequence here.
+    """Update C clients as `update_client` updates one. What is one value for one client there is a sequence here.
 
     A client with fewer steps than another is finished after its own last step.
 
@@ -65,14 +65,16 @@ def update_stack(
 
 
 class StackedRows(NamedTuple):
-    """One step of C clients: example rows int64 [C, B], and bool [C, B], False where a row only fills a gap."""
+    """Describes one step of C clients: example rows int64 [C, B], and bool [C, B],
+    False where a row only fills a gap.
+    """
 
     rows_CB: Tensor
     real_CB: Tensor
 
 
 def stacked_rows(batches: Sequence[Sequence[Tensor]]) -> Iterator[StackedRows]:
-    """The steps of all clients, one after another, until the last client is done.
+    """Yield the steps of all clients, one after another, until the last client is done.
 
     Args:
         batches: for each client, the rows int64 [b] of each of its steps.
@@ -89,7 +91,9 @@ def stacked_rows(batches: Sequence[Sequence[Tensor]]) -> Iterator[StackedRows]:
 
 
 def stacked_losses(model: Any, stack: Stack, objective: LossByExample, examples: Examples, step: StackedRows) -> Losses:
-    """The sum of the clients' losses, and the task's loss of each client [C]; rows that fill gaps do not count."""
+    """Return the sum of the clients' losses, and the task's loss of each client [C];
+    rows that fill gaps do not count.
+    """
     batch, real_CB = on_device(model, examples.batch(step.rows_CB.flatten())), step.real_CB.to(device_of(model))
     found = token_losses(model, batch) if objective.next_token else stack.logits(batch).flatten(0, 1)
     losses_CB, items_CB = (each.view_as(real_CB) for each in objective.by_example(found, batch["labels"]))
@@ -98,7 +102,7 @@ def stacked_losses(model: Any, stack: Stack, objective: LossByExample, examples:
 
 
 def _mask(batch: dict[str, Tensor], real_CB: Tensor) -> Tensor:
-    """Which tokens count, [C, T]; [C, B] where every position of an example is a token (images)."""
+    """Return which tokens count, [C, T]; [C, B] where every position of an example is a token (images)."""
     mask = batch.get("attention_mask")
     if mask is None:
         return real_CB

@@ -1,4 +1,4 @@
-"""A client's part of a closed-form head: feature statistics, which are sums over the client's examples.
+"""Computes a client's part of a closed-form head: feature statistics, which are sums over the client's examples.
 
 The sums hold less than the data, but they do not protect it. They say how many examples of each label the client has
 and give the sum of their features. For a label with one example that sum is the features of that example. The sums of
@@ -24,7 +24,7 @@ SUMS_BATCH_SIZE = 64
 
 
 def of_frequent_labels(indices: np.ndarray, labels: Tensor, fewest: float) -> np.ndarray:
-    """The examples whose label at least `fewest` of these examples have, in the same order.
+    """Return the examples whose label at least `fewest` of these examples have, in the same order.
 
     The other examples must be left out of every sum, also of those over all labels: whoever subtracts the sums of the
     frequent labels from a sum over all labels has the sum of the rare ones.
@@ -41,7 +41,7 @@ def of_frequent_labels(indices: np.ndarray, labels: Tensor, fewest: float) -> np
 def head_sums(
     model: Any, examples: Examples, indices: np.ndarray, num_labels: int, reveal_number: bool = True
 ) -> Tensors:
-    """The sums over these examples of the features that the model's head reads, ready to be sent.
+    """Return the sums over these examples of the features that the model's head reads, ready to be sent.
 
     Args:
         model: the backbone with the adapter.
@@ -65,7 +65,7 @@ def head_sums(
 def _scored(
     model: Any, batches: Iterator[tuple[Tensor, Tensor]], scores: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches; the scores of the head that the client was sent are added to `scores`, batch by batch."""
+    """Yield the batches; the scores of the head that the client was sent are added to `scores`, batch by batch."""
     head = {name: p.detach().cpu() for name, p in head_parameters(model).items()}
     for features, labels in batches:
         outputs = torch.addmm(head["bias"], features, head["weight"].T)
@@ -74,6 +74,6 @@ def _scored(
 
 
 def _features_and_labels(model: Any, examples: Examples, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features float32 [B, F] and labels int64 [B], batch by batch."""
+    """Yield features float32 [B, F] and labels int64 [B], batch by batch."""
     for batch in map(examples.batch, evaluation_batches(examples, SUMS_BATCH_SIZE, indices)):
         yield head_inputs(model, on_device(model, batch)).cpu(), batch["labels"]

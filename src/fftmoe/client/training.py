@@ -1,4 +1,4 @@
-"""The loop of local training, for one client and for several clients in one batch (docs/math.md, Local training).
+"""Runs the loop of local training, for one client and for several clients in one batch (docs/math.md, Local training).
 
 Each step takes a batch, computes losses, makes gradients of them and lets the optimizers move the parameters. The two
 callers differ in how they compute losses (`update.py`, `stack.py`). Private training differs in how gradients are made
@@ -22,7 +22,7 @@ BatchT = TypeVar("BatchT")
 
 
 class Losses(NamedTuple):
-    """The losses of one batch.
+    """Holds the losses of one batch.
 
     Attributes:
         total: what is minimised, a scalar.
@@ -37,7 +37,7 @@ LossOf = Callable[[BatchT], Losses]
 
 
 class MakeGradients(Protocol[BatchT]):
-    """How the gradients of a step are made."""
+    """Makes the gradients of a step."""
 
     def __call__(
         self, loss_of: LossOf[BatchT], batch: BatchT, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
@@ -59,7 +59,9 @@ class MakeGradients(Protocol[BatchT]):
 def plain_gradients(
     loss_of: LossOf[BatchT], batch: BatchT, parameters: list[nn.Parameter], pull: Callable[[], Tensor | float]
 ) -> Tensor:
-    """The gradients of the loss and the proximal term, in one backward pass: the order of its sums decides the bits."""
+    """Compute the gradients of the loss and the proximal term, in one backward pass:
+    the order of its sums decides the bits.
+    """
     losses = loss_of(batch)
     # Gradients only of what is trained: autograd then leaves out the rest of the backbone.
     (losses.total + pull()).backward(inputs=parameters)
@@ -102,7 +104,7 @@ def train(
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:
-    """AdamW for the adapter, plain SGD for the head (docs/math.md, Local training).
+    """Make AdamW for the adapter, plain SGD for the head (docs/math.md, Local training).
 
     AdamW gives every coordinate a step of similar size. Under label skew each client then pushes down the rows of its
     absent classes as hard as it pushes up the rows of its present classes, and the average forgets. SGD keeps the size
@@ -134,14 +136,14 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float, stacked: boo
 
 
 def proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> Tensor | float:
-    """(mu / 2) * |theta - theta_t|^2 (FedProx, arXiv 1812.06127); 0 when mu is 0."""
+    """Return (mu / 2) * |theta - theta_t|^2 (FedProx, arXiv 1812.06127); 0 when mu is 0."""
     if not mu:
         return 0.0
     return mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(parameters, start, strict=True))
 
 
 def check_finite(task_losses: Sequence[Tensor], plan: ClientPlan) -> float:
-    """The mean of the losses of a client's steps; not a number where a private client's training has diverged.
+    """Return the mean of the losses of a client's steps; not a number where a private client's training has diverged.
 
     What such a client sends is bounded like any other change, and zero if it is not finite (`methods/private.py:
     clipped`). An error would show that it has diverged, and with it something about its data; only the log of its own

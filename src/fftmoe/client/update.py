@@ -1,4 +1,4 @@
-"""One client's update: a function of (tensors, plan, client state, examples), the same in every engine.
+"""Computes one client's update: a function of (tensors, plan, client state, examples), the same in every engine.
 
 This is the specification of local training. `stack.py` trains several clients in one batch and is compared with it.
 """
@@ -70,7 +70,7 @@ def update_client(
 
 
 def _gradients(plan: ClientPlan, objective: Loss, examples: Examples, most: int | None) -> MakeGradients[Tensor]:
-    """How the gradients of a step are made; private training computes one example at a time in any case."""
+    """Return how the gradients of a step are made; private training computes one example at a time in any case."""
     if plan.training.example_clip is not None:
         return noisy_gradients(plan.training)
     if most is None:
@@ -80,14 +80,14 @@ def _gradients(plan: ClientPlan, objective: Loss, examples: Examples, most: int 
 
 
 def client_losses(model: Any, session: Session, objective: Loss, examples: Examples, rows: Tensor) -> Losses:
-    """The task's loss of these examples, and its sum with the method's auxiliary loss."""
+    """Return the task's loss of these examples, and its sum with the method's auxiliary loss."""
     batch = on_device(model, examples.batch(rows))
     task_loss = objective.loss(outputs(model, batch, objective.next_token), batch["labels"])
     return Losses(task_loss + session.penalty(token_mask(batch)), task_loss)
 
 
 def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> list[Tensor]:
-    """The rows of every step of a client's training, int64; no steps for a client without any example.
+    """Return the rows of every step of a client's training, int64; no steps for a client without any example.
 
     Where single examples are private, the number of rows decides how likely each is drawn, whether it is an example or
     not: which rows are examples must not show.
@@ -111,6 +111,6 @@ def local_batches(plan: ClientPlan, indices: np.ndarray, examples: Examples) -> 
 
 
 def token_mask(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Bool [T], False on padding; None where every position is a token (images)."""
+    """Return bool [T], False on padding; None where every position is a token (images)."""
     mask = batch.get("attention_mask")
     return None if mask is None else mask.flatten().bool()

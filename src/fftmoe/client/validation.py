@@ -1,4 +1,4 @@
-"""A client's part of validation: the task's statistics, summed over the rows that it never trains on.
+"""Computes a client's part of validation: the task's statistics, summed over the rows that it never trains on.
 
 The sums hold one number for each statistic and the number of rows. Of a client with a single such row they say how the
 model answered that row. Of a task that counts by label, they also say how the model answered the only row of a label;
@@ -28,7 +28,7 @@ def validation_sums(
     rows: Sequence[np.ndarray] | Mapping[int, np.ndarray],
     fewest_of_label: float = 1,
 ) -> Tensors:
-    """The sums over the client's validation rows, ready to be sent; zeros for a client without any.
+    """Return the sums over the client's validation rows, ready to be sent; zeros for a client without any.
 
     Args:
         model: as it is measured.
@@ -52,7 +52,7 @@ def validation_sums(
 
 
 def rows_with_labels(task: Task, examples: Examples, num_outputs: int) -> np.ndarray:
-    """How many of these examples have each label, int64 [C], for a task that counts by label."""
+    """Return how many of these examples have each label, int64 [C], for a task that counts by label."""
     last = slice((task.label_parts - 1) * num_outputs, task.label_parts * num_outputs)
     numbers_C = np.zeros(num_outputs, dtype=np.int64)
     for rows in evaluation_batches(examples, COUNTED_TOGETHER):
