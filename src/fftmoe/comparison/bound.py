@@ -1,4 +1,5 @@
-"""What a comparison is bound to: one recipe for its folder, and equal data, backbone and versions for all its cells.
+"""States what a comparison is bound to: one recipe for its folder, and equal data, backbone and versions for all its
+cells.
 
 Cells are compared pair by pair, so a cell of other data, or of another version of the code, must not stand beside the
 others unseen.
@@ -62,7 +63,7 @@ def _cells_lost(grid: Grid, output: Path) -> list[str]:
 
 @dataclass
 class CurrentInputs:
-    """What cells would read now; each data set and backbone is read once.
+    """Finds what cells would read now; each data set and backbone is read once.
 
     Attributes:
         accept_changes: keep cells of other versions of the software. plugins: that cells may name.

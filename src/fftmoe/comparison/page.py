@@ -1,4 +1,4 @@
-"""`comparison.html`: the tables and curves of a comparison in one file that needs no network."""
+"""Makes `comparison.html`: the tables and curves of a comparison in one file that needs no network."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ ROUNDS, BYTES = "round", "MiB up and down"  # the horizontal axes
 
 
 def comparison_page(comparison: Comparison) -> Page:
-    """The page, which needs no network and no script, and the numbers of its figures."""
+    """Return the page, which needs no network and no script, and the numbers of its figures."""
     cells = comparison.cells
     partitions = each_once(cell.partition for cell in cells if cell.rows)
     parts = dict(
@@ -64,13 +64,15 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
 
 
 def _first_of(lines: Sequence[str]) -> list[str]:
-    """The first lines as sentences, and how many more there are."""
+    """Return the first lines as sentences, and how many more there are."""
     more = [f"{len(lines) - WARNED_CELLS} more runs ended worse than they began."]
     return [*(f"{line}." for line in lines[:WARNED_CELLS]), *more[: len(lines) > WARNED_CELLS]]
 
 
 def _comparison_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
-    """(value, what it is): the best variant, then the reference compared with the others, the largest gain first."""
+    """Return (value, what it is): the best variant, then the reference compared with the others,
+    the largest gain first.
+    """
     metric = metric_of(cells)
     means = {variant: over_grid(cells, variant, metric.name) for variant in each_once(cell.variant for cell in cells)}
     complete = {variant: mean for variant, mean in means.items() if mean is not None}
@@ -90,7 +92,7 @@ def _difference_card(found: PairedDifference, metric: Metric) -> tuple[str, str]
 
 
 def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
-    """The metric by rounds and by bytes; empty if no variant has a curve."""
+    """Return the metric by rounds and by bytes; empty if no variant has a curve."""
     metric = metric_of(cells)
     floor, ceiling = metric.bounds
     levels = _iid_level(cells, partition)
@@ -109,19 +111,19 @@ def _curves(cells: Sequence[CellResult], partition: str) -> list[Figure]:
 
 
 def _of_partition(figure: Figure, partition: str) -> Figure:
-    """The figure with numbers that say which partition they are of; on the page a heading does."""
+    """Return the figure with numbers that say which partition they are of; on the page a heading does."""
     assert figure.numbers is not None, "lines have numbers"
     return replace(figure, numbers=replace(figure.numbers, title=f"{figure.title}, {partition}"))
 
 
 def _limits(metric: Metric) -> tuple[float, float]:
-    """The smallest and the largest possible value of a metric."""
+    """Return the smallest and the largest possible value of a metric."""
     lowest, highest = metric.bounds
     return -math.inf if lowest is None else lowest, math.inf if highest is None else highest
 
 
 def _curve_lines(cells: Sequence[CellResult], partition: str, across: str) -> list[Line]:
-    """A line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
+    """Return a line for each variant: a colour for each method, a dash for each head, and its interval as a band."""
     variants, heads = each_once(cell.variant for cell in cells), each_once(cell.head for cell in cells)
     colours = _colours(cells, variants)
     lowest, highest = _limits(metric_of(cells))
@@ -151,7 +153,7 @@ def _position(point: CurvePoint, across: str) -> float:
 
 
 def _iid_level(cells: Sequence[CellResult], partition: str) -> list[Level]:
-    """What the first reference variant reaches on IID data, to compare with; empty on IID data itself."""
+    """Return what the first reference variant reaches on IID data, to compare with; empty on IID data itself."""
     reference = next((cell.variant for cell in cells if cell.method == REFERENCE), None)
     if partition == IID or reference is None:
         return []
@@ -160,7 +162,7 @@ def _iid_level(cells: Sequence[CellResult], partition: str) -> list[Level]:
 
 
 def _colours(cells: Sequence[CellResult], variants: Sequence[str]) -> dict[str, int]:
-    """A colour for each method; if two variants have the same method and head, a colour for each variant."""
+    """Return a colour for each method; if two variants have the same method and head, a colour for each variant."""
     method_of = {cell.variant: (cell.method, cell.head) for cell in cells}
     plain = len(set(method_of.values())) == len(variants)
     keys = {variant: method_of[variant][0] if plain else variant for variant in variants}

@@ -1,4 +1,4 @@
-"""`comparison.json`: the statistics of a comparison, and the numbers of every cell."""
+"""Makes `comparison.json`: the statistics of a comparison, and the numbers of every cell."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,7 +25,7 @@ COMPARISON_SCHEMA = 2
 
 
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
-    """The contents of `comparison.json`: the statistics, then every cell."""
+    """Return the contents of `comparison.json`: the statistics, then every cell."""
     cells, metric = comparison.cells, metric_of(comparison.cells)
     partitions = each_once(cell.partition for cell in cells)
     rows = {}
@@ -56,7 +56,7 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_of(values: Mapping[str, Any]) -> Comparison:
-    """The comparison that a `comparison.json` describes, to render its page again.
+    """Return the comparison that a `comparison.json` describes, to render its page again.
 
     Raises:
         ValueError: the values do not describe a comparison.

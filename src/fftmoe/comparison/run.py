@@ -1,4 +1,6 @@
-"""`fftmoe compare`: runs one recipe over methods, heads, partitions and seeds; a stopped comparison can continue."""
+"""Carries out `fftmoe compare`: runs one recipe over methods, heads, partitions and seeds;
+a stopped comparison can continue.
+"""
 
 import math
 import os
@@ -115,12 +117,12 @@ def _num_workers(workers: int | Literal["auto"], num_cells: int) -> int:
 
 
 def cell_folder(cell: Cell, output: Path) -> Path:
-    """The folder of a cell's run inside the comparison's folder."""
+    """Return the folder of a cell's run inside the comparison's folder."""
     return output / "cells" / cell.path
 
 
 def is_finished(cell: Cell, output: Path, inputs: CurrentInputs | None = None) -> bool:
-    """Whether the cell has finished: its summary, which is written last, exists.
+    """Return whether the cell has finished: its summary, which is written last, exists.
 
     Args:
         inputs: what cells would read now; None does not compare it.

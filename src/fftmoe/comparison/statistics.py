@@ -1,4 +1,4 @@
-"""The statistics of a comparison: finished cells in, numbers out.
+"""Computes the statistics of a comparison: finished cells in, numbers out.
 
 A cell is one run at (variant, partition, seed). All cells are judged by the same metric, that of their task. Cells that
 failed or were not run are left out. A mean over several partitions uses only the seeds whose cells all finished, so
@@ -25,7 +25,7 @@ Place = tuple[str, str]  # (data, partition)
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell of a comparison.
+    """Describes one cell of a comparison.
 
     Attributes:
         variant: the name of its row in the tables; `method+head` unless the variant has another name.
@@ -51,13 +51,13 @@ class CellResult:
 
     @property
     def place(self) -> Place:
-        """The data set and the partition."""
+        """Return the data set and the partition."""
         return self.data, self.partition
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and the target value of the metric, if one was given."""
+    """Holds all cells, and the target value of the metric, if one was given."""
 
     name: str
     cells: tuple[CellResult, ...]
@@ -65,13 +65,13 @@ class Comparison:
 
     @property
     def failed(self) -> tuple[CellResult, ...]:
-        """The cells whose run failed."""
+        """Return the cells whose run failed."""
         return tuple(cell for cell in self.cells if cell.status == "failed")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values with its 95 % interval, mean ± half_width; a single value has no interval."""
+    """Holds a mean of n values with its 95 % interval, mean ± half_width; a single value has no interval."""
 
     mean: float
     half_width: float | None
@@ -80,7 +80,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """After a round: the metric (mean, lowest, highest over seeds), mean bytes both ways, mean client seconds so far.
+    """Holds, after a round, the metric (mean, lowest, highest over seeds), mean bytes both ways, mean client seconds so
+    far.
 
     The costs are not a number where a run keeps them to itself. `half_width` is half of the mean's 95 % interval; a
     single seed has none.
@@ -97,7 +98,9 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The metric of `reference` minus that of `other`, in pairs; `wins` counts the pairs that `reference` wins."""
+    """Holds the metric of `reference` minus that of `other`, in pairs;
+    `wins` counts the pairs that `reference` wins.
+    """
 
     reference: str
     other: str
@@ -106,7 +109,9 @@ class PairedDifference:
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, to four digits: a table, then the Cornish-Fisher expansion (A&S 26.7.5)."""
+    """Return the 97.5 % quantile of Student's t, to four digits: a table,
+    then the Cornish-Fisher expansion (A&S 26.7.5).
+    """
     if degrees <= len(_T_QUANTILES):
         return _T_QUANTILES[degrees - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
@@ -120,7 +125,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean and its 95 % interval by Student's t with n - 1 degrees of freedom; None without values."""
+    """Return the mean and its 95 % interval by Student's t with n - 1 degrees of freedom; None without values."""
     if not values:
         return None
     n = len(values)
@@ -129,12 +134,12 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def each_once(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in the order of first appearance."""
+    """Return each value once, in the order of first appearance."""
     return list(dict.fromkeys(values))
 
 
 def select(cells: Iterable[CellResult], variant: str, partition: str | None = None) -> list[CellResult]:
-    """The finished cells of a variant, on one partition or on all."""
+    """Return the finished cells of a variant, on one partition or on all."""
     return [
         cell
         for cell in cells
@@ -147,7 +152,7 @@ SummaryKey = str | tuple[str, ...]
 
 
 def number(cell: CellResult, *path: SummaryKey) -> float | None:
-    """A number of the cell's summary by its path of keys; None if there is none."""
+    """Return a number of the cell's summary by its path of keys; None if there is none."""
     node: Any = cell.summary
     for key in path:
         names = (key,) if isinstance(key, str) else key
@@ -156,12 +161,12 @@ def number(cell: CellResult, *path: SummaryKey) -> float | None:
 
 
 def numbers(cells: Iterable[CellResult], *path: SummaryKey) -> list[float]:
-    """The same number of every cell that has it."""
+    """Return the same number of every cell that has it."""
     return [value for cell in cells if (value := number(cell, *path)) is not None]
 
 
 def own_key(metric: Metric, model: str = "") -> tuple[str, str]:
-    """The two keys of clients' own values: on their own test rows, and on test rows reweighted to their labels.
+    """Return the two keys of clients' own values: on their own test rows, and on test rows reweighted to their labels.
 
     Args:
         model: "" for the global model, `personal` for the clients' own ones.
@@ -171,18 +176,19 @@ def own_key(metric: Metric, model: str = "") -> tuple[str, str]:
 
 
 def metric_of(cells: Sequence[CellResult]) -> Metric:
-    """The metric of all cells."""
+    """Return the metric of all cells."""
     finished = (Metric.of(cell.summary) for cell in cells if cell.summary.get("metric"))
     return next(finished, Metric(cells[0].metric if cells else "accuracy"))
 
 
 def over_grid(cells: Sequence[CellResult], variant: str, *path: SummaryKey) -> Estimate | None:
-    """The mean over all partitions, estimated from the seeds that finished all of them."""
+    """Return the mean over all partitions, estimated from the seeds that finished all of them."""
     return estimate([statistics.fmean(values.values()) for values in _whole_seeds(cells, variant, *path)])
 
 
 def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
-    """The mean over the skewed partitions divided by the variant's own IID value; the inverse for a metric of errors.
+    """Return the mean over the skewed partitions divided by the variant's own IID value; the inverse for a metric of
+    errors.
 
     At 1 nothing is lost, and less is worse. It is estimated from the seeds that finished all partitions; None without
     an IID partition or without a skewed one.
@@ -202,7 +208,7 @@ def retained(cells: Sequence[CellResult], variant: str) -> Estimate | None:
 
 
 def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: SummaryKey) -> list[dict[Place, float]]:
-    """For each seed that has the number at every place of the grid: place -> number."""
+    """Return for each seed that has the number at every place of the grid: place -> number."""
     places = {cell.place for cell in cells}
     by_seed: dict[int, dict[Place, float]] = {}
     for cell in select(cells, variant):
@@ -212,7 +218,7 @@ def _whole_seeds(cells: Sequence[CellResult], variant: str, *path: SummaryKey) -
 
 
 def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[CurvePoint]:
-    """The metric and the costs after each round that every finished seed has measured."""
+    """Return the metric and the costs after each round that every finished seed has measured."""
     name = metric_of(cells).name
     runs = [{row["round"]: row for row in cell.rows} for cell in select(cells, variant, partition)]
     if not runs:
@@ -238,7 +244,9 @@ def curve(cells: Sequence[CellResult], variant: str, partition: str) -> list[Cur
 
 
 def target_value(comparison: Comparison, variant: str, partition: str) -> float | None:
-    """The value that this variant has to reach: the given target, or else fedit's final mean with the same head."""
+    """Return the value that this variant has to reach: the given target,
+    or else fedit's final mean with the same head.
+    """
     if comparison.target is not None:
         return comparison.target
     baseline = first_variant(comparison.cells, BASELINE, variant_head(comparison.cells, variant))
@@ -248,12 +256,12 @@ def target_value(comparison: Comparison, variant: str, partition: str) -> float 
 
 
 def cost_to_target(points: Sequence[CurvePoint], target: float, metric: Metric) -> CurvePoint | None:
-    """The first point whose mean reaches the target; None if no point does."""
+    """Return the first point whose mean reaches the target; None if no point does."""
     return next((point for point in points if not metric.better(target, point.value)), None)
 
 
 def paired_differences(cells: Sequence[CellResult]) -> list[PairedDifference]:
-    """fft-moe minus every other variant with the same head, over pairs with equal data, partition and seed.
+    """Return fft-moe minus every other variant with the same head, over pairs with equal data, partition and seed.
 
     A variant with a head that no fft-moe variant has is compared with the first fft-moe variant. Pairs are treated as
     independent.
@@ -277,10 +285,10 @@ def paired_differences(cells: Sequence[CellResult]) -> list[PairedDifference]:
 
 
 def variant_head(cells: Sequence[CellResult], variant: str) -> str:
-    """The head of a variant."""
+    """Return the head of a variant."""
     return next(cell.head for cell in cells if cell.variant == variant)
 
 
 def first_variant(cells: Sequence[CellResult], method: str, head: str) -> str | None:
-    """The first variant of this method and head."""
+    """Return the first variant of this method and head."""
     return next((cell.variant for cell in cells if (cell.method, cell.head) == (method, head)), None)

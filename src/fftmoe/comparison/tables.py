@@ -1,4 +1,4 @@
-"""The tables of a comparison as text, for the page, for Markdown and for the terminal."""
+"""Makes the tables of a comparison as text, for the page, for Markdown and for the terminal."""
 
 import math
 import statistics
@@ -38,7 +38,7 @@ from fftmoe.report.verdict import ended_badly, sentence
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text with its title, its header, and notes below it."""
+    """Holds a table of text with its title, its header, and notes below it."""
 
     title: str
     header: tuple[str, ...]
@@ -47,7 +47,7 @@ class TextTable:
 
 
 def tables(comparison: Comparison) -> list[TextTable]:
-    """All tables of a comparison that have a row."""
+    """Return all tables of a comparison that have a row."""
     every = (
         metric_table(comparison.cells),
         robustness_table(comparison.cells),
@@ -58,7 +58,7 @@ def tables(comparison: Comparison) -> list[TextTable]:
 
 
 def metric_table(cells: Sequence[CellResult]) -> TextTable:
-    """The metric of each variant on each partition, and its mean over the partitions."""
+    """Return the metric of each variant on each partition, and its mean over the partitions."""
     partitions, metric = each_once(cell.partition for cell in cells), metric_of(cells)
     rows = []
     for variant in each_once(cell.variant for cell in cells):
@@ -83,7 +83,7 @@ def _mean_text(cells: Sequence[CellResult], variant: str, partition: str) -> str
 
 
 def robustness_table(cells: Sequence[CellResult]) -> TextTable:
-    """What skew costs, what it costs the worst clients, and what a run sends and computes."""
+    """Return what skew costs, what it costs the worst clients, and what a run sends and computes."""
     metric = metric_of(cells)
 
     def of_clients(model: str, key: str) -> Callable[[str], str]:
@@ -112,7 +112,7 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
 
 
 def _own_rows(cells: Sequence[CellResult]) -> str:
-    """On which test rows clients were measured."""
+    """Return on which test rows clients were measured."""
     done = [cell for cell in cells if cell.status == "done"]
     reweighted = {cell.partition: are_reweighted(cell.summary, metric_of(cells)) for cell in done}
     if len(set(reweighted.values())) < 2:
@@ -122,7 +122,9 @@ def _own_rows(cells: Sequence[CellResult]) -> str:
 
 
 def target_table(comparison: Comparison) -> TextTable:
-    """Rounds to the target on every partition, with the mean bytes and seconds over those where it was reached."""
+    """Return rounds to the target on every partition, with the mean bytes and seconds over those
+    where it was reached.
+    """
     cells = comparison.cells
     partitions = each_once(cell.partition for cell in cells)
     rows = []
@@ -150,7 +152,7 @@ def _cost(comparison: Comparison, variant: str, partition: str) -> CurvePoint | 
 
 
 def difference_table(cells: Sequence[CellResult]) -> TextTable:
-    """fft-moe minus each other variant, over all pairs."""
+    """Return fft-moe minus each other variant, over all pairs."""
     metric = metric_of(cells)
     rows = tuple(
         (
@@ -167,7 +169,7 @@ def difference_table(cells: Sequence[CellResult]) -> TextTable:
 
 
 def with_interval(value: Estimate | None, form: str = ".3f") -> str:
-    """A mean with its interval as text, `0.912 ±.004`; `form` formats both, with a sign only on the mean."""
+    """Return a mean with its interval as text, `0.912 ±.004`; `form` formats both, with a sign only on the mean."""
     if value is None:
         return NO_VALUE
     interval = (
@@ -185,7 +187,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """One line for every reason, with the cells that failed for it."""
+    """Return one line for every reason, with the cells that failed for it."""
     by_reason: dict[str, list[str]] = {}
     for cell in comparison.failed:
         by_reason.setdefault(cell.reason, []).append(f"{cell.variant}, {cell.partition}, seed {cell.seed}")
@@ -193,7 +195,9 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 def ended_worse(comparison: Comparison) -> list[str]:
-    """One line for every finished cell that ended worse than it began, or diverged, with the sentence of its run."""
+    """Return one line for every finished cell that ended worse than it began, or diverged,
+    with the sentence of its run.
+    """
     return [
         f"{cell.variant}, {cell.partition}, seed {cell.seed}: {sentence({**cell.summary, 'metric': cell.metric})}"
         for cell in comparison.cells
@@ -220,5 +224,5 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _on_short_lines(partition: str) -> str:
-    """A partition on short lines: `bernoulli-dirichlet:0.3:0.5` on three."""
+    """Return a partition on short lines: `bernoulli-dirichlet:0.3:0.5` on three."""
     return partition.replace("-", "-\n").replace(":", "\n", 1)
