@@ -1,4 +1,4 @@
-"""Recipes: their sections, the rules across sections, and how a YAML file with overrides becomes one `Recipe`.
+"""Defines recipes: their sections, the rules across sections, and how a YAML file with overrides becomes one `Recipe`.
 
 Nothing here loads data or models. Only `setup` and `cli` import this package: they give plain values to all others.
 """

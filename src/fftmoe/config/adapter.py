@@ -1,4 +1,6 @@
-"""The recipe's sections on what is trained in the backbone's blocks: `adapter`, and `lora` for the LoRA methods."""
+"""Defines the recipe's sections on what is trained in the backbone's blocks: `adapter`,
+and `lora` for the LoRA methods.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,7 +10,7 @@ from fftmoe.config.fields import Blocks, Count, Fraction, NotNegative, Positive,
 
 
 class AdapterSection(Section):
-    """The pool of experts and its routing; the ablations of docs/math.md are switched here."""
+    """Describes the pool of experts and its routing; the ablations of docs/math.md are switched here."""
 
     num_experts: Count
     """Experts in the pool of every adapted block (M). More of them let unlike clients train unlike experts; each is
@@ -64,7 +66,7 @@ class AdapterSection(Section):
 
 
 class LoraSection(Section):
-    """The layers that the LoRA methods adapt. A tier's rank follows from the cost of its experts.
+    """Names the layers that the LoRA methods adapt. A tier's rank follows from the cost of its experts.
 
     `match: parameters` gives a tier as many trainable parameters as its experts have, `uplink` as many bytes to send.
     """

@@ -1,4 +1,4 @@
-"""The recipe's `backbone` section."""
+"""Defines the recipe's `backbone` section."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ LANGUAGE_TASKS = ("causal-lm", "preference")
 
 
 class BackboneSection(Section):
-    """The frozen foundation model: a hub id, a local folder, or a built-in model.
+    """Names the frozen foundation model: a hub id, a local folder, or a built-in model.
 
     `quantization` stores the weights of its linear layers in 8 or 4 bits; this needs bitsandbytes.
     """
@@ -35,5 +35,5 @@ class BackboneSection(Section):
 
     @property
     def is_language(self) -> bool:
-        """Whether it is a language model, which continues texts and has no head."""
+        """Return whether it is a language model, which continues texts and has no head."""
         return self.task in LANGUAGE_TASKS

@@ -1,4 +1,4 @@
-"""The recipe's `budgets` section: one entry for each tier of clients."""
+"""Defines the recipe's `budgets` section: one entry for each tier of clients."""
 
 from pydantic import model_validator
 
@@ -6,7 +6,7 @@ from fftmoe.config.fields import Blocks, Count, Fraction, Name, Positive, Sectio
 
 
 class BudgetSection(Section):
-    """A tier of clients: `top_k` and `experts` themselves, or limits from which they are derived."""
+    """Describes a tier of clients: `top_k` and `experts` themselves, or limits from which they are derived."""
 
     name: Name
     """What the tier is called in tables and reports."""

@@ -1,4 +1,4 @@
-"""The defaults of a recipe that say what its data is: the task, its columns, and the length of its texts."""
+"""Finds the defaults of a recipe that say what its data is: the task, its columns, and the length of its texts."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ UNCUT, UNCUT_WRITTEN = 90, 99  # per cent of the texts that it leaves whole: a p
 
 
 def task_of(known: Known) -> str:
-    """The task that the named columns are for, else that of the data."""
+    """Return the task that the named columns are for, else that of the data."""
     for key, task in NAMED_FOR.items():
         if known.get(key) is not None:
             return task
@@ -38,7 +38,7 @@ def task_of(known: Known) -> str:
 
 
 def column(key: str) -> Rule:
-    """The rule for a column of a labelled text or image; `key` is that of the recipe."""
+    """Return the rule for a column of a labelled text or image; `key` is that of the recipe."""
 
     def value(known: Known) -> Any:
         if key not in READ_BY.get(known.task, ()) or known.facts is None:
@@ -49,7 +49,7 @@ def column(key: str) -> Rule:
 
 
 def language_column(key: str) -> Rule:
-    """The rule for a column that a language model reads."""
+    """Return the rule for a column that a language model reads."""
 
     def value(known: Known) -> Any:
         named = known.get("data.chosen") or known.get("data.prompt") or known.get("data.text")
@@ -63,7 +63,7 @@ def language_column(key: str) -> Rule:
 
 
 def chat_template(known: Known) -> Any:
-    """Whether prompts are written as messages: where the model has a template for them that can be used."""
+    """Return whether prompts are written as messages: where the model has a template for them that can be used."""
     model = known.get("backbone.model")
     if not known.is_language or known.get("data.prompt") is None or not isinstance(model, str):
         return LEFT_OUT
@@ -81,7 +81,7 @@ def _writes_chats(model: str) -> bool:
 
 
 def max_length(known: Known) -> Any:
-    """The number of tokens that nearly all texts do not exceed, up to a limit and to what the model can read."""
+    """Return the number of tokens that nearly all texts do not exceed, up to a limit and to what the model can read."""
     model = known.get("backbone.model")
     if known.task == "image-classification" or known.facts is None or not isinstance(model, str):
         return LEFT_OUT

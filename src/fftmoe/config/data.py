@@ -1,4 +1,4 @@
-"""The recipe's `data` section."""
+"""Defines the recipe's `data` section."""
 
 from typing import Annotated, Literal
 
@@ -20,7 +20,7 @@ FractionOrOff = Annotated[
 
 
 class DataSection(Section):
-    """The data set: a hub id, a folder with train and test files, or a set that the program makes, such as
+    """Names the data set: a hub id, a folder with train and test files, or a set that the program makes, such as
     `builtin:stdlib-docs`.
 
     `train_examples` and `test_examples` take a random subset, the same for every seed of the recipe.

@@ -1,4 +1,6 @@
-"""What a recipe with differential privacy must say itself, because a value taken from clients' data would reveal it."""
+"""Checks what a recipe with differential privacy must say itself,
+because a value taken from clients' data would reveal it.
+"""
 
 from fftmoe.config.privacy import PrivacySection
 from fftmoe.config.schema import Recipe
@@ -56,7 +58,7 @@ def check_declared(recipe: Recipe, privacy: PrivacySection, method: Capabilities
 
 
 def _check_budgets(recipe: Recipe) -> None:
-    """The number of local steps is in the recipe; that of epochs' steps follows from the clients' rows."""
+    """Check that the number of local steps is in the recipe; that of epochs' steps follows from the clients' rows."""
     limited = [tier.name for tier in recipe.budgets if tier.gflops is not None or tier.deadline_seconds is not None]
     if limited and recipe.federation.local_steps is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The defaults of a recipe, key by key: most of them constants, some by a rule over the facts of the data.
+"""Lists the defaults of a recipe, key by key: most of them constants, some by a rule over the facts of the data.
 
 A rule sees what stands above it in `RULES`, and what the recipe states. Under differential privacy, and for a run over
 sites, nothing may follow from rows: there every rule gives the value that it has without facts.
@@ -55,7 +55,7 @@ def _num_clients(known: Known) -> Any:
 
 
 def _rows(known: Known, facts: Facts) -> int:
-    """The training rows that a run uses of those that the source has."""
+    """Return the training rows that a run uses of those that the source has."""
     aside, most = (known.get(f"data.{key}") for key in ("validation_examples", "train_examples"))
     left = facts.rows - (aside if isinstance(aside, int) else 0)
     return min(left, most) if isinstance(most, int) else left
@@ -66,7 +66,7 @@ def _only(kind: str, value: Any) -> Callable[[Known], Any]:
 
 
 def _clients(known: Known) -> int | None:
-    """The number of clients; None where it is not known yet."""
+    """Return the number of clients; None where it is not known yet."""
     stated = known.get("partition.num_clients")
     found = stated if isinstance(stated, int) and stated > 0 else (known.facts and known.facts.clients)
     return found or None
@@ -77,7 +77,7 @@ def _blocks(known: Known) -> str:
 
 
 def _budgets(known: Known) -> list[dict[str, Any]]:
-    """Half of the clients, three tenths and a fifth, with more and more of the pool."""
+    """Return tiers for half of the clients, three tenths and a fifth, with more and more of the pool."""
     pool = known.get("adapter.num_experts")
     pool = pool if isinstance(pool, int) and pool > 0 else 1
     has_shared = known.get("adapter.shared_rank") or known.get("adapter.shared_dim")
@@ -100,7 +100,7 @@ def _set_aside(known: Known) -> Any:
 
 
 def _every(known: Known) -> int:
-    """A fifth of the rounds: for a measurement every client that sets rows aside receives the model."""
+    """Return a fifth of the rounds: for a measurement every client that sets rows aside receives the model."""
     rounds = known.get("federation.rounds")
     return max(1, rounds // 5) if isinstance(rounds, int) else 1
 
@@ -112,7 +112,7 @@ def _best_or_last(known: Known) -> str:
 
 
 def _preferred(simpo: Any, others: Any) -> Callable[[Known], Any]:
-    """A value of the section `preference`, which only that task has."""
+    """Return a value of the section `preference`, which only that task has."""
 
     def value(known: Known) -> Any:
         if known.task != "preference":
@@ -127,7 +127,7 @@ def _cohort(known: Known) -> int:
 
 
 def _local_steps(known: Known) -> Any:
-    """About as many as a pass over the rows of an average client takes."""
+    """Return about as many as a pass over the rows of an average client takes."""
     if known.get("federation.local_epochs") is not None:
         return LEFT_OUT
     read, batch = known.facts_read, known.get("federation.batch_size")
@@ -142,7 +142,9 @@ def _optimizer_of_server(known: Known) -> str:
 
 
 def _rate(known: Known) -> float:
-    """A loss of pairs only compares answers, so nothing holds a language model back that moves too far."""
+    """Return a lower rate for a loss of pairs, which only compares answers,
+    so nothing holds a language model back that moves too far.
+    """
     if known.task == "preference":
         return PREFERENCE_RATE
     return 2e-3 if known.get("federation.server_optimizer") == "momentum" else 4e-3
@@ -153,7 +155,7 @@ def _momentum(known: Known) -> Any:
 
 
 def _compared(known: Known) -> list[str]:
-    """All where training is cheap; else the one that needs none."""
+    """Return all baselines where training is cheap; else the one that needs none."""
     trained = None if known.get("privacy") or known.is_language else _examples_trained(known)
     return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
 
@@ -164,7 +166,7 @@ def _clients_alone(known: Known) -> Any:
 
 
 def _examples_trained(known: Known) -> float | None:
-    """The examples that all rounds of a run train on; None where that is not known."""
+    """Return the examples that all rounds of a run train on; None where that is not known."""
     federation = [known.get(f"federation.{key}") for key in ("rounds", "clients_per_round", "batch_size")]
     epochs, steps = known.get("federation.local_epochs"), known.get("federation.local_steps")
     if not all(isinstance(value, int) for value in federation):

@@ -1,4 +1,4 @@
-"""What a recipe leaves out: a default for every key but `data.source`.
+"""Completes what a recipe leaves out: a default for every key but `data.source`.
 
 `fill_in` works on the values of a recipe before they are checked, so that a checked recipe is whole and every run
 folder says what it was made with. The defaults themselves are in `default_rules.py`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Filled:
-    """The whole values of a recipe.
+    """Holds the whole values of a recipe.
 
     Attributes:
         from_data: by dotted key, those that a rule took from the facts of the data.
@@ -62,7 +62,7 @@ def fill_in(values: Mapping[str, Any], may_read: bool = True, may_load: bool = T
 
 
 def _without_words(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with `adapter: paper` written out."""
+    """Return the values with `adapter: paper` written out."""
     written = copy.deepcopy(dict(values))
     if written.get("adapter") == "paper":
         written["adapter"] = {}

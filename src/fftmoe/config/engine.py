@@ -1,4 +1,4 @@
-"""The recipe's `engine` section."""
+"""Defines the recipe's `engine` section."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,12 +8,12 @@ from fftmoe.config.fields import Count, CountOrOff, Section
 
 
 def _off(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
+    """Read a bare `off`, which YAML takes for false."""
     return "off" if value is False else value
 
 
 class EngineSection(Section):
-    """Where clients run: `workers: 1` is this process, `auto` one worker process per core.
+    """Says where clients run: `workers: 1` is this process, `auto` one worker process per core.
 
     `kind: flower` is Flower's simulation, in `workers` processes of Ray on this machine or on the cluster at
     `ray_address`.

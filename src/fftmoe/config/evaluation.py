@@ -1,4 +1,4 @@
-"""The recipe's `evaluation` section."""
+"""Defines the recipe's `evaluation` section."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -11,12 +11,12 @@ BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
 def _read_off(value: Any) -> Any:
-    """A bare `off` is false in YAML."""
+    """Read a bare `off`, which YAML takes for false."""
     return None if value is False or value == "off" else value
 
 
 class GenerationSection(Section):
-    """How many test prompts a language model continues by greedy decoding, and by how many tokens at most."""
+    """Says how many test prompts a language model continues by greedy decoding, and by how many tokens at most."""
 
     examples: Count
     """How many test prompts are continued."""
@@ -28,7 +28,7 @@ class GenerationSection(Section):
 
 
 class EvaluationSection(Section):
-    """When the global model is evaluated, and on how much; after the last round always on the whole test set."""
+    """Says when the global model is evaluated, and on how much; after the last round always on the whole test set."""
 
     every: Count = 1
     """Rounds from one measurement to the next; after the last round the model is measured in any case."""
@@ -60,5 +60,5 @@ class EvaluationSection(Section):
 
     @property
     def asked(self) -> frozenset[str]:
-        """The baselines that are asked for."""
+        """Return the baselines that are asked for."""
         return frozenset(self.baselines or ()) | ({"alone"} if self.local_only else set())

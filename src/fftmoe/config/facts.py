@@ -1,4 +1,6 @@
-"""What the rules of `defaults.py` know about a data set, which is read only if a recipe leaves them something."""
+"""Collects what the rules of `defaults.py` know about a data set,
+which is read only if a recipe leaves them something.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ SPARED = 0.8  # of the rows of a source that still has to be divided
 
 @dataclass(frozen=True)
 class Facts:
-    """A data set in numbers.
+    """Describes a data set in numbers.
 
     Attributes:
         task: the task that its columns are for. columns: by key of the recipe, such as `data.text`.
@@ -70,7 +72,9 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
 
 
 def _distinct_names(table: "Table", column: str | None) -> set[str]:
-    """The distinct names in a column, or in its lists. What is no name counts by its spelling; it is refused later."""
+    """Return the distinct names in a column, or in its lists. What is no name counts by its spelling;
+    it is refused later.
+    """
     from fftmoe.data.columns import spelled
 
     values: Sequence[Any] = spelled(table, column) if column else ()

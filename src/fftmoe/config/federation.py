@@ -1,4 +1,4 @@
-"""The recipe's `federation` section."""
+"""Defines the recipe's `federation` section."""
 
 from typing import Annotated, Literal
 
@@ -21,12 +21,12 @@ PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or 
 
 
 def _none_of_before(value: object) -> object:
-    """The recipes of older runs say `null` where there is no bound."""
+    """Read the `null` that the recipes of older runs say where there is no bound."""
     return "none" if value is None else value
 
 
 class FederationSection(Section):
-    """Rounds, local training and aggregation.
+    """Describes rounds, local training and aggregation.
 
     Where clients can be lost (not on one machine), a round asks `clients_per_round` clients and `over_selection` more.
     It ends when `clients_per_round` have answered, or after `deadline_seconds`.

@@ -1,4 +1,4 @@
-"""The types of values in a recipe, and the base class of its sections."""
+"""Defines the types of values in a recipe, and the base class of its sections."""
 
 from collections import Counter
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ LARGEST_NUMBER = 1e30  # PyTorch has no larger float32 numbers than 3e38, and pr
 
 
 def _read_number(value: object) -> object:
-    """YAML 1.1 reads `2e-3` as a string, but people mean a number."""
+    """Read `2e-3` as the number that people mean, although YAML 1.1 takes it for a string."""
     if isinstance(value, str) and value.isascii():
         try:
             return float(value)
@@ -19,7 +19,7 @@ def _read_number(value: object) -> object:
 
 
 def _check_number(value: float) -> float:
-    """Also refuses what is not a number: no comparison holds for it."""
+    """Refuse numbers that are too large, and what is not a number: no comparison holds for it."""
     if not abs(value) <= LARGEST_NUMBER:
         raise ValueError(f"it must be a finite number up to {LARGEST_NUMBER:g}")
     return value
@@ -47,7 +47,7 @@ def _check_file_name(name: str) -> str:
 
 
 def no_repetition(what: str) -> AfterValidator:
-    """Refuses a list with the same name twice, or with a blank one.
+    """Refuse a list with the same name twice, or with a blank one.
 
     Args:
         what: what the names are, in the plural, for the message.
@@ -77,13 +77,15 @@ Blocks = Literal["all"] | Annotated[str, Field(pattern=r"^(all|last-third|last-[
 
 
 class Section(BaseModel):
-    """A section of a recipe; an unknown key is an error. The text below a key is its entry in the reference."""
+    """Is the base of a recipe's sections; an unknown key is an error.
+    The text below a key is its entry in the reference.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 def off_or_section(alternatives: str) -> BeforeValidator:
-    """Reads a section that may be `off`. YAML reads a bare `off` as false, and an empty `section:` as null.
+    """Read a section that may be `off`. YAML reads a bare `off` as false, and an empty `section:` as null.
 
     Args:
         alternatives: what the message for an empty section offers, because empty must not silently mean `off`.

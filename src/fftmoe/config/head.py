@@ -1,4 +1,4 @@
-"""The recipe's `head` section."""
+"""Defines the recipe's `head` section."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from fftmoe.config.fields import Count, Positive, Section
 
 
 class HeadSection(Section):
-    """The classification head: clients train it, or the server computes it from their feature statistics.
+    """Describes the classification head: clients train it, or the server computes it from their feature statistics.
 
     A closed-form head is computed before the first round. `update` says what happens to it afterwards: nothing
     (`frozen`), training and averaging (`trained`), or computing it again on the adapted features every `every` rounds
@@ -35,11 +35,11 @@ class HeadSection(Section):
 
     @property
     def trained(self) -> bool:
-        """Whether clients train the head."""
+        """Return whether clients train the head."""
         return self.kind != "closed-form" or self.update == "trained"
 
     def solved_after(self, round: int, last: int) -> bool:
-        """Whether the head is computed after `round` of `last` rounds; round 0 is before the first."""
+        """Return whether the head is computed after `round` of `last` rounds; round 0 is before the first."""
         again = self.update == "recomputed" and (round % self.every == 0 or round == last)
         return self.kind == "closed-form" and (round == 0 or again)
 

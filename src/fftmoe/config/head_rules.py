@@ -1,4 +1,6 @@
-"""The defaults of a recipe's section `head`: which head there is, on which features, and at which rate it learns."""
+"""Finds the defaults of a recipe's section `head`: which head there is, on which features,
+and at which rate it learns.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +43,9 @@ def _is_head_trained(known: Known) -> bool:
 
 
 def _head_optimizer(known: Known) -> Any:
-    """SGD on a squared error diverges above a rate that the length of a backbone's features decides; AdamW does not."""
+    """Choose AdamW where SGD could diverge: on a squared error it does so above a rate that the length of a backbone's
+    features decides; AdamW does not.
+    """
     stated = known.get("head.learning_rate") is not None
     return "adamw" if known.task == "regression" and _is_head_trained(known) and not stated else LEFT_OUT
 

@@ -1,4 +1,4 @@
-"""What a rule of the defaults sees, and what a rule is.
+"""Defines what a rule of the defaults sees, and what a rule is.
 
 A rule sees the values of a recipe before it is checked, and the facts of its data.
 """
@@ -22,7 +22,8 @@ COLUMN_KEYS = tuple(
 
 @dataclass
 class Known:
-    """The values of a recipe so far, by dotted keys, and the facts of its data, which are read when a rule needs them.
+    """Holds the values of a recipe so far, by dotted keys, and the facts of its data, which are read when a rule needs
+    them.
 
     Attributes:
         values: of the recipe; `fill_in` adds to them.
@@ -36,7 +37,7 @@ class Known:
     used_facts: bool = False
 
     def get(self, key: str, otherwise: Any = None) -> Any:
-        """The value of a key."""
+        """Return the value of a key."""
         node: Any = self.values
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
@@ -45,7 +46,7 @@ class Known:
         return node
 
     def lacks(self, key: str) -> bool:
-        """Whether the key is free: it has no value, and its section is absent or is a section."""
+        """Return whether the key is free: it has no value, and its section is absent or is a section."""
         section, _, name = key.rpartition(".")
         parent = self.get(section, {}) if section else self.values
         return isinstance(parent, dict) and name not in parent
@@ -57,39 +58,39 @@ class Known:
 
     @property
     def method(self) -> Capabilities | None:
-        """The capabilities of the recipe's method; None for a plug-in, or for a name that is wrong."""
+        """Return the capabilities of the recipe's method; None for a plug-in, or for a name that is wrong."""
         spec = METHODS.get(str(self.get("method")))
         return spec.capabilities if spec else None
 
     @property
     def task(self) -> str:
-        """The recipe's task."""
+        """Return the recipe's task."""
         return str(self.get("backbone.task"))
 
     @property
     def is_language(self) -> bool:
-        """Whether the recipe's task is one of a language model."""
+        """Return whether the recipe's task is one of a language model."""
         return self.task in LANGUAGE_TASKS
 
     @property
     def noisy(self) -> bool:
-        """Whether the recipe asks for differential privacy."""
+        """Return whether the recipe asks for differential privacy."""
         asked = self.get("privacy")
         return isinstance(asked, dict) and bool({"noise_multiplier", "epsilon", "examples"} & {*asked})
 
     @property
     def has_facts(self) -> bool:
-        """Whether the data has been read."""
+        """Return whether the data has been read."""
         return self.__dict__.get("_read") is not None
 
     @property
     def facts_read(self) -> Facts | None:
-        """The facts of the data if it has been read for another key; this does not read it."""
+        """Return the facts of the data if it has been read for another key; this does not read it."""
         return self.facts if self.has_facts else None
 
     @property
     def facts(self) -> Facts | None:
-        """The facts of the data; None where no value may follow from it."""
+        """Return the facts of the data; None where no value may follow from it."""
         self.used_facts |= self._read is not None
         return self._read
 
@@ -109,7 +110,7 @@ LEFT_OUT = object()
 
 @dataclass(frozen=True)
 class Rule:
-    """How a key gets its value where the recipe does not give it.
+    """Says how a key gets its value where the recipe does not give it.
 
     Attributes:
         value: from what is known to the value, or to `LEFT_OUT`.

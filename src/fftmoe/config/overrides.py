@@ -1,4 +1,4 @@
-"""Overrides of a recipe, `--set a.b=c`: a dotted key and a YAML value."""
+"""Applies overrides to a recipe, `--set a.b=c`: a dotted key and a YAML value."""
 
 import copy
 from collections.abc import Iterable
@@ -45,13 +45,15 @@ def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _items(node: Any) -> dict[str, Any]:
-    """The items of a list by their index and by their `name`; empty for a value that is not a list."""
+    """Return the items of a list by their index and by their `name`; empty for a value that is not a list."""
     items = {str(index): item for index, item in enumerate(node)} if isinstance(node, list) else {}
     return items | {str(item["name"]): item for item in items.values() if isinstance(item, dict) and "name" in item}
 
 
 def _not_found(key: str, value: Any, depth: int, names: Iterable[str] = ()) -> InputError:
-    """The error for a key whose first `depth` parts lead to a value without the next part; `names` are valid there."""
+    """Return the error for a key whose first `depth` parts lead to a value without the next part;
+    `names` are valid there.
+    """
     parts = key.split(".")
     remedy = did_you_mean(parts[depth], names) if names else ""
     return InputError(

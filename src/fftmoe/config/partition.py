@@ -1,4 +1,4 @@
-"""The recipe's `partition` section."""
+"""Defines the recipe's `partition` section."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from fftmoe.config.plugins import own_or_plugin
 
 
 class PartitionSection(Section):
-    """Which client holds which training example; each kind needs its own parameters.
+    """Decides which client holds which training example; each kind needs its own parameters.
 
     `alpha` is the concentration of a Dirichlet draw, from 0.1 (skewed) to 100 (even). `holder_fraction` is the
     probability with which a client holds a class. `by` names the column with the natural client of each row.

@@ -1,4 +1,4 @@
-"""Names in a recipe for parts that fftmoe does not ship: `plugin:NAME`."""
+"""Checks names in a recipe of parts that fftmoe does not ship: `plugin:NAME`."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _PLUGIN = re.compile(rf"{PLUGIN_PREFIX}[\w.-]{{1,100}}")
 
 
 def is_plugin(name: str) -> bool:
-    """Whether a recipe's name is that of a plug-in."""
+    """Return whether a recipe's name is that of a plug-in."""
     return name.startswith(PLUGIN_PREFIX)
 
 
@@ -22,7 +22,7 @@ class OwnOrPlugin:
     names: tuple[str, ...]
 
     def __call__(self, value: str) -> str:
-        """The value, checked."""
+        """Return the value, checked."""
         if value not in self.names and not _PLUGIN.fullmatch(value):
             expected = ", ".join(f"'{name}'" for name in self.names)
             raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
@@ -30,5 +30,5 @@ class OwnOrPlugin:
 
 
 def own_or_plugin(*names: str) -> AfterValidator:
-    """Accepts what `OwnOrPlugin` accepts."""
+    """Accept what `OwnOrPlugin` accepts."""
     return AfterValidator(OwnOrPlugin(names))

@@ -1,4 +1,4 @@
-"""The recipe's `preference` section."""
+"""Defines the recipe's `preference` section."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ IMITATING = ("cpo", "orpo")
 
 
 class PreferenceSection(Section):
-    """How a language model learns which of two answers is better (`backbone.task: preference`).
+    """Says how a language model learns which of two answers is better (`backbone.task: preference`).
 
     The reference of `dpo` and `ipo` is the frozen backbone, the model with its adapter off: it costs no second model,
     and what it says of an answer is computed once.

@@ -1,4 +1,4 @@
-"""The recipe's `privacy` section (docs/privacy.md)."""
+"""Defines the recipe's `privacy` section (docs/privacy.md)."""
 
 from typing import Annotated
 
@@ -11,7 +11,8 @@ Probability = Annotated[Number, Field(gt=0, lt=1)]
 
 
 class ExamplePrivacySection(Section):
-    """Differential privacy of each client's examples: the client adds noise to the gradient of every local step.
+    """Asks for differential privacy of each client's examples: the client adds noise to the gradient of every local
+    step.
 
     An example's gradient is clipped to `clip_norm`, over all trained tensors. `epsilon` ends the run before the round
     after which a client's examples would have cost more, at `delta`.
@@ -28,7 +29,7 @@ class ExamplePrivacySection(Section):
 
 
 class PrivacySection(Section):
-    """The server keeps only sums over clients; with noise this gives client-level differential privacy.
+    """Makes the server keep only sums over clients; with noise this gives client-level differential privacy.
 
     A tensor or expert stays unchanged if fewer than `min_contributors` clients contribute to it. `clip_norm` bounds the
     norm of a client's update, over all its tensors together.
@@ -59,17 +60,17 @@ class PrivacySection(Section):
 
     @property
     def noisy(self) -> bool:
-        """Whether the recipe asks for client-level differential privacy."""
+        """Return whether the recipe asks for client-level differential privacy."""
         return self.noise_multiplier is not None or self.epsilon is not None
 
     @property
     def differential(self) -> bool:
-        """Whether the recipe asks for differential privacy, of clients or of single examples."""
+        """Return whether the recipe asks for differential privacy, of clients or of single examples."""
         return self.noisy or self.examples is not None
 
     @property
     def clip_by_clients(self) -> float | None:
-        """The norm to which clients clip their updates; None if they do not clip."""
+        """Return the norm to which clients clip their updates; None if they do not clip."""
         return self.clip_norm if self.clip_quantile is None else None
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""From YAML to a checked recipe, with messages that name the nearest valid key."""
+"""Turns YAML into a checked recipe, with messages that name the nearest valid key."""
 
 import copy
 import reprlib
@@ -46,7 +46,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 class WholeRecipe(NamedTuple):
-    """A recipe with all its values; by dotted key those that followed from the data; and what was read of the data."""
+    """Holds a recipe with all its values; by dotted key those that followed from the data;
+    and what was read of the data.
+    """
 
     recipe: Recipe
     from_data: dict[str, Any]
@@ -159,13 +161,13 @@ def check_sections(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def recipe_folder() -> Path:
-    """The folder of the shipped recipes: inside an installed package, or at the top of a checkout."""
+    """Return the folder of the shipped recipes: inside an installed package, or at the top of a checkout."""
     installed = Path(__file__).parents[1] / "recipes"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def find_recipe(source: str) -> Path:
-    """The recipe's file, given as a path or as the name of a shipped one.
+    """Return the recipe's file, given as a path or as the name of a shipped one.
 
     Raises:
         InputError: there is no such file, or it is data and not a recipe.
@@ -186,7 +188,7 @@ def find_recipe(source: str) -> Path:
 
 
 def _explain(error: Any) -> str:
-    """One pydantic error as a sentence: where, what, which value, which values are valid."""
+    """Return one pydantic error as a sentence: where, what, which value, which values are valid."""
     path = ".".join(
         str(part) for part in error["loc"] if not str(part).startswith(("literal", "list", "function", "constrained"))
     )
@@ -205,12 +207,12 @@ def _explain(error: Any) -> str:
 
 
 def _suggest(former: str, name: str, valid: Sequence[str]) -> str:
-    """The present name of something renamed, or the nearest valid one."""
+    """Return the present name of something renamed, or the nearest valid one."""
     return f"; did you mean {RENAMED[former]!r}?" if former in RENAMED else did_you_mean(name, valid)
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """The valid keys of the section at `location`."""
+    """Return the valid keys of the section at `location`."""
     section: Any = Recipe
     for part in location:
         if isinstance(part, int):

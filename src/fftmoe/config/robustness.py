@@ -1,4 +1,4 @@
-"""The recipe's `robustness` section (docs/robustness.md)."""
+"""Defines the recipe's `robustness` section (docs/robustness.md)."""
 
 import math
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from fftmoe.config.fields import WRITE_OFF, Number, Section, off_or_section
 
 
 class RobustnessSection(Section):
-    """How a round's updates are aggregated if some of its clients may be malicious.
+    """Says how a round's updates are aggregated if some of its clients may be malicious.
 
     `malicious_fraction` is the largest share of malicious clients in a round's cohort; a sampled cohort can have a
     larger share than the population. `few_contributors` says what happens to an expert that fewer clients trained than
@@ -24,7 +24,7 @@ class RobustnessSection(Section):
     """What happens to an expert that fewer clients trained than a robust mean needs."""
 
     def num_malicious(self, clients_per_round: int) -> int:
-        """f: the largest number of malicious updates in a round."""
+        """Return f: the largest number of malicious updates in a round."""
         return math.ceil(round(self.malicious_fraction * clients_per_round, 9))  # in floats 0.07 * 100 is above 7
 
 

@@ -1,4 +1,4 @@
-"""The rules of a recipe that concern more than one of its sections."""
+"""Checks the rules of a recipe that concern more than one of its sections."""
 
 from fftmoe.config.declared import check_declared
 from fftmoe.config.plugins import is_plugin
@@ -15,7 +15,9 @@ OWN_LOSS = ("token-classification", "multi-label-classification", "regression")
 
 
 def _capabilities(recipe: Recipe) -> Capabilities | None:
-    """The capabilities of the recipe's method; None for a plug-in, which is known only where the recipe is run."""
+    """Return the capabilities of the recipe's method; None for a plug-in,
+    which is known only where the recipe is run.
+    """
     return METHODS[recipe.method].capabilities if recipe.method in METHODS else None
 
 
@@ -66,7 +68,7 @@ def _check_task(recipe: Recipe) -> None:
 
 
 def _check_pairs(recipe: Recipe) -> None:
-    """A preference is about pairs of answers, and nothing else is."""
+    """Check that a preference, and nothing else, is about pairs of answers."""
     task, data = recipe.backbone.task, recipe.data
     if (task == "preference") != (data.chosen is not None):
         raise ValueError(

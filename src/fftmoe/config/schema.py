@@ -1,4 +1,4 @@
-"""A whole recipe: its sections."""
+"""Defines a whole recipe: its sections."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ FolderOrOff = Annotated[
 
 
 class Recipe(Section):
-    """One experiment.
+    """Describes one experiment.
 
     `start_from` names a finished run, or the folder of a saved adapter, whose adapter is the state before the first
     round, in place of a new one.
@@ -75,17 +75,17 @@ class Recipe(Section):
 
     @property
     def closed_form(self) -> HeadSection | None:
-        """The head section if the head is closed-form, else None."""
+        """Return the head section if the head is closed-form, else None."""
         return self.head if self.head is not None and self.head.kind == "closed-form" else None
 
     @property
     def differential(self) -> bool:
-        """Whether the recipe asks for differential privacy, of clients or of single examples."""
+        """Return whether the recipe asks for differential privacy, of clients or of single examples."""
         return self.privacy is not None and self.privacy.differential
 
     @property
     def fourier_features(self) -> int:
-        """Number of random features between the backbone and a closed-form head; 0 if there are none."""
+        """Return the number of random features between the backbone and a closed-form head; 0 if there are none."""
         head = self.closed_form
         return head.num_features if head is not None and head.features == "fourier" else 0
 

@@ -1,4 +1,4 @@
-"""How long the texts of a data set are, in tokens of the model that is going to read them.
+"""Measures how long the texts of a data set are, in tokens of the model that is going to read them.
 
 A rule of thumb is no rule: on the same texts a tokenizer with a vocabulary of 512 gives four times as many tokens as
 one of 30,000. So the tokenizer of the model counts, as in a run. Where it cannot be loaded the run will say why, and an
@@ -23,7 +23,7 @@ TOKENS_PER_WORD, SPECIAL_TOKENS = 1.4, 2  # of the estimate
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """Texts of a data set, evenly over its rows.
+    """Holds texts of a data set, evenly over its rows.
 
     Attributes:
         texts: by key of the recipe, `data.text`, or `data.prompt` and `data.completion`, or `data.tokens`; N texts, or
@@ -34,7 +34,7 @@ class SampledTexts:
 
     @classmethod
     def of(cls, table: "Table", columns: Mapping[str, str]) -> "SampledTexts":
-        """The texts of a table whose columns are named by key."""
+        """Return the texts of a table whose columns are named by key."""
         learned = next(
             (key for key in ("data.tokens", "data.chosen", "data.completion", "data.text") if key in columns), None
         )
@@ -53,13 +53,13 @@ class SampledTexts:
 
 
 def _longer(first: Any, second: Any) -> Any:
-    """The longer of two answers, which nobody has checked yet, by its letters."""
+    """Return the longer of two answers, which nobody has checked yet, by its letters."""
     return max((own for own in (first, second) if isinstance(own, str)), key=len, default=first)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads texts.
+    """Says how a model reads texts.
 
     Attributes:
         model: whose tokenizer counts. completes: it is a language model, which reads a prompt and its completion.
@@ -78,7 +78,7 @@ class Reading:
 
 
 def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
-    """The tokens that so many of the texts do not exceed, up to `reading.most` and to what the model can read.
+    """Return the tokens that so many of the texts do not exceed, up to `reading.most` and to what the model can read.
 
     Args:
         step: the result is a multiple of it below these limits.
@@ -96,12 +96,12 @@ def long_text(sample: SampledTexts, reading: Reading, step: int) -> int:
 
 
 def _share(number: int, percent: int) -> int:
-    """The smallest number that is at least `percent` hundredths of another, without rounding."""
+    """Return the smallest number that is at least `percent` hundredths of another, without rounding."""
     return -(-percent * number // 100)
 
 
 def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
-    """The tokens of each text, and the most that the model can read; a text of very many letters is long."""
+    """Return the tokens of each text, and the most that the model can read; a text of very many letters is long."""
     from fftmoe.backbones import load_tokenizer, most_tokens_of
     from fftmoe.data.completions import lengths_with_completions
     from fftmoe.data.tokens import lengths_of
@@ -128,12 +128,12 @@ def _counted(sample: SampledTexts, reading: Reading) -> tuple[list[int], int]:
 
 
 def _readable(text: Any) -> str:
-    """What a tokenizer can read of a cell, which nobody has checked yet."""
+    """Return what a tokenizer can read of a cell, which nobody has checked yet."""
     return text.encode(errors="ignore").decode() if isinstance(text, str) else ""
 
 
 def _estimated(sample: SampledTexts) -> list[float]:
-    """The estimated tokens of each text, without its tokenizer."""
+    """Return the estimated tokens of each text, without its tokenizer."""
     if "data.tokens" in sample.texts:
         rows = sample.texts["data.tokens"]
         return [SPECIAL_TOKENS + (TOKENS_PER_WORD * len(words) if isinstance(words, list) else 0.0) for words in rows]
@@ -141,7 +141,7 @@ def _estimated(sample: SampledTexts) -> list[float]:
 
 
 def _estimated_tokens(text: Any) -> float:
-    """The estimated tokens of a text.
+    """Return the estimated tokens of a text.
 
     A letter outside ASCII counts as a token: a tokenizer that was made for English mostly splits a word of another
     script into its letters, and Chinese and Japanese have no spaces between words.
