@@ -1,4 +1,4 @@
-"""The analytic forecast: what a client's round costs, from shapes and from the messages that would be sent.
+"""Makes the analytic forecast: what a client's round costs, from shapes and from the messages that would be sent.
 
 Nothing is trained for it. `adapter_cost` needs no more than the shape of one expert, so that a site can use it before
 it joins; `tier_cost` adds the head and the real bytes of the first round's messages.
@@ -33,7 +33,7 @@ from fftmoe.server.solve import plan_sums, plan_validation
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """What the experts of one budget cost a client.
+    """States what the experts of one budget cost a client.
 
     Attributes:
         parameters: of the resident experts, their router rows, and what all clients share.
@@ -49,7 +49,7 @@ class AdapterCost:
 
 
 def adapter_cost(budget: Budget, shape: ExpertShape, upload: str) -> AdapterCost:
-    """The cost of a budget from the shape of one expert.
+    """Return the cost of a budget from the shape of one expert.
 
     Args:
         upload: the numbers of an upload, as in `Training.upload`.
@@ -65,12 +65,14 @@ def adapter_cost(budget: Budget, shape: ExpertShape, upload: str) -> AdapterCost
 
 
 def training_bytes(parameters: int) -> int:
-    """The memory for so many parameters while they train: weights, gradients and AdamW's two moments, in float32."""
+    """Return the memory for so many parameters while they train: weights, gradients and AdamW's two moments,
+    in float32.
+    """
     return BYTES_PER_PARAMETER * TRAINING_COPIES * parameters
 
 
 def tokens_per_round(training: Training, num_examples: float, mean_tokens: float) -> int:
-    """The tokens that a client with so many examples trains on in a round, at least 1."""
+    """Return the tokens that a client with so many examples trains on in a round, at least 1."""
     if training.local_steps is not None:
         examples = float(training.local_steps * training.batch_size)
     else:
@@ -79,7 +81,8 @@ def tokens_per_round(training: Training, num_examples: float, mean_tokens: float
 
 
 def budget_order(budget: Budget) -> tuple[int, int, int]:
-    """Orders budgets by size: by adapted blocks, then by resident experts, then by experts for each token.
+    """Return a key that orders budgets by size: by adapted blocks, then by resident experts, then by experts for each
+    token.
 
     Blocks come first because a client trains nothing in a block that it leaves out, whereas other clients train the
     experts that it does not hold.
@@ -89,7 +92,7 @@ def budget_order(budget: Budget) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class TierCost:
-    """What one client of a tier costs in a round.
+    """States what one client of a tier costs in a round.
 
     Attributes:
         bytes_down: of the real message in the first round.
@@ -112,14 +115,14 @@ class TierCost:
 
 
 def first_plans(workload: Workload, cohort: Sequence[int], seed: int) -> dict[int, ClientPlan]:
-    """The plans of the first round, by client, if these clients took part in it."""
+    """Return the plans of the first round, by client, if these clients took part in it."""
     method, state, budgets = workload.method, workload.state, workload.budgets
     plan = plan_round(method, state, 1, cohort, budgets, workload.training, seed)
     return {client.client_id: client for client in plan.clients}
 
 
 def tier_cost(workload: Workload, tier: Budget, plans: Mapping[int, ClientPlan]) -> TierCost:
-    """The cost of a tier, from the messages of its first client.
+    """Return the cost of a tier, from the messages of its first client.
 
     Args:
         plans: of the first round; they must include the first client of the tier.
@@ -152,7 +155,7 @@ def _flops_per_token(workload: Workload, tier: Budget) -> int:
 
 @dataclass(frozen=True)
 class StatisticsCost:
-    """What a closed-form head, or validation, costs every client, whatever its tier, in addition to the rounds.
+    """States what a closed-form head, or validation, costs every client, whatever its tier, in addition to the rounds.
 
     Attributes:
         bytes_first: of the first client's message before the first round; others differ by a few bytes of header.
@@ -171,7 +174,7 @@ class StatisticsCost:
 
 
 def statistics_cost(workload: Workload, times: int, every: int | None, numbers_sent: bool) -> StatisticsCost:
-    """The cost of the feature statistics from which a closed-form head is computed.
+    """Return the cost of the feature statistics from which a closed-form head is computed.
 
     Args:
         times, every: see `StatisticsCost`.
@@ -186,7 +189,7 @@ def statistics_cost(workload: Workload, times: int, every: int | None, numbers_s
 
 
 def validation_cost(workload: Workload, num_statistics: int, times: int, every: int) -> StatisticsCost:
-    """The cost of validation on rows that the clients have set aside.
+    """Return the cost of validation on rows that the clients have set aside.
 
     Args:
         num_statistics: of the task. times, every: see `StatisticsCost`.
@@ -205,14 +208,14 @@ def _plan_of_sums(workload: Workload, state: ServerState) -> RoundPlan:
 
 
 def _plan_of_validation(workload: Workload, state: ServerState) -> RoundPlan:
-    """For one client of the largest tier, if clients validate their own models."""
+    """Plan validation for one client of the largest tier, if clients validate their own models."""
     client = int(workload.budgets.members(workload.largest)[0]) if workload.method.capabilities.personal else 0
     budgets, training = workload.budgets, workload.training
     return plan_validation(workload.method, state, [client], workload.largest, budgets, training, workload.seed)
 
 
 def _bytes_of_model(workload: Workload, plan: Callable[[ServerState], RoundPlan]) -> tuple[int, int]:
-    """The bytes of the model that a client runs forward: before the first round, and later."""
+    """Return the bytes of the model that a client runs forward: before the first round, and later."""
     method, state = workload.method, workload.state
     plans = (plan(before).clients[0] for before in (state, replace(state, round=1)))
     first, later = (len(pack_plan(plan, method.download(state, plan))) for plan in plans)
@@ -220,7 +223,7 @@ def _bytes_of_model(workload: Workload, plan: Callable[[ServerState], RoundPlan]
 
 
 def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
-    """The message with the most numbers that any client may send."""
+    """Return the message with the most numbers that any client may send."""
     num_labels, num_features = workload.state.tensors[names.HEAD_WEIGHT].shape
     candidates = [
         {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_labels, n).items()}
@@ -232,7 +235,7 @@ def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
 
 @dataclass(frozen=True)
 class BaselineCost:
-    """What a baseline costs in addition to the run.
+    """States what a baseline costs in addition to the run.
 
     Attributes:
         reason: why it is not measured; None for one that is.
@@ -248,7 +251,7 @@ class BaselineCost:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of a run: costs by tier, every client's first experts, and the size of the frozen parts.
+    """Holds the plan of a run: costs by tier, every client's first experts, and the size of the frozen parts.
 
     Attributes:
         sums: None where the head is not closed-form. validation: None where no rows are set aside.
@@ -287,7 +290,7 @@ def forecast_run(
     prefix_bytes: int,
     prefix_refused: str | None,
 ) -> Forecast:
-    """The forecast of a whole run; for the arguments see `Forecast`."""
+    """Return the forecast of a whole run; for the arguments see `Forecast`."""
     plans = first_plans(workload, range(workload.num_clients), workload.seed)
     return Forecast(
         tiers=tuple(tier_cost(workload, tier, plans) for tier in workload.tiers),
@@ -303,7 +306,7 @@ def forecast_run(
 
 
 def cost_by_tier(workload: Workload) -> dict[str, dict[str, float]]:
-    """The cost of one client's round in each tier that has clients, as `summary.json` records it."""
+    """Return the cost of one client's round in each tier that has clients, as `summary.json` records it."""
     first = {tier: int(ids[0]) for tier in workload.tiers if len(ids := workload.budgets.members(tier))}
     plans = first_plans(workload, sorted(first.values()), seed=0)
     recorded = ("bytes_down", "bytes_up", "training_bytes", "flops_per_token")

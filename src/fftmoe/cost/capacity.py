@@ -1,4 +1,4 @@
-"""The tier of a recipe that a site's machine can take: by name, by stated limits, or by measured ones."""
+"""Finds the tier of a recipe that a site's machine can take: by name, by stated limits, or by measured ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def fitting_tier(
     tokens_per_round: int,
     deadline_seconds: float,
 ) -> str:
-    """The name of the tier that `budget` stands for.
+    """Return the name of the tier that `budget` stands for.
 
     Args:
         budget: the name of a tier; limits such as `memory_mib=300,gflops=5`, for the largest tier within them; or
@@ -52,7 +52,7 @@ def fitting_tier(
 
 
 def _needs(tier: Budget, shape: ExpertShape, upload: str, tokens: int) -> dict[str, float]:
-    """What a tier takes of each of `LIMITS` in a round."""
+    """Return what a tier takes of each of `LIMITS` in a round."""
     cost = adapter_cost(tier, shape, upload)
     return {
         "memory_mib": cost.training_bytes / MIB,
@@ -66,7 +66,7 @@ def _limits_text(limits: Mapping[str, float]) -> str:
 
 
 def stated_limits(text: str, names: Sequence[str]) -> dict[str, float]:
-    """`memory_mib=300,gflops=5` as numbers.
+    """Return `memory_mib=300,gflops=5` as numbers.
 
     Args:
         names: of the tiers, for a suggestion where `text` may be a misspelt one.
@@ -92,7 +92,7 @@ def stated_limits(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def measured_limits(deadline_seconds: float) -> dict[str, float]:
-    """Limits for `auto`: a quarter of the free memory, and a quarter of a round's time on one core.
+    """Return limits for `auto`: a quarter of the free memory, and a quarter of a round's time on one core.
 
     The timed forecast (`timed.py`) is of no use here: it trains the real client from the first round's state, and a
     site chooses its tier before it joins, when it has neither a state nor a plan. So one matrix product is timed.

@@ -1,4 +1,6 @@
-"""What this machine has: memory, by the kernel and the control groups of the process, and the speed of one core."""
+"""Measures what this machine has: memory, by the kernel and the control groups of the process,
+and the speed of one core.
+"""
 
 import os
 import time
@@ -15,18 +17,18 @@ SPEED_SECONDS = 0.2  # for which matrices are multiplied
 
 
 def total_mib() -> float:
-    """The memory of the machine in MiB, or what the control groups allow where that is less."""
+    """Return the memory of the machine in MiB, or what the control groups allow where that is less."""
     return min(_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in control_groups()))
 
 
 def available_mib() -> float:
-    """The memory in MiB that a new process could have without swapping, within every control group."""
+    """Return the memory in MiB that a new process could have without swapping, within every control group."""
     left = (limit - used for limit, used in control_groups())
     return max(0.0, min(_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left))
 
 
 def expected_peak_mib(cached_bytes: Iterable[int], processes: int) -> float:
-    """The memory in MiB that the processes of a run are expected to hold at their peak.
+    """Return the memory in MiB that the processes of a run are expected to hold at their peak.
 
     Each is expected to take what this process has taken so far, in which a few steps must have been trained, and the
     files of cached states, which count as resident once they are read.
@@ -38,7 +40,8 @@ def expected_peak_mib(cached_bytes: Iterable[int], processes: int) -> float:
 
 
 def memory_warning(expected_mib: float, held_mib: float, free_mib: float) -> str | None:
-    """What to say where the processes of a run are expected to take more memory than there is; None where they fit.
+    """Return what to say where the processes of a run are expected to take more memory than there is; None where they
+    fit.
 
     Args:
         expected_mib: of all processes at their peak. held_mib: of it, what this process has already.
@@ -55,7 +58,7 @@ def memory_warning(expected_mib: float, held_mib: float, free_mib: float) -> str
 
 
 def gflops_per_second() -> float:
-    """The speed of float32 matrix products on one thread, in 10^9 operations a second."""
+    """Return the speed of float32 matrix products on one thread, in 10^9 operations a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,7 +73,7 @@ def gflops_per_second() -> float:
 
 
 def _memory(name: str, pages: str) -> float:
-    """A line of Linux's /proc/meminfo in MiB; on other systems a value of the system configuration."""
+    """Return a line of Linux's /proc/meminfo in MiB; on other systems a value of the system configuration."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return float(lines[name].split()[0]) / 2**10
@@ -82,7 +85,7 @@ def _memory(name: str, pages: str) -> float:
 def control_groups(
     root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")
 ) -> list[tuple[float, float]]:
-    """(limit, use) in MiB of each readable control group of this process, and one entry without a limit."""
+    """Return (limit, use) in MiB of each readable control group of this process, and one entry without a limit."""
     groups = [(float("inf"), 0.0)]
     try:
         lines = [line.split(":", 2) for line in process.read_text().splitlines()]
@@ -98,7 +101,9 @@ def control_groups(
 
 
 def _with_ancestors(root: Path, path: str, limit: str, used: str, cache: str) -> list[tuple[float, float]]:
-    """A group and all above it. In a container, `path` is the host's path and `root` is the container's group."""
+    """Return a group and all above it. In a container, `path` is the host's path and `root` is the
+    container's group.
+    """
     inner = root / path.lstrip("/")
     folders = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
     return [group for folder in folders if (group := _read_group(folder, limit, used, cache)) is not None]

@@ -1,4 +1,4 @@
-"""The largest budget that fits this machine: a few budgets are timed, and the forecast is made for all others."""
+"""Finds the largest budget that fits this machine: a few budgets are timed, and the forecast is made for all others."""
 
 import itertools
 import statistics
@@ -21,7 +21,7 @@ MEGABIT = 1e6 / 8  # bytes
 
 @dataclass(frozen=True)
 class RoundLimits:
-    """What a client's round may take on this machine.
+    """States what a client's round may take on this machine.
 
     Attributes:
         memory_mib: of the whole process.
@@ -35,7 +35,9 @@ class RoundLimits:
 
 @dataclass(frozen=True)
 class PredictedRound:
-    """What a round with a budget is predicted to take: seconds with the upload, and the peak memory of the process."""
+    """States what a round with a budget is predicted to take: seconds with the upload,
+    and the peak memory of the process.
+    """
 
     budget: Budget
     seconds: float
@@ -44,7 +46,7 @@ class PredictedRound:
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """What was measured of this machine, and the largest budget that fits it.
+    """Holds what was measured of this machine, and the largest budget that fits it.
 
     Attributes:
         points: the budgets that were timed. speed: the coefficients that were fitted to them.
@@ -152,14 +154,14 @@ class RoundPredictor:
     measured: Budget
 
     def predict(self, budget: Budget) -> PredictedRound:
-        """The prediction for one budget."""
+        """Return the prediction for one budget."""
         shape, upload = self.workload.shape, self.workload.training.upload
         cost, measured = (adapter_cost(each, shape, upload) for each in (budget, self.measured))
         memory = self.process_mib - (measured.training_bytes - cost.training_bytes) / MIB
         return PredictedRound(budget, self.speed.seconds(budget, self.steps) + self._upload(cost.bytes_up), memory)
 
     def _upload(self, adapter_bytes: float) -> float:
-        """Seconds for an upload of the adapter, with the head where clients train it."""
+        """Return the seconds for an upload of the adapter, with the head where clients train it."""
         if self.uplink_mbit is None:
             return 0.0
         training = self.workload.training
@@ -169,7 +171,9 @@ class RoundPredictor:
 
 
 def candidate_budgets(workload: Workload) -> list[Budget]:
-    """Every budget within the recipe's pool, the largest first: its last blocks, and top_k up to that of some tier."""
+    """Return every budget within the recipe's pool, the largest first: its last blocks,
+    and top_k up to that of some tier.
+    """
     blocks, pool, most = workload.largest.blocks, workload.num_experts, _largest_top_k(workload)
     return [
         Budget("measured", top_k, experts, blocks[-last:])
@@ -181,7 +185,7 @@ def candidate_budgets(workload: Workload) -> list[Budget]:
 def largest_within(
     budgets: Sequence[Budget], predict: Callable[[Budget], PredictedRound], limits: RoundLimits
 ) -> tuple[PredictedRound, str]:
-    """The first budget within the limits, and what the budget before it would have broken.
+    """Return the first budget within the limits, and what the budget before it would have broken.
 
     Args:
         budgets: the largest first.
@@ -205,7 +209,7 @@ def largest_within(
 
 
 def _broken_limits(predicted: PredictedRound, limits: RoundLimits) -> str:
-    """Which limits this round breaks, and by how much."""
+    """Return which limits this round breaks, and by how much."""
     broken, budget = [], _budget_text(predicted.budget)
     if (over := predicted.seconds - limits.deadline_seconds) > 0:
         broken.append(
@@ -225,7 +229,7 @@ def _budget_text(budget: Budget) -> str:
 
 
 def tier_as_yaml(profile: MachineProfile, recipe_name: str) -> str:
-    """The chosen budget as a tier for a recipe's `budgets`, with the reasons for it in comments."""
+    """Return the chosen budget as a tier for a recipe's `budgets`, with the reasons for it in comments."""
     chosen, limits = profile.chosen, profile.limits
     budget = chosen.budget
     uplink = "" if limits.uplink_mbit is None else f", uplink {limits.uplink_mbit:g} Mbit/s"

@@ -1,4 +1,4 @@
-"""The forecast as a run uses it: announced before it trains, and recorded next to the measured costs after it."""
+"""Makes the forecast as a run uses it: announced before it trains, and recorded next to the measured costs after it."""
 
 import os
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ def predicted_and_measured(
     seconds: Mapping[str, float],
     measured: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`{tier: {quantity: {"predicted", "measured"}}}` of one client's round, for each quantity with a prediction.
+    """Return `{tier: {quantity: {"predicted", "measured"}}}` of one client's round, for each quantity with a
+    prediction.
 
     Args:
         predicted: as `cost_by_tier` gives it. seconds: as `time_tiers` gives them, or empty.

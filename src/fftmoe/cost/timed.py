@@ -1,4 +1,4 @@
-"""The timed forecast: seconds of a client's round, from a few timed steps of the real client.
+"""Makes the timed forecast: seconds of a client's round, from a few timed steps of the real client.
 
 A round of s steps with k of E experts in B blocks is predicted to take
 
@@ -27,7 +27,7 @@ from fftmoe.server.plan import plan_round
 
 @dataclass(frozen=True)
 class TimedBudget:
-    """A budget and the seconds that some steps with it took.
+    """Holds a budget and the seconds that some steps with it took.
 
     Attributes:
         seconds: the median, where they were timed several times.
@@ -42,7 +42,7 @@ class TimedBudget:
 
 @dataclass(frozen=True)
 class RoundTime:
-    """The coefficients of the module's formula, in seconds."""
+    """Holds the coefficients of the module's formula, in seconds."""
 
     per_round: float
     per_step: float
@@ -52,7 +52,7 @@ class RoundTime:
 
     @classmethod
     def fitted(cls, points: Sequence[TimedBudget]) -> "RoundTime":
-        """The coefficients with the least squares of relative errors.
+        """Return the coefficients with the least squares of relative errors.
 
         While one of them is negative, the most negative is set to zero and the others are fitted again. Five unlike
         points determine all coefficients; of fewer points the smallest coefficients are taken that fit them, and these
@@ -70,20 +70,20 @@ class RoundTime:
         return cls(*map(float, coefficients))
 
     def seconds(self, budget: Budget, steps: float) -> float:
-        """The prediction for a round of so many steps, without the network."""
+        """Return the prediction for a round of so many steps, without the network."""
         coefficients = (self.per_round, self.per_step, self.per_block, self.per_expert, self.per_top_k)
         return sum(a * b for a, b in zip(coefficients, _terms(budget, steps), strict=True))
 
 
 def _terms(budget: Budget, steps: float) -> tuple[float, ...]:
-    """What each coefficient of `RoundTime` is multiplied with."""
+    """Return what each coefficient of `RoundTime` is multiplied with."""
     in_blocks = steps * len(budget.blocks)
     return 1.0, steps, in_blocks, in_blocks * budget.experts, in_blocks * budget.top_k
 
 
 @dataclass(frozen=True)
 class PreparedClients:
-    """Clients that are ready to train: what a plan for them is made with, and what answers their messages."""
+    """Holds clients that are ready to train: what a plan for them is made with, and what answers their messages."""
 
     method: Method
     budgets: Mapping[int, Budget]
@@ -95,7 +95,8 @@ PrepareClients = Callable[[Budget, Mapping[int, np.ndarray]], PreparedClients]
 
 
 class TimedClient:
-    """The real client of a run (its backbone, batches, messages), with as many examples as clients have on average.
+    """Runs the real client of a run (its backbone, batches, messages), with as many examples as clients have on
+    average.
 
     Its examples are drawn from those of all clients, so that texts have average lengths. Where a run trains several
     clients in one batch, so does this. The model is left with what was trained last, as after a round.
@@ -112,7 +113,7 @@ class TimedClient:
         self._rows = dict.fromkeys(range(min(num_together, workload.clients_per_round)), chosen)
 
     def steps(self) -> float:
-        """The steps of an average client in a round."""
+        """Return the steps of an average client in a round."""
         training = self._workload.training
         if training.local_steps is not None:
             return float(training.local_steps)
@@ -120,12 +121,12 @@ class TimedClient:
         return (training.local_epochs or 1) * float(batches.mean())
 
     def sample_steps(self) -> int:
-        """The fewest steps whose batches hold texts of every length, as those of a whole round do."""
+        """Return the fewest steps whose batches hold texts of every length, as those of a whole round do."""
         batches = math.ceil(self._num_rows / self._workload.training.batch_size)
         return max(1, min(POOL_BATCHES, batches, round(self.steps())))
 
     def seconds(self, budget: Budget, steps: int, now: Callable[[], float] = time.perf_counter) -> float:
-        """The seconds of one client for so many steps, from its message to its answer, on one thread.
+        """Return the seconds of one client for so many steps, from its message to its answer, on one thread.
 
         Args:
             budget: a tier of the run, or any other budget within its blocks and its pool.
@@ -149,7 +150,7 @@ class TimedClient:
 
 
 def time_tiers(client: TimedClient, tiers: Sequence[Budget], largest: Budget) -> dict[str, float]:
-    """The seconds of an average client's round in each tier, after timing each tier once.
+    """Return the seconds of an average client's round in each tier, after timing each tier once.
 
     Args:
         largest: of the tiers; it trains first, to warm up.

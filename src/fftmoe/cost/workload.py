@@ -1,4 +1,4 @@
-"""A run as this package sees it: the values that its costs depend on."""
+"""Describes a run as this package sees it: the values that its costs depend on."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from fftmoe.records import Budget, ServerState, Training, names
 
 @dataclass(frozen=True)
 class Workload:
-    """What every client of a run holds, trains and sends, before the first round.
+    """States what every client of a run holds, trains and sends, before the first round.
 
     Attributes:
         state: the global model that `method.init` made.
@@ -40,10 +40,10 @@ class Workload:
 
     @property
     def num_clients(self) -> int:
-        """Size of the population."""
+        """Return the size of the population."""
         return len(self.budgets)
 
     @property
     def head_parameters(self) -> int:
-        """Parameters of the head that the server sends."""
+        """Return how many parameters of the head the server sends."""
         return sum(t.numel() for name, t in self.state.tensors.items() if names.is_head(name))
