@@ -1,4 +1,4 @@
-"""Data sets: where they are read from, how rows become examples in batches, and which client holds which example.
+"""Reads data sets, turns their rows into examples in batches, and decides which client holds which example.
 
 No recipe, model or method is known here: `setup` calls these functions with the recipe's values. Every package above
 may import this one.

@@ -1,4 +1,4 @@
-"""The divisions behind `make_partition`: those of flwr-datasets' partitioners, for any population, and our own.
+"""Makes the divisions behind `make_partition`: those of flwr-datasets' partitioners, for any population, and our own.
 
 The partitioners return one client at a time, which takes minutes for 100,000 clients. Here the same random draws give
 all clients together, and the tests compare each division with its partitioner. Every function returns int64 [N], the
@@ -14,7 +14,7 @@ from fftmoe.rng import numpy_generator
 
 
 def iid(labels: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """A random division into sizes that differ by at most one, as `IidPartitioner` on shuffled examples."""
+    """Return a random division into sizes that differ by at most one, as `IidPartitioner` on shuffled examples."""
     rows = numpy_generator(seed, "order").permutation(len(labels))
     return _placed(rows, _even_parts(len(labels), num_clients))
 
@@ -35,7 +35,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, seed: int, *, alpha: float) 
 
 
 def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client: int) -> np.ndarray:
-    """Label-sorted examples cut into `num_clients * shards_per_client` shards, dealt out at random.
+    """Cut label-sorted examples into `num_clients * shards_per_client` shards, dealt out at random.
 
     Needs at least one example per shard so that no client is empty; shard sizes differ by at most one. Shards are dealt
     as by `ShardPartitioner`, which rounds the shard size down and drops the remaining examples.
@@ -49,7 +49,9 @@ def shards(labels: np.ndarray, num_clients: int, seed: int, *, shards_per_client
 
 
 def natural(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The distinct groups in the order of names, and the group of each example, as `GroupedNaturalIdPartitioner`."""
+    """Return the distinct groups in the order of names, and the group of each example,
+    as `GroupedNaturalIdPartitioner`.
+    """
     values = sorted_names(groups)
     numbers = {value: number for number, value in enumerate(values)}
     return values, np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
@@ -58,7 +60,7 @@ def natural(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
 def bernoulli_dirichlet(
     labels: np.ndarray, num_clients: int, seed: int, *, alpha: float, holder_fraction: float
 ) -> np.ndarray:
-    """Each client holds each class with probability `holder_fraction`; its holders divide it by Dirichlet(alpha).
+    """Let each client hold each class with probability `holder_fraction`; its holders divide it by Dirichlet(alpha).
 
     A client that drew no class gets one, and a class that no client drew gets one holder, both chosen uniformly.
     Clients may still be empty, because a share may be too small for one example.
@@ -79,19 +81,19 @@ def bernoulli_dirichlet(
 
 
 def _placed(places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """An array with `values[i]` at `places[i]`; `places` is a permutation."""
+    """Return an array with `values[i]` at `places[i]`; `places` is a permutation."""
     result = np.empty_like(values)
     result[places] = values
     return result
 
 
 def _even_parts(num_examples: int, num_parts: int) -> np.ndarray:
-    """The part of each example, int64 [N], ascending: sizes differ by at most one, larger parts first."""
+    """Return the part of each example, int64 [N], ascending: sizes differ by at most one, larger parts first."""
     sizes = num_examples // num_parts + (np.arange(num_parts) < num_examples % num_parts)
     return np.arange(num_parts).repeat(sizes)
 
 
 def _parts_by_share(shares: np.ndarray, num_examples: int) -> np.ndarray:
-    """The part of each example, int64 [N], ascending: part c ends where `shares[: c + 1]` do, rounded down."""
+    """Return the part of each example, int64 [N], ascending: part c ends where `shares[: c + 1]` do, rounded down."""
     cuts = (shares.cumsum()[:-1] * num_examples).astype(np.int64)
     return cuts.searchsorted(np.arange(num_examples), side="right")

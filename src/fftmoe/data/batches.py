@@ -1,4 +1,4 @@
-"""Which examples go into which batch: indices only, never the data."""
+"""Decides which examples go into which batch: indices only, never the data."""
 
 import math
 
@@ -12,7 +12,7 @@ POOL_BATCHES = 8
 
 
 def evaluation_batches(examples: Examples, batch_size: int, indices: Rows | None = None) -> list[Tensor]:
-    """Every example once, sorted by length, so that there is little padding and memory peaks in the first batch.
+    """Return every example once, sorted by length, so that there is little padding and memory peaks in the first batch.
 
     Args:
         examples: the data.
@@ -36,7 +36,7 @@ def training_batches(
     steps: int | None = None,
     lengths: Tensor | None = None,
 ) -> list[Tensor]:
-    """Shuffled batches of a client's local training, a new order in every epoch.
+    """Return shuffled batches of a client's local training, a new order in every epoch.
 
     With `lengths`, texts of similar length share a batch, which reduces padding: each group of `POOL_BATCHES` shuffled
     batches is sorted by length, and its batches are shuffled again.

@@ -1,4 +1,4 @@
-"""Prompts and completions as the chat template of a tokenizer writes them.
+"""Writes prompts and completions with the chat template of a tokenizer.
 
 A template is a small program of the model's author. transformers renders it in a sandbox that sees the messages only,
 and the date: some write it into every prompt, so here it is always the same, or a run would depend on the day.
@@ -33,7 +33,7 @@ _QUESTION, _ANSWER = "Which colour is the sky?", "Blue"
 
 
 def template_fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Why the prompts of a data set cannot be written with this tokenizer's chat template; None if they can.
+    """Return why the prompts of a data set cannot be written with this tokenizer's chat template; None if they can.
 
     A question and its answer are written for a try.
 
@@ -57,7 +57,9 @@ def template_fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens with which the chat template ends an answer, such as `<|im_end|>`; none if it only writes on."""
+    """Return the tokens with which the chat template ends an answer, such as `<|im_end|>`;
+    none if it only writes on.
+    """
     _, after = around_answers(tokenizer)
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -65,7 +67,9 @@ def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def around_answers(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """What the chat template writes between a question and its answer, beyond the place of an answer, and after it."""
+    """Return what the chat template writes between a question and its answer, beyond the place of an answer,
+    and after it.
+    """
     asked, writer = messages_of(_QUESTION), ChatWriter.of(tokenizer)
     whole = writer.write([*asked, _said(_ANSWER)], answer=True)
     before, _, after = whole[len(writer.write(asked, answer=False)) :].rpartition(_ANSWER)
@@ -75,7 +79,8 @@ def around_answers(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
 def chat_exchanges(
     origin: Origin, prompts: Sequence[str], completions: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[str], list[str]]:
-    """Prompts as the template writes them up to the assistant's answer, and what it then adds for the completions.
+    """Return prompts as the template writes them up to the assistant's answer, and what it then adds for the
+    completions.
 
     Raises:
         InputError: the tokenizer has no chat template, or it refuses a prompt, or changes it once it is answered.
@@ -133,7 +138,7 @@ class ChatWriter:
         return cls(tokenizer, template, re.compile("|".join(longest_first)) if longest_first else None)
 
     def write(self, messages: Messages, answer: bool) -> str:
-        """The messages; without an answer, up to the place of an answer.
+        """Return the messages; without an answer, up to the place of an answer.
 
         What only looks like a special token is marked, see `unquoted_parts`.
 
@@ -152,20 +157,24 @@ class ChatWriter:
         return cast(str, written)
 
     def _quoted(self, message: dict[str, str]) -> dict[str, str]:
-        """A message in which texts of special tokens are marked; an answer as it is, as it ends with such a token."""
+        """Return a message in which texts of special tokens are marked; an answer as it is,
+        as it ends with such a token.
+        """
         if message["role"] == "assistant" or self.special is None:
             return message
         return {**message, "content": self.special.sub(f"{_QUOTED}\\g<0>{_ENDS}", message["content"])}
 
 
 def dated_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The tokenizer's chat template, which gets the same date on every day."""
+    """Return the tokenizer's chat template, which gets the same date on every day."""
     template = tokenizer.get_chat_template()
     return _FIXED_DATE + template if "strftime_now" in template else template
 
 
 def unquoted_parts(text: str) -> list[tuple[str, bool]]:
-    """The parts of a written chat, each with whether it only looks like a special token; one part if none does."""
+    """Return the parts of a written chat, each with whether it only looks like a special token;
+    one part if none does.
+    """
     parts = _MARKED.split(text)
     return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
 

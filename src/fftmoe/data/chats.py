@@ -1,4 +1,4 @@
-"""Conversations: lists of messages, of which the last is the answer that a language model learns.
+"""Reads conversations: lists of messages, of which the last is the answer that a language model learns.
 
 The messages before it become the prompt: as they are for a tokenizer with a chat template, and as plain text for one
 without. In a table a prompt is a text, so several messages are written as JSON, in a text of a type of its own: a
@@ -30,7 +30,7 @@ Messages = list[dict[str, str]]
 
 
 class Conversation(str):
-    """A prompt of several messages, as JSON."""
+    """Is a prompt of several messages, as JSON."""
 
 
 def with_answers(table: Table) -> Table:
@@ -54,7 +54,7 @@ def with_answers(table: Table) -> Table:
 
 
 def with_columns_asked(table: Table, asked: Iterable[str]) -> Table:
-    """The same table, with prompts and answers from its conversations if these are asked for and it has none.
+    """Return the same table, with prompts and answers from its conversations if these are asked for and it has none.
 
     Args:
         asked: names of columns.
@@ -66,7 +66,7 @@ def with_columns_asked(table: Table, asked: Iterable[str]) -> Table:
 
 
 def holds_conversations(table: Table) -> bool:
-    """Whether prompts and answers can be asked for that the table has as conversations, by its first row."""
+    """Return whether prompts and answers can be asked for that the table has as conversations, by its first row."""
     column = _column_of(table)
     first = None if column is None else table.columns[column][0][0]
     said = [set(pair) <= set(first or ()) for pair in (("role", "content"), ("from", "value"))]
@@ -74,17 +74,19 @@ def holds_conversations(table: Table) -> bool:
 
 
 def messages_of(prompt: str) -> Messages:
-    """The messages of a prompt; any prompt but a `Conversation` is one message of a user."""
+    """Return the messages of a prompt; any prompt but a `Conversation` is one message of a user."""
     return _written(prompt) or [{"role": "user", "content": prompt}]
 
 
 def prompt_of(messages: Messages) -> Conversation:
-    """The prompt that asks for the next message; see `messages_of`."""
+    """Return the prompt that asks for the next message; see `messages_of`."""
     return Conversation(json_text({CHATS[0]: messages}))
 
 
 def plain_prompt(prompt: str) -> str:
-    """A prompt as text, for a model without a chat template: several messages each with the name of their role."""
+    """Return a prompt as text, for a model without a chat template:
+    several messages each with the name of their role.
+    """
     messages = _written(prompt)
     if messages is None:
         return prompt
@@ -93,23 +95,23 @@ def plain_prompt(prompt: str) -> str:
 
 
 def _written(prompt: str) -> Messages | None:
-    """The messages of a conversation; None for any other text."""
+    """Return the messages of a conversation; None for any other text."""
     return strict_json(prompt)[CHATS[0]] if isinstance(prompt, Conversation) else None
 
 
 def _column_of(table: Table) -> str | None:
-    """The column that may hold conversations."""
+    """Return the column that may hold conversations."""
     return next((name for name in CHATS if name in table.columns and holds_messages(table.columns[name])), None)
 
 
 def holds_messages(values: Sequence[Any]) -> bool:
-    """Whether a column holds lists of messages, by its first value."""
+    """Return whether a column holds lists of messages, by its first value."""
     first = next(iter(values), None)
     return isinstance(first, list) and bool(first) and isinstance(first[0], dict)
 
 
 def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
-    """The prompt and the completion of a conversation."""
+    """Return the prompt and the completion of a conversation."""
     remedy = f"correct the conversation in column {column!r}, or remove the row"
     if not isinstance(value, list) or len(value) < 2:
         raise InputError(f"{where}: a conversation has a question and an answer, and this one has not; {remedy}")
@@ -124,7 +126,7 @@ def _answered(value: Any, where: str, column: str) -> tuple[str, str]:
 
 
 def checked_message(value: Any, where: str, remedy: str) -> dict[str, str]:
-    """A message as its role and its content.
+    """Return a message as its role and its content.
 
     Args:
         where: the row, for the message. remedy: what to do, likewise.

@@ -1,4 +1,4 @@
-"""The values of a table's columns, checked row by row: texts, names, numbers, lists of names."""
+"""Reads the values of a table's columns and checks them row by row: texts, names, numbers, lists of names."""
 
 import re
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def check_column(table: Table, column: str, keys: Sequence[str]) -> None:
 
 
 def texts_of(table: Table, key: str, column: str) -> tuple[str, ...]:
-    """The N texts of a column.
+    """Return the N texts of a column.
 
     Args:
         key: the recipe's key that names the column, for messages.
@@ -65,13 +65,13 @@ def _is_empty(value: Any) -> bool:
 
 
 def _others(values: Sequence[Any]) -> str:
-    """How many values are empty after the first one, so that a person mends all of them at once; none: ""."""
+    """Return how many values are empty after the first one, so that a person mends all of them at once; none: ""."""
     more = sum(map(_is_empty, values)) - 1
     return f" and {more} more" if more > 0 else ""
 
 
 def labels_of(table: Table, column: str) -> list[str]:
-    """The N labels of a column as texts, with class numbers replaced by their names.
+    """Return the N labels of a column as texts, with class numbers replaced by their names.
 
     Raises:
         InputError: a label is missing, or has a type that names nothing; a class number has no name.
@@ -80,7 +80,7 @@ def labels_of(table: Table, column: str) -> list[str]:
 
 
 def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
-    """The N names in a column: texts as they are, and the one spelling of typed values (`name_of`).
+    """Return the N names in a column: texts as they are, and the one spelling of typed values (`name_of`).
 
     Args:
         what: what is named, for messages, such as "label". key: the recipe's key that names the column.
@@ -109,7 +109,7 @@ def names_of(table: Table, column: str, what: str, key: str) -> list[str]:
 
 
 def owners_of(table: Table, column: str) -> list[str | None]:
-    """The N names in a column as `names_of` reads them; None where a row names nobody."""
+    """Return the N names in a column as `names_of` reads them; None where a row names nobody."""
     classes = table.class_names.get(column)
     names: list[str | None] = []
     for value in table.columns[column]:
@@ -122,7 +122,7 @@ def owners_of(table: Table, column: str) -> list[str | None]:
 
 
 def plain_columns(table: Table) -> dict[str, list[str]]:
-    """The columns most of whose values are names or texts, as texts; an empty one for a value that is neither.
+    """Return the columns most of whose values are names or texts, as texts; an empty one for a value that is neither.
 
     One value that cannot be read does not make another column the one that was meant: whoever reads the column names
     its row.
@@ -136,7 +136,7 @@ def plain_columns(table: Table) -> dict[str, list[str]]:
 
 
 def _plain(classes: Sequence[str] | None, value: Any) -> str | None:
-    """A value as a text, empty if there is none; None if it is no name: a number, an image, a list."""
+    """Return a value as a text, empty if there is none; None if it is no name: a number, an image, a list."""
     try:
         return (name_of(value) if classes is None else _class_name(classes, value)) or ""
     except (TypeError, LookupError):
@@ -144,7 +144,8 @@ def _plain(classes: Sequence[str] | None, value: Any) -> str | None:
 
 
 def spelled(table: Table, column: str) -> list[Any]:
-    """The values of a column as they are read: names in their one spelling, in lists too, "" where there is none.
+    """Return the values of a column as they are read: names in their one spelling, in lists too, "" where there is
+    none.
 
     Values that are no names stay as they are.
     """
@@ -162,7 +163,7 @@ def _spelled(classes: Sequence[str] | None, value: Any) -> Any:
 
 
 def _class_name(classes: Sequence[str], value: Any) -> str | None:
-    """The name of a class by its number; -1 stands for no class, and a text is its own name."""
+    """Return the name of a class by its number; -1 stands for no class, and a text is its own name."""
     if isinstance(value, bool) or not isinstance(value, int):
         return name_of(value)
     if value == -1:
@@ -173,7 +174,7 @@ def _class_name(classes: Sequence[str], value: Any) -> str | None:
 
 
 def numbers_of(table: Table, columns: Sequence[str]) -> Tensor:
-    """The finite numbers of T columns, float64 [N, T]; a text is read as a number if it is written as one.
+    """Return the finite numbers of T columns, float64 [N, T]; a text is read as a number if it is written as one.
 
     Raises:
         InputError: a value is not a finite number, or too large for the float32 numbers of a saved head.
@@ -204,7 +205,7 @@ _LARGEST = 1e30  # a saved head has float32 numbers of the size of targets times
 
 
 def lists_of(table: Table, key: str, column: str) -> list[list[str]]:
-    """The lists of names of a column, with class numbers replaced by their names.
+    """Return the lists of names of a column, with class numbers replaced by their names.
 
     Args:
         key: the recipe's key that names the column, for messages.

@@ -1,4 +1,4 @@
-"""Texts for a language model: token ids, and the first token of each text that is learned."""
+"""Tokenizes texts for a language model: token ids, and the first token of each text that is learned."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Completions(AnsweredText):
-    """N tokenized texts, each learned from one of its tokens onwards.
+    """Holds N tokenized texts, each learned from one of its tokens onwards.
 
     Attributes:
         starts: int64 [N], the first token of each text that is learned: 0, or where the completion begins.
@@ -32,18 +32,18 @@ class Completions(AnsweredText):
     starts: Tensor
 
     def text(self, row: int) -> tuple[Tensor, Tensor]:
-        """The token ids of one text before its first learned token, and from there on; int64 each."""
+        """Return the token ids of one text before its first learned token, and from there on; int64 each."""
         offsets, start = self.texts.offsets, int(self.starts[row])
         ids = self.texts.input_ids[offsets[row] : offsets[row + 1]].long()
         return ids[:start], ids[start:]
 
     def select(self, rows: Rows, /) -> "Completions":
-        """The texts at `rows`, in that order."""
+        """Return the texts at `rows`, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return Completions(self.texts.select(rows), self.starts[rows])
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The texts at `rows`, padded on the right to the longest of them.
+        """Return the texts at `rows`, padded on the right to the longest of them.
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, int64 [B, S]; a label is the token itself if it is learned,
@@ -125,7 +125,7 @@ def tokenize_prompts(
 def tokenize_answers(
     answers: Sequence[str], tokenizer: "PreTrainedTokenizerBase", chat_template: bool = False
 ) -> list[list[int]]:
-    """The tokens of each answer with its end, as they would be learned after a prompt.
+    """Return the tokens of each answer with its end, as they would be learned after a prompt.
 
     Raises:
         InputError: as `tokenize_completions`.
@@ -137,7 +137,7 @@ def tokenize_answers(
 
 
 def continued(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Completions:
-    """Prompts and what is learned after each, as token ids; all of one stratum."""
+    """Return prompts and what is learned after each, as token ids; all of one stratum."""
     rows = [np.asarray([*prompt, *answer], dtype=np.int32) for prompt, answer in pairs]
     starts = torch.tensor([len(prompt) for prompt, _ in pairs], dtype=torch.int64)
     return Completions(flat_texts(rows, np.zeros(len(rows), dtype=np.int64), pad_id), starts)
@@ -149,7 +149,7 @@ def lengths_with_completions(
     tokenizer: "PreTrainedTokenizerBase",
     chat_template: bool = False,
 ) -> list[int]:
-    """The tokens of each prompt and its text together, uncut; see `tokenize_completions`.
+    """Return the tokens of each prompt and its text together, uncut; see `tokenize_completions`.
 
     Raises:
         InputError: the tokenizer has no end-of-text token, or no chat template although it is asked for.
@@ -160,7 +160,7 @@ def lengths_with_completions(
 
 
 def _end_of_text(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> int:
-    """The id of the token that ends a text."""
+    """Return the id of the token that ends a text."""
     if max_length < 2:
         raise InputError(f"data.max_length={max_length} leaves nothing to predict; raise it to at least 2")
     end = tokenizer.eos_token_id
@@ -180,7 +180,9 @@ def _prompts_and_texts(
     chat_template: bool,
     end: int,
 ) -> list[tuple[Ids, Ids]]:
-    """The tokens of every prompt and of its text, which ends with `end`; without prompts, each prompt is empty."""
+    """Return the tokens of every prompt and of its text, which ends with `end`; without prompts,
+    each prompt is empty.
+    """
     if prompts is None:
         assert not chat_template, "a chat template writes prompts with their completions"
         return [([], _with_end(text, end, ended=False)) for text in _ids(tokenizer, texts, special=True)]
@@ -225,7 +227,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bo
 
 
 def _ids_of_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[tuple[str, bool]]) -> Ids:
-    """The tokens of a text in parts, of which some only look like special tokens."""
+    """Return the tokens of a text in parts, of which some only look like special tokens."""
     encoded = [
         tokenizer(part, add_special_tokens=False, split_special_tokens=looks_special, verbose=False)["input_ids"]
         for part, looks_special in parts
@@ -234,12 +236,12 @@ def _ids_of_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[tuple[st
 
 
 def _without_end(ids: Ids, end: int) -> Ids:
-    """A prompt without an end token, which some tokenizers add to every text."""
+    """Return a prompt without an end token, which some tokenizers add to every text."""
     return ids[:-1] if ids and ids[-1] == end else ids
 
 
 def _with_end(text: Ids, end: int, ended: bool) -> Ids:
-    """The text with an end token; a chat template may have put one before its own last tokens."""
+    """Return the text with an end token; a chat template may have put one before its own last tokens."""
     return text if ended or (text and text[-1] == end) else [*text, end]
 
 

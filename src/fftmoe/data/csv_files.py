@@ -1,4 +1,4 @@
-"""CSV: a header line, then rows whose cells are texts, exactly as the file has them."""
+"""Reads CSV: a header line, then rows whose cells are texts, exactly as the file has them."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ _LONGEST_CELL = 2**31 - 1  # characters
 
 
 def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
-    """The columns of a CSV file, and the number of its rows.
+    """Return the columns of a CSV file, and the number of its rows.
 
     Cells are separated by commas. If the header line has none, they are separated by the first of semicolon, tab and
     vertical bar that it has. A line `sep=;` before the header line, as spreadsheets write it, decides instead. A line
@@ -40,7 +40,7 @@ def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
 
 
 def _records(text: str) -> tuple[list[str], list[list[str]]]:
-    """The header and all records after it."""
+    """Return the header and all records after it."""
     separator = _separator(text)
     if declared := _DECLARED.match(text):
         separator, text = declared[1], text[declared.end() :]
@@ -68,7 +68,7 @@ def _separator(text: str) -> str:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Meanwhile a cell may have any length; a limit of the csv module is for the whole process."""
+    """Allow cells of any length within the context; a limit of the csv module is for the whole process."""
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         yield

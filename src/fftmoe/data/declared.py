@@ -1,4 +1,4 @@
-"""Rows whose label is not among the declared ones, in a run that must not show that a client has such a row."""
+"""Marks rows whose label is not among the declared ones, in a run that must not show that a client has such a row."""
 
 import logging
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tup
 
 
 def _names(table: Table, column: str) -> Sequence[str] | None:
-    """The names of the only row; None if it has none."""
+    """Return the names of the only row; None if it has none."""
     try:
         if isinstance(table.columns[column][0], list | tuple):
             return lists_of(table, "data.labels", column)[0]

@@ -1,4 +1,4 @@
-"""The rows of a client that are set aside for validation: never trained on, and in no feature statistics."""
+"""Chooses the rows of a client that are set aside for validation: never trained on, and in no feature statistics."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ FEWEST_DIVIDED = 5  # rows of a client that sets any aside
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:
-    """How many of a client's rows are set aside: `fraction` of them, rounded, at least one, and never all.
+    """Return how many of a client's rows are set aside: `fraction` of them, rounded, at least one, and never all.
 
     A client with fewer than `FEWEST_DIVIDED` rows trains on all of them.
     """
@@ -19,7 +19,7 @@ def num_held_out(num_rows: int, fraction: float) -> int:
 
 
 def held_out_places(labels: np.ndarray, fraction: float, client_id: int) -> np.ndarray:
-    """The places of the rows that a client sets aside, ascending int64.
+    """Return the places of the rows that a client sets aside, ascending int64.
 
     It is a systematic sample of the rows in the order of their labels, in random order within a label: every row is as
     likely as any other, and every label has its share up to one row. All seeds of a recipe share it, because they must

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: parquet files by fixed names, and nothing that a data set's own files name.
+"""Reads data sets of the Hugging Face hub: parquet files by fixed names, and nothing that a data set's own files name.
 
 The hub keeps a copy of every public data set in parquet, on the branch `refs/convert/parquet`. Only that copy is read:
 no card, no loading script, no archive, and no address that a data set gives. The library `datasets` would choose among
@@ -34,7 +34,7 @@ READERS = frozenset(
 
 
 def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
-    """The splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
+    """Return the splits of a data set on the Hugging Face hub (or in its local cache): `id` or `id:configuration`.
 
     Raises:
         InputError: it is no such name, the hub cannot be reached or has no such data set, or a required split is
@@ -66,7 +66,7 @@ def read_hub(source: str, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str
 
 
 def _fetch_files(name: str, configuration: str) -> dict[str, list[Path]]:
-    """The files of a data set by split, in order, fetched into the hub's local cache if they are not there."""
+    """Return the files of a data set by split, in order, fetched into the hub's local cache if they are not there."""
     chosen = _configuration(name, file_names(name), configuration)
     folder = snapshot(name, [f"{chosen}/{split}/*.parquet" for split in SPLITS])
     files = {split: sorted((folder / chosen / split).glob("*.parquet")) for split in SPLITS}
@@ -74,7 +74,7 @@ def _fetch_files(name: str, configuration: str) -> dict[str, list[Path]]:
 
 
 def snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
-    """The folder that holds all files of a data set with such names; an error if one of them cannot be had."""
+    """Return the folder that holds all files of a data set with such names; an error if one of them cannot be had."""
     offline = offline or why_unreachable() is not None
     return Path(
         huggingface_hub.snapshot_download(
@@ -84,7 +84,7 @@ def snapshot(name: str, patterns: list[str], offline: bool = False) -> Path:
 
 
 def file_names(name: str) -> list[str]:
-    """The names of a data set's files; those that were fetched before if the hub cannot be reached."""
+    """Return the names of a data set's files; those that were fetched before if the hub cannot be reached."""
     try:
         if (reason := why_unreachable()) is not None:
             raise ConnectionError(reason)
@@ -98,7 +98,7 @@ def file_names(name: str) -> list[str]:
 
 
 def _configuration(name: str, listed: Sequence[str], asked: str) -> str:
-    """The configuration whose files are read."""
+    """Return the configuration whose files are read."""
     found = sorted({match["configuration"] for match in map(_FILE.fullmatch, listed) if match})
     usual = found if len(found) == 1 else [name for name in found if name == "default"]
     chosen = [asked] if asked else usual

@@ -1,4 +1,4 @@
-"""A folder of images by class as a table: `CLASS/image.jpg`, or `CLIENT/CLASS/image.jpg`."""
+"""Reads a folder of images by class as a table: `CLASS/image.jpg`, or `CLIENT/CLASS/image.jpg`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ WITH_CLASS, WITH_CLIENT = 2, 3  # parts of a path
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images in a folder and in the folders below it, in the order of their paths.
+    """Return all images in a folder and in the folders below it, in the order of their paths.
 
     Hidden ones are left out, and links to folders are not followed.
 
@@ -30,7 +30,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _names(folder: Path) -> Iterator[tuple[str, str]]:
-    """The folder and the name of all files below a folder; an OSError where one cannot be read."""
+    """Yield the folder and the name of all files below a folder; an OSError where one cannot be read."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -41,7 +41,7 @@ def _names(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_image_folder(folder: Path) -> Table | None:
-    """The images of all folders in a folder, one row each, in the order of their paths.
+    """Return the images of all folders in a folder, one row each, in the order of their paths.
 
     The columns are `image`, the path below the folder; `label`, the name of the folder that holds the image; and, where
     that lies in a folder of its own, the column `client` with the name of that one. Files of other kinds and names that

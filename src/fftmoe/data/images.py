@@ -1,4 +1,4 @@
-"""Labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
+"""Holds labelled images: decoded and resized once, kept as bytes, and normalised batch by batch."""
 
 import io
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ MAX_PIXELS = 2**26  # more than all but a few cameras take; a file of a few byte
 
 @dataclass(frozen=True)
 class ImageExamples:
-    """N images of one size with their labels, which a model reads as (pixel * scale - mean) / std.
+    """Holds N images of one size with their labels, which a model reads as (pixel * scale - mean) / std.
 
     Attributes:
         pixels: uint8 [N, 3, H, W], a quarter of the memory of float32.
@@ -46,7 +46,7 @@ class ImageExamples:
 
     @property
     def lengths(self) -> Tensor:
-        """Ones, int64 [N]: every image costs the same."""
+        """Return ones, int64 [N]: every image costs the same."""
         return self._lengths
 
     @cached_property
@@ -54,12 +54,12 @@ class ImageExamples:
         return torch.ones(len(self), dtype=torch.int64)
 
     def select(self, rows: Rows, /) -> "ImageExamples":
-        """The images at `rows`, in that order."""
+        """Return the images at `rows`, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return ImageExamples(self.pixels[rows], self.labels[rows], self.mean, self.std, self.scale)
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """`pixel_values`, float32 [B, 3, H, W], and `labels`, int64 [B], of the images at `rows`."""
+        """Return `pixel_values`, float32 [B, 3, H, W], and `labels`, int64 [B], of the images at `rows`."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return {"pixel_values": (self.pixels[rows].float() * self.scale - mean) / std, "labels": self.labels[rows]}
@@ -71,7 +71,7 @@ NO_IMAGE = "there is no image"
 def readable_pixels(
     values: Iterable[Any], folder: Path | None, size: tuple[int, int]
 ) -> tuple[list[str | None], Tensor]:
-    """The images of N cells or files as far as they can be read, as `read_pixels` gives them.
+    """Return the images of N cells or files as far as they can be read, as `read_pixels` gives them.
 
     Args:
         values: cells of a table, or paths (`Path`) of files that a person named.
@@ -93,7 +93,7 @@ def readable_pixels(
 
 
 def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
-    """The images of a column, resized (bilinear); grey becomes three equal channels.
+    """Return the images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
         column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files below the table's
@@ -122,14 +122,16 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
 
 
 def _pixels(value: Any, folder: Path | None, size: tuple[int, int]) -> np.ndarray:
-    """The image in a cell, uint8 [H, W, 3]; some exception with a reason if there is none."""
+    """Return the image in a cell, uint8 [H, W, 3]; some exception with a reason if there is none."""
     height, width = size
     decoded = decode_image(value, folder).convert("RGB")
     return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def decode_image(value: Any, folder: Path | None) -> Image.Image:
-    """The image in a table's cell, or in a file that a person named (`Path`); an exception with a reason if none is."""
+    """Return the image in a table's cell, or in a file that a person named (`Path`);
+    an exception with a reason if none is.
+    """
     value = _encoded(value)
     if value is None:
         raise ValueError("the value is empty")
@@ -151,18 +153,18 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
 
 
 def _encoded(value: Any) -> Any:
-    """What a cell holds; a cell of `datasets.Image` holds the bytes of a file, or its path."""
+    """Return what a cell holds; a cell of `datasets.Image` holds the bytes of a file, or its path."""
     return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
 
 
 def _file_named(value: Any) -> str:
-    """The name of a file in a cell, for a message: a folder of images has rows for the program only."""
+    """Return the name of a file in a cell, for a message: a folder of images has rows for the program only."""
     name = _encoded(value)
     return f" ({name!r:.200})" if isinstance(name, str) else ""
 
 
 def _inside(folder: Path | None, name: str) -> Path:
-    """The path of a file in the data's folder."""
+    """Return the path of a file in the data's folder."""
     if folder is None:
         raise ValueError(f"{name!r:.100} is the path of a file, and this data has no folder from which files are read")
     path = (folder / name).resolve()

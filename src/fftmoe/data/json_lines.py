@@ -1,4 +1,4 @@
-"""JSON lines: an object on every line, whose values keep their types."""
+"""Reads JSON lines: an object on every line, whose values keep their types."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from fftmoe.strict import STRICT_DECODER, json_text
 
 
 class JsonColumns(Mapping[str, list[Any]]):
-    """The columns of rows that are objects; each is made when it is asked for, with None where a row lacks it."""
+    """Holds the columns of rows that are objects; each is made when it is asked for, with None where a row lacks it."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = rows
@@ -28,7 +28,7 @@ class JsonColumns(Mapping[str, list[Any]]):
 
 
 def parse_json_lines(text: str) -> tuple[JsonColumns, int]:
-    """The columns of a file of JSON lines, and the number of its rows; lines with white space only are no rows.
+    """Return the columns of a file of JSON lines, and the number of its rows; lines with white space only are no rows.
 
     Raises:
         ValueError: it is not such a file. The message is the end of a sentence that names the file.
@@ -47,7 +47,7 @@ def parse_json_lines(text: str) -> tuple[JsonColumns, int]:
 
 
 def _row(line: str, escapes: bool) -> dict[str, Any]:
-    """The object on a line; `escapes` says that it may have characters that are written as numbers."""
+    """Return the object on a line; `escapes` says that it may have characters that are written as numbers."""
     try:
         row = STRICT_DECODER.decode(line)
         if escapes:

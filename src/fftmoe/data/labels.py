@@ -1,4 +1,4 @@
-"""From labels to numbers: the classes of a data set, or the strata that divide examples of tasks without classes."""
+"""Turns labels into numbers: the classes of a data set, or the strata that divide examples of tasks without classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -51,7 +51,7 @@ def number_classes(
 
 
 def _classes(table: Table, column: str, labels: Sequence[str]) -> Sequence[str]:
-    """The classes that this table's labels define, in their order."""
+    """Return the classes that this table's labels define, in their order."""
     return table.class_names.get(column) or sorted_names(labels)
 
 
@@ -66,7 +66,7 @@ def _check_trained(where: str, classes: Sequence[str], trained: Sequence[str]) -
 
 
 def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputError:
-    """The error for labels that are not among the classes."""
+    """Return the error for labels that are not among the classes."""
     counted = f"{where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows"
     if request.label_names:
         return InputError(
@@ -77,7 +77,7 @@ def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputEr
 
 
 def _first_names(names: Sequence[str]) -> str:
-    """The first names, for a message."""
+    """Return the first names, for a message."""
     return ", ".join(map(str, names[:LABELS_IN_A_MESSAGE])) + (", …" if len(names) > LABELS_IN_A_MESSAGE else "")
 
 
@@ -105,7 +105,8 @@ def number_strata(tables: Mapping[str, Table], columns: Sequence[str]) -> tuple[
 def list_names(
     tables: Mapping[str, Table], lists: Mapping[str, Sequence[Sequence[str]]], request: SplitRequest = TRAIN_AND_TEST
 ) -> tuple[str, ...]:
-    """The names that occur in the lists of the first requested split, sorted; or those that the request agrees on.
+    """Return the names that occur in the lists of the first requested split, sorted; or those that the request agrees
+    on.
 
     Args:
         lists: by split, a list of names for each row.

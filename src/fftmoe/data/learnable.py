@@ -38,14 +38,14 @@ def check_content(origin: Origin, texts: TokenizedText, tokenizer: "PreTrainedTo
 
 
 def has_content(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[bool]:
-    """For each text whether it has a token besides those with which the tokenizer frames every text."""
+    """Return for each text whether it has a token besides those with which the tokenizer frames every text."""
     frames = _frames(tokenizer)
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     return [any(token not in frames for token in row) for row in rows]
 
 
 def _frames(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The tokens with which the tokenizer frames a text."""
+    """Return the tokens with which the tokenizer frames a text."""
     return {number for name in _FRAMES if isinstance(number := getattr(tokenizer, name, None), int)}
 
 
@@ -76,6 +76,6 @@ def _refuse_useless_rows(origin: Origin, offsets_N1: Tensor, useful: np.ndarray,
 
 
 def _row_names(origin: Origin, rows: Collection[int]) -> str:
-    """The names of the first rows."""
+    """Return the names of the first rows."""
     first = ", ".join(origin.row(row) for row in list(rows)[:ROWS_NAMED])
     return f"row {first}" if len(rows) == 1 else f"rows {first}{', …' * (len(rows) > ROWS_NAMED)}"

@@ -1,4 +1,4 @@
-"""What a person should know about the rows that a run reads: what is cut, and what is in both splits."""
+"""Says what a person should know about the rows that a run reads: what is cut, and what is in both splits."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,7 +13,7 @@ from fftmoe.data.tokens import AnsweredText, TokenizedText
 
 
 def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...]:
-    """A sentence about texts that are as long as the limit, and what longer ones lose; nothing if there is none.
+    """Return a sentence about texts that are as long as the limit, and what longer ones lose; nothing if there is none.
 
     Texts with prompts lose the beginning of the prompt first (`completions.py: tokenize_completions`).
     """
@@ -37,7 +37,7 @@ def _what_is_lost(examples: Examples) -> str:
 
 
 def equal_notes(split: str, examples: Examples) -> tuple[str, ...]:
-    """A sentence about pairs with equal answers, which say nothing; nothing if there is none."""
+    """Return a sentence about pairs with equal answers, which say nothing; nothing if there is none."""
     equal = num_equal(examples) if isinstance(examples, Preferences) else 0
     if not equal:
         return ()
@@ -48,7 +48,9 @@ def equal_notes(split: str, examples: Examples) -> tuple[str, ...]:
 
 
 def shared_notes(train: Examples, test: Examples) -> tuple[str, ...]:
-    """A sentence about test rows that are also training rows, as the model reads them; nothing if there is none."""
+    """Return a sentence about test rows that are also training rows, as the model reads them;
+    nothing if there is none.
+    """
     shared = count_shared(train, test)
     if not shared:
         return ()
@@ -56,14 +58,14 @@ def shared_notes(train: Examples, test: Examples) -> tuple[str, ...]:
 
 
 def count_shared(train: Examples, test: Examples) -> int:
-    """How many of the test rows have the same content as a training row; labels are not compared."""
+    """Return how many of the test rows have the same content as a training row; labels are not compared."""
     wanted = set(contents(test))
     found = wanted.intersection(contents(train))
     return sum(content in found for content in contents(test)) if found else 0
 
 
 def contents(examples: Examples) -> Iterator[bytes]:
-    """The content of each example as bytes: its tokens, or the sums of an image's rows and columns of pixels.
+    """Yield the content of each example as bytes: its tokens, or the sums of an image's rows and columns of pixels.
 
     The sums take a hundredth of an image's bytes. Images with equal sums are taken to be the same.
     """

@@ -1,4 +1,4 @@
-"""Names in data: labels, clients and strata are texts, the same from every kind of file."""
+"""Reads names in data: labels, clients and strata are texts, the same from every kind of file."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,299}")
 
 
 def name_of(value: Any) -> str | None:
-    """The name that a value of a file stands for; None if there is no value.
+    """Return the name that a value of a file stands for; None if there is no value.
 
     A text is its own name, with every blank and zero that it has. Typed values of parquet and JSON have one spelling:
     whole numbers their digits, truth values `true` and `false` as in JSON, and days `2020-12-31`.
@@ -29,12 +29,12 @@ def name_of(value: Any) -> str | None:
 
 
 def is_blank(text: str | None) -> bool:
-    """Whether there is no text, or only white space."""
+    """Return whether there is no text, or only white space."""
     return text is None or not text.strip()
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
-    """The distinct names: by value if all are whole numbers without leading zeros, else by their characters.
+    """Return the distinct names: by value if all are whole numbers without leading zeros, else by their characters.
 
     The order depends on the names only, so that a table has the same classes and clients in every format.
     """
@@ -43,7 +43,9 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 def near_equal(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The groups of distinct names that differ only in blanks, case, invisible characters or Unicode form, sorted."""
+    """Return the groups of distinct names that differ only in blanks, case, invisible characters or Unicode form,
+    sorted.
+    """
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
         groups[_folded(name)].append(name)
@@ -51,7 +53,7 @@ def near_equal(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def near_equal_notes(what: str, names: Iterable[str], most: int = 3) -> tuple[str, ...]:
-    """A sentence about near-equal names, which are never merged; none if there are no such names.
+    """Return a sentence about near-equal names, which are never merged; none if there are no such names.
 
     Args:
         what: what the names are, in the plural. most: groups that are listed.
@@ -81,7 +83,7 @@ def distinct_names(names: Sequence[str], what: str) -> None:
 
 
 def _folded(name: str) -> str:
-    """The name without differences that a person hardly sees."""
+    """Return the name without differences that a person hardly sees."""
     if not name.isascii():
         name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         name = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")

@@ -1,4 +1,4 @@
-"""Whose the test rows are, where the data says it: the rows on which a client's own accuracy is measured."""
+"""Finds whose the test rows are, where the data says it: the rows on which a client's own accuracy is measured."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from fftmoe.data.rows_digest import RowsDigest
 
 
 def own_rows(clients: Sequence[str], owners: Sequence[str | None]) -> Ragged | None:
-    """The test rows of each client, ascending; None if no row belongs to any of them.
+    """Return the test rows of each client, ascending; None if no row belongs to any of them.
 
     Args:
         clients: the names of the clients, in their order. owners: the name of each test row's client; None where the
@@ -25,7 +25,7 @@ def own_rows(clients: Sequence[str], owners: Sequence[str | None]) -> Ragged | N
 
 
 def unowned_notes(rows: Ragged | None, num_rows: int, by: str) -> tuple[str, ...]:
-    """A sentence about test rows that count for no client, and one about clients without test rows.
+    """Return a sentence about test rows that count for no client, and one about clients without test rows.
 
     Args:
         rows: the test rows of each client. num_rows: all test rows. by: the column that names their clients.
@@ -50,5 +50,5 @@ def unowned_notes(rows: Ragged | None, num_rows: int, by: str) -> tuple[str, ...
 
 
 def owners_digest(owners: Sequence[str | None]) -> RowsDigest:
-    """The number of test rows, and a digest of whose each is."""
+    """Return the number of test rows, and a digest of whose each is."""
     return RowsDigest(len(owners), hashlib.sha256(repr(list(owners)).encode("utf-8", "surrogatepass")).hexdigest())

@@ -1,4 +1,5 @@
-"""Pairs of conversations: what they have in common becomes the prompt, and their last messages are the two answers.
+"""Reads pairs of conversations: what they have in common becomes the prompt, and their last messages are the two
+answers.
 
 Data sets of preferences have them in three forms: two conversations that differ in their last message; a prompt of
 messages with two answers of one message each; and texts, which stay as they are.
@@ -13,7 +14,7 @@ from fftmoe.errors import InputError
 
 
 def with_plain_pairs(table: Table, prompt: str, chosen: str, rejected: str) -> Table:
-    """The table with texts in the place of conversations in these columns.
+    """Return the table with texts in the place of conversations in these columns.
 
     Args:
         prompt: the column of prompts; it is written where the conversations hold the prompt. chosen, rejected: those of
@@ -40,7 +41,7 @@ def with_plain_pairs(table: Table, prompt: str, chosen: str, rejected: str) -> T
 
 
 def _plain(asked: Any, first: Any, second: Any, where: str) -> tuple[Any, Any, Any]:
-    """The prompt and both answers of a row as texts."""
+    """Return the prompt and both answers of a row as texts."""
     (before, good), (other, bad) = (_answered(value, where) for value in (first, second))
     if before != other:
         raise InputError(
@@ -51,7 +52,7 @@ def _plain(asked: Any, first: Any, second: Any, where: str) -> tuple[Any, Any, A
 
 
 def _answered(value: Any, where: str) -> tuple[Messages, Any]:
-    """The messages before an answer, and the answer; any value but a list of messages is the answer itself."""
+    """Return the messages before an answer, and the answer; any value but a list of messages is the answer itself."""
     if not isinstance(value, list):
         return [], value
     messages = [checked_message(message, where, REMEDY) for message in value]
@@ -61,7 +62,7 @@ def _answered(value: Any, where: str) -> tuple[Messages, Any]:
 
 
 def _asked(value: Any, where: str) -> Any:
-    """A prompt as a text; any value but a list of messages stays as it is."""
+    """Return a prompt as a text; any value but a list of messages stays as it is."""
     if not isinstance(value, list):
         return value
     return _prompt([checked_message(message, where, REMEDY) for message in value], where)

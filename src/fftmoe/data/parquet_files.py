@@ -1,4 +1,4 @@
-"""Parquet: typed columns. A file's own notes say which columns are numbers of classes, and nothing else."""
+"""Reads Parquet: typed columns. A file's own notes say which columns are numbers of classes, and nothing else."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,9 @@ _LISTS = ("List", "LargeList", "Sequence")
 
 
 class ParquetColumn(Sequence[Any]):
-    """The values of a column, made from Arrow's when they are read: a column of images may be larger than memory."""
+    """Gives the values of a column, made from Arrow's when they are read:
+    a column of images may be larger than memory.
+    """
 
     def __init__(self, where: str, values: pyarrow.ChunkedArray) -> None:
         self._where = where
@@ -53,7 +55,7 @@ ParquetContents = tuple[Mapping[str, ParquetColumn], int, dict[str, tuple[str, .
 
 
 def read_parquet(path: Path) -> ParquetContents:
-    """The columns of a parquet file, the number of its rows, and the names of classes by column.
+    """Return the columns of a parquet file, the number of its rows, and the names of classes by column.
 
     Raises:
         ValueError, OSError or pyarrow.ArrowException: it is not such a file.
@@ -62,7 +64,7 @@ def read_parquet(path: Path) -> ParquetContents:
 
 
 def read_parquet_parts(where: str, paths: Sequence[Path]) -> ParquetContents:
-    """The same of a table that is stored in several files; `where` is their origin, for messages."""
+    """Return the same of a table that is stored in several files; `where` is their origin, for messages."""
     table = pyarrow.concat_tables([_arrow_table(path) for path in paths])
     distinct_names(table.column_names, "columns")
     features = _features((table.schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -83,7 +85,7 @@ def _arrow_table(path: Path) -> pyarrow.Table:
 
 
 def _features(notes: bytes) -> Mapping[str, Any]:
-    """What the library `datasets` notes in a file about its columns, `{"info": {"features": {column: …}}}`."""
+    """Return what the library `datasets` notes in a file about its columns, `{"info": {"features": {column: …}}}`."""
     found: Any = strict_json(notes)
     for name in ("info", "features"):
         found = found.get(name)
@@ -97,7 +99,7 @@ def _features(notes: bytes) -> Mapping[str, Any]:
 
 
 def _class_names(column: str, feature: Any) -> tuple[str, ...]:
-    """The names of the classes that a column, or the lists in it, refer to by number; none if they do not."""
+    """Return the names of the classes that a column, or the lists in it, refer to by number; none if they do not."""
     if isinstance(feature, list) and len(feature) == 1:
         return _class_names(column, feature[0])
     if not isinstance(feature, dict):

@@ -1,4 +1,4 @@
-"""Which client holds which examples: disjoint covers of all examples, determined by the seed.
+"""Decides which client holds which examples: disjoint covers of all examples, determined by the seed.
 
 - `iid`: random, sizes equal up to one.
 - `dirichlet`: each class is divided by a draw from Dirichlet(alpha).
@@ -36,7 +36,7 @@ MAX_DRAWS = 100
 
 @dataclass(frozen=True)
 class PartitionKind:
-    """A kind of partition that a recipe can name.
+    """Describes a kind of partition that a recipe can name.
 
     Attributes:
         parameters: the parameters of `make_partition` that it needs; it takes no others. All but `natural` also need
@@ -87,7 +87,7 @@ KINDS: dict[str, PartitionKind] = {
 
 @dataclass(frozen=True)
 class Partition:
-    """A disjoint cover of the examples, without an object for each client.
+    """Holds a disjoint cover of the examples, without an object for each client.
 
     Attributes:
         indices: by `client_id`, sorted int64 example indices.
@@ -102,16 +102,16 @@ class Partition:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """By `client_id`, the name of the natural group, or the number as text; computed at each call."""
+        """Return, by `client_id`, the name of the natural group, or the number as text; computed at each call."""
         return tuple(map(str, range(len(self)))) if self.groups is None else self.groups
 
     @property
     def sizes(self) -> np.ndarray:
-        """Examples of each client, int64 [C]."""
+        """Return the number of examples of each client, int64 [C]."""
         return self.indices.sizes
 
     def label_distribution(self, labels: np.ndarray, num_labels: int, clients: range | None = None) -> np.ndarray:
-        """Share of each label among each client's examples, float64 [C, L]; rows sum to 1.
+        """Return the share of each label among each client's examples, float64 [C, L]; rows sum to 1.
 
         Args:
             labels: integers [N], each below `num_labels`.
@@ -178,7 +178,7 @@ def make_partition(
 def _draw_until_enough(
     division: Divide, kind: str, labels: np.ndarray, num_clients: int, seed: int, fewest: int, num_draws: int
 ) -> Partition:
-    """The first of `num_draws` divisions that gives every client at least `fewest` examples."""
+    """Return the first of `num_draws` divisions that gives every client at least `fewest` examples."""
     partition = None
     for draw in range(num_draws):
         owners = division(labels, num_clients, derive(seed, "partition", kind, draw))
@@ -191,7 +191,7 @@ def _draw_until_enough(
 
 
 class _Columns(dict[str, Sequence[Any]]):
-    """The columns of the data, by name."""
+    """Gives the columns of the data, by name."""
 
     def __init__(self, kind: str, columns: Mapping[str, Sequence[Any]]) -> None:
         super().__init__(columns)
@@ -213,7 +213,7 @@ def _checked_owners(
     num_clients: int,
     seed: int,
 ) -> np.ndarray:
-    """The result of a plug-in's division, checked."""
+    """Return the result of a plug-in's division, checked."""
     wanted = {"columns": _Columns(kind, columns)} if _takes_columns(divide) else {}
     owners = np.asarray(divide(labels, num_clients, seed, **wanted))
     if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):

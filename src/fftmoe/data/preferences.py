@@ -1,4 +1,4 @@
-"""Pairs of answers to a prompt, one of which was preferred: one example with two texts."""
+"""Holds pairs of answers to a prompt, one of which was preferred: one example with two texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Pair = tuple[Ids, Ids, Ids]  # a prompt, its chosen answer and its rejected one
 
 @dataclass(frozen=True)
 class Preferences:
-    """N pairs of answers, each with its prompt.
+    """Holds N pairs of answers, each with its prompt.
 
     Attributes:
         answers: 2 N texts: text i is the prompt of pair i with the chosen answer, and text N + i that with the rejected
@@ -42,12 +42,12 @@ class Preferences:
 
     @property
     def labels(self) -> Tensor:
-        """The stratum of each pair, int64 [N]; the model does not see it."""
+        """Return the stratum of each pair, int64 [N]; the model does not see it."""
         return self.answers.labels[: len(self)]
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of both texts of each pair together, int64 [N]."""
+        """Return the number of tokens of both texts of each pair together, int64 [N]."""
         return self._lengths
 
     @cached_property
@@ -55,17 +55,17 @@ class Preferences:
         return self.answers.lengths.view(2, -1).sum(0)
 
     def rows_of_answers(self, rows: Rows) -> Tensor:
-        """The rows of `answers` that belong to the pairs at `rows`: first all chosen, then all rejected ones."""
+        """Return the rows of `answers` that belong to the pairs at `rows`: first all chosen, then all rejected ones."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return torch.cat([rows, rows + len(self)])
 
     def select(self, rows: Rows, /) -> "Preferences":
-        """The pairs at `rows`, in that order."""
+        """Return the pairs at `rows`, in that order."""
         own = self.rows_of_answers(rows)
         return Preferences(self.answers.select(own), self.reference[own[: len(own) // 2]])
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The batch of the 2 B texts of the pairs at `rows`, the chosen ones first, and `reference` [B, 2]."""
+        """Return the batch of the 2 B texts of the pairs at `rows`, the chosen ones first, and `reference` [B, 2]."""
         own = self.rows_of_answers(rows)
         return {**self.answers.batch(own), "reference": self.reference[own[: len(own) // 2]]}
 
@@ -138,7 +138,7 @@ def _check_preferred(origin: Origin, kept: Sequence[Pair]) -> None:
 
 
 def num_equal(examples: Preferences) -> int:
-    """How many pairs have equal answers, as the model reads them."""
+    """Return how many pairs have equal answers, as the model reads them."""
     assert isinstance(examples.answers, Completions), "asked of pairs as they were read"
     texts = examples.answers.texts
     ids, size = texts.input_ids.numpy(), len(examples)

@@ -1,4 +1,4 @@
-"""Arrays of different lengths in one array: the examples of very many clients without an object for each."""
+"""Holds arrays of different lengths in one array: the examples of very many clients without an object for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Ragged(Sequence[np.ndarray]):
-    """A read-only sequence of C int64 arrays; `ragged[c]` is a view.
+    """Is a read-only sequence of C int64 arrays; `ragged[c]` is a view.
 
     Attributes:
         flat: int64 [N], the arrays one after the other.
@@ -21,13 +21,13 @@ class Ragged(Sequence[np.ndarray]):
 
     @classmethod
     def grouped(cls, owners: np.ndarray, num_owners: int) -> "Ragged":
-        """The examples of each of `num_owners`, ascending; example i belongs to `owners[i]`, integers [N]."""
+        """Return the examples of each of `num_owners`, ascending; example i belongs to `owners[i]`, integers [N]."""
         sizes = np.bincount(owners, minlength=num_owners)
         return cls(owners.argsort(kind="stable"), np.concatenate([[0], sizes.cumsum()]))
 
     @classmethod
     def of(cls, arrays: Sequence[np.ndarray]) -> "Ragged":
-        """The same arrays, one after the other."""
+        """Return the same arrays, one after the other."""
         sizes = np.array([len(array) for array in arrays], dtype=np.int64)
         return cls(np.concatenate([np.empty(0, dtype=np.int64), *arrays]), np.concatenate([[0], sizes.cumsum()]))
 
@@ -48,5 +48,5 @@ class Ragged(Sequence[np.ndarray]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Length of each array, int64 [C]."""
+        """Return the length of each array, int64 [C]."""
         return np.diff(self.offsets)

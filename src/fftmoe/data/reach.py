@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, asked once and not again for every file.
+"""Asks once, and not again for every file, whether the Hugging Face hub can be reached.
 
 The hub's client repeats each failed request for half a minute, and a model has many files: a typo in the name of a
 folder would cost minutes without a network.
@@ -15,7 +15,7 @@ REMEMBERED_SECONDS = 60.0
 
 
 def why_unreachable() -> str | None:
-    """The reason why the hub cannot be reached, in words; None if it answers, whatever it answers."""
+    """Return the reason why the hub cannot be reached, in words; None if it answers, whatever it answers."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     return _asked(constants.ENDPOINT, int(time.monotonic() / REMEMBERED_SECONDS))

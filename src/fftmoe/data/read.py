@@ -1,4 +1,4 @@
-"""The one reader of data files: the ending of a file's name chooses among three parsers, and nothing else does."""
+"""Reads every data file: the ending of a file's name chooses among three parsers, and nothing else does."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
-    """The splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
+    """Return the splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
     Each is a file, or a folder of images in folders of their classes.
 
@@ -51,7 +51,7 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
 
 
 def not_read(folder: Path, missing: Collection[str]) -> str:
-    """Names a file that was meant to be one of these splits and has an ending that is not read, for a message."""
+    """Name a file that was meant to be one of these splits and has an ending that is not read, for a message."""
     for path in sorted(folder.iterdir()) if missing and folder.is_dir() else ():
         if path.is_file() and path.name.partition(".")[0].lower() in missing:
             return f", whose {path.name} is not read (unpack it, or save it as .{', .'.join(SUFFIXES)}),"
@@ -59,7 +59,7 @@ def not_read(folder: Path, missing: Collection[str]) -> str:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name says that it is a table, in whatever case its ending is written.
+    """Return whether a file's name says that it is a table, in whatever case its ending is written.
 
     Raises:
         InputError: it says that the file is a table of a kind that is not read.
@@ -71,7 +71,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> Table:
-    """One .parquet, .csv or .jsonl file of any name.
+    """Read one .parquet, .csv or .jsonl file of any name.
 
     Raises:
         InputError: it cannot be read, or has another ending.
@@ -82,7 +82,7 @@ def read_table(path: Path) -> Table:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, blank ones too; see `lines_of`.
+    """Return the lines of a text file, blank ones too; see `lines_of`.
 
     Raises:
         InputError: the file cannot be read, or is no text.
@@ -131,7 +131,7 @@ def _read_file(path: Path) -> Table:
 
 
 def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:
-    """A reader of a kind of text file."""
+    """Return a reader of a kind of text file."""
 
     def read(path: Path) -> tuple[Columns, int, Mapping]:
         with open_file(path) as file:

@@ -1,4 +1,4 @@
-"""What the columns of a table hold, guessed from their names and values: texts, labels, prompts, images, tags.
+"""Guesses what the columns of a table hold, from their names and values: texts, labels, prompts, images, tags.
 
 `fftmoe init` and a recipe that leaves its columns out guess alike.
 """
@@ -37,14 +37,14 @@ TEXT, IMAGE, LABEL, PROMPT, COMPLETION, CHOSEN, REJECTED, TOKENS, TAGS = (
 
 @dataclass(frozen=True)
 class Roles:
-    """The task that a table is for, and its columns by the key of the recipe that names them."""
+    """Names the task that a table is for, and its columns by the key of the recipe that names them."""
 
     task: str
     columns: Mapping[str, str]
 
 
 def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None) -> Table:
-    """The table with prompts and answers from its conversations, where the recipe asks for these, or for pairs.
+    """Return the table with prompts and answers from its conversations, where the recipe asks for these, or for pairs.
 
     The recipe asks for them if it names their columns, or if it names no column and its task is that of a language
     model. A recipe that says nothing asks for them if the table has no text and label of usual names.
@@ -68,7 +68,7 @@ def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None
 
 
 def _asks_for_pairs(table: Table, named: Mapping[str, str], task: str | None) -> bool:
-    """Whether a recipe is about pairs of answers, by its task, by their names, or by usual names of columns."""
+    """Return whether a recipe is about pairs of answers, by its task, by their names, or by usual names of columns."""
     if task is not None or CHOSEN in named:
         return task in (None, "preference")
     return set(PREFERRED) <= set(table.columns) and not {TEXT, LABEL, COMPLETION} & {*named}
@@ -129,7 +129,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def _of_language(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
-    """The columns of a language model: a pair of prompt and completion, else one of texts."""
+    """Return the columns of a language model: a pair of prompt and completion, else one of texts."""
     if PROMPT in named or TEXT in named:
         return named
     if pair := _pair(table):
@@ -138,7 +138,7 @@ def _of_language(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
-    """The columns of a prompt and its two answers.
+    """Return the columns of a prompt and its two answers.
 
     Raises:
         InputError: a column that is not named has no usual name.
@@ -159,7 +159,7 @@ def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def guess_label(table: Table, free: Sequence[str]) -> str:
-    """The column with a common name for labels, else the one with the fewest values, but at least two.
+    """Return the column with a common name for labels, else the one with the fewest values, but at least two.
 
     Raises:
         InputError: no column looks like labels.
@@ -184,7 +184,7 @@ def guess_label(table: Table, free: Sequence[str]) -> str:
 
 
 def guess_text(table: Table, free: Sequence[str]) -> str:
-    """The column with a common name for texts, else the one with the most characters.
+    """Return the column with a common name for texts, else the one with the most characters.
 
     Raises:
         InputError: no column holds texts.
@@ -235,12 +235,12 @@ _GUESS = {
 
 
 def _pair(table: Table) -> tuple[str, str] | None:
-    """The columns of prompts and completions, where both have a usual name."""
+    """Return the columns of prompts and completions, where both have a usual name."""
     return next((pair for pair in ANSWER_PAIRS if set(pair) <= set(table.columns)), None)
 
 
 def _image_columns(table: Table) -> list[str]:
-    """The columns that hold images, or paths of image files."""
+    """Return the columns that hold images, or paths of image files."""
     return [column for column in table.columns if _holds_images(table.columns[column][:LOOKED_AT])]
 
 
@@ -254,12 +254,12 @@ def _holds_images(values: Sequence[Any]) -> bool:
 
 
 def _lists(table: Table, names: Sequence[str]) -> str | None:
-    """The column of lists with one of these names."""
+    """Return the column of lists with one of these names."""
     return _first([column for column in table.columns if _holds_lists(table, column)], names)
 
 
 def _holds_lists(table: Table, column: str) -> bool:
-    """Whether a column holds lists of names."""
+    """Return whether a column holds lists of names."""
     values = table.columns[column][:LOOKED_AT]
     return bool(len(values)) and all(
         isinstance(value, list) and not any(isinstance(item, list) for item in value) for value in values
@@ -267,11 +267,13 @@ def _holds_lists(table: Table, column: str) -> bool:
 
 
 def _single(table: Table, columns: Sequence[str]) -> list[str]:
-    """Those of the columns that hold single values, also values that cannot be read: their names say what they are."""
+    """Return those of the columns that hold single values, also values that cannot be read:
+    their names say what they are.
+    """
     several = (list, tuple, dict, bytes, type(None))
     return [column for column in columns if any(not isinstance(value, several) for value in table.columns[column])]
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of the columns whose name, in any case, is a usual one, in the order of the names."""
+    """Return the first of the columns whose name, in any case, is a usual one, in the order of the names."""
     return next((column for name in names for column in columns if column.lower() == name), None)

@@ -1,4 +1,4 @@
-"""What was read from a source, as one short value: two reads have the same value if a model is given the same."""
+"""Says by one short value what was read from a source: two reads have the same value if a model is given the same."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -16,7 +16,9 @@ from fftmoe.data.table import Table
 
 @dataclass(frozen=True)
 class RowsDigest:
-    """The number of the rows of a split, and the SHA-256 of the columns that a run reads, as hexadecimal digits."""
+    """Holds the number of the rows of a split, and the SHA-256 of the columns that a run reads,
+    as hexadecimal digits.
+    """
 
     rows: int
     sha256: str
@@ -25,7 +27,7 @@ class RowsDigest:
 def digest_of_rows(
     table: Table, columns: Sequence[str], examples: Examples, numbers: Collection[str] = ()
 ) -> RowsDigest:
-    """The digest of these columns of a table, row by row, in the order of `columns`.
+    """Return the digest of these columns of a table, row by row, in the order of `columns`.
 
     Other columns do not count, and neither does the format of the file: names count as they are read (`names.py`), and
     numbers by their value. An image counts by its pixels as the model

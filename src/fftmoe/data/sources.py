@@ -1,4 +1,4 @@
-"""From the name of a source to its tables: the builtin set, a local folder, or the Hugging Face hub."""
+"""Finds the tables of a source by its name: the builtin set, a local folder, or the Hugging Face hub."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BUILTIN = "builtin:"
 
 
 class BuiltinSet(NamedTuple):
-    """The names of the columns of a builtin data set, and what makes its rows by split."""
+    """Holds the names of the columns of a builtin data set, and what makes its rows by split."""
 
     columns: tuple[str, ...]
     rows: Callable[[], Mapping[str, Sequence[tuple[str, ...]]]]
@@ -37,7 +37,7 @@ BUILTIN_SETS: Mapping[str, BuiltinSet] = {
 
 @dataclass(frozen=True)
 class RawTables:
-    """All tables of a source as they were read, unchecked.
+    """Holds all tables of a source as they were read, unchecked.
 
     Attributes:
         source: its name. what: it, as messages call it. folder: it, if it is a local one.
@@ -53,7 +53,7 @@ class RawTables:
 
 
 class ReadAhead:
-    """Tables that were read before they are needed, for whoever takes them first.
+    """Holds tables that were read before they are needed, for whoever takes them first.
 
     Nobody else keeps them: a run does not hold its rows twice in memory.
     """
@@ -62,7 +62,7 @@ class ReadAhead:
         self._tables = tables
 
     def take(self, source: str) -> RawTables:
-        """The tables of this source, which is read if others were read ahead, or none.
+        """Return the tables of this source, which is read if others were read ahead, or none.
 
         Raises:
             InputError: see `read_raw`.
@@ -73,7 +73,7 @@ class ReadAhead:
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """The splits that are read from a source.
+    """Names the splits that are read from a source.
 
     Attributes:
         splits: the splits that the source must have.
@@ -105,7 +105,7 @@ def read_tables(
     extra_columns: Sequence[str] = (),
     request: SplitRequest = TRAIN_AND_TEST,
 ) -> dict[str, Table]:
-    """The tables of a source by split, with every column that is asked for; their values are not checked.
+    """Return the tables of a source by split, with every column that is asked for; their values are not checked.
 
     Args:
         source: `builtin:stdlib-docs`, a table (parquet, csv or jsonl), a folder with a table for each client, a folder
@@ -135,7 +135,7 @@ def read_tables(
 
 
 def training_rows(raw: RawTables) -> tuple[Table, bool]:
-    """The training rows of a source, or all rows of one that still has to be divided.
+    """Return the training rows of a source, or all rows of one that still has to be divided.
 
     A source that has only other splits, as a server's, gives the first of these.
 
@@ -152,7 +152,7 @@ def training_rows(raw: RawTables) -> tuple[Table, bool]:
 
 
 def _own_splits(raw: RawTables, content: Mapping[str, Sequence[str]], request: SplitRequest) -> dict[str, Table] | None:
-    """The splits of a source that has none of its own; None for every other source."""
+    """Return the splits of a source that has none of its own; None for every other source."""
     whole = raw.whole
     if whole is None:
         return None
@@ -169,7 +169,7 @@ def _own_splits(raw: RawTables, content: Mapping[str, Sequence[str]], request: S
 
 
 def _required(raw: RawTables, required: Sequence[str]) -> dict[str, Table]:
-    """The splits of a source that has its own; those of a builtin are checked by whoever asks."""
+    """Return the splits of a source that has its own; those of a builtin are checked by whoever asks."""
     if not raw.source.startswith(BUILTIN):
         others = not_read(raw.folder, set(required) - set(raw.splits)) if raw.folder else ""
         require_splits(required, raw.splits, f"{raw.what}{others}")
@@ -177,7 +177,7 @@ def _required(raw: RawTables, required: Sequence[str]) -> dict[str, Table]:
 
 
 def _whole(source: str) -> Table | None:
-    """The rows of a source that nobody has divided; None for every other source."""
+    """Return the rows of a source that nobody has divided; None for every other source."""
     place = local_place(source)
     if place is None:
         return None
@@ -186,7 +186,7 @@ def _whole(source: str) -> Table | None:
 
 
 def local_place(source: str) -> Path | None:
-    """The file or the folder that a source names; None if it names neither.
+    """Return the file or the folder that a source names; None if it names neither.
 
     Raises:
         InputError: it cannot be looked up.
@@ -199,7 +199,7 @@ def local_place(source: str) -> Path | None:
 
 
 def read_raw(source: str) -> RawTables:
-    """All tables of a source, unchecked.
+    """Return all tables of a source, unchecked.
 
     Raises:
         InputError: the source or a file is missing, or cannot be read.

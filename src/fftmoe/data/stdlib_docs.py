@@ -1,4 +1,4 @@
-"""The builtin data set: docstrings of the running Python's standard library, labelled with their topics.
+"""Makes the builtin data set: docstrings of the running Python's standard library, labelled with their topics.
 
 Each text is the first paragraph of one docstring. Its label is the chapter of the Python Library Reference to which
 the docstring's module belongs. `stdlib_chapters.json` is transcribed from the 3.11 reference's table of
@@ -48,7 +48,7 @@ DocRow = tuple[str, str, str]  # text, chapter, top-level module
 
 
 def stdlib_docs() -> dict[str, list[DocRow]]:
-    """The rows of the builtin data set by split.
+    """Return the rows of the builtin data set by split.
 
     Rules, in order: texts of fewer than 20 characters are dropped; a text that occurs under several chapters
     is ambiguous and dropped, one that repeats under one chapter is kept where it first occurs; modules with
@@ -79,7 +79,7 @@ def stdlib_docs() -> dict[str, list[DocRow]]:
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Within the context Python does not look for cycles of objects."""
+    """Keep Python, within the context, from looking for cycles of objects."""
     # Syntax trees hold no cycles, but the search for cycles in millions of nodes takes as long as parsing.
     was_enabled = gc.isenabled()
     gc.disable()
@@ -91,13 +91,13 @@ def collector_paused() -> Iterator[None]:
 
 
 def module_chapters() -> dict[str, str]:
-    """The chapters of the reference by module, as they are stored with the package."""
+    """Return the chapters of the reference by module, as they are stored with the package."""
     table = json.loads(resources.files("fftmoe.data").joinpath("stdlib_chapters.json").read_text("utf-8"))
     return {module: chapter for chapter, modules in table.items() for module in modules}
 
 
 def chapter_of(module: str, chapters: dict[str, str]) -> str | None:
-    """The chapter of a dotted module name, by its longest listed prefix; None if it has none."""
+    """Return the chapter of a dotted module name, by its longest listed prefix; None if it has none."""
     while module not in chapters and "." in module:
         module = module.rpartition(".")[0]
     return chapters.get(module)
@@ -115,19 +115,19 @@ def _all_rows() -> Iterator[DocRow]:
 
 
 def first_paragraph(docstring: str) -> str:
-    """The first paragraph on one line, whitespace collapsed, characters that UTF-8 cannot carry replaced."""
+    """Return the first paragraph on one line, whitespace collapsed, characters that UTF-8 cannot carry replaced."""
     lines = inspect.cleandoc(docstring).split("\n\n", 1)[0]
     return " ".join(lines.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def source_docstrings(root: Path) -> Iterator[tuple[str, Iterator[str]]]:
-    """The dotted name and the docstrings of every module under `root`, in path order."""
+    """Yield the dotted name and the docstrings of every module under `root`, in path order."""
     for module, path in source_files(root):
         yield module, _docstrings_in(path)
 
 
 def source_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """The dotted name and the file of every module under `root`, in path order."""
+    """Yield the dotted name and the file of every module under `root`, in path order."""
     paths: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = set(folders) - SKIPPED_FOLDERS  # they are never entered: site-packages may be huge
@@ -146,7 +146,7 @@ def _docstrings_in(path: Path) -> Iterator[str]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings of `node` and of every definition in it, in source order."""
+    """Yield the docstrings of `node` and of every definition in it, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield ast.get_docstring(node, clean=False) or ""
     # Only statements can hold definitions; skipping expressions makes the walk several times faster.
@@ -156,14 +156,14 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _c_docstrings() -> Iterator[tuple[str, Iterator[str]]]:
-    """The name and the docstrings of every C module of this Python."""
+    """Yield the name and the docstrings of every C module of this Python."""
     for name in C_MODULES:
         with contextlib.suppress(ImportError):  # not on this platform, or not in this build
             yield name, _member_docstrings(importlib.import_module(name))
 
 
 def _member_docstrings(module: ModuleType) -> Iterator[str]:
-    """The docstrings of a module, of its functions and classes, and of the members of its classes."""
+    """Yield the docstrings of a module, of its functions and classes, and of the members of its classes."""
     yield module.__doc__ or ""
     for _, member in sorted(vars(module).items()):
         # A re-exported member belongs to the module that it names, which may be in another chapter.
@@ -180,7 +180,7 @@ def _own_doc(member: object) -> str:
 
 
 def drop_repeats(rows: Iterator[DocRow]) -> list[DocRow]:
-    """The first row of each text, without the texts that occur under several chapters."""
+    """Return the first row of each text, without the texts that occur under several chapters."""
     first: dict[str, DocRow] = {}
     ambiguous: set[str] = set()
     for row in rows:
@@ -197,7 +197,7 @@ def _keep_frequent(rows: list[DocRow]) -> list[DocRow]:
 
 
 def _split(rows: list[DocRow], chapter: str) -> dict[str, list[DocRow]]:
-    """Every fifth row of a chapter for testing, after shuffling within each module: stratified by both."""
+    """Return every fifth row of a chapter for testing, after shuffling within each module: stratified by both."""
     rng = numpy_generator(SPLIT_SEED, "stdlib-docs", chapter)
     by_module = np.lexsort((rng.random(len(rows)), np.array([module for _, _, module in rows])))
     chosen = set(by_module[int(rng.integers(TEST_EVERY)) :: TEST_EVERY].tolist())

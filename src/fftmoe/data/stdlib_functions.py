@@ -1,4 +1,4 @@
-"""The functions of Python's standard library, as the running interpreter's own source files define them.
+"""Reads the functions of Python's standard library, as the running interpreter's own source files define them.
 
 Nothing is executed: sources are parsed. They are under the licence of Python (PSF-2.0).
 """
@@ -17,7 +17,7 @@ FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class DocumentedFunction:
-    """A function or method that has a docstring.
+    """Describes a function or method that has a docstring.
 
     Attributes:
         chapter: of the Python Library Reference to which its module belongs.
@@ -36,12 +36,12 @@ class DocumentedFunction:
 
     @property
     def source(self) -> str:
-        """Signature and body, without the docstring."""
+        """Return the signature and the body, without the docstring."""
         return self.signature + "\n" + "\n".join(f"    {line}" if line else "" for line in self.body.split("\n"))
 
 
 def documented_functions() -> Iterator[DocumentedFunction]:
-    """The functions of all modules that the reference names, in the order of files and lines; some repeat."""
+    """Yield the functions of all modules that the reference names, in the order of files and lines; some repeat."""
     chapters = module_chapters()
     for module, path in source_files(Path(sysconfig.get_path("stdlib"))):
         chapter = chapter_of(module, chapters)
@@ -74,7 +74,7 @@ def _described(node: FUNCTION, chapter: str, lines: list[str]) -> DocumentedFunc
 
 
 def _raised(function: FUNCTION) -> Iterator[str]:
-    """The names of the exceptions that stand in its `raise` statements, in the order of the lines."""
+    """Yield the names of the exceptions that stand in its `raise` statements, in the order of the lines."""
     raises = [node for node in ast.walk(function) if isinstance(node, ast.Raise)]
     for node in sorted(raises, key=lambda one: one.lineno):
         raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc

@@ -1,4 +1,4 @@
-"""The builtin set of instructions: eight kinds of questions about Python and its standard library, with answers.
+"""Makes the builtin set of instructions: eight kinds of questions about Python and its standard library, with answers.
 
 Each kind is a client's work in the recipe `instructions`. The texts come from the sources of the running Python
 (`stdlib_functions`), so another version of Python gives somewhat other rows. Nothing is downloaded or executed. A
@@ -30,7 +30,7 @@ BREAKS = ((")", ""), ("(", ""), (":", ""), ("]", ""), ("'", ""), ("=", "= ="), (
 
 
 class Instruction(NamedTuple):
-    """One row: a question, its answer, and the kind of the question."""
+    """Holds one row: a question, its answer, and the kind of the question."""
 
     prompt: str
     completion: str
@@ -41,7 +41,7 @@ Ask = Callable[[DocumentedFunction, np.random.Generator], tuple[str, str] | None
 
 
 def stdlib_instructions() -> dict[str, list[Instruction]]:
-    """The rows by split, always in the same order.
+    """Return the rows by split, always in the same order.
 
     Returns:
         `{"train": rows, "test": rows}`, with 120 and 30 rows of each kind.
@@ -66,7 +66,7 @@ def stdlib_instructions() -> dict[str, list[Instruction]]:
 
 
 def _about_functions(functions: list[DocumentedFunction]) -> dict[str, list[tuple[str, str]]]:
-    """Questions and answers by kind; each function goes to the kind with the fewest rows that can use it."""
+    """Return questions and answers by kind; each function goes to the kind with the fewest rows that can use it."""
     rng = numpy_generator(SEED, "functions")
     rows: dict[str, list[tuple[str, str]]] = {kind: [] for kind in ASKS}
     questions: set[str] = set()
@@ -160,7 +160,7 @@ def _all_chapters() -> tuple[str, ...]:
 
 
 def is_valid(line: str) -> bool:
-    """Whether a line is a whole statement, or the first line of a compound one such as `if x:`."""
+    """Return whether a line is a whole statement, or the first line of a compound one such as `if x:`."""
     for text in (line, f"{line}\n    pass"):
         try:
             ast.parse(text)
@@ -175,7 +175,7 @@ def _is_sentence(text: str) -> bool:
 
 
 def _values(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Expressions of words and small numbers with their values."""
+    """Yield expressions of words and small numbers with their values."""
     words = sorted({*keyword.kwlist, *(name for name in dir(builtins) if name.islower() and name.isalpha())})
     seen: set[str] = set()
     while len(seen) < ROWS:

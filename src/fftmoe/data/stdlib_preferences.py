@@ -1,4 +1,5 @@
-"""The builtin set of preferences: a right and a wrong continuation of texts from the standard library's docstrings.
+"""Makes the builtin set of preferences: a right and a wrong continuation of texts from the standard library's
+docstrings.
 
 The rows are made of the docstrings in `stdlib_docs.py`. A prompt is the first half of a text with the name of its
 module, and the chosen answer is the second half. In every other row the rejected answer does not fit: it is the second
@@ -15,7 +16,7 @@ FEWEST_WORDS, MOST_WORDS = 8, 40  # of a text: shorter ones have no two halves, 
 
 
 class PreferenceRow(NamedTuple):
-    """One row: a prompt, its two answers, the chapter of the Python Library Reference, and the module."""
+    """Holds one row: a prompt, its two answers, the chapter of the Python Library Reference, and the module."""
 
     prompt: str
     chosen: str
@@ -25,7 +26,7 @@ class PreferenceRow(NamedTuple):
 
 
 def stdlib_preferences() -> dict[str, list[PreferenceRow]]:
-    """The rows by split, always in the same order; a module with a single text has none.
+    """Return the rows by split, always in the same order; a module with a single text has none.
 
     Returns:
         `{"train": rows, "test": rows}`.
@@ -52,7 +53,7 @@ def stdlib_preferences() -> dict[str, list[PreferenceRow]]:
 
 
 def _paired(halves: list[tuple[str, str]], name: str) -> list[tuple[str, str, str]]:
-    """Both halves of each text and a rejected answer, from the text that follows it in a random circle of all.
+    """Return both halves of each text and a rejected answer, from the text that follows it in a random circle of all.
 
     Rows whose second answer is right too are left out: some texts differ in a name only.
     """

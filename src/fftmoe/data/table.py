@@ -1,4 +1,4 @@
-"""A table: the rows of one split as its file has them, column by column."""
+"""Defines a table: the rows of one split as its file has them, column by column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows come from, as messages say it.
+    """Says where rows come from, as messages say it.
 
     Attributes:
         where: the file, the split of a hub data set, or what a person typed.
@@ -22,13 +22,13 @@ class Origin:
         return self.where
 
     def row(self, place: int) -> str:
-        """How messages name the row at this place, counted from 0."""
+        """Return how messages name the row at this place, counted from 0."""
         return self.rows[place] if self.rows else str(place + 1)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one split; images in them are not decoded.
+    """Holds the rows of one split; images in them are not decoded.
 
     Attributes:
         where: their origin, for messages.
@@ -50,16 +50,16 @@ class Table:
 
     @classmethod
     def of(cls, where: str, columns: Mapping[str, Sequence[Any]]) -> "Table":
-        """A table of these columns, which have equal lengths."""
+        """Return a table of these columns, which have equal lengths."""
         return cls(where, columns, len(next(iter(columns.values()))))
 
     @property
     def origin(self) -> Origin:
-        """Where the rows come from, for messages about single rows."""
+        """Return where the rows come from, for messages about single rows."""
         return Origin(self.where, self.row_names)
 
     def select(self, where: str, places: Sequence[int]) -> "Table":
-        """The rows at these places, in that order; messages name them as before.
+        """Return the rows at these places, in that order; messages name them as before.
 
         Args:
             where: their origin, for messages.

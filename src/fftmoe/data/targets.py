@@ -1,4 +1,4 @@
-"""Texts with more than one answer each: numbers, several labels, or a tag for every word."""
+"""Holds texts with more than one answer each: numbers, several labels, or a tag for every word."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetedText(AnsweredText):
-    """N tokenized texts with T numbers each.
+    """Holds N tokenized texts with T numbers each.
 
     Attributes:
         targets: float64 [N, T], the values to predict; or float32 [N, T], 1 for each label of a text and 0 for others.
@@ -28,7 +28,7 @@ class TargetedText(AnsweredText):
     targets: Tensor
 
     def select(self, rows: Rows, /) -> "TargetedText":
-        """The texts at `rows`, in that order."""
+        """Return the texts at `rows`, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         return TargetedText(self.texts.select(rows), self.targets[rows])
 
@@ -40,7 +40,7 @@ class TargetedText(AnsweredText):
 
 @dataclass(frozen=True)
 class TaggedText(AnsweredText):
-    """N tokenized texts with a tag for the first token of every word.
+    """Holds N tokenized texts with a tag for the first token of every word.
 
     Attributes:
         tags: a tag in place of each token, so that tags are cut and padded as tokens are; -100 on tokens without a
@@ -50,7 +50,7 @@ class TaggedText(AnsweredText):
     tags: TokenizedText
 
     def select(self, rows: Rows, /) -> "TaggedText":
-        """The texts at `rows`, in that order."""
+        """Return the texts at `rows`, in that order."""
         return TaggedText(self.texts.select(rows), self.tags.select(rows))
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class TaggedText(AnsweredText):
 
 
 def several_hot(lists: Sequence[Sequence[str]], names: Sequence[str]) -> Tensor:
-    """Float32 [N, L]: 1 where a row has the name, else 0."""
+    """Return float32 [N, L]: 1 where a row has the name, else 0."""
     numbers = {name: number for number, name in enumerate(names)}
     targets = torch.zeros(len(lists), len(names))
     for row, own in enumerate(lists):

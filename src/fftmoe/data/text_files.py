@@ -1,4 +1,4 @@
-"""From the bytes of a text file to its characters and lines, the same on every machine and for every caller."""
+"""Turns the bytes of a text file into characters and lines, the same on every machine and for every caller."""
 
 import codecs
 
@@ -22,7 +22,8 @@ _PACKED = {
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file: UTF-8, or the encoding that its byte order mark names; the mark is no part of the text.
+    """Return the text of a file: UTF-8, or the encoding that its byte order mark names; the mark is no part of the
+    text.
 
     Raises:
         ValueError: it is no such text. The message is the end of a sentence that names the file.
@@ -42,13 +43,14 @@ def decoded(data: bytes) -> str:
 
 
 def _packed(data: bytes) -> ValueError | None:
-    """What to say about bytes that are no text, if their beginning shows what they are instead."""
+    """Return what to say about bytes that are no text, if their beginning shows what they are instead."""
     what = next((what for first, what in _PACKED.items() if data.startswith(first)), None)
     return None if what is None else ValueError(f"it is {what}, and no text; unpack it, or save it as a text")
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, blank ones too. A line ends with a line feed, a carriage return, or both, and nothing else.
+    """Return the lines of a text, blank ones too. A line ends with a line feed, a carriage return, or both, and nothing
+    else.
 
     Other characters that Python takes for line ends, such as U+2028 and the form feed, are parts of a line.
     """

@@ -1,4 +1,4 @@
-"""A cache of tokenized texts on disk. Its key is a hash of the content, so an entry can never be stale."""
+"""Caches tokenized texts on disk. Its key is a hash of the content, so an entry can never be stale."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 
 def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """`$FFTMOE_CACHE`, else `$XDG_CACHE_HOME/fftmoe`, else `~/.cache/fftmoe`; None for a user without a home."""
+    """Return `$FFTMOE_CACHE`, else `$XDG_CACHE_HOME/fftmoe`, else `~/.cache/fftmoe`; None for a user without a home."""
     try:
         if environment.get("FFTMOE_CACHE"):
             return Path(environment["FFTMOE_CACHE"]).expanduser()
@@ -41,7 +41,7 @@ def tokenize_cached(
     max_length: int,
     cache_dir: Path | None,
 ) -> TokenizedText:
-    """The result of `tokenize_texts`, read from `cache_dir` if it holds exactly this content (None: no cache).
+    """Return the result of `tokenize_texts`, read from `cache_dir` if it holds exactly this content (None: no cache).
 
     A file is written whole or not at all. A file that cannot be read is written again, and a folder that cannot be
     written is only logged: the cache saves time, and nothing depends on it.
@@ -66,7 +66,7 @@ def tokenize_cached(
 
 
 def cache_key(texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> str:
-    """SHA-256 over the texts, the labels, the tokenizer's content, `max_length` and the format's version."""
+    """Return the SHA-256 over the texts, the labels, the tokenizer's content, `max_length` and the format's version."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {max_length} {len(texts)}\n".encode())
     digest.update(_tokenizer_content(tokenizer).encode())
     digest.update(labels.astype("<i8").tobytes())
@@ -78,7 +78,7 @@ def cache_key(texts: Sequence[str], labels: np.ndarray, tokenizer: "PreTrainedTo
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Sixteen hexadecimal digits for all of a tokenizer that decides which tokens a text has."""
+    """Return sixteen hexadecimal digits for all of a tokenizer that decides which tokens a text has."""
     more = {name: getattr(tokenizer, name, None) for name in ("chat_template", "pad_token", "padding_side")}
     return hashlib.sha256(f"{_tokenizer_content(tokenizer)}{hash_text(more, sort_keys=False)}".encode()).hexdigest()[
         :16
@@ -99,7 +99,7 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def read_cached(path: Path, pad_id: int) -> TokenizedText | None:
-    """The tokenized texts in this file of the cache; None if it is absent or damaged."""
+    """Return the tokenized texts in this file of the cache; None if it is absent or damaged."""
     try:
         tensors = load_file(path)  # memory-mapped
         return TokenizedText(tensors["input_ids"], tensors["offsets"], tensors["labels"], pad_id)
@@ -108,7 +108,9 @@ def read_cached(path: Path, pad_id: int) -> TokenizedText | None:
 
 
 def fits_texts(examples: TokenizedText, labels: np.ndarray, num_tokens: int, max_length: int) -> bool:
-    """Whether this can be the tokenizer's result for texts with these labels: a damaged file must not reach a model."""
+    """Return whether this can be the tokenizer's result for texts with these labels:
+    a damaged file must not reach a model.
+    """
     ids, offsets = examples.input_ids, examples.offsets
     if (ids.dtype, offsets.dtype) != (torch.int32, torch.int64) or (ids.dim(), len(offsets.shape)) != (1, 1):
         return False

@@ -1,4 +1,4 @@
-"""Texts as token ids: stored without padding, and padded batch by batch."""
+"""Holds texts as token ids: stored without padding, and padded batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ IGNORED = -100  # the label of a token without one, as in transformers
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """N tokenized texts with their labels.
+    """Holds N tokenized texts with their labels.
 
     Attributes:
         input_ids: int32 [total tokens], the texts one after another.
@@ -40,7 +40,7 @@ class TokenizedText:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each text, int64 [N]."""
+        """Return the number of tokens of each text, int64 [N]."""
         return self._lengths
 
     @cached_property
@@ -48,14 +48,14 @@ class TokenizedText:
         return self.offsets.diff()
 
     def select(self, indices: Tensor | np.ndarray | Sequence[int]) -> "TokenizedText":
-        """The texts at `indices`, in that order."""
+        """Return the texts at `indices`, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         ids = [self.input_ids[self.offsets[row] : self.offsets[row + 1]] for row in rows.tolist()]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[rows].cumsum(0)])
         return TokenizedText(torch.cat([self.input_ids[:0], *ids]), offsets, self.labels[rows], self.pad_id)
 
     def batch(self, indices: Tensor | np.ndarray | Sequence[int]) -> dict[str, Tensor]:
-        """The texts at `indices`, padded on the right to the longest of them.
+        """Return the texts at `indices`, padded on the right to the longest of them.
 
         Returns:
             `input_ids` and `attention_mask`, int64 [B, S], and `labels`, int64 [B].
@@ -73,7 +73,7 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class AnsweredText:
-    """N tokenized texts with more than a class each: the members of `Examples` except `select` and `batch`."""
+    """Holds N tokenized texts with more than a class each: the members of `Examples` except `select` and `batch`."""
 
     texts: TokenizedText
 
@@ -82,12 +82,12 @@ class AnsweredText:
 
     @property
     def labels(self) -> Tensor:
-        """The stratum of each text, int64 [N]; the model does not see it."""
+        """Return the stratum of each text, int64 [N]; the model does not see it."""
         return self.texts.labels
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each text, int64 [N]."""
+        """Return the number of tokens of each text, int64 [N]."""
         return self.texts.lengths
 
 
@@ -122,7 +122,7 @@ def tokenize_texts(
 
 
 def lengths_of(texts: Sequence[str] | Sequence[list[str]], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens of each text, or of each list of words, with the tokenizer's special tokens, uncut."""
+    """Return the tokens of each text, or of each list of words, with the tokenizer's special tokens, uncut."""
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK_TEXTS):
         chunk = texts[start : start + CHUNK_TEXTS]
@@ -134,7 +134,7 @@ def lengths_of(texts: Sequence[str] | Sequence[list[str]], tokenizer: "PreTraine
 
 
 def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> TokenizedText:
-    """Texts from the token ids of each, int32."""
+    """Return texts from the token ids of each, int32."""
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     return TokenizedText(
         input_ids=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *ids])),
@@ -145,7 +145,9 @@ def flat_texts(ids: Sequence[np.ndarray], labels: np.ndarray, pad_id: int) -> To
 
 
 def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of the padding token, else of the end-of-text token (GPT-2 and Llama have no padding token), else 0."""
+    """Return the id of the padding token, else of the end-of-text token (GPT-2 and Llama have no padding token),
+    else 0.
+    """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):
             return token_id

@@ -1,4 +1,4 @@
-"""Data that nobody has divided into training and test rows.
+"""Reads data that nobody has divided into training and test rows.
 
 That is one table, a folder with one table for each client, or a folder of images by class.
 """
@@ -22,7 +22,7 @@ _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "training"
 
 
 def read_undivided(place: Path) -> Table | None:
-    """The rows of a file, or of all tables of a folder, or the images of a folder without tables.
+    """Return the rows of a file, or of all tables of a folder, or the images of a folder without tables.
 
     None for a folder whose files or folders are named after splits, and for one that holds neither.
 
@@ -79,7 +79,7 @@ def divide(table: Table, label: str | None, client: str | None) -> dict[str, Tab
 
 
 def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set[int]:
-    """The places of the test rows."""
+    """Return the places of the test rows."""
     shuffled = numpy_generator(0, "split").permutation(len(labels)).tolist()
     order = sorted(shuffled, key=lambda place: (str(clients[place]), str(labels[place])))  # stable: chance decides ties
     left_of_label, left_of_client = Counter(labels), Counter(clients)
@@ -100,7 +100,9 @@ def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set
 
 
 def _spread_by(table: Table, column: str | None) -> Sequence[Hashable]:
-    """The values by which rows are spread evenly; all the same where there is no such column, or it holds lists."""
+    """Return the values by which rows are spread evenly; all the same where there is no such column,
+    or it holds lists.
+    """
     values: Sequence[Any] = table.columns.get(column, ()) if column else ()
     if len(values) != table.num_rows or any(isinstance(value, list | dict | np.ndarray) for value in values):
         return [None] * table.num_rows
@@ -108,7 +110,7 @@ def _spread_by(table: Table, column: str | None) -> Sequence[Hashable]:
 
 
 def _one_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
-    """One table of the columns that all of these have, and of the name of each row's own."""
+    """Return one table of the columns that all of these have, and of the name of each row's own."""
     first_name, first = tables[0]
     shared = [column for column in first.columns if all(column in table.columns for _, table in tables)]
     if CLIENT in shared:
@@ -137,7 +139,7 @@ def _one_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
 
 
 def _lacking(tables: Sequence[tuple[str, Table]], shared: Sequence[str]) -> str:
-    """The columns that only some of the files have, each with a file that lacks it."""
+    """Return the columns that only some of the files have, each with a file that lacks it."""
     some = {
         column: name
         for _, table in tables

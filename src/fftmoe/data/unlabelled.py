@@ -1,4 +1,4 @@
-"""Inputs for a finished model: texts and images without labels, from files of every kind."""
+"""Reads inputs for a finished model: texts and images without labels, from files of every kind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fftmoe.errors import InputError
 
 @dataclass(frozen=True)
 class GivenTexts:
-    """Texts that a person asks about, in their order.
+    """Holds texts that a person asks about, in their order.
 
     Attributes:
         texts: blank ones too; None where a row has none.
@@ -42,7 +42,7 @@ class GivenTexts:
 
 
 def read_texts(path: Path, column: str) -> GivenTexts:
-    """The texts of a file, one for each line, or for each row of a .csv, .jsonl or .parquet file.
+    """Return the texts of a file, one for each line, or for each row of a .csv, .jsonl or .parquet file.
 
     Args:
         column: the column of a table.
@@ -76,7 +76,7 @@ def _why_no_text(column: str, value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class NamedImages:
-    """Images that a person asks about.
+    """Holds images that a person asks about.
 
     Attributes:
         names: of all images, a file's path or `{file}:{row}`.
@@ -101,7 +101,7 @@ class NamedImages:
 
 
 def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> NamedImages:
-    """Images of files, of all image files in a folder and the folders below it, or of a column of a table.
+    """Return images of files, of all image files in a folder and the folders below it, or of a column of a table.
 
     Args:
         size: height and width to which every image is resized.
@@ -143,7 +143,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def _with_column(table: Table, column: str) -> Table:
-    """The same table, which has this column."""
+    """Return the same table, which has this column."""
     table = with_columns_asked(table, [column])
     if column not in table.columns:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The tokens that examples use, whatever kind of text they are."""
+"""Finds the tokens that examples use, whatever kind of text they are."""
 
 from fftmoe.data.examples import Examples
 from fftmoe.data.preferences import Preferences
@@ -6,7 +6,7 @@ from fftmoe.data.tokens import AnsweredText, TokenizedText
 
 
 def largest_token(examples: Examples) -> int:
-    """The largest token id of these examples; -1 if they are images, or there are none."""
+    """Return the largest token id of these examples; -1 if they are images, or there are none."""
     if isinstance(examples, Preferences):
         return largest_token(examples.answers)
     texts = examples.texts if isinstance(examples, AnsweredText) else examples

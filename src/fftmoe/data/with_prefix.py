@@ -1,4 +1,4 @@
-"""Examples together with their hidden states after the frozen first blocks, which are kept in a file.
+"""Holds examples together with their hidden states after the frozen first blocks, which are kept in a file.
 
 Shape letters: B batch, S sequence, d model.
 """
@@ -16,14 +16,14 @@ from fftmoe.data.preferences import Preferences
 
 
 def cached_states(examples: Examples | None) -> "WithPrefix | None":
-    """The examples, or the answers of pairs, with their states; None where no states are cached."""
+    """Return the examples, or the answers of pairs, with their states; None where no states are cached."""
     own = examples.answers if isinstance(examples, Preferences) else examples
     return own if isinstance(own, WithPrefix) else None
 
 
 @dataclass(frozen=True)
 class WithPrefix:
-    """N examples whose batches include "prefix_states" (see `backbones.prefix`).
+    """Holds N examples whose batches include "prefix_states" (see `backbones.prefix`).
 
     The file is mapped into memory at the first batch, and processes that map it share its pages. Pickling keeps the
     file's path and not its content.
@@ -51,16 +51,16 @@ class WithPrefix:
 
     @property
     def labels(self) -> Tensor:
-        """The labels of the examples."""
+        """Return the labels of the examples."""
         return self.examples.labels
 
     @property
     def lengths(self) -> Tensor:
-        """The lengths of the examples, so that batches are the same with the states and without."""
+        """Return the lengths of the examples, so that batches are the same with the states and without."""
         return self.examples.lengths
 
     def batch(self, rows: Rows, /) -> dict[str, Tensor]:
-        """The batch of the examples, and `prefix_states`, `dtype` [B, S, d], zero on padding."""
+        """Return the batch of the examples, and `prefix_states`, `dtype` [B, S, d], zero on padding."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         num_states = self.num_states[rows]
         columns = torch.arange(int(num_states.max()))
@@ -73,7 +73,7 @@ class WithPrefix:
         return {**self.examples.batch(rows), "prefix_states": states_BSd}
 
     def select(self, rows: Rows, /) -> "WithPrefix":
-        """The examples at `rows`, in that order; their states stay in the same file."""
+        """Return the examples at `rows`, in that order; their states stay in the same file."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         own = {"starts": self.starts[rows], "num_states": self.num_states[rows]}
         return replace(self, examples=self.examples.select(rows), **own)
