@@ -15,7 +15,7 @@ from fftmoe.shown import count_of
 
 
 def describe_ledger(site: Path) -> list[str]:
-    """The lines of `fftmoe deploy site ledger`.
+    """Return the lines of `fftmoe deploy site ledger`.
 
     Raises:
         InputError: the policy or the ledger is missing or damaged.
@@ -26,7 +26,7 @@ def describe_ledger(site: Path) -> list[str]:
 
 
 def totals(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What was asked, answered and refused, and what is left of what the policy grants."""
+    """Yield what was asked, answered and refused, and what is left of what the policy grants."""
     numbers = {
         event: sum(entry["event"] == event for entry in entries) for event in (OPENED, ANSWERED, REFUSED, FAILED)
     }
@@ -62,7 +62,7 @@ def begin_ledger(site: Path) -> str:
 
 
 def _entry_line(entry: Mapping[str, Any]) -> str:
-    """One entry for a person; what a server sent is quoted."""
+    """Return one entry for a person; what a server sent is quoted."""
     event, parts = entry["event"], [f"{entry['at'][:19].replace('T', ' ')} {entry['event']}"]
     if entry.get("task") is not None:
         parts.append(f"{entry['task']}, round {entry['round']}")

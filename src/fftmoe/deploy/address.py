@@ -1,4 +1,4 @@
-"""The `host:port` at which the sites reach the server."""
+"""Reads the `host:port` at which the sites reach the server."""
 
 import re
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def parse_address(text: str) -> Address:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` stays on this machine: localhost, 127.0.0.0/8 or ::1. Other names are not resolved.
+    """Return whether `host:port` stays on this machine: localhost, 127.0.0.0/8 or ::1. Other names are not resolved.
 
     Raises:
         InputError: see `parse_address`.

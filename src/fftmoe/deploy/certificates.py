@@ -28,13 +28,13 @@ NEW_DEPLOYMENT = "make a new deployment with `fftmoe deploy init` and give each 
 
 
 def days_left(certificate: bytes, now: datetime | None = None) -> int:
-    """Whole days until a PEM certificate expires; negative once it has."""
+    """Return the whole days until a PEM certificate expires; negative once it has."""
     end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     return (end - (now or datetime.now(UTC))) // timedelta(days=1)
 
 
 def expiry_warning(certificate: bytes, whose: str, now: datetime | None = None) -> str | None:
-    """A warning if a PEM certificate expires in less than `WARN_DAYS` days, otherwise None."""
+    """Return a warning if a PEM certificate expires in less than `WARN_DAYS` days, otherwise None."""
     if days_left(certificate, now) >= WARN_DAYS:
         return None
     end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
@@ -42,7 +42,7 @@ def expiry_warning(certificate: bytes, whose: str, now: datetime | None = None) 
 
 
 def load_authority(path: Path, data: bytes) -> x509.Certificate:
-    """The certificate of the certificate authority.
+    """Return the certificate of the certificate authority.
 
     Raises:
         InputError: the file holds something else, or the certificate is not valid today.
@@ -59,7 +59,7 @@ def load_authority(path: Path, data: bytes) -> x509.Certificate:
 
 
 def load_certificate(path: Path, data: bytes) -> x509.Certificate:
-    """The one certificate of a PEM file.
+    """Return the one certificate of a PEM file.
 
     Raises:
         InputError: the file holds no certificate or several, or the certificate is not valid today.

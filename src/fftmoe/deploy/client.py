@@ -67,7 +67,7 @@ def run_client(
 
 
 def set_by_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -75,7 +75,7 @@ def set_by_signals() -> threading.Event:
 
 
 def _num_rows(data: Path) -> int:
-    """Number of training rows in the folder, which is read before the site connects.
+    """Return the number of training rows in the folder, which is read before the site connects.
 
     Raises:
         InputError: the folder has no readable `train.*`.
@@ -89,7 +89,7 @@ def _num_rows(data: Path) -> int:
 
 
 def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[str]:
-    """What the operator agrees to by not stopping the site."""
+    """Return what the operator agrees to by not stopping the site."""
     fingerprint = hashlib.sha256(site.ca).hexdigest()
     return [
         f"site {site.name} (client {site.client_id}) joins {site.address}",
@@ -108,7 +108,7 @@ def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[
 
 
 def _agreement(policy: SitePolicy, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the site's policy allows, and what its ledger has counted; both are read again for every request."""
+    """Return what the site's policy allows, and what its ledger has counted; both are read again for every request."""
     first, *more = totals(policy, entries)
     return [
         f"  allows  {', '.join(policy.tasks) or 'nothing'}, for {len(policy.recipes)} approved recipes"

@@ -1,4 +1,4 @@
-"""A site's door: every request passes its operator's policy and its ledger, or ends here.
+"""Guards a site's door: every request passes its operator's policy and its ledger, or ends here.
 
 The server sends its recipe with every request. So the policy is read from the file again for every request, and a run
 keeps the recipe with which it was opened.
@@ -43,7 +43,7 @@ EPSILON_SLACK = 1e-9  # of epsilon, for rounding
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job that the policy allows, with the policy as it was read for this request; `server` sent it."""
+    """Holds a job that the policy allows, with the policy as it was read for this request; `server` sent it."""
 
     policy: SitePolicy
     request: SiteRequest
@@ -52,19 +52,21 @@ class Admitted:
 
     @property
     def key(self) -> RunKey:
-        """The name of the run in the ledger."""
+        """Return the name of the run in the ledger."""
         return self.server, self.run, self.request.digest
 
     @property
     def fewest_of_label(self) -> float:
-        """The rows of a label below which they are in no sum that is made for each label; endless if not stated."""
+        """Return the rows of a label below which they are in no sum that is made for each label;
+        endless if not stated.
+        """
         stated = self.policy.fewest_rows_of_label
         return math.inf if stated is None else stated
 
 
 @dataclass(frozen=True)
 class Door:
-    """The door of the site in `folder`.
+    """Guards the door of the site in `folder`.
 
     Attributes:
         own_model: the site was started with a backbone of its own.
@@ -144,7 +146,7 @@ class Door:
             yield
 
     def ledger(self, policy: SitePolicy) -> SiteLedger:
-        """The ledger that the policy names."""
+        """Return the ledger that the policy names."""
         return ledger_of(self.folder, policy)
 
     def _check_policy(self, policy: SitePolicy, request: SiteRequest, labels: list[str]) -> None:
@@ -175,7 +177,7 @@ class Door:
 
 
 def read_policy(folder: Path) -> SitePolicy:
-    """The policy of a site, as its file is now.
+    """Return the policy of a site, as its file is now.
 
     Raises:
         InputError: it is missing or damaged, or other users can change it.
@@ -201,7 +203,7 @@ def read_policy(folder: Path) -> SitePolicy:
 
 
 def _check_rows(admitted: Admitted, tasks: Sequence[str], rows: SiteRows) -> None:
-    """Each of these tasks has an answer over as many rows as the policy states, or over none.
+    """Check that each of these tasks has an answer over as many rows as the policy states, or over none.
 
     Raises:
         InputError: the site has fewer rows, or an answer would be a sum over fewer.
@@ -220,7 +222,9 @@ def _check_rows(admitted: Admitted, tasks: Sequence[str], rows: SiteRows) -> Non
 
 
 def _rows_behind(admitted: Admitted, task: str, rows: SiteRows) -> int:
-    """The most rows on which an answer depends; training of a few steps sees few, which only noise of its own hides."""
+    """Return the most rows on which an answer depends; training of a few steps sees few,
+    which only noise of its own hides.
+    """
     request, behind = admitted.request, rows.behind(task, admitted.fewest_of_label)
     steps = request.values["federation.local_steps"]
     if task != TRAINING or steps is None or request.privacy.mode == "examples":
@@ -241,7 +245,7 @@ def _open_run(pages: Pages, admitted: Admitted) -> None:
 
 
 def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows: int) -> Cost:
-    """What another answer to this task costs, if the policy grants as much."""
+    """Return what another answer to this task costs, if the policy grants as much."""
     most, rights = admitted.policy.most_rounds, admitted.policy.privacy
     times = account.times.get(task, 0)
     if times >= most + (task != TRAINING):  # statistics and validation are also asked for before the first round
@@ -263,7 +267,7 @@ def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows:
 
 
 def cost_of(admitted: Admitted, num_rows: int) -> Cost:
-    """What one answer costs a site with this many rows."""
+    """Return what one answer costs a site with this many rows."""
     asked = admitted.request.privacy
     if asked.mode == "examples":
         rate = sampling_rate(asked.batch_size, num_rows)

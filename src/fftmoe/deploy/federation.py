@@ -1,4 +1,6 @@
-"""One run over sites: collect their profiles, then run the same rounds as on one machine, over Flower's grid."""
+"""Carries out one run over sites: collects their profiles, then runs the same rounds as on one machine,
+over Flower's grid.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ NO_NODE = 0  # Flower gives no node this number, so a client of it counts as abs
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that is ready for its sites.
+    """Holds a run that is ready for its sites.
 
     Attributes:
         recipe: passed on to `setup/`, the only package that reads it.
@@ -57,7 +59,7 @@ class PreparedRun:
 
     @property
     def job(self) -> dict[str, Any]:
-        """What a site must know about the run."""
+        """Return what a site must know about the run."""
         if self.is_interrupted:
             values, place = read_config(self.output), Path(place_of(self.output).get(BEGAN_IN, "."))
         else:

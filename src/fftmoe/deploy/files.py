@@ -21,7 +21,7 @@ COPY_AGAIN = "copy it again from the folder that `fftmoe deploy init` made"
 
 
 def check_new(folder: Path) -> Path:
-    """The absolute path of a folder, if it is new or empty.
+    """Return the absolute path of a folder, if it is new or empty.
 
     Raises:
         InputError: it holds something, cannot be made, or is the current folder. Nothing has been changed.
@@ -85,12 +85,12 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_FILE) -> None:
 
 
 def json_bytes(fields: Mapping[str, Any]) -> bytes:
-    """A JSON file of the format's number and then `fields`."""
+    """Return a JSON file of the format's number and then `fields`."""
     return exact_json({"format": DEPLOYMENT_FORMAT, **fields}, indent=2).encode() + b"\n"
 
 
 def read_bytes(path: Path, private: bool = False) -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
         InputError: the file is missing, cannot be read or is too large, or it is `private` and other users can read it.
@@ -111,7 +111,7 @@ def read_bytes(path: Path, private: bool = False) -> bytes:
 
 
 def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of a JSON file of a deployment, which must be exactly these and of these types.
+    """Return the fields of a JSON file of a deployment, which must be exactly these and of these types.
 
     Raises:
         InputError: the file is missing or damaged, or has another format.
@@ -137,7 +137,7 @@ def read_fields(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """The error for a file that exists but cannot be used."""
+    """Return the error for a file that exists but cannot be used."""
     return InputError(f"{path} is damaged or not from `fftmoe deploy init`: {why}; {COPY_AGAIN}")
 
 

@@ -37,7 +37,7 @@ MAX_DAYS = 3650
 
 @dataclass(frozen=True)
 class Deployment:
-    """The public facts: the server's `host:port`, and the sites' names in the order of their client ids."""
+    """Holds the public facts: the server's `host:port`, and the sites' names in the order of their client ids."""
 
     address: str
     sites: tuple[str, ...]
@@ -45,7 +45,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class ServerFolder:
-    """The server's folder, after all checks.
+    """Describes the server's folder, after all checks.
 
     Attributes:
         ca, certificate, key: PEM bytes of `ca.crt`, `server.crt` and `server.key`.
@@ -62,7 +62,7 @@ class ServerFolder:
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """A site's folder, after all checks.
+    """Describes a site's folder, after all checks.
 
     Attributes:
         ca: PEM bytes of `ca.crt`. key: the private key of `node.key`.

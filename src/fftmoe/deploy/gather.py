@@ -19,7 +19,7 @@ CONNECTED_POLL_SECONDS = 1.0  # between two looks for sites that have connected
 
 @dataclass(frozen=True)
 class Gathered:
-    """Who takes part in a run.
+    """Says who takes part in a run.
 
     Attributes:
         profiles: site -> its profile, for every site that takes part.
@@ -32,7 +32,7 @@ class Gathered:
 
 @dataclass
 class RollCall:
-    """The sites that have answered so far.
+    """Collects the sites that have answered so far.
 
     Attributes:
         nodes: site -> its node. client_ids: site -> its index among the clients, for every site of the federation.
@@ -55,7 +55,7 @@ class RollCall:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every site has a profile."""
+        """Return whether every site has a profile."""
         return self.profiles.keys() == self.client_ids.keys()
 
     def look(self) -> None:
@@ -86,7 +86,7 @@ class RollCall:
             self.progress.say(f"site {site} cannot join: {reasons[0] or reasons[1]}")
 
     def _screened(self, site: str, values: Any) -> SiteProfile:
-        """A site's profile, if it can be true.
+        """Return a site's profile, if it can be true.
 
         Raises:
             InputError: it is malformed, is another site's, names a tier that the recipe does not have, or contradicts
@@ -113,7 +113,7 @@ def _figures(profile: SiteProfile) -> str:
 
 
 def gather(call: RollCall, wait_seconds: float) -> Gathered:
-    """The profile of every site: a new one from each site that answers in time, otherwise the known one.
+    """Return the profile of every site: a new one from each site that answers in time, otherwise the known one.
 
     A site whose profile cannot be true is left out, and the others go on: no site's word may end the run.
 

@@ -54,7 +54,7 @@ and `state` into the new folder: what its rows have lost does not end with its k
 
 
 def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
-    """The text of README.md for a deployment in a folder called `name` whose certificates expire at `end`."""
+    """Return the text of README.md for a deployment in a folder called `name` whose certificates expire at `end`."""
     clients = (
         f"    fftmoe deploy site review recipe.yaml --site {quoted(f'{name}/sites/{site}')}\n"
         f"    fftmoe deploy client {quoted(f'{name}/sites/{site}')} --data /path/to/data --budget small"

@@ -1,4 +1,4 @@
-"""What the server and a site say to each other before the first round: the job, and the site's profile.
+"""Defines what the server and a site say to each other before the first round: the job, and the site's profile.
 
 Both arrive from another organisation, so both are validated before use.
 """
@@ -20,12 +20,14 @@ RUN_NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 def make_job(recipe: Mapping[str, Any], label_names: Sequence[str], run: str) -> dict[str, Any]:
-    """What a site must know about a run: its recipe, the labels in the order of the logits, and the run's name."""
+    """Return what a site must know about a run: its recipe, the labels in the order of the logits,
+    and the run's name.
+    """
     return {"recipe": dict(recipe), "labels": list(label_names), "run": run}
 
 
 def read_job(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The server's job, if it has exactly the keys and types of `make_job`.
+    """Return the server's job, if it has exactly the keys and types of `make_job`.
 
     Raises:
         InputError: it has not, or the run's name could not be the name of a folder.
@@ -39,7 +41,7 @@ def read_job(job: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_profile(values: Mapping[str, Any]) -> SiteProfile:
-    """A site's profile from its JSON values.
+    """Return a site's profile from its JSON values.
 
     Raises:
         InputError: a value is missing, is of another type, or is out of range.

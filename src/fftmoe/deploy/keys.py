@@ -22,21 +22,21 @@ CLOCK_SKEW = timedelta(minutes=5)  # a site whose clock is slow can join immedia
 
 
 class Certified(NamedTuple):
-    """A certificate and its private key, both in PEM format."""
+    """Holds a certificate and its private key, both in PEM format."""
 
     certificate: bytes
     key: bytes
 
 
 class SiteKey(NamedTuple):
-    """An ECDSA P-384 key pair in OpenSSH format; `public` is one line."""
+    """Holds an ECDSA P-384 key pair in OpenSSH format; `public` is one line."""
 
     private: bytes
     public: bytes
 
 
 def make_authority(days: int, now: datetime) -> Certified:
-    """A new certificate authority, which can sign certificates of servers but not of other authorities."""
+    """Return a new certificate authority, which can sign certificates of servers but not of other authorities."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _subject("fftmoe deployment CA")
     builder = (
@@ -48,7 +48,7 @@ def make_authority(days: int, now: datetime) -> Certified:
 
 
 def make_server_certificate(authority: Certified, host: Host, days: int, now: datetime) -> Certified:
-    """A certificate for `host` and for the server's own machine (localhost, 127.0.0.1), signed by the authority.
+    """Return a certificate for `host` and for the server's own machine (localhost, 127.0.0.1), signed by the authority.
 
     Raises:
         ValueError: the authority's files are damaged or do not belong together.
@@ -70,7 +70,7 @@ def make_server_certificate(authority: Certified, host: Host, days: int, now: da
 
 
 def make_site_key() -> SiteKey:
-    """A new key, with which a site proves its identity to the server."""
+    """Return a new key, with which a site proves its identity to the server."""
     key = ec.generate_private_key(ec.SECP384R1())
     return SiteKey(
         private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),

@@ -1,4 +1,4 @@
-"""A site's ledger: what it was asked, answered and refused, over all runs and servers, and what that has cost.
+"""Keeps a site's ledger: what it was asked, answered and refused, over all runs and servers, and what that has cost.
 
 What a site spends is counted when it is asked, so an answer that never left counts too. Nothing sets the counts back:
 the file notices every change (`store/chained_log.py`), and it must know every run whose state the site keeps.
@@ -29,7 +29,7 @@ LONGEST_TEXT = 400  # characters of a reason
 
 @dataclass(frozen=True)
 class SiteLedger:
-    """The ledger in a folder, as the site in `site` keeps it; several sites with the same rows may share it.
+    """Keeps the ledger in a folder for the site in `site`; several sites with the same rows may share it.
 
     Attributes:
         mark: a file outside the site's folder that says how far the ledger was; None without one.
@@ -68,7 +68,7 @@ class SiteLedger:
         self.log.begin()
 
     def read(self) -> list[dict[str, Any]]:
-        """All entries.
+        """Return all entries.
 
         Raises:
             InputError: the ledger is missing or damaged, or it is older than the site's own state.
@@ -92,7 +92,7 @@ class SiteLedger:
 
     @contextmanager
     def locked(self) -> Iterator["Pages"]:
-        """The ledger, to which no other process writes while the block runs.
+        """Give the ledger, to which no other process writes while the block runs.
 
         Raises:
             InputError: as `read`. OutputError: it cannot be written.
@@ -118,14 +118,14 @@ class SiteLedger:
 
     @property
     def _marks(self) -> list[tuple[Path, bool]]:
-        """The marks, and whether each must be there if the ledger has any line."""
+        """Return the marks, and whether each must be there if the ledger has any line."""
         own = [(self.site / STATE / MARK, False)]
         return own if self.mark is None else [*own, (self.mark, True)]
 
 
 @dataclass(frozen=True)
 class Pages:
-    """A ledger that is held: its entries, and how to add to them."""
+    """Holds the entries of a ledger that is locked, and adds to them."""
 
     log: ChainedLog
     running: RunningAccount
@@ -133,11 +133,11 @@ class Pages:
 
     @property
     def account(self) -> Account:
-        """What the site has given so far."""
+        """Return what the site has given so far."""
         return self.running.of(self.entries)[0]
 
     def recipe_of(self, server: str, run: str) -> str | None:
-        """The digest of the recipe with which this run of this server was opened; None for a new run."""
+        """Return the digest of the recipe with which this run of this server was opened; None for a new run."""
         return self.running.of(self.entries)[1].get((server, run))
 
     def open(self, key: RunKey, name: str) -> None:
@@ -180,7 +180,7 @@ class Pages:
             self._add(event, durable=False, **short, **more)
 
     def _today(self, event: str, task: str | None = None) -> int:
-        """How many entries of this kind were written today.
+        """Return how many entries of this kind were written today.
 
         Entries of later days are passed over: the clock was ahead when they were written.
         """
@@ -197,7 +197,7 @@ class Pages:
 
 
 def ledger_of(site: Path, policy: SitePolicy) -> SiteLedger:
-    """The ledger that the policy of the site in `site` names, with the mark that it names.
+    """Return the ledger that the policy of the site in `site` names, with the mark that it names.
 
     Raises:
         InputError: the mark could not notice an older copy of the site's folder.
@@ -206,13 +206,13 @@ def ledger_of(site: Path, policy: SitePolicy) -> SiteLedger:
 
 
 def ledger_in(place: Path, site: Path, mark: Path | None = None) -> SiteLedger:
-    """The ledger in the folder `place` of the site in `site`; see `SiteLedger`."""
+    """Return the ledger in the folder `place` of the site in `site`; see `SiteLedger`."""
     return SiteLedger(*kept_ledger(place.absolute()), site, mark)
 
 
 @lru_cache(maxsize=4)
 def kept_ledger(place: Path) -> tuple[ChainedLog, RunningAccount]:
-    """A process keeps what it has read of a ledger and added up, because a long one takes a while."""
+    """Keep what this process has read of a ledger and added up, because a long one takes a while."""
     return ChainedLog(place / LEDGER_FILE, "this site's ledger"), RunningAccount()
 
 
@@ -226,5 +226,5 @@ def _runs_with_state(site: Path) -> set[str]:
 
 
 def time_now() -> str:
-    """The time as the ledger writes it: UTC with milliseconds, in the form of ISO 8601."""
+    """Return the time as the ledger writes it: UTC with milliseconds, in the form of ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""What the entries of a site's ledger come to: how often the site was asked, and what its rows have lost."""
+"""Computes what the entries of a site's ledger come to: how often the site was asked, and what its rows have lost."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ RunKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one answer costs the site's rows.
+    """States what one answer costs the site's rows.
 
     Attributes:
         mode: see `PrivacyAsked`.
@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Account:
-    """What a site has given so far.
+    """States what a site has given so far.
 
     Attributes:
         times: how often it was asked for each task, by the names of a policy.
@@ -53,7 +53,7 @@ class Account:
 
     @classmethod
     def of(cls, entries: Iterable[Mapping[str, Any]]) -> "Account":
-        """The account of these entries of a ledger.
+        """Return the account of these entries of a ledger.
 
         Raises:
             InputError: an entry lacks what its cost follows from, so the account is unknown.
@@ -73,7 +73,7 @@ class Account:
         )
 
     def with_one_more(self, key: RunKey, cost: Cost) -> "Account":
-        """The account after another answer in this run."""
+        """Return the account after another answer in this run."""
         stated = {key: (cost.epsilon, cost.delta)} if cost.mode == "clients" else {}
         return replace(
             self,
@@ -83,7 +83,7 @@ class Account:
         )
 
     def followed_by(self, later: "Account") -> "Account":
-        """The account of the entries of both, where those of `later` come after these."""
+        """Return the account of the entries of both, where those of `later` come after these."""
         return Account(
             times={task: self.times.get(task, 0) + later.times.get(task, 0) for task in {*self.times, *later.times}},
             bare=self.bare + later.bare,
@@ -92,7 +92,7 @@ class Account:
         )
 
     def epsilon(self, delta: float) -> float:
-        """An upper bound of what any example of the site has lost at this delta; infinite without noise.
+        """Return an upper bound of what any example of the site has lost at this delta; infinite without noise.
 
         The epsilons that servers state are added, as are their deltas; the site's own releases are composed. A server
         speaks of a client that takes part or never does, and the site of an example that is replaced. Where both have
@@ -121,7 +121,7 @@ def _countable() -> Iterator[None]:
 
 
 def _cost_in(entry: Mapping[str, Any]) -> Cost:
-    """The cost that `Pages.ask` wrote."""
+    """Return the cost that `Pages.ask` wrote."""
     release = entry.get("release")
     own = None if release is None else Release(**release)
     epsilon = entry.get("epsilon", 0.0)
@@ -130,7 +130,7 @@ def _cost_in(entry: Mapping[str, Any]) -> Cost:
 
 @dataclass
 class RunningAccount:
-    """The account of a ledger that grows, and the recipes of its runs. Each entry is added up once.
+    """Keeps the account of a ledger that grows, and the recipes of its runs. Each entry is added up once.
 
     A list of entries that was read from the file again is another list, so it is added up from its first entry on.
     """
@@ -141,7 +141,7 @@ class RunningAccount:
     _recipes: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def of(self, entries: Sequence[Mapping[str, Any]]) -> tuple[Account, Mapping[tuple[str, str], str]]:
-        """The account of these entries, and (server, run) -> the recipe with which the run was opened."""
+        """Return the account of these entries, and (server, run) -> the recipe with which the run was opened."""
         if entries is not self._entries:
             self._entries, self._number, self._account, self._recipes = entries, 0, Account.of(()), {}
         if new := entries[self._number :]:

@@ -1,4 +1,4 @@
-"""A site's own marks in its ledger: copies of the ledger's head beside the site's state, and outside its folder.
+"""Keeps a site's own marks in its ledger: copies of the ledger's head beside the site's state, and outside its folder.
 
 A ledger and its head can both be replaced by older copies of themselves, which fit each other. A mark says how far the
 ledger was when the site last answered. It is written when those lines are on the disk, so it is never ahead. The
@@ -17,7 +17,7 @@ MARK = "ledger.mark"  # in the folder of the site's state; no run has such a nam
 
 
 def outside_mark(site: Path, named: str | None) -> Path | None:
-    """The file outside the folder of a site that its policy names for a mark; None if it names none.
+    """Return the file outside the folder of a site that its policy names for a mark; None if it names none.
 
     Raises:
         InputError: it is within the site's folder, which a copy of the folder would replace too; it has no full name;

@@ -85,7 +85,9 @@ BUDGET_TEMPLATE = """  # What any row may lose in all runs together, as the site
 
 
 def describe_request(request: SiteRequest) -> list[str]:
-    """What a recipe asks of a site, for a person. Words of the recipe are quoted, so they cannot act on a terminal."""
+    """Return what a recipe asks of a site, for a person. Words of the recipe are quoted,
+    so they cannot act on a terminal.
+    """
     columns = [
         f"{', '.join(map(repr, getattr(request.columns, use.name)))} as {use.name}"
         for use in fields(ColumnsRead)
@@ -105,7 +107,7 @@ def describe_request(request: SiteRequest) -> list[str]:
 
 
 def _conversations_read(columns: ColumnsRead) -> str:
-    """What is read under the names of other columns: these are made of conversations where a table has none."""
+    """Return what is read under the names of other columns: these are made of conversations where a table has none."""
     asked = PRODUCED & {name for use in fields(ColumnsRead) for name in getattr(columns, use.name)}
     if not asked:
         return ""
@@ -144,7 +146,7 @@ def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
 
 
 def first_policy(request: SiteRequest, epsilon: float | None) -> str:
-    """A policy with comments that allows this recipe and nothing else.
+    """Return a policy with comments that allows this recipe and nothing else.
 
     Raises:
         InputError: the recipe promises noise without saying how much privacy it leaves.
@@ -219,7 +221,7 @@ def _policy_line(request: SiteRequest) -> str:
 
 
 def _flow(values: list[str]) -> str:
-    """A list of texts on one line of YAML."""
+    """Return a list of texts on one line of YAML."""
     return yaml.safe_dump(values, default_flow_style=True, width=float("inf")).strip()
 
 

@@ -1,4 +1,4 @@
-"""The sites of a run, as its folder remembers them: an interrupted run continues with the same ones."""
+"""Keeps the sites of a run, as its folder remembers them: an interrupted run continues with the same ones."""
 
 import uuid
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from fftmoe.strict import exact_json, read_small, strict_json
 
 @dataclass(frozen=True)
 class RunSites:
-    """The run's own random name, under which sites keep their state, and each site's profile by its name."""
+    """Holds the run's own random name, under which sites keep their state, and each site's profile by its name."""
 
     run: str
     profiles: dict[str, SiteProfile]
 
     @classmethod
     def read(cls, output: Path) -> "RunSites":
-        """The sites of the interrupted run in `output`; a new name and no sites if there is no run.
+        """Return the sites of the interrupted run in `output`; a new name and no sites if there is no run.
 
         Raises:
             InputError: the folder holds a run without sites, or its file is damaged.

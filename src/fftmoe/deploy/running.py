@@ -36,7 +36,8 @@ def running(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """The facts of the process that holds the folder now; None if no process does. Looking changes and locks nothing.
+    """Return the facts of the process that holds the folder now; None if no process does. Looking changes and locks
+    nothing.
 
     The facts are empty while that process starts or ends.
     """

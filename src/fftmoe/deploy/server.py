@@ -61,7 +61,7 @@ def run_server(
 
 
 def endpoint_of(server: ServerFolder) -> Endpoint:
-    """Where the SuperLink listens: on the loopback if the sites' address is there, otherwise on all networks."""
+    """Return where the SuperLink listens: on the loopback if the sites' address is there, otherwise on all networks."""
     address, folder = server.deployment.address, server.folder
     host, port = parse_address(address).host, parse_address(address).port
     everywhere = "[::]" if isinstance(host, IPv6Address) else "0.0.0.0"
@@ -70,6 +70,6 @@ def endpoint_of(server: ServerFolder) -> Endpoint:
 
 
 def keys_of(server: ServerFolder) -> dict[str, bytes]:
-    """The public key of each site in OpenSSH format."""
+    """Return the public key of each site in OpenSSH format."""
     keys = zip(server.deployment.sites, server.public_keys, strict=True)
     return {site: key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) for site, key in keys}

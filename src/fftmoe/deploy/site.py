@@ -1,4 +1,6 @@
-"""A site that takes part in runs: its operator's settings, and the client that it opens for the server's job."""
+"""Defines a site that takes part in runs: its operator's settings,
+and the client that it opens for the server's job.
+"""
 
 import json
 import logging
@@ -23,7 +25,7 @@ from fftmoe.strict import exact_json
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """The settings of a site, which its operator chooses.
+    """Holds the settings of a site, which its operator chooses.
 
     Attributes:
         name: name of the site in the deployment. client_id: its index among the clients.
@@ -48,7 +50,7 @@ class SiteSettings:
 
 @dataclass(frozen=True)
 class OpenSite:
-    """A site that has opened its client for a job that its policy allows."""
+    """Holds a site that has opened its client for a job that its policy allows."""
 
     settings: SiteSettings
     client: SiteClient
@@ -92,7 +94,7 @@ class OpenSite:
         Bindings(self.client.bindings).write(folder)
 
     def describe(self) -> dict[str, Any]:
-        """The site's profile as JSON values, which is written into the ledger; it holds no label and no text.
+        """Return the site's profile as JSON values, which is written into the ledger; it holds no label and no text.
 
         Raises:
             CodedError: the site has too few rows, or what the policy grants is used up.
@@ -135,7 +137,9 @@ def open_site(settings: SiteSettings, job: Mapping[str, Any]) -> OpenSite:
 
 @lru_cache(maxsize=1)
 def opened_for(settings: SiteSettings, text: str) -> SiteClient:
-    """The client of a job, given as JSON; a process keeps that of its last job, because loading a model takes long."""
+    """Return the client of a job, given as JSON; a process keeps that of its last job,
+    because loading a model takes long.
+    """
     job = json.loads(text)
     folder = _state_of(settings, job["run"])
     with failing_as(Failure.DISK):
@@ -155,7 +159,7 @@ def opened_for(settings: SiteSettings, text: str) -> SiteClient:
 
 
 def _state_of(settings: SiteSettings, run: str) -> Path:
-    """Where a site keeps its state of a run."""
+    """Return where a site keeps its state of a run."""
     return settings.folder / STATE / run
 
 

@@ -21,7 +21,7 @@ KEY_ERRORS = (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm)
 
 
 def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A site's private key.
+    """Return a site's private key.
 
     Raises:
         InputError: the file is missing or open to other users, is not an ECDSA P-384 key in OpenSSH format, or
@@ -40,7 +40,7 @@ def read_site_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def read_public_keys(folder: Path, sites: Sequence[str]) -> tuple[ec.EllipticCurvePublicKey, ...]:
-    """The public keys of these sites from `server/sites`, in the same order.
+    """Return the public keys of these sites from `server/sites`, in the same order.
 
     Raises:
         InputError: a key is missing or damaged, belongs to no site, or belongs to two.
@@ -79,7 +79,7 @@ def _load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def _holds_public_half(data: bytes, public: ec.EllipticCurvePublicKey) -> bool:
-    """Whether the file's public key belongs to its private key, which cryptography does not check."""
+    """Return whether the file's public key belongs to its private key, which cryptography does not check."""
     blob = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
     try:
         return b64decode(blob) in b64decode(data.split(b"-----")[2])  # between BEGIN and END

@@ -14,7 +14,7 @@ from fftmoe.store import Bindings, RunFolder
 
 
 def describe(folder: Path) -> list[str]:
-    """Lines about the server or the site of this folder.
+    """Return lines about the server or the site of this folder.
 
     Raises:
         InputError: the folder belongs to neither.
@@ -32,7 +32,7 @@ def describe(folder: Path) -> list[str]:
 
 
 def last_round(facts: Mapping[str, Any]) -> list[str]:
-    """The last round of the server's run, and its faults."""
+    """Return the last round of the server's run, and its faults."""
     output = Path(str(facts.get("output")))
     rows, began = RunFolder(output).all_metrics(), Bindings.read(output)
     names = began.values.get("population", {}).get("names") if began is not None else None
@@ -49,7 +49,7 @@ def last_round(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _site_lines(folder: Path, facts: Mapping[str, Any]) -> list[str]:
-    """The sites, and whether they are connected."""
+    """Return the sites, and whether they are connected."""
     server = read_server(folder)
     endpoint = Endpoint(
         server.deployment.address,

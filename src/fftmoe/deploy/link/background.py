@@ -1,4 +1,4 @@
-"""Calls of a server in threads of their own, so that no server can keep its caller: it may send a byte a minute."""
+"""Calls a server in threads of their own, so that no server can keep its caller: it may send a byte a minute."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -23,12 +23,12 @@ def in_background(call: Callable[[], CallResult]) -> Future[CallResult]:
 
 
 def ended_within(call: Future[CallResult], seconds: float) -> bool:
-    """Whether a call ends within this time, with a result or an error."""
+    """Return whether a call ends within this time, with a result or an error."""
     return bool(wait([call], seconds).done)
 
 
 class OneAtATime(Generic[CallResult]):
-    """A call that may be repeated, with a limit on its whole time; while one is under way, no other is made.
+    """Makes a call that may be repeated, with a limit on its whole time; while one is under way, no other is made.
 
     Attributes:
         seconds: after which it is not awaited any more.
@@ -39,7 +39,7 @@ class OneAtATime(Generic[CallResult]):
         self._under_way: Future[CallResult] | None = None
 
     def __call__(self) -> CallResult:
-        """The result of the call.
+        """Return the result of the call.
 
         Raises:
             TimeoutError: it took too long, or an earlier one is not over. Otherwise what the call raises.

@@ -1,4 +1,4 @@
-"""The log of a process that strangers can make talk: bounded, rotated, with times, and harmless to a terminal."""
+"""Keeps the log of a process that strangers can make talk: bounded, rotated, with times, and harmless to a terminal."""
 
 import logging
 import threading

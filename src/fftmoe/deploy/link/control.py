@@ -1,4 +1,4 @@
-"""Clients of the SuperLink's control port, which its token opens."""
+"""Makes clients of the SuperLink's control port, which its token opens."""
 
 import ssl
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ RETRY_SECONDS = 10.0  # for a SuperLink that cannot be reached
 
 
 def list_sites(endpoint: Endpoint) -> dict[str, str]:
-    """Name and status of each registered site: `online`, `offline`, or `registered` if it never connected.
+    """Return the name and status of each registered site: `online`, `offline`, or `registered` if it never connected.
 
     Raises:
         RunError: the SuperLink does not answer.
@@ -38,7 +38,7 @@ def connect(
     *interceptors: ProtobufClientInterceptor,
     retries: RetryInvoker | None = None,
 ) -> Client:
-    """A client of the control port that sends the token; the caller closes it."""
+    """Return a client of the control port that sends the token; the caller closes it."""
     trust = ssl.create_default_context(cafile=endpoint.ca)
     chain = [RuntimeVersionHttpInterceptor("fftmoe"), _Bearer(endpoint.token), *interceptors]
     return new_client(kind, endpoint.control, chain, trust, ANSWER_SECONDS, retries=retries)
@@ -55,7 +55,7 @@ class _Bearer:
 
 
 def retries() -> RetryInvoker:
-    """Calls are repeated while the SuperLink cannot be reached, but not if its certificate is wrong."""
+    """Repeat calls while the SuperLink cannot be reached, but not if its certificate is wrong."""
     return RetryInvoker(
         exponential,
         httpx.TransportError,

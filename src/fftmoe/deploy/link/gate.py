@@ -44,12 +44,12 @@ class Gate:
 
     @property
     def strangers(self) -> int:
-        """How many connections have proved nothing yet."""
+        """Return how many connections have proved nothing yet."""
         return len(self._strangers)
 
     @property
     def proved(self) -> int:
-        """How many connections have proved a key."""
+        """Return how many connections have proved a key."""
         return sum(map(len, self.by_key.values()))
 
     def enter(self, connection: "Connection") -> None:
@@ -63,7 +63,7 @@ class Gate:
         self._strangers[connection.peer] = (self._clock(), connection)
 
     def prove(self, peer: Peer, key: str) -> None:
-        """A request of this connection has proved this key: the connection is no stranger's any more.
+        """Note that a request of this connection has proved this key: the connection is no stranger's any more.
 
         Of too many connections of one key the oldest is cut off.
         """
@@ -77,7 +77,7 @@ class Gate:
             oldest.cut()
 
     def leave(self, peer: Peer) -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
         self._strangers.pop(peer, None)
         for key, own in list(self.by_key.items()):
             own.pop(peer, None)
@@ -98,14 +98,14 @@ class Gate:
 
 
 class Connection(socket.socket):
-    """An accepted connection, which tells its gate when it ends."""
+    """Wraps an accepted connection, which tells its gate when it ends."""
 
     gate: Gate | None = None
     peer: Peer = ("", 0)
 
     @classmethod
     def of(cls, accepted: socket.socket, address: Any, gate: Gate) -> "Connection":
-        """The same connection, which this object now owns."""
+        """Return the same connection, which this object now owns."""
         made = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         made.gate, made.peer = gate, (str(address[0]), int(address[1]))
         return made
@@ -124,7 +124,7 @@ class Connection(socket.socket):
 
 
 class GatedListener(socket.socket):
-    """A listening socket whose connections pass a gate; asyncio calls its `accept`.
+    """Wraps a listening socket whose connections pass a gate; asyncio calls its `accept`.
 
     asyncio would accept all that wait, up to 2,048, and give each a buffer of 256 KiB before it notices that most have
     been cut off. So now and then this says that none is waiting, and is asked again when those have been looked after.
@@ -135,7 +135,7 @@ class GatedListener(socket.socket):
 
     @classmethod
     def of(cls, listener: socket.socket, gate: Gate) -> "GatedListener":
-        """The same listener, which this object now owns."""
+        """Return the same listener, which this object now owns."""
         made = cls(listener.family, listener.type, listener.proto, fileno=listener.detach())
         made.gate = gate
         return made
@@ -158,13 +158,13 @@ class GatedListener(socket.socket):
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The two parts of host:port; an IPv6 address stands in brackets."""
+    """Return the two parts of host:port; an IPv6 address stands in brackets."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _open_port(address: str) -> socket.socket:
-    """A listener; the SuperLink of a server that was killed just now has a moment to end."""
+    """Return a listener; the SuperLink of a server that was killed just now has a moment to end."""
     host, port = host_and_port(address)
     ends = time.monotonic() + PORT_SECONDS
     while True:
@@ -177,7 +177,7 @@ def _open_port(address: str) -> socket.socket:
 
 
 def listen(address: str) -> socket.socket:
-    """A listener on host:port.
+    """Return a listener on host:port.
 
     Raises:
         OSError: it cannot be opened; the message says why.

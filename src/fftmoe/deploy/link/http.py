@@ -1,4 +1,4 @@
-"""Flower's HTTP clients with a line of our own: which proxy is used is decided here, and said.
+"""Makes Flower's HTTP clients with a line of our own: which proxy is used is decided here, and said.
 
 Flower's client takes a proxy from the environment even for this machine, and cannot be made where the environment names
 a kind of proxy that it does not know. A site that cannot pass its own proxy would blame the server.
@@ -22,7 +22,7 @@ Client = TypeVar("Client", bound=ProtobufClient)
 
 
 class Proxy(NamedTuple):
-    """A proxy that the environment names.
+    """Describes a proxy that the environment names.
 
     Attributes:
         variable: its name there. url: where it is, perhaps with a password.
@@ -32,13 +32,13 @@ class Proxy(NamedTuple):
     url: str
 
     def __str__(self) -> str:
-        """The proxy for a message, without a password."""
+        """Return the proxy for a message, without a password."""
         place = self.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         return f"the proxy {place} that {self.variable} names"
 
 
 def proxy_for(address: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy to a server; None for one on this machine, one that NO_PROXY lists, and where none is set.
+    """Return the proxy to a server; None for one on this machine, one that NO_PROXY lists, and where none is set.
 
     As everywhere, the variable in small letters counts before that in capitals, and ALL_PROXY after HTTPS_PROXY.
 
@@ -74,7 +74,7 @@ def new_client(
     proxy: Proxy | None = None,
     retries: RetryInvoker | None = None,
 ) -> Client:
-    """A client of Flower's for a server that speaks TLS; nothing of the environment decides how it connects.
+    """Return a client of Flower's for a server that speaks TLS; nothing of the environment decides how it connects.
 
     Args:
         address: host:port. seconds: without any byte, after which a call fails.

@@ -1,4 +1,6 @@
-"""A site's connection to its server: it waits while the server is away, and ends if the server is the wrong one."""
+"""Holds a site's connection to its server: it waits while the server is away,
+and ends if the server is the wrong one.
+"""
 
 import socket
 import ssl
@@ -38,12 +40,12 @@ Response = TypeVar("Response")
 
 
 class Stopped(Exception):
-    """The node was asked to stop."""
+    """Reports that the node was asked to stop."""
 
 
 @dataclass
 class ServerLine:
-    """The connection to the server.
+    """Holds the connection to the server.
 
     Attributes:
         stop: whether to stop. say: shows a line to a person.
@@ -61,7 +63,7 @@ class ServerLine:
     failures: int = 0
 
     def call(self, send: Callable[[Request], Response], request: Request) -> Response:
-        """The server's answer; waits as long as the server is away, or answers slowly.
+        """Return the server's answer; wait as long as the server is away, or answers slowly.
 
         Raises:
             HTTPStatusError: the server refuses the request. RunError: it is the wrong server. Stopped: see there.
@@ -87,7 +89,7 @@ class ServerLine:
                 return response
 
     def _answer(self, call: Future[Response]) -> Response:
-        """What a call returns or raises, unless the node is asked to stop before."""
+        """Return what a call returns or raises, unless the node is asked to stop before."""
         while not ended_within(call, STOP_POLL_SECONDS):
             if self.stop():
                 raise Stopped
@@ -152,7 +154,7 @@ class ServerLine:
 
 
 def memory_place(memory: Path) -> str:
-    """The machine and the folder of a node."""
+    """Return the machine and the folder of a node."""
     return f"{socket.gethostname()} {memory.absolute()}"
 
 
@@ -161,7 +163,7 @@ def _is_long(began: float) -> bool:
 
 
 def _distrust(cause: BaseException) -> str | None:
-    """Why this cannot be the right server; None if it may be."""
+    """Return why this cannot be the right server; None if it may be."""
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"has a certificate that this site does not trust ({cause.verify_message}); check the address, ca.crt and "
@@ -173,7 +175,7 @@ def _distrust(cause: BaseException) -> str | None:
 
 
 def _refusal(response: httpx.Response) -> str:
-    """Why the server does not accept this node."""
+    """Return why the server does not accept this node."""
     if response.status_code == KEY_IN_USE:
         return "still has an earlier connection with this site's key, which ends within a minute"
     if response.status_code != httpx.codes.UNAUTHORIZED:

@@ -1,4 +1,4 @@
-"""The server's end of a SuperLink: Flower's grid for one run, in the process that opened the run.
+"""Holds the server's end of a SuperLink: Flower's grid for one run, in the process that opened the run.
 
 Flower would start another process for a run, from an app that it unpacks. Here the process that opens the run claims
 it and keeps it alive, and the app that Flower requires holds no code.
@@ -101,7 +101,7 @@ def open_grid(endpoint: Endpoint, sites: Mapping[str, bytes]) -> Iterator[tuple[
 
 @dataclass
 class _Arriving:
-    """An answer that has been announced, and the parts that have arrived so far."""
+    """Holds an answer that has been announced, and the parts that have arrived so far."""
 
     header: MessageProto
     object_ids: list[str]
@@ -109,7 +109,7 @@ class _Arriving:
 
 
 class LinkGrid(HttpGrid):
-    """Flower's grid with calls that return soon, even if nodes or the SuperLink fail.
+    """Gives Flower's grid calls that return soon, even if nodes or the SuperLink fail.
 
     Flower's own grid waits forever for a SuperLink that has ended, interrupts this process if the SuperLink does not
     know it any more, and delays all answers until the slowest upload among them is complete.
@@ -145,7 +145,7 @@ class LinkGrid(HttpGrid):
             return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The answers to these messages that have arrived completely; each is returned once."""
+        """Return the answers to these messages that have arrived completely; each is returned once."""
         wanted = set(message_ids)
         with explained(self._endpoint):
             # The SuperLink announces an answer once. To a second request it reports that there is no answer.
@@ -158,7 +158,7 @@ class LinkGrid(HttpGrid):
         return [answer for answer in answers if answer is not None]
 
     def _fetch(self, message_id: str) -> Message | None:
-        """The answer to this message; None while its node is still sending it."""
+        """Return the answer to this message; None while its node is still sending it."""
         arriving, run_id = self._arriving[message_id], self.run.run_id
         for object_id in arriving.object_ids[len(arriving.contents) :]:
             request = PullObjectRequest(node=self.node, run_id=run_id, object_id=object_id)
@@ -183,7 +183,7 @@ class LinkGrid(HttpGrid):
 
 
 def _message_of(arriving: _Arriving) -> Message:
-    """The answer as a message; an invalid answer becomes an error of its node."""
+    """Return the answer as a message; an invalid answer becomes an error of its node."""
     announced = arriving.header.metadata
     try:
         message = put_together(announced.message_id, arriving.contents)
@@ -203,7 +203,7 @@ def _error_of(header: MessageProto, reason: str) -> Message:
 
 
 def _load_keys(sites: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The sites' keys in the form that Flower registers."""
+    """Return the sites' keys in the form that Flower registers."""
     keys: dict[str, bytes] = {}
     for name, text in sites.items():
         try:

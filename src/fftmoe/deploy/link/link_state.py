@@ -1,4 +1,4 @@
-"""Flower's state in memory, with limits: what a node may store, under whose name, and when its memory is freed.
+"""Keeps Flower's state in memory, with limits: what a node may store, under whose name, and when its memory is freed.
 
 Used by the SuperLink's process, which must not load torch.
 """
@@ -24,11 +24,11 @@ CALLER: ContextVar[int | None] = ContextVar("caller", default=None)
 
 
 class Refused(ValueError):
-    """A node sent what no node of this package sends. The message is for the log of the SuperLink."""
+    """Reports that a node sent what no node of this package sends. The message is for the log of the SuperLink."""
 
 
 class LeanLinkState(InMemoryLinkState):
-    """Flower's state for runs that last days: it frees the memory of objects that will not be fetched any more.
+    """Keeps Flower's state for runs that last days: it frees the memory of objects that will not be fetched any more.
 
     A node stores one answer to each request to it, of the objects that it announced first, and at most
     `MOST_STORED_BYTES` in all. Flower itself takes an answer again with other objects each time, and keeps a note of
@@ -68,7 +68,7 @@ class LeanLinkState(InMemoryLinkState):
         return stored, wanted
 
     def _is_fetched(self, message: Message) -> bool:
-        """Whether the server has this answer already: its objects would never be fetched again."""
+        """Return whether the server has this answer already: its objects would never be fetched again."""
         known = self.message_res_store.get(message.metadata.message_id)
         return known is not None and bool(known.metadata.delivered_at)
 

@@ -1,4 +1,4 @@
-"""A site's node: a long-lived process that answers the server's messages with a given app.
+"""Runs a site's node: a long-lived process that answers the server's messages with a given app.
 
 It speaks Flower's Fleet API itself. Flower's own node fetches, installs and imports code from the server, and ends
 when a call fails. This node asks for messages only, and keeps running while the server is away.
@@ -103,7 +103,7 @@ def _leave(client: FleetHttpClient, node: Node, memory: Path) -> None:
 def _fleet_client(
     address: str, ca: bytes, key: EllipticCurvePrivateKey, proxy: Proxy | None
 ) -> AbstractContextManager[FleetHttpClient]:
-    """Flower's client of the Fleet API, which signs with `key` and accepts limited responses only.
+    """Return Flower's client of the Fleet API, which signs with `key` and accepts limited responses only.
 
     It follows no redirects, because the server must not choose another one.
     """
@@ -117,7 +117,9 @@ def _fleet_client(
 
 
 def patience(idle_seconds: float, least: float) -> float:
-    """Seconds until the next request for messages: longer for an idle node, so that idle nodes are a small load."""
+    """Return the seconds until the next request for messages: longer for an idle node,
+    so that idle nodes are a small load.
+    """
     return min(MOST_PATIENCE_SECONDS, max(least, IDLE_FRACTION * idle_seconds))
 
 
@@ -157,7 +159,7 @@ def _serve_messages(
 
 
 def _fetch_parts(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) -> dict[str, bytes] | None:
-    """The parts of a message, up to the limits of a message; None if the server has withdrawn it."""
+    """Return the parts of a message, up to the limits of a message; None if the server has withdrawn it."""
     contents: dict[str, bytes] = {}
     for object_id in list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))[: MOST_OBJECTS + 1]:
         if sum(map(len, contents.values())) > MOST_MESSAGE_BYTES:
@@ -174,7 +176,7 @@ def _fetch_parts(link: ServerLine, node: Node, run_id: int, tree: ObjectTree) ->
 def _answer_to(
     app: ClientApp, announced: Message, contents: dict[str, bytes], context: Context, log: FailureLog
 ) -> Message:
-    """The app's answer; of an error no word, because it may hold data."""
+    """Return the app's answer; of an error no word, because it may hold data."""
     message_id = announced.metadata.message_id
     try:
         message = put_together(message_id, contents)

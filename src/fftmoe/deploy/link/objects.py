@@ -19,7 +19,7 @@ OBJECT_KINDS = {"Message", "RecordDict", "ArrayRecord", "Array", "ArrayChunk", "
 
 
 def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
-    """The message that these objects form; `contents` is empty afterwards.
+    """Return the message that these objects form; `contents` is empty afterwards.
 
     Raises:
         Exception: of any kind, if the objects are invalid.
@@ -36,7 +36,7 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
 
 
 def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
-    """Bytes of an object once it is built, without its children, but with every chunk of an array."""
+    """Return the bytes of an object once it is built, without its children, but with every chunk of an array."""
     kind, children, _ = get_object_head_values_from_object_content(content)
     if kind not in OBJECT_KINDS:
         raise ValueError(f"an object of kind {kind}")
@@ -47,7 +47,7 @@ def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
 
 
 def bound(response: httpx.Response) -> None:
-    """A response hook of httpx that refuses compressed responses, and limits the length of all others."""
+    """Refuse compressed responses, and limit the length of all others, as a response hook of httpx."""
     if response.headers.get("content-encoding", "identity") != "identity":  # decompression could make it large
         raise httpx.RemoteProtocolError("its response is compressed", request=response.request)
     response.stream = _Bounded(response)

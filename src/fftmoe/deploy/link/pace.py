@@ -22,12 +22,12 @@ SAVED = 500.0  # requests that a quiet key may send without waiting: an answer o
 
 
 class TooManyWait(Exception):
-    """As many requests of a key wait as may."""
+    """Reports that as many requests of a key wait as may."""
 
 
 @dataclass
 class Allowance:
-    """What one key may still ask without waiting; below 0 it is in debt."""
+    """Counts what one key may still ask without waiting; below 0 it is in debt."""
 
     left: float = SAVED
     since: float = 0.0
@@ -42,7 +42,7 @@ class Allowance:
 
 
 class Pace:
-    """The turns of all keys. A key is proved before it has one, so there are as many as registered nodes.
+    """Keeps the turns of all keys. A key is proved before it has one, so there are as many as registered nodes.
 
     Args:
         clock: returns seconds since any fixed moment.

@@ -1,4 +1,4 @@
-"""Flower's SuperLink, hardened, in a separate process that ends with the process that started it.
+"""Runs Flower's SuperLink, hardened, in a separate process that ends with the process that started it.
 
 Its state is in memory. It has two listeners, both with TLS. `fleet` is for nodes: it offers the Fleet API only, and
 refuses unregistered nodes before it reads what they send. `control` is for the one process that holds the token.
@@ -55,7 +55,7 @@ def _free_loopback() -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a SuperLink listens, and the secrets that it shares with the process that started it.
+    """Says where a SuperLink listens, and the secrets that it shares with the process that started it.
 
     Attributes:
         fleet: host:port for nodes; the host 0.0.0.0 means all IPv4 networks of this machine.
@@ -165,7 +165,7 @@ class Guard:
             await self._app(scope, _limited(receive, _most_bytes(scope)), send)
 
     async def _refusal(self, scope: Scope) -> int | None:
-        """The status of the refusal; None if the request may pass."""
+        """Return the status of the refusal; None if the request may pass."""
         headers, path = Headers(scope=scope), scope["path"]
         if path == "/health":
             return None
@@ -187,7 +187,7 @@ class Guard:
         return None
 
     def _knows(self, headers: Headers) -> bool:
-        """Whether a registered node signed this. Flower checks the time and the node itself with the body."""
+        """Return whether a registered node signed this. Flower checks the time and the node itself with the body."""
         try:
             key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
             signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
@@ -208,7 +208,7 @@ def _most_bytes(scope: Scope) -> int:
 
 
 def _limited(receive: Receive, most: int) -> Receive:
-    """`receive` that reports a disconnect if the body is too long, whatever length the client declared."""
+    """Return a `receive` that reports a disconnect if the body is too long, whatever length the client declared."""
     size = 0
 
     async def limited() -> Message:
@@ -263,7 +263,7 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """The SuperLink's process: it reads its endpoint, reports that it is ready or why it is not, and serves."""
+    """Run the SuperLink's process: it reads its endpoint, reports that it is ready or why it is not, and serves."""
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the output of libraries goes to the log
     endpoint = Endpoint(**json.loads(sys.stdin.readline()))
