@@ -1,4 +1,4 @@
-"""The interface of an engine: groups of messages in, one reply or fault for each client out."""
+"""Defines the interface of an engine: groups of messages in, one reply or fault for each client out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Group = Sequence[tuple[int, bytes]]
 
 
 class Reply(NamedTuple):
-    """A client's answer, and the seconds that it took; the seconds of a group are divided equally."""
+    """Holds a client's answer, and the seconds that it took; the seconds of a group are divided equally."""
 
     client_id: int
     message: bytes
@@ -23,7 +23,7 @@ class Reply(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A client that contributes nothing to the round.
+    """Reports a client that contributes nothing to the round.
 
     Attributes:
         kind: one of
@@ -53,7 +53,7 @@ class Quota:
 
     @property
     def is_met(self) -> bool:
-        """Whether the round waits for no more."""
+        """Return whether the round waits for no more."""
         return self.missing is not None and self.missing <= 0
 
     def count(self, number: int = 1) -> None:
@@ -67,11 +67,11 @@ class Engine(Protocol):
 
     @property
     def reliable(self) -> bool:
-        """Whether every client answers or the run ends, so that a round needs no spare clients."""
+        """Return whether every client answers or the run ends, so that a round needs no spare clients."""
         ...
 
     def absent(self) -> Collection[int]:
-        """The clients that are not connected now."""
+        """Return the clients that are not connected now."""
         ...
 
     def run_clients(self, groups: Sequence[Group], quota: Quota | None = None) -> Iterator[Reply | Fault]:
@@ -90,5 +90,5 @@ class Engine(Protocol):
         ...
 
     def peak_rss_mib(self) -> float:
-        """Peak resident memory so far in MiB, summed over this process and its workers on this machine."""
+        """Return the peak resident memory so far in MiB, summed over this process and its workers on this machine."""
         ...

@@ -1,4 +1,4 @@
-"""What a node says about a failure: a code from a fixed list. The words stay in the node's own log.
+"""Defines what a node says about a failure: a code from a fixed list. The words stay in the node's own log.
 
 A message for people names the value, the column and the file that it is about. At a site these belong to the site, and
 whoever asks could otherwise read them, one request after another: a label that is not in the list, a cell that is no
@@ -13,7 +13,7 @@ from fftmoe.errors import FftmoeError, OutputError
 
 
 class Failure(StrEnum):
-    """The parts of a node's work that can fail."""
+    """Names the parts of a node's work that can fail."""
 
     REQUEST = "request"
     RECIPE = "recipe"
@@ -55,7 +55,7 @@ APP_FAILED = f"its app failed; {SEE_LOG}"
 
 
 class CodedError(FftmoeError):
-    """A failure with its code; its cause has the words."""
+    """Reports a failure with its code; its cause has the words."""
 
     def __init__(self, code: Failure) -> None:
         super().__init__(f"{MEANINGS[code]}; {SEE_LOG}")
@@ -83,12 +83,12 @@ def failing_as(code: Failure) -> Iterator[None]:
 
 
 def words_for(code: str) -> str:
-    """The words for a code that arrived from another organisation; unknown codes are not repeated."""
+    """Return the words for a code that arrived from another organisation; unknown codes are not repeated."""
     if code not in MEANINGS:
         return f"it gave a reason that is not on the list; {SEE_LOG}"
     return f"{MEANINGS[Failure(code)]} (code {code}); {SEE_LOG}"
 
 
 def described_error(code: int, reason: str) -> str:
-    """The words for an error of Flower, whose reason may be another organisation's: only those that we know."""
+    """Return the words for an error of Flower, whose reason may be another organisation's: only those that we know."""
     return reason if reason in (CUT_OFF, UNREADABLE, *LOST.values()) else LOST.get(code, APP_FAILED)

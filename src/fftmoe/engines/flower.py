@@ -30,7 +30,7 @@ Content = TypeVar("Content")
 
 
 class Unreadable(str):
-    """Why an answer cannot be read: no honest node sends such an answer."""
+    """Says why an answer cannot be read: no honest node sends such an answer."""
 
 
 def ask(
@@ -56,7 +56,7 @@ def ask(
 
 
 def read_answer(message: Message, unpack: Callable[[RecordDict], Content], own: bool) -> Content | str:
-    """The content of a node's answer, or why there is none."""
+    """Return the content of a node's answer, or why there is none."""
     try:
         reason = _reason_of(message.error, own) if message.has_error() else failure_of(message.content, own)
         if reason is None:
@@ -93,11 +93,11 @@ class FlowerEngine:
 
     @property
     def reliable(self) -> bool:
-        """Nodes may leave at any time."""
+        """Return False: nodes may leave at any time."""
         return False
 
     def absent(self) -> frozenset[int]:
-        """The clients whose nodes are not connected."""
+        """Return the clients whose nodes are not connected."""
         connected = set(self.grid.get_node_ids())
         return frozenset(client_id for client_id, node in self.nodes.items() if node not in connected)
 
@@ -128,11 +128,11 @@ class FlowerEngine:
         """Do nothing: the grid belongs to the caller."""
 
     def peak_rss_mib(self) -> float:
-        """The peak of this process, plus those of the processes of a simulation's nodes, which report theirs."""
+        """Return the peak of this process, plus those of the processes of a simulation's nodes, which report theirs."""
         return peak_rss_mib() + sum(self._peaks.values())
 
     def _send(self, groups: Sequence[Group]) -> dict[str, Group]:
-        """The groups whose messages Flower accepted, by the ids of the messages."""
+        """Return the groups whose messages Flower accepted, by the ids of the messages."""
         messages = [
             Message(
                 pack_request(self.job, group),
@@ -146,7 +146,7 @@ class FlowerEngine:
         return {i: group for i, group in zip(ids, groups, strict=False) if i}
 
     def _read(self, message: Message, group: Group) -> Iterator[Reply | Fault]:
-        """A reply or a fault for each client of the group, from their node's answer."""
+        """Yield a reply or a fault for each client of the group, from their node's answer."""
         asked = [client_id for client_id, _ in group]
         answer = read_answer(message, unpack_reply, self.own)
         if not isinstance(answer, str):
@@ -165,7 +165,7 @@ class FlowerEngine:
         yield from (Fault(client_id, "stale", "its answer came after its round") for client_id, _ in group)
 
     def _give_up(self, waiting: Mapping[str, Group], is_late: bool) -> Iterator[Fault]:
-        """A fault for each client that has not answered; a later answer will be stale."""
+        """Yield a fault for each client that has not answered; a later answer will be stale."""
         kind, reason = "spare", "enough others had answered"
         if is_late:
             kind, reason = "late", f"no answer within {self.deadline_seconds:g} s"

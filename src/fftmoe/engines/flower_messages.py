@@ -35,7 +35,7 @@ JobValues = Mapping[str, Any]
 
 
 class AnswerCost(NamedTuple):
-    """The cost of an answer: its seconds, and the peak resident memory so far of the process that gave it.
+    """Holds the cost of an answer: its seconds, and the peak resident memory so far of the process that gave it.
 
     A site of another organisation does not tell its process and memory; they are 0.
     """
@@ -46,17 +46,17 @@ class AnswerCost(NamedTuple):
 
 
 def pack_request(job: JobValues, group: Iterable[tuple[int, bytes]]) -> RecordDict:
-    """The content of a message to a node; `group` holds the id and the message of one or several clients."""
+    """Return the content of a message to a node; `group` holds the id and the message of one or several clients."""
     return RecordDict({JOB: ConfigRecord({"json": exact_json(job)}), CLIENTS: _arrays(group)})
 
 
 def unpack_request(content: RecordDict) -> tuple[JobValues, list[tuple[int, bytes]]]:
-    """Inverse of `pack_request`."""
+    """Invert `pack_request`."""
     return unpack_job(content), _client_messages(content)
 
 
 def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float, own: bool = False) -> RecordDict:
-    """The content of a node's answer, with its seconds.
+    """Return the content of a node's answer, with its seconds.
 
     Args:
         own: the server is the same person's, who may also know the process and its peak resident memory.
@@ -66,7 +66,7 @@ def pack_reply(replies: Iterable[tuple[int, bytes]], seconds: float, own: bool =
 
 
 def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], AnswerCost]:
-    """Inverse of `pack_reply`: the clients' messages, and their cost.
+    """Invert `pack_reply`: the clients' messages, and their cost.
 
     Raises:
         KeyError, TypeError, ValueError: the content is not a reply.
@@ -83,12 +83,12 @@ def unpack_reply(content: RecordDict) -> tuple[list[tuple[int, bytes]], AnswerCo
 
 
 def pack_query(job: JobValues) -> RecordDict:
-    """The content of a message that asks a node for its profile."""
+    """Return the content of a message that asks a node for its profile."""
     return RecordDict({JOB: ConfigRecord({"json": exact_json(job)})})
 
 
 def unpack_job(content: RecordDict) -> JobValues:
-    """The job in a request or a query.
+    """Return the job in a request or a query.
 
     Raises:
         KeyError, ValueError: the content holds no job.
@@ -100,7 +100,7 @@ def unpack_job(content: RecordDict) -> JobValues:
 
 
 def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
-    """A node's profile, not validated.
+    """Return a node's profile, not validated.
 
     Raises:
         KeyError, ValueError: the content holds no profile.
@@ -112,7 +112,7 @@ def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
 
 
 def failure_of(content: RecordDict, own: bool) -> str | None:
-    """Why the node failed, if it reports that it did.
+    """Return why the node failed, if it reports that it did.
 
     Args:
         own: the node is the same person's, so its words are shown; otherwise only its code counts.
@@ -128,7 +128,7 @@ Describe = Callable[[JobValues, Context], Mapping[str, Any]]
 
 
 def make_client_app(serve: Serve, describe: Describe, own: bool = False) -> ClientApp:
-    """A Flower ClientApp that answers with fftmoe's handlers.
+    """Return a Flower ClientApp that answers with fftmoe's handlers.
 
     Args:
         serve: returns the handler for a job on this node. It is called for every message and should cache its result.
@@ -176,7 +176,7 @@ class FailureLog:
 
 
 def guarded(work: Callable[[], RecordDict], own: bool, log: FailureLog) -> RecordDict:
-    """The result of `work`, or the code of its failure, whose words go to this node's log."""
+    """Return the result of `work`, or the code of its failure, whose words go to this node's log."""
     try:
         with failing_as(Failure.INTERNAL):
             return work()

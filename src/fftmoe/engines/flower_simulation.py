@@ -1,4 +1,4 @@
-"""An engine that runs Flower's simulation, on this machine or on a Ray cluster.
+"""Runs Flower's simulation as an engine, on this machine or on a Ray cluster.
 
 Flower's loop runs in a second thread, and the engine uses its grid until it is closed.
 """
@@ -31,7 +31,7 @@ MOST_NODES = 1000  # virtual nodes; each can serve any client, and Flower polls 
 
 
 class FlowerSimulation:
-    """An engine whose clients run in Ray's processes.
+    """Runs clients in Ray's processes.
 
     Args:
         num_clients: size of the population.
@@ -62,7 +62,7 @@ class FlowerSimulation:
 
     @property
     def reliable(self) -> bool:
-        """As in a real deployment, a round continues without a client that fails."""
+        """Return False: as in a real deployment, a round continues without a client that fails."""
         return False
 
     def absent(self) -> frozenset[int]:
@@ -90,7 +90,7 @@ class FlowerSimulation:
                 raise RunError(f"a worker of Flower's simulation (node {node}) could not start: {answer}")
 
     def _grid(self) -> Grid:
-        """Flower's grid, once it has nodes."""
+        """Return Flower's grid, once it has nodes."""
         try:
             grid = self._grids.get(timeout=SIMULATION_START_SECONDS)
         except Empty:

@@ -1,4 +1,4 @@
-"""Clients on this machine: in this process, or in worker processes that each hold one backbone.
+"""Runs clients on this machine: in this process, or in worker processes that each hold one backbone.
 
 A client always computes on one thread, so the same bytes come out for every number of workers.
 """
@@ -19,20 +19,24 @@ from fftmoe.threads import one_thread
 
 
 def make_engine(workers: int, build: Build, handler: Handler | None = None) -> Engine:
-    """An engine with this many workers; 1 means in process, where `handler` (if given) shares the caller's model."""
+    """Return an engine with this many workers; 1 means in process,
+    where `handler` (if given) shares the caller's model.
+    """
     return InProcess(handler or build()) if workers == 1 else WorkerPool(workers, build)
 
 
 class Reliable:
-    """The properties that both engines for clients on this machine share."""
+    """Gives the properties that both engines for clients on this machine share."""
 
     @property
     def reliable(self) -> bool:
-        """A client that fails ends the run: the cause is a bug or this machine, never somebody else's."""
+        """Return True: a client that fails ends the run, because the cause is a bug or this machine,
+        never somebody else's.
+        """
         return True
 
     def absent(self) -> tuple[int, ...]:
-        """No client is ever absent."""
+        """Return no client: none is ever absent."""
         return ()
 
 
@@ -89,7 +93,7 @@ class WorkerPool(Reliable):
 
 
 class GroupAnswer(NamedTuple):
-    """The replies of a group, with the process that ran it and that process's peak of resident memory so far."""
+    """Holds the replies of a group, with the process that ran it and that process's peak of resident memory so far."""
 
     replies: list[Reply]
     process: int
@@ -119,7 +123,8 @@ def _start_clients(build: Build) -> partial[GroupAnswer]:
 
 
 def _context(build: Build) -> multiprocessing.context.BaseContext:
-    """Workers are forked from a process that has only done the imports, so all of them share that memory.
+    """Return a context in which workers are forked from a process that has only done the imports, so all of them share
+    that memory.
 
     They share the frozen weights in any case: a checkpoint in the dtype of the computation is mapped and not read.
     Forking this process itself would copy locks that its threads hold.

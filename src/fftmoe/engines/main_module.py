@@ -1,4 +1,4 @@
-"""Worker processes import the script that started them only where they need something that it defines.
+"""Lets worker processes import the script that started them only where they need something that it defines.
 
 A fresh interpreter imports the script, by the rules of multiprocessing. A script that starts a run at its top level, as
 the README's does, would start it again in every worker.
@@ -35,7 +35,7 @@ class _Nowhere:
 
 
 def names_main(value: Any) -> bool:
-    """Whether a process that unpickles this value must have imported the script."""
+    """Return whether a process that unpickles this value must have imported the script."""
     finder = _Finder()
     with suppress(Exception):  # starting the process raises the same error, and there it is explained
         finder.dump(value)
@@ -44,7 +44,7 @@ def names_main(value: Any) -> bool:
 
 @contextmanager
 def unimported_main() -> Iterator[None]:
-    """Processes that are started in the block do not import the script of this process."""
+    """Keep processes that are started in the block from importing the script of this process."""
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     for name in kept:

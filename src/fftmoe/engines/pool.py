@@ -1,4 +1,4 @@
-"""One pool of worker processes, for the clients of a round and for the runs of a comparison.
+"""Keeps one pool of worker processes, for the clients of a round and for the runs of a comparison.
 
 Each process computes on one thread, so the results are the same for every number of workers. A worker that dies costs
 its own job and no other. All workers end when the process that started them ends, even if that one is killed: it may
@@ -30,7 +30,7 @@ JobResult = TypeVar("JobResult")
 
 
 class WorkerDied(Exception):
-    """A worker process ended before its job did, or could not be started; the message explains why."""
+    """Reports that a worker process ended before its job did, or could not be started; the message explains why."""
 
     def __init__(self, exit_status: int | None) -> None:
         known = "before it had started" if exit_status is None else f"(exit status {exit_status})"
@@ -95,7 +95,7 @@ class WorkerProcesses(Generic[Job, JobResult]):
         return answer
 
     def _take(self) -> "_Worker":
-        """An idle worker, or else a new one."""
+        """Return an idle worker, or else a new one."""
         with self._lock:
             if self._closed:
                 raise CancelledError
@@ -107,13 +107,13 @@ class WorkerProcesses(Generic[Job, JobResult]):
 
 
 class _Raised(NamedTuple):
-    """The answer of a job that failed as foreseen."""
+    """Holds the answer of a job that failed as foreseen."""
 
     error: FftmoeError
 
 
 class _Worker:
-    """One process and this end of its pipe."""
+    """Holds one process and this end of its pipe."""
 
     def __init__(self, context: Any, start: Callable[[], Callable[[Any], Any]]) -> None:
         self._connection, theirs = context.Pipe()
@@ -123,7 +123,7 @@ class _Worker:
         theirs.close()  # only the process holds its end now, so its death ends this one
 
     def ask(self, job: Any) -> Any:
-        """The result of a job.
+        """Return the result of a job.
 
         Raises:
             EOFError, OSError: the process has died.
@@ -140,7 +140,7 @@ class _Worker:
 
 
 def _work(connection: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
-    """What a worker process does: it starts, then answers jobs until nobody asks any more."""
+    """Run a worker process: it starts, then answers jobs until nobody asks any more."""
     show_errors_from_now_on()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the libraries give back their semaphores
