@@ -1,4 +1,4 @@
-"""The model card of an exported adapter: the README.md that model hubs show."""
+"""Writes the model card of an exported adapter: the README.md that model hubs show."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ SPECIAL = re.compile(r"([\\`*_\[\]<>|])")  # what Markdown reads as markup withi
 
 @dataclass(frozen=True)
 class CardTier:
-    """A tier of clients; `top_k` and `experts` are None where the recipe states limits instead."""
+    """Describes a tier of clients; `top_k` and `experts` are None where the recipe states limits instead."""
 
     name: str
     fraction: float
@@ -50,7 +50,7 @@ class CardTier:
 
 @dataclass(frozen=True)
 class CardPrivacy:
-    """What a private run promises.
+    """States what a private run promises.
 
     Attributes:
         protects: `clients` or `single examples`; None where the server only kept sums, without noise.
@@ -65,7 +65,7 @@ class CardPrivacy:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """How a run was trained and what it measured at its end.
+    """Says how a run was trained and what it measured at its end.
 
     Attributes:
         data_source: a hub id, a file or a folder; of the last two the card shows only the name.
@@ -95,18 +95,18 @@ class CardFacts:
 
     @property
     def data(self) -> str:
-        """The data in words: a hub id or the name of a folder, which a private run keeps to itself."""
+        """Return the data in words: a hub id or the name of a folder, which a private run keeps to itself."""
         return shown_name(self.data_source) if self.privacy is None else "data that a private run does not name"
 
     def how_trained(self, method: str) -> str:
-        """A sentence about the adapter of the run."""
+        """Return a sentence about the adapter of the run."""
         where = "over sites that kept their data" if self.over_sites else "that was simulated on one machine"
         return f"An adapter of method {method}, trained in a federation {where}."
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The measured values of a card.
+    """Holds the measured values of a card.
 
     Attributes:
         note: which model was measured, when, and on what. metric: the kind, such as "accuracy".
@@ -121,7 +121,7 @@ class Figures:
 
 
 def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, plain: bool = False) -> str:
-    """README.md with YAML front matter.
+    """Return README.md with YAML front matter.
 
     Args:
         what: a sentence about this export.
@@ -148,7 +148,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
 
 
 def _preferred(run: FinishedRun) -> str:
-    """A further sentence about a run that learned from pairs of answers; empty for any other."""
+    """Return a further sentence about a run that learned from pairs of answers; empty for any other."""
     pairs = run.pair_loss
     if pairs is None:
         return ""
@@ -170,12 +170,12 @@ def _card_templates() -> Environment:
 
 
 def escape_markdown(text: str) -> str:
-    """The text in one line, with a backslash before every character that Markdown reads as markup."""
+    """Return the text in one line, with a backslash before every character that Markdown reads as markup."""
     return SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def figures_of_run(facts: CardFacts, own: bool) -> Figures:
-    """What the run measured at its end, overall and by tier.
+    """Return what the run measured at its end, overall and by tier.
 
     Args:
         own: whether the exported model is the one that the run measured.
@@ -191,13 +191,13 @@ def figures_of_run(facts: CardFacts, own: bool) -> Figures:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The number of names, and the first ones."""
+    """Return the number of names, and the first ones."""
     more = ", …" if len(names) > LISTED_NAMES else ""
     return f"{len(names)} ({', '.join(names[:LISTED_NAMES])}{more})"
 
 
 def shown_name(place: str) -> str:
-    """A hub id; of a file or a folder, here or elsewhere, its name without the path, which is private."""
+    """Return a hub id; of a file or a folder, here or elsewhere, its name without the path, which is private."""
     if not Path(place).exists():
         try:
             validate_repo_id(place.removeprefix("builtin:"))
@@ -208,7 +208,7 @@ def shown_name(place: str) -> str:
 
 
 def _front(run: FinishedRun, facts: CardFacts, figures: Figures) -> dict[str, Any]:
-    """The front matter as a hub reads it; an empty value is left out."""
+    """Return the front matter as a hub reads it; an empty value is left out."""
     pipeline, source, is_own = PIPELINES.get(run.task, run.task), facts.data, figures.own and facts.privacy is None
     results = {
         "task": {"type": pipeline},
@@ -226,17 +226,17 @@ def _front(run: FinishedRun, facts: CardFacts, figures: Figures) -> dict[str, An
 
 
 def _hub_id(model: str) -> str | None:
-    """The model's id on a hub; None for a local folder, whose path is private."""
+    """Return the model's id on a hub; None for a local folder, whose path is private."""
     return HUB_IDS.get(model, None if Path(model).expanduser().is_dir() or ":" in model else model)
 
 
 def _local_name(run: FinishedRun, facts: CardFacts) -> str:
-    """The name of a backbone that is no model of a hub."""
+    """Return the name of a backbone that is no model of a hub."""
     return shown_name(run.backbone.model) if facts.privacy is None else "a local backbone"
 
 
 def _loading_arguments(run: FinishedRun, facts: CardFacts) -> str:
-    """The arguments of `fftmoe.load_backbone` for the run's backbone, without the path of a local folder."""
+    """Return the arguments of `fftmoe.load_backbone` for the run's backbone, without the path of a local folder."""
     backbone = run.backbone
     model = _hub_id(backbone.model) or _local_name(run, facts)
     return loading_arguments(

@@ -1,4 +1,4 @@
-"""Compare an exported model with the model of its run, on random inputs."""
+"""Compares an exported model with the model of its run, on random inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ SHAPES = ((1, 2), (3, 7), (5, 13))  # examples and tokens; a graph is traced wit
 
 
 def _trains(run: FinishedRun) -> str:
-    """What the run's method trains; of a plug-in, what the summary says, which earlier versions left out."""
+    """Return what the run's method trains; of a plug-in, what the summary says, which earlier versions left out."""
     if run.method in METHODS:
         return METHODS[run.method].capabilities.trains
     return read_summary(run.folder).get("capabilities", {}).get("trains", "experts")
@@ -44,7 +44,9 @@ def check_has_experts(trained: TrainedModel, purpose: str) -> None:
 
 
 def probes(trained: TrainedModel) -> list[Batch]:
-    """Batches of several sizes in the format of the run's data, drawn from a fixed seed, so no data set is needed."""
+    """Return batches of several sizes in the format of the run's data, drawn from a fixed seed,
+    so no data set is needed.
+    """
     run, source = trained.run, generator(0, "probe")
     if run.reads_images:
         height, width = load_image_processor(run.backbone.model).size
@@ -54,20 +56,20 @@ def probes(trained: TrainedModel) -> list[Batch]:
 
 
 def _tokens(rows: int, length: int, vocabulary: int, source: torch.Generator) -> Batch:
-    """Random token ids of different lengths, padded on the right as texts are."""
+    """Return random token ids of different lengths, padded on the right as texts are."""
     ids = torch.randint(0, vocabulary, (rows, length), generator=source)
     lengths = length - torch.arange(rows) % length
     return {"input_ids": ids, "attention_mask": (torch.arange(length) < lengths[:, None]).long()}
 
 
 def answers(model: Any, batches: Sequence[Batch]) -> list[Tensor]:
-    """The logits of an adapted model for each batch."""
+    """Return the logits of an adapted model for each batch."""
     with torch.inference_mode():
         return [logits(model, batch) for batch in batches]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference between the logits of two models.
+    """Return the largest difference between the logits of two models.
 
     A batch whose largest expected logit is above 1 counts its differences relative to that logit.
     """
@@ -76,7 +78,7 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def require(found: float, tolerance: float, what: str) -> dict[str, float]:
-    """The result of the comparison, as `export.json` records it.
+    """Return the result of the comparison, as `export.json` records it.
 
     Raises:
         RunError: the difference is above the tolerance, or is not a number.

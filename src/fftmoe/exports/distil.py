@@ -1,4 +1,4 @@
-"""Train a fitted LoRA further, so that its blocks and its logits give what the mixture of experts gives."""
+"""Trains a fitted LoRA further, so that its blocks and its logits give what the mixture of experts gives."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ LEARNING_RATE = 1e-3
 
 
 class Outputs(NamedTuple):
-    """Logits [T, C] of texts, images or tokens, and the output [T, D] of each adapted feed-forward network."""
+    """Holds logits [T, C] of texts, images or tokens, and the output [T, D] of each adapted feed-forward network."""
 
     logits: Tensor
     states: list[Tensor]
@@ -63,7 +63,7 @@ def distil(
 
 @torch.no_grad()
 def mean_distillation_loss(student: Any, teacher: Any, batches: Sequence[Batch], exclusive: bool) -> float:
-    """The loss of `distil`, mean over batches."""
+    """Return the loss of `distil`, mean over batches."""
     sites = expert_sites(teacher)
     losses = [
         distillation_loss(outputs_at(student, batch, sites), outputs_at(teacher, batch, sites), exclusive)
@@ -73,13 +73,13 @@ def mean_distillation_loss(student: Any, teacher: Any, batches: Sequence[Batch],
 
 
 def expert_sites(teacher: Any) -> list[str]:
-    """The feed-forward networks with experts, by the names that they have in both models."""
+    """Return the feed-forward networks with experts, by the names that they have in both models."""
     names = (name for name, module in teacher.named_modules() if isinstance(module, adapter.SparseMoe))
     return [name.partition(".moe_experts.")[0] for name in names]
 
 
 def outputs_at(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
-    """The logits and the block outputs of a model for a batch."""
+    """Return the logits and the block outputs of a model for a batch."""
     states: dict[str, Tensor] = {}
 
     def keep(site: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -93,7 +93,7 @@ def outputs_at(model: Any, batch: Batch, sites: Sequence[str]) -> Outputs:
 
 
 def distillation_loss(found: Outputs, target: Outputs, exclusive: bool) -> Tensor:
-    """How far the outputs are from the target: of the logits, and the mean over the blocks.
+    """Return how far the outputs are from the target: of the logits, and the mean over the blocks.
 
     Logits are compared by the KL divergence of exclusive classes, and by relative squared error otherwise.
     """

@@ -1,4 +1,4 @@
-"""The examples that an imitation is fitted to, and the metrics that it is judged by."""
+"""Chooses the examples that an imitation is fitted to, and computes the metrics that it is judged by."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ HELD_OUT = 10  # one example of this many
 
 
 def fitting_batches(examples: Examples, source: str, batch_size: int) -> tuple[list[Batch], list[Batch]]:
-    """Batches without labels to fit to, and a tenth of the examples as batches that are held out.
+    """Return batches without labels to fit to, and a tenth of the examples as batches that are held out.
 
     Args:
         source: the name of the examples in a message.
@@ -39,6 +39,6 @@ def _batches(examples: Examples, rows: np.ndarray, batch_size: int) -> list[Batc
 
 
 def finite_metrics(model: Any, task: Task, examples: Examples, num_strata: int) -> dict[str, float]:
-    """The task's metrics of a model on labelled examples, without those that are undefined there."""
+    """Return the task's metrics of a model on labelled examples, without those that are undefined there."""
     found = tally(model, task, examples, num_strata).metrics()
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""The low-rank map that imitates a mixture of experts with the least squared error, in closed form.
+"""Computes the low-rank map that imitates a mixture of experts with the least squared error, in closed form.
 
 The mixture adds D(x) to the output of a block's feed-forward network, whose last projection reads h(x). A shared update
 of that projection adds to the same output, so its part is included in D. Among all W of rank r,
@@ -31,7 +31,7 @@ RIDGE = 1e-2  # relative to the mean square of an input
 
 @dataclass
 class TokenSums:
-    """Sums over the pairs (h, D) of one block.
+    """Holds sums over the pairs (h, D) of one block.
 
     Attributes:
         gram: of h h^T, float64 [F, F]. cross: of h D^T, float64 [F, D]. energy: of |D|^2. tokens: the number of pairs.
@@ -53,7 +53,7 @@ class TokenSums:
 
 @one_thread()
 def low_rank(sums: TokenSums, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors A [r, F] and B [D, r] of W = B A, float32."""
+    """Return the factors A [r, F] and B [D, r] of W = B A, float32."""
     num_inputs = len(sums.gram)
     ridge = RIDGE * sums.gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
     whole_FD = torch.linalg.solve(sums.gram + ridge, sums.cross)
@@ -65,14 +65,14 @@ def low_rank(sums: TokenSums, rank: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def relative_error(sums: TokenSums, a: Tensor, b: Tensor) -> float:
-    """The sum of |D - B A h|^2 over the sum of |D|^2: 0 for a perfect imitation, 1 for a map that gives 0."""
+    """Return the sum of |D - B A h|^2 over the sum of |D|^2: 0 for a perfect imitation, 1 for a map that gives 0."""
     map_FD = (b.double() @ a.double()).mT
     fitted = ((sums.gram @ map_FD) * map_FD).sum() - 2 * (sums.cross * map_FD).sum()
     return float(1 + fitted / sums.energy) if sums.energy else 0.0
 
 
 def last_projections(model: Any) -> dict[int, str]:
-    """The name of the last linear module in the feed-forward network of each adapted block.
+    """Return the name of the last linear module in the feed-forward network of each adapted block.
 
     Names are those of the backbone without an adapter.
     """
@@ -81,7 +81,7 @@ def last_projections(model: Any) -> dict[int, str]:
 
 
 def last_shared(model: Any) -> dict[int, LowRank]:
-    """The shared updates of those modules by block, where they have one."""
+    """Return the shared updates of those modules by block, where they have one."""
     names = last_projections(model)
     return {
         block_of_module(name): module
@@ -91,18 +91,18 @@ def last_shared(model: Any) -> dict[int, LowRank]:
 
 
 def owner(name: str) -> str:
-    """The module of the backbone that a shared update of this name changes."""
+    """Return the module of the backbone that a shared update of this name changes."""
     return bare(name.partition(".moe_shared.")[0])
 
 
 def bare(name: str) -> str:
-    """The name that a module of an adapted model has in the backbone without an adapter."""
+    """Return the name that a module of an adapted model has in the backbone without an adapter."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
 @torch.no_grad()
 def collect(model: Any, batches: Sequence[Batch]) -> dict[int, TokenSums]:
-    """The sums of every adapted block over all tokens of these batches except padding."""
+    """Return the sums of every adapted block over all tokens of these batches except padding."""
     sums: dict[int, TokenSums] = {}
     with _reading(model) as (inputs, added):
         for batch in batches:
@@ -123,7 +123,7 @@ BlockStates = dict[int, Tensor]
 
 @contextmanager
 def _reading(model: Any) -> Iterator[tuple[BlockStates, BlockStates]]:
-    """Within the context, a forward pass fills two dictionaries with h [..., F] and D [..., D] of every block."""
+    """Let a forward pass, within the context, fill two dictionaries with h [..., F] and D [..., D] of every block."""
     inputs: BlockStates = {}
     added: BlockStates = {}
 
@@ -144,6 +144,6 @@ def _reading(model: Any) -> Iterator[tuple[BlockStates, BlockStates]]:
 
 
 def real_tokens(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """The states [B, S, n] of the tokens that are not padding, [T, n]; for images the states of all tokens."""
+    """Return the states [B, S, n] of the tokens that are not padding, [T, n]; for images the states of all tokens."""
     mask = batch.get("attention_mask")
     return states.flatten(0, -2) if mask is None else states[mask.bool()]

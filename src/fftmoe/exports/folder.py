@@ -1,4 +1,4 @@
-"""The folder of an export, which appears whole or not at all."""
+"""Makes the folder of an export, which appears whole or not at all."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ ABOUT = "export.json"
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to write into; it is renamed to `path` on success and removed on any error.
+    """Make a temporary folder to write into; it is renamed to `path` on success and removed on any error.
 
     Raises:
         InputError: `path` holds files, or cannot be made.
@@ -39,7 +39,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside another one that is gone afterwards."""
+    """Make a folder inside another one that is gone afterwards."""
     scratch = folder / "scratch"
     with disk_errors(folder):
         scratch.mkdir()
@@ -61,17 +61,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def beside(run: FinishedRun) -> SavedWith:
-    """What lies in the folder of an exported adapter, besides its weights and the card, which comes later."""
+    """Return what lies in the folder of an exported adapter, besides its weights and the card, which comes later."""
     reader = load_reader(run.backbone.model, run.reads_images)
     return SavedWith(run.label_names, run.task, reader, temperature=run.temperature)
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of all files in a folder and in the folders below it."""
+    """Return the bytes of all files in a folder and in the folders below it."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""A merged language model as one GGUF file, which llama.cpp and Ollama read.
+"""Writes a merged language model as one GGUF file, which llama.cpp and Ollama read.
 
 The package gguf knows the format; which tensor has which name, and how llama.cpp stores queries and keys, is here. The
 file is read back with transformers before it appears, and must give the logits of the merged model.
@@ -90,7 +90,7 @@ def _check_family(model: Any) -> None:
 
 
 def pre_tokenizer(tokenizer: Any) -> str:
-    """The name that llama.cpp has for how this tokenizer splits a text before it merges bytes.
+    """Return the name that llama.cpp has for how this tokenizer splits a text before it merges bytes.
 
     Raises:
         InputError: it is no byte-level BPE with the pattern of GPT-2, with digits by themselves or not.
@@ -113,7 +113,7 @@ def pre_tokenizer(tokenizer: Any) -> str:
 
 
 def _digits_alone(tokenizer: Any) -> bool:
-    """Whether no token has a digit next to anything else, so that it does not matter if digits are split off."""
+    """Return whether no token has a digit next to anything else, so that it does not matter if digits are split off."""
     ascii_digits = set("0123456789")
     return all(len(token) == 1 for token in tokenizer.get_vocab() if ascii_digits & set(token))
 
@@ -170,7 +170,7 @@ def _add_tokenizer(writer: Any, tokenizer: Any, before_words: str, size: int) ->
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a Llama by their names in the format, float32."""
+    """Yield the tensors of a Llama by their names in the format, float32."""
     config, state = model.config, model.state_dict()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     yield "token_embd.weight", _array(state["model.embed_tokens.weight"])
@@ -184,7 +184,8 @@ def named_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def interleaved(weight: Tensor, num_heads: int) -> Tensor:
-    """The rows of queries or keys [heads * d, D] in the order of llama.cpp, which rotates pairs that are neighbours.
+    """Return the rows of queries or keys [heads * d, D] in the order of llama.cpp, which rotates pairs that are
+    neighbours.
 
     Transformers rotates row i of a head together with row i + d / 2.
     """

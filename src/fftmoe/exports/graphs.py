@@ -1,4 +1,4 @@
-"""Export the adapted model as a graph that runs without this package: a `.pt2` file of torch.export, or an ONNX file.
+"""Exports the adapted model as a graph that runs without this package: a `.pt2` file of torch.export, or an ONNX file.
 
 The batch size and the number of tokens stay open. The graph computes all experts and multiplies the unchosen ones by
 zero (`compute: wide`), because only then does no shape depend on the decisions of the router.

@@ -1,4 +1,4 @@
-"""The bare backbone of a run, and an exported PEFT folder opened again, in float32 on the CPU."""
+"""Loads the bare backbone of a run, and opens an exported PEFT folder again, in float32 on the CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from fftmoe.trained.run import FinishedRun
 
 
 def fresh_backbone(run: FinishedRun) -> Any:
-    """The run's backbone without an adapter; the head has its initial values."""
+    """Return the run's backbone without an adapter; the head has its initial values."""
     return bare_backbone(run, torch.device("cpu"))
 
 
 def reload(run: FinishedRun, folder: Path) -> Any:
-    """The model of an exported PEFT folder, opened as `PeftModel.from_pretrained` opens it."""
+    """Return the model of an exported PEFT folder, opened as `PeftModel.from_pretrained` opens it."""
     return load_adapter(fresh_backbone(run), folder)

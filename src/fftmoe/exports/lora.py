@@ -1,4 +1,4 @@
-"""Export a plain LoRA that imitates the mixture of experts, for servers that support LoRA only.
+"""Exports a plain LoRA that imitates the mixture of experts, for servers that support LoRA only.
 
 A low-rank change of the last projection of each feed-forward network adds B A h where the experts added D(x). It is
 first fitted in closed form (`fit.py`). Where the fit misses something, it is trained for a few steps to bring the
@@ -41,7 +41,7 @@ ENOUGH = 0.01  # of what the experts add, squared, may be missing in each block 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """How the imitation is made.
+    """Says how the imitation is made.
 
     Attributes:
         rank: of all factors; raised to the rank of the shared updates where that is larger.
@@ -62,7 +62,7 @@ class LoraSettings:
             )
 
     def steps_after(self, closed_form: Mapping[str, float]) -> int:
-        """The steps that are taken after a fit with these errors by block."""
+        """Return the steps that are taken after a fit with these errors by block."""
         if self.steps is not None:
             return self.steps
         return TRAINING_STEPS if any(error >= ENOUGH for error in closed_form.values()) else 0
@@ -70,7 +70,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class LoraExamples:
-    """The data of an imitation.
+    """Holds the data of an imitation.
 
     Attributes:
         fitted: batches without labels that the LoRA is fitted to and trained on.
@@ -86,7 +86,7 @@ class LoraExamples:
 
 @dataclass(frozen=True)
 class Imitation:
-    """The LoRA model, and the backbone's module that imitates the experts of each block, by block."""
+    """Holds the LoRA model, and the backbone's module that imitates the experts of each block, by block."""
 
     model: Any
     names: Mapping[int, str]
@@ -150,7 +150,7 @@ def _train_further(imitation: Imitation, teacher: Any, examples: LoraExamples, s
 
 
 def _exclusive(run: FinishedRun) -> bool:
-    """Whether the teacher's logits are compared as probabilities of classes of which exactly one is right.
+    """Return whether the teacher's logits are compared as probabilities of classes of which exactly one is right.
 
     The logits of a closed-form head are probabilities already; their softmax is flat and says little about the label.
     """
@@ -181,7 +181,7 @@ def _card(
 
 
 def _shared(model: Any) -> Factors:
-    """The shared updates as factors of LoRA by the name of their module, without those that the fit includes."""
+    """Return the shared updates as factors of LoRA by the name of their module, without those that the fit includes."""
     fitted = last_projections(model).values()
     return {
         path: (module.low_a.detach(), SHARED_SCALE * module.low_b.detach())
@@ -191,7 +191,7 @@ def _shared(model: Any) -> Factors:
 
 
 def _attach_lora(trained: TrainedModel, sums: Mapping[int, TokenSums], shared: Factors, rank: int) -> Imitation:
-    """The run's backbone and head with a LoRA that adds nothing yet."""
+    """Return the run's backbone and head with a LoRA that adds nothing yet."""
     names = {block: name for block, name in last_projections(trained.model).items() if block in sums}
     student = attach_adapter(fresh_backbone(trained.run), lora_config(rank, 1.0, [*names.values(), *shared]))
     copy_head(trained.model, student)
@@ -213,13 +213,13 @@ def _load_fit(imitation: Imitation, sums: Mapping[int, TokenSums], shared: Facto
 
 
 def _errors(imitation: Imitation, sums: Mapping[int, TokenSums]) -> dict[str, float]:
-    """The relative error of each block on the tokens of these sums."""
+    """Return the relative error of each block on the tokens of these sums."""
     factors = own_factors(imitation)
     return {str(block): relative_error(own, *factors[block]) for block, own in sums.items()}
 
 
 def own_factors(imitation: Imitation) -> dict[int, tuple[Tensor, Tensor]]:
-    """The parameters A and B that imitate the experts of each block."""
+    """Return the parameters A and B that imitate the experts of each block."""
     model, names = imitation.model, imitation.names
     layers = {block: model.get_submodule(f"base_model.model.{name}") for block, name in names.items()}
     return {block: (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for block, layer in layers.items()}

@@ -1,4 +1,4 @@
-"""A LoRA that is added to the weights of its backbone: a model that needs neither PEFT nor this package.
+"""Adds a LoRA to the weights of its backbone: a model that needs neither PEFT nor this package.
 
 A mixture of experts cannot be added to weights; the LoRA that imitates it can, and `export.json` has both: how well the
 LoRA imitates the mixture, and that the merged weights give the same logits as the LoRA.
@@ -42,7 +42,8 @@ def check_mergeable(run: FinishedRun) -> None:
 
 
 def merged_model(trained: TrainedModel, lora: Path) -> tuple[Any, dict[str, float]]:
-    """The backbone with an exported LoRA in its weights, float32, and how its logits compare with those of the LoRA.
+    """Return the backbone with an exported LoRA in its weights, float32, and how its logits compare with those of the
+    LoRA.
 
     Args:
         lora: a folder that `save_plain` has written.
@@ -82,6 +83,6 @@ def _check_saved(trained: TrainedModel, merged: Any, folder: Path) -> None:
 
 
 def _digest(folder: Path) -> str | Mapping[str, str]:
-    """The SHA-256 of the weights, or of each of their parts."""
+    """Return the SHA-256 of the weights, or of each of their parts."""
     parts = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
     return parts.get(WEIGHTS, parts)

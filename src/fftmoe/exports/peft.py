@@ -1,4 +1,4 @@
-"""Export the run's adapter as a PEFT folder with a model card."""
+"""Exports the run's adapter as a PEFT folder with a model card."""
 
 import json
 import shutil

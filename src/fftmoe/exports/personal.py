@@ -1,4 +1,4 @@
-"""Export an adapter of fewer experts for one device: a client's own, or a choice from the pool.
+"""Exports an adapter of fewer experts for one device: a client's own, or a choice from the pool.
 
 Experts are slices of tensors, and the router of some experts consists of their rows of the router, so the exported
 adapter computes exactly what the model computes with these experts.
@@ -27,7 +27,7 @@ from fftmoe.trained.run import TrainedModel
 
 @dataclass(frozen=True)
 class ExpertChoice:
-    """Experts of a model; every block that has experts at all has the same number of them.
+    """Names experts of a model; every block that has experts at all has the same number of them.
 
     Attributes:
         trained: the model, which uses only these experts.
@@ -45,7 +45,7 @@ class ExpertChoice:
 
 
 def experts_of_client(personal: PersonalModel) -> ExpertChoice:
-    """The resident experts of a client.
+    """Return the resident experts of a client.
 
     Raises:
         InputError: the method has no experts.
@@ -59,7 +59,7 @@ def experts_of_client(personal: PersonalModel) -> ExpertChoice:
 
 
 def experts_of_tier(federation: FinishedFederation, name: str, top_k: int | None) -> ExpertChoice:
-    """The experts that the federation uses most, as many as a tier holds.
+    """Return the experts that the federation uses most, as many as a tier holds.
 
     Raises:
         InputError: there is no such tier, the method has no experts, or a tier holds fewer than `top_k`.
@@ -82,7 +82,7 @@ def experts_of_tier(federation: FinishedFederation, name: str, top_k: int | None
 
 
 def listed_experts(trained: TrainedModel, experts: Sequence[int], top_k: int | None) -> ExpertChoice:
-    """The same listed experts in every block.
+    """Return the same listed experts in every block.
 
     Raises:
         InputError: the method has no experts, an id is not in the pool, or there are fewer than `top_k`.
@@ -137,7 +137,7 @@ def export_personal(choice: ExpertChoice, facts: CardFacts, folder: Path) -> dic
 
 
 def pruned(choice: ExpertChoice) -> Any:
-    """The run's backbone with an adapter that holds only the chosen experts."""
+    """Return the run's backbone with an adapter that holds only the chosen experts."""
     old = choice.trained.model
     pools, sizes = adapter.blocks(old), {len(rows) for rows in choice.rows.values()}
     assert len(sizes) == 1, "a budget gives all its blocks the same number of experts"

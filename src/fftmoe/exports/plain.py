@@ -1,4 +1,4 @@
-"""A LoRA of a classifier that PEFT opens without this package.
+"""Saves a LoRA of a classifier that PEFT opens without this package.
 
 A head that a model of transformers has comes with the LoRA, as PEFT saves it. A head on pooled features has no such
 model: there the folder holds a LoRA of the bare encoder, and the head's numbers beside it, with which a few lines of
@@ -32,7 +32,7 @@ def save_plain(run: FinishedRun, model: Any, folder: Path) -> None:
 
 
 def open_plain(run: FinishedRun, folder: Path) -> Any:
-    """The model of a folder that `save_plain` has written."""
+    """Return the model of a folder that `save_plain` has written."""
     backbone = fresh_backbone(run)
     if isinstance(backbone, MeanPoolClassifier):
         return open_encoder_lora(backbone, folder)
