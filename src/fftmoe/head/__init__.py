@@ -1,4 +1,4 @@
-"""Classification heads: the losses of their kinds, and the closed-form head from feature statistics.
+"""Defines classification heads: the losses of their kinds, and the closed-form head from feature statistics.
 
 Only the mathematics is here, without models, clients or recipes; every package above may import it.
 """

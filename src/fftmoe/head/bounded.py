@@ -1,4 +1,6 @@
-"""Feature statistics of clients that may be malicious: none counts more than the median client's (docs/math.md)."""
+"""Bounds the feature statistics of clients that may be malicious:
+none counts more than the median client's (docs/math.md).
+"""
 
 from collections.abc import Iterable
 
@@ -8,7 +10,8 @@ from fftmoe.head.closed_form import HeadSums
 
 
 def bounded_total(parts: Iterable[HeadSums]) -> HeadSums:
-    """The total of the clients' feature statistics, each scaled down to the size of the median one if it is larger.
+    """Return the total of the clients' feature statistics, each scaled down to the size of the median one if it is
+    larger.
 
     The size is the trace of the Gram matrix, sum |x|^2, which grows with more or longer features. Statistics that are
     scaled as a whole are still statistics, of examples with a smaller weight. All parts are in memory together.

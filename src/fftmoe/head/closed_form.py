@@ -1,4 +1,5 @@
-"""The ridge-regression head from feature statistics: exact for every partition (docs/math.md, Closed-form head).
+"""Computes the ridge-regression head from feature statistics: exact for every partition (docs/math.md, Closed-form
+head).
 
 Shape letters: N examples, F features, C classes, D = F + 1.
 """
@@ -20,7 +21,7 @@ STRENGTHS = tuple(10.0 ** (e / 2) for e in range(-16, 5))
 
 @dataclass(frozen=True)
 class HeadSums:
-    """The feature statistics of a set of examples; those of two disjoint sets add up to those of their union.
+    """Holds the feature statistics of a set of examples; those of two disjoint sets add up to those of their union.
 
     Attributes:
         gram: the sum of x xT, float64 [F + 1, F + 1], where x = [features, 1].
@@ -33,13 +34,13 @@ class HeadSums:
     @classmethod
     @one_thread()
     def of(cls, features_NF: Tensor, labels_N: Tensor, num_labels: int) -> "HeadSums":
-        """The statistics of these examples."""
+        """Return the statistics of these examples."""
         x_ND = _with_one(features_NF)
         return cls(x_ND.T @ x_ND, x_ND.T @ F.one_hot(labels_N, num_labels).double())
 
     @classmethod
     def total(cls, parts: Iterable["HeadSums"]) -> "HeadSums":
-        """The statistics of the union of these parts, at least one."""
+        """Return the statistics of the union of these parts, at least one."""
         iterator = iter(parts)
         total = next(iterator)
         for part in iterator:
@@ -48,18 +49,18 @@ class HeadSums:
 
     @property
     def num_examples(self) -> float:
-        """N."""
+        """Return N."""
         return float(self.gram[-1, -1])
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The form in which they are sent: float32, and only the upper triangle of the symmetric Gram matrix."""
+        """Return the form in which they are sent: float32, and only the upper triangle of the symmetric Gram matrix."""
         rows, columns = torch.triu_indices(*self.gram.shape)
         return {names.STATISTICS_GRAM: self.gram[rows, columns].float(), names.STATISTICS_MOMENT: self.moment.float()}
 
     @classmethod
     @one_thread()
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadSums":
-        """The inverse of `to_tensors` or `few_tensors`, up to rounding to float32."""
+        """Return the inverse of `to_tensors` or `few_tensors`, up to rounding to float32."""
         moment = tensors[names.STATISTICS_MOMENT].double()
         if names.STATISTICS_FACTOR in tensors:
             factor_ND = tensors[names.STATISTICS_FACTOR].double()
@@ -71,13 +72,13 @@ class HeadSums:
 
 
 def are_few(num_examples: int, num_features: int) -> bool:
-    """Whether N rows of D numbers take at most half the space of a Gram matrix."""
+    """Return whether N rows of D numbers take at most half the space of a Gram matrix."""
     return 2 * num_examples <= num_features + 1
 
 
 @one_thread()
 def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """The statistics of few examples, ready to be sent: R of x = QR, with N rows, instead of the Gram matrix.
+    """Return the statistics of few examples, ready to be sent: R of x = QR, with N rows, instead of the Gram matrix.
 
     The Gram matrix determines R up to the signs of its rows, so R reveals nothing more. The column of ones is factored
     first, so that a single row holds all sums over the examples, and nothing is lost where they cancel.
@@ -89,7 +90,7 @@ def few_tensors(features_NF: Tensor, labels_N: Tensor, num_labels: int) -> dict[
 
 
 def sum_shapes(num_features: int, num_labels: int, num_examples: int | None) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that are sent for this many examples; None if the number must stay unknown.
+    """Return the shapes of the tensors that are sent for this many examples; None if the number must stay unknown.
 
     With the statistics go the sums from which the temperature is found (`temperature.py`).
     """
@@ -105,7 +106,7 @@ def _with_one(features_NF: Tensor) -> Tensor:
 
 
 def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, Tensor, float]:
-    """W, b that minimise sum_i |W f_i + b - onehot(y_i)|^2 + rho (|W|^2 + |b|^2).
+    """Return W, b that minimise sum_i |W f_i + b - onehot(y_i)|^2 + rho (|W|^2 + |b|^2).
 
     Args:
         sums: the feature statistics of the examples.
@@ -121,7 +122,7 @@ def solve_ridge(sums: HeadSums, strength: float | None = None) -> tuple[Tensor, 
 
 @one_thread()
 def _solve(sums: HeadSums, strength: float | None) -> tuple[Tensor, Tensor, float, float]:
-    """What `solve_ridge` returns, and the mean leverage of the examples: the degrees of freedom divided by N."""
+    """Return what `solve_ridge` returns, and the mean leverage of the examples: the degrees of freedom divided by N."""
     eigenvalues, vectors = torch.linalg.eigh(sums.gram)
     eigenvalues = eigenvalues.clamp_min(0)
     unit, projected = float(eigenvalues.mean()), vectors.T @ sums.moment
@@ -133,18 +134,18 @@ def _solve(sums: HeadSums, strength: float | None) -> tuple[Tensor, Tensor, floa
 
 
 def solved_head(sums: HeadSums) -> dict[str, Tensor]:
-    """The head that these sums give, as the tensors of a model's state."""
+    """Return the head that these sums give, as the tensors of a model's state."""
     return solved_with_leverage(sums)[0]
 
 
 def solved_with_leverage(sums: HeadSums) -> tuple[dict[str, Tensor], float]:
-    """The head that these sums give, and the mean leverage of the examples in it."""
+    """Return the head that these sums give, and the mean leverage of the examples in it."""
     weight, bias, _, leverage = _solve(sums, None)
     return {names.HEAD_WEIGHT: weight, names.HEAD_BIAS: bias}, leverage
 
 
 def cross_validation_error(rho: float, eigenvalues: Tensor, projected: Tensor, num_examples: float) -> float:
-    """The mean squared residual divided by (1 - degrees of freedom / N)^2; infinite if the fit is saturated."""
+    """Return the mean squared residual divided by (1 - degrees of freedom / N)^2; infinite if the fit is saturated."""
     energy, shrunk = projected.square().sum(1), eigenvalues + rho
     # Every one-hot label has norm 1, so the labels' squared norm is N.
     residual = num_examples - 2 * (energy / shrunk).sum() + (energy * eigenvalues / shrunk**2).sum()

@@ -1,4 +1,4 @@
-"""How logits become a loss for classification: one small class for each kind of head.
+"""Turns logits into a loss for classification: one small class for each kind of head.
 
 Shape letters: B batch, C classes.
 """
@@ -17,112 +17,112 @@ from fftmoe.errors import InputError, did_you_mean
 
 @runtime_checkable
 class HeadLoss(Protocol):
-    """The loss of one kind of classification head; the weights of the head belong to the model."""
+    """Computes the loss of one kind of classification head; the weights of the head belong to the model."""
 
     @property
     def next_token(self) -> bool:
-        """False: it reads logits (`fftmoe.tasks.Loss`)."""
+        """Return False: it reads logits (`fftmoe.tasks.Loss`)."""
         ...
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The mean loss of a batch with int64 labels, a scalar."""
+        """Return the mean loss of a batch with int64 labels, a scalar."""
         ...
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of examples (`fftmoe.tasks.Loss`)."""
+        """Return the number of examples (`fftmoe.tasks.Loss`)."""
         ...
 
     def by_example(self, logits_BC: Tensor, labels_B: Tensor, /) -> tuple[Tensor, Tensor]:
-        """The loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
+        """Return the loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
         ...
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The loss of each example [B]; there may be any number of dimensions in front."""
+        """Return the loss of each example [B]; there may be any number of dimensions in front."""
         ...
 
     def init_bias(self, num_labels: int) -> float:
-        """The bias that every class starts with."""
+        """Return the bias that every class starts with."""
         ...
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """The probabilities of the classes, which sum to 1; there may be any number of dimensions in front."""
+        """Return the probabilities of the classes, which sum to 1; there may be any number of dimensions in front."""
         ...
 
 
 class _PerExample(ABC):
-    """A mean over the examples of a batch."""
+    """Takes the mean over the examples of a batch."""
 
     next_token = False
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(labels)
 
     def by_example(self, logits_BC: Tensor, labels_B: Tensor, /) -> tuple[Tensor, Tensor]:
-        """The loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
+        """Return the loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
         found_B = self.losses(logits_BC, labels_B)
         return found_B, torch.ones_like(labels_B)
 
     @abstractmethod
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The loss of each example."""
+        """Return the loss of each example."""
 
 
 class Averaged(_PerExample):
-    """Softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
+    """Computes the softmax cross-entropy: L = mean_b -log softmax(z_b)[y_b]. Its value for equal logits is log C.
 
     The classes share one normaliser, so a client pushes down every class that it never sees. Under label skew these
     pushes of different clients cancel each other in the average.
     """
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The mean over the batch."""
+        """Return the mean over the batch."""
         return F.cross_entropy(logits_BC, labels_B)
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The cross-entropy of each example."""
+        """Return the cross-entropy of each example."""
         flat = F.cross_entropy(logits_BC.flatten(0, -2), labels_B.flatten(), reduction="none")
         return flat.view_as(labels_B)
 
     def init_bias(self, num_labels: int) -> float:
-        """0, because the softmax of equal logits is the prior 1/C."""
+        """Return 0, because the softmax of equal logits is the prior 1/C."""
         return 0.0
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """The softmax of the logits."""
+        """Return the softmax of the logits."""
         return logits_BC.softmax(-1)
 
 
 class OneVsAll(_PerExample):
-    """A binary classifier for each class: L = mean_b sum_c BCE(sigmoid(z_bc), [y_b = c]).
+    """Trains a binary classifier for each class: L = mean_b sum_c BCE(sigmoid(z_bc), [y_b = c]).
 
     The logit of one row of the head is not part of the loss of another row, so rows of different clients can be
     averaged.
     """
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The sum over the classes, averaged over the batch."""
+        """Return the sum over the classes, averaged over the batch."""
         return self.losses(logits_BC, labels_B).mean()
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The sum over the classes for each example."""
+        """Return the sum over the classes for each example."""
         targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
         losses_BC = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none")
         return losses_BC.sum(-1)
 
     def init_bias(self, num_labels: int) -> float:
-        """-log(C - 1), whose sigmoid is 1/C: an untrained row predicts the prior."""
+        """Return -log(C - 1), whose sigmoid is 1/C: an untrained row predicts the prior."""
         if num_labels < 2:
             raise InputError(f"a one-vs-all head needs at least 2 labels, but the data has {num_labels}")
         return -math.log(num_labels - 1)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """The softmax of the logits, because every example has exactly one class."""
+        """Return the softmax of the logits, because every example has exactly one class."""
         return logits_BC.softmax(-1)
 
 
 class LeastSquares(_PerExample):
-    """The squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
+    """Computes the squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
 
     The closed form gives the head that minimises this loss. Its gradient vanishes once the logits equal the one-hot
     label, so a client with a single class stops pushing; under cross-entropy it never does.
@@ -132,20 +132,20 @@ class LeastSquares(_PerExample):
         self.strength = strength
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The sum over the classes, averaged over the batch, times the strength."""
+        """Return the sum over the classes, averaged over the batch, times the strength."""
         return self.losses(logits_BC, labels_B).mean()
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """The sum over the classes, times the strength, for each example."""
+        """Return the sum over the classes, times the strength, for each example."""
         targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
         return self.strength * (logits_BC - targets_BC).square().sum(-1)
 
     def init_bias(self, num_labels: int) -> float:
-        """0; the first closed-form head replaces it."""
+        """Return 0; the first closed-form head replaces it."""
         return 0.0
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """The logits, which least squares fits to E[onehot(y) | x], cut off below 0 and scaled to the sum 1.
+        """Return the logits, which least squares fits to E[onehot(y) | x], cut off below 0 and scaled to the sum 1.
 
         Where the head has a temperature, a softmax is used in the place of this (`temperature.py`).
 
@@ -164,7 +164,7 @@ HEADS: dict[str, Callable[[], HeadLoss]] = {
 
 
 def make_head(kind: str) -> HeadLoss:
-    """The loss of the head that recipes call `kind`.
+    """Return the loss of the head that recipes call `kind`.
 
     Raises:
         InputError: there is no such head.

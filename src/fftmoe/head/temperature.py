@@ -1,4 +1,4 @@
-"""The temperature of a closed-form head: softmax(z / T) of its outputs z are probabilities (docs/math.md).
+"""Chooses the temperature of a closed-form head: softmax(z / T) of its outputs z are probabilities (docs/math.md).
 
 Least squares fits z to the one-hot label, so z lies between about 0 and 1, and the softmax of z itself is nearly flat.
 T is the one with the smallest cross-entropy of leave-one-out outputs on the training examples. An example with leverage
@@ -21,7 +21,7 @@ LARGEST_SCORE = 1e30  # far above that of any head that has learnt something; a 
 
 
 def score_sums(outputs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """The cross-entropy of these examples, summed over them, float64 [H, T]."""
+    """Return the cross-entropy of these examples, summed over them, float64 [H, T]."""
     outputs_NC = outputs_NC.double()
     errors_NC = outputs_NC - F.one_hot(labels_N, outputs_NC.shape[1])
     sums = [
@@ -34,7 +34,7 @@ def score_sums(outputs_NC: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def best_temperature(scores_HT: Tensor, leverage: float) -> float:
-    """The temperature with the smallest sum for this mean leverage.
+    """Return the temperature with the smallest sum for this mean leverage.
 
     Sums between two leverages are interpolated, and so is the minimum between temperatures, by a parabola through the
     smallest sum and its neighbours.
@@ -50,7 +50,7 @@ def best_temperature(scores_HT: Tensor, leverage: float) -> float:
 
 
 def _at(scores_HT: Tensor, leverage: float) -> Tensor:
-    """The sums for a leverage between two of `LEVERAGES`, [T]."""
+    """Return the sums for a leverage between two of `LEVERAGES`, [T]."""
     high = next(place for place, known in enumerate(LEVERAGES) if leverage <= known)
     low = max(high - 1, 0)
     width = LEVERAGES[high] - LEVERAGES[low]
@@ -59,5 +59,5 @@ def _at(scores_HT: Tensor, leverage: float) -> Tensor:
 
 
 def usable(temperature: float) -> bool:
-    """Whether a number that was read can be a temperature of `best_temperature`."""
+    """Return whether a number that was read can be a temperature of `best_temperature`."""
     return math.isfinite(temperature) and TEMPERATURES[0] / 2 <= temperature <= 2 * TEMPERATURES[-1]
