@@ -27,7 +27,7 @@ ROUTERS = ("shared", "personal", "shared+personal")
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """The constants of the method that act on the client.
+    """Holds the constants of the method that act on the client.
 
     Attributes:
         balance: target of the balance loss: `heterogeneity-aware` follows the global load, `switch` is uniform, `none`
@@ -56,7 +56,7 @@ class LocalSettings:
 
     @property
     def kept_fraction(self) -> float:
-        """The part pi of a router change that stays on the client: 0 for `shared`, 1 for `personal`."""
+        """Return the part pi of a router change that stays on the client: 0 for `shared`, 1 for `personal`."""
         return {"shared": 0.0, "personal": 1.0}.get(self.router, self.personal_fraction)
 
 

@@ -225,7 +225,7 @@ class MethodClass(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """The properties of the method on which other packages depend."""
+        """Return the properties of the method on which other packages depend."""
         ...
 
     def make(self, parts: MethodParts) -> Method:

@@ -41,12 +41,12 @@ class ExpertShape:
 
     @property
     def parameters(self) -> int:
-        """The number of parameters of one expert, including its router row."""
+        """Return the number of parameters of one expert, including its router row."""
         return 2 * self.expert_dim * self.dim + self.dim
 
     @property
     def shared_parameters(self) -> int:
-        """The number of parameters that all clients share in one block."""
+        """Return the number of parameters that all clients share in one block."""
         return 2 * self.shared_dim * self.dim + self.projections
 
     def block_parameters(self, experts: int) -> int:

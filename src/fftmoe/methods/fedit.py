@@ -46,7 +46,7 @@ class FedIt(LoraMethod):
 
     @cached_property
     def _smallest(self) -> int:
-        """The smallest rank, computed once because it takes a pass over the whole population."""
+        """Return the smallest rank, computed once because it takes a pass over the whole population."""
         return min(own.rank for own in self.budgets.values())
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""FFT-MoE: sparse mixture-of-experts adapters, averaged expert by expert (arXiv 2508.18663; docs/math.md).
+"""FFT-MoE averages sparse mixture-of-experts adapters expert by expert (arXiv 2508.18663; docs/math.md).
 
 Next to the feed-forward network of a block stands a pool of M experts, E_m(x) = V_m^T sigma(U_m x), and a router with
 one row per expert. A token uses its top k experts, weighted by their gates g_m(x):
@@ -46,7 +46,7 @@ NEVER_HELD = -1.0  # affinity of an expert that the client never held
 
 @dataclass(frozen=True)
 class FftMoe(Defaults):
-    """The method FFT-MoE, as an immutable value. Every part that an ablation switches is a field.
+    """Is the method FFT-MoE, as an immutable value. Every part that an ablation switches is a field.
 
     Attributes:
         budgets: client_id -> budget, for every client of the population.
@@ -120,7 +120,7 @@ class FftMoe(Defaults):
 
     @cached_property
     def _design(self) -> Design:
-        """The balanced design. It is the same in every round and needs the whole population."""
+        """Return the balanced design. It is the same in every round and needs the whole population."""
         return balanced_design(self.budgets, self.num_experts, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:

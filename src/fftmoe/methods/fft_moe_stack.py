@@ -1,4 +1,5 @@
-"""FFT-MoE for several clients in one batch: the fast path of `fft_moe.FftMoeSession`, which is its specification.
+"""Trains FFT-MoE for several clients in one batch: the fast path of `fft_moe.FftMoeSession`, which is its
+specification.
 
 The clients share the frozen backbone, which computes one batch of all their examples. Every other tensor has the
 clients C as its first dimension, and each client gets the gradient that it would get if it trained by itself.
