@@ -1,4 +1,6 @@
-"""Texts name clients as the data does: whoever knows only their numbers writes `client 3`, and this adds the name."""
+"""Names clients in texts as the data does: whoever knows only their numbers writes `client 3`,
+and this adds the name.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +15,13 @@ _NUMBERED = re.compile(r"\bclient (\d{1,9})\b(?! \(['\"])")
 
 
 def client_name(client_id: int | str, names: Names) -> str:
-    """The name of a client, or its number where it has none."""
+    """Return the name of a client, or its number where it has none."""
     number = str(client_id)
     return names[int(number)] if names and number.isdecimal() and int(number) < len(names) else number
 
 
 def with_names(text: str, names: Names) -> str:
-    """The text with the name of each numbered client: `client 3 failed` becomes `client 3 ('north') failed`."""
+    """Return the text with the name of each numbered client: `client 3 failed` becomes `client 3 ('north') failed`."""
     if names is None:
         return text
 

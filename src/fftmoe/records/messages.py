@@ -82,7 +82,7 @@ class ClientPlan:
 
     @property
     def concealed(self) -> bool:
-        """Whether two updates for the same plan may differ only in numbers that are summed over clients."""
+        """Return whether two updates for the same plan may differ only in numbers that are summed over clients."""
         return self.training.private and self.task != "alone"
 
 

@@ -1,4 +1,4 @@
-"""A noisy sum that was released, as the accountant of differential privacy counts it."""
+"""Describes a noisy sum that was released, as the accountant of differential privacy counts it."""
 
 from dataclasses import dataclass, replace
 

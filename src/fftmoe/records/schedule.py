@@ -1,4 +1,4 @@
-"""How the learning rates of clients change over the rounds of a run (docs/math.md, Learning rates over rounds)."""
+"""Changes the learning rates of clients over the rounds of a run (docs/math.md, Learning rates over rounds)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Schedule:
     rounds: int = 1
 
     def factor(self, round: int) -> float:
-        """The factor of a round, from 1 to `rounds`; above 0 and at most 1."""
+        """Return the factor of a round, from 1 to `rounds`; above 0 and at most 1."""
         if round <= self.warmup:
             return _rounded(round / (self.warmup + 1))
         if self.kind == "constant":
@@ -32,7 +32,7 @@ class Schedule:
         return _rounded(1 - past if self.kind == "linear" else math.cos(math.pi / 2 * past) ** 2)
 
     def at(self, training: Training, round: int) -> Training:
-        """The training of a round, with both learning rates multiplied by its factor."""
+        """Return the training of a round, with both learning rates multiplied by its factor."""
         factor = self.factor(round)
         if factor == 1:
             return training

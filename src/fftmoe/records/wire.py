@@ -76,7 +76,8 @@ def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
 
 
 def training_values(training: Training) -> dict[str, Any]:
-    """The settings of a client's training as a plan states them; a limit on gradients is left out where there is none.
+    """Return the settings of a client's training as a plan states them; a limit on gradients is left out where there is
+    none.
 
     So a plan without such a limit has the bytes that it had before there could be one.
     """
