@@ -1,4 +1,4 @@
-"""The answer of a finished run: how good its result is, against which baselines, and who gains by it."""
+"""States the answer of a finished run: how good its result is, against which baselines, and who gains by it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ UNTRAINED = "the backbone as it is"  # the baseline `head_only` of a language mo
 
 
 class Compared(NamedTuple):
-    """A baseline beside the result.
+    """Holds a baseline beside the result.
 
     Attributes:
         name: its key. what: it is, in words. value: None if it was not measured. reason: why not.
@@ -33,7 +33,7 @@ class Compared(NamedTuple):
 
 
 def interval_of(summary: Mapping[str, Any], metric: Metric) -> Sequence[float] | None:
-    """The 95 % interval of the result; None if it has none."""
+    """Return the 95 % interval of the result; None if it has none."""
     return _finite(summary.get(f"{metric.name}_interval"))
 
 
@@ -43,7 +43,7 @@ def _finite(interval: Any) -> Sequence[float] | None:
 
 
 def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compared]:
-    """Every baseline of a summary.
+    """Return every baseline of a summary.
 
     The result is better or worse by more than chance if the difference exceeds the root of the sum of the squares of
     the half widths of the two intervals. That is cautious, because most of the test rows are the same.
@@ -73,7 +73,7 @@ _WORDS = {"better": "better than", "worse": "worse than", "level": "not clearly 
 
 
 def answer(summary: Mapping[str, Any], untrained: bool = False) -> str:
-    """One sentence: the result with its interval, against each baseline, and who gains over training alone.
+    """Return one sentence: the result with its interval, against each baseline, and who gains over training alone.
 
     It is empty for a summary without baselines that were measured.
     """
@@ -101,7 +101,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 class Gains(NamedTuple):
-    """The clients that the result helps, and those that are better by themselves, out of `measured`."""
+    """Names the clients that the result helps, and those that are better by themselves, out of `measured`."""
 
     gain: list[str]
     lose: list[str]
@@ -109,7 +109,7 @@ class Gains(NamedTuple):
 
 
 def gains_of_clients(summary: Mapping[str, Any]) -> Gains:
-    """Which clients are better with the result than by themselves, of those of which both are known."""
+    """Return which clients are better with the result than by themselves, of those of which both are known."""
     metric = Metric.of(summary)
     pairs = [
         (name, metric.gain(shared, alone))
@@ -125,7 +125,7 @@ def gains_of_clients(summary: Mapping[str, Any]) -> Gains:
 
 
 def who_gains(summary: Mapping[str, Any]) -> str:
-    """Which clients are better with the result than by themselves, in words; empty where nobody knows."""
+    """Return which clients are better with the result than by themselves, in words; empty where nobody knows."""
     metric = Metric.of(summary)
     gain, lose, measured = gains_of_clients(summary)
     rows = "on test rows reweighted to its labels" if are_reweighted(summary, metric) else "on its own test rows"
@@ -148,7 +148,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _mean_gain(summary: Mapping[str, Any], metric: Metric) -> str:
-    """Whether clients gain on average, where single ones are not listed."""
+    """Return whether clients gain on average, where single ones are not listed."""
     shared, alone = own_mean(summary, metric), own_mean(summary, metric, "local_only")
     if not shared or not alone:
         return ""

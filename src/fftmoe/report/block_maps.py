@@ -1,4 +1,4 @@
-"""Pictures of the experts of many blocks at once: a row or a column for each block, instead of a figure for each."""
+"""Draws the experts of many blocks at once: a row or a column for each block, instead of a figure for each."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ ROUNDS_SHOWN = 60
 
 
 def effective_map(by_block: Mapping[int, Sequence[tuple[float, float]]], num_experts: int) -> Figure:
-    """The effective number of experts as a map of blocks by rounds."""
+    """Draw the effective number of experts as a map of blocks by rounds."""
     every_round = sorted({t for points in by_block.values() for t, _ in points})
     rounds = thinned(every_round, ROUNDS_SHOWN)
     place_of = {t: place for place, t in enumerate(rounds)}
@@ -43,7 +43,9 @@ def effective_map(by_block: Mapping[int, Sequence[tuple[float, float]]], num_exp
 
 
 def usage_by_block(run: RunRecord) -> list[Figure]:
-    """Of many blocks, a map of clients by blocks, shaded by the share of the pool that a client trained in a round."""
+    """Draw a map of clients by blocks, for many blocks: the shade is the share of the pool that a client trained in a
+    round.
+    """
     blocks = count(run.rows)
     if len(blocks) <= BLOCKS_SHOWN:
         return []

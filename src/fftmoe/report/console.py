@@ -1,4 +1,4 @@
-"""The terminal as every command writes to it: texts are shown as they are, and none of them can act on it."""
+"""Writes to the terminal for every command: texts are shown as they are, and none of them can act on it."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from fftmoe.shown import shown
 
 
 class Console(rich.console.Console):
-    """A console without markup, emoji codes and highlighting, which writes out control characters.
+    """Is a console without markup, emoji codes and highlighting, which writes out control characters.
 
     A label, a tier, a client or the reason of a site may hold `[/b]`, `:x:` or an escape sequence; it is shown so.
 

@@ -1,4 +1,4 @@
-"""Three kinds of figure: lines over a common axis, horizontal bars, and columns.
+"""Draws three kinds of figure: lines over a common axis, horizontal bars, and columns.
 
 Each function takes numbers and labels, and returns what to draw (`fftmoe.report.marks`), or None if that is nothing.
 """
@@ -36,7 +36,7 @@ Show = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its colour and dash (both numbers), and a band of (x, low, high) around it."""
+    """Describes a line with its colour and dash (both numbers), and a band of (x, low, high) around it."""
 
     label: str
     points: Sequence[Point]
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line to compare with."""
+    """Describes a horizontal line to compare with."""
 
     label: str
     y: float
@@ -57,7 +57,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Area:
-    """The part of a figure inside its axes, in units of the figure."""
+    """Describes the part of a figure inside its axes, in units of the figure."""
 
     height: int
     left: int
@@ -67,7 +67,7 @@ class Area:
 
     @property
     def middle(self) -> float:
-        """Halfway between left and right."""
+        """Return halfway between left and right."""
         return (self.left + self.right) / 2
 
 
@@ -86,7 +86,7 @@ def line_figure(
     ceiling: float | None = None,
     note: str = "",
 ) -> Figure | None:
-    """Lines over a common axis; None where there is no point to draw.
+    """Draw lines over a common axis; None where there is no point to draw.
 
     Of very many points some are drawn, evenly; `Figure.numbers` has them all.
 
@@ -124,19 +124,19 @@ def line_figure(
 
 
 def _described(lines: Sequence[Line], levels: Sequence[Level], show: Show) -> str:
-    """The lines and levels in words, for a person who hears the page."""
+    """Return the lines and levels in words, for a person who hears the page."""
     spoken = [f"{line.label} from {show(line.points[0][1])} to {show(line.points[-1][1])}" for line in lines]
     return "; ".join([*spoken, *(f"{level.label} {show(level.y)}" for level in levels)])
 
 
 def _numbers_of(line: Line) -> list[PlottedNumber]:
-    """All points of a line, with their intervals where it has a band."""
+    """Return all points of a line, with their intervals where it has a band."""
     intervals = {x: (low, high) for x, low, high in line.band}
     return [PlottedNumber(line.label, x, y, *intervals.get(x, ())) for x, y in line.points]
 
 
 def thinned(values: Sequence[Any], most: int = POINTS_SHOWN) -> list[Any]:
-    """At most `most` of the values, evenly, with the first and the last."""
+    """Return at most `most` of the values, evenly, with the first and the last."""
     if len(values) <= most:
         return list(values)
     return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
@@ -156,7 +156,7 @@ def _level_mark(level: Level, y_of: Callable[[float], float], area: Area, width:
 
 
 def _line_marks(line: Line, place: Callable[[float, float], tuple[float, float]]) -> list[Mark]:
-    """A line's band, the line itself, and a dot at each of its points if there are few."""
+    """Draw a line's band, the line itself, and a dot at each of its points if there are few."""
     marks: list[Mark] = []
     if line.band:
         above, below = [(x, high) for x, _, high in line.band], [(x, low) for x, low, _ in line.band[::-1]]
@@ -177,7 +177,7 @@ def _written(at: tuple[float, float]) -> str:
 def _point_hints(
     line: Line, place: Callable[[float, float], tuple[float, float]], across: str, show: Show
 ) -> list[Mark]:
-    """An area around each point that shows the value to a pointer, as wide as its neighbours leave room for."""
+    """Draw an area around each point that shows the value to a pointer, as wide as its neighbours leave room for."""
     intervals = {x: f" ({show(low)} to {show(high)})" for x, low, high in line.band}
     wide = min(REACH, (LINES.right - LINES.left) / max(1, len(line.points) - 1))
     found: list[Mark] = []
@@ -189,7 +189,7 @@ def _point_hints(
 
 
 def bar_figure(title: str, values: Sequence[tuple[str, float, str]]) -> Figure | None:
-    """Horizontal bars of (name, length, the value as text); None without bars."""
+    """Draw horizontal bars of (name, length, the value as text); None without bars."""
     if not values:
         return None
     longest, marks = max(value for _, value, _ in values) or 1.0, list[Mark]()
@@ -204,7 +204,7 @@ def bar_figure(title: str, values: Sequence[tuple[str, float, str]]) -> Figure |
 
 
 class Column(NamedTuple):
-    """A column of a figure: its value, the number of its kind, and whose it is."""
+    """Describes a column of a figure: its value, the number of its kind, and whose it is."""
 
     value: float
     kind: int
@@ -220,7 +220,7 @@ def column_figure(
     across: str,
     levels: Sequence[Level] = (),
 ) -> Figure | None:
-    """A column for each value, in the given order; None without columns.
+    """Draw a column for each value, in the given order; None without columns.
 
     Args:
         kinds: the names of the kinds, each of which has its own colour.
@@ -247,7 +247,7 @@ def column_figure(
 def _column_marks(
     values: Sequence[Column], kinds: Sequence[str], whose: str, y_of: Callable[[float], float]
 ) -> list[Mark]:
-    """A value of 0 has a thin column as well, so that no value seems to be missing."""
+    """Draw the columns, a thin one for a value of 0 as well, so that no value seems to be missing."""
     step = (COLUMNS.right - COLUMNS.left) / len(values)
     gap = min(2.0, step / 4)
     found: list[Mark] = []

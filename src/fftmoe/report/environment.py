@@ -1,4 +1,4 @@
-"""What a run was computed on: package versions and the machine, for people who reproduce the run."""
+"""Says what a run was computed on: package versions and the machine, for people who reproduce the run."""
 
 import os
 import platform
@@ -12,7 +12,9 @@ RECORDED_PACKAGES = ("fftmoe", "torch", "transformers", "peft", "safetensors", "
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """The versions of the packages that compute and of Python, the platform, the processor, its cores, and any GPU."""
+    """Return the versions of the packages that compute and of Python, the platform, the processor, its cores,
+    and any GPU.
+    """
     found: dict[str, str | int] = {name: _installed_version(name) for name in RECORDED_PACKAGES}
     found |= {"python": platform.python_version(), "implementation": sys.implementation.name}
     found |= {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1}
@@ -27,7 +29,7 @@ def _installed_version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; on Linux `platform` does not know it."""
+    """Return the processor's name; on Linux `platform` does not know it."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text(errors="replace").splitlines() if table.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

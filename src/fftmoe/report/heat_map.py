@@ -1,4 +1,4 @@
-"""A map of shades in rows and columns."""
+"""Draws a map of shades in rows and columns."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ LETTERS_OF_A_ROW = 6  # of the name of a row that have room beside a map
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Shades of one colour in rows and columns.
+    """Draws shades of one colour in rows and columns.
 
     Attributes:
         cells: (row, column) -> value, 0 or more. full: the value of the darkest shade.
@@ -45,28 +45,28 @@ class HeatMap:
 
     @property
     def step_x(self) -> float:
-        """How wide a column is."""
+        """Return how wide a column is."""
         return self.wide / max(1, len(self.columns))
 
     @property
     def step_y(self) -> float:
-        """How high a row is."""
+        """Return how high a row is."""
         return min(14.0, max(2.5, 300 / max(1, len(self.rows))))
 
     @property
     def bottom(self) -> float:
-        """Where the last row ends."""
+        """Return where the last row ends."""
         return self.top + self.step_y * len(self.rows)
 
     def outline(self, row: int, column: int, inset: float = 0.0) -> str:
-        """A cell's outline; cells have a gap between them where they are large enough."""
+        """Return a cell's outline; cells have a gap between them where they are large enough."""
         gap = 1 if min(self.step_x, self.step_y) > 5 else 0
         w, h = self.step_x - gap - 2 * inset, self.step_y - gap - 2 * inset
         x, y = self.left + column * self.step_x + inset, self.top + row * self.step_y + inset
         return f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
 
     def figure(self) -> Figure:
-        """The map as a figure."""
+        """Draw the map as a figure."""
         ground = Box(self.left, self.top, self.wide, self.bottom - self.top, "card")
         marks = [ground, *self._frames(), *self._filled(), *self._names()]
         keys = [Key(label, _shade_sample(self.colour, shade), width=11) for label, shade in self.legend]
@@ -79,11 +79,11 @@ class HeatMap:
         return f"{self.down} {self.rows[row]}, {self.across} {self.columns[column]}: {text}"
 
     def _empty(self) -> list[tuple[int, int]]:
-        """The places of empty frames."""
+        """Return the places of empty frames."""
         return [place for place in self.outlined if self.cells.get(place, 0) <= 0]
 
     def _frames(self) -> list[Mark]:
-        """The frames of cells without a value."""
+        """Draw the frames of cells without a value."""
         colour = colour_name(self.colour)
         return [
             Path(self.outline(*place, 0.5), stroke=colour, width=0.8, opacity=0.55, hint=self._hint(*place, self.empty))
@@ -91,7 +91,7 @@ class HeatMap:
         ]
 
     def _filled(self) -> list[Mark]:
-        """The cells that have a shade."""
+        """Draw the cells that have a shade."""
         colour, marks = colour_name(self.colour), list[Mark]()
         for place, value in self.cells.items():
             if level := math.ceil(min(1.0, value / self.full) * NUM_SHADES):
@@ -100,7 +100,7 @@ class HeatMap:
         return marks
 
     def _names(self) -> list[Mark]:
-        """As many names of rows and columns as there is room for, and what they are."""
+        """Write as many names of rows and columns as there is room for, and what they are."""
         rows = [
             Text(self.left - 4, self.top + (row + 0.5) * self.step_y + 4, _short(name), "end")
             for row, name in every(self.rows, math.ceil(11 / self.step_y))
@@ -114,12 +114,12 @@ class HeatMap:
 
 
 def _short(name: str) -> str:
-    """A name that has room beside a map."""
+    """Shorten a name, so that it has room beside a map."""
     return name if len(name) <= LETTERS_OF_A_ROW else f"{name[: LETTERS_OF_A_ROW - 1]}…"
 
 
 def _shade_sample(colour: int, shade: float) -> Mark:
-    """A shade as in a map; -1 is a frame, and 0 the bare ground."""
+    """Draw a shade as in a map; -1 is a frame, and 0 the bare ground."""
     if shade > 0:
         return Box(0, 0.5, 10, 10, colour_name(colour), opacity=shade)
     return Path("M.5 1h9v9h-9z", stroke=colour_name(colour) if shade < 0 else "line", opacity=0.7)

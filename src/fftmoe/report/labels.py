@@ -1,4 +1,4 @@
-"""How well each label is recognised, from the counts in a summary (`fftmoe.tasks.LabelCounts`).
+"""Says how well each label is recognised, from the counts in a summary (`fftmoe.tasks.LabelCounts`).
 
 Recall is the share of the rows of a label that get it, precision the share of the rows that get a label that have it,
 and F1 their harmonic mean, 2 hits / (actual + predicted). Each is unknown where it would be 0 / 0.
@@ -17,7 +17,7 @@ MATRIX_SHADES = 8
 
 
 class LabelQuality(NamedTuple):
-    """One label: its rows among the test rows, and the three shares; None where a share is unknown."""
+    """Describes one label: its rows among the test rows, and the three shares; None where a share is unknown."""
 
     name: str
     rows: int
@@ -27,7 +27,7 @@ class LabelQuality(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A cell of a confusion matrix: rows as text, and how dark it is, 0 … `MATRIX_SHADES`."""
+    """Describes a cell of a confusion matrix: rows as text, and how dark it is, 0 … `MATRIX_SHADES`."""
 
     text: str
     shade: int
@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfusionView:
-    """The confusion matrix as a table: the names of its columns, and a name and the cells of each row."""
+    """Holds the confusion matrix as a table: the names of its columns, and a name and the cells of each row."""
 
     header: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Share]]]
@@ -44,7 +44,7 @@ class ConfusionView:
 
 @dataclass(frozen=True)
 class LabelsView:
-    """The table of labels, the worst first; `num_more` labels are left out of it."""
+    """Holds the table of labels, the worst first; `num_more` labels are left out of it."""
 
     header: Sequence[str]
     rows: Sequence[tuple[str, ...]]
@@ -55,7 +55,7 @@ class LabelsView:
 
 
 def labels(run: RunRecord) -> LabelsView | None:
-    """How well each label is recognised; None for a run that has not counted labels."""
+    """Return how well each label is recognised; None for a run that has not counted labels."""
     counts = run.summary.get("labels")
     if not counts:
         return None
@@ -83,7 +83,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _worst_first(found: Sequence[LabelQuality]) -> list[LabelQuality]:
-    """By F1, of equal ones the label with more rows first; labels without test rows last."""
+    """Sort labels by F1, of equal ones the label with more rows first; labels without test rows last."""
     return sorted(found, key=lambda each: (not each.rows, 0.0 if each.f1 is None else each.f1, -each.rows))
 
 
@@ -97,7 +97,7 @@ def _numbers(found: Sequence[LabelQuality], judged: str) -> Numbers:
 
 
 def _confusion(counts: Mapping[str, Any], judged: str) -> ConfusionView | None:
-    """The matrix of a task with few labels; its shades are shares of the rows of a label."""
+    """Return the matrix of a task with few labels; its shades are shares of the rows of a label."""
     matrix, names = counts.get("confusion"), counts["name"]
     if not matrix:
         return None

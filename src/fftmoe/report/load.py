@@ -1,4 +1,4 @@
-"""The load of the experts over the rounds, and when it raises an alarm.
+"""Watches the load of the experts over the rounds, and raises alarms.
 
 A row's `load` is the server's moving average of the share of routed slots that went to each expert of a block. It is
 uneven if an expert stays below a tenth of its even share 1/M for `STARVED_ROUNDS` rounds, or if a block's effective
@@ -30,20 +30,20 @@ RULE = (
 
 
 def load_row(load: Mapping[str, Any]) -> dict[str, Any]:
-    """The load of a server state (`blocks.{i}` -> float64 [M]) as part of a round's row: block -> shares."""
+    """Return the load of a server state (`blocks.{i}` -> float64 [M]) as part of a round's row: block -> shares."""
     by_block = {names.block_of_load(name): shares for name, shares in load.items()}
     rounded = {str(block): [round(float(u), DIGITS) for u in shares] for block, shares in sorted(by_block.items())}
     return {"load": rounded} if rounded else {}
 
 
 def effective_experts(shares: Sequence[float]) -> float:
-    """exp(entropy of the shares): M if all experts have equal shares, 1 if one expert has everything."""
+    """Return exp(entropy of the shares): M if all experts have equal shares, 1 if one expert has everything."""
     total = sum(shares)
     return math.exp(-sum(u / total * math.log(u / total) for u in shares if u > 0)) if total > 0 else 0.0
 
 
 class Quality:
-    """Whether the model has become worse, as the rows of a run come in.
+    """Decides whether the model has become worse, as the rows of a run come in.
 
     Where the metric or its interval at the start is not known, nobody can tell, and it has not.
     """
@@ -84,7 +84,9 @@ class LoadWatch:
             self.see(row)
 
     def see(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The alarms that this row raises: round, block, kind (`starved` or `collapsed`), and the kind's numbers."""
+        """Return the alarms that this row raises: round, block, kind (`starved` or `collapsed`),
+        and the kind's numbers.
+        """
         found, worse = [], self._quality.see(row)
         self._is_worse = worse
         for block, shares in row.get("load", {}).items():
@@ -101,7 +103,7 @@ class LoadWatch:
         return found
 
     def lasting(self, result: float | None, metric: Metric) -> list[dict[str, Any]]:
-        """The alarms, if the model is still worse than its best; none if it has recovered since.
+        """Return the alarms, if the model is still worse than its best; none if it has recovered since.
 
         Args:
             result: the metric of the model that is kept; None for a run that goes on.
@@ -110,7 +112,9 @@ class LoadWatch:
         return self.alarms if still_worse else []
 
     def _starved(self, block: str, shares: Sequence[float], worse: bool) -> list[int]:
-        """The experts whose share has been low for `STARVED_ROUNDS` rounds, once for each, if the model is worse."""
+        """Return the experts whose share has been low for `STARVED_ROUNDS` rounds, once for each,
+        if the model is worse.
+        """
         reached = []
         for expert, share in enumerate(shares):
             place = block, expert
@@ -125,7 +129,7 @@ class LoadWatch:
 
 
 def describe_alarm(alarm: Mapping[str, Any]) -> str:
-    """An alarm as one line of text."""
+    """Return an alarm as one line of text."""
     where = f"round {alarm['round']}, block {alarm['block']}"
     if alarm["kind"] == "collapsed":
         return f"{where}: routing has collapsed to {alarm['effective']:.1f} effective experts of {alarm['of']}"
@@ -134,7 +138,7 @@ def describe_alarm(alarm: Mapping[str, Any]) -> str:
 
 
 def alarm_lines(alarms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The alarms of one round as lines for a terminal: the first ones, and how many more there are."""
+    """Return the alarms of one round as lines for a terminal: the first ones, and how many more there are."""
     lines = [f"alarm: {describe_alarm(alarm)}" for alarm in alarms[:ALARMS_SAID]]
     more = len(alarms) - ALARMS_SAID
     if more <= 0:

@@ -1,4 +1,4 @@
-"""A figure as plain values: what is drawn where, in which colour, without any markup.
+"""Describes a figure as plain values: what is drawn where, in which colour, without any markup.
 
 A figure is 360 units wide, about as wide as a phone, and scales. Every colour is a name in the style sheet:
 `c0` … `c7`, `ink` (text), `line` (rules) or `card` (the ground of a map). A template turns the marks into SVG.
@@ -20,7 +20,7 @@ SMALLEST_STEP = 1e-300
 
 @dataclass(frozen=True)
 class Path:
-    """A line or an area; `d` is its outline as SVG writes it. Empty colours are not painted.
+    """Describes a line or an area; `d` is its outline as SVG writes it. Empty colours are not painted.
 
     Attributes:
         hint: the text that is shown to a pointer that rests on it.
@@ -40,7 +40,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Box:
-    """A filled rectangle; with an opacity of 0 it is there for its hint alone (see `Path`)."""
+    """Describes a filled rectangle; with an opacity of 0 it is there for its hint alone (see `Path`)."""
 
     kind: ClassVar[str] = "box"
 
@@ -56,7 +56,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """One line of text; `turned` reads upwards."""
+    """Describes one line of text; `turned` reads upwards."""
 
     kind: ClassVar[str] = "text"
 
@@ -72,7 +72,9 @@ Mark = Path | Box | Text
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: a sample of what is drawn, in a space `width` wide and 11 high, and what it means."""
+    """Describes an entry of a legend: a sample of what is drawn, in a space `width` wide and 11 high,
+    and what it means.
+    """
 
     label: str
     mark: Mark
@@ -81,7 +83,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its title; `description` says in words what it shows, and `numbers` are what it is drawn from."""
+    """Describes a drawing with its title; `description` says in words what it shows,
+    and `numbers` are what it is drawn from.
+    """
 
     title: str
     description: str
@@ -94,28 +98,28 @@ class Figure:
 
 
 def colour_name(number: int) -> str:
-    """The style sheet's name of a colour: `c0` … `c7` in turn, or `ink`."""
+    """Return the style sheet's name of a colour: `c0` … `c7` in turn, or `ink`."""
     return "ink" if number == INK else f"c{number % COLOURS}"
 
 
 def stroke(d: str, colour: int, dash: int, width: float, hint: str = "") -> Path:
-    """An unfilled line."""
+    """Return an unfilled line."""
     return Path(d, stroke=colour_name(colour), dash=DASHES[dash], width=width, hint=hint)
 
 
 def line_key(label: str, colour: int, dash: int) -> Key:
-    """A legend's entry for a line."""
+    """Return a legend's entry for a line."""
     return Key(label, stroke("M0 6H26", colour, dash, 2.5))
 
 
 def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
-    """The linear map that takes `low` to `start` and `high` to `stop`."""
+    """Return the linear map that takes `low` to `start` and `high` to `stop`."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (stop - start)
 
 
 def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, about `most` of them at most.
+    """Return round numbers from at or below `low` to at or above `high`, about `most` of them at most.
 
     Args:
         whole: only whole numbers, as for rounds: there is no round 1.5.
@@ -132,17 +136,17 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
 
 
 def grid(values: Sequence[float], y_of: Callable[[float], float], left: int, right: int, show: Callable) -> list[Mark]:
-    """Horizontal rules at the values, each with its value on the left."""
+    """Return horizontal rules at the values, each with its value on the left."""
     rules = "".join(f"M{left} {y_of(v):.1f}H{right}" for v in values)
     return [Path(rules, stroke="line"), *(Text(left - 5, y_of(v) + 4, show(v), "end") for v in values)]
 
 
 def axis(values: Sequence[float], x_of: Callable[[float], float], bottom: int, name: str, middle: float) -> list[Mark]:
-    """The values of a horizontal axis, and its name below them."""
+    """Return the values of a horizontal axis, and its name below them."""
     texts = [Text(x_of(v), bottom + 14, f"{v:g}") for v in values]
     return [*texts, Text(middle, bottom + 28, name)]
 
 
 def every(names: Iterable[str], step: int) -> list[tuple[int, str]]:
-    """Every step-th name with its place."""
+    """Return every step-th name with its place."""
     return [(place, name) for place, name in enumerate(names) if place % max(1, step) == 0]

@@ -1,4 +1,4 @@
-"""The metric that a run is judged by: its name, its numbers as text, and which direction is better."""
+"""Describes the metric that a run is judged by: its name, its numbers as text, and which direction is better."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,27 +26,27 @@ JUDGED = "metric_judged"  # key of what a task says of a metric whose name is no
 
 
 class Judge(Protocol):
-    """What a task says of its metric (`fftmoe.tasks.Task`)."""
+    """Describes the metric of a task (`fftmoe.tasks.Task`)."""
 
     @property
     def metric(self) -> str:
-        """Its name."""
+        """Return its name."""
         ...
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a better model has a higher value."""
+        """Return whether a better model has a higher value."""
         ...
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest possible value."""
+        """Return the smallest and the largest possible value."""
         ...
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric; `name` is its key in rows and summaries.
+    """Describes a metric; `name` is its key in rows and summaries.
 
     Attributes:
         judged: what the task of an own metric says of it, `{"higher_is_better", "bounds"}`; empty for the metrics of
@@ -58,14 +58,14 @@ class Metric:
 
     @classmethod
     def of(cls, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> "Metric":
-        """The metric that the summary names, or else the rows of an unfinished run; accuracy if neither does."""
+        """Return the metric that the summary names, or else the rows of an unfinished run; accuracy if neither does."""
         source = summary if summary.get("metric") or not rows else rows[-1]
         judged = source.get(JUDGED)
         return cls(source.get("metric") or "accuracy", judged if isinstance(judged, Mapping) else {})
 
     @classmethod
     def of_task(cls, task: Judge) -> "Metric":
-        """The metric by which a task judges."""
+        """Return the metric by which a task judges."""
         if task.metric in (*LOWER_IS_BETTER, *SHARES):
             return cls(task.metric)
         bounds = [bound if math.isfinite(bound) else None for bound in task.bounds]
@@ -73,49 +73,49 @@ class Metric:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What rows and summaries record, so that a page can be made again where the task is not known."""
+        """Return what rows and summaries record, so that a page can be made again where the task is not known."""
         return {"metric": self.name, **({JUDGED: dict(self.judged)} if self.judged else {})}
 
     @property
     def label(self) -> str:
-        """The name as people write it."""
+        """Return the name as people write it."""
         return self.name.replace("_", " ")
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a smaller value is better."""
+        """Return whether a smaller value is better."""
         return not self.judged.get("higher_is_better", self.name not in LOWER_IS_BETTER)
 
     def better(self, a: float, b: float) -> bool:
-        """Whether `a` is better than `b`."""
+        """Return whether `a` is better than `b`."""
         return a < b if self.lower_is_better else a > b
 
     def gain(self, a: float, b: float) -> float:
-        """By how much `a` is better than `b`; negative if it is worse."""
+        """Return by how much `a` is better than `b`; negative if it is worse."""
         return b - a if self.lower_is_better else a - b
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """The smallest and the largest possible value; None where there is none."""
+        """Return the smallest and the largest possible value; None where there is none."""
         lowest, highest = self.judged.get("bounds", (0.0, 1.0 if self.name in SHARES else None))
         return lowest, highest
 
     @property
     def form(self) -> str:
-        """The format specification of means and their intervals."""
+        """Return the format specification of means and their intervals."""
         return ".3f" if self.name in SHARES else ".4g"
 
     def text(self, value: float) -> str:
-        """A value as text: `0.742`, `12.31`."""
+        """Return a value as text: `0.742`, `12.31`."""
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
     def curve(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-        """(round, value) of every round in which the metric was measured."""
+        """Return (round, value) of every round in which the metric was measured."""
         return [(row["round"], row[self.name]) for row in rows if row.get(self.name) is not None]
 
 
 def own_values(summary: Mapping[str, Any], metric: Metric) -> dict[str, str]:
-    """The keys of a summary that have the mean and the worst tenth of clients' own values, and what each is."""
+    """Return the keys of a summary that have the mean and the worst tenth of clients' own values, and what each is."""
     found = {f"{key}_{metric.name}": text for key, text in _OWN_VALUES.items() if f"{key}_{metric.name}" in summary}
     return {
         key: REWEIGHTED if text == OWN_ROWS and are_reweighted(summary, metric) else text for key, text in found.items()
@@ -123,13 +123,15 @@ def own_values(summary: Mapping[str, Any], metric: Metric) -> dict[str, str]:
 
 
 def are_reweighted(summary: Mapping[str, Any], metric: Metric) -> bool:
-    """Whether the clients' own values in a summary are of test rows that were reweighted to each client's labels."""
+    """Return whether the clients' own values in a summary are of test rows that were reweighted to each client's
+    labels.
+    """
     old = summary.get("schema_version", _ALWAYS_REWEIGHTED + 1) <= _ALWAYS_REWEIGHTED
     return old or f"client_{metric.name}" not in summary
 
 
 def own_mean(summary: Mapping[str, Any], metric: Metric, model: str = "") -> Mapping[str, Any] | None:
-    """The mean and the worst tenth of clients' own values; None where they are not known.
+    """Return the mean and the worst tenth of clients' own values; None where they are not known.
 
     Args:
         model: "" for the global model, `personal` or `local_only` for another.
@@ -140,12 +142,12 @@ def own_mean(summary: Mapping[str, Any], metric: Metric, model: str = "") -> Map
 
 
 def values_of_clients(summary: Mapping[str, Any], metric: Metric) -> list[float | None]:
-    """The value of each client that a summary lists; empty where it lists none."""
+    """Return the value of each client that a summary lists; empty where it lists none."""
     listed = summary.get("clients", {})
     return listed.get(metric.name) or listed.get(f"reweighted_{metric.name}") or []
 
 
 def client_names(summary: Mapping[str, Any]) -> list[str]:
-    """The names of the clients whose values a summary lists: those of the data, or else their numbers."""
+    """Return the names of the clients whose values a summary lists: those of the data, or else their numbers."""
     listed = summary.get("clients", {})
     return listed.get("name") or [str(number) for number in range(len(listed.get("tier", ())))]

@@ -1,4 +1,4 @@
-"""What to do next with a run: one command that fits how it ended."""
+"""Says what to do next with a run: one command that fits how it ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SITES_START = "fftmoe deploy server SERVER --recipe"  # SERVER is the folder of 
 
 
 class NextStep(NamedTuple):
-    """A reason as a sentence without its full stop, and the command to type; empty where no command fits."""
+    """Holds a reason as a sentence without its full stop, and the command to type; empty where no command fits."""
 
     why: str
     command: str
@@ -24,25 +24,25 @@ class NextStep(NamedTuple):
 
 @dataclass(frozen=True)
 class _Commands:
-    """The commands about one run."""
+    """Writes the commands about one run."""
 
     run: RunRecord
 
     def again(self, folder_ending: str, key: str, value: float) -> str:
-        """A new run with another value of a key, beside this one."""
+        """Return a new run with another value of a key, beside this one."""
         start = SITES_START if self.run.over_sites else "fftmoe run"
         output = f"{self.run.folder}{folder_ending}"
         return f"{start} {quoted(self.recipe)} --set {key}={value} --output {quoted(output)}"
 
     def beside(self, *methods: str) -> str:
-        """A comparison with other methods on the same data, over several seeds."""
+        """Return a comparison with other methods on the same data, over several seeds."""
         own = self.run.setting("method", "fft-moe")
         named = ",".join(dict.fromkeys((own, *methods)))
         output = f"{self.run.folder}-comparison"
         return f"fftmoe compare {quoted(self.recipe)} --methods {quoted(named)} --output {quoted(output)}"
 
     def use(self) -> str:
-        """An answer of the model, or its metrics where there is no answer for a single text."""
+        """Return an answer of the model, or its metrics where there is no answer for a single text."""
         folder, task = self.run.folder, self.run.setting("backbone.task", "sequence-classification")
         personal = self.run.capabilities is not None and self.run.capabilities.personal
         if personal or task == "token-classification":
@@ -53,12 +53,12 @@ class _Commands:
 
     @property
     def recipe(self) -> str:
-        """The resolved recipe of the run."""
+        """Return the resolved recipe of the run."""
         return f"{self.run.folder}/config.yaml"
 
 
 def next_step(run: RunRecord) -> NextStep:
-    """What to do next: the first of these that is true of the run.
+    """Return what to do next: the first of these that is true of the run.
 
     It has not finished; it diverged, or is worse than its start or than its head alone; clients, or most of them, are
     better by themselves; it still improves and is not better than what it is compared with; it is not clearly better
@@ -75,7 +75,7 @@ def next_step(run: RunRecord) -> NextStep:
 
 
 def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
-    """What to do where training has made something worse."""
+    """Return what to do where training has made something worse."""
     if ended_badly(run.summary) or found.get("head_only") == "worse":
         what = "training made the model worse" if ended_badly(run.summary) else "the head alone is better"
         key, rate = _learning_rate(run)
@@ -95,7 +95,7 @@ def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -
 
 
 def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
-    """What to do where a baseline is as good, or training in one place is better."""
+    """Return what to do where a baseline is as good, or training in one place is better."""
     is_level = found.get("head_only") == "level"
     bound, rounds = found.get("centralized"), run.setting("federation.rounds")
     if (is_level or bound == "worse") and rounds and _still_improves(run):
@@ -110,14 +110,14 @@ def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands
 
 
 def _central_training_adds_nothing(run: RunRecord) -> bool:
-    """Whether the head alone is at least as good as training on the rows of all clients in one place."""
+    """Return whether the head alone is at least as good as training on the rows of all clients in one place."""
     baselines = run.summary.get("baselines", {})
     head, central = ((baselines.get(name) or {}).get("value") for name in ("head_only", "centralized"))
     return head is not None and central is not None and not run.metric.better(central, head)
 
 
 def _learning_rate(run: RunRecord) -> tuple[str, float | None]:
-    """The key of the learning rate of what was trained, and its value; None if it has none in the recipe."""
+    """Return the key of the learning rate of what was trained, and its value; None if it has none in the recipe."""
     key = "federation.learning_rate"
     if run.capabilities is not None and run.capabilities.trains == "head":
         key = "head.learning_rate"
@@ -126,7 +126,7 @@ def _learning_rate(run: RunRecord) -> tuple[str, float | None]:
 
 
 def _still_improves(run: RunRecord) -> bool:
-    """Whether the last round is the best one, on the validation rows where there are any, and none was left out.
+    """Return whether the last round is the best one, on the validation rows where there are any, and none was left out.
 
     A run with a privacy budget does not go on: every round spends more of it.
     """

@@ -1,4 +1,4 @@
-"""The numbers of figures and tables as values, and as the CSV file beside a page.
+"""Gives the numbers of figures and tables as values, and as the CSV file beside a page.
 
 Names of labels and clients come from data. A spreadsheet runs a cell that begins like a formula, so such a text has an
 apostrophe before it (OWASP, "CSV Injection"); characters that act on a terminal are written out.
@@ -21,7 +21,7 @@ FORMULA = re.compile("(^|[;,|\\t\\r\\n])(\\s*)(?=[=+\\-@\uff1d\uff0b\uff0d\uff20
 
 @dataclass(frozen=True)
 class PlottedNumber:
-    """One number of a figure or a table.
+    """Holds one number of a figure or a table.
 
     Attributes:
         series: the line, the row or the kind that it belongs to. at: where it is along the figure.
@@ -37,7 +37,7 @@ class PlottedNumber:
 
 @dataclass(frozen=True)
 class Numbers:
-    """All numbers of a figure or a table; `across` is what its places are."""
+    """Holds all numbers of a figure or a table; `across` is what its places are."""
 
     title: str
     across: str
@@ -45,7 +45,7 @@ class Numbers:
 
 
 def numbers_in(shown_values: Any) -> Iterable[Numbers]:
-    """All numbers in the values of a page, in the order in which the page shows them."""
+    """Return all numbers in the values of a page, in the order in which the page shows them."""
     if isinstance(shown_values, Numbers):
         yield shown_values
     elif isinstance(shown_values, dict):
@@ -60,7 +60,7 @@ def numbers_in(shown_values: Any) -> Iterable[Numbers]:
 
 
 def csv_of(all_numbers: Iterable[Numbers]) -> str:
-    """The numbers as CSV with a header (RFC 4180): one line for each number, in full precision."""
+    """Return the numbers as CSV with a header (RFC 4180): one line for each number, in full precision."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(HEADER)
@@ -72,7 +72,7 @@ def csv_of(all_numbers: Iterable[Numbers]) -> str:
 
 
 def _cell(value: str | float | None) -> str:
-    """A cell: a text that cannot be a formula, or a number; nothing for None."""
+    """Return a cell: a text that cannot be a formula, or a number; nothing for None."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""`report.html`: one run on one page, the outcome first, from what the run's folder records."""
+"""Makes `report.html`: one run on one page, the outcome first, from what the run's folder records."""
 
 from collections import Counter
 from typing import Any
@@ -22,12 +22,12 @@ WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists
 
 
 def report_page(run: RunRecord) -> Page:
-    """The page of a run, which needs no network and no script, and the numbers of its figures."""
+    """Return the page of a run, which needs no network and no script, and the numbers of its figures."""
     return render_page("run.html.j2", _parts(run))
 
 
 def _parts(run: RunRecord) -> dict[str, Any]:
-    """What the page shows, by the names of the template."""
+    """Return what the page shows, by the names of the template."""
     name, rows = str(run.setting("name", "run")), run.rows
     return dict(
         title=f"{name}: {run.setting('method', '?')}, seed {run.setting('seed', '?')}",
@@ -59,18 +59,18 @@ def _parts(run: RunRecord) -> dict[str, Any]:
 
 
 def _drawn(*figures: Figure | None) -> list[Figure]:
-    """The figures that have something to show."""
+    """Return the figures that have something to show."""
     return [figure for figure in figures if figure is not None]
 
 
 def _answer(run: RunRecord) -> str:
-    """What the run reaches, against which baselines, and who gains; empty for a run without baselines."""
+    """Return what the run reaches, against which baselines, and who gains; empty for a run without baselines."""
     found = answer(run.summary, untrained=run.setting("backbone.task") in LANGUAGE_TASKS)
     return f"{found[0].upper()}{found[1:]}." if found else ""
 
 
 def _what_was_run(run: RunRecord) -> str:
-    """One sentence about the method, the backbone, the data and the federation."""
+    """Return one sentence about the method, the backbone, the data and the federation."""
     partition = run.config.get("partition", {})
     not_shown = ("kind", "num_clients", "min_examples")
     skew = [f"{k.replace('_', ' ')} {v}" for k, v in partition.items() if k not in not_shown and v is not None]
@@ -85,7 +85,9 @@ def _what_was_run(run: RunRecord) -> str:
 
 
 def _warnings(run: RunRecord) -> list[str]:
-    """What nobody should overlook: an unfinished run, lost rounds, names that are nearly equal, collapsed experts."""
+    """Return what nobody should overlook: an unfinished run, lost rounds, names that are nearly equal,
+    collapsed experts.
+    """
     lines = []
     if not run.summary:
         done, planned = (run.rows[-1]["round"] if run.rows else 0), run.setting("federation.rounds", "?")
@@ -109,19 +111,19 @@ def _warnings(run: RunRecord) -> list[str]:
 
 
 def _kinds(run: RunRecord) -> str:
-    """What became of the clients of void rounds, by kind of fault."""
+    """Return what became of the clients of void rounds, by kind of fault."""
     kinds = Counter(fault["kind"] for row in run.rows if "void" in row for fault in row.get("faults", ()))
     return f" ({', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))})" if kinds else ""
 
 
 def _rounds_lost(run: RunRecord) -> list[int]:
-    """The rounds before the last row that have no row."""
+    """Return the rounds before the last row that have no row."""
     present = {row["round"] for row in run.rows}
     return [round for round in range(max(present, default=0)) if round not in present]
 
 
 def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
-    """(value, what it is): the metric, what the federation gained, the worst clients, and what the run cost."""
+    """Return (value, what it is): the metric, what the federation gained, the worst clients, and what the run cost."""
     metric, summary = run.metric, run.summary
     shown: list[tuple[str, str]] = []
     value, curve = summary.get(metric.name), metric.curve(run.rows)

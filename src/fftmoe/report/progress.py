@@ -1,4 +1,4 @@
-"""Progress of a run: bars on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: bars on a terminal, plain lines elsewhere."""
 
 import statistics
 import time
@@ -35,12 +35,12 @@ class Progress:
 
     @classmethod
     def silent(cls) -> "Progress":
-        """A progress that shows nothing."""
+        """Return a progress that shows nothing."""
         return cls(PlainConsole(quiet=True))
 
     @property
     def visible(self) -> bool:
-        """Whether anything is shown."""
+        """Return whether anything is shown."""
         return not self._console.quiet
 
     def say(self, text: str) -> None:
@@ -50,7 +50,7 @@ class Progress:
 
     @contextmanager
     def rounds(self, num_rounds: int, clients_per_round: int, done: int = 0) -> Iterator[None]:
-        """On a terminal, show bars for rounds (`done` of them before) and clients while the block runs."""
+        """Show on a terminal bars for rounds (`done` of them before) and clients while the block runs."""
         self._num_rounds, self._last = num_rounds, self._clock()
         self._recent.clear()
         try:
@@ -106,7 +106,7 @@ class Progress:
         self.say("  ".join(parts))
 
     def _time_left(self, done: int) -> float | None:
-        """The remaining rounds times the median of the last ones, so that one slow round does not change it."""
+        """Return the remaining rounds times the median of the last ones, so that one slow round does not change it."""
         if self._num_rounds is None:
             return None
         now = self._clock()
@@ -116,7 +116,7 @@ class Progress:
 
 
 def size(num_bytes: float) -> str:
-    """A number of bytes as text: `512 B`, `3.4 MiB`, `433 KiB`."""
+    """Return a number of bytes as text: `512 B`, `3.4 MiB`, `433 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
@@ -125,7 +125,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as text, rounded as an estimate deserves: `40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    """Return a time as text, rounded as an estimate deserves: `40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

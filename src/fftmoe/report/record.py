@@ -1,4 +1,4 @@
-"""What the page of a run is made from."""
+"""Holds what the page of a run is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from fftmoe.report.metric import Metric
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder keeps it.
+    """Describes a run as its folder keeps it.
 
     Attributes:
         config: the resolved recipe.
@@ -28,16 +28,16 @@ class RunRecord:
 
     @property
     def metric(self) -> Metric:
-        """The metric that the run is judged by."""
+        """Return the metric that the run is judged by."""
         return Metric.of(self.summary, self.rows)
 
     def client_name(self, client_id: int | str) -> str:
-        """The name that the data gives a client, or its number."""
+        """Return the name that the data gives a client, or its number."""
         return client_name(client_id, self.summary.get("client_names"))
 
     @property
     def capabilities(self) -> Capabilities | None:
-        """The capabilities of the run's method; None for a plug-in whose run has not finished."""
+        """Return the capabilities of the run's method; None for a plug-in whose run has not finished."""
         spec = METHODS.get(self.setting("method", ""))
         stated = self.summary.get("capabilities")  # of a plug-in
         if spec is None and isinstance(stated, Mapping):
@@ -48,23 +48,23 @@ class RunRecord:
 
     @property
     def private(self) -> bool:
-        """Whether the server knows nothing about single clients."""
+        """Return whether the server knows nothing about single clients."""
         return self.config.get("privacy") not in (None, False, "off")
 
     @property
     def epsilon(self) -> list[tuple[float, float]]:
-        """(round, epsilon spent so far) of a differentially private run; empty for others."""
+        """Return (round, epsilon spent so far) of a differentially private run; empty for others."""
         spent = [(row["round"], row.get("epsilon", row.get("example_epsilon"))) for row in self.rows]
         return [(round, epsilon) for round, epsilon in spent if epsilon is not None]
 
     @property
     def privacy_settings(self) -> Mapping[str, Any]:
-        """The part of the recipe that states the guarantee: `privacy.examples` or `privacy`."""
+        """Return the part of the recipe that states the guarantee: `privacy.examples` or `privacy`."""
         stated = self.setting("privacy.examples") or self.setting("privacy")
         return stated if isinstance(stated, Mapping) else {}
 
     def setting(self, path: str, default: Any = None) -> Any:
-        """A value of the recipe by its dotted key; `default` where it is missing or None."""
+        """Return a value of the recipe by its dotted key; `default` where it is missing or None."""
         value: Any = self.config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""Pages from templates: Python passes plain values, and `templates/` holds all markup.
+"""Makes pages from templates: Python passes plain values, and `templates/` holds all markup.
 
 Everything that is passed in is escaped (`autoescape`, and `shown` for characters that could act on a page), and a value
 that a template names but nobody passed is an error.
@@ -17,36 +17,38 @@ from fftmoe.shown import shown
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a page from one of the templates; the page loads nothing from any other file or host."""
+    """Return the text of a page from one of the templates; the page loads nothing from any other file or host."""
     return page_templates().get_template(template).render(values)
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page, and the CSV file beside it that has the numbers of its figures and tables."""
+    """Holds a page, and the CSV file beside it that has the numbers of its figures and tables."""
 
     html: str
     csv: str
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> Page:
-    """A page and its numbers from the same values, so that no figure is without its numbers."""
+    """Return a page and its numbers from the same values, so that no figure is without its numbers."""
     return Page(render(template, **values), csv_of(numbers_in(values)))
 
 
 def csv_beside(page: Path) -> Path:
-    """Where the numbers of a page are: `report.html` has `report-figures.csv` beside it."""
+    """Return where the numbers of a page are: `report.html` has `report-figures.csv` beside it."""
     return page.with_name(f"{page.stem}-figures.csv")
 
 
 def _finalized(value: Any) -> Any:
-    """A text from data, a recipe or a site in a form that cannot reorder the page; markup is from the templates."""
+    """Return a text from data, a recipe or a site in a form that cannot reorder the page;
+    markup is from the templates.
+    """
     return shown(value) if type(value) is str else value
 
 
 @cache
 def page_templates() -> Environment:
-    """The templates of all pages, which escape every value."""
+    """Return the templates of all pages, which escape every value."""
     loaded = Environment(
         loader=PackageLoader("fftmoe.report"),
         autoescape=True,

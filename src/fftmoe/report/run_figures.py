@@ -1,4 +1,4 @@
-"""The figures of a run's page, from what the run recorded."""
+"""Draws the figures of a run's page, from what the run recorded."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ FULL_SHADE = 3  # times the even share of an expert
 
 
 def learning(run: RunRecord) -> Figure | None:
-    """The metric over rounds, with the level that local training reaches."""
+    """Draw the metric over rounds, with the level that local training reaches."""
     metric, levels = run.metric, []
     if local := run.summary.get(f"local_only_{metric.name}"):
         levels.append(Level("local training, mean", local["mean"], colour=1))
@@ -51,21 +51,21 @@ def learning(run: RunRecord) -> Figure | None:
 
 
 def _validation(run: RunRecord) -> list[Line]:
-    """The metric on the rows that clients have set aside; none where there are no such rows."""
+    """Return the metric on the rows that clients have set aside; none where there are no such rows."""
     key = f"validation_{run.metric.name}"
     points = [(row["round"], row[key]) for row in run.rows if row.get(key) is not None]
     return [Line("validation", points, 2, 1)] if points else []
 
 
 def loss(run: RunRecord) -> Figure | None:
-    """The clients' mean training loss over rounds."""
+    """Draw the clients' mean training loss over rounds."""
     points = [(row["round"], row["train_loss"]) for row in run.rows if row.get("train_loss") is not None]
     lines = [Line("mean of the cohort", points, 3)]
     return line_figure("Training loss", lines, across="round", show="{:.3g}".format)
 
 
 def client_values(run: RunRecord) -> Figure | None:
-    """The value of every client, sorted; percentiles where there are very many clients."""
+    """Draw the value of every client, sorted; percentiles where there are very many clients."""
     metric, recorded = run.metric, run.summary.get("clients", {})
     title = f"{metric.label.capitalize()} of every client {_measured_on(run)}"
     levels = _client_levels(run)
@@ -83,7 +83,7 @@ def client_values(run: RunRecord) -> Figure | None:
 
 
 def _measured_on(run: RunRecord) -> str:
-    """On which test rows a client's own value was measured."""
+    """Say on which test rows a client's own value was measured."""
     if are_reweighted(run.summary, run.metric):
         return "on test rows reweighted to its labels"
     return "on its own test rows"
@@ -100,7 +100,7 @@ def _client_levels(run: RunRecord) -> list[Level]:
 
 
 def effective_number(run: RunRecord) -> Figure | None:
-    """The effective number of experts of every block over rounds, and the level below which the load is uneven.
+    """Draw the effective number of experts of every block over rounds, and the level below which the load is uneven.
 
     A few blocks are lines, and many are rows of a map.
     """
@@ -121,7 +121,7 @@ def effective_number(run: RunRecord) -> Figure | None:
 
 
 def expert_loads(run: RunRecord) -> list[Figure]:
-    """A map for each of the most uneven blocks: experts by rounds, shaded by the share of routed tokens."""
+    """Draw a map for each of the most uneven blocks: experts by rounds, shaded by the share of routed tokens."""
     rows = [row for row in run.rows if row.get("load")]
     if not rows:
         return []
@@ -158,7 +158,9 @@ def _load_map(block: str, rows: Sequence[Any]) -> HeatMap:
 
 
 def expert_usage(run: RunRecord) -> list[Figure]:
-    """A map for each of the last blocks: clients by experts, shaded by the share of its rounds a client trained it."""
+    """Draw a map for each of the last blocks: clients by experts,
+    shaded by the share of its rounds a client trained it.
+    """
     blocks = count(run.rows)
     num_experts = int(run.setting("adapter.num_experts", 1))
     shown = list(blocks.items())[-BLOCKS_SHOWN:]
@@ -209,7 +211,7 @@ def _usage_map(run: RunRecord, block: int, counts: Counts, num_experts: int) -> 
 
 
 def traffic(run: RunRecord) -> Figure | None:
-    """Bytes both ways since the start."""
+    """Draw bytes both ways since the start."""
     if not run.rows or "bytes_up" not in run.rows[-1]:
         return None
     _, unit = size(max(run.rows[-1]["bytes_down"], run.rows[-1]["bytes_up"], 1)).split()
@@ -222,7 +224,7 @@ def traffic(run: RunRecord) -> Figure | None:
 
 
 def phases(run: RunRecord) -> Figure | None:
-    """The run's seconds, by what they were spent on."""
+    """Draw the run's seconds, by what they were spent on."""
     spent: dict[str, float] = {}
     for row in run.rows:
         for phase, seconds in row.get("phase_seconds", {}).items():
@@ -238,7 +240,7 @@ def phases(run: RunRecord) -> Figure | None:
 
 
 def epsilon(run: RunRecord) -> Figure | None:
-    """Privacy spent over rounds, with the limit of the recipe."""
+    """Draw privacy spent over rounds, with the limit of the recipe."""
     limit = run.privacy_settings.get("epsilon")
     levels = [Level("at most", limit, 4)] if limit else []
     lines = [Line("epsilon", run.epsilon, 3)]

@@ -1,4 +1,4 @@
-"""The sections of a run's page as plain values; the template `run.html.j2` holds their text."""
+"""Makes the sections of a run's page as plain values; the template `run.html.j2` holds their text."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ TextRows = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ClientsView:
-    """What is known about the clients' own values; without rows the server knows nothing."""
+    """Holds what is known about the clients' own values; without rows the server knows nothing."""
 
     rows: TextRows
     tiers: Pairs
@@ -37,7 +37,7 @@ class ClientsView:
 
 @dataclass(frozen=True)
 class ExpertsView:
-    """Alarms and maps of the experts' load; `hidden` in private mode, where the server does not know it.
+    """Holds alarms and maps of the experts' load; `hidden` in private mode, where the server does not know it.
 
     `recovered`: there were alarms, and the model that is kept is not worse than its best.
     """
@@ -52,7 +52,7 @@ class ExpertsView:
 
 @dataclass(frozen=True)
 class CostsView:
-    """A row for each tier, whether its seconds were predicted, and the memory of the run as text."""
+    """Holds a row for each tier, whether its seconds were predicted, and the memory of the run as text."""
 
     rows: TextRows
     timed: bool
@@ -62,7 +62,7 @@ class CostsView:
 
 @dataclass(frozen=True)
 class FaultsView:
-    """Faults by kind as text, the first of them one by one, and how many more there are."""
+    """Holds faults by kind as text, the first of them one by one, and how many more there are."""
 
     counts: str
     rows: TextRows
@@ -71,21 +71,21 @@ class FaultsView:
 
 @dataclass(frozen=True)
 class PrivacyView:
-    """The smallest number of clients in a sum, and what differential privacy spent and added."""
+    """Holds the smallest number of clients in a sum, and what differential privacy spent and added."""
 
     min_contributors: Any
     spent: Pairs
 
 
 def measured_on(run: RunRecord) -> str:
-    """What data the run's metric was measured on."""
+    """Return what data the run's metric was measured on."""
     if run.capabilities and run.capabilities.personal:
         return "mean of the clients' own models on common test data"
     return "on all test data"
 
 
 def clients(run: RunRecord) -> ClientsView | None:
-    """The clients' own values; None for a run that has not finished."""
+    """Return the clients' own values; None for a run that has not finished."""
     metric, summary = run.metric, run.summary
     if not summary:
         return None
@@ -101,7 +101,7 @@ def clients(run: RunRecord) -> ClientsView | None:
 
 
 def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
-    """The header and the rows of a table of all clients by name; no rows where single clients are not listed."""
+    """Return the header and the rows of a table of all clients by name; no rows where single clients are not listed."""
     metric, listed = run.metric, run.summary.get("clients", {})
     values, alone = values_of_clients(run.summary, metric), listed.get("alone")
     header = ("client", "tier", metric.label, *(["trained alone"] if alone else []))
@@ -115,7 +115,7 @@ def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
 
 
 def baselines(run: RunRecord) -> TextRows:
-    """The result and every baseline: what it is, its value, its interval, and what the comparison says."""
+    """Return the result and every baseline: what it is, its value, its interval, and what the comparison says."""
     metric, summary = run.metric, run.summary
     language = run.setting("backbone.task") in LANGUAGE_TASKS
     others = compared(summary, untrained=language)
@@ -141,14 +141,14 @@ def baselines(run: RunRecord) -> TextRows:
 
 
 def interval_text(interval: Any, metric: Metric) -> str:
-    """An interval as text."""
+    """Return an interval as text."""
     if not interval or any(end is None for end in interval):
         return NO_VALUE
     return f"{metric.text(interval[0])} to {metric.text(interval[1])}"
 
 
 def experts(run: RunRecord) -> ExpertsView | None:
-    """How evenly experts were used, and by whom; None for a method without experts."""
+    """Return how evenly experts were used, and by whom; None for a method without experts."""
     if run.private and run.capabilities and run.capabilities.trains == "experts":
         return ExpertsView(True, [], 0, False, [], [])
     overall, loads = run_figures.effective_number(run), run_figures.expert_loads(run)
@@ -163,7 +163,7 @@ def experts(run: RunRecord) -> ExpertsView | None:
 
 
 def costs(run: RunRecord) -> CostsView:
-    """What one client of each tier sends, computes and holds in a round: as planned and as measured."""
+    """Return what one client of each tier sends, computes and holds in a round: as planned and as measured."""
     summary = run.summary
     planned, measured = summary.get("predicted_by_tier", {}), summary.get("per_client_round_by_tier", {})
     timed = summary.get("prediction", {})
@@ -192,7 +192,7 @@ def _planned_and_measured(planned: float | None, measured: float | None, show: C
 
 
 def faults(run: RunRecord) -> FaultsView | None:
-    """What went wrong with clients; None if nothing did."""
+    """Return what went wrong with clients; None if nothing did."""
     counts = run.rows[-1].get("fault_counts", {}) if run.rows else {}
     if not counts:
         return None
@@ -205,13 +205,13 @@ def faults(run: RunRecord) -> FaultsView | None:
 
 
 def account(run: RunRecord) -> Mapping[str, Any]:
-    """What differential privacy has spent, of clients or of single examples; empty for other runs."""
+    """Return what differential privacy has spent, of clients or of single examples; empty for other runs."""
     spent = run.summary.get("privacy", {})
     return spent.get("examples", spent)
 
 
 def privacy(run: RunRecord) -> PrivacyView | None:
-    """What a private run keeps from the server, and what it spent; None for a run that is not private."""
+    """Return what a private run keeps from the server, and what it spent; None for a run that is not private."""
     if not run.private:
         return None
     spent, values = account(run), []
@@ -234,7 +234,7 @@ def privacy(run: RunRecord) -> PrivacyView | None:
 
 
 def robustness(run: RunRecord) -> Pairs:
-    """The settings of a robust run, and how many updates it rejected; empty for other runs."""
+    """Return the settings of a robust run, and how many updates it rejected; empty for other runs."""
     mode = run.config.get("robustness")
     if not isinstance(mode, Mapping):
         return []

@@ -1,4 +1,4 @@
-"""Experiment trackers (TensorBoard, W&B, MLflow, ...), through accelerate.
+"""Logs to experiment trackers (TensorBoard, W&B, MLflow, ...), through accelerate.
 
 accelerate is imported only when a recipe names a tracker: a run without trackers needs neither it nor TensorBoard.
 """
@@ -34,14 +34,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def known_trackers() -> dict[str, Any]:
-    """Every tracker that accelerate supports: its name and its class."""
+    """Return every tracker that accelerate supports: its name and its class."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     return {str(name): tracker for name, tracker in LOGGER_TYPE_TO_CLASS.items()}
 
 
 def installed_trackers() -> set[str]:
-    """The names of the trackers whose packages are installed."""
+    """Return the names of the trackers whose packages are installed."""
     from accelerate.tracking import get_available_trackers
 
     return {str(getattr(name, "value", name)) for name in get_available_trackers()}
@@ -93,7 +93,7 @@ class Trackers:
 
 
 def _make_tracker(name: str, folder: Path, run_name: str) -> Any:
-    """A tracker that writes files gets a folder inside the run's; any other gets the run's name."""
+    """Make a tracker: one that writes files gets a folder inside the run's, any other the run's name."""
     from accelerate import PartialState
 
     PartialState()  # accelerate's trackers log through a logger that raises an error without it
@@ -104,7 +104,7 @@ def _make_tracker(name: str, folder: Path, run_name: str) -> Any:
 
 
 def _flattened(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys with numbers and strings, which every tracker takes.
+    """Return dotted keys with numbers and strings, which every tracker takes.
 
     A list of sections with a `name` is flattened by these names; any other list becomes text.
     """

@@ -1,4 +1,4 @@
-"""Which client held and trained which experts: recorded in the row of each round, and counted for the page."""
+"""Records which client held and trained which experts: in the row of each round, and counted for the page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,24 +27,26 @@ class Usage:
             yield update
 
     def row(self) -> dict[str, Any]:
-        """`experts`: client -> block -> [held, trained], each as the bits of a hexadecimal number (`as_bits`)."""
+        """Return `experts`: client -> block -> [held, trained], each as the bits of a hexadecimal
+        number (`as_bits`).
+        """
         return {"experts": self._recorded} if self._recorded else {}
 
 
 def as_bits(experts: Iterable[int]) -> str:
-    """Experts as a hexadecimal number in which expert m is bit m: experts 0, 1 and 4 are `13`."""
+    """Return experts as a hexadecimal number in which expert m is bit m: experts 0, 1 and 4 are `13`."""
     return f"{sum(1 << expert for expert in experts):x}"
 
 
 def from_bits(text: str) -> tuple[int, ...]:
-    """The inverse of `as_bits`: the experts in ascending order."""
+    """Return the inverse of `as_bits`: the experts in ascending order."""
     bits = int(text, 16)
     return tuple(expert for expert in range(bits.bit_length()) if bits >> expert & 1)
 
 
 @dataclass
 class Counts:
-    """For one block: in how many rounds each client held and trained each expert, and in how many it answered."""
+    """Counts for one block in how many rounds each client held and trained each expert, and in how many it answered."""
 
     held: dict[int, dict[int, int]] = field(default_factory=dict)
     trained: dict[int, dict[int, int]] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Counts:
 
 
 def count(rows: Sequence[Mapping[str, Any]]) -> dict[int, Counts]:
-    """Block -> counts over the run for every client that the rows name; empty if they name none."""
+    """Return, by block, the counts over the run for every client that the rows name; empty if they name none."""
     blocks: dict[int, Counts] = {}
     for row in rows:
         for client, by_block in row.get("experts", {}).items():

@@ -1,4 +1,6 @@
-"""Whether a run's result is better than its own start: `verdict` of a summary, and the sentence that says it."""
+"""Decides whether a run's result is better than its own start: `verdict` of a summary,
+and the sentence that says it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +15,14 @@ LOWER_RATE = "start a new run with a lower federation.learning_rate or head.lear
 
 
 class Measured(NamedTuple):
-    """A metric, and half the width of its interval."""
+    """Holds a metric, and half the width of its interval."""
 
     value: float
     half_width: float
 
 
 def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
-    """The metric of a row or a summary; None where it has none, or no interval."""
+    """Return the metric of a row or a summary; None where it has none, or no interval."""
     value, interval = values.get(name), values.get(f"{name}_interval")
     if value is None or interval is None or not all(map(math.isfinite, (value, *interval))):
         return None
@@ -29,15 +31,15 @@ def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
 
 
 class LossesOfRun(NamedTuple):
-    """The training loss of the first round, and that of the round whose model is kept, or of the last one if that is
-    the model before the first round.
+    """Holds the training loss of the first round, and that of the round whose model is kept,
+    or of the last one if that is the model before the first round.
     """
 
     first: float
     last: float
 
     def have_diverged(self, metric: Metric, result: str | None) -> bool:
-        """Whether the last one is not finite, or far above the start.
+        """Return whether the last one is not finite, or far above the start.
 
         Metrics that are no share of right answers follow the loss, and a loss of numbers may be of any size as long as
         they get better.
@@ -50,7 +52,7 @@ class LossesOfRun(NamedTuple):
 
 
 def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> LossesOfRun | None:
-    """The training losses of a run up to the round `kept`, or of all rounds; None where no round records one."""
+    """Return the training losses of a run up to the round `kept`, or of all rounds; None where no round records one."""
     measured_rows = [row for row in rows if row.get("train_loss") is not None]
     until = [row for row in measured_rows if row.get("round", 0) <= kept] or measured_rows
     trained = [row["train_loss"] for row in until if row["train_loss"] != 0.0]  # it is 0 where no client has trained
@@ -85,7 +87,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict on the metric alone; empty where the start or the end was not measured."""
+    """Return the verdict on the metric alone; empty where the start or the end was not measured."""
     metric = Metric.of(summary)
     start, end = _measured(rows[0] if rows else {}, metric.name), _measured(summary, metric.name)
     if start is None or end is None:
@@ -96,19 +98,19 @@ def _compared(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
 
 
 def ended_badly(summary: Mapping[str, Any]) -> bool:
-    """Whether a run ended worse than it began, or diverged."""
+    """Return whether a run ended worse than it began, or diverged."""
     return summary.get("verdict", {}).get("result") in ("worse", "diverged")
 
 
 def _kept(summary: Mapping[str, Any]) -> str:
-    """The round whose model a run keeps, in words."""
+    """Return the round whose model a run keeps, in words."""
     if "last" not in summary:
         return "the last round"
     return f"round {summary['best_round']}, which was better on the validation rows"
 
 
 def sentence(summary: Mapping[str, Any]) -> str | None:
-    """The verdict of a summary as one sentence; None if it has none."""
+    """Return the verdict of a summary as one sentence; None if it has none."""
     found = summary.get("verdict")
     if not found:
         return None
@@ -126,7 +128,7 @@ def sentence(summary: Mapping[str, Any]) -> str | None:
 
 
 def _values_shown(summary: Mapping[str, Any]) -> str:
-    """The metric before and after training."""
+    """Return the metric before and after training."""
     found, metric = summary["verdict"], Metric.of(summary)
     end, start = metric.text(found["end"]), metric.text(found["start"])
     return f"{metric.label} {end} after {_kept(summary)}, {start} before the first"
