@@ -1,4 +1,6 @@
-"""What a run's result is compared with: baselines, each with its interval, or with the reason why it has none."""
+"""Measures what a run's result is compared with: baselines, each with its interval,
+or with the reason why it has none.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

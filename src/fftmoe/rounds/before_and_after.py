@@ -1,4 +1,4 @@
-"""A language model on each client's own test rows: before the rounds, trained alone, and trained together.
+"""Measures a language model on each client's own test rows: before the rounds, trained alone, and trained together.
 
 Scores are the run's metric, at the tier of the client, and those of what the model writes after the prompts, at the
 largest tier or, where the client trains alone, at its own.
@@ -47,7 +47,7 @@ class StartOfClients:
 def scores_of(
     metric: str, names: Sequence[str], values: Sequence[float | None], written: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """The scores of each client, by its name; those that are unknown are left out."""
+    """Return the scores of each client, by its name; those that are unknown are left out."""
     found: dict[str, dict[str, float]] = {}
     for name, value in zip(names, values, strict=True):
         own = {} if value is None or np.isnan(value) else {metric: round(value, 4)}
@@ -60,7 +60,7 @@ def scores_of(
 def before_and_after(
     row: Mapping[str, Any], together: Mapping[str, Mapping[str, float]], alone: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Mapping[str, float]]]:
-    """The scores `before`, `alone` and `together` of each client.
+    """Return the scores `before`, `alone` and `together` of each client.
 
     Args:
         row: of round 0. together: after the last round. alone: of clients that trained by themselves.
@@ -75,7 +75,7 @@ def before_and_after(
 
 
 def samples_of(row: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The prompts that are shown: each with its completion, and with what was written `before` and `after`."""
+    """Return the prompts that are shown: each with its completion, and with what was written `before` and `after`."""
     pairs = zip(row.get(STARTED, ()), metrics.get("samples", ()), strict=False)
     return [
         {"prompt": b["prompt"], "completion": b["completion"], "before": b["written"], "after": a["written"]}

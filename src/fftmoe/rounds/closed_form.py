@@ -1,4 +1,6 @@
-"""The closed-form head in a run: ask the clients for feature statistics, and compute the head from their sum."""
+"""Solves the closed-form head in a run: asks the clients for feature statistics,
+and computes the head from their sum.
+"""
 
 import itertools
 import logging

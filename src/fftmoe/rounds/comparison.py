@@ -14,7 +14,7 @@ ALLOWED_LENGTH = f"{MOST_TIMES:g} times what is usual; federation.max_update_nor
 
 
 class AnswerLengths:
-    """The lengths of the answers to one plan.
+    """Holds the lengths of the answers to one plan.
 
     They are looked at twice. When an answer arrives, those that are too long among all so far fill no quota. When the
     answers are in order, the verdict follows from their order alone, whichever arrived first: the first `HELD` are

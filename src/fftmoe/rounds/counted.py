@@ -1,4 +1,4 @@
-"""Whether the account of a private run still holds all that the run has counted.
+"""Checks whether the account of a private run still holds all that the run has counted.
 
 Every row says how much was counted when it was written, which was after the account. So an account that holds less is
 an older copy, and a row that says nothing belongs to a round without the noise that the account is about.

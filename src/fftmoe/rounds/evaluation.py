@@ -1,4 +1,4 @@
-"""When a run is measured, and on what."""
+"""Decides when a run is measured, and on what."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fftmoe.rounds.validation import Validate, no_validation
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured after a round: everything after the last one, before that only what is due.
+    """Decides what is measured after a round: everything after the last one, before that only what is due.
 
     A call also validates on the rows that clients have set aside, where that is due.
 

@@ -1,4 +1,4 @@
-"""What the noise that clients add for their single examples has cost so far (docs/privacy.md)."""
+"""Computes what the noise that clients add for their single examples has cost so far (docs/privacy.md)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ EXAMPLE_ADJACENCY = Adjacency.EXAMPLE_REPLACED  # it keeps the number of example
 
 @dataclass(frozen=True)
 class ExampleRule:
-    """The differential privacy of single examples.
+    """States the differential privacy of single examples.
 
     Attributes:
         population: identifies the clients behind the ids.
@@ -33,7 +33,7 @@ class ExampleRule:
 
 
 class ExampleCost:
-    """An upper bound of what a client's examples have cost: the client with the fewest, asked as often as any.
+    """Computes an upper bound of what a client's examples have cost: the client with the fewest, asked as often as any.
 
     A client that is asked counts as one that has answered; a round that is repeated after a crash counts twice. Where
     the clients, the sampling rate or the noise have changed since the run began, the parts count one after another,
@@ -76,7 +76,7 @@ class ExampleCost:
         )
 
     def may_ask_again(self) -> bool:
-        """Whether the client that was asked most often can be asked once more within the stated epsilon."""
+        """Return whether the client that was asked most often can be asked once more within the stated epsilon."""
         most = self._rule.epsilon
         self.stopped_early = most is not None and self._after(1) > most
         return not self.stopped_early
@@ -92,7 +92,9 @@ class ExampleCost:
 
     @property
     def _asked(self) -> int:
-        """How often clients were asked, all together: unlike the most of any client, it grows with every asking."""
+        """Return how often clients were asked, all together: unlike the most of any client,
+        it grows with every asking.
+        """
         return sum(sum(part.times.values()) for part in (*self._earlier, self._now))
 
     def row(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class ExampleCost:
         }
 
     def _after(self, further: int) -> float:
-        """Epsilon after so many further rounds in which the client that was asked most often is asked again."""
+        """Return epsilon after so many further rounds in which the client that was asked most often is asked again."""
         return epsilon_of(self._made(further), self._rule.delta, EXAMPLE_ADJACENCY)
 
     def _made(self, further: int) -> list[Release]:

@@ -1,4 +1,4 @@
-"""The exchange of messages in a round: plans go out, and replies are screened as they arrive and put in order."""
+"""Exchanges the messages of a round: plans go out, and replies are screened as they arrive and put in order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ Expect = Callable[[ClientPlan, Tensors], Expectation]
 
 
 class Sent(NamedTuple):
-    """The message that a client was sent, and what may come back."""
+    """Holds the message that a client was sent, and what may come back."""
 
     message: bytes
     expected: Expectation
 
 
 class UnreadReply(NamedTuple):
-    """A client's reply, not yet read, and what an honest client may have answered."""
+    """Holds a client's reply, not yet read, and what an honest client may have answered."""
 
     client_id: int
     message: bytes
@@ -76,7 +76,7 @@ class Exchange:
         return Sent(pack_plan(client, tensors), self.expect(client, tensors))
 
     def _arrivals(self, clients: Sequence[ClientPlan], sent: Mapping[int, Sent], quota: Quota) -> Iterator[Arrival]:
-        """Each client with its answer, in the order of arrival; None for a client that has none."""
+        """Yield each client with its answer, in the order of arrival; None for a client that has none."""
         groups = [
             [(client.client_id, sent[client.client_id].message) for client in group]
             for group in group_clients(clients, self.clients_per_batch)

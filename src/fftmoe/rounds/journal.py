@@ -1,4 +1,6 @@
-"""The journal of a run: one row per round, to `metrics.jsonl`, the trackers and the terminal; then its checkpoint."""
+"""Keeps the journal of a run: one row per round, to `metrics.jsonl`, the trackers and the terminal;
+then its checkpoint.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -57,7 +59,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the run so far; the time between an interruption and the resumption does not count."""
+        """Return the seconds of the run so far; the time between an interruption and the resumption does not count."""
         return time.perf_counter() - self._started
 
     def timed(

@@ -1,4 +1,6 @@
-"""Which round's model a run keeps: that of the last round, or of one that was better on rows that clients set aside."""
+"""Decides which round's model a run keeps: that of the last round,
+or of one that was better on rows that clients set aside.
+"""
 
 from typing import Any
 
@@ -34,5 +36,5 @@ def kept_model(
 
 
 def _overall(metrics: Metrics) -> dict[str, Any]:
-    """The metrics that are numbers or intervals, without those of each tier and client."""
+    """Return the metrics that are numbers or intervals, without those of each tier and client."""
     return {name: value for name, value in metrics.items() if isinstance(value, float) or name.endswith("_interval")}

@@ -1,4 +1,4 @@
-"""What the messages of a run cost: bytes that were really serialised, seconds of clients, and faults by kind."""
+"""Counts what the messages of a run cost: bytes that were really serialised, seconds of clients, and faults by kind."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class Ledger:
 
     @property
     def new_faults(self) -> tuple[Fault, ...]:
-        """The faults since the last row."""
+        """Return the faults since the last row."""
         return tuple(self._new_faults)
 
     def note(self, fault: Fault) -> None:

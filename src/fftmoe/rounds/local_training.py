@@ -1,4 +1,6 @@
-"""What clients reach without the federation: each trains by itself, with the compute that it spends in a run."""
+"""Measures what clients reach without the federation: each trains by itself,
+with the compute that it spends in a run.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from fftmoe.server.plan import plan_round
 
 @dataclass(frozen=True)
 class Alone:
-    """What clients reach by themselves.
+    """States what clients reach by themselves.
 
     Attributes:
         metrics: for the summary. value: the mean of the run's metric over the clients on a common sample of the test
@@ -80,7 +82,7 @@ class LocalTraining:
 
 
 def _interval(metrics: Sequence[Mapping[str, float]], metric: str) -> list[float] | None:
-    """The mean of the clients' intervals; None if one of them has none."""
+    """Return the mean of the clients' intervals; None if one of them has none."""
     low, high = f"low_{metric}", f"high_{metric}"
     if not metrics or not all(low in found and high in found for found in metrics):
         return None
@@ -88,7 +90,7 @@ def _interval(metrics: Sequence[Mapping[str, float]], metric: str) -> list[float
 
 
 def repeated(training: Training, times: float) -> Training:
-    """The training of so many rounds in one."""
+    """Return the training of so many rounds in one."""
     if training.local_steps is not None:
         return replace(training, local_steps=max(1, round(training.local_steps * times)))
     return replace(training, local_epochs=max(1, round((training.local_epochs or 1) * times)))

@@ -1,4 +1,4 @@
-"""The federated round: sample, plan, exchange, screen, merge, evaluate, store.
+"""Runs the federated round: sample, plan, exchange, screen, merge, evaluate, store.
 
 This is the whole loop. What it is given decides the rest: the method what is trained and how updates are aggregated
 (`methods/`), the policy who takes part and what is kept of a round (`rounds/policy.py`, `rounds/private.py`), the
@@ -27,7 +27,7 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Federation:
-    """The parts of a federated run.
+    """Holds the parts of a federated run.
 
     Attributes:
         budgets: client_id -> budget, of the whole population.

@@ -1,4 +1,4 @@
-"""The metrics of a run: the global model at every tier, on everyone's test rows and on those of each client.
+"""Measures the metrics of a run: the global model at every tier, on everyone's test rows and on those of each client.
 
 Where the test rows say whose they are, a client's own value is measured on its own rows, `client_...` in the summary.
 Where they do not, all test rows are reweighted to the client's mix of strata, which says nothing about how its rows
@@ -46,7 +46,7 @@ class ModelMeasure:
 
     @property
     def own(self) -> str:
-        """How a client's own value is measured, as the summary names it: `client` or `reweighted`."""
+        """Return how a client's own value is measured, as the summary names it: `client` or `reweighted`."""
         return REWEIGHTED_PREFIX if self.own_test is None else OWN_PREFIX
 
     def own_as(self, model: str, on_own_rows: str | None = None) -> str:
@@ -59,7 +59,9 @@ class ModelMeasure:
 
     @property
     def key_of_own(self) -> str:
-        """The key under which the summary lists the values of single clients: the metric, or what replaces it."""
+        """Return the key under which the summary lists the values of single clients: the metric,
+        or what replaces it.
+        """
         return self.task.metric if self.own == OWN_PREFIX else f"{REWEIGHTED_PREFIX}_{self.task.metric}"
 
     def tally(
@@ -141,7 +143,7 @@ class ModelMeasure:
         return by_tier, per_client
 
     def _on_own_mixes(self, found: Tally, label_shares: Callable[[range], np.ndarray]) -> np.ndarray:
-        """The metric on each client's own mix of strata, float64 [clients]."""
+        """Return the metric on each client's own mix of strata, float64 [clients]."""
         everyone = range(len(self.population))
         # In parts, because the shares of very many clients would take more memory than the model.
         parts = (everyone[start : start + ROWS_AT_ONCE] for start in everyone[::ROWS_AT_ONCE])

@@ -1,4 +1,4 @@
-"""Clients' own models: what each client downloads, together with what it keeps."""
+"""Measures clients' own models: what each client downloads, together with what it keeps."""
 
 from dataclasses import dataclass
 from typing import Any

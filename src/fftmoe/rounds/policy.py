@@ -1,4 +1,4 @@
-"""What may differ from run to run within a round: who is drawn, what is waited for, and how updates are merged.
+"""Defines what may differ from run to run within a round: who is drawn, what is waited for, and how updates are merged.
 
 The loop asks the policy and branches on nothing. A robust run is plain here: its method was made with a robust
 aggregator (`methods/`), its closed-form head with bounded sums (`rounds/closed_form.py`).
@@ -19,7 +19,7 @@ from fftmoe.server.cohort import choose_cohort, substitute
 
 
 class Merging(Protocol):
-    """How a run's updates become the next state, and what may be written about a round.
+    """Decides how a run's updates become the next state, and what may be written about a round.
 
     `PlainMerging` below; `SumsOnly` and `NoisySums` in `rounds/private.py`.
     """
@@ -29,7 +29,7 @@ class Merging(Protocol):
         ...
 
     def before_sending(self, plan: RoundPlan) -> None:
-        """Called with the plan of a round before anything is sent."""
+        """Take note of the plan of a round before anything is sent."""
         ...
 
     def merge(
@@ -41,16 +41,16 @@ class Merging(Protocol):
 
 @dataclass(frozen=True)
 class PlainMerging:
-    """The method aggregates the updates; the expert load and who trained which experts are written."""
+    """Lets the method aggregate the updates; the expert load and who trained which experts are written."""
 
     method: Method
 
     def reason_to_end(self, round: int) -> str | None:
-        """A plain run ends after its last round."""
+        """Return None: a plain run ends after its last round."""
         return None
 
     def before_sending(self, plan: RoundPlan) -> None:
-        """Nothing has to be counted."""
+        """Do nothing, as nothing has to be counted."""
 
     def merge(
         self, state: ServerState, plan: RoundPlan, updates: Iterable[ClientUpdate], quorum: int
@@ -84,7 +84,7 @@ class UniformCohort:
 
 @dataclass(frozen=True)
 class Policy:
-    """The policy of a run.
+    """Holds the policy of a run.
 
     Attributes:
         sample: from a round to its cohort.

@@ -1,4 +1,4 @@
-"""The clients of a run as the server sees them."""
+"""Describes the clients of a run as the server sees them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fftmoe.server.cohort import choose_cohort
 
 @dataclass(frozen=True)
 class Population:
-    """The clients of a run.
+    """Holds the clients of a run.
 
     Attributes:
         budgets: client_id -> budget. tiers: the distinct budgets, in the recipe's order.
@@ -31,7 +31,7 @@ class Population:
 
     @property
     def largest(self) -> Budget:
-        """The tier whose view of the global model is reported as the run's metric."""
+        """Return the tier whose view of the global model is reported as the run's metric."""
         return largest_tier(self.tiers)
 
     def sample(self, num_clients: int | None, seed: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""How the rounds of a private run are merged (docs/privacy.md): sums over enough clients, with noise or without."""
+"""Merges the rounds of a private run (docs/privacy.md): sums over enough clients, with noise or without."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ OF_COHORTS = frozenset(
 
 @dataclass(frozen=True)
 class SumsRule:
-    """What the server keeps of a round's updates.
+    """States what the server keeps of a round's updates.
 
     Attributes:
         min_contributors: a tensor or an expert changes only where so many clients contribute to it.
@@ -101,7 +101,7 @@ class SumsOnly:
 
 @dataclass(frozen=True)
 class NoiseRule:
-    """The differential privacy of clients.
+    """States the differential privacy of clients.
 
     Attributes:
         sampling_rate: the probability with which each client is drawn for a round, independently of the others.
@@ -179,12 +179,12 @@ class NoisySums:
         return _too_costly(round) if self.stopped_early else None
 
     def _after(self, further: int) -> float:
-        """Epsilon after all releases so far, each as it was made, and so many more as they are made now."""
+        """Return epsilon after all releases so far, each as it was made, and so many more as they are made now."""
         made = [*self.spent.releases, replace(self._next, times=further)]
         return epsilon_of(made, self._noise.delta, CLIENT_ADJACENCY)
 
     def before_sending(self, plan: RoundPlan) -> None:
-        """Asking clients costs nothing: releases are counted."""
+        """Do nothing: asking clients costs nothing, as releases are counted."""
 
     def sample(self, round: int) -> tuple[int, ...]:
         """Draw the cohort of the next round from the operating system's random numbers; it may be empty."""
@@ -217,7 +217,9 @@ class NoisySums:
         return merged, diagnostics
 
     def _multipliers(self) -> tuple[float, float]:
-        """The noise on the updates, and that on the number of clients that were not clipped, where it is counted."""
+        """Return the noise on the updates, and that on the number of clients that were not clipped,
+        where it is counted.
+        """
         z = self._next.noise_multiplier
         return (z, 0.0) if self._noise.clip_quantile is None else divided_noise(z)
 

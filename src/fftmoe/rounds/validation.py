@@ -1,4 +1,4 @@
-"""Validation: how well the global model answers the rows that the clients have set aside.
+"""Measures how well the global model answers the rows that the clients have set aside.
 
 The clients run the model on their own rows and send sums of the task's statistics (`client/validation.py`). Nobody else
 sees those rows, and no model learns from them.
