@@ -1,4 +1,5 @@
-"""The server's part of a round: choose the cohort, plan, screen the updates, aggregate them, and compute the head.
+"""Does the server's part of a round: chooses the cohort, plans, screens the updates, aggregates them, and computes the
+head.
 
 The loop over rounds is in `rounds/`, and the rules of each method are in `methods/`. Only `cost`, `trained`,
 `rounds`, `setup` and `deploy` import this package.

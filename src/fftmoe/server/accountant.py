@@ -24,7 +24,9 @@ KEPT_DISTRIBUTIONS = 16  # privacy loss distributions of single releases; one ha
 
 
 class Adjacency(StrEnum):
-    """Which data sets a guarantee makes almost indistinguishable; the value is how it is stated next to an epsilon."""
+    """Says which data sets a guarantee makes almost indistinguishable;
+    the value is how it is stated next to an epsilon.
+    """
 
     CLIENT_ADDED_OR_REMOVED = "one client takes part with its data, or never sends anything"
     EXAMPLE_REPLACED = "one example of a client is replaced by any other; the number of examples stays"
@@ -73,7 +75,7 @@ def _epsilon(made: tuple[tuple[float, float, int], ...], delta: float, adjacency
 
 @lru_cache(maxsize=KEPT_DISTRIBUTIONS)
 def _one(sampling_rate: float, noise_multiplier: float, adjacency: Adjacency) -> Any:
-    """The privacy loss distribution of one release, cached because it takes longer to make than to compose.
+    """Return the privacy loss distribution of one release, cached because it takes longer to make than to compose.
 
     A record that is replaced moves the sum by up to twice the norm of its part, from -1 to 1 at worst; one that is
     added or removed from 0 to 1.

@@ -1,4 +1,4 @@
-"""The end of a round: aggregate the cohort's updates into the next server state. Its functions are pure."""
+"""Ends a round: aggregates the cohort's updates into the next server state. Its functions are pure."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ Diagnostics = dict[str, Any]
 
 
 class Aggregates(Protocol):
-    """An object that aggregates a round's updates into the next state: a method, or the policy of a private run."""
+    """Aggregates a round's updates into the next state, as a method does, or the policy of a private run."""
 
     def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         """See `Method.aggregate`."""
@@ -54,7 +54,7 @@ def _check_order(state: ServerState, plan: RoundPlan) -> None:
 
 
 class Counted(Iterator[ClientUpdate]):
-    """An iterator over updates that counts, in `number`, how many of them have been consumed."""
+    """Passes updates on and counts, in `number`, how many of them have been consumed."""
 
     def __init__(self, updates: Iterable[ClientUpdate]) -> None:
         self._updates, self.number = iter(updates), 0

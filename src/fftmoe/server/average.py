@@ -1,4 +1,5 @@
-"""A moving average of the global model over the rounds. It is evaluated and saved; training continues without it.
+"""Computes a moving average of the global model over the rounds. It is evaluated and saved; training continues without
+it.
 
 Under label skew the global model swings towards the labels of every cohort. The swings of several rounds cancel in the
 average. The average adds no traffic, because only the server computes it (docs/math.md, Average over rounds).

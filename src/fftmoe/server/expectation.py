@@ -1,4 +1,4 @@
-"""What an honest client may answer to its plan. `screening` compares every answer with this expectation."""
+"""Says what an honest client may answer to its plan. `screening` compares every answer with this expectation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -37,7 +37,7 @@ Declared = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the dtype and shape
 
 @dataclass(frozen=True)
 class Validated:
-    """What a client's statistics of its validation rows can be.
+    """States what a client's statistics of its validation rows can be.
 
     Attributes:
         num_rows: that the client has set aside.
@@ -54,7 +54,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What an honest client may answer to its plan.
+    """States what an honest client may answer to its plan.
 
     Attributes:
         plan: the plan that the client was sent.
@@ -139,7 +139,9 @@ class Expectation:
 
 
 def _on_both_parts(measured: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The bounds of metrics that a client measures on its held-out examples, with an interval, and on its own."""
+    """Return the bounds of metrics that a client measures on its held-out examples, with an interval,
+    and on its own.
+    """
     return {f"{who}_{name}": bounds for name, bounds in measured.items() for who in MEASURED}
 
 
@@ -151,7 +153,7 @@ def _widest(
     num_examples: int | None,
     validated: Validated | None,
 ) -> ClientUpdate:
-    """The largest update that the client may send. A client that validates says nothing but its sums."""
+    """Return the largest update that the client may send. A client that validates says nothing but its sums."""
     if plan.task == "validate":
         assert validated is not None, "a client validates where rows are set aside"
         return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((len(validated.least) + 1,))})
@@ -167,7 +169,7 @@ def _widest(
 
 
 def on_wire(shapes: Mapping[str, tuple[int, ...]], plan: ClientPlan) -> Declared:
-    """Dtypes and shapes on the wire of tensors of these shapes; only updates of the task "train" are rounded."""
+    """Return dtypes and shapes on the wire of tensors of these shapes; only updates of the task "train" are rounded."""
     upload = plan.training.upload if plan.task == "train" else "float32"
     return {
         name + suffix: declared for name, shape in shapes.items() for suffix, declared in _parts(shape, upload).items()
@@ -181,7 +183,7 @@ def _parts(shape: tuple[int, ...], upload: str) -> Declared:
 
 
 def _sizes(update: ClientUpdate, declared: Declared) -> tuple[int, int]:
-    """The number of bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
+    """Return the number of bytes of the JSON and of the whole message, exactly as `pack_update` makes them."""
     text = exact_json({name: getattr(update, name) for name in FIELDS}, compact=True)
     laid = sorted(declared.items(), key=lambda item: (-item[1][0].itemsize, item[0]))  # safetensors' order
     ends = [0, *accumulate(dtype.itemsize * prod(shape) for _, (dtype, shape) in laid)]

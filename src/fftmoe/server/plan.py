@@ -1,4 +1,4 @@
-"""The plan of a round: what the server asks each client of the cohort to do. Its functions are pure."""
+"""Makes the plan of a round: what the server asks each client of the cohort to do. Its functions are pure."""
 
 import itertools
 import math

@@ -31,7 +31,9 @@ MOST_ERROR_CHARACTERS = 200  # of what safetensors says of a message
 
 
 class Rejected(FftmoeError):
-    """No honest client could have sent this update. The message states what was found and what was expected."""
+    """Reports that no honest client could have sent this update.
+    The message states what was found and what was expected.
+    """
 
 
 def screen(message: bytes, expected: Expectation) -> ClientUpdate:
@@ -125,7 +127,9 @@ def _check_concealed(header: Mapping[str, Any], expected: Expectation) -> None:
 
 
 def _by_block(header: Mapping[str, Any], name: str, blocks: Iterable[int], kind: type) -> dict[int, list[Any]]:
-    """The header's lists of numbers under `name`; there must be one list for each block, with numbers of one kind."""
+    """Return the header's lists of numbers under `name`; there must be one list for each block,
+    with numbers of one kind.
+    """
     table = header[name]
     if not isinstance(table, dict) or table.keys() != {str(block) for block in blocks}:
         raise Rejected(f"its {name} are {shortened(table)}; expected a list for each of the blocks {[*blocks]}")
@@ -172,7 +176,9 @@ def _check_declared(
 
 
 def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int, ...]]:
-    """The expected shapes. Those of feature statistics follow from the stated number of examples, if it is stated."""
+    """Return the expected shapes. Those of feature statistics follow from the stated number of examples,
+    if it is stated.
+    """
     if expected.plan.task != "sums" or expected.plan.concealed:
         return expected.shapes
     side, num_labels = expected.shapes[names.STATISTICS_MOMENT]

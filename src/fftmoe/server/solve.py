@@ -1,4 +1,6 @@
-"""The server's part of a closed-form head: request feature statistics, compute the head, and put it into the state."""
+"""Does the server's part of a closed-form head: requests feature statistics, computes the head,
+and puts it into the state.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
