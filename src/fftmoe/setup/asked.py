@@ -1,4 +1,4 @@
-"""Ask the model of a finished run, or measure it on what others ask."""
+"""Asks the model of a finished run, or measures it on what others ask."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fftmoe.trained.run import FinishedRun, TrainedModel
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of the model of a finished run.
+    """Holds what is asked of the model of a finished run.
 
     Attributes:
         inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
@@ -56,7 +56,7 @@ def predict_run(
     round: str = KEPT_ROUND,
     **options: Any,
 ) -> list[Prediction]:
-    """The answers of a run's model; see `predict`.
+    """Return the answers of a run's model; see `predict`.
 
     Args:
         accept_changes, round: see `finished_run`. options: the other fields of a `Questions`.
@@ -69,7 +69,7 @@ def predict_run(
 
 
 def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) -> Iterator[Prediction]:
-    """The answers of a run's model, each as soon as it is there; see `predict`.
+    """Yield the answers of a run's model, each as soon as it is there; see `predict`.
 
     Args:
         round: the same as the run's, for the model of a client.
@@ -89,7 +89,7 @@ def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) 
 def load_asked(
     run: FinishedRun, client: int | str | None, top_k: int | None = None, *, round: str = KEPT_ROUND
 ) -> TrainedModel:
-    """The model of a run, or of one of its clients.
+    """Return the model of a run, or of one of its clients.
 
     Raises:
         InputError: as `load_run` and `load_client`.

@@ -1,4 +1,4 @@
-"""The baselines of a run: which of them are possible, and what they reach beside its result."""
+"""Measures the baselines of a run: which of them are possible, and what they reach beside its result."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +44,7 @@ _, ALONE, CENTRALIZED = BASELINES  # the first one is `HEAD_ONLY`
 
 
 def why_not(experiment: Experiment) -> dict[str, str | None]:
-    """Why each baseline is not measured in a run of this experiment; None for those that are."""
+    """Return why each baseline is not measured in a run of this experiment; None for those that are."""
     reasons = {HEAD_ONLY: _no_head_only, ALONE: _no_alone, CENTRALIZED: _no_centralized}
     asked = experiment.recipe.evaluation.asked
     return {
@@ -72,7 +72,7 @@ def _no_head_only(experiment: Experiment) -> str | None:
 
 
 def _starts_alone(experiment: Experiment) -> bool:
-    """Whether the state before the first round is the backbone with nothing but its head, or without any."""
+    """Return whether the state before the first round is the backbone with nothing but its head, or without any."""
     recipe = experiment.recipe
     return experiment.start is None and (recipe.closed_form is not None or recipe.backbone.is_language)
 
@@ -129,7 +129,7 @@ def _as_it_is(state: ServerState) -> ServerState | None:
 
 
 def _solve(experiment: Experiment, exchange: Exchange, state: ServerState) -> ServerState | None:
-    """The state with a head solved from the feature statistics of all clients that answer; None if none does."""
+    """Return the state with a head solved from the feature statistics of all clients that answer; None if none does."""
     plan = plan_sums(
         state, range(experiment.num_clients), experiment.largest, experiment.training, experiment.recipe.seed
     )
@@ -183,7 +183,9 @@ def measure_baselines(
 def _before_and_after(
     experiment: Experiment, first_row: Mapping[str, Any], metrics: Mapping[str, Any], alone: Alone | None
 ) -> dict[str, Any]:
-    """What a language model reaches and writes on each client's own rows, if that was measured before the rounds."""
+    """Return what a language model reaches and writes on each client's own rows,
+    if that was measured before the rounds.
+    """
     metric, found = experiment.task.metric, dict[str, Any]()
     listed = metrics.get("clients", {}).get(metric, ())
     if STARTS in first_row and len(listed) == experiment.num_clients:
@@ -199,7 +201,7 @@ def _before_and_after(
 
 
 def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
-    """What each baseline costs in addition to the run, by name."""
+    """Return what each baseline costs in addition to the run, by name."""
     reasons = why_not(experiment)
     costs = {name: BaselineCost(reason) for name, reason in reasons.items() if reason is not None}
     if HEAD_ONLY not in costs:
@@ -215,7 +217,7 @@ def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
 
 
 def _steps_of_epoch(experiment: Experiment) -> float:
-    """The steps that an average client takes to see each of its rows once."""
+    """Return the steps that an average client takes to see each of its rows once."""
     rows = len(experiment.partition.indices.flat) / experiment.num_clients
     return rows / experiment.training.batch_size
 
@@ -227,7 +229,7 @@ def _entry(found: Alone) -> dict[str, Any]:
 
 
 def _beside(metrics: Mapping[str, Any], alone: Alone, num_clients: int) -> dict[str, Any]:
-    """The summary's list of clients with the value that each reaches by itself."""
+    """Return the summary's list of clients with the value that each reaches by itself."""
     listed = metrics.get("clients", {})
     if len(listed.get("tier", ())) != num_clients:  # percentiles, or a sample of the clients
         return {}
@@ -267,7 +269,7 @@ def train_together(experiment: Experiment, measure: ModelMeasure, initial: Serve
 
 
 def one_client(experiment: Experiment) -> Experiment:
-    """The experiment of one client that has the rows of all."""
+    """Return the experiment of one client that has the rows of all."""
     rows = np.sort(experiment.partition.indices.flat)
     budgets = Budgets.of((experiment.largest,), np.zeros(1, dtype=np.int64))
     # A client of each tier is added: methods with one rank for all clients take that of the smallest tier.
@@ -283,7 +285,7 @@ def one_client(experiment: Experiment) -> Experiment:
 
 
 def training_together(experiment: Experiment) -> Training:
-    """The training of one client that takes as many steps as all clients take in all rounds."""
+    """Return the training of one client that takes as many steps as all clients take in all rounds."""
     federation, training = experiment.recipe.federation, experiment.training
     steps: float | None = training.local_steps
     if steps is None:

@@ -1,4 +1,6 @@
-"""What a run is bound to, computed from its parts; and the one place where a run that goes on is compared with it."""
+"""Computes from the parts of a run what it is bound to, and is the one place where a run that goes on is compared with
+it.
+"""
 
 import platform
 from collections.abc import Callable, Mapping
@@ -36,7 +38,7 @@ UNBOUND = ("engine", "trackers", "name", "start_from")
 
 
 def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
-    """What a run of this experiment is bound to.
+    """Return what a run of this experiment is bound to.
 
     Args:
         recipe: as it is written into the run's folder, before `compose` changes it.
@@ -57,7 +59,7 @@ def bindings_of(experiment: Experiment, recipe: Recipe) -> dict[str, Any]:
 
 
 def _publishable(recipe: Recipe, values: dict[str, Any]) -> dict[str, Any]:
-    """The values without digests of clients' rows, if the run has differential privacy.
+    """Return the values without digests of clients' rows, if the run has differential privacy.
 
     A digest is an exact function of the rows: who guesses them can check the guess. Such a run cannot notice that its
     training rows have changed.
@@ -68,7 +70,8 @@ def _publishable(recipe: Recipe, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def inputs_of(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
-    """What a run of this recipe would read now: rows, labels, tokenizer, backbone, and the versions of the software.
+    """Return what a run of this recipe would read now: rows, labels, tokenizer, backbone, and the versions of the
+    software.
 
     Args:
         plugins: that the recipe may name.
@@ -90,7 +93,7 @@ def inputs_of(recipe: Recipe, plugins: Plugins | None = None) -> dict[str, Any]:
 
 
 def bound_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe that a run is bound to."""
+    """Return the values of a recipe that a run is bound to."""
     values = {name: value for name, value in recipe.model_dump(mode="json").items() if name not in UNBOUND}
     for section, key in ELSEWHERE:
         values[section] = {name: value for name, value in values[section].items() if name != key}
@@ -98,13 +101,13 @@ def bound_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
-    """The bindings of the splits that were read."""
+    """Return the bindings of the splits that were read."""
     named = {"training rows": "train", "test rows": "test", "owners of test rows": "test owners"}
     return {name: asdict(rows[split]) for name, split in named.items() if split in rows}
 
 
 def versions() -> dict[str, str]:
-    """The versions of this package, of the packages that it computes with, and of Python."""
+    """Return the versions of this package, of the packages that it computes with, and of Python."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     return found | {package: _version(package) for package in ("fftmoe", *BOUND_PACKAGES)}
 
@@ -117,7 +120,7 @@ def _version(package: str) -> str:
 
 
 def _clients_by_name(experiment: Experiment) -> dict[str, Any]:
-    """The clients by name, in their order; without names, their number and which examples each holds."""
+    """Return the clients by name, in their order; without names, their number and which examples each holds."""
     partition = experiment.partition
     if partition.groups is None:
         return {"population": {"clients": len(partition)}, "division": _division(partition)}
@@ -186,7 +189,7 @@ def check_state(state: ServerState, initial: ServerState, folder: Path, modules:
 
 
 def _merged_tensors(state: ServerState, modules: Mapping[str, tuple[int, int]]) -> set[str]:
-    """The names of the merged factors, or sums, that fit their module."""
+    """Return the names of the merged factors, or sums, that fit their module."""
     fitting = set[str]()
     for path, (d_in, d_out) in modules.items():
         own = {part: names.merged_tensor(path, part) for part in names.MERGED_PARTS}
@@ -200,7 +203,7 @@ def _merged_tensors(state: ServerState, modules: Mapping[str, tuple[int, int]]) 
 
 
 def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the recipe as this version of the package reads it, which may know more keys."""
+    """Return the values with the recipe as this version of the package reads it, which may know more keys."""
     recipe = values.get("recipe")
     try:
         places = {"data": {"source": "."}, "backbone": {"model": "."}}

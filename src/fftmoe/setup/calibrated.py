@@ -1,4 +1,6 @@
-"""The temperature of a solved head in a saved model: its last layer takes it over, so that a softmax is calibrated."""
+"""Puts the temperature of a solved head into a saved model: its last layer takes it over,
+so that a softmax is calibrated.
+"""
 
 from typing import Any
 

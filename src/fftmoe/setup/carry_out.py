@@ -1,4 +1,4 @@
-"""The rounds of a run that are left, its measurements, and the files that a finished run leaves."""
+"""Carries out the rounds of a run that are left, measures it, and writes the files that a finished run leaves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -51,7 +51,7 @@ MOST_NAMED = 10_000  # clients, or labels, that the summary lists
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder and the contents of `summary.json`."""
+    """Holds a finished run: its folder and the contents of `summary.json`."""
 
     folder: Path
     summary: dict[str, Any]
@@ -63,7 +63,7 @@ OpenEngine = Callable[[Experiment, RunFolder], Engine]
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run starts, or where an interrupted one continues.
+    """Says where a run starts, or where an interrupted one continues.
 
     Attributes:
         initial: the state before the first round. state: the state after the last row of `rows`.
@@ -127,7 +127,7 @@ def _figures_of_run(
     journal: Journal,
     expected: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The summary of a run after its last round, without what the run used of this machine.
+    """Return the summary of a run after its last round, without what the run used of this machine.
 
     Args:
         metrics: of the state that is kept. expected: seconds of a client's round by tier, empty if nobody asked.
@@ -153,7 +153,7 @@ def _figures_of_run(
 def _rounds(
     federation: Federation, at: Beginning, journal: Journal, clients_per_round: int
 ) -> tuple[ServerState, Metrics]:
-    """The state after all rounds that follow the beginning, and its metrics."""
+    """Return the state after all rounds that follow the beginning, and its metrics."""
     state = at.state if at.state.round or at.rows else start(federation, at.state, journal)
     with journal.progress.rounds(federation.num_rounds, clients_per_round, state.round):
         state, metrics = federate(federation, state, journal)
@@ -163,7 +163,9 @@ def _rounds(
 
 
 def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str]:
-    """The names of the tensors that rounds train: not a closed-form head, and nothing that stays at the clients."""
+    """Return the names of the tensors that rounds train: not a closed-form head,
+    and nothing that stays at the clients.
+    """
     if experiment.method.capabilities.personal:
         return []
     solved = experiment.recipe.closed_form
@@ -171,7 +173,7 @@ def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str
 
 
 def _early(experiment: Experiment, journal: Journal, state: ServerState) -> dict[str, bool]:
-    """Whether patience has ended the run before its last round, where the recipe has any."""
+    """Return whether patience has ended the run before its last round, where the recipe has any."""
     federation = experiment.recipe.federation
     if federation.patience is None:
         return {}
@@ -179,7 +181,7 @@ def _early(experiment: Experiment, journal: Journal, state: ServerState) -> dict
 
 
 def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """The values of the summary that describe the run: its method, seed, rounds, clients and parameters."""
+    """Return the values of the summary that describe the run: its method, seed, rounds, clients and parameters."""
     head = sum(t.numel() for name, t in state.tensors.items() if names.is_head(name))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -197,13 +199,15 @@ def _facts(experiment: Experiment, state: ServerState) -> dict[str, Any]:
 
 
 def _names_of_clients(experiment: Experiment) -> dict[str, list[str]]:
-    """The names that the data gives the clients, in their order; none of very many, and none of a private run."""
+    """Return the names that the data gives the clients, in their order; none of very many,
+    and none of a private run.
+    """
     names = experiment.client_names
     return {"client_names": list(names)} if names is not None and len(names) <= MOST_NAMED else {}
 
 
 def _named_labels(metrics: Metrics, label_names: Sequence[str]) -> dict[str, Any]:
-    """The counts of labels beside their names; None of very many, and of a task that judges by other names."""
+    """Return the counts of labels beside their names; None of very many, and of a task that judges by other names."""
     counts = metrics.get("labels")
     if counts is None:
         return {}

@@ -1,4 +1,4 @@
-"""The cells of a comparison (variant, partition, seed), each with its recipe."""
+"""Makes the cells of a comparison (variant, partition, seed), each with its recipe."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ from fftmoe.tasks import make_task
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting to compare: a label, and the values that it changes in the recipe, by dotted keys."""
+    """Describes one setting to compare: a label, and the values that it changes in the recipe, by dotted keys."""
 
     label: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the comparison.
+    """Describes one run of the comparison.
 
     Attributes:
         fitted: what of the common recipe the method cannot take, and what the cell has instead; sentences.
@@ -42,39 +42,39 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cell's name in messages."""
+        """Return the cell's name in messages."""
         return f"{self.variant}, {self.partition}, seed {self.seed}"
 
     @property
     def method(self) -> str:
-        """The method of the cell's recipe."""
+        """Return the method of the cell's recipe."""
         return self.recipe.method
 
     @property
     def head(self) -> str:
-        """The kind of the head in the cell's recipe; empty if the task has no such head."""
+        """Return the kind of the head in the cell's recipe; empty if the task has no such head."""
         return self.recipe.head.kind if self.recipe.head else ""
 
     @property
     def metric(self) -> Metric:
-        """The metric of the cell's task."""
+        """Return the metric of the cell's task."""
         return Metric.of_task(make_task(self.recipe.backbone.task))
 
     @property
     def config(self) -> dict[str, Any]:
-        """The values of the cell's recipe, as `config.yaml` holds them."""
+        """Return the values of the cell's recipe, as `config.yaml` holds them."""
         return self.recipe.model_dump(mode="json")
 
     @property
     def path(self) -> Path:
-        """The cell's folder, relative to the comparison's `cells/`."""
+        """Return the cell's folder, relative to the comparison's `cells/`."""
         safe = (re.sub(r"^\.+|[^\w.+-]+", "-", p) for p in (self.partition, self.variant, f"seed-{self.seed}"))
         return Path(*safe)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells in the order in which they run: all cells of a seed before those of the next seed.
+    """Holds the cells in the order in which they run: all cells of a seed before those of the next seed.
 
     A centralized variant has one cell for each seed, on the IID partition or else the first.
 
@@ -187,7 +187,7 @@ def _check_equal_data(variants: Sequence[Variant], overrides: Mapping[str, Any])
 
 
 def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """The partition sections by label; the recipe's own partition if no text names one."""
+    """Return the partition sections by label; the recipe's own partition if no text names one."""
     if texts is not None:
         if len(set(texts)) < len(texts):
             raise InputError(f"the partitions {', '.join(texts)} contain one twice; name each once")
@@ -196,7 +196,9 @@ def _partitions(section: Mapping[str, Any], base: Recipe, texts: Sequence[str] |
 
 
 def _partitions_of(variant: Variant, base: Recipe, partitions: Mapping[str, Any]) -> Iterable[str]:
-    """The partitions on which a variant runs: all, but only one for a centralized variant, which pools all data."""
+    """Return the partitions on which a variant runs: all, but only one for a centralized variant,
+    which pools all data.
+    """
     spec = METHODS.get(variant.overrides.get("method", base.method))
     if spec is None or not spec.capabilities.pools_data:
         return partitions

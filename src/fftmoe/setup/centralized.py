@@ -1,4 +1,4 @@
-"""The method `centralized`: FFT-MoE with all data in one place, an upper bound for a federation.
+"""The method `centralized` trains FFT-MoE with all data in one place, an upper bound for a federation.
 
 It only transforms the recipe; it has no method class.
 """
@@ -10,12 +10,12 @@ from fftmoe.methods.registry import METHODS
 
 
 def is_centralized(recipe: Recipe) -> bool:
-    """Whether `centralized` has to transform the recipe before it is run."""
+    """Return whether `centralized` has to transform the recipe before it is run."""
     return recipe.method in METHODS and METHODS[recipe.method].capabilities.pools_data
 
 
 def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
-    """The recipe with one client of the largest tier that holds all data and does the work of a whole cohort.
+    """Return the recipe with one client of the largest tier that holds all data and does the work of a whole cohort.
 
     A round has as many steps as all clients of a round together, so that learning curves can be compared.
 
@@ -44,6 +44,8 @@ def centralized(recipe: Recipe, num_examples: int, num_clients: int) -> Recipe:
 
 
 def _size(tier: BudgetSection) -> tuple[float, ...]:
-    """Orders tiers by the size of their budgets: first those with all blocks, then by stated values, then by limits."""
+    """Return a key that orders tiers by the size of their budgets: first those with all blocks, then by stated values,
+    then by limits.
+    """
     limits = (tier.experts, tier.top_k, tier.memory_mib, tier.uplink_mib, tier.gflops, tier.deadline_seconds)
     return (float(tier.blocks in (None, "all")), *(math.inf if limit is None else limit for limit in limits))

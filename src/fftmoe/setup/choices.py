@@ -1,4 +1,4 @@
-"""What a comparison compares: the `compare:` section of a recipe, and what the caller says instead."""
+"""Reads what a comparison compares: the `compare:` section of a recipe, and what the caller says instead."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict, get_args
@@ -13,7 +13,7 @@ from fftmoe.methods.registry import METHODS
 
 
 class Choices(Section):
-    """The optional `compare:` section of a recipe file.
+    """Holds the optional `compare:` section of a recipe file.
 
     `overrides` holds values by dotted keys for `+head` (every method with that head), for `method`, and for
     `method+head`; they apply in this order. `variants` holds values by dotted keys for each label: every method and
@@ -30,7 +30,8 @@ class Choices(Section):
 
 
 class Flags(TypedDict, total=False):
-    """What to compare, as a caller says it; None is taken from the `compare:` section, or else from the recipe itself.
+    """States what to compare, as a caller says it; None is taken from the `compare:` section, or else from the recipe
+    itself.
 
     Attributes:
         methods: the methods; each is combined with each head, and `method+head` gives a method its own head.
@@ -50,7 +51,7 @@ class Flags(TypedDict, total=False):
 
 
 def read_choices(section: Any, flags: Mapping[str, Any], where: str) -> Choices:
-    """The choices of a `compare:` section after the caller's `Flags`; `where` names the recipe in messages."""
+    """Return the choices of a `compare:` section after the caller's `Flags`; `where` names the recipe in messages."""
     section = {} if section is None else section
     if not isinstance(section, dict):
         raise InputError(f"recipe {where}: compare is {section!r}; it must be a section of keys, e.g. seeds: 3")

@@ -29,7 +29,7 @@ from fftmoe.trained.generate import generation_metrics
 
 @dataclass(frozen=True)
 class ClientSpec:
-    """The values from which a worker process builds its `ClientRuntime`; unlike a model, they can be pickled."""
+    """Holds the values from which a worker process builds its `ClientRuntime`; unlike a model, they can be pickled."""
 
     recipe: Recipe
     label_names: tuple[str, ...]
@@ -63,7 +63,7 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
 
 
 def _measured(spec: ClientSpec, task: Task, model: Any, client_id: int, own_labels: Tensor) -> Mapping[str, float]:
-    """What a client measures of its own model after local training."""
+    """Return what a client measures of its own model after local training."""
     if spec.test is None or spec.own_test is None:
         return client_metrics(model, own_labels, task, spec.holdout)
     rows = spec.own_test[client_id]
@@ -75,7 +75,9 @@ def _measured(spec: ClientSpec, task: Task, model: Any, client_id: int, own_labe
 
 
 def marked(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
-    """The indices of rows, with `NO_EXAMPLE` in place of those that nothing may be learnt from (`Splits.left_out`)."""
+    """Return the indices of rows, with `NO_EXAMPLE` in place of those that nothing may be learnt from
+    (`Splits.left_out`).
+    """
     return np.where(left_out[rows], NO_EXAMPLE, rows) if left_out.any() else rows
 
 
@@ -102,7 +104,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
 
 
 class NoStates:
-    """Client states that are always empty and never written to the disk."""
+    """Holds client states that are always empty and never written to the disk."""
 
     def load(self, client_id: int, before: int) -> Tensors:
         """See `ClientStates`."""

@@ -1,4 +1,6 @@
-"""From a recipe to an experiment: load data and backbone, attach the adapter, partition, and resolve budgets."""
+"""Turns a recipe into an experiment: loads data and backbone, attaches the adapter, partitions,
+and resolves budgets.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -125,7 +127,9 @@ def assemble(
 
 
 def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> tuple[Any, WarmStart | None]:
-    """The backbone with its adapter and its head, which fit the data, and the adapter that the run starts from."""
+    """Return the backbone with its adapter and its head, which fit the data,
+    and the adapter that the run starts from.
+    """
     model = build_model(recipe, data.label_names, plugins)
     check_head(recipe, model)
     check_max_length(recipe, data.max_length, model)
@@ -134,7 +138,7 @@ def _checked_model(recipe: Recipe, data: Loaded, plugins: Plugins) -> tuple[Any,
 
 
 def _own_test(recipe: Recipe, partition: Partition, data: Loaded) -> tuple[Ragged | None, tuple[str, ...]]:
-    """Each client's own test rows, where they say whose they are, and what a person should know of them."""
+    """Return each client's own test rows, where they say whose they are, and what a person should know of them."""
     if data.test_owners is None or partition.groups is None:
         return None, ()
     own = own_rows(partition.groups, data.test_owners)
@@ -142,7 +146,7 @@ def _own_test(recipe: Recipe, partition: Partition, data: Loaded) -> tuple[Ragge
 
 
 def _rows_lost(recipe: Recipe, data: Loaded) -> tuple[str, ...]:
-    """What is cut of the rows, and which are in both splits."""
+    """Return what is cut of the rows, and which are in both splits."""
     length = recipe.data.max_length
     return (
         *cut_notes("training", data.train, length),
@@ -162,7 +166,7 @@ def _budgets_of(
     tier_of: np.ndarray,
     plugins: Plugins,
 ) -> Budgets:
-    """The budget of every client; `sizes` are the numbers of the examples that they train on."""
+    """Return the budget of every client; `sizes` are the numbers of the examples that they train on."""
     tokens = tokens_per_round(training_of(recipe), int(sizes.sum()) / len(sizes), mean_tokens)
     budgets = Budgets.of(_tiers_on(recipe, model, shape, tokens, plugins), tier_of)
     _check_cohort(recipe, len(budgets))
@@ -170,7 +174,9 @@ def _budgets_of(
 
 
 def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugins: Plugins) -> tuple[Budget, ...]:
-    """The tiers as the method can honour them on this model; the adapter's own `top_k` becomes that of the largest."""
+    """Return the tiers as the method can honour them on this model;
+    the adapter's own `top_k` becomes that of the largest.
+    """
     blocks = tuple(adapted_blocks(recipe, model.get_base_model()))
     tiers = fit_budgets(recipe, model, make_tiers(recipe, shape, blocks, tokens), shape, plugins)
     if adapted := adapter.blocks(model):
@@ -181,7 +187,7 @@ def _tiers_on(recipe: Recipe, model: Any, shape: ExpertShape, tokens: int, plugi
 
 
 def _cached_train(recipe: Recipe, model: Any, train: Examples, partition: Partition, measures: bool) -> Examples:
-    """The training examples with cached states.
+    """Return the training examples with cached states.
 
     Natural clients may become sites of their own, which must have the same states to the last bit: such clients share
     no batch when the states are computed.
@@ -200,7 +206,7 @@ def _check_strata(recipe: Recipe, strata: Sequence[str]) -> None:
 
 
 def _check_population(recipe: Recipe) -> None:
-    """The number of clients decides the sampling rate and delta, so clients' rows must not decide it."""
+    """Check that clients' rows do not decide the number of clients, which decides the sampling rate and delta."""
     if recipe.differential and recipe.partition.kind == "natural" and recipe.partition.num_clients is None:
         raise InputError(
             "with differential privacy the number of clients must not come from their rows; write how many the column "
@@ -226,7 +232,7 @@ def _partition(recipe: Recipe, data: Loaded, plugins: Plugins) -> Partition:
 
 
 def _check_cohort(recipe: Recipe, num_clients: int) -> None:
-    """The number of natural clients, and of sites, is known only now."""
+    """Check that a cohort has no more clients than there are: of natural clients and sites that is known only now."""
     cohort = recipe.federation.clients_per_round
     if cohort > num_clients:
         raise InputError(

@@ -32,7 +32,8 @@ OWN_RULE = (
 
 
 def objections(policy: SitePolicy, request: SiteRequest, *, own_model: bool) -> list[str]:
-    """Why this policy does not allow this recipe, each reason with what an operator could change; none if it does.
+    """Return why this policy does not allow this recipe, each reason with what an operator could change; none if it
+    does.
 
     Args:
         own_model: the site was started with a backbone of its own.
@@ -41,7 +42,7 @@ def objections(policy: SitePolicy, request: SiteRequest, *, own_model: bool) -> 
 
 
 def limits_exceeded(policy: SitePolicy, request: SiteRequest, *, own_model: bool) -> list[str]:
-    """The objections that hold for an approved recipe too."""
+    """Return the objections that hold for an approved recipe too."""
     return [
         *_to_columns(policy, request.columns),
         *(
@@ -56,7 +57,7 @@ def limits_exceeded(policy: SitePolicy, request: SiteRequest, *, own_model: bool
 
 
 def label_objection(policy: SitePolicy, request: SiteRequest, sent: Sequence[str]) -> str | None:
-    """Why these names of classes may not be asked for; None if they may.
+    """Return why these names of classes may not be asked for; None if they may.
 
     Names that nobody has agreed to would tell a server which labels a site has, one question after another.
     """
@@ -72,7 +73,7 @@ def label_objection(policy: SitePolicy, request: SiteRequest, sent: Sequence[str
 
 
 def _to_recipe(policy: SitePolicy, request: SiteRequest) -> list[str]:
-    """A recipe is approved by its digest, or has only values that `fields` allows."""
+    """Object to a recipe that is not approved by its digest, and has values that `fields` does not allow."""
     if request.digest in policy.recipes:
         return []
     unlisted = sorted(key for key in request.own if key not in OWN_RULE and not _field_allowed(policy, request, key))
@@ -91,7 +92,7 @@ def _field_allowed(policy: SitePolicy, request: SiteRequest, key: str) -> bool:
 
 
 def _same(rule: Any, value: Any) -> bool:
-    """Whether two values are the same; in Python True equals 1."""
+    """Return whether two values are the same; in Python True equals 1."""
     return rule is not None and rule == value and isinstance(rule, bool) == isinstance(value, bool)
 
 

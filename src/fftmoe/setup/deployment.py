@@ -1,4 +1,5 @@
-"""A run over sites, from its recipe: whether it can run so, the server's test examples, and the sites as clients.
+"""Prepares a run over sites from its recipe: whether it can run so, the server's test examples, and the sites as
+clients.
 
 The server holds the recipe and the test examples. Training examples and client states stay with the sites.
 """
@@ -30,7 +31,7 @@ from fftmoe.strict import strict_json
 
 @dataclass(frozen=True)
 class SiteProfile:
-    """How a site describes itself before the first round.
+    """Says how a site describes itself before the first round.
 
     Attributes:
         site: name of the site.
@@ -48,7 +49,8 @@ class SiteProfile:
 
 
 def recipe_from_text(text: str) -> Recipe:
-    """A recipe from its JSON text, from the path of a file, or from the name of a shipped recipe; with all defaults.
+    """Return a recipe from its JSON text, from the path of a file, or from the name of a shipped recipe; with all
+    defaults.
 
     Raises:
         InputError: there is no such recipe, or it is not valid.
@@ -63,7 +65,7 @@ def recipe_from_text(text: str) -> Recipe:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON values, which the server sends to the sites."""
+    """Return the recipe as JSON values, which the server sends to the sites."""
     return recipe.model_dump(mode="json")
 
 
@@ -86,7 +88,7 @@ def check_same_recipe(output: Path, own: Recipe, given: Recipe) -> None:
 
 
 def deadline_seconds(recipe: Recipe) -> float:
-    """How long the server waits for the answers of a round."""
+    """Return how long the server waits for the answers of a round."""
     return recipe.federation.deadline_seconds
 
 
@@ -122,7 +124,8 @@ def check_deployable(recipe: Recipe) -> None:
 
 
 def load_server_data(recipe: Recipe) -> Loaded:
-    """The test examples, and the labels that all sites use: `data.labels` of the recipe, or those of the test rows.
+    """Return the test examples, and the labels that all sites use: `data.labels` of the recipe, or those of the test
+    rows.
 
     Raises:
         InputError: the test examples cannot be read.
@@ -143,14 +146,14 @@ def load_server_data(recipe: Recipe) -> Loaded:
 
 
 def tier_names(recipe: Recipe) -> tuple[str, ...]:
-    """The names of the recipe's budgets."""
+    """Return the names of the recipe's budgets."""
     return tuple(budget.name for budget in recipe.budgets)
 
 
 def compose_deployed(
     recipe: Recipe, data: Loaded, profiles: Mapping[str, SiteProfile], client_ids: Mapping[str, int]
 ) -> Experiment:
-    """The experiment that the server runs over these sites: one site for each of the clients 0, 1, ….
+    """Return the experiment that the server runs over these sites: one site for each of the clients 0, 1, ….
 
     Args:
         profiles: site -> its profile. A site without one takes no part; it keeps its place among the clients, with one
@@ -173,7 +176,7 @@ def compose_deployed(
 
 
 def other_backbones(experiment: Experiment, profiles: Mapping[str, SiteProfile]) -> dict[str, str]:
-    """The sites whose backbone is not the server's, each with the reason why it cannot take part."""
+    """Return the sites whose backbone is not the server's, each with the reason why it cannot take part."""
     own = fingerprint(experiment.model)
     return {
         site: f"its backbone ({profile.backbone}) is not the server's ({own}): its weights or its configuration "

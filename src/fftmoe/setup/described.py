@@ -1,4 +1,4 @@
-"""A recipe's run as the code that uses runs sees it, and as its model card describes it."""
+"""Describes a recipe's run as the code that uses runs sees it, and as its model card describes it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from fftmoe.trained.run import BackboneOptions, FinishedRun, GenerationSample, I
 
 
 def described_run(recipe: Recipe, folder: Path, adapter: Path, label_names: Sequence[str]) -> FinishedRun:
-    """The run of a recipe, without what it is bound to.
+    """Return the run of a recipe, without what it is bound to.
 
     Args:
         folder: of the run. adapter: the folder in it with the model.
@@ -46,7 +46,7 @@ def described_run(recipe: Recipe, folder: Path, adapter: Path, label_names: Sequ
 
 
 def generation_sample(recipe: Recipe) -> GenerationSample | None:
-    """How the recipe measures generated text; None if it does not."""
+    """Return how the recipe measures generated text; None if it does not."""
     wanted = recipe.evaluation.generate
     if wanted is None:
         return None
@@ -56,7 +56,7 @@ def generation_sample(recipe: Recipe) -> GenerationSample | None:
 
 
 def described_facts(recipe: Recipe, summary: Mapping[str, Any], folder: Path, round: str = KEPT_ROUND) -> CardFacts:
-    """What the model card of a run says about its training.
+    """Return what the model card of a run says about its training.
 
     Args:
         folder: of the run, which shows whether it was one over sites. round: see `finished_run`.
@@ -84,14 +84,14 @@ def described_facts(recipe: Recipe, summary: Mapping[str, Any], folder: Path, ro
 def run_card(
     recipe: Recipe, summary: Mapping[str, Any], adapter: Path, label_names: Sequence[str], round: str = KEPT_ROUND
 ) -> str:
-    """The model card of a run's own adapter, which is about to be written."""
+    """Return the model card of a run's own adapter, which is about to be written."""
     run = described_run(recipe, adapter.parent, adapter, label_names)
     facts = described_facts(recipe, summary, adapter.parent, round)
     return model_card(run, facts, facts.how_trained(recipe.method), figures_of_run(facts, own=True))
 
 
 def _card_privacy(spent: Mapping[str, Any] | None) -> CardPrivacy | None:
-    """The promise of a run whose summary has this section `privacy`; None for a run that is not private."""
+    """Return the promise of a run whose summary has this section `privacy`; None for a run that is not private."""
     if spent is None:
         return None
     protects, account = ("single examples", spent["examples"]) if "examples" in spent else ("clients", spent)

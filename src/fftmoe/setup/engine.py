@@ -28,6 +28,6 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
 
 
 def num_workers(recipe: Recipe) -> int:
-    """The number of processes that train clients."""
+    """Return the number of processes that train clients."""
     workers = recipe.engine.workers
     return min(os.cpu_count() or 1, recipe.federation.clients_per_round) if workers == "auto" else workers

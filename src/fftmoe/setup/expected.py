@@ -1,4 +1,4 @@
-"""What the clients of an experiment may answer, from its recipe."""
+"""Says what the clients of an experiment may answer, from its recipe."""
 
 import math
 
@@ -13,7 +13,7 @@ from fftmoe.setup.load import longest_example
 
 
 def compares_updates(recipe: Recipe) -> bool:
-    """Whether the server may look at single updates, and nothing else bounds them.
+    """Return whether the server may look at single updates, and nothing else bounds them.
 
     Robust means do. Private sums clip each update to `privacy.clip_norm`, and whom a server would leave out depends on
     data that noise on the sums does not hide. Noise that a site has added to its own examples hides them here too.
@@ -56,7 +56,7 @@ def expectations(experiment: Experiment) -> Expect:
 
 
 def _validated(experiment: Experiment, client_id: int, max_tokens: int) -> Validated:
-    """What a client's statistics of its validation rows can be."""
+    """Return what a client's statistics of its validation rows can be."""
     task, num_rows = experiment.task, int(experiment.held_out.numbers[client_id])
     least, most = task.limits(len(experiment.label_names), num_rows, max_tokens)
     return Validated(num_rows, least, most, lambda sums: float(task.metrics(sums)[task.metric]), task.bounds)

@@ -1,4 +1,4 @@
-"""An experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
+"""Defines an experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from fftmoe.tasks import Task
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts of a run. Only `setup/` sees it whole; every other package is given the values that it needs.
+    """Holds the parts of a run. Only `setup/` sees it whole; every other package is given the values that it needs.
 
     Attributes:
         model: the backbone with the adapter attached, in the memory of this process.
@@ -72,37 +72,39 @@ class Experiment:
 
     @property
     def tiers(self) -> tuple[Budget, ...]:
-        """The distinct budgets, in the recipe's order."""
+        """Return the distinct budgets, in the recipe's order."""
         return self.budgets.tiers
 
     @property
     def fewest_examples(self) -> int:
-        """Of the client that has the fewest."""
+        """Return the number of examples of the client that has the fewest."""
         return int(self.sizes.min())
 
     @property
     def num_clients(self) -> int:
-        """The size of the population."""
+        """Return the size of the population."""
         return len(self.partition)
 
     @property
     def client_names(self) -> tuple[str, ...] | None:
-        """The names of the clients, where the data gives them any; a private run writes none of them down."""
+        """Return the names of the clients, where the data gives them any; a private run writes none of them down."""
         return self.partition.groups if self.recipe.privacy is None else None
 
     @property
     def named_clients(self) -> list[str]:
-        """A name for every client: that of the data, or its number."""
+        """Return a name for every client: that of the data, or its number."""
         return [client_name(client, self.client_names) for client in range(self.num_clients)]
 
     @property
     def largest(self) -> Budget:
-        """The tier whose view of the global model is reported as the run's metric."""
+        """Return the tier whose view of the global model is reported as the run's metric."""
         return largest_tier(self.tiers)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about the data and the recipe: rows that are cut or shared, names nearly equal."""
+        """Return what a person should know about the data and the recipe: rows that are cut or shared,
+        names nearly equal.
+        """
         return (
             *self.data_notes,
             *near_equal_notes("labels" if self.label_names else "groups of examples", self.label_names or self.strata),

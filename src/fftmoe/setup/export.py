@@ -1,4 +1,4 @@
-"""Write a finished run in another form: whole or not at all, and compared with the run before the folder appears."""
+"""Writes a finished run in another form: whole or not at all, and compared with the run before the folder appears."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -127,7 +127,7 @@ def _write_lora(
 
 
 def _divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of an imitation, and those of `finished_run`."""
+    """Return the options of an imitation, and those of `finished_run`."""
     imitation = {name: value for name, value in options.items() if name in ("rank", "data", "steps")}
     return imitation, {name: value for name, value in options.items() if name not in imitation}
 
@@ -177,7 +177,7 @@ FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
 
 
 def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
-    """What the model card of a run says about its training.
+    """Return what the model card of a run says about its training.
 
     Args:
         round: see `finished_run`.
@@ -189,12 +189,12 @@ def card_facts(run: Path, round: str = KEPT_ROUND) -> CardFacts:
 
 
 def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
-    """The facts of the model that is used with these options of `finished_run`."""
+    """Return the facts of the model that is used with these options of `finished_run`."""
     return card_facts(run, use.get("round", KEPT_ROUND))
 
 
 def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
-    """The examples that an imitation of a run is fitted to and judged by.
+    """Return the examples that an imitation of a run is fitted to and judged by.
 
     Args:
         data: a file of texts or images without labels, or a source with a training split; None for the run's own

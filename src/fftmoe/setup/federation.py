@@ -1,4 +1,4 @@
-"""From an experiment to the parts of its run: the policy, the exchange, the head, and what is measured."""
+"""Makes the parts of a run from its experiment: the policy, the exchange, the head, and what is measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -59,7 +59,7 @@ def make_federation(
 
 
 def _without_progress(exchange: Exchange) -> Exchange:
-    """The same exchange without the progress of a round's clients."""
+    """Return the same exchange without the progress of a round's clients."""
     return replace(exchange, client_done=lambda _: None)
 
 
@@ -78,12 +78,12 @@ def make_policy(experiment: Experiment, engine: Engine, private: PrivateMerging 
 
 
 def ranking_of(experiment: Experiment) -> Ranking:
-    """How the rounds of this experiment are ordered: by the metric on the rows that clients have set aside."""
+    """Return how the rounds of this experiment are ordered: by the metric on the rows that clients have set aside."""
     return Ranking(VALIDATION_PREFIX + experiment.task.metric, experiment.task.higher_is_better, VALIDATION_ERROR)
 
 
 def kept_ranking(experiment: Experiment) -> Ranking | None:
-    """How rounds are ordered, where the best one is kept; None where the last one is."""
+    """Return how rounds are ordered, where the best one is kept; None where the last one is."""
     return ranking_of(experiment) if experiment.recipe.evaluation.keep == "best" else None
 
 
@@ -162,7 +162,7 @@ def _label_shares(experiment: Experiment, num_strata: int) -> Callable[[range], 
 
 
 def _groups_of_tests(experiment: Experiment) -> dict[str, Sequence[str | None]]:
-    """The task of each test row, and the client whose row it is, where the data says it."""
+    """Return the task of each test row, and the client whose row it is, where the data says it."""
     test, own = experiment.test, experiment.own_test
     groups: dict[str, Sequence[str | None]] = {}
     if len(experiment.strata) > 1:

@@ -1,4 +1,4 @@
-"""Open the folder of a finished run, and measure it, or rebuild the model of one of its clients.
+"""Opens the folder of a finished run, and measures it, or rebuilds the model of one of its clients.
 
 This is the only place that reads the recipe of a finished run for these uses; `trained/` takes plain values.
 """
@@ -46,7 +46,7 @@ USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has
 
 
 def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a finished run.
+    """Return the recipe of a finished run.
 
     Raises:
         InputError: the folder is not a finished run.
@@ -55,7 +55,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_ROUND) -> FinishedRun:
-    """What a finished run looks like to the code that uses it.
+    """Return what a finished run looks like to the code that uses it.
 
     Args:
         round: see `adapter_of`.
@@ -91,7 +91,7 @@ def load_run(
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
 ) -> TrainedModel:
-    """The trained model of a run folder.
+    """Return the trained model of a run folder.
 
     Args:
         top_k, exact: see `load_trained`. accept_changes, round: see `finished_run`.
@@ -143,7 +143,7 @@ def check_rows(run: FinishedRun, found: Splits) -> None:
 def load_federation(
     folder: Path, *, exact: bool = False, accept_changes: bool = False, round: str = KEPT_ROUND
 ) -> FinishedFederation:
-    """The parts of a finished run, and the state of its server after the round that is asked for.
+    """Return the parts of a finished run, and the state of its server after the round that is asked for.
 
     Args:
         exact: see `load_trained`. accept_changes, round: see `finished_run`.
@@ -178,7 +178,7 @@ def _to_answers(model: Any, scales: Scales, temperature: float | None) -> None:
 
 
 def _kept_state(run: FinishedRun, files: RunFolder) -> ServerState:
-    """The state of the server after the last round, or after the round that is kept."""
+    """Return the state of the server after the last round, or after the round that is kept."""
     saved = files.load_newest()
     if saved.state is None:
         raise InputError(
@@ -194,7 +194,7 @@ def _kept_state(run: FinishedRun, files: RunFolder) -> ServerState:
 
 
 def _keeps_earlier(run: FinishedRun) -> bool:
-    """Whether what is used is the model of a round before the last."""
+    """Return whether what is used is the model of a round before the last."""
     return run.adapter.name != LAST_ADAPTER and (run.folder / LAST_ADAPTER).is_dir()
 
 
@@ -218,7 +218,7 @@ def load_client(
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
 ) -> PersonalModel:
-    """A client's personal model; see `personal_model`.
+    """Return a client's personal model; see `personal_model`.
 
     Args:
         client: its name or its number.
@@ -237,7 +237,7 @@ def load_client(
 
 
 def _without_training(recipe: Recipe, exact: bool) -> Recipe:
-    """The recipe without what only training needs, on a device that this machine has."""
+    """Return the recipe without what only training needs, on a device that this machine has."""
     changes = {"device": "cpu", "precision": "float32"} if exact else {"device": "auto"}
     engine = recipe.engine.model_copy(update={**changes, "prefix_cache": "off"})
     return recipe.model_copy(update={"engine": engine, "start_from": None})

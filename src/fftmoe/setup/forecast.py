@@ -1,4 +1,4 @@
-"""From a recipe to a forecast: what a run of it will cost here, before it trains.
+"""Makes a forecast from a recipe: what a run of it will cost here, before it trains.
 
 The forecasts themselves are computed in `cost/`, from plain values.
 """
@@ -101,12 +101,15 @@ def profile(
 
 
 def predicted_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, dict[str, float]]:
-    """What one client's round costs in each tier that has clients; `initial` is the state before the first round."""
+    """Return what one client's round costs in each tier that has clients;
+    `initial` is the state before the first round.
+    """
     return cost_by_tier(workload(experiment, initial))
 
 
 def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, float]:
-    """Seconds of an average client's round by tier, from a few timed steps; empty where they cannot be timed here.
+    """Return the seconds of an average client's round by tier, from a few timed steps; empty where they cannot be timed
+    here.
 
     They cannot where clients are remote, and where a loss is no finite number: the run itself will report that, and
     which client it belongs to.
@@ -121,7 +124,8 @@ def seconds_by_tier(experiment: Experiment, initial: ServerState) -> dict[str, f
 
 
 def resident_mib(experiment: Experiment) -> float | None:
-    """The memory in MiB that the processes of the run will hold at their peak, once `seconds_by_tier` has been called.
+    """Return the memory in MiB that the processes of the run will hold at their peak, once `seconds_by_tier` has been
+    called.
 
     None where clients are remote.
     """
@@ -152,7 +156,7 @@ def announce_duration(
 def site_tier(
     budget: str, recipe: Recipe, shape: ExpertShape, blocks: tuple[int, ...], num_examples: int, mean_tokens: float
 ) -> str:
-    """The name of the recipe's tier that a site's `--budget` stands for (see `fitting_tier`).
+    """Return the name of the recipe's tier that a site's `--budget` stands for (see `fitting_tier`).
 
     Args:
         shape: of one expert. blocks: that are adapted.
@@ -178,7 +182,7 @@ def site_tier(
 
 
 def workload(experiment: Experiment, initial: ServerState) -> Workload:
-    """The values that the costs of an experiment depend on; `initial` is the state before the first round."""
+    """Return the values that the costs of an experiment depend on; `initial` is the state before the first round."""
     recipe = experiment.recipe
     return Workload(
         method=experiment.method,
@@ -199,7 +203,7 @@ def workload(experiment: Experiment, initial: ServerState) -> Workload:
 
 
 def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
-    """The real client of an experiment, ready to be timed with any budget; it keeps no state."""
+    """Return the real client of an experiment, ready to be timed with any budget; it keeps no state."""
     runtime = build_client(client_spec(experiment, NoStates()), experiment.model)
 
     def prepare(budget: Budget, rows: Mapping[int, np.ndarray]) -> PreparedClients:
@@ -214,7 +218,7 @@ def timed_client(experiment: Experiment, work: Workload) -> TimedClient:
 
 
 def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost | None:
-    """The cost of a closed-form head; None where the recipe has another head."""
+    """Return the cost of a closed-form head; None where the recipe has another head."""
     recipe = experiment.recipe
     head = recipe.closed_form
     if not head:
@@ -225,7 +229,7 @@ def _statistics_cost(experiment: Experiment, work: Workload) -> StatisticsCost |
 
 
 def _validation_cost(experiment: Experiment, work: Workload) -> StatisticsCost | None:
-    """The cost of validation; None where the recipe sets no rows aside."""
+    """Return the cost of validation; None where the recipe sets no rows aside."""
     recipe = experiment.recipe
     if recipe.data.validation is None:
         return None
@@ -235,7 +239,9 @@ def _validation_cost(experiment: Experiment, work: Workload) -> StatisticsCost |
 
 
 def _prefix_cost(experiment: Experiment, recipe: Recipe) -> tuple[int, str | None]:
-    """Bytes of the cached states of training and test examples, and why the states of some are not cached."""
+    """Return the bytes of the cached states of training and test examples,
+    and why the states of some are not cached.
+    """
     if recipe.engine.prefix_cache == "off":
         return 0, "engine.prefix_cache is off"
     model, limit = experiment.model, recipe.engine.prefix_cache_mib * MIB

@@ -1,4 +1,4 @@
-"""The rows that the clients of an experiment set aside for validation (`data.validation`)."""
+"""Chooses the rows that the clients of an experiment set aside for validation (`data.validation`)."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from fftmoe.errors import InputError
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that clients have set aside.
+    """Holds the rows that clients have set aside.
 
     Attributes:
         rows: by `client_id`, the indices of a client's rows; none where clients are elsewhere.
@@ -23,7 +23,7 @@ class HeldOut:
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """The clients that have set rows aside, ascending."""
+        """Return the clients that have set rows aside, ascending."""
         return tuple(np.flatnonzero(self.numbers).tolist())
 
 

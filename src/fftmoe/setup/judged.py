@@ -1,4 +1,6 @@
-"""The task by which a recipe's models are measured, and the loss that its clients minimise, with their settings."""
+"""Makes the task by which a recipe's models are measured, and the loss that its clients minimise,
+with their settings.
+"""
 
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ from fftmoe.tasks import LOSSES, Loss, PairLoss, Preference, Task
 
 
 def judging_task(recipe: Recipe) -> Task:
-    """The recipe's task: a regression's in the units of the data, a preference's with the recipe's loss."""
+    """Return the recipe's task: a regression's in the units of the data, a preference's with the recipe's loss."""
     task, pairs = scaled_task(recipe), pair_loss(recipe)
     return replace(task, objective=pairs) if isinstance(task, Preference) and pairs is not None else task
 
@@ -25,6 +27,6 @@ def make_loss(recipe: Recipe) -> Loss:
 
 
 def pair_loss(recipe: Recipe) -> PairLoss | None:
-    """The loss of pairs of answers that the recipe asks for; None for every task but a preference."""
+    """Return the loss of pairs of answers that the recipe asks for; None for every task but a preference."""
     asked = recipe.preference
     return None if asked is None else PairLoss(asked.loss, asked.beta, asked.margin)

@@ -1,4 +1,4 @@
-"""The training and test examples of a recipe, and single splits of its data or of another source."""
+"""Loads the training and test examples of a recipe, and single splits of its data or of another source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from fftmoe.setup.splits import Splits, load_splits
 
 @dataclass(frozen=True)
 class Loaded:
-    """A data set, ready for the model.
+    """Holds a data set, ready for the model.
 
     Attributes:
         label_names: the classes or other names that the model predicts; empty for a language model.
@@ -45,7 +45,7 @@ class Loaded:
 
 
 def load_examples(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Loaded:
-    """The recipe's training and test examples, or the subset of them that it asks for.
+    """Return the recipe's training and test examples, or the subset of them that it asks for.
 
     Args:
         read_ahead: what was read of the recipe's data already.
@@ -82,7 +82,7 @@ def load_examples(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Loaded
 
 
 def test_owners(recipe: Recipe, found: Splits) -> Sequence[str | None] | None:
-    """The natural client that each test row names; None where there are none, or the rows do not say it.
+    """Return the natural client that each test row names; None where there are none, or the rows do not say it.
 
     With differential privacy nobody measures clients, so nobody asks whose the rows are.
     """
@@ -91,14 +91,14 @@ def test_owners(recipe: Recipe, found: Splits) -> Sequence[str | None] | None:
 
 
 def _alone_notes(by: str | None, groups: Sequence[str] | None) -> tuple[str, ...]:
-    """A sentence about clients that are probably the numbers of rows."""
+    """Return a sentence about clients that are probably the numbers of rows."""
     if groups is None or len(set(groups)) < len(groups) or len(groups) < 2:
         return ()
     return (f"every row is a client of its own, because no two rows have the same value of {by!r}",)
 
 
 def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Examples:
-    """The examples of `read_split`.
+    """Return the examples of `read_split`.
 
     Raises:
         InputError: see `read_split`.
@@ -107,7 +107,7 @@ def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
 
 
 def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Splits:
-    """A whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
+    """Return a whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
 
     Without classes, the strata of the result are named by its rows.
 
@@ -120,27 +120,27 @@ def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
 
 
 def longest_example(recipe: Recipe) -> int:
-    """The tokens of the longest example that the recipe allows; a pair of answers has two texts."""
+    """Return the tokens of the longest example that the recipe allows; a pair of answers has two texts."""
     return recipe.data.max_length * (2 if recipe.preference is not None else 1)
 
 
 def reads_images(recipe: Recipe) -> bool:
-    """Whether examples are images; otherwise they are texts."""
+    """Return whether examples are images; otherwise they are texts."""
     return recipe.backbone.task == "image-classification"
 
 
 def is_language(recipe: Recipe) -> bool:
-    """Whether the model continues texts, which have no labels."""
+    """Return whether the model continues texts, which have no labels."""
     return recipe.backbone.is_language
 
 
 def agreed_labels(recipe: Recipe) -> tuple[str, ...] | None:
-    """The labels in their order, if the recipe names them."""
+    """Return the labels in their order, if the recipe names them."""
     return None if recipe.data.labels is None else tuple(recipe.data.labels)
 
 
 def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
-    """The data set with these of its training rows."""
+    """Return the data set with these of its training rows."""
     groups = None if loaded.groups is None else [loaded.groups[i] for i in rows]
     left_out = loaded.left_out[rows] if len(loaded.left_out) else loaded.left_out
     columns = {name: [values[int(i)] for i in rows] for name, values in loaded.columns.items()}
@@ -148,13 +148,13 @@ def _with_train(loaded: Loaded, rows: np.ndarray) -> Loaded:
 
 
 def _with_test(loaded: Loaded, examples: Examples, rows: np.ndarray, owners: Sequence[str | None] | None) -> Loaded:
-    """The data set with these rows as test rows, and with the client that each of them names."""
+    """Return the data set with these rows as test rows, and with the client that each of them names."""
     own = None if owners is None else [owners[row] for row in rows]
     return replace(loaded, test=examples.select(rows), test_owners=own)
 
 
 def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
-    """The data set with random training rows in place of its test rows."""
+    """Return the data set with random training rows in place of its test rows."""
     size = len(loaded.train)
     if num_examples >= size:
         raise InputError(
@@ -168,7 +168,9 @@ def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
 
 
 def _subset(num_examples: int, size: int | None, split: str) -> np.ndarray | None:
-    """Rows in ascending order; None for all. All seeds of a recipe share it, because they must share their data."""
+    """Return rows in ascending order; None for all. All seeds of a recipe share it,
+    because they must share their data.
+    """
     if size is None or size >= num_examples:
         return None
     return np.sort(numpy_generator(0, "subset", split).choice(num_examples, size, replace=False))

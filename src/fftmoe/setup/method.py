@@ -123,7 +123,7 @@ def _robust_merge(recipe: Recipe) -> Merge | None:
 
 
 def adapted_blocks(recipe: Recipe, model: Any) -> dict[int, int]:
-    """The blocks of this backbone that the recipe adapts: block index -> model dimension, in depth order.
+    """Return the blocks of this backbone that the recipe adapts: block index -> model dimension, in depth order.
 
     Raises:
         InputError: the backbone has no such blocks.

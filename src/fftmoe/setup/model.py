@@ -63,7 +63,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], plugins: Plugins | N
 
 
 def load_bare_backbone(recipe: Recipe, label_names: Sequence[str], multiplies_in: torch.dtype = torch.float32) -> Any:
-    """The frozen backbone of a recipe with a new head and without an adapter; `multiplies_in` as for `load_backbone`.
+    """Return the frozen backbone of a recipe with a new head and without an adapter; `multiplies_in` as for
+    `load_backbone`.
 
     Raises:
         InputError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Where a run's data and backbone lie: a recipe names them from the folder in which the run was started.
+"""Finds where a run's data and backbone lie: a recipe names them from the folder in which the run was started.
 
 A server and its sites are started in other folders, mostly on other machines. So what a server sends names no place of
 its own (`for_sites`).
@@ -20,7 +20,7 @@ OF_SERVER = "the server's own"  # in place of a source that only the server read
 
 
 def present_place() -> dict[str, str]:
-    """The entry of a run's bindings that names the folder in which it is started, if there is one."""
+    """Return the entry of a run's bindings that names the folder in which it is started, if there is one."""
     try:
         return {BEGAN_IN: os.path.realpath(".")}
     except OSError:  # somebody has removed the folder
@@ -28,14 +28,15 @@ def present_place() -> dict[str, str]:
 
 
 def place_of(folder: Path) -> dict[str, str]:
-    """The same entry of a run that is there; empty where an older version of this package wrote none."""
+    """Return the same entry of a run that is there; empty where an older version of this package wrote none."""
     began = Bindings.read(folder)
     place = None if began is None else began.values.get(BEGAN_IN)
     return {BEGAN_IN: place} if isinstance(place, str) else {}
 
 
 def from_its_place(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run's `config.yaml`, with folders that lie where the run was started under their full names.
+    """Return the values of a run's `config.yaml`, with folders that lie where the run was started under their full
+    names.
 
     Only names that mean something else here are changed: the run may be used from another folder. Where the former
     place has no such folder, because all of it was moved, the names stay.
@@ -60,7 +61,8 @@ def _means_another_folder(name: Any, place: Path) -> bool:
 
 
 def for_sites(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
-    """The values of a recipe as a server sends them: without its own places, and a backbone's folder by its full name.
+    """Return the values of a recipe as a server sends them: without its own places, and a backbone's folder by its full
+    name.
 
     Each site reads its own rows. A site on the same machine finds the backbone from wherever it was started; one on
     another machine reads its own (`--model`).
@@ -75,7 +77,7 @@ def for_sites(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
 
 
 def full_model(model: str, place: Path) -> str:
-    """The name of a backbone, which means the same in every folder of this machine; only folders change.
+    """Return the name of a backbone, which means the same in every folder of this machine; only folders change.
 
     Args:
         place: the folder from which the name is meant.

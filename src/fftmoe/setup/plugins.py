@@ -26,13 +26,13 @@ MakeMethod = type[FftMoe] | type[LoraMethod] | Callable[[FftMoe], Method]
 
 
 def is_method_class(plugin: Any) -> TypeGuard[MethodClass]:
-    """Whether a plug-in is a class to be made from the recipe; any other is a function of FFT-MoE's method."""
+    """Return whether a plug-in is a class to be made from the recipe; any other is a function of FFT-MoE's method."""
     return isinstance(plugin, type) and issubclass(plugin, (FftMoe, LoraMethod))
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plug-ins of a script by the NAME of `plugin:NAME`. They take precedence over installed ones.
+    """Holds the plug-ins of a script by the NAME of `plugin:NAME`. They take precedence over installed ones.
 
     With several worker processes, each plug-in must be picklable: a class or function of a module, or a `partial`.
 
@@ -52,11 +52,11 @@ class Plugins:
 
     @property
     def empty(self) -> bool:
-        """Whether the script brings no plug-ins."""
+        """Return whether the script brings no plug-ins."""
         return not (self.methods or self.aggregators or self.partitioners)
 
     def method(self, name: str) -> MakeMethod | None:
-        """The plug-in that a recipe calls `plugin:NAME`; None if the name is a method of fftmoe.
+        """Return the plug-in that a recipe calls `plugin:NAME`; None if the name is a method of fftmoe.
 
         Raises:
             InputError: there is no such plug-in, or it cannot be imported.
@@ -64,11 +64,11 @@ class Plugins:
         return _find("methods", name, self.methods)
 
     def aggregator(self, name: str) -> Merge | None:
-        """The plug-in for the aggregation; otherwise like `method`."""
+        """Return the plug-in for the aggregation; otherwise like `method`."""
         return _find("aggregators", name, self.aggregators)
 
     def partitioner(self, name: str) -> Divide | None:
-        """The plug-in for the kind of partition; otherwise like `method`."""
+        """Return the plug-in for the kind of partition; otherwise like `method`."""
         return _find("partitioners", name, self.partitioners)
 
 

@@ -1,4 +1,6 @@
-"""A site's policy: what its operator allows a server to ask of this site. What the file does not allow is refused."""
+"""Defines a site's policy: what its operator allows a server to ask of this site.
+What the file does not allow is refused.
+"""
 
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -17,7 +19,9 @@ MOST_PROBLEMS = 9  # of a policy, in one message
 
 
 class ColumnRights(Section):
-    """The columns that a recipe may read, for each use: the input, the answers, the natural client, the strata."""
+    """Names the columns that a recipe may read, for each use: the input, the answers, the natural client,
+    the strata.
+    """
 
     text: list[str] = Field(default_factory=list)
     label: list[str] = Field(default_factory=list)
@@ -26,7 +30,7 @@ class ColumnRights(Section):
 
 
 class PrivacyRights(Section):
-    """The kinds of privacy that are enough for this site, and what its rows may lose in all runs together.
+    """States the kinds of privacy that are enough for this site, and what its rows may lose in all runs together.
 
     `modes` lists kinds: `none`, `sums` (`privacy: {}` of a recipe), `clients` (noise of the server), `examples` (noise
     of this site). With `clients` or `examples`, the site's ledger counts until `epsilon` is reached at `delta`.
@@ -50,7 +54,7 @@ class PrivacyRights(Section):
 
 
 class SitePolicy(Section):
-    """What a server may ask of a site.
+    """States what a server may ask of a site.
 
     `recipes` lists the digests of approved recipes. `fields` allows other recipes: for each key that is not at its
     default, the values that it may have, `any`, or a range such as `{most: 20}`.
@@ -81,7 +85,7 @@ class SitePolicy(Section):
 
 @lru_cache(maxsize=4)
 def parse_policy(text: bytes, where: str) -> SitePolicy:
-    """The policy in these bytes; the last few are kept, because a site reads its policy for every request.
+    """Return the policy in these bytes; the last few are kept, because a site reads its policy for every request.
 
     Args:
         where: the file, for messages.
@@ -102,7 +106,7 @@ def parse_policy(text: bytes, where: str) -> SitePolicy:
 
 
 def _problem(error: Any) -> str:
-    """One error of pydantic: where, and what."""
+    """Return one error of pydantic: where, and what."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {path!r}"

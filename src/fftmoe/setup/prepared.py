@@ -1,4 +1,4 @@
-"""What the frozen model says of the examples of a run, computed once: states below the adapter, and references."""
+"""Computes once what the frozen model says of the examples of a run: states below the adapter, and references."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def prepared(
 
 
 def _cached(recipe: Recipe, model: Any, examples: Examples, groups: Sequence[np.ndarray] | None) -> Examples:
-    """The examples with the states below the adapter, where the recipe allows it."""
+    """Return the examples with the states below the adapter, where the recipe allows it."""
     if recipe.engine.prefix_cache == "off":
         return examples
     limit = recipe.engine.prefix_cache_mib * 2**20

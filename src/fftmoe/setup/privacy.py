@@ -1,4 +1,4 @@
-"""From a recipe's `privacy` section to how the rounds of a private run are merged."""
+"""Decides from a recipe's `privacy` section how the rounds of a private run are merged."""
 
 import hashlib
 import math
@@ -105,7 +105,7 @@ def _continued(spent: Spent, settings: PrivacySection) -> Spent:
 
 
 def _sampling_rate(experiment: Experiment) -> float:
-    """q, with which `clients_per_round` clients are in a round on average."""
+    """Return q, with which `clients_per_round` clients are in a round on average."""
     return experiment.recipe.federation.clients_per_round / experiment.num_clients
 
 
@@ -120,7 +120,9 @@ def _delta(experiment: Experiment, settings: PrivacySection) -> float:
 
 
 def _rule(experiment: Experiment, settings: PrivacySection, clip_norm: float) -> SumsRule:
-    """The rule by which the server forms sums. Tensors of no expert are averaged over the clients that sent them."""
+    """Return the rule by which the server forms sums. Tensors of no expert are averaged over the clients that sent
+    them.
+    """
     trains_experts = experiment.method.capabilities.trains == "experts"
     kind = experiment.recipe.federation.aggregation if trains_experts else "per-expert"
     return SumsRule(settings.min_contributors, kind, clip_norm)

@@ -1,4 +1,4 @@
-"""A run from its recipe to its folder, or the rest of one that was interrupted."""
+"""Carries out a run from its recipe to its folder, or the rest of one that was interrupted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ from fftmoe.store.run_folder import CONFIG, SITES
 
 @dataclass(frozen=True)
 class Extra:
-    """What a run over sites adds to the folder of a run.
+    """Holds what a run over sites adds to the folder of a run.
 
     Attributes:
         bindings: further values that the run is bound to.

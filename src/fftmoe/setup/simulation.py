@@ -34,7 +34,7 @@ def check_simulation(recipe: Recipe) -> None:
 
 
 def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
-    """Flower's simulation with the number of workers, or on the Ray cluster, that the recipe names.
+    """Return Flower's simulation with the number of workers, or on the Ray cluster, that the recipe names.
 
     Raises:
         RunError: the simulation could not start.
@@ -58,7 +58,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
 
 
 def _serve(job: Mapping[str, Any], context: object) -> Handler:
-    """The handler for the clients of this job; each process makes it once."""
+    """Return the handler for the clients of this job; each process makes it once."""
     return _make_handler(exact_json(job, sort_keys=True))
 
 

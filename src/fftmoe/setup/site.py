@@ -1,4 +1,6 @@
-"""A site's client, from the recipe that its server sent: the model, the site's own examples, and what it agrees to."""
+"""Makes a site's client from the recipe that its server sent: the model, the site's own examples,
+and what it agrees to.
+"""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from fftmoe.setup.tiers import schedule_of, training_of
 
 @dataclass(frozen=True)
 class SiteClient:
-    """The client of one site, ready for one run.
+    """Holds the client of one site, ready for one run.
 
     Attributes:
         runtime: trains, and answers the server's messages.
@@ -108,7 +110,7 @@ def _make_runtime(
     num_outputs: int,
     states: ClientStates,
 ) -> ClientRuntime:
-    """What trains and validates on the rows that the site found, with the model that it built.
+    """Return what trains and validates on the rows that the site found, with the model that it built.
 
     Args:
         divided: by client, the rows that it trains on and those that it sets aside.
@@ -135,7 +137,7 @@ def _make_runtime(
 
 
 def _divided(recipe: Recipe, rows: Examples, client_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that the site trains on, and those that it sets aside."""
+    """Return the rows that the site trains on, and those that it sets aside."""
     fraction, every = recipe.data.validation, np.arange(len(rows))
     aside = every[:0] if fraction is None else held_out_places(rows.labels.numpy(), fraction, client_id)
     return np.setdiff1d(every, aside), aside
@@ -155,7 +157,7 @@ def _check_same_labels(stated: tuple[str, ...] | None, sent: tuple[str, ...]) ->
 
 
 def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agreement:
-    """What a site agrees to when it joins a run of this recipe; `model` is freshly built from it."""
+    """Return what a site agrees to when it joins a run of this recipe; `model` is freshly built from it."""
     backbone = model.get_base_model()
     shape = expert_shape(recipe, backbone)
     return Agreement(
@@ -173,7 +175,7 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
 
 
 def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Recipe:
-    """The server's recipe with this site's own paths.
+    """Return the server's recipe with this site's own paths.
 
     Raises:
         InputError: it is not a valid recipe, or its backbone depends on where the site was started.

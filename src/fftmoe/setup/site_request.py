@@ -1,4 +1,4 @@
-"""What a recipe asks of a site, in plain values, and the digest by which a site's operator approves it."""
+"""Says what a recipe asks of a site, in plain values, and makes the digest by which a site's operator approves it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ SINGLE_LABEL = ("sequence-classification", "image-classification")
 
 @dataclass(frozen=True)
 class ColumnsRead:
-    """The columns of a site's rows that a recipe reads, by their use.
+    """Names the columns of a site's rows that a recipe reads, by their use.
 
     Attributes:
         text: the input: texts, tokens, images, or prompts and completions.
@@ -52,7 +52,7 @@ class ColumnsRead:
 
 @dataclass(frozen=True)
 class SiteRows:
-    """How many rows a site has.
+    """Says how many rows a site has.
 
     Attributes:
         trained: on which it trains. aside: which it sets aside for validation, and over which its answers to it sum.
@@ -65,11 +65,11 @@ class SiteRows:
 
     @property
     def total(self) -> int:
-        """All rows of the site."""
+        """Return all rows of the site."""
         return self.trained + self.aside
 
     def behind(self, task: str, fewest_of_label: float) -> int:
-        """The rows behind an answer to this task, by its name in a policy.
+        """Return the rows behind an answer to this task, by its name in a policy.
 
         Args:
             fewest_of_label: rows of a label below which they are in no feature statistics.
@@ -81,7 +81,7 @@ class SiteRows:
 
 @dataclass(frozen=True)
 class PrivacyAsked:
-    """The privacy that a recipe promises.
+    """States the privacy that a recipe promises.
 
     Attributes:
         mode: `none`; `sums` over clients; `clients`, with noise of the server; `examples`, with noise of the site.
@@ -99,7 +99,7 @@ class PrivacyAsked:
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """What a recipe asks of a site.
+    """States what a recipe asks of a site.
 
     Attributes:
         digest: `sha256:` and the SHA-256 of the canonical recipe.
@@ -129,7 +129,7 @@ class SiteRequest:
 
 
 def request_of(values: Mapping[str, Any]) -> SiteRequest:
-    """What the recipe asks that the server has sent, before a site's own paths are put in.
+    """Return what the recipe asks that the server has sent, before a site's own paths are put in.
 
     Raises:
         InputError: it is not a valid recipe.
@@ -138,7 +138,7 @@ def request_of(values: Mapping[str, Any]) -> SiteRequest:
 
 
 def request_in(recipe: Recipe) -> SiteRequest:
-    """What a recipe asks of a site."""
+    """Return what a recipe asks of a site."""
     canonical = canonical_values(recipe)
     return SiteRequest(
         digest=_digest_of_values(canonical),
@@ -161,12 +161,12 @@ def request_in(recipe: Recipe) -> SiteRequest:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """The digest by which the operators of sites approve this recipe."""
+    """Return the digest by which the operators of sites approve this recipe."""
     return _digest_of_values(canonical_values(recipe))
 
 
 def canonical_values(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe that has an effect at a site, by dotted key.
+    """Return every value of a recipe that has an effect at a site, by dotted key.
 
     Defaults are written out, so it does not matter which of them a file states; if a version of fftmoe changes a
     default or adds a key, the canonical recipe changes, and sites are asked again.
@@ -178,18 +178,20 @@ def canonical_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _digest_of_values(canonical: Mapping[str, Any]) -> str:
-    """The digest of a canonical recipe, whatever the order of its keys."""
+    """Return the digest of a canonical recipe, whatever the order of its keys."""
     text = exact_json(canonical, sort_keys=True, compact=True)
     return DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_folder(model: str) -> bool:
-    """Whether the name of a backbone can only be a folder, which lies elsewhere on every machine (see `find.py`)."""
+    """Return whether the name of a backbone can only be a folder,
+    which lies elsewhere on every machine (see `find.py`).
+    """
     return Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/")
 
 
 def tasks_of(recipe: Recipe) -> tuple[str, ...]:
-    """The tasks of plans that a site carries out for this recipe, and no others.
+    """Return the tasks of plans that a site carries out for this recipe, and no others.
 
     Feature statistics and validation are exact, so under noise a site sends none. It never trains and measures for a
     server (`alone`).
@@ -199,13 +201,15 @@ def tasks_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _sums_by_label(recipe: Recipe) -> tuple[str, ...]:
-    """Feature statistics always are by label, and statistics of validation where the task counts by label."""
+    """Return the tasks whose sums are by label: feature statistics always,
+    statistics of validation where the task counts by label.
+    """
     by_label = {"sums": True, "validate": bool(make_task(recipe.backbone.task).label_parts)}
     return tuple(TASK_NAMES[task] for task in tasks_of(recipe) if by_label.get(task))
 
 
 def columns_read(recipe: Recipe) -> ColumnsRead:
-    """The columns that the recipe's task reads (see `LOADERS`), and the one that names natural clients."""
+    """Return the columns that the recipe's task reads (see `LOADERS`), and the one that names natural clients."""
     data, task = recipe.data, recipe.backbone.task
     inputs = {"image-classification": (data.image,), "token-classification": (data.tokens,)}.get(task, (data.text,))
     if recipe.backbone.is_language and data.prompt is not None:
@@ -223,7 +227,9 @@ def columns_read(recipe: Recipe) -> ColumnsRead:
 
 
 def stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
-    """The names of what is predicted, in the order of the logits, if the recipe states them; none without labels."""
+    """Return the names of what is predicted, in the order of the logits, if the recipe states them;
+    none without labels.
+    """
     if recipe.backbone.is_language:
         return ()
     names = recipe.data.targets if recipe.backbone.task == "regression" else recipe.data.labels
@@ -231,7 +237,7 @@ def stated_labels(recipe: Recipe) -> tuple[str, ...] | None:
 
 
 def privacy_asked(recipe: Recipe) -> PrivacyAsked:
-    """The privacy that a recipe promises."""
+    """Return the privacy that a recipe promises."""
     privacy, federation = recipe.privacy, recipe.federation
     if privacy is None:
         return PrivacyAsked("none")
@@ -248,7 +254,7 @@ def privacy_asked(recipe: Recipe) -> PrivacyAsked:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The values by dotted key; a list is one value."""
+    """Return the values by dotted key; a list is one value."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
@@ -256,7 +262,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _not_default(section: BaseModel, prefix: str = "") -> set[str]:
-    """The dotted keys whose value is not the default, or that have none."""
+    """Return the dotted keys whose value is not the default, or that have none."""
     found: set[str] = set()
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

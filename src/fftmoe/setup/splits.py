@@ -45,7 +45,7 @@ from fftmoe.data import (
 
 @dataclass(frozen=True)
 class FurtherColumns:
-    """What else there is in the first requested split.
+    """Names what else there is in the first requested split.
 
     Attributes:
         names: the names in the extra columns, such as those of natural clients, by column.
@@ -63,7 +63,7 @@ class FurtherColumns:
 
 @dataclass(frozen=True)
 class Splits:
-    """The requested splits of a source, ready for the model.
+    """Holds the requested splits of a source, ready for the model.
 
     Attributes:
         examples: by split.
@@ -248,7 +248,7 @@ def _numbers(recipe: Recipe, source: str, request: SplitRequest, columns: Sequen
 def _tokenized(
     table: Table, texts: Sequence[str], labels: np.ndarray, tokenizer: Any, max_length: int
 ) -> TokenizedText:
-    """The texts of a table, each with a token that the model can read."""
+    """Return the texts of a table, each with a token that the model can read."""
     examples = tokenize_texts(texts, labels, tokenizer, max_length)
     check_content(table.origin, examples, tokenizer)
     return examples
@@ -270,7 +270,7 @@ LOADERS: dict[str, Loader] = {
 def _labelled(
     source: str, content: Mapping[str, Sequence[str]], column: str, columns: Sequence[str], request: SplitRequest
 ) -> tuple[dict[str, Table], np.ndarray, dict[str, Table]]:
-    """The tables of a task with labels in this column, `Splits.left_out`, and the tables as they were read."""
+    """Return the tables of a task with labels in this column, `Splits.left_out`, and the tables as they were read."""
     tables = read_tables(source, content, columns, request)
     if not request.declared:
         return tables, np.zeros(0, dtype=bool), tables
@@ -282,7 +282,9 @@ def _labelled(
 def _row_digests(
     tables: Mapping[str, Table], bound: Sequence[str], examples: Mapping[str, Examples], numbers: Sequence[str] = ()
 ) -> dict[str, RowsDigest]:
-    """The digests of what was read, over those of the columns `bound` that exist; `numbers` are read as numbers."""
+    """Return the digests of what was read, over those of the columns `bound` that exist;
+    `numbers` are read as numbers.
+    """
     return {
         split: digest_of_rows(tables[split], [c for c in bound if c in tables[split].columns], made, numbers)
         for split, made in examples.items()
@@ -290,13 +292,15 @@ def _row_digests(
 
 
 def _images_of(table: Table, labels: np.ndarray, column: str, form: ImageFormat) -> ImageExamples:
-    """A table's images as the model's image processor scales them."""
+    """Return a table's images as the model's image processor scales them."""
     pixels = read_pixels(table, column, form.size)
     return ImageExamples(pixels, torch.from_numpy(labels), form.mean, form.std, form.scale)
 
 
 def _dividing(recipe: Recipe, answers: Sequence[str]) -> list[str]:
-    """The columns whose values can be strata in a task without classes: `data.label`, then that of natural clients."""
+    """Return the columns whose values can be strata in a task without classes: `data.label`,
+    then that of natural clients.
+    """
     return [name for name in (recipe.data.label, recipe.partition.by) if name is not None and name not in answers]
 
 

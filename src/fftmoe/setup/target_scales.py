@@ -1,4 +1,5 @@
-"""The scale of a regression's targets: from the recipe, or from the training rows, and how the head gets back to units.
+"""Finds the scale of a regression's targets: from the recipe, or from the training rows, and how the head gets back to
+units.
 
 Training sees (y - centre) / scale, so that prices of a million and shares below one learn at the same rates. Every
 metric and every saved model is in the units of the data.
@@ -20,7 +21,7 @@ LEAST_SPREAD = 2.0**-22  # of the mean, two steps of a float32 number: closer an
 
 
 def with_scales(recipe: Recipe, train: Examples) -> Recipe:
-    """The recipe with the scales of its targets written out, where `data.target_scales` is `auto`.
+    """Return the recipe with the scales of its targets written out, where `data.target_scales` is `auto`.
 
     The centre is the mean of the training rows and the scale their standard deviation, over all clients. A head of the
     backbone's own (`backbone.pooling: native`) may have no bias, so its centre is 0 and its scale the root of the mean
@@ -55,7 +56,7 @@ def _check_resolved(names: list[str], centres_T: np.ndarray, scales_T: np.ndarra
 
 
 def scales_of(recipe: Recipe) -> Scales:
-    """The scales of a recipe for which `with_scales` has run, or which names them."""
+    """Return the scales of a recipe for which `with_scales` has run, or which names them."""
     scales = recipe.data.target_scales
     if recipe.backbone.task != "regression" or isinstance(scales, str):
         return ()
@@ -63,13 +64,13 @@ def scales_of(recipe: Recipe) -> Scales:
 
 
 def scaled_task(recipe: Recipe) -> Task:
-    """The recipe's task; a regression's metrics are in the units of the data."""
+    """Return the recipe's task; a regression's metrics are in the units of the data."""
     task = make_task(recipe.backbone.task)
     return replace(task, scales=scales_of(recipe)) if isinstance(task, Regression) else task
 
 
 def scaled_loss(recipe: Recipe) -> Loss:
-    """The loss of a task that brings one; a regression's is of scaled targets."""
+    """Return the loss of a task that brings one; a regression's is of scaled targets."""
     loss = LOSSES[recipe.backbone.task]()
     return replace(loss, scales=scales_of(recipe)) if isinstance(loss, Squares) else loss
 

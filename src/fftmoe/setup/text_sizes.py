@@ -1,4 +1,6 @@
-"""How long the examples of a run are: whether its model can read them, and the tokens with which costs are counted."""
+"""Measures how long the examples of a run are: whether its model can read them,
+and the tokens with which costs are counted.
+"""
 
 from typing import Any
 
@@ -37,7 +39,7 @@ def check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -
 
 
 def counted_tokens(recipe: Recipe, examples: Examples, model: Any) -> float:
-    """The tokens of an example with which costs are computed, and with them what a tier and a site can afford.
+    """Return the tokens of an example with which costs are computed, and with them what a tier and a site can afford.
 
     With differential privacy it is the longest text that the recipe allows; for images it does not depend on them.
     """

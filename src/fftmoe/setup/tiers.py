@@ -1,4 +1,4 @@
-"""From a recipe's `budgets` to the tiers of clients, and from its sections to how clients train."""
+"""Makes the tiers of clients from a recipe's `budgets`, and decides from its sections how clients train."""
 
 from fftmoe.config import Recipe
 from fftmoe.errors import InputError

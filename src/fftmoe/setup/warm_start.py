@@ -1,4 +1,4 @@
-"""Warm start: the adapter of an earlier run as the state before the first round (`start_from`)."""
+"""Starts warm: takes the adapter of an earlier run as the state before the first round (`start_from`)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ SAME_SETTINGS = ("activation", "gates", "scale", "shared_targets")  # settings t
 
 @dataclass(frozen=True)
 class WarmStart:
-    """An earlier adapter.
+    """Holds an earlier adapter.
 
     Attributes:
         folder: where it lies. digest: SHA-256 of its weights.
@@ -42,7 +42,7 @@ class WarmStart:
 
 
 def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
-    """The adapter that the recipe starts from; None if it starts with a fresh one.
+    """Return the adapter that the recipe starts from; None if it starts with a fresh one.
 
     Args:
         model: the backbone with a fresh adapter of this recipe.
@@ -64,7 +64,7 @@ def load_start(recipe: Recipe, model: Any) -> WarmStart | None:
 
 
 def first_state(fresh: ServerState, start: WarmStart | None, label_names: Sequence[str]) -> ServerState:
-    """The state before the first round: a fresh one, with the tensors of the earlier adapter in their places.
+    """Return the state before the first round: a fresh one, with the tensors of the earlier adapter in their places.
 
     The head is taken only where its labels are the same in the same order.
 
@@ -85,12 +85,12 @@ def first_state(fresh: ServerState, start: WarmStart | None, label_names: Sequen
 
 
 def takes_head(start: WarmStart, label_names: Sequence[str]) -> bool:
-    """Whether the head of the earlier adapter is taken too."""
+    """Return whether the head of the earlier adapter is taken too."""
     return start.label_names == tuple(label_names) and not start.units
 
 
 def start_notes(start: WarmStart | None, label_names: Sequence[str]) -> tuple[str, ...]:
-    """What a person should know about the start."""
+    """Return what a person should know about the start."""
     if start is None or takes_head(start, label_names):
         return ()
     why = "answers in the units of the targets" if start.units else "has other labels, or the same in another order"
@@ -98,7 +98,7 @@ def start_notes(start: WarmStart | None, label_names: Sequence[str]) -> tuple[st
 
 
 def _folder_of(path: Path, method: str) -> Path:
-    """The folder of the adapter: that of a finished run, or the path itself."""
+    """Return the folder of the adapter: that of a finished run, or the path itself."""
     if (path / "config.yaml").is_file():
         made_by = read_config(path).get("method", "fft-moe")
         if made_by != method:
@@ -136,14 +136,14 @@ def _adapter_settings(model: Any) -> Mapping[str, Any]:
 
 
 def _tensors_of(model: Any) -> Tensors:
-    """The tensors of an adapted model by the names of a `ServerState`."""
+    """Return the tensors of an adapted model by the names of a `ServerState`."""
     trained = {name: p for block, moe in adapter.blocks(model).items() for name, p in parameters_of(block, moe).items()}
     trained |= {**adapter.shared_projections(model), **named_factors(factors_of(model))}
     return {**head_tensors(model), **{name: p.detach().cpu().float().clone() for name, p in trained.items()}}
 
 
 def _difference(wanted: Tensors, found: Tensors) -> str | None:
-    """The first tensor that is missing, has another shape, or has no place; None if all fit.
+    """Return the first tensor that is missing, has another shape, or has no place; None if all fit.
 
     A tensor without a place would be lost, and what depends on it would be wrong. A method that trains the head alone
     has no place for experts, which add nothing there.
