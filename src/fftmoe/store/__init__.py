@@ -1,4 +1,4 @@
-"""The files of a run: its folder, checkpoints, client states, privacy ledgers and saved adapter, read and written.
+"""Reads and writes the files of a run: its folder, checkpoints, client states, privacy ledgers and saved adapter.
 
 What the files mean to a run is decided in `rounds/` and `setup/`. Every package above may import it.
 """

@@ -1,4 +1,6 @@
-"""The saved adapter: a PEFT folder together with the names of the labels, and with what it is bound to."""
+"""Reads and writes the saved adapter: a PEFT folder together with the names of the labels,
+and with what it is bound to.
+"""
 
 import json
 import os
@@ -22,7 +24,7 @@ KEPT_ROUND, LAST_ROUND = "kept", "last"
 
 
 class Reader(Protocol):
-    """A tokenizer or an image processor of transformers."""
+    """Is a tokenizer or an image processor of transformers."""
 
     def save_pretrained(self, save_directory: str, /) -> Any:
         """Write its files into a folder."""
@@ -30,7 +32,7 @@ class Reader(Protocol):
 
 
 def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
-    """The folder with a finished run's model.
+    """Return the folder with a finished run's model.
 
     Args:
         round: `kept` for the model that the run keeps, `last` for that of its last round; mostly they are one.
@@ -46,7 +48,7 @@ def adapter_of(run: Path, round: str = KEPT_ROUND) -> Path:
 
 @dataclass(frozen=True)
 class SavedWith:
-    """What lies in the folder of an adapter besides its weights, so that others can use it.
+    """Holds what lies in the folder of an adapter besides its weights, so that others can use it.
 
     Attributes:
         label_names: of the head's outputs, in their order; empty for a language model.
@@ -136,7 +138,7 @@ def _set_permissions(folder: Path, private: bool) -> None:
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
-    """The label names of a saved adapter, in the order of the logits.
+    """Return the label names of a saved adapter, in the order of the logits.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -145,7 +147,7 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
 
 def read_temperature(folder: Path) -> float | None:
-    """The temperature by which the outputs of a saved head have been divided; None if they have not.
+    """Return the temperature by which the outputs of a saved head have been divided; None if they have not.
 
     Raises:
         InputError: the file is missing or damaged.

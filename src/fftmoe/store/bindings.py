@@ -1,4 +1,5 @@
-"""What a run is bound to: the data, model, clients and versions that it began with, in one small file of its folder.
+"""Stores what a run is bound to: the data, model, clients and versions that it began with, in one small file of its
+folder.
 
     bindings.json   {"format": 1, "values": {"labels": ["no", "yes"], "backbone": "3f…", …}, "accepted": [...]}
 
@@ -25,7 +26,7 @@ ACCEPT = "--accept-changes"
 
 
 class Change(NamedTuple):
-    """A thing that is not what it was.
+    """Describes a thing that is not what it was.
 
     Attributes:
         words: the difference for a person, such as "the training rows have changed (113 rows then, 114 now)".
@@ -38,7 +39,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Bindings:
-    """What a run is bound to.
+    """States what a run is bound to.
 
     Attributes:
         values: by the names of `BINDING_KINDS`, JSON values.
@@ -49,12 +50,12 @@ class Bindings:
     accepted: tuple[str, ...] = field(default=())
 
     def pack(self) -> bytes:
-        """The bytes of the file."""
+        """Return the bytes of the file."""
         text = exact_json({"format": BINDINGS_FORMAT, "values": self.values, "accepted": self.accepted}, indent=1)
         return text.encode() + b"\n"
 
     def with_adapters(self, folder: Path, names: Iterable[str]) -> "Bindings":
-        """The same, bound to the adapters of these names that were saved in the folder of the run too."""
+        """Return the same, bound to the adapters of these names that were saved in the folder of the run too."""
         saved = {name: sha256((folder / name / BOUND).read_bytes()) for name in names}
         return replace(self, values={**self.values, "adapters": saved})
 
@@ -87,7 +88,7 @@ class Bindings:
 
     @classmethod
     def read(cls, folder: Path) -> "Bindings | None":
-        """The bindings in a folder; None if it has none, because an older version of this package wrote it.
+        """Return the bindings in a folder; None if it has none, because an older version of this package wrote it.
 
         Raises:
             InputError: the file is damaged.
@@ -108,7 +109,7 @@ class Bindings:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The differences between two sets of values in those names that both have, in the order of `BINDING_KINDS`.
+    """Return the differences between two sets of values in those names that both have, in the order of `BINDING_KINDS`.
 
     Raises:
         InputError: a value of `then` has not the form that this package gives it.
@@ -147,7 +148,7 @@ def require_same(what: str, found: Sequence[Change], accept: bool | None, remedy
 
 
 class Kind(NamedTuple):
-    """One thing that a run is bound to.
+    """Describes one thing that a run is bound to.
 
     Attributes:
         acceptable: whether it can be meaningful to continue after it has changed.
@@ -164,7 +165,7 @@ def _text(value: Any) -> str:
 
 
 def _settings(then: Any, now: Any) -> list[str]:
-    """Nested sections: one sentence with the first dotted keys that differ."""
+    """Return one sentence about nested sections, with the first dotted keys that differ."""
     return [f"the recipe has changed ({_keys_shown(then, now)})"]
 
 

@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines in which every change, and every loss of a line, is noticed.
+"""Keeps an append-only file of JSON lines in which every change, and every loss of a line, is noticed.
 
 Each line holds its number and the SHA-256 of the line before it. A second file, the head, says how many lines there
 are at least, how many bytes they have and the SHA-256 of the last of them. Lines are on the disk before the head is
@@ -26,7 +26,7 @@ MOST_LOG_BYTES = 2**28
 
 @dataclass
 class ChainedLog:
-    """The log in `path`, with its head and its lock next to it. Several processes may append to it.
+    """Keeps the log in `path`, with its head and its lock next to it. Several processes may append to it.
 
     Attributes:
         path: of the lines. label: what the file is, for messages.
@@ -40,7 +40,7 @@ class ChainedLog:
 
     @property
     def head(self) -> Path:
-        """The file that says how long the log is at least."""
+        """Return the file that says how long the log is at least."""
         return self.path.with_suffix(".head")
 
     def begin(self) -> None:
@@ -79,7 +79,7 @@ class ChainedLog:
             os.close(handle)
 
     def read(self) -> list[dict[str, Any]]:
-        """All entries; they are read from the file again unless it is as this object has left it.
+        """Return all entries; they are read from the file again unless it is as this object has left it.
 
         Raises:
             InputError: a file is missing, or the lines are not those that were written.
@@ -90,7 +90,7 @@ class ChainedLog:
         return self._entries
 
     def holds(self, head: bytes) -> bool:
-        """Whether the log has all lines that this copy of its head counted.
+        """Return whether the log has all lines that this copy of its head counted.
 
         Raises:
             InputError: as `read`. ValueError: the bytes are no head.
@@ -144,7 +144,7 @@ class ChainedLog:
             raise
 
     def _state(self) -> tuple[Any, ...]:
-        """What changes if another hand writes to one of the files."""
+        """Return what changes if another hand writes to one of the files."""
         try:
             found = [os.stat(path) for path in (self.path, self.head)]
         except OSError as error:
@@ -164,7 +164,9 @@ class ChainedLog:
         return self._lines(data, head)
 
     def _lines(self, data: bytes, head: "_Head") -> tuple[list[dict[str, Any]], "_Head"]:
-        """The entries, and where they end. What follows the last line feed beyond the head was never completed."""
+        """Return the entries, and where they end. What follows the last line feed beyond the head was
+        never completed.
+        """
         entries: list[dict[str, Any]] = []
         end = EMPTY
         is_met = head == end
@@ -188,7 +190,7 @@ class ChainedLog:
 
 @dataclass(frozen=True)
 class _Head:
-    """How many lines a log has, their bytes, and the SHA-256 of the last line."""
+    """Holds the number of a log's lines, their bytes, and the SHA-256 of the last line."""
 
     lines: int
     size: int
@@ -200,7 +202,7 @@ class _Head:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "_Head":
-        """The head in these bytes.
+        """Return the head in these bytes.
 
         Raises:
             ValueError: they are none.

@@ -1,4 +1,4 @@
-"""The last checkpoints of a run, and its best one: the server state after a round, and a manifest of its files.
+"""Keeps the last checkpoints of a run, and its best one: the server state after a round, and a manifest of its files.
 
     checkpoints/round-000012.safetensors   the server state: global model, server optimiser, load, preferences, average
     checkpoints/round-000012.json          size and SHA-256 of that file, and the row of round 12 with its own SHA-256
@@ -38,7 +38,7 @@ MOST_MANIFEST = 2**26  # bytes: a row names the faults of its round
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of the run in the folder `run`, by round.
+    """Keeps the checkpoints of the run in the folder `run`, by round.
 
     A checkpoint exists when its manifest exists, and it is intact when state and row agree with the manifest.
     """
@@ -65,7 +65,8 @@ class Checkpoints:
             self._keep_last_and_best(self.rounds(), ranking)
 
     def load(self, round: int) -> tuple[ServerState, bytes]:
-        """The state after this round, and the line of this round in `metrics.jsonl`; empty if the run wrote none.
+        """Return the state after this round, and the line of this round in `metrics.jsonl`; empty if the run wrote
+        none.
 
         Raises:
             DamagedFileError: a file of the checkpoint is missing or damaged.
@@ -85,19 +86,19 @@ class Checkpoints:
             raise DamagedFileError(f"{self._state(round)}: {error}") from error
 
     def ranked(self, ranking: Ranking, rounds: Sequence[int] | None = None) -> list[int]:
-        """The rounds of these checkpoints, or of all, whose manifest has the metric, best first."""
+        """Return the rounds of these checkpoints, or of all, whose manifest has the metric, best first."""
         lines = [self.line(round) for round in (self.rounds() if rounds is None else rounds)]
         return ranking.ranked(row.values for line in lines if (row := parse_row(line)) is not None)
 
     def line(self, round: int) -> bytes:
-        """The line of this round in `metrics.jsonl`, from its manifest; empty if that has none or is damaged."""
+        """Return the line of this round in `metrics.jsonl`, from its manifest; empty if that has none or is damaged."""
         try:
             return _line_of(strict_json(read_small(self._manifest(round), MOST_MANIFEST)))
         except (OSError, ValueError, LookupError, TypeError):
             return b""
 
     def rounds(self) -> list[int]:
-        """The rounds of all checkpoints that exist, intact or not, newest first."""
+        """Return the rounds of all checkpoints that exist, intact or not, newest first."""
         return sorted((_round(path) for path in self._folder.glob("round-*.json")), reverse=True)
 
     def forget_after(self, round: int, ranking: Ranking | None = None) -> None:
@@ -111,11 +112,11 @@ class Checkpoints:
 
     @property
     def rows(self) -> RowFile:
-        """One row for each round."""
+        """Return one row for each round."""
         return RowFile(self.run)
 
     def _line_in_rows(self, round: int) -> bytes:
-        """The line of a round in `metrics.jsonl`, for a manifest of an older version, which has no row."""
+        """Return the line of a round in `metrics.jsonl`, for a manifest of an older version, which has no row."""
         found = [row.line for row in self.rows.read() if row.values["round"] == round]
         if not found:
             raise ValueError(f"the row of round {round} in {self.rows.path} is missing or damaged")

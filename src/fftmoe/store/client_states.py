@@ -1,4 +1,4 @@
-"""The states that clients keep, as files: `clients/000007/round-000012-<SHA-256>.safetensors`."""
+"""Stores the states that clients keep, as files: `clients/000007/round-000012-<SHA-256>.safetensors`."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ UNSYNCED = ".unsynced"  # has a line for each client whose state was written but
 
 @dataclass(frozen=True)
 class ClientStateFiles:
-    """The last states of every client, in one folder for each client that has saved a state.
+    """Keeps the last states of every client, in one folder for each client that has saved a state.
 
     A state belongs to the round in which it was made. When the server returns to an older checkpoint and a round is
     repeated, the client finds the state that it had before that round.
@@ -45,7 +45,7 @@ class ClientStateFiles:
     durable: bool = True
 
     def load(self, client_id: int, before: int) -> Tensors:
-        """The client's state from its last round before this one; empty for a client without a state.
+        """Return the client's state from its last round before this one; empty for a client without a state.
 
         Raises:
             DamagedFileError: the file does not hold what was saved.
@@ -78,7 +78,7 @@ class ClientStateFiles:
                     file.write(f"{client_id}\n")  # one call, so that the lines of several processes do not mix
 
     def take_unsynced(self) -> list[Path]:
-        """The files and folders to force to the disk before the next checkpoint is saved, each listed once.
+        """Return the files and folders to force to the disk before the next checkpoint is saved, each listed once.
 
         States that no checkpoint needs any more are removed.
         """
@@ -114,7 +114,7 @@ class ClientStateFiles:
 
 
 class ClientStateFile(NamedTuple):
-    """One saved state of a client."""
+    """Describes one saved state of a client."""
 
     round: int
     digest: str
@@ -122,7 +122,7 @@ class ClientStateFile(NamedTuple):
 
 
 def _states_in(folder: Path) -> list[ClientStateFile]:
-    """The states in a client's folder, newest first."""
+    """Return the states in a client's folder, newest first."""
     named = [(path, NAME.fullmatch(path.name)) for path in folder.iterdir()] if folder.exists() else []
     return sorted((ClientStateFile(int(name[1]), name[2], path) for path, name in named if name), reverse=True)
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, that survive a loss of power, and that are checked by their digests."""
+"""Writes files whole or not at all, so that they survive a loss of power, and checks them by their digests."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ THREADS = 8  # files that are forced to the disk together, which takes hardly lo
 
 
 class DamagedFileError(RunError):
-    """A file does not have the bytes that were written; the message names the file and the difference."""
+    """Reports that a file does not have the bytes that were written; the message names the file and the difference."""
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True, private: bool = True) -> None:
@@ -112,12 +112,12 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def sha256(data: bytes) -> str:
-    """The SHA-256 as hexadecimal digits."""
+    """Return the SHA-256 as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_whole(path: Path, digest: str, size: int | None = None) -> bytes:
-    """The bytes of a file, or its first `size` bytes.
+    """Return the bytes of a file, or its first `size` bytes.
 
     Raises:
         DamagedFileError: the file cannot be read, is too short, or has another SHA-256 than `digest`.
@@ -144,7 +144,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _remedy(path: Path, error: Exception) -> str:
-    """What a person can do about a refused write, whichever command wrote: not each of them has an `--output`."""
+    """Return what a person can do about a refused write, whichever command wrote:
+    not each of them has an `--output`.
+    """
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENOTDIR):
         missing = next((folder for folder in reversed((path, *path.parents)) if not folder.is_dir()), path)

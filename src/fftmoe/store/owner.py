@@ -1,4 +1,4 @@
-"""One owner for each folder: a lock that the kernel releases when its process ends, and a note about that process.
+"""Gives each folder one owner: a lock that the kernel releases when its process ends, and a note about that process.
 
 Looking reads the note and never takes the lock, so nobody who looks can keep out a process that starts. A lock whose
 process is dead, even one that was killed, is taken over.
@@ -22,7 +22,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a
 
 
 class Owner(NamedTuple):
-    """The process that owns a folder.
+    """Names the process that owns a folder.
 
     Attributes:
         pid: its number; None while it starts.
@@ -37,12 +37,12 @@ class Owner(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs on this machine."""
+        """Return whether it runs on this machine."""
         return self.host == socket.gethostname()
 
     @property
     def words(self) -> str:
-        """The process for a person."""
+        """Return the process for a person."""
         return f"process {self.pid or '(starting)'}" + ("" if self.is_here else f" on the machine {self.host}")
 
 
@@ -79,7 +79,8 @@ def owned(
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """The process that owns a folder now; None if there is none, or if it has died. Nothing is locked or changed.
+    """Return the process that owns a folder now; None if there is none, or if it has died. Nothing is locked or
+    changed.
 
     Of a process on another machine, nobody here can tell whether it is alive: it counts as alive.
     """
@@ -104,7 +105,7 @@ def check_free(folder: Path, release: Callable[[Path], str] = lambda folder: "wa
 
 
 def _take(path: Path) -> int | None:
-    """An open and locked file with a note about this process; None if another process holds it."""
+    """Return an open and locked file with a note about this process; None if another process holds it."""
     while True:
         with disk_errors(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
@@ -144,7 +145,8 @@ def _is_file(handle: int, path: Path) -> bool:
 
 
 def _read_note(data: bytes) -> Owner:
-    """The process of a note. Numbers that name no single process are refused: a signal to -1 goes to all of them.
+    """Return the process of a note. Numbers that name no single process are refused: a signal to -1 goes to all of
+    them.
 
     Raises:
         ValueError, TypeError: it is no note.
@@ -176,8 +178,8 @@ def _is_alive(owner: Owner) -> bool:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process was started, in ticks since the machine was; 0 for one that has ended and whose parent has not
-    asked for its exit status; None where /proc does not tell.
+    """Return when a process was started, in ticks since the machine was;
+    0 for one that has ended and whose parent has not asked for its exit status; None where /proc does not tell.
     """
     try:
         state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

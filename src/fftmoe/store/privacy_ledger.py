@@ -1,4 +1,4 @@
-"""The privacy that a run has spent of its clients; it is on the disk before it is spent.
+"""Records the privacy that a run has spent of its clients; it is on the disk before it is spent.
 
 A ledger describes every release with the sampling rate and the noise with which it was made. What a later part of the
 run uses, with other clients, another recipe or another version, changes nothing of what was released before.
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Spent:
-    """The noisy sums that a run has released, and the settings with which a resumed run continues.
+    """Holds the noisy sums that a run has released, and the settings with which a resumed run continues.
 
     Attributes:
         noise_multiplier: z of the next release, as the recipe states it or as it was solved for.
@@ -44,13 +44,13 @@ class Spent:
 
     @property
     def number(self) -> int:
-        """The number of releases."""
+        """Return the number of releases."""
         return sum(release.times for release in self.releases)
 
 
 @dataclass(frozen=True)
 class TrainingRequests:
-    """How often the clients of one population were asked to train with the same noise on their examples.
+    """Counts how often the clients of one population were asked to train with the same noise on their examples.
 
     Attributes:
         population: identifies the clients behind the ids; another population has other clients under the same ids.
@@ -65,13 +65,13 @@ class TrainingRequests:
 
     @property
     def most(self) -> Release:
-        """What the client that was asked most often has released."""
+        """Return what the client that was asked most often has released."""
         return self.release.repeated(max(self.times.values(), default=0))
 
 
 @dataclass(frozen=True)
 class PrivacyLedger:
-    """`checkpoints/privacy.json` of the run in the folder `run`.
+    """Keeps `checkpoints/privacy.json` of the run in the folder `run`.
 
     It never returns to an older value, even when the run does: a repeated round has been released twice.
     """
@@ -93,13 +93,14 @@ class PrivacyLedger:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the file."""
         return self.run / "checkpoints" / "privacy.json"
 
 
 @dataclass(frozen=True)
 class AskedLedger:
-    """`checkpoints/example_privacy.json` of the run in the folder `run`: how often each client was asked to train.
+    """Keeps `checkpoints/example_privacy.json` of the run in the folder `run`: how often each client was asked to
+    train.
 
     It never returns to an older value, even when the run does.
     """
@@ -128,7 +129,7 @@ class AskedLedger:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the file."""
         return self.run / "checkpoints" / "example_privacy.json"
 
 
@@ -138,7 +139,7 @@ def _write_values(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """The SHA-256 of an account, so that no changed digit passes for what was written."""
+    """Return the SHA-256 of an account, so that no changed digit passes for what was written."""
     return sha256(exact_json(values, compact=True).encode())
 
 

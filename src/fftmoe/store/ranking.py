@@ -1,4 +1,4 @@
-"""Which round of a run is the best one, and which one is kept, by a metric in its rows.
+"""Decides which round of a run is the best one, and which one is kept, by a metric in its rows.
 
 A few hundred rows measure a metric to a point or two. The round with the best value is then often an early one that was
 lucky, while the model still became better. So the round that is kept is the last one that is no worse than the best by
@@ -29,11 +29,13 @@ class Ranking:
     error: str = ""
 
     def best(self, rows: Iterable[Mapping[str, Any]]) -> int | None:
-        """The round with the best value, the first of equals; None where no row has a number for the metric."""
+        """Return the round with the best value, the first of equals; None where no row has a number for the metric."""
         return min(self._measured(rows), key=lambda row: (self._cost(row), row["round"]), default={}).get("round")
 
     def bar(self, rows: Iterable[Mapping[str, Any]]) -> float | None:
-        """The worst value that is no worse than the best of these rows by more than the standard error of the best."""
+        """Return the worst value that is no worse than the best of these rows by more than the standard error of the
+        best.
+        """
         measured = self._measured(rows)
         if not measured:
             return None
@@ -42,7 +44,7 @@ class Ranking:
         return value - error if self.higher_is_better else value + error
 
     def ranked(self, rows: Iterable[Mapping[str, Any]]) -> list[int]:
-        """The rounds of these rows in the order in which they are kept.
+        """Return the rounds of these rows in the order in which they are kept.
 
         First the rounds that reach the bar of the last of these rows, the last round first; then the others, the best
         first.
@@ -59,7 +61,7 @@ class Ranking:
         return [row["round"] for row in sorted(measured, key=place)]
 
     def without_gain(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """How many times the metric was measured since its best round; 0 if it never was a number."""
+        """Return how many times the metric was measured since its best round; 0 if it never was a number."""
         measured = [row for row in rows if self.metric in row]
         best = self.best(measured)
         return 0 if best is None else sum(row["round"] > best for row in measured)
@@ -72,5 +74,5 @@ class Ranking:
         return self._sign * row[self.metric]
 
     def _measured(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The rows in which the metric was measured and is finite."""
+        """Return the rows in which the metric was measured and is finite."""
         return [row for row in rows if (value := row.get(self.metric)) is not None and math.isfinite(value)]

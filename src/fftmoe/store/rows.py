@@ -1,4 +1,5 @@
-"""The rows of a run, one line of JSON for each round, each with a digest of its own: damage costs a line, not the run.
+"""Stores the rows of a run, one line of JSON for each round, each with a digest of its own: damage costs a line, not
+the run.
 
 metrics.jsonl           the rows
 checkpoints/rows.txt    the SHA-256 of each line, in the same order
@@ -20,7 +21,7 @@ BYTES_AT_ONCE = 2**16  # bytes that are read at once from the end of the file
 
 
 class MetricsRow(NamedTuple):
-    """A line of `metrics.jsonl` with its line break, and its values."""
+    """Holds a line of `metrics.jsonl` with its line break, and its values."""
 
     line: bytes
     values: dict[str, Any]
@@ -28,18 +29,18 @@ class MetricsRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of the run in the folder `run`."""
+    """Keeps the rows of the run in the folder `run`."""
 
     run: Path
 
     @property
     def path(self) -> Path:
-        """The file with the rows."""
+        """Return the file with the rows."""
         return self.run / "metrics.jsonl"
 
     @property
     def digests(self) -> Path:
-        """The file with the digests of the lines."""
+        """Return the file with the digests of the lines."""
         return self.run / "checkpoints" / "rows.txt"
 
     def append(self, values: dict[str, Any]) -> None:
@@ -50,7 +51,7 @@ class RowFile:
             _append(self.digests, _digest_line(line))
 
     def read(self) -> list[MetricsRow]:
-        """The rows that are intact, in the order of the file, one for each round.
+        """Return the rows that are intact, in the order of the file, one for each round.
 
         A line that is damaged, incomplete, or none of those that were written is left out. Where there is no digest for
         a line, because an older version wrote the rows or the digests are damaged, its JSON must be valid.
@@ -76,7 +77,9 @@ class RowFile:
         return [row for _, row in sorted({**unsure, **rows}.items())]
 
     def last(self) -> bytes:
-        """The last line of the file, complete or not; empty if there is none. The rest of the file is not read."""
+        """Return the last line of the file, complete or not; empty if there is none.
+        The rest of the file is not read.
+        """
         if not self.path.exists():
             return b""
         with disk_errors(self.path), self.path.open("rb") as file:
@@ -94,12 +97,12 @@ class RowFile:
         write_atomically(self.digests, b"".join(map(_digest_line, lines)))
 
     def files(self) -> list[Path]:
-        """The files that exist, to be forced to the disk."""
+        """Return the files that exist, to be forced to the disk."""
         return [path for path in (self.path, self.digests) if path.exists()]
 
 
 def parse_row(line: bytes) -> MetricsRow | None:
-    """A complete line as a row; None if it is damaged, or still being written."""
+    """Return a complete line as a row; None if it is damaged, or still being written."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The run folder: every file is written whole or not at all, and a run never continues from a damaged file."""
+"""Keeps the run folder: every file is written whole or not at all, and a run never continues from a damaged file."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ LEDGERS = {"privacy.json", "example_privacy.json"}
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run continues from: its newest intact checkpoint.
+    """Holds what a run continues from: its newest intact checkpoint.
 
     Attributes:
         state: the server state; None before the end of the first round.
@@ -47,13 +47,15 @@ class Saved:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, one for each round whose line is intact."""
+        """Return the rows, one for each round whose line is intact."""
         return [json.loads(line) for line in self.lines]
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best round of a run: its state and its row; `passed_over` are better ones that are damaged, with reasons."""
+    """Holds the best round of a run: its state and its row; `passed_over` are better ones that are damaged,
+    with reasons.
+    """
 
     state: ServerState
     row: Mapping[str, Any]
@@ -62,8 +64,8 @@ class Best:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `summary.json`, `metrics.jsonl`, `adapter/`, `checkpoints/`, `clients/`, `report.html`, and the
-    numbers of that page in `report-figures.csv`.
+    """Keeps `config.yaml`, `summary.json`, `metrics.jsonl`, `adapter/`, `checkpoints/`, `clients/`, `report.html`,
+    and the numbers of that page in `report-figures.csv`.
     """
 
     path: Path
@@ -106,7 +108,7 @@ class RunFolder:
         self.rows.append(dict(row))
 
     def all_metrics(self) -> list[dict[str, Any]]:
-        """The intact rows of `metrics.jsonl`."""
+        """Return the intact rows of `metrics.jsonl`."""
         return [row.values for row in self.rows.read()]
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -121,7 +123,7 @@ class RunFolder:
 
     @property
     def over_sites(self) -> bool:
-        """Whether the run is one over sites."""
+        """Return whether the run is one over sites."""
         return (self.path / SITES).exists()
 
     def save_state(self, state: ServerState, ranking: Ranking | None = None) -> None:
@@ -135,7 +137,8 @@ class RunFolder:
         self.checkpoints.save(state, ranking)
 
     def load_newest(self) -> Saved:
-        """The newest checkpoint that is intact together with its rows and the states of clients; no file is changed.
+        """Return the newest checkpoint that is intact together with its rows and the states of clients; no file is
+        changed.
 
         Raises:
             InputError: the run got beyond its first round, and no checkpoint is intact.
@@ -158,14 +161,14 @@ class RunFolder:
         )
 
     def _saved(self, state: ServerState, line: bytes, passed_over: tuple[str, ...]) -> Saved:
-        """The checkpoint of this state with its rows; `line` is its own row."""
+        """Return the checkpoint of this state with its rows; `line` is its own row."""
         kept = {row.values["round"]: row.line for row in self.rows.read() if row.values["round"] <= state.round}
         kept |= {state.round: line} if line else {}
         lost = tuple(round for round in range(state.round + 1) if round not in kept) if line else ()
         return Saved(state, tuple(line for _, line in sorted(kept.items())), passed_over, lost)
 
     def load_best(self, ranking: Ranking) -> Best | None:
-        """The state of the best round among the checkpoints, and its row; None where no round has the metric.
+        """Return the state of the best round among the checkpoints, and its row; None where no round has the metric.
 
         A checkpoint that is damaged is passed over.
         """
@@ -200,17 +203,17 @@ class RunFolder:
 
     @property
     def rows(self) -> RowFile:
-        """The rows of `metrics.jsonl`."""
+        """Return the rows of `metrics.jsonl`."""
         return RowFile(self.path)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The server states of the last rounds."""
+        """Return the server states of the last rounds."""
         return Checkpoints(self.path)
 
     @property
     def client_states(self) -> ClientStateFiles:
-        """The states of this run's clients."""
+        """Return the states of this run's clients."""
         return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` forces them to the disk
 
 
@@ -226,7 +229,7 @@ def check_run_output(path: Path) -> Path:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether the folder holds only what is written before `config.yaml`."""
+    """Return whether the folder holds only what is written before `config.yaml`."""
     if not path.is_dir() or (path / CONFIG).exists():
         return False
     names = {entry.name for entry in path.iterdir() if not _is_temporary(entry)}
@@ -261,7 +264,7 @@ def check_output(path: Path) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a finished run.
+    """Return the resolved recipe of a finished run.
 
     Raises:
         InputError: the folder is not a run, is damaged, or the run did not finish.
@@ -283,7 +286,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run.
+    """Return the summary of a finished run.
 
     Raises:
         InputError: the run has not finished, or the file is damaged.
@@ -298,7 +301,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a run, finished or not.
+    """Return the resolved recipe of a run, finished or not.
 
     Raises:
         InputError: the folder is not a run, or is damaged.

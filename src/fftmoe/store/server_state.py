@@ -1,4 +1,4 @@
-"""The server state as bytes."""
+"""Turns the server state into bytes and back."""
 
 import operator
 
@@ -13,7 +13,7 @@ TENSOR_GROUPS = ("tensors", "optimizer", "load", "average")  # of tensors in a s
 
 
 def pack_state(state: ServerState) -> bytes:
-    """The server state as safetensors with a JSON header; equal states give equal bytes."""
+    """Return the server state as safetensors with a JSON header; equal states give equal bytes."""
     groups = {name: getattr(state, name) for name in TENSOR_GROUPS}
     flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
     temperature = {} if state.temperature is None else {"temperature": state.temperature}
@@ -21,7 +21,7 @@ def pack_state(state: ServerState) -> bytes:
 
 
 def unpack_state(data: bytes) -> ServerState:
-    """Inverse of `pack_state`.
+    """Invert `pack_state`.
 
     Raises:
         ValueError: the bytes are not a server state.
