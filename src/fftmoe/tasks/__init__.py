@@ -1,4 +1,4 @@
-"""Tasks: which loss training minimises and how outputs are judged, one file for each task.
+"""Defines tasks: which loss training minimises and how outputs are judged, one file for each task.
 
 No model, method or recipe is known here; every package above may import it.
 """
@@ -47,7 +47,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 
 
 def make_task(name: str) -> Task:
-    """The task that recipes call `name`.
+    """Return the task that recipes call `name`.
 
     Raises:
         InputError: there is no such task.

@@ -1,4 +1,4 @@
-"""What a task decides: how outputs are judged in training and afterwards.
+"""Defines what a task decides: how outputs are judged in training and afterwards.
 
 Rounds, clients and methods use a task through these two protocols only.
 """
@@ -15,38 +15,40 @@ from fftmoe.data import IGNORED
 
 
 class Loss(Protocol):
-    """What local training minimises; every `fftmoe.head.HeadLoss` is one."""
+    """Computes what local training minimises; every `fftmoe.head.HeadLoss` is one."""
 
     @property
     def next_token(self) -> bool:
-        """Whether it reads the losses of a language model's tokens, float32 [B, S], and not logits."""
+        """Return whether it reads the losses of a language model's tokens, float32 [B, S], and not logits."""
         ...
 
     def loss(self, outputs: Tensor, labels: Tensor, /) -> Tensor:
-        """The mean loss of a batch, a scalar, from the model's outputs and the batch's `labels`."""
+        """Return the mean loss of a batch, a scalar, from the model's outputs and the batch's `labels`."""
         ...
 
     def items(self, labels: Tensor, /) -> int:
-        """Over how many items `loss` is the mean: examples or learned tokens. Parts of a batch are weighed by it."""
+        """Return over how many items `loss` is the mean: examples or learned tokens.
+        Parts of a batch are weighed by it.
+        """
         ...
 
 
 @runtime_checkable
 class LossByExample(Protocol):
-    """A `Loss` whose mean can be taken over any part of a batch, such as the examples of one of several clients."""
+    """Is a `Loss` whose mean can be taken over any part of a batch, such as the examples of one of several clients."""
 
     @property
     def next_token(self) -> bool:
-        """As in `Loss`."""
+        """See `Loss`."""
         ...
 
     def by_example(self, outputs: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
-        """The loss of each example, summed over its items, and the number of its items, [B] each."""
+        """Return the loss of each example, summed over its items, and the number of its items, [B] each."""
         ...
 
 
 class Task(Protocol):
-    """How well outputs match labels, in numbers that can be added.
+    """Measures how well outputs match labels, in numbers that can be added.
 
     The statistics of an example are K numbers, and the statistics of a set of examples are their sums. All metrics are
     computed from such sums. So one pass over held-out examples, summed by stratum, gives the metrics of a model on
@@ -55,58 +57,60 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The name of the metric by which runs are compared, the first of `metrics`."""
+        """Return the name of the metric by which runs are compared, the first of `metrics`."""
         ...
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a better model has a higher value of the metric."""
+        """Return whether a better model has a higher value of the metric."""
         ...
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest possible value of the metric."""
+        """Return the smallest and the largest possible value of the metric."""
         ...
 
     @property
     def next_token(self) -> bool:
-        """As in `Loss`: whether `statistics` reads the losses of tokens, and not logits."""
+        """Return, as in `Loss`, whether `statistics` reads the losses of tokens, and not logits."""
         ...
 
     @property
     def by_token(self) -> bool:
-        """Whether every token is judged, and not the example as a whole; logits are then [B, S, ...]."""
+        """Return whether every token is judged, and not the example as a whole; logits are then [B, S, ...]."""
         ...
 
     @property
     def exclusive(self) -> bool:
-        """Whether exactly one of the outputs is right, so that the softmax of the logits gives probabilities."""
+        """Return whether exactly one of the outputs is right, so that the softmax of the logits gives probabilities."""
         ...
 
     @property
     def label_parts(self) -> int:
-        """How many numbers are counted for each label: the statistics begin with as many parts of C numbers each.
+        """Return how many numbers are counted for each label: the statistics begin with as many parts of C numbers
+        each.
 
         The last part says how often each label occurs. 0 for a task that counts nothing by label.
         """
         ...
 
     def statistics(self, outputs: Tensor, batch: Mapping[str, Tensor], /) -> Tensor:
-        """The statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the outputs.
+        """Return the statistics of each example of a batch with its `labels`, float64 [B, K], on the device of the
+        outputs.
 
         An example has a statistic that is not finite if, and only if, an output by which it is judged is not finite.
         """
         ...
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Which labels the judged items of a batch have, and which the model gives them, bool [N, C] each.
+        """Return which labels the judged items of a batch have, and which the model gives them, bool [N, C] each.
 
         An item is an example, or a labelled token; there are C labels. None for a task without labels.
         """
         ...
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the largest possible sums of the statistics of `num_rows` examples, float64 [K] each.
+        """Return the least and the largest possible sums of the statistics of `num_rows` examples, float64 [K] each.
 
         Args:
             num_outputs: of the model. most_tokens: of an example, for tasks that judge every token.
@@ -114,7 +118,7 @@ class Task(Protocol):
         ...
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics by name, float64 [...] each, from sums or means of statistics, float64 [..., K].
+        """Return the metrics by name, float64 [...] each, from sums or means of statistics, float64 [..., K].
 
         The run's metric is the first. A metric is NaN where there was nothing to judge.
         """
@@ -122,22 +126,26 @@ class Task(Protocol):
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The quotient of the two, float64; NaN where the denominator is 0."""
+    """Return the quotient of the two, float64; NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
 def counted(most: list[float], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Limits of statistics from 0 to `most`, of which the last one counts the examples and is known."""
+    """Return limits of statistics from 0 to `most`, of which the last one counts the examples and is known."""
     return np.array([*[0.0] * len(most), float(num_rows)]), np.array([*most, float(num_rows)])
 
 
 def unless_broken(statistics_BK: Tensor, sound_B: Tensor) -> Tensor:
-    """The statistics, NaN for examples whose logits are not all finite (`sound_B` False): those have no prediction."""
+    """Return the statistics, NaN for examples whose logits are not all finite (`sound_B` False):
+    those have no prediction.
+    """
     return torch.where(sound_B[:, None], statistics_BK, torch.nan)
 
 
 def mean_over_tokens(logits_BSC: Tensor, labels_BS: Tensor) -> Tensor:
-    """The mean cross-entropy of the tokens whose label is not -100, a scalar; 0, with zero gradients, if none is."""
+    """Return the mean cross-entropy of the tokens whose label is not -100, a scalar; 0, with zero gradients,
+    if none is.
+    """
     sum_ = F.cross_entropy(logits_BSC.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
     return sum_ / (labels_BS != IGNORED).sum().clamp_min(1)

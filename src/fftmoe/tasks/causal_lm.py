@@ -1,4 +1,4 @@
-"""Causal language models: predict the next token of a text, or of the completion of a prompt.
+"""Judges causal language models, which predict the next token of a text, or of the completion of a prompt.
 
 Shape letters: B batch, S sequence. The losses of tokens are made by `fftmoe.backbones.token_losses`.
 """
@@ -16,7 +16,7 @@ LARGEST_EXPONENT = 709.0  # e to a larger power is infinite, which JSON cannot r
 
 
 class NextToken:
-    """Cross-entropy: L = mean over learned tokens t of -log softmax(z_{t-1})[y_t], in float32.
+    """Computes the cross-entropy: L = mean over learned tokens t of -log softmax(z_{t-1})[y_t], in float32.
 
     The mean is over the tokens of the batch, as in the loss of transformers: a long completion counts more than a short
     one.
@@ -25,20 +25,22 @@ class NextToken:
     next_token = True
 
     def loss(self, losses_BS: Tensor, labels_BS: Tensor, /) -> Tensor:
-        """The mean over the tokens whose label is not -100, 0 if none is; a sequence's first token has no loss."""
+        """Return the mean over the tokens whose label is not -100, 0 if none is;
+        a sequence's first token has no loss.
+        """
         return losses_BS.sum() / (labels_BS[:, 1:] != IGNORED).sum().clamp_min(1)
 
     def by_example(self, losses_BS: Tensor, labels_BS: Tensor, /) -> tuple[Tensor, Tensor]:
-        """The loss of each text, summed over its tokens, and the number of these, [B] each."""
+        """Return the loss of each text, summed over its tokens, and the number of these, [B] each."""
         return losses_BS.sum(1), (labels_BS[:, 1:] != IGNORED).sum(1)
 
     def items(self, labels_BS: Tensor, /) -> int:
-        """The number of tokens that have a loss."""
+        """Return the number of tokens that have a loss."""
         return int((labels_BS[:, 1:] != IGNORED).sum())
 
 
 class CausalLm:
-    """Perplexity, e to the power of the mean loss in nats per token; and the loss itself."""
+    """Measures perplexity, e to the power of the mean loss in nats per token; and the loss itself."""
 
     metric = "perplexity"
     higher_is_better = False
@@ -49,19 +51,19 @@ class CausalLm:
     label_parts = 0
 
     def statistics(self, losses_BS: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 2]: the sum of the tokens' losses in nats, and the number of these tokens."""
+        """Return [B, 2]: the sum of the tokens' losses in nats, and the number of these tokens."""
         learned_BS = batch["labels"][:, 1:] != IGNORED
         return torch.stack([losses_BS.double().sum(1), learned_BS.double().sum(1)], 1)
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """None: a token of a vocabulary is no label."""
+        """Return None: a token of a vocabulary is no label."""
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[2] each; a larger mean loss than `LARGEST_EXPONENT` has the metric of that loss."""
+        """Return the limits, [2] each; a larger mean loss than `LARGEST_EXPONENT` has the metric of that loss."""
         tokens = float(num_rows * most_tokens)
         return np.zeros(2), np.array([LARGEST_EXPONENT * tokens, tokens])
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 2]."""
+        """Return the metrics from sums [..., 2]."""
         loss = ratio(sums[..., 0], sums[..., 1])
         return {"perplexity": np.exp(np.minimum(loss, LARGEST_EXPONENT)), "loss": loss}

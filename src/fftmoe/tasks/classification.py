@@ -1,4 +1,6 @@
-"""Classification: one of C labels for each example, a text or an image. The head brings the loss (`fftmoe.head`)."""
+"""Judges classification: one of C labels for each example, a text or an image.
+The head brings the loss (`fftmoe.head`).
+"""
 
 from collections.abc import Mapping
 
@@ -11,7 +13,7 @@ from fftmoe.tasks.base import counted, ratio, unless_broken
 
 
 class Classification:
-    """Accuracy: the fraction of examples whose highest logit is that of their label."""
+    """Measures accuracy: the fraction of examples whose highest logit is that of their label."""
 
     metric = "accuracy"
     higher_is_better = True
@@ -22,19 +24,19 @@ class Classification:
     label_parts = 0
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 2]: 1 if the prediction is right, else 0; and 1."""
+        """Return [B, 2]: 1 if the prediction is right, else 0; and 1."""
         right_B = (logits.argmax(1) == batch["labels"]).double()
         return unless_broken(torch.stack([right_B, torch.ones_like(right_B)], 1), logits.isfinite().all(1))
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[B, C] each: the label of each example, and the one of its highest logit."""
+        """Return [B, C] each: the label of each example, and the one of its highest logit."""
         num_classes = logits.shape[1]
         return F.one_hot(batch["labels"], num_classes).bool(), F.one_hot(logits.argmax(1), num_classes).bool()
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[2] each."""
+        """Return the limits, [2] each."""
         return counted([num_rows], num_rows)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 2]."""
+        """Return the metrics from sums [..., 2]."""
         return {"accuracy": ratio(sums[..., 0], sums[..., 1])}

@@ -1,4 +1,4 @@
-"""F1 from counts that can be added.
+"""Computes F1 from counts that can be added.
 
 Shape letters: C classes.
 """
@@ -9,16 +9,16 @@ from fftmoe.tasks.base import ratio
 
 
 def class_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """2 * hits / (predicted + actual), each [...]; NaN where a class neither occurs nor is predicted."""
+    """Return 2 * hits / (predicted + actual), each [...]; NaN where a class neither occurs nor is predicted."""
     return ratio(2 * hits, predicted + actual)
 
 
 def macro(by_class: np.ndarray) -> np.ndarray:
-    """The mean over the classes [..., C] that have a value; NaN where no class has one."""
+    """Return the mean over the classes [..., C] that have a value; NaN where no class has one."""
     defined = ~np.isnan(by_class)
     return ratio(np.where(defined, by_class, 0.0).sum(-1), defined.sum(-1))
 
 
 def none_to_find(f1: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Each F1 [...], but 1 where examples were judged (bool [...]) and no label occurs or is predicted."""
+    """Return each F1 [...], but 1 where examples were judged (bool [...]) and no label occurs or is predicted."""
     return np.where(judged & np.isnan(f1), 1.0, f1)

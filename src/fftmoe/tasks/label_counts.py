@@ -1,4 +1,5 @@
-"""How often each label was right, given and predicted: what recall, precision and a confusion matrix are made from.
+"""Counts how often each label was right, given and predicted: what recall, precision and a confusion matrix are made
+from.
 
 Shape letters: N judged items (examples, or the labelled tokens of examples), C labels.
 """
@@ -16,7 +17,7 @@ MOST_CONFUSED = 12  # labels; of more, a matrix is too large to read, and grows 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Counts of labels over held-out examples, int64 [C] each.
+    """Holds counts of labels over held-out examples, int64 [C] each.
 
     Attributes:
         actual: items that have the label. predicted: items to which the model gives it. hits: both.
@@ -31,7 +32,7 @@ class LabelCounts:
 
     @classmethod
     def of(cls, task: Task, logits: Tensor, batch: Mapping[str, Tensor]) -> "LabelCounts | None":
-        """The counts of a batch with its `labels`; None for a task without labels.
+        """Return the counts of a batch with its `labels`; None for a task without labels.
 
         Args:
             logits: of the batch, all of them finite where the task judges.
@@ -45,13 +46,13 @@ class LabelCounts:
         return cls(actual_NC.sum(0), predicted_NC.sum(0), (actual_NC * predicted_NC).sum(0), confusion)
 
     def __add__(self, other: "LabelCounts") -> "LabelCounts":
-        """The counts of both sets of examples together."""
+        """Return the counts of both sets of examples together."""
         both = None if self.confusion is None or other.confusion is None else self.confusion + other.confusion
         hits = self.hits + other.hits
         return LabelCounts(self.actual + other.actual, self.predicted + other.predicted, hits, both)
 
     def values(self) -> dict[str, list]:
-        """The counts as a summary records them."""
+        """Return the counts as a summary records them."""
         matrix = {} if self.confusion is None else {"confusion": self.confusion.tolist()}
         return {
             "actual": self.actual.tolist(),

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of C labels for each text.
+"""Judges multi-label classification: any number of C labels for each text.
 
 Shape letters: B batch, C labels.
 """
@@ -15,21 +15,22 @@ from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 
 
 class EachLabel:
-    """Binary cross-entropy: L = mean_b sum_c BCE(sigmoid(z_bc), y_bc), as for a one-vs-all head."""
+    """Computes the binary cross-entropy: L = mean_b sum_c BCE(sigmoid(z_bc), y_bc), as for a one-vs-all head."""
 
     next_token = False
 
     def loss(self, logits_BC: Tensor, targets_BC: Tensor, /) -> Tensor:
-        """The sum over the labels, averaged over the batch."""
+        """Return the sum over the labels, averaged over the batch."""
         return F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(1).mean()
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of texts."""
+        """Return the number of texts."""
         return len(labels)
 
 
 class MultiLabel:
-    """F1 over all labels of all texts (`f1`, often called micro F1), the mean of the labels' F1, and exact matches.
+    """Measures F1 over all labels of all texts (`f1`, often called micro F1), the mean of the labels' F1, and exact
+    matches.
 
     A label is predicted if its logit is above 0. Where no text has a label and none is predicted, F1 is 1.
     """
@@ -43,22 +44,22 @@ class MultiLabel:
     label_parts = 3
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3C + 2]: for each label if it is a hit, predicted, and actual; if all labels are right; and 1."""
+        """Return [B, 3C + 2]: for each label if it is a hit, predicted, and actual; if all labels are right; and 1."""
         predicted_BC, actual_BC = (logits > 0).double(), batch["labels"].double()
         exact_B1 = (predicted_BC == actual_BC).all(1, keepdim=True).double()
         parts = [predicted_BC * actual_BC, predicted_BC, actual_BC, exact_B1, torch.ones_like(exact_B1)]
         return unless_broken(torch.cat(parts, 1), logits.isfinite().all(1))
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[B, C] each: the labels of each example, and those whose logit is above 0."""
+        """Return [B, C] each: the labels of each example, and those whose logit is above 0."""
         return batch["labels"] > 0, logits > 0
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[3C + 2] each."""
+        """Return the limits, [3C + 2] each."""
         return counted([num_rows] * (3 * num_outputs + 1), num_rows)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 3C + 2]."""
+        """Return the metrics from sums [..., 3C + 2]."""
         hits, predicted, actual = np.split(sums[..., :-2], 3, axis=-1)
         judged = sums[..., -1] > 0
         return {

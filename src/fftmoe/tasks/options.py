@@ -1,4 +1,4 @@
-"""The options among which the answer to a prompt is, where there are some.
+"""Finds the options among which the answer to a prompt is, where there are some.
 
 Two places say them: a list at the end of a prompt, as FLAN writes it (Wei et al., 2022),
 
@@ -18,7 +18,7 @@ ROWS_OF_EACH = 3  # on average, for a task with few rows has few completions of 
 
 
 def listed_options(prompt: str) -> list[str]:
-    """The last list of options in a prompt; empty if there is none of at least two."""
+    """Return the last list of options in a prompt; empty if there is none of at least two."""
     lists = LISTED.findall(prompt)
     items = [line.strip().removeprefix("-").strip() for line in lists[-1].splitlines()] if lists else []
     found = list(dict.fromkeys(item for item in items if item))
@@ -26,14 +26,14 @@ def listed_options(prompt: str) -> list[str]:
 
 
 def common_completions(completions: Sequence[str]) -> list[str]:
-    """The different completions of a task, sorted, if there are few of them; else nothing."""
+    """Return the different completions of a task, sorted, if there are few of them; else nothing."""
     found = sorted({completion.strip() for completion in completions})
     few = 1 < len(found) <= MOST_OPTIONS and len(completions) >= ROWS_OF_EACH * len(found)
     return found if few else []
 
 
 def options_of(prompt: str, completion: str, common: Sequence[str]) -> list[str]:
-    """The options of one row; empty if it has none, or if its completion is not among them.
+    """Return the options of one row; empty if it has none, or if its completion is not among them.
 
     Args:
         common: `common_completions` of its task, which count where the prompt lists none.

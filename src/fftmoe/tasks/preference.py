@@ -1,4 +1,4 @@
-"""Preferences: which of two answers to a prompt is better, learned from pairs without a reward model.
+"""Judges preferences: which of two answers to a prompt is better, learned from pairs without a reward model.
 
 `PAIR_LOSSES` has one row for each loss. The reward of an answer is beta times its log-probability under the model.
 Where the loss has a reference, the log-probability under the frozen backbone is subtracted first; where it counts per
@@ -24,7 +24,7 @@ ALMOST_CERTAIN = -1e-6  # the largest mean log-probability whose odds are finite
 
 
 class PairLossKind(NamedTuple):
-    """A loss of pairs.
+    """Describes a loss of pairs.
 
     Attributes:
         loss: `(chosen, rejected, beta, margin)` to the losses, each [B]; the first two are log-probabilities, less
@@ -66,7 +66,7 @@ PAIR_LOSSES: Mapping[str, PairLossKind] = {
 
 @dataclass(frozen=True)
 class PairLoss:
-    """The mean loss of pairs, and what it adds for the chosen answers.
+    """Computes the mean loss of pairs, and what it adds for the chosen answers.
 
     Attributes:
         kind: a name in `PAIR_LOSSES`. beta: the strength.
@@ -81,11 +81,11 @@ class PairLoss:
 
     @property
     def has_reference(self) -> bool:
-        """Whether it reads the log-probabilities of the frozen backbone."""
+        """Return whether it reads the log-probabilities of the frozen backbone."""
         return PAIR_LOSSES[self.kind].has_reference
 
     def loss(self, scores_B23: Tensor, labels: Tensor, /) -> Tensor:
-        """The mean loss of a batch, a scalar.
+        """Return the mean loss of a batch, a scalar.
 
         Args:
             scores_B23: float32, for the chosen and the rejected answer its log-probability, that under the reference,
@@ -98,16 +98,18 @@ class PairLoss:
         return found - scores_B23[:, 0, 0].sum() / scores_B23[:, 0, 2].sum().clamp_min(1)
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of texts, two for each pair; recipes refuse parts of a step if a mean over tokens is added."""
+        """Return the number of texts, two for each pair; recipes refuse parts of a step if a mean
+        over tokens is added.
+        """
         return len(labels)
 
     def pairs(self, scores_B23: Tensor) -> Tensor:
-        """The losses of pairs [B], without what is added for the chosen answers."""
+        """Return the losses of pairs [B], without what is added for the chosen answers."""
         chosen_B, rejected_B = self.log_ratios(scores_B23).unbind(1)
         return PAIR_LOSSES[self.kind].loss(chosen_B, rejected_B, self.beta, self.margin)
 
     def log_ratios(self, scores_B23: Tensor) -> Tensor:
-        """The rewards of both answers before beta, [B, 2]."""
+        """Return the rewards of both answers before beta, [B, 2]."""
         kind, (policy_B2, reference_B2, tokens_B2) = PAIR_LOSSES[self.kind], scores_B23.unbind(2)
         ratios_B2 = policy_B2 - reference_B2 if kind.has_reference else policy_B2
         return ratios_B2 / tokens_B2.clamp_min(1) if kind.per_token else ratios_B2
@@ -115,7 +117,7 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class Preference:
-    """How often the chosen answer has the larger reward, by how much on average, and the loss.
+    """Measures how often the chosen answer has the larger reward, by how much on average, and the loss.
 
     A pair counts as half where the model says of both answers what the reference says, up to rounding: before training
     that is every pair of a loss with a reference. A pair of equal answers is not judged.
@@ -132,7 +134,9 @@ class Preference:
     label_parts = 0
 
     def statistics(self, scores_B23: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 6]: right, reward margin, loss, loss of the chosen tokens, their number, and 1; zeros if not judged."""
+        """Return [B, 6]: right, reward margin, loss, loss of the chosen tokens, their number, and 1;
+        zeros if not judged.
+        """
         scores = scores_B23.double()
         chosen_BS, rejected_BS = batch["labels"].chunk(2)
         judged_B = (chosen_BS != rejected_BS).any(1)
@@ -154,15 +158,15 @@ class Preference:
         return torch.where(judged_B[:, None], found_B6, 0.0)
 
     def _unmoved(self, scores_B23: Tensor) -> Tensor:
-        """Where the model and the reference say the same of both answers, bool [B]."""
+        """Return where the model and the reference say the same of both answers, bool [B]."""
         same_B = ((scores_B23[..., 0] - scores_B23[..., 1]).abs() < ROUNDING_OF_SCORES).all(1)
         return same_B if self.objective.has_reference else torch.zeros_like(same_B)
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """None: an answer is no label."""
+        """Return None: an answer is no label."""
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[6] each; a token's loss is at most `LARGEST_EXPONENT` nats."""
+        """Return the limits, [6] each; a token's loss is at most `LARGEST_EXPONENT` nats."""
         nats = LARGEST_EXPONENT * num_rows * most_tokens
         gap = 2 * nats  # of the log-probabilities of both answers under the model and the reference
         # An odds ratio adds up to log(1e6) for an answer that is almost certain.
@@ -176,7 +180,7 @@ class Preference:
         return PAIR_LOSSES[self.objective.kind].loss is _squared
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 6]."""
+        """Return the metrics from sums [..., 6]."""
         right, margin, loss, nats, tokens, pairs = np.moveaxis(sums, -1, 0)
         imitated = ratio(nats, tokens) if PAIR_LOSSES[self.objective.kind].imitates else 0.0
         return {

@@ -1,4 +1,4 @@
-"""Regression: T numbers for each text.
+"""Judges regression: T numbers for each text.
 
 Shape letters: B batch, T targets.
 """
@@ -18,7 +18,7 @@ Scales = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Squares:
-    """Squared error of scaled targets: L = mean_b mean_t (z_bt - (y_bt - centre_t) / scale_t)^2.
+    """Computes the squared error of scaled targets: L = mean_b mean_t (z_bt - (y_bt - centre_t) / scale_t)^2.
 
     Attributes:
         scales: (centre, scale) of each target; empty for targets that are used as they are. Scaled targets are of about
@@ -30,26 +30,27 @@ class Squares:
     next_token = False
 
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
-        """The mean over the batch and the targets."""
+        """Return the mean over the batch and the targets."""
         if self.scales:
             centres_T, scales_T = _scale_tensors(self.scales, targets_BT)
             targets_BT = (targets_BT.double() - centres_T) / scales_T
         return F.mse_loss(outputs_BT, targets_BT.to(outputs_BT.dtype))
 
     def items(self, labels: Tensor, /) -> int:
-        """The number of texts."""
+        """Return the number of texts."""
         return len(labels)
 
 
 def _scale_tensors(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The centres and the scales, float64 [T] each, on the device of `like`."""
+    """Return the centres and the scales, float64 [T] each, on the device of `like`."""
     centres_T, scales_T = torch.tensor(scales, dtype=torch.float64, device=like.device).T
     return centres_T, scales_T
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Mean absolute error, mean squared error and the coefficient of determination, each averaged over the targets.
+    """Measures mean absolute error, mean squared error and the coefficient of determination, each averaged over the
+    targets.
 
     Attributes:
         scales: (centre, scale) of each target, from which outputs are brought to the units of the data; see `Squares`.
@@ -66,7 +67,7 @@ class Regression:
     label_parts = 0
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 4T + 1]: for each target the absolute error, its square, the target and its square; and 1."""
+        """Return [B, 4T + 1]: for each target the absolute error, its square, the target and its square; and 1."""
         y_BT = batch["labels"].double()
         outputs_BT = logits.double()
         if self.scales:
@@ -76,17 +77,17 @@ class Regression:
         return torch.cat([error_BT.abs(), error_BT**2, y_BT, y_BT**2, torch.ones_like(y_BT[:, :1])], 1)
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """None: there are no labels."""
+        """Return None: there are no labels."""
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[4T + 1] each; no target and no error has a bound but that of the metric."""
+        """Return the limits, [4T + 1] each; no target and no error has a bound but that of the metric."""
         error, square = num_rows * self.bounds[1], float(np.finfo(np.float32).max)
         most = np.repeat([error, square, error, square], num_outputs)
         least = np.repeat([0.0, 0.0, -error, 0.0], num_outputs)
         return np.append(least, num_rows), np.append(most, num_rows)
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 4T + 1]."""
+        """Return the metrics from sums [..., 4T + 1]."""
         means = ratio(sums[..., :-1], sums[..., -1:])
         absolute, square, mean, mean_square = np.split(means, 4, axis=-1)
         return {
@@ -100,7 +101,8 @@ CONSTANT = 1e-13  # a variance below this share of the mean square is what round
 
 
 def _explained(square: np.ndarray, variance: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
-    """1 - square / variance; of a target that is constant, where that is 0/0 or -inf, 1 if it is met and otherwise 0.
+    """Return 1 - square / variance; of a target that is constant, where that is 0/0 or -inf, 1 if it is met and
+    otherwise 0.
 
     That is the rule of scikit-learn's `r2_score(force_finite=True)`.
     """

@@ -1,4 +1,5 @@
-"""Token classification: a label for each labelled token, such as the first token of a word (names, parts of speech).
+"""Judges token classification: a label for each labelled token, such as the first token of a word (names, parts of
+speech).
 
 Shape letters: B batch, S sequence, C classes.
 """
@@ -16,21 +17,21 @@ from fftmoe.tasks.f1 import class_f1, macro
 
 
 class PerToken:
-    """Softmax cross-entropy: the mean over the labelled tokens of the batch."""
+    """Computes the softmax cross-entropy: the mean over the labelled tokens of the batch."""
 
     next_token = False
 
     def loss(self, logits_BSC: Tensor, labels_BS: Tensor, /) -> Tensor:
-        """The mean over the tokens whose label is not -100; 0 if the batch has none."""
+        """Return the mean over the tokens whose label is not -100; 0 if the batch has none."""
         return mean_over_tokens(logits_BSC, labels_BS)
 
     def items(self, labels_BS: Tensor, /) -> int:
-        """The number of tokens that have a loss."""
+        """Return the number of tokens that have a loss."""
         return int((labels_BS != IGNORED).sum())
 
 
 class TokenClassification:
-    """Accuracy over the labelled tokens, and the mean of the classes' F1 (`macro_f1`)."""
+    """Measures accuracy over the labelled tokens, and the mean of the classes' F1 (`macro_f1`)."""
 
     metric = "accuracy"
     higher_is_better = True
@@ -41,7 +42,7 @@ class TokenClassification:
     label_parts = 3
 
     def statistics(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3C]: for each class the number of tokens that are hits, predicted, and actual."""
+        """Return [B, 3C]: for each class the number of tokens that are hits, predicted, and actual."""
         labels_BS, num_classes = batch["labels"], logits.shape[-1]
         labelled_BS1 = (labels_BS != IGNORED)[..., None]
         predicted_BSC = F.one_hot(logits.argmax(-1), num_classes) * labelled_BS1
@@ -52,19 +53,19 @@ class TokenClassification:
         return unless_broken(counts, sound_BS.all(1))
 
     def decisions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[N, C] each, of the labelled tokens: their labels, and those of their highest logits."""
+        """Return [N, C] each, of the labelled tokens: their labels, and those of their highest logits."""
         labels_BS, num_classes = batch["labels"], logits.shape[-1]
         judged_BS = labels_BS != IGNORED
         predicted_N = logits.argmax(-1)[judged_BS]
         return F.one_hot(labels_BS[judged_BS], num_classes).bool(), F.one_hot(predicted_N, num_classes).bool()
 
     def limits(self, num_outputs: int, num_rows: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """[3C] each."""
+        """Return the limits, [3C] each."""
         most = np.full(3 * num_outputs, float(num_rows * most_tokens))
         return np.zeros_like(most), most
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics from sums [..., 3C]."""
+        """Return the metrics from sums [..., 3C]."""
         hits, predicted, actual = np.split(sums, 3, axis=-1)
         return {
             "accuracy": ratio(hits.sum(-1), actual.sum(-1)),
