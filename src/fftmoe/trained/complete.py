@@ -1,4 +1,4 @@
-"""Complete prompts with the language model of a finished run."""
+"""Completes prompts with the language model of a finished run."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ Completion = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Writing:
-    """How prompts are completed.
+    """Says how prompts are completed.
 
     Attributes:
         batch_size: prompts in a batch.
@@ -42,7 +42,7 @@ class Writing:
     on_text: Callable[[str], None] | None = None
 
     def to(self, on_text: Callable[[str], None]) -> "Writing":
-        """The same, with another place for the text."""
+        """Return the same, with another place for the text."""
         return replace(self, on_text=on_text)
 
 
@@ -74,7 +74,7 @@ def completions(trained: TrainedModel, prompts: Sequence[str], writing: Writing)
 def _with_reasons(
     prompts: Sequence[str], fits: Sequence[bool], found: Iterator[str | None], too_long: str
 ) -> Iterator[Completion]:
-    """The answer to each prompt, with the reason where it has no completion."""
+    """Yield the answer to each prompt, with the reason where it has no completion."""
     sound = []
     for prompt, fit in zip(prompts, fits, strict=True):
         text = next(found) if fit else None
@@ -86,7 +86,7 @@ def _with_reasons(
 
 
 def _tokens_of(trained: TrainedModel, prompts: Sequence[str], tokenizer: Any) -> list[Tensor]:
-    """The tokens of each prompt, as in training; says how many prompts were cut."""
+    """Return the tokens of each prompt, as in training; say how many prompts were cut."""
     form = trained.run.inputs
     ids, num_cut = tokenize_prompts(prompts, tokenizer, form.max_length, form.chat_template)
     check_vocabulary(
@@ -108,7 +108,7 @@ def _texts(
     tokenizer: Any,
     writing: Writing,
 ) -> Iterator[str | None]:
-    """The completion of each prompt of these batches, in their order; None where an output is not finite."""
+    """Yield the completion of each prompt of these batches, in their order; None where an output is not finite."""
     pieces = None if writing.on_text is None else TextInPieces(tokenizer, writing.on_text)
     for _, new in continuations(
         trained.model,
@@ -123,7 +123,7 @@ def _texts(
 
 
 def _which_fit(lengths: Sequence[int], max_new_tokens: int, positions: int | None) -> list[bool]:
-    """Whether the model can read each prompt with its completion.
+    """Return whether the model can read each prompt with its completion.
 
     Raises:
         InputError: there are prompts, and it can read none of them.

@@ -1,4 +1,4 @@
-"""Talk with the language model of a finished run, and with its backbone alone."""
+"""Talks with the language model of a finished run, and with its backbone alone."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def check_talks(run: FinishedRun) -> None:
 
 @dataclass(frozen=True)
 class Talk:
-    """What has been said so far.
+    """Holds what has been said so far.
 
     Attributes:
         messages: of user and assistant in turns, the oldest first.
@@ -35,16 +35,17 @@ class Talk:
     dropped: int = 0
 
     def asked(self, text: str) -> "Talk":
-        """The same with a message of the user."""
+        """Return the same with a message of the user."""
         return Talk((*self.messages, {"role": "user", "content": text}), self.dropped)
 
     def answered(self, text: str) -> "Talk":
-        """The same with an answer."""
+        """Return the same with an answer."""
         return Talk((*self.messages, {"role": "assistant", "content": text}), self.dropped)
 
 
 def fitted(trained: TrainedModel, talk: Talk, max_new_tokens: int) -> Talk:
-    """The same without its oldest questions and answers, if the run or the model reads no more; the last message stays.
+    """Return the same without its oldest questions and answers, if the run or the model reads no more; the last message
+    stays.
 
     A run without a chat template reads that message only.
 
@@ -62,7 +63,7 @@ def fitted(trained: TrainedModel, talk: Talk, max_new_tokens: int) -> Talk:
 
 
 def reply(trained: TrainedModel, talk: Talk, writing: Writing, *, tuned: bool) -> str:
-    """The answer to the last message of a conversation.
+    """Return the answer to the last message of a conversation.
 
     Args:
         tuned: of the model of the run; otherwise of its backbone, with the adapter switched off.

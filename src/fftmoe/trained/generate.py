@@ -1,4 +1,4 @@
-"""Compare the text that a language model generates after held-out prompts with the true completions.
+"""Compares the text that a language model generates after held-out prompts with the true completions.
 
 Three values are usual, and each answers another question. Exact match and ROUGE-L compare what the model writes by
 itself. Where a prompt has options (`tasks/options.py`) the model also ranks them, as FLAN, T0 and lm-evaluation-harness
@@ -75,7 +75,7 @@ def generation_metrics(
 
 
 def _compared(written: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarray]:
-    """How far each text that was written agrees with the true one, by metric."""
+    """Return how far each text that was written agrees with the true one, by metric."""
     measures = {"exact_match": exact_match, "rouge_l": rouge_l}
     return {
         name: np.array([measure(*pair) for pair in zip(written, true, strict=True)])
@@ -84,7 +84,7 @@ def _compared(written: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarr
 
 
 def _by_group(scores: Mapping[str, np.ndarray], groups: Groups) -> dict[str, dict[str, Any]]:
-    """The means of each group, by its name; `groups` names that of each place of the sample."""
+    """Return the means of each group, by its name; `groups` names that of each place of the sample."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, group in enumerate(groups):
         if group is not None:
@@ -93,7 +93,9 @@ def _by_group(scores: Mapping[str, np.ndarray], groups: Groups) -> dict[str, dic
 
 
 def _shown(strata: Sequence[int], number: int) -> list[int]:
-    """The places of the prompts that are shown: the first of each stratum, then the second of each, and so on."""
+    """Return the places of the prompts that are shown: the first of each stratum, then the second of each,
+    and so on.
+    """
     seen: dict[int, int] = defaultdict(int)
     turns = []
     for place, stratum in enumerate(strata):
@@ -103,7 +105,7 @@ def _shown(strata: Sequence[int], number: int) -> list[int]:
 
 
 def _means(scores: Mapping[str, np.ndarray], places: np.ndarray) -> dict[str, Any]:
-    """The means of the scores at these places of the sample, and the number of places."""
+    """Return the means of the scores at these places of the sample, and the number of places."""
     chosen = scores[BY_OPTION][places]
     known = ~np.isnan(chosen)
     return {
@@ -117,7 +119,7 @@ def _means(scores: Mapping[str, np.ndarray], places: np.ndarray) -> dict[str, An
 def _written(
     model: Any, tokenizer: Any, examples: Completions, rows: Sequence[int], settings: GenerationSample
 ) -> list[str]:
-    """What the model writes after the prompts of these rows."""
+    """Return what the model writes after the prompts of these rows."""
     generated = continue_greedily(
         model,
         [examples.text(row)[0] for row in rows],
@@ -136,7 +138,7 @@ def _chosen(
     completions: Sequence[str],
     chat_template: bool,
 ) -> np.ndarray:
-    """For each row 1 if the most likely of its options is its completion, else 0; NaN for a row without options.
+    """Return for each row 1 if the most likely of its options is its completion, else 0; NaN for a row without options.
 
     Args:
         completions: of all examples, which show what completions a task has.
@@ -167,7 +169,7 @@ def _chosen(
 def answers_after(
     prompt: Tensor, answers: Sequence[list[int]], positions: int | None
 ) -> list[tuple[list[int], list[int]]]:
-    """A prompt with each of its possible answers; its beginning is cut where the model can read no more."""
+    """Return a prompt with each of its possible answers; its beginning is cut where the model can read no more."""
     room = len(prompt) if positions is None else positions - max(map(len, answers))
     kept = prompt[max(0, len(prompt) - max(1, room)) :].tolist()
     return [(kept, answer) for answer in answers]

@@ -30,7 +30,7 @@ BATCH = 8  # requests at once: the harness makes the logits of all their places
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """What is measured.
+    """States what is measured.
 
     Attributes:
         names: of tasks or groups that the harness knows, or paths of task files.
@@ -58,7 +58,7 @@ def check_harness(run: FinishedRun, tasks: HarnessTasks) -> None:
 
 
 def harness_metrics(trained: TrainedModel, tasks: HarnessTasks) -> dict[str, Any]:
-    """What lm-evaluation-harness says of a model, its prompts written with a chat template if the run has one.
+    """Return what lm-evaluation-harness says of a model, its prompts written with a chat template if the run has one.
 
     Returns:
         `harness`, the version of the package; `chat_template`; and `tasks`, for each task its metrics under the names
@@ -91,7 +91,7 @@ def harness_metrics(trained: TrainedModel, tasks: HarnessTasks) -> dict[str, Any
 
 
 def _evaluated(trained: TrainedModel, tokenizer: Any, tasks: HarnessTasks) -> dict[str, Any]:
-    """What the harness returns."""
+    """Return what the harness returns."""
     dtype = compute_dtype(trained.model)
     model = importlib.import_module(f"{PACKAGE}.models.huggingface").HFLM(
         pretrained=trained.model,
@@ -112,14 +112,14 @@ def _evaluated(trained: TrainedModel, tokenizer: Any, tasks: HarnessTasks) -> di
 
 
 def _metrics(name: str, own: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a task, and of how many examples they are."""
+    """Return the numbers of a task, and of how many examples they are."""
     count = found.get("n-samples", {}).get(name, {}).get("effective")
     numbers = {key: value for key, value in own.items() if isinstance(value, (int, float))}
     return {**{key: value for key, value in numbers.items() if key != "sample_len"}, "examples": count}
 
 
 def _resolved(names: Sequence[str]) -> list[Any]:
-    """Task names as they are, and task files as the harness reads them.
+    """Return task names as they are, and task files as the harness reads them.
 
     Raises:
         InputError: the harness knows no task of a name.
@@ -141,7 +141,7 @@ def _resolved(names: Sequence[str]) -> list[Any]:
 
 
 def _suggested(name: str, known: Sequence[str]) -> str:
-    """A near name; there are thousands, so that a list of all helps nobody."""
+    """Return a near name; there are thousands, so that a list of all helps nobody."""
     near = did_you_mean(name, known)
     return near if near.startswith("; did you mean") else "; `lm-eval ls tasks` lists those that there are"
 

@@ -1,4 +1,4 @@
-"""Read what a finished run is asked: texts, prompts and images without labels."""
+"""Reads what a finished run is asked: texts, prompts and images without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fftmoe.trained.run import FinishedRun
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a prediction, in the order in which they were given.
+    """Holds the inputs of a prediction, in the order in which they were given.
 
     Attributes:
         names: the texts themselves, None where a row of a table has none; or the names of the images.
@@ -29,7 +29,7 @@ class Inputs:
 
 
 def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | None, column: str | None) -> Inputs:
-    """Texts, or images as the model of a run reads them.
+    """Return texts, or images as the model of a run reads them.
 
     Args:
         inputs: texts, blank ones and None too; or paths of image files, of folders of them or of tables.
@@ -57,7 +57,7 @@ def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | Non
 
 
 def _checked_text(place: int, text: object) -> str | None:
-    """The text, or None; it may come from a program or from a command line in another encoding."""
+    """Return the text, or None; it may come from a program or from a command line in another encoding."""
     try:
         if isinstance(text, str):
             text.encode()
@@ -78,7 +78,7 @@ def _read_images(run: FinishedRun, places: Sequence[Path], column: str) -> Input
 
 
 def unlabelled_images(run: FinishedRun, place: Path) -> Examples:
-    """The images of a file, a folder or a table in the format of the run's model; every label is 0.
+    """Return the images of a file, a folder or a table in the format of the run's model; every label is 0.
 
     Raises:
         InputError: an image or a table cannot be read.
@@ -95,6 +95,6 @@ def _image_examples(run: FinishedRun, found: NamedImages) -> Examples:
 
 
 def unlabelled_texts(run: FinishedRun, texts: Sequence[str]) -> Examples:
-    """Texts as the tokens that the run's model reads; every label is 0."""
+    """Return texts as the tokens that the run's model reads; every label is 0."""
     labels = np.zeros(len(texts), dtype=np.int64)
     return tokenize_texts(texts, labels, load_tokenizer(run.backbone.model), run.inputs.max_length)

@@ -1,4 +1,4 @@
-"""Load the model of a finished run: the frozen backbone with the saved adapter and head."""
+"""Loads the model of a finished run: the frozen backbone with the saved adapter and head."""
 
 from typing import Any, cast
 
@@ -65,7 +65,7 @@ def check_bound(run: FinishedRun, model: Any) -> None:
 
 
 def bare_backbone(run: FinishedRun, device: torch.device, multiplies_in: torch.dtype = torch.float32) -> nn.Module:
-    """The frozen backbone of a run without its adapter; the head has its initial values.
+    """Return the frozen backbone of a run without its adapter; the head has its initial values.
 
     Args:
         device, multiplies_in: see `load_backbone`.

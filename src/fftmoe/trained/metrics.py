@@ -1,4 +1,4 @@
-"""Measure the model of a finished run on labelled examples."""
+"""Measures the model of a finished run on labelled examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def metrics_on(
     strata: Sequence[str],
     owners: Sequence[str | None] | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a trained model on examples.
+    """Return the task's metrics of a trained model on examples.
 
     Args:
         strata: the names of what the labels of `examples` number: the classes, or another division of the examples
@@ -54,7 +54,7 @@ def metrics_on(
 
 
 def referenced(trained: TrainedModel, examples: Examples) -> Examples:
-    """The examples as the run's loss reads them: pairs of answers with what the frozen backbone says of them."""
+    """Return the examples as the run's loss reads them: pairs of answers with what the frozen backbone says of them."""
     pairs = trained.run.pair_loss
     if pairs is None or not pairs.has_reference:
         return examples

@@ -1,4 +1,4 @@
-"""A client's personal model: its part of the global model, together with the state that the client has kept."""
+"""Builds a client's personal model: its part of the global model, together with the state that the client has kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from fftmoe.trained.run import TrainedModel
 
 @dataclass(frozen=True)
 class FinishedFederation:
-    """A finished run with the parts from which the model of every client and tier can be built again.
+    """Holds a finished run with the parts from which the model of every client and tier can be built again.
 
     Attributes:
         trained: the model, into which a state must be installed before it is used.
@@ -41,7 +41,7 @@ class FinishedFederation:
     names: tuple[str, ...] | None = None
 
     def client_id(self, client: int | str) -> int:
-        """The number of a client that is called by its name or by its number.
+        """Return the number of a client that is called by its name or by its number.
 
         Raises:
             InputError: there is no such client.
@@ -61,7 +61,7 @@ class FinishedFederation:
 
 @dataclass(frozen=True)
 class PersonalModel:
-    """The model that one client of a finished run uses.
+    """Holds the model that one client of a finished run uses.
 
     Attributes:
         trained: the model, which holds only this client's experts.

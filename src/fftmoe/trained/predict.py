@@ -1,4 +1,4 @@
-"""Ask the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
+"""Asks the model of a finished run: labels of texts and images, numbers, tags of words, and completions of prompts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def check_request(run: FinishedRun, batch_size: int, scores: bool, draws: bool) 
 def predict(
     trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, writing: Writing
 ) -> Iterator[Prediction]:
-    """The answer of a trained model to each input, in the order of the inputs.
+    """Yield the answer of a trained model to each input, in the order of the inputs.
 
     Args:
         scores: add the scores of all labels, `{"scores": {label: score}}`.
@@ -72,7 +72,7 @@ def predict(
 
 
 def _in_order(missing: Sequence[Prediction | None], answers: Iterator[Prediction]) -> Iterator[Prediction]:
-    """For each input the answer that it cannot have, or else the next of `answers`."""
+    """Yield for each input the answer that it cannot have, or else the next of `answers`."""
     for answer in missing:
         yield next(answers) if answer is None else answer
     for _ in answers:
@@ -80,12 +80,12 @@ def _in_order(missing: Sequence[Prediction | None], answers: Iterator[Prediction
 
 
 def _unanswered(run: FinishedRun, kind: str, name: str | None, reason: str, scores: bool) -> Prediction:
-    """An input without an answer, and why."""
+    """Return an input without an answer, and why."""
     return {kind: name, **dict.fromkeys((*ANSWER_FIELDS[run.task], *(["scores"] * scores))), "reason": reason}
 
 
 def _reasons(run: FinishedRun, inputs: Inputs) -> list[str | None]:
-    """For each text why there is no answer to it, else None."""
+    """Return for each text why there is no answer to it, else None."""
     texts, known = inputs.names, inputs.reasons
     given = [text for text in texts if not is_blank(text)]
     readable = iter(has_content([str(text) for text in given], load_tokenizer(run.backbone.model)))
@@ -103,7 +103,7 @@ def _why_blank(text: str | None) -> str:
 def _answers(
     trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, writing: Writing
 ) -> Iterable[Prediction]:
-    """The answers to texts none of which is blank."""
+    """Return the answers to texts none of which is blank."""
     run = trained.run
     if run.is_language_model:
         return completions(trained, texts, writing)
@@ -116,14 +116,14 @@ def _answers(
 def _from_images(
     trained: TrainedModel, names: Sequence[str | None], images: Examples, batch_size: int, scores: bool
 ) -> list[Prediction]:
-    """The answers to images."""
+    """Return the answers to images."""
     return _from_logits(trained.run, "image", names, predict_logits(trained.model, images, batch_size), scores)
 
 
 def _from_logits(
     run: FinishedRun, kind: str, names: Sequence[str | None], logits_NC: Tensor, scores: bool
 ) -> list[Prediction]:
-    """The answers to inputs whose logits are finite; to the others None with the reason.
+    """Return the answers to inputs whose logits are finite; to the others None with the reason.
 
     Raises:
         RunError: the logits of no input are finite.
@@ -138,7 +138,7 @@ def _from_logits(
 
 
 def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
-    """The most probable of C labels."""
+    """Return the most probable of C labels."""
     assert run.head is not None, "a task with one label has a head"
     calibrated = run.temperature is not None
     probs = logits_C.softmax(-1) if calibrated else make_head(run.head).probabilities(logits_C)
@@ -147,14 +147,14 @@ def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Predictio
 
 
 def _answer_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
-    """All of C labels whose probability is above one half."""
+    """Return all of C labels whose probability is above one half."""
     probs = logits_C.sigmoid()
     labels = [name for name, prob in zip(run.label_names, probs, strict=True) if prob > 0.5]
     return {"labels": labels, **_scores(run, probs, scores)}
 
 
 def _answer_numbers(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
-    """The numbers of C targets."""
+    """Return the numbers of C targets."""
     return {"values": dict(zip(run.label_names, logits_C.tolist(), strict=True))}
 
 

@@ -1,4 +1,4 @@
-"""What a finished run looks like to the code that uses it: plain values instead of a recipe."""
+"""Describes what a finished run looks like to the code that uses it: plain values instead of a recipe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from fftmoe.tasks import PairLoss, Preference, Task, make_task
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """How the run's frozen backbone is loaded; the arguments of `load_backbone`.
+    """Says how the run's frozen backbone is loaded; the arguments of `load_backbone`.
 
     Attributes:
         model: a hub id, a local folder, or the name of a model of an installed package.
@@ -26,7 +26,7 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class InputFormat:
-    """How the run reads its inputs.
+    """Says how the run reads its inputs.
 
     Attributes:
         max_length: tokens of a text; longer texts are cut.
@@ -44,7 +44,7 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class GenerationSample:
-    """The held-out prompts that a language model continues, and how far.
+    """Names the held-out prompts that a language model continues, and how far.
 
     Attributes:
         num_examples: how many prompts are drawn. max_new_tokens: the longest completion. seed: draws the sample.
@@ -61,7 +61,7 @@ class GenerationSample:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
+    """Describes a finished run.
 
     Attributes:
         folder: the run folder. adapter: the folder in it that is loaded.
@@ -95,23 +95,23 @@ class FinishedRun:
 
     @property
     def reads_images(self) -> bool:
-        """Whether an input is an image; otherwise it is a text."""
+        """Return whether an input is an image; otherwise it is a text."""
         return self.task == "image-classification"
 
     @property
     def judging_task(self) -> Task:
-        """The task by which the model is measured."""
+        """Return the task by which the model is measured."""
         return make_task(self.task) if self.pair_loss is None else Preference(self.pair_loss)
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the model continues texts, which have no labels."""
+        """Return whether the model continues texts, which have no labels."""
         return self.task in LANGUAGE_TASKS
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The adapted model of a finished run, ready to use.
+    """Holds the adapted model of a finished run, ready to use.
 
     Attributes:
         model: the PEFT model: the frozen backbone with the trained adapter and head.

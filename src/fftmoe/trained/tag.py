@@ -1,4 +1,4 @@
-"""Tag the words of texts with the token classifier of a finished run."""
+"""Tags the words of texts with the token classifier of a finished run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from fftmoe.trained.run import TrainedModel
 
 @torch.inference_mode()
 def tag_words(trained: TrainedModel, texts: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
-    """The tag of every word of each text; words are separated by white space.
+    """Return the tag of every word of each text; words are separated by white space.
 
     Returns:
         `{"text", "tokens", "tags"}` for each text. The tag of a word that lies beyond the run's maximum length, and
