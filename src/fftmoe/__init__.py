@@ -1,4 +1,4 @@
-"""FFT-MoE: federated fine-tuning of foundation models with sparse mixture-of-experts adapters.
+"""FFT-MoE fine-tunes foundation models in a federation, with sparse mixture-of-experts adapters.
 
     import fftmoe
     result = fftmoe.run("quickstart", output="runs/quickstart")

@@ -1,4 +1,6 @@
-"""Errors with a message for people: what went wrong, with which value, whose value it is, and what to change."""
+"""Defines errors with a message for people: what went wrong, with which value, whose value it is,
+and what to change.
+"""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -10,18 +12,18 @@ LONGEST = 4000  # characters of a message
 
 
 def _bounded(text: str) -> str:
-    """The text without its middle, if it is too long for a message."""
+    """Return the text without its middle, if it is too long for a message."""
     half = LONGEST // 2 - 5
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 def _on_one_line(text: str) -> str:
-    """The text with its control characters shown; a tab in a name moves what follows it like any other."""
+    """Return the text with its control characters shown; a tab in a name moves what follows it like any other."""
     return shown(text).replace("\t", "\\t")
 
 
 class FftmoeError(Exception):
-    """The base class of every error that this package raises; the command line prints it without a traceback."""
+    """Is the base class of every error that this package raises; the command line prints it without a traceback."""
 
     exit_status = 1
 
@@ -31,19 +33,21 @@ class FftmoeError(Exception):
 
 
 class InputError(FftmoeError, ValueError):
-    """The user's input cannot be used. The run has written nothing."""
+    """Reports that the user's input cannot be used. The run has written nothing."""
 
     exit_status = 2
 
 
 class OutputError(FftmoeError):
-    """A file of the run cannot be written, e.g. because the disk is full. Every file is complete or absent."""
+    """Reports that a file of the run cannot be written, e.g. because the disk is full.
+    Every file is complete or absent.
+    """
 
     exit_status = 2
 
 
 class RunError(FftmoeError, RuntimeError):
-    """The input is valid, but the run could not finish, e.g. because a client failed or a worker died."""
+    """Reports that the input is valid, but the run could not finish, e.g. because a client failed or a worker died."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

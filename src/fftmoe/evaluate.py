@@ -1,4 +1,4 @@
-"""Metrics of a model on held-out examples, over all examples and for each client.
+"""Computes metrics of a model on held-out examples, over all examples and for each client.
 
 Shape letters: N examples, L strata (the classes, if the task has classes), K statistics of a task, C clients.
 """
@@ -22,7 +22,7 @@ RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width f
 
 @dataclass(frozen=True)
 class Tally:
-    """The results of a model on held-out examples, by stratum.
+    """Holds the results of a model on held-out examples, by stratum.
 
     Attributes:
         task: which defines the statistics.
@@ -44,28 +44,30 @@ class Tally:
     labels: LabelCounts | None = None
 
     def metrics(self) -> dict[str, float]:
-        """The metrics on all examples, by name, the run's metric first."""
+        """Return the metrics on all examples, by name, the run's metric first."""
         return {name: float(value) for name, value in self.task.metrics(self.sums.sum(0)).items()}
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the run's metric over held-out examples, ends included; NaN if undefined."""
+        """Return the 95 % bootstrap interval of the run's metric over held-out examples, ends included;
+        NaN if undefined.
+        """
         assert self.resampled is not None, "an interval is computed where it was asked for"
         values = self.task.metrics(self.resampled)[self.task.metric]
         low, high = np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else (np.nan, np.nan)
         return float(low), float(high)
 
     def on_own(self) -> np.ndarray:
-        """The run's metric on each client's own examples, float64 [C]; NaN for a client without any."""
+        """Return the run's metric on each client's own examples, float64 [C]; NaN for a client without any."""
         assert self.owned is not None, "whose the examples are is known"
         sums_CK, counts_C = self.owned
         return np.where(counts_C > 0, self.task.metrics(sums_CK)[self.task.metric], np.nan)
 
     def by_stratum(self) -> np.ndarray:
-        """The run's metric within each stratum, float64 [L]; NaN for a stratum without examples."""
+        """Return the run's metric within each stratum, float64 [L]; NaN for a stratum without examples."""
         return self.task.metrics(self.sums)[self.task.metric]
 
     def on_mixes(self, shares_CL: np.ndarray) -> np.ndarray:
-        """The run's metric for each client, on held-out data with the client's mix of strata, float64 [C].
+        """Return the run's metric for each client, on held-out data with the client's mix of strata, float64 [C].
 
         Args:
             shares_CL: the fraction of each stratum among each client's training examples. Strata without held-out
@@ -77,13 +79,13 @@ class Tally:
 
 
 def holdout(examples: Examples, size: int | None, seed: int) -> Examples:
-    """A fixed random subset of `size` examples; all examples when `size` is None or larger than their number."""
+    """Return a fixed random subset of `size` examples; all examples when `size` is None or larger than their number."""
     rows = holdout_rows(len(examples), size, seed)
     return examples if len(rows) == len(examples) else examples.select(rows)
 
 
 def holdout_rows(num_examples: int, size: int | None, seed: int) -> np.ndarray:
-    """The rows of that subset, int64 [size] ascending."""
+    """Return the rows of that subset, int64 [size] ascending."""
     if size is None or size >= num_examples:
         return np.arange(num_examples)
     return np.sort(numpy_generator(seed, "holdout").choice(num_examples, size, replace=False))
@@ -99,7 +101,7 @@ def tally(
     own: Ragged | None = None,
     count_labels: bool = False,
 ) -> Tally:
-    """The statistics of this model on these examples; L is `num_strata`.
+    """Return the statistics of this model on these examples; L is `num_strata`.
 
     Args:
         own: the examples of each client; also add up the statistics of each.
@@ -133,14 +135,14 @@ def tally(
 
 
 def _summed(values_BK: np.ndarray, groups_B: np.ndarray, num_groups: int) -> np.ndarray:
-    """The sum of the rows of each group, float64 [G, K]."""
+    """Return the sum of the rows of each group, float64 [G, K]."""
     sums_GK = np.zeros((num_groups, values_BK.shape[1]))
     np.add.at(sums_GK, groups_B, values_BK)
     return sums_GK
 
 
 def _owners(own: Ragged, num_examples: int) -> np.ndarray:
-    """The client of each example, int64 [N]; the number of clients for an example of nobody."""
+    """Return the client of each example, int64 [N]; the number of clients for an example of nobody."""
     owners = np.full(num_examples, len(own), dtype=np.int64)
     owners[own.flat] = np.arange(len(own)).repeat(own.sizes)
     return owners
@@ -148,7 +150,9 @@ def _owners(own: Ragged, num_examples: int) -> np.ndarray:
 
 @torch.inference_mode()
 def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
-    """Logits of every example, float32 [N, C] of C classes, in the order of `examples`; some may not be finite."""
+    """Return the logits of every example, float32 [N, C] of C classes, in the order of `examples`;
+    some may not be finite.
+    """
     parts, order = [], []
     for rows in evaluation_batches(examples, batch_size):
         parts.append(logits(model, on_device(model, examples.batch(rows))).float().cpu())
@@ -161,7 +165,7 @@ def predict_logits(model: Any, examples: Examples, batch_size: int = EVALUATION_
 
 @torch.inference_mode()
 def log_likelihoods(model: Any, texts: Examples, batch_size: int = EVALUATION_BATCH_SIZE) -> Tensor:
-    """The sum of the log-probabilities of each text's learned tokens in nats, float64 [N].
+    """Return the sum of the log-probabilities of each text's learned tokens in nats, float64 [N].
 
     Raises:
         RunError: one is not finite.
@@ -174,7 +178,7 @@ def log_likelihoods(model: Any, texts: Examples, batch_size: int = EVALUATION_BA
 
 
 def accuracy(model: Any, examples: Examples) -> float:
-    """The fraction of examples whose highest logit is that of their label.
+    """Return the fraction of examples whose highest logit is that of their label.
 
     Raises:
         RunError: a logit is not finite.
@@ -187,7 +191,7 @@ def accuracy(model: Any, examples: Examples) -> float:
 def client_metrics(
     model: Any, own_labels: Tensor, task: Task, examples: Examples, own: Examples | None = None
 ) -> dict[str, float]:
-    """The metrics that a client reports after local training: on all of `examples`, and on its own.
+    """Return the metrics that a client reports after local training: on all of `examples`, and on its own.
 
     Args:
         model: as the client trained it.
@@ -218,7 +222,7 @@ def client_metrics(
 
 
 def mean_interval(intervals: Sequence[tuple[float, float]]) -> list[float]:
-    """The mean of the ends of intervals of values that are averaged.
+    """Return the mean of the ends of intervals of values that are averaged.
 
     It is no narrower than an interval of the mean: the spread of a mean is at most the mean of the spreads.
     """
@@ -226,7 +230,7 @@ def mean_interval(intervals: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def mean_and_worst_decile(values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> dict[str, float]:
-    """The mean over the clients, and the mean over the worst tenth of them (at least one client).
+    """Return the mean over the clients, and the mean over the worst tenth of them (at least one client).
 
     Clients whose value is unknown (NaN) are left out; the result is empty if no value is known.
     """

@@ -1,4 +1,4 @@
-"""The entry points of a Flower app, with which `flwr run` runs a federation on any SuperLink.
+"""Defines the entry points of a Flower app, with which `flwr run` runs a federation on any SuperLink.
 
 Run configuration: `recipe` (JSON, or a path on the server), `output` (the run's folder), `sites` (their number),
 `wait-seconds`, and for a simulation `sites-folder`. Node configuration: `site`, `client-id` and `data`; optional are
@@ -34,7 +34,7 @@ SettingT = TypeVar("SettingT", int, float)
 
 
 def site_settings(context: Context) -> SiteSettings:
-    """A node's configuration as settings; node i of a simulation is site-i, in a folder below `sites-folder`.
+    """Return a node's configuration as settings; node i of a simulation is site-i, in a folder below `sites-folder`.
 
     Raises:
         InputError: a key is missing, or its value cannot be used.
@@ -64,7 +64,7 @@ def site_settings(context: Context) -> SiteSettings:
 
 
 def describe_site(job: Mapping[str, Any], context: Context) -> Mapping[str, Any]:
-    """The site's profile for a job; for the query `WHO` only its name and client id."""
+    """Return the site's profile for a job; for the query `WHO` only its name and client id."""
     settings = site_settings(context)
     if job == WHO:
         return {"site": settings.name, "client_id": settings.client_id}
@@ -88,7 +88,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _setting(config: Mapping[str, Any], key: str, kind: type[SettingT], least: SettingT) -> SettingT:
-    """The value of a key, which may be text, as a number."""
+    """Return the value of a key, which may be text, as a number."""
     try:
         value = kind(str(config[key]))
     except ValueError:
@@ -100,7 +100,7 @@ def _setting(config: Mapping[str, Any], key: str, kind: type[SettingT], least: S
 
 @dataclass
 class Introductions:
-    """The nodes that have said which site they are.
+    """Keeps the nodes that have said which site they are.
 
     Attributes:
         sites: site -> its node and its client id.
@@ -167,7 +167,7 @@ def introduce(
 
 
 def _site_of(answer: Any) -> tuple[str, int] | str:
-    """The site and the client id in a node's answer, or why there are none."""
+    """Return the site and the client id in a node's answer, or why there are none."""
     if isinstance(answer, str):
         return answer
     if not isinstance(answer, dict) or {key: type(value) for key, value in answer.items()} != ANSWER_TYPES:

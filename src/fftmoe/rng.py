@@ -1,4 +1,4 @@
-"""Seeded random generators. Every random choice names its own stream by a seed and a path; no state is global."""
+"""Makes seeded random generators. Every random choice names its own stream by a seed and a path; no state is global."""
 
 import hashlib
 

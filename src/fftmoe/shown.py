@@ -25,7 +25,7 @@ _IN_JSON = re.compile(f"[\x7f-\x9f{_REORDERING_OR_BROKEN}]")  # JSON itself esca
 
 
 def shown(text: str) -> str:
-    r"""The text with characters that could act on a terminal or a page written as in Python: `\x1b`, `\u202e`.
+    r"""Return the text with characters that could act on a terminal or a page written as in Python: `\x1b`, `\u202e`.
 
     Line feeds and tabs stay.
     """
@@ -33,23 +33,23 @@ def shown(text: str) -> str:
 
 
 def shown_on_a_line(text: str) -> str:
-    """The same on a single line."""
+    """Return the same on a single line."""
     return shown(text).replace("\n", "\\n")
 
 
 def shown_json(text: str) -> str:
-    """The same JSON: for JSON's readers the same value, for a terminal and for readers of lines harmless."""
+    """Return the same JSON: for JSON's readers the same value, for a terminal and for readers of lines harmless."""
     return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def count_of(number: int, noun: str) -> str:
-    """A number with its noun, whose plural ends in "s" or "ies": "1 fault", "1,204 faults", "2 entries"."""
+    """Return a number with its noun, whose plural ends in "s" or "ies": "1 fault", "1,204 faults", "2 entries"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 
 def quoted(path: Path | str) -> str:
-    """The path as a word of a command: pasted into a shell, it names the same path, and is no option."""
+    """Return the path as a word of a command: pasted into a shell, it names the same path, and is no option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
@@ -80,7 +80,9 @@ class ShownStream(io.TextIOBase):
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Within the context standard error shows control characters; so does the traceback of an error that leaves it."""
+    """Let standard error show control characters within the context,
+    and so the traceback of an error that leaves it.
+    """
     with redirect_stderr(ShownStream(sys.stderr)):
         try:
             yield

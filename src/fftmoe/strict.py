@@ -106,12 +106,12 @@ STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON or YAML is a number; true and false are none."""
+    """Return whether a value of JSON or YAML is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def json_text(values: Any, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Strict JSON, which every reader accepts: a number that is infinite or not a number becomes null.
+    """Return strict JSON, which every reader accepts: a number that is infinite or not a number becomes null.
 
     Args:
         values: plain values.
@@ -124,7 +124,8 @@ def json_text(values: Any, indent: int | None = None, ascii_only: bool = True) -
 def exact_json(
     values: Any, indent: int | None = None, sort_keys: bool = False, compact: bool = False, default: Any = None
 ) -> str:
-    """JSON of exactly these values, which this program can read again: a number that JSON does not have is an error.
+    """Return JSON of exactly these values, which this program can read again: a number that JSON does not have is an
+    error.
 
     Args:
         values: plain values.
@@ -141,7 +142,7 @@ def exact_json(
 
 
 def hash_text(values: Any, sort_keys: bool = True) -> str:
-    """A text by which values are compared or hashed, and which nobody reads: it may hold any number."""
+    """Return a text by which values are compared or hashed, and which nobody reads: it may hold any number."""
     return json.dumps(values, sort_keys=sort_keys, default=str)
 
 
@@ -172,7 +173,7 @@ def strict_yaml(text: str | bytes) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits: no aliases, at most `DEEPEST` levels, and integers of at most `MOST_BITS`."""
+    """Limits PyYAML's safe loader: no aliases, at most `DEEPEST` levels, and integers of at most `MOST_BITS`."""
 
     depth = 0
 

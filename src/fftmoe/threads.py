@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the context torch computes on one thread, as a worker process does; then on as many as before.
+    """Let torch compute on one thread within the context, as a worker process does; then on as many as before.
 
     LAPACK divides the work of eigenvalues, QR and singular values among its threads, and adds in another order for each
     number of them, so that the last bits of the result would depend on `OMP_NUM_THREADS`. With the instructions of an
