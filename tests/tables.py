@@ -25,8 +25,8 @@ MARKS = {
 
 def write_csv(path: Path, columns: Texts, separator: str = ",", line_end: str = "\n", encoding: str = "utf-8") -> None:
     file = io.StringIO(newline="")
-    # By itself the writer leaves a carriage return without quotes where it is no part of its own line end.
-    returns = any("\r" in cell for values in columns.values() for cell in values)
+    # By itself the writer leaves a line end without quotes where it is no part of its own one.
+    returns = any("\r" in cell or "\n" in cell for values in columns.values() for cell in values)
     quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
     writer = csv.writer(file, delimiter=separator, lineterminator=line_end, quoting=quoting)
     writer.writerow(columns)
@@ -37,6 +37,12 @@ def write_csv(path: Path, columns: Texts, separator: str = ",", line_end: str = 
 def write_jsonl(path: Path, columns: Texts, escaped: bool = False, encoding: str = "utf-8") -> None:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     path.write_bytes(encoded("".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows), encoding))
+
+
+def write_json(path: Path, columns: Texts, escaped: bool = False, encoding: str = "utf-8") -> None:
+    """One list of objects, as programs write it: on several lines."""
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    path.write_bytes(encoded("\n" + json.dumps(rows, ensure_ascii=escaped, indent=1), encoding))
 
 
 def write_parquet(path: Path, columns: Texts) -> None:

@@ -222,7 +222,7 @@ def test_a_finished_run_that_lost_its_adapter_gets_it_again_from_its_checkpoint(
     assert cli("evaluate", run).out == cli("evaluate", short_run).out
 
 
-@pytest.mark.parametrize("name", ["train.csv.gz", "Train.csv", "train.tsv", "train.CSV"])
+@pytest.mark.parametrize("name", ["train.csv.gz", "Train.csv", "train.xlsx", "train.CSV"])
 def test_a_file_of_a_split_that_is_not_read_is_named(
     cli: Cli, recipe_file: Path, data_folder: Path, tmp_path: Path, name: str
 ):
@@ -230,7 +230,9 @@ def test_a_file_of_a_split_that_is_not_read_is_named(
     shutil.copy(data_folder / "train.csv", tmp_path / name)
     shutil.copy(data_folder / "test.csv", tmp_path)
     outcome = cli("plan", recipe_file, "--set", f"data.source={tmp_path}")
-    assert_refused(outcome, f"whose {name} is not read (unpack it, or save it as .parquet, .csv, .jsonl)", "no train")
+    assert_refused(
+        outcome, f"whose {name} is not read (unpack it, or save it as .parquet, .csv, .tsv, .jsonl, ", "no train"
+    )
 
 
 @pytest.mark.parametrize(

@@ -186,5 +186,5 @@ def test_source_names_that_are_nothing(tmp_path: Path):
     with pytest.raises(InputError, match="is neither a file nor a folder"):
         read_labelled_texts(str(tmp_path / "missing"))
     (tmp_path / "notes.txt").write_text("text\n")
-    with pytest.raises(InputError, match=r"notes\.txt is not a file that ends in \.parquet, \.csv, \.jsonl"):
+    with pytest.raises(InputError, match=r"notes\.txt is not a file that ends in \.parquet, \.csv, \.tsv"):
         read_labelled_texts(str(tmp_path / "notes.txt"))

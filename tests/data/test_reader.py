@@ -18,11 +18,11 @@ from pyarrow import parquet
 
 from fftmoe.data import names_of, number_classes, number_strata, read_texts
 from fftmoe.data.columns import labels_of, lists_of, numbers_of, texts_of
-from fftmoe.data.read import read_folder, read_table
+from fftmoe.data.read import SUFFIXES, read_folder, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 from reading import read_labelled_texts
-from tables import LINE_ENDS, MARKS, SEPARATORS, encoded, write_csv, write_jsonl, write_parquet
+from tables import LINE_ENDS, MARKS, SEPARATORS, encoded, write_csv, write_json, write_jsonl, write_parquet
 
 # What readers guess from: numbers, dates, truth values, missing values, and characters that some take for line ends.
 GUESSED = (
@@ -80,10 +80,14 @@ def test_a_table_of_texts_is_read_back_from_every_format(
     tmp_path: Path, columns: dict[str, list[str]], separator: str, line_end: str, encoding: str, escaped: bool
 ):
     write_csv(tmp_path / "a.csv", columns, separator, line_end, encoding)
-    write_jsonl(tmp_path / "a.jsonl", columns, escaped, encoding)
+    write_csv(tmp_path / "a.tsv", columns, "\t", line_end, encoding)
+    for suffix in ("jsonl", "ndjson", "json"):
+        write_jsonl(tmp_path / f"a.{suffix}", columns, escaped, encoding)
     write_parquet(tmp_path / "a.parquet", columns)
-    for suffix in ("csv", "jsonl", "parquet"):
+    for suffix in SUFFIXES:
         assert values(tmp_path / f"a.{suffix}") == columns, suffix
+    write_json(tmp_path / "a.json", columns, escaped, encoding)
+    assert values(tmp_path / "a.json") == columns
 
 
 @law
@@ -229,7 +233,10 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, reason: st
         (gzip.compress(b"a,b\n1,2\n", mtime=0), "it is packed with gzip, and no text; unpack it"),
         (b"PK\x03\x04\x14\0", "it is a zip archive, such as a workbook of Excel"),
         ("a,b\n1,2\n".encode("utf-16-le"), "line 1 holds the character NUL"),
-        (b"a,b\n1,2\n\xfc,3\n", "line 3 is not UTF-8; save it as UTF-8; for example: iconv"),
+        (
+            b"a,b\n1,2\n\xfc,3\n",
+            "line 3 is not UTF-8; save it as UTF-8; for example: iconv .* a.csv > utf8.csv",
+        ),
         (b"\xff\xfea,b", "line 1 is not UTF-16-LE"),
         (b"", "it is empty"),
         (b"\xef\xbb\xbf\n\n", "it is empty"),
@@ -331,7 +338,31 @@ def test_notes_of_a_parquet_file_may_lack_the_columns(tmp_path: Path, notes: str
     assert list(read_table(tmp_path / "a.parquet").columns["y"]) == ["a"]
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "json", "xlsx", "PKL", "arrow"])
+def test_cells_of_a_tsv_file_are_separated_by_tabs_only(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("text, raw;\tlabel\nred, or blue\tx\n")
+    assert values(tmp_path / "a.tsv") == {"text, raw;": ["red, or blue"], "label": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"y": 1}, 2]', "item 2 of its list is not an object"),
+        ('[\n{"y": 1},\n{"y" 1}]', "line 3, column 6: "),
+        ('[{"y": 1, "y": 2}]', "twice"),
+        ('[{"y": NaN}]', "not a number"),
+        ('[{"y": "\\ud800"}]', "surrogate"),
+        ("[" * 100_000, "nested too deep"),
+        ('[{"y": 1}] {}', "Extra data"),
+        ("3", "line 1: it is not an object"),
+    ],
+)
+def test_a_json_file_that_is_no_table_is_refused_with_its_place(tmp_path: Path, text: str, words: str):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=rf"a\.json cannot be read as json: .*{words}"):
+        read_table(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("suffix", ["xlsx", "PKL", "arrow"])
 def test_a_table_of_another_kind_is_not_read_as_lines(tmp_path: Path, suffix: str):
     (tmp_path / f"a.{suffix}").write_text("text\nred\n")
     with pytest.raises(InputError, match=rf"a\.{suffix} is a table of a kind that is not read; save it as \.parquet"):

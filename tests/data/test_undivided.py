@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fftmoe.data import SplitRequest, Table, read_tables, texts_of
 from fftmoe.data.undivided import divide, read_undivided
 from fftmoe.errors import InputError
-from tables import write_csv, write_jsonl, write_parquet
+from tables import write_csv, write_json, write_jsonl, write_parquet
 
 ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("01", "1", "NA", ""))), min_size=2, max_size=60)
 CONTENT = {"data.text": ["text"], "data.label": ["label"]}
@@ -85,6 +85,20 @@ def test_files_of_any_format_become_the_clients_of_their_names(tmp_path: Path):
     assert "without column 'id', which b lacks" in table.where
     site = read_tables(str(tmp_path), CONTENT, request=SplitRequest(("train",), divide=False))
     assert site["train"].num_rows == 21
+
+
+def test_a_json_file_beside_tables_is_no_client(tmp_path: Path):
+    columns = {"text": ["ash", "bay"], "label": ["x", "y"]}
+    for name in ("north", "south"):
+        write_json(tmp_path / f"{name}.json", columns)
+    alone = read_undivided(tmp_path)
+    assert alone is not None
+    assert Counter(alone.columns["client"]) == {"north": 2, "south": 2}
+    write_csv(tmp_path / "east.tsv", columns, "\t")
+    write_csv(tmp_path / "west.csv", columns)
+    beside = read_undivided(tmp_path)
+    assert beside is not None
+    assert Counter(beside.columns["client"]) == {"east": 2, "west": 2}
 
 
 def test_a_folder_with_names_of_splits_is_no_folder_of_clients(tmp_path: Path):

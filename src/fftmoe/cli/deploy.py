@@ -82,7 +82,7 @@ def server(
 @deploy.command(cls=VerbPage, short_help="Join a federation as a site.")
 def client(
     folder: SiteFolderArgument,
-    data: Annotated[Path, typer.Option(help="The folder with this site's train.csv, .jsonl or .parquet.")],
+    data: Annotated[Path, typer.Option(help="The folder with this site's train.csv, .tsv, .jsonl, .json or .parquet.")],
     budget: Annotated[
         str, typer.Option(help="A tier of the recipe, auto, or limits such as memory_mib=300,gflops=5.")
     ] = "auto",

@@ -33,7 +33,8 @@ InputsArgument = Annotated[
     ),
 ]
 FileOption = Annotated[
-    Path | None, typer.Option(help="Further inputs: one text a line, or a column of .csv, .jsonl or .parquet.")
+    Path | None,
+    typer.Option(help="Further inputs: one text a line, or a column of a table, such as .csv or .json."),
 ]
 
 

@@ -45,7 +45,7 @@ class DataSection(Section):
     """
 
     source: str
-    """A table (CSV, JSON lines or parquet), a folder with a table for each client, a folder with `train.*` and
+    """A table (CSV, TSV, JSON or parquet), a folder with a table for each client, a folder with `train.*` and
     `test.*`, a folder of images by class, a hub id, or a set that is made from the running Python:
     `builtin:stdlib-docs` (texts with labels), `builtin:stdlib-instructions` (prompts with completions) or
     `builtin:stdlib-preferences` (prompts with two answers). Rows that nobody has divided are divided here: one in five

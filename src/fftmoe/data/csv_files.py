@@ -13,18 +13,26 @@ _DECLARED = re.compile(rf"sep=([{SEPARATORS}])(\r\n|\r|\n)")
 _LONGEST_CELL = 2**31 - 1  # characters
 
 
-def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
+def parse_tsv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
+    """Parse a CSV file whose cells are separated by tabs, whatever else its header line has; see `parse_csv`."""
+    return parse_csv(text, "\t")
+
+
+def parse_csv(text: str, separators: str = SEPARATORS) -> tuple[Mapping[str, Sequence[str]], int]:
     """Return the columns of a CSV file, and the number of its rows.
 
     Cells are separated by commas. If the header line has none, they are separated by the first of semicolon, tab and
     vertical bar that it has. A line `sep=;` before the header line, as spreadsheets write it, decides instead. A line
     without any character is no row, except in a file of one column, where it is an empty cell.
 
+    Args:
+        separators: those that the header line may have, the usual one first.
+
     Raises:
         ValueError: it is not such a file. The message is the end of a sentence that names the file.
     """
     with _long_cells():
-        header, rows = _records(text)
+        header, rows = _records(text, separators)
     distinct_names(header, "columns")
     if len(header) == 1:
         rows = [row or [""] for row in rows]
@@ -39,9 +47,9 @@ def parse_csv(text: str) -> tuple[Mapping[str, Sequence[str]], int]:
     return {name: [row[place] for row in rows] for place, name in enumerate(header)}, len(rows)
 
 
-def _records(text: str) -> tuple[list[str], list[list[str]]]:
+def _records(text: str, separators: str) -> tuple[list[str], list[list[str]]]:
     """Return the header and all records after it."""
-    separator = _separator(text)
+    separator = _separator(text, separators)
     if declared := _DECLARED.match(text):
         separator, text = declared[1], text[declared.end() :]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -55,15 +63,15 @@ def _records(text: str) -> tuple[list[str], list[list[str]]]:
     return records[start], records[start + 1 :]
 
 
-def _separator(text: str) -> str:
-    for separator in SEPARATORS:
+def _separator(text: str, separators: str) -> str:
+    for separator in separators:
         try:
             header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
         except csv.Error:
             continue  # reading all records tells where
         if len(header) > 1:
             return separator
-    return SEPARATORS[0]
+    return separators[0]
 
 
 @contextmanager

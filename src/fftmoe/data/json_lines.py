@@ -1,4 +1,4 @@
-"""Reads JSON lines: an object on every line, whose values keep their types."""
+"""Reads JSON: objects, one on every line or all in one list, whose values keep their types."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -46,16 +46,40 @@ def parse_json_lines(text: str) -> tuple[JsonColumns, int]:
     return JsonColumns(rows), len(rows)
 
 
+def parse_json(text: str) -> tuple[JsonColumns, int]:
+    """Return the columns of a file that is one list of objects, or JSON lines, and the number of its rows.
+
+    Raises:
+        ValueError: it is neither. The message is the end of a sentence that names the file.
+    """
+    if not text.lstrip(" \t\r\n").startswith("["):
+        return parse_json_lines(text)
+    try:
+        rows = _value(text, "\\u" in text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}; correct the line") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"item {number} of its list is not an object, {{…}}; correct the item")
+    return JsonColumns(rows), len(rows)
+
+
 def _row(line: str, escapes: bool) -> dict[str, Any]:
     """Return the object on a line; `escapes` says that it may have characters that are written as numbers."""
+    row = _value(line, escapes)
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object, {…}")
+    return row
+
+
+def _value(text: str, escapes: bool) -> Any:
+    """Return a value in strict JSON, all of whose characters can be written."""
     try:
-        row = STRICT_DECODER.decode(line)
+        value = STRICT_DECODER.decode(text)
         if escapes:
-            json_text(row, ascii_only=False).encode()
+            json_text(value, ascii_only=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:
         raise ValueError("it has half of a surrogate pair, which is no character") from error
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object, {…}")
-    return row
+    return value

@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow
 
-from fftmoe.data.csv_files import parse_csv
+from fftmoe.data.csv_files import parse_csv, parse_tsv
 from fftmoe.data.image_folders import read_image_folder
-from fftmoe.data.json_lines import parse_json_lines
+from fftmoe.data.json_lines import parse_json, parse_json_lines
 from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
 from fftmoe.data.text_files import decoded, lines_of
@@ -18,8 +18,8 @@ from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
-SUFFIXES = ("parquet", "csv", "jsonl")
-_OTHER_TABLES = ("tsv", "json", "ndjson", "xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
+SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "ndjson", "json")
+_OTHER_TABLES = ("xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -30,7 +30,8 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
     Each is a file, or a folder of images in folders of their classes.
 
     Args:
-        folder: files end in .parquet, .csv (a header line, then rows) or .jsonl (one object a line).
+        folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
+            or .json (a list of objects, or one object a line).
         required: the splits that must exist.
 
     Raises:
@@ -71,7 +72,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> Table:
-    """Read one .parquet, .csv or .jsonl file of any name.
+    """Read one table of any name, see `SUFFIXES`.
 
     Raises:
         InputError: it cannot be read, or has another ending.
@@ -125,7 +126,7 @@ def _read_file(path: Path) -> Table:
             reason = "it needs more memory than there is"
         remedy = "correct the file, or write it again with a library such as pandas"
         if reason.endswith("save it as UTF-8"):
-            remedy = f"for example: iconv -f latin1 -t utf-8 {quoted(path.name)}"
+            remedy = f"for example: iconv -f windows-1252 -t utf-8 {quoted(path.name)} > {quoted(f'utf8{path.suffix}')}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
     return Table(str(path), columns, num_rows, class_names, path.parent)
 
@@ -144,5 +145,8 @@ def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path]
 TABLE_READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
     "parquet": read_parquet,
     "csv": _text_reader(parse_csv),
+    "tsv": _text_reader(parse_tsv),
     "jsonl": _text_reader(parse_json_lines),
+    "ndjson": _text_reader(parse_json_lines),
+    "json": _text_reader(parse_json),
 }

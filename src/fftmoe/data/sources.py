@@ -108,7 +108,7 @@ def read_tables(
     """Return the tables of a source by split, with every column that is asked for; their values are not checked.
 
     Args:
-        source: `builtin:stdlib-docs`, a table (parquet, csv or jsonl), a folder with a table for each client, a folder
+        source: `builtin:stdlib-docs`, a table, a folder with a table for each client, a folder
             with `train.*` and `test.*`, a folder of images by class, or a hub id, optionally `id:configuration`.
         content: the columns that every table must have, by the recipe's key for them (`{"data.text": ["text"]}`).
         extra_columns: further columns that the first requested split must have.

@@ -36,7 +36,7 @@ def read_undivided(place: Path) -> Table | None:
         return read_table(place)
     inside = sorted(place.iterdir())
     # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
-    files = [path for path in inside if _is_named_as_table(path) and not path.is_dir()]
+    files = _tables_among([path for path in inside if _is_named_as_table(path) and not path.is_dir()])
     if any(path.stem.lower() in _SPLIT_NAMES for path in (files or inside)):
         return None
     if not files:
@@ -44,6 +44,11 @@ def read_undivided(place: Path) -> Table | None:
     if len(files) == 1:
         return read_table(files[0])
     return _one_table(place, [(path.stem, read_table(path)) for path in files])
+
+
+def _tables_among(files: Sequence[Path]) -> list[Path]:
+    """Return these files without those in JSON, which describe the tables, unless all are in JSON."""
+    return [path for path in files if path.suffix.lower() != ".json"] or list(files)
 
 
 def _is_named_as_table(path: Path) -> bool:

@@ -42,7 +42,7 @@ class GivenTexts:
 
 
 def read_texts(path: Path, column: str) -> GivenTexts:
-    """Return the texts of a file, one for each line, or for each row of a .csv, .jsonl or .parquet file.
+    """Return the texts of a file, one for each line, or for each row of a table.
 
     Args:
         column: the column of a table.

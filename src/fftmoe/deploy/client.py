@@ -82,7 +82,8 @@ def _num_rows(data: Path) -> int:
     """
     if not data.is_dir():
         raise InputError(
-            f"--data {data} is not a folder; name the folder with this site's train.csv, .jsonl or .parquet"
+            f"--data {data} is not a folder; name the folder with this site's train.csv, .tsv, .jsonl, .json or "
+            ".parquet"
         )
     whole = read_undivided(data)
     return (whole or read_folder(data, required=("train",))["train"]).num_rows

@@ -25,7 +25,7 @@ class Questions:
         inputs: texts or prompts, None or blank where there is none; for a run on images paths of image files, of
             folders of them, or of tables.
         top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
-        file: further inputs: one text a line, or a column of a .csv, .jsonl or .parquet file; for images a path.
+        file: further inputs: one text a line, or a column of a table, such as .csv or .json; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
         client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
             model.
