@@ -255,7 +255,7 @@ def test_a_pipeline_tags_words_and_one_continues_texts(saved: Callable[[str], tu
 
 
 class Supervised(transformers.Trainer):
-    """Asks of a model what trl's SFTTrainer asks for a loss; trl itself is not installed."""
+    """Asks of a model a loss and its logits, as trainers of completions do; trl's own is in test_trl.py."""
 
     right: ClassVar[list[float]] = []
 
