@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fftmoe.engines import main_module
 from fftmoe.engines.main_module import names_main, unimported_main
 
 SCRIPT = """
@@ -65,6 +66,26 @@ def test_what_the_script_defines_is_found_wherever_it_is(of_script: type):
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda own: st.lists(own) | st.dictionaries(st.text(), own)))
 def test_values_of_other_modules_need_no_script(value: object):
     assert not names_main([value, Holder(value, torch.zeros(3), np.zeros(5)), len, Path("x"), "__main__"])
+
+
+def test_what_the_script_defines_is_found_in_arrays_too(of_script: type):
+    """An array may hold any objects, and the script may define a kind of array."""
+    assert names_main(np.array([3, of_script()], dtype=object))
+    assert not names_main(np.array([3, None], dtype=object))
+    for base, values in ((np.ndarray, np.zeros(3)), (torch.Tensor, torch.zeros(3))):
+        own = type("OwnArray", (base,), {"__module__": "__main__"})
+        assert names_main([values.view(own) if base is np.ndarray else values.as_subclass(own)])  # type: ignore[arg-type]
+        assert not names_main([values])
+
+
+def test_no_number_of_an_array_is_written(monkeypatch: pytest.MonkeyPatch):
+    """Data of many gigabytes pass at once, and stay in the memory where they are."""
+    written = list[int]()
+    monkeypatch.setattr(main_module._Nowhere, "write", lambda self, data: written.append(len(data)) or len(data))
+    tensor = torch.zeros(50_000)
+    assert not names_main([np.zeros(50_000), tensor])
+    assert 0 < sum(written) < 1000
+    assert not tensor.is_shared()
 
 
 def test_what_cannot_be_pickled_is_left_to_the_start_of_the_process():

@@ -15,7 +15,7 @@ import torch
 
 
 class _Finder(ForkingPickler):
-    """Pickles into nothing, without arrays, and notes whether a class or a function of the script is among it."""
+    """Pickles into nothing, without numbers of arrays, and notes if a class or a function of the script is in it."""
 
     def __init__(self) -> None:
         super().__init__(_Nowhere())
@@ -23,9 +23,9 @@ class _Finder(ForkingPickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """See `pickle.Pickler.reducer_override`."""
-        if isinstance(obj, torch.Tensor | np.ndarray):
-            return str, ("",)
         self.found |= getattr(obj, "__module__", None) == "__main__"
+        if isinstance(obj, torch.Tensor) or (isinstance(obj, np.ndarray) and not obj.dtype.hasobject):
+            return str, ("",)
         return NotImplemented
 
 
