@@ -3,7 +3,8 @@
 Sizes: M experts of H x D in one block, a shared expert of S x D, a head of C x D.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from fftmoe.methods.private import Noise, PrivateSum
-from fftmoe.records import (
-    ClientUpdate,
-    Tensors,
-    Training,
-)
+from fftmoe.records import ClientUpdate, ServerState, Tensors, Training
 from fftmoe.records.names import block_of
 from fftmoe.rng import generator, numpy_generator
 
@@ -33,6 +30,21 @@ TRAINING = Training(
 )
 UPLOADS = ("float32", "bfloat16", "int8")
 seeds = st.integers(0, 2**31)
+
+
+@dataclass
+class Head:
+    """A method that trains one tensor, and adds the mean of its changes."""
+
+    merge: Any = None
+
+    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
+        total = self.merge({})
+        for one in updates:
+            total.add(one)
+        deltas, _ = total.mean()
+        moved = {name: tensor + deltas[name].float() for name, tensor in state.tensors.items()}
+        return replace(state, round=state.round + 1, tensors=moved), {}
 
 
 def nothing(*_: Any) -> None:

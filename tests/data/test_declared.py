@@ -36,6 +36,13 @@ def test_lists_keep_their_lengths_because_a_tag_belongs_to_each_word():
     assert all(name in NAMES for own in found.columns["tags"] for name in own)
 
 
+def test_a_list_may_have_all_declared_names_and_a_marked_one_keeps_those_that_are_declared():
+    lists = [["3", "yes", "no"], ["yes", "maybe", "3"]]
+    found, left_out = with_declared_labels(Table.of("rows", {"tags": lists}), "tags", NAMES)
+    assert left_out.tolist() == [False, True]
+    assert found.columns["tags"] == [["3", "yes", "no"], ["yes", "no", "3"]]
+
+
 def test_numbers_of_classes_are_compared_by_their_names():
     table = Table("rows", {"label": [1, 0, -1, 9]}, 4, {"label": ("yes", "maybe")})
     found, left_out = with_declared_labels(table, "label", NAMES)

@@ -6,10 +6,9 @@ dp-accounting on its own, and the run must never state less.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -21,12 +20,12 @@ from hypothesis import strategies as st
 
 from fftmoe.client.example_privacy import sampling_rate
 from fftmoe.errors import InputError
-from fftmoe.records import ClientUpdate, Release, RoundPlan, ServerState
+from fftmoe.records import Release, RoundPlan, ServerState
 from fftmoe.rounds.example_cost import ExampleCost, ExampleRule
 from fftmoe.rounds.private import NoiseRule, NoisySums, SumsRule
 from fftmoe.setup.privacy import population_of
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
-from private_updates import update
+from private_updates import Head, update
 
 CLIP, DELTA, CLIENTS = 0.5, 1e-3, 12
 GRID = 1e-3  # of the observer; its epsilon is an upper bound too, so it is compared with a tolerance
@@ -47,21 +46,6 @@ class Observed:
             event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
             accountant.compose(event, times)
         return accountant.get_epsilon(DELTA)
-
-
-@dataclass
-class Head:
-    """A method that trains one tensor, and adds the mean of its changes."""
-
-    merge: Any = None
-
-    def aggregate(self, state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, dict[str, Any]]:
-        total = self.merge({})
-        for one in updates:
-            total.add(one)
-        deltas, _ = total.mean()
-        moved = {name: tensor + deltas[name].float() for name, tensor in state.tensors.items()}
-        return replace(state, round=state.round + 1, tensors=moved), {}
 
 
 class Crash(Exception):
