@@ -11,7 +11,7 @@ from fftmoe.data import SplitRequest, read_tables
 from fftmoe.setup.cells import make_grid
 from language import WORDS, save_language_model
 from shared_fixtures import Cli, assert_refused
-from tables import write_csv, write_jsonl, write_parquet
+from tables import write_csv, write_json, write_jsonl, write_parquet
 
 TRAIN = "text,label\n" + "".join(f"ash bay {c},{c}\n" for c in ("red", "blue", "green") * 11)
 TEST = "text,label\n" + "".join(f"cod dew {c},{c}\n" for c in ("red", "blue", "green") * 3)
@@ -80,6 +80,43 @@ def test_init_takes_prompts_and_answers_of_any_name(cli: Cli, desk: Path):
     assert outcome.status == 0, outcome.err
     recipe = load_recipe(Path("own.yaml"))
     assert (recipe.backbone.task, recipe.data.prompt, recipe.data.completion) == ("causal-lm", "frage", "antwort")
+
+
+def test_init_says_what_it_does_not_read_and_who_may_hold_the_rows(cli: Cli, desk: Path, model: tuple[str, ...]):
+    Path("care.csv").write_text(CARE)
+    told = cli("init", "care.csv", "--output", "own.yaml", *model)
+    assert "columns that are not read: 'id', 'hospital'\n" in told.out
+    assert "no column says who holds them; if column 'hospital' does: --by hospital\n" in told.out
+    by = cli("init", "care.csv", "--by", "hospital", "--output", "by.yaml", *model)
+    assert "columns that are not read: 'id'\n" in by.out
+    Path("two.csv").write_text("text,label\n" + "".join(f"ash {n},{'xy'[n % 2]}\n" for n in range(20)))
+    assert "not read:" not in cli("init", "two.csv", "--output", "two.yaml", *model).out
+    Path("wide.csv").write_text("text,label,a,b,c,d,e,f,g,h,i,j\n" + "ash,x,,,,,,,,,,\nbay,y,,,,,,,,,,\n" * 10)
+    assert "'h' and 2 more\n" in cli("init", "wide.csv", "--output", "wide.yaml", *model).out
+
+
+def test_init_writes_a_recipe_for_numbers(cli: Cli, desk: Path, model: tuple[str, ...]):
+    rows = [f"a thing {n},{n}.5" for n in range(40)]
+    Path("prices.csv").write_text("\n".join(("what,price", *rows)))
+    outcome = cli("init", "prices.csv", "--output", "own.yaml", *model)
+    assert outcome.status == 0, outcome.err
+    assert "guessed: regression, text in column 'what', targets in column 'price'" in outcome.out
+    assert yaml.safe_load(Path("own.yaml").read_text())["data"]["targets"] == ["price"]
+    sets = ("federation.rounds=1", "engine.workers=1")
+    run = cli("run", "own.yaml", "--output", "own", *(part for text in sets for part in ("--set", text)))
+    assert run.status == 0, run.err
+
+
+def test_init_joins_instructions_with_what_they_are_about(cli: Cli, desk: Path):
+    columns = {"instruction": ["say it"] * 30, "input": WORDS[:3] * 10, "output": [f"ash {n}" for n in range(30)]}
+    write_json(Path("alpaca.json"), columns)
+    save_language_model(Path("language"))
+    outcome = cli("init", "alpaca.json", "--output", "own.yaml", "--model", "./language")
+    assert outcome.status == 0, outcome.err
+    assert "guessed: causal-lm, prompt and completion made of column 'instruction', 'input', 'output'" in outcome.out
+    assert "not read:" not in outcome.out
+    plan = cli("plan", "own.yaml")
+    assert plan.status == 0, plan.err
 
 
 def test_a_recipe_of_one_line_runs(cli: Cli, desk: Path, backbone_folder: Path):

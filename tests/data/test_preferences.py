@@ -10,7 +10,8 @@ from fftmoe.data import Preferences, Table, tokenize_preferences
 from fftmoe.data.chats import messages_of
 from fftmoe.data.lost import contents, cut_notes, equal_notes, shared_notes
 from fftmoe.data.paired_chats import with_plain_pairs
-from fftmoe.data.roles import guess_roles, with_prompts
+from fftmoe.data.prompts_asked import with_prompts
+from fftmoe.data.roles import guess_roles
 from fftmoe.data.table import Origin
 from fftmoe.errors import InputError
 from language import BEGIN, CHAT, END, tiny_language_tokenizer

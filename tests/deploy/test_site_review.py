@@ -61,7 +61,7 @@ def test_a_review_names_the_columns_that_stand_for_others():
     [reads] = [line for line in describe_request(request_in(recipe(produced))) if line.startswith("  reads")]
     assert reads.endswith(
         "; in a table without completion or prompt the conversations in its column messages, conversations, "
-        "conversation"
+        "conversation, or its column instruction, input, context, output, response"
     )
     assert not any("conversation" in line for line in describe_request(request_in(recipe(TASKS["prompts"]))))
 

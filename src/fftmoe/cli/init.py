@@ -1,7 +1,8 @@
 """`fftmoe init` reads a person's own data, checks it as a run would, and writes a first recipe for it."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fftmoe.config import Recipe
     from fftmoe.cost.analytic import Forecast
 
+MOST_UNREAD = 8  # columns that nothing reads
 MOST_TIERS = 3  # by default; a population that is too small has fewer
 TEXT_KEYS = ("text", "label", "prompt", "completion", "chosen", "rejected", "image", "tokens", "tags")
 
@@ -47,6 +49,7 @@ def init(
 
     columns = {"text": text, "label": label, "prompt": prompt, "completion": completion}
     recipe, chosen, read_ahead = complete_values(_stated(data, output, columns, by, model), f"for {data}")
+    names = read_ahead.columns if read_ahead else ()
     found = forecast(recipe, read_ahead)  # which checks the data as a run does
     if len(found.num_examples) < 2:
         raise InputError(
@@ -54,7 +57,7 @@ def init(
             "with --by, or leave --by out"
         )
     _write(output, recipe_text(recipe, chosen, output))
-    for line in _what_was_read(recipe, chosen, found):
+    for line in _what_was_read(recipe, chosen, found, names):
         sys.stdout.write(shown_on_a_line(line) + "\n")
     console = Console()
     say_prompt_form(console, recipe.data.prompt, recipe.data.chat_template, recipe.backbone.model)
@@ -83,7 +86,9 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
     """Return a recipe in YAML with what is known of the data, and of what followed from it;
     the rest is left to defaults.
     """
-    columns = {key: getattr(recipe.data, key) for key in TEXT_KEYS if _is_named(recipe, chosen, key)}
+    columns = {key: as_yaml(getattr(recipe.data, key)) for key in TEXT_KEYS if _is_named(recipe, chosen, key)}
+    if recipe.data.targets:
+        columns["targets"] = f"[{', '.join(map(as_yaml, recipe.data.targets))}]"
     lines = [
         f"# fftmoe plan {quoted(output)}    what it will cost, before anything trains",
         f"# fftmoe run {quoted(output)}     trains; then fftmoe evaluate and fftmoe predict",
@@ -91,7 +96,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
         f"backbone: {{model: {as_yaml(recipe.backbone.model)}, task: {recipe.backbone.task}}}",
         "data:",
         f"  source: {as_yaml(recipe.data.source)}",
-        *(f"  {key}: {as_yaml(name)}" for key, name in columns.items()),
+        *(f"  {key}: {name}" for key, name in columns.items()),
     ]
     if recipe.data.prompt is not None:  # sites take it from here: they may have no model to look at yet
         written = "true  # as messages" if recipe.data.chat_template else "false  # as plain text"
@@ -129,17 +134,48 @@ def _partition_line(recipe: "Recipe") -> str:
     )
 
 
-def _what_was_read(recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast") -> Iterator[str]:
-    """Yield lines about the data as it was read, and about the guesses."""
+def _what_was_read(
+    recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast", names: Sequence[str]
+) -> Iterator[str]:
+    """Yield lines about the data as it was read, about the guesses, and about the columns that nothing reads."""
     rows, clients = sum(found.num_examples), len(found.num_examples)
     held_out = f"{found.held_out} more that clients set aside for validation, " if found.held_out else ""
     yield f"{rows} training rows, {held_out}{found.test_examples} test rows, {clients} clients in {recipe.data.source}"
-    columns = [f"{key} in column {getattr(recipe.data, key)!r}" for key in TEXT_KEYS if f"data.{key}" in chosen]
+    guessed = [key for key in TEXT_KEYS if f"data.{key}" in chosen]
+    made_of = _made_of(recipe, names)
+    columns = [f"{key} in column {getattr(recipe.data, key)!r}" for key in guessed if not made_of]
+    if made_of and guessed:
+        columns = [f"{' and '.join(guessed)} made of column {', '.join(map(repr, made_of))}"]
+    columns += [f"targets in column {name!r}" for name in chosen.get("data.targets", ())]
     if columns:
         others = "--text, --label, or --prompt and --completion for a language model"
         yield f"guessed: {recipe.backbone.task}, {', '.join(columns)}; for others: {others}"
+    unread = _unread(recipe, names)
+    if unread:
+        more = f" and {len(unread) - MOST_UNREAD} more" if len(unread) > MOST_UNREAD else ""
+        yield f"columns that are not read: {', '.join(map(repr, unread[:MOST_UNREAD]))}{more}"
     if recipe.partition.by is None:
-        yield "rows go to clients at random, because no column says who holds them (--by names one)"
+        from fftmoe.data.usual_names import CLIENT_NAMES
+
+        likely = [name for name in unread if name.lower() in CLIENT_NAMES][:1]
+        remedy = "".join(f"; if column {name!r} does: --by {quoted(name)}" for name in likely) or " (--by names one)"
+        yield f"rows go to clients at random, because no column says who holds them{remedy}"
+
+
+def _unread(recipe: "Recipe", names: Sequence[str]) -> list[str]:
+    """Return the columns of the data that a run does not read."""
+    from fftmoe.setup.site_request import columns_read
+
+    read = {name for names_of_use in astuple(columns_read(recipe)) for name in names_of_use}
+    return [name for name in names if name not in {*read, *_made_of(recipe, names)}]
+
+
+def _made_of(recipe: "Recipe", names: Sequence[str]) -> list[str]:
+    """Return the columns of which prompts and answers are made; none where the data has columns of these."""
+    from fftmoe.data.prompts_asked import MADE_OF
+
+    made = recipe.data.prompt is not None and recipe.data.prompt not in names
+    return [name for name in names if made and name.lower() in MADE_OF]
 
 
 def _write(output: Path, text: str) -> None:

@@ -17,7 +17,7 @@ NAMED_FOR = {
 READ_BY = {
     "sequence-classification": ("data.text", "data.label"),
     "multi-label-classification": ("data.text", "data.label"),
-    "regression": ("data.text",),
+    "regression": ("data.targets", "data.text"),
     "image-classification": ("data.image", "data.label"),
     "token-classification": ("data.tokens", "data.tags"),
 }
@@ -46,6 +46,17 @@ def column(key: str) -> Rule:
         return known.facts.columns.get(key, LEFT_OUT)
 
     return Rule(key, value, "the column that looks like it, by its name, its type or the length of its texts")
+
+
+def targets() -> Rule:
+    """Return the rule for the columns of numbers."""
+
+    def value(known: Known) -> Any:
+        if known.task != "regression" or known.facts is None or "data.targets" not in known.facts.columns:
+            return LEFT_OUT
+        return [known.facts.columns["data.targets"]]
+
+    return Rule("data.targets", value, "the column of numbers with fractions that stands where labels would")
 
 
 def language_column(key: str) -> Rule:

@@ -7,7 +7,7 @@ sites, nothing may follow from rows: there every rule gives the value that it ha
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fftmoe.config.column_rules import chat_template, column, language_column, max_length, task_of
+from fftmoe.config.column_rules import chat_template, column, language_column, max_length, targets, task_of
 from fftmoe.config.evaluation import BASELINES
 from fftmoe.config.facts import Facts
 from fftmoe.config.head_rules import HEAD_RULES, if_solved
@@ -197,6 +197,7 @@ RULES: tuple[Rule, ...] = (
     Rule("backbone.task", task_of, "what the named columns are for, else those of the data"),
     Rule("backbone.model", lambda known: MODELS.get(known.task, ENCODER), "by the task"),
     *(column(f"data.{name}") for name in ("image", "tokens", "tags", "label", "text")),
+    targets(),
     *(language_column(f"data.{name}") for name in ("chosen", "rejected", "prompt", "completion", "text")),
     Rule(
         "data.chat_template",

@@ -48,7 +48,8 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
     Raises:
         InputError: the source cannot be read, or no column looks like what the task needs.
     """
-    from fftmoe.data.roles import guess_roles, with_prompts
+    from fftmoe.data.prompts_asked import with_prompts
+    from fftmoe.data.roles import guess_roles
     from fftmoe.data.sources import ReadAhead, read_raw, training_rows
     from fftmoe.data.undivided import CLIENT
 

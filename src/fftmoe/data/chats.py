@@ -7,7 +7,7 @@ conversations is turned into prompts and answers only where these are asked for:
 whatever is in it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,18 +51,6 @@ def with_answers(table: Table) -> Table:
     prompts, completions = map(list, zip(*rows, strict=True))
     columns = {name: values for name, values in table.columns.items() if name != column}
     return replace(table, columns={**columns, "prompt": prompts, "completion": completions})
-
-
-def with_columns_asked(table: Table, asked: Iterable[str]) -> Table:
-    """Return the same table, with prompts and answers from its conversations if these are asked for and it has none.
-
-    Args:
-        asked: names of columns.
-
-    Raises:
-        InputError: see `with_answers`.
-    """
-    return with_answers(table) if PRODUCED & {*asked} - {*table.columns} else table
 
 
 def holds_conversations(table: Table) -> bool:

@@ -7,32 +7,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fftmoe.data.chats import holds_conversations, with_answers, with_columns_asked
 from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.image_folders import IMAGE_SUFFIXES
-from fftmoe.data.paired_chats import with_plain_pairs
+from fftmoe.data.number_columns import holds_fractions
+from fftmoe.data.prompts_asked import asks_for_pairs
 from fftmoe.data.table import Table
+from fftmoe.data.usual_names import (
+    ANSWER_PAIRS,
+    CHOSEN,
+    COMPLETION,
+    IMAGE,
+    LABEL,
+    LABEL_NAMES,
+    NUMBERS,
+    PROMPT,
+    PROMPT_NAMES,
+    QUESTION_PAIRS,
+    REJECTED,
+    SELDOM_LABELS,
+    TAG_NAMES,
+    TAGS,
+    TEXT,
+    TEXT_NAMES,
+    TOKENS,
+    first_of,
+    pair_of,
+    single_columns,
+)
 from fftmoe.errors import InputError
 
-TEXT_NAMES = ("text", "sentence", "content", "note", "message", "question", "review", "utterance")
-LABEL_NAMES = ("label", "class", "category", "intent", "target")
-ANSWER_PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-)
-PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
-PREFERRED = ("chosen", "rejected")
-TAG_NAMES = ("tags", "ner_tags")
 LANGUAGE_TASKS = ("causal-lm", "preference")
 """The tasks of a language model, which continues texts and has no head."""
 MAX_LABELS = 200
+ROWS_AN_ANSWER = 10  # an answer that fewer rows have on average was written; others are chosen among a few
 LOOKED_AT = 100  # values that decide the type of a column
-TEXT, IMAGE, LABEL, PROMPT, COMPLETION, CHOSEN, REJECTED, TOKENS, TAGS = (
-    f"data.{name}"
-    for name in ("text", "image", "label", "prompt", "completion", "chosen", "rejected", "tokens", "tags")
-)
 
 
 @dataclass(frozen=True)
@@ -43,42 +51,11 @@ class Roles:
     columns: Mapping[str, str]
 
 
-def with_prompts(table: Table, named: Mapping[str, str], task: str | None = None) -> Table:
-    """Return the table with prompts and answers from its conversations, where the recipe asks for these, or for pairs.
-
-    The recipe asks for them if it names their columns, or if it names no column and its task is that of a language
-    model. A recipe that says nothing asks for them if the table has no text and label of usual names.
-
-    Args:
-        named, task: see `guess_roles`.
-
-    Raises:
-        InputError: a conversation cannot be used.
-    """
-    if _asks_for_pairs(table, named, task):
-        prompt = named.get(PROMPT) or _first(list(table.columns), PROMPT_NAMES) or "prompt"
-        return with_plain_pairs(table, prompt, named.get(CHOSEN, "chosen"), named.get(REJECTED, "rejected"))
-    read = {TEXT, PROMPT, COMPLETION} & {*named} if task == "causal-lm" else {*named}
-    labelled = _first(_single(table, list(table.columns)), TEXT_NAMES) and (
-        _first(list(table.columns), ("labels", *LABEL_NAMES))
-    )
-    if task in (None, "causal-lm") and not read and holds_conversations(table) and (task or not labelled):
-        return with_answers(table)
-    return with_columns_asked(table, [named[key] for key in (PROMPT, COMPLETION) if key in named])
-
-
-def _asks_for_pairs(table: Table, named: Mapping[str, str], task: str | None) -> bool:
-    """Return whether a recipe is about pairs of answers, by its task, by their names, or by usual names of columns."""
-    if task is not None or CHOSEN in named:
-        return task in (None, "preference")
-    return set(PREFERRED) <= set(table.columns) and not {TEXT, LABEL, COMPLETION} & {*named}
-
-
 def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None, by: str | None = None) -> Roles:
     """Guess the task, and the columns that the recipe does not name.
 
     In this order: chosen and rejected answers; prompts with completions; lists of tokens with lists of tags; images
-    with labels; texts with lists of labels; texts with labels.
+    with labels; texts with lists of labels; texts with numbers that have fractions; texts with labels.
 
     Args:
         named: columns by key, as the recipe names them. task: the recipe's task; None to guess it.
@@ -97,15 +74,18 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     free = [column for column in table.columns if column not in (*named.values(), by)]
     found: dict[str, str] = {}
     for key in _KEYS[task]:
-        if key not in named:
-            found[key] = _GUESS[key](table, [column for column in free if column not in found.values()])
+        left = [column for column in free if column not in found.values()]
+        if key == NUMBERS:
+            found |= {key: target} if (target := _find_target(table, left)) else {}
+        elif key not in named:
+            found[key] = _GUESS[key](table, left)
     return Roles(task, {**named, **found})
 
 
 def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
-    if _asks_for_pairs(table, named, None):
+    if asks_for_pairs(table, named, None):
         return "preference"
-    if PROMPT in named or _pair(table):
+    if PROMPT in named or (LABEL not in named and _pair(table)):
         return "causal-lm"
     if TAGS in named or _lists(table, TAG_NAMES):
         return "token-classification"
@@ -116,13 +96,16 @@ def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
         return "multi-label-classification"
     if label is None and _lists(table, ("labels", *LABEL_NAMES)):
         return "multi-label-classification"
+    free = [column for column in table.columns if column not in (*named.values(), by)]
+    if label is None and _find_target(table, free) is not None:
+        return "regression"
     return "sequence-classification"
 
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "sequence-classification": (LABEL, TEXT),
     "multi-label-classification": (LABEL, TEXT),
-    "regression": (TEXT,),
+    "regression": (NUMBERS, TEXT),
     "image-classification": (IMAGE, LABEL),
     "token-classification": (TAGS, TOKENS),
 }
@@ -132,7 +115,7 @@ def _of_language(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
     """Return the columns of a language model: a pair of prompt and completion, else one of texts."""
     if PROMPT in named or TEXT in named:
         return named
-    if pair := _pair(table):
+    if pair := pair_of(list(table.columns), (*ANSWER_PAIRS, *QUESTION_PAIRS)):
         return {**named, PROMPT: pair[0], COMPLETION: pair[1]}
     return {**named, TEXT: guess_text(table, list(plain_columns(table)))}
 
@@ -148,7 +131,7 @@ def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
     for key, names in usual.items():
         if key in named:
             continue
-        column = _first(list(table.columns), names)
+        column = first_of(list(table.columns), names)
         if column is None:
             raise InputError(
                 f"{table.where}: no column is called {' or '.join(names)} (it has {', '.join(table.columns)}); a "
@@ -161,13 +144,15 @@ def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
 def guess_label(table: Table, free: Sequence[str]) -> str:
     """Return the column with a common name for labels, else the one with the fewest values, but at least two.
 
+    A column with a usual name for clients, numbers of rows or splits is taken only if there is no other.
+
     Raises:
         InputError: no column looks like labels.
     """
     lists = [column for column in free if _holds_lists(table, column)]
-    if named := _first(lists, ("labels", *LABEL_NAMES)):
+    if named := first_of(lists, ("labels", *LABEL_NAMES)):
         return named
-    if named := _first(_single(table, free), LABEL_NAMES):
+    if named := first_of(single_columns(table, free), LABEL_NAMES):
         return named
     plain = {column: values for column, values in plain_columns(table).items() if column in free}
     counts = {column: len(set(values)) for column, values in plain.items()}
@@ -176,11 +161,22 @@ def guess_label(table: Table, free: Sequence[str]) -> str:
     if not possible:
         shown = ", ".join(f"{column} ({number} values)" for column, number in counts.items()) or "its columns"
         raise InputError(
-            f"{table.where}: no column looks like labels among {shown}; name it with data.label (--label), or for a "
-            "language model name its texts with data.text and set backbone.task=causal-lm. The columns of a CSV file "
+            f"{table.where}: no column looks like labels among {shown}; name it with data.label (--label); for a "
+            "language model name its texts with data.text and set backbone.task=causal-lm; numbers to predict go into "
+            "data.targets. The columns of a CSV file "
             "are separated by commas, semicolons, tabs or vertical bars"
         )
-    return min(possible, key=lambda column: counts[column])
+    return min(possible, key=lambda column: (column.lower() in SELDOM_LABELS, counts[column]))
+
+
+def _find_target(table: Table, free: Sequence[str]) -> str | None:
+    """Return the column of numbers that have fractions, if it is what labels would be taken from, or the only one."""
+    try:
+        column = guess_label(table, free)
+    except InputError:
+        found = [column for column in free if holds_fractions(table, column)]
+        return found[0] if len(found) == 1 else None
+    return column if holds_fractions(table, column) else None
 
 
 def guess_text(table: Table, free: Sequence[str]) -> str:
@@ -189,7 +185,7 @@ def guess_text(table: Table, free: Sequence[str]) -> str:
     Raises:
         InputError: no column holds texts.
     """
-    if named := _first(_single(table, free), TEXT_NAMES):
+    if named := first_of(single_columns(table, free), TEXT_NAMES):
         return named
     plain = {column: values for column, values in plain_columns(table).items() if column in free}
     if not plain:
@@ -216,7 +212,7 @@ def _guess_tokens(table: Table, free: Sequence[str]) -> str:
 
 
 def _guess_lists(table: Table, free: Sequence[str], names: Sequence[str], key: str) -> str:
-    found = _first([column for column in free if _holds_lists(table, column)], names)
+    found = first_of([column for column in free if _holds_lists(table, column)], names)
     if found is None:
         raise InputError(
             f"{table.where}: no column of lists is called {' or '.join(names)} (it has {', '.join(table.columns)}); "
@@ -235,8 +231,16 @@ _GUESS = {
 
 
 def _pair(table: Table) -> tuple[str, str] | None:
-    """Return the columns of prompts and completions, where both have a usual name."""
-    return next((pair for pair in ANSWER_PAIRS if set(pair) <= set(table.columns)), None)
+    """Return the columns of prompts and completions, where both have a usual name.
+
+    Answers of which few differ are labels, if questions stand beside them.
+    """
+    if pair := pair_of(list(table.columns), ANSWER_PAIRS):
+        return pair
+    pair = pair_of(list(plain_columns(table)), QUESTION_PAIRS)
+    if pair is None or first_of(list(table.columns), LABEL_NAMES):
+        return None
+    return pair if len(set(table.columns[pair[1]])) * ROWS_AN_ANSWER > table.num_rows else None
 
 
 def _image_columns(table: Table) -> list[str]:
@@ -255,7 +259,7 @@ def _holds_images(values: Sequence[Any]) -> bool:
 
 def _lists(table: Table, names: Sequence[str]) -> str | None:
     """Return the column of lists with one of these names."""
-    return _first([column for column in table.columns if _holds_lists(table, column)], names)
+    return first_of([column for column in table.columns if _holds_lists(table, column)], names)
 
 
 def _holds_lists(table: Table, column: str) -> bool:
@@ -264,16 +268,3 @@ def _holds_lists(table: Table, column: str) -> bool:
     return bool(len(values)) and all(
         isinstance(value, list) and not any(isinstance(item, list) for item in value) for value in values
     )
-
-
-def _single(table: Table, columns: Sequence[str]) -> list[str]:
-    """Return those of the columns that hold single values, also values that cannot be read:
-    their names say what they are.
-    """
-    several = (list, tuple, dict, bytes, type(None))
-    return [column for column in columns if any(not isinstance(value, several) for value in table.columns[column])]
-
-
-def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the first of the columns whose name, in any case, is a usual one, in the order of the names."""
-    return next((column for name in names for column in columns if column.lower() == name), None)

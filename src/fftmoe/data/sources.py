@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
 from fftmoe.data.paired_chats import with_plain_pairs
+from fftmoe.data.prompts_asked import with_columns_asked
 from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
@@ -60,6 +60,11 @@ class ReadAhead:
 
     def __init__(self, tables: RawTables | None = None) -> None:
         self._tables = tables
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the columns of the training rows, as the source has them; none after `take`."""
+        return tuple(training_rows(self._tables)[0].columns) if self._tables else ()
 
     def take(self, source: str) -> RawTables:
         """Return the tables of this source, which is read if others were read ahead, or none.

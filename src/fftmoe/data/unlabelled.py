@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fftmoe.data.chats import with_columns_asked
 from fftmoe.data.image_folders import IMAGE_SUFFIXES, image_files
 from fftmoe.data.images import NO_IMAGE, readable_pixels
+from fftmoe.data.prompts_asked import with_columns_asked
 from fftmoe.data.read import is_table, read_lines, read_table
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fftmoe.data.chats import CHATS, PRODUCED
+from fftmoe.data.contexts import ANSWER_COLUMNS, CONTEXTS, INSTRUCTIONS
 from fftmoe.deploy.door import POLICY_FILE, read_policy
 from fftmoe.deploy.files import PRIVATE_FILE, write_new
 from fftmoe.deploy.ledger import ledger_in
@@ -107,11 +108,14 @@ def describe_request(request: SiteRequest) -> list[str]:
 
 
 def _conversations_read(columns: ColumnsRead) -> str:
-    """Return what is read under the names of other columns: these are made of conversations where a table has none."""
+    """Return what is read under the names of other columns: these are made where a table has none."""
     asked = PRODUCED & {name for use in fields(ColumnsRead) for name in getattr(columns, use.name)}
     if not asked:
         return ""
-    return f"; in a table without {' or '.join(sorted(asked))} the conversations in its column {', '.join(CHATS)}"
+    return (
+        f"; in a table without {' or '.join(sorted(asked))} the conversations in its column {', '.join(CHATS)}, or its "
+        f"column {', '.join((*INSTRUCTIONS, *CONTEXTS, *ANSWER_COLUMNS))}"
+    )
 
 
 def approve(site: Path, request: SiteRequest, epsilon: float | None) -> str:
