@@ -49,17 +49,14 @@ CHANGED = {
         "fftmoe.deploy.review": "deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
         "fftmoe.deploy.ledger": (
-            "deploy/test_ledger_entries.py deploy/test_site_ledger.py deploy/test_door.py deploy/test_outside_mark.py"
+            "deploy/test_ledger_entries.py deploy/test_site_ledger.py deploy/test_outside_mark.py"
         ),
         "fftmoe.deploy.account": "deploy/test_site_ledger.py deploy/test_door.py",
         "fftmoe.deploy.gather": "deploy/test_gather.py",
         "fftmoe.deploy.job": "deploy/test_job.py",
         "fftmoe.deploy.link.gate": "deploy/test_gate.py",
-        "fftmoe.store.bindings": (
-            "store/test_binding_words.py trained/test_swapped_adapters.py setup/test_bound_runs.py "
-            "setup/test_binding_laws.py"
-        ),
-        "fftmoe.setup.bindings": ("setup/test_binding_values.py setup/test_bound_runs.py rounds/test_private_runs.py"),
+        "fftmoe.store.bindings": ("store/test_binding_words.py setup/test_binding_laws.py"),
+        "fftmoe.setup.bindings": "setup/test_binding_rules.py setup/test_binding_values.py setup/test_bound_runs.py",
         "fftmoe.store.owner": "store/test_owner.py",
         "fftmoe.store.rows": "store/test_rows.py",
         "fftmoe.data.read": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
@@ -72,7 +69,7 @@ CHANGED = {
         "fftmoe.data.declared": "data/test_declared.py",
         "fftmoe.data.names": "data/test_name_spelling.py setup/test_near_names.py",
         "fftmoe.data.labels": "data/test_label_numbers.py",
-        "fftmoe.data.unlabelled": "trained/test_answers.py trained/test_predict.py data/test_given_images.py",
+        "fftmoe.data.unlabelled": "data/test_given_texts.py data/test_given_images.py trained/test_answers.py",
         "fftmoe.data.lost": "data/test_lost.py data/test_lost_pairs.py",
         "fftmoe.data.learnable": "data/test_learnable.py",
         "fftmoe.setup.target_scales": "setup/test_scale_rules.py tasks/test_target_scales.py",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from fftmoe.adapter.bound import BOUND
 from fftmoe.errors import InputError
-from fftmoe.store.bindings import BINDINGS_FILE, Bindings, differences
+from fftmoe.store.bindings import BINDINGS_FILE, Bindings, Change, differences, require_same
 
 NAMES = [f"site-{number}" for number in range(9)]
 WHOLE = {"format": 1, "values": {"labels": ["a"]}, "accepted": ["a change"]}
@@ -25,6 +26,10 @@ def words(name: str, then: Any, now: Any) -> str:
         ({"a": [1, 2, 3]}, {"a": [1, 5, 3]}, "a.1 was 2 and is now 5"),
         ({"a": [1, 2]}, {"a": [1, 2, 3]}, "a was [1, 2] and is now [1, 2, 3]"),
         ({"a": 1}, {}, "a was 1 and is now null"),
+        ({"a": [1]}, {"a": "x"}, 'a was [1] and is now "x"'),
+        ({"a": "x"}, {"a": [1]}, 'a was "x" and is now [1]'),
+        ({"a": {"b": 1}}, {"a": 3}, 'a was {"b": 1} and is now 3'),
+        ({"a": 3}, {"a": {"b": 1}}, 'a was 3 and is now {"b": 1}'),
         ({"a": "x" * 58}, {"a": 1}, f'a was "{"x" * 58}" and is now 1'),  # 60 characters with its marks
         ({"a": "x" * 59}, {"a": 1}, f'a was "{"x" * 56}… and is now 1'),
         (dict.fromkeys("abc", 1), dict.fromkeys("abc", 2), "; ".join(f"{key} was 1 and is now 2" for key in "abc")),
@@ -98,7 +103,70 @@ def test_a_site_that_is_new_or_gone_has_no_other_key():
     )
 
 
-def test_what_only_one_side_knows_is_no_difference():
+def test_the_versions_that_differ_are_named():
+    said = words("versions", {"torch": "1", "numpy": "2", "peft": "3"}, {"torch": "1", "numpy": "3", "more": "1"})
+    assert said == "the versions of the software have changed (numpy 2 then, 3 now, peft 3 then, None now)"
+    assert differences({"versions": {"torch": "1"}}, {"versions": {"torch": "1", "more": "1"}}) == []
+
+
+VERSIONS, LABELS = Change("the versions have changed", True), Change("the labels are others", False)
+
+
+@pytest.mark.parametrize(
+    ("found", "accept", "said"),
+    [
+        ([VERSIONS], False, "{0}; start again, or continue with what is there now: --accept-changes"),
+        ([VERSIONS], None, "{0}; start again"),
+        ([LABELS], False, "{1}; start again"),
+        ([LABELS], True, "{1}; start again"),
+        ([LABELS], None, "{1}; start again"),
+        ([VERSIONS, LABELS], False, "{0}; {1}; start again"),
+        ([VERSIONS, LABELS], True, "{1}; start again"),
+    ],
+)
+def test_a_difference_is_refused_unless_it_can_be_accepted_and_is(found: list[Change], accept: bool | None, said: str):
+    with pytest.raises(InputError) as refused:
+        require_same("the run cannot continue", found, accept, "start again")
+    assert str(refused.value) == f"the run cannot continue: {said.format(VERSIONS.words, LABELS.words)}"
+
+
+def test_what_is_accepted_is_returned_in_words():
+    assert require_same("the run cannot continue", [VERSIONS], True, "start again") == (VERSIONS.words,)
+    for accept in (True, False, None):
+        assert require_same("the run cannot continue", [], accept, "start again") == ()
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    """A run with the records of two adapters."""
+    for name in ("adapter", "adapter-last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / BOUND).write_text(f'{{"of": "{name}"}}')
+    return tmp_path
+
+
+def test_the_adapters_of_a_run_are_those_that_it_has_saved(adapters: Path):
+    bindings = Bindings({"labels": ["a"]}).with_adapters(adapters, ["adapter"])
+    assert bindings.values["labels"] == ["a"]
+    bindings.check_adapter(adapters / "adapter")
+    bindings.check_adapter(adapters / "adapter-last")  # it is not recorded, as in a run of an older version
+    (adapters / "adapter" / BOUND).write_text('{"of": "another"}')
+    with pytest.raises(InputError, match=r"is not the one that this run has saved: bound\.json is missing or another"):
+        bindings.check_adapter(adapters / "adapter")
+    (adapters / "adapter" / BOUND).unlink()
+    with pytest.raises(InputError, match="is not the one that this run has saved"):
+        bindings.check_adapter(adapters / "adapter")
+    Bindings({}).check_adapter(adapters / "adapter")
+
+
+def test_a_record_of_adapters_that_is_none_is_damage(adapters: Path):
+    for damaged in (7, ["adapter"], None):
+        with pytest.raises(InputError, match=r"bindings\.json is damaged: its adapters are"):
+            Bindings({"adapters": damaged}).check_adapter(adapters / "adapter")
+
+
+def test_what_is_equal_or_only_one_side_knows_is_no_difference():
+    assert differences({"labels": ["a"]}, {"labels": ["a"]}) == []
     assert differences({}, {"labels": ["a"]}) == []
     assert differences({"labels": ["a"]}, {}) == []
 
