@@ -93,7 +93,7 @@ def test_the_page_on_preferences_leads_from_pairs_to_an_adapter(
     assert answers(tmp_path)[0]["completion"] is not None
     summary = json.loads((tmp_path / "runs" / "pairs" / "summary.json").read_text())
     assert summary["preference_accuracy_by_round"]["0"] == 0.5
-    assert summary["reward_margin"] > 0
+    assert summary.get("last", summary)["reward_margin"] > 0  # which round is kept is decided by a few pairs
     assert (tmp_path / "preference-adapter" / "adapter_model.safetensors").is_file()
 
 

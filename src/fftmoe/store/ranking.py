@@ -3,7 +3,8 @@
 A few hundred rows measure a metric to a point or two. The round with the best value is then often an early one that was
 lucky, while the model still became better. So the round that is kept is the last one that is no worse than the best by
 more than one standard error, as in the choice of a tree's size by Breiman et al. (Classification and Regression Trees,
-1984, section 3.4.3).
+1984, section 3.4.3). It must also be no worse than the model before the first round: where training gains nothing, a
+later round within the error would otherwise be kept in its place.
 """
 
 import math
@@ -33,15 +34,21 @@ class Ranking:
         return min(self._measured(rows), key=lambda row: (self._cost(row), row["round"]), default={}).get("round")
 
     def bar(self, rows: Iterable[Mapping[str, Any]]) -> float | None:
-        """Return the worst value that is no worse than the best of these rows by more than the standard error of the
-        best.
+        """Return the worst value with which a round may be kept.
+
+        It is no worse than the best of these rows by more than the standard error of the best, nor than the value
+        before the first round.
         """
         measured = self._measured(rows)
         if not measured:
             return None
         best = min(measured, key=self._cost)
         value, error = best[self.metric], best.get(self.error) or 0.0
-        return value - error if self.higher_is_better else value + error
+        start = next((row[self.metric] for row in measured if row["round"] == 0), None)
+        within_error = value - error if self.higher_is_better else value + error
+        if start is None:
+            return within_error
+        return max(within_error, start) if self.higher_is_better else min(within_error, start)
 
     def ranked(self, rows: Iterable[Mapping[str, Any]]) -> list[int]:
         """Return the rounds of these rows in the order in which they are kept.
