@@ -101,6 +101,77 @@ def test_a_json_file_beside_tables_is_no_client(tmp_path: Path):
     assert Counter(beside.columns["client"]) == {"east": 2, "west": 2}
 
 
+COLUMNS = {"text": ["ash", "bay"], "label": ["x", "y"]}
+
+
+def write_at(path: Path, columns: dict[str, list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, columns)
+
+
+def test_a_table_in_a_folder_of_its_own_is_a_client_of_that_name(tmp_path: Path):
+    for name in ("north", "south", "west"):
+        write_at(tmp_path / name / "notes.csv", {**COLUMNS, "label": ["x", name[:1]]})
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "README.md").write_text("no table")
+    table = read_undivided(tmp_path)
+    assert table is not None
+    assert Counter(table.columns["client"]) == {"north": 2, "south": 2, "west": 2}
+    assert table.origin.row(3) == "2 of south/notes.csv"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no table, and the other folders"):
+        read_undivided(tmp_path)
+    (tmp_path / "empty" / "notes.xlsx").write_text("x")
+    with pytest.raises(InputError, match=r"notes\.xlsx is a table of a kind that is not read"):
+        read_undivided(tmp_path)
+
+
+def test_the_folder_of_a_client_has_one_table(tmp_path: Path):
+    for name in ("north/a.csv", "north/b.csv", "south/a.csv"):
+        write_at(tmp_path / name, COLUMNS)
+    with pytest.raises(InputError, match=r"north holds a\.csv and b\.csv, and the folder of a client has one table"):
+        read_undivided(tmp_path)
+
+
+@pytest.mark.parametrize("places", ["{client}/{split}.csv", "{split}/{client}.csv"])
+def test_clients_may_have_their_own_test_rows(tmp_path: Path, places: str):
+    for client in ("north", "south", "west"):
+        for split in ("train", "test") if client != "west" else ("train",):
+            columns = {"text": [f"{client} {split}"] * 3, "label": [*"xyx"]}
+            write_at(tmp_path / places.format(client=client, split=split), columns)
+    assert read_undivided(tmp_path) is None
+    found = read_tables(str(tmp_path), CONTENT)
+    assert Counter(found["train"].columns["client"]) == {"north": 3, "south": 3, "west": 3}
+    assert Counter(found["test"].columns["client"]) == {"north": 3, "south": 3}
+    for split, table in found.items():
+        for text, client in zip(table.columns["text"], table.columns["client"], strict=True):
+            assert text == f"{client} {split}"
+
+
+def test_the_parts_of_a_split_are_one_split_and_no_clients(tmp_path: Path):
+    """Files as the hub writes them were taken for clients, and test rows were trained on."""
+    rows = {"train": (["a", "b"], ["c", "d"], ["e"]), "test": (["f"],)}
+    for split, parts in rows.items():
+        for number, texts in enumerate(parts):
+            own = {"text": texts, "label": ["x"] * len(texts)}
+            write_parquet(tmp_path / f"{split}-{number:05}-of-{len(parts):05}.parquet", own)
+    found = read_tables(str(tmp_path), CONTENT)
+    texts = {split: list(table.columns["text"]) for split, table in found.items()}
+    assert texts == {"train": [*"abcde"], "test": ["f"]}
+    assert set(found["train"].columns) == {"text", "label"}
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(InputError, match=r"holds 2 parts such as train-00000-of-00003\.parquet, and not each of the 3"):
+        read_tables(str(tmp_path), CONTENT)
+
+
+@pytest.mark.parametrize(("train", "test"), [("my_train", "my_test"), ("Train-v2", "test-v2"), ("train1", "test1")])
+def test_files_that_are_named_after_splits_are_no_clients(tmp_path: Path, train: str, test: str):
+    for name in (train, test):
+        write_csv(tmp_path / f"{name}.csv", COLUMNS)
+    with pytest.raises(InputError, match="which are named after splits"):
+        read_undivided(tmp_path)
+
+
 def test_a_folder_with_names_of_splits_is_no_folder_of_clients(tmp_path: Path):
     columns = {"text": ["ash", "bay"], "label": ["x", "y"]}
     for name in ("train", "dev"):

@@ -1,5 +1,6 @@
 """Reads every data file: the ending of a file's name chooses among three parsers, and nothing else does."""
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pyarrow
 
 from fftmoe.data.csv_files import parse_csv, parse_tsv
 from fftmoe.data.image_folders import read_image_folder
+from fftmoe.data.joined_tables import joined_table, table_of_clients
 from fftmoe.data.json_lines import parse_json, parse_json_lines
 from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
@@ -18,6 +20,8 @@ from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
+_SPLIT_NAMES = (*SPLITS, "valid", "val", "dev", "training", "eval")
+_PART = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d+)-of-(?P<all>\d+)")  # of a split, as the hub writes it
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "ndjson", "json")
 _OTHER_TABLES = ("xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
 
@@ -27,7 +31,8 @@ Columns = Mapping[str, Sequence[Any]]
 def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
     """Return the splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
-    Each is a file, or a folder of images in folders of their classes.
+    Each is a file; several parts, `train-00000-of-00002.parquet`; a folder of images in folders of their classes; or a
+    folder with a table for each client. Or the folder has only folders of clients, with `train.*` and `test.*` in each.
 
     Args:
         folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
@@ -45,10 +50,65 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
             tables[split] = _read_file(found[0])
-        elif (folder / split).is_dir() and (images := read_image_folder(folder / split)) is not None:
-            tables[split] = images
+        elif parts := [path for path in tables_in(folder) if _PART.fullmatch(path.stem) and split_of(path) == split]:
+            tables[split] = _joined_parts(folder, parts)
+        elif (inside := _split_in(folder / split)) is not None:
+            tables[split] = inside
+    tables = tables or _splits_of_clients(folder)
     require_splits(required, tables, f"the folder {folder}{not_read(folder, set(required) - set(tables))}")
     return tables
+
+
+def split_of(path: Path) -> str | None:
+    """Return the split that a file or a folder is named after; None for any other."""
+    part = _PART.fullmatch(path.stem.lower())
+    name = part["split"] if part else path.stem.lower()
+    return name if name in _SPLIT_NAMES else None
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables in a folder, by their names; those in JSON describe others, unless all are in JSON."""
+    # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    files = [path for path in inside if path.suffix[1:].lower() in SUFFIXES]
+    return [path for path in files if path.suffix.lower() != ".json"] or files
+
+
+def _split_in(folder: Path) -> Table | None:
+    """Return the images or the tables of clients in a folder that is named after a split; None if it has neither."""
+    if not folder.is_dir():
+        return None
+    if (images := read_image_folder(folder)) is not None:
+        return images
+    files = tables_in(folder)
+    return table_of_clients(folder, [(path.stem, _read_file(path)) for path in files]) if len(files) > 1 else None
+
+
+def _splits_of_clients(folder: Path) -> dict[str, Table]:
+    """Return the splits of all folders of clients; none where fewer than two folders have training rows."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    owners = [path for path in inside if path.is_dir() and any((path / f"train.{end}").is_file() for end in SUFFIXES)]
+    if len(owners) < 2:
+        return {}
+    clients = {path.name: read_folder(path, ()) for path in owners if not path.name.startswith(".")}
+    own = {split: [(name, tables[split]) for name, tables in clients.items() if split in tables] for split in SPLITS}
+    return {split: table_of_clients(folder, tables) for split, tables in own.items() if tables}
+
+
+def _joined_parts(folder: Path, parts: Sequence[Path]) -> Table:
+    """Return the rows of all parts of a split.
+
+    Raises:
+        InputError: a part is missing, or is there twice.
+    """
+    named = [_PART.fullmatch(path.stem) for path in parts]
+    numbers, last = zip(*((int(part["number"]), int(part["all"])) for part in named if part), strict=True)
+    if set(last) != {len(parts)} or sorted(numbers) != list(range(len(parts))):
+        raise InputError(
+            f"{folder} holds {len(parts)} parts such as {parts[0].name}, and not each of the {last[0]} parts once; add "
+            "what is missing, and remove what is not of this split"
+        )
+    return joined_table(folder, [(path.name, _read_file(path)) for path in parts])
 
 
 def not_read(folder: Path, missing: Collection[str]) -> str:

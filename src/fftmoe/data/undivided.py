@@ -1,8 +1,10 @@
 """Reads data that nobody has divided into training and test rows.
 
-That is one table, a folder with one table for each client, or a folder of images by class.
+That is one table, a folder with one table for each client, which may lie in a folder of the client's name, or a folder
+of images by class.
 """
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,13 +14,13 @@ import numpy as np
 
 from fftmoe.data.image_folders import CLIENT as CLIENT
 from fftmoe.data.image_folders import read_image_folder
-from fftmoe.data.read import SUFFIXES, read_table
+from fftmoe.data.joined_tables import table_of_clients
+from fftmoe.data.read import is_table, read_table, split_of, tables_in
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
 EVERY = 5  # of so many rows one is a test row
-_SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "training", "eval")
 
 
 def read_undivided(place: Path) -> Table | None:
@@ -36,23 +38,53 @@ def read_undivided(place: Path) -> Table | None:
         return read_table(place)
     inside = sorted(place.iterdir())
     # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
-    files = _tables_among([path for path in inside if _is_named_as_table(path) and not path.is_dir()])
-    if any(path.stem.lower() in _SPLIT_NAMES for path in (files or inside)):
+    files = tables_in(place)
+    if any(split_of(path) for path in (files or inside)):
         return None
     if not files:
-        return read_image_folder(place)
+        return read_image_folder(place) or _tables_of_folders(inside, place)
     if len(files) == 1:
         return read_table(files[0])
-    return _one_table(place, [(path.stem, read_table(path)) for path in files])
+    _check_no_splits(place, files)
+    return table_of_clients(place, [(path.stem, read_table(path)) for path in files])
 
 
-def _tables_among(files: Sequence[Path]) -> list[Path]:
-    """Return these files without those in JSON, which describe the tables, unless all are in JSON."""
-    return [path for path in files if path.suffix.lower() != ".json"] or list(files)
+def _tables_of_folders(inside: Sequence[Path], place: Path) -> Table | None:
+    """Return the rows of the tables in these folders, each of which is a client; None if they hold splits.
+
+    Raises:
+        InputError: a folder has several tables, or one of a kind that is not read.
+    """
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    tables = {folder.name: tables_in(folder) for folder in folders}
+    tables = {name: own for name, own in tables.items() if own}
+    if len(tables) < 2 or any(split_of(path) for own in tables.values() for path in own):
+        return None
+    for folder in folders:
+        if not any(map(is_table, filter(Path.is_file, sorted(folder.iterdir())))):  # refuses other kinds of tables
+            raise InputError(f"{folder} has no table, and the other folders in {place} have one for a client; move it")
+    for name, (first, *others) in tables.items():
+        if others:
+            raise InputError(
+                f"{place / name} holds {first.name} and {others[0].name}, and the folder of a client has one table: "
+                "put the rows into one, or name them train.* and test.*"
+            )
+    return table_of_clients(place, [(name, read_table(first)) for name, [first] in tables.items()])
 
 
-def _is_named_as_table(path: Path) -> bool:
-    return path.suffix[1:].lower() in SUFFIXES and not path.name.startswith(".")
+def _check_no_splits(place: Path, files: Sequence[Path]) -> None:
+    """Check that no files are training and test rows under other names, which would be taken for clients.
+
+    Raises:
+        InputError: two are.
+    """
+    words = {path: set(re.split(r"[^a-z]+", path.stem.lower())) for path in files}
+    train, test = ([path.name for path in files if kind in words[path]] for kind in ("train", "test"))
+    if train and test:
+        raise InputError(
+            f"{place} holds {train[0]} and {test[0]}, which are named after splits, and each file of a folder without "
+            "train.* and test.* is a client; rename them"
+        )
 
 
 def divide(table: Table, label: str | None, client: str | None) -> dict[str, Table]:
@@ -112,44 +144,3 @@ def _spread_by(table: Table, column: str | None) -> Sequence[Hashable]:
     if len(values) != table.num_rows or any(isinstance(value, list | dict | np.ndarray) for value in values):
         return [None] * table.num_rows
     return values
-
-
-def _one_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
-    """Return one table of the columns that all of these have, and of the name of each row's own."""
-    first_name, first = tables[0]
-    shared = [column for column in first.columns if all(column in table.columns for _, table in tables)]
-    if CLIENT in shared:
-        raise InputError(
-            f"{folder}: each file is a client of its name, and the files have a column {CLIENT!r} as well; rename that "
-            "column, or put all rows into one file and name the column with partition.by"
-        )
-    for name, table in tables:
-        if not shared:
-            raise InputError(
-                f"{folder}: the files share no column ({first_name} has {', '.join(first.columns)}; {name} has "
-                f"{', '.join(table.columns)}); give the columns of all files the same names"
-            )
-        if any(table.class_names.get(column) != first.class_names.get(column) for column in shared):
-            raise InputError(
-                f"{folder}: {name} and {first_name} name the classes differently, and a class number must mean the "
-                "same everywhere; write the names of the classes instead of numbers"
-            )
-    columns = {column: [value for _, table in tables for value in table.columns[column]] for column in shared}
-    columns[CLIENT] = [name for name, table in tables for _ in range(table.num_rows)]
-    row_names = [f"{row + 1} of {Path(table.where).name}" for _, table in tables for row in range(table.num_rows)]
-    lacking = _lacking(tables, shared)
-    where = f"{folder}{f' (without {lacking})' if lacking else ''}"
-    classes = {column: names for column, names in first.class_names.items() if column in shared}
-    return Table(where, columns, len(row_names), classes, folder, row_names)
-
-
-def _lacking(tables: Sequence[tuple[str, Table]], shared: Sequence[str]) -> str:
-    """Return the columns that only some of the files have, each with a file that lacks it."""
-    some = {
-        column: name
-        for _, table in tables
-        for column in table.columns
-        for name, other in tables
-        if column not in other.columns and column not in shared
-    }
-    return "; ".join(f"column {column!r}, which {name} lacks" for column, name in some.items())

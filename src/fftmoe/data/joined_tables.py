@@ -1,0 +1,76 @@
+"""Makes one table of several files: of one for each client, or of the parts of a split."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fftmoe.data.image_folders import CLIENT
+from fftmoe.data.table import Table
+from fftmoe.errors import InputError
+
+
+def table_of_clients(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
+    """Return one table of the columns that all of these have, and of the name of each row's own.
+
+    Args:
+        folder: which holds the files of all. tables: one for each client, with the client's name.
+
+    Raises:
+        InputError: they share no column, have a column `client`, or name classes differently.
+    """
+    joined = joined_table(folder, tables)
+    if CLIENT in joined.columns:
+        raise InputError(
+            f"{folder}: each file is a client of its name, and the files have a column {CLIENT!r} as well; rename that "
+            "column, or put all rows into one file and name the column with partition.by"
+        )
+    clients = [name for name, table in tables for _ in range(table.num_rows)]
+    return replace(joined, columns={**joined.columns, CLIENT: clients})
+
+
+def joined_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
+    """Return one table of the columns that all of these have, with the rows of the first one first.
+
+    Args:
+        folder: which holds the files of all. tables: each with its name, for messages.
+
+    Raises:
+        InputError: they share no column, or name classes differently.
+    """
+    first_name, first = tables[0]
+    shared = [column for column in first.columns if all(column in table.columns for _, table in tables)]
+    for name, table in tables:
+        if not shared:
+            raise InputError(
+                f"{folder}: the files share no column ({first_name} has {', '.join(first.columns)}; {name} has "
+                f"{', '.join(table.columns)}); give the columns of all files the same names"
+            )
+        if any(table.class_names.get(column) != first.class_names.get(column) for column in shared):
+            raise InputError(
+                f"{folder}: {name} and {first_name} name the classes differently, and a class number must mean the "
+                "same everywhere; write the names of the classes instead of numbers"
+            )
+    columns = {column: [value for _, table in tables for value in table.columns[column]] for column in shared}
+    row_names = [name for _, table in tables for name in _row_names(folder, table)]
+    lacking = _lacking(tables, shared)
+    where = f"{folder}{f' (without {lacking})' if lacking else ''}"
+    classes = {column: names for column, names in first.class_names.items() if column in shared}
+    return Table(where, columns, len(row_names), classes, folder, row_names)
+
+
+def _row_names(folder: Path, table: Table) -> list[str]:
+    """Return how messages name the rows of a table that lies in the folder, or below it."""
+    file = Path(table.where).relative_to(folder).as_posix()
+    return [f"{table.origin.row(row)} of {file}" for row in range(table.num_rows)]
+
+
+def _lacking(tables: Sequence[tuple[str, Table]], shared: Sequence[str]) -> str:
+    """Return the columns that only some of the files have, each with a file that lacks it."""
+    some = {
+        column: name
+        for _, table in tables
+        for column in table.columns
+        for name, other in tables
+        if column not in other.columns and column not in shared
+    }
+    return "; ".join(f"column {column!r}, which {name} lacks" for column, name in some.items())
