@@ -20,7 +20,17 @@ MODULES = [
 # The remedy follows a semicolon, or a colon and a verb; `did_you_mean` begins with a semicolon.
 REMEDY = re.compile(r"; |did_you_mean|: (pip install|write|keep|name|set|use|leave) |must be |e\.g\.|exactly one of")
 # Functions that give a reason, to which another message adds the remedy, or that only repeat a message.
-REASONS = {"decode_image", "_inside", "_array", "_unique", "_no_number", "_row", "parse_recipe", "read_choices"}
+REASONS = {
+    "decode_image",
+    "_inside",
+    "_array",
+    "_unique",
+    "_no_number",
+    "_row",
+    "_value",
+    "parse_recipe",
+    "read_choices",
+}
 
 
 def without_remedy(source: str) -> Iterator[str]:

@@ -66,7 +66,7 @@ def _tables_of_folders(inside: Sequence[Path], place: Path) -> Table | None:
     for name, (first, *others) in tables.items():
         if others:
             raise InputError(
-                f"{place / name} holds {first.name} and {others[0].name}, and the folder of a client has one table: "
+                f"{place / name} holds {first.name} and {others[0].name}, and the folder of a client has one table; "
                 "put the rows into one, or name them train.* and test.*"
             )
     return table_of_clients(place, [(name, read_table(first)) for name, [first] in tables.items()])
