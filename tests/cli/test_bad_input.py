@@ -157,10 +157,46 @@ def test_a_disk_without_room(refused: Refuse, monkeypatch: pytest.MonkeyPatch):
         (("evaluate", "{folder}/nowhere"), ("is not a run folder",)),
         (("predict", "{folder}"), ("is not a run folder",)),  # reported before anybody types a text
         (("run", "--workers", "0"), ("--workers",)),
-        (("run", "--rounds", "3"), ("--rounds",)),
+        (("run", "--rounds", "3"), ("No such option '--rounds'; did you mean '--set federation.rounds=VALUE'?",)),
+        (("run", "--epochs", "3"), ("'--set federation.local_epochs=VALUE'",)),
+        (("run", "--learning-rate=3"), ("'--set federation.learning_rate=VALUE'", "'--set head.learning_rate=VALUE'")),
+        (("run", "--seed", "3"), ("'--set seed=VALUE'",)),
+        (("run", "--worker", "3"), ("No such option '--worker'; did you mean '--workers'?\n",)),
+        (
+            ("init", "a.csv", "--rounds", "3"),
+            (
+                "No such option '--rounds'; see: ",
+                " init --help",
+            ),
+        ),
+        (
+            ("run", "--nothing"),
+            (
+                "No such option '--nothing'; see: ",
+                " run --help",
+            ),
+        ),
+        (("run", "a", "b"), ("unexpected extra argument", "run --help")),
         (("run", "quickstart", "--engine", "locl"), ("engine.kind is 'locl'", "did you mean 'local'")),
         (("evaluate",), ("RUN",)),
-        (("train",), ("train",)),
+        (("train",), ("No such command 'train'; did you mean 'run'?",)),
+        (("Eval", "x"), ("did you mean 'evaluate'?",)),
+        (("evalute",), ("No such command 'evalute'; did you mean 'evaluate'?\n",)),
+        (
+            ("nothing",),
+            (
+                "No such command 'nothing'; see: ",
+                " --help",
+            ),
+        ),
+        (
+            ("deploy", "train"),
+            (
+                "No such command 'train'; see: ",
+                " deploy --help",
+            ),
+        ),
+        (("deploy", "clinet"), ("did you mean 'client'",)),
     ],
 )
 def test_a_command_line_that_cannot_be_followed(

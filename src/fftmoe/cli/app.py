@@ -17,6 +17,7 @@ from fftmoe.cli.deploy import deploy
 from fftmoe.cli.export import export
 from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
+from fftmoe.cli.mistakes import usage_text
 from fftmoe.cli.plan import plan
 from fftmoe.cli.report import report
 from fftmoe.cli.streams import endure
@@ -189,7 +190,10 @@ def _run_verb(arguments: Sequence[str] | None, why_incomplete: Callable[[], str 
         where = f"; see: {error.ctx.command_path} --help" if error.ctx else ""
         sys.stderr.write(f"fftmoe: {shown(error.format_message()).rstrip('.')}{where}\n")
         raise SystemExit(InputError.exit_status) from None
-    except click.ClickException as error:  # an unknown flag or verb
+    except click.UsageError as error:  # an unknown flag or verb
+        sys.stderr.write(f"fftmoe: {shown_on_a_line(usage_text(error))}\n")
+        raise SystemExit(InputError.exit_status) from None
+    except click.ClickException as error:
         sys.stderr.write(f"fftmoe: {shown(error.format_message())}\n")
         raise SystemExit(InputError.exit_status) from None
     if not status and (reason := why_incomplete()) is not None:

@@ -211,6 +211,15 @@ def _suggest(former: str, name: str, valid: Sequence[str]) -> str:
     return f"; did you mean {RENAMED[former]!r}?" if former in RENAMED else did_you_mean(name, valid)
 
 
+def dotted_keys() -> list[str]:
+    """Return all keys of a recipe: of the top, and of its sections as `section.key`."""
+    keys = []
+    for name in Recipe.model_fields:
+        inside = _keys_at([name])
+        keys += [f"{name}.{key}" for key in inside] if inside != list(Recipe.model_fields) else [name]
+    return keys
+
+
 def _keys_at(location: Sequence[str | int]) -> list[str]:
     """Return the valid keys of the section at `location`."""
     section: Any = Recipe
