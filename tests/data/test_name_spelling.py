@@ -2,12 +2,14 @@
 
 import string
 import unicodedata
+from datetime import date, datetime, time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftmoe.data.names import distinct_names, near_equal, near_equal_notes, sorted_names
+from fftmoe.data.names import distinct_names, is_blank, name_of, near_equal, near_equal_notes, sorted_names
 
 WORDS = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=5)
 
@@ -56,9 +58,39 @@ def test_a_note_stays_short():
     assert note.count(" and ") == 4
     assert "; and 4 more such groups; " in note
     assert near_equal_notes("clients", ["a", "b"]) == ()
+    (note,) = near_equal_notes("clients", [name + blank for name in "abc" for blank in ("", " ")])
+    assert note.count(" and ") == 3
+    assert "more such groups" not in note
 
 
 def test_a_name_that_is_there_twice_is_refused_and_empty_ones_are_not():
     distinct_names(["a", "", "A", ""], "columns")
     with pytest.raises(ValueError, match=r"^it has two columns named 'a'; give each its own name$"):
         distinct_names(["a", "b", "a"], "columns")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, None),
+        ("", ""),
+        (" 01", " 01"),
+        (True, "true"),
+        (False, "false"),
+        (0, "0"),
+        (-7, "-7"),
+        (date(2020, 12, 31), "2020-12-31"),
+    ],
+)
+def test_a_value_of_a_file_has_one_spelling(value: Any, name: str | None):
+    assert name_of(value) == name
+
+
+@pytest.mark.parametrize("value", [1.0, datetime(2020, 12, 31), time(1), b"a", ["a"], {"a": 1}])
+def test_a_value_with_many_spellings_is_no_name(value: Any):
+    with pytest.raises(TypeError, match=f"^{type(value).__name__} values such as "):
+        name_of(value)
+
+
+def test_white_space_is_blank():
+    assert [is_blank(text) for text in (None, "", " \t", "\u3000", "a", " a ")] == [True] * 4 + [False] * 2
