@@ -153,6 +153,14 @@ def test_a_partition_can_be_written_as_text(text: str, section: dict[str, Any]):
     assert partition_label(PartitionSection(**section)) == text
 
 
+def test_natural_alone_stands_for_the_natural_clients_of_the_recipe():
+    base = {"kind": "natural", "by": "ward", "num_clients": 7, "min_examples": 3}
+    assert partition_section("natural", base) == {"kind": "natural", "by": "ward", "min_examples": 3}
+    for other in ({**base, "kind": "iid"}, {**base, "by": None}, {"num_clients": 7}):
+        with pytest.raises(InputError, match="write it like natural:"):
+            partition_section("natural", other)
+
+
 def test_a_comparison_may_keep_the_partition_of_a_plugin(recipe_values: dict[str, Any]):
     values = {**recipe_values, "partition": {"kind": "plugin:by-rank", "num_clients": 7}}
     [cell, *_] = make_grid(values, {}).cells

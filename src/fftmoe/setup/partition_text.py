@@ -24,6 +24,8 @@ def partition_label(section: PartitionSection) -> str:
 def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return the partition section that a text such as `dirichlet:0.1` stands for; `base` gives the other keys.
 
+    `natural` alone stands for the recipe's own partition, if that is natural.
+
     Raises:
         InputError: the kind or its parameters are wrong, or the number of clients is missing.
     """
@@ -31,6 +33,8 @@ def partition_section(text: str, base: Mapping[str, Any]) -> dict[str, Any]:
     if not is_plugin(kind) and kind not in KINDS:
         raise InputError(f"partition {text!r}: {kind!r} is not known{did_you_mean(kind, KINDS)}")
     names = PARTITION_KEYS.get(kind, ())
+    if text == base.get("kind") == "natural" and base.get("by"):
+        given = [str(base["by"])]
     if len(given) != len(names) or not all(given):
         wanted = " and ".join(names) or "no value"
         raise InputError(f"partition {text!r}: {kind} takes {wanted}; write it like {KINDS[kind].example}")
