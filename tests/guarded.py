@@ -62,7 +62,7 @@ CHANGED = {
         "fftmoe.data.read": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.columns": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.csv_files": "data/test_reader.py data/test_data_sources.py",
-        "fftmoe.data.json_lines": "data/test_reader.py data/test_data_sources.py",
+        "fftmoe.data.json_lines": "data/test_json_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.text_files": "data/test_reader.py trained/test_answers.py",
         "fftmoe.data.parquet_files": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.hub": "data/test_hub.py",

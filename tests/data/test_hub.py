@@ -144,7 +144,8 @@ def test_a_configuration_is_chosen_or_asked_for(tmp_path: Path, monkeypatch: pyt
     several = {name.replace("default", kind): data for name, data in REVIEWS.items() for kind in ("plain", "rich")}
     with serving(several, tmp_path / "several", monkeypatch):
         for source in (HUB_ID, f"{HUB_ID}:plane"):
-            with pytest.raises(InputError, match="configurations plain, rich; name one of them, as in"):
+            words = f"configurations plain, rich; name one of them, as in {HUB_ID}:plain"
+            with pytest.raises(InputError, match=words):
                 read_labelled_texts(source)
         assert read_labelled_texts(f"{HUB_ID}:rich").splits["train"].content == ("a", "b", "c")
     only = {name.replace("default", "plain"): data for name, data in REVIEWS.items()}
@@ -182,3 +183,37 @@ def test_without_a_network_the_hub_is_not_asked_and_the_first_reason_is_told(mon
         monkeypatch.setattr(hub, "why_unreachable", lambda reason=reason: reason)
         with pytest.raises(OSError, match=f"^{words}$"):
             hub.file_names("some/set")
+
+
+def test_a_data_set_without_files_of_this_form_has_no_configuration(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "file_names", lambda name: ["README.md", "train.parquet"])
+    with pytest.raises(InputError, match=rf"configurations \(none\); name one of them, as in {HUB_ID}:configuration"):
+        hub.read_hub(HUB_ID)
+
+
+@pytest.mark.parametrize(
+    ("offline", "reason", "asks_nobody"), [(False, None, False), (True, None, True), (False, "no network", True)]
+)
+def test_a_hub_that_cannot_or_must_not_be_reached_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, offline: bool, reason: str | None, asks_nobody: bool
+):
+    asked: list[Any] = []
+    monkeypatch.setattr(hub, "why_unreachable", lambda: reason)
+    monkeypatch.setattr(
+        hub.huggingface_hub, "snapshot_download", lambda *_, **options: asked.append(options) or "folder"
+    )
+    assert hub.snapshot(HUB_ID, ["default/train/*.parquet"], offline) == Path("folder")
+    assert [options["local_files_only"] for options in asked] == [asks_nobody]
+
+
+@pytest.mark.parametrize("had_bars", [True, False])
+def test_progress_bars_are_as_they_were(monkeypatch: pytest.MonkeyPatch, had_bars: bool):
+    bars = [had_bars]
+    monkeypatch.setattr(hub, "are_progress_bars_disabled", lambda: not bars[-1])
+    monkeypatch.setattr(hub, "disable_progress_bars", lambda: bars.append(False))
+    monkeypatch.setattr(hub, "enable_progress_bars", lambda: bars.append(True))
+    seen: list[bool] = []
+    monkeypatch.setattr(hub, "file_names", lambda name: seen.append(bars[-1]) or [])
+    with pytest.raises(InputError, match="in the configurations"):
+        hub.read_hub(HUB_ID)
+    assert (seen, bars[-1]) == ([False], had_bars)
