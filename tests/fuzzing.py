@@ -21,7 +21,8 @@ import numpy as np
 from fftmoe.errors import LONGEST, FftmoeError
 
 ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-SECONDS = 5.0  # for one input, on a busy machine
+SECONDS = 5.0  # of processor time for one input
+WAITED = 60.0  # seconds of the clock for one input: another process may take most of them, but not a reader that waits
 MEMORY = 2**30  # bytes that all inputs together may add to the address space
 # What ends up in an input where bytes were: words that mean something to one reader or another.
 TOKENS: tuple[bytes, ...] = (
@@ -165,17 +166,18 @@ def alarm() -> Iterator[None]:
     """Report a violation if a reader takes more than `SECONDS` for an input, or more than `MEMORY` for all inputs."""
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise Violation(f"more than {SECONDS:g} s")
+        raise Violation(f"more than {SECONDS:g} s of work, or {WAITED:g} s of the clock")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = {number: signal.signal(number, ring) for number in (signal.SIGPROF, signal.SIGALRM)}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        _time(0, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -204,6 +206,12 @@ def mutated(seeds: Sequence[bytes], others: Sequence[bytes], random: np.random.G
     return bytes(data)
 
 
+def _time(seconds: float, waited: float) -> None:
+    """Ring after so many seconds of processor time, or of the clock; 0 for never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, waited)
+
+
 def check_message(error: Exception) -> None:
     """Check that an error of the package says what is wrong in one line that cannot act on a terminal.
 
@@ -223,7 +231,7 @@ def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
     Raises:
         Violation: the reader did what none may do, or raised what it does not say.
     """
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    _time(SECONDS, WAITED)
     result = "read"
     with watch.on(reader):
         try:
@@ -234,7 +242,7 @@ def outcome(reader: Reader, data: bytes, watch: Watch) -> str:
         except Exception as error:
             raise Violation(f"{type(error).__name__}: {error!s:.300}") from error
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _time(0, 0)
     if watch.seen:
         raise Violation(watch.seen[0])
     return result

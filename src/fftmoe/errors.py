@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from fftmoe.shown import shown
+from fftmoe.shown import shown_on_a_line
 
 LONGEST = 4000  # characters of a message
 
@@ -18,8 +18,8 @@ def _bounded(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Return the text with its control characters shown; a tab in a name moves what follows it like any other."""
-    return shown(text).replace("\t", "\\t")
+    """Return the text on one line, with its control characters shown: a line end or a tab in a name is one of them."""
+    return shown_on_a_line(text).replace("\t", "\\t")
 
 
 class FftmoeError(Exception):

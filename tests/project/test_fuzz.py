@@ -317,8 +317,13 @@ def test_whatever_is_read_nothing_runs_hangs_or_grows(things: Things, watch: Wat
     assert found["read"] >= len(reader.seeds)
 
 
-def hung(data: bytes) -> None:
+def waiting(data: bytes) -> None:
     time.sleep(60)
+
+
+def busy(data: bytes) -> None:
+    while True:
+        pass
 
 
 def grown(data: bytes) -> None:
@@ -338,7 +343,8 @@ def grown(data: bytes) -> None:
         (lambda data: Path("/tmp/canary").write_text(""), "open .*canary"),
         (lambda data: Path("/tmp/no/such").mkdir(), "os.mkdir"),
         (lambda data: {}["a"], "KeyError"),
-        (hung, "more than 0.5 s"),
+        (waiting, "more than 0.5 s"),
+        (busy, "more than 0.5 s"),
         (grown, "MemoryError"),
     ],
 )
@@ -346,6 +352,7 @@ def test_the_watch_finds_what_is_forbidden(
     read: Any, seen: str, watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(fuzzing, "SECONDS", 0.5)
+    monkeypatch.setattr(fuzzing, "WAITED", 0.5 if read is waiting else 60.0)
     wrong = Reader("wrong", read, [b"a"], (OSError,), 1.0)
     with pytest.raises(fuzzing.Violation, match=seen):
         fuzz(wrong, 0, SEED, watch, tmp_path)
