@@ -189,7 +189,7 @@ RULES: tuple[Rule, ...] = (
         lambda robustness: robustness != "off" and min_contributors(robustness, 0) > COHORT,
     ),
     Rule(
-        "do not state `experts`",
+        "`experts` is not stated in",
         lambda method, tiers: can(method).whole_pool and any("experts" not in tier for tier in TIERS[tiers]),
     ),
     Rule("is a plug-in", lambda method, robustness: robustness != "off" and is_plugin(method)),

@@ -146,16 +146,16 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     # As a message.
     "empty": (lambda m: b"", r"has 0 bytes"),
     "tiny": (lambda m: b"\x02\0\0", r"has 3 bytes"),
-    "oversized": (lambda m: m + bytes(2**16), r"has \d+ bytes; at most \d+ are allowed"),
-    "truncated header": (lambda m: m[:50], r"has 50 bytes, and says that \d+ of them are a header"),
-    "truncated tensors": (lambda m: m[:-4] if unpack(m)[1] else None, r"has \d+ bytes of tensors; expected \d+"),
-    "more tensors than declared": (lambda m: m + bytes(4), r"has \d+ bytes of tensors; expected \d+"),
-    "random bytes": (lambda m: np.random.default_rng(3).bytes(len(m)), r"says that \d+ of them are a header"),
+    "oversized": (lambda m: m + bytes(2**16), r"has [\d,]+ bytes; at most [\d,]+ are allowed"),
+    "truncated header": (lambda m: m[:50], r"has 50 bytes, and says that [\d,]+ of them are a header"),
+    "truncated tensors": (lambda m: m[:-4] if unpack(m)[1] else None, r"has [\d,]+ bytes of tensors; expected [\d,]+"),
+    "more tensors than declared": (lambda m: m + bytes(4), r"has [\d,]+ bytes of tensors; expected [\d,]+"),
+    "random bytes": (lambda m: np.random.default_rng(3).bytes(len(m)), r"says that [\d,]+ of them are a header"),
     "random header": (lambda m: m[:8] + np.random.default_rng(3).bytes(len(m) - 8), JSON.removesuffix(".*JSON")),
-    "pickle": (lambda m: pickle.dumps({"round": 2})[:200], r"says that \d+ of them are a header"),
+    "pickle": (lambda m: pickle.dumps({"round": 2})[:200], r"says that [\d,]+ of them are a header"),
     "long header": (
         lambda m: put_together(" " * (len(m) - 8), b"") if held(m) > 3000 else None,
-        r"a header of \d+ bytes",
+        r"a header of [\d,]+ bytes",
     ),
     # As JSON.
     "no JSON": (lambda m: put_together("{]", b""), r"is not an fftmoe update: Expecting"),
@@ -297,14 +297,14 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "features without examples": (sums("moment", lambda m: m[:1].add_(1)), r"sums by label do not add up"),
     "examples too many": (
         sums("gram", lambda g: g[-1:].add_(1)),
-        r"feature statistics are of \d+ examples; expected \d+",
+        r"examples in its feature statistics is \d+; expected \d+",
     ),
     # Sums of few examples, as rows.
     "rows not a number": (sums("factor", lambda r: r[1, :1].fill_(NAN)), r"has numbers from nan"),
     "a row more": (of(lambda h, t: longer(t) if "sums.factor" in t else False), SHAPE),
     "rows of more examples": (
         sums("factor", lambda r: r[0, -1:].mul_(1.5)),
-        r"feature statistics are of \d+.*; expected \d+",
+        r"examples in its feature statistics is \d+.*; expected \d+",
     ),
     "rows of other features": (sums("factor", lambda r: r[0, :1].add_(1)), r"sums by label do not add up"),
 }

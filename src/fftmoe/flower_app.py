@@ -27,6 +27,7 @@ from fftmoe.errors import InputError, RunError
 from fftmoe.report.console import Console
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import recipe_from_text
+from fftmoe.shown import count_of
 
 WHO = {"who": True}  # the query that a node answers without a job
 ANSWER_TYPES = {"site": str, "client_id": int}  # its answer
@@ -149,14 +150,16 @@ def introduce(
     """
     ends = time.monotonic() + wait_seconds
     found = Introductions(grid, progress)
-    progress.say(f"waiting for {num_sites} sites")
+    progress.say(f"waiting for {count_of(num_sites, 'site')}")
     while True:
         found.look(max(1.0, min(ends - time.monotonic(), ASK_SECONDS)))
         if len(found.sites) >= num_sites:
             break
         if time.monotonic() >= ends:
             reasons = "".join(f"; one node cannot say which site it is: {reason}" for reason in found.refused.values())
-            raise RunError(f"{len(found.sites)} of {num_sites} sites came within {wait_seconds:g} s{reasons}")
+            raise RunError(
+                f"{len(found.sites)} of {count_of(num_sites, 'site')} came within {wait_seconds:g} s{reasons}"
+            )
         time.sleep(look_seconds)
     if sorted(client_id for _, client_id in found.sites.values()) != list(range(num_sites)):
         raise InputError(

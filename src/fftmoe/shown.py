@@ -44,7 +44,7 @@ def shown_json(text: str) -> str:
 
 def count_of(number: int, noun: str) -> str:
     """Return a number with its noun, whose plural ends in "s" or "ies": "1 fault", "1,204 faults", "2 entries"."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if re.search("[^aeo]y$", noun) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

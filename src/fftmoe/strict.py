@@ -63,7 +63,7 @@ def at_most(file: IO[bytes], most: int = MOST_BYTES) -> bytes:
     """
     data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"it has more than {most} bytes; at most {most} are read")
+        raise ValueError(f"it has more bytes than the {most:,} that are read")
     return data
 
 
@@ -77,7 +77,7 @@ def strict_json(text: str | bytes, deepest: int = DEEPEST) -> dict[str, Any]:
     brackets = re.findall(r"[\[\]{}]", _STRING.sub("", text))
     depth = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
     if depth > deepest:
-        raise ValueError(f"its JSON is nested {depth} deep; at most {deepest} levels are allowed")
+        raise ValueError(f"its JSON is nested {depth} deep; at most {deepest} is allowed")
     value = STRICT_DECODER.decode(text)
     if not isinstance(value, dict):
         raise ValueError(f"its JSON is {reprlib.repr(value)}; expected an object")
@@ -163,7 +163,7 @@ def strict_yaml(text: str | bytes) -> Any:
     """
     text = text.decode() if isinstance(text, bytes) else text
     if len(text) > MOST_YAML:
-        raise ValueError(f"its YAML has {len(text)} characters; at most {MOST_YAML} are read")
+        raise ValueError(f"its YAML has more characters than the {MOST_YAML:,} that are read")
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
@@ -214,7 +214,7 @@ class _Loader(yaml.SafeLoader):
         """See PyYAML."""
         value = super().construct_yaml_int(node)
         if value.bit_length() > MOST_BITS:
-            raise yaml.YAMLError(f"a number of {value.bit_length()} binary digits; at most {MOST_BITS} are allowed")
+            raise yaml.YAMLError(f"a number of more binary digits than the {MOST_BITS} that are allowed")
         return value
 
 

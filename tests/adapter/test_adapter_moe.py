@@ -140,7 +140,7 @@ def test_more_experts_per_token_than_residents_is_refused_with_both_numbers():
     moe = sparse_moe()
     with pytest.raises(InputError, match="top_k=4 with 3 resident experts"):
         moe.load_experts(torch.zeros(3, D), torch.zeros(3, H, D), torch.zeros(3, H, D), 4)
-    with pytest.raises(InputError, match="top_k=2 with 1 resident experts"):
+    with pytest.raises(InputError, match="top_k=2 with 1 resident expert;"):
         moe.view(2, torch.arange(M) == 1)
     with pytest.raises(InputError, match="top_k=6 with 5 resident experts"):
         SparseMoe(M, H, D, 6, generator(0))

@@ -90,8 +90,8 @@ def test_the_oldest_messages_go_where_there_is_no_room(cli: Cli, folders: dict[s
     long, shorter = " ".join(["say"] * 26), " ".join(["say"] * 20)
     outcome = cli("chat", folders["chats"], "--max-new-tokens", 3, stdin=f"say ash\n{long}\nsay bay\n")
     found = answers(outcome, 3)
-    assert "the oldest 2 messages are not read any more" in outcome.err
-    assert "the oldest 4 messages are not read any more" in outcome.err
+    assert "the oldest part, 2 messages, is not read any more" in outcome.err
+    assert "the oldest part, 4 messages, is not read any more" in outcome.err
     assert found[1] == both(folders["chats"], [("user", long)], 3)
     again = cli("chat", folders["chats"], "--max-new-tokens", 30, stdin=f"say ash\n{shorter}\n")
     assert answers(again, 2)[1] == both(folders["chats"], [("user", shorter)], 30)  # 53 places less 30

@@ -114,7 +114,7 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
         lambda d: d.data(TRAIN.replace("text,label", "sentence,class"), TEST),
         ("test.csv", "'sentence'", "text, label", "data.text"),
     ),
-    "semicolons in some rows": (lambda d: d.data(TRAIN + "cod;blue\n"), ("train.csv", "row 34 has 1 cells")),
+    "semicolons in some rows": (lambda d: d.data(TRAIN + "cod;blue\n"), ("train.csv", "row 34 has 1 cell")),
     "latin-1": (lambda d: d.data(TRAIN.replace("ash", "Übung"), encoding="latin-1"), ("train.csv", "UTF-8")),
     "an empty file": (lambda d: d.data(train=""), ("train.csv", "is empty")),
     "only a header": (lambda d: d.data(train="text,label\n"), ("train.csv", "no rows")),

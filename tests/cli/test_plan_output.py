@@ -155,5 +155,5 @@ def test_experts_are_counted_over_clients_and_blocks():
     assert counted_experts({4: (2,)}) == "1 expert in block 4"
     # Experts 0, 1 and 2 of block 3 have 1, 2 and 0 clients, and those of block 4 have 1, 0 and 2.
     assert coverage(held) == (
-        "an expert is held by 0 to 2 of 3 clients, 1.0 on average; 2 of 6 experts are held by no client."
+        "an expert is held by 0 to 2 of 3 clients, 1.0 on average; no client holds 2 of 6 experts."
     )

@@ -188,7 +188,7 @@ def test_cut_prompts_are_counted(cli: Cli, plain_run: Path, caplog: pytest.LogCa
     long = " ".join(["say"] * 23)
     outcome = cli("predict", plain_run, "say ash", long, long, "--max-new-tokens", 2)
     assert outcome.status == 0
-    assert "2 of 3 prompts have 19 tokens or more" in caplog.text
+    assert "the run cuts 2 of 3 prompts, at 19 tokens" in caplog.text
     assert "their beginning is not read" in caplog.text
     assert [json.loads(line)["prompt"] for line in outcome.out.splitlines()] == ["say ash", long, long]
 

@@ -79,9 +79,9 @@ KINDS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "cut": (lambda m: m[:40], r"cannot be read: it has 40 bytes"),
     "long header": (
         lambda m: put_together(" " * (2**22 + 1), b""),
-        r"cannot be read: it has a header of 4194305 bytes",
+        r"cannot be read: it has a header of 4,194,305 bytes",
     ),
-    "endless header": (lambda m: b"\xff" * 8 + m, r"cannot be read: .* says that \d+ of them are a header"),
+    "endless header": (lambda m: b"\xff" * 8 + m, r"cannot be read: .* says that [\d,]+ of them are a header"),
     "deep": (text(lambda _: DEEP), r"cannot be read: its JSON is nested 50 deep"),
     "not a number": (text(lambda s: re.sub(r'"round":\d+', '"round":NaN', s)), r"NaN, which is not a number"),
     "a field more": (say(code="import os"), TYPES),

@@ -253,7 +253,7 @@ def test_runs_that_ended_worse_than_they_began_are_named_first():
     assert "seed 5" not in page
     assert "fedit+&lt;h&gt;, iid, seed 3" in page
     many = [dataclasses.replace(worse, seed=seed) for seed in range(23)]
-    assert "3 more runs ended worse than they began" in comparison_page(Comparison("x", tuple(many)))
+    assert "The end was worse than the beginning in 3 more runs" in comparison_page(Comparison("x", tuple(many)))
 
 
 def test_the_page_loads_nothing_and_shows_failures():

@@ -79,7 +79,7 @@ def test_what_is_lost_is_said_once_and_as_it_is(caplog: pytest.LogCaptureFixture
         (texts("say ash bay", "say"), "what is beyond is not read"),
     ):
         (note,) = cut_notes("training", tokenize_completions(*split, tiny_language_tokenizer(), 4), 4)
-        assert note.startswith(f"training rows: {2 if 'prompt' in words else 1} of 2 texts")
+        assert note.startswith(f"training rows: in {2 if 'prompt' in words else 1} of 2 texts")
         assert words in note
     assert caplog.messages == []
 

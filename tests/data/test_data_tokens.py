@@ -91,7 +91,7 @@ def test_text_without_tokens_and_no_room():
     bare = PreTrainedTokenizerFast(tokenizer_object=backend)
     with pytest.raises(InputError, match=r"text '\\u3000' \(row 2\) has no token"):
         tokenize_texts(("a", "\u3000"), np.zeros(2), bare, 4)
-    with pytest.raises(InputError, match=r"max_length=1 leaves no room.*adds 1 special tokens"):
+    with pytest.raises(InputError, match=r"max_length=1 leaves no room.*adds 1 special token;"):
         tokenize_texts(TEXTS, np.zeros(4), tiny_tokenizer(), 1)
 
 

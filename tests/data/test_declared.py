@@ -55,7 +55,7 @@ def test_the_owner_is_told_how_many_rows_do_not_count(caplog: pytest.LogCaptureF
         with_declared_labels(Table.of("train.csv", {"label": ["no", "x", "y"]}), "label", NAMES)
         with_declared_labels(Table.of("train.csv", {"label": ["no"]}), "label", NAMES)
     (said,) = caplog.messages
-    assert said.startswith("train.csv: 2 of 3 rows have a label that data.labels does not name")
+    assert said.startswith("train.csv: data.labels does not name the label of 2 of 3 rows")
     assert "x" not in said.split()
     assert np.array_equal(with_declared_labels(Table.of("a", {"l": ["no"]}), "l", NAMES)[1], [False])
 

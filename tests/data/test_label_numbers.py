@@ -54,7 +54,7 @@ def test_a_label_that_was_not_trained_is_named():
 def test_a_label_that_is_not_among_the_classes_is_counted():
     refused("test.csv: label 'c' occurs in 2 rows but never in training", tables(train="ab", test="acc"))
     refused(
-        "train.csv: label 'c' occurs in 1 rows and is not among the agreed labels a, b; ",
+        "train.csv: label 'c' occurs in 1 row and is not among the agreed labels a, b; ",
         tables(train="abc", test="a"),
         label_names=("a", "b"),
     )

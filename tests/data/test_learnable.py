@@ -23,7 +23,9 @@ def test_texts_without_a_token_of_their_own(bad: set[int]):
     texts = [EMPTY if row in bad else "ash bay" for row in range(7)]
     examples = tokenize_texts(texts, np.zeros(7), TOKENIZER, 9)
     named = ", ".join(str(row + 1) for row in sorted(bad)[:5]) + ", …" * (len(bad) > 5)
-    with pytest.raises(InputError, match=rf"^here: {len(bad)} of 7 rows \(rows? {named}\) .*no token that the model"):
+    with pytest.raises(
+        InputError, match=rf"^here: in {len(bad)} of 7 rows \(rows? {named}\) .*no token that the model"
+    ):
         check_content(Origin("here"), examples, TOKENIZER)
 
 
@@ -41,7 +43,7 @@ def test_texts_without_a_tagged_token():
     words = [[EMPTY, "ash"], [EMPTY], ["bay", "bay"]]
     tags = [["x"] * len(own) for own in words]
     examples = tokenize_tagged(Origin("here"), words, tags, ["x"], np.zeros(3), TOKENIZER, 9)
-    with pytest.raises(InputError, match=r"^here: 1 of 3 rows \(row 2\) have no word .* data.max_length=9"):
+    with pytest.raises(InputError, match=r"^here: in 1 of 3 rows \(row 2\) there is no word .* data.max_length=9"):
         check_tagged(Origin("here"), examples, 9)
     check_tagged(Origin("here"), examples.select([2, 0]), 9)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fftmoe.data import ImageExamples, TargetedText, cut_notes, shared_notes
 from fftmoe.data.lost import count_shared
 from fftmoe.data.tokens import TokenizedText, flat_texts
+from fftmoe.shown import count_of
 from run_fixtures import RunTiny
 
 ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=11)
@@ -46,7 +47,9 @@ def test_texts_as_long_as_the_limit_are_counted(rows: list[list[int]], limit: in
     notes = cut_notes("training", texts(rows), limit)
     assert bool(notes) == (full > 0)
     if full:
-        assert notes[0].startswith(f"training rows: {full} of {len(rows)} texts have data.max_length={limit} tokens")
+        assert notes[0].startswith(
+            f"training rows: in {full} of {count_of(len(rows), 'text')} there are data.max_length={limit} tokens"
+        )
 
 
 def test_a_run_says_what_is_cut_in_the_terminal_the_summary_and_the_report(run_tiny: RunTiny):

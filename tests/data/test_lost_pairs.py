@@ -29,13 +29,15 @@ def test_the_content_of_a_pair_is_that_of_both_texts():
         np.array(row, dtype=np.int32).tobytes() for row in ([1, 2, 1, 5], [1, 3, 3, 1, 3, 3], [1, 4, 1, 6, 7])
     ]
     assert shared_notes(PAIRS, pairs([[1, 2]], [[1, 5]])) == (
-        "1 of 1 test rows are also training rows, so a result on them says little of new data",
+        "1 of 1 test row is also a training row, so a result on such rows says little of new data",
     )
     assert shared_notes(PAIRS, pairs([[1, 2]], [[1, 6]])) == ()
 
 
 def test_texts_of_pairs_that_are_as_long_as_the_limit_are_counted():
-    assert cut_notes("training", PAIRS, 3)[0].startswith("training rows: 3 of 6 texts have data.max_length=3 tokens")
+    assert cut_notes("training", PAIRS, 3)[0].startswith(
+        "training rows: in 3 of 6 texts there are data.max_length=3 tokens"
+    )
     assert cut_notes("training", PAIRS, 4) == ()
 
 
@@ -49,7 +51,8 @@ def test_what_is_cut_depends_on_whether_there_are_prompts():
 
 def test_pairs_with_equal_answers_are_counted():
     assert equal_notes("training", PAIRS) == (
-        "training rows: 1 of 3 pairs have equal answers, as the model reads them, and say nothing of a preference",
+        "training rows: in 1 of 3 pairs both answers are equal, as the model reads them, which says nothing of a "
+        "preference",
     )
     assert equal_notes("training", pairs([[1, 2]], [[1, 3]])) == ()
     assert equal_notes("training", texts([[1, 2], [1, 2]])) == ()

@@ -63,7 +63,8 @@ def test_what_is_cut_and_what_is_equal_is_counted(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == []  # a run says it with its notes, once
     # Of the first pair only "ash" is left of both answers.
     assert equal_notes("training", examples) == (
-        "training rows: 2 of 3 pairs have equal answers, as the model reads them, and say nothing of a preference",
+        "training rows: in 2 of 3 pairs both answers are equal, as the model reads them, which says nothing of a "
+        "preference",
     )
     (note,) = cut_notes("test", examples, 2)
     assert "6 of 6 texts" in note

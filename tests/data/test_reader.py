@@ -221,7 +221,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, reason: st
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a,b\n1,2\n3\n", "row 2 has 1 cells and the header line 2"),
+        (b"a,b\n1,2\n3\n", "row 2 has 1 cell and the header line 2"),
         (b"a,b\n1,2,3\n", "row 1 has 3 cells"),
         (b"a,b\n1,2\n\n,3,\n", "row 2 has 3 cells"),
         (b"a\n1,2\n", "row 1 has 2 cells"),

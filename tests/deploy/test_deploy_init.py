@@ -151,7 +151,7 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, sites: list[s
 
 @pytest.mark.parametrize("days", [-1, 0, MAX_DAYS + 1])
 def test_certificates_are_valid_for_a_day_to_ten_years(tmp_path: Path, days: int):
-    with pytest.raises(InputError, match=rf"for {days} days; give --days from 1 to 3650"):
+    with pytest.raises(InputError, match=rf"for {days:,} days; give --days from 1 to 3650"):
         create_deployment(tmp_path / "x", ADDRESS, SITES, days)
     assert list(tmp_path.iterdir()) == []
 

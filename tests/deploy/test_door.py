@@ -13,6 +13,7 @@ from fftmoe.deploy.door import Admitted, Door
 from fftmoe.deploy.ledger import ledger_in
 from fftmoe.engines.failures import CodedError
 from fftmoe.setup.site_request import SiteRows, canonical_values, recipe_digest
+from fftmoe.shown import count_of
 from policies import allow, policy_of, write_policy
 from site_recipes import MODES, job_of, recipe
 from sites import fails_as
@@ -89,7 +90,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         },
         "reads column 'diary' as text",
     ),
-    "more rounds": ({"federation": {"rounds": 1001}}, "1001 rounds, and `most_rounds` is 1000"),
+    "more rounds": ({"federation": {"rounds": 1001}}, "1,001 rounds, and `most_rounds` is 1000"),
     "another backbone": ({"backbone": {"model": "org/other"}}, "backbone is 'org/other'"),
     "a folder of the site as backbone": ({"backbone": {"model": "/home/anna/model"}}, "backbone is '/home/anna/model'"),
     "another seed": ({"seed": 1}, "is not approved"),
@@ -150,7 +151,7 @@ def test_a_changed_value_is_refused_or_changes_nothing(tmp_path_factory: pytest.
 @pytest.mark.parametrize("labels", [("bone",), ("heart", "bone"), ("bone", "heart", "lung"), ("bone", "hiv"), ()])
 def test_labels_that_nobody_agreed_to_are_refused(door: Door, labels: tuple[str, ...]):
     """A server could find out which labels the site has, one question after another."""
-    with fails_as("policy", f"lists {len(labels)} labels"):
+    with fails_as("policy", f"lists {count_of(len(labels), 'label')}"):
         door.admit(job_of(recipe(), labels=labels))
 
 

@@ -141,5 +141,5 @@ def test_a_profile_of_many_characters_is_not_even_parsed():
         return RecordDict({PROFILE_RECORD: ConfigRecord({"json": json.dumps({"site": "a" * padding})})})
 
     assert unpack_profile(content(1000)) == {"site": "a" * 1000}
-    with pytest.raises(ValueError, match=f"at most {MOST_PROFILE} are read"):
+    with pytest.raises(ValueError, match=f"at most {MOST_PROFILE:,} are read"):
         unpack_profile(content(MOST_PROFILE))

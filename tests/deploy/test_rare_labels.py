@@ -104,7 +104,7 @@ def test_a_site_is_told_how_many_rows_its_policy_leaves_out(site: Site, caplog: 
         assert not caplog.messages
         site(SECRETS[0], 8).describe()
     assert caplog.messages == [
-        "8 of 19 rows are in no feature statistics: 2 labels have fewer rows than fewest_rows_of_label=8 of the policy"
+        "no feature statistics hold 8 of 19 rows: the policy has fewest_rows_of_label=8, and 2 labels have fewer rows"
     ]
 
 
@@ -185,7 +185,7 @@ def test_a_client_may_leave_rows_out_of_sums_and_not_add_any(recipe_values: dict
     assert screen(message, dataclasses.replace(expected, num_examples=number + 3)).num_examples == number
     with pytest.raises(Rejected, match=f"num_examples {number}; expected a whole number from 1 to {number - 1}"):
         screen(message, dataclasses.replace(expected, num_examples=number - 1))
-    with pytest.raises(Rejected, match=f"feature statistics are of {number} examples; expected {number - 1}"):
+    with pytest.raises(Rejected, match=f"examples in its feature statistics is {number}; expected {number - 1}"):
         screen(say(num_examples=number - 1)(message) or b"", expected)
     with pytest.raises(Rejected, match="num_examples 0; expected a whole number from 1"):
         screen(say(num_examples=0)(message) or b"", expected)

@@ -164,7 +164,7 @@ def test_a_delta_that_allows_one_row_to_be_revealed_is_refused(tmp_path: Path, r
     if allowed:
         door.count(admitted, CheckedRequest("train", 1), SiteRows(rows), 10)
     else:
-        with fails_as("policy", "allow the site to reveal one of its 1000 rows entirely"):
+        with fails_as("policy", "allow the site to reveal one of its 1,000 rows entirely"):
             door.count(admitted, CheckedRequest("train", 1), SiteRows(rows), 10)
 
 

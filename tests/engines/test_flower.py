@@ -183,7 +183,7 @@ def test_nobody_fills_a_nodes_log(kind: type[Exception], caplog: pytest.LogCaptu
 
 def test_a_job_that_is_too_long_is_not_parsed():
     content = pack_query({"recipe": {"x" * MOST_JOB: 1}})
-    with pytest.raises(ValueError, match="characters; at most 2097152 are read"):
+    with pytest.raises(ValueError, match="characters; at most 2,097,152 are read"):
         unpack_job(content)
 
 

@@ -121,7 +121,7 @@ def test_derived_budgets_respect_every_limit(memory: float, uplink: float, gflop
     [
         ({"top_k": 1, "memory_mib": 1567 / MIB}, ("'tier'", "cannot hold one expert", "0.001 MiB", "memory_mib=")),
         ({"top_k": 1, "uplink_mib": 391 / MIB}, ("'tier'", "cannot hold one expert", "uplink_mib=", "expert_dim")),
-        ({"experts": 4, "gflops": 1e-6}, ("'tier'", "cannot compute one expert", "1e-06 GFLOPs", "1000 tokens")),
+        ({"experts": 4, "gflops": 1e-6}, ("'tier'", "cannot compute one expert", "1e-06 GFLOPs", "1,000 tokens")),
         ({"top_k": 5, "experts": 4}, ("'tier'", "top_k=5", "experts=4", "lower top_k to 4")),
         ({"top_k": 1, "experts": 14}, ("'tier'", "experts=14", "num_experts=13", "lower experts to 13")),
         ({"top_k": 5, "memory_mib": 3 * 1568 / MIB}, ("top_k=5", "experts=3")),

@@ -66,7 +66,13 @@ def test_json_keeps_its_values(value: Any):
 
 @pytest.mark.parametrize(
     ("number", "noun", "said"),
-    [(1, "fault", "1 fault"), (0, "fault", "0 faults"), (1204, "fault", "1,204 faults"), (2, "entry", "2 entries")],
+    [
+        (1, "fault", "1 fault"),
+        (0, "fault", "0 faults"),
+        (1204, "fault", "1,204 faults"),
+        (2, "entry", "2 entries"),
+        (2, "key", "2 keys"),
+    ],
 )
 def test_a_noun_agrees_with_its_number(number: int, noun: str, said: str):
     assert count_of(number, noun) == said

@@ -16,7 +16,7 @@ from fftmoe.report import page as run_page
 from fftmoe.report.draw import Line, line_figure
 from fftmoe.report.marks import Text, ticks
 from fftmoe.report.numbers import HEADER, Numbers, PlottedNumber, csv_of
-from fftmoe.report.record import RunRecord
+from fftmoe.report.record import RunRecord, counted
 from fftmoe.report.render import Page
 from reports import config, rows, summary
 
@@ -131,3 +131,7 @@ def test_the_axis_of_a_curve_names_whole_rounds(last: int):
     below = [mark.text for mark in figure.marks if isinstance(mark, Text) and mark.y == 178 + 14]
     assert len(below) >= 2
     assert all(text.isdigit() for text in below)
+
+
+def test_a_value_of_a_file_agrees_with_its_noun_and_need_be_no_number():
+    assert [counted(value, "round") for value in (1, 1200, "?")] == ["1 round", "1,200 rounds", "? rounds"]

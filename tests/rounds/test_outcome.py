@@ -41,10 +41,10 @@ def test_a_run_that_changed_a_trained_tensor_has_learned():
 @pytest.mark.parametrize(
     ("rows", "final", "words"),
     [
-        ([MEASURED, VOID], START, "none of the 1 rounds had enough valid updates .*client 7 late: slow"),
-        (TRAINED, _learned(**{"head.weight": torch.zeros(2)}), "all 1 trained tensors are as they were"),
-        (TRAINED, _learned(adapter=torch.tensor([0.0, math.nan, 1.0])), "broken: 1 of its 2 .*adapter"),
-        (TRAINED, _learned(adapter=torch.tensor([0.0, math.inf, 1.0])), "broken: 1 of its 2 .*adapter"),
+        ([MEASURED, VOID], START, "no round of 1 had enough valid updates .*client 7 late: slow"),
+        (TRAINED, _learned(**{"head.weight": torch.zeros(2)}), "after 1 round each of 1 trained tensor is as it was"),
+        (TRAINED, _learned(adapter=torch.tensor([0.0, math.nan, 1.0])), "not finite in 1 of its 2 tensors .*adapter"),
+        (TRAINED, _learned(adapter=torch.tensor([0.0, math.inf, 1.0])), "not finite in 1 of its 2 tensors .*adapter"),
     ],
     ids=["void", "unchanged", "nan", "infinite"],
 )

@@ -109,8 +109,8 @@ def test_rows_of_nobody_and_clients_without_rows_are_counted_and_told(
     strange = {0: "", 1: "  ", 2: "author-9"}
     source = rewritten(lambda place, author: strange.get(place, "author-1" if author == "author-0" else author))
     summary = finish(source).summary
-    assert any("3 of 41 test rows belong to no client" in note for note in summary["notes"])
-    assert any("1 of 4 clients have no test rows" in note for note in summary["notes"])
+    assert any("no client of the training rows has 3 of 41 test rows" in note for note in summary["notes"])
+    assert any("no test rows of their own for 1 of 4 clients" in note for note in summary["notes"])
     assert [value is None for value in summary["clients"]["accuracy"]] == [True, False, False, False]
 
 

@@ -86,7 +86,10 @@ def test_pairs_with_equal_answers_are_counted_and_not_judged(
     path.write_text(yaml.safe_dump(changed(preference_values, data__source=str(data), federation__rounds=1)))
     outcome = cli("run", path, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
-    for said in ("training rows: 3 of 64 pairs have equal answers", "test rows: 3 of 26 pairs have equal answers"):
+    for said in (
+        "training rows: in 3 of 64 pairs both answers are equal",
+        "test rows: in 3 of 26 pairs both answers are equal",
+    ):
         assert said in " ".join((outcome.out + outcome.err).split())
     # Accuracies are shares of the 23 pairs that say something.
     right = 23 * 2 * Finished(tmp_path / "run").summary[METRIC]

@@ -66,7 +66,9 @@ def test_other_weights_are_refused(recipe_values: dict[str, Any], change: dict[s
 def test_a_cohort_that_is_too_small_is_refused_before_training(recipe_values: dict[str, Any]):
     recipe = robust(recipe_values, "multi-krum")
     recipe["federation"]["clients_per_round"] = 4
-    with pytest.raises(InputError, match=r"multi-krum needs 5 updates to tolerate 1 malicious .*clients_per_round=4"):
+    with pytest.raises(
+        InputError, match=r"multi-krum needs 5 updates, of which 1 may be malicious, .*clients_per_round=4"
+    ):
         compose(parse_recipe(recipe, "tiny"))
 
 

@@ -36,8 +36,8 @@ def spoilt(change: Callable[[torch.Tensor], object]) -> Callable[[bytes], bytes 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda sums: sums[-1].add_(1), r"it has validated \d+ rows; expected \d+, which it has set aside"),
-        (lambda sums: sums.zero_(), "it has validated 0 rows"),
+        (lambda sums: sums[-1].add_(1), r"rows that it has validated is \d+; expected \d+, which it has set aside"),
+        (lambda sums: sums.zero_(), "rows that it has validated is 0;"),
         (lambda sums: sums[0].copy_(sums[-1] + 1), r"its statistic 0 of \d+ rows is \d+; expected 0 to \d+"),
         (lambda sums: sums[0].fill_(-1), "its statistic 0 .* is -1; expected 0 to "),
         (lambda sums: sums[1].mul_(1e30), "its statistic 1 "),

@@ -44,9 +44,9 @@ YAMLS = {
     "itself": ("&a [*a]", "an alias"),
     "deep": ("[" * 10**5, "nested more than 20 deep"),
     "deep in blocks": ("- " * 6 * 10**4, "nested more than 20 deep"),
-    "long": ("a: " + "x" * 2**18, "at most 131072 are read"),
-    "very long": ("#" * 2**21, "more than 1048576 bytes"),
-    "a huge number": ("seed: 0x" + "f" * 10**5, "a number of 400000 binary digits"),
+    "long": ("a: " + "x" * 2**18, "more characters than the 131,072 that are read"),
+    "very long": ("#" * 2**21, "more bytes than the 1,048,576 that are read"),
+    "a huge number": ("seed: 0x" + "f" * 10**5, "a number of more binary digits than the 256"),
     "a long number": ("seed: " + "9" * 10**5, "digits"),
     "no date": ("a: 2001-13-45", "month must be in"),
     "no truth value": ("a: !!bool maybe", "'maybe' is no value of the kind bool"),
@@ -92,7 +92,7 @@ def test_reading_does_not_wait_for_a_pipe_or_a_device(tmp_path: Path):
         ('{"labels": {"a": 1}}', "not a list of texts"),
         ("[" * 10**5, "nested"),
         ('{"labels": ["a"], "labels": ["b"]}', "the name .labels. twice"),
-        ('{"labels": ["' + "a" * 2**21 + '"]}', "more than 1048576 bytes"),
+        ('{"labels": ["' + "a" * 2**21 + '"]}', "more bytes than the 1,048,576 that are read"),
     ],
 )
 def test_a_file_that_holds_no_labels_is_refused(tmp_path: Path, text: str, reason: str):
@@ -234,7 +234,7 @@ def test_the_name_of_a_site_cannot_be_a_path(deployment: Path, name: str):
 def test_the_files_of_a_site_must_be_small_files(deployment: Path, file: str):
     path = deployment / "sites" / "a" / file
     path.write_bytes(b"[" * 2**21)
-    refused(lambda: read_site(path.parent), "more than 1048576 bytes", InputError)
+    refused(lambda: read_site(path.parent), "more bytes than the 1,048,576 that are read", InputError)
     path.unlink()
     path.symlink_to("/dev/zero")
     refused(lambda: read_site(path.parent), "a pipe or a device|open to other users", InputError)
@@ -250,7 +250,7 @@ def test_reading_stops_at_the_limit(tmp_path: Path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * 11)
     assert read_small(path, 11) == b"x" * 11
-    with pytest.raises(ValueError, match="more than 10 bytes"):
+    with pytest.raises(ValueError, match="more bytes than the 10 that are read"):
         read_small(path, 10)
     with pytest.raises(IsADirectoryError):
         read_small(tmp_path)

@@ -138,7 +138,7 @@ def test_the_loss_and_the_metrics_are_those_of_their_definition(scales: Any):
 @pytest.mark.parametrize(
     ("scales", "words"),
     [
-        ([[0, 1]], "1 pairs for 2 data.targets"),
+        ([[0, 1]], "1 pair for 2 data.targets"),
         ([[0, 0], [0, 1]], "the second above 0"),
         ([[0, -1], [0, 1]], "the second above 0"),
         ([[float("nan"), 1], [0, 1]], "it must be a finite number"),

@@ -171,7 +171,7 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
         ("regression", {"text": "ash", "reds": "two", "share": 0.5}, {}, r"'reds' holds 'two' in row 2.*data.targets"),
         ("regression", {"text": "ash", "reds": None, "share": 0.5}, {}, "holds None in row 2"),
         ("multi-label-classification", {"text": "ash", "colours": "red"}, {}, r"holds 'red' in row 2.*data.label"),
-        ("token-classification", {"tokens": ["ash"], "tags": ["O", "O"]}, {}, "row 2 has 1 tokens and 2 tags"),
+        ("token-classification", {"tokens": ["ash"], "tags": ["O", "O"]}, {}, "row 2 has 1 token and 2 tags"),
         ("token-classification", {"tokens": [], "tags": []}, {}, "row 2 has 0 tokens"),
         (
             "token-classification",

@@ -187,7 +187,7 @@ def test_an_output_that_is_not_finite_costs_no_answer_of_another(
     assert answer_of(found[1]) is None
     assert found[1]["reason"] == "the model's outputs are not finite numbers, so it has no answer"
     assert found[1].keys() == {*found[0], "reason"}
-    with pytest.raises(RunError, match="not finite numbers for 1 of 1 examples"):
+    with pytest.raises(RunError, match="not finite numbers for 1 of 1 example"):
         ask(Inputs(asked[1:2], reasons=[None]))
 
 

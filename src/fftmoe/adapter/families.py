@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 # How the wrapped module is called.
 #   "input":    base(x);           becomes base(x) + MoE(x)
@@ -165,14 +166,15 @@ def select_blocks(blocks: Sequence[int] | str | None, num_blocks: int) -> set[in
             )
         if int(match[1]) > num_blocks:
             raise InputError(
-                f"blocks={blocks!r}, but the model has {num_blocks} blocks; use 'last-{num_blocks}' or fewer"
+                f"blocks={blocks!r}, but the model has {count_of(num_blocks, 'block')}; use 'last-{num_blocks}' or "
+                "fewer"
             )
         return set(range(num_blocks - int(match[1]), num_blocks))
     outside = [block for block in blocks if not 0 <= block < num_blocks]
     if outside or not blocks:
         raise InputError(
-            f"blocks={list(blocks)}, but the model has {num_blocks} blocks; "
-            f"name at least one index between 0 and {num_blocks - 1}"
+            f"blocks={list(blocks)}, but the model has {count_of(num_blocks, 'block')}; name at least one index "
+            f"between 0 and {num_blocks - 1}"
         )
     return set(blocks)
 
@@ -203,9 +205,9 @@ def _checked_dim(name: str, module: nn.Module) -> int:
     first, last = linears[0].in_features, linears[-1].out_features
     if first != last:
         raise InputError(
-            f"target module {name!r} ({type(module).__name__}) maps {first} numbers to {last}, and the output of the "
-            "experts, which is added to it, is as wide as its input; name modules that hold a whole feed-forward "
-            "network"
+            f"target module {name!r} ({type(module).__name__}) maps {count_of(first, 'number')} to {last}, and the "
+            "output of the experts, which is added to it, is as wide as its input; name modules that hold a whole "
+            "feed-forward network"
         )
     return first
 

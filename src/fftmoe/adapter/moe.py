@@ -15,6 +15,7 @@ from fftmoe.adapter.replace import replaced
 from fftmoe.adapter.routing import Router, Routing
 from fftmoe.adapter.stacked import stacked
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 
 class SparseMoe(nn.Module):
@@ -202,8 +203,8 @@ class SparseMoe(nn.Module):
         """
         if resident is not None and (resident.shape != (self.num_experts,) or resident.dtype != torch.bool):
             raise InputError(
-                f"resident must be a bool mask of {self.num_experts} experts, "
-                f"got {tuple(resident.shape)} of {resident.dtype}"
+                f"resident must be a bool mask of {count_of(self.num_experts, 'expert')}, got {tuple(resident.shape)} "
+                f"of {resident.dtype}"
             )
         if self.num_experts > 0:
             _check_top_k(top_k, self.num_experts if resident is None else int(resident.sum()))
@@ -214,8 +215,8 @@ class SparseMoe(nn.Module):
 def _check_top_k(top_k: int, num_resident: int) -> None:
     if not 1 <= top_k <= num_resident:
         raise InputError(
-            f"top_k={top_k} with {num_resident} resident experts; choose top_k between 1 and {num_resident}, "
-            "or hold more experts"
+            f"top_k={top_k} with {count_of(num_resident, 'resident expert')}; choose top_k between 1 and "
+            f"{num_resident}, or hold more experts"
         )
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from fftmoe.errors import RunError
+from fftmoe.shown import count_of
 
 
 def check_finite_outputs(sound_B: Tensor) -> None:
@@ -18,10 +19,10 @@ def check_finite_outputs(sound_B: Tensor) -> None:
     """
     if not sound_B.all():
         raise RunError(
-            f"the model's outputs are not finite numbers for {int((~sound_B).sum())} of {len(sound_B)} examples of a "
-            "batch, so it has no answer; after training it has diverged: start a new run with a lower "
-            "federation.learning_rate or head.learning_rate; before training the backbone itself computes them: set "
-            "engine.precision to float32, or use another backbone"
+            f"the model's outputs are not finite numbers for {int((~sound_B).sum())} of "
+            f"{count_of(len(sound_B), 'example')} of a batch, so it has no answer; after training it has diverged: "
+            "start a new run with a lower federation.learning_rate or head.learning_rate; before training the "
+            "backbone itself computes them: set engine.precision to float32, or use another backbone"
         )
 
 

@@ -27,6 +27,7 @@ from fftmoe.backbones.fingerprint import fingerprint
 from fftmoe.backbones.placement import compute_dtype, on_device
 from fftmoe.backbones.token_losses import token_losses
 from fftmoe.data import IGNORED, Examples, Preferences, cached_states, evaluation_batches
+from fftmoe.shown import count_of
 from fftmoe.threads import one_thread
 
 REFERENCE_FORMAT = 1  # a part of every key: raise it when the way of computing changes
@@ -78,7 +79,8 @@ def with_references(
     path = None if cache_dir is None else cache_dir / f"reference-{_key(model, examples, batches)}.safetensors"
     found = None if path is None else _read(path, len(examples))
     if found is None:
-        logging.getLogger(__name__).info("computing what the frozen backbone says of %d pairs", len(examples))
+        pairs = count_of(len(examples), "pair")
+        logging.getLogger(__name__).info("computing what the frozen backbone says of %s", pairs)
         found = _computed(model, examples, batches)
         if path is not None:
             _write(path, found)

@@ -18,6 +18,7 @@ from fftmoe.adapter.bound import HEAD_MODULES
 from fftmoe.adapter.families import FAMILIES
 from fftmoe.backbones.placement import computing
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 # The parts of a batch that are not inputs of the model.
 _NOT_INPUTS = ("labels", "prefix_states", "reference")
@@ -130,7 +131,7 @@ def check_prefix(model: nn.Module, block: int) -> None:
     modules = _block_list(model).modules
     if not 0 < block < len(modules):
         last = len(modules) - 1
-        raise InputError(f"block={block}, but the model has {last + 1} blocks; choose between 1 and {last}")
+        raise InputError(f"block={block}, but the model has {count_of(last + 1, 'block')}; choose between 1 and {last}")
     if model.training:
         raise InputError(
             "the model is in training mode, in which dropout changes what blocks compute; call model.eval()"

@@ -23,6 +23,7 @@ from fftmoe.backbones import (
 )
 from fftmoe.data import Examples, WithPrefix, evaluation_batches
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 from fftmoe.strict import hash_text
 
 # A part of every key: raise it when the layout of the file or the way of computing changes.
@@ -64,7 +65,7 @@ def with_prefix(
     path = cache_dir / f"prefix-{prefix_key(model, block, examples, () if groups is None else batches)}.bin"
     try:
         if not (path.is_file() and path.stat().st_size == num_bytes):
-            log.info("computing the states of %d examples (%.0f MiB)", len(examples), num_bytes / 2**20)
+            log.info("computing the states of %s (%.0f MiB)", count_of(len(examples), "example"), num_bytes / 2**20)
             write_states(path, model, block, examples, batches)
     except OSError as error:
         log.warning("no states are cached: cannot write %s: %s", path, error)
@@ -87,7 +88,10 @@ def prefix_cost(model: nn.Module, block: int, examples: Examples, max_bytes: int
     num_states, dim = _state_sizes(model, block, examples)
     num_bytes = int(num_states.sum()) * dim * compute_dtype(model).itemsize
     if num_bytes > max_bytes:
-        return num_bytes, f"they take {num_bytes} bytes, more than the limit of {max_bytes} bytes"
+        return (
+            num_bytes,
+            f"they take {count_of(num_bytes, 'byte')}, more than the limit of {count_of(max_bytes, 'byte')}",
+        )
     return num_bytes, None
 
 

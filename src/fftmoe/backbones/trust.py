@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from fftmoe.adapter.bound import ADAPTER_CONFIG
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 from fftmoe.strict import read_small, strict_json
 
 MODEL_CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer_config.json", "preprocessor_config.json"
@@ -97,8 +98,8 @@ def check_weights(folder: Path) -> None:
     built = sum(p.numel() for p in model.parameters())
     if built > 2 * held:  # a part that is not in the file, such as a pooler, gets random weights
         raise InputError(
-            f"config.json in '{folder}' describes a model of {built} numbers, but its weights are {held} numbers: one "
-            f"of the two is damaged, or belongs to another model; {ANOTHER_COPY}"
+            f"config.json in '{folder}' describes a model of {count_of(built, 'number')}, but its weights are "
+            f"{count_of(held, 'number')}: one of the two is damaged, or belongs to another model; {ANOTHER_COPY}"
         )
 
 

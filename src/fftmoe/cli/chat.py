@@ -21,7 +21,7 @@ from fftmoe.cli.arguments import (
 from fftmoe.cli.lines import say, say_prompt_form
 from fftmoe.errors import FftmoeError, InputError
 from fftmoe.report.console import Console
-from fftmoe.shown import shown
+from fftmoe.shown import count_of, shown
 
 if TYPE_CHECKING:
     from fftmoe.trained.converse import Talk
@@ -60,7 +60,10 @@ def chat(
     def ask(talk: Talk) -> Talk:
         kept = fitted(trained, talk, max_new_tokens)
         if kept.dropped > talk.dropped:
-            say(console, f"the oldest {kept.dropped} messages are not read any more, because there is no room")
+            say(
+                console,
+                f"the oldest part, {count_of(kept.dropped, 'message')}, is not read any more, because there is no room",
+            )
         tuned = _spoken("tuned", lambda on_text: reply(trained, kept, writing.to(on_text), tuned=True))
         _spoken("untuned", lambda on_text: reply(trained, kept, writing.to(on_text), tuned=False))
         return kept.answered(tuned)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fftmoe.shown import shown_on_a_line
+from fftmoe.shown import count_of, shown_on_a_line
 
 STAGES = ("before", "alone", "together")
 TITLES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "option_accuracy": "option accuracy"}
@@ -32,7 +32,7 @@ def client_score_lines(summary: Mapping[str, Any]) -> list[str]:
         cells = ["".join(f"{_number(own.get(stage, {}).get(score)):<{width}}" for stage in stages) for score in scores]
         lines.append(f"{shown_on_a_line(name):<{first}}" + "  ".join(cells))
     if len(clients) > CLIENTS_SCORED:
-        lines.append(f"… and {len(clients) - CLIENTS_SCORED} more clients in summary.json")
+        lines.append(f"… and {count_of(len(clients) - CLIENTS_SCORED, 'more client')} in summary.json")
     return [line.rstrip() for line in lines]
 
 

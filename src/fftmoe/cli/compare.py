@@ -10,6 +10,7 @@ import typer
 from fftmoe.cli.arguments import RecipeArgument, SetOption, split_list
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.console import Console
+from fftmoe.shown import count_of
 
 if TYPE_CHECKING:
     from fftmoe.comparison.statistics import Comparison
@@ -88,8 +89,8 @@ def _print_result(console: Console, comparison: "Comparison", folder: Path) -> N
     console.print(f"\npage  {folder / 'comparison.html'}", highlight=False, markup=False, soft_wrap=True)
     if comparison.failed:
         raise RunError(
-            f"{len(comparison.failed)} of {len(comparison.cells)} cells failed, for the reasons above; "
-            "to try them again, repeat the command"
+            f"{len(comparison.failed)} of {count_of(len(comparison.cells), 'cell')} failed, for the reasons above; to "
+            "try them again, repeat the command"
         )
 
 

@@ -8,7 +8,7 @@ import typer
 
 from fftmoe.cli.arguments import AcceptUseOption, RoundOption
 from fftmoe.errors import InputError
-from fftmoe.shown import shown
+from fftmoe.shown import count_of, shown
 
 
 def export(
@@ -63,7 +63,8 @@ def describe_export(about: dict[str, Any], output: Path) -> str:
     lines += [f"  block {block}: {error:.1%}" for block, error in about["relative_error"].items()]
     if about["steps"] and about["kept"] == "closed_form":
         lines.append(
-            f"  the {about['steps']} steps of training brought it no closer on held-out texts; the fit was kept"
+            f"  the {count_of(about['steps'], 'step')} of training brought it no closer on held-out texts; the fit was "
+            "kept"
         )
     if any(error > 1 for error in about["relative_error"].values()):
         lines.append(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fftmoe.cost.analytic import Forecast
 from fftmoe.records.client_names import client_name
-from fftmoe.shown import shown_on_a_line
+from fftmoe.shown import count_of, shown_on_a_line
 
 NAMED_BLOCKS = 2  # whose experts have room by name, on the line of their client
 LETTERS_OF_A_CLIENT = 24  # of a client's name, where experts are counted
@@ -28,7 +28,8 @@ def client_lines(forecast: Forecast, clients: Iterable[int], every_block: bool) 
     lines: list[str] = []
     for client, name in named.items():
         place = f"{name:>3}" if forecast.client_names is None else name.ljust(width)
-        facts = f"client {place}  {tier_of[client]:<8} {forecast.num_examples[client]:>6} examples"
+        number, noun = count_of(forecast.num_examples[client], "example").split()
+        facts = f"client {place}  {tier_of[client]:<8} {number:>6} {noun:<8}"
         held = {block: ranges(ids) for block, ids in forecast.experts[client].items()}
         if whole and not by_name:
             lines += [facts, *(f"  block {block}: {ids}" for block, ids in held.items())]
@@ -56,9 +57,9 @@ def counted_experts(held: Mapping[int, Sequence[int]]) -> str:
     if not held:
         return "no experts"
     least, most = min(map(len, held.values())), max(map(len, held.values()))
-    number = f"{most}" if least == most else f"{least} to {most}"
-    blocks = f"each of {len(held)} blocks" if len(held) > 1 else f"block {next(iter(held))}"
-    return f"{number} expert{'' if number == '1' else 's'} in {blocks}"
+    number = count_of(most, "expert") if least == most else f"{least} to {most} experts"
+    blocks = f"each of {count_of(len(held), 'block')}" if len(held) > 1 else f"block {next(iter(held))}"
+    return f"{number} in {blocks}"
 
 
 def coverage(experts: Mapping[int, Mapping[int, Sequence[int]]]) -> str:
@@ -76,10 +77,10 @@ def coverage(experts: Mapping[int, Mapping[int, Sequence[int]]]) -> str:
     numbers = holders.values()
     none = sum(number == 0 for number in numbers)
     found = (
-        f"an expert is held by {min(numbers)} to {max(numbers)} of {len(experts)} clients, "
+        f"an expert is held by {min(numbers)} to {max(numbers)} of {count_of(len(experts), 'client')}, "
         f"{sum(numbers) / len(numbers):.1f} on average"
     )
-    return f"{found}; {none} of {len(numbers)} experts are held by no client." if none else f"{found}."
+    return f"{found}; no client holds {none} of {count_of(len(numbers), 'expert')}." if none else f"{found}."
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fftmoe.errors import InputError
-from fftmoe.shown import quoted, shown_on_a_line
+from fftmoe.shown import count_of, quoted, shown_on_a_line
 from fftmoe.strict import json_text
 
 if TYPE_CHECKING:
@@ -139,8 +139,11 @@ def _what_was_read(
 ) -> Iterator[str]:
     """Yield lines about the data as it was read, about the guesses, and about the columns that nothing reads."""
     rows, clients = sum(found.num_examples), len(found.num_examples)
-    held_out = f"{found.held_out} more that clients set aside for validation, " if found.held_out else ""
-    yield f"{rows} training rows, {held_out}{found.test_examples} test rows, {clients} clients in {recipe.data.source}"
+    held_out = f"{found.held_out:,} more that clients set aside for validation, " if found.held_out else ""
+    yield (
+        f"{count_of(rows, 'training row')}, {held_out}{count_of(found.test_examples, 'test row')}, "
+        f"{count_of(clients, 'client')} in {recipe.data.source}"
+    )
     guessed = [key for key in TEXT_KEYS if f"data.{key}" in chosen]
     made_of = _made_of(recipe, names)
     columns = [f"{key} in column {getattr(recipe.data, key)!r}" for key in guessed if not made_of]

@@ -10,6 +10,7 @@ from fftmoe.cli.held_experts import client_lines, counts_blocks, coverage, range
 from fftmoe.cost.analytic import BaselineCost, Forecast, StatisticsCost, TierCost
 from fftmoe.cost.measured import MachineProfile
 from fftmoe.report.progress import size
+from fftmoe.shown import count_of
 
 CLIENTS_SHOWN = 20
 
@@ -26,7 +27,10 @@ def print_forecast(console: Console, forecast: Forecast, all_clients: bool, ever
     shown = list(forecast.experts)[: None if all_clients else CLIENTS_SHOWN]
     _print_lines(console, client_lines(forecast, shown, every_block))
     if len(shown) < len(forecast.experts):
-        console.print(f"… and {len(forecast.experts) - len(shown)} more clients (--clients lists all)", highlight=False)
+        console.print(
+            f"… and {count_of(len(forecast.experts) - len(shown), 'more client')} (--clients lists all)",
+            highlight=False,
+        )
     if counts_blocks(forecast):
         more = "" if every_block else " `fftmoe plan --verbose` names all."
         _print_lines(console, [coverage(forecast.experts) + more])
@@ -68,8 +72,9 @@ def _explanations(forecast: Forecast) -> list[str]:
         "down, up: one client's messages in one round.",
         "memory: adapter and head with gradients and AdamW moments.",
         f"trained: parameters{millions}. MFLOP: the adapter's for one token, forward and backward.",
-        f"{forecast.rounds} rounds of {forecast.clients_per_round} clients; the frozen backbone takes "
-        f"{size(forecast.backbone_bytes)}, shared by worker processes where its file has the weights as they are kept.",
+        f"{count_of(forecast.rounds, 'round')} of {count_of(forecast.clients_per_round, 'client')}; the frozen "
+        f"backbone takes {size(forecast.backbone_bytes)}, shared by worker processes where its file has the weights as "
+        "they are kept.",
         _prefix_line(forecast),
     ]
     found = {
@@ -86,11 +91,13 @@ def _baseline_line(name: str, cost: BaselineCost, steps: int) -> str:
         return f"baseline {name}: not measured, because {cost.reason}."
     if not cost.clients:
         once = (
-            f"the feature statistics of {cost.statistics} clients, once" if cost.statistics else "nothing but measuring"
+            f"the feature statistics of {count_of(cost.statistics, 'client')}, once"
+            if cost.statistics
+            else "nothing but measuring"
         )
         return f"baseline {name}: {once}."
-    who = "all rows in one place" if cost.clients == 1 else f"{cost.clients} clients, each by itself"
-    return f"baseline {name}: {cost.steps:,} steps of training ({who}), where all rounds take {steps:,}."
+    who = "all rows in one place" if cost.clients == 1 else f"{count_of(cost.clients, 'client')}, each by itself"
+    return f"baseline {name}: {count_of(cost.steps, 'step')} of training ({who}), where all rounds take {steps:,}."
 
 
 def _has_experts(forecast: Forecast) -> bool:
@@ -116,8 +123,8 @@ def _statistics_line(what: str, cost: StatisticsCost) -> str:
     when, gets = "once, before the first round", size(cost.bytes_first)
     if cost.every is not None:
         gets += f" ({size(cost.bytes_down)} after a round)"
-        then = "round" if cost.every == 1 else f"{cost.every} rounds and after the last"
-        when = f"{cost.times} times: before the first round, then after every {then}"
+        then = "round" if cost.every == 1 else f"{count_of(cost.every, 'round')} and after the last"
+        when = f"{count_of(cost.times, 'time')}: before the first round, then after every {then}"
     return f"{what} also gets {gets} and sends at most {size(cost.bytes_up)}, {when}."
 
 

@@ -15,6 +15,7 @@ from fftmoe.report.next_step import next_step
 from fftmoe.report.record import RunRecord
 from fftmoe.report.verdict import sentence
 from fftmoe.setup.load import is_language
+from fftmoe.shown import count_of
 from fftmoe.store import RunFolder, read_labels
 
 
@@ -54,11 +55,11 @@ def _generated(summary: Mapping[str, Any]) -> list[str]:
     if "generated" not in summary:
         return []
     written = f"exact match {summary['exact_match']:.3f}, ROUGE-L {summary['rouge_l']:.3f}"
-    lines = [f"  written after {summary['generated']} test prompts: {written}"]
+    lines = [f"  written after {count_of(summary['generated'], 'test prompt')}: {written}"]
     if "option_accuracy" in summary:
         lines.append(
             f"  the most likely of the options is right: {summary['option_accuracy']:.3f} of "
-            f"{summary['with_options']} prompts that have some"
+            f"{count_of(summary['with_options'], 'prompt')} with any"
         )
     return lines
 
@@ -84,8 +85,8 @@ def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
         return []
     gain = metric.gain(summary[metric.name], local["mean"])
     return [
-        f"  with local training only: {local['mean']:.3f}, mean of {local['num_clients']} clients; "
-        f"the federation gains {gain:+.3f}"
+        f"  with local training only: {local['mean']:.3f}, mean of {count_of(local['num_clients'], 'client')}; the "
+        f"federation gains {gain:+.3f}"
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fftmoe.errors import InputError
 from fftmoe.records import Budget, Schedule, Training, inspect_message, training_values
+from fftmoe.shown import count_of
 from fftmoe.strict import hash_text
 
 MOST_HEADER = 2**22  # bytes of JSON, enough for half a million experts
@@ -108,7 +109,7 @@ def _check_agreed_task(task: str, agreed: tuple[str, ...]) -> None:
 
 def _check_round_and_seed(round: int, seed: int, rounds: int) -> None:
     if not 0 <= round <= rounds:
-        raise InputError(f"the server's plan has round {shortened(round)}; the recipe has {rounds} rounds")
+        raise InputError(f"the server's plan has round {shortened(round)}; the recipe has {count_of(rounds, 'round')}")
     if not 0 <= seed < NUMBER_LIMIT:
         raise InputError(f"the server's plan has seed {shortened(seed)}; it must be at least 0 and below 2^63")
 
@@ -151,8 +152,8 @@ def _check_expert_ids(table: Mapping[str, Any], budget: Budget, num_experts: int
         valid = isinstance(ids, list) and all(type(m) is int and 0 <= m < num_experts for m in ids)
         if not valid or ids != sorted(set(ids)) or len(ids) > most:
             raise InputError(
-                f"block {block}: the server's plan lists these experts {shortened(ids)}; at most {most} different ids "
-                f"below {num_experts} in ascending order are allowed"
+                f"block {block}: the server's plan lists these experts {shortened(ids)}; expected at most "
+                f"{count_of(most, 'different id')} below {num_experts} in ascending order"
             )
 
 

@@ -25,6 +25,7 @@ from fftmoe.report.draw import Level, Line, line_figure
 from fftmoe.report.marks import DASHES, Figure
 from fftmoe.report.metric import Metric
 from fftmoe.report.render import Page, render_page
+from fftmoe.shown import count_of
 
 DIFFERENCES_SHOWN = 4  # at the top of the page; its table lists all
 WARNED_CELLS = 20  # at the top of the page; comparison.json has the verdict of every cell
@@ -50,14 +51,14 @@ def comparison_page(comparison: Comparison) -> Page:
 
 def _what_was_compared(cells: Sequence[CellResult]) -> str:
     counts = {what: len({getattr(cell, what) for cell in cells}) for what in ("variant", "partition", "seed")}
-    parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
-    return f"{', '.join(parts)}: {len(cells)} runs on equal data, cohorts and seeds."
+    parts = [count_of(count, what) for what, count in counts.items()]
+    return f"{', '.join(parts)}: {count_of(len(cells), 'run')} on equal data, cohorts and seeds."
 
 
 def _missing(cells: Sequence[CellResult]) -> list[str]:
     counts = {status: sum(cell.status == status for cell in cells) for status in ("failed", "not run")}
     return [
-        f"{count} of {len(cells)} runs {'failed' if status == 'failed' else 'have not been run'}."
+        f"{count} of {count_of(len(cells), 'run')} {'failed' if status == 'failed' else 'have not been run'}."
         for status, count in counts.items()
         if count
     ]
@@ -65,7 +66,7 @@ def _missing(cells: Sequence[CellResult]) -> list[str]:
 
 def _first_of(lines: Sequence[str]) -> list[str]:
     """Return the first lines as sentences, and how many more there are."""
-    more = [f"{len(lines) - WARNED_CELLS} more runs ended worse than they began."]
+    more = [f"The end was worse than the beginning in {count_of(len(lines) - WARNED_CELLS, 'more run')}."]
     return [*(f"{line}." for line in lines[:WARNED_CELLS]), *more[: len(lines) > WARNED_CELLS]]
 
 
@@ -87,7 +88,9 @@ def _comparison_cards(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
 
 
 def _difference_card(found: PairedDifference, metric: Metric) -> tuple[str, str]:
-    text = f"{found.reference} compared with {found.other}: better in {found.wins} of {found.estimate.n} pairs"
+    text = (
+        f"{found.reference} compared with {found.other}: better in {found.wins} of {count_of(found.estimate.n, 'pair')}"
+    )
     return with_interval(found.estimate, f"+{metric.form}"), text
 
 

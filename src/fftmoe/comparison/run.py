@@ -26,6 +26,7 @@ from fftmoe.setup.cells import Cell, Grid, Variant, first_difference, make_grid
 from fftmoe.setup.choices import Flags
 from fftmoe.setup.plugins import Plugins, check_named
 from fftmoe.setup.run import run
+from fftmoe.shown import count_of
 from fftmoe.store import RunFolder, check_output, disk_errors, owned, read_summary, write_atomically
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.files import make_folder
@@ -151,13 +152,13 @@ def is_finished(cell: Cell, output: Path, inputs: CurrentInputs | None = None) -
 
 def _say_what_comes(grid: Grid, num_pending: int, progress: Progress) -> None:
     counts = {what: len({getattr(cell, what) for cell in grid.cells}) for what in ("variant", "partition", "seed")}
-    parts = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items()]
+    parts = [count_of(count, what) for what, count in counts.items()]
     once = "; centralized on one partition" * (len(grid.cells) < math.prod(counts.values()))
     done = len(grid.cells) - num_pending
     finished = f", {done} of them finished already" * bool(done)
     for note in dict.fromkeys(note for cell in grid.cells for note in cell.fitted):
         progress.say(note)
-    progress.say(f"{len(grid.cells)} cells ({' × '.join(parts)}{once}){finished}")
+    progress.say(f"{count_of(len(grid.cells), 'cell')} ({' × '.join(parts)}{once}){finished}")
 
 
 def _run_cells(

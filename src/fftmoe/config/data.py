@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fftmoe.config.fields import WRITE_OFF, Count, Number, Section, no_repetition, off_or_section
+from fftmoe.shown import count_of
 
 
 def _positive(scale: list[float]) -> list[float]:
@@ -98,8 +99,8 @@ class DataSection(Section):
         scales = self.target_scales
         if not isinstance(scales, str) and len(scales) != len(self.targets or ()):
             raise ValueError(
-                f"data.target_scales has {len(scales)} pairs for {len(self.targets or ())} data.targets; write one "
-                "[centre, scale] for each target, or auto"
+                f"data.target_scales has {count_of(len(scales), 'pair')} for {len(self.targets or ())} data.targets; "
+                "write one [centre, scale] for each target, or auto"
             )
         self._check_answers()
         if self.chat_template and self.prompt is None:

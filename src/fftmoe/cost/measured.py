@@ -14,6 +14,7 @@ from fftmoe.errors import InputError
 from fftmoe.methods.budget import MIB
 from fftmoe.records import Budget
 from fftmoe.records.codec import bytes_per_number
+from fftmoe.shown import count_of
 
 REPEATS = 3
 MEGABIT = 1e6 / 8  # bytes
@@ -127,8 +128,8 @@ def time_budgets(workload: Workload, client: TimedClient, say: Callable[[str], N
         median = statistics.median(seconds)
         points.append(TimedBudget(budget, count, median, (max(seconds) - min(seconds)) / median))
         say(
-            f"timed {_budget_text(budget)}, {count} steps: {median:.3f} s, median of {REPEATS}, "
-            f"spread {points[-1].spread:.0%}"
+            f"timed {_budget_text(budget)}, {count_of(count, 'step')}: {median:.3f} s, median of {REPEATS}, spread "
+            f"{points[-1].spread:.0%}"
         )
     return points
 
@@ -225,7 +226,7 @@ def _broken_limits(predicted: PredictedRound, limits: RoundLimits) -> str:
 
 
 def _budget_text(budget: Budget) -> str:
-    return f"{budget.top_k} of {budget.experts} experts in {len(budget.blocks)} blocks"
+    return f"{budget.top_k} of {count_of(budget.experts, 'expert')} in {count_of(len(budget.blocks), 'block')}"
 
 
 def tier_as_yaml(profile: MachineProfile, recipe_name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fftmoe.report.progress import Progress, duration
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 
 ANNOUNCED_SECONDS = 60  # a shorter run is over before its announcement has been read
 LONG_SECONDS = 1800  # a longer one is worth a trial first
@@ -34,8 +34,8 @@ def announce_training(
     if total < ANNOUNCED_SECONDS:
         return
     progress.say(
-        f"{rounds} rounds will train for about {duration(total)}; Ctrl-C stops after a checkpoint, "
-        f"`fftmoe resume {quoted(folder)}` goes on"
+        f"{count_of(rounds, 'round')} will train for about {duration(total)}; Ctrl-C stops after a checkpoint, `fftmoe "
+        f"resume {quoted(folder)}` goes on"
     )
     if total > LONG_SECONDS:
         progress.say("to try it first: --set federation.rounds=2")

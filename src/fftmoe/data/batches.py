@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.examples import Examples, Rows
+from fftmoe.shown import count_of
 
 # Batches that are sorted by length together: enough to avoid most padding, few enough to keep batches random.
 POOL_BATCHES = 8
@@ -57,7 +58,7 @@ def training_batches(
         raise ValueError(f"give exactly one of epochs or steps: epochs={epochs}, steps={steps}")
     if len(pool) == 0 or batch_size < 1:
         raise ValueError(
-            f"nothing to train on: {len(pool)} examples in batches of {batch_size}; give at least one each"
+            f"nothing to train on: {count_of(len(pool), 'example')} in batches of {batch_size}; give at least one each"
         )
     num_epochs = (epochs or 0) if steps is None else math.ceil(steps / math.ceil(len(pool) / batch_size))
     batches: list[Tensor] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fftmoe.data.names import distinct_names
+from fftmoe.shown import count_of
 
 SEPARATORS = ",;\t|"
 _DECLARED = re.compile(rf"sep=([{SEPARATORS}])(\r\n|\r|\n)")
@@ -41,8 +42,8 @@ def parse_csv(text: str, separators: str = SEPARATORS) -> tuple[Mapping[str, Seq
     if set(map(len, rows)) - {len(header)}:
         number, row = next((n, row) for n, row in enumerate(rows, start=1) if len(row) != len(header))
         raise ValueError(
-            f"row {number} has {len(row)} cells and the header line {len(header)}; correct it, or put cells that "
-            "contain a separator between double quotes"
+            f"row {number} has {count_of(len(row), 'cell')} and the header line {len(header)}; correct it, or put "
+            "cells that contain a separator between double quotes"
         )
     return {name: [row[place] for row in rows] for place, name in enumerate(header)}, len(rows)
 

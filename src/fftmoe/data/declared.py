@@ -10,6 +10,7 @@ import numpy as np
 from fftmoe.data.columns import labels_of, lists_of
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 
 def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tuple[Table, np.ndarray]:
@@ -42,10 +43,10 @@ def with_declared_labels(table: Table, column: str, names: Sequence[str]) -> tup
             values.append(names[0])
     if left_out.any():
         logging.getLogger(__name__).warning(
-            "%s: %d of %d rows have a label that data.labels does not name; the run learns nothing from them",
+            "%s: data.labels does not name the label of %d of %s; the run learns nothing from such rows",
             table.where,
             left_out.sum(),
-            table.num_rows,
+            count_of(table.num_rows, "row"),
         )
     return replace(table, columns={**table.columns, column: values}), left_out
 

@@ -9,6 +9,7 @@ from fftmoe.data.names import sorted_names
 from fftmoe.data.sources import TRAIN_AND_TEST, SplitRequest
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 ALL = ("all",)  # the one stratum if nothing divides the examples
 LABELS_IN_A_MESSAGE = 5
@@ -67,7 +68,7 @@ def _check_trained(where: str, classes: Sequence[str], trained: Sequence[str]) -
 
 def _unseen(unseen: Sequence[str], where: str, request: SplitRequest) -> InputError:
     """Return the error for labels that are not among the classes."""
-    counted = f"{where}: label {unseen[0]!r} occurs in {unseen.count(unseen[0])} rows"
+    counted = f"{where}: label {unseen[0]!r} occurs in {count_of(unseen.count(unseen[0]), 'row')}"
     if request.label_names:
         return InputError(
             f"{counted} and is not among the agreed labels {_first_names(request.label_names)}; remove those rows, or"

@@ -10,6 +10,7 @@ from fftmoe.data.table import Origin
 from fftmoe.data.targets import TaggedText
 from fftmoe.data.tokens import IGNORED, TokenizedText
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def check_content(origin: Origin, texts: TokenizedText, tokenizer: "PreTrainedTo
         origin,
         texts.offsets,
         ~np.isin(texts.input_ids.numpy(), list(_frames(tokenizer))),
-        "have no token that the model can read, because this tokenizer drops all of their characters",
+        "no token that the model can read, because this tokenizer drops all of their characters",
     )
 
 
@@ -60,7 +61,7 @@ def check_tagged(origin: Origin, examples: TaggedText, max_length: int) -> None:
         origin,
         tags.offsets,
         tags.input_ids.numpy() != IGNORED,
-        f"have no word that this tokenizer can read within data.max_length={max_length} tokens",
+        f"no word that this tokenizer can read within data.max_length={max_length} tokens",
     )
 
 
@@ -70,8 +71,8 @@ def _refuse_useless_rows(origin: Origin, offsets_N1: Tensor, useful: np.ndarray,
     bad = np.flatnonzero(np.diff(before[offsets_N1.numpy()]) == 0)
     if len(bad):
         raise InputError(
-            f"{origin}: {len(bad)} of {len(offsets_N1) - 1} rows ({_row_names(origin, bad)}) {problem}; remove or "
-            "correct these rows"
+            f"{origin}: in {len(bad)} of {count_of(len(offsets_N1) - 1, 'row')} ({_row_names(origin, bad)}) there is "
+            f"{problem}; remove or correct these rows"
         )
 
 

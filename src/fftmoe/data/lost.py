@@ -10,6 +10,7 @@ from fftmoe.data.examples import Examples
 from fftmoe.data.images import ImageExamples
 from fftmoe.data.preferences import Preferences, num_equal
 from fftmoe.data.tokens import AnsweredText, TokenizedText
+from fftmoe.shown import count_of
 
 
 def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...]:
@@ -25,8 +26,8 @@ def cut_notes(split: str, examples: Examples, max_length: int) -> tuple[str, ...
     if not full:
         return ()
     return (
-        f"{split} rows: {full} of {len(examples)} texts have data.max_length={max_length} tokens or more; "
-        f"{_what_is_lost(examples)} is not read",
+        f"{split} rows: in {full} of {count_of(len(examples), 'text')} there are data.max_length={max_length} tokens "
+        f"or more; {_what_is_lost(examples)} is not read",
     )
 
 
@@ -42,8 +43,8 @@ def equal_notes(split: str, examples: Examples) -> tuple[str, ...]:
     if not equal:
         return ()
     return (
-        f"{split} rows: {equal} of {len(examples)} pairs have equal answers, as the model reads them, and say "
-        "nothing of a preference",
+        f"{split} rows: in {equal} of {count_of(len(examples), 'pair')} both answers are equal, as the model reads "
+        "them, which says nothing of a preference",
     )
 
 
@@ -54,7 +55,9 @@ def shared_notes(train: Examples, test: Examples) -> tuple[str, ...]:
     shared = count_shared(train, test)
     if not shared:
         return ()
-    return (f"{shared} of {len(test)} test rows are also training rows, so a result on them says little of new data",)
+    are = "is also a training row" if shared == 1 else "are also training rows"
+    rows = count_of(len(test), "test row")
+    return (f"{shared} of {rows} {are}, so a result on such rows says little of new data",)
 
 
 def count_shared(train: Examples, test: Examples) -> int:

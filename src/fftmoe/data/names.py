@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
+from fftmoe.shown import count_of
+
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,299}")
 
 
@@ -62,7 +64,7 @@ def near_equal_notes(what: str, names: Iterable[str], most: int = 3) -> tuple[st
     if not groups:
         return ()
     shown = "; ".join(" and ".join(map(repr, group[:most])) for group in groups[:most])
-    more = f"; and {len(groups) - most} more such groups" if len(groups) > most else ""
+    more = f"; and {count_of(len(groups) - most, 'more such group')}" if len(groups) > most else ""
     return (
         f"{what} that differ only in blanks, case or the form of characters count as different: {shown}{more}; "
         "if they mean the same, write them the same way",

@@ -7,6 +7,7 @@ import numpy as np
 
 from fftmoe.data.ragged import Ragged
 from fftmoe.data.rows_digest import RowsDigest
+from fftmoe.shown import count_of
 
 
 def own_rows(clients: Sequence[str], owners: Sequence[str | None]) -> Ragged | None:
@@ -39,12 +40,13 @@ def unowned_notes(rows: Ragged | None, num_rows: int, by: str) -> tuple[str, ...
     notes = []
     if lost:
         notes.append(
-            f"{lost} of {num_rows} test rows belong to no client of the training rows, by their column {by!r}; they "
-            "count for the whole and for no client"
+            f"no client of the training rows has {lost} of {count_of(num_rows, 'test row')}, by the column {by!r}; "
+            "such rows count for the whole and for no client"
         )
     if without:
         notes.append(
-            f"{without} of {len(rows)} clients have no test rows of their own, so nothing is measured for these alone"
+            f"there are no test rows of their own for {without} of {count_of(len(rows), 'client')}, so nothing is "
+            "measured for these alone"
         )
     return tuple(notes)
 

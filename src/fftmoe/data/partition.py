@@ -22,6 +22,7 @@ from fftmoe.data import assign
 from fftmoe.data.ragged import Ragged
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.rng import derive
+from fftmoe.shown import count_of
 
 IID = "iid"  # the partition without skew
 Divide = Callable[..., np.ndarray]
@@ -186,7 +187,7 @@ def _draw_until_enough(
         if partition.sizes.min() >= fewest:
             return partition
     assert partition is not None
-    when = f" after {num_draws} draws" if num_draws > 1 else ""
+    when = f" after {count_of(num_draws, 'draw')}" if num_draws > 1 else ""
     raise _too_few(partition, fewest, when, KINDS[kind].remedy if kind in KINDS else _FEWER)
 
 
@@ -238,8 +239,8 @@ def _takes_columns(divide: Divide) -> bool:
 def _too_few(partition: Partition, fewest: int, when: str, remedy: str) -> InputError:
     client = int(partition.sizes.argmin())
     return InputError(
-        f"client {partition.names[client]} has {partition.sizes[client]} examples{when}, fewer than"
-        f" partition.min_examples={fewest}; {remedy}"
+        f"client {partition.names[client]} has {count_of(partition.sizes[client], 'example')}{when}, fewer than "
+        f"partition.min_examples={fewest}; {remedy}"
     )
 
 
@@ -258,22 +259,25 @@ def _checked_num_clients(kind: str, num_clients: int | None, num_examples: int, 
         raise InputError(f"partition.kind={kind} needs partition.num_clients, which is not set; add it to the recipe")
     if num_clients * fewest > num_examples:
         raise InputError(
-            f"partition.num_clients={num_clients} with at least {fewest} examples each needs"
-            f" {num_clients * fewest} training examples, but there are {num_examples}; lower"
-            " partition.num_clients or partition.min_examples, or add data"
+            f"partition.num_clients={num_clients} with at least {count_of(fewest, 'example')} each needs "
+            f"{count_of(num_clients * fewest, 'training example')}, but there are {num_examples}; lower "
+            "partition.num_clients or partition.min_examples, or add data"
         )
     return num_clients
 
 
 def _natural(groups: Sequence[str], num_clients: int | None, num_examples: int, fewest: int) -> Partition:
     if len(groups) != num_examples:
-        raise ValueError(f"{len(groups)} groups for {num_examples} labels; give one group per example")
+        raise ValueError(
+            f"{count_of(len(groups), 'group')} for {count_of(num_examples, 'label')}; give one group per example"
+        )
     values, owners = assign.natural(groups)
     partition = Partition(Ragged.grouped(owners, len(values)), tuple(values))
     if num_clients is not None and num_clients != len(values):
         raise InputError(
-            f"partition.num_clients={num_clients}, but the column of partition.by has {len(values)} distinct"
-            " values, one client each; remove partition.num_clients, or name another column"
+            f"partition.num_clients={num_clients}, but the column of partition.by has "
+            f"{count_of(len(values), 'distinct value')}, one client each; remove partition.num_clients, or name "
+            "another column"
         )
     if partition.sizes.min() < fewest:
         raise _too_few(partition, fewest, "", KINDS["natural"].remedy)

@@ -15,7 +15,7 @@ from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
 from fftmoe.data.text_files import decoded, lines_of
 from fftmoe.errors import InputError
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
@@ -105,8 +105,8 @@ def _joined_parts(folder: Path, parts: Sequence[Path]) -> Table:
     numbers, last = zip(*((int(part["number"]), int(part["all"])) for part in named if part), strict=True)
     if set(last) != {len(parts)} or sorted(numbers) != list(range(len(parts))):
         raise InputError(
-            f"{folder} holds {len(parts)} parts such as {parts[0].name}, and not each of the {last[0]} parts once; add "
-            "what is missing, and remove what is not of this split"
+            f"{folder} holds {count_of(len(parts), 'part')} such as {parts[0].name}, and not each of the "
+            f"{count_of(last[0], 'part')} once; add what is missing, and remove what is not of this split"
         )
     return joined_table(folder, [(path.name, _read_file(path)) for path in parts])
 

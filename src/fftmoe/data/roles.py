@@ -35,6 +35,7 @@ from fftmoe.data.usual_names import (
     single_columns,
 )
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 LANGUAGE_TASKS = ("causal-lm", "preference")
 """The tasks of a language model, which continues texts and has no head."""
@@ -159,7 +160,9 @@ def guess_label(table: Table, free: Sequence[str]) -> str:
     most = min(MAX_LABELS, table.num_rows // 2)
     possible = [column for column in plain if 2 <= counts[column] <= most]
     if not possible:
-        shown = ", ".join(f"{column} ({number} values)" for column, number in counts.items()) or "its columns"
+        shown = (
+            ", ".join(f"{column} ({count_of(number, 'value')})" for column, number in counts.items()) or "its columns"
+        )
         raise InputError(
             f"{table.where}: no column looks like labels among {shown}; name it with data.label (--label); for a "
             "language model name its texts with data.text and set backbone.task=causal-lm; numbers to predict go into "

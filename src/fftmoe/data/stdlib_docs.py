@@ -25,6 +25,7 @@ import numpy as np
 
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
+from fftmoe.shown import count_of
 
 # C modules whose import only defines names.
 C_MODULES = (
@@ -66,9 +67,9 @@ def stdlib_docs() -> dict[str, list[DocRow]]:
     chapters = sorted({chapter for _, chapter, _ in rows})
     if len(chapters) < 2:
         raise InputError(
-            f"builtin:stdlib-docs found {len(rows)} docstrings in {sysconfig.get_path('stdlib')!r}: this"
-            " Python was installed without the sources of its standard library; use an interpreter that has"
-            " them, or give data.source a folder with train and test files"
+            f"builtin:stdlib-docs found {count_of(len(rows), 'docstring')} in {sysconfig.get_path('stdlib')!r}: this "
+            "Python was installed without the sources of its standard library; use an interpreter that has them, or "
+            "give data.source a folder with train and test files"
         )
     splits: dict[str, list[DocRow]] = {"train": [], "test": []}
     for chapter in chapters:

@@ -19,6 +19,7 @@ from fftmoe.data.stdlib_docs import collector_paused, module_chapters
 from fftmoe.data.stdlib_functions import DocumentedFunction, documented_functions
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
+from fftmoe.shown import count_of
 
 ROWS, TEST_ROWS = 150, 30  # of each kind; the second are for testing
 MOST_CHARACTERS, WORDS_OF_A_SENTENCE = 320, 30  # of a source that is shown, and of a sentence
@@ -54,9 +55,9 @@ def stdlib_instructions() -> dict[str, list[Instruction]]:
     rows = {"values": list(_values(numpy_generator(SEED, "values"))), **_about_functions(functions)}
     if few := [kind for kind, own in rows.items() if len(own) < ROWS]:
         raise InputError(
-            f"builtin:stdlib-instructions found {len(functions)} functions, too few for the questions {few[0]!r}: "
-            "this Python was installed without the sources of its standard library; use an interpreter that has them, "
-            "or give data.source a folder with train and test files"
+            f"builtin:stdlib-instructions found {count_of(len(functions), 'function')}, too few for the questions "
+            f"{few[0]!r}: this Python was installed without the sources of its standard library; use an interpreter "
+            "that has them, or give data.source a folder with train and test files"
         )
     kinds = sorted(rows)
     return {

@@ -12,6 +12,7 @@ from fftmoe.data.examples import Rows
 from fftmoe.data.table import Origin
 from fftmoe.data.tokens import CHUNK_TEXTS, IGNORED, AnsweredText, TokenizedText, flat_texts, pad_id_of
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,5 +123,6 @@ def _check_tagged(
     for row, (own, tagged) in enumerate(zip(words, tags, strict=True)):
         if not own or len(own) != len(tagged):
             raise InputError(
-                f"{origin}: row {origin.row(row)} has {len(own)} tokens and {len(tagged)} tags; give each token one"
+                f"{origin}: row {origin.row(row)} has {count_of(len(own), 'token')} and "
+                f"{count_of(len(tagged), 'tag')}; give each token one"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,8 +108,8 @@ def tokenize_texts(
     """
     if max_length <= tokenizer.num_special_tokens_to_add():
         raise InputError(
-            f"data.max_length={max_length} leaves no room for text: this tokenizer adds"
-            f" {tokenizer.num_special_tokens_to_add()} special tokens; raise data.max_length"
+            f"data.max_length={max_length} leaves no room for text: this tokenizer adds "
+            f"{count_of(tokenizer.num_special_tokens_to_add(), 'special token')}; raise data.max_length"
         )
     ids: list[np.ndarray] = []
     for start in range(0, len(texts), CHUNK_TEXTS):

@@ -70,11 +70,11 @@ def _entry_line(entry: Mapping[str, Any]) -> str:
     if event in (OPENED, ASKED):
         parts.append(f"recipe {entry['recipe']} of {entry['server'] or 'the server'}")
     if event in (ASKED, ANSWERED):
-        parts.append(f"{entry['bytes']:,} bytes")
+        parts.append(count_of(entry["bytes"], "byte"))
     if release := entry.get("release"):
         parts.append(
             f"noise {release['noise_multiplier']:g} at sampling rate {release['sampling_rate']:.3g}, "
-            f"{release['times']} times"
+            f"{count_of(release['times'], 'time')}"
         )
     if event in (REFUSED, FAILED):
         parts.append(f"code {entry['code']}: {entry['why']!r}")

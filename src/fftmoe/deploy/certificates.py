@@ -11,6 +11,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from fftmoe.deploy.address import Host
 from fftmoe.deploy.files import COPY_AGAIN, damaged
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 # What cryptography raises for a certificate that can be parsed but has wrong or missing values.
 UNUSABLE = (
@@ -69,7 +70,7 @@ def load_certificate(path: Path, data: bytes) -> x509.Certificate:
     except UNUSABLE as error:
         raise damaged(path, "it holds no certificate") from error
     if len(certificates) != 1:  # each further certificate would be one more authority to trust
-        raise damaged(path, f"it holds {len(certificates)} certificates")
+        raise damaged(path, f"it holds {count_of(len(certificates), 'certificate')}")
     _check_dates(path, certificates[0], datetime.now(UTC))
     return certificates[0]
 

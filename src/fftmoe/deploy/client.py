@@ -21,6 +21,7 @@ from fftmoe.deploy.site import SiteSettings, open_site
 from fftmoe.engines.flower_messages import make_client_app
 from fftmoe.errors import InputError
 from fftmoe.setup.policy import SitePolicy
+from fftmoe.shown import count_of
 
 Say = Callable[[str], None]
 
@@ -97,7 +98,7 @@ def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[
         "  by TLS; it trusts only the certificate authority in",
         f"          {site.folder / 'ca.crt'} (SHA-256 {fingerprint[:16]}…), and signs its messages with node.key",
         f"  runs    fftmoe {fftmoe.__version__} as it is installed here; no code is taken from the server",
-        f"  reads   {num_rows} rows of {settings.data}/train.*, and the backbone "
+        f"  reads   {count_of(num_rows, 'row')} of {settings.data}/train.*, and the backbone "
         + (f"in {settings.model}" if settings.model else "that the recipe names"),
         f"  budget  {settings.budget}",
         "  sends   the number of its rows, its budget, and in each round: the deltas of the experts that it trained,",

@@ -33,7 +33,7 @@ from fftmoe.setup.site_request import (
     SiteRows,
     request_of,
 )
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 from fftmoe.strict import at_most, open_file
 
 POLICY_FILE = "policy.yaml"
@@ -210,14 +210,17 @@ def _check_rows(admitted: Admitted, tasks: Sequence[str], rows: SiteRows) -> Non
     """
     fewest = admitted.policy.fewest_rows
     if fewest is None or rows.total < fewest:
-        raise InputError(f"the site has {rows.total} rows, and `fewest_rows` is {fewest}; add rows, or lower it")
+        raise InputError(
+            f"the site has {count_of(rows.total, 'row')}, and `fewest_rows` is {fewest}; add rows, or lower it"
+        )
     for task in tasks:
         behind = _rows_behind(admitted, task, rows)
         if behind < fewest and not (task == EVALUATION and not behind):  # which then answers zeros
             rare = " (without those of labels with fewer rows than `fewest_rows_of_label`)" if task == SUMS else ""
             raise InputError(
-                f"an answer to the task {task} would depend on {behind} of the site's {rows.total} rows{rare}, and "
-                f"`fewest_rows` is {fewest}; add rows, ask for a recipe that uses more of them, or lower it"
+                f"an answer to the task {task} would depend on {behind} of the site's "
+                f"{count_of(rows.total, 'row')}{rare}, and `fewest_rows` is {fewest}; add rows, ask for a recipe that "
+                "uses more of them, or lower it"
             )
 
 
@@ -249,13 +252,15 @@ def _check_affordable(account: Account, admitted: Admitted, task: str, num_rows:
     most, rights = admitted.policy.most_rounds, admitted.policy.privacy
     times = account.times.get(task, 0)
     if times >= most + (task != TRAINING):  # statistics and validation are also asked for before the first round
-        raise InputError(f"the site was asked for {task} {times} times, and `most_rounds` is {most}; raise it to go on")
+        raise InputError(
+            f"the site was asked for {task} {count_of(times, 'time')}, and `most_rounds` is {most}; raise it to go on"
+        )
     cost = cost_of(admitted, num_rows)
     if rights.epsilon is not None and rights.delta is not None:
         if cost.release is not None and rights.delta * num_rows >= 1:
             raise InputError(
-                f"`privacy.delta` is {rights.delta:g}, which would allow the site to reveal one of its {num_rows} rows "
-                f"entirely; set it well below {1 / num_rows:.2g}"
+                f"`privacy.delta` is {rights.delta:g}, which would allow the site to reveal one of its "
+                f"{count_of(num_rows, 'row')} entirely; set it well below {1 / num_rows:.2g}"
             )
         after = account.with_one_more(admitted.key, cost).epsilon(rights.delta)
         if after > rights.epsilon + EPSILON_SLACK:

@@ -31,6 +31,7 @@ from fftmoe.deploy.keys import Certified, SiteKey, make_authority, make_server_c
 from fftmoe.deploy.names import check_sites
 from fftmoe.deploy.site_keys import read_public_keys, read_site_key
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 MAX_DAYS = 3650
 
@@ -86,7 +87,7 @@ def create_deployment(folder: Path, address: str, sites: Sequence[str], days: in
     host = parse_address(address).host
     check_sites(sites)
     if not 1 <= days <= MAX_DAYS:
-        raise InputError(f"certificates cannot be valid for {days} days; give --days from 1 to {MAX_DAYS}")
+        raise InputError(f"certificates cannot be valid for {count_of(days, 'day')}; give --days from 1 to {MAX_DAYS}")
     place = check_new(folder)  # before the keys are made, which takes a while for many sites
     now = datetime.now(UTC)
     authority = make_authority(days, now)

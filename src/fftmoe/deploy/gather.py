@@ -12,6 +12,7 @@ from fftmoe.engines.flower import Unreadable, ask
 from fftmoe.errors import InputError, RunError
 from fftmoe.report.progress import Progress
 from fftmoe.setup.deployment import SiteProfile
+from fftmoe.shown import count_of
 
 ASK_SECONDS = 120.0  # for a site to load its backbone and its data
 CONNECTED_POLL_SECONDS = 1.0  # between two looks for sites that have connected
@@ -79,7 +80,9 @@ class RollCall:
                 self.invalid[site] = str(error)
             else:
                 self.profiles[site] = profile
-                self.progress.say(f"site {site} is here: budget {profile.tier}, {profile.num_examples} examples")
+                self.progress.say(
+                    f"site {site} is here: budget {profile.tier}, {count_of(profile.num_examples, 'example')}"
+                )
                 return
         reasons = self.refused.get(site), self.invalid.get(site)
         if reasons != before:
@@ -109,7 +112,7 @@ class RollCall:
 
 
 def _figures(profile: SiteProfile) -> str:
-    return f"{profile.num_examples} examples, budget {profile.tier!r:.99}, backbone {profile.backbone}"
+    return f"{count_of(profile.num_examples, 'example')}, budget {profile.tier!r:.99}, backbone {profile.backbone}"
 
 
 def gather(call: RollCall, wait_seconds: float) -> Gathered:
@@ -121,7 +124,7 @@ def gather(call: RollCall, wait_seconds: float) -> Gathered:
         RunError: a site that is not known did not connect in time, or refuses; or no site is left.
     """
     ends = time.monotonic() + wait_seconds
-    call.progress.say(f"waiting for {len(call.client_ids)} sites: {', '.join(call.client_ids)}")
+    call.progress.say(f"waiting for {count_of(len(call.client_ids), 'site')}: {', '.join(call.client_ids)}")
     while not call.is_complete and time.monotonic() < ends:
         call.look()
         if not call.is_complete:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 
 README = """# A federation of {count}
 
@@ -61,7 +61,7 @@ def guide(name: str, address: str, sites: Sequence[str], end: datetime) -> str:
         for site in sites
     )
     return README.format(
-        count="1 site" if len(sites) == 1 else f"{len(sites)} sites",
+        count=count_of(len(sites), "site"),
         address=address,
         end=end,
         rows="\n".join(f"| `sites/{site}/` | {site} | {i} |" for i, site in enumerate(sites)),

@@ -18,6 +18,7 @@ from fftmoe.errors import InputError
 from fftmoe.setup.consent import limits_exceeded
 from fftmoe.setup.policy import NOISY, SitePolicy, parse_policy
 from fftmoe.setup.site_request import EVALUATION, SUMS, ColumnsRead, PrivacyAsked, SiteRequest
+from fftmoe.shown import count_of
 from fftmoe.store.files import disk_errors, sync
 
 FEWEST_ROWS = 10  # in a first policy; an update of fewer rows says much about each of them
@@ -96,7 +97,7 @@ def describe_request(request: SiteRequest) -> list[str]:
     ]
     return [
         f"recipe {request.name!r}, {request.digest}",
-        f"  asks for  {', '.join(request.tasks)}; {request.rounds} rounds",
+        f"  asks for  {', '.join(request.tasks)}; {count_of(request.rounds, 'round')}",
         f"  reads     column {', '.join(columns)}{_conversations_read(request.columns)}",
         f"  labels    {_labels_asked(request)}",
         f"  backbone  {request.backbone!r}"
@@ -237,14 +238,16 @@ def _labels_asked(request: SiteRequest) -> str:
 
 def _steps(request: SiteRequest) -> str:
     epochs, steps = (request.values[f"federation.local_{kind}"] for kind in ("epochs", "steps"))
-    times = f"{steps} steps" if epochs is None else f"{epochs} epochs"
+    times = count_of(steps, "step") if epochs is None else count_of(epochs, "epoch")
     return f"{times} in batches of {request.values['federation.batch_size']} in each round"
 
 
 def _privacy_shown(asked: PrivacyAsked) -> str:
     stated: dict[str, Any] = {"epsilon": asked.epsilon, "delta": asked.delta}
     text = ", ".join(f"{name} {value:g}" for name, value in stated.items() if value is not None)
-    noise = f"; noise {asked.noise_multiplier:g} in each of {asked.steps} steps a round" if asked.steps else ""
+    noise = (
+        f"; noise {asked.noise_multiplier:g} in each of {count_of(asked.steps, 'step')} a round" if asked.steps else ""
+    )
     return f" ({text}{noise})" if text else ""
 
 

@@ -17,6 +17,7 @@ from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.setup.deployment import SiteProfile
 from fftmoe.setup.site import SiteClient, make_site_client
 from fftmoe.setup.site_request import SUMS
+from fftmoe.shown import count_of
 from fftmoe.store import Bindings, ClientStateFiles
 from fftmoe.store.bindings import BINDINGS_FILE, differences, require_same
 from fftmoe.store.files import disk_errors, make_folder
@@ -111,12 +112,11 @@ class OpenSite:
         if SUMS in self.admitted.request.tasks and (left_out := rows.trained - rows.behind(SUMS, fewest)):
             rare = sum(0 < number < fewest for number in rows.by_label)
             logging.getLogger("fftmoe").warning(
-                "%d of %d rows are in no feature statistics: %d labels have fewer rows than fewest_rows_of_label=%g of "
-                "the policy",
+                "no feature statistics hold %d of %s: the policy has fewest_rows_of_label=%g, and %s fewer rows",
                 left_out,
-                rows.trained,
-                rare,
+                count_of(rows.trained, "row"),
                 fewest,
+                f"{count_of(rare, 'label')} {'has' if rare == 1 else 'have'}",
             )
 
 

@@ -19,6 +19,7 @@ from fftmoe.engines.base import Handler
 from fftmoe.engines.failures import CodedError, Failure, failing_as, words_for
 from fftmoe.engines.memory import peak_rss_mib
 from fftmoe.errors import FftmoeError
+from fftmoe.shown import count_of
 from fftmoe.strict import exact_json, strict_json
 
 STYPE = "fftmoe.message"
@@ -95,7 +96,7 @@ def unpack_job(content: RecordDict) -> JobValues:
     """
     text = str(content.config_records[JOB]["json"])
     if len(text) > MOST_JOB:
-        raise ValueError(f"the job has {len(text)} characters; at most {MOST_JOB} are read")
+        raise ValueError(f"the job has {count_of(len(text), 'character')}; at most {MOST_JOB:,} are read")
     return strict_json(text)
 
 
@@ -107,7 +108,7 @@ def unpack_profile(content: RecordDict) -> Mapping[str, Any]:
     """
     text = str(content.config_records[PROFILE_RECORD]["json"])
     if len(text) > MOST_PROFILE:
-        raise ValueError(f"it has {len(text)} characters; at most {MOST_PROFILE} are read")
+        raise ValueError(f"it has {count_of(len(text), 'character')}; at most {MOST_PROFILE:,} are read")
     return strict_json(text)
 
 

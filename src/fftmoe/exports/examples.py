@@ -10,6 +10,7 @@ from fftmoe.errors import InputError
 from fftmoe.evaluate import tally
 from fftmoe.exports.check import Batch
 from fftmoe.rng import numpy_generator
+from fftmoe.shown import count_of
 from fftmoe.tasks import Task
 
 MOST, FEWEST = 1500, 20  # examples
@@ -27,7 +28,9 @@ def fitting_batches(examples: Examples, source: str, batch_size: int) -> tuple[l
         InputError: there are fewer than 20 examples.
     """
     if len(examples) < FEWEST:
-        raise InputError(f"{source} holds {len(examples)} examples, which are too few; give at least {FEWEST}")
+        raise InputError(
+            f"{source} holds {count_of(len(examples), 'example')}, which are too few; give at least {FEWEST}"
+        )
     rows = numpy_generator(0, "imitate").permutation(len(examples))[:MOST]
     held = len(rows) // HELD_OUT
     return _batches(examples, rows[held:], batch_size), _batches(examples, rows[:held], batch_size)

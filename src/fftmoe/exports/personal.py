@@ -20,6 +20,7 @@ from fftmoe.exports.check import REORDERED, answers, check_has_experts, differen
 from fftmoe.exports.folder import beside, file_digest, write_text
 from fftmoe.exports.load import fresh_backbone, reload
 from fftmoe.records import names
+from fftmoe.shown import count_of
 from fftmoe.store import save_adapter
 from fftmoe.trained.personal import FinishedFederation, PersonalModel
 from fftmoe.trained.run import TrainedModel
@@ -77,7 +78,8 @@ def experts_of_tier(federation: FinishedFederation, name: str, top_k: int | None
     busiest = {block: load_E.argsort(descending=True, stable=True) for block, load_E in load.items()}
     rows = {block: sorted(order[: tier.experts].tolist()) for block, order in busiest.items()}
     _use_only(trained, rows, top_k)
-    description = f"For a device of tier {name}: the {tier.experts} experts of each block that the federation uses most"
+    most = count_of(tier.experts, "expert")
+    description = f"For a device of tier {name}: the {most} of each block that the federation uses most"
     return ExpertChoice(trained, rows, rows, top_k, description, {"tier": name})
 
 

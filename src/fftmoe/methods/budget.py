@@ -17,6 +17,7 @@ import numpy as np
 from fftmoe.errors import InputError
 from fftmoe.records import Budget
 from fftmoe.rng import numpy_generator
+from fftmoe.shown import count_of
 
 BYTES_PER_PARAMETER = 4  # float32, in memory and on the wire
 TRAINING_COPIES = 4  # weight, gradient and AdamW's two moments
@@ -149,9 +150,9 @@ def _check_holds_one_expert(limits: Limits, shape: ExpertShape, experts: int, nu
 def _check_computes_one_expert(limits: Limits, top_k: int, tokens: int) -> None:
     if top_k < 1:
         raise InputError(
-            f"budget {limits.name!r} cannot compute one expert per token within its limit of "
-            f"{_gflops(limits):g} GFLOPs per round for {tokens} tokens; "
-            "raise gflops or deadline_seconds, lower federation.local_steps, or give the tier fewer `blocks`"
+            f"budget {limits.name!r} cannot compute one expert per token within its limit of {_gflops(limits):g} "
+            f"GFLOPs per round for {count_of(tokens, 'token')}; raise gflops or deadline_seconds, lower "
+            "federation.local_steps, or give the tier fewer `blocks`"
         )
 
 
@@ -276,8 +277,8 @@ def assign_tiers(fractions: Sequence[float], num_clients: int, seed: int) -> np.
     for fraction, count in zip(fractions, counts, strict=True):
         if count == 0:
             raise InputError(
-                f"a tier of `budgets` gets no client: its fraction {fraction:g} of {num_clients} clients rounds to "
-                "zero; raise the fraction, remove the tier, or raise partition.num_clients"
+                f"a tier of `budgets` gets no client: its fraction {fraction:g} of {count_of(num_clients, 'client')} "
+                "rounds to zero; raise the fraction, remove the tier, or raise partition.num_clients"
             )
     tiers = np.repeat(np.arange(len(counts)), counts)
     return numpy_generator(seed, "tiers").permutation(tiers)

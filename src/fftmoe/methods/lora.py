@@ -22,6 +22,7 @@ from fftmoe.methods.registry import Capabilities
 from fftmoe.methods.shared_head import head_tensors, load_head
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, ServerState, Tensors, names
 from fftmoe.rng import generator
+from fftmoe.shown import count_of
 
 MATCHES = ("parameters", "uplink")
 Modules = Mapping[str, tuple[int, int]]  # path -> (d_in, d_out)
@@ -215,7 +216,8 @@ def matching_rank(
     cost = parameters_per_rank(own_modules(modules, blocks).values(), sent if match == "uplink" else "AB")
     if cost == 0 or parameters < cost:
         raise InputError(
-            f"budget {tier!r} allows {parameters // len(blocks)} parameters per block and cannot hold LoRA of rank 1, "
-            f"which needs {cost // len(blocks)} parameters per block; raise the tier's experts, or adapt fewer modules"
+            f"budget {tier!r} allows {count_of(parameters // len(blocks), 'parameter')} per block and cannot hold LoRA "
+            f"of rank 1, which needs {count_of(cost // len(blocks), 'parameter')} per block; raise the tier's experts, "
+            "or adapt fewer modules"
         )
     return parameters // cost

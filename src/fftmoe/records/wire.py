@@ -10,6 +10,7 @@ import safetensors.torch
 from safetensors import TensorSpec, serialize
 
 from fftmoe.records.messages import Budget, ClientPlan, ClientUpdate, Tensors, Training
+from fftmoe.shown import count_of
 from fftmoe.strict import exact_json, strict_json
 
 MESSAGE_DEPTH = 3  # largest depth of nested brackets in the JSON of a message
@@ -59,9 +60,9 @@ def inspect_message(
     """
     length = int.from_bytes(message[:8], "little")
     if len(message) < 8 + length or not length:
-        raise ValueError(f"it has {len(message)} bytes, and says that {length} of them are a header")
+        raise ValueError(f"it has {count_of(len(message), 'byte')}, and says that {length:,} of them are a header")
     if length > most:
-        raise ValueError(f"it has a header of {length} bytes; at most {most} are allowed")
+        raise ValueError(f"it has a header of {count_of(length, 'byte')}; at most {most:,} are allowed")
     declared = strict_json(message[8 : 8 + length].decode(errors="replace"), deepest)
     metadata = declared.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.keys() != {"header"} or not isinstance(metadata["header"], str):

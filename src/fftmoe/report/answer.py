@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
+from fftmoe.shown import count_of
 
 NAMED = 5  # clients that a sentence names
 WHAT = {
@@ -133,11 +134,12 @@ def who_gains(summary: Mapping[str, Any]) -> str:
         return _mean_gain(summary, metric)
     if not gain:
         return f"no client of {measured} gains over training alone, each {rows}"
+    gains = "gains" if len(gain) == 1 else "gain"
     if not lose:
         level = "" if len(gain) == measured else f" ({measured - len(gain)} are level)"
-        return f"{len(gain)} of {measured} clients gain over training alone, each {rows}{level}"
+        return f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}{level}"
     return (
-        f"{len(gain)} of {measured} clients gain over training alone, each {rows}, and {len(lose)} "
+        f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}, and {len(lose)} "
         f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
     )
 

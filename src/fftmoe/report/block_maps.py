@@ -8,6 +8,7 @@ from fftmoe.report.load import EFFECTIVE
 from fftmoe.report.marks import Figure
 from fftmoe.report.record import RunRecord
 from fftmoe.report.usage import count
+from fftmoe.shown import count_of
 
 BLOCKS_SHOWN = 6  # each with a figure of its own
 MAPPED_CLIENTS = 40
@@ -28,8 +29,8 @@ def effective_map(by_block: Mapping[int, Sequence[tuple[float, float]]], num_exp
     uneven = sum(value < EFFECTIVE * num_experts for value in last.values())
     return HeatMap(
         "Effective number of experts, by block",
-        f"Effective number of experts of {len(blocks)} blocks over rounds; at the end from {last[lowest]:.1f} "
-        f"(block {lowest}) to {max(last.values()):.1f} of {num_experts}.",
+        f"Effective number of experts of {count_of(len(blocks), 'block')} over rounds; at the end from "
+        f"{last[lowest]:.1f} (block {lowest}) to {max(last.values()):.1f} of {num_experts}.",
         cells,
         [str(block) for block in blocks],
         [f"{t:g}" for t in rounds],
@@ -38,7 +39,7 @@ def effective_map(by_block: Mapping[int, Sequence[tuple[float, float]]], num_exp
         full=float(num_experts),
         show=("{:.1f} of " + str(num_experts)).format,
         legend=(("all experts alike", 1.0), (f"uneven below {EFFECTIVE * num_experts:g}", EFFECTIVE)),
-        note=f"At the end the load of {uneven} of {len(blocks)} blocks is uneven.",
+        note=f"At the end the load of {uneven} of {count_of(len(blocks), 'block')} is uneven.",
     ).figure()
 
 
@@ -61,10 +62,12 @@ def usage_by_block(run: RunRecord) -> list[Figure]:
                 trained = sum(counts.trained.get(client, {}).values()) / counts.rounds[client]
                 shares[row, column] = trained / num_experts
     average = sum(shares.values()) / max(1, len(clients))
+    trained_by_one = count_of(round(average * num_experts), "expert")
     found = HeatMap(
         "How much of each block clients use",
-        f"What share of the {num_experts} experts of each of {len(blocks)} blocks {len(clients)} clients trained in a "
-        f"round: all blocks together, {average * num_experts:.0f} experts a client on average.",
+        f"What share of the {count_of(num_experts, 'expert')} of each of {count_of(len(blocks), 'block')} "
+        f"{count_of(len(clients), 'client')} trained in a round: all blocks together, {trained_by_one} a client on "
+        "average.",
         shares,
         [run.client_name(client) for client in clients],
         [str(block) for block in blocks],

@@ -25,6 +25,7 @@ from fftmoe.report.marks import (
     ticks,
 )
 from fftmoe.report.numbers import Numbers, PlottedNumber
+from fftmoe.shown import count_of
 
 DOTS = 30  # points of a line that get a dot each; with more, dots would hide the line
 POINTS_SHOWN = 400  # points of a line that are drawn
@@ -237,7 +238,7 @@ def column_figure(
     keys = [Key(name, Box(0, 1, 26, 9, colour_name(kind))) for kind, name in enumerate(kinds)]
     keys += [line_key(level.label, level.colour, level.dash) for level in levels]
     ordered = sorted(each.value for each in values)
-    spoken = f"{len(ordered)} values from {ordered[0]:g} to {ordered[-1]:g}"
+    spoken = f"{count_of(len(ordered), 'value')} from {ordered[0]:g} to {ordered[-1]:g}"
     spoken += "".join(f"; {level.label} {level.y:g}" for level in levels)
     numbers = [PlottedNumber(kinds[each.kind], each.name, each.value) for each in values]
     numbers += [PlottedNumber(level.label, "", level.y) for level in levels]

@@ -14,9 +14,10 @@ from fftmoe.report.marks import Figure
 from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
 from fftmoe.report.next_step import next_step
 from fftmoe.report.progress import duration, size
-from fftmoe.report.record import RunRecord
+from fftmoe.report.record import RunRecord, counted
 from fftmoe.report.render import Page, render_page
 from fftmoe.report.verdict import ended_badly, sentence
+from fftmoe.shown import count_of
 
 WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists more
 
@@ -75,13 +76,15 @@ def _what_was_run(run: RunRecord) -> str:
     not_shown = ("kind", "num_clients", "min_examples")
     skew = [f"{k.replace('_', ' ')} {v}" for k, v in partition.items() if k not in not_shown and v is not None]
     split = ", ".join([str(partition.get("kind", "?")), *skew])
-    clients = run.summary.get("num_clients") or partition.get("num_clients") or "its natural"
+    clients = run.summary.get("num_clients") or partition.get("num_clients")
+    among = counted(clients, "client") if clients else "its natural clients"
     names = ("method", "backbone.model", "data.source", "federation.rounds", "federation.clients_per_round", "seed")
     method, backbone, source, rounds, cohort, seed = (run.setting(name, "?") for name in names)
+    rounds = counted(rounds, "round")
     what = f"{method} adapts {backbone} to {source}"
     if run.capabilities is not None and run.capabilities.pools_data:
-        return f"{what}: all training data in one place, {rounds} rounds, seed {seed}."
-    return f"{what}: {clients} clients ({split}), {rounds} rounds of {cohort}, seed {seed}."
+        return f"{what}: all training data in one place, {rounds}, seed {seed}."
+    return f"{what}: {among} ({split}), {rounds} of {cohort}, seed {seed}."
 
 
 def _warnings(run: RunRecord) -> list[str]:
@@ -101,12 +104,12 @@ def _warnings(run: RunRecord) -> list[str]:
     if ended_badly(run.summary):
         lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
-        lines.append(f"{void} rounds changed nothing: too few valid updates{_kinds(run)}.")
+        lines.append(f"{counted(void, 'round')} changed nothing: too few valid updates{_kinds(run)}.")
     lines += [f"{note}." for note in run.summary.get("notes", ())]
     alarms = LoadWatch(run.rows).lasting(run.summary.get(run.metric.name), run.metric)
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
     if len(alarms) > WARNED_ALARMS:
-        lines.append(f"… and {len(alarms) - WARNED_ALARMS} more alarms about the load of experts, below.")
+        lines.append(f"… and {count_of(len(alarms) - WARNED_ALARMS, 'more alarm')} about the load of experts, below.")
     return [line[0].upper() + line[1:] for line in lines]
 
 
@@ -147,5 +150,6 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
             shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))
         seconds = summary.get("seconds", last.get("seconds"))
         spent = str(last["round"]) if seconds is None else duration(seconds)
-        shown.append((spent, "rounds" if seconds is None else f"for {last['round']} rounds"))
+        rounds = counted(last["round"], "round")
+        shown.append((spent, rounds.split()[1] if seconds is None else f"for {rounds}"))
     return shown

@@ -7,6 +7,7 @@ from typing import Any
 from fftmoe.methods.registry import METHODS, Capabilities
 from fftmoe.records.client_names import client_name
 from fftmoe.report.metric import Metric
+from fftmoe.shown import count_of
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,8 @@ class RunRecord:
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return default if value is None else value
+
+
+def counted(value: Any, noun: str) -> str:
+    """Return a value of a file with its noun, as `count_of` does; what is no whole number stands before the plural."""
+    return count_of(value, noun) if isinstance(value, int) else f"{value} {noun}s"

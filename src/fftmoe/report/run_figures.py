@@ -11,8 +11,9 @@ from fftmoe.report.load import EFFECTIVE, effective_experts
 from fftmoe.report.marks import COLOURS, DASHES, INK, Figure
 from fftmoe.report.metric import are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.report.progress import size
-from fftmoe.report.record import RunRecord
+from fftmoe.report.record import RunRecord, counted
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
+from fftmoe.shown import count_of
 
 LINED_BLOCKS = 12  # more have no room for a name beside each line
 PHASES = {
@@ -35,7 +36,9 @@ def learning(run: RunRecord) -> Figure | None:
     floor, ceiling = metric.bounds
     points = metric.curve(run.rows)
     sample = run.setting("evaluation.max_examples")
-    notes = [f"During the run on a sample of {sample} test rows, after the last round on all."] if sample else []
+    notes = (
+        [f"During the run on a sample of {counted(sample, 'test row')}, after the last round on all."] if sample else []
+    )
     if (best := run.summary.get("best_round")) is not None:
         notes.append(f"The model of round {best} is kept, by the validation rows.")
     return line_figure(
@@ -74,7 +77,12 @@ def client_values(run: RunRecord) -> Figure | None:
         each = zip(values, recorded["tier"], client_names(run.summary), strict=True)
         ordered = sorted(Column(value, tiers.index(tier), name) for value, tier, name in each if value is not None)
         return column_figure(
-            title, ordered, kinds=tiers, whose="client", across=f"{len(ordered)} clients, sorted", levels=levels
+            title,
+            ordered,
+            kinds=tiers,
+            whose="client",
+            across=f"{count_of(len(ordered), 'client')}, sorted",
+            levels=levels,
         )
     if percentiles := recorded.get("percentiles"):
         lines = [Line("clients", list(enumerate(percentiles)))]
@@ -130,7 +138,9 @@ def expert_loads(run: RunRecord) -> list[Figure]:
     shown = sorted(uneven[:BLOCKS_SHOWN], key=int)
     drawn = [_load_map(block, rows) for block in shown]
     if len(shown) < len(last):
-        drawn[-1] = replace(drawn[-1], note=f"The {BLOCKS_SHOWN} most uneven of {len(last)} blocks are shown.")
+        drawn[-1] = replace(
+            drawn[-1], note=f"The {BLOCKS_SHOWN} most uneven of {count_of(len(last), 'block')} are shown."
+        )
     return [each.figure() for each in drawn]
 
 
@@ -144,8 +154,8 @@ def _load_map(block: str, rows: Sequence[Any]) -> HeatMap:
     }
     return HeatMap(
         f"Load of each expert, block {block}",
-        f"Load of the {num_experts} experts of block {block} over rounds; at the end from {min(last):.3f} to "
-        f"{max(last):.3f} of the routed tokens, where {1 / num_experts:.3f} would be even.",
+        f"Load of the {count_of(num_experts, 'expert')} of block {block} over rounds; at the end from {min(last):.3f} "
+        f"to {max(last):.3f} of the routed tokens, where {1 / num_experts:.3f} would be even.",
         shares,
         [str(expert) for expert in range(num_experts)],
         [str(row["round"]) for row in rows],
@@ -175,7 +185,7 @@ def _usage_note(counts: Counts, num_blocks: int) -> str:
     if num_clients > MAPPED_CLIENTS:
         notes.append(f"The {MAPPED_CLIENTS} clients with most rounds, of {num_clients}.")
     if num_blocks > BLOCKS_SHOWN:
-        notes.append(f"The last {BLOCKS_SHOWN} of {num_blocks} blocks.")
+        notes.append(f"The last {BLOCKS_SHOWN} of {count_of(num_blocks, 'block')}.")
     if num_clients >= RECORDED_CLIENTS:
         notes.append(f"In each round, at most {RECORDED_CLIENTS} clients are recorded.")
     return " ".join(notes)
@@ -195,8 +205,9 @@ def _usage_map(run: RunRecord, block: int, counts: Counts, num_experts: int) -> 
     held = [(row, expert) for row, client in enumerate(order) for expert in counts.held[client]]
     return HeatMap(
         f"Which client uses which experts, block {block}",
-        f"Which of {len(order)} clients trained which of {num_experts} experts of block {block}: on average a client "
-        f"held {len(held) / len(order):.1f} of them at some time and trained {len(shades) / len(order):.1f}.",
+        f"Which of {count_of(len(order), 'client')} trained which of {count_of(num_experts, 'expert')} of block "
+        f"{block}: on average a client held {len(held) / len(order):.1f} of them at some time and trained "
+        f"{len(shades) / len(order):.1f}.",
         shades,
         [run.client_name(client) for client in order],
         [str(expert) for expert in range(num_experts)],

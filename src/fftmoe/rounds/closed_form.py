@@ -18,6 +18,7 @@ from fftmoe.records import Budget, ClientUpdate, ServerState, Training
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.server.apply import Counted
 from fftmoe.server.solve import plan_sums, solve_head
+from fftmoe.shown import count_of
 
 SolveHead = Callable[[ServerState], ServerState]
 """From a state to the state whose head is up to date."""
@@ -72,7 +73,7 @@ class ClosedFormHead:
                 return solved
         if state.round:
             return state  # with the head of before
-        few = "no client sent" if self.fewest == 1 else f"fewer than {self.fewest} clients sent"
+        few = "no client sent" if self.fewest == 1 else f"fewer than {count_of(self.fewest, 'client')} sent"
         reasons = describe_faults(self.exchange.ledger.new_faults)
         raise RunError(
             f"{few} the feature statistics from which the first head is computed ({reasons}); remove the cause, and "
@@ -94,9 +95,9 @@ class ClosedFormHead:
         """Tell the server's operator that the head knows less than the sites have."""
         if missing:
             logging.getLogger("fftmoe").warning(
-                "the closed-form head is computed without %d rows, which sites left out of their feature statistics, "
-                "because they have few rows of these labels (fewest_rows_of_label of their policies)",
-                missing,
+                "the closed-form head is computed without %s, left out by sites of their feature statistics, because "
+                "they have few rows of these labels (fewest_rows_of_label of their policies)",
+                count_of(missing, "row"),
             )
 
 

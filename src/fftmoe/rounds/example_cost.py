@@ -8,6 +8,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import Release
 from fftmoe.rounds.counted import check_account
 from fftmoe.server.accountant import Adjacency, epsilon_of
+from fftmoe.shown import count_of
 from fftmoe.store.privacy_ledger import AskedLedger, TrainingRequests
 
 EXAMPLE_ADJACENCY = Adjacency.EXAMPLE_REPLACED  # it keeps the number of examples, from which the sampling rate follows
@@ -56,7 +57,7 @@ class ExampleCost:
         if rule.delta >= 1 / rule.fewest_examples:
             raise InputError(
                 f"privacy.examples.delta={rule.delta:g} would allow the run to reveal one of the "
-                f"{rule.fewest_examples} examples of a client entirely; set it well below "
+                f"{count_of(rule.fewest_examples, 'example')} of a client entirely; set it well below "
                 f"{1 / rule.fewest_examples:.2g}"
             )
         single = epsilon_of([rule.release], rule.delta, EXAMPLE_ADJACENCY)
@@ -71,8 +72,8 @@ class ExampleCost:
         release, delta = self._rule.release, self._rule.delta
         return (
             f"examples are private: epsilon {self._after(rounds_left):.3g} at delta {delta:g} after all rounds, for a "
-            f"client that is asked in every round ({EXAMPLE_ADJACENCY}); {release.times} steps a round, at a sampling "
-            f"rate of {release.sampling_rate:.3g}"
+            f"client that is asked in every round ({EXAMPLE_ADJACENCY}); {count_of(release.times, 'step')} a round, at "
+            f"a sampling rate of {release.sampling_rate:.3g}"
         )
 
     def may_ask_again(self) -> bool:

@@ -17,7 +17,7 @@ from fftmoe.report.trackers import Trackers
 from fftmoe.rounds.before_and_after import STARTED, STARTS
 from fftmoe.rounds.closed_form import describe_faults
 from fftmoe.rounds.ledger import Ledger
-from fftmoe.shown import quoted
+from fftmoe.shown import count_of, quoted
 from fftmoe.store import BAR, Ranking, RunFolder
 
 MOST_VOID = 3  # void rounds in a row, after which a run ends
@@ -139,7 +139,10 @@ class Journal:
         faults = [Fault(**fault) for row in last for fault in row.get("faults", ())]
         few, remedy = "no valid update", "remove the cause"
         if quorum > 1:
-            few, remedy = f"fewer than {quorum} valid updates each", "remove the cause, or lower federation.quorum"
+            few, remedy = (
+                f"fewer than {count_of(quorum, 'valid update')} each",
+                "remove the cause, or lower federation.quorum",
+            )
         raise RunError(
             f"the last {MOST_VOID} rounds had {few} and changed nothing ({describe_faults(faults)}); "
             f"{remedy}, then continue with `fftmoe resume {quoted(self.folder.path)}`; if clients diverge, "

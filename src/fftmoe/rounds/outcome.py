@@ -9,6 +9,7 @@ from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
 from fftmoe.records import ServerState
 from fftmoe.rounds.closed_form import describe_faults
+from fftmoe.shown import count_of
 
 REMOVE_CAUSE = (
     "remove the cause and start a new run; if clients diverge, lower federation.learning_rate or head.learning_rate"
@@ -32,18 +33,19 @@ def check_learned(
     if rounds and all("void" in row for row in rounds):
         faults = [Fault(**fault) for row in rounds for fault in row.get("faults", ())]
         raise RunError(
-            f"nothing was learned: none of the {len(rounds)} rounds had enough valid updates "
-            f"({describe_faults(faults)}); {REMOVE_CAUSE}"
+            f"nothing was learned: no round of {len(rounds)} had enough valid updates ({describe_faults(faults)}); "
+            f"{REMOVE_CAUSE}"
         )
     broken = [name for name, tensor in final.tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise RunError(
-            f"the model is broken: {len(broken)} of its {len(final.tensors)} tensors have numbers that are not finite "
-            f"(the first is {broken[0]}); {REMOVE_CAUSE}"
+            f"the model is broken: there are numbers that are not finite in {len(broken)} of its "
+            f"{count_of(len(final.tensors), 'tensor')} (the first is {broken[0]}); {REMOVE_CAUSE}"
         )
     if rounds and trained and all(torch.equal(initial.tensors[name], final.tensors[name]) for name in trained):
         raise RunError(
-            f"nothing was learned: after {len(rounds)} rounds all {len(trained)} trained tensors are as they were "
-            "before the first; raise federation.learning_rate or head.learning_rate (they may be too small to change a "
-            "float32 number), or in a private run lower privacy.min_contributors"
+            f"nothing was learned: after {count_of(len(rounds), 'round')} each of "
+            f"{count_of(len(trained), 'trained tensor')} is as it was before the first; raise federation.learning_rate "
+            "or head.learning_rate (they may be too small to change a float32 number), or in a private run lower "
+            "privacy.min_contributors"
         )

@@ -16,6 +16,7 @@ from fftmoe.rounds.counted import check_account
 from fftmoe.rounds.example_cost import ExampleCost
 from fftmoe.server.accountant import Adjacency, divided_noise, epsilon_of, next_clip_norm, poisson_cohort
 from fftmoe.server.apply import Diagnostics, aggregate_round, apply_round
+from fftmoe.shown import count_of
 from fftmoe.store.privacy_ledger import PrivacyLedger, Spent
 
 CLIENT_ADJACENCY = Adjacency.CLIENT_ADDED_OR_REMOVED
@@ -58,7 +59,8 @@ class SumsOnly:
 
     def promise(self, rounds_left: int) -> str:
         """Return the guarantee in words, printed when the run starts or goes on."""
-        sums = f"private: the server keeps sums over {self._rule.min_contributors} clients or more, and no update"
+        fewest = count_of(self._rule.min_contributors, "client")
+        sums = f"private: the server keeps sums over {fewest} or more, and no update"
         return sums if self._cost is None else f"{sums}; {self._cost.promise(rounds_left)}"
 
     def record(self) -> None:
@@ -160,8 +162,8 @@ class NoisySums:
         return (
             f"private: epsilon {self._after(rounds_left):.3g} at delta {rule.delta:g} after all rounds "
             f"({CLIENT_ADJACENCY}); noise {self._next.noise_multiplier:.4g} times the clip norm; clients drawn with "
-            f"probability {rule.sampling_rate:.3g}; {frozen} of {len(rows)} experts and tensors never change, because "
-            "too few clients hold them. Noise and cohorts come from the operating system: a second run has other bytes"
+            f"probability {rule.sampling_rate:.3g}; experts and tensors that too few clients hold never change: "
+            f"{frozen} of {len(rows)}. Noise and cohorts come from the operating system: a second run has other bytes"
         )
 
     def record(self) -> None:

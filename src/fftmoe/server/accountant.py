@@ -12,6 +12,7 @@ import numpy as np
 from fftmoe.errors import InputError
 from fftmoe.methods.noise import Uniform, os_uniform
 from fftmoe.records import Release
+from fftmoe.shown import count_of
 
 LEAST_NOISE = 0.3  # z; below it one round costs an epsilon of about ten, and the accountant needs very large grids
 MOST_NOISE = 2.0**20
@@ -124,7 +125,9 @@ def calibrate(sampling_rate: float, epsilon: float, delta: float, releases: int,
     while excess(high) > 0:
         high += step
         if high > math.log(MOST_NOISE):
-            raise InputError(f"no noise gives {releases} rounds an epsilon of {epsilon:g}; raise privacy.epsilon")
+            raise InputError(
+                f"no noise gives {count_of(releases, 'round')} an epsilon of {epsilon:g}; raise privacy.epsilon"
+            )
     while excess(low := max(least, high - step)) <= 0:
         if low == least:
             return math.exp(least)

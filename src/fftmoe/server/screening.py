@@ -20,6 +20,7 @@ from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update, 
 from fftmoe.records.codec import LEVELS
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
 from fftmoe.server.lengths import update_length
+from fftmoe.shown import count_of
 from fftmoe.strict import hash_text
 
 MOST_EXAMPLES = 10**9  # limit for a client whose number of examples the server does not know
@@ -76,7 +77,7 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
 def _open(message: bytes, expected: Expectation) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Read the tensors' declarations by name, the update's header, and the number of bytes of the tensors."""
     if len(message) > expected.most_bytes:
-        raise Rejected(f"its message has {len(message)} bytes; at most {expected.most_bytes} are allowed")
+        raise Rejected(f"its message has {count_of(len(message), 'byte')}; at most {expected.most_bytes:,} are allowed")
     try:
         declared, header, num_bytes = inspect_message(message, expected.most_header)
     except ValueError as error:
@@ -109,12 +110,12 @@ def _check_experts(header: Mapping[str, Any], expected: Expectation) -> None:
             wanted = f"some of {shortened(held)} in ascending order"
             raise Rejected(f"its experts of block {block} are {shortened(ids)}; expected {wanted}")
         if len(own) != len(ids) or any(not share >= 0 for share in own) or not sum(own) <= most * (1 + SHARE_SLACK):
-            wanted = f"{len(ids)} numbers of at least 0 whose sum is at most {most:g}"
+            wanted = f"{count_of(len(ids), 'number')} of at least 0 whose sum is at most {most:g}"
             raise Rejected(f"its shares of block {block} are {shortened(own)}; expected {wanted}")
     for block, ids in _by_block(header, "preferences", expected.pool, int).items():
         held, pool = expected.experts[block], expected.pool[block]
         if len(set(ids)) < len(ids) or not set(held) <= set(ids) <= set(pool):
-            wanted = f"{shortened(held)} and others of the {len(pool)} experts, each once"
+            wanted = f"{shortened(held)} and others of the {count_of(len(pool), 'expert')}, each once"
             raise Rejected(f"its preferences of block {block} are {shortened(ids)}; expected {wanted}")
 
 
@@ -172,7 +173,7 @@ def _check_declared(
             raise Rejected(f"its tensor {name} is {shortened(found)}; expected {wanted}")
     needed = sum(dtype.itemsize * prod(shape) for dtype, shape in wire.values())
     if num_bytes != needed:
-        raise Rejected(f"its message has {num_bytes} bytes of tensors; expected {needed}")
+        raise Rejected(f"its message has {count_of(num_bytes, 'byte')} of tensors; expected {needed:,}")
 
 
 def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int, ...]]:
@@ -209,10 +210,13 @@ def _check_sums(sums: HeadSums, num_examples: int) -> None:
     """Check that these can be feature statistics of `num_examples` examples with one label each."""
     gram, moment, counts = sums.gram, sums.moment, sums.moment[-1]
     if abs(sums.num_examples - num_examples) > ROUNDING * num_examples:
-        raise Rejected(f"its feature statistics are of {sums.num_examples:g} examples; expected {num_examples}")
+        raise Rejected(
+            f"the number of examples in its feature statistics is {sums.num_examples:g}; expected {num_examples}"
+        )
     if (counts != counts.round()).any():
         raise Rejected(
-            f"its feature statistics count {shortened(counts.tolist())} examples of the labels; expected whole numbers"
+            f"its feature statistics count the examples of the labels as {shortened(counts.tolist())}; expected whole "
+            "numbers"
         )
     size = moment.abs().sum(1) + gram[-1].abs()
     if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + SMALLEST_FLOAT).any():
@@ -233,7 +237,10 @@ def _check_validation(found: torch.Tensor, expected: Expectation) -> None:
     assert allowed is not None, "a client validates where rows are set aside"
     *sums, number = found.double().numpy()
     if number != allowed.num_rows:
-        raise Rejected(f"it has validated {number:g} rows; expected {allowed.num_rows}, which it has set aside")
+        raise Rejected(
+            f"the number of rows that it has validated is {number:g}; expected {allowed.num_rows}, which it has set "
+            "aside"
+        )
     rounding = ROUNDING * (np.abs(allowed.least) + np.abs(allowed.most))
     wrong = np.flatnonzero((sums < allowed.least - rounding) | (sums > allowed.most + rounding))
     if len(wrong):

@@ -43,6 +43,7 @@ from fftmoe.setup.target_scales import with_scales
 from fftmoe.setup.text_sizes import check_max_length, counted_tokens
 from fftmoe.setup.tiers import make_tiers, training_of
 from fftmoe.setup.warm_start import WarmStart, load_start, start_notes
+from fftmoe.shown import count_of
 
 
 def compose(
@@ -236,5 +237,6 @@ def _check_cohort(recipe: Recipe, num_clients: int) -> None:
     cohort = recipe.federation.clients_per_round
     if cohort > num_clients:
         raise InputError(
-            f"federation.clients_per_round={cohort} is above the {num_clients} clients of the partition; lower it"
+            f"federation.clients_per_round={cohort} is above the {count_of(num_clients, 'client')} of the partition; "
+            "lower it"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from fftmoe.setup.policy import SitePolicy
 from fftmoe.setup.site_request import ColumnsRead, SiteRequest
+from fftmoe.shown import count_of
 from fftmoe.strict import is_number
 
 OWN_RULE = (
@@ -67,8 +68,8 @@ def label_objection(policy: SitePolicy, request: SiteRequest, sent: Sequence[str
     if tuple(sent) in allowed:
         return None
     return (
-        f"the server lists {len(sent)} labels, which are not in this order the data.labels of an approved recipe, nor "
-        "`labels`; have data.labels added to the recipe, or write `labels`"
+        f"the server lists {count_of(len(sent), 'label')}: this is not, in this order, data.labels of an approved "
+        "recipe, nor `labels`; have data.labels added to the recipe, or write `labels`"
     )
 
 
@@ -123,7 +124,7 @@ def _to_backbone(policy: SitePolicy, request: SiteRequest, own_model: bool) -> I
 
 def _to_numbers(policy: SitePolicy, request: SiteRequest) -> Iterator[str]:
     if request.rounds > policy.most_rounds:
-        yield f"it has {request.rounds} rounds, and `most_rounds` is {policy.most_rounds}"
+        yield f"it has {count_of(request.rounds, 'round')}, and `most_rounds` is {policy.most_rounds}"
     if policy.fewest_rows is None:
         yield "`fewest_rows` is not stated"
     if request.sums_by_label and policy.fewest_rows_of_label is None:

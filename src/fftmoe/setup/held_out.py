@@ -7,6 +7,7 @@ import numpy as np
 from fftmoe.config import Recipe
 from fftmoe.data import FEWEST_DIVIDED, Examples, Partition, Ragged, num_held_out, with_held_out
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def hold_out(
     numbers = np.array([num_held_out(int(size), fraction) for size in sizes], dtype=np.int64)
     if not numbers.any():
         raise InputError(
-            f"data.validation={fraction:g} sets rows of clients aside, and none of the {len(partition)} clients has "
-            f"{FEWEST_DIVIDED} of them or more; set data.validation=off"
+            f"data.validation={fraction:g} sets rows of clients aside, and none of the "
+            f"{count_of(len(partition), 'client')} has {FEWEST_DIVIDED} of them or more; set data.validation=off"
         )
     if remote:
         return partition, HeldOut(none, numbers)

@@ -12,6 +12,7 @@ from fftmoe.data import Examples, ReadAhead, RowsDigest, SplitRequest, owners_di
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.setup.splits import Splits, load_splits
+from fftmoe.shown import count_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _with_validation(loaded: Loaded, num_examples: int) -> Loaded:
     size = len(loaded.train)
     if num_examples >= size:
         raise InputError(
-            f"data.validation_examples={num_examples} leaves nothing of the {size} training rows; lower it"
+            f"data.validation_examples={num_examples} leaves nothing of the {count_of(size, 'training row')}; lower it"
         )
     order = numpy_generator(0, "validation").permutation(size)
     held, kept = np.sort(order[:num_examples]), np.sort(order[num_examples:])

@@ -19,6 +19,7 @@ from fftmoe.methods.merge.server_optimizer import ServerOptimizer
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import Budget
 from fftmoe.setup.plugins import Plugins, is_method_class
+from fftmoe.shown import count_of
 
 
 def method_class(recipe: Recipe, plugins: Plugins | None = None) -> MethodClass:
@@ -112,8 +113,8 @@ def _robust_merge(recipe: Recipe) -> Merge | None:
     f, kind = robustness.num_malicious(cohort), robustness.aggregator
     if cohort < min_contributors(kind, f):
         raise InputError(
-            f"robustness.aggregator={kind} needs {min_contributors(kind, f)} updates to tolerate {f} malicious ones, "
-            f"but federation.clients_per_round={cohort}; raise clients_per_round, or lower "
+            f"robustness.aggregator={kind} needs {count_of(min_contributors(kind, f), 'update')}, of which {f} may be "
+            f"malicious, but federation.clients_per_round={cohort}; raise clients_per_round, or lower "
             f"robustness.malicious_fraction={robustness.malicious_fraction:g}"
         )
     return partial(RobustMean, kind=kind, num_malicious=f, few=robustness.few_contributors)
@@ -167,8 +168,8 @@ def pool_size(recipe: Recipe, model: Any, plugins: Plugins | None = None) -> int
     if len(stated) < len(recipe.budgets):
         raise InputError(
             f"method {recipe.method} gives every client the whole pool, whose size follows from the tiers, but "
-            f"{len(recipe.budgets) - len(stated)} of {len(recipe.budgets)} tiers do not state `experts`; "
-            "state `experts` in every tier of `budgets`"
+            f"`experts` is not stated in {len(recipe.budgets) - len(stated)} of "
+            f"{count_of(len(recipe.budgets), 'tier')}; state `experts` in every tier of `budgets`"
         )
     return pool_of_smallest(stated_shape(recipe, model), stated)
 

@@ -15,6 +15,7 @@ from fftmoe.rounds.example_cost import ExampleCost, ExampleRule
 from fftmoe.rounds.private import CLIENT_ADJACENCY, NoiseRule, NoisySums, PrivateMerging, SumsOnly, SumsRule
 from fftmoe.server.accountant import accounting, calibrate
 from fftmoe.setup.experiment import Experiment
+from fftmoe.shown import count_of
 from fftmoe.store.privacy_ledger import AskedLedger, PrivacyLedger, Spent
 from fftmoe.strict import exact_json
 
@@ -113,8 +114,8 @@ def _delta(experiment: Experiment, settings: PrivacySection) -> float:
     assert settings.delta is not None
     if settings.delta >= 1 / experiment.num_clients:
         raise InputError(
-            f"privacy.delta={settings.delta:g} would allow the run to reveal one of {experiment.num_clients} clients "
-            f"entirely; set it well below {1 / experiment.num_clients:.2g}"
+            f"privacy.delta={settings.delta:g} would allow the run to reveal one of "
+            f"{count_of(experiment.num_clients, 'client')} entirely; set it well below {1 / experiment.num_clients:.2g}"
         )
     return settings.delta
 

@@ -9,6 +9,7 @@ from fftmoe.config import Recipe
 from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.setup.load import longest_example, reads_images
+from fftmoe.shown import count_of
 
 
 def check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -> None:
@@ -26,15 +27,15 @@ def check_max_length(recipe: Recipe, model_max_length: int | None, model: Any) -
     limit = min(model_max_length, positions)
     if recipe.data.max_length > limit:
         raise InputError(
-            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} "
-            f"can read; lower it to {limit}"
+            f"data.max_length={recipe.data.max_length} is above the {count_of(limit, 'token')} that "
+            f"{recipe.backbone.model} can read; lower it to {limit}"
         )
     generate = recipe.evaluation.generate
     if generate is not None and recipe.data.max_length + generate.max_new_tokens > limit:
         raise InputError(
             f"evaluation.generate.max_new_tokens={generate.max_new_tokens} after prompts of up to "
-            f"data.max_length={recipe.data.max_length} is above the {limit} tokens that {recipe.backbone.model} can "
-            "read; lower one of the two"
+            f"data.max_length={recipe.data.max_length} is above the {count_of(limit, 'token')} that "
+            f"{recipe.backbone.model} can read; lower one of the two"
         )
 
 

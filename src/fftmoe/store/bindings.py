@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fftmoe.adapter.bound import BOUND
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 from fftmoe.store.files import sha256, write_atomically
 from fftmoe.strict import exact_json, json_text, read_small, strict_json
 
@@ -172,7 +173,7 @@ def _settings(then: Any, now: Any) -> list[str]:
 def _keys_shown(then: Any, now: Any) -> str:
     keys = list(_unequal_keys(then, now))
     shown = "; ".join(f"{key} was {_text(a)} and is now {_text(b)}" for key, a, b in keys[:MOST_SHOWN])
-    return f"{shown}; and {len(keys) - MOST_SHOWN} more keys" if len(keys) > MOST_SHOWN else shown
+    return f"{shown}; and {count_of(len(keys) - MOST_SHOWN, 'more key')}" if len(keys) > MOST_SHOWN else shown
 
 
 def _unequal_keys(then: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -211,7 +212,7 @@ def _population(then: Any, now: Any) -> list[str]:
         for place, name in enumerate(before)
         if name in places and places[name] != place
     ]
-    more = f", and {len(changes) - MOST_SHOWN} more changes" if len(changes) > MOST_SHOWN else ""
+    more = f", and {count_of(len(changes) - MOST_SHOWN, 'more change')}" if len(changes) > MOST_SHOWN else ""
     return [f"the clients are others ({', '.join(changes[:MOST_SHOWN])}{more})"]
 
 
@@ -225,7 +226,7 @@ def _keys(then: Any, now: Any) -> list[str]:
 
 def _row_changes(split: str, then: Any, now: Any) -> list[str]:
     if then["rows"] != now["rows"]:
-        return [f"the {split} rows have changed ({then['rows']} rows then, {now['rows']} now)"]
+        return [f"the {split} rows have changed ({count_of(then['rows'], 'row')} then, {now['rows']:,} now)"]
     return [f"the {split} rows have changed (as many as then, {now['rows']}, but others, or in another order)"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 from fftmoe.store.files import disk_errors, rewrite, sha256, sync
 from fftmoe.strict import exact_json, open_file, strict_json
 
@@ -181,7 +182,9 @@ class ChainedLog:
             end = _Head(end.lines + 1, end.size + len(line), sha256(line))
             is_met = is_met or head == end
         if not is_met:
-            raise self._damaged(f"{self.path} has {end.lines} whole lines, and not all {head.lines} that were written")
+            raise self._damaged(
+                f"{self.path} has {count_of(end.lines, 'whole line')}, and not all {head.lines:,} that were written"
+            )
         return entries, end
 
     def _damaged(self, why: str) -> InputError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fftmoe.errors import OutputError, RunError
+from fftmoe.shown import count_of
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # only their owner can read them
 THREADS = 8  # files that are forced to the disk together, which takes hardly longer than one
@@ -127,7 +128,7 @@ def read_whole(path: Path, digest: str, size: int | None = None) -> bytes:
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
     if size is not None and len(data) < size:
-        raise DamagedFileError(f"{path} has {len(data)} bytes, but {size} were written")
+        raise DamagedFileError(f"{path} has {count_of(len(data), 'byte')}, but {size:,} were written")
     if sha256(data[:size]) != digest:
         raise DamagedFileError(f"{path} has changed since it was written: its SHA-256 is another")
     return data[:size]

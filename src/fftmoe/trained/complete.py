@@ -22,6 +22,7 @@ from fftmoe.backbones import (
 )
 from fftmoe.data import pad_id_of, tokenize_prompts
 from fftmoe.errors import InputError
+from fftmoe.shown import count_of
 from fftmoe.trained.run import TrainedModel
 
 MAX_NEW_TOKENS = 64
@@ -67,7 +68,8 @@ def completions(trained: TrainedModel, prompts: Sequence[str], writing: Writing)
         for start in range(0, len(ids), writing.batch_size)
     ]
     found = _texts(trained, ids, [rows for rows in batches if rows], tokenizer, writing)
-    too_long = f"the prompt and {most} new tokens go beyond the {positions} tokens that the model can read"
+    readable = "what" if positions is None else f"the {count_of(positions, 'token')} that"
+    too_long = f"the prompt and {count_of(most, 'new token')} go beyond {readable} the model can read"
     return _with_reasons(prompts, fits, found, too_long)
 
 
@@ -94,9 +96,8 @@ def _tokens_of(trained: TrainedModel, prompts: Sequence[str], tokenizer: Any) ->
     )
     if num_cut:
         logging.getLogger(__name__).warning(
-            "%d of %d prompts have %d tokens or more, beyond which the run cuts them (data.max_length); their beginning"
-            " is not read",
-            *(num_cut, len(prompts), form.max_length),
+            "the run cuts %d of %s, at %s (data.max_length): their beginning is not read",
+            *(num_cut, count_of(len(prompts), "prompt"), count_of(form.max_length, "token")),
         )
     return ids
 
@@ -128,10 +129,12 @@ def _which_fit(lengths: Sequence[int], max_new_tokens: int, positions: int | Non
     Raises:
         InputError: there are prompts, and it can read none of them.
     """
-    fits = [positions is None or length + max_new_tokens <= positions for length in lengths]
+    if positions is None:
+        return [True] * len(lengths)
+    fits = [length + max_new_tokens <= positions for length in lengths]
     if lengths and not any(fits):
         raise InputError(
-            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new tokens go beyond the {positions} tokens that "
-            "this model can read; lower --max-new-tokens, or shorten the prompt"
+            f"a prompt of {count_of(max(lengths), 'token')} and {count_of(max_new_tokens, 'new token')} go beyond the "
+            f"{count_of(positions, 'token')} that this model can read; lower --max-new-tokens, or shorten the prompt"
         )
     return fits

@@ -15,6 +15,7 @@ from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 from flwr.superlink.federation import FederationManager
 
 from fftmoe.deploy.link.objects import MOST_MESSAGE_BYTES, MOST_OBJECTS
+from fftmoe.shown import count_of
 
 MOST_OBJECT_BYTES = 6 * 2**20
 MOST_STORED_BYTES = MOST_MESSAGE_BYTES  # of all answers of a node that are not fetched yet
@@ -108,7 +109,7 @@ class LeanLinkState(InMemoryLinkState):
         """Refuse an object that is larger than any part of a message, or that is one too many of its node."""
         size, caller = len(object_content), CALLER.get()
         if size > MOST_OBJECT_BYTES:
-            raise Refused(f"an object of {size} bytes")
+            raise Refused(f"an object of {count_of(size, 'byte')}")
         if caller is None:
             return super().store_object(run_id, session_id, object_id, object_content)
         with self.lock:

@@ -12,6 +12,8 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_object_body, get_object_head_values_from_object_content
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
 
+from fftmoe.shown import count_of
+
 MOST_MESSAGE_BYTES = 2**30  # of a message
 MOST_OBJECTS = 256  # of a message; each chunk of an array holds 5 MiB, except the last one
 MOST_BODY = 64 * 2**20  # bytes of the server's response to a node
@@ -25,10 +27,10 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
         Exception: of any kind, if the objects are invalid.
     """
     if len(contents) > MOST_OBJECTS:
-        raise ValueError(f"a message of {len(contents)} objects; at most {MOST_OBJECTS} are allowed")
+        raise ValueError(f"a message of {count_of(len(contents), 'object')}; at most {MOST_OBJECTS:,} are allowed")
     unfolded = sum(_unfolded(content, contents) for content in contents.values())
     if unfolded > MOST_MESSAGE_BYTES:
-        raise ValueError(f"a message of {unfolded} bytes; at most {MOST_MESSAGE_BYTES} are allowed")
+        raise ValueError(f"a message of {count_of(unfolded, 'byte')}; at most {MOST_MESSAGE_BYTES:,} are allowed")
     message = inflate_object_from_contents(message_id, contents)
     if not isinstance(message, Message):
         raise TypeError(f"{type(message).__name__} instead of a message")
