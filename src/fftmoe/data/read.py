@@ -86,11 +86,11 @@ def _split_in(folder: Path) -> Table | None:
 
 def _splits_of_clients(folder: Path) -> dict[str, Table]:
     """Return the splits of all folders of clients; none where fewer than two folders have training rows."""
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    owners = [path for path in inside if path.is_dir() and any((path / f"train.{end}").is_file() for end in SUFFIXES)]
+    inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
+    owners = [path for path in inside if any((path / f"train.{end}").is_file() for end in SUFFIXES)]
     if len(owners) < 2:
         return {}
-    clients = {path.name: read_folder(path, ()) for path in owners if not path.name.startswith(".")}
+    clients = {path.name: read_folder(path, ()) for path in owners}
     own = {split: [(name, tables[split]) for name, tables in clients.items() if split in tables] for split in SPLITS}
     return {split: table_of_clients(folder, tables) for split, tables in own.items() if tables}
 
@@ -113,7 +113,7 @@ def _joined_parts(folder: Path, parts: Sequence[Path]) -> Table:
 
 def not_read(folder: Path, missing: Collection[str]) -> str:
     """Name a file that was meant to be one of these splits and has an ending that is not read, for a message."""
-    for path in sorted(folder.iterdir()) if missing and folder.is_dir() else ():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_file() and path.name.partition(".")[0].lower() in missing:
             return f", whose {path.name} is not read (unpack it, or save it as .{', .'.join(SUFFIXES)}),"
     return ""
