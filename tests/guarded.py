@@ -59,7 +59,9 @@ CHANGED = {
         "fftmoe.setup.bindings": "setup/test_binding_rules.py setup/test_binding_values.py setup/test_bound_runs.py",
         "fftmoe.store.owner": "store/test_owner_notes.py",
         "fftmoe.store.rows": "store/test_rows.py",
-        "fftmoe.data.read": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
+        "fftmoe.data.read": (
+            "data/test_split_folders.py data/test_reader.py data/test_data_sources.py data/test_columns.py"
+        ),
         "fftmoe.data.columns": "data/test_columns.py data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.csv_files": "data/test_reader.py data/test_data_sources.py",
         "fftmoe.data.json_lines": "data/test_json_columns.py data/test_reader.py data/test_data_sources.py",
