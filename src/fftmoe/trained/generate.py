@@ -63,15 +63,19 @@ def generation_metrics(
     for name, members in (groups or {}).items():
         found[f"generated_by_{name}"] = _by_group(scores, [members[row] for row in rows])
     if settings.num_shown:
-        found["samples"] = [
-            {
-                "prompt": prompt_text_of(tokenizer, plain.text(rows[place])[0]),
-                "completion": completions[rows[place]],
-                "written": written[place],
-            }
-            for place in _shown(plain.labels[rows].tolist(), settings.num_shown)
-        ]
+        places = _shown(plain.labels[rows].tolist(), settings.num_shown)
+        prompts = [prompt_text_of(tokenizer, plain.text(rows[place])[0]) for place in places]
+        true = [completions[rows[place]] for place in places]
+        found["samples"] = _samples(prompts, true, [written[place] for place in places])
     return found
+
+
+def _samples(prompts: Sequence[str], true: Sequence[str], written: Sequence[str]) -> list[dict[str, str]]:
+    """Return what a page shows of each prompt: its text, its completion, and what was written instead."""
+    return [
+        {"prompt": prompt, "completion": completion, "written": own}
+        for prompt, completion, own in zip(prompts, true, written, strict=True)
+    ]
 
 
 def _compared(written: Sequence[str], true: Sequence[str]) -> dict[str, np.ndarray]:
