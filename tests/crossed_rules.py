@@ -185,7 +185,7 @@ RULES: tuple[Rule, ...] = (
         lambda robustness, federation__activation_power: robustness != "off" and federation__activation_power != ABSENT,
     ),
     Rule(
-        "needs .* updates to tolerate",
+        "needs .* updates, of which",
         lambda robustness: robustness != "off" and min_contributors(robustness, 0) > COHORT,
     ),
     Rule(
