@@ -85,13 +85,13 @@ CHANGED = {
         "fftmoe.engines.main_module": "engines/test_main_module.py",
         "fftmoe.records.release": "records/test_release.py",
         "fftmoe.server.accountant": "server/test_calibration.py server/test_accountant.py",
-        "fftmoe.store.privacy_ledger": "store/test_privacy_ledger.py rounds/test_example_privacy.py",
+        "fftmoe.store.privacy_ledger": "store/test_privacy_ledger.py",
         "fftmoe.rounds.counted": "rounds/test_replaced_accounts.py",
         "fftmoe.rounds.private": "rounds/test_round_sums.py",
         "fftmoe.rounds.policy": "rounds/test_round_policy.py",
         "fftmoe.rounds.example_cost": "rounds/test_example_budget.py",
         "fftmoe.client.example_privacy": "client/test_example_steps.py",
         "fftmoe.setup.privacy": "rounds/test_private_recipes.py rounds/test_replaced_accounts.py",
-        "fftmoe.config.declared": "rounds/test_private_recipes.py tasks/test_target_scales.py",
+        "fftmoe.config.declared": "config/test_declared_recipes.py",
     }.items()
 }
