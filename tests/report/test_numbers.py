@@ -16,7 +16,7 @@ from fftmoe.report import page as run_page
 from fftmoe.report.draw import Line, line_figure
 from fftmoe.report.marks import Text, ticks
 from fftmoe.report.numbers import HEADER, Numbers, PlottedNumber, csv_of
-from fftmoe.report.record import RunRecord, counted
+from fftmoe.report.record import RunRecord, with_noun
 from fftmoe.report.render import Page
 from reports import config, rows, summary
 
@@ -134,4 +134,4 @@ def test_the_axis_of_a_curve_names_whole_rounds(last: int):
 
 
 def test_a_value_of_a_file_agrees_with_its_noun_and_need_be_no_number():
-    assert [counted(value, "round") for value in (1, 1200, "?")] == ["1 round", "1,200 rounds", "? rounds"]
+    assert [with_noun(value, "round") for value in (1, 1200, "?")] == ["1 round", "1,200 rounds", "? rounds"]

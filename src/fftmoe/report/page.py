@@ -14,7 +14,7 @@ from fftmoe.report.marks import Figure
 from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
 from fftmoe.report.next_step import next_step
 from fftmoe.report.progress import duration, size
-from fftmoe.report.record import RunRecord, counted
+from fftmoe.report.record import RunRecord, with_noun
 from fftmoe.report.render import Page, render_page
 from fftmoe.report.verdict import ended_badly, sentence
 from fftmoe.shown import count_of
@@ -77,10 +77,10 @@ def _what_was_run(run: RunRecord) -> str:
     skew = [f"{k.replace('_', ' ')} {v}" for k, v in partition.items() if k not in not_shown and v is not None]
     split = ", ".join([str(partition.get("kind", "?")), *skew])
     clients = run.summary.get("num_clients") or partition.get("num_clients")
-    among = counted(clients, "client") if clients else "its natural clients"
+    among = with_noun(clients, "client") if clients else "its natural clients"
     names = ("method", "backbone.model", "data.source", "federation.rounds", "federation.clients_per_round", "seed")
     method, backbone, source, rounds, cohort, seed = (run.setting(name, "?") for name in names)
-    rounds = counted(rounds, "round")
+    rounds = with_noun(rounds, "round")
     what = f"{method} adapts {backbone} to {source}"
     if run.capabilities is not None and run.capabilities.pools_data:
         return f"{what}: all training data in one place, {rounds}, seed {seed}."
@@ -104,7 +104,7 @@ def _warnings(run: RunRecord) -> list[str]:
     if ended_badly(run.summary):
         lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
-        lines.append(f"{counted(void, 'round')} changed nothing: too few valid updates{_kinds(run)}.")
+        lines.append(f"{with_noun(void, 'round')} changed nothing: too few valid updates{_kinds(run)}.")
     lines += [f"{note}." for note in run.summary.get("notes", ())]
     alarms = LoadWatch(run.rows).lasting(run.summary.get(run.metric.name), run.metric)
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]
@@ -150,6 +150,6 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
             shown.append((size(last["bytes_up"]), f"sent by clients; {size(last['bytes_down'])} sent to them"))
         seconds = summary.get("seconds", last.get("seconds"))
         spent = str(last["round"]) if seconds is None else duration(seconds)
-        rounds = counted(last["round"], "round")
+        rounds = with_noun(last["round"], "round")
         shown.append((spent, rounds.split()[1] if seconds is None else f"for {rounds}"))
     return shown

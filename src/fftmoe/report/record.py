@@ -72,6 +72,6 @@ class RunRecord:
         return default if value is None else value
 
 
-def counted(value: Any, noun: str) -> str:
+def with_noun(value: Any, noun: str) -> str:
     """Return a value of a file with its noun, as `count_of` does; what is no whole number stands before the plural."""
     return count_of(value, noun) if isinstance(value, int) else f"{value} {noun}s"

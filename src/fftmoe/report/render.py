@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fftmoe.report.numbers import csv_of, numbers_in
-from fftmoe.report.record import counted
+from fftmoe.report.record import with_noun
 from fftmoe.shown import shown
 
 
@@ -60,5 +60,5 @@ def page_templates() -> Environment:
         keep_trailing_newline=True,
     )
     loaded.filters["short"] = "{:.4g}".format
-    loaded.filters["counted"] = counted
+    loaded.filters["with_noun"] = with_noun
     return loaded

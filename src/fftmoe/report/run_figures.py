@@ -11,7 +11,7 @@ from fftmoe.report.load import EFFECTIVE, effective_experts
 from fftmoe.report.marks import COLOURS, DASHES, INK, Figure
 from fftmoe.report.metric import are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.report.progress import size
-from fftmoe.report.record import RunRecord, counted
+from fftmoe.report.record import RunRecord, with_noun
 from fftmoe.report.usage import RECORDED_CLIENTS, Counts, count
 from fftmoe.shown import count_of
 
@@ -37,7 +37,9 @@ def learning(run: RunRecord) -> Figure | None:
     points = metric.curve(run.rows)
     sample = run.setting("evaluation.max_examples")
     notes = (
-        [f"During the run on a sample of {counted(sample, 'test row')}, after the last round on all."] if sample else []
+        [f"During the run on a sample of {with_noun(sample, 'test row')}, after the last round on all."]
+        if sample
+        else []
     )
     if (best := run.summary.get("best_round")) is not None:
         notes.append(f"The model of round {best} is kept, by the validation rows.")
