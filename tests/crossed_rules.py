@@ -303,6 +303,8 @@ RULES: tuple[Rule, ...] = (
         lambda privacy, engine__clients_per_batch: by_examples(privacy) and engine__clients_per_batch != "auto",
     ),
 )
+OWN_PARTS = "no global model|clients keep their own part of the model only for the last one"
+"""Why no personal model is exported; with a global model only if an earlier round is kept."""
 WHOLE = ("export merged", "export gguf")  # the backbone with a LoRA in its weights
 # What is refused after training, when a finished run is used.
 LATER: tuple[Rule, ...] = (
@@ -315,7 +317,7 @@ LATER: tuple[Rule, ...] = (
     ),
     Rule("exported as it is", lambda method, use: use == "export lora" and can(method).trains == "low-rank"),
     Rule(
-        "no global model|clients keep their own part of the model only for the last one",
+        OWN_PARTS,
         lambda method, use, evaluation__keep: (
             use == "export personal" and evaluation__keep == "best" and can(method).trains == "experts"
         ),
@@ -327,6 +329,10 @@ LATER: tuple[Rule, ...] = (
     Rule(
         "head on pooled features",
         lambda task, use, backbone__pooling: use in WHOLE and task in POOLED and backbone__pooling == "mean",
+    ),
+    Rule(
+        "head of this run reads random features",
+        lambda use, head, head__features: use in WHOLE and head == "closed-form" and head__features == "fourier",
     ),
     Rule("writes language models", lambda task, use: use == "export gguf" and not language(task)),
     Rule("no byte-level BPE", lambda task, use: use == "export gguf" and language(task)),

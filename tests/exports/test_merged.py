@@ -1,5 +1,6 @@
 """Merged weights and GGUF files: plain transformers opens them, and they answer as the exported LoRA."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.exports.gguf_file import interleaved, pre_tokenizer
+from fftmoe.exports.merged import check_mergeable
 from fftmoe.setup.export import export_run
 from fftmoe.setup.finished import load_run
 from fftmoe.setup.run import run
@@ -92,6 +94,15 @@ def test_what_has_no_weights_to_merge_into_is_refused(tiny_run: Finished, tmp_pa
     with pytest.raises(InputError, match="writes language models"):
         export_run(tiny_run.folder, "gguf", tmp_path / "gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_on_random_features_is_refused_before_anything_is_computed(tiny_run: Finished):
+    """That of an image model by default, which is not pooled here."""
+    run = load_run(tiny_run.folder, exact=True).run
+    images = replace(run, task="image-classification", backbone=replace(run.backbone, fourier_features=0))
+    check_mergeable(images)
+    with pytest.raises(InputError, match=r"reads random features.*head\.features=linear"):
+        check_mergeable(replace(images, backbone=replace(run.backbone, fourier_features=7)))
 
 
 def test_a_gguf_file_is_read_back_with_the_same_logits_and_tokens(tuned: Finished, tmp_path: Path):

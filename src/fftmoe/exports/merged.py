@@ -37,7 +37,13 @@ def check_mergeable(run: FinishedRun) -> None:
         raise InputError(
             "the model of this run has a head on pooled features, which no model of transformers has, so merged "
             "weights would be only a part of it; export --to lora, onnx or torch-export, or train with "
-            "backbone.pooling=native"
+            "backbone.pooling=native and head.features=linear"
+        )
+    if run.backbone.fourier_features:
+        raise InputError(
+            "the head of this run reads random features, which no model of transformers computes, so merged weights "
+            "would be only a part of the model; export --to lora, onnx or torch-export, or train with "
+            "head.features=linear"
         )
 
 
