@@ -178,7 +178,7 @@ def test_what_cannot_be_cached_is_left_as_it_is_with_a_reason(
     model, examples = adapted(FAMILIES["bert"].make()), token_examples(101, 3)
     num_bytes = len(examples.input_ids) * HIDDEN * 4
     assert with_prefix(model, BLOCK, examples, tmp_path, num_bytes - 1) is examples
-    assert f"they take {num_bytes} bytes, more than the limit of {num_bytes - 1} bytes" in caplog.text
+    assert f"they take {num_bytes:,} bytes, more than the limit of {num_bytes - 1:,} bytes" in caplog.text
     assert with_prefix(model, 0, examples, tmp_path, PLENTY) is examples
     assert "the adapter begins in the model's first block" in caplog.text
     with full_disk(num_bytes // 2):

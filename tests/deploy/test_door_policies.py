@@ -41,7 +41,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "is a list": (lambda path: path.write_text("[recipes]"), "must be a mapping"),
     "is not YAML": (lambda path: path.write_text("recipes: ["), "cannot be read"),
     "is no text": (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
-    "is too long": (lambda path: path.write_text("# " + "x" * 2**21), "more than"),
+    "is too long": (lambda path: path.write_text("# " + "x" * 2**21), "it has more bytes than the 1,048,576"),
     "is cut": (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read"),
     "has an unknown key": (lambda path: path.write_text(path.read_text() + "epsilon: 8\n"), "unknown key 'epsilon'"),
     "has a wrong type": (lambda path: path.write_text("most_rounds: many\n"), "most_rounds"),

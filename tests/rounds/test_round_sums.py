@@ -172,5 +172,5 @@ def test_a_promise_counts_what_never_changes(ledger: PrivacyLedger):
     """Of four experts and one tensor, two have too few holders; exactly enough are enough."""
     counts = {"blocks.1.up": torch.tensor([1.0, 2.0, 1.5, 4.0]).double(), "head.bias": torch.tensor([3.0]).double()}
     promise = noisy(ledger, least=2, expected=counts).promise(2)
-    assert "2 of 5 experts and tensors never change" in promise
+    assert "experts and tensors that too few clients hold never change: 2 of 5" in promise
     assert "epsilon 6 at delta 0.001 after all rounds" in promise
