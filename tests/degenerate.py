@@ -148,18 +148,19 @@ def _empty_texts(train: Rows, test: Rows) -> None:
 
 def _blank_texts(train: Rows, test: Rows) -> None:
     for row in test[:2]:
-        row |= {"text": BLANK, "tokens": [BLANK], "tags": ["O"], "prompt": "#", "completion": "#", "picture": 0}
+        row |= {"text": BLANK, "tokens": [BLANK], "tags": ["O"], "picture": 0}
+        row |= dict.fromkeys(("prompt", "completion", "chosen", "rejected"), "#")
 
 
 def _missing_texts(train: Rows, test: Rows) -> None:
     for row in train[:2]:
-        row |= dict.fromkeys(("text", "tokens", "prompt", "completion", "picture"))
+        row |= dict.fromkeys(("text", "tokens", "prompt", "completion", "chosen", "rejected", "picture"))
 
 
 def _unknown_words(train: Rows, test: Rows) -> None:
     for row in (*train, *test):
         row |= {"text": "zzz zzz", "tokens": ["zzz", "zzz"], "tags": [row["label"], "O"], "picture": 0}
-        row |= {"prompt": "zzz", "completion": "zzz"}
+        row |= {"prompt": "zzz", "completion": "zzz", "chosen": "zzz zzz", "rejected": "zzz"}
 
 
 def _client_without_labels(train: Rows, test: Rows) -> None:
