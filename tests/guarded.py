@@ -39,14 +39,15 @@ CHANGED = {
     module: files.split()
     for module, files in {
         "fftmoe.deploy.door": (
-            "deploy/test_door_budget.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_ledger.py"
+            "deploy/test_door_rows.py deploy/test_door_budget.py deploy/test_door.py deploy/test_door_policies.py "
+            "deploy/test_site_ledger.py"
         ),
         "fftmoe.setup.policy": (
             "setup/test_policy_limits.py deploy/test_door.py deploy/test_door_policies.py deploy/test_site_review.py"
         ),
         "fftmoe.setup.consent": "setup/test_policy_limits.py deploy/test_door.py deploy/test_site_review.py",
         "fftmoe.setup.site_request": "setup/test_site_request.py deploy/test_door.py deploy/test_site_review.py",
-        "fftmoe.deploy.review": "deploy/test_site_review.py",
+        "fftmoe.deploy.review": "deploy/test_review_words.py deploy/test_site_review.py",
         "fftmoe.store.chained_log": "store/test_chained_log.py",
         "fftmoe.deploy.ledger": (
             "deploy/test_ledger_entries.py deploy/test_site_ledger.py deploy/test_outside_mark.py"
@@ -91,7 +92,7 @@ CHANGED = {
         "fftmoe.rounds.policy": "rounds/test_round_policy.py",
         "fftmoe.rounds.example_cost": "rounds/test_example_budget.py",
         "fftmoe.client.example_privacy": "client/test_example_steps.py",
-        "fftmoe.setup.privacy": "rounds/test_private_recipes.py rounds/test_replaced_accounts.py",
+        "fftmoe.setup.privacy": "setup/test_private_merging.py rounds/test_private_recipes.py",
         "fftmoe.config.declared": "config/test_declared_recipes.py",
     }.items()
 }

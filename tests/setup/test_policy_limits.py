@@ -118,3 +118,12 @@ def test_names_of_columns_are_labels_that_need_no_approval():
 def test_an_objection_says_what_is_allowed():
     assert "`tasks` has profile, feature-sums" in reasons(policy(tasks=["profile", "feature-sums"]), request())
     assert "`tasks` has nothing" in reasons(policy(tasks=[]), request())
+
+
+def test_what_a_policy_leaves_out_is_asked_for_where_it_matters():
+    silent = policy(fewest_rows=None, fewest_rows_of_label=None)
+    by_label = request(sums_by_label=("feature-sums",))
+    assert reasons(silent, by_label).count("is not stated") == 2
+    assert "`fewest_rows_of_label` is not stated" in reasons(silent, by_label)
+    assert reasons(silent, request(sums_by_label=())) == "`fewest_rows` is not stated"
+    assert reasons(policy(), by_label) == ""

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from fftmoe.config import parse_recipe
 from fftmoe.setup import splits
 from fftmoe.setup.site_request import (
+    EVALUATION,
+    PROFILE,
     SERVER_ONLY,
+    SUMS,
+    TRAINING,
+    SiteRows,
     canonical_values,
     columns_read,
     is_folder,
@@ -185,3 +190,26 @@ def test_the_privacy_that_a_recipe_promises():
     assert request_in(recipe(MODES["clients"])).privacy.epsilon == 3.0
     found = request_in(recipe(MODES["examples"])).privacy
     assert (found.epsilon, found.delta, found.noise_multiplier, found.batch_size, found.steps) == (7.0, 1e-3, 2.0, 8, 4)
+
+
+def test_the_rows_behind_an_answer_are_those_that_it_sums_over():
+    rows = SiteRows(trained=11, aside=3, by_label=(5, 2, 4))
+    assert rows.total == 14
+    assert [rows.behind(task, 4) for task in (TRAINING, EVALUATION, PROFILE)] == [11, 3, 11]
+    assert [rows.behind(SUMS, fewest) for fewest in (1, 4, 5, 6)] == [11, 9, 5, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "in_rows"),
+    [
+        ("sequence-classification", {}, True),
+        ("regression", {"targets": ["age"], "label": None, "labels": None}, False),
+        ("causal-lm", {"label": None, "labels": None}, False),
+    ],
+)
+def test_labels_are_values_of_rows_only_where_classes_are_learned(task: str, data: dict[str, Any], in_rows: bool):
+    values = changed(BASE, {"data": data, "backbone": {"task": task}})
+    if task == "causal-lm":
+        values.pop("head")
+    values["data"] = {name: value for name, value in values["data"].items() if value is not None}
+    assert request_in(parse_recipe(values, "test")).labels_in_rows == in_rows
