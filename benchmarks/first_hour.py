@@ -3,7 +3,8 @@
 Each user has data of another kind: a CSV file for each site, one parquet file, images, and instructions. The texts are
 docstrings of the standard library. Images and instructions need data and models that are not part of this project:
 `--data ../shared/data --models ../shared/models`. The installed command trains an adapter on the data and uses it. Each
-step is written, with its seconds and its output, into docs/first-hour.md.
+step is written, with its seconds and its output, into docs/first-hour.md. `--only images` runs the user whose title
+begins so, and leaves the other parts of the page as they are.
 """
 
 import argparse
@@ -174,14 +175,27 @@ def play(user: User, parsed: argparse.Namespace) -> str:
     return f"### {user.title}: {total:.0f} s\n\n" + "\n".join(parts)
 
 
+def part_of(page: str, heading: str) -> str:
+    """Return the part of the page that begins with this heading, up to the next user or the end of what is measured."""
+    begin = page.index(heading)
+    ends = (page.find(end, begin + 1) for end in ("\n### ", END))
+    return page[begin : min(end for end in ends if end > 0)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with pacs32 and flan8")
     parser.add_argument("--models", type=Path, help="folder with vit-cifar10 and stories260k")
+    parser.add_argument("--only", metavar="TITLE", help="the beginning of the title of one user")
     parsed = parser.parse_args(arguments)
     for name in ("data", "models"):
         place = getattr(parsed, name)
         setattr(parsed, name, place and place.resolve())
+    if parsed.only:
+        [user] = [one for one in users(parsed) if one.title.lower().startswith(parsed.only.lower())]
+        page, heading = PAGE.read_text(), f"### {user.title}: "
+        PAGE.write_text(page.replace(part_of(page, heading), play(user, parsed)))
+        return
     load = os.getloadavg()[0]
     parts = "\n".join(play(user, parsed) for user in users(parsed))
     where = machine()
