@@ -63,6 +63,7 @@ STATED = frozenset(
 FURTHER: dict[str, tuple[Any, ...]] = {
     "data.validation_examples": (5,),
     "data.labels": ("declared",),
+    "data.encoding": ("windows-1252",),
     "data.target_scales": ("stated",),
     "adapter.shared_dim": (2,),
     "adapter.shared_rank": (2,),

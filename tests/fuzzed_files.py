@@ -16,6 +16,7 @@ from fftmoe.config import parse_recipe
 from fftmoe.config.facts import read_facts
 from fftmoe.data import lists_of, names_of, numbers_of, texts_of
 from fftmoe.data.read import read_lines, read_table
+from fftmoe.data.text_encodings import LIKELY_ENCODINGS
 from fftmoe.deploy.ledger_account import Account
 from fftmoe.deploy.running import FACTS, holder
 from fftmoe.errors import InputError
@@ -33,7 +34,7 @@ from reports import config, rows, summary
 from tables import MARKS, write_csv, write_jsonl
 
 Make = Callable[[Things], Reader]
-for encoding in MARKS:
+for encoding in (*MARKS, *LIKELY_ENCODINGS.values()):
     codecs.lookup(encoding)  # imports it, which no reader should
 RELEASE = Release(0.25, 1.5, 3)
 TEXTS = {"text": ['a "b"', "c\nd", "é"], "label": ["x", "y", "x"], "client": ["1", "01", "NA"]}

@@ -61,6 +61,7 @@ def site_settings(context: Context) -> SiteSettings:
         folder=Path(str(config.get("folder", "."))),
         model=str(config["model"]) if "model" in config else None,
         server="Flower",
+        encoding=str(config["encoding"]) if "encoding" in config else None,
     )
 
 

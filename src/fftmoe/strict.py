@@ -6,6 +6,7 @@ No other module writes JSON (`tests/project/test_bans.py`). `json_text` is for r
 The message of a ValueError from here is the end of a sentence: the caller's message first names the text's origin.
 """
 
+import codecs
 import errno
 import json
 import math
@@ -26,6 +27,8 @@ MOST_RESULTS = 2**28  # limit of a file that the program writes and nobody edits
 MOST_YAML = 2**17  # characters; parsing that many takes a second
 DEEPEST = 20  # levels of nested brackets
 MOST_BITS = 256  # of an integer in YAML
+NO_FILES = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "mbcs", "oem")
+"""Codecs of Python that no text file is written in, or that mean another encoding on another machine."""
 _STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)  # a JSON string; matches any text in linear time
 
 
@@ -65,6 +68,28 @@ def at_most(file: IO[bytes], most: int = MOST_BYTES) -> bytes:
     if len(data) > most:
         raise ValueError(f"it has more bytes than the {most:,} that are read")
     return data
+
+
+def text_encoding(name: str) -> str:
+    """Return the name of an encoding, which Python knows and in which text files are written.
+
+    Raises:
+        ValueError: it is none. The message is the end of a sentence that says who names it.
+    """
+    known = False
+    try:
+        known = codecs.lookup(name).name.replace("-", "_") not in NO_FILES
+        b"a".decode(name)  # a LookupError for codecs of bytes, such as zlib, and of texts, such as rot13
+    except UnicodeError:
+        pass  # one byte is not a whole character of every encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"{name!r:.60} is no encoding of text files; write a name such as utf-8, windows-1252, windows-1250, "
+            "shift_jis or gb18030"
+        )
+    return name
 
 
 def strict_json(text: str | bytes, deepest: int = DEEPEST) -> dict[str, Any]:

@@ -236,3 +236,26 @@ def test_init_refuses_what_it_cannot_use_and_writes_nothing(
     outcome = cli("init", "care.csv", "--output", "own.yaml", *arguments, *model)
     assert_refused(outcome, *words)
     assert files(desk) == before
+
+
+def test_init_guesses_the_encoding_shows_it_and_writes_it(cli: Cli, desk: Path, model: tuple[str, ...]):
+    for name, text in (("train", TRAIN), ("test", TEST)):
+        (desk / "data" / f"{name}.csv").write_bytes(text.replace("ash", "Übung für").encode("windows-1252"))
+    assert_refused(
+        cli("init", "data", "--encoding", "cp932", *model),
+        "--encoding cp932 does not fit",
+        "train.csv",
+        "try --encoding windows-1252",
+    )
+    outcome = cli("init", "data", *model)
+    assert outcome.status == 0, outcome.err
+    assert "guessed: encoding windows-1252, because 1 file is not UTF-8" in outcome.out
+    assert "  train.csv: Übung für bay red,red\n" in outcome.out
+    assert yaml.safe_load(Path("mine.yaml").read_text())["data"]["encoding"] == "windows-1252"
+    plan = cli("plan", "mine.yaml", "--set", "data.encoding=utf-8")
+    assert_refused(plan, "train.csv", "line 2 is not UTF-8", "--set data.encoding=windows-1252")
+    assert cli("plan", "mine.yaml").status == 0
+    assert (
+        "guessed: encoding" not in cli("init", "data", "--encoding", "windows-1252", "--output", "b.yaml", *model).out
+    )
+    assert yaml.safe_load(Path("b.yaml").read_text())["data"] == yaml.safe_load(Path("mine.yaml").read_text())["data"]

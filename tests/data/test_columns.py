@@ -12,6 +12,7 @@ from fftmoe.data import read as reader
 from fftmoe.data.columns import check_column, lists_of, names_of, numbers_of, owners_of, plain_columns, spelled
 from fftmoe.data.read import read_folder, read_lines, read_table
 from fftmoe.data.table import Table
+from fftmoe.data.text_encodings import TextEncoding
 from fftmoe.errors import InputError
 
 CLASSES = {"label": ("no", "yes")}
@@ -171,7 +172,7 @@ def test_notes_of_any_form_name_classes_or_none(tmp_path: Path, feature: str, fo
     ids=str,
 )
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, words: str):
-    def fail(path: Path) -> Any:
+    def fail(path: Path, encoding: TextEncoding) -> Any:
         raise error
 
     monkeypatch.setattr(reader, "TABLE_READERS", {"csv": fail})
@@ -185,10 +186,10 @@ def test_what_is_no_file_is_no_table_and_no_lines(tmp_path: Path):
     for name in ("t.csv", "missing.csv", "t.txt"):
         with pytest.raises(InputError, match="is not a file that ends in"):
             read_table(tmp_path / name)
-    with pytest.raises(InputError, match=r"cannot read --file .*t.csv: Is a directory; it should hold"):
+    with pytest.raises(InputError, match=r"cannot read --file .*t.csv as one text per line; Is a directory"):
         read_lines(tmp_path / "t.csv")
     (tmp_path / "t.txt").write_bytes(b"a\xff")
-    with pytest.raises(InputError, match=r"cannot read --file .*t.txt: .*UTF-8.*; it should hold"):
+    with pytest.raises(InputError, match=r"cannot read --file .*t.txt as one text per line; .*UTF-8"):
         read_lines(tmp_path / "t.txt")
     with pytest.raises(InputError, match="has no train and no test split \\(it has none\\)"):
         read_folder(tmp_path / "t.csv")

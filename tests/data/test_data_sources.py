@@ -168,7 +168,8 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
     write(tmp_path, "test", TEST)
     with pytest.raises(
-        InputError, match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; (correct the file|save it as UTF-8)"
+        InputError,
+        match=rf"(?s){name} cannot be read as {name.split('.')[1]}: .+; (correct the file|as windows-1251 it reads)",
     ):
         read_labelled_texts(str(tmp_path))
 

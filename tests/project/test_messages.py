@@ -30,6 +30,7 @@ REASONS = {
     "_value",
     "parse_recipe",
     "read_choices",
+    "encoding_option",
 }
 
 

@@ -26,7 +26,18 @@ API = [
     "run",
 ]
 VERBS = {
-    "init": {"data", "--output", "--text", "--label", "--prompt", "--completion", "--by", "--model", "--force"},
+    "init": {
+        "data",
+        "--output",
+        "--text",
+        "--label",
+        "--prompt",
+        "--completion",
+        "--encoding",
+        "--by",
+        "--model",
+        "--force",
+    },
     "run": {"recipe", "--output", "--set", "--workers", "--engine"},
     "resume": {"run", "--set", "--workers", "--accept-changes"},
     "plan": {
@@ -58,7 +69,7 @@ VERBS = {
     },
     "deploy init": {"folder", "--sites", "--address", "--days"},
     "deploy server": {"folder", "--recipe", "--output", "--set", "--wait", "--accept-changes"},
-    "deploy client": {"folder", "--data", "--budget", "--model", "--accept-changes"},
+    "deploy client": {"folder", "--data", "--encoding", "--budget", "--model", "--accept-changes"},
     "deploy site ledger": {"--site", "--begin"},
     "deploy site review": {"recipe", "--site", "--set", "--epsilon", "--yes"},
     "deploy status": {"folder"},
@@ -66,6 +77,7 @@ VERBS = {
     "evaluate": {
         "run",
         "--data",
+        "--encoding",
         "--split",
         "--top-k",
         "--harness",
@@ -78,6 +90,7 @@ VERBS = {
         "inputs",
         "--file",
         "--column",
+        "--encoding",
         "--output",
         "--scores",
         "--top-k",
@@ -111,6 +124,7 @@ VERBS = {
         "--experts",
         "--rank",
         "--data",
+        "--encoding",
         "--steps",
         "--round",
         "--accept-changes",

@@ -9,7 +9,7 @@ import pytest
 
 import fftmoe
 import fftmoe.data.read
-from fftmoe.data import ReadAhead, read_tables
+from fftmoe.data import ReadAhead, TextEncoding, read_tables
 from fftmoe.data.sources import SplitRequest, read_raw
 from fftmoe.errors import InputError
 from shared_fixtures import Cli
@@ -27,12 +27,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file of data is parsed."""
     times: Counter[str] = Counter()
 
-    def counting(suffix: str) -> Callable[[Path], Any]:
+    def counting(suffix: str) -> Callable[[Path, TextEncoding], Any]:
         parse = fftmoe.data.read.TABLE_READERS[suffix]
 
-        def read(path: Path) -> Any:
+        def read(path: Path, encoding: TextEncoding) -> Any:
             times[path.name] += 1
-            return parse(path)
+            return parse(path, encoding)
 
         return read
 

@@ -93,3 +93,29 @@ def test_a_language_model_answers_a_blank_prompt(run_language: RunLanguage):
     found = fftmoe.predict(run_language().folder, ["", "a b", None], max_new_tokens=2)
     assert [answer["completion"] is None for answer in found] == [True, False, True]
     assert found[2] == {"prompt": None, "completion": None, "reason": "there is no text"}
+
+
+def test_a_file_in_another_encoding_is_read_when_a_person_says_which(cli: Cli, run: Path, tmp_path: Path):
+    """That of the run's data is not taken for it: other files come from other programs."""
+    (tmp_path / "new.csv").write_bytes("text\nréd äsh\nbåy\n".encode("windows-1252"))
+    (tmp_path / "new.txt").write_bytes("réd äsh\nbåy\n".encode("windows-1252"))
+    asked = fftmoe.predict(run, ["réd äsh", "båy"])
+    for name in ("new.csv", "new.txt"):
+        refused = cli("predict", run, "--file", tmp_path / name)
+        assert_refused(refused, name, "is not UTF-8", "'réd äsh'; if that is right: --encoding windows-1252")
+        assert rows(cli, run, "--file", tmp_path / name, "--encoding", "windows-1252") == asked
+        assert fftmoe.predict(run, file=tmp_path / name, encoding="windows-1252") == asked
+        assert_refused(cli("predict", run, "--file", tmp_path / name, "--encoding", "rot13"), "rot13", "no encoding")
+
+
+def test_other_data_is_measured_in_the_encoding_that_a_person_names(cli: Cli, run: Path, tmp_path: Path):
+    content = "text,label\n" + "".join(f"äsh {label},{label}\n" for label in ("red", "blue"))
+    (tmp_path / "a.csv").write_bytes(content.encode("windows-1252"))
+    (tmp_path / "b.csv").write_bytes(content.encode())
+    assert_refused(cli("evaluate", run, "--data", tmp_path / "a.csv"), "if that is right: --encoding windows-1252")
+    found = [
+        json.loads(cli("evaluate", run, "--data", tmp_path / name, *options).out)
+        for name, options in (("a.csv", ("--encoding", "windows-1252")), ("b.csv", ()))
+    ]
+    assert found[0] == found[1]
+    assert_refused(cli("evaluate", run, "--encoding", "windows-1252"), "--encoding", "add --data")

@@ -39,6 +39,12 @@ RoundOption = Annotated[
     typer.Option("--round", help="The model to use: kept, or last where the run keeps an earlier, better round."),
 ]
 
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The encoding of text files that are not UTF-8, such as windows-1252 or shift_jis."
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 ClientOption = Annotated[str | None, typer.Option(help="Ask the personal model of this client, by its name or number.")]
 NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]

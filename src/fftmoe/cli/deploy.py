@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fftmoe.cli.arguments import AcceptOption
+from fftmoe.cli.arguments import AcceptOption, EncodingOption
 from fftmoe.cli.deploy_site import site
 from fftmoe.cli.help import VerbPage
 from fftmoe.cli.lines import say
@@ -89,6 +89,7 @@ def client(
     model: Annotated[
         str | None, typer.Option(help="A folder with the backbone; by default the one that the recipe names.")
     ] = None,
+    encoding: EncodingOption = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on in a run although this site's data or backbone changed.")
     ] = False,
@@ -97,7 +98,7 @@ def client(
     from fftmoe.deploy.client import run_client
 
     console = Console()
-    run_client(folder, data, budget, model, lambda line: say(console, line), accept_changes)
+    run_client(folder, data, budget, model, lambda line: say(console, line), accept_changes, encoding)
 
 
 @deploy.command(cls=VerbPage, short_help="Show whether a server or a site runs.")

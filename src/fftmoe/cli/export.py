@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fftmoe.cli.arguments import AcceptUseOption, RoundOption
+from fftmoe.cli.arguments import AcceptUseOption, EncodingOption, RoundOption
 from fftmoe.errors import InputError
 from fftmoe.shown import count_of, shown
 
@@ -34,6 +34,7 @@ def export(
             min=0, help="lora, merged, gguf: training steps after the fit; default 100, none after a close fit."
         ),
     ] = None,
+    encoding: EncodingOption = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
@@ -42,7 +43,7 @@ def export(
 
     options = {"top_k": top_k, "client": client, "tier": tier, "experts": _expert_ids(experts)}
     options |= {"accept_changes": accept_changes or None, "round": None if which_round == "kept" else which_round}
-    about = export_run(run, to, output, {**options, "rank": rank, "data": data, "steps": steps})
+    about = export_run(run, to, output, {**options, "rank": rank, "data": data, "steps": steps, "encoding": encoding})
     sys.stdout.write(shown(describe_export(about, output)))
 
 

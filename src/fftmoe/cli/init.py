@@ -14,8 +14,11 @@ from fftmoe.strict import json_text
 
 if TYPE_CHECKING:
     from fftmoe.config import Recipe
+    from fftmoe.config.read import WholeRecipe
     from fftmoe.cost.analytic import Forecast
+    from fftmoe.data.guessed_encoding import GuessedEncoding
 
+MOST_LINES = 3  # that show an encoding
 MOST_UNREAD = 8  # columns that nothing reads
 MOST_TIERS = 3  # by default; a population that is too small has fewer
 TEXT_KEYS = ("text", "label", "prompt", "completion", "chosen", "rejected", "image", "tokens", "tags")
@@ -34,6 +37,12 @@ def init(
     label: Annotated[str | None, typer.Option(help="The column of labels; default: guessed, and printed.")] = None,
     prompt: Annotated[str | None, typer.Option(help="For a language model: the column of prompts.")] = None,
     completion: Annotated[str | None, typer.Option(help="For a language model: the column of answers.")] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The encoding of text files that are not UTF-8; default: guessed, and printed."
+        ),
+    ] = None,
     by: Annotated[str | None, typer.Option(help="The column that says who holds a row, e.g. hospital.")] = None,
     model: Annotated[str | None, typer.Option(help="The backbone: a local folder, or a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
@@ -43,12 +52,11 @@ def init(
         raise InputError(f"--output {output}: the file is there already; name another, or add --force to replace it")
     from fftmoe.cli.lines import say_prompt_form
     from fftmoe.cli.plan_output import print_forecast
-    from fftmoe.config import complete_values
     from fftmoe.report.console import Console
     from fftmoe.setup.forecast import forecast
 
     columns = {"text": text, "label": label, "prompt": prompt, "completion": completion}
-    recipe, chosen, read_ahead = complete_values(_stated(data, output, columns, by, model), f"for {data}")
+    (recipe, chosen, read_ahead), guessed = _completed(_stated(data, output, columns, by, model), data, encoding)
     names = read_ahead.columns if read_ahead else ()
     found = forecast(recipe, read_ahead)  # which checks the data as a run does
     if len(found.num_examples) < 2:
@@ -57,7 +65,7 @@ def init(
             "with --by, or leave --by out"
         )
     _write(output, recipe_text(recipe, chosen, output))
-    for line in _what_was_read(recipe, chosen, found, names):
+    for line in (*_encoding_lines(guessed), *_what_was_read(recipe, chosen, found, names)):
         sys.stdout.write(shown_on_a_line(line) + "\n")
     console = Console()
     say_prompt_form(console, recipe.data.prompt, recipe.data.chat_template, recipe.backbone.model)
@@ -82,6 +90,45 @@ def _stated(
     return {key: value for key, value in stated.items() if value}
 
 
+def _completed(
+    values: dict[str, Any], data: str, encoding: str | None
+) -> tuple["WholeRecipe", "GuessedEncoding | None"]:
+    """Return the whole recipe; and the encoding of the files, if nobody has named it and they are not UTF-8.
+
+    Raises:
+        InputError: the recipe is not valid, or the data cannot be read.
+    """
+    from fftmoe.config import complete_values
+    from fftmoe.data.guessed_encoding import guess_encoding
+    from fftmoe.data.text_encodings import OtherEncodingError, encoding_option
+
+    def completed(name: str | None) -> "WholeRecipe":
+        stated = {"encoding": encoding_option(name).name} if name else {}
+        return complete_values({**values, "data": {**values["data"], **stated}}, f"for {data}")
+
+    try:
+        return completed(encoding), None
+    except OtherEncodingError as error:
+        if encoding is not None:
+            others = f"--encoding {error.likely}, or without, and it is guessed" if error.likely else "another one"
+            raise InputError(f"--encoding {encoding} does not fit: {error.what}; try {others}") from error
+        if (guessed := guess_encoding(values["data"]["source"])) is None:
+            raise
+    return completed(guessed.name), guessed
+
+
+def _encoding_lines(guessed: "GuessedEncoding | None") -> Iterator[str]:
+    """Yield what was guessed of the encoding, with a line of the data by which a person sees whether it is right."""
+    if guessed is None:
+        return
+    yield (
+        f"guessed: encoding {guessed.name}, because {count_of(len(guessed.lines), 'file')} "
+        f"{'is' if len(guessed.lines) == 1 else 'are'} not UTF-8; if these letters are wrong, name another: --encoding"
+    )
+    for file, line in guessed.lines[:MOST_LINES]:
+        yield f"  {file}: {line}"
+
+
 def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> str:
     """Return a recipe in YAML with what is known of the data, and of what followed from it;
     the rest is left to defaults.
@@ -96,6 +143,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
         f"backbone: {{model: {as_yaml(recipe.backbone.model)}, task: {recipe.backbone.task}}}",
         "data:",
         f"  source: {as_yaml(recipe.data.source)}",
+        *([f"  encoding: {as_yaml(recipe.data.encoding)}"] if recipe.data.encoding else []),
         *(f"  {key}: {name}" for key, name in columns.items()),
     ]
     if recipe.data.prompt is not None:  # sites take it from here: they may have no model to look at yet

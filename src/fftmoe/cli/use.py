@@ -11,6 +11,7 @@ from fftmoe.cli.answers import LineInPieces, answer_line, on_terminal
 from fftmoe.cli.arguments import (
     AcceptUseOption,
     ClientOption,
+    EncodingOption,
     NewTokensOption,
     RoundOption,
     RunArgument,
@@ -41,6 +42,7 @@ FileOption = Annotated[
 def evaluate(
     run: RunArgument,
     data: Annotated[str | None, typer.Option(help="Another data source; default: the run's own.")] = None,
+    encoding: EncodingOption = None,
     split: Annotated[str, typer.Option(help="train, test or validation.")] = "test",
     top_k: Annotated[
         str | None,
@@ -69,7 +71,7 @@ def evaluate(
     def measured(k: int | None) -> dict[str, Any]:
         if named is not None:
             return harness_run(run, HarnessTasks(named, harness_limit), k, accept_changes, which_round)
-        return evaluate_run(run, data, split, k, accept_changes, which_round)
+        return evaluate_run(run, data, split, k, accept_changes, which_round, encoding)
 
     metrics = [{**({"top_k": k} if len(values) > 1 else {}), **measured(k)} for k in values]
     shown = metrics if len(values) > 1 else metrics[0]
@@ -93,6 +95,7 @@ def predict(
     inputs: InputsArgument = None,
     file: FileOption = None,
     column: Annotated[str | None, typer.Option(help="The column of --file; default: the recipe's.")] = None,
+    encoding: EncodingOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the answers to this file instead, whole or not at all.")
     ] = None,
@@ -113,7 +116,7 @@ def predict(
 
     found = finished_run(run, accept_changes, which_round)  # checked before a person types anything
     from_terminal = not inputs and file is None and not found.reads_images
-    asked: Sequence[str] = _lines_of_input() if from_terminal else inputs or ()
+    asked: Sequence[str] = _lines_of_input(encoding) if from_terminal else inputs or ()
     ascii_only = output is None and not _takes_all_characters()
     alone = found.is_language_model and inputs and len(inputs) == 1 and file is None and output is None
     printed = LineInPieces(inputs[0], ascii_only) if alone and inputs and on_terminal() else None
@@ -122,6 +125,7 @@ def predict(
         top_k,
         file=file,
         column=column,
+        encoding=encoding,
         scores=scores,
         client=client,
         batch_size=batch_size,
@@ -158,18 +162,19 @@ def _takes_all_characters() -> bool:
     return (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
 
 
-def _lines_of_input() -> list[str]:
-    """Return the lines of standard input, read as a file is: in UTF-8, whatever the locale says.
+def _lines_of_input(encoding: str | None) -> list[str]:
+    """Return the lines of standard input, read as a file is: in UTF-8 or in this encoding, whatever the locale says.
 
     Raises:
         InputError: they are no text.
     """
-    from fftmoe.data import decoded, lines_of
+    from fftmoe.data import decoded, encoding_option, lines_of
 
+    stated = encoding_option(encoding)
     try:
-        return lines_of(decoded(sys.stdin.buffer.read()))
+        return lines_of(decoded(sys.stdin.buffer.read(), stated))
     except ValueError as error:
-        raise InputError(f"cannot read standard input: {error}; it should hold one text per line") from error
+        raise InputError(f"cannot read standard input as one text per line; {error}") from error
 
 
 def _top_k_values(text: str | None) -> Sequence[int | None]:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fftmoe.config.fields import WRITE_OFF, Count, Number, Section, no_repetition, off_or_section
 from fftmoe.shown import count_of
+from fftmoe.strict import text_encoding
 
 
 def _positive(scale: list[float]) -> list[float]:
@@ -51,6 +52,9 @@ class DataSection(Section):
     `builtin:stdlib-docs` (texts with labels), `builtin:stdlib-instructions` (prompts with completions) or
     `builtin:stdlib-preferences` (prompts with two answers). Rows that nobody has divided are divided here: one in five
     is a test row."""
+    encoding: Annotated[str, AfterValidator(text_encoding)] | None = None
+    """The encoding of text files (CSV, TSV, JSON) that are not UTF-8, such as `windows-1252`; by default there are
+    none. A file that is UTF-8, or says by a byte order mark what it is, is read as that. A site names its own."""
     labels: Annotated[list[str], Field(min_length=2), no_repetition("labels")] | None = None
     """The classes in their order; by default those of the training rows. Sites need it to agree, differential privacy
     to protect it."""

@@ -39,10 +39,13 @@ class Facts:
     clients: int | None
 
 
-def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str | None) -> Facts:
+def read_facts(
+    source: str, named: Mapping[str, str], task: str | None, by: str | None, encoding: str | None = None
+) -> Facts:
     """Read a source, and count.
 
     Args:
+        encoding: the recipe's `data.encoding`.
         named: the columns that the recipe names, by key. task: the recipe's, or None. by: the recipe's `partition.by`.
 
     Raises:
@@ -51,9 +54,10 @@ def read_facts(source: str, named: Mapping[str, str], task: str | None, by: str 
     from fftmoe.data.prompts_asked import with_prompts
     from fftmoe.data.roles import guess_roles
     from fftmoe.data.sources import ReadAhead, read_raw, training_rows
+    from fftmoe.data.text_encodings import TextEncoding
     from fftmoe.data.undivided import CLIENT
 
-    raw = read_raw(source)
+    raw = read_raw(source, TextEncoding(encoding))
     table, divided = training_rows(raw)
     if not table.num_rows:
         raise InputError(f"{table.where} has no rows; every split needs at least one")

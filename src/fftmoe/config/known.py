@@ -100,8 +100,13 @@ class Known:
         if self.noisy or not self.may_read or not isinstance(source, str):
             return None
         named = {key: self.get(key) for key in COLUMN_KEYS if isinstance(self.get(key), str)}
-        task, by = self.get("backbone.task"), self.get("partition.by")
-        return read_facts(source, named, task if isinstance(task, str) else None, by if isinstance(by, str) else None)
+        task, by, encoding = map(self._text, ("backbone.task", "partition.by", "data.encoding"))
+        return read_facts(source, named, task, by, encoding)
+
+    def _text(self, key: str) -> str | None:
+        """Return the value of a key; None for one that is no text."""
+        value = self.get(key)
+        return value if isinstance(value, str) else None
 
 
 LEFT_OUT = object()

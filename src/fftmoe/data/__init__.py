@@ -61,6 +61,9 @@ from fftmoe.data.targets import TaggedText as TaggedText
 from fftmoe.data.targets import TargetedText as TargetedText
 from fftmoe.data.targets import several_hot as several_hot
 from fftmoe.data.targets import tokenize_tagged as tokenize_tagged
+from fftmoe.data.text_encodings import BY_RECIPE as BY_RECIPE
+from fftmoe.data.text_encodings import TextEncoding as TextEncoding
+from fftmoe.data.text_encodings import encoding_option as encoding_option
 from fftmoe.data.text_files import decoded as decoded
 from fftmoe.data.text_files import lines_of as lines_of
 from fftmoe.data.token_cache import default_cache_dir as default_cache_dir

@@ -13,22 +13,26 @@ from fftmoe.data.joined_tables import joined_table, table_of_clients
 from fftmoe.data.json_lines import parse_json, parse_json_lines
 from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
-from fftmoe.data.text_files import decoded, lines_of
+from fftmoe.data.text_encodings import BY_RECIPE, OtherEncodingError, TextEncoding
+from fftmoe.data.text_files import NoTextError, decoded, lines_of
 from fftmoe.errors import InputError
-from fftmoe.shown import count_of, quoted
+from fftmoe.shown import count_of
 from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
 _SPLIT_NAMES = (*SPLITS, "valid", "val", "dev", "training", "eval")
 _PART = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d+)-of-(?P<all>\d+)")  # of a split, as the hub writes it
-SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "ndjson", "json")
+TEXT_SUFFIXES = ("csv", "tsv", "jsonl", "ndjson", "json")
+SUFFIXES = ("parquet", *TEXT_SUFFIXES)
 _OTHER_TABLES = ("xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
 
 Columns = Mapping[str, Sequence[Any]]
 
 
-def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict[str, Table]:
+def read_folder(
+    folder: Path, required: Sequence[str] = REQUIRED_SPLITS, encoding: TextEncoding = BY_RECIPE
+) -> dict[str, Table]:
     """Return the splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
     Each is a file; several parts, `train-00000-of-00002.parquet`; a folder of images in folders of their classes; or a
@@ -38,6 +42,7 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
         folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
             or .json (a list of objects, or one object a line).
         required: the splits that must exist.
+        encoding: of its text files.
 
     Raises:
         InputError: a required split is missing, a split has two files, or a file cannot be read.
@@ -49,12 +54,12 @@ def read_folder(folder: Path, required: Sequence[str] = REQUIRED_SPLITS) -> dict
             names = " and ".join(path.name for path in found)
             raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
         if found:
-            tables[split] = _read_file(found[0])
+            tables[split] = _read_file(found[0], encoding)
         elif parts := [path for path in tables_in(folder) if _PART.fullmatch(path.stem) and split_of(path) == split]:
-            tables[split] = _joined_parts(folder, parts)
-        elif (inside := _split_in(folder / split)) is not None:
+            tables[split] = _joined_parts(folder, parts, encoding)
+        elif (inside := _split_in(folder / split, encoding)) is not None:
             tables[split] = inside
-    tables = tables or _splits_of_clients(folder)
+    tables = tables or _splits_of_clients(folder, encoding)
     require_splits(required, tables, f"the folder {folder}{not_read(folder, set(required) - set(tables))}")
     return tables
 
@@ -74,28 +79,30 @@ def tables_in(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() != ".json"] or files
 
 
-def _split_in(folder: Path) -> Table | None:
+def _split_in(folder: Path, encoding: TextEncoding) -> Table | None:
     """Return the images or the tables of clients in a folder that is named after a split; None if it has neither."""
     if not folder.is_dir():
         return None
     if (images := read_image_folder(folder)) is not None:
         return images
     files = tables_in(folder)
-    return table_of_clients(folder, [(path.stem, _read_file(path)) for path in files]) if len(files) > 1 else None
+    if len(files) < 2:
+        return None
+    return table_of_clients(folder, [(path.stem, _read_file(path, encoding)) for path in files])
 
 
-def _splits_of_clients(folder: Path) -> dict[str, Table]:
+def _splits_of_clients(folder: Path, encoding: TextEncoding) -> dict[str, Table]:
     """Return the splits of all folders of clients; none where fewer than two folders have training rows."""
     inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
     owners = [path for path in inside if any((path / f"train.{end}").is_file() for end in SUFFIXES)]
     if len(owners) < 2:
         return {}
-    clients = {path.name: read_folder(path, ()) for path in owners}
+    clients = {path.name: read_folder(path, (), encoding) for path in owners}
     own = {split: [(name, tables[split]) for name, tables in clients.items() if split in tables] for split in SPLITS}
     return {split: table_of_clients(folder, tables) for split, tables in own.items() if tables}
 
 
-def _joined_parts(folder: Path, parts: Sequence[Path]) -> Table:
+def _joined_parts(folder: Path, parts: Sequence[Path], encoding: TextEncoding) -> Table:
     """Return the rows of all parts of a split.
 
     Raises:
@@ -108,7 +115,7 @@ def _joined_parts(folder: Path, parts: Sequence[Path]) -> Table:
             f"{folder} holds {count_of(len(parts), 'part')} such as {parts[0].name}, and not each of the "
             f"{count_of(last[0], 'part')} once; add what is missing, and remove what is not of this split"
         )
-    return joined_table(folder, [(path.name, _read_file(path)) for path in parts])
+    return joined_table(folder, [(path.name, _read_file(path, encoding)) for path in parts])
 
 
 def not_read(folder: Path, missing: Collection[str]) -> str:
@@ -131,7 +138,7 @@ def is_table(path: Path) -> bool:
     return suffix in SUFFIXES
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, encoding: TextEncoding = BY_RECIPE) -> Table:
     """Read one table of any name, see `SUFFIXES`.
 
     Raises:
@@ -139,20 +146,20 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file() or not is_table(path):
         raise InputError(f"{path} is not a file that ends in .{', .'.join(SUFFIXES)}; name one that does")
-    return _read_file(path)
+    return _read_file(path, encoding)
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, encoding: TextEncoding = BY_RECIPE) -> list[str]:
     """Return the lines of a text file, blank ones too; see `lines_of`.
 
     Raises:
         InputError: the file cannot be read, or is no text.
     """
     try:
-        return lines_of(decoded(path.read_bytes()))
+        return lines_of(decoded(path.read_bytes(), encoding))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read --file {path}: {reason}; it should hold one text per line") from error
+        raise InputError(f"cannot read --file {path} as one text per line; {reason}") from error
 
 
 def require_splits(required: Sequence[str], tables: Mapping[str, Table], what: str) -> None:
@@ -174,36 +181,40 @@ def require_splits(required: Sequence[str], tables: Mapping[str, Table], what: s
         )
 
 
-def _read_file(path: Path) -> Table:
+def _read_file(path: Path, encoding: TextEncoding) -> Table:
     suffix = path.suffix[1:].lower()
     try:
-        columns, num_rows, class_names = TABLE_READERS[suffix](path)
+        columns, num_rows, class_names = TABLE_READERS[suffix](path, encoding)
     except InputError:
         raise
+    except NoTextError as error:
+        what = f"{path} cannot be read as {suffix}: {error.what}"
+        raise OtherEncodingError(what, error.likely, error.remedy) from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):
             reason = "it needs more memory than there is"
         remedy = "correct the file, or write it again with a library such as pandas"
-        if reason.endswith("save it as UTF-8"):
-            remedy = f"for example: iconv -f windows-1252 -t utf-8 {quoted(path.name)} > {quoted(f'utf8{path.suffix}')}"
         raise InputError(f"{path} cannot be read as {suffix}: {reason}; {remedy}") from error
     return Table(str(path), columns, num_rows, class_names, path.parent)
 
 
-def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> Callable[[Path], tuple[Columns, int, Mapping]]:
+TableReader = Callable[[Path, TextEncoding], tuple[Columns, int, Mapping]]
+
+
+def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> TableReader:
     """Return a reader of a kind of text file."""
 
-    def read(path: Path) -> tuple[Columns, int, Mapping]:
+    def read(path: Path, encoding: TextEncoding) -> tuple[Columns, int, Mapping]:
         with open_file(path) as file:
-            columns, num_rows = parse(decoded(file.read()))
+            columns, num_rows = parse(decoded(file.read(), encoding))
         return columns, num_rows, {}
 
     return read
 
 
-TABLE_READERS: Mapping[str, Callable[[Path], tuple[Columns, int, Mapping]]] = {
-    "parquet": read_parquet,
+TABLE_READERS: Mapping[str, TableReader] = {
+    "parquet": lambda path, _: read_parquet(path),
     "csv": _text_reader(parse_csv),
     "tsv": _text_reader(parse_tsv),
     "jsonl": _text_reader(parse_json_lines),

@@ -14,6 +14,7 @@ from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
 from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
 from fftmoe.data.table import Table
+from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
 from fftmoe.data.undivided import CLIENT, divide, read_undivided
 from fftmoe.errors import InputError, did_you_mean, looked_up
 
@@ -41,6 +42,7 @@ class RawTables:
 
     Attributes:
         source: its name. what: it, as messages call it. folder: it, if it is a local one.
+        encoding: in which its text files were read.
         whole: the rows of a source that nobody has divided; None for any other.
         splits: the tables of any other source by split; empty for one that still has to be divided.
     """
@@ -50,6 +52,7 @@ class RawTables:
     whole: Table | None
     splits: Mapping[str, Table]
     folder: Path | None = None
+    encoding: str | None = None
 
 
 class ReadAhead:
@@ -66,14 +69,16 @@ class ReadAhead:
         """Return the names of the columns of the training rows, as the source has them; none after `take`."""
         return tuple(training_rows(self._tables)[0].columns) if self._tables else ()
 
-    def take(self, source: str) -> RawTables:
+    def take(self, source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
         """Return the tables of this source, which is read if others were read ahead, or none.
 
         Raises:
             InputError: see `read_raw`.
         """
         tables, self._tables = self._tables, None
-        return tables if tables is not None and tables.source == source else read_raw(source)
+        if tables is not None and (tables.source, tables.encoding) == (source, encoding.name):
+            return tables
+        return read_raw(source, encoding)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class SplitRequest:
             all of them are those of the first of `splits`.
         client: the column that names the clients, over which such rows are divided evenly.
         read_ahead: what was read of the source already; None if nothing was.
+        encoding: of the source's text files; None: as the recipe says.
     """
 
     splits: tuple[str, ...] = REQUIRED_SPLITS
@@ -99,6 +105,7 @@ class SplitRequest:
     divide: bool = True
     client: str | None = None
     read_ahead: ReadAhead | None = None
+    encoding: TextEncoding | None = None
 
 
 TRAIN_AND_TEST = SplitRequest()
@@ -121,7 +128,7 @@ def read_tables(
     Raises:
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
-    raw = (request.read_ahead or ReadAhead()).take(source)
+    raw = (request.read_ahead or ReadAhead()).take(source, request.encoding or BY_RECIPE)
     tables = _own_splits(raw, content, request) or _required(raw, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")
@@ -181,13 +188,13 @@ def _required(raw: RawTables, required: Sequence[str]) -> dict[str, Table]:
     return dict(raw.splits)
 
 
-def _whole(source: str) -> Table | None:
+def _whole(source: str, encoding: TextEncoding) -> Table | None:
     """Return the rows of a source that nobody has divided; None for every other source."""
     place = local_place(source)
     if place is None:
         return None
     with looked_up(f"data.source={source!r:.200}"):
-        return read_undivided(place)
+        return read_undivided(place, encoding)
 
 
 def local_place(source: str) -> Path | None:
@@ -203,28 +210,32 @@ def local_place(source: str) -> Path | None:
         return place if place.exists() else None
 
 
-def read_raw(source: str) -> RawTables:
+def read_raw(source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
     """Return all tables of a source, unchecked.
+
+    Args:
+        encoding: of its text files.
 
     Raises:
         InputError: the source or a file is missing, or cannot be read.
     """
-    whole = _whole(source)
+    whole = _whole(source, encoding)
     if whole is not None:
-        return RawTables(source, whole.where, whole, {})
+        return RawTables(source, whole.where, whole, {}, encoding=encoding.name)
     if source.startswith(BUILTIN):
-        return RawTables(source, source, None, _read_builtin(source))
+        return RawTables(source, source, None, _read_builtin(source), encoding=encoding.name)
     place = local_place(source)
     if place is not None:
         with looked_up(f"data.source={source!r:.200}"):
-            return RawTables(source, f"the folder {place}", None, read_folder(place, ()), place)
+            tables = read_folder(place, (), encoding)
+            return RawTables(source, f"the folder {place}", None, tables, place, encoding.name)
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
             f"data.source={source!r} is neither a file nor a folder (looked for {Path(source).absolute()}); give a "
             "table, a folder with a table for each client, with train.* and test.* or with images, a hub id such as "
             f"fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
-    return RawTables(source, f"the data set {source}", None, read_hub(source, ()))
+    return RawTables(source, f"the data set {source}", None, read_hub(source, ()), encoding=encoding.name)
 
 
 def _read_builtin(source: str) -> dict[str, Table]:

@@ -17,39 +17,40 @@ from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.joined_tables import table_of_clients
 from fftmoe.data.read import is_table, read_table, split_of, tables_in
 from fftmoe.data.table import Table
+from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
 EVERY = 5  # of so many rows one is a test row
 
 
-def read_undivided(place: Path) -> Table | None:
+def read_undivided(place: Path, encoding: TextEncoding = BY_RECIPE) -> Table | None:
     """Return the rows of a file, or of all tables of a folder, or the images of a folder without tables.
 
     None for a folder whose files or folders are named after splits, and for one that holds neither.
 
     Args:
-        place: a file or a folder that exists.
+        place: a file or a folder that exists. encoding: of its text files.
 
     Raises:
         InputError: a file cannot be read, or the tables of a folder do not fit together.
     """
     if place.is_file():
-        return read_table(place)
+        return read_table(place, encoding)
     inside = sorted(place.iterdir())
     # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
     files = tables_in(place)
     if any(split_of(path) for path in (files or inside)):
         return None
     if not files:
-        return read_image_folder(place) or _tables_of_folders(inside, place)
+        return read_image_folder(place) or _tables_of_folders(inside, place, encoding)
     if len(files) == 1:
-        return read_table(files[0])
+        return read_table(files[0], encoding)
     _check_no_splits(place, files)
-    return table_of_clients(place, [(path.stem, read_table(path)) for path in files])
+    return table_of_clients(place, [(path.stem, read_table(path, encoding)) for path in files])
 
 
-def _tables_of_folders(inside: Sequence[Path], place: Path) -> Table | None:
+def _tables_of_folders(inside: Sequence[Path], place: Path, encoding: TextEncoding) -> Table | None:
     """Return the rows of the tables in these folders, each of which is a client; None if they hold splits.
 
     Raises:
@@ -69,7 +70,7 @@ def _tables_of_folders(inside: Sequence[Path], place: Path) -> Table | None:
                 f"{place / name} holds {first.name} and {others[0].name}, and the folder of a client has one table; "
                 "put the rows into one, or name them train.* and test.*"
             )
-    return table_of_clients(place, [(name, read_table(first)) for name, [first] in tables.items()])
+    return table_of_clients(place, [(name, read_table(first, encoding)) for name, [first] in tables.items()])
 
 
 def _check_no_splits(place: Path, files: Sequence[Path]) -> None:

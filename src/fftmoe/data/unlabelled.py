@@ -13,6 +13,7 @@ from fftmoe.data.images import NO_IMAGE, readable_pixels
 from fftmoe.data.prompts_asked import with_columns_asked
 from fftmoe.data.read import is_table, read_lines, read_table
 from fftmoe.data.table import Table
+from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
 from fftmoe.errors import InputError
 
 
@@ -41,19 +42,19 @@ class GivenTexts:
                 raise InputError(f"{self.where}: in row {row} {reason}; correct the row, or name another column")
 
 
-def read_texts(path: Path, column: str) -> GivenTexts:
+def read_texts(path: Path, column: str, encoding: TextEncoding = BY_RECIPE) -> GivenTexts:
     """Return the texts of a file, one for each line, or for each row of a table.
 
     Args:
-        column: the column of a table.
+        column: the column of a table. encoding: of a text file.
 
     Raises:
         InputError: the file cannot be read, or has no such column of texts.
     """
     if not is_table(path):
-        texts: list[Any] = list(read_lines(path))
+        texts: list[Any] = list(read_lines(path, encoding))
         return GivenTexts(texts, [None] * len(texts), str(path))
-    values = list(_with_column(read_table(path), column).columns[column])
+    values = list(_with_column(read_table(path, encoding), column).columns[column])
     reasons = [_why_no_text(column, value) for value in values]
     texts = [value if isinstance(value, str) else None for value in values]
     found = GivenTexts(texts, reasons, str(path))
@@ -100,11 +101,13 @@ class NamedImages:
                 raise InputError(f"{name}: {reason}; replace it, or leave it out")
 
 
-def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> NamedImages:
+def read_images(
+    places: Sequence[Path], column: str, size: tuple[int, int], encoding: TextEncoding = BY_RECIPE
+) -> NamedImages:
     """Return images of files, of all image files in a folder and the folders below it, or of a column of a table.
 
     Args:
-        size: height and width to which every image is resized.
+        size: height and width to which every image is resized. encoding: of tables that are text files.
 
     Raises:
         InputError: a place cannot be read, or holds no image; all images are damaged.
@@ -114,7 +117,7 @@ def read_images(places: Sequence[Path], column: str, size: tuple[int, int]) -> N
     pixels = [torch.zeros(0, 3, *size, dtype=torch.uint8)]
     for place in places:
         if not place.is_dir() and is_table(place):
-            table = _with_column(read_table(place), column)
+            table = _with_column(read_table(place, encoding), column)
             names += [f"{place}:{row}" for row in range(1, table.num_rows + 1)]
             own, found = readable_pixels(table.columns[column], table.folder, size)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import fftmoe
 from fftmoe.data.read import read_folder
+from fftmoe.data.text_encodings import TextEncoding, encoding_option
 from fftmoe.data.undivided import read_undivided
 from fftmoe.deploy.account import totals
 from fftmoe.deploy.certificates import expiry_warning
@@ -27,20 +28,27 @@ Say = Callable[[str], None]
 
 
 def run_client(
-    folder: Path, data: Path, budget: str, model: str | None, say: Say, accept_changes: bool = False
+    folder: Path,
+    data: Path,
+    budget: str,
+    model: str | None,
+    say: Say,
+    accept_changes: bool = False,
+    encoding: str | None = None,
 ) -> None:
     """Join the federation of this site's folder, and serve it until SIGTERM or SIGINT.
 
     Args:
         folder: the folder `sites/<name>` of the deployment.
         data: the folder with the site's own `train.*`.
-        budget, model, accept_changes: see `SiteSettings`.
+        budget, model, accept_changes, encoding: see `SiteSettings`.
         say: shows a line to a person.
 
     Raises:
         InputError: the folder or the data cannot be used, or the site has no policy or no ledger.
         RunError: the server refuses this site.
     """
+    stated = encoding_option(encoding)
     site = read_site(folder)
     settings = SiteSettings(
         name=site.name,
@@ -51,12 +59,13 @@ def run_client(
         model=model,
         server=site.address,
         accept_changes=accept_changes,
+        encoding=encoding,
     )
     policy = read_policy(site.folder)
     entries = ledger_of(site.folder, policy).read()
     if warning := expiry_warning(site.ca, "the deployment's certificate"):
         say(warning)
-    for line in (*_statement(site, settings, _num_rows(data)), *_agreement(policy, entries)):
+    for line in (*_statement(site, settings, _num_rows(data, stated)), *_agreement(policy, entries)):
         say(line)
     app = make_client_app(
         lambda job, context: open_site(settings, job), lambda job, context: open_site(settings, job).describe()
@@ -75,7 +84,7 @@ def set_by_signals() -> threading.Event:
     return ended
 
 
-def _num_rows(data: Path) -> int:
+def _num_rows(data: Path, encoding: TextEncoding) -> int:
     """Return the number of training rows in the folder, which is read before the site connects.
 
     Raises:
@@ -86,8 +95,8 @@ def _num_rows(data: Path) -> int:
             f"--data {data} is not a folder; name the folder with this site's train.csv, .tsv, .jsonl, .json or "
             ".parquet"
         )
-    whole = read_undivided(data)
-    return (whole or read_folder(data, required=("train",))["train"]).num_rows
+    whole = read_undivided(data, encoding)
+    return (whole or read_folder(data, ("train",), encoding)["train"]).num_rows
 
 
 def _statement(site: SiteFolder, settings: SiteSettings, num_rows: int) -> list[str]:

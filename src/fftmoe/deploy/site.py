@@ -31,6 +31,7 @@ class SiteSettings:
     Attributes:
         name: name of the site in the deployment. client_id: its index among the clients.
         data: the folder with its `train.*`; no other data of the machine is read.
+        encoding: of its text files that are not UTF-8.
         budget: a tier of the recipe; `auto` for the largest tier that this machine can hold; or limits such as
             `memory_mib=300,gflops=5`.
         folder: with its policy, its ledger and its state.
@@ -47,6 +48,7 @@ class SiteSettings:
     model: str | None = None
     server: str = ""
     accept_changes: bool = False
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def opened_for(settings: SiteSettings, text: str) -> SiteClient:
         tuple(job["labels"]),
         client_id=settings.client_id,
         data=settings.data,
+        encoding=settings.encoding,
         budget=settings.budget,
         model=settings.model,
         states=ClientStateFiles(folder),

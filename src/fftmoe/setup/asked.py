@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.backbones import Decoding
+from fftmoe.data import encoding_option
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.setup.finished import finished_run, load_client
 from fftmoe.store import KEPT_ROUND
@@ -27,6 +28,7 @@ class Questions:
         top_k: how many experts a token uses; None keeps the value of the largest tier, or of the client's tier.
         file: further inputs: one text a line, or a column of a table, such as .csv or .json; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
+        encoding: of the file, or of the tables among the inputs; None for UTF-8. It need not be that of the run's data.
         client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
             model.
         max_new_tokens, temperature, top_p, seed: how a language model chooses tokens, see `Decoding`.
@@ -37,6 +39,7 @@ class Questions:
     top_k: int | None = None
     file: Path | None = None
     column: str | None = None
+    encoding: str | None = None
     batch_size: int = EVALUATION_BATCH_SIZE
     scores: bool = False
     client: int | str | None = None
@@ -80,7 +83,7 @@ def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) 
     decoding = Decoding(asked.max_new_tokens, asked.temperature, asked.top_p, asked.seed)
     check_request(run, asked.batch_size, asked.scores, draws=decoding.temperature > 0)
     # Before the model, because loading that takes longer.
-    inputs = read_inputs(run, asked.inputs, asked.file, asked.column)
+    inputs = read_inputs(run, asked.inputs, asked.file, asked.column, encoding_option(asked.encoding))
     trained = load_asked(run, asked.client, asked.top_k, round=round)
     writing = Writing(decoding, asked.batch_size, asked.on_text)
     return predict(trained, inputs, asked.batch_size, asked.scores, writing)

@@ -9,7 +9,7 @@ from typing import Any
 from fftmoe.adapter.bound import ADAPTER_WEIGHTS
 from fftmoe.backbones.lora import lora_modules
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, read_texts
+from fftmoe.data import Examples, TextEncoding, encoding_option, read_texts
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts
 from fftmoe.exports.check import check_has_experts
@@ -117,18 +117,22 @@ def _write_lora(
     rank: int | None = None,
     data: str | None = None,
     steps: int | None = None,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
+    if encoding is not None and data is None:
+        raise InputError("--encoding says how the files of --data are written; add --data, or leave it out")
+    stated = encoding_option(encoding)
     given = {name: value for name, value in (("rank", rank), ("steps", steps)) if value is not None}
     settings = LoraSettings(**given)
     if lora_modules(trained.model):
         return export_plain(trained, facts, folder, given | ({} if data is None else {"data": data}))
     check_has_experts(trained, "to imitate")  # before the data, because loading that takes longer
-    return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data))
+    return export_lora(trained, facts, folder, settings, lora_examples(trained.run, data, stated))
 
 
 def _divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of an imitation, and those of `finished_run`."""
-    imitation = {name: value for name, value in options.items() if name in ("rank", "data", "steps")}
+    imitation = {name: value for name, value in options.items() if name in ("rank", "data", "steps", "encoding")}
     return imitation, {name: value for name, value in options.items() if name not in imitation}
 
 
@@ -164,7 +168,7 @@ def _onnx(run: Path, folder: Path, *, top_k: int | None = None, **use: Any) -> d
 
 
 CARD = "README.md"
-IMITATION = {"rank", "data", "steps", "top_k", "accept_changes", "round"}  # of experts by a LoRA
+IMITATION = {"rank", "data", "steps", "encoding", "top_k", "accept_changes", "round"}  # of experts by a LoRA
 FORMATS: dict[str, tuple[Callable[..., dict[str, Any]], set[str]]] = {
     "peft": (_peft, {"top_k", "accept_changes", "round"}),
     "personal": (_personal, {"client", "tier", "experts", "top_k", "accept_changes", "round"}),
@@ -193,12 +197,13 @@ def _card_facts(run: Path, use: Mapping[str, Any]) -> CardFacts:
     return card_facts(run, use.get("round", KEPT_ROUND))
 
 
-def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
+def lora_examples(run: FinishedRun, data: str | None, encoding: TextEncoding | None = None) -> LoraExamples:
     """Return the examples that an imitation of a run is fitted to and judged by.
 
     Args:
         data: a file of texts or images without labels, or a source with a training split; None for the run's own
             training split.
+        encoding: of the text files of `data`.
 
     Raises:
         InputError: the examples cannot be read, or there are fewer than 20.
@@ -209,22 +214,22 @@ def lora_examples(run: FinishedRun, data: str | None) -> LoraExamples:
             "--to lora fits the imitation to texts or images, and those that the run was trained on would enter it "
             "without the noise of differential privacy; name others with --data"
         )
-    examples = _unlabelled(run, recipe, data)
+    examples = _unlabelled(run, recipe, data, encoding)
     fitted, held_out = fitting_batches(examples, data or "the training split", BATCH_SIZE)
     test = read_split(recipe, "test", run.label_names)
     check_rows(run, test)
     return LoraExamples(fitted, held_out, test.examples["test"], len(test.strata))
 
 
-def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None) -> Examples:
+def _unlabelled(run: FinishedRun, recipe: Recipe, data: str | None, encoding: TextEncoding | None) -> Examples:
     if data is None or not Path(data).is_file():
-        train = read_split(recipe, "train", run.label_names, data)
+        train = read_split(recipe, "train", run.label_names, data, encoding)
         if data is None:
             check_rows(run, train)
         return train.examples["train"]
     if run.reads_images:
-        return unlabelled_images(run, Path(data))
-    given = read_texts(Path(data), run.inputs.text_column)
+        return unlabelled_images(run, Path(data), encoding or encoding_option(None))
+    given = read_texts(Path(data), run.inputs.text_column, encoding or encoding_option(None))
     given.check_texts()
     texts = [text for text in given.texts if text is not None and text.strip()]
     return unlabelled_texts(run, texts)

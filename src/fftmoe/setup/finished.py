@@ -12,6 +12,7 @@ from typing import Any
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
+from fftmoe.data import encoding_option
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState
 from fftmoe.server.average import served
@@ -109,17 +110,22 @@ def evaluate_run(
     top_k: int | None = None,
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
 
     Args:
         accept_changes, round: see `finished_run`.
+        encoding: of the text files of `source`; None: UTF-8, and for the run's own data that of its recipe.
 
     Raises:
         InputError: see `load_run`; also, the split cannot be read, or is not the one that the run began with.
     """
+    if encoding is not None and source is None:
+        raise InputError("--encoding says how the files of --data are written; add --data, or leave it out")
+    stated = encoding_option(encoding)
     trained = load_run(folder, top_k, accept_changes=accept_changes, round=round)
-    found = read_split(recipe_of(folder), split, trained.run.label_names, source)
+    found = read_split(recipe_of(folder), split, trained.run.label_names, source, stated)
     if source is None:
         check_rows(trained.run, found)
     return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))

@@ -8,7 +8,7 @@ import numpy as np
 
 from fftmoe.config import Recipe
 from fftmoe.config.plugins import is_plugin
-from fftmoe.data import Examples, ReadAhead, RowsDigest, SplitRequest, owners_digest
+from fftmoe.data import Examples, ReadAhead, RowsDigest, SplitRequest, TextEncoding, owners_digest
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 from fftmoe.setup.splits import Splits, load_splits
@@ -107,8 +107,17 @@ def load_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
     return read_split(recipe, split, label_names, source).examples[split]
 
 
-def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: str | None = None) -> Splits:
+def read_split(
+    recipe: Recipe,
+    split: str,
+    label_names: Sequence[str],
+    source: str | None = None,
+    encoding: TextEncoding | None = None,
+) -> Splits:
     """Return a whole split of the recipe's data, or of `source`, with labels numbered as in `label_names`.
+
+    Args:
+        encoding: of the text files of `source`; the recipe's own are in that of the recipe, unless this names one.
 
     Without classes, the strata of the result are named by its rows.
 
@@ -116,7 +125,9 @@ def read_split(recipe: Recipe, split: str, label_names: Sequence[str], source: s
         InputError: see `load_examples`; also, the split does not exist, or it has a label that is not in `label_names`.
     """
     own = source is None or source == recipe.data.source  # of another source all rows are meant
-    request = SplitRequest((split,), tuple(label_names) or None, evaluation=True, divide=own)
+    if own and encoding is not None and encoding.name is None:
+        encoding = None
+    request = SplitRequest((split,), tuple(label_names) or None, evaluation=True, divide=own, encoding=encoding)
     return load_splits(recipe, source or recipe.data.source, request)
 
 

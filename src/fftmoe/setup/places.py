@@ -61,8 +61,8 @@ def _means_another_folder(name: Any, place: Path) -> bool:
 
 
 def for_sites(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
-    """Return the values of a recipe as a server sends them: without its own places, and a backbone's folder by its full
-    name.
+    """Return the values of a recipe as a server sends them: without its own places and the encoding of its own files,
+    and a backbone's folder by its full name.
 
     Each site reads its own rows. A site on the same machine finds the backbone from wherever it was started; one on
     another machine reads its own (`--model`).
@@ -71,7 +71,7 @@ def for_sites(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
         place: the folder in which the run was started.
     """
     data, backbone = values["data"], values["backbone"]
-    sent = {**values, "data": {**data, "source": OF_SERVER}}
+    sent = {**values, "data": {**data, "source": OF_SERVER, "encoding": None}}
     sent["backbone"] = {**backbone, "model": full_model(backbone["model"], place)}
     return {**sent, START: "off"} if START in values else sent
 

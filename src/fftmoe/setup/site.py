@@ -16,7 +16,7 @@ from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
 from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import Examples, SplitRequest, held_out_places, largest_token
+from fftmoe.data import Examples, SplitRequest, encoding_option, held_out_places, largest_token
 from fftmoe.engines.failures import Failure, failing_as
 from fftmoe.errors import InputError
 from fftmoe.methods.budget import ExpertShape
@@ -59,6 +59,7 @@ def make_site_client(
     *,
     client_id: int,
     data: Path,
+    encoding: str | None = None,
     budget: str,
     model: str | None,
     states: ClientStates,
@@ -70,6 +71,7 @@ def make_site_client(
         label_names: the labels that all sites use, in the order of the logits; none for a task without labels.
         client_id: the site's index among the clients. states: where the client keeps its state.
         data: the folder with the site's `train.*`, whatever the recipe says.
+        encoding: of its text files, whatever the recipe says; None for UTF-8.
         budget: see `site_tier`.
         model: a folder with the backbone; None for the one that the recipe names.
 
@@ -78,10 +80,11 @@ def make_site_client(
             words.
     """
     with failing_as(Failure.RECIPE):
-        recipe = site_recipe(values, data, model)
+        recipe = site_recipe(values, data, model, encoding)
         _check_same_labels(stated_labels(recipe), tuple(label_names))
     with failing_as(Failure.DATA):
         request = SplitRequest(("train",), tuple(label_names) or None, declared=recipe.differential, divide=False)
+        request = replace(request, encoding=encoding_option(encoding))
         found = load_splits(recipe, str(data), request)
         rows = found.examples["train"]
     with failing_as(Failure.BACKBONE):
@@ -174,8 +177,8 @@ def make_agreement(recipe: Recipe, model: Any, client_id: int, tier: str) -> Agr
     )
 
 
-def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Recipe:
-    """Return the server's recipe with this site's own paths.
+def site_recipe(values: Mapping[str, Any], data: Path, model: str | None, encoding: str | None = None) -> Recipe:
+    """Return the server's recipe with this site's own paths, and the encoding of its own text files.
 
     Raises:
         InputError: it is not a valid recipe, or its backbone depends on where the site was started.
@@ -184,6 +187,5 @@ def site_recipe(values: Mapping[str, Any], data: Path, model: str | None) -> Rec
     if model is None:
         check_same_from_anywhere(recipe.backbone.model)
     backbone = recipe.backbone.model_copy(update={"model": model} if model else {})
-    return recipe.model_copy(
-        update={"backbone": backbone, "data": recipe.data.model_copy(update={"source": str(data)})}
-    )
+    own = recipe.data.model_copy(update={"source": str(data), "encoding": encoding})
+    return recipe.model_copy(update={"backbone": backbone, "data": own})

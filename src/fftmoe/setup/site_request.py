@@ -17,6 +17,7 @@ SERVER_ONLY = (
     "name",
     "trackers",
     "data.source",
+    "data.encoding",
     "start_from",
     "engine.kind",
     "engine.workers",

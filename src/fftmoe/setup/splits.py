@@ -16,6 +16,7 @@ from fftmoe.data import (
     SplitRequest,
     Table,
     TargetedText,
+    TextEncoding,
     TokenizedText,
     check_content,
     check_tagged,
@@ -95,7 +96,9 @@ def load_splits(recipe: Recipe, source: str, request: SplitRequest, columns: Seq
     Raises:
         InputError: the data or the model cannot be read.
     """
-    return LOADERS[recipe.backbone.task](recipe, source, replace(request, client=recipe.partition.by), columns)
+    encoding = request.encoding or TextEncoding(recipe.data.encoding)
+    request = replace(request, client=recipe.partition.by, encoding=encoding)
+    return LOADERS[recipe.backbone.task](recipe, source, request, columns)
 
 
 def _classified_texts(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:

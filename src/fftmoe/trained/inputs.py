@@ -8,7 +8,16 @@ import numpy as np
 import torch
 
 from fftmoe.backbones import load_image_processor, load_tokenizer
-from fftmoe.data import Examples, ImageExamples, NamedImages, read_images, read_texts, tokenize_texts
+from fftmoe.data import (
+    BY_RECIPE,
+    Examples,
+    ImageExamples,
+    NamedImages,
+    TextEncoding,
+    read_images,
+    read_texts,
+    tokenize_texts,
+)
 from fftmoe.errors import InputError
 from fftmoe.trained.run import FinishedRun
 
@@ -28,13 +37,20 @@ class Inputs:
     reasons: Sequence[str | None] = ()
 
 
-def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | None, column: str | None) -> Inputs:
+def read_inputs(
+    run: FinishedRun,
+    inputs: Sequence[str | None],
+    file: Path | None,
+    column: str | None,
+    encoding: TextEncoding = BY_RECIPE,
+) -> Inputs:
     """Return texts, or images as the model of a run reads them.
 
     Args:
         inputs: texts, blank ones and None too; or paths of image files, of folders of them or of tables.
         file: further inputs: one text a line or a column of a table, or a further path of images.
         column: the column of a table; None for the one that the run's recipe names.
+        encoding: of text files.
 
     Raises:
         InputError: an input cannot be read, or is no text; there is none.
@@ -44,12 +60,12 @@ def read_inputs(run: FinishedRun, inputs: Sequence[str | None], file: Path | Non
         raise InputError(f"the inputs are one text, {inputs!r:.50}; pass a list of texts")
     if run.reads_images:
         paths = [Path(_checked_text(place, path) or "") for place, path in enumerate(inputs, start=1)]
-        return _read_images(run, [*paths, *([file] if file else [])], column or form.image_column)
+        return _read_images(run, [*paths, *([file] if file else [])], column or form.image_column, encoding)
     usual = form.prompt_column if run.is_language_model and form.prompt_column else form.text_column
     texts = [_checked_text(place, text) for place, text in enumerate(inputs, start=1)]
     reasons: list[str | None] = [None] * len(texts)
     if file:
-        found = read_texts(file, column or usual)
+        found = read_texts(file, column or usual, encoding)
         texts, reasons = texts + found.texts, reasons + found.reasons
     if not texts:
         raise InputError("there is no text; pass it as an argument, with --file, or on standard input")
@@ -68,22 +84,25 @@ def _checked_text(place: int, text: object) -> str | None:
     return text
 
 
-def _read_images(run: FinishedRun, places: Sequence[Path], column: str) -> Inputs:
+def _read_images(run: FinishedRun, places: Sequence[Path], column: str, encoding: TextEncoding) -> Inputs:
     if not places:
         raise InputError(
             "there is no image to label; pass paths of image files, of a folder of them, or of a .parquet file"
         )
-    found = read_images(places, column, load_image_processor(run.backbone.model).size)
+    found = read_images(places, column, load_image_processor(run.backbone.model).size, encoding)
     return Inputs(found.names, _image_examples(run, found), found.reasons)
 
 
-def unlabelled_images(run: FinishedRun, place: Path) -> Examples:
+def unlabelled_images(run: FinishedRun, place: Path, encoding: TextEncoding = BY_RECIPE) -> Examples:
     """Return the images of a file, a folder or a table in the format of the run's model; every label is 0.
+
+    Args:
+        encoding: of a table that is a text file.
 
     Raises:
         InputError: an image or a table cannot be read.
     """
-    found = read_images([place], run.inputs.image_column, load_image_processor(run.backbone.model).size)
+    found = read_images([place], run.inputs.image_column, load_image_processor(run.backbone.model).size, encoding)
     found.check_undamaged()
     return _image_examples(run, found)
 
