@@ -258,7 +258,7 @@ def test_a_finished_run_that_lost_its_adapter_gets_it_again_from_its_checkpoint(
     assert cli("evaluate", run).out == cli("evaluate", short_run).out
 
 
-@pytest.mark.parametrize("name", ["train.csv.gz", "Train.csv", "train.xlsx", "train.CSV"])
+@pytest.mark.parametrize("name", ["train.csv.zip", "Train.csv.bz2", "train.xlsx", "train.parquet.gz"])
 def test_a_file_of_a_split_that_is_not_read_is_named(
     cli: Cli, recipe_file: Path, data_folder: Path, tmp_path: Path, name: str
 ):

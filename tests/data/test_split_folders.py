@@ -55,11 +55,31 @@ def test_a_split_is_a_file_or_all_of_its_parts(tmp_path: Path):
     write(tmp_path, "test.csv", "d")
     write(tmp_path, "test-00000-of-00007.csv", "e")  # the file is the split
     write(tmp_path, "other-00000-of-00001.csv", "f")
-    write(tmp_path, "Validation-00000-of-00001.csv", "g")  # the hub writes no such name
     assert texts_in(tmp_path) == {"train": ["a", "b", "c"], "test": ["d"]}
     write(tmp_path, "test.tsv", "d")
     with pytest.raises(InputError, match=r"holds both test\.csv and test\.tsv: keep one"):
         read_folder(tmp_path)
+
+
+def test_the_names_of_splits_and_their_parts_may_have_capitals(tmp_path: Path):
+    write(tmp_path, "a/Train-00000-of-00002.csv", "a", "b")
+    write(tmp_path, "a/TRAIN-00001-OF-00002.csv", "c")
+    write(tmp_path, "a/Test.CSV", "d")
+    assert texts_in(tmp_path / "a") == {"train": ["a", "b", "c"], "test": ["d"]}
+    for client in ("north", "south"):
+        write(tmp_path, f"b/Train/{client}.csv", client)
+        write(tmp_path, f"c/{client}/Train.csv", client)
+        write(tmp_path, f"c/{client}/TEST.csv", client)
+    assert texts_in(tmp_path / "b") == {"train": ["north", "south"]}
+    assert texts_in(tmp_path / "c") == {"train": ["north", "south"], "test": ["north", "south"]}
+    for twice in ("Train-00000-of-00002.csv", "train-00000-of-00002.csv"):
+        write(tmp_path, f"d/{twice}", "a")
+    with pytest.raises(InputError, match="and not each of the 2 parts once"):
+        read_folder(tmp_path / "d", ())
+    for twice in ("Train.csv", "train.csv"):
+        write(tmp_path, f"e/{twice}", "a")
+    with pytest.raises(InputError, match=r"holds both Train\.csv and train\.csv: keep one"):
+        read_folder(tmp_path / "e", ())
 
 
 @pytest.mark.parametrize(
@@ -110,11 +130,11 @@ def test_two_folders_with_training_rows_are_clients(tmp_path: Path):
 
 def test_a_file_that_was_meant_to_be_a_split_is_named(tmp_path: Path):
     assert not_read(tmp_path / "nowhere", {"train"}) == ""
-    (tmp_path / "train.csv.gz").touch()
+    (tmp_path / "train.csv.zip").touch()
     (tmp_path / "test.zip").mkdir()
     (tmp_path / "notes.txt").touch()
     assert not_read(tmp_path, ()) == ""
     assert not_read(tmp_path, {"test"}) == ""
-    assert not_read(tmp_path, {"train", "test"}).startswith(", whose train.csv.gz is not read (unpack it")
-    with pytest.raises(InputError, match=r"whose train\.csv\.gz is not read .* has no train and no test split"):
+    assert not_read(tmp_path, {"train", "test"}).startswith(", whose train.csv.zip is not read (unpack it")
+    with pytest.raises(InputError, match=r"whose train\.csv\.zip is not read .* has no train and no test split"):
         read_folder(tmp_path)

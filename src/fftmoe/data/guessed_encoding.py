@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fftmoe.data.packed_files import file_bytes, file_kind
 from fftmoe.data.read import TEXT_SUFFIXES
 from fftmoe.data.sources import local_place
 from fftmoe.data.text_encodings import likely_encoding, telling_line
 from fftmoe.data.text_files import NoTextError, decoded
-from fftmoe.strict import open_file
 
 _DEPTH = 3  # `SPLIT/CLIENT.csv` and `CLIENT/train.csv` lie below this one
 
@@ -60,15 +60,13 @@ def _text_files(place: Path) -> list[Path]:
         if place.is_file()
         else sorted(path for depth in range(_DEPTH) for path in place.glob("*/" * depth + "*"))
     )
-    return [path for path in files if path.suffix[1:].lower() in TEXT_SUFFIXES and path.is_file()]
+    return [path for path in files if file_kind(path) in TEXT_SUFFIXES and path.is_file()]
 
 
 def _other(path: Path) -> bytes | None:
     """Return the bytes of a file that is not UTF-8; None for every other one."""
-    with open_file(path) as file:
-        data = file.read()
     try:
-        decoded(data)
+        decoded(data := file_bytes(path))
     except NoTextError:
         return data
     except ValueError:

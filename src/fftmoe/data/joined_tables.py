@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from fftmoe.data.image_folders import CLIENT
@@ -18,6 +19,13 @@ def table_of_clients(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table
     Raises:
         InputError: they share no column, have a column `client`, or name classes differently.
     """
+    in_order = sorted(tables, key=lambda named: named[0])
+    for (name, table), (following, other) in pairwise(in_order):
+        if name == following:
+            raise InputError(
+                f"{table.where} and {other.where} are both of the client {name!r}; keep one "
+                "of them, or put the rows into one"
+            )
     joined = joined_table(folder, tables)
     if CLIENT in joined.columns:
         raise InputError(

@@ -11,13 +11,13 @@ from fftmoe.data.csv_files import parse_csv, parse_tsv
 from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.joined_tables import joined_table, table_of_clients
 from fftmoe.data.json_lines import parse_json, parse_json_lines
+from fftmoe.data.packed_files import PACKED, file_bytes, file_kind, file_stem
 from fftmoe.data.parquet_files import read_parquet
 from fftmoe.data.table import Table
 from fftmoe.data.text_encodings import BY_RECIPE, OtherEncodingError, TextEncoding
 from fftmoe.data.text_files import NoTextError, decoded, lines_of
 from fftmoe.errors import InputError
 from fftmoe.shown import count_of
-from fftmoe.strict import open_file
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
@@ -37,6 +37,7 @@ def read_folder(
 
     Each is a file; several parts, `train-00000-of-00002.parquet`; a folder of images in folders of their classes; or a
     folder with a table for each client. Or the folder has only folders of clients, with `train.*` and `test.*` in each.
+    These names may have capitals.
 
     Args:
         folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
@@ -47,18 +48,22 @@ def read_folder(
     Raises:
         InputError: a required split is missing, a split has two files, or a file cannot be read.
     """
+    inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
     tables = {}
     for split in SPLITS:
-        found = [path for path in (folder / f"{split}.{suffix}" for suffix in SUFFIXES) if path.is_file()]
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
-            raise InputError(f"{folder} holds both {names}: keep one file for the {split} split")
+        named = [path for path in inside if file_stem(path).lower() == split]
+        found = [path for path in named if path.is_file() and _ends_as_table(path)]
+        folders = [path for path in named if path.is_dir() and path.name.lower() == split]
+        for several in (found, folders):
+            if len(several) > 1:
+                names = " and ".join(path.name for path in several)
+                raise InputError(f"{folder} holds both {names}: keep one for the {split} split")
         if found:
             tables[split] = _read_file(found[0], encoding)
-        elif parts := [path for path in tables_in(folder) if _PART.fullmatch(path.stem) and split_of(path) == split]:
+        elif parts := [path for path in tables_in(folder) if _part(path) and split_of(path) == split]:
             tables[split] = _joined_parts(folder, parts, encoding)
-        elif (inside := _split_in(folder / split, encoding)) is not None:
-            tables[split] = inside
+        elif folders and (own := _split_in(folders[0], encoding)) is not None:
+            tables[split] = own
     tables = tables or _splits_of_clients(folder, encoding)
     require_splits(required, tables, f"the folder {folder}{not_read(folder, set(required) - set(tables))}")
     return tables
@@ -66,40 +71,55 @@ def read_folder(
 
 def split_of(path: Path) -> str | None:
     """Return the split that a file or a folder is named after; None for any other."""
-    part = _PART.fullmatch(path.stem.lower())
-    name = part["split"] if part else path.stem.lower()
+    part = _part(path)
+    name = part["split"] if part else file_stem(path).lower()
     return name if name in _SPLIT_NAMES else None
+
+
+def _part(path: Path) -> re.Match[str] | None:
+    """Return what the name of a part of a split says; None for any other name."""
+    return _PART.fullmatch(file_stem(path).lower())
 
 
 def tables_in(folder: Path) -> list[Path]:
     """Return the tables in a folder, by their names; those in JSON describe others, unless all are in JSON."""
     # A link that leads nowhere is no folder either: it is named when it is read, and no client is missing unseen.
     inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
-    files = [path for path in inside if path.suffix[1:].lower() in SUFFIXES]
-    return [path for path in files if path.suffix.lower() != ".json"] or files
+    files = [path for path in inside if _ends_as_table(path)]
+    return [path for path in files if file_kind(path) != "json"] or files
+
+
+def _ends_as_table(path: Path) -> bool:
+    """Return whether the end of a file's name is that of a table that is read; only text files are read packed."""
+    kind = file_kind(path)
+    return kind in (TEXT_SUFFIXES if path.suffix.lower() == PACKED else SUFFIXES)
 
 
 def _split_in(folder: Path, encoding: TextEncoding) -> Table | None:
     """Return the images or the tables of clients in a folder that is named after a split; None if it has neither."""
-    if not folder.is_dir():
-        return None
     if (images := read_image_folder(folder)) is not None:
         return images
     files = tables_in(folder)
     if len(files) < 2:
         return None
-    return table_of_clients(folder, [(path.stem, _read_file(path, encoding)) for path in files])
+    return table_of_clients(folder, [(file_stem(path), _read_file(path, encoding)) for path in files])
 
 
 def _splits_of_clients(folder: Path, encoding: TextEncoding) -> dict[str, Table]:
     """Return the splits of all folders of clients; none where fewer than two folders have training rows."""
     inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
-    owners = [path for path in inside if any((path / f"train.{end}").is_file() for end in SUFFIXES)]
+    owners = [path for path in inside if path.is_dir() and _has_training_rows(path)]
     if len(owners) < 2:
         return {}
     clients = {path.name: read_folder(path, (), encoding) for path in owners}
     own = {split: [(name, tables[split]) for name, tables in clients.items() if split in tables] for split in SPLITS}
     return {split: table_of_clients(folder, tables) for split, tables in own.items() if tables}
+
+
+def _has_training_rows(folder: Path) -> bool:
+    return any(
+        file_stem(path).lower() == "train" and _ends_as_table(path) and path.is_file() for path in folder.iterdir()
+    )
 
 
 def _joined_parts(folder: Path, parts: Sequence[Path], encoding: TextEncoding) -> Table:
@@ -108,8 +128,9 @@ def _joined_parts(folder: Path, parts: Sequence[Path], encoding: TextEncoding) -
     Raises:
         InputError: a part is missing, or is there twice.
     """
-    named = [_PART.fullmatch(path.stem) for path in parts]
-    numbers, last = zip(*((int(part["number"]), int(part["all"])) for part in named if part), strict=True)
+    named = {path: part for path in parts if (part := _part(path)) is not None}
+    parts = sorted(named, key=lambda path: int(named[path]["number"]))
+    numbers, last = zip(*((int(named[path]["number"]), int(named[path]["all"])) for path in parts), strict=True)
     if set(last) != {len(parts)} or sorted(numbers) != list(range(len(parts))):
         raise InputError(
             f"{folder} holds {count_of(len(parts), 'part')} such as {parts[0].name}, and not each of the "
@@ -121,7 +142,7 @@ def _joined_parts(folder: Path, parts: Sequence[Path], encoding: TextEncoding) -
 def not_read(folder: Path, missing: Collection[str]) -> str:
     """Name a file that was meant to be one of these splits and has an ending that is not read, for a message."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file() and path.name.partition(".")[0].lower() in missing:
+        if path.is_file() and path.name.partition(".")[0].lower() in missing and not _ends_as_table(path):
             return f", whose {path.name} is not read (unpack it, or save it as .{', .'.join(SUFFIXES)}),"
     return ""
 
@@ -132,10 +153,9 @@ def is_table(path: Path) -> bool:
     Raises:
         InputError: it says that the file is a table of a kind that is not read.
     """
-    suffix = path.suffix[1:].lower()
-    if suffix in _OTHER_TABLES:
+    if file_kind(path) in _OTHER_TABLES:
         raise InputError(f"{path} is a table of a kind that is not read; save it as .{', .'.join(SUFFIXES)}")
-    return suffix in SUFFIXES
+    return _ends_as_table(path)
 
 
 def read_table(path: Path, encoding: TextEncoding = BY_RECIPE) -> Table:
@@ -156,7 +176,7 @@ def read_lines(path: Path, encoding: TextEncoding = BY_RECIPE) -> list[str]:
         InputError: the file cannot be read, or is no text.
     """
     try:
-        return lines_of(decoded(path.read_bytes(), encoding))
+        return lines_of(decoded(file_bytes(path), encoding))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read --file {path} as one text per line; {reason}") from error
@@ -182,7 +202,7 @@ def require_splits(required: Sequence[str], tables: Mapping[str, Table], what: s
 
 
 def _read_file(path: Path, encoding: TextEncoding) -> Table:
-    suffix = path.suffix[1:].lower()
+    suffix = file_kind(path)
     try:
         columns, num_rows, class_names = TABLE_READERS[suffix](path, encoding)
     except InputError:
@@ -206,8 +226,7 @@ def _text_reader(parse: Callable[[str], tuple[Columns, int]]) -> TableReader:
     """Return a reader of a kind of text file."""
 
     def read(path: Path, encoding: TextEncoding) -> tuple[Columns, int, Mapping]:
-        with open_file(path) as file:
-            columns, num_rows = parse(decoded(file.read(), encoding))
+        columns, num_rows = parse(decoded(file_bytes(path), encoding))
         return columns, num_rows, {}
 
     return read

@@ -15,6 +15,7 @@ import numpy as np
 from fftmoe.data.image_folders import CLIENT as CLIENT
 from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.joined_tables import table_of_clients
+from fftmoe.data.packed_files import file_stem
 from fftmoe.data.read import is_table, read_table, split_of, tables_in
 from fftmoe.data.table import Table
 from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
@@ -47,7 +48,7 @@ def read_undivided(place: Path, encoding: TextEncoding = BY_RECIPE) -> Table | N
     if len(files) == 1:
         return read_table(files[0], encoding)
     _check_no_splits(place, files)
-    return table_of_clients(place, [(path.stem, read_table(path, encoding)) for path in files])
+    return table_of_clients(place, [(file_stem(path), read_table(path, encoding)) for path in files])
 
 
 def _tables_of_folders(inside: Sequence[Path], place: Path, encoding: TextEncoding) -> Table | None:
@@ -79,7 +80,7 @@ def _check_no_splits(place: Path, files: Sequence[Path]) -> None:
     Raises:
         InputError: two are.
     """
-    words = {path: set(re.split(r"[^a-z]+", path.stem.lower())) for path in files}
+    words = {path: set(re.split(r"[^a-z]+", file_stem(path).lower())) for path in files}
     train, test = ([path.name for path in files if kind in words[path]] for kind in ("train", "test"))
     if train and test:
         raise InputError(
