@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fftmoe.data.images import read_pixels
+from fftmoe.data.read import read_folder
 from fftmoe.data.sources import SplitRequest, read_tables
 from fftmoe.data.undivided import read_undivided
 from fftmoe.errors import InputError
@@ -96,3 +98,70 @@ def test_init_writes_a_recipe_for_a_folder_of_images(cli: Cli, tmp_path: Path):
     assert done.status == 0, done.err
     assert "7 test rows, 2 clients" in done.out
     assert 'partition: {kind: natural, by: "client"}' in (tmp_path / "mine.yaml").read_text()
+
+
+def write_client(folder: Path, labels: dict[str, str], table: str = "labels.csv") -> None:
+    """A client's table, and the images that it names, each of one colour of its own."""
+    rows = "".join(f"{name},{label}\n" for name, label in labels.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / table).write_text("image,label\n" + rows)
+    for number, name in enumerate(labels):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        colour = (len(folder.name) * 20, number * 50, 7)
+        Image.new("RGB", (3, 3), colour).save(folder / name)
+
+
+@pytest.mark.parametrize("below", ["", "photos/", "a/b/"])
+def test_a_clients_table_names_images_from_its_own_folder(tmp_path: Path, below: str):
+    """The same names for other images: whoever looked in one folder for all would mix the clients up."""
+    for client in ("east", "north"):
+        write_client(tmp_path / client, {f"{below}{n}.png": "cat" if n % 2 else "dog" for n in range(4)})
+    table = read_undivided(tmp_path)
+    assert table is not None
+    assert list(table.columns["client"]) == ["east"] * 4 + ["north"] * 4
+    assert list(table.columns["label"]) == ["dog", "cat"] * 4
+    for own, places in ((table, range(8)), (table.select("some", [6, 1]), [6, 1])):
+        pixels = read_pixels(own, "image", (2, 2))[:, :2, 0, 0].tolist()
+        assert pixels == [[80 if place < 4 else 100, place % 4 * 50] for place in places]
+
+
+def test_tables_of_splits_name_images_too(tmp_path: Path):
+    for client in ("east", "north"):
+        write_client(tmp_path / "a" / client, {"img/1.png": "cat", "img/2.png": "dog"}, "train.csv")
+        write_client(tmp_path / "a" / client, {"img/3.png": "cat"}, "test.csv")
+        write_client(tmp_path / "b" / "train", {f"{client}/{n}.png": "cat" for n in range(2)}, f"{client}.csv")
+    content = {"data.image": ["image"], "data.label": ["label"]}
+    found = read_tables(str(tmp_path / "a"), content)
+    assert {split: list(table.columns["label"]) for split, table in found.items()} == {
+        "train": ["cat", "dog"] * 2,
+        "test": ["cat"] * 2,
+    }
+    assert read_pixels(found["train"], "image", (2, 2)).shape == (4, 3, 2, 2)
+    train = read_folder(tmp_path / "b", ())["train"]
+    assert list(train.columns["client"]) == ["east"] * 2 + ["north"] * 2
+    assert read_pixels(train, "image", (2, 2)).shape == (4, 3, 2, 2)
+
+
+def test_a_path_from_a_clients_folder_may_reach_the_others_and_no_further(tmp_path: Path):
+    for client in ("east", "north"):
+        write_client(tmp_path / "data" / client, {"1.png": "cat", "2.png": "dog"})
+    Image.new("RGB", (3, 3)).save(tmp_path / "data" / "shared.png")
+    Image.new("RGB", (3, 3)).save(tmp_path / "secret.png")
+    for path, works in (("../shared.png", True), ("../../secret.png", False), (str(tmp_path / "secret.png"), False)):
+        (tmp_path / "data" / "east" / "labels.csv").write_text(f"image,label\n1.png,cat\n{path},dog\n")
+        table = read_undivided(tmp_path / "data")
+        assert table is not None
+        if works:
+            assert len(read_pixels(table, "image", (2, 2))) == 4
+        else:
+            with pytest.raises(InputError, match="from which paths are read and which they may not leave"):
+                read_pixels(table, "image", (2, 2))
+
+
+def test_tables_that_name_no_images_leave_a_folder_of_images_as_it_is(tmp_path: Path):
+    for label in ("cat", "dog"):
+        write_client(tmp_path / label, {"1.png": "x", "2.png": "y"})
+        (tmp_path / label / "labels.csv").write_text("who,when\nme,today\n")
+    table = read_undivided(tmp_path)
+    assert table is not None
+    assert list(table.columns["label"]) == ["cat", "cat", "dog", "dog"]

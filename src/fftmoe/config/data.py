@@ -37,7 +37,7 @@ class DataSection(Section):
     A language model (`backbone.task: causal-lm`) reads `prompt` and `completion` and learns the completion; without
     them it reads `text` and learns all of it. `chat_template` writes both as messages of a user and an assistant.
     A preference (`backbone.task: preference`) reads `prompt`, `chosen` and `rejected`.
-    Image classification reads `image`: encoded files, or the paths of files below the folder of the table.
+    Image classification reads `image`: encoded files, or the paths of files from the table's own folder.
     Token classification reads a list of `tokens` and a list of `tags` per row. Multi-label classification reads a list
     of names from `label`. Regression reads the numbers of the columns `targets`. Training divides them by their scale:
     `target_scales` is `auto` (the mean and the standard deviation of the training rows), `none`, or a list with
@@ -61,7 +61,7 @@ class DataSection(Section):
     text: str = "text"
     """The column of texts."""
     image: str = "image"
-    """The column of images: encoded files, or paths below the folder of the table."""
+    """The column of images: encoded files, or paths from the table's own folder."""
     label: str = "label"
     """The column of labels. Where a task has no classes, it may name groups by which a partition divides the rows."""
     prompt: str | None = None

@@ -65,8 +65,10 @@ def _text_files(place: Path) -> list[Path]:
 
 def _other(path: Path) -> bytes | None:
     """Return the bytes of a file that is not UTF-8; None for every other one."""
+    data = None
     try:
-        decoded(data := file_bytes(path))
+        data = file_bytes(path)
+        decoded(data)
     except NoTextError:
         return data
     except ValueError:

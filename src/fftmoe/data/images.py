@@ -96,7 +96,7 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     """Return the images of a column, resized (bilinear); grey becomes three equal channels.
 
     Args:
-        column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files below the table's
+        column: holds `datasets.Image`, encoded files (PNG, JPEG) as bytes, the paths of such files from the table's own
             folder, or lists of whole numbers from 0 to 255, [H, W] or [H, W, 3].
         size: height and width of every result.
 
@@ -110,27 +110,31 @@ def read_pixels(table: Table, column: str, size: tuple[int, int]) -> Tensor:
     pixels = np.empty((table.num_rows, height, width, 3), dtype=np.uint8)
     for row, value in enumerate(table.columns[column]):
         try:
-            pixels[row] = _pixels(value, table.folder, size)
+            pixels[row] = _pixels(value, table.folder_of(row), size, table.folder)
         except Exception as error:  # every format fails in its own ways
             raise InputError(
                 f"{table.where}: column {column!r} holds no image in row {table.origin.row(row)}{_file_named(value)}: "
                 f"{_reason(error)}; "
-                "an image is an encoded file (PNG, JPEG), the path of one below the table's folder, or a list of whole "
-                "numbers from 0 to 255: correct or remove the row, or name another column with data.image"
+                "an image is an encoded file (PNG, JPEG), the path of one from the table's own folder, or a list of "
+                "whole numbers from 0 to 255: correct or remove the row, or name another column with data.image"
             ) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _pixels(value: Any, folder: Path | None, size: tuple[int, int]) -> np.ndarray:
+def _pixels(value: Any, folder: Path | None, size: tuple[int, int], whole: Path | None = None) -> np.ndarray:
     """Return the image in a cell, uint8 [H, W, 3]; some exception with a reason if there is none."""
     height, width = size
-    decoded = decode_image(value, folder).convert("RGB")
+    decoded = decode_image(value, folder, whole).convert("RGB")
     return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def decode_image(value: Any, folder: Path | None) -> Image.Image:
+def decode_image(value: Any, folder: Path | None, whole: Path | None = None) -> Image.Image:
     """Return the image in a table's cell, or in a file that a person named (`Path`);
     an exception with a reason if none is.
+
+    Args:
+        folder: from which names of files in a cell are meant. whole: the folder of the data, which such names may not
+            leave; None: the same.
     """
     value = _encoded(value)
     if value is None:
@@ -140,7 +144,9 @@ def decode_image(value: Any, folder: Path | None) -> Image.Image:
     if not isinstance(value, bytes | str | Path):
         raise TypeError(f"{value!r:.50} is a value of type {type(value).__name__}")
     if not isinstance(value, bytes):
-        value = read_small(value if isinstance(value, Path) else _inside(folder, value), MAX_FILE_BYTES)
+        value = read_small(
+            value if isinstance(value, Path) else _inside(folder, value, whole or folder), MAX_FILE_BYTES
+        )
     decoded = Image.open(io.BytesIO(value), formats=IMAGE_FORMATS)
     if decoded.width * decoded.height > MAX_PIXELS:  # known before anything is unpacked
         raise ValueError(f"it has {decoded.width} x {decoded.height} pixels, and at most {MAX_PIXELS} are read")
@@ -163,13 +169,13 @@ def _file_named(value: Any) -> str:
     return f" ({name!r:.200})" if isinstance(name, str) else ""
 
 
-def _inside(folder: Path | None, name: str) -> Path:
+def _inside(folder: Path | None, name: str, whole: Path | None) -> Path:
     """Return the path of a file in the data's folder."""
-    if folder is None:
+    if folder is None or whole is None:
         raise ValueError(f"{name!r:.100} is the path of a file, and this data has no folder from which files are read")
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name!r:.100} is not in {folder}, from which paths are read and which they may not leave")
+    if not path.is_relative_to(whole.resolve()):
+        raise ValueError(f"{name!r:.100} is not in {whole}, from which paths are read and which they may not leave")
     return path
 
 

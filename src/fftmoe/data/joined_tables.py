@@ -63,7 +63,8 @@ def joined_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
     lacking = _lacking(tables, shared)
     where = f"{folder}{f' (without {lacking})' if lacking else ''}"
     classes = {column: names for column, names in first.class_names.items() if column in shared}
-    return Table(where, columns, len(row_names), classes, folder, row_names)
+    folders = [table.folder_of(row) or folder for _, table in tables for row in range(table.num_rows)]
+    return Table(where, columns, len(row_names), classes, folder, row_names, folders)
 
 
 def _row_names(folder: Path, table: Table) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 
 from fftmoe.data.csv_files import parse_csv, parse_tsv
-from fftmoe.data.image_folders import read_image_folder
+from fftmoe.data.image_folders import IMAGE_SUFFIXES, read_image_folder
 from fftmoe.data.joined_tables import joined_table, table_of_clients
 from fftmoe.data.json_lines import parse_json, parse_json_lines
 from fftmoe.data.packed_files import PACKED, file_bytes, file_kind, file_stem
@@ -97,10 +97,11 @@ def _ends_as_table(path: Path) -> bool:
 
 def _split_in(folder: Path, encoding: TextEncoding) -> Table | None:
     """Return the images or the tables of clients in a folder that is named after a split; None if it has neither."""
-    if (images := read_image_folder(folder)) is not None:
-        return images
     files = tables_in(folder)
-    if len(files) < 2:
+    of_clients = len(files) > 1
+    if not (of_clients and names_images(files[0], encoding)) and (images := read_image_folder(folder)) is not None:
+        return images
+    if not of_clients:
         return None
     return table_of_clients(folder, [(file_stem(path), _read_file(path, encoding)) for path in files])
 
@@ -167,6 +168,26 @@ def read_table(path: Path, encoding: TextEncoding = BY_RECIPE) -> Table:
     if not path.is_file() or not is_table(path):
         raise InputError(f"{path} is not a file that ends in .{', .'.join(SUFFIXES)}; name one that does")
     return _read_file(path, encoding)
+
+
+def names_images(path: Path, encoding: TextEncoding) -> bool:
+    """Return whether a table has a column of paths of images that are there: then it says what they are, and not the
+    names of their folders.
+
+    Raises:
+        OtherEncodingError: it may have one.
+    """
+    try:
+        columns = _read_file(path, encoding).columns.values()
+        firsts = [next(filter(None, values), None) for values in columns]
+        return any(
+            isinstance(first, str) and first.lower().endswith(IMAGE_SUFFIXES) and (path.parent / first).is_file()
+            for first in firsts
+        )
+    except OtherEncodingError:
+        raise
+    except (InputError, OSError, ValueError):  # a table of something else, or no path
+        return False
 
 
 def read_lines(path: Path, encoding: TextEncoding = BY_RECIPE) -> list[str]:

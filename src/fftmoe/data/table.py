@@ -38,6 +38,8 @@ class Table:
         class_names: the names of classes, by column, where the file has numbers of classes.
         folder: the folder that they were read from, which must hold the files that they name; None for data without
             a folder.
+        row_folders: the folder from which each row's names of files are meant, for a table that was made of others;
+            empty: `folder`.
         row_names: how messages name each row, for a table that was made of other tables; empty: by its number from 1.
     """
 
@@ -47,6 +49,7 @@ class Table:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: Path | None = None
     row_names: Sequence[str] = ()
+    row_folders: Sequence[Path] = ()
 
     @classmethod
     def of(cls, where: str, columns: Mapping[str, Sequence[Any]]) -> "Table":
@@ -58,6 +61,10 @@ class Table:
         """Return where the rows come from, for messages about single rows."""
         return Origin(self.where, self.row_names)
 
+    def folder_of(self, place: int) -> Path | None:
+        """Return the folder from which the names of files in the row at this place are meant."""
+        return self.row_folders[place] if self.row_folders else self.folder
+
     def select(self, where: str, places: Sequence[int]) -> "Table":
         """Return the rows at these places, in that order; messages name them as before.
 
@@ -66,4 +73,6 @@ class Table:
         """
         columns = {name: [values[place] for place in places] for name, values in self.columns.items()}
         row_names = [self.origin.row(place) for place in places]
-        return replace(self, where=where, columns=columns, num_rows=len(places), row_names=row_names)
+        folders = [self.row_folders[place] for place in places] if self.row_folders else ()
+        changes = {"columns": columns, "num_rows": len(places), "row_names": row_names, "row_folders": folders}
+        return replace(self, where=where, **changes)

@@ -16,7 +16,7 @@ from fftmoe.data.image_folders import CLIENT as CLIENT
 from fftmoe.data.image_folders import read_image_folder
 from fftmoe.data.joined_tables import table_of_clients
 from fftmoe.data.packed_files import file_stem
-from fftmoe.data.read import is_table, read_table, split_of, tables_in
+from fftmoe.data.read import is_table, names_images, read_table, split_of, tables_in
 from fftmoe.data.table import Table
 from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
 from fftmoe.errors import InputError
@@ -44,11 +44,20 @@ def read_undivided(place: Path, encoding: TextEncoding = BY_RECIPE) -> Table | N
     if any(split_of(path) for path in (files or inside)):
         return None
     if not files:
+        if _tables_name_images(inside, encoding):
+            return _tables_of_folders(inside, place, encoding)
         return read_image_folder(place) or _tables_of_folders(inside, place, encoding)
     if len(files) == 1:
         return read_table(files[0], encoding)
     _check_no_splits(place, files)
     return table_of_clients(place, [(file_stem(path), read_table(path, encoding)) for path in files])
+
+
+def _tables_name_images(inside: Sequence[Path], encoding: TextEncoding) -> bool:
+    """Return whether two of these folders have a table, and the first one names images in its folder."""
+    folders = (path for path in inside if path.is_dir() and not path.name.startswith("."))
+    found = [own[0] for own in map(tables_in, folders) if own]
+    return len(found) > 1 and names_images(found[0], encoding)
 
 
 def _tables_of_folders(inside: Sequence[Path], place: Path, encoding: TextEncoding) -> Table | None:
