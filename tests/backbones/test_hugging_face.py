@@ -203,6 +203,19 @@ def test_a_folder_holds_what_reads_inputs_and_says_its_labels(saved: Callable[[s
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
 
+def test_a_folder_is_opened_from_another_place_than_the_one_its_backbone_was_named_from(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    case, source = CASES["classes, mean"], folders("bert")
+    monkeypatch.chdir(source.parent)
+    model = trained(case, Path(source.name))
+    save_adapter(model, tmp_path / "adapter", SavedWith(names_of(case), case.task, load_reader(source.name, False)))
+    monkeypatch.chdir(tmp_path)
+    opened = case.auto.from_pretrained("adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(opened(**case.batch).logits, model(**case.batch).logits)
+
+
 def test_our_own_loading_gives_the_same_model(saved: Callable[[str], tuple[Any, Path]], folders: Callable[[str], Path]):
     for name in ("classes, random features", "tokens"):
         case, (model, folder) = CASES[name], saved(name)

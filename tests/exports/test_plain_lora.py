@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import fftmoe
-from fftmoe.backbones import load_tokenizer, logits
+from fftmoe.backbones import BUILTIN_MINILM, load_tokenizer, logits
+from fftmoe.backbones.builtin import BUILTIN_MODELS
 from fftmoe.config import parse_recipe
 from fftmoe.setup.finished import load_run
 from fftmoe.setup.run import run
@@ -38,9 +39,9 @@ def exported(method: str, head: str, recipe_values: dict[str, Any], folder: Path
     return made, fftmoe.export(made, "lora", folder / "this folder", **options)
 
 
-def card_code(folder: Path) -> str:
-    code, *_ = re.findall(r"```python\n(.*?)```", (folder / "this folder" / "README.md").read_text(), flags=re.DOTALL)
-    return code.replace('["a text"]', repr(TEXTS))
+def card_codes(folder: Path) -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", (folder / "this folder" / "README.md").read_text(), flags=re.DOTALL)
+    return [code.replace('["a text"]', repr(TEXTS)) for code in found]
 
 
 AFTER = """
@@ -55,11 +56,10 @@ print(json.dumps({"logits": logits.tolist(), "plain": "fftmoe" not in __import__
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "head"), CASES)
 def test_the_lines_of_the_card_give_the_logits_of_the_lora_without_this_package(
-    method: str, head: str, recipe_values: dict[str, Any], backbone_folder: Path, tmp_path: Path
+    method: str, head: str, recipe_values: dict[str, Any], tmp_path: Path
 ):
     made, about = exported(method, head, recipe_values, tmp_path)
-    (tmp_path / backbone_folder.name).symlink_to(backbone_folder)  # a card names no private place
-    code = WITHOUT_FFTMOE + card_code(tmp_path) + AFTER.replace("TEXTS", repr(TEXTS))
+    code = WITHOUT_FFTMOE + card_codes(tmp_path)[0] + AFTER.replace("TEXTS", repr(TEXTS))
     code = code.replace('"fftmoe" not in __import__("sys").modules', '__import__("sys").modules["fftmoe"] is None')
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -86,16 +86,34 @@ def test_the_folder_holds_a_lora_of_the_encoder_and_the_head_beside_it(
     assert (config["modules_to_save"], config["auto_mapping"]) == (None, None)
     assert all(name.startswith("encoder.") for name in config["target_modules"])
     assert (folder / "tokenizer.json").is_file()
-    (tmp_path / backbone_folder.name).symlink_to(backbone_folder)
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    exec(compile(card_code(tmp_path), "README.md", "exec"), found)
+    here, elsewhere = (compile(code, "README.md", "exec") for code in card_codes(tmp_path))
+    exec(here, found)
     trained = load_run(made, exact=True)
     with torch.no_grad():
         ours = logits(trained.model, dict(found["batch"]))
     torch.testing.assert_close(found["logits"], ours, rtol=1e-4, atol=1e-5)
     assert found["labels"] == list(trained.run.label_names)
+    states = found["states"]
+    (tmp_path / backbone_folder.name).symlink_to(backbone_folder)  # a card names no private place
+    exec(elsewhere, found)
+    with torch.no_grad():
+        assert torch.equal(found["encoder"](**found["batch"]).last_hidden_state, states)
     assert about["max_difference"] <= 1e-4
     modes = {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
     shutil.copyfile(folder / "labels.json", tmp_path / "usual")
     assert modes == {(tmp_path / "usual").stat().st_mode & 0o777}
+
+
+def test_of_a_built_in_backbone_the_card_asks_no_hub(
+    recipe_values: dict[str, Any], backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its name on a hub is in the card, for others."""
+    monkeypatch.setitem(BUILTIN_MODELS, BUILTIN_MINILM, lambda: backbone_folder)  # pyright: ignore[reportArgumentType]
+    exported("fedit", "linear", changed(recipe_values, backbone__model=BUILTIN_MINILM), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    here, elsewhere = card_codes(tmp_path)
+    exec(compile(here, "README.md", "exec"), found := dict[str, Any]())
+    assert found["logits"].shape == (len(TEXTS), len(found["labels"]))
+    assert "sentence-transformers/all-MiniLM-L6-v2" in elsewhere

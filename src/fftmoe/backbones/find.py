@@ -11,7 +11,7 @@ from fftmoe.errors import InputError, did_you_mean, looked_up
 
 
 def resolve_model(model: str) -> str:
-    """Return the local folder or hub id that `model` stands for.
+    """Return the local folder or hub id that `model` stands for; a folder by its full name, as saved adapters keep it.
 
     Args:
         model: "builtin:minilm", "builtin:smollm2", a local folder, or a hub id.
@@ -30,7 +30,7 @@ def resolve_model(model: str) -> str:
         folder = Path(model).expanduser()
         if folder.is_dir():
             _check_model_folder(folder)
-            return str(folder)
+            return str(folder.absolute())
     # A hub id is `name` or `owner/name`; everything else can only be a folder.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise InputError(f"model folder {model!r} does not exist; name an existing folder, or a hub id")
