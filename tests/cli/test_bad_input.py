@@ -177,6 +177,13 @@ def test_a_disk_without_room(refused: Refuse, monkeypatch: pytest.MonkeyPatch):
             ),
         ),
         (("run", "a", "b"), ("unexpected extra argument", "run --help")),
+        (("run", "a", "b=c"), ("unexpected extra argument", "run --help")),
+        (
+            ("run", "a", "--set", "seed=1", "federation.rounds=2"),
+            ("(federation.rounds=2)", "--set federation.rounds=V"),
+        ),
+        (("compare", "a", "data.text=a b", "c"), ("(data.text=a b c)", "--set data.text=VALUE\n")),
+        (("predict", "--client", "1", "a", "--set", "seed=1"), ("No such option '--set'",)),
         (("run", "quickstart", "--engine", "locl"), ("engine.kind is 'locl'", "did you mean 'local'")),
         (("evaluate",), ("RUN",)),
         (("train",), ("No such command 'train'; did you mean 'run'?",)),

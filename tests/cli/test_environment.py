@@ -98,3 +98,10 @@ def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(own: dict
     environment |= {"OMP_DISPLAY_ENV": "true", **own}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", done.stderr) == [then]
+
+
+def test_the_package_is_run_as_a_module():
+    outcome = subprocess.run(
+        [sys.executable, "-m", "fftmoe", "--version"], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert outcome.stdout.startswith("fftmoe ")

@@ -1,5 +1,7 @@
 """Says what a person may have meant by a verb or an option that is not there."""
 
+import re
+
 import click
 
 OTHER_VERBS = {
@@ -42,9 +44,21 @@ def usage_text(error: click.UsageError) -> str:
     elif isinstance(command, click.Group):
         meant = OTHER_VERBS.get(str(getattr(error, "command_name", "")).lower())
         near = [meant] if meant in command.commands else near
+    if (key := _bare_setting(message, command)) is not None:
+        return f"{message}; write --set before every setting: --set {key}=VALUE"
     if near:
         return f"{message}; did you mean {' or '.join(map(repr, near[:MOST_KEYS]))}?"
     return f"{message}; see: {error.ctx.command_path} --help" if error.ctx else message
+
+
+def _bare_setting(message: str, command: click.Command | None) -> str | None:
+    """Return the key of the first argument too many if it is a setting of a recipe, as in `--set a.b=1 c.d=2`."""
+    found = re.search(r"unexpected extra arguments? \(([^\s=()]+)=", message)
+    if found is None or command is None or all(parameter.name != "set_" for parameter in command.params):
+        return None
+    from fftmoe.config.read import dotted_keys
+
+    return found[1] if found[1] in dotted_keys() else None
 
 
 def _settings(option: str, command: click.Command | None) -> tuple[list[str], list[str]]:
