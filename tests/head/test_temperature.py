@@ -58,9 +58,9 @@ def test_the_temperature_is_that_of_heads_that_never_saw_the_example():
     truly = torch.stack([_left_out(x, y, row, rho) for row in range(N)])
     finest = [0.005 * 1.02**step for step in range(300)]
     best = min(finest, key=lambda t: float(F.cross_entropy(truly / t, y)))
-    found = best_temperature(score_sums(outputs_of(head, x), y), leverage)
+    found = best_temperature(score_sums(outputs_of(head, x), y), leverage, N, C)
     assert found == pytest.approx(best, rel=0.1)
-    trained_on = best_temperature(score_sums(outputs_of(head, x), y), 0.0)
+    trained_on = best_temperature(score_sums(outputs_of(head, x), y), 0.0, 10**9, C)  # as if the bound were none
     assert trained_on < 0.9 * best  # outputs on examples that the head was made of are too sure
 
 
@@ -82,7 +82,19 @@ def test_any_outputs_give_a_temperature_that_can_be_used(scale: float):
     x, y = noisy()
     scores = score_sums(x[:, :C].double() * scale, y)
     assert scores.float().isfinite().all()
-    assert all(usable(best_temperature(scores, leverage)) for leverage in (-1.0, 0.0, 0.17, 0.5, 3.0))
+    assert all(usable(best_temperature(scores, leverage, N, C)) for leverage in (-1.0, 0.0, 0.17, 0.5, 3.0))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 40])
+@pytest.mark.parametrize("size", [1, 12, 100, 10**9])
+def test_right_answers_alone_do_not_make_errors_rarer_than_their_number_shows(size: int, classes: int):
+    """It was 1e-40 after 43 right answers."""
+    labels = torch.arange(min(size, 400)) % classes
+    outputs = F.one_hot(labels, classes).double()
+    temperature = best_temperature(score_sums(outputs, labels), 0.0, size, classes)
+    error = float((outputs[0] / temperature).softmax(0)[1:].sum())
+    assert usable(temperature)
+    assert error == 0 if classes == 1 else error == pytest.approx(1 / (2 * size + 1))
 
 
 @pytest.fixture(scope="module")

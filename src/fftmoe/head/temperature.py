@@ -5,6 +5,8 @@ T is the one with the smallest cross-entropy of leave-one-out outputs on the tra
 h has the leave-one-out output y - (y - z) / (1 - h). All examples get the mean leverage, as in generalised
 cross-validation. Clients do not know it, so they send the cross-entropy for several leverages and temperatures.
 
+T has a lower bound, because n right answers do not show errors to be rarer than about one in 2 n (Jeffreys, 1946).
+
 Shape letters: N examples, C classes, H leverages, T temperatures.
 """
 
@@ -33,8 +35,8 @@ def score_sums(outputs_NC: Tensor, labels_N: Tensor) -> Tensor:
     return found.nan_to_num(LARGEST_SCORE, posinf=LARGEST_SCORE).clamp_max(LARGEST_SCORE)
 
 
-def best_temperature(scores_HT: Tensor, leverage: float) -> float:
-    """Return the temperature with the smallest sum for this mean leverage.
+def best_temperature(scores_HT: Tensor, leverage: float, num_examples: float, num_classes: int) -> float:
+    """Return the temperature with the smallest sum for this mean leverage, or the smallest that these examples allow.
 
     Sums between two leverages are interpolated, and so is the minimum between temperatures, by a parabola through the
     smallest sum and its neighbours.
@@ -46,7 +48,13 @@ def best_temperature(scores_HT: Tensor, leverage: float) -> float:
         below, here, above = scores_T[best - 1 : best + 2].tolist()
         curvature = below - 2 * here + above
         step = 0.5 * (below - above) / curvature if curvature > 0 else 0.0
-    return TEMPERATURES[best] * (TEMPERATURES[1] / TEMPERATURES[0]) ** max(-1.0, min(1.0, step))
+    found = TEMPERATURES[best] * (TEMPERATURES[1] / TEMPERATURES[0]) ** max(-1.0, min(1.0, step))
+    return max(found, _smallest(num_examples, num_classes))
+
+
+def _smallest(num_examples: float, num_classes: int) -> float:
+    """Return the temperature at which the surest output, 1 for a class and 0 for all others, is wrong once in 2 N."""
+    return 1 / math.log(max(2 * num_examples * (num_classes - 1), 2))
 
 
 def _at(scores_HT: Tensor, leverage: float) -> Tensor:

@@ -99,8 +99,10 @@ def solve_head(
             scores.append(update.tensors[names.STATISTICS_SCORES].double())
             yield HeadSums.from_tensors(update.tensors)
 
-    solution, leverage = solved_with_leverage(total(parts()))
+    sums = total(parts())
+    solution, leverage = solved_with_leverage(sums)
     temperature = state.temperature
     if state.round and total == HeadSums.total:
-        temperature = best_temperature(torch.stack(scores).sum(0), leverage)
+        added = torch.stack(scores).sum(0)
+        temperature = best_temperature(added, leverage, sums.num_examples, len(solution[names.HEAD_BIAS]))
     return replace(state, tensors=state.tensors | solution, temperature=temperature)
