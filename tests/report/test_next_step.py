@@ -50,6 +50,8 @@ SLOWER = "fftmoe run 'runs/my run/config.yaml' --set federation.learning_rate=0.
 LONGER = "fftmoe run 'runs/my run/config.yaml' --set federation.rounds=6 --output 'runs/my run-longer'"
 PREDICT = "fftmoe predict 'runs/my run' 'some text'"
 COMPARE = "fftmoe compare 'runs/my run/config.yaml' --methods fft-moe,{} --output 'runs/my run-comparison'"
+LEVEL: dict[str, Any] = {"verdict": {"result": "level", "start": 0.7, "end": 0.75, "gain": 0.05, "margin": 0.07}}
+NOT_MEASURED = {"value": None, "reason": "no single labels"}
 AS_HEAD = {"head_only": entry(0.75)}
 OVER_HEAD = {"head_only": entry(0.5)}
 GROWS: tuple[float | None, ...] = (0.5, None, 0.55, 0.6)
@@ -80,6 +82,11 @@ SPENT = {"privacy": {"epsilon": 2.0, "stopped_early": False}}
         ({"baselines": AS_HEAD, "accuracy_by_round": {"0": 0.5, "1": 0.8, "3": 0.7}}, COMPARE.format("head-only")),
         ({"baselines": AS_HEAD, "validated": GROWS, "stopped_early": True}, COMPARE.format("head-only")),
         ({"baselines": AS_HEAD, "validated": GROWS, **SPENT}, COMPARE.format("head-only")),
+        # Where no head alone can be measured, a result like the start is no success either.
+        ({**LEVEL, "validated": GROWS}, LONGER),
+        ({**LEVEL, "validated": FALLS}, COMPARE.format("centralized")),
+        ({**LEVEL, "baselines": {"head_only": NOT_MEASURED}, "validated": FALLS}, COMPARE.format("centralized")),
+        ({**LEVEL, "baselines": OVER_HEAD, "validated": FALLS}, PREDICT),
     ],
 )
 def test_the_command_fits_how_a_run_ended(facts: dict[str, Any], command: str):
@@ -92,7 +99,7 @@ def test_the_command_fits_how_a_run_ended(facts: dict[str, Any], command: str):
         ({"backbone": {"model": "m", "task": "image-classification"}}, "fftmoe predict 'runs/my run' photos/"),
         ({"backbone": {"model": "m", "task": "causal-lm"}}, "fftmoe predict 'runs/my run' 'some prompt'"),
         ({"backbone": {"model": "m", "task": "regression"}}, PREDICT),
-        ({"backbone": {"model": "m", "task": "token-classification"}}, "fftmoe evaluate 'runs/my run'"),
+        ({"backbone": {"model": "m", "task": "token-classification"}}, PREDICT),
         ({"method": "fedsa-lora"}, "fftmoe evaluate 'runs/my run'"),
     ],
 )
@@ -134,11 +141,14 @@ def step_of(finished: Finished, **facts: Any) -> list[str]:
     return shlex.split(next_step(record).command)
 
 
-def test_the_page_and_the_terminal_say_the_same_and_the_command_runs(cli: Cli, tiny_run: Finished):
+def test_the_page_and_the_terminal_say_the_same(tiny_run: Finished):
     words = step_of(tiny_run)
     assert shlex.join(words) in structure_of((tiny_run.folder / "report.html").read_text()).text
     assert f"  {shlex.join(words)}\n" in tiny_run.outcome.out
-    outcome = cli(*words[1:])
+
+
+def test_a_good_run_answers_as_it_is_told(cli: Cli, tiny_run: Finished):
+    outcome = cli(*step_of(tiny_run, verdict={"result": "better"})[1:])
     assert outcome.status == 0
     assert json.loads(outcome.out)["label"]
 

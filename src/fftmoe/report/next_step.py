@@ -42,10 +42,10 @@ class _Commands:
         return f"fftmoe compare {quoted(self.recipe)} --methods {quoted(named)} --output {quoted(output)}"
 
     def use(self) -> str:
-        """Return an answer of the model, or its metrics where there is no answer for a single text."""
+        """Return an answer of the model, or its metrics where each client has a model of its own."""
         folder, task = self.run.folder, self.run.setting("backbone.task", "sequence-classification")
         personal = self.run.capabilities is not None and self.run.capabilities.personal
-        if personal or task == "token-classification":
+        if personal:
             return f"fftmoe evaluate {quoted(folder)}"
         asked = {"image-classification": "photos/", **dict.fromkeys(LANGUAGE_TASKS, "some prompt")}
         given = asked.get(task, "some text")
@@ -62,7 +62,7 @@ def next_step(run: RunRecord) -> NextStep:
 
     It has not finished; it diverged, or is worse than its start or than its head alone; clients, or most of them, are
     better by themselves; it still improves and is not better than what it is compared with; it is not clearly better
-    than its head alone. Otherwise it is used.
+    than its head alone, or than its start where a head alone cannot be measured. Otherwise it is used.
     """
     commands = _Commands(run)
     if not run.summary:
@@ -97,8 +97,9 @@ def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -
 def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
     """Return what to do where a baseline is as good, or training in one place is better."""
     is_level = found.get("head_only") == "level"
+    gained_nothing = "head_only" not in found and run.summary.get("verdict", {}).get("result") == "level"
     bound, rounds = found.get("centralized"), run.setting("federation.rounds")
-    if (is_level or bound == "worse") and rounds and _still_improves(run):
+    if (is_level or gained_nothing or bound == "worse") and rounds and _still_improves(run):
         why = "the last round was the best one: train for more rounds"
         return NextStep(why, commands.again("-longer", "federation.rounds", 2 * rounds))
     if is_level and not run.over_sites:
@@ -106,6 +107,9 @@ def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands
         if _central_training_adds_nothing(run):
             why = "not even training on all rows in one place is better than the head alone: compare both over seeds"
         return NextStep(why, commands.beside("head-only"))
+    if gained_nothing and not run.over_sites:
+        why = "training changed little: see over several seeds what training on all rows in one place gains"
+        return NextStep(why, commands.beside("centralized"))
     return None
 
 
