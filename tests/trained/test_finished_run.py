@@ -17,9 +17,11 @@ from shared_fixtures import Cli
 
 
 def test_the_printed_python_loads_the_adapter(tiny_run: Finished, data_folder: Path):
-    printed = tiny_run.outcome.out[tiny_run.outcome.out.index("load it in Python:") :].splitlines()[1:5]
+    printed = tiny_run.outcome.out[tiny_run.outcome.out.index("load it in Python:") :].splitlines()[1:8]
     names: dict[str, Any] = {}
-    exec("\n".join(line.strip() for line in printed), names)
+    exec("\n".join(line.strip() for line in printed[:-1]), names)
+    assert names["reader"].tokenize("red ash") == ["red", "ash"]
+    assert printed[-1] == f"or ask it: fftmoe.predict({str(tiny_run.folder)!r}, [...])"
     assert isinstance(names["model"], PeftModel)
     assert measured(names["model"], names["backbone"], tiny_run, data_folder) == tiny_run.summary["accuracy"]
 

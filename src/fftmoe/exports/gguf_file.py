@@ -47,7 +47,9 @@ def check_convertible(run: FinishedRun) -> None:
         InputError: it is one, or a package is missing.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise InputError("--to gguf needs the package gguf, which is not installed; run: pip install fftmoe[language]")
+        raise InputError(
+            "--to gguf needs the package gguf, which is not installed; run: pip install 'fftmoe[language]'"
+        )
     if run.task != "causal-lm" and run.task != "preference":
         raise InputError(f"--to gguf writes language models, and this run is {run.task}; export --to merged or onnx")
 

@@ -49,7 +49,7 @@ def check_harness(run: FinishedRun, tasks: HarnessTasks) -> None:
     """
     check_talks(run)
     if importlib.util.find_spec(PACKAGE) is None:
-        raise InputError("lm-evaluation-harness is not installed; run: pip install fftmoe[harness]")
+        raise InputError("lm-evaluation-harness is not installed; run: pip install 'fftmoe[harness]'")
     if not tasks.names:
         raise InputError("no task is named; name some, separated by commas, or the path of a task file")
     for name in tasks.names:
