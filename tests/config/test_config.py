@@ -69,6 +69,29 @@ def test_the_bound_of_updates_is_a_number_or_a_word(recipe_values: dict[str, Any
     assert parse_recipe(recipe_values, "tiny").federation.max_update_norm == "auto"
 
 
+@pytest.mark.parametrize("value", ["off", False])  # as YAML reads a bare off
+@pytest.mark.parametrize(
+    ("key", "means"),
+    [
+        ("data.validation", None),
+        ("evaluation.keep", "last"),
+        ("evaluation.baselines", None),
+        ("federation.patience", None),
+        ("federation.clip_gradients", None),
+        ("federation.schedule", "constant"),
+        ("federation.warmup_rounds", 0),
+        ("start_from", None),
+    ],
+)
+def test_what_keeps_and_steers_rounds_is_switched_off_by_one_word(
+    recipe_values: dict[str, Any], key: str, means: Any, value: Any
+):
+    recipe: Any = parse_recipe(changed(recipe_values, key, value), "tiny")
+    for name in key.split("."):
+        recipe = getattr(recipe, name)
+    assert recipe == means
+
+
 @pytest.mark.parametrize("value", ["off", 0, -1.0, True, float("nan")])
 def test_another_bound_of_updates_is_refused(recipe_values: dict[str, Any], value: Any):
     message = refusal(changed(recipe_values, "federation.max_update_norm", value))

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from fftmoe.config.fields import Count, Section, no_repetition
+from fftmoe.config.fields import Count, Section, no_repetition, off_means
 
 Baseline = Literal["head_only", "alone", "centralized"]
 BASELINES: tuple[str, ...] = get_args(Baseline)
@@ -32,10 +32,10 @@ class EvaluationSection(Section):
 
     every: Count = 1
     """Rounds from one measurement to the next; after the last round the model is measured in any case."""
-    keep: Literal["best", "last"] = "last"
-    """Which round's model a run ends with: the last, or the `best` on validation rows. The best is the last one that is
-    no worse than any other by more than a standard error, so that few rows do not choose a lucky early round, and no
-    worse than the model before the first round."""
+    keep: Annotated[Literal["best", "last"], off_means("last")] = "last"
+    """Which round's model a run ends with: the last (also `off`), or the `best` on validation rows. The best is the
+    last one that is no worse than any other by more than a standard error, so that few rows do not choose a lucky early
+    round, and no worse than the model before the first round."""
     max_examples: Count | None = None
     """Measure between the rounds on a random subset of so many test rows; after the last round all of them count."""
     personal: bool = False

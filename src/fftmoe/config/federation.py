@@ -13,6 +13,7 @@ from fftmoe.config.fields import (
     Number,
     Positive,
     Section,
+    off_means,
     off_or_section,
 )
 from fftmoe.config.plugins import own_or_plugin
@@ -47,10 +48,10 @@ class FederationSection(Section):
     """Examples in a batch of local training."""
     learning_rate: Positive
     """The rate of the adapter's optimizer, AdamW, at the clients."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rates change over the rounds: not at all, or down along a line or half a cosine."""
-    warmup_rounds: Annotated[int, Field(ge=0, le=2**53)] = 0
-    """Rounds in which the learning rates grow evenly to their full value."""
+    schedule: Annotated[Literal["constant", "linear", "cosine"], off_means("constant")] = "constant"
+    """How the learning rates change over the rounds: not at all (also `off`), or down along a line or half a cosine."""
+    warmup_rounds: Annotated[int, Field(ge=0, le=2**53), off_means(0)] = 0
+    """Rounds in which the learning rates grow evenly to their full value; 0 or `off` for none."""
     local_epochs: Count | None = None
     """How often a client goes through its rows in a round; instead of `local_steps`."""
     local_steps: Count | None = None

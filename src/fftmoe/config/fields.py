@@ -99,6 +99,11 @@ def off_or_section(alternatives: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def off_means(value: Any) -> BeforeValidator:
+    """Read `off` as the value of a key that switches it off; YAML reads a bare `off` as false."""
+    return BeforeValidator(lambda given: value if given is False or given == "off" else given)
+
+
 WRITE_OFF = PlainSerializer(lambda value: "off" if value is None else value)
 """Writes an absent section as `off`, so that `off_or_section` reads it back."""
 
