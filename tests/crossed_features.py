@@ -28,6 +28,7 @@ STATED = frozenset(
     {
         *("name", "seed", "start_from", "trackers", "backbone.model", "backbone.task", "method"),
         *("data.source", "data.text", "data.image", "data.label", "data.tokens", "data.tags", "data.targets"),
+        "data.list_separator",
         *(
             "data.prompt",
             "data.completion",

@@ -34,6 +34,7 @@ VERBS = {
         "--prompt",
         "--completion",
         "--encoding",
+        "--list-separator",
         "--by",
         "--model",
         "--force",

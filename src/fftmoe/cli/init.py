@@ -43,6 +43,10 @@ def init(
             metavar="NAME", help="The encoding of text files that are not UTF-8; default: guessed, and printed."
         ),
     ] = None,
+    list_separator: Annotated[
+        str | None,
+        typer.Option(help="What divides several labels, or tokens and tags, in one cell of text, such as ;"),
+    ] = None,
     by: Annotated[str | None, typer.Option(help="The column that says who holds a row, e.g. hospital.")] = None,
     model: Annotated[str | None, typer.Option(help="The backbone: a local folder, or a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
@@ -55,7 +59,13 @@ def init(
     from fftmoe.report.console import Console
     from fftmoe.setup.forecast import forecast
 
-    columns = {"text": text, "label": label, "prompt": prompt, "completion": completion}
+    columns = {
+        "text": text,
+        "label": label,
+        "prompt": prompt,
+        "completion": completion,
+        "list_separator": list_separator,
+    }
     (recipe, chosen, read_ahead), guessed = _completed(_stated(data, output, columns, by, model), data, encoding)
     names = read_ahead.columns if read_ahead else ()
     found = forecast(recipe, read_ahead)  # which checks the data as a run does
@@ -152,6 +162,7 @@ def recipe_text(recipe: "Recipe", chosen: Mapping[str, Any], output: Path) -> st
         f"  source: {as_yaml(recipe.data.source)}",
         *([f"  encoding: {as_yaml(recipe.data.encoding)}"] if recipe.data.encoding else []),
         *(f"  {key}: {name}" for key, name in columns.items()),
+        *([f"  list_separator: {as_yaml(recipe.data.list_separator)}"] if recipe.data.list_separator else []),
     ]
     if recipe.data.prompt is not None:  # sites take it from here: they may have no model to look at yet
         written = "true  # as messages" if recipe.data.chat_template else "false  # as plain text"

@@ -33,7 +33,8 @@ def task_of(known: Known) -> str:
         if known.get(key) is not None:
             return task
     if known.get("data.text") is not None and known.get("data.label") is not None:
-        return "sequence-classification"
+        several = known.get("data.list_separator") is not None
+        return "multi-label-classification" if several else "sequence-classification"
     return known.facts.task if known.facts else "sequence-classification"
 
 

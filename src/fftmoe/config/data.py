@@ -39,9 +39,10 @@ class DataSection(Section):
     A preference (`backbone.task: preference`) reads `prompt`, `chosen` and `rejected`.
     Image classification reads `image`: encoded files, or the paths of files from the table's own folder.
     Token classification reads a list of `tokens` and a list of `tags` per row. Multi-label classification reads a list
-    of names from `label`. Regression reads the numbers of the columns `targets`. Training divides them by their scale:
-    `target_scales` is `auto` (the mean and the standard deviation of the training rows), `none`, or a list with
-    `[centre, scale]` for each target. Metrics and answers are in the units of the data.
+    of names from `label`. In a CSV file `list_separator` divides a cell into a list.
+    Regression reads the numbers of the columns `targets`. Training divides them by their scale: `target_scales` is
+    `auto` (the mean and the standard deviation of the training rows), `none`, or a list with `[centre, scale]` for each
+    target. Metrics and answers are in the units of the data.
     In these tasks `label` (if it holds no classes) names the groups by which a partition divides the examples. It may
     then be absent.
     """
@@ -80,6 +81,9 @@ class DataSection(Section):
     """The column of lists of words, for token classification."""
     tags: str = "tags"
     """The column of lists of tags, one for each word."""
+    list_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = None
+    """The characters between the items of a list in a cell of text, such as `;` in `fever;cough`: the labels of a row
+    in multi-label classification, or tokens and tags. Without it a cell of text is no list."""
     targets: Annotated[list[str], Field(min_length=1), no_repetition("columns of data.targets")] | None = None
     """The columns of numbers that a regression answers."""
     target_scales: Literal["auto", "none"] | list[Scale] = "auto"

@@ -40,17 +40,23 @@ class Facts:
 
 
 def read_facts(
-    source: str, named: Mapping[str, str], task: str | None, by: str | None, encoding: str | None = None
+    source: str,
+    named: Mapping[str, str],
+    task: str | None,
+    by: str | None,
+    encoding: str | None = None,
+    separator: str | None = None,
 ) -> Facts:
     """Read a source, and count.
 
     Args:
-        encoding: the recipe's `data.encoding`.
+        encoding: the recipe's `data.encoding`. separator: its `data.list_separator`.
         named: the columns that the recipe names, by key. task: the recipe's, or None. by: the recipe's `partition.by`.
 
     Raises:
         InputError: the source cannot be read, or no column looks like what the task needs.
     """
+    from fftmoe.data.list_cells import with_likely_lists
     from fftmoe.data.prompts_asked import with_prompts
     from fftmoe.data.roles import guess_roles
     from fftmoe.data.sources import ReadAhead, read_raw, training_rows
@@ -62,6 +68,8 @@ def read_facts(
     if not table.num_rows:
         raise InputError(f"{table.where} has no rows; every split needs at least one")
     client = by or (CLIENT if CLIENT in table.columns else None)
+    if separator is not None:
+        table = with_likely_lists(table, named, separator)
     table = with_prompts(table, named, task)
     roles = guess_roles(table, named, task, client)
     return Facts(

@@ -101,7 +101,7 @@ class Known:
             return None
         named = {key: self.get(key) for key in COLUMN_KEYS if isinstance(self.get(key), str)}
         task, by, encoding = map(self._text, ("backbone.task", "partition.by", "data.encoding"))
-        return read_facts(source, named, task, by, encoding)
+        return read_facts(source, named, task, by, encoding, self._text("data.list_separator"))
 
     def _text(self, key: str) -> str | None:
         """Return the value of a key; None for one that is no text."""

@@ -14,6 +14,10 @@ OWN_LOSS = ("token-classification", "multi-label-classification", "regression")
 """The tasks with a head whose loss does not depend on its kind (`fftmoe.tasks.LOSSES`, which needs torch)."""
 
 
+READS_LISTS = ("multi-label-classification", "token-classification")
+"""The tasks that read a list from a cell: the labels of a row, or its words and their tags."""
+
+
 def _capabilities(recipe: Recipe) -> Capabilities | None:
     """Return the capabilities of the recipe's method; None for a plug-in,
     which is known only where the recipe is run.
@@ -60,6 +64,11 @@ def _check_task(recipe: Recipe) -> None:
         raise ValueError(
             f"backbone.task={task} and data.targets={data.targets} do not fit: a regression needs data.targets, the "
             "columns with the numbers, and no other task has them; change one of the two"
+        )
+    if data.list_separator is not None and task not in READS_LISTS:
+        raise ValueError(
+            f"data.list_separator={data.list_separator!r} divides cells into lists, which backbone.task={task} does "
+            f"not read; set backbone.task to {' or '.join(READS_LISTS)}, or leave it out"
         )
     if evaluation.generate and data.prompt is None:
         raise ValueError(

@@ -35,6 +35,7 @@ from fftmoe.data.labels import number_strata as number_strata
 from fftmoe.data.learnable import check_content as check_content
 from fftmoe.data.learnable import check_tagged as check_tagged
 from fftmoe.data.learnable import has_content as has_content
+from fftmoe.data.list_cells import ListCells as ListCells
 from fftmoe.data.lost import cut_notes as cut_notes
 from fftmoe.data.lost import equal_notes as equal_notes
 from fftmoe.data.lost import shared_notes as shared_notes

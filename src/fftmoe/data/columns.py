@@ -221,8 +221,8 @@ def lists_of(table: Table, key: str, column: str) -> list[list[str]]:
         except (TypeError, LookupError) as error:
             raise InputError(
                 f"{table.where}: column {column!r} holds {error.args[0]} in row {table.origin.row(place)}, which is "
-                f"not a list of names; lists are read from .parquet, .jsonl and .json files: correct the row, or name "
-                f"another column with {key}"
+                f"not a list of names; lists are read from .parquet, .jsonl and .json files, and from cells of text if "
+                f"data.list_separator says what divides them: correct the row, or name another column with {key}"
             ) from error
         lists.append([_given(table, column, place, name) for name in own])
     return lists

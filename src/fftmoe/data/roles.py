@@ -29,6 +29,7 @@ from fftmoe.data.usual_names import (
     TAGS,
     TEXT,
     TEXT_NAMES,
+    TOKEN_NAMES,
     TOKENS,
     first_of,
     pair_of,
@@ -211,7 +212,7 @@ def _guess_tags(table: Table, free: Sequence[str]) -> str:
 
 
 def _guess_tokens(table: Table, free: Sequence[str]) -> str:
-    return _guess_lists(table, free, ("tokens", "words"), TOKENS)
+    return _guess_lists(table, free, TOKEN_NAMES, TOKENS)
 
 
 def _guess_lists(table: Table, free: Sequence[str], names: Sequence[str], key: str) -> str:

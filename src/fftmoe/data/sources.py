@@ -1,12 +1,13 @@
 """Finds the tables of a source by its name: the builtin set, a local folder, or the Hugging Face hub."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from fftmoe.data.columns import check_column
 from fftmoe.data.hub import read_hub
+from fftmoe.data.list_cells import ListCells
 from fftmoe.data.paired_chats import with_plain_pairs
 from fftmoe.data.prompts_asked import with_columns_asked
 from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
@@ -96,6 +97,7 @@ class SplitRequest:
         client: the column that names the clients, over which such rows are divided evenly.
         read_ahead: what was read of the source already; None if nothing was.
         encoding: of the source's text files; None: as the recipe says.
+        lists: the columns of text that are divided into lists; None if there are none.
     """
 
     splits: tuple[str, ...] = REQUIRED_SPLITS
@@ -106,6 +108,7 @@ class SplitRequest:
     client: str | None = None
     read_ahead: ReadAhead | None = None
     encoding: TextEncoding | None = None
+    lists: ListCells | None = None
 
 
 TRAIN_AND_TEST = SplitRequest()
@@ -129,6 +132,9 @@ def read_tables(
         InputError: the source, a split, a file or a column is missing, or a table has no rows.
     """
     raw = (request.read_ahead or ReadAhead()).take(source, request.encoding or BY_RECIPE)
+    if (lists := request.lists) is not None:
+        whole = None if raw.whole is None else lists.read(raw.whole)
+        raw = replace(raw, whole=whole, splits={split: lists.read(table) for split, table in raw.splits.items()})
     tables = _own_splits(raw, content, request) or _required(raw, request.splits)
     if missing := [split for split in request.splits if split not in tables]:  # of a builtin
         raise InputError(f"{source} has no split {missing[0]!r}; it has {', '.join(tables)}")

@@ -37,6 +37,7 @@ QUESTION_PAIRS = (
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", "query")
 PREFERRED = ("chosen", "rejected")
 TAG_NAMES = ("tags", "ner_tags")
+TOKEN_NAMES = ("tokens", "words")
 
 
 def first_of(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from fftmoe.config import DataSection, Recipe
 from fftmoe.data import (
     Examples,
     ImageExamples,
+    ListCells,
     RowsDigest,
     SplitRequest,
     Table,
@@ -188,6 +189,7 @@ def _preferences(recipe: Recipe, source: str, request: SplitRequest, columns: Se
 def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.tokens": [data.tokens], "data.tags": [data.tags]}
+    request = _with_lists(request, recipe, (data.tokens, data.tags))
     tables, left_out, read = _labelled(source, content, data.tags, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.tokens, data.tags)))
     tags = {split: lists_of(tables[split], "data.tags", data.tags) for split in request.splits}
@@ -212,9 +214,16 @@ def _tagged_words(recipe: Recipe, source: str, request: SplitRequest, columns: S
     return Splits(examples, found, names, strata, tokenizer.model_max_length, rows, reader, left_out)
 
 
+def _with_lists(request: SplitRequest, recipe: Recipe, columns: Sequence[str]) -> SplitRequest:
+    """Return the request with lists in these columns, if the recipe says what divides the items in a cell of text."""
+    separator = recipe.data.list_separator
+    return request if separator is None else replace(request, lists=ListCells(columns, separator))
+
+
 def _several_labels(recipe: Recipe, source: str, request: SplitRequest, columns: Sequence[str]) -> Splits:
     tokenizer, data = load_tokenizer(recipe.backbone.model), recipe.data
     content = {"data.text": [data.text], "data.label": [data.label]}
+    request = _with_lists(request, recipe, (data.label,))
     tables, left_out, read = _labelled(source, content, data.label, columns, request)
     labels, strata = number_strata(tables, _dividing(recipe, (data.text, data.label)))
     lists = {split: lists_of(tables[split], "data.label", data.label) for split in request.splits}
