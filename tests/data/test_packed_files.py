@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fftmoe.data.conll import CONLL_SUFFIXES
 from fftmoe.data.packed_files import ALWAYS, MOST_GROWTH, file_bytes, file_kind, file_stem
 from fftmoe.data.read import TEXT_SUFFIXES, is_table, read_folder, read_lines, read_table
 from fftmoe.data.undivided import read_undivided
@@ -28,15 +29,18 @@ def packed(path: Path) -> Path:
 def test_every_kind_of_text_file_may_be_packed(tmp_path: Path):
     for suffix in TEXT_SUFFIXES:
         path = tmp_path / f"a.{suffix}"
-        if suffix in ("csv", "tsv"):
+        if suffix in CONLL_SUFFIXES:
+            path.write_text("ash x\nbay y\n")
+        elif suffix in ("csv", "tsv"):
             write_csv(path, COLUMNS, "\t" if suffix == "tsv" else ",")
         else:
             (write_json if suffix == "json" else write_jsonl)(path, COLUMNS)
         plain = {name: list(values) for name, values in read_table(path).columns.items()}
         target = packed(path)
-        assert {name: list(values) for name, values in read_table(target).columns.items()} == plain == COLUMNS
+        assert {name: list(values) for name, values in read_table(target).columns.items()} == plain
+        assert plain == ({"tokens": [["ash", "bay"]], "tags": [["x", "y"]]} if suffix in CONLL_SUFFIXES else COLUMNS)
         renamed = target.rename(tmp_path / f"B.{suffix.upper()}.GZ")
-        assert list(read_table(renamed).columns["text"]) == COLUMNS["text"]
+        assert list(map(list, read_table(renamed).columns.values())) == list(plain.values())
     (tmp_path / "lines.txt").write_text("ash\nbay\n")
     assert read_lines(packed(tmp_path / "lines.txt")) == ["ash", "bay"]
 

@@ -18,7 +18,7 @@ from fftmoe.strict import read_small, strict_yaml
 if TYPE_CHECKING:
     from fftmoe.data.sources import ReadAhead
 
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".gz")
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".conll", ".bio", ".iob", ".parquet", ".gz")
 MOST_TOLD = 20  # errors of one recipe
 RENAMED = {
     "engine.clients_at_once": "clients_per_batch",

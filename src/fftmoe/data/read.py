@@ -1,4 +1,4 @@
-"""Reads every data file: the ending of a file's name chooses among three parsers, and nothing else does."""
+"""Reads every data file: the ending of a file's name chooses among the parsers, and nothing else does."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow
 
+from fftmoe.data.conll import CONLL_SUFFIXES, parse_conll
 from fftmoe.data.csv_files import parse_csv, parse_tsv
 from fftmoe.data.image_folders import IMAGE_SUFFIXES, read_image_folder
 from fftmoe.data.joined_tables import joined_table, table_of_clients
@@ -23,7 +24,7 @@ SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
 _SPLIT_NAMES = (*SPLITS, "valid", "val", "dev", "training", "eval")
 _PART = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d+)-of-(?P<all>\d+)")  # of a split, as the hub writes it
-TEXT_SUFFIXES = ("csv", "tsv", "jsonl", "ndjson", "json")
+TEXT_SUFFIXES = ("csv", "tsv", "jsonl", "ndjson", "json", *CONLL_SUFFIXES)
 SUFFIXES = ("parquet", *TEXT_SUFFIXES)
 _OTHER_TABLES = ("xls", "xlsx", "ods", "arrow", "feather", "pkl", "pickle")
 
@@ -41,7 +42,7 @@ def read_folder(
 
     Args:
         folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
-            or .json (a list of objects, or one object a line).
+            .json (a list of objects, or one object a line), or .conll, .bio or .iob (a token and its tag a line).
         required: the splits that must exist.
         encoding: of its text files.
 
@@ -260,4 +261,5 @@ TABLE_READERS: Mapping[str, TableReader] = {
     "jsonl": _text_reader(parse_json_lines),
     "ndjson": _text_reader(parse_json_lines),
     "json": _text_reader(parse_json),
+    **dict.fromkeys(CONLL_SUFFIXES, _text_reader(parse_conll)),
 }

@@ -42,11 +42,15 @@ class GivenTexts:
                 raise InputError(f"{self.where}: in row {row} {reason}; correct the row, or name another column")
 
 
-def read_texts(path: Path, column: str, encoding: TextEncoding = BY_RECIPE) -> GivenTexts:
+def read_texts(
+    path: Path, column: str, encoding: TextEncoding = BY_RECIPE, words_column: str | None = None
+) -> GivenTexts:
     """Return the texts of a file, one for each line, or for each row of a table.
 
     Args:
         column: the column of a table. encoding: of a text file.
+        words_column: for a model that tags words the column of their lists, which is read where there is no `column`;
+            None for any other.
 
     Raises:
         InputError: the file cannot be read, or has no such column of texts.
@@ -54,13 +58,24 @@ def read_texts(path: Path, column: str, encoding: TextEncoding = BY_RECIPE) -> G
     if not is_table(path):
         texts: list[Any] = list(read_lines(path, encoding))
         return GivenTexts(texts, [None] * len(texts), str(path))
-    values = list(_with_column(read_table(path, encoding), column).columns[column])
+    table = read_table(path, encoding)
+    if words_column is not None and column not in table.columns and words_column in table.columns:
+        column = words_column
+    values = list(_with_column(table, column).columns[column])
+    if words_column is not None:
+        values = [_joined(value) for value in values]
     reasons = [_why_no_text(column, value) for value in values]
     texts = [value if isinstance(value, str) else None for value in values]
     found = GivenTexts(texts, reasons, str(path))
     if all(text is None for text in texts):
         found.check_texts()  # no answer at all: perhaps another column was meant
     return found
+
+
+def _joined(value: Any) -> Any:
+    """Return the text whose words between white space are those of the list; any other value as it is."""
+    words = isinstance(value, list) and all(isinstance(word, str) and word.split() == [word] for word in value)
+    return " ".join(value) if words else value
 
 
 def _why_no_text(column: str, value: Any) -> str | None:

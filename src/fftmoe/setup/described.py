@@ -37,6 +37,7 @@ def described_run(recipe: Recipe, folder: Path, adapter: Path, label_names: Sequ
             image_column=data.image,
             prompt_column=data.prompt,
             chat_template=data.chat_template,
+            words_column=data.tokens if backbone.task == "token-classification" else None,
         ),
         head=None if head is None else head.kind,
         precision=recipe.engine.precision,

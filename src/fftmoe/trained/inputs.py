@@ -65,7 +65,7 @@ def read_inputs(
     texts = [_checked_text(place, text) for place, text in enumerate(inputs, start=1)]
     reasons: list[str | None] = [None] * len(texts)
     if file:
-        found = read_texts(file, column or usual, encoding)
+        found = read_texts(file, column or usual, encoding, form.words_column)
         texts, reasons = texts + found.texts, reasons + found.reasons
     if not texts:
         raise InputError("there is no text; pass it as an argument, with --file, or on standard input")

@@ -33,6 +33,7 @@ class InputFormat:
         text_column: the column of a table with texts. image_column: likewise for images. prompt_column: likewise for
             prompts, None where the model was trained on whole texts.
         chat_template: whether a prompt is written as the message of a user.
+        words_column: the column of lists of words, for a run that tags them; else None.
     """
 
     max_length: int
@@ -40,6 +41,7 @@ class InputFormat:
     image_column: str
     prompt_column: str | None
     chat_template: bool
+    words_column: str | None = None
 
 
 @dataclass(frozen=True)
