@@ -106,6 +106,21 @@ def test_the_folder_holds_a_lora_of_the_encoder_and_the_head_beside_it(
     assert modes == {(tmp_path / "usual").stat().st_mode & 0o777}
 
 
+def test_a_head_of_transformers_is_opened_from_another_place_too(
+    recipe_values: dict[str, Any], backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, _ = exported("fedit", "native", recipe_values, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / backbone_folder.name).symlink_to(backbone_folder)
+    trained, codes = load_run(made, exact=True), card_codes(tmp_path)
+    assert not any("fftmoe" in code for code in codes)
+    exec(compile("\n".join(codes), "README.md", "exec"), found := dict[str, Any]())
+    batch = dict(found["tokenizer"](TEXTS, padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        theirs = found["model"].eval()(**batch).logits
+        torch.testing.assert_close(theirs, logits(trained.model, batch), rtol=1e-4, atol=1e-5)
+
+
 def test_of_a_built_in_backbone_the_card_asks_no_hub(
     recipe_values: dict[str, Any], backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

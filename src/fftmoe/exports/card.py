@@ -30,6 +30,9 @@ AUTOMATIC = {
     "image-classification": "AutoPeftModel",
 }
 """By task, the class of PEFT that loads the backbone too."""
+OTHERWISE_NAMED = {
+    "image-classification": "AutoModelForImageClassification"
+}  # the class of transformers, where another name
 PIPELINES = {
     "sequence-classification": "text-classification",
     "causal-lm": "text-generation",
@@ -141,6 +144,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
         loading_arguments=_loading_arguments(run, facts),
         automatic=AUTOMATIC[run.task] if not (lora and pooled) and run.backbone.quantization == "none" else None,
+        plain_class=AUTOMATIC[run.task].replace("AutoPeftModel", OTHERWISE_NAMED.get(run.task, "AutoModel")),
         lora=lora,
         plain_head=plain and pooled,
         reader="AutoImageProcessor" if run.reads_images else "AutoTokenizer",
