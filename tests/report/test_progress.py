@@ -42,6 +42,23 @@ def test_the_time_left_ignores_old_rounds_and_rounds_before_a_resume():
     assert "about 48 min left" in lines[-1]  # 12 rounds at the median of 60, 60, 240, 240, 240
 
 
+@pytest.mark.parametrize(("passed", "words"), [(0, "24 min"), (300, "19 min"), (1400, "40 s"), (1440, None)])
+def test_on_a_terminal_the_time_left_moves_within_a_round(
+    passed: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TERM", "xterm")
+    now, out = [0.0], io.StringIO()
+    progress = Progress(Console(file=out, width=200, force_terminal=True), clock=lambda: now[0])
+    with progress.rounds(13, 3):
+        now[0] += 120
+        progress.round_done(row(1))
+        progress.client_done(0)
+        now[0] += passed
+    last = out.getvalue().split("rounds ")[-1]  # the bars as they are left
+    assert "1/3" in last
+    assert ("left" not in last) if words is None else (f"about {words} left" in last)
+
+
 def test_a_short_time_left_is_not_shown():
     assert not any("left" in line for line in shown([1.0, 1.0, 1.0], num_rounds=9))
 

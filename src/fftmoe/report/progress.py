@@ -8,14 +8,29 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from fftmoe.report.console import Console as PlainConsole
 from fftmoe.shown import count_of, shown
 
 RECENT = 5  # rounds whose median predicts the time of the next
 WORTH_SAYING = 60  # seconds; a shorter time left is not shown
+
+
+class TimeLeft(ProgressColumn):
+    """Shows the time until a task's field `ends`, which goes down while a round is computed; nothing after it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        """Return the time left in words."""
+        ends = task.fields.get("ends")
+        left = 0.0 if ends is None else ends - self._clock()
+        return Text(f"about {duration(left)} left" if left > 0 else "")
 
 
 class Progress:
@@ -65,10 +80,10 @@ class Progress:
     @contextmanager
     def _shown(self, num_rounds: int, clients_per_round: int, done: int) -> Iterator[None]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bars(*columns, TextColumn("{task.fields[left]}"), console=self._console) as bars:
+        with Bars(*columns, TimeLeft(self._clock), console=self._console) as bars:
             self._bars = bars
-            self._rounds = bars.add_task("rounds ", total=num_rounds, completed=done, left="")
-            self._clients = bars.add_task("clients", total=clients_per_round, left="")
+            self._rounds = bars.add_task("rounds ", total=num_rounds, completed=done)
+            self._clients = bars.add_task("clients", total=clients_per_round)
             try:
                 yield
             finally:
@@ -83,7 +98,7 @@ class Progress:
         """Print a round's line: training loss, the metric if it was measured, bytes so far, and the time left."""
         left = self._time_left(row["round"])
         if self._bars:
-            self._bars.update(self._rounds, completed=row["round"], left=left and f"about {duration(left)} left")
+            self._bars.update(self._rounds, completed=row["round"], ends=left and self._last + left)
             self._bars.reset(self._clients)
         parts = [f"round {row['round']:>3}"]
         if "train_loss" in row:
