@@ -39,6 +39,7 @@ VARIANTS = (
     Variant("experts at full scale", {"adapter.scale": 1.0}),
     Variant("the paper's pool", {"adapter": "paper"}),
     Variant("no server momentum", {"federation.server_optimizer": "sgd"}),
+    Variant("half of what the server's momentum adds", {"federation.server_beta1": 0.6}),
     Variant("half the rate", {"federation.learning_rate": 1e-3}),
     Variant("twice the rate", {"federation.learning_rate": 4e-3}),
     Variant("12 local steps", {"federation.local_steps": 12}),
@@ -64,8 +65,9 @@ VARIANTS = (
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     places_of(parser, SETS, seeds=1, work="defaults")
-    parser.add_argument("--variants", help="the beginnings of the names of variants, separated by commas; default: all")
+    parser.add_argument("--variants", help="names of variants, or their beginnings, separated by commas; default: all")
     parser.add_argument("--partitions", default=",".join(PARTITIONS))
+    parser.add_argument("--clients", type=int, default=NUM_CLIENTS, help="how many clients share the rows")
     return parser.parse_args(arguments)
 
 
@@ -73,13 +75,21 @@ def values_of(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """A recipe that says what this data set is."""
     data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
     backbone = {"backbone": {"model": str(parsed.models / "vit-cifar10")}} if name in IMAGES else {}
-    return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": NUM_CLIENTS}, **backbone}
+    return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
+
+
+def chosen(wanted: Sequence[str]) -> list[Variant]:
+    """The defaults, and each variant that has one of these names or, where none has it, a name that begins so."""
+    names = {variant.label for variant in VARIANTS}
+    whole, begun = {name for name in wanted if name in names}, tuple(name for name in wanted if name not in names)
+    return [each for each in VARIANTS if each.label in {DEFAULTS, *whole} or each.label.startswith(begun)]
 
 
 def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
     """Each variant's mean difference to the defaults, by data set and over all, in points, with the number of pairs."""
     rows = []
-    for variant in VARIANTS[1:]:
+    run = {cell.variant for comparison in comparisons.values() for cell in comparison.cells}
+    for variant in [each for each in VARIANTS[1:] if each.label in run]:
         all_pairs: list[float] = []
         cells = []
         for comparison in comparisons.values():
@@ -103,20 +113,21 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse(arguments)
     deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
-    wanted = tuple(parsed.variants.split(",")) if parsed.variants else ("",)
+    variants = chosen(parsed.variants.split(",")) if parsed.variants else VARIANTS
     comparisons = {}
     for name in parsed.sets.split(","):
         comparisons[name] = compare(
             values_of(name, parsed),
             parsed.work / name,
-            variants=[variant for variant in VARIANTS if variant.label.startswith((DEFAULTS, *wanted))],
+            variants=variants,
             partitions=parsed.partitions.split(","),
             seeds=parsed.seeds,
             workers="auto",
             deadline=deadline,
             progress=Progress(Console()),
         )
-        keep_comparison(parsed.work / name, parsed.results / f"defaults-{name}.json")
+        kept = f"defaults-{name}.json" if parsed.clients == NUM_CLIENTS else f"defaults-{name}-{parsed.clients}.json"
+        keep_comparison(parsed.work / name, parsed.results / kept)
     print(markdown(["change", *comparisons, "mean (pairs)"], table(comparisons)))
 
 

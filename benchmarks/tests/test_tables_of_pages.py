@@ -55,6 +55,13 @@ def test_the_page_has_the_accuracies_out_of_the_box(load: Load):
         assert in_markdown([name, *figures]) in shown
 
 
+def test_the_log_has_the_choice_of_the_defaults(load: Load):
+    defaults = load("defaults")
+    made = defaults.table({name: stored(f"defaults-{name}") for name in defaults.SETS})
+    assert len(made) == 3
+    assert [row for row in made if in_markdown(row) not in page("LOG")] == []
+
+
 def test_the_page_says_how_many_bytes_are_moved_out_of_the_box():
     names = NAMES | WITH_ONE_SEED | {name: name for name in LANGUAGE}
     ratios = sorted((_bytes_moved(data, "fft-moe") / _bytes_moved(data, "fedit"), names[data]) for data in names)
