@@ -1,6 +1,7 @@
 """Text files in any encoding: what is read is what was written, and the likely one is named where nobody stated one."""
 
 import codecs
+import re
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,13 @@ def test_the_encoding_of_the_servers_files_is_no_matter_of_sites(recipe_values: 
         for name in (None, "windows-1252", "utf-16")
     }
     assert len(digests) == 1
+
+
+def test_without_a_detector_a_person_names_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fftmoe.data.text_encodings.detect", None)
+    (tmp_path / "notes.csv").write_bytes(GERMAN.encode("windows-1252"))
+    assert guess_encoding(str(tmp_path / "notes.csv")) is None
+    said = "save it as UTF-8, or say what it is: --set data.encoding=NAME (in the recipe: encoding: NAME, below data:)"
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_table(tmp_path / "notes.csv")
+    assert read_table(tmp_path / "notes.csv", TextEncoding("windows-1252")).num_rows == 1

@@ -3,10 +3,13 @@
 import re
 from dataclasses import dataclass
 
-from chardetng_py import detect
-
 from fftmoe.errors import InputError
 from fftmoe.strict import text_encoding
+
+try:
+    from chardetng_py import detect
+except ImportError:  # it is compiled, and not yet for every system with the newest Python: nothing is guessed there
+    detect = None
 
 LIKELY_ENCODINGS = {
     "shift_jis": "cp932",  # in place of what a detector of web pages says, the larger one of Windows
@@ -72,11 +75,13 @@ class OtherEncodingError(InputError):
 
 
 def likely_encoding(data: bytes) -> str | None:
-    """Return the encoding in which a text that is not UTF-8 was most likely written; None if it is no text."""
+    """Return the encoding in which a text that is not UTF-8 was most likely written; None if it is no text, or nothing
+    can guess here.
+    """
     if (wide := _wide(data)) is not None:
         return wide
     telling = b"\n".join(line for line in data.splitlines() if not line.isascii())[:_LOOKED_AT]
-    if not telling:
+    if not telling or detect is None:
         return None
     name = LIKELY_ENCODINGS.get(detect(telling).lower())
     try:

@@ -62,8 +62,11 @@ class NoTextError(ValueError):
 
     def __init__(self, what: str, data: bytes, codec: str, encoding: TextEncoding) -> None:
         self.what, self.likely = what, likely_encoding(data)
-        if self.likely in (None, codec):
-            self.remedy = "save it as UTF-8" if encoding.name is None else "name another encoding, or save it as UTF-8"
+        if self.likely in (None, codec) and encoding.name is not None:
+            self.remedy = "name another encoding, or save it as UTF-8"
+        elif self.likely is None:
+            other = "" if b"\0" in data else f", or say what it is: {encoding.how_to_state('NAME')}"
+            self.remedy = f"save it as UTF-8{other}"
         else:
             line = telling_line(data.decode(self.likely))
             self.remedy = f"as {self.likely} it reads {line!r}; if that is right: {encoding.how_to_state(self.likely)}"
