@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fftmoe.report.chance import chance_margin
 from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.shown import count_of
 
@@ -46,8 +47,8 @@ def _finite(interval: Any) -> Sequence[float] | None:
 def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compared]:
     """Return every baseline of a summary.
 
-    The result is better or worse by more than chance if the difference exceeds the root of the sum of the squares of
-    the half widths of the two intervals. That is cautious, because most of the test rows are the same.
+    The result is better or worse by more than chance if the difference exceeds the `chance_margin` of the two. That is
+    cautious, because most of the test rows are the same.
 
     Args:
         untrained: the model has no head, so that nothing was solved.
@@ -62,7 +63,7 @@ def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compar
         other, its = entry.get("value"), _finite(entry.get("interval"))
         result = ""
         if value is not None and other is not None and interval is not None and its is not None:
-            margin = math.hypot((interval[1] - interval[0]) / 2, (its[1] - its[0]) / 2)
+            margin = chance_margin(value, interval, other, its)
             gain = metric.gain(value, other)
             result = "level" if abs(gain) <= margin else "better" if gain > 0 else "worse"
         what = UNTRAINED if untrained and name == "head_only" else what

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fftmoe.report.chance import chance_margin
 from fftmoe.report.metric import SHARES, Metric
 
 FAR_ABOVE = 10.0  # times the loss of the first round; a loss that only fluctuates stays within twice
@@ -15,19 +16,18 @@ LOWER_RATE = "start a new run with a lower federation.learning_rate or head.lear
 
 
 class Measured(NamedTuple):
-    """Holds a metric, and half the width of its interval."""
+    """Holds a metric, and its 95 % interval."""
 
     value: float
-    half_width: float
+    interval: Sequence[float]
 
 
 def _measured(values: Mapping[str, Any], name: str) -> Measured | None:
     """Return the metric of a row or a summary; None where it has none, or no interval."""
     value, interval = values.get(name), values.get(f"{name}_interval")
-    if value is None or interval is None or not all(map(math.isfinite, (value, *interval))):
+    if value is None or interval is None or any(each is None or not math.isfinite(each) for each in (value, *interval)):
         return None
-    low, high = interval
-    return Measured(value, (high - low) / 2)
+    return Measured(value, interval)
 
 
 class LossesOfRun(NamedTuple):
@@ -62,10 +62,10 @@ def _losses(rows: Sequence[Mapping[str, Any]], kept: float) -> LossesOfRun | Non
 def verdict(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the metric after the last round with the metric before the first, and the training losses.
 
-    Two values differ by more than chance if their difference exceeds the `margin`: the root of the sum of the squares
-    of the half widths of their 95 % bootstrap intervals. That margin is cautious, because both values are measured on
-    the same test rows, or on a part of them. Training has diverged if its loss ends above `FAR_ABOVE` times the first
-    one, or is not finite: the accuracy may not show it, because it counts only which label is the most probable.
+    Two values differ by more than chance if their difference exceeds the `margin` (`chance_margin`). It is cautious,
+    because both values are measured on the same test rows, or on a part of them. Training has diverged if its loss ends
+    above `FAR_ABOVE` times the first one, or is not finite: the accuracy may not show it, because it counts only which
+    label is the most probable.
 
     Args:
         rows: of `metrics.jsonl`; the first one is of round 0.
@@ -92,7 +92,7 @@ def _compared(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
     start, end = _measured(rows[0] if rows else {}, metric.name), _measured(summary, metric.name)
     if start is None or end is None:
         return {}
-    gain, margin = metric.gain(end.value, start.value), math.hypot(end.half_width, start.half_width)
+    gain, margin = metric.gain(end.value, start.value), chance_margin(*end, *start)
     result = "level" if abs(gain) <= margin else "better" if gain > 0 else "worse"
     return {"result": result, "start": start.value, "end": end.value, "gain": gain, "margin": margin}
 

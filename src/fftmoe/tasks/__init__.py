@@ -6,6 +6,7 @@ No model, method or recipe is known here; every package above may import it.
 from collections.abc import Callable
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.tasks.base import NO_BOUND as NO_BOUND
 from fftmoe.tasks.base import Loss as Loss
 from fftmoe.tasks.base import LossByExample as LossByExample
 from fftmoe.tasks.base import Task as Task

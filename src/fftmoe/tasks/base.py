@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fftmoe.data import IGNORED
 
+NO_BOUND = 1e15  # the bound of a metric that has none: a model with a larger value has failed
+
 
 class Loss(Protocol):
     """Computes what local training minimises; every `fftmoe.head.HeadLoss` is one."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data import IGNORED
-from fftmoe.tasks.base import ratio
+from fftmoe.tasks.base import NO_BOUND, ratio
 
 LARGEST_EXPONENT = 709.0  # e to a larger power is infinite, which JSON cannot represent
 
@@ -44,7 +44,7 @@ class CausalLm:
 
     metric = "perplexity"
     higher_is_better = False
-    bounds = (1.0, 1e15)  # a model with a larger value has failed
+    bounds = (1.0, NO_BOUND)
     next_token = True
     by_token = True
     exclusive = True

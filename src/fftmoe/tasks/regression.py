@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.tasks.base import ratio
+from fftmoe.tasks.base import NO_BOUND, ratio
 
 Scales = tuple[tuple[float, float], ...]
 
@@ -60,7 +60,7 @@ class Regression:
 
     metric = "mean_absolute_error"
     higher_is_better = False
-    bounds = (0.0, 1e15)  # a model with a larger value has failed
+    bounds = (0.0, NO_BOUND)
     next_token = False
     by_token = False
     exclusive = False
