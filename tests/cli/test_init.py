@@ -96,6 +96,15 @@ def test_init_says_what_it_does_not_read_and_who_may_hold_the_rows(cli: Cli, des
     assert "'h' and 2 more\n" in cli("init", "wide.csv", "--output", "wide.yaml", *model).out
 
 
+def test_init_warns_where_the_first_line_looks_like_a_row(cli: Cli, desk: Path, model: tuple[str, ...]):
+    rows = "".join(f"{n}\t{n}.5\ta thing {n}\n" for n in range(40))
+    Path("rated.tsv").write_text(rows)
+    told = cli("init", "rated.tsv", "--output", "own.yaml", *model)
+    assert "warning: the first line names the columns, and '0.5' looks like a value; if that line is a row," in told.out
+    Path("rated.tsv").write_text(f"id\trating\ttext\n{rows}")
+    assert "looks like a value" not in cli("init", "rated.tsv", "--output", "named.yaml", *model).out
+
+
 def test_init_writes_a_recipe_for_numbers(cli: Cli, desk: Path, model: tuple[str, ...]):
     rows = [f"a thing {n},{n}.5" for n in range(40)]
     Path("prices.csv").write_text("\n".join(("what,price", *rows)))

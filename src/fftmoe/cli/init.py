@@ -204,6 +204,8 @@ def _what_was_read(
     recipe: "Recipe", chosen: Mapping[str, Any], found: "Forecast", names: Sequence[str]
 ) -> Iterator[str]:
     """Yield lines about the data as it was read, about the guesses, and about the columns that nothing reads."""
+    from fftmoe.data.first_line import value_among_names
+
     rows, clients = sum(found.num_examples), len(found.num_examples)
     held_out = f"{found.held_out:,} more that clients set aside for validation, " if found.held_out else ""
     yield (
@@ -223,6 +225,11 @@ def _what_was_read(
     if unread:
         more = f" and {len(unread) - MOST_UNREAD} more" if len(unread) > MOST_UNREAD else ""
         yield f"columns that are not read: {', '.join(map(repr, unread[:MOST_UNREAD]))}{more}"
+    if (value := value_among_names(names)) is not None:
+        yield (
+            f"warning: the first line names the columns, and {value!r} looks like a value; if that line is a row, "
+            "write a line of names above it"
+        )
     if recipe.partition.by is None:
         from fftmoe.data.usual_names import CLIENT_NAMES
 

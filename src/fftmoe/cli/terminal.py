@@ -85,8 +85,8 @@ def _local_training(summary: Mapping[str, Any], metric: Metric) -> list[str]:
         return []
     gain = metric.gain(summary[metric.name], local["mean"])
     return [
-        f"  with local training only: {local['mean']:.3f}, mean of {count_of(local['num_clients'], 'client')}; the "
-        f"federation gains {gain:+.3f}"
+        f"  the federation gains {gain:+.3f} over training alone on the whole test set ({local['mean']:.3f}, mean of "
+        f"{count_of(local['num_clients'], 'client')})"
     ]
 
 

@@ -57,7 +57,10 @@ def _records(text: str, separators: str) -> tuple[list[str], list[list[str]]]:
     try:
         records = list(reader)
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}; correct its double quotes") from error
+        reason = str(error).replace("'\t'", "a tab")
+        raise ValueError(
+            f"line {reader.line_num}: {reason}; write each double quote within a cell twice, and the cell between two"
+        ) from error
     start = next((place for place, record in enumerate(records) if record), None)
     if start is None:
         raise ValueError("it is empty; it needs a header line and rows")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from fftmoe.data.first_line import listed_names, value_among_names
 from fftmoe.data.image_folders import CLIENT
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError
@@ -47,12 +48,9 @@ def joined_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
     """
     first_name, first = tables[0]
     shared = [column for column in first.columns if all(column in table.columns for _, table in tables)]
+    if not shared:
+        raise InputError(_nothing_shared(folder, tables))
     for name, table in tables:
-        if not shared:
-            raise InputError(
-                f"{folder}: the files share no column ({first_name} has {', '.join(first.columns)}; {name} has "
-                f"{', '.join(table.columns)}); give the columns of all files the same names"
-            )
         if any(table.class_names.get(column) != first.class_names.get(column) for column in shared):
             raise InputError(
                 f"{folder}: {name} and {first_name} name the classes differently, and a class number must mean the "
@@ -65,6 +63,27 @@ def joined_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
     classes = {column: names for column, names in first.class_names.items() if column in shared}
     folders = [table.folder_of(row) or folder for _, table in tables for row in range(table.num_rows)]
     return Table(where, columns, len(row_names), classes, folder, row_names, folders)
+
+
+def _nothing_shared(folder: Path, tables: Sequence[tuple[str, Table]]) -> str:
+    """Return the message about files that share no column: the first one, and the one that has none of the rest."""
+    (first_name, first), (other_name, other) = tables[0], tables[-1]
+    left = set(first.columns)
+    for name, table in tables:
+        left &= set(table.columns)
+        if not left:
+            other_name, other = name, table
+            break
+    value = next((found for _, table in tables if (found := value_among_names(table.columns))), None)
+    remedy = "give the columns of all files the same names"
+    if value is not None:
+        remedy = (
+            f"the first line names the columns, and {value!r} looks like a value: begin each file with a line of names"
+        )
+    return (
+        f"{folder}: the files share no column ({first_name} has {listed_names(first.columns)}; {other_name} has "
+        f"{listed_names(other.columns)}); {remedy}"
+    )
 
 
 def _row_names(folder: Path, table: Table) -> list[str]:

@@ -149,6 +149,22 @@ def not_read(folder: Path, missing: Collection[str]) -> str:
     return ""
 
 
+def check_some_table(folder: Path) -> None:
+    """Check that not all files of a folder have endings that are not read, under names of anything but splits.
+
+    Raises:
+        InputError: they have.
+    """
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in inside if path.is_file()]
+    is_split = any(path.name.partition(".")[0].lower() in _SPLIT_NAMES for path in inside)
+    if files and not is_split and not any(map(_ends_as_table, files)):
+        raise InputError(
+            f"the folder {folder} holds no table: {files[0].name} is not read; save its files as "
+            f".{', .'.join(SUFFIXES)}, one for each client"
+        )
+
+
 def is_table(path: Path) -> bool:
     """Return whether a file's name says that it is a table, in whatever case its ending is written.
 

@@ -10,7 +10,7 @@ from fftmoe.data.hub import read_hub
 from fftmoe.data.list_cells import ListCells
 from fftmoe.data.paired_chats import with_plain_pairs
 from fftmoe.data.prompts_asked import with_columns_asked
-from fftmoe.data.read import REQUIRED_SPLITS, not_read, read_folder, require_splits
+from fftmoe.data.read import REQUIRED_SPLITS, check_some_table, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
 from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
@@ -234,6 +234,8 @@ def read_raw(source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
     if place is not None:
         with looked_up(f"data.source={source!r:.200}"):
             tables = read_folder(place, (), encoding)
+            if not tables:
+                check_some_table(place)
             return RawTables(source, f"the folder {place}", None, tables, place, encoding.name)
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
