@@ -43,11 +43,8 @@ VARIANTS = (
     Variant("half the rate", {"federation.learning_rate": 1e-3}),
     Variant("twice the rate", {"federation.learning_rate": 4e-3}),
     Variant("12 local steps", {"federation.local_steps": 12}),
-    Variant("rates that fall along half a cosine", {"federation.schedule": "cosine"}),
-    Variant(
-        "twice the rate, falling along half a cosine",
-        {"federation.learning_rate": 4e-3, "federation.schedule": "cosine"},
-    ),
+    Variant("rates that stay", {"federation.schedule": "constant"}),
+    Variant("twice the rate that stays", {"federation.learning_rate": 4e-3, "federation.schedule": "constant"}),
     Variant("gradients clipped to a norm of 1", {"federation.clip_gradients": 1.0}),
     Variant("2,048 random features", {"head.num_features": 2048}),
     Variant("4,096 random features", {"head.num_features": 4096}),

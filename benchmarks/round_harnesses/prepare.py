@@ -97,6 +97,7 @@ def recipe(folder: Path, setting: Setting) -> dict[str, Any]:
             "batch_size": setting.batch_size,
             "local_steps": 1,
             "learning_rate": setting.learning_rate,
+            "schedule": "constant",
             "aggregation": "fedavg",
             "server_optimizer": "sgd",
         },

@@ -28,7 +28,12 @@ MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which
 CLIENTS_ALONE = 20  # clients that train by themselves, at most
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
-    "federation": {"aggregation": "per-expert", "server_optimizer": "sgd", "learning_rate": 4e-3},
+    "federation": {
+        "aggregation": "per-expert",
+        "server_optimizer": "sgd",
+        "learning_rate": 4e-3,
+        "schedule": "constant",
+    },
 }
 """What `adapter: paper` means: a pool of routed experts and nothing else, each averaged over those that trained it."""
 
@@ -150,6 +155,10 @@ def _rate(known: Known) -> float:
     return 2e-3 if known.get("federation.server_optimizer") == "momentum" else 4e-3
 
 
+def _schedule(known: Known) -> str:
+    return "constant" if known.is_language else "cosine"
+
+
 def _momentum(known: Known) -> Any:
     return 0.8 if known.get("federation.server_optimizer") == "momentum" else LEFT_OUT
 
@@ -250,6 +259,7 @@ RULES: tuple[Rule, ...] = (
         "0.002 with the server's momentum, else 0.004; for a preference 0.00005",
         of_data=False,
     ),
+    Rule("federation.schedule", _schedule, "cosine, and constant for a language model", of_data=False),
     Rule("federation.aggregation", _aggregation),
     Rule(
         "evaluation.baselines",
