@@ -145,6 +145,7 @@ def recipe_values(backbone_folder: Path, data_folder: Path) -> dict[str, Any]:
             "local_steps": 3,
             "batch_size": 5,
             "learning_rate": 0.01,
+            "schedule": "constant",
             "aggregation": "per-expert",
             "server_optimizer": "sgd",
         },
