@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
         "local_steps": 4,
         "batch_size": 8,
         "learning_rate": 0.002,
+        "schedule": "constant",
         "aggregation": "per-expert",
         "server_optimizer": "sgd",
     },

@@ -62,9 +62,12 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path):
         read_undivided(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("1.jpg",), ("a/b/c/d/1.jpg",)])
-def test_folders_that_are_no_images_by_class_are_as_before(tmp_path: Path, names: tuple[str, ...]):
-    with pytest.raises(InputError, match="no train and no test split"):
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(("1.jpg",), "holds no table: 1.jpg is not read"), (("a/b/c/d/1.jpg",), "no train and no test split")],
+)
+def test_folders_that_are_no_images_by_class_are_refused(tmp_path: Path, names: tuple[str, ...], words: str):
+    with pytest.raises(InputError, match=words):
         read_tables(str(save(tmp_path, *names)), {})
 
 

@@ -91,7 +91,8 @@ def test_a_checkpoint_holds_the_state_after_the_last_round(tiny_run: Finished):
 def test_the_command_line_shows_the_outcome_and_the_next_commands(tiny_run: Finished):
     assert f"accuracy {tiny_run.summary['accuracy']:.3f} on the whole test set" in tiny_run.outcome.out
     assert "round   1  loss" in tiny_run.outcome.out
-    assert f"fftmoe predict {tiny_run.folder} 'some text'" in tiny_run.outcome.out
+    assert "\nwhat to do next: " in tiny_run.outcome.out
+    assert f"fftmoe.predict({str(tiny_run.folder)!r}, [...])" in tiny_run.outcome.out
     assert tiny_run.outcome.err == ""
 
 

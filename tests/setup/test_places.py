@@ -80,10 +80,11 @@ def test_a_run_is_resumed_from_another_folder(cli: Cli, project: Path, tmp_path:
 def test_the_commands_that_are_printed_can_be_pasted(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(project)
     shown = cli("run", "mine.yaml", "--output", RUN).out
-    (line,) = [line for line in shown.splitlines() if "fftmoe predict" in line]
-    words = shlex.split(line[line.index("fftmoe") :])
-    assert words == ["fftmoe", "predict", RUN, "some text"]
-    assert json.loads(cli(*words[1:]).out)["label"]
+    _, command = shown.split("\nwhat to do next: ")[1].splitlines()[:2]
+    words = shlex.split(command)
+    assert words[0] == "fftmoe"
+    assert RUN in [word.removesuffix("/config.yaml") for word in words]
+    assert json.loads(cli("predict", RUN, "some text").out)["label"]
 
 
 @settings(max_examples=50)

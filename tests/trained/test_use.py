@@ -148,7 +148,7 @@ def test_the_printed_python_loads_a_text_run_with_random_features(cli: Cli, run_
     ran = run_sections(head=FOURIER)
     assert ", num_labels=3, fourier_features=31)\n" in ran.outcome.out
     assert "task=" not in ran.outcome.out
-    assert f"what to do next: use the model\n  fftmoe predict {ran.folder} 'some text'\n" in ran.outcome.out
+    assert f"fftmoe.predict({str(ran.folder)!r}, [...])" in ran.outcome.out
     assert_it_is_the_runs(ran, cli)
     (row,) = cli("predict", ran.folder, "red ash red").out.splitlines()
     assert json.loads(row)["label"] in ("blue", "green", "red")
@@ -156,7 +156,7 @@ def test_the_printed_python_loads_a_text_run_with_random_features(cli: Cli, run_
 
 def test_the_printed_python_loads_a_run_on_images(cli: Cli, vision: Finished):
     assert ", num_labels=3, task='image-classification', fourier_features=31)\n" in vision.outcome.out
-    assert f"what to do next: use the model\n  fftmoe predict {vision.folder} photos/\n" in vision.outcome.out
+    assert f"fftmoe.predict({str(vision.folder)!r}, [...])" in vision.outcome.out
     assert_it_is_the_runs(vision, cli)
 
 

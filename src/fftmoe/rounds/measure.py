@@ -83,8 +83,10 @@ class ModelMeasure:
         return float(found.on_mixes(self.population.label_shares(range(client, client + 1)))[0])
 
     def with_interval(self, found: Tally) -> dict[str, Any]:
-        """Return the metrics, and the interval of the run's metric under `..._interval`."""
-        return {**found.metrics(), f"{self.task.metric}_interval": list(found.interval())}
+        """Return the metrics, and the interval of the run's metric under `..._interval`: None where it is undefined."""
+        interval = list(found.interval())
+        known = all(map(math.isfinite, interval))
+        return {**found.metrics(), f"{self.task.metric}_interval": interval if known else None}
 
     def in_full(self, found: Tally) -> dict[str, Any]:
         """Return the same, and the counts of labels as `labels` where the task has labels."""
