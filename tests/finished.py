@@ -1,6 +1,7 @@
 """What a finished run has left in its folder, and the comparison of two runs."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,13 @@ def check_same(one: Finished, two: Finished) -> int:
     for name in names:
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes(), name
     return len(names)
+
+
+def check_advice(printed: str, folder: Path | str) -> None:
+    """What a run advises at its end is a reason and a command about this run that can be pasted."""
+    _, advice = printed.split("\nwhat to do next: ")
+    why, command = advice.splitlines()[:2]
+    program, verb, about, *_ = shlex.split(command)
+    assert why
+    assert (program, verb) in [("fftmoe", verb) for verb in ("predict", "evaluate", "run", "compare")]
+    assert about == (f"{folder}/config.yaml" if verb in ("run", "compare") else str(folder))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftmoe.shown import quoted
-from finished import Finished, check_same
+from finished import Finished, check_advice, check_same
 from shared_fixtures import Cli
 
 SOURCE = Path(__file__).parents[2] / "src" / "fftmoe"
@@ -80,10 +80,7 @@ def test_a_run_is_resumed_from_another_folder(cli: Cli, project: Path, tmp_path:
 def test_the_commands_that_are_printed_can_be_pasted(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(project)
     shown = cli("run", "mine.yaml", "--output", RUN).out
-    _, command = shown.split("\nwhat to do next: ")[1].splitlines()[:2]
-    words = shlex.split(command)
-    assert words[0] == "fftmoe"
-    assert RUN in [word.removesuffix("/config.yaml") for word in words]
+    check_advice(shown, RUN)
     assert json.loads(cli("predict", RUN, "some text").out)["label"]
 
 

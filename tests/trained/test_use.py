@@ -15,7 +15,7 @@ from fftmoe.data import Examples
 from fftmoe.errors import InputError
 from fftmoe.evaluate import accuracy, predict_logits
 from fftmoe.setup.load import load_examples, load_split
-from finished import Finished
+from finished import Finished, check_advice
 from five_clients import FOURIER
 from pictures import COLOURS, vision_values, write_pictures
 from run_fixtures import RunValues
@@ -148,6 +148,7 @@ def test_the_printed_python_loads_a_text_run_with_random_features(cli: Cli, run_
     ran = run_sections(head=FOURIER)
     assert ", num_labels=3, fourier_features=31)\n" in ran.outcome.out
     assert "task=" not in ran.outcome.out
+    check_advice(ran.outcome.out, ran.folder)
     assert f"fftmoe.predict({str(ran.folder)!r}, [...])" in ran.outcome.out
     assert_it_is_the_runs(ran, cli)
     (row,) = cli("predict", ran.folder, "red ash red").out.splitlines()
@@ -156,6 +157,7 @@ def test_the_printed_python_loads_a_text_run_with_random_features(cli: Cli, run_
 
 def test_the_printed_python_loads_a_run_on_images(cli: Cli, vision: Finished):
     assert ", num_labels=3, task='image-classification', fourier_features=31)\n" in vision.outcome.out
+    check_advice(vision.outcome.out, vision.folder)
     assert f"fftmoe.predict({str(vision.folder)!r}, [...])" in vision.outcome.out
     assert_it_is_the_runs(vision, cli)
 

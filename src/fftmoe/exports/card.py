@@ -30,9 +30,8 @@ AUTOMATIC = {
     "image-classification": "AutoPeftModel",
 }
 """By task, the class of PEFT that loads the backbone too."""
-OTHERWISE_NAMED = {
-    "image-classification": "AutoModelForImageClassification"
-}  # the class of transformers, where another name
+# The class of transformers for tasks where it is not named as that of PEFT.
+OTHERWISE_NAMED = {"image-classification": "AutoModelForImageClassification"}
 PIPELINES = {
     "sequence-classification": "text-classification",
     "causal-lm": "text-generation",
