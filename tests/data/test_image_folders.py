@@ -145,6 +145,18 @@ def test_tables_of_splits_name_images_too(tmp_path: Path):
     assert read_pixels(train, "image", (2, 2)).shape == (4, 3, 2, 2)
 
 
+def test_the_folder_of_a_split_may_hold_a_table_beside_its_images(tmp_path: Path):
+    """`train/metadata.csv` with the names of the images is how many data sets of images are shared."""
+    write_client(tmp_path / "train", {f"{n}.png": "cat" if n % 2 else "dog" for n in range(4)}, "metadata.csv")
+    write_client(tmp_path / "test", {"img/0.png": "cat"}, "metadata.csv")
+    found = read_tables(str(tmp_path), {"data.image": ["image"], "data.label": ["label"]})
+    assert {split: list(table.columns["label"]) for split, table in found.items()} == {
+        "train": ["dog", "cat"] * 2,
+        "test": ["cat"],
+    }
+    assert read_pixels(found["test"], "image", (2, 2))[0, :, 0, 0].tolist() == [80, 0, 7]
+
+
 def test_a_path_from_a_clients_folder_may_reach_the_others_and_no_further(tmp_path: Path):
     for client in ("east", "north"):
         write_client(tmp_path / "data" / client, {"1.png": "cat", "2.png": "dog"})

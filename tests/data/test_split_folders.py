@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from fftmoe.data.read import not_read, read_folder, split_of, tables_in
 from fftmoe.errors import InputError
@@ -14,7 +16,11 @@ from tables import write_csv
 def write(folder: Path, name: str, *texts: str) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(path, {"text": texts or ("a", "b")})
+    columns = {"text": list(texts or ("a", "b"))}
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        write_csv(path, columns)
 
 
 def texts_in(folder: Path) -> dict[str, list[str]]:
@@ -102,15 +108,55 @@ def test_a_part_that_is_missing_or_there_twice_is_refused(tmp_path: Path, names:
 def test_a_folder_of_a_split_holds_images_or_tables_of_clients(tmp_path: Path):
     write(tmp_path, "train/north.csv", "a")
     write(tmp_path, "train/south.csv", "b", "c")
-    write(tmp_path, "test/north.csv", "d")  # one table is no folder of clients
+    write(tmp_path, "test/north.csv", "d")  # the only client with test rows of its own
     found = read_folder(tmp_path, ())
-    assert list(found) == ["train"]
-    assert found["train"].columns["client"] == ["north", "south", "south"]
+    assert {name: table.columns["client"] for name, table in found.items()} == {
+        "train": ["north", "south", "south"],
+        "test": ["north"],
+    }
     for label in ("x", "y"):
         path = tmp_path / "validation" / label / "one.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(np.zeros((3, 5, 3), dtype=np.uint8)).save(path)
     assert read_folder(tmp_path, ())["validation"].columns["label"] == ["x", "y"]
+
+
+def test_a_table_alone_in_the_folder_of_a_split_is_the_split(tmp_path: Path):
+    for split, texts in {"train": ("a", "b"), "Test": ("c",), "validation": ("d",)}.items():
+        write(tmp_path, f"{split}/data.csv", *texts)
+    found = read_folder(tmp_path)
+    assert {name: table.columns for name, table in found.items()} == {
+        "train": {"text": ["a", "b"]},
+        "test": {"text": ["c"]},
+        "validation": {"text": ["d"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["train-00000-of-00002.csv", "train-00001-of-00002.csv"],
+        ["0000.parquet", "0001.parquet"],
+    ],
+)
+def test_the_parts_of_a_split_may_lie_in_its_folder(tmp_path: Path, parts: list[str]):
+    for name, text in zip(parts, "ab", strict=True):
+        write(tmp_path, f"train/{name}", text)
+    write(tmp_path, f"test/{parts[0].replace('train', 'test').replace('00002', '00001')}", "c")
+    found = read_folder(tmp_path)
+    assert {name: table.columns for name, table in found.items()} == {
+        "train": {"text": ["a", "b"]},
+        "test": {"text": ["c"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [["0000.parquet", "0002.parquet"], ["0.parquet", "1.parquet"], ["0000.csv", "0001.csv"]]
+)
+def test_other_numbers_are_clients(tmp_path: Path, names: list[str]):
+    for name in names:
+        write(tmp_path, f"train/{name}", "a")
+    assert read_folder(tmp_path, ())["train"].columns["client"] == [name.partition(".")[0] for name in names]
 
 
 def test_two_folders_with_training_rows_are_clients(tmp_path: Path):

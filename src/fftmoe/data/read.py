@@ -36,9 +36,9 @@ def read_folder(
 ) -> dict[str, Table]:
     """Return the splits of a folder that holds `train.*`, `test.*` and optionally `validation.*`.
 
-    Each is a file; several parts, `train-00000-of-00002.parquet`; a folder of images in folders of their classes; or a
-    folder with a table for each client. Or the folder has only folders of clients, with `train.*` and `test.*` in each.
-    These names may have capitals.
+    Each is a file; several parts, `train-00000-of-00002.parquet`; a folder of images in folders of their classes; a
+    folder with one table, or with its parts; or a folder with a table for each client. Or the folder has only folders
+    of clients, with `train.*` and `test.*` in each. These names may have capitals.
 
     Args:
         folder: files end in .parquet, .csv or .tsv (a header line, then rows), .jsonl or .ndjson (one object a line),
@@ -50,6 +50,7 @@ def read_folder(
         InputError: a required split is missing, a split has two files, or a file cannot be read.
     """
     inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
+    of_clients = any(_are_of_clients(path) for path in inside if path.is_dir() and split_of(path))
     tables = {}
     for split in SPLITS:
         named = [path for path in inside if file_stem(path).lower() == split]
@@ -63,7 +64,7 @@ def read_folder(
             tables[split] = _read_file(found[0], encoding)
         elif parts := [path for path in tables_in(folder) if _part(path) and split_of(path) == split]:
             tables[split] = _joined_parts(folder, parts, encoding)
-        elif folders and (own := _split_in(folders[0], encoding)) is not None:
+        elif folders and (own := _split_in(folders[0], of_clients, encoding)) is not None:
             tables[split] = own
     tables = tables or _splits_of_clients(folder, encoding)
     require_splits(required, tables, f"the folder {folder}{not_read(folder, set(required) - set(tables))}")
@@ -96,15 +97,38 @@ def _ends_as_table(path: Path) -> bool:
     return kind in (TEXT_SUFFIXES if path.suffix.lower() == PACKED else SUFFIXES)
 
 
-def _split_in(folder: Path, encoding: TextEncoding) -> Table | None:
-    """Return the images or the tables of clients in a folder that is named after a split; None if it has neither."""
+def _are_of_clients(folder: Path) -> bool:
+    """Return whether the tables in a folder that is named after a split are of a client each."""
     files = tables_in(folder)
-    of_clients = len(files) > 1
-    if not (of_clients and names_images(files[0], encoding)) and (images := read_image_folder(folder)) is not None:
+    return len(files) > 1 and not all(map(_part, files)) and not _are_numbered(files)
+
+
+def _are_numbered(files: Sequence[Path]) -> bool:
+    """Return whether files are the parts of a split in parquet as the hub converts it: `0000.parquet` and so on."""
+    return [path.name for path in files] == [f"{number:04d}.parquet" for number in range(len(files))]
+
+
+def _split_in(folder: Path, of_clients: bool, encoding: TextEncoding) -> Table | None:
+    """Return the images or the tables in a folder that is named after a split; None if it has neither.
+
+    A single table, and the parts of one, are the split. A table that names images says what they are, and not the names
+    of their folders.
+
+    Args:
+        of_clients: each table is of a client, here or in the folder of another split.
+    """
+    files = tables_in(folder)
+    has_folders = any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    by_class = has_folders and not (files and names_images(files[0], encoding))
+    if by_class and (images := read_image_folder(folder)) is not None:
         return images
-    if not of_clients:
+    if not files:
         return None
-    return table_of_clients(folder, [(file_stem(path), _read_file(path, encoding)) for path in files])
+    if of_clients:
+        return table_of_clients(folder, [(file_stem(path), _read_file(path, encoding)) for path in files])
+    if all(map(_part, files)):
+        return _joined_parts(folder, files, encoding)
+    return joined_table(folder, [(path.name, _read_file(path, encoding)) for path in files])
 
 
 def _splits_of_clients(folder: Path, encoding: TextEncoding) -> dict[str, Table]:
