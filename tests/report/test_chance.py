@@ -1,5 +1,6 @@
 """Which difference of two values chance alone explains."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.evaluate import wilson
-from fftmoe.report.chance import chance_margin
+from fftmoe.report.chance import chance_margin, divided_by_chance
 
 unit = st.floats(0, 1)
 
@@ -35,3 +36,15 @@ def test_only_the_sides_that_face_each_other_count():
 def test_all_of_few_rows_right_beat_most_of_them_by_no_more_than_chance():
     """Of 20 rows, 16 right and then 20: Fisher's exact test says p = .11."""
     assert chance_margin(1.0, wilson(1.0, 20), 0.8, wilson(0.8, 20)) > 0.2
+
+
+@given(st.integers(0, 6), st.integers(0, 5))
+def test_clients_are_divided_by_chance_if_fair_coins_often_are(gain: int, lose: int):
+    thrown = [abs(2 * sum(coins) - gain - lose) for coins in itertools.product((0, 1), repeat=gain + lose)]
+    at_least_as_uneven = sum(by >= abs(gain - lose) for by in thrown) / len(thrown)
+    assert divided_by_chance(gain, lose) == (at_least_as_uneven > 0.05)
+
+
+@pytest.mark.parametrize(("gain", "lose", "is_chance"), [(7, 5, True), (5, 0, True), (6, 0, False), (14, 4, False)])
+def test_few_clients_say_little(gain: int, lose: int, is_chance: bool):
+    assert divided_by_chance(gain, lose) is divided_by_chance(lose, gain) is is_chance

@@ -1,6 +1,7 @@
 """A run keeps the model of its best round, and ends when its model does not become better any more."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
-from fftmoe.rounds.validation import VALIDATION_ERROR, Validation
+from fftmoe.rounds.validation import VALIDATION_ERROR, Validation, error_of_share
 from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
 from fftmoe.setup.run import resume, run
 from fftmoe.store import BAR, Ranking, RunFolder
@@ -103,12 +104,22 @@ def test_the_standard_error_is_that_of_a_share_of_the_rows(five_recipe: FiveReci
     rows = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         value, error = row["validation_accuracy"], row["validation_standard_error"]
-        number = value * (1 - value) / error**2
-        assert number == pytest.approx(round(number), rel=1e-6)  # sums travel in float32
-        assert value * number == pytest.approx(round(value * number), rel=1e-6)
+        number = next(n for n in range(1, 1000) if error_of_share(value, n) == pytest.approx(error, rel=1e-6))
+        assert value * number == pytest.approx(round(value * number), rel=1e-6)  # sums travel in float32
     best = max(rows, key=lambda row: row["validation_accuracy"])
     within_error = best["validation_accuracy"] - best["validation_standard_error"]
     assert rows[-1]["bar_to_keep"] == max(within_error, rows[0]["validation_accuracy"])
+
+
+@given(st.integers(1, 400).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+def test_no_share_of_rows_is_without_error(counted: tuple[int, int]):
+    right, rows = counted
+    error = error_of_share(right / rows, rows)
+    assert error >= 1 / (rows + 2) / 2
+    assert error == pytest.approx(error_of_share(1 - right / rows, rows))
+    if 0 < right < rows:
+        # The two rows that are added move it by less than 1 / n, beside an error of about 1 / sqrt(n).
+        assert error == pytest.approx(math.sqrt(right / rows * (1 - right / rows) / rows), abs=1 / rows)
 
 
 def test_the_last_round_may_be_the_best(five_recipe: FiveRecipe, tmp_path: Path):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fftmoe.report.chance import chance_margin
+from fftmoe.report.chance import chance_margin, divided_by_chance
 from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.shown import count_of
 
@@ -142,6 +142,7 @@ def who_gains(summary: Mapping[str, Any]) -> str:
     return (
         f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}, and {len(lose)} "
         f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
+        f"{', which chance alone could divide so' if divided_by_chance(len(gain), len(lose)) else ''}"
     )
 
 

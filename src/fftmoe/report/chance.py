@@ -1,4 +1,4 @@
-"""Says which difference of two values chance alone explains."""
+"""Says which difference of two values, or of two numbers of clients, chance alone explains."""
 
 import math
 from collections.abc import Sequence
@@ -16,3 +16,10 @@ def chance_margin(value: float, interval: Sequence[float], other: float, its: Se
         for upper, lower in (((value, interval), (other, its)), ((other, its), (value, interval)))
         if upper[0] >= lower[0]
     )
+
+
+def divided_by_chance(gain: int, lose: int) -> bool:
+    """Return whether fair coins would often divide these as unevenly: the sign test, two-sided, at 5 %."""
+    number = gain + lose
+    tail = sum(math.comb(number, fewer) for fewer in range(min(gain, lose) + 1))
+    return 2 * tail > 0.05 * 2**number

@@ -60,7 +60,7 @@ class Validation:
     def __call__(self, state: ServerState) -> dict[str, float]:
         """Return the metric over all validation rows of the clients that answer; NaN if too few do.
 
-        A metric between 0 and 1 comes with its standard error, sqrt(m (1 - m) / n) for n rows.
+        A metric between 0 and 1 comes with its standard error (`error_of_share`).
         """
         if not self.due(state.round):
             return {}
@@ -76,5 +76,14 @@ class Validation:
         value = float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")
         found = {VALIDATION_PREFIX + metric: value}
         if self.task.bounds == (0.0, 1.0) and 0.0 <= value <= 1.0 and rows:
-            found[VALIDATION_ERROR] = math.sqrt(value * (1.0 - value) / rows)
+            found[VALIDATION_ERROR] = error_of_share(value, rows)
         return found
+
+
+def error_of_share(share: float, rows: float) -> float:
+    """Return the standard error of a share of so many rows, with a row that is right and one that is wrong added.
+
+    Without these two (Laplace's rule of succession), 12 of 12 right would have no error.
+    """
+    added = (share * rows + 1) / (rows + 2)
+    return math.sqrt(added * (1 - added) / (rows + 2))
