@@ -6,9 +6,13 @@ same command continues from its work folder, and `--seconds` stops it by itself.
 
 A default is changed only if another value is better on the mean over all data sets and partitions, and not worse by
 more than the interval on any of them.
+
+Language models have defaults of their own, so they have variants of their own: `--sets shakespeare,flan8`, with the
+clients that these sets name.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +22,14 @@ from rich.console import Console
 
 from common import keep_comparison, markdown, places_of
 from fftmoe.comparison.run import compare
-from fftmoe.comparison.statistics import Comparison
+from fftmoe.comparison.statistics import CellResult, Comparison
 from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Variant
 
 HELD_OUT, TRAINED_ON = 800, 2400  # rows of each data set
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
 NUM_CLIENTS = 20
-IMAGES = ("pacs32", "fashion_mnist")
+IMAGES, LANGUAGE = ("pacs32", "fashion_mnist"), ("shakespeare", "flan8")
 SETS = ("trec6", "hwu64", "banking77", "snips", "ag_news", *IMAGES)
 DEFAULTS = "the defaults"
 VARIANTS = (
@@ -57,6 +61,23 @@ VARIANTS = (
         for number in (512, 1024, 2048, 4096)
     ),
 )
+OF_LANGUAGE = (
+    Variant(DEFAULTS),
+    Variant("rates that stay", {"federation.schedule": "constant"}),
+    Variant("rates that fall", {"federation.schedule": "cosine"}),
+    Variant("twice the rate that falls", {"federation.schedule": "cosine", "federation.learning_rate": 8e-3}),
+    Variant("half the rate that stays", {"federation.schedule": "constant", "federation.learning_rate": 2e-3}),
+    Variant(
+        "the momentum of classifiers",
+        {
+            "federation.server_optimizer": "momentum",
+            "federation.learning_rate": 2e-3,
+            "federation.schedule": "cosine",
+        },
+    ),
+    Variant("no routed experts beside the shared update", {"adapter.scale": 1e-3}),
+    Variant("fedit with the same server", {"method": "fedit"}),
+)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -71,27 +92,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def values_of(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """A recipe that says what this data set is."""
     data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
+    values: dict[str, Any] = {"name": name, "data": data}
+    if name in LANGUAGE:
+        data |= {"train_examples": 2000, "validation_examples": 400}  # flan8 has 2,400
+        backbone = {"model": str(parsed.models / "stories260k"), "task": "causal-lm"}
+        return {**values, "backbone": backbone, "partition": {"kind": "natural", "by": "domain"}}
     backbone = {"backbone": {"model": str(parsed.models / "vit-cifar10")}} if name in IMAGES else {}
-    return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
+    return {**values, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
 
 
-def chosen(wanted: Sequence[str]) -> list[Variant]:
+def chosen(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
     """The defaults, and each variant that has one of these names or, where none has it, a name that begins so."""
-    names = {variant.label for variant in VARIANTS}
+    names = {variant.label for variant in variants}
     whole, begun = {name for name in wanted if name in names}, tuple(name for name in wanted if name not in names)
-    return [each for each in VARIANTS if each.label in {DEFAULTS, *whole} or each.label.startswith(begun)]
+    return [each for each in variants if each.label in {DEFAULTS, *whole} or each.label.startswith(begun)]
 
 
 def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
-    """Each variant's mean difference to the defaults, by data set and over all, in points, with the number of pairs."""
+    """Each variant's mean difference to the defaults, by data set and over all, with the number of pairs.
+
+    An accuracy differs by points, and a perplexity by hundredths of its logarithm, about percent.
+    """
     rows = []
     run = {cell.variant for comparison in comparisons.values() for cell in comparison.cells}
-    for variant in [each for each in VARIANTS[1:] if each.label in run]:
+    every = {each.label: each for each in (*VARIANTS, *OF_LANGUAGE) if each.label in run - {DEFAULTS}}
+    for variant in every.values():
         all_pairs: list[float] = []
         cells = []
         for comparison in comparisons.values():
             values = {
-                (cell.variant, cell.partition, cell.seed): float(cell.summary[cell.metric])
+                (cell.variant, cell.partition, cell.seed): _measured(cell)
                 for cell in comparison.cells
                 if cell.status == "done"
             }
@@ -107,17 +137,22 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
     return rows
 
 
+def _measured(cell: CellResult) -> float:
+    value = float(cell.summary[cell.metric])
+    return math.log(value) if cell.metric == "perplexity" else value
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse(arguments)
     deadline = None if parsed.seconds is None else time.monotonic() + parsed.seconds
-    variants = chosen(parsed.variants.split(",")) if parsed.variants else VARIANTS
     comparisons = {}
     for name in parsed.sets.split(","):
+        variants = OF_LANGUAGE if name in LANGUAGE else VARIANTS
         comparisons[name] = compare(
             values_of(name, parsed),
             parsed.work / name,
-            variants=variants,
-            partitions=parsed.partitions.split(","),
+            variants=chosen(variants, parsed.variants.split(",")) if parsed.variants else variants,
+            partitions=["natural"] if name in LANGUAGE else parsed.partitions.split(","),
             seeds=parsed.seeds,
             workers="auto",
             deadline=deadline,
