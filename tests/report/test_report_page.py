@@ -1,17 +1,23 @@
 """The page of a run: every kind of run has its sections, nothing is unescaped, and nothing is loaded."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from fftmoe.cli.terminal import print_outcome
 from fftmoe.comparison.statistics import CellResult, Comparison
+from fftmoe.config import complete_recipe
 from fftmoe.report.block_maps import usage_by_block
 from fftmoe.report.marks import ticks
+from fftmoe.report.metric import EXPLAINED
 from fftmoe.report.record import RunRecord
 from fftmoe.report.run_figures import effective_number
+from fftmoe.store.adapter import LABELS
 from reports import comparison_page, config, external_loads, report_page, rows, structure_of, summary
 from shared_fixtures import Cli
 
@@ -61,6 +67,20 @@ def test_a_language_model_is_judged_by_its_own_metric():
     assert "12.5perplexity, on all test data" in found.text
     assert "Perplexity of every client" in found.text
     assert "ccuracy" not in found.text
+
+
+def test_a_run_that_answers_numbers_says_how_much_it_explains(tmp_path: Path):
+    """The mean of the targets is what any prediction of numbers must beat."""
+    recorded = {**summary("mean_absolute_error"), "mean_absolute_error": 7.25, "r2": 0.125}
+    recorded["mean_absolute_error_by_tier"] = {"small": 8.0}
+    found = structure_of(report_page(config(), rows("mean_absolute_error", (9.0, None, 8.0, 7.25)), recorded))
+    assert f"R² 0.125{EXPLAINED}" in found.text
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / LABELS).write_text('{"labels": []}')
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_outcome(console, recorded, tmp_path, complete_recipe(config(), "numbers", may_read=False)[0])
+    assert f"  R² 0.125, {EXPLAINED}" in console.export_text().splitlines()
+    assert "R²" not in structure_of(report_page(config(), rows(), summary())).text
 
 
 def test_a_private_run_says_what_the_server_does_not_know():

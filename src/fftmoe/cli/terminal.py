@@ -10,7 +10,7 @@ from fftmoe.backbones import loading_arguments
 from fftmoe.cli.client_scores import client_score_lines, sample_lines
 from fftmoe.config import Recipe
 from fftmoe.report.answer import answer, compared, interval_of
-from fftmoe.report.metric import Metric, own_values
+from fftmoe.report.metric import EXPLAINED, Metric, own_values
 from fftmoe.report.next_step import next_step
 from fftmoe.report.record import RunRecord
 from fftmoe.report.verdict import sentence
@@ -37,6 +37,7 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *([f"\n{said}"] if (said := sentence(summary)) else []),
         *([f"\n{found}"] if found else []),
         f"\n{metric.label} {summary[metric.name]:.3f} on the whole test set{_range(interval_of(summary, metric))}",
+        *([] if summary.get("r2") is None else [f"  R² {summary['r2']:.3f}, {EXPLAINED}"]),
         *_generated(summary),
         *_baselines(summary, metric, recipe),
         f"  with the experts of each tier: {tiers}",

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 LOWER_IS_BETTER = ("perplexity", "loss", "mean_absolute_error", "mean_squared_error")
 SHARES = ("accuracy", "f1", "preference_accuracy")  # between 0 and 1
+EXPLAINED = "the part of the targets' variance that is explained; their mean alone explains 0"
+"""What R² is, the coefficient of determination: the baseline of a prediction of numbers."""
 NO_VALUE = "–"  # what a table shows where there is no value
 OWN_ROWS = "on each client's own test rows"
 REWEIGHTED = "on all test rows, reweighted to each client's labels"

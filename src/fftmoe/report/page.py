@@ -11,7 +11,7 @@ from fftmoe.report.answer import answer
 from fftmoe.report.labels import labels
 from fftmoe.report.load import RULE, LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
-from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
+from fftmoe.report.metric import EXPLAINED, OWN_ROWS, REWEIGHTED, are_reweighted, own_mean
 from fftmoe.report.next_step import next_step
 from fftmoe.report.progress import duration, size
 from fftmoe.report.record import RunRecord, with_noun
@@ -134,6 +134,8 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
         shown.append((metric.text(value), f"{metric.label}, {sections.measured_on(run)}"))
     elif curve:
         shown.append((metric.text(curve[-1][1]), f"{metric.label} after round {curve[-1][0]}"))
+    if summary.get("r2") is not None:
+        shown.append((f"R² {metric.text(summary['r2'])}", EXPLAINED))
     if value is not None and (local := summary.get(f"local_only_{metric.name}")):
         what = f"{sections.measured_on(run)} ({metric.text(local['mean'])} on average)"
         shown.append((f"{metric.gain(value, local['mean']):+.3f}", f"gain over local training, {what}"))
