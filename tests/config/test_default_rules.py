@@ -54,6 +54,24 @@ def test_only_the_rows_that_a_run_uses_count(folder: Path, data: dict[str, int],
     assert (recipe.federation.local_steps, recipe.partition.num_clients) == (steps, clients)
 
 
+@pytest.mark.parametrize(
+    ("federation", "every"),
+    [
+        ({}, 10),
+        ({"rounds": 23}, 23),
+        ({"patience": "off"}, 10),
+        ({"patience": 3}, 2),
+        ({"patience": 3, "rounds": 23}, 4),
+    ],
+)
+def test_a_head_is_computed_at_the_end_and_wherever_a_run_may_end(folder: Path, federation: dict[str, Any], every: int):
+    write_csv(folder / "head.csv", {"text": [f"{TEXTS[n % 3]} {n}" for n in range(200)], "label": ["a", "b"] * 100})
+    recipe, _ = complete_recipe({"data": {"source": str(folder / "head.csv")}, "federation": federation}, "test")
+    assert recipe.head is not None
+    assert recipe.head.every == every
+    assert recipe.validated_every == every
+
+
 @pytest.mark.parametrize(("classes", "features"), [(2, 1024), (32, 1024), (33, 2048), (77, 2048)])
 def test_many_classes_have_more_features(folder: Path, classes: int, features: int):
     head = completed(folder, 385, classes=classes).head

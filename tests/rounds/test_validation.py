@@ -16,6 +16,7 @@ from fftmoe.evaluate import tally
 from fftmoe.server.plan import plan_round
 from fftmoe.server.solve import plan_validation
 from fftmoe.setup.compose import compose
+from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 from five_clients import AVERAGED, CLOSED
@@ -71,6 +72,28 @@ def test_it_is_measured_when_it_is_due_and_its_bytes_are_counted(run_five: RunFi
     assert held.summary["per_client_round_by_tier"].keys() == plain.summary["per_client_round_by_tier"].keys()
     rounds = [tier["client_rounds"] for tier in held.summary["per_client_round_by_tier"].values()]
     assert sum(rounds) == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "validated"),
+    [
+        ({"every": 3}, [0, 6, 7]),  # of rounds 0, 2, 4, 6 and 7 the head is computed after 0, 6 and 7
+        ({"every": 7}, [0, 7]),
+        ({"every": 1}, [0, 2, 4, 6, 7]),
+        ({"every": 7, "update": "frozen"}, [0, 2, 4, 6, 7]),
+        ({"every": 7, "update": "trained", "learning_rate": 0.01}, [0, 2, 4, 6, 7]),
+    ],
+)
+def test_no_round_counts_whose_head_is_of_other_features(run_five: RunFive, head: dict[str, Any], validated: list[int]):
+    """In between, a computed head is that of an earlier adapter, and the model looks worse than it is."""
+    settings = {"federation.rounds": 7, "evaluation.every": 2, "evaluation.keep": "best"}
+    done = run_five("fft-moe", {**CLOSED, **head}, **HELD, **settings)
+    assert [row["round"] for row in done.rows if row.get("validation_accuracy") is not None] == validated
+    assert [row["round"] for row in done.rows if row.get("accuracy") is not None] == [0, 2, 4, 6, 7]
+    assert done.summary["best_round"] in validated
+    expected = forecast(load_recipe(done.folder / "config.yaml")).validation
+    assert expected is not None
+    assert expected.times == len(validated)
 
 
 def test_worker_processes_and_batches_of_clients_give_the_same(five_recipe: FiveRecipe, tmp_path: Path):

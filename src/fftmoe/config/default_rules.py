@@ -110,6 +110,12 @@ def _every(known: Known) -> int:
     return max(1, rounds // 5) if isinstance(rounds, int) else 1
 
 
+def _head_every(known: Known) -> Any:
+    """Return all rounds, or those up to the next measurement where each of them may end the run."""
+    ends = known.get("federation.patience") not in (None, "off", False)
+    return if_solved(known.get("evaluation.every" if ends else "federation.rounds"))(known)
+
+
 def _best_or_last(known: Known) -> str:
     own_models = known.get("evaluation.personal") or (known.method and known.method.personal)
     off = known.get("data.validation") in (None, "off", False)
@@ -243,7 +249,6 @@ RULES: tuple[Rule, ...] = (
     Rule("preference.beta", _preferred(2.0, 0.1), "0.1, and 2 for simpo", of_data=False),
     Rule("preference.margin", _preferred(1.0, LEFT_OUT), "1 for simpo", of_data=False),
     *_constant("federation", rounds=10, batch_size=16),
-    Rule("head.every", lambda known: if_solved(known.get("federation.rounds"))(known)),
     Rule("federation.clients_per_round", _cohort, "all clients, at most 10"),
     Rule("federation.local_steps", _local_steps, "a pass over an average client's rows: 6 to 24; unread data: 12"),
     Rule(
@@ -276,6 +281,12 @@ RULES: tuple[Rule, ...] = (
         "policies must allow it",
     ),
     Rule("evaluation.every", _every, "a fifth of the rounds", of_data=False),
+    Rule(
+        "head.every",
+        _head_every,
+        "the number of rounds; with federation.patience that of evaluation.every, since a run may end after each",
+        of_data=False,
+    ),
     Rule("evaluation.keep", _best_or_last, "best where rows are set aside and there is a global model", of_data=False),
     *_constant("engine", workers="auto"),
     Rule(

@@ -35,7 +35,8 @@ class EvaluationSection(Section):
     keep: Annotated[Literal["best", "last"], off_means("last")] = "last"
     """Which round's model a run ends with: the last (also `off`), or the `best` on validation rows. The best is the
     last one that is no worse than any other by more than a standard error, so that few rows do not choose a lucky early
-    round, and no worse than the model before the first round."""
+    round, and no worse than the model before the first round. Of a closed-form head that is computed again, only rounds
+    after which it is (`head.every`) are measured on these rows."""
     max_examples: Count | None = None
     """Measure between the rounds on a random subset of so many test rows; after the last round all of them count."""
     personal: bool = False

@@ -1,5 +1,6 @@
 """Defines a whole recipe: its sections."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -77,6 +78,19 @@ class Recipe(Section):
     def closed_form(self) -> HeadSection | None:
         """Return the head section if the head is closed-form, else None."""
         return self.head if self.head is not None and self.head.kind == "closed-form" else None
+
+    @property
+    def validated_every(self) -> int:
+        """Return the rounds from one validation to the next: those that are measured and have a head of their own.
+
+        In the rounds after which a closed-form head is not computed again, the head is that of other features. There
+        the model is measured worse than it is, and no such round is kept.
+        """
+        head = self.closed_form
+        every = self.evaluation.every
+        if head is None or head.update != "recomputed":
+            return every
+        return min(math.lcm(every, head.every), max(every, self.federation.rounds))  # the last one counts anyway
 
     @property
     def differential(self) -> bool:

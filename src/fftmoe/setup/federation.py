@@ -98,7 +98,7 @@ def make_validation(experiment: Experiment, exchange: Exchange) -> Validate:
     recipe = experiment.recipe
     if recipe.data.validation is None:
         return no_validation
-    every, last = recipe.evaluation.every, recipe.federation.rounds
+    every, last = recipe.validated_every, recipe.federation.rounds
     return Validation(
         exchange=exchange,
         method=experiment.method,

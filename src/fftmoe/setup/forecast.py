@@ -233,7 +233,7 @@ def _validation_cost(experiment: Experiment, work: Workload) -> StatisticsCost |
     recipe = experiment.recipe
     if recipe.data.validation is None:
         return None
-    every = recipe.evaluation.every
+    every = recipe.validated_every
     times = 1 + work.rounds // every + (work.rounds % every > 0)
     return validation_cost(work, len(experiment.task.limits(len(experiment.label_names), 1, 1)[0]), times, every)
 
