@@ -7,8 +7,9 @@ same command continues from its work folder, and `--seconds` stops it by itself.
 A default is changed only if another value is better on the mean over all data sets and partitions, and not worse by
 more than the interval on any of them.
 
-Language models have defaults of their own, so they have variants of their own: `--sets shakespeare,flan8`, with the
-clients that these sets name.
+Language models have defaults of their own, so they have variants of their own: `--sets shakespeare,flan8`, a model of
+260,000 parameters with the clients that these sets name, and `--sets flan8-smollm2`, SmolLM2-135M with fewer rows and
+steps.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from fftmoe.setup.cells import Variant
 HELD_OUT, TRAINED_ON = 800, 2400  # rows of each data set
 PARTITIONS = ("iid", "dirichlet:0.1", "shards:1")
 NUM_CLIENTS = 20
-IMAGES, LANGUAGE = ("pacs32", "fashion_mnist"), ("shakespeare", "flan8")
+IMAGES, SMOLLM2 = ("pacs32", "fashion_mnist"), "flan8-smollm2"
+LANGUAGE = ("shakespeare", "flan8", SMOLLM2)
 SETS = ("trec6", "hwu64", "banking77", "snips", "ag_news", *IMAGES)
 DEFAULTS = "the defaults"
 VARIANTS = (
@@ -92,13 +94,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def values_of(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """A recipe that says what this data set is."""
     data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
-    values: dict[str, Any] = {"name": name, "data": data}
     if name in LANGUAGE:
-        data |= {"train_examples": 2000, "validation_examples": 400}  # flan8 has 2,400
-        backbone = {"model": str(parsed.models / "stories260k"), "task": "causal-lm"}
-        return {**values, "backbone": backbone, "partition": {"kind": "natural", "by": "domain"}}
+        return _values_of_language(name, parsed)
     backbone = {"backbone": {"model": str(parsed.models / "vit-cifar10")}} if name in IMAGES else {}
-    return {**values, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
+    return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
+
+
+def _values_of_language(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
+    rows = {"train_examples": 2000, "validation_examples": 400}  # flan8 has 2,400
+    common = {"name": name, "partition": {"kind": "natural", "by": "domain"}}
+    if name != SMOLLM2:
+        backbone = {"model": str(parsed.models / "stories260k"), "task": "causal-lm"}
+        return {**common, "backbone": backbone, "data": {"source": str(parsed.data / name), **rows}}
+    return {
+        **common,
+        "backbone": {"model": "builtin:smollm2", "task": "causal-lm"},
+        "data": {"source": str(parsed.data / "flan8"), "train_examples": 800, "validation_examples": 200},
+        "adapter": {"blocks": "last-third"},
+        "federation": {"rounds": 4, "batch_size": 8, "local_steps": 8},
+        "evaluation": {"every": 4},
+    }
 
 
 def chosen(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
