@@ -55,6 +55,17 @@ def test_the_page_has_the_accuracies_out_of_the_box(load: Load):
         assert in_markdown([name, *figures]) in shown
 
 
+def test_the_readme_has_its_table(load: Load):
+    table = load("readme_table")
+    runs = results("readme_table")["runs"]
+    ours, fedit = ([runs[f"{method}, seed {seed}"]["summary"] for seed in range(3)] for method in ("fft-moe", "fedit"))
+    shown = (ROOT / "README.md").read_text()
+    assert table.table(ours, fedit) in shown
+    assert f"the difference is {table.lead(ours, fedit)} points" in shown
+    sent, of_lora = (sum(each["bytes_up"] + each["bytes_down"] for each in found) for found in (ours, fedit))
+    assert of_lora / sent == pytest.approx(2 / 3, abs=0.03)
+
+
 def test_the_log_has_the_choice_of_the_defaults(load: Load):
     defaults = load("defaults")
     made = defaults.table({name: stored(f"defaults-{name}") for name in defaults.SETS})
