@@ -68,6 +68,7 @@ OF_LANGUAGE = (
     Variant("rates that stay", {"federation.schedule": "constant"}),
     Variant("rates that fall", {"federation.schedule": "cosine"}),
     Variant("twice the rate that falls", {"federation.schedule": "cosine", "federation.learning_rate": 8e-3}),
+    Variant("four times the rate that falls", {"federation.schedule": "cosine", "federation.learning_rate": 1.6e-2}),
     Variant("half the rate that stays", {"federation.schedule": "constant", "federation.learning_rate": 2e-3}),
     Variant(
         "the momentum of classifiers",
