@@ -94,7 +94,7 @@ def test_the_log_has_the_choice_of_the_defaults(load: Load):
     assert len(made) == 3
     for names in (("shakespeare", "flan8"), ("flan8-smollm2",)):
         language = defaults.table({name: stored(f"defaults-{name}") for name in names})
-        assert len(language) == 3
+        assert len(language) == 4
         made += language
     assert [row for row in made if in_markdown(row) not in page("LOG")] == []
 
