@@ -94,9 +94,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def values_of(name: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """A recipe that says what this data set is."""
-    data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
     if name in LANGUAGE:
         return _values_of_language(name, parsed)
+    data = {"source": str(parsed.data / name), "train_examples": TRAINED_ON, "validation_examples": HELD_OUT}
     backbone = {"backbone": {"model": str(parsed.models / "vit-cifar10")}} if name in IMAGES else {}
     return {"name": name, "data": data, "partition": {"kind": "iid", "num_clients": parsed.clients}, **backbone}
 
@@ -131,8 +131,8 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
     """
     rows = []
     run = {cell.variant for comparison in comparisons.values() for cell in comparison.cells}
-    every = {each.label: each for each in (*VARIANTS, *OF_LANGUAGE) if each.label in run - {DEFAULTS}}
-    for variant in every.values():
+    labels = dict.fromkeys(variant.label for variant in (*VARIANTS, *OF_LANGUAGE))
+    for label in [each for each in labels if each in run - {DEFAULTS}]:
         all_pairs: list[float] = []
         cells = []
         for comparison in comparisons.values():
@@ -144,12 +144,12 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
             pairs = [
                 100 * (value - values[DEFAULTS, partition, seed])
                 for (name, partition, seed), value in values.items()
-                if name == variant.label and (DEFAULTS, partition, seed) in values
+                if name == label and (DEFAULTS, partition, seed) in values
             ]
             all_pairs += pairs
             cells.append(f"{statistics.fmean(pairs):+.1f}" if pairs else "–")
         mean = f"{statistics.fmean(all_pairs):+.2f} ({len(all_pairs)})" if all_pairs else "–"
-        rows.append([variant.label, *cells, mean])
+        rows.append([label, *cells, mean])
     return rows
 
 

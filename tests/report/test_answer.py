@@ -38,7 +38,7 @@ def summary(together: list[float | None], alone: list[float | None], **others: A
             [0.9] * 3 + [0.1] * 7,
             [0.5] * 10,
             "3 of 10 clients gain over training alone, each on its own test rows, and 7 are better alone "
-            "(site-3, site-4, site-5, site-6, site-7 and 2 more), which chance alone could divide so",
+            "(site-3, site-4, site-5, site-6, site-7 and 2 more), and chance alone could give such numbers",
         ),
         ([0.9, None, 0.9], [0.5, 0.5, None], "1 of 1 client gains over training alone, each on its own test rows"),
         ([None], [0.5], ""),

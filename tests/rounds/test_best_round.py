@@ -115,6 +115,8 @@ def test_the_standard_error_is_that_of_a_share_of_the_rows(five_recipe: FiveReci
 def test_no_share_of_rows_is_without_error(counted: tuple[int, int]):
     right, rows = counted
     error = error_of_share(right / rows, rows)
+    share = (right + 1) / (rows + 2)
+    assert error == pytest.approx(math.sqrt(share * (1 - share) / (rows + 2)))
     assert error >= 1 / (rows + 2) / 2
     assert error == pytest.approx(error_of_share(1 - right / rows, rows))
     if 0 < right < rows:

@@ -142,7 +142,7 @@ def who_gains(summary: Mapping[str, Any]) -> str:
     return (
         f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}, and {len(lose)} "
         f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
-        f"{', which chance alone could divide so' if divided_by_chance(len(gain), len(lose)) else ''}"
+        f"{', and chance alone could give such numbers' if divided_by_chance(len(gain), len(lose)) else ''}"
     )
 
 
