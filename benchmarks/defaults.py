@@ -65,8 +65,8 @@ VARIANTS = (
 )
 OF_LANGUAGE = (
     Variant(DEFAULTS),
-    Variant("rates that stay", {"federation.schedule": "constant"}),
-    Variant("rates that fall", {"federation.schedule": "cosine"}),
+    Variant("rates that stay", {"federation.schedule": "constant", "federation.learning_rate": 4e-3}),
+    Variant("rates that fall", {"federation.schedule": "cosine", "federation.learning_rate": 4e-3}),
     Variant("twice the rate that falls", {"federation.schedule": "cosine", "federation.learning_rate": 8e-3}),
     Variant("four times the rate that falls", {"federation.schedule": "cosine", "federation.learning_rate": 1.6e-2}),
     Variant("half the rate that stays", {"federation.schedule": "constant", "federation.learning_rate": 2e-3}),

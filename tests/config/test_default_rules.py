@@ -95,11 +95,14 @@ def test_nothing_follows_from_data_that_may_not_be_read():
 def test_a_language_model_adapts_all_blocks_and_adds_the_plain_mean():
     texts = {"data": {"source": "nowhere", "targets": ["age"]}, "backbone": {"task": "regression"}}
     language = {"data": {"source": "nowhere"}, "backbone": {"task": "causal-lm"}}
-    found = [complete_recipe(values, "test", may_read=False)[0] for values in (texts, language)]
-    assert [recipe.adapter.blocks for recipe in found] == ["last-third", "all"]
-    assert [recipe.federation.server_optimizer for recipe in found] == ["momentum", "sgd"]
-    assert [recipe.federation.learning_rate for recipe in found] == [2e-3, 4e-3]
-    assert [recipe.evaluation.every for recipe in found] == [2, 2]
+    answers = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    pairs = {"data": {"source": "nowhere", **answers}, "backbone": {"task": "preference"}}
+    found = [complete_recipe(values, "test", may_read=False)[0] for values in (texts, language, pairs)]
+    assert [recipe.adapter.blocks for recipe in found] == ["last-third", "all", "all"]
+    assert [recipe.federation.server_optimizer for recipe in found] == ["momentum", "sgd", "sgd"]
+    assert [recipe.federation.learning_rate for recipe in found] == [2e-3, 8e-3, 5e-5]
+    assert [recipe.federation.schedule for recipe in found] == ["cosine", "cosine", "constant"]
+    assert [recipe.evaluation.every for recipe in found] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

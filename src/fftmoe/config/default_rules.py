@@ -22,6 +22,7 @@ ENCODER = "builtin:minilm"  # for every other task
 LARGEST_POPULATION, ROWS_EACH = 20, 20  # of a population that no column names
 SET_ASIDE, ROWS_TO_DIVIDE = 0.1, 10  # of its rows, that a client sets aside, if clients have so many on average
 CLIENTS_PER_ROUND = 10
+LANGUAGE_RATE = 8e-3  # of local training on texts
 PREFERENCE_RATE = 5e-5  # of local training on pairs
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
@@ -156,13 +157,13 @@ def _rate(known: Known) -> float:
     """Return a lower rate for a loss of pairs, which only compares answers,
     so nothing holds a language model back that moves too far.
     """
-    if known.task == "preference":
-        return PREFERENCE_RATE
+    if known.is_language:
+        return PREFERENCE_RATE if known.task == "preference" else LANGUAGE_RATE
     return 2e-3 if known.get("federation.server_optimizer") == "momentum" else 4e-3
 
 
 def _schedule(known: Known) -> str:
-    return "constant" if known.is_language else "cosine"
+    return "constant" if known.task == "preference" else "cosine"
 
 
 def _momentum(known: Known) -> Any:
@@ -261,10 +262,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "federation.learning_rate",
         _rate,
-        "0.002 with the server's momentum, else 0.004; for a preference 0.00005",
+        "0.002 with the server's momentum, else 0.004; for a language model 0.008, for a preference 0.00005",
         of_data=False,
     ),
-    Rule("federation.schedule", _schedule, "cosine, and constant for a language model", of_data=False),
+    Rule("federation.schedule", _schedule, "cosine, and constant for a preference", of_data=False),
     Rule("federation.aggregation", _aggregation),
     Rule(
         "evaluation.baselines",
