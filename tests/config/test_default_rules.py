@@ -155,3 +155,17 @@ def test_what_is_said_to_follow_from_the_data_does(folder: Path, stated: dict[st
     for key in (said[0].keys() | said[1].keys()) - always:
         section, _, name = key.rpartition(".")
         assert (few[section][name] if section else few[key]) != (many[section][name] if section else many[key]), key
+
+
+@pytest.mark.parametrize("off", ["off", False])  # as YAML reads a bare off
+@pytest.mark.parametrize(
+    "key", ["privacy", "robustness", "privacy.examples", "federation.patience", "evaluation.generate"]
+)
+def test_what_is_off_leaves_the_defaults_of_a_recipe_without_it(key: str, off: Any):
+    section, _, name = key.partition(".")
+    others: dict[str, Any] = {"data": {"source": "nowhere"}} | (
+        {"privacy": {}} if section == "privacy" and name else {}
+    )
+    stated = others | {section: {name: off} if name else off}
+    found, expected = (complete_recipe(values, "test", may_read=False)[0] for values in (stated, others))
+    assert found == expected

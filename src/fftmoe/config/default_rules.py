@@ -113,14 +113,13 @@ def _every(known: Known) -> int:
 
 def _head_every(known: Known) -> Any:
     """Return all rounds, or those up to the next measurement where each of them may end the run."""
-    ends = known.get("federation.patience") not in (None, "off", False)
-    return if_solved(known.get("evaluation.every" if ends else "federation.rounds"))(known)
+    last = "evaluation.every" if known.asks("federation.patience") else "federation.rounds"
+    return if_solved(known.get(last))(known)
 
 
 def _best_or_last(known: Known) -> str:
     own_models = known.get("evaluation.personal") or (known.method and known.method.personal)
-    off = known.get("data.validation") in (None, "off", False)
-    return "last" if off or own_models else "best"
+    return "best" if known.asks("data.validation") and not own_models else "last"
 
 
 def _preferred(simpo: Any, others: Any) -> Callable[[Known], Any]:
@@ -172,7 +171,7 @@ def _momentum(known: Known) -> Any:
 
 def _compared(known: Known) -> list[str]:
     """Return all baselines where training is cheap; else the one that needs none."""
-    trained = None if known.get("privacy") or known.is_language else _examples_trained(known)
+    trained = None if known.asks("privacy") or known.is_language else _examples_trained(known)
     return [*BASELINES] if trained is not None and trained <= MOST_TRAINED else ["head_only"]
 
 
@@ -197,15 +196,15 @@ def _examples_trained(known: Known) -> float | None:
 
 
 def _aggregation(known: Known) -> str:
-    return "per-expert" if known.get("robustness") or known.get("federation.activation_power") else "fedavg"
+    return "per-expert" if known.asks("robustness") or known.get("federation.activation_power") else "fedavg"
 
 
 def _residents(known: Known) -> str:
-    return "balanced" if isinstance(known.get("privacy"), dict) else "personal"
+    return "balanced" if known.asks("privacy") else "personal"
 
 
 def _balance(known: Known) -> str:
-    return "switch" if known.get("privacy.examples") else "heterogeneity-aware"
+    return "switch" if known.asks("privacy.examples") else "heterogeneity-aware"
 
 
 RULES: tuple[Rule, ...] = (

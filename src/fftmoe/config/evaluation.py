@@ -1,18 +1,13 @@
 """Defines the recipe's `evaluation` section."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from fftmoe.config.fields import Count, Section, no_repetition, off_means
+from fftmoe.config.fields import OFF_IS_NONE, Count, Section, no_repetition, off_means
 
 Baseline = Literal["head_only", "alone", "centralized"]
 BASELINES: tuple[str, ...] = get_args(Baseline)
-
-
-def _read_off(value: Any) -> Any:
-    """Read a bare `off`, which YAML takes for false."""
-    return None if value is False or value == "off" else value
 
 
 class GenerationSection(Section):
@@ -45,7 +40,7 @@ class EvaluationSection(Section):
     """Measure the own models of so many clients; by default of all."""
     personal_examples: Count = 300
     """Test rows on which each own model is measured."""
-    baselines: Annotated[list[Baseline] | None, BeforeValidator(_read_off), no_repetition("baselines")] = None
+    baselines: Annotated[list[Baseline] | None, OFF_IS_NONE, no_repetition("baselines")] = None
     """What a result is compared with, on test rows, in the terminal, the report and `summary.json`: `head_only`, the
     frozen backbone with a solved head, measured before the first round; `alone`, clients that train by themselves as
     much as they do in the run; `centralized`, a model that trains on all rows together with as many steps as all
@@ -56,9 +51,9 @@ class EvaluationSection(Section):
     """The baseline `alone` trains so many clients, a random sample; null for all."""
     local_only_examples: Count = 300
     """Test rows on which each of these is measured, next to all of its own."""
-    generate: GenerationSection | None = None
+    generate: Annotated[GenerationSection | None, OFF_IS_NONE] = None
     """Also compare what a language model writes after the last round with the completions of test rows, and rank the
-    options of a prompt, for the whole sample, each task and each client."""
+    options of a prompt, for the whole sample, each task and each client; or `off`."""
 
     @property
     def asked(self) -> frozenset[str]:

@@ -22,8 +22,8 @@ PositiveOrOff = Annotated[Positive | None, off_or_section("a number above 0, or 
 
 
 def _none_of_before(value: object) -> object:
-    """Read the `null` that the recipes of older runs say where there is no bound."""
-    return "none" if value is None else value
+    """Read the `null` that the recipes of older runs say where there is no bound, and `off`."""
+    return "none" if value is None or value is False or value == "off" else value
 
 
 class FederationSection(Section):
@@ -78,7 +78,7 @@ class FederationSection(Section):
     """Reject a client's changes if their Euclidean norm, over all tensors, is above this. `auto` compares the clients
     of a round: at most ten times the median of at least three, or with fewer that of the last five rounds. It leaves
     out runs whose server must not compare (sums and noise of `privacy`) or does so anyway (`robustness`). `none`
-    allows any."""
+    (also `off`) allows any."""
     server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """What the server does with the mean update: add it, or use it as a gradient of momentum or Adam (FedOpt, arXiv
     2003.00295)."""

@@ -45,6 +45,10 @@ class Known:
             node = node[part]
         return node
 
+    def asks(self, key: str) -> bool:
+        """Return whether the key has a value that switches something on; YAML reads a bare `off` as false."""
+        return self.get(key) not in (None, False, "off")
+
     def lacks(self, key: str) -> bool:
         """Return whether the key is free: it has no value, and its section is absent or is a section."""
         section, _, name = key.rpartition(".")
@@ -75,8 +79,7 @@ class Known:
     @property
     def noisy(self) -> bool:
         """Return whether the recipe asks for differential privacy."""
-        asked = self.get("privacy")
-        return isinstance(asked, dict) and bool({"noise_multiplier", "epsilon", "examples"} & {*asked})
+        return any(self.asks(f"privacy.{key}") for key in ("noise_multiplier", "epsilon", "examples"))
 
     @property
     def has_facts(self) -> bool:

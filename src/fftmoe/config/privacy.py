@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fftmoe.config.fields import WRITE_OFF, Count, Number, Positive, Section, off_or_section
+from fftmoe.config.fields import OFF_IS_NONE, WRITE_OFF, Count, Number, Positive, Section, off_or_section
 
 NoiseMultiplier = Annotated[Number, Field(ge=0.3)]
 Probability = Annotated[Number, Field(gt=0, lt=1)]
@@ -55,8 +55,8 @@ class PrivacySection(Section):
     exceeded."""
     delta: Probability | None = None
     """The delta of the guarantee for a client; well below one over the number of clients."""
-    examples: ExamplePrivacySection | None = None
-    """Protect single examples instead of whole clients, also from the server."""
+    examples: Annotated[ExamplePrivacySection | None, OFF_IS_NONE] = None
+    """Protect single examples instead of whole clients, also from the server; or `off`."""
 
     @property
     def noisy(self) -> bool:
