@@ -75,6 +75,7 @@ def test_a_run_in_other_units_is_the_same_run(finished: Runs, a: float, b: float
     np.testing.assert_allclose((moved - b) / a, plain, atol=1e-3 + steps)
     assert other["r2"] == pytest.approx(first["r2"], abs=2e-2)
     measured = evaluate_run(finished[a, b])
+    assert not any(key.endswith("_by_label") for key in measured)  # nothing divides these rows
     assert measured["mean_absolute_error"] == pytest.approx(other["mean_absolute_error"], rel=1e-3, abs=steps * abs(a))
 
 

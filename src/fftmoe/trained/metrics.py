@@ -27,27 +27,26 @@ def metrics_on(
 
     Returns:
         `metric`, the name of the task's main metric; every metric under its name; `num_examples`; the main metric
-        within each stratum as `accuracy_by_label`, `perplexity_by_label` and so on, and on each client's own examples
-        as `accuracy_by_client`; and the metrics of generated text where the run measures them, those within each
-        stratum as `generated_by_label` and on each client's own examples as `generated_by_client`.
+        within each stratum, if there are several, as `accuracy_by_label`, `perplexity_by_label` and so on, and on each
+        client's own examples as `accuracy_by_client`; and the metrics of generated text where the run measures them,
+        likewise as `generated_by_label` and `generated_by_client`.
     """
     clients = sorted_names(name for name in owners or () if name is not None)
     own = own_rows(clients, owners or ())
     run, task = trained.run, trained.run.judging_task
     examples = referenced(trained, examples)
     found = tally(trained.model, task, examples, len(strata), own=own)
-    by_label = zip(strata, found.by_stratum(), strict=True)
-    metrics = {
-        "metric": task.metric,
-        **found.metrics(),
-        "num_examples": len(examples),
-        f"{task.metric}_by_label": {name: float(value) for name, value in by_label if not np.isnan(value)},
-    }
+    metrics = {"metric": task.metric, **found.metrics(), "num_examples": len(examples)}
+    if len(strata) > 1:
+        by_label = zip(strata, found.by_stratum(), strict=True)
+        metrics[f"{task.metric}_by_label"] = {name: float(value) for name, value in by_label if not np.isnan(value)}
     if own is not None:
         metrics[f"{task.metric}_by_client"] = dict(zip(clients, map(float, found.on_own()), strict=True))
     if run.generation is None:
         return metrics
-    groups: dict[str, Sequence[str | None]] = {"label": [strata[int(number)] for number in examples.labels]}
+    groups: dict[str, Sequence[str | None]] = {}
+    if len(strata) > 1:
+        groups["label"] = [strata[int(number)] for number in examples.labels]
     if own is not None:
         groups["client"] = owners or ()
     return metrics | generation_metrics(trained.model, run.backbone.model, examples, run.generation, groups)
