@@ -79,6 +79,13 @@ def own_loss(task: str) -> bool:
     return task in LOSSES
 
 
+def by_example(task: str, head: str) -> bool:
+    """Whether each example has a loss of its own."""
+    if head == "closed-form":
+        return task != "token-classification"
+    return task == "causal-lm" or not own_loss(task)
+
+
 def solved(head: str, update: str) -> bool:
     """Whether the server computes the head and clients never train it."""
     return head == "closed-form" and update != "trained"
@@ -90,7 +97,7 @@ RULES: tuple[Rule, ...] = (
     Rule("missing key 'head'", lambda task, head: not language(task) and head == ABSENT),
     Rule(
         "is for single-label classification",
-        lambda task, head: task in OWN_LOSS and head not in ("averaged", ABSENT),
+        lambda task, head: task in OWN_LOSS and head == "one-vs-all",
     ),
     Rule("language model has none", lambda task, method: language(task) and can(method).trains == "head"),
     Rule(
@@ -288,8 +295,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "trains one client at a time",
-        lambda method, task, engine__clients_per_batch: (
-            engine__clients_per_batch != "auto" and (not can(method).stacks or (own_loss(task) and task != "causal-lm"))
+        lambda method, task, head, engine__clients_per_batch: (
+            engine__clients_per_batch != "auto" and (not can(method).stacks or not by_example(task, head))
         ),
     ),
     Rule(

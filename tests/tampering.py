@@ -21,6 +21,7 @@ from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.judged import make_answers
 from five_clients import AVERAGED, CLOSED, EVERY_METHOD, FOURIER, FROZEN, five_clients
 
 OWN_ROUTERS = {"adapter.router": "shared+personal", "adapter.shared_rank": 1}
@@ -111,7 +112,7 @@ class Recorded:
         exchange = Exchange(Playback({**self.replies, **answers}), expectations(self.experiment), ledger)
         updates = exchange.updates(self.plan, partial(method.download, self.state))
         if task == "sums":
-            return solve_head(self.state, updates), ledger
+            return solve_head(self.state, updates, answers=make_answers(self.experiment.recipe)), ledger
         if task == "validate":
             sums = sum(update.tensors[names.VALIDATION] for update in updates)
             return replace(self.state, optimizer={"sums": torch.as_tensor(sums)}), ledger

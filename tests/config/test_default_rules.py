@@ -111,17 +111,18 @@ def test_a_language_model_adapts_all_blocks_and_adds_the_plain_mean():
         ({}, "adamw", 0.005),
         ({"optimizer": "sgd"}, "sgd", 0.02),
         ({"learning_rate": 0.3}, "sgd", 0.3),
-        ({"kind": "averaged", "optimizer": "adamw", "learning_rate": 0.3}, "adamw", 0.3),
+        ({"optimizer": "adamw", "learning_rate": 0.3}, "adamw", 0.3),
     ],
 )
 def test_the_head_of_numbers_is_not_trained_with_the_rate_of_labels(
     stated: dict[str, Any], optimizer: str, rate: float
 ):
+    stated = {"kind": "averaged", **stated}
     values = {"data": {"source": "nowhere", "targets": ["age"]}, "backbone": {"task": "regression"}, "head": stated}
     head = complete_recipe(values, "test", may_read=False)[0].head
     assert head is not None
     assert (head.kind, head.optimizer, head.learning_rate) == ("averaged", optimizer, rate)
-    labels = {"data": {"source": "nowhere", "labels": ["a", "b"]}, "head": {"kind": "averaged", **stated}}
+    labels = {"data": {"source": "nowhere", "labels": ["a", "b"]}, "head": stated}
     head = complete_recipe(labels, "test", may_read=False)[0].head
     assert head is not None
     assert head.learning_rate == stated.get("learning_rate", 1.0)

@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.client.screening import CheckedRequest
-from fftmoe.client.sums import of_frequent_labels
+from fftmoe.client.sums import in_frequent_groups
 from fftmoe.client.validation import rows_with_labels, validation_sums
 from fftmoe.config import parse_recipe
 from fftmoe.deploy.door import Door
 from fftmoe.deploy.job import make_job
 from fftmoe.deploy.review import approve, describe_request
 from fftmoe.deploy.site import OpenSite, SiteSettings, open_site
-from fftmoe.head import HeadSums, solved_head
+from fftmoe.head import HeadSums, OneLabel, solved_head
 from fftmoe.records import Budget, ClientPlan, names, pack_plan, unpack_update
 from fftmoe.server.screening import Rejected, screen
 from fftmoe.setup.site_request import SiteRows, request_in
-from fftmoe.tasks import make_task
+from fftmoe.tasks import SeveralLabels, make_task
 from policies import allow, policy_of, write_policy
 from shared_fixtures import COLOURS
 from site_recipes import job_of, recipe
@@ -110,11 +110,20 @@ def test_a_site_is_told_how_many_rows_its_policy_leaves_out(site: Site, caplog: 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=29), st.integers(1, 7))
 def test_whatever_the_labels_each_that_is_kept_has_enough_rows(labels: list[int], fewest: int):
-    own = np.arange(3, 3 + len(labels))
-    kept = of_frequent_labels(own, torch.tensor([0, 0, 0, *labels]), fewest)
-    wanted = [row for row, label in zip(own.tolist(), labels, strict=True) if labels.count(label) >= fewest]
-    assert kept.tolist() == wanted
-    assert kept.dtype == own.dtype
+    kept = in_frequent_groups(OneLabel().groups(torch.tensor(labels), 6).numpy(), fewest)
+    assert kept.tolist() == [labels.count(label) >= fewest for label in labels]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=29), st.integers(1, 7))
+def test_whatever_several_labels_rows_have_no_sum_is_over_few(rows: list[list[bool]], fewest: int):
+    """Neither over those with a label, nor over those without it; and no more rows are left out than must be."""
+    has = torch.tensor(rows)
+    groups = SeveralLabels().groups(has.float(), 5).numpy()
+    kept = in_frequent_groups(groups, fewest)
+    assert all(not number or number >= fewest for number in groups[kept].sum(0))
+    for row in np.flatnonzero(~kept):  # with any row that was left out, and none of the others, some sum is over few
+        again = groups[kept | (np.arange(len(rows)) == row)].sum(0)
+        assert ((again > 0) & (again < fewest)).any()
 
 
 # The door

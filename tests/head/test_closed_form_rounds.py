@@ -141,7 +141,7 @@ def test_the_statistics_of_a_client_come_from_its_own_examples_and_cost_their_el
     elements = (LIFTED + 1) * (LIFTED + 2) // 2 + (LIFTED + 1) * NUM_LABELS + 6 * 16  # and the scores
     for update, rows in zip(updates, partition, strict=True):
         sums = HeadSums.from_tensors(update.tensors)
-        assert update.num_examples == sums.num_examples == len(rows)
+        assert update.num_examples == sums.num_items == len(rows)
         assert sums.moment[-1].tolist() == torch.bincount(labels[rows], minlength=NUM_LABELS).tolist()
         assert not update.experts
         assert not update.metrics

@@ -36,7 +36,7 @@ def test_sums_of_the_clients_are_those_of_the_union_whatever_the_partition(owner
     assert torch.equal(total.gram, whole.gram)
     assert torch.equal(total.moment, whole.moment)
     assert torch.equal(total.moment[-1], torch.bincount(labels, minlength=C).double())
-    assert total.num_examples == len(owners) == sum(part.num_examples for part in parts)
+    assert total.num_items == len(owners) == sum(part.num_items for part in parts)
 
 
 def test_sums_match_an_example_computed_by_hand():
@@ -56,7 +56,7 @@ def test_the_wire_carries_the_upper_triangle_in_float32(seed: int, num_rows: int
     # Half a unit in the last of float32's 24 bits.
     torch.testing.assert_close(back.gram, sums.gram, rtol=2**-24, atol=0)
     torch.testing.assert_close(back.moment, sums.moment, rtol=2**-24, atol=0)
-    assert back.num_examples == num_rows
+    assert back.num_items == num_rows
 
 
 @given(seed=seeds, num_rows=st.integers(1, (F + 1) // 2), common=st.sampled_from([0.0, 1.0, 100.0]))
@@ -77,7 +77,7 @@ def test_few_examples_are_sent_as_as_many_rows(seed: int, num_rows: int, common:
     # Symmetric up to the order of N additions in float64, of which each costs at most a few units in the last place.
     assert ((back.gram - back.gram.T).abs() <= 8 * num_rows * 2**-52 * lengths * lengths[:, None]).all()
     torch.testing.assert_close(back.gram[-1], sums.gram[-1], rtol=2**-22, atol=1e-12)
-    assert back.num_examples == pytest.approx(num_rows, rel=2**-22)
+    assert back.num_items == pytest.approx(num_rows, rel=2**-22)
 
 
 @given(seed=seeds, num_rows=st.integers(2, (F + 1) // 2))

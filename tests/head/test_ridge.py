@@ -27,7 +27,8 @@ def test_generalised_cross_validation_is_its_definition(seed: int, num_rows: int
     x, labels = drawn(num_rows, seed)
     sums = HeadSums.of(x, labels, C)
     eigenvalues, vectors = torch.linalg.eigh(sums.gram)
-    value = cross_validation_error(strength * mean_eigenvalue(x), eigenvalues, vectors.T @ sums.moment, num_rows)
+    rho, projected = strength * mean_eigenvalue(x), vectors.T @ sums.moment
+    value = cross_validation_error(rho, eigenvalues, projected, float(sums.energy.sum()), num_rows)
     # The sums' form subtracts numbers as large as n, and divides by a (1 - tr H / n)^2 of at least (3/43)^2.
     assert value == pytest.approx(gcv_by_hat_matrix(x, labels, strength), rel=1e-8)
 

@@ -14,7 +14,7 @@ VERBS = frozenset(
     accept add adjust aggregate allow announce answer append apply ask assign attach average be bind bound build
     cache call carry change check choose claim classify collect combine compare complete compose compute configure
     connect continue copy count cut decide decode define delete deliver derive describe divide do draw drop encode
-    end enter exchange expand export fill find fine-tune flush force forecast freeze give group guard guess
+    end enter exchange expand export fill find fine-tune fit flush force forecast freeze give group guard guess
     hand hold identify implement import install invert join judge keep label leave let limit list load log
     look make map mark measure merge move multiply name note number object open order own parse pass pickle plan
     predict prepare print provide put quantise queue raise read rebuild record reduce refuse register remember

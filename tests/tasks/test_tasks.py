@@ -194,8 +194,8 @@ def test_targets_are_numbers_and_labels_are_sets(recipe_values: dict[str, Any], 
         (
             "regression",
             {"text": "ash", "reds": 1, "share": 0.5},
-            {"head": {"kind": "closed-form"}},
-            "head.kind=closed-form is for single-label classification",
+            {"head": {"kind": "one-vs-all", "learning_rate": 1.0}},
+            "head.kind=one-vs-all is for single-label classification",
         ),
         (
             "multi-label-classification",

@@ -97,12 +97,14 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return at_least_float32(output if isinstance(output, Tensor) else output.logits)
 
 
-def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the features that the classification head reads, [B, D]; for a head of several modules, those of the last
-    one.
+def features(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = False) -> Tensor:
+    """Return the features that the head reads, [B, D]; for a head of several modules, those of the last one.
+
+    Args:
+        of_tokens: the head answers for every token, and reads [B, S, D].
 
     Raises:
-        InputError: the model has no head, or its head reads a sequence of features.
+        InputError: the model has no head, or its head reads a sequence of features and answers for the whole.
     """
     heads = [module for path, module in model.named_modules() if path.rpartition(".")[2] in HEAD_MODULES]
     if not heads:
@@ -117,24 +119,25 @@ def features(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits(model, batch)
     finally:
         handle.remove()
-    features_BD = at_least_float32(read.pop())
-    if features_BD.ndim != 2:
+    found = at_least_float32(read.pop())
+    if found.ndim != 2 + of_tokens:
         raise InputError(
-            f"this model's head reads a sequence of features for each example, shape {list(features_BD.shape)}, but "
-            "one vector for each example is needed; set backbone.pooling to mean"
+            f"this model's head reads a sequence of features for each example, shape {list(found.shape)}, but one "
+            "vector for each example is needed; set backbone.pooling to mean"
         )
-    return features_BD
+    return found
 
 
-def head_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the inputs of the head's linear layer, [B, F]: `features`, or the random Fourier features made of them.
+def head_inputs(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = False) -> Tensor:
+    """Return the inputs of the head's linear layer, [B, F] or of tokens [B, S, F]: `features`, or the random Fourier
+    features made of them.
 
     Raises:
         InputError: as for `features`.
     """
-    features_BD = features(model, batch)
+    found = features(model, batch, of_tokens)
     lifting = [module for module in model.modules() if isinstance(module, FourierHead)]
-    return lifting[-1].lift(features_BD) if lifting else features_BD
+    return lifting[-1].lift(found) if lifting else found
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

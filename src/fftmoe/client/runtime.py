@@ -12,10 +12,10 @@ from fftmoe.backbones import fingerprint
 from fftmoe.client.compress import compress, split_state
 from fftmoe.client.conceal import concealed
 from fftmoe.client.stack import update_stack
-from fftmoe.client.sums import head_sums, of_frequent_labels
+from fftmoe.client.sums import groups_of, head_sums, in_frequent_groups
 from fftmoe.client.update import update_client
 from fftmoe.data import Examples
-from fftmoe.head import HeadLoss, HeadSums, solved_head
+from fftmoe.head import ONE_LABEL, Answers, HeadSums, SquaredDistance, solved_head
 from fftmoe.methods.base import Method
 from fftmoe.methods.shared_head import load_head
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
@@ -45,7 +45,7 @@ class ClientRuntime:
         model: the backbone with the adapter attached, shared by all clients.
         method: the federated method.
         loss: what training minimises.
-        num_labels: classes of a closed-form head.
+        num_outputs: of a closed-form head.
         examples: the data of all clients.
         partition: the rows of `examples` of each client.
         states: what each client keeps from round to round.
@@ -55,12 +55,13 @@ class ClientRuntime:
             labels.
         fewest_of_label: rows of a label below which the client sends no sum of these rows.
         micro_batch_size: examples that a client computes at a time; None for all of a step.
+        answers: what a closed-form head is fitted to.
     """
 
     model: Any
     method: Method
     loss: Loss
-    num_labels: int
+    num_outputs: int
     examples: Examples
     partition: Sequence[np.ndarray] | Mapping[int, np.ndarray]
     states: ClientStates
@@ -68,6 +69,7 @@ class ClientRuntime:
     validation: Callable[..., Tensors]
     fewest_of_label: float = 1
     micro_batch_size: int | None = None
+    answers: Answers = ONE_LABEL
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Return one update for each plan; the clients of several messages train in one batch."""
@@ -106,7 +108,7 @@ class ClientRuntime:
         rows = self.partition[plan.client_id]
         own_labels = self.examples.labels[torch.from_numpy(rows)]
         measure = partial(self.measure, client_id=plan.client_id, own_labels=own_labels)
-        if plan.training.train_head or not isinstance(self.loss, HeadLoss):
+        if plan.training.train_head or not isinstance(self.loss, SquaredDistance):
             return self._update(plan, tensors, {}, measure)[0]
         return self._local_closed_form(plan, tensors, measure)
 
@@ -117,8 +119,8 @@ class ClientRuntime:
         They are taken on the global model, or on the client's own model where the method has no global one.
         """
         self._install(plan, tensors)
-        rows = of_frequent_labels(self.partition[plan.client_id], self.examples.labels, self.fewest_of_label)
-        sums = head_sums(self.model, self.examples, rows, self.num_labels, reveal_number=not plan.concealed)
+        rows = self._in_sums(self.partition[plan.client_id])
+        sums = self._head_sums(rows, reveal_number=not plan.concealed)
         return ClientUpdate(plan.round, plan.client_id, 1 if plan.concealed else len(rows), sums)
 
     def validate(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
@@ -150,7 +152,17 @@ class ClientRuntime:
 
     def _own_head(self, rows: np.ndarray) -> Tensors:
         """Return the closed-form head of these examples."""
-        return solved_head(HeadSums.from_tensors(head_sums(self.model, self.examples, rows, self.num_labels)))
+        return solved_head(HeadSums.from_tensors(self._head_sums(rows)))
+
+    def _head_sums(self, rows: np.ndarray, reveal_number: bool = True) -> Tensors:
+        return head_sums(self.model, self.examples, rows, self.num_outputs, reveal_number, self.answers)
+
+    def _in_sums(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of a client's rows that may be in feature statistics."""
+        if self.fewest_of_label <= 1:
+            return rows
+        groups_NG = groups_of(self.examples, rows, self.num_outputs, self.answers)
+        return rows[in_frequent_groups(groups_NG, self.fewest_of_label)]
 
     def _update(
         self, plan: ClientPlan, tensors: Tensors, kept: Tensors, measure: Measure | None

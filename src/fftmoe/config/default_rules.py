@@ -10,7 +10,7 @@ from typing import Any
 from fftmoe.config.column_rules import chat_template, column, language_column, max_length, targets, task_of
 from fftmoe.config.evaluation import BASELINES
 from fftmoe.config.facts import Facts
-from fftmoe.config.head_rules import HEAD_RULES, if_solved
+from fftmoe.config.head_rules import CLASSIFIED, HEAD_RULES, if_solved
 from fftmoe.config.known import LEFT_OUT, Known, Rule
 
 MODELS = {
@@ -112,9 +112,11 @@ def _every(known: Known) -> int:
 
 
 def _head_every(known: Known) -> Any:
-    """Return all rounds, or those up to the next measurement where each of them may end the run."""
-    last = "evaluation.every" if known.asks("federation.patience") else "federation.rounds"
-    return if_solved(known.get(last))(known)
+    """Return all rounds; or those up to the next measurement, where each of them may end the run, and for a task with
+    other answers than one label, which gains by it under every division of the rows.
+    """
+    again = known.asks("federation.patience") or known.task not in CLASSIFIED
+    return if_solved(known.get("evaluation.every" if again else "federation.rounds"))(known)
 
 
 def _best_or_last(known: Known) -> str:
@@ -284,7 +286,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "head.every",
         _head_every,
-        "the number of rounds; with federation.patience that of evaluation.every, since a run may end after each",
+        "the number of rounds; with federation.patience that of evaluation.every, since a run may end after each, and "
+        "so for several labels, tags and numbers",
         of_data=False,
     ),
     Rule("evaluation.keep", _best_or_last, "best where rows are set aside and there is a global model", of_data=False),

@@ -8,7 +8,7 @@ from fftmoe.config.fields import Count, Positive, Section
 
 
 class HeadSection(Section):
-    """Describes the classification head: clients train it, or the server computes it from their feature statistics.
+    """Describes the head, the last layer: clients train it, or the server computes it from their feature statistics.
 
     A closed-form head is computed before the first round. `update` says what happens to it afterwards: nothing
     (`frozen`), training and averaging (`trained`), or computing it again on the adapted features every `every` rounds
@@ -16,9 +16,9 @@ class HeadSection(Section):
     """
 
     kind: Literal["averaged", "one-vs-all", "closed-form"]
-    """How the classification head comes about: computed by the server from the clients' feature statistics
-    (`closed-form`, ridge regression), or trained by clients and averaged, with a softmax loss (`averaged`) or one
-    loss for each class (`one-vs-all`, arXiv 2511.05028)."""
+    """How the head comes about: computed by the server from the clients' feature statistics (`closed-form`, ridge
+    regression), or trained by clients and averaged, with the loss of the task (`averaged`; of one label a softmax), or
+    for one label with one loss for each class (`one-vs-all`, arXiv 2511.05028)."""
     learning_rate: Positive | None = None
     """The rate of a head that clients train."""
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -7,7 +7,7 @@ from typing import Any
 
 from fftmoe.config.known import LEFT_OUT, Known, Rule
 
-SOLVED = ("sequence-classification", "image-classification")  # the tasks that can have a closed-form head
+CLASSIFIED = ("sequence-classification", "image-classification")  # the tasks with one label for each example
 ADAMW_HEAD_RATE, SQUARED_HEAD_RATE = 0.005, 0.02  # of a trained head; the second for SGD on numbers
 MANY_CLASSES = 32  # from here on the features of a solved head are twice as many
 
@@ -21,9 +21,9 @@ def _head_kind(known: Known) -> Any:
     if known.is_language:
         return LEFT_OUT
     shares = known.method is None or known.method.shares_statistics
-    if known.task in SOLVED and shares and not known.noisy:
+    if shares and not known.noisy:
         return "closed-form"
-    return "one-vs-all" if known.task in SOLVED and known.noisy else "averaged"
+    return "one-vs-all" if known.task in CLASSIFIED and known.noisy else "averaged"
 
 
 def _num_features(known: Known) -> Any:

@@ -49,10 +49,10 @@ def _check_task(recipe: Recipe) -> None:
     if not language and (data.prompt or evaluation.generate):
         key = "data.prompt" if data.prompt else "evaluation.generate"
         raise ValueError(f"{key} is for language models; set backbone.task=causal-lm, or leave it out")
-    if task in OWN_LOSS and recipe.head and recipe.head.kind != "averaged":
+    if task in OWN_LOSS and recipe.head and recipe.head.kind == "one-vs-all":
         raise ValueError(
-            f"head.kind={recipe.head.kind} is for single-label classification, and backbone.task={task} has another "
-            "loss; use head.kind=averaged"
+            f"head.kind=one-vs-all is for single-label classification, and backbone.task={task} has another loss; use "
+            "head.kind=closed-form or averaged"
         )
     content, answer = ("image", data.image) if task == "image-classification" else ("text", data.text)
     if task.endswith("-classification") and task != "token-classification" and answer == data.label:

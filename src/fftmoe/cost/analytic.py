@@ -224,9 +224,9 @@ def _bytes_of_model(workload: Workload, plan: Callable[[ServerState], RoundPlan]
 
 def _largest_statistics(workload: Workload, numbers_sent: bool) -> ClientUpdate:
     """Return the message with the most numbers that any client may send."""
-    num_labels, num_features = workload.state.tensors[names.HEAD_WEIGHT].shape
+    num_outputs, num_features = workload.state.tensors[names.HEAD_WEIGHT].shape
     candidates = [
-        {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_labels, n).items()}
+        {name: torch.empty(shape) for name, shape in sum_shapes(num_features, num_outputs, n, workload.answers).items()}
         for n in ({*workload.sizes.tolist()} if numbers_sent else {None})
     ]
     largest = max(candidates, key=lambda tensors: sum(t.numel() for t in tensors.values()))

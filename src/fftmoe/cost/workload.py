@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fftmoe.head import ONE_LABEL, Answers
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape
 from fftmoe.records import Budget, ServerState, Training, names
@@ -21,6 +22,7 @@ class Workload:
         has_experts: whether the model carries the adapter of experts, and not LoRA.
         sizes: the training examples of each client, integers [C].
         num_examples: the examples that the clients share out, over all clients.
+        answers: what a closed-form head is fitted to.
     """
 
     method: Method
@@ -37,6 +39,7 @@ class Workload:
     rounds: int
     clients_per_round: int
     seed: int
+    answers: Answers = ONE_LABEL
 
     @property
     def num_clients(self) -> int:

@@ -30,6 +30,7 @@ PROMISES = {
     "clients": "the server promises to add noise to sums over sites; it sees each update before that",
     "examples": "this site adds noise to its own update, which hides each of its rows from the server too",
 }
+NUMBERS_TIMES = "times the numbers that are to be predicted, exact"
 RARE_LABELS = " (but for labels with fewer rows than `fewest_rows_of_label` of the policy)"
 
 FIRST_POLICY = """# What a server may ask of this site. What this file does not allow is refused.
@@ -256,7 +257,8 @@ def _sent(request: SiteRequest) -> str:
     if request.privacy.mode == "none":
         parts.append("how many tokens each expert got, its loss")
     if SUMS in request.tasks:
-        parts.append(f"feature statistics summed over its rows and over those of each label, exact{RARE_LABELS}")
+        by = f"over those of each label, exact{RARE_LABELS}" if SUMS in request.sums_by_label else NUMBERS_TIMES
+        parts.append(f"feature statistics summed over its rows and {by}")
     if EVALUATION in request.tasks:
         by_label = f" and counted for each label{RARE_LABELS}" if EVALUATION in request.sums_by_label else ""
         parts.append(f"how well the model answers the rows it sets aside, summed over them{by_label}")

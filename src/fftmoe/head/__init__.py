@@ -3,6 +3,9 @@
 Only the mathematics is here, without models, clients or recipes; every package above may import it.
 """
 
+from fftmoe.head.answers import ONE_LABEL as ONE_LABEL
+from fftmoe.head.answers import Answers as Answers
+from fftmoe.head.answers import OneLabel as OneLabel
 from fftmoe.head.bounded import bounded_total as bounded_total
 from fftmoe.head.closed_form import HeadSums as HeadSums
 from fftmoe.head.closed_form import are_few as are_few
@@ -16,6 +19,7 @@ from fftmoe.head.losses import Averaged as Averaged
 from fftmoe.head.losses import HeadLoss as HeadLoss
 from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
+from fftmoe.head.losses import SquaredDistance as SquaredDistance
 from fftmoe.head.losses import make_head as make_head
 from fftmoe.head.temperature import best_temperature as best_temperature
 from fftmoe.head.temperature import score_sums as score_sums

@@ -1,4 +1,4 @@
-"""Turns logits into a loss for classification: one small class for each kind of head.
+"""Turns the outputs of a head into a loss: one small class for each kind of head.
 
 Shape letters: B batch, C classes.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.head.answers import ONE_LABEL, Answers
 
 
 @runtime_checkable
@@ -24,7 +25,7 @@ class HeadLoss(Protocol):
         """Return False: it reads logits (`fftmoe.tasks.Loss`)."""
         ...
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def loss(self, logits_BC: Tensor, labels_B: Tensor, /) -> Tensor:
         """Return the mean loss of a batch with int64 labels, a scalar."""
         ...
 
@@ -36,7 +37,7 @@ class HeadLoss(Protocol):
         """Return the loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
         ...
 
-    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def losses(self, logits_BC: Tensor, labels_B: Tensor, /) -> Tensor:
         """Return the loss of each example [B]; there may be any number of dimensions in front."""
         ...
 
@@ -61,10 +62,10 @@ class _PerExample(ABC):
     def by_example(self, logits_BC: Tensor, labels_B: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return the loss of each example [B], and 1 for each (`fftmoe.tasks.LossByExample`)."""
         found_B = self.losses(logits_BC, labels_B)
-        return found_B, torch.ones_like(labels_B)
+        return found_B, torch.ones_like(found_B, dtype=torch.int64)
 
     @abstractmethod
-    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def losses(self, logits_BC: Tensor, labels_B: Tensor, /) -> Tensor:
         """Return the loss of each example."""
 
 
@@ -121,31 +122,57 @@ class OneVsAll(_PerExample):
         return logits_BC.softmax(-1)
 
 
-class LeastSquares(_PerExample):
-    """Computes the squared distance to the one-hot label: L = strength * mean_b |z_b - onehot(y_b)|^2.
+class SquaredDistance:
+    """Computes the squared distance to the targets: L = strength * mean_n |z_n - t_n|^2, over the items n of a batch.
 
-    The closed form gives the head that minimises this loss. Its gradient vanishes once the logits equal the one-hot
-    label, so a client with a single class stops pushing; under cross-entropy it never does.
+    The closed form gives the head that minimises this loss. Its gradient vanishes once the outputs equal the targets,
+    so a client with a single class stops pushing; under cross-entropy it never does.
+
+    Args:
+        answers: what the items and their targets are; by default one-hot labels.
     """
 
-    def __init__(self, strength: float = 10.0) -> None:
+    next_token = False
+
+    def __init__(self, strength: float = 10.0, answers: Answers = ONE_LABEL) -> None:
+        self.answers = answers
         self.strength = strength
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the sum over the classes, averaged over the batch, times the strength."""
-        return self.losses(logits_BC, labels_B).mean()
+    def loss(self, outputs: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the sum over the outputs, averaged over the items of the batch, times the strength;
+        0 if it has none.
+        """
+        outputs_NC, labels = self.answers.items(outputs, labels)
+        return self.losses(outputs_NC, labels).sum() / max(len(labels), 1)
 
-    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the sum over the classes, times the strength, for each example."""
-        targets_BC = F.one_hot(labels_B, logits_BC.shape[-1]).to(logits_BC)
-        return self.strength * (logits_BC - targets_BC).square().sum(-1)
+    def losses(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the sum over the outputs, times the strength, for each item;
+        there may be any number of dimensions in front.
+        """
+        targets_NC = self.answers.targets(labels, outputs_NC.shape[-1]).to(outputs_NC)
+        return self.strength * (outputs_NC - targets_NC).square().sum(-1)
+
+    def items(self, labels: Tensor, /) -> int:
+        """Return the number of items."""
+        return len(self.answers.items(labels, labels)[1])
+
+
+class LeastSquares(SquaredDistance, _PerExample):
+    """Computes the squared distance where every example is one item.
+
+    L = strength * mean_b |z_b - t_b|^2; by default t_b is the one-hot label.
+    """
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor, /) -> Tensor:
+        """Return the sum over the outputs, averaged over the batch, times the strength."""
+        return self.losses(logits_BC, labels_B).mean()
 
     def init_bias(self, num_labels: int) -> float:
         """Return 0; the first closed-form head replaces it."""
         return 0.0
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """Return the logits, which least squares fits to E[onehot(y) | x], cut off below 0 and scaled to the sum 1.
+        """Return the outputs, which least squares fits to E[onehot(y) | x], cut off below 0 and scaled to the sum 1.
 
         Where the head has a temperature, a softmax is used in the place of this (`temperature.py`).
 

@@ -1,6 +1,7 @@
 """Chooses the temperature of a closed-form head: softmax(z / T) of its outputs z are probabilities (docs/math.md).
 
 Least squares fits z to the one-hot label, so z lies between about 0 and 1, and the softmax of z itself is nearly flat.
+Where an example may have several labels, z is fitted to 1 and -1, and sigmoid(z / T) is the probability of each.
 T is the one with the smallest cross-entropy of leave-one-out outputs on the training examples. An example with leverage
 h has the leave-one-out output y - (y - z) / (1 - h). All examples get the mean leverage, as in generalised
 cross-validation. Clients do not know it, so they send the cross-entropy for several leverages and temperatures.
@@ -13,8 +14,9 @@ Shape letters: N examples, C classes, H leverages, T temperatures.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fftmoe.head.answers import ONE_LABEL, Answers
 
 LEVERAGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 TEMPERATURES = tuple(0.01 * 1.4**step for step in range(16))
@@ -22,12 +24,16 @@ SCORES_SHAPE = (len(LEVERAGES), len(TEMPERATURES))
 LARGEST_SCORE = 1e30  # far above that of any head that has learnt something; a sum must be finite in float32
 
 
-def score_sums(outputs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Return the cross-entropy of these examples, summed over them, float64 [H, T]."""
+def score_sums(outputs_NC: Tensor, labels: Tensor, answers: Answers = ONE_LABEL) -> Tensor:
+    """Return the cross-entropy of these items, summed over them, float64 [H, T].
+
+    Args:
+        labels: of the items, in the form of `answers`, which says what the head is fitted to.
+    """
     outputs_NC = outputs_NC.double()
-    errors_NC = outputs_NC - F.one_hot(labels_N, outputs_NC.shape[1])
+    errors_NC = outputs_NC - answers.targets(labels, outputs_NC.shape[1])
     sums = [
-        F.cross_entropy((outputs_NC + errors_NC * (leverage / (1 - leverage))) / temperature, labels_N, reduction="sum")
+        answers.cross_entropy((outputs_NC + errors_NC * (leverage / (1 - leverage))) / temperature, labels)
         for leverage in LEVERAGES
         for temperature in TEMPERATURES
     ]
@@ -40,6 +46,10 @@ def best_temperature(scores_HT: Tensor, leverage: float, num_examples: float, nu
 
     Sums between two leverages are interpolated, and so is the minimum between temperatures, by a parabola through the
     smallest sum and its neighbours.
+
+    Args:
+        scores_HT: of all items. leverage: their mean. num_examples: how many there are.
+        num_classes: among how many a probability chooses (`Answers.choices`).
     """
     scores_T = _at(scores_HT.double(), min(max(leverage, LEVERAGES[0]), LEVERAGES[-1]))
     best = int(scores_T.argmin())

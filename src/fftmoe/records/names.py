@@ -13,9 +13,10 @@ The global model, on the server and on the wire (M experts, d model dimension, h
 | `merged.{path}.A`, `.B`, `.W` | as LoRA; W [d_out, d_in] | the sum that FLoRA has merged into a module so far |
 
 A client sends its feature statistics for a closed-form head (F features, C classes, N examples) as `sums.moment`
-[F + 1, C] and `sums.gram`, the upper triangle of a matrix [F + 1, F + 1], or `sums.factor` [N, F + 1]; and the sums
-`sums.scores` for the temperature of the head that it was sent (`head/temperature.py`). A tensor that is
-sent as int8 has its scales in `{name}:scale`.
+[F + 1, C] and `sums.gram`, the upper triangle of a matrix [F + 1, F + 1], or `sums.factor` [N, F + 1]; `sums.squares`
+[C], those of what is fitted, unless that is one-hot; and where outputs have probabilities, the sums `sums.scores` for
+the temperature of the head that it was sent (`head/temperature.py`). A tensor that is sent as int8 has its scales in
+`{name}:scale`.
 
 In addition, a download contains `blocks.{i}.load`, the load of the client's experts. The state of a client contains
 `blocks.{i}.affinity`, `blocks.{i}.scale` and, for every tensor that is uploaded in fewer bits, `feedback/{name}`.
@@ -149,6 +150,7 @@ HEAD_WEIGHT, HEAD_BIAS = head_tensor("weight"), head_tensor("bias")  # of a head
 
 STATISTICS_GRAM, STATISTICS_MOMENT = "sums.gram", "sums.moment"
 STATISTICS_FACTOR = "sums.factor"  # in place of the Gram matrix, for few examples
+STATISTICS_SQUARES = "sums.squares"  # of what is fitted, unless that is one-hot
 STATISTICS_SCORES = "sums.scores"  # of the head that the client was sent, for its temperature
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fftmoe.engines.base import Fault
 from fftmoe.errors import RunError
-from fftmoe.head import HeadSums
+from fftmoe.head import ONE_LABEL, Answers, HeadSums
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientUpdate, ServerState, Training
 from fftmoe.rounds.exchange import Exchange
@@ -40,6 +40,7 @@ class ClosedFormHead:
         hides_sizes: clients do not say how many examples are in their sums.
         fewest: clients below which nothing is computed.
         total: the sum of the clients' statistics; a bounded one where clients may be malicious.
+        answers: what the head is fitted to.
     """
 
     exchange: Exchange
@@ -52,6 +53,7 @@ class ClosedFormHead:
     hides_sizes: bool = False
     fewest: int = 1
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total
+    answers: Answers = ONE_LABEL
 
     def __call__(self, state: ServerState) -> ServerState:
         """Return the state with a newly computed head, where one is due and enough clients answer.
@@ -66,7 +68,8 @@ class ClosedFormHead:
         first = next(updates, None)
         if first is not None:
             missing: list[int] = []
-            solved = solve_head(state, self._noting(itertools.chain([first], updates), missing), self.total)
+            noted = self._noting(itertools.chain([first], updates), missing)
+            solved = solve_head(state, noted, self.total, self.answers)
             if updates.number >= self.fewest:
                 if not state.round:
                     self._say(sum(missing))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from fftmoe.head import sum_shapes
+from fftmoe.head import ONE_LABEL, Answers, sum_shapes
 from fftmoe.methods.base import Method
 from fftmoe.methods.deltas import LONGEST_FLOAT, widest, zeros
 from fftmoe.records import ClientPlan, ClientUpdate, Experts, Tensors, made_on, names
@@ -72,6 +72,7 @@ class Expectation:
         max_norm: the largest allowed Euclidean norm of all deltas together; None allows any.
         compared: whether its length is compared with those of the round's other answers (`lengths.py`).
         validated: for the task "validate".
+        answers: what a closed-form head is fitted to. max_tokens: of an example.
     """
 
     plan: ClientPlan
@@ -88,6 +89,8 @@ class Expectation:
     max_norm: float | None
     compared: bool = False
     validated: Validated | None = None
+    answers: Answers = ONE_LABEL
+    max_tokens: int = 1
 
     @classmethod
     def of(
@@ -103,21 +106,23 @@ class Expectation:
         compared: bool = False,
         validated: Validated | None = None,
         may_measure: Mapping[str, tuple[float, float]] = NOTHING,
+        answers: Answers = ONE_LABEL,
     ) -> "Expectation":
         """Derive the expectation from the plan and the tensors that the client was sent.
 
         Args:
             backbone: the fingerprint of the server's backbone.
-            max_tokens: the most tokens of an example, for the methods whose shares count tokens.
-            num_examples, max_norm, compared, validated: see `Expectation`. Only updates and feature statistics are
-                compared.
+            max_tokens: the most tokens of an example, for the methods whose shares count tokens, and for tasks on
+                tokens.
+            num_examples, max_norm, compared, validated, answers: see `Expectation`. Only updates and feature statistics
+                are compared.
             measured: by name, the bounds of the metrics with which a client measures its model after local training.
             may_measure: by name, the bounds of those that it may measure in addition on its own test rows.
         """
         after, more = (measured, may_measure) if plan.task == "alone" else ({}, {})
         own = {f"own_{name}": bounds for name, bounds in more.items()}
         metrics = {**METRICS[plan.task], **_on_both_parts(after), **own}
-        update = _widest(plan, download, method, metrics, num_examples, validated)
+        update = _widest(plan, download, method, metrics, num_examples, validated, answers)
         shapes = {name: tuple(tensor.shape) for name, tensor in update.tensors.items()}
         header, num_bytes = _sizes(update, on_wire(shapes, plan))
         return cls(
@@ -135,6 +140,8 @@ class Expectation:
             max_norm=max_norm,
             compared=compared and plan.task in ("train", "sums"),
             validated=validated,
+            answers=answers,
+            max_tokens=max_tokens,
         )
 
 
@@ -152,14 +159,15 @@ def _widest(
     metrics: Iterable[str],
     num_examples: int | None,
     validated: Validated | None,
+    answers: Answers,
 ) -> ClientUpdate:
     """Return the largest update that the client may send. A client that validates says nothing but its sums."""
     if plan.task == "validate":
         assert validated is not None, "a client validates where rows are set aside"
         return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((len(validated.least) + 1,))})
     if plan.task == "sums":
-        num_labels, num_features = download[names.HEAD_WEIGHT].shape
-        shapes = sum_shapes(num_features, num_labels, None if plan.concealed else num_examples)
+        num_outputs, num_features = download[names.HEAD_WEIGHT].shape
+        shapes = sum_shapes(num_features, num_outputs, None if plan.concealed else num_examples, answers)
         update = widest(plan, {name: zeros(shape) for name, shape in shapes.items()})
     else:
         update = method.widest_update(plan, download)

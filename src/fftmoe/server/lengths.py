@@ -24,10 +24,12 @@ ROUNDS_REMEMBERED = 5  # whose lengths are remembered
 
 
 def update_length(update: ClientUpdate, task: str) -> float:
-    """Return the Euclidean norm of all changes together; of statistics, the root mean square length of the features."""
+    """Return the Euclidean norm of all changes together; of statistics, the root mean square length of the features,
+    and of the numbers that are fitted to them.
+    """
     if task == "sums":
         sums = HeadSums.from_tensors(update.tensors)
-        return math.sqrt(max(float(sums.gram.diagonal().sum()), 0.0) / sums.num_examples)
+        return math.sqrt(max(float(sums.size), 0.0) / sums.num_items)
     norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in decode(update.tensors).values()]
     return float(torch.linalg.vector_norm(torch.tensor(norms, dtype=torch.float64)))
 

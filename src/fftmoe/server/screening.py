@@ -62,8 +62,8 @@ def screen(message: bytes, expected: Expectation) -> ClientUpdate:
     if sums:
         found = HeadSums.from_tensors(update.tensors)
         if expected.plan.concealed:
-            _check_weight(round(found.num_examples), None)
-        _check_sums(found, round(found.num_examples) if expected.plan.concealed else update.num_examples)
+            _check_weight(round(found.num_items), None)
+        _check_sums(found, None if expected.plan.concealed else update.num_examples, expected)
     if expected.plan.task == "validate":
         _check_validation(update.tensors[names.VALIDATION], expected)
     if expected.max_norm is not None and expected.plan.task == "train":
@@ -182,8 +182,8 @@ def _shapes(num_examples: int, expected: Expectation) -> Mapping[str, tuple[int,
     """
     if expected.plan.task != "sums" or expected.plan.concealed:
         return expected.shapes
-    side, num_labels = expected.shapes[names.STATISTICS_MOMENT]
-    return sum_shapes(side - 1, num_labels, num_examples)
+    side, num_outputs = expected.shapes[names.STATISTICS_MOMENT]
+    return sum_shapes(side - 1, num_outputs, num_examples, expected.answers)
 
 
 def _check_numbers(tensors: Tensors, largest: float) -> None:
@@ -206,28 +206,50 @@ def _check_weight(num_examples: Any, known: int | None, least: int | None = None
         raise Rejected(f"its update states num_examples {shortened(num_examples)}; expected {wanted}")
 
 
-def _check_sums(sums: HeadSums, num_examples: int) -> None:
-    """Check that these can be feature statistics of `num_examples` examples with one label each."""
+def _check_sums(sums: HeadSums, num_examples: int | None, expected: Expectation) -> None:
+    """Check that these can be feature statistics of `num_examples` examples, a number that may be unknown."""
     gram, moment, counts = sums.gram, sums.moment, sums.moment[-1]
-    if abs(sums.num_examples - num_examples) > ROUNDING * num_examples:
-        raise Rejected(
-            f"the number of examples in its feature statistics is {sums.num_examples:g}; expected {num_examples}"
-        )
-    if (counts != counts.round()).any():
+    if num_examples is not None or expected.answers.one_each:
+        _check_items(sums.num_items, num_examples or round(sums.num_items), expected)
+    if expected.answers.is_label and (counts != counts.round()).any():
         raise Rejected(
             f"its feature statistics count the examples of the labels as {shortened(counts.tolist())}; expected whole "
             "numbers"
         )
-    size = moment.abs().sum(1) + gram[-1].abs()
-    if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + SMALLEST_FLOAT).any():
+    if expected.answers.exclusive:
+        _check_labels_add_up(gram, moment)
+    elif expected.answers.is_label and ((sums.energy - sums.num_items).abs() > ROUNDING * sums.num_items).any():
         raise Rejected(
-            "in its feature statistics, the sums by label do not add up to those over all examples; expected equality"
+            f"its feature statistics have sums of squares of {shortened(sums.energy.tolist())}; expected the number of "
+            f"examples, {sums.num_items:g}, because each label counts 1 or -1"
         )
-    roots = (torch.cat([gram.diagonal(), counts]) + SMALLEST_FLOAT).sqrt()  # NaN if a sum of squares is negative
+    squares = torch.cat([gram.diagonal(), sums.energy])
+    roots = (squares + SMALLEST_FLOAT).sqrt()  # NaN if a sum of squares is negative
     if not (torch.cat([gram, moment], 1).abs() <= (1 + ROUNDING) * roots[: len(gram), None] * roots).all():
         raise Rejected(
             "its feature statistics have a sum of products that is larger than its sums of squares allow; expected one "
             "that satisfies the Cauchy-Schwarz inequality"
+        )
+
+
+def _check_items(num_items: float, num_examples: int, expected: Expectation) -> None:
+    """Check how many items these examples have: one each, or some of their tokens."""
+    if expected.answers.one_each:
+        if abs(num_items - num_examples) > ROUNDING * num_examples:
+            raise Rejected(
+                f"the number of examples in its feature statistics is {num_items:g}; expected {num_examples}"
+            )
+        return
+    most = num_examples * expected.max_tokens
+    if not 1 <= num_items <= most * (1 + ROUNDING):
+        raise Rejected(f"the number of tokens in its feature statistics is {num_items:g}; expected 1 to {most}")
+
+
+def _check_labels_add_up(gram: torch.Tensor, moment: torch.Tensor) -> None:
+    size = moment.abs().sum(1) + gram[-1].abs()
+    if ((moment.sum(1) - gram[-1]).abs() > ROUNDING * size + SMALLEST_FLOAT).any():
+        raise Rejected(
+            "in its feature statistics, the sums by label do not add up to those over all examples; expected equality"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fftmoe.head import HeadSums, best_temperature, solved_with_leverage
+from fftmoe.head import ONE_LABEL, Answers, HeadSums, best_temperature, solved_with_leverage
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
@@ -80,8 +80,10 @@ def solve_head(
     state: ServerState,
     updates: Iterable[ClientUpdate],
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
+    answers: Answers = ONE_LABEL,
 ) -> ServerState:
-    """Compute the head from the feature statistics in these updates, and put it into the state with its temperature.
+    """Compute the head from the feature statistics in these updates, and put it into the state with its temperature,
+    if its outputs have probabilities.
 
     The temperature is that of the head that the clients were sent, on the same features: that head is in use until now
     and differs little from the new one. Before the first round there was none.
@@ -89,6 +91,7 @@ def solve_head(
     Args:
         total: adds the statistics. With another sum than the plain one, clients are not trusted, and the scores, which
             it does not bound, give no temperature.
+        answers: what the head is fitted to.
 
     Source: docs/math.md, Closed-form head.
     """
@@ -96,13 +99,14 @@ def solve_head(
 
     def parts() -> Iterator[HeadSums]:
         for update in updates:
-            scores.append(update.tensors[names.STATISTICS_SCORES].double())
+            if answers.is_label:
+                scores.append(update.tensors[names.STATISTICS_SCORES].double())
             yield HeadSums.from_tensors(update.tensors)
 
     sums = total(parts())
     solution, leverage = solved_with_leverage(sums)
     temperature = state.temperature
-    if state.round and total == HeadSums.total:
-        added = torch.stack(scores).sum(0)
-        temperature = best_temperature(added, leverage, sums.num_examples, len(solution[names.HEAD_BIAS]))
+    if state.round and scores and total == HeadSums.total:
+        choices = answers.choices(len(solution[names.HEAD_BIAS]))
+        temperature = best_temperature(torch.stack(scores).sum(0), leverage, sums.num_items, choices)
     return replace(state, tensors=state.tensors | solution, temperature=temperature)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fftmoe.config.evaluation import BASELINES
-from fftmoe.config.head_rules import SOLVED
 from fftmoe.cost.analytic import BaselineCost
 from fftmoe.data import Partition, Ragged
 from fftmoe.engines.base import Engine
@@ -38,6 +37,7 @@ from fftmoe.server.solve import plan_sums, solve_head
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.judged import make_answers
 from fftmoe.setup.method import build_method
 
 _, ALONE, CENTRALIZED = BASELINES  # the first one is `HEAD_ONLY`
@@ -55,11 +55,8 @@ def why_not(experiment: Experiment) -> dict[str, str | None]:
 
 def _no_head_only(experiment: Experiment) -> str | None:
     recipe, capabilities = experiment.recipe, experiment.method.capabilities
-    task = recipe.backbone.task
     if recipe.backbone.is_language or _starts_alone(experiment):
         return None  # it is the model of round 0, or needs no head
-    if task not in SOLVED:
-        return f"a head can be solved for a task with single labels only, and this is {task}"
     if recipe.privacy is not None:
         return "with privacy clients send feature statistics only for a closed-form head, and this run has another"
     if experiment.remote:
@@ -140,7 +137,7 @@ def _solve(experiment: Experiment, exchange: Exchange, state: ServerState) -> Se
     total: Callable[[Iterable[HeadSums]], HeadSums] = (
         HeadSums.total if experiment.recipe.robustness is None else bounded_total
     )
-    return solve_head(state, itertools.chain((first,), updates), total)
+    return solve_head(state, itertools.chain((first,), updates), total, make_answers(experiment.recipe))
 
 
 def measure_baselines(

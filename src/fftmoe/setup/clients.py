@@ -20,7 +20,7 @@ from fftmoe.records import Tensors
 from fftmoe.rounds.before_and_after import WRITTEN
 from fftmoe.setup.described import generation_sample
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.judged import judging_task, make_loss
+from fftmoe.setup.judged import judging_task, make_answers, make_loss
 from fftmoe.setup.model import build_model
 from fftmoe.setup.plugins import Plugins
 from fftmoe.tasks import Task
@@ -100,6 +100,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         partial(_measured, spec, task),
         partial(validation_sums, task=task, num_outputs=num_outputs, examples=spec.train, rows=spec.held_out),
         micro_batch_size=spec.recipe.engine.micro_batch_size,
+        answers=make_answers(spec.recipe),
     )
 
 

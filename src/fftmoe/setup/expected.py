@@ -9,6 +9,7 @@ from fftmoe.rounds.before_and_after import WRITTEN
 from fftmoe.rounds.exchange import Expect
 from fftmoe.server.expectation import Expectation, Validated
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.judged import make_answers
 from fftmoe.setup.load import longest_example
 
 
@@ -29,6 +30,7 @@ def expectations(experiment: Experiment) -> Expect:
     backbone, bound = fingerprint(experiment.model), experiment.recipe.federation.max_update_norm
     max_norm = None if isinstance(bound, str) else bound
     compared = bound == "auto" and compares_updates(experiment.recipe)
+    answers = make_answers(experiment.recipe)
     measured = {experiment.task.metric: experiment.task.bounds}
     written: dict[str, tuple[float, float]] = (
         {} if experiment.recipe.evaluation.generate is None else {name: (0.0, 1.0) for name in WRITTEN}
@@ -50,6 +52,7 @@ def expectations(experiment: Experiment) -> Expect:
             compared,
             validated,
             written,
+            answers,
         )
 
     return expect

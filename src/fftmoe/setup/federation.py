@@ -26,6 +26,7 @@ from fftmoe.setup.baselines import make_head_alone
 from fftmoe.setup.described import generation_sample
 from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.judged import make_answers
 from fftmoe.setup.tiers import schedule_of
 from fftmoe.store import Ranking
 from fftmoe.trained.generate import generation_metrics
@@ -130,6 +131,7 @@ def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
         fewest=1 if recipe.privacy is None else recipe.privacy.min_contributors,
         # Plain, it holds the statistics of one client at a time; bounded, those of all.
         total=HeadSums.total if recipe.robustness is None else bounded_total,
+        answers=make_answers(recipe),
     )
 
 

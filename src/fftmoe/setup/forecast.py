@@ -39,6 +39,7 @@ from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.engine import num_workers
 from fftmoe.setup.experiment import Experiment
+from fftmoe.setup.judged import make_answers
 from fftmoe.setup.method import build_method, fit_budgets
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.setup.tiers import own_blocks, training_of
@@ -199,6 +200,7 @@ def workload(experiment: Experiment, initial: ServerState) -> Workload:
         rounds=recipe.federation.rounds,
         clients_per_round=recipe.federation.clients_per_round,
         seed=recipe.seed,
+        answers=make_answers(recipe),
     )
 
 

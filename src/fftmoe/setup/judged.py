@@ -1,13 +1,13 @@
-"""Makes the task by which a recipe's models are measured, and the loss that its clients minimise,
-with their settings.
+"""Makes the task by which a recipe's models are measured, the loss that its clients minimise, and what a closed-form
+head is fitted to, with their settings.
 """
 
 from dataclasses import replace
 
 from fftmoe.config import Recipe
-from fftmoe.head import make_head
-from fftmoe.setup.target_scales import scaled_loss, scaled_task
-from fftmoe.tasks import LOSSES, Loss, PairLoss, Preference, Task
+from fftmoe.head import ONE_LABEL, Answers, LeastSquares, SquaredDistance, make_head
+from fftmoe.setup.target_scales import scaled_loss, scaled_task, scales_of
+from fftmoe.tasks import FITTED, LOSSES, Loss, PairLoss, Preference, ScaledNumbers, Task
 
 
 def judging_task(recipe: Recipe) -> Task:
@@ -18,12 +18,21 @@ def judging_task(recipe: Recipe) -> Task:
 
 def make_loss(recipe: Recipe) -> Loss:
     """Make the loss that clients minimise."""
+    if recipe.closed_form:
+        answers = make_answers(recipe)
+        return LeastSquares(answers=answers) if answers.one_each else SquaredDistance(answers=answers)
     if recipe.backbone.task in LOSSES:
         loss, pairs = scaled_loss(recipe), pair_loss(recipe)
         return pairs if isinstance(loss, PairLoss) and pairs is not None else loss
     head = recipe.head
     assert head is not None, "a task that defines no loss has a head"
     return make_head(head.kind)
+
+
+def make_answers(recipe: Recipe) -> Answers:
+    """Return what a closed-form head is fitted to; a language model, which has no head, is not asked."""
+    answers = FITTED[recipe.backbone.task]() if recipe.backbone.task in FITTED else ONE_LABEL
+    return replace(answers, scales=scales_of(recipe)) if isinstance(answers, ScaledNumbers) else answers
 
 
 def pair_loss(recipe: Recipe) -> PairLoss | None:

@@ -14,6 +14,7 @@ import numpy as np
 from fftmoe.backbones import check_vocabulary, fingerprint
 from fftmoe.client.runtime import ClientRuntime, ClientStates
 from fftmoe.client.screening import Agreement
+from fftmoe.client.sums import groups_of, in_frequent_groups
 from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Examples, SplitRequest, encoding_option, held_out_places, largest_token
@@ -23,7 +24,7 @@ from fftmoe.methods.budget import ExpertShape
 from fftmoe.setup.bindings import rows_values
 from fftmoe.setup.clients import marked
 from fftmoe.setup.forecast import site_tier
-from fftmoe.setup.judged import judging_task, make_loss
+from fftmoe.setup.judged import judging_task, make_answers, make_loss
 from fftmoe.setup.method import adapted_blocks, build_method, expert_shape, fit_budgets, pool_size
 from fftmoe.setup.model import build_model
 from fftmoe.setup.places import check_same_from_anywhere
@@ -100,8 +101,19 @@ def make_site_client(
     backbone = fingerprint(adapted)
     bindings = {**rows_values(found.rows), "tokenizer": found.reader, "backbone": backbone, "labels": list(label_names)}
     agreed = make_agreement(recipe, adapted, client_id, tier)
-    by_label = tuple(np.bincount(rows.labels.numpy()[kept]).tolist())
-    return SiteClient(runtime, agreed, SiteRows(len(kept), len(held), by_label), backbone, bindings)
+    return SiteClient(runtime, agreed, _counted(recipe, rows, kept, held, len(label_names)), backbone, bindings)
+
+
+def _counted(recipe: Recipe, rows: Examples, kept: np.ndarray, held: np.ndarray, num_outputs: int) -> SiteRows:
+    """Count the rows that the site trains on (`kept`) and those that it sets aside, and those in feature statistics."""
+    if not recipe.closed_form:
+        return SiteRows(len(kept), len(held))
+    groups_NG = groups_of(rows, kept, num_outputs, make_answers(recipe))
+
+    def summed(fewest: float) -> int:
+        return int(in_frequent_groups(groups_NG, fewest).sum())
+
+    return SiteRows(len(kept), len(held), tuple(groups_NG.sum(0).tolist()), summed)
 
 
 def _make_runtime(
@@ -136,6 +148,7 @@ def _make_runtime(
             rows={client: held for client, (_, held) in divided.items()},
         ),
         micro_batch_size=recipe.engine.micro_batch_size,
+        answers=make_answers(recipe),
     )
 
 

@@ -1,7 +1,7 @@
 """Says what a recipe asks of a site, in plain values, and makes the digest by which a site's operator approves it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.strict import exact_json
-from fftmoe.tasks import make_task
+from fftmoe.tasks import FITTED, make_task
 
 # What has no effect at a site: names, places on the server's machine, and how the server runs and watches its clients.
 SERVER_ONLY = (
@@ -57,12 +57,16 @@ class SiteRows:
 
     Attributes:
         trained: on which it trains. aside: which it sets aside for validation, and over which its answers to it sum.
-        by_label: the numbers of rows on which it trains by their label, for its feature statistics.
+        by_label: the numbers of rows on which it trains by what its feature statistics are divided by: their label, or
+            having a label and having it not.
+        summed: from the rows of a label below which they are left out to the rows in feature statistics, where a row
+            has several labels; None where it has one.
     """
 
     trained: int
     aside: int = 0
     by_label: tuple[int, ...] = ()
+    summed: Callable[[float], int] | None = None
 
     @property
     def total(self) -> int:
@@ -76,6 +80,8 @@ class SiteRows:
             fewest_of_label: rows of a label below which they are in no feature statistics.
         """
         if task == SUMS:
+            if self.summed is not None:
+                return self.summed(fewest_of_label)
             return sum(number for number in self.by_label if number >= fewest_of_label)
         return self.aside if task == EVALUATION else self.trained
 
@@ -202,10 +208,12 @@ def tasks_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _sums_by_label(recipe: Recipe) -> tuple[str, ...]:
-    """Return the tasks whose sums are by label: feature statistics always,
+    """Return the tasks whose sums are by label: feature statistics of all tasks with labels,
     statistics of validation where the task counts by label.
     """
-    by_label = {"sums": True, "validate": bool(make_task(recipe.backbone.task).label_parts)}
+    fitted = FITTED.get(recipe.backbone.task)
+    is_label = fitted is not None and fitted().is_label
+    by_label = {"sums": is_label, "validate": bool(make_task(recipe.backbone.task).label_parts)}
     return tuple(TASK_NAMES[task] for task in tasks_of(recipe) if by_label.get(task))
 
 

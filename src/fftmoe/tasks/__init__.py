@@ -6,6 +6,7 @@ No model, method or recipe is known here; every package above may import it.
 from collections.abc import Callable
 
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.head import Answers, OneLabel
 from fftmoe.tasks.base import NO_BOUND as NO_BOUND
 from fftmoe.tasks.base import Loss as Loss
 from fftmoe.tasks.base import LossByExample as LossByExample
@@ -18,13 +19,16 @@ from fftmoe.tasks.generated import rouge_l as rouge_l
 from fftmoe.tasks.label_counts import LabelCounts as LabelCounts
 from fftmoe.tasks.multi_label import EachLabel as EachLabel
 from fftmoe.tasks.multi_label import MultiLabel as MultiLabel
+from fftmoe.tasks.multi_label import SeveralLabels as SeveralLabels
 from fftmoe.tasks.options import common_completions as common_completions
 from fftmoe.tasks.options import options_of as options_of
 from fftmoe.tasks.preference import PairLoss as PairLoss
 from fftmoe.tasks.preference import Preference as Preference
 from fftmoe.tasks.regression import Regression as Regression
+from fftmoe.tasks.regression import ScaledNumbers as ScaledNumbers
 from fftmoe.tasks.regression import Scales as Scales
 from fftmoe.tasks.regression import Squares as Squares
+from fftmoe.tasks.token_classification import LabelOfTokens as LabelOfTokens
 from fftmoe.tasks.token_classification import PerToken as PerToken
 from fftmoe.tasks.token_classification import TokenClassification as TokenClassification
 
@@ -44,6 +48,14 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "multi-label-classification": EachLabel,
     "regression": Squares,
     "preference": PairLoss,
+}
+# What a closed-form head is fitted to, for the tasks with a head.
+FITTED: dict[str, Callable[[], Answers]] = {
+    "sequence-classification": OneLabel,
+    "image-classification": OneLabel,
+    "token-classification": LabelOfTokens,
+    "multi-label-classification": SeveralLabels,
+    "regression": ScaledNumbers,
 }
 
 

@@ -14,6 +14,38 @@ from fftmoe.tasks.base import counted, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 
 
+class SeveralLabels:
+    """Fits 1 to each label that an example has and -1 to every other (`fftmoe.head.Answers`)."""
+
+    one_each = True
+    exclusive = False
+    is_label = True
+
+    def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return both as they are."""
+        return found, labels
+
+    def targets(self, labels: Tensor, num_outputs: int, /) -> Tensor:
+        """Return 1 and -1, float64 [N, C]."""
+        return 2 * labels.double() - 1
+
+    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the binary cross-entropy, summed over the labels."""
+        return F.binary_cross_entropy_with_logits(outputs_NC, labels.to(outputs_NC), reduction="sum")
+
+    def choices(self, num_outputs: int, /) -> int:
+        """Return 2: an example has a label or not."""
+        return 2
+
+    def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
+        """Return which labels an example has and which not, [B, 2C].
+
+        Whoever knows the sum over all examples and the one over those with a label has that over those without.
+        """
+        has_BC = labels > 0
+        return torch.cat([has_BC, ~has_BC], 1)
+
+
 class EachLabel:
     """Computes the binary cross-entropy: L = mean_b sum_c BCE(sigmoid(z_bc), y_bc), as for a one-vs-all head."""
 

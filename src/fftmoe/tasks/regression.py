@@ -17,6 +17,41 @@ Scales = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
+class ScaledNumbers:
+    """Fits scaled numbers, (y_t - centre_t) / scale_t (`fftmoe.head.Answers`).
+
+    Attributes:
+        scales: see `Squares`.
+    """
+
+    scales: Scales = ()
+
+    one_each = True
+    exclusive = False
+    is_label = False
+
+    def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return both as they are."""
+        return found, labels
+
+    def targets(self, labels: Tensor, num_outputs: int, /) -> Tensor:
+        """Return the scaled numbers, float64 [N, T]."""
+        return _scaled(labels, self.scales)
+
+    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Raise: numbers have no probabilities."""
+        raise NotImplementedError("numbers have no probabilities")
+
+    def choices(self, num_outputs: int, /) -> int:
+        """Raise: numbers have no probabilities."""
+        raise NotImplementedError("numbers have no probabilities")
+
+    def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
+        """Return none, [B, 0]: every sum is over all examples."""
+        return torch.zeros(len(labels), 0, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
 class Squares:
     """Computes the squared error of scaled targets: L = mean_b mean_t (z_bt - (y_bt - centre_t) / scale_t)^2.
 
@@ -31,14 +66,19 @@ class Squares:
 
     def loss(self, outputs_BT: Tensor, targets_BT: Tensor, /) -> Tensor:
         """Return the mean over the batch and the targets."""
-        if self.scales:
-            centres_T, scales_T = _scale_tensors(self.scales, targets_BT)
-            targets_BT = (targets_BT.double() - centres_T) / scales_T
-        return F.mse_loss(outputs_BT, targets_BT.to(outputs_BT.dtype))
+        return F.mse_loss(outputs_BT, _scaled(targets_BT, self.scales).to(outputs_BT.dtype))
 
     def items(self, labels: Tensor, /) -> int:
         """Return the number of texts."""
         return len(labels)
+
+
+def _scaled(y_BT: Tensor, scales: Scales) -> Tensor:
+    """Return (y - centre) / scale, float64 [B, T]."""
+    if not scales:
+        return y_BT.double()
+    centres_T, scales_T = _scale_tensors(scales, y_BT)
+    return (y_BT.double() - centres_T) / scales_T
 
 
 def _scale_tensors(scales: Scales, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.data import IGNORED
+from fftmoe.head import OneLabel
 from fftmoe.tasks.base import mean_over_tokens, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro
+
+
+class LabelOfTokens(OneLabel):
+    """Fits the one-hot label of each labelled token (`fftmoe.head.Answers`)."""
+
+    one_each = False
+
+    def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return both of the tokens whose label is not -100."""
+        labelled_BS = labels != IGNORED
+        return found[labelled_BS], labels[labelled_BS]
+
+    def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
+        """Return which labels the tokens of an example have, [B, C]."""
+        return F.one_hot(labels.clamp_min(0), num_outputs).bool().logical_and((labels != IGNORED)[..., None]).any(1)
 
 
 class PerToken:

@@ -147,8 +147,11 @@ def _answer_label(run: FinishedRun, logits_C: Tensor, scores: bool) -> Predictio
 
 
 def _answer_labels(run: FinishedRun, logits_C: Tensor, scores: bool) -> Prediction:
-    """Return all of C labels whose probability is above one half."""
-    probs = logits_C.sigmoid()
+    """Return all of C labels whose probability is above one half. A solved head without a temperature answers 1 for a
+    label that is certain, and -1 for one that is certainly absent.
+    """
+    solved = run.head == "closed-form" and run.temperature is None
+    probs = ((1 + logits_C) / 2).clamp(0, 1) if solved else logits_C.sigmoid()
     labels = [name for name, prob in zip(run.label_names, probs, strict=True) if prob > 0.5]
     return {"labels": labels, **_scores(run, probs, scores)}
 
