@@ -93,6 +93,10 @@ def values_of(task: str, clients: str, data: Path) -> dict[str, Any]:
     }
 
 
+def file_name(task: str, clients: str) -> str:
+    return f"{task}-{clients}".replace(" ", "-").lower()
+
+
 def row(task: str, clients: str, cells: Sequence[CellResult]) -> list[str]:
     """The metric of every variant, a mean over the seeds."""
     done = {
@@ -121,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_data(parsed.data / "hwu64" / "train.parquet", data)
     for task in TASKS:
         for clients in PARTITIONS:
-            name = f"{task}-{clients}".replace(" ", "-").lower()
+            name = file_name(task, clients)
             comparison = compare(
                 values_of(task, clients, data),
                 parsed.work / name,

@@ -100,6 +100,19 @@ def test_the_log_has_the_choice_of_the_defaults(load: Load):
     assert [row for row in made if in_markdown(row) not in page("LOG")] == []
 
 
+def test_the_pages_have_the_heads_of_other_tasks(load: Load):
+    heads = load("solved_heads")
+    for task in heads.TASKS:
+        for clients in heads.PARTITIONS:
+            made = heads.row(task, clients, stored(f"solved-heads-{heads.file_name(task, clients)}").cells)
+            assert in_markdown(made) in page("LOG")
+            assert in_markdown(made) in page("results")
+            always, twice, trained = map(float, made[4:7])
+            better = (lambda a, b: a < b) if task == "numbers" else (lambda a, b: a > b)
+            assert better(always, twice)
+            assert better(always, trained)
+
+
 def test_the_page_says_how_many_bytes_are_moved_out_of_the_box():
     names = NAMES | {name: name for name in LANGUAGE}
     ratios = sorted((_bytes_moved(data, "fft-moe") / _bytes_moved(data, "fedit"), names[data]) for data in names)

@@ -131,5 +131,5 @@ def check_head(recipe: Recipe, model: Any) -> None:
     if recipe.closed_form and found != ["bias", "weight"]:
         raise InputError(
             "a closed-form head must be one linear layer with a bias, but this model's head has the parameters "
-            f"{', '.join(found) or 'none'}; set backbone.pooling to mean"
+            f"{', '.join(found) or 'none'}; set backbone.pooling to mean, or head.kind to averaged"
         )
