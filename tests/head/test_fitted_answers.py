@@ -1,7 +1,8 @@
 """What a solved head is fitted to: several labels, numbers, and the labels of tokens, each as its definition says."""
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fftmoe.client.sums import groups_of
 from fftmoe.data import IGNORED
 from fftmoe.head import (
     Answers,
     HeadSums,
+    LabelAnswers,
     LeastSquares,
     OneLabel,
     SquaredDistance,
@@ -215,9 +218,19 @@ def test_an_example_is_part_of_the_sums_of_its_labels():
     assert ScaledNumbers().groups(torch.ones(4, 2), 2).shape == (4, 0)
 
 
+def test_the_groups_of_one_label_need_no_inputs():
+    """Inputs may be images, which would be read once more for every request."""
+
+    class WithoutInputs:
+        labels = torch.tensor([2, 0, 1, 2])
+
+    found = groups_of(cast(Any, WithoutInputs()), np.array([0, 2, 3]), 3, OneLabel())
+    assert found.argmax(1).tolist() == [2, 1, 2]
+
+
 def test_every_task_with_a_head_says_what_its_head_is_fitted_to():
     for task, make in FITTED.items():
         answers: Any = make()
-        assert isinstance(answers.one_each and answers.is_label, bool)
+        assert isinstance(answers, LabelAnswers) == (task != "regression")
         assert answers.one_each == (not make_task(task).by_token)
         assert answers.exclusive == make_task(task).exclusive

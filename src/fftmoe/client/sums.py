@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fftmoe.backbones import head_inputs, head_parameters, on_device
 from fftmoe.data import Examples, WithPrefix, evaluation_batches
-from fftmoe.head import ONE_LABEL, Answers, HeadSums, are_few, few_tensors, score_sums
+from fftmoe.head import ONE_LABEL, Answers, HeadSums, LabelAnswers, are_few, few_tensors, score_sums
 from fftmoe.head.temperature import LARGEST_SCORE
 from fftmoe.records import Tensors, names
 
@@ -26,6 +26,8 @@ GROUPED_AT_ONCE = 1024  # examples whose labels are read together
 
 def groups_of(examples: Examples, indices: np.ndarray, num_outputs: int, answers: Answers) -> np.ndarray:
     """Return which sums of feature statistics each of these examples is part of, bool [N, G] (`Answers.groups`)."""
+    if answers.one_each and answers.exclusive:  # the class of each example is known without its inputs
+        return answers.groups(examples.labels[torch.from_numpy(indices)], num_outputs).numpy()
     plain = examples.examples if isinstance(examples, WithPrefix) else examples  # no states are needed
     parts = [
         answers.groups(plain.batch(rows)["labels"], num_outputs)
@@ -91,7 +93,7 @@ def _scored(
     """
     head = {name: p.detach().cpu() for name, p in head_parameters(model).items()}
     for features, labels in batches:
-        if answers.is_label:
+        if isinstance(answers, LabelAnswers):
             outputs = torch.addmm(head["bias"], features, head["weight"].T)
             scores.append(score_sums(outputs, labels, answers))
         yield features, labels

@@ -113,7 +113,7 @@ def _every(known: Known) -> int:
 
 def _head_every(known: Known) -> Any:
     """Return all rounds; or those up to the next measurement, where each of them may end the run, and for a task with
-    other answers than one label, which gains by it under every division of the rows.
+    other answers than one label, which gained by it (`benchmarks/solved_heads.py`).
     """
     again = known.asks("federation.patience") or known.task not in CLASSIFIED
     return if_solved(known.get("evaluation.every" if again else "federation.rounds"))(known)

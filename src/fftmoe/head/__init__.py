@@ -5,6 +5,8 @@ Only the mathematics is here, without models, clients or recipes; every package 
 
 from fftmoe.head.answers import ONE_LABEL as ONE_LABEL
 from fftmoe.head.answers import Answers as Answers
+from fftmoe.head.answers import EachExample as EachExample
+from fftmoe.head.answers import LabelAnswers as LabelAnswers
 from fftmoe.head.answers import OneLabel as OneLabel
 from fftmoe.head.bounded import bounded_total as bounded_total
 from fftmoe.head.closed_form import HeadSums as HeadSums

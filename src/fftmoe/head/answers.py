@@ -5,7 +5,7 @@ The forms of tasks with other labels than one for each example are in `fftmoe.ta
 Shape letters: B batch, N items (the examples, or their labelled tokens), C outputs of the head.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,11 +24,6 @@ class Answers(Protocol):
         """Return whether the targets of an item are 0 and 1, with one 1; others send the sums of their squares."""
         ...
 
-    @property
-    def is_label(self) -> bool:
-        """Return whether outputs decide about labels: they have probabilities, and a temperature."""
-        ...
-
     def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return what was found of the items, such as their features [N, ...], and their labels [N, ...].
 
@@ -41,14 +36,6 @@ class Answers(Protocol):
         """Return the targets of items, float64 [N, C]."""
         ...
 
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
-        """Return the cross-entropy of items, summed, a scalar; for answers with probabilities."""
-        ...
-
-    def choices(self, num_outputs: int, /) -> int:
-        """Return among how many answers a probability chooses; for answers with probabilities."""
-        ...
-
     def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return which sums of feature statistics each example is part of, bool [B, G].
 
@@ -57,16 +44,33 @@ class Answers(Protocol):
         ...
 
 
-class OneLabel:
-    """Fits the one-hot label of each example."""
+@runtime_checkable
+class LabelAnswers(Answers, Protocol):
+    """Turns labels into targets of outputs that have probabilities, and so a temperature."""
+
+    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the cross-entropy of items, summed, a scalar."""
+        ...
+
+    def choices(self, num_outputs: int, /) -> int:
+        """Return among how many answers a probability chooses."""
+        ...
+
+
+class EachExample:
+    """Makes every example one item."""
 
     one_each = True
-    exclusive = True
-    is_label = True
 
     def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return both as they are."""
         return found, labels
+
+
+class OneLabel(EachExample):
+    """Fits the one-hot label of each example."""
+
+    exclusive = True
 
     def targets(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return 1 for the label and 0 for all others; there may be any number of dimensions in front."""
@@ -85,4 +89,4 @@ class OneLabel:
         return F.one_hot(labels, num_outputs).bool()
 
 
-ONE_LABEL: Answers = OneLabel()
+ONE_LABEL = OneLabel()

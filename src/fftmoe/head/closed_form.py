@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fftmoe.head.answers import ONE_LABEL, Answers
+from fftmoe.head.answers import ONE_LABEL, Answers, LabelAnswers
 from fftmoe.head.temperature import SCORES_SHAPE
 from fftmoe.records import names
 from fftmoe.threads import one_thread
@@ -135,7 +135,7 @@ def sum_shapes(
     shapes[names.STATISTICS_MOMENT] = (side, num_outputs)
     if not answers.exclusive:
         shapes[names.STATISTICS_SQUARES] = (num_outputs,)
-    if answers.is_label:
+    if isinstance(answers, LabelAnswers):
         shapes[names.STATISTICS_SCORES] = SCORES_SHAPE
     return shapes
 

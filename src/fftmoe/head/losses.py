@@ -142,8 +142,8 @@ class SquaredDistance:
         """Return the sum over the outputs, averaged over the items of the batch, times the strength;
         0 if it has none.
         """
-        outputs_NC, labels = self.answers.items(outputs, labels)
-        return self.losses(outputs_NC, labels).sum() / max(len(labels), 1)
+        found_N = self.losses(*self.answers.items(outputs, labels))
+        return found_N.mean() if len(found_N) else found_N.sum()
 
     def losses(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
         """Return the sum over the outputs, times the strength, for each item;
@@ -162,10 +162,6 @@ class LeastSquares(SquaredDistance, _PerExample):
 
     L = strength * mean_b |z_b - t_b|^2; by default t_b is the one-hot label.
     """
-
-    def loss(self, logits_BC: Tensor, labels_B: Tensor, /) -> Tensor:
-        """Return the sum over the outputs, averaged over the batch, times the strength."""
-        return self.losses(logits_BC, labels_B).mean()
 
     def init_bias(self, num_labels: int) -> float:
         """Return 0; the first closed-form head replaces it."""

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fftmoe.head.answers import ONE_LABEL, Answers
+from fftmoe.head.answers import ONE_LABEL, LabelAnswers
 
 LEVERAGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 TEMPERATURES = tuple(0.01 * 1.4**step for step in range(16))
@@ -24,7 +24,7 @@ SCORES_SHAPE = (len(LEVERAGES), len(TEMPERATURES))
 LARGEST_SCORE = 1e30  # far above that of any head that has learnt something; a sum must be finite in float32
 
 
-def score_sums(outputs_NC: Tensor, labels: Tensor, answers: Answers = ONE_LABEL) -> Tensor:
+def score_sums(outputs_NC: Tensor, labels: Tensor, answers: LabelAnswers = ONE_LABEL) -> Tensor:
     """Return the cross-entropy of these items, summed over them, float64 [H, T].
 
     Args:
@@ -49,7 +49,7 @@ def best_temperature(scores_HT: Tensor, leverage: float, num_examples: float, nu
 
     Args:
         scores_HT: of all items. leverage: their mean. num_examples: how many there are.
-        num_classes: among how many a probability chooses (`Answers.choices`).
+        num_classes: among how many a probability chooses (`LabelAnswers.choices`).
     """
     scores_T = _at(scores_HT.double(), min(max(leverage, LEVERAGES[0]), LEVERAGES[-1]))
     best = int(scores_T.argmin())

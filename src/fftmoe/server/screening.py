@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from fftmoe.errors import FftmoeError
-from fftmoe.head import HeadSums, sum_shapes
+from fftmoe.head import HeadSums, LabelAnswers, sum_shapes
 from fftmoe.records import ClientUpdate, Tensors, inspect_message, make_update, names
 from fftmoe.records.codec import LEVELS
 from fftmoe.server.expectation import DTYPES, FIELDS, LARGEST, Expectation, on_wire
@@ -211,14 +211,17 @@ def _check_sums(sums: HeadSums, num_examples: int | None, expected: Expectation)
     gram, moment, counts = sums.gram, sums.moment, sums.moment[-1]
     if num_examples is not None or expected.answers.one_each:
         _check_items(sums.num_items, num_examples or round(sums.num_items), expected)
-    if expected.answers.is_label and (counts != counts.round()).any():
+    if isinstance(expected.answers, LabelAnswers) and (counts != counts.round()).any():
         raise Rejected(
             f"its feature statistics count the examples of the labels as {shortened(counts.tolist())}; expected whole "
             "numbers"
         )
     if expected.answers.exclusive:
         _check_labels_add_up(gram, moment)
-    elif expected.answers.is_label and ((sums.energy - sums.num_items).abs() > ROUNDING * sums.num_items).any():
+    elif (
+        isinstance(expected.answers, LabelAnswers)
+        and ((sums.energy - sums.num_items).abs() > ROUNDING * sums.num_items).any()
+    ):
         raise Rejected(
             f"its feature statistics have sums of squares of {shortened(sums.energy.tolist())}; expected the number of "
             f"examples, {sums.num_items:g}, because each label counts 1 or -1"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fftmoe.head import ONE_LABEL, Answers, HeadSums, best_temperature, solved_with_leverage
+from fftmoe.head import ONE_LABEL, Answers, HeadSums, LabelAnswers, best_temperature, solved_with_leverage
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
@@ -99,14 +99,14 @@ def solve_head(
 
     def parts() -> Iterator[HeadSums]:
         for update in updates:
-            if answers.is_label:
+            if isinstance(answers, LabelAnswers):
                 scores.append(update.tensors[names.STATISTICS_SCORES].double())
             yield HeadSums.from_tensors(update.tensors)
 
     sums = total(parts())
     solution, leverage = solved_with_leverage(sums)
     temperature = state.temperature
-    if state.round and scores and total == HeadSums.total:
+    if state.round and isinstance(answers, LabelAnswers) and total == HeadSums.total:
         choices = answers.choices(len(solution[names.HEAD_BIAS]))
         temperature = best_temperature(torch.stack(scores).sum(0), leverage, sums.num_items, choices)
     return replace(state, tensors=state.tensors | solution, temperature=temperature)

@@ -109,11 +109,8 @@ def _counted(recipe: Recipe, rows: Examples, kept: np.ndarray, held: np.ndarray,
     if not recipe.closed_form:
         return SiteRows(len(kept), len(held))
     groups_NG = groups_of(rows, kept, num_outputs, make_answers(recipe))
-
-    def summed(fewest: float) -> int:
-        return int(in_frequent_groups(groups_NG, fewest).sum())
-
-    return SiteRows(len(kept), len(held), tuple(groups_NG.sum(0).tolist()), summed)
+    by_label = tuple(groups_NG.sum(0).tolist())
+    return SiteRows(len(kept), len(held), by_label, lambda fewest: int(in_frequent_groups(groups_NG, fewest).sum()))
 
 
 def _make_runtime(

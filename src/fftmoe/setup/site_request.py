@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fftmoe.config import Recipe, parse_recipe
+from fftmoe.head import LabelAnswers
 from fftmoe.strict import exact_json
 from fftmoe.tasks import FITTED, make_task
 
@@ -59,8 +60,8 @@ class SiteRows:
         trained: on which it trains. aside: which it sets aside for validation, and over which its answers to it sum.
         by_label: the numbers of rows on which it trains by what its feature statistics are divided by: their label, or
             having a label and having it not.
-        summed: from the rows of a label below which they are left out to the rows in feature statistics, where a row
-            has several labels; None where it has one.
+        summed: from the rows of a label below which they are left out to the rows in feature statistics; None where
+            each row has one label, and `by_label` says it.
     """
 
     trained: int
@@ -212,8 +213,8 @@ def _sums_by_label(recipe: Recipe) -> tuple[str, ...]:
     statistics of validation where the task counts by label.
     """
     fitted = FITTED.get(recipe.backbone.task)
-    is_label = fitted is not None and fitted().is_label
-    by_label = {"sums": is_label, "validate": bool(make_task(recipe.backbone.task).label_parts)}
+    has_labels = fitted is not None and isinstance(fitted(), LabelAnswers)
+    by_label = {"sums": has_labels, "validate": bool(make_task(recipe.backbone.task).label_parts)}
     return tuple(TASK_NAMES[task] for task in tasks_of(recipe) if by_label.get(task))
 
 

@@ -10,20 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.head import EachExample
 from fftmoe.tasks.base import counted, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro, none_to_find
 
 
-class SeveralLabels:
+class SeveralLabels(EachExample):
     """Fits 1 to each label that an example has and -1 to every other (`fftmoe.head.Answers`)."""
 
-    one_each = True
     exclusive = False
-    is_label = True
-
-    def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Return both as they are."""
-        return found, labels
 
     def targets(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return 1 and -1, float64 [N, C]."""

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fftmoe.head import EachExample
 from fftmoe.tasks.base import NO_BOUND, ratio
 
 Scales = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
-class ScaledNumbers:
+class ScaledNumbers(EachExample):
     """Fits scaled numbers, (y_t - centre_t) / scale_t (`fftmoe.head.Answers`).
 
     Attributes:
@@ -26,25 +27,11 @@ class ScaledNumbers:
 
     scales: Scales = ()
 
-    one_each = True
     exclusive = False
-    is_label = False
-
-    def items(self, found: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Return both as they are."""
-        return found, labels
 
     def targets(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return the scaled numbers, float64 [N, T]."""
         return _scaled(labels, self.scales)
-
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
-        """Raise: numbers have no probabilities."""
-        raise NotImplementedError("numbers have no probabilities")
-
-    def choices(self, num_outputs: int, /) -> int:
-        """Raise: numbers have no probabilities."""
-        raise NotImplementedError("numbers have no probabilities")
 
     def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return none, [B, 0]: every sum is over all examples."""
