@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
+from fftmoe.rounds.patience import Stopper, idle_notes
 from fftmoe.rounds.validation import VALIDATION_ERROR, Validation, error_of_share
 from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
 from fftmoe.setup.run import resume, run
@@ -207,6 +208,27 @@ def test_a_run_ends_when_its_model_has_not_improved_for_so_long(
     assert without_clocks(tmp_path / "cut") == without_clocks(tmp_path / "whole")
     with pytest.raises(InputError, match="has finished"):
         resume(tmp_path / "whole")
+
+
+@given(most=st.integers(1, 7), every=st.integers(1, 7), rounds=st.integers(1, 23))
+def test_patience_that_can_end_no_run_is_said(most: int, every: int, rounds: int):
+    stopper = Stopper(Ranking("accuracy", True, VALIDATION_ERROR), most)
+    rows = [{"round": 0, "accuracy": 0.5, VALIDATION_ERROR: 0.0}]
+    ended = False
+    for round in range(1, rounds):  # a run that becomes worse; after the last round it ends anyway
+        rows.append({"round": round, **({"accuracy": 0.4, VALIDATION_ERROR: 0.0} if round % every == 0 else {})})
+        ended = ended or stopper(rows) is not None
+    assert bool(idle_notes(most, every, rounds)) == (not ended)
+    assert not idle_notes(None, every, rounds)
+
+
+def test_plan_and_the_summary_say_that_patience_has_no_effect(five_recipe: FiveRecipe, tmp_path: Path, cli: Cli):
+    settings = {**KEEP, "federation.rounds": 2, "federation.patience": 2}
+    recipe = parse_recipe(five_recipe("fft-moe", AVERAGED, **settings), "tiny")
+    notes = run(recipe, tmp_path / "run").summary["notes"]
+    said = "federation.patience=2 has no effect: 2 measurements, each 1 round after the one before, take as long as"
+    assert [note for note in notes if note.startswith(said)]
+    assert said in " ".join(cli("plan", tmp_path / "run" / "config.yaml").out.split())
 
 
 def test_clients_own_models_are_those_of_the_last_round(five_recipe: FiveRecipe, tmp_path: Path, cli: Cli):

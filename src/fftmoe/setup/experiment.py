@@ -12,6 +12,7 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, ServerState, Training
 from fftmoe.records.client_names import client_name
+from fftmoe.rounds.patience import idle_notes
 from fftmoe.setup.held_out import HeldOut
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.warm_start import WarmStart, first_state
@@ -103,10 +104,12 @@ class Experiment:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what a person should know about the data and the recipe: rows that are cut or shared,
-        names nearly equal.
+        names nearly equal, a key without effect.
         """
+        federation = self.recipe.federation
         return (
             *self.data_notes,
+            *idle_notes(federation.patience, self.recipe.validated_every, federation.rounds),
             *near_equal_notes("labels" if self.label_names else "groups of examples", self.label_names or self.strata),
             *near_equal_notes("clients", self.client_names or ()),
             *near_equal_notes("tiers", [tier.name for tier in self.tiers]),
