@@ -1,6 +1,7 @@
 """Local training compared with an independent loop: with one client that holds all data it is ordinary training."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from torch import nn
 
 from fftmoe import adapter
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.backbones import attach_adapter, load_backbone
-from fftmoe.client.training import make_optimizers, proximal
+from fftmoe.client.training import Losses, factors_of_steps, make_optimizers, proximal, train
 from fftmoe.client.update import token_mask, update_client
 from fftmoe.data import TokenizedText, training_batches
 from fftmoe.errors import RunError
@@ -22,7 +26,7 @@ from fftmoe.head import make_head
 from fftmoe.methods.balance import LocalSettings
 from fftmoe.methods.budget import ExpertShape
 from fftmoe.methods.fft_moe import FftMoe
-from fftmoe.records import Budget, ClientUpdate, Tensors, Training
+from fftmoe.records import Budget, ClientUpdate, Tensors, Training, names
 from fftmoe.rng import generator
 from fftmoe.server.apply import apply_round
 from fftmoe.server.plan import plan_round
@@ -217,6 +221,23 @@ def test_the_head_is_trained_by_sgd_unless_adamw_is_asked_for():
     assert [p.shape for p in head.param_groups[0]["params"]] == [(3,)]
     _, head = make_optimizers(parameters, dataclasses.replace(TRAINING, head_optimizer="adamw"))
     assert isinstance(head, torch.optim.AdamW)
+
+
+@given(factors=st.lists(st.floats(0.01, 1), max_size=7).map(tuple), num_steps=st.integers(1, 23))
+def test_the_rates_of_a_long_training_follow_its_factors_in_equal_parts(factors: tuple[float, ...], num_steps: int):
+    """A loss with a slope of 1 everywhere: plain SGD moves by the rate of its step."""
+    training = Training(3, learning_rate=0.1, head_learning_rate=0.5, rate_factors=factors)
+    of_steps = factors_of_steps(training, num_steps)
+    head = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    places = [0.0]
+    loss = {names.HEAD_WEIGHT: head}, training, lambda _: Losses(head.sum(), head.sum())
+    for _ in train(range(num_steps), *loss, factors=of_steps):
+        places.append(-head.item())
+    moved = [after - before for before, after in itertools.pairwise(places)]
+    wanted = [factors[step * len(factors) // num_steps] if factors else 1.0 for step in range(num_steps)]
+    assert moved == pytest.approx([0.5 * factor for factor in wanted], rel=1e-9)  # float64, at most 23 additions
+    parts = [wanted.count(factor) for factor in factors] if len(set(factors)) == len(factors) else []
+    assert not parts or max(parts) - min(parts) <= 1
 
 
 def test_an_update_is_a_function_of_its_inputs(fresh: Callable[[], Any]):

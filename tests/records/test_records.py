@@ -51,6 +51,7 @@ trainings = st.builds(
     weight_decay=numbers,
     proximal=numbers,
     clip_gradients=st.none() | numbers,
+    rate_factors=st.lists(st.floats(0.01, 1), max_size=5).map(tuple),
 )
 
 
@@ -109,6 +110,15 @@ def test_a_plan_states_a_bound_on_gradients_only_where_there_is_one():
         message = pack_plan(ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, bounded), {})
         assert (b"clip_gradients" in message) == (most is not None)
         assert unpack_plan(message)[0].training == bounded
+
+
+def test_a_plan_states_factors_of_the_rates_only_where_there_are_any():
+    training = Training(batch_size=1, learning_rate=0.1, head_learning_rate=0.1, local_steps=1)
+    for factors in ((), (1.0, 0.5)):
+        falling = replace(training, rate_factors=factors)
+        message = pack_plan(ClientPlan(1, 2, 3, Budget("a", 1, 1, (0,)), {}, falling), {})
+        assert (b"rate_factors" in message) == bool(factors)
+        assert unpack_plan(message)[0].training == falling
 
 
 def test_the_order_of_insertion_does_not_change_the_bytes():

@@ -54,3 +54,16 @@ def test_both_rates_are_multiplied_and_nothing_else_changes():
 
 def test_a_constant_schedule_leaves_the_training_as_it_is():
     assert all(Schedule("constant", 0, 5).at(TRAINING, t) is TRAINING for t in range(1, 6))
+
+
+@given(kind=st.sampled_from(KINDS), run=runs)
+def test_training_outside_of_rounds_goes_through_the_factors_of_all_of_them(kind: str, run: tuple[int, int]):
+    rounds, warmup = run
+    schedule = Schedule(kind, warmup, rounds)
+    found = schedule.over_run(TRAINING)
+    if kind == "constant" and not warmup:
+        assert found is TRAINING
+    factors = [schedule.factor(t) for t in range(1, rounds + 1)]
+    assert found == replace(TRAINING, rate_factors=found.rate_factors)
+    assert list(found.rate_factors) in ([], factors)
+    assert bool(found.rate_factors) == (set(factors) != {1})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fftmoe.config import parse_recipe
-from fftmoe.setup.baselines import training_together, why_not
+from fftmoe.setup.baselines import training_alone, training_together, why_not
 from fftmoe.setup.run import resume, run
 from finished import Finished
 from five_clients import CLOSED
@@ -128,6 +128,14 @@ def test_all_rows_together_are_trained_as_long_as_all_clients_in_all_rounds(comp
     steps = training_together(compose_five(**epochs)).local_steps
     assert steps == round(2 * 3 * 2 * 113 / 5 / 5)
     assert training_together(compose_five(**epochs)).local_epochs is None
+
+
+def test_baselines_train_at_the_rates_of_the_run(compose_five: ComposeFive):
+    """Of four rounds with a rate that falls, whatever the steps of one client are in them."""
+    experiment = compose_five(**{"federation.schedule": "linear", "federation.rounds": 4})
+    assert training_together(experiment).rate_factors == (1, 0.75, 0.5, 0.25)
+    assert training_alone(experiment).rate_factors == (1, 0.75, 0.5, 0.25)
+    assert training_alone(compose_five(**{"federation.schedule": "constant"})).rate_factors == ()
 
 
 PRIVATE = {"head": {"kind": "one-vs-all", "learning_rate": 0.5}, "adapter.residents": "balanced"}

@@ -5,6 +5,7 @@ callers differ in how they compute losses (`update.py`, `stack.py`). Private tra
 (`example_privacy.py`). All the rest is here.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,6 +76,7 @@ def train(
     loss_of: LossOf[BatchT],
     make_gradients: MakeGradients[BatchT] = plain_gradients,
     stacked: bool = False,
+    factors: Iterable[float] = (),
 ) -> Iterator[Tensor | None]:
     """Take one step of training for each batch.
 
@@ -85,6 +87,7 @@ def train(
         loss_of: the losses of a batch, computed with the parameters as they are at that moment.
         make_gradients: plain gradients, or private ones.
         stacked: the first dimension of every parameter is that of the clients.
+        factors: of the learning rates in each step; 1 in those after the last one.
 
     Yields:
         after each step, what `make_gradients` returned. The caller can read the parameters at that moment.
@@ -93,14 +96,22 @@ def train(
     start = [p.detach().clone() for p in own] if training.proximal else []
     optimizers = make_optimizers(parameters, training)
     pull = partial(proximal, own, start, training.proximal)
-    for batch in batches:
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    for batch, factor in zip(batches, itertools.chain(factors, itertools.repeat(1.0)), strict=False):
         task_loss = make_gradients(loss_of, batch, own, pull)
         if training.clip_gradients is not None:
             clip_gradients(own, training.clip_gradients, stacked)
-        for optimizer in optimizers:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
         yield task_loss
+
+
+def factors_of_steps(training: Training, num_steps: int) -> list[float]:
+    """Return the factor of the rates in each step: equal parts of the steps have one of `rate_factors` each."""
+    parts = training.rate_factors
+    return [parts[step * len(parts) // num_steps] for step in range(num_steps)] if parts else []
 
 
 def make_optimizers(parameters: Mapping[str, nn.Parameter], training: Training) -> list[torch.optim.Optimizer]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fftmoe.backbones import check_skipped, on_device, outputs
 from fftmoe.client.example_privacy import noisy_gradients, poisson_batches
 from fftmoe.client.micro_batches import accumulated_gradients
-from fftmoe.client.training import Losses, MakeGradients, check_finite, plain_gradients, train
+from fftmoe.client.training import Losses, MakeGradients, check_finite, factors_of_steps, plain_gradients, train
 from fftmoe.data import Examples, WithPrefix, training_batches
 from fftmoe.methods.base import Method, Session
 from fftmoe.records import ClientPlan, ClientUpdate, Tensors
@@ -62,7 +62,9 @@ def update_client(
         if session.parameters:  # a closed-form head on a backbone without an adapter has none
             loss_of = partial(client_losses, model, session, objective, examples)
             gradients = _gradients(plan, objective, examples, micro_batch_size)
-            steps = train(local_batches(plan, indices, examples), session.parameters, plan.training, loss_of, gradients)
+            batches = local_batches(plan, indices, examples)
+            factors = factors_of_steps(plan.training, len(batches))
+            steps = train(batches, session.parameters, plan.training, loss_of, gradients, factors=factors)
             task_losses = [loss for loss in steps if loss is not None]
         metrics = {"loss": check_finite(task_losses, plan)} if task_losses else {}
         metrics |= {} if measure is None else measure(model)

@@ -52,6 +52,7 @@ class Training:
     clip_norm: float | None = None  # largest norm of a private client's update over all tensors; None: no limit
     example_clip: float | None = None  # largest norm of one example's gradient, over all parameters; None: no limit
     example_noise: float = 0.0  # standard deviation of the noise on a sum of such gradients, divided by `example_clip`
+    rate_factors: tuple[float, ...] = ()  # of both learning rates in equal parts of the steps; none: 1 in all steps
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ class Schedule:
         past = (round - self.warmup - 1) / (self.rounds - self.warmup)
         return _rounded(1 - past if self.kind == "linear" else math.cos(math.pi / 2 * past) ** 2)
 
+    def over_run(self, training: Training) -> Training:
+        """Return training that goes through the factors of all rounds in its own steps, for what trains outside of
+        rounds as much as a run does.
+        """
+        factors = tuple(self.factor(round) for round in range(1, self.rounds + 1))
+        return training if all(factor == 1 for factor in factors) else replace(training, rate_factors=factors)
+
     def at(self, training: Training, round: int) -> Training:
         """Return the training of a round, with both learning rates multiplied by its factor."""
         factor = self.factor(round)

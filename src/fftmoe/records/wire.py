@@ -77,14 +77,16 @@ def pack_plan(plan: ClientPlan, tensors: Tensors) -> bytes:
 
 
 def training_values(training: Training) -> dict[str, Any]:
-    """Return the settings of a client's training as a plan states them; a limit on gradients is left out where there is
-    none.
+    """Return the settings of a client's training as a plan states them; a limit on gradients and factors of the rates
+    are left out where there are none.
 
-    So a plan without such a limit has the bytes that it had before there could be one.
+    So a plan without them has the bytes that it had before there could be any.
     """
     values = dict(vars(training))
     if training.clip_gradients is None:
         del values["clip_gradients"]
+    if not training.rate_factors:
+        del values["rate_factors"]
     return values
 
 
@@ -93,9 +95,10 @@ def unpack_plan(message: bytes) -> tuple[ClientPlan, Tensors]:
     header, tensors = unpack(message)
     budget = header.pop("budget")
     budget["blocks"] = tuple(budget["blocks"])
+    training = header.pop("training")
     plan = ClientPlan(
         budget=Budget(**budget),
-        training=Training(**header.pop("training")),
+        training=Training(**{**training, "rate_factors": tuple(training.get("rate_factors", ()))}),
         experts=_with_block_keys(header.pop("experts")),
         **header,
     )

@@ -39,6 +39,7 @@ from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.judged import make_answers
 from fftmoe.setup.method import build_method
+from fftmoe.setup.tiers import schedule_of
 
 _, ALONE, CENTRALIZED = BASELINES  # the first one is `HEAD_ONLY`
 
@@ -205,7 +206,7 @@ def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
         costs[HEAD_ONLY] = BaselineCost(None, statistics=0 if _starts_alone(experiment) else experiment.num_clients)
     if ALONE not in costs:
         clients = min(experiment.num_clients, experiment.recipe.evaluation.local_only_clients or experiment.num_clients)
-        training = _training_alone(experiment)
+        training = training_alone(experiment)
         steps = training.local_steps or (training.local_epochs or 1) * _steps_of_epoch(experiment)
         costs[ALONE] = BaselineCost(None, clients=clients, steps=round(clients * steps))
     if CENTRALIZED not in costs:
@@ -239,16 +240,18 @@ def train_locally(experiment: Experiment, measure: ModelMeasure, initial: Server
     local = LocalTraining(
         measure=measure,
         exchange=Exchange(engine, expectations(experiment), Ledger()),
-        training=_training_alone(experiment),
+        training=training_alone(experiment),
         seed=experiment.recipe.seed,
         num_clients=experiment.recipe.evaluation.local_only_clients,
     )
     return local(initial)
 
 
-def _training_alone(experiment: Experiment) -> Training:
+def training_alone(experiment: Experiment) -> Training:
+    """Return the training of one client for as many rounds as it takes part in on average, at their rates."""
     federation = experiment.recipe.federation
-    return repeated(experiment.training, federation.rounds * federation.clients_per_round / experiment.num_clients)
+    training = repeated(experiment.training, federation.rounds * federation.clients_per_round / experiment.num_clients)
+    return schedule_of(experiment.recipe).over_run(training)
 
 
 def train_together(experiment: Experiment, measure: ModelMeasure, initial: ServerState) -> Alone:
@@ -282,10 +285,10 @@ def one_client(experiment: Experiment) -> Experiment:
 
 
 def training_together(experiment: Experiment) -> Training:
-    """Return the training of one client that takes as many steps as all clients take in all rounds."""
+    """Return the training of one client that takes as many steps as all clients take in all rounds, at their rates."""
     federation, training = experiment.recipe.federation, experiment.training
     steps: float | None = training.local_steps
     if steps is None:
         steps = (training.local_epochs or 1) * _steps_of_epoch(experiment)
     total = max(1, round(steps * federation.rounds * federation.clients_per_round))
-    return replace(training, local_steps=total, local_epochs=None)
+    return schedule_of(experiment.recipe).over_run(replace(training, local_steps=total, local_epochs=None))
