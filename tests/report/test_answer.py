@@ -23,12 +23,25 @@ def summary(together: list[float | None], alone: list[float | None], **others: A
     ("together", "alone", "words"),
     [
         ([0.5, 0.5], [0.5, 0.75], "no client of 2 gains over training alone, each on its own test rows"),
-        ([0.75], [0.5], "1 of 1 client gains over training alone, each on its own test rows"),
+        (
+            [0.75],
+            [0.5],
+            "1 of 1 client gains over training alone, each on its own test rows, and chance alone could give such "
+            "numbers",
+        ),
         (
             [0.75, 0.5, 0.5],
             [0.5, 0.5, 0.5],
-            "1 of 3 clients gains over training alone, each on its own test rows (2 are level)",
+            "1 of 3 clients gains over training alone, each on its own test rows (2 are level), and chance alone could "
+            "give such numbers",
         ),
+        (
+            [0.75] * 6 + [0.5],
+            [0.5] * 7,
+            "6 of 7 clients gain over training alone, each on its own test rows (1 is level)",
+        ),
+        ([0.5], [0.5], "1 client is level with training alone, each on its own test rows"),
+        ([0.5, 0.7], [0.5, 0.7], "2 clients are level with training alone, each on its own test rows"),
         (
             [0.9] * 8 + [0.1],
             [0.5] * 9,
@@ -40,7 +53,11 @@ def summary(together: list[float | None], alone: list[float | None], **others: A
             "3 of 10 clients gain over training alone, each on its own test rows, and 7 are better alone "
             "(site-3, site-4, site-5, site-6, site-7 and 2 more), and chance alone could give such numbers",
         ),
-        ([0.9, None, 0.9], [0.5, 0.5, None], "1 of 1 client gains over training alone, each on its own test rows"),
+        (
+            [0.9] * 7 + [None, 0.9],
+            [0.5] * 8 + [None],
+            "7 of 7 clients gain over training alone, each on its own test rows; 2 are not compared",
+        ),
         ([None], [0.5], ""),
     ],
 )
@@ -69,7 +86,8 @@ def test_one_sentence_has_the_result_and_each_baseline():
     found = summary([0.9], [0.5], accuracy_interval=[0.76, 0.84], baselines=baselines)
     assert answer(found) == (
         "accuracy 0.800 (95 % interval 0.760 to 0.840) is better than the solved head alone (0.500), not clearly "
-        "different from training alone (0.790); 1 of 1 client gains over training alone, each on its own test rows"
+        "different from training alone (0.790); 1 of 1 client gains over training alone, each on its own test rows, "
+        "and chance alone could give such numbers"
     )
     assert "better than the backbone as it is (0.500)" in answer(found, untrained=True)
     assert answer({**found, "baselines": {}}) == ""

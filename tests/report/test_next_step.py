@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from fftmoe.config import load_recipe
 from fftmoe.report.next_step import next_step
 from fftmoe.report.page import report_page
 from fftmoe.report.record import RunRecord
 from fftmoe.store import read_config
+from fftmoe.tasks import TASKS
 from finished import Finished
 from reports import config, rows, structure_of, summary
 from shared_fixtures import Cli
@@ -56,6 +58,8 @@ AS_HEAD = {"head_only": entry(0.75)}
 OVER_HEAD = {"head_only": entry(0.5)}
 GROWS: tuple[float | None, ...] = (0.5, None, 0.55, 0.6)
 FALLS: tuple[float | None, ...] = (0.6, None, 0.55, 0.59)
+FEW = {"name": ["a", "b"], "actual": [38, 12], "predicted": [50, 0], "hits": [38, 0]}
+EVEN = {"name": ["a", "b"], "actual": [25, 25], "predicted": [25, 25], "hits": [19, 19]}
 SPENT = {"privacy": {"epsilon": 2.0, "stopped_early": False}}
 
 
@@ -87,6 +91,11 @@ SPENT = {"privacy": {"epsilon": 2.0, "stopped_early": False}}
         ({**LEVEL, "validated": FALLS}, COMPARE.format("centralized")),
         ({**LEVEL, "baselines": {"head_only": NOT_MEASURED}, "validated": FALLS}, COMPARE.format("centralized")),
         ({**LEVEL, "baselines": OVER_HEAD, "validated": FALLS}, PREDICT),
+        # Nothing is better than all right, and no label is learned by a model that always gives the same one.
+        ({"accuracy": 1.0, "baselines": {"head_only": entry(1.0)}, "validated": GROWS}, PREDICT),
+        ({"baselines": OVER_HEAD, "labels": FEW, "validated": GROWS}, LONGER),
+        ({"baselines": OVER_HEAD, "labels": FEW, "validated": FALLS}, COMPARE.format("centralized")),
+        ({"baselines": OVER_HEAD, "labels": EVEN, "validated": FALLS}, PREDICT),
     ],
 )
 def test_the_command_fits_how_a_run_ended(facts: dict[str, Any], command: str):
@@ -105,6 +114,31 @@ def test_the_command_fits_how_a_run_ended(facts: dict[str, Any], command: str):
 )
 def test_a_good_run_is_used_as_its_task_allows(recipe: dict[str, Any], command: str):
     assert next_step(run_of(recipe)).command == command
+
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "regression": {"targets": ["price"]},
+    "preference": {"prompt": "asked", "chosen": "good", "rejected": "bad"},
+}
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("facts", [{"baselines": AS_HEAD}, LEVEL, {"baselines": {**OVER_HEAD, "alone": entry(0.95)}}])
+def test_every_method_that_is_proposed_can_train_the_task(task: str, facts: dict[str, Any]):
+    step = next_step(run_of({"backbone": {"model": "m", "task": task}}, validated=FALLS, **facts))
+    words = shlex.split(step.command)
+    methods = words[words.index("--methods") + 1].split(",") if "--methods" in words else []
+    for method in methods:
+        data = {"source": "rows.csv", **COLUMNS.get(task, {})}
+        recipe = {"backbone": {"model": "m", "task": task}, "data": data, "method": method}
+        assert load_recipe(recipe, may_read=False).method == method
+
+
+def test_two_measurements_do_not_make_a_best_round():
+    two: tuple[float | None, ...] = (0.5, None, None, 0.6)
+    run = run_of(baselines=AS_HEAD, validated=two)
+    assert next_step(run).why == "the rounds have improved the model: train for more of them"
+    assert next_step(run).command == LONGER
 
 
 def test_a_head_that_is_too_fast_is_slowed_and_not_the_adapter():
@@ -148,7 +182,7 @@ def test_the_page_and_the_terminal_say_the_same(tiny_run: Finished):
 
 
 def test_a_good_run_answers_as_it_is_told(cli: Cli, tiny_run: Finished):
-    outcome = cli(*step_of(tiny_run, verdict={"result": "better"})[1:])
+    outcome = cli(*step_of(tiny_run, verdict={"result": "better"}, labels={})[1:])
     assert outcome.status == 0
     assert json.loads(outcome.out)["label"]
 
@@ -167,7 +201,7 @@ def test_a_comparison_starts_from_the_recipe_of_this_one(cli: Cli, tiny_run: Fin
     value = tiny_run.summary["accuracy"]
     known = {"head_only": AS_HEAD, "alone": {"head_only": entry(0.0), "alone": entry(1.9)}}[as_good]
     known = {**known, "head_only": entry(value if as_good == "head_only" else -1.0)}
-    words = step_of(tiny_run, baselines=known, accuracy_by_round={"0": 0.9, "1": 0.5}, verdict={})
+    words = step_of(tiny_run, baselines=known, accuracy_by_round={"0": 0.9, "1": 0.5}, verdict={}, labels={})
     assert words[:2] == ["fftmoe", "compare"]
     outcome = cli(*words[1:-1], tmp_path / "compared", "--seeds", "1")
     assert outcome.status == 0, outcome.err

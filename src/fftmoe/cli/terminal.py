@@ -10,6 +10,7 @@ from fftmoe.backbones import loading_arguments
 from fftmoe.cli.client_scores import client_score_lines, sample_lines
 from fftmoe.config import Recipe
 from fftmoe.report.answer import answer, compared, interval_of
+from fftmoe.report.constant import never_given
 from fftmoe.report.metric import EXPLAINED, Metric, own_values
 from fftmoe.report.next_step import next_step
 from fftmoe.report.record import RunRecord
@@ -40,6 +41,7 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *([] if summary.get("r2") is None else [f"  R² {summary['r2']:.3f}, {EXPLAINED}"]),
         *_generated(summary),
         *_baselines(summary, metric, recipe),
+        *([f"  {missed}"] if (missed := never_given(summary)) else []),
         f"  with the experts of each tier: {tiers}",
         *(
             f"  {text}: mean {summary[key]['mean']:.3f}, worst decile {summary[key]['worst_decile']:.3f}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fftmoe.report.chance import chance_margin, divided_by_chance
+from fftmoe.report.constant import commonest
 from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
 from fftmoe.shown import count_of
 
@@ -15,6 +16,7 @@ WHAT = {
     "centralized": "training on all rows in one place",
 }
 UNTRAINED = "the backbone as it is"  # the baseline `head_only` of a language model, which has no head
+COMMONEST = "commonest"  # the answer that needs no model, beside the baselines that a run measures
 
 
 class Compared(NamedTuple):
@@ -45,7 +47,7 @@ def _finite(interval: Any) -> Sequence[float] | None:
 
 
 def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compared]:
-    """Return every baseline of a summary.
+    """Return every baseline of a summary, and the answer that needs no model.
 
     The result is better or worse by more than chance if the difference exceeds the `chance_margin` of the two. That is
     cautious, because most of the test rows are the same.
@@ -68,7 +70,27 @@ def compared(summary: Mapping[str, Any], untrained: bool = False) -> list[Compar
             result = "level" if abs(gain) <= margin else "better" if gain > 0 else "worse"
         what = UNTRAINED if untrained and name == "head_only" else what
         found.append(Compared(name, what, other, its, result, entry.get("reason", "")))
-    return found
+    return found if value is None else found + _with_constant(summary, value, interval)
+
+
+def _with_constant(summary: Mapping[str, Any], value: float, interval: Sequence[float] | None) -> list[Compared]:
+    """Return the answer that needs no model beside the result, if there is one.
+
+    Its value is that of these test rows, so the result is better or worse where its own interval leaves it out.
+    """
+    constant = commonest(summary)
+    if constant is None:
+        return []
+    result = ""
+    if interval is not None:
+        low, high = interval
+        result = "better" if constant.share < low else "worse" if constant.share > high else "level"
+    return [Compared(COMMONEST, f"always answering {constant.label!r}", constant.share, None, result, "")]
+
+
+def _is_passed(each: Compared) -> bool:
+    """Return whether it is the answer without a model, and the result is better, which goes without saying."""
+    return each.name == COMMONEST and each.result == "better"
 
 
 _WORDS = {"better": "better than", "worse": "worse than", "level": "not clearly different from", "": "beside"}
@@ -81,7 +103,7 @@ def answer(summary: Mapping[str, Any], untrained: bool = False) -> str:
     """
     metric = Metric.of(summary)
     value = summary.get(metric.name)
-    others = [each for each in compared(summary, untrained) if each.value is not None]
+    others = [each for each in compared(summary, untrained) if each.value is not None and not _is_passed(each)]
     if value is None or not others:
         return ""
     by_words: dict[str, list[str]] = {}
@@ -133,17 +155,27 @@ def who_gains(summary: Mapping[str, Any]) -> str:
     rows = "on test rows reweighted to its labels" if are_reweighted(summary, metric) else "on its own test rows"
     if not measured:
         return _mean_gain(summary, metric)
-    if not gain:
-        return f"no client of {measured} gains over training alone, each {rows}"
-    gains = "gains" if len(gain) == 1 else "gain"
-    if not lose:
-        level = "" if len(gain) == measured else f" ({measured - len(gain)} are level)"
-        return f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}{level}"
-    return (
-        f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}, and {len(lose)} "
-        f"{'is' if len(lose) == 1 else 'are'} better alone ({_first(lose)})"
-        f"{', and chance alone could give such numbers' if divided_by_chance(len(gain), len(lose)) else ''}"
-    )
+    if not gain and not lose:
+        found = (
+            f"{count_of(measured, 'client')} {'is' if measured == 1 else 'are'} level with training alone, each {rows}"
+        )
+    elif not gain:
+        found = f"no client of {measured} gains over training alone, each {rows}"
+    else:
+        gains = "gains" if len(gain) == 1 else "gain"
+        found = f"{len(gain)} of {count_of(measured, 'client')} {gains} over training alone, each {rows}"
+    if gain and lose:
+        found += f", and {_is_are(len(lose))} better alone ({_first(lose)})"
+    elif gain and len(gain) < measured:
+        found += f" ({_is_are(measured - len(gain))} level)"
+    if gain and divided_by_chance(len(gain), len(lose)):
+        found += ", and chance alone could give such numbers"
+    left_out = len(summary["clients"]["alone"]) - measured
+    return found + (f"; {_is_are(left_out)} not compared" if left_out else "")
+
+
+def _is_are(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"
 
 
 def _first(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fftmoe.report.constant import never_given
 from fftmoe.report.metric import NO_VALUE
 from fftmoe.report.numbers import Numbers, PlottedNumber
 from fftmoe.report.record import RunRecord
@@ -44,11 +45,14 @@ class ConfusionView:
 
 @dataclass(frozen=True)
 class LabelsView:
-    """Holds the table of labels, the worst first; `num_more` labels are left out of it."""
+    """Holds the table of labels, the worst first; `num_more` labels are left out of it. `never` says which labels the
+    model never gives.
+    """
 
     header: Sequence[str]
     rows: Sequence[tuple[str, ...]]
     num_more: int
+    never: str
     judged: str
     numbers: Numbers
     confusion: ConfusionView | None
@@ -67,7 +71,9 @@ def labels(run: RunRecord) -> LabelsView | None:
     ]
     header = ("label", f"test {judged}", "recall", "precision", "F1")
     more = len(found) - len(shown)
-    return LabelsView(header, shown, more, judged, _numbers(found, judged), _confusion(counts, judged))
+    return LabelsView(
+        header, shown, more, never_given(run.summary), judged, _numbers(found, judged), _confusion(counts, judged)
+    )
 
 
 def _qualities(counts: Mapping[str, Any]) -> list[LabelQuality]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fftmoe.data.roles import LANGUAGE_TASKS
-from fftmoe.report.answer import compared, gains_of_clients
+from fftmoe.report.answer import COMMONEST, compared, gains_of_clients
+from fftmoe.report.constant import commonest
+from fftmoe.report.metric import SHARES
 from fftmoe.report.record import RunRecord
 from fftmoe.report.sections import account
 from fftmoe.report.verdict import ended_badly
@@ -61,8 +63,9 @@ def next_step(run: RunRecord) -> NextStep:
     """Return what to do next: the first of these that is true of the run.
 
     It has not finished; it diverged, or is worse than its start or than its head alone; clients, or most of them, are
-    better by themselves; it still improves and is not better than what it is compared with; it is not clearly better
-    than its head alone, or than its start where a head alone cannot be measured. Otherwise it is used.
+    better by themselves; every test row is right; it still improves and is not better than what it is compared with; it
+    is not clearly better than always the commonest label, than its head alone, or than its start where a head alone
+    cannot be measured. Otherwise it is used.
     """
     commands = _Commands(run)
     if not run.summary:
@@ -70,8 +73,17 @@ def next_step(run: RunRecord) -> NextStep:
             return NextStep("the run has not finished: the command that started it continues it", "")
         return NextStep("the run has not finished: continue it", f"fftmoe resume {quoted(run.folder)}")
     found = {each.name: each.result for each in compared(run.summary) if each.value is not None}
-    step = _after_harm(run, found, commands) or _after_no_gain(run, found, commands)
+    if run.setting("backbone.task") in LANGUAGE_TASKS:  # without a head this is the start, of which the verdict speaks
+        found.pop("head_only", None)
+    step = _after_harm(run, found, commands)
+    if step is None and not _is_perfect(run):
+        step = _after_no_gain(run, found, commands)
     return step or NextStep("use the model", commands.use())
+
+
+def _is_perfect(run: RunRecord) -> bool:
+    """Return whether every test row is answered right, so that nothing can become better."""
+    return run.metric.name in SHARES and run.summary.get(run.metric.name) == 1
 
 
 def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
@@ -95,20 +107,26 @@ def _after_harm(run: RunRecord, found: Mapping[str, str], commands: _Commands) -
 
 
 def _after_no_gain(run: RunRecord, found: Mapping[str, str], commands: _Commands) -> NextStep | None:
-    """Return what to do where a baseline is as good, or training in one place is better."""
+    """Return what to do where a baseline or a guess is as good, or training in one place is better."""
     is_level = found.get("head_only") == "level"
     gained_nothing = "head_only" not in found and run.summary.get("verdict", {}).get("result") == "level"
+    guess = commonest(run.summary) if found.get(COMMONEST) in ("level", "worse") else None
     bound, rounds = found.get("centralized"), run.setting("federation.rounds")
-    if (is_level or gained_nothing or bound == "worse") and rounds and _still_improves(run):
+    if (is_level or gained_nothing or guess or bound == "worse") and rounds and _still_improves(run):
         why = "the last round was the best one: train for more rounds"
+        if len(_measured(run)) == 2:
+            why = "the rounds have improved the model: train for more of them"
         return NextStep(why, commands.again("-longer", "federation.rounds", 2 * rounds))
+    if guess and not run.over_sites:
+        why = f"the model is not clearly better than always answering {guess.label!r}: see over several seeds what "
+        return NextStep(f"{why}training on all rows in one place gains", commands.beside("centralized"))
     if is_level and not run.over_sites:
         why = "it is not clear whether training adds anything to the head alone: compare both over several seeds"
         if _central_training_adds_nothing(run):
             why = "not even training on all rows in one place is better than the head alone: compare both over seeds"
         return NextStep(why, commands.beside("head-only"))
     if gained_nothing and not run.over_sites:
-        why = "training changed little: see over several seeds what training on all rows in one place gains"
+        why = "training made no clear difference: see over several seeds what training on all rows in one place gains"
         return NextStep(why, commands.beside("centralized"))
     return None
 
@@ -136,7 +154,12 @@ def _still_improves(run: RunRecord) -> bool:
     """
     if "epsilon" in account(run) or run.summary.get("stopped_early"):
         return False
+    values = _measured(run)
+    return len(values) > 1 and all(run.metric.better(values[-1], value) for value in values[:-1])
+
+
+def _measured(run: RunRecord) -> list[float]:
+    """Return the metric of each measured round, on the validation rows where there are any."""
     key = f"validation_{run.metric.name}"
     values: list[float] = [row[key] for row in run.rows if row.get(key) is not None]
-    values = values or list(run.summary.get(f"{run.metric.name}_by_round", {}).values())
-    return len(values) > 1 and all(run.metric.better(values[-1], value) for value in values[:-1])
+    return values or list(run.summary.get(f"{run.metric.name}_by_round", {}).values())

@@ -7,7 +7,8 @@ import yaml
 
 from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures, sections
-from fftmoe.report.answer import answer
+from fftmoe.report.answer import COMMONEST, answer, compared
+from fftmoe.report.constant import never_given
 from fftmoe.report.labels import labels
 from fftmoe.report.load import RULE, LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
@@ -105,6 +106,8 @@ def _warnings(run: RunRecord) -> list[str]:
         lines.append(f"{sentence(run.summary)}.")
     if void := run.summary.get("rounds_void", sum("void" in row for row in run.rows)):
         lines.append(f"{with_noun(void, 'round')} changed nothing: too few valid updates{_kinds(run)}.")
+    if any(each.name == COMMONEST and each.result in ("level", "worse") for each in compared(run.summary)):
+        lines += [f"{missed}." for missed in (never_given(run.summary),) if missed]
     lines += [f"{note}." for note in run.summary.get("notes", ())]
     alarms = LoadWatch(run.rows).lasting(run.summary.get(run.metric.name), run.metric)
     lines += [f"{describe_alarm(found)}." for found in alarms[:WARNED_ALARMS]]

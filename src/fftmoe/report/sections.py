@@ -6,7 +6,7 @@ from typing import Any
 
 from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures
-from fftmoe.report.answer import compared
+from fftmoe.report.answer import COMMONEST, compared
 from fftmoe.report.block_maps import usage_by_block
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
@@ -119,7 +119,8 @@ def baselines(run: RunRecord) -> TextRows:
     metric, summary = run.metric, run.summary
     language = run.setting("backbone.task") in LANGUAGE_TASKS
     others = compared(summary, untrained=language)
-    asked = run.setting("evaluation.baselines") or any(each.value is not None for each in others)
+    measured = any(each.value is not None and each.name != COMMONEST for each in others)
+    asked = run.setting("evaluation.baselines") or measured
     if not asked or not others or summary.get(metric.name) is None:
         return []
     own = (

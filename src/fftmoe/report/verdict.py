@@ -106,7 +106,7 @@ def _kept(summary: Mapping[str, Any]) -> str:
     """Return the round whose model a run keeps, in words."""
     if "last" not in summary:
         return "the last round"
-    return f"round {summary['best_round']}, which was better on the validation rows"
+    return f"round {summary['best_round']}, which is kept by the validation rows"
 
 
 def sentence(summary: Mapping[str, Any]) -> str | None:
@@ -123,7 +123,7 @@ def sentence(summary: Mapping[str, Any]) -> str | None:
     if found["result"] == "worse":
         return f"training made the model worse: {values}, and chance explains only {margin}; {LOWER_RATE}"
     if found["result"] == "level":
-        return f"training changed little: {values}, and chance alone explains {margin}"
+        return f"training made no clear difference: {values}, and chance alone explains {margin}"
     return f"training made the model better: {values}"
 
 

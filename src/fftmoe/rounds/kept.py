@@ -30,9 +30,16 @@ def kept_model(
     if best is None or best.state.round == last.round:
         return last, {**metrics, "best_round": last.round}
     state = served(best.state)
-    journal.say(f"keeping the model of round {state.round}, which was better on the rows that clients set aside")
+    journal.say(f"keeping the model of round {state.round}, by the rows that clients set aside ({_why(state.round)})")
     own = {**f.evaluate.final(state), **validated_in(best.row)}
     return state, {**own, "best_round": state.round, "last": {"round": last.round, **_overall(metrics)}}
+
+
+def _why(round: int) -> str:
+    """Return by which rule a round is kept (`Ranking.bar`)."""
+    if round == 0:
+        return "no later round was at least as good as the model before training"
+    return "the last one that is as good as the start, and as the best one within a standard error"
 
 
 def _overall(metrics: Metrics) -> dict[str, Any]:
