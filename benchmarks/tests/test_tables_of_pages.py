@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fftmoe.comparison.statistics import CellResult, Comparison, estimate
+from fftmoe.comparison.tables import with_interval
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,6 +84,46 @@ def test_no_run_ends_below_its_start_out_of_the_box(load: Load):
         mean, half = (f"{value:.1f}".removeprefix("0") for value in (found.mean, found.half_width))
         assert f"{name} (+{mean} ± {half}" in shown
     assert level == 8  # "eight of the twenty-one"
+
+
+def test_the_page_says_what_the_rule_for_the_kept_round_costs(load: Load):
+    table, shown = load("default_table"), page("results")
+    cells = [cell for data in NAMES for cell in stored(f"default-table-{data}").cells]
+
+    def gains(method: str, of_model: Callable[[CellResult], float], only_first: bool = False) -> list[float]:
+        own = [cell for cell in cells if cell.method == method]
+        own = [cell for cell in own if cell.summary["best_round"] == 0] if only_first else own
+        return [round(100 * (of_model(cell) - table.before(cell)), 6) for cell in own]
+
+    missed = gains("fft-moe", table.after_all_rounds, only_first=True)
+    assert sorted(value > 0 for value in missed) == [False] * 3 + [True] * 5
+    above, below = [value for value in missed if value > 0], [-value for value in missed if value < 0]
+    assert f"(by {_short(min(above))} to {_short(max(above))} points)" in shown
+    assert f"worse in three (by {_short(min(below))} to {_short(max(below))})" in shown
+    pairs = zip(gains("fft-moe", table.after_all_rounds), gains("fft-moe", table.kept), strict=True)
+    cost = with_interval(estimate([last - kept for last, kept in pairs]), "+.2f")
+    assert f"costs {cost.removeprefix('+0').replace('±', '± ')} points" in shown
+    lower = {method: [-value for value in gains(method, table.kept) if value < 0] for method in ("fedit", "hetlora")}
+    assert not lower["fedit"]
+    assert f"(by {_short(min(lower['hetlora']))} and {_short(max(lower['hetlora']))} points), and FedIT none" in shown
+    lost = gains("centralized", table.after_all_rounds, only_first=True)
+    assert len(lost) == 4
+    assert f"lose {_short(min(lost))} to {_short(max(lost))} points" in shown
+
+
+def test_the_page_says_where_training_in_one_place_gains(load: Load):
+    table, shown = load("default_table"), page("results")
+    for data, name in NAMES.items():
+        own = [cell for cell in stored(f"default-table-{data}").cells if cell.method == "centralized"]
+        found = estimate([100 * (table.after_all_rounds(cell) - table.before(cell)) for cell in own])
+        assert found is not None
+        assert found.half_width is not None
+        said = f"{name} (+{_short(found.mean)} ± {_short(found.half_width)})"
+        assert (said in shown) == (found.mean > found.half_width), said
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removeprefix("0")
 
 
 def test_the_readme_has_its_table(load: Load):
