@@ -78,6 +78,7 @@ OF_LANGUAGE = (
             "federation.schedule": "cosine",
         },
     ),
+    Variant("a server momentum of a half", {"federation.server_optimizer": "momentum", "federation.server_beta1": 0.5}),
     Variant("no routed experts beside the shared update", {"adapter.scale": 1e-3}),
     Variant("fedit with the same server", {"method": "fedit"}),
 )
