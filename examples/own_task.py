@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 import fftmoe
-from fftmoe.tasks import TASKS, Classification
+from fftmoe.tasks import TASKS, Classification, no_share
 
 
 class AverageClass(Classification):
     """A `Task` (`fftmoe/tasks/base.py`): the loss is that of the recipe's head, the metric its own."""
 
-    metric, label_parts = "balanced_accuracy", 2  # parts with C numbers, of which a site may leave out rare labels
+    metric, label_parts, share = "balanced_accuracy", 2, no_share  # 2 parts with C numbers; a mean of shares is none
 
     def statistics(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Float64 [B, 2C]: the right answers of each of C classes, and its examples."""

@@ -3,7 +3,6 @@
 Shape letters: N examples, L strata (the classes, if the task has classes), K statistics of a task, C clients.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,10 @@ from torch import Tensor
 from fftmoe.backbones import check_finite_outputs, logits, on_device, outputs, token_losses
 from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
-from fftmoe.tasks import NO_BOUND, LabelCounts, Task
+from fftmoe.tasks import LabelCounts, Task, worth
 
 EVALUATION_BATCH_SIZE = 64
 FEW = 10  # examples; of fewer that differ from all others, samples of the examples say too little
-WILSON_Z = 1.959964  # standard deviations, of 95 %
 RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
 
 
@@ -37,8 +35,9 @@ class Tally:
             where nobody says whose they are.
         labels: how often each label was right, given and predicted; None where that was not asked for, and for a task
             without labels.
-        apart: the number of examples whose own value of the metric is another than the commonest one; None where no
-            interval was asked for.
+        each: by example, its own value of the share that the metric is, or of the metric where this is no share, and
+            how many items that is of, float64 [N, 2]; the value is NaN where nothing of the example was judged. None
+            where no interval was asked for.
     """
 
     task: Task
@@ -47,7 +46,7 @@ class Tally:
     resampled: np.ndarray | None = None
     owned: tuple[np.ndarray, np.ndarray] | None = None
     labels: LabelCounts | None = None
-    apart: int | None = None
+    each: np.ndarray | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics on all examples, by name, the run's metric first."""
@@ -57,17 +56,17 @@ class Tally:
         """Return the 95 % interval of the run's metric over held-out examples, ends included; NaN if undefined.
 
         It is that of the bootstrap, unless fewer than `FEW` examples differ from all others: no sample shows what none
-        or few of them show, and where all are right, each sample is right. It is then Wilson's (`wilson`) for a
-        metric between two bounds, and undefined for any other if all examples agree.
+        or few of them show, and where all are right, each sample is right. It is then Wilson's for a share
+        (`fftmoe.tasks.CountedShare`), and undefined for any other metric if all examples agree.
         """
         assert self.resampled is not None, "an interval is computed where it was asked for"
-        assert self.apart is not None, "they are counted with the samples"
+        assert self.each is not None, "these are kept with the samples"
         values = self.task.metrics(self.resampled)[self.task.metric]
-        is_bounded = max(map(abs, self.task.bounds)) < NO_BOUND
-        if np.isnan(values).all() or (self.apart == 0 and not is_bounded):
+        share, apart = self.task.share(self.sums.sum(0)), _apart(self.each[:, 0])
+        if np.isnan(values).all() or (apart == 0 and share is None):
             return np.nan, np.nan
-        if self.apart < FEW and is_bounded:
-            return wilson(self.metrics()[self.task.metric], int(self.counts.sum()), self.task.bounds)
+        if apart < FEW and share is not None:
+            return share.interval(worth(self.each[:, 1]))
         low, high = np.nanpercentile(values, [2.5, 97.5])
         return float(low), float(high)
 
@@ -132,7 +131,7 @@ def tally(
     owned_CK: Any = 0.0
     draws = numpy_generator(0, "bootstrap")  # the same for all models, so that their intervals can be compared
     labels: LabelCounts | None = None
-    each: list[np.ndarray] = []  # the metric of each example by itself
+    each: list[np.ndarray] = []
     for rows in evaluation_batches(examples, EVALUATION_BATCH_SIZE):
         batch = on_device(model, examples.batch(rows))
         read = outputs(model, batch, task.next_token).float()
@@ -144,34 +143,27 @@ def tally(
             owned_CK = owned_CK + _summed(found_BK, owners[rows.numpy()], len(own) + 1)
         if interval:
             resampled = resampled + draws.poisson(1.0, (RESAMPLES, len(found_BK))) @ found_BK
-            each.append(task.metrics(found_BK)[task.metric])
+            each.append(own_shares(task, found_BK))
         if count_labels and (counted := LabelCounts.of(task, read, batch)) is not None:
             labels = counted if labels is None else labels + counted
     owned = None if own is None else (owned_CK[: len(own)], own.sizes)
-    samples, apart = (np.asarray(resampled), _apart(np.concatenate(each))) if interval else (None, None)
-    return Tally(task, np.asarray(sums), counts, samples, owned, labels, apart)
+    samples, by_example = (np.asarray(resampled), np.concatenate(each)) if interval else (None, None)
+    return Tally(task, np.asarray(sums), counts, samples, owned, labels, by_example)
+
+
+def own_shares(task: Task, statistics_BK: np.ndarray) -> np.ndarray:
+    """Return `Tally.each` of examples with these statistics, float64 [B, 2]."""
+    share = task.share(statistics_BK)
+    if share is None:
+        values_B = task.metrics(statistics_BK)[task.metric]
+        return np.stack([values_B, np.ones_like(values_B)], 1)
+    return np.stack([share.value, share.items], 1)
 
 
 def _apart(values_N: np.ndarray) -> int:
     """Return how many of these values are another than the commonest one; those that are undefined do not count."""
     _, counts = np.unique(values_N[~np.isnan(values_N)], return_counts=True)
     return int(counts.sum() - counts.max(initial=0))
-
-
-def wilson(value: float, num_examples: int, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
-    """Return Wilson's 95 % interval (1927) of a share of this many examples, ends included; `value` lies within.
-
-    It says something where all examples are right: of n, a share of n / (n + 3.84) at least. Brown, Cai and DasGupta
-    (2001) recommend it for few examples. For a mean of values between other bounds it is cautious, because none of them
-    vary as much as those of a share.
-    """
-    least, most = bounds
-    share, spread = (value - least) / (most - least), WILSON_Z**2 / num_examples
-    middle = share + spread / 2
-    reach = math.sqrt(max(0.0, spread * share * (1 - share)) + spread**2 / 4)
-    ends = ((middle - reach) / (1 + spread), (middle + reach) / (1 + spread))
-    low, high = (least + (most - least) * end for end in ends)
-    return max(least, min(low, value)), min(most, max(high, value))
 
 
 def _summed(values_BK: np.ndarray, groups_B: np.ndarray, num_groups: int) -> np.ndarray:

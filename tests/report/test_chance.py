@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftmoe.evaluate import wilson
 from fftmoe.report.chance import chance_margin, divided_by_chance
+from fftmoe.tasks.share import wilson
 
 unit = st.floats(0, 1)
 

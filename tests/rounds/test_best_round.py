@@ -1,12 +1,12 @@
 """A run keeps the model of its best round, and ends when its model does not become better any more."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.rounds.patience import Stopper, idle_notes
-from fftmoe.rounds.validation import VALIDATION_ERROR, Validation, error_of_share
+from fftmoe.rounds.validation import VALIDATION_ERROR, Validation
 from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
 from fftmoe.setup.run import resume, run
 from fftmoe.store import BAR, Ranking, RunFolder
+from fftmoe.tasks import CountedShare
 from five_clients import AVERAGED
 from interrupting import Killed, interrupt, results, without_clocks
 from run_fixtures import FiveRecipe
@@ -105,24 +106,12 @@ def test_the_standard_error_is_that_of_a_share_of_the_rows(five_recipe: FiveReci
     rows = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         value, error = row["validation_accuracy"], row["validation_standard_error"]
-        number = next(n for n in range(1, 1000) if error_of_share(value, n) == pytest.approx(error, rel=1e-6))
+        shares = (CountedShare(np.asarray(value), np.asarray(n)) for n in range(1, 1000))
+        number = next(s.items for s in shares if s.standard_error(1000) == pytest.approx(error, rel=1e-6))
         assert value * number == pytest.approx(round(value * number), rel=1e-6)  # sums travel in float32
     best = max(rows, key=lambda row: row["validation_accuracy"])
     within_error = best["validation_accuracy"] - best["validation_standard_error"]
     assert rows[-1]["bar_to_keep"] == max(within_error, rows[0]["validation_accuracy"])
-
-
-@given(st.integers(1, 400).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
-def test_no_share_of_rows_is_without_error(counted: tuple[int, int]):
-    right, rows = counted
-    error = error_of_share(right / rows, rows)
-    share = (right + 1) / (rows + 2)
-    assert error == pytest.approx(math.sqrt(share * (1 - share) / (rows + 2)))
-    assert error >= 1 / (rows + 2) / 2
-    assert error == pytest.approx(error_of_share(1 - right / rows, rows))
-    if 0 < right < rows:
-        # The two rows that are added move it by less than 1 / n, beside an error of about 1 / sqrt(n).
-        assert error == pytest.approx(math.sqrt(right / rows * (1 - right / rows) / rows), abs=1 / rows)
 
 
 def test_the_last_round_may_be_the_best(five_recipe: FiveRecipe, tmp_path: Path):

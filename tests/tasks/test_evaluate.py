@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from fftmoe.backbones import load_backbone, logits
-from fftmoe.evaluate import (
-    Tally,
-    accuracy,
-    client_metrics,
-    mean_and_worst_decile,
-    predict_logits,
-    tally,
-    wilson,
-)
+from fftmoe.evaluate import Tally, accuracy, client_metrics, mean_and_worst_decile, predict_logits, tally
 from fftmoe.tasks import Classification
+from fftmoe.tasks.share import wilson
 from models import token_examples
 
 

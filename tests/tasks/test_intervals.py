@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftmoe.backbones import load_backbone
-from fftmoe.evaluate import FEW, RESAMPLES, WILSON_Z, Tally, tally
+from fftmoe.evaluate import FEW, RESAMPLES, Tally, own_shares, tally
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import CausalLm, Classification, MultiLabel
+from fftmoe.tasks.share import WILSON_Z
 from models import token_examples
 
 
@@ -20,9 +21,8 @@ def _bootstrap(task: Any, rows_NK: np.ndarray, seed: int) -> Tally:
     """The tally of rows of statistics, resampled with replacement: the definition of the bootstrap."""
     draws = numpy_generator(seed, "definition")
     picked = draws.integers(0, len(rows_NK), (RESAMPLES, len(rows_NK)))
-    apart = len(rows_NK) - np.unique(task.metrics(rows_NK)[task.metric], return_counts=True)[1].max()
     sums, counts = rows_NK.sum(0)[None], np.array([len(rows_NK)])
-    return Tally(task, sums, counts, rows_NK[picked].sum(1), apart=int(apart))
+    return Tally(task, sums, counts, rows_NK[picked].sum(1), each=own_shares(task, rows_NK))
 
 
 def _rows(right: int, num_rows: int) -> np.ndarray:
@@ -62,10 +62,18 @@ def test_few_rows_that_differ_give_wilsons_interval(num_rows: int, data: st.Data
 
 @pytest.mark.parametrize("num_rows", [1, 12, 100])
 def test_where_all_rows_agree_it_is_no_point(num_rows: int):
-    task, rows = MultiLabel(), np.array([[1.0, 1.0, 1.0, 1.0, 1.0]] * num_rows)
-    low, high = _bootstrap(task, rows, seed=1).interval()
+    low, high = _bootstrap(Classification(), _rows(num_rows, num_rows), seed=1).interval()
     assert (low, high) == (pytest.approx(num_rows / (num_rows + WILSON_Z**2)), 1.0)
     assert _bootstrap(Classification(), _rows(0, num_rows), seed=1).interval() == pytest.approx((0.0, 1 - low))
+    labels = np.array([[1.0, 1.0, 1.0, 1.0, 1.0]] * num_rows + [[0.0, 0.0, 0.0, 1.0, 1.0]] * 50)
+    carried = 2 * low / (1 + low)
+    assert _bootstrap(MultiLabel(), labels, seed=1).interval() == (pytest.approx(carried), 1.0)
+
+
+def test_texts_without_labels_say_nothing_of_f1():
+    """None has a label and none is given one: F1 is 1 by its definition, and may be anything for the next text."""
+    found = _bootstrap(MultiLabel(), np.array([[0.0, 0.0, 0.0, 1.0, 1.0]] * 100), seed=1)
+    assert (found.metrics()["f1"], found.interval()) == (1.0, (0.0, 1.0))
 
 
 def test_the_bootstrap_stays_where_enough_rows_differ():
@@ -82,15 +90,16 @@ def test_without_bounds_rows_that_agree_leave_it_unknown():
 
 
 def test_it_is_unknown_where_there_is_nothing():
-    empty = Tally(MultiLabel(), np.zeros((1, 5)), np.zeros(1), np.zeros((RESAMPLES, 5)), apart=0)
+    empty = Tally(MultiLabel(), np.zeros((1, 5)), np.zeros(1), np.zeros((RESAMPLES, 5)), each=np.zeros((0, 2)))
     assert np.isnan(empty.interval()).all()
 
 
-def test_rows_that_differ_are_counted_in_every_batch(backbone_folder: Path):
+def test_each_row_is_kept_in_every_batch(backbone_folder: Path):
     model, examples = load_backbone(str(backbone_folder), num_labels=3), token_examples(150, seed=2)
     found = tally(model, Classification(), examples, 3, interval=True)
     right = int(found.sums[:, 0].sum())
-    assert found.apart == min(right, 150 - right) > FEW
+    assert found.each is not None
+    assert found.each.sum(0).tolist() == [right, 150]
 
 
 def test_a_tally_without_resamples_has_no_interval(backbone_folder: Path):

@@ -4,7 +4,6 @@ The clients run the model on their own rows and send sums of the task's statisti
 sees those rows, and no model learns from them.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +59,8 @@ class Validation:
     def __call__(self, state: ServerState) -> dict[str, float]:
         """Return the metric over all validation rows of the clients that answer; NaN if too few do.
 
-        A metric between 0 and 1 comes with its standard error (`error_of_share`).
+        A metric that is a share of items comes with its standard error. Only sums are known, so items count as if those
+        of a row had nothing to do with each other, but no more of them than there are rows.
         """
         if not self.due(state.round):
             return {}
@@ -75,15 +75,6 @@ class Validation:
         enough = number >= self.fewest
         value = float(self.task.metrics(np.asarray(total))[metric]) if enough else float("nan")
         found = {VALIDATION_PREFIX + metric: value}
-        if self.task.bounds == (0.0, 1.0) and 0.0 <= value <= 1.0 and rows:
-            found[VALIDATION_ERROR] = error_of_share(value, rows)
+        if not np.isnan(value) and (share := self.task.share(np.asarray(total))) is not None:
+            found[VALIDATION_ERROR] = share.standard_error(rows)
         return found
-
-
-def error_of_share(share: float, rows: float) -> float:
-    """Return the standard error of a share of so many rows, with a row that is right and one that is wrong added.
-
-    Without these two (Laplace's rule of succession), 12 of 12 right would have no error.
-    """
-    added = (share * rows + 1) / (rows + 2)
-    return math.sqrt(added * (1 - added) / (rows + 2))

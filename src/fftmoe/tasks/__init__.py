@@ -28,6 +28,9 @@ from fftmoe.tasks.regression import Regression as Regression
 from fftmoe.tasks.regression import ScaledNumbers as ScaledNumbers
 from fftmoe.tasks.regression import Scales as Scales
 from fftmoe.tasks.regression import Squares as Squares
+from fftmoe.tasks.share import CountedShare as CountedShare
+from fftmoe.tasks.share import no_share as no_share
+from fftmoe.tasks.share import worth as worth
 from fftmoe.tasks.token_classification import LabelOfTokens as LabelOfTokens
 from fftmoe.tasks.token_classification import PerToken as PerToken
 from fftmoe.tasks.token_classification import TokenClassification as TokenClassification

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.data import IGNORED
+from fftmoe.tasks.share import CountedShare
 
 NO_BOUND = 1e15  # the bound of a metric that has none: a model with a larger value has failed
 
@@ -123,6 +124,13 @@ class Task(Protocol):
         """Return the metrics by name, float64 [...] each, from sums or means of statistics, float64 [..., K].
 
         The run's metric is the first. A metric is NaN where there was nothing to judge.
+        """
+        ...
+
+    def share(self, sums: np.ndarray, /) -> CountedShare | None:
+        """Return the share of items that the run's metric is or follows from, of sums of statistics, float64 [..., K].
+
+        It says how sure the metric is where samples of the examples do not. None for a metric that is no share.
         """
         ...
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fftmoe.data import IGNORED
 from fftmoe.tasks.base import NO_BOUND, ratio
+from fftmoe.tasks.share import no_share
 
 LARGEST_EXPONENT = 709.0  # e to a larger power is infinite, which JSON cannot represent
 
@@ -45,6 +46,7 @@ class CausalLm:
     metric = "perplexity"
     higher_is_better = False
     bounds = (1.0, NO_BOUND)
+    share = no_share
     next_token = True
     by_token = True
     exclusive = True

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fftmoe.tasks.base import counted, ratio, unless_broken
+from fftmoe.tasks.share import CountedShare
 
 
 class Classification:
@@ -40,3 +41,7 @@ class Classification:
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """Return the metrics from sums [..., 2]."""
         return {"accuracy": ratio(sums[..., 0], sums[..., 1])}
+
+    def share(self, sums: np.ndarray, /) -> CountedShare | None:
+        """Return the metric as a share of the examples."""
+        return CountedShare(self.metrics(sums)[self.metric], sums[..., 1])

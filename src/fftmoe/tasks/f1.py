@@ -13,6 +13,11 @@ def class_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> np.
     return ratio(2 * hits, predicted + actual)
 
 
+def f1_of_overlap(overlap: float) -> float:
+    """Return the F1 of hits that are this share of all items that are actual or predicted (Jaccard's index)."""
+    return 2 * overlap / (1 + overlap)
+
+
 def macro(by_class: np.ndarray) -> np.ndarray:
     """Return the mean over the classes [..., C] that have a value; NaN where no class has one."""
     defined = ~np.isnan(by_class)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fftmoe.head import EachExample
 from fftmoe.tasks.base import counted, ratio, unless_broken
-from fftmoe.tasks.f1 import class_f1, macro, none_to_find
+from fftmoe.tasks.f1 import class_f1, f1_of_overlap, macro, none_to_find
+from fftmoe.tasks.share import CountedShare
 
 
 class SeveralLabels(EachExample):
@@ -94,3 +95,12 @@ class MultiLabel:
             "macro_f1": none_to_find(macro(class_f1(hits, predicted, actual)), judged),
             "exact_match": ratio(sums[..., -2], sums[..., -1]),
         }
+
+    def share(self, sums: np.ndarray, /) -> CountedShare:
+        """Return the hits as a share of all labels that a text has or is given; F1 is an increasing function of it.
+
+        Rows without both do not count: where labels are rare, F1 is far less sure than a share of all texts.
+        """
+        hits, predicted, actual = (part.sum(-1) for part in np.split(sums[..., :-2], 3, axis=-1))
+        found_or_missed = predicted + actual - hits
+        return CountedShare(ratio(hits, found_or_missed), found_or_missed, f1_of_overlap)

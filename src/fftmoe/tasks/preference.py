@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fftmoe.tasks.base import ratio
 from fftmoe.tasks.causal_lm import LARGEST_EXPONENT
+from fftmoe.tasks.share import CountedShare
 
 ROUNDING_OF_SCORES = 1e-3  # nats by which the log-probability of a text may differ between two batches
 ALMOST_CERTAIN = -1e-6  # the largest mean log-probability whose odds are finite in float32
@@ -188,3 +189,7 @@ class Preference:
             "reward_margin": ratio(margin, pairs),
             "loss": ratio(loss, pairs) + imitated,
         }
+
+    def share(self, sums: np.ndarray, /) -> CountedShare:
+        """Return the metric as a share of the judged pairs."""
+        return CountedShare(self.metrics(sums)[self.metric], sums[..., 5])

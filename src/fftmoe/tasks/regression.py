@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fftmoe.head import EachExample
 from fftmoe.tasks.base import NO_BOUND, ratio
+from fftmoe.tasks.share import no_share
 
 Scales = tuple[tuple[float, float], ...]
 
@@ -88,6 +89,7 @@ class Regression:
     metric = "mean_absolute_error"
     higher_is_better = False
     bounds = (0.0, NO_BOUND)
+    share = no_share
     next_token = False
     by_token = False
     exclusive = False

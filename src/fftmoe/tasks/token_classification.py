@@ -15,6 +15,7 @@ from fftmoe.data import IGNORED
 from fftmoe.head import OneLabel
 from fftmoe.tasks.base import mean_over_tokens, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, macro
+from fftmoe.tasks.share import CountedShare
 
 
 class LabelOfTokens(OneLabel):
@@ -87,3 +88,7 @@ class TokenClassification:
             "accuracy": ratio(hits.sum(-1), actual.sum(-1)),
             "macro_f1": macro(class_f1(hits, predicted, actual)),
         }
+
+    def share(self, sums: np.ndarray, /) -> CountedShare:
+        """Return the metric as a share of the labelled tokens."""
+        return CountedShare(self.metrics(sums)[self.metric], np.split(sums, 3, axis=-1)[2].sum(-1))
