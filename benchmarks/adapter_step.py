@@ -7,7 +7,6 @@ ours. The adapter's own time is the time of a step minus that of `backbone`.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.adapter import MoeAdapterConfig, record_routing
 from fftmoe.adapter.families import select_blocks
 from fftmoe.adapter.low_rank import target_names
@@ -244,9 +243,8 @@ def main() -> None:
                 results.append(measure(Setting(blocks, expert_dim, top_k, dtype, device), arguments.rounds))
                 report(results[-1])
     found = {"machine": machine(), "device": device_name(device), "rounds": arguments.rounds, "settings": results}
-    RESULTS.mkdir(exist_ok=True)
     name = "adapter_step.json" if device.type == "cpu" else f"adapter_step-{device.type}.json"
-    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+    write_result(RESULTS / name, found, "settings")
 
 
 if __name__ == "__main__":

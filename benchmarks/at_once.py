@@ -6,7 +6,6 @@ blocks of repetitions. The constants of `fftmoe.setup.stacking` come from this t
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.backbones import first_adapted_block
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.client.stack import update_stack
@@ -112,7 +111,7 @@ def main() -> None:
     rows = measure(arguments.repetitions, device)
     found = {"machine": machine(), "device": device_name(device), "rows": rows}
     name = "at_once.json" if device.type == "cpu" else f"at_once-{device.type}.json"
-    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+    write_result(RESULTS / name, found, "rows")
     print(table(rows))
 
 

@@ -30,7 +30,7 @@ import torch
 
 from attacks_backdoor import backdoor_rounds, backdoor_table
 from attacks_clients import CRAFTS, Colluding, LyingSums, Poisoned, malicious_clients, with_labels
-from common import RESULTS, machine, markdown, mean_and_spread
+from common import RESULTS, machine, markdown, mean_and_spread, write_result
 from fftmoe.config import Recipe, load_recipe, recipe_folder
 from fftmoe.engines.base import Engine
 from fftmoe.methods.merge.robust import ROBUST_AGGREGATORS
@@ -154,8 +154,7 @@ class Results:
     def add(self, cell: Cell, figures: Mapping[str, Any]) -> None:
         """Store the results of a cell together with the machine."""
         self.cells[cell.name] = {**figures, "machine": machine()}
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text(json.dumps({"cells": self.cells}, indent=1) + "\n")
+        write_result(self.path, {"cells": self.cells}, "cells")
 
 
 def run_cells(cells: Iterable[Cell], results: Results, parsed: argparse.Namespace) -> None:

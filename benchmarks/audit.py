@@ -11,7 +11,6 @@ Clopper and Pearson, each at 97.5 %, so the bound holds with 95 % confidence. Re
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.client.example_privacy import noisy_backward, poisson_batches, sampling_rate
 from fftmoe.records import ClientUpdate, Release, RoundPlan, ServerState, Training
 from fftmoe.rounds.private import NoiseRule, NoisySums, SumsRule
@@ -189,7 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = audit(arguments.trials)
     found = {"machine": machine(), "trials": arguments.trials, "confidence": CONFIDENCE, "rows": rows}
-    arguments.results.write_text(json.dumps(found, indent=2) + "\n")
+    write_result(arguments.results, found, "rows")
     columns = ["attacked", "noise", "releases", "delta", "stated epsilon", "proved by the attack"]
     table = [
         [

@@ -7,7 +7,6 @@ Writes `results/budgets.json`.
 
 import argparse
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.config import load_recipe
 from fftmoe.report.progress import Progress
 from fftmoe.setup.forecast import profile
@@ -89,7 +88,7 @@ def main() -> None:
         "settings": settings,
         "absolute_relative_error_of_seconds": total,
     }
-    (RESULTS / "budgets.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_result(RESULTS / "budgets.json", written, "settings")
     print(markdown(("setting", "tier", "s a round", "line", "timed", "bytes up"), rows))
     for kind, found in total.items():
         print(f"{kind}: median error {found['median']:.0%}, worst {found['worst']:.0%}")

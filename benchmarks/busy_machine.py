@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.config import load_recipe
 from fftmoe.setup.compose import compose
 from fftmoe.setup.federation import make_measure
@@ -103,7 +103,7 @@ def main() -> None:
         for way in WAYS:
             with beside(int(others)):
                 found[others][way].append(ask(way))
-    parsed.results.write_text(json.dumps({"machine": machine(), "by_others": found}, indent=1) + "\n")
+    write_result(parsed.results, {"machine": machine(), "by_others": found}, "by_others")
     print(table(found))
 
 

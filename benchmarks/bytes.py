@@ -13,7 +13,6 @@ Measurements in the results file are not repeated.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, TRAINED_HEAD, Results, as_measured, column, machine, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, as_measured, column, machine, markdown, mean_and_spread, write_result
 from fftmoe.comparison.statistics import Estimate, estimate
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Reply
@@ -112,7 +111,7 @@ def messages(results: Results, recipe: str) -> dict[tuple[str, str], Sizes]:
                 settings = [TRAINED_HEAD, *overrides, f"federation.upload={upload}"]
                 entry = {"recipe": recipe, "overrides": settings, "machine": machine(), **measured(recipe, settings)}
                 results.runs[name] = entry
-                results.path.write_text(json.dumps({"runs": results.runs}, indent=1) + "\n")
+                write_result(results.path, {"runs": results.runs}, "runs")
             found[method, upload] = results.runs[name]
     return found
 

@@ -77,17 +77,39 @@ class Results:
                 "machine": machine(),
                 "summary": summary,
             }
-            self.path.parent.mkdir(exist_ok=True)
-            self.path.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n")
+            write_result(self.path, {"runs": self.runs}, "runs")
             metric = summary["metric"]
             print(f"{name}: {metric} {summary[metric]:.3f} in {summary['seconds']:.0f} s", flush=True)
         return self.runs[name]["summary"]
 
 
+def write_result(file: Path, found: Mapping[str, Any], part: str) -> None:
+    """Write what was found, unless the file has more of what was measured, which is under `part`.
+
+    Of cells those count that are done. What is less than the file has is written beside it, and the script ends.
+    """
+    number = _number_done(found[part])
+    if not number:
+        raise SystemExit(f"found no {part}: {file} is not written")
+    text = json.dumps(found, indent=1) + "\n"
+    known = _number_done(json.loads(file.read_text()).get(part, [])) if file.exists() else 0
+    file.parent.mkdir(exist_ok=True)
+    if number < known:
+        beside = file.with_suffix(".found.json")
+        beside.write_text(text)
+        raise SystemExit(f"{file} has {known} {part} and stays as it is; the {number} that were found are in {beside}")
+    file.write_text(text)
+
+
+def _number_done(measured: Mapping[str, Any] | Sequence[Any]) -> int:
+    each = measured.values() if isinstance(measured, Mapping) else measured
+    return sum(not isinstance(one, Mapping) or one.get("status", "done") == "done" for one in each)
+
+
 def keep_comparison(folder: Path, file: Path) -> None:
     """Copy the results of `fftmoe.comparison.run` from this folder, together with the machine."""
     found = json.loads((folder / "comparison.json").read_text())
-    file.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+    write_result(file, {"machine": machine(), **found}, "cells")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

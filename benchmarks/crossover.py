@@ -9,7 +9,6 @@ Shape letters as in compute.py.
 
 import argparse
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.adapter import compute as computes
 from timing import device_name, fast_dtypes, interleave, use_device
 
@@ -220,9 +219,8 @@ def main() -> None:
         "summary": found,
         "timings": [asdict(t) for t in timings],
     }
-    RESULTS.mkdir(exist_ok=True)
     name = "crossover.json" if device.type == "cpu" else f"crossover-{device.type}.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    write_result(RESULTS / name, result, "timings")
 
 
 if __name__ == "__main__":

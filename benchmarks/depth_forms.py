@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.backbones import resolve_model, token_losses
 from fftmoe.client.update import local_batches
 from fftmoe.config import load_recipe
@@ -243,7 +243,7 @@ def main() -> None:
             (Path(folder) / "models").symlink_to(cache / "models")
             os.environ["FFTMOE_CACHE"] = folder
             found[name] = WAYS[name]()
-        parsed.results.write_text(json.dumps({"machine": machine(), "ways": found}, indent=1) + "\n")
+        write_result(parsed.results, {"machine": machine(), "ways": found}, "ways")
     rows = [
         (way, str(point["steps"]), f"{point['seconds']:.0f}", f"{point['perplexity']:.2f}")
         for way, points in found.items()

@@ -9,7 +9,6 @@ one batch, and in worker processes. Before any timing, all variants must give th
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 import small_clients
-from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread
+from common import RESULTS, TRAINED_HEAD, Results, column, machine, markdown, mean_and_spread, write_result
 from fftmoe.backbones import find_precision
 from fftmoe.config import load_recipe
 from timing import Seconds, device_name, interleave, ratio, use_device
@@ -244,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "small_clients": small,
         "goals": lines,
     }
-    parsed.results.write_text(json.dumps(found, indent=1) + "\n")
+    write_result(parsed.results, found, "small_clients")
     return 0
 
 

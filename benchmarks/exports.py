@@ -6,7 +6,6 @@ the same batches. The formats are timed several times in turn.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fftmoe
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.backbones import logits
 from fftmoe.config import load_recipe
 from fftmoe.data import Examples, evaluation_batches
@@ -48,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         finished = arguments.run or trained_run(Path(folder) / "run", arguments.data)
         result = measure(finished, Path(folder))
-    (RESULTS / "exports.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result(RESULTS / "exports.json", result, "forms")
     show(result)
 
 

@@ -13,7 +13,6 @@ computes all if k is 8 or more, so from there on a larger k costs nothing more.
 
 import argparse
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -30,7 +29,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from at_once import texts
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.backbones import fingerprint, first_adapted_block
 from fftmoe.backbones.prefix_cache import with_prefix
 from fftmoe.config import load_recipe
@@ -238,7 +237,7 @@ def main() -> None:
     load.append(os.getloadavg())
     base = {**asdict(Setting()), "tokens": LENGTH, "batch_size": BATCH}
     where = {**machine(), "load_before_and_after": load}
-    arguments.results.write_text(json.dumps({"machine": where, "base": base, "varied": found}, indent=1) + "\n")
+    write_result(arguments.results, {"machine": where, "base": base, "varied": found}, "varied")
     plot(found, arguments.plot)
     print(table(found))
 

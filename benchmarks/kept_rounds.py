@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.store.ranking import BAR, Ranking
 
 Rows = Sequence[Mapping[str, Any]]
@@ -70,8 +70,7 @@ def main() -> None:
     given = parser.parse_args()
     by_run = dict(runs(given.work))
     outcome = {name: {"rounds": rounds_by_rule(rows), METRIC: found(rows)} for name, rows in by_run.items()}
-    text = json.dumps({"machine": machine(), "runs": outcome}, indent=1)
-    (given.results / "kept_rounds.json").write_text(text + "\n")
+    write_result(given.results / "kept_rounds.json", {"machine": machine(), "runs": outcome}, "runs")
     print(table({name: values[METRIC] for name, values in outcome.items()}))
 
 

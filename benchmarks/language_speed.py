@@ -32,7 +32,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.backbones import first_adapted_block
 from fftmoe.backbones.find import resolve_model
 from fftmoe.client.update import local_batches
@@ -309,11 +309,11 @@ def main() -> None:
         data = Path(folder) / "data"
         write_data(parsed.data, data, parsed.steps * BATCH * parsed.rounds)
         ask("cached", data, parsed, cache)
+        peak = peak_of_machine()
         for _ in range(parsed.repetitions):
             repetitions.append({name: ask(name, data, parsed, cache) for name in WAYS})
-            found = {"machine": machine(), "peak_flops": peak_of_machine(), "repetitions": repetitions}
-            parsed.results.write_text(json.dumps(found, indent=1) + "\n")
-            print(table(repetitions, found["peak_flops"], parsed.steps * parsed.rounds * CLIENTS), flush=True)
+            print(table(repetitions, peak, parsed.steps * parsed.rounds * CLIENTS), flush=True)
+    write_result(parsed.results, {"machine": machine(), "peak_flops": peak, "repetitions": repetitions}, "repetitions")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.config import parse_recipe
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.deploy import server as server_module
@@ -186,7 +186,7 @@ def main() -> None:
                 "grid_calls_seconds": parts,
             }
     assert len({result["sha256"] for result in results.values()}) == 1, "the engines' results differ"
-    (RESULTS / "network.json").write_text(json.dumps({"machine": machine(), "engines": results}, indent=1) + "\n")
+    write_result(RESULTS / "network.json", {"machine": machine(), "engines": results}, "engines")
     print(table(results))
     calls = results["deployment"]["grid_calls_seconds"]
     print(f"\ndeployment, s a round: {', '.join(f'{p} {sum(s) / rounds:.3f}' for p, s in calls.items())}")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.config import load_recipe
 from fftmoe.report.progress import Progress
 from fftmoe.rng import numpy_generator
@@ -164,8 +164,7 @@ def main() -> None:
         runs = measure_all(texts, batch_size, populations, arguments.repetitions)
     settings = {"texts": MADE, "cohort": COHORT, "steps": STEPS, "rounds": ROUNDS, "batch_size": batch_size}
     result = {"machine": machine(), "settings": settings, "runs": runs}
-    arguments.results.parent.mkdir(exist_ok=True)
-    arguments.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(arguments.results, result, "runs")
     print(table(runs, populations))
 
 

@@ -11,7 +11,6 @@ to `benchmarks/results/processors.json`. Exit status 1 if a test fails.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -20,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from common import RESULTS, machine
+from common import RESULTS, machine, write_result
 
 CHOICE = "arithmetic and not slow and not gpu and not network"
 WORKERS = 2
@@ -71,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(row := outcome(name, given.only))
         print(f"{name:<16} {describe(row)}", flush=True)
     if not chosen and not given.only:
-        text = json.dumps({"machine": machine(), "settings": rows}, indent=2)
-        (RESULTS / "processors.json").write_text(text + "\n")
+        write_result(RESULTS / "processors.json", {"machine": machine(), "settings": rows}, "settings")
     return int(any(row.get("failed") for row in rows))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from checkouts import Checkout, paper_recipe, run_deployed, run_recipe, spelled_for
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from network import NAMES, divide, recipe
 
 THIS = Path(__file__).resolve().parents[1]
@@ -97,7 +97,7 @@ def main() -> None:
                 pairs.append(measure(checkouts, kind, number))
                 print(f"{kind}: {ratios(pairs)[-1]:.3f} at a load of {pairs[-1]['load']:.1f}", flush=True)
                 found[kind] = {"machine": machine(), "other": other, "pairs": pairs}
-                parsed.results.write_text(json.dumps({"kinds": found}, indent=1) + "\n")
+                write_result(parsed.results, {"kinds": found}, "kinds")
     header = ["run", f"a round of {other}, s", "a round now, s", "ratio", "pairs"]
     print(markdown(header, [table_row(kind, found[kind]["pairs"]) for kind in parsed.kinds]))
 

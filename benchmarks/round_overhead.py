@@ -20,7 +20,7 @@ import safetensors.torch
 import transformers
 from torch import Tensor
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from round_harnesses.environments import HARNESSES, ROOT, NoEnvironment, environment, python_of
 from round_harnesses.prepare import Setting, prepare
 from round_harnesses.summary import (
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting=vars(setting),
         changes=parsed.set,
     )
-    parsed.results.write_text(json.dumps(found, indent=1) + "\n")
+    write_result(parsed.results, found, "round_seconds")
     for header, rows in (rounds_table(runs, apart, bench.failed), goals_table(runs), parts_table(parts["seconds"])):
         print(f"\n{markdown(header, rows)}")
     if parts["absent"]:

@@ -5,7 +5,6 @@ TLS and with signatures like any node. A node that asks every t seconds takes 1 
 """
 
 import argparse
-import json
 import threading
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.deploy.folder import SiteFolder, create_deployment, read_server, read_site
 from fftmoe.deploy.link.link import open_grid
 from fftmoe.deploy.link.superlink import start_superlink, stop_superlink
@@ -71,7 +70,7 @@ def main() -> None:
         finally:
             stop_superlink(superlink)
     results = {"machine": machine(), "seconds": seconds, "answers_a_second": found}
-    (RESULTS / "superlink.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_result(RESULTS / "superlink.json", results, "answers_a_second")
     print(
         markdown(
             ("nodes that ask in parallel", "answers a second"), [(str(n), f"{rate:.0f}") for n, rate in found.items()]

@@ -7,7 +7,6 @@ minutes.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from common import RESULTS, Results, as_measured, column, machine, markdown, mean_and_spread
+from common import RESULTS, Results, as_measured, column, machine, markdown, mean_and_spread, write_result
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.low_rank import target_names
 from fftmoe.backbones import attach_adapter, token_losses
@@ -51,7 +50,7 @@ def main() -> None:
         print(runs(path, arguments))
     if arguments.only != "runs":
         measured = step_times(arguments.steps, use_device(arguments.device))
-        path.with_name(path.stem + "-steps.json").write_text(json.dumps(measured, indent=1) + "\n")
+        write_result(path.with_name(path.stem + "-steps.json"), measured, "families")
         print(step_table(measured))
 
 

@@ -5,13 +5,12 @@ optimiser moments). FLOPs: counted by torch on one batch, backbone with adapter 
 """
 
 import argparse
-import json
 from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import RESULTS, TRAINED_HEAD, machine, markdown
+from common import RESULTS, TRAINED_HEAD, machine, markdown, write_result
 from fftmoe.backbones import logits
 from fftmoe.client.training import make_optimizers
 from fftmoe.client.update import token_mask
@@ -83,9 +82,8 @@ def main() -> None:
     experiment = compose(load_recipe(arguments.recipe, [TRAINED_HEAD, "adapter.compute=loop"]))
     state = experiment.method.init(experiment.model)
     tiers = {tier.name: measure(experiment, state, tier) for tier in experiment.tiers}
-    RESULTS.mkdir(exist_ok=True)
     result = {"recipe": arguments.recipe, "machine": machine(), "tiers": tiers}
-    (RESULTS / "tiers.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result(RESULTS / "tiers.json", result, "tiers")
     header = ["tier", "k", "experts", "KiB down", "KiB up", "adapter KiB", "in training KiB", "adapter MFLOP/token"]
     header.append("share of the step")
     rows = [

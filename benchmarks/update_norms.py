@@ -8,7 +8,6 @@ it (which is compared where a round has fewer than three answers). `--data` is a
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks_clients import Wrapped
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 from fftmoe.config import load_recipe
 from fftmoe.engines.base import Engine, Fault, Group, Quota, Reply
 from fftmoe.records import unpack_plan, unpack_update
@@ -110,10 +109,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, recipe, overrides in cells(arguments.data and arguments.data.resolve()):
         found[name] = measure(recipe, overrides, arguments.rounds)
-        file.write_text(json.dumps({"machine": machine(), "rounds": arguments.rounds, "runs": found}, indent=1) + "\n")
         kinds = [f"{found[name][task][ratio]:.2f}" for task in TASKS for ratio in ("within", "between")]
         table.append([name, *kinds])
         print(table[-1], flush=True)
+    write_result(file, {"machine": machine(), "rounds": arguments.rounds, "runs": found}, "runs")
     header = ["run", "client / median of the round", "median / five rounds before", "sums: within", "sums: between"]
     print(markdown(header, table))
 

@@ -3,13 +3,12 @@
 Both use the quickstart's backbone. The script needs Linux, because only Linux reports which pages are shared.
 """
 
-import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common import RESULTS, machine, markdown
+from common import RESULTS, machine, markdown, write_result
 
 WORKERS = 3
 
@@ -43,7 +42,7 @@ def measure(method: str) -> Sequence[int]:
 
 def main() -> None:
     kib = {method: measure(method) for method in ("spawn", "forkserver")}
-    (RESULTS / "worker_memory.json").write_text(json.dumps({"machine": machine(), "kib": kib}, indent=1) + "\n")
+    write_result(RESULTS / "worker_memory.json", {"machine": machine(), "kib": kib}, "kib")
     rows = [(method, *(f"{value / 1024:.0f}" for value in values)) for method, values in kib.items()]
     print(markdown(("started by", *(f"worker {n + 1}, MiB" for n in range(WORKERS))), rows))
 
