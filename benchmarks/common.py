@@ -95,10 +95,16 @@ def write_result(file: Path, found: Mapping[str, Any], part: str) -> None:
     known = _number_done(json.loads(file.read_text()).get(part, [])) if file.exists() else 0
     file.parent.mkdir(exist_ok=True)
     if number < known:
-        beside = file.with_suffix(".found.json")
-        beside.write_text(text)
-        raise SystemExit(f"{file} has {known} {part} and stays as it is; the {number} that were found are in {beside}")
+        beside(file).write_text(text)
+        raise SystemExit(
+            f"{file} has {known} {part} and stays as it is; the {number} that were found are in {beside(file)}"
+        )
     file.write_text(text)
+
+
+def beside(file: Path) -> Path:
+    """Where that is written which is less than this file of results has."""
+    return file.with_suffix(".found.json")
 
 
 def _number_done(measured: Mapping[str, Any] | Sequence[Any]) -> int:

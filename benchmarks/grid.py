@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparisons = run_pieces(pieces, results, parsed.workers, deadline)
     show(comparisons)
     cells = [cell for comparison in comparisons.values() for cell in comparison.cells]
-    print(f"\n{sum(cell.status == 'done' for cell in cells)} of {len(cells)} cells done; numbers in {parsed.results}")
+    print(f"\n{sum(cell.status == 'done' for cell in cells)} of {len(cells)} cells done; numbers in {results.written}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import machine
+from common import beside, machine
 from fftmoe.comparison.run import is_finished, read_cell, write_cell
 from fftmoe.comparison.statistics import CellResult, each_once
 from fftmoe.config import Recipe
@@ -99,6 +99,10 @@ def _contents(line: Line) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {**{key: line[key] for key in KEPT if key in line}, "accuracy_by_round": by_round}, rows
 
 
+def _done(lines: Sequence[Line]) -> int:
+    return sum(line["status"] == "done" for line in lines)
+
+
 def _key(line: Line) -> Key:
     return line["data"], line["variant"], line["partition"], line["seed"]
 
@@ -140,6 +144,7 @@ class GridResults:
 
     def __init__(self, path: Path, scale: str, pieces: Sequence[Piece]) -> None:
         self.path, self.scale, self.pieces = path, scale, pieces
+        self.written = path  # where the lines are
         self.machine = machine()
         self.ran_on: dict[Key, Any] = {}  # of cells that this call need not run; None where nobody knows
 
@@ -179,9 +184,13 @@ class GridResults:
         return before
 
     def write(self) -> None:
-        """Write the present lines of these pieces, and keep the file's lines of the others."""
-        ours = {piece.name for piece in self.pieces}
-        lines = [line for line in read_lines(self.path) if line["data"] not in ours]
+        """Write the present lines of these pieces, and keep the file's lines of the others.
+
+        As long as fewer cells are done than in the file, the lines are written beside it: cells of other recipes are
+        lost only when these have run again.
+        """
+        ours, known = {piece.name for piece in self.pieces}, read_lines(self.path)
+        lines = [line for line in known if line["data"] not in ours]
         for piece in self.pieces:
             lines += ({**line, "machine": self._machine_of(line)} for line in piece.lines())
         lines.sort(key=lambda line: line["data"])  # stable: a data set's lines keep the order in which they run
@@ -192,7 +201,8 @@ class GridResults:
         head = f'{{"scale": {json.dumps(self.scale)}, "machines": {json.dumps(machines)}, "cells": [\n'
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, f"{head}{text}\n]}}\n".encode())
+        self.written = self.path if _done(lines) >= _done(known) else beside(self.path)
+        write_atomically(self.written, f"{head}{text}\n]}}\n".encode())
 
     def _machine_of(self, line: Line) -> Any:
         return self.ran_on.get(_key(line), self.machine) if line["status"] == "done" else None

@@ -200,6 +200,20 @@ def test_cells_of_another_recipe_run_again(resumed: Bench, tmp_path: Path, capsy
     assert resumed.commits() == dict(zip(FOUR, ("aaa", "aaa", "bbb", "bbb"), strict=True))
 
 
+def test_cells_of_another_recipe_stay_until_they_have_run_again(
+    resumed: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    resumed.recipes = shutil.copytree(resumed.recipes, tmp_path / "recipes")
+    changed = tmp_path / "recipes" / "second.yaml"
+    changed.write_text(changed.read_text().replace("max_length: 13", "max_length: 12"))
+    before = resumed.file.read_bytes()
+    resumed("--seconds", "0")
+    assert resumed.file.read_bytes() == before
+    fewer = resumed.file.with_suffix(".found.json")
+    assert f"2 of 4 cells done; numbers in {fewer}" in capsys.readouterr().out
+    assert [cell["status"] for cell in json.loads(fewer.read_text())["cells"]].count("done") == 2
+
+
 def test_a_cell_of_another_recipe_in_the_work_folder_is_refused_before_anything_is_written(
     resumed: Bench, tmp_path: Path
 ):
