@@ -117,6 +117,46 @@ def test_init_writes_a_recipe_for_numbers(cli: Cli, desk: Path, model: tuple[str
     assert run.status == 0, run.err
 
 
+def test_init_predicts_numbers_that_are_named_as_labels(cli: Cli, desk: Path, model: tuple[str, ...]):
+    prices = [f"{n}.{n % 9}5" for n in range(60)]
+    columns = {"what": [f"a thing {n % 20}" for n in range(60)], "price": prices}
+    write_csv(Path("prices.csv"), columns)
+    write_parquet(Path("prices.parquet"), {**columns, "price": list(map(float, prices))})  # type: ignore[dict-item]
+    named = ("--text", "what", "--label", "price")
+    for name in ("prices.csv", "prices.parquet"):
+        told = cli("init", name, *named, "--output", "own.yaml", "--force", *model)
+        assert told.status == 0, told.err
+        assert "guessed: regression, targets in column 'price'" in told.out
+        assert "the column of labels, 'price', holds too many different numbers for classes" in told.out
+        written = yaml.safe_load(Path("own.yaml").read_text())
+        assert written["data"]["targets"] == ["price"]
+        assert "label" not in written["data"]
+        assert cli("plan", "own.yaml").status == 0
+    Path("one.yaml").write_text("data: {source: prices.csv, text: what, label: price}")
+    assert load_recipe(Path("one.yaml")).data.targets == ["price"]
+
+
+def test_init_names_numbers_that_could_be_predicted(cli: Cli, desk: Path, model: tuple[str, ...]):
+    write_csv(
+        Path("a.csv"),
+        {
+            "what": [f"a thing {n}" for n in range(60)],
+            "paid": [str(900 + n // 3 * 2 + n % 2) for n in range(60)],
+            "filiale": [f"f{n % 4}" for n in range(60)],
+        },
+    )
+    told = cli("init", "a.csv", "--output", "own.yaml", *model)
+    assert "label in column 'filiale'" in told.out
+    assert "numbers that could be predicted: --label paid\n" in told.out
+
+
+def test_init_says_how_numbers_with_a_decimal_comma_are_written(cli: Cli, desk: Path, model: tuple[str, ...]):
+    columns = {"what": [f"a thing {n % 20}" for n in range(60)], "price": [f"1.{n:03d},06" for n in range(60)]}
+    write_csv(Path("prices.csv"), columns, ";")
+    refused = cli("init", "prices.csv", "--output", "own.yaml", *model)
+    assert_refused(refused, "column 'price'", "more values like it", "a decimal comma", "write a decimal point, 10")
+
+
 def test_init_joins_instructions_with_what_they_are_about(cli: Cli, desk: Path):
     columns = {"instruction": ["say it"] * 30, "input": WORDS[:3] * 10, "output": [f"ash {n}" for n in range(30)]}
     write_json(Path("alpaca.json"), columns)

@@ -1,5 +1,6 @@
 """What a table is for follows from the names and values of its columns, and another guess can be asked for."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from fftmoe.data.roles import COMPLETION, LABEL, NUMBERS, PROMPT, TEXT, guess_roles
 from fftmoe.data.table import Table
 from fftmoe.data.usual_names import ANSWER_PAIRS, QUESTION_PAIRS, SELDOM_LABELS
+from fftmoe.errors import InputError
 
 ROWS = 60
 TEXTS = [f"a note {n} about something" for n in range(ROWS)]
@@ -79,8 +81,69 @@ def test_names_that_look_like_numbers_are_labels(values: list[str]):
     assert guess_roles(table_of(review=TEXTS, kind=values), {}).columns == {TEXT: "review", LABEL: "kind"}
 
 
-def test_labels_are_taken_before_numbers_with_fractions():
-    table = table_of(review=TEXTS, price=FRACTIONS, kind=["a", "b"] * (ROWS // 2))
-    assert guess_roles(table, {}).columns == {TEXT: "review", LABEL: "kind"}
-    named = guess_roles(table_of(review=TEXTS, price=FRACTIONS), {LABEL: "price"})
-    assert named.task == "sequence-classification"
+@pytest.mark.parametrize("name", ["label", "ticket_topic", "Sentiment"])
+def test_labels_of_usual_names_are_taken_before_numbers_with_fractions(name: str):
+    labels = [f"f{n % 5}" for n in range(ROWS)]
+    table = table_of(review=TEXTS, price=FRACTIONS, **{name: labels})
+    assert guess_roles(table, {}).columns == {TEXT: "review", LABEL: name}
+    assert guess_roles(table_of(review=TEXTS, price=FRACTIONS, filiale=labels), {}).columns[NUMBERS] == "price"
+
+
+@pytest.mark.parametrize("name", ["kind", "site"])
+def test_a_yes_and_a_no_are_taken_before_numbers_with_fractions_and_two_clients_are_not(name: str):
+    table = table_of(review=TEXTS, price=FRACTIONS, **{name: ["a", "b"] * (ROWS // 2)})
+    assert guess_roles(table, {}).columns[LABEL if name == "kind" else NUMBERS] == (
+        "kind" if name == "kind" else "price"
+    )
+
+
+AMOUNTS = [str(1000 + n - n % 3 // 2) for n in range(ROWS)]  # whole, and some of them twice
+MEASURED = {
+    "fractions": FRACTIONS,
+    "a decimal comma": [number.replace(".", ",") for number in FRACTIONS],
+    "typed": [float(number) for number in FRACTIONS],
+    "decimals": [Decimal(number) for number in FRACTIONS],
+    "whole": AMOUNTS,
+}
+
+
+@pytest.mark.parametrize("values", MEASURED.values(), ids=MEASURED.keys())
+@pytest.mark.parametrize("repeats", [False, True])
+def test_numbers_that_are_measured_are_targets_named_or_not_and_never_the_text(values: list[Any], repeats: bool):
+    """Also beside texts that repeat, which are no labels of the numbers."""
+    texts = TEXTS[: ROWS // 3] * 3 if repeats else TEXTS
+    table = table_of(what=texts, price=values, team=[f"t{n % 4}" for n in range(ROWS)])
+    expected = {TEXT: "what", NUMBERS: "price"}
+    for named in ({LABEL: "price"}, {LABEL: "price", TEXT: "what"}, {}):
+        found = guess_roles(table, named, by="team")
+        assert (found.task, dict(found.columns)) == ("regression", expected)
+    assert guess_roles(table, {LABEL: "price"}, "sequence-classification").columns[LABEL] == "price"
+    assert guess_roles(table, {}, "sequence-classification").columns[TEXT] == "what"
+
+
+@pytest.mark.parametrize("values", [[n % 5 + 1 for n in range(ROWS)], [f"{n % 30}" for n in range(ROWS)]])
+def test_whole_numbers_that_repeat_are_labels_where_they_are_named(values: list[Any]):
+    table = table_of(review=TEXTS, stars=values, shop_id=[f"{n % 3}" for n in range(ROWS)])
+    assert guess_roles(table, {LABEL: "stars"}).columns == {TEXT: "review", LABEL: "stars"}
+    assert guess_roles(table, {}).columns == {TEXT: "review", LABEL: "stars"}
+
+
+def test_numbers_of_rows_are_no_targets():
+    """All differ, as no price and no count does for long."""
+    table = table_of(what=TEXTS, case=[str(n) for n in range(ROWS)])
+    with pytest.raises(InputError, match="no column looks like labels"):
+        guess_roles(table, {})
+
+
+def test_classes_with_names_are_labels_however_few_rows_each_has():
+    classes = tuple(f"c{n}" for n in range(ROWS))
+    columns = {"text": TEXTS, "code": list(range(ROWS))}
+    table = Table("train.parquet", columns, ROWS, {"code": classes})
+    assert guess_roles(table, {LABEL: "code"}).task == "sequence-classification"
+
+
+def test_a_table_without_texts_is_refused_and_no_numbers_are_read_as_texts():
+    table = table_of(price=FRACTIONS, size=FRACTIONS[::-1], label=["a", "b"] * (ROWS // 2))
+    with pytest.raises(InputError, match="columns of numbers are none"):
+        guess_roles(table, {})
+    assert guess_roles(table, {TEXT: "size"}).columns[TEXT] == "size"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import string
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -302,11 +303,19 @@ def test_numbers_are_written_as_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "cell", ["", " ", "nan", "inf", "1e999", "1e39", "1_000", "1,5", "0x10", "٣", "one", "1 2", "true"]
+    "cell", ["", " ", "nan", "inf", "1e999", "1e39", "1_000", "1;5", "0x10", "٣", "one", "1 2", "true"]
 )
 def test_a_target_that_is_no_finite_number_names_row_and_value(tmp_path: Path, cell: str):
     write_csv(tmp_path / "a.csv", {"x": ["a", "b"], "y": ["1", cell]})
     with pytest.raises(InputError, match=r"a\.csv: column 'y' holds .* in row 2, which is not a finite number"):
+        numbers_of(read_table(tmp_path / "a.csv"), ["y"])
+
+
+@pytest.mark.parametrize(("cell", "right"), [("1,5", "1.5"), ("-0,25 ", "-0.25"), ("1.234.567,8", "1234567.8")])
+def test_a_decimal_comma_is_named_with_what_to_write_and_how_often_it_occurs(tmp_path: Path, cell: str, right: str):
+    write_csv(tmp_path / "a.csv", {"x": ["a", "b", "c", "d"], "y": ["1", cell, "2,5", "12.5"]})
+    said = rf"'y' holds '{re.escape(cell)}' in row 2, and 1 more value like it, with a decimal comma; .* {right},"
+    with pytest.raises(InputError, match=said):
         numbers_of(read_table(tmp_path / "a.csv"), ["y"])
 
 

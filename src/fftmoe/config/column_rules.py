@@ -32,9 +32,11 @@ def task_of(known: Known) -> str:
     for key, task in NAMED_FOR.items():
         if known.get(key) is not None:
             return task
-    if known.get("data.text") is not None and known.get("data.label") is not None:
-        several = known.get("data.list_separator") is not None
-        return "multi-label-classification" if several else "sequence-classification"
+    named = known.get("data.text") is not None and known.get("data.label") is not None
+    if named and known.get("data.list_separator") is not None:
+        return "multi-label-classification"
+    if named and not known.lacks("data.max_length"):  # texts are not read for another key
+        return "sequence-classification"
     return known.facts.task if known.facts else "sequence-classification"
 
 
@@ -57,7 +59,8 @@ def targets() -> Rule:
             return LEFT_OUT
         return [known.facts.columns["data.targets"]]
 
-    return Rule("data.targets", value, "the column of numbers with fractions that stands where labels would")
+    says = "the column of numbers with fractions that stands where labels would, or that `data.label` names"
+    return Rule("data.targets", value, says)
 
 
 def language_column(key: str) -> Rule:

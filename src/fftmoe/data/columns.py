@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.names import is_blank, name_of
+from fftmoe.data.number_columns import with_decimal_point
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.shown import count_of
 
 # What a cell of text must look like to be a number; Python's float() also takes 1_000, nan and digits of any script.
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -194,11 +196,24 @@ def _number(table: Table, column: str, place: int, value: Any) -> float:
     except OverflowError:  # a whole number of more than 308 digits
         number = float("inf")
     if not abs(number) <= _LARGEST:
+        if isinstance(value, str) and (right := with_decimal_point(value)) is not None:
+            raise _decimal_comma(table, column, place, value, right)
         raise InputError(
             f"{table.where}: column {column!r} holds {value!r:.50} in row {table.origin.row(place)}, which is not a "
             "finite number up to 1e30; correct or remove the row, or name another column with data.targets"
         )
     return number
+
+
+def _decimal_comma(table: Table, column: str, place: int, value: str, right: str) -> InputError:
+    """Return the error for a column with numbers that are written with a decimal comma."""
+    texts = (text for text in table.columns[column] if isinstance(text, str))
+    more = sum(with_decimal_point(text) is not None for text in texts) - 1
+    others = f", and {count_of(more, 'more value')} like it" if more else ""
+    return InputError(
+        f"{table.where}: column {column!r} holds {value!r:.50} in row {table.origin.row(place)}{others}, with a "
+        f"decimal comma; write a decimal point, {right:.50}, or name another column with data.targets"
+    )
 
 
 _LARGEST = 1e30  # a saved head has float32 numbers of the size of targets times weights

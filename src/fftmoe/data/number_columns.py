@@ -1,7 +1,8 @@
-"""Finds columns of numbers with fractions, which are measured and name nothing."""
+"""Finds columns of numbers: those that are no texts, and those that are measured and name nothing."""
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from fftmoe.data.table import Table
@@ -9,21 +10,53 @@ from fftmoe.data.table import Table
 FEWEST_NUMBERS = 11  # distinct ones; fewer may be grades, such as stars in halves
 MOST_NUMBERS = 0.9  # the part of the values that must be numbers; whoever reads the others names their rows
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d+|\.?\d+)([eE][+-]?\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+),\d+", re.ASCII)
+
+
+def holds_numbers(table: Table, column: str) -> bool:
+    """Return whether nearly all values of a column are finite numbers, with a decimal point or a decimal comma."""
+    return _are_most(len(_numbers(table, column)), table, column)
 
 
 def holds_fractions(table: Table, column: str) -> bool:
     """Return whether nearly all values of a column are finite numbers, many and not all whole."""
-    values = table.columns[column]
-    numbers = [number for number in map(_number, values) if number is not None]
+    numbers = _numbers(table, column)
     distinct = set(numbers)
     whole = all(number.is_integer() for number in distinct)
-    return not whole and len(distinct) >= FEWEST_NUMBERS and len(numbers) >= MOST_NUMBERS * len(values)
+    return not whole and len(distinct) >= FEWEST_NUMBERS and _are_most(len(numbers), table, column)
+
+
+def holds_measurements(table: Table, column: str) -> bool:
+    """Return whether a column holds fractions, or whole numbers that cannot be classes: many, of which more differ
+    than half of the rows.
+    """
+    if column in table.class_names:
+        return False
+    numbers = _numbers(table, column)
+    many = len(set(numbers)) >= max(FEWEST_NUMBERS, table.num_rows // 2 + 1)
+    return holds_fractions(table, column) or (many and _are_most(len(numbers), table, column))
+
+
+def with_decimal_point(text: str) -> str | None:
+    """Return a number that is written with a decimal comma as it should be written; None for any other text."""
+    return text.strip().replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else None
+
+
+def _are_most(number: int, table: Table, column: str) -> bool:
+    return number >= max(1, MOST_NUMBERS * len(table.columns[column]))
+
+
+def _numbers(table: Table, column: str) -> list[float]:
+    """Return the finite numbers among the values of a column."""
+    return [number for number in map(_number, table.columns[column]) if number is not None]
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, str):
+        value = with_decimal_point(value) or value
     if isinstance(value, str) and not _DECIMAL.fullmatch(value.strip()):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = float(value)

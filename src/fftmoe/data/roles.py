@@ -9,7 +9,9 @@ from typing import Any
 
 from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.image_folders import IMAGE_SUFFIXES
-from fftmoe.data.number_columns import holds_fractions
+from fftmoe.data.label_columns import find_target, guess_label, text_columns, without_only_text
+from fftmoe.data.list_columns import LOOKED_AT, holds_lists
+from fftmoe.data.number_columns import holds_measurements
 from fftmoe.data.prompts_asked import asks_for_pairs
 from fftmoe.data.table import Table
 from fftmoe.data.usual_names import (
@@ -24,7 +26,6 @@ from fftmoe.data.usual_names import (
     PROMPT_NAMES,
     QUESTION_PAIRS,
     REJECTED,
-    SELDOM_LABELS,
     TAG_NAMES,
     TAGS,
     TEXT,
@@ -36,13 +37,10 @@ from fftmoe.data.usual_names import (
     single_columns,
 )
 from fftmoe.errors import InputError
-from fftmoe.shown import count_of
 
 LANGUAGE_TASKS = ("causal-lm", "preference")
 """The tasks of a language model, which continues texts and has no head."""
-MAX_LABELS = 200
 ROWS_AN_ANSWER = 10  # an answer that fewer rows have on average was written; others are chosen among a few
-LOOKED_AT = 100  # values that decide the type of a column
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     """Guess the task, and the columns that the recipe does not name.
 
     In this order: chosen and rejected answers; prompts with completions; lists of tokens with lists of tags; images
-    with labels; texts with lists of labels; texts with numbers that have fractions; texts with labels.
+    with labels; texts with lists of labels; texts with numbers that have fractions; texts with labels. A column of
+    labels that the recipe names decides by its values alone: lists of labels, numbers that are measured, or labels.
 
     Args:
         named: columns by key, as the recipe names them. task: the recipe's task; None to guess it.
@@ -77,11 +76,14 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     found: dict[str, str] = {}
     for key in _KEYS[task]:
         left = [column for column in free if column not in found.values()]
+        if key == LABEL and TEXT in _KEYS[task] and TEXT not in named:
+            left = without_only_text(table, left)
         if key == NUMBERS:
-            found |= {key: target} if (target := _find_target(table, left)) else {}
+            found |= {key: target} if (target := _named_target(table, named) or find_target(table, left)) else {}
         elif key not in named:
             found[key] = _GUESS[key](table, left)
-    return Roles(task, {**named, **found})
+    own = {key: column for key, column in named.items() if key != LABEL or column not in found.values()}
+    return Roles(task, {**own, **found})
 
 
 def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
@@ -94,14 +96,19 @@ def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
     if IMAGE in named or _image_columns(table):
         return "image-classification"
     label = named.get(LABEL)
-    if label in table.columns and _holds_lists(table, str(label)):
+    if label in table.columns and holds_lists(table, str(label)):
         return "multi-label-classification"
     if label is None and _lists(table, ("labels", *LABEL_NAMES)):
         return "multi-label-classification"
     free = [column for column in table.columns if column not in (*named.values(), by)]
-    if label is None and _find_target(table, free) is not None:
-        return "regression"
-    return "sequence-classification"
+    target = find_target(table, free) if label is None else _named_target(table, named)
+    return "sequence-classification" if target is None else "regression"
+
+
+def _named_target(table: Table, named: Mapping[str, str]) -> str | None:
+    """Return the column that the recipe names for labels, if it holds numbers that are measured."""
+    label = named.get(LABEL)
+    return label if label is not None and holds_measurements(table, label) else None
 
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
@@ -143,61 +150,21 @@ def _of_preference(table: Table, named: Mapping[str, str]) -> Mapping[str, str]:
     return found
 
 
-def guess_label(table: Table, free: Sequence[str]) -> str:
-    """Return the column with a common name for labels, else the one with the fewest values, but at least two.
-
-    A column with a usual name for clients, numbers of rows or splits is taken only if there is no other.
-
-    Raises:
-        InputError: no column looks like labels.
-    """
-    lists = [column for column in free if _holds_lists(table, column)]
-    if named := first_of(lists, ("labels", *LABEL_NAMES)):
-        return named
-    if named := first_of(single_columns(table, free), LABEL_NAMES):
-        return named
-    plain = {column: values for column, values in plain_columns(table).items() if column in free}
-    counts = {column: len(set(values)) for column, values in plain.items()}
-    most = min(MAX_LABELS, table.num_rows // 2)
-    possible = [column for column in plain if 2 <= counts[column] <= most]
-    if not possible:
-        shown = (
-            ", ".join(f"{column} ({count_of(number, 'value')})" for column, number in counts.items()) or "its columns"
-        )
-        raise InputError(
-            f"{table.where}: no column looks like labels among {shown}; name it with data.label (--label); for a "
-            "language model name its texts with data.text and set backbone.task=causal-lm; numbers to predict go into "
-            "data.targets. The columns of a CSV file "
-            "are separated by commas, semicolons, tabs or vertical bars"
-        )
-    return min(possible, key=lambda column: (column.lower() in SELDOM_LABELS, counts[column]))
-
-
-def _find_target(table: Table, free: Sequence[str]) -> str | None:
-    """Return the column of numbers that have fractions, if it is what labels would be taken from, or the only one."""
-    try:
-        column = guess_label(table, free)
-    except InputError:
-        found = [column for column in free if holds_fractions(table, column)]
-        return found[0] if len(found) == 1 else None
-    return column if holds_fractions(table, column) else None
-
-
 def guess_text(table: Table, free: Sequence[str]) -> str:
-    """Return the column with a common name for texts, else the one with the most characters.
+    """Return the column with a common name for texts, else the one with the most characters, and none of numbers.
 
     Raises:
         InputError: no column holds texts.
     """
     if named := first_of(single_columns(table, free), TEXT_NAMES):
         return named
-    plain = {column: values for column, values in plain_columns(table).items() if column in free}
-    if not plain:
+    texts = text_columns(table, free)
+    if not texts:
         raise InputError(
-            f"{table.where}: no column is left for the texts (it has {', '.join(table.columns)}); name one with "
-            "data.text (--text)"
+            f"{table.where}: no column is left for the texts (it has {', '.join(table.columns)}, and columns of "
+            "numbers are none); name one with data.text (--text)"
         )
-    return max(plain, key=lambda column: sum(map(len, plain[column])))
+    return max(texts, key=lambda column: sum(map(len, texts[column])))
 
 
 def _guess_image(table: Table, free: Sequence[str]) -> str:
@@ -216,7 +183,7 @@ def _guess_tokens(table: Table, free: Sequence[str]) -> str:
 
 
 def _guess_lists(table: Table, free: Sequence[str], names: Sequence[str], key: str) -> str:
-    found = first_of([column for column in free if _holds_lists(table, column)], names)
+    found = first_of([column for column in free if holds_lists(table, column)], names)
     if found is None:
         raise InputError(
             f"{table.where}: no column of lists is called {' or '.join(names)} (it has {', '.join(table.columns)}); "
@@ -263,12 +230,4 @@ def _holds_images(values: Sequence[Any]) -> bool:
 
 def _lists(table: Table, names: Sequence[str]) -> str | None:
     """Return the column of lists with one of these names."""
-    return first_of([column for column in table.columns if _holds_lists(table, column)], names)
-
-
-def _holds_lists(table: Table, column: str) -> bool:
-    """Return whether a column holds lists of names."""
-    values = table.columns[column][:LOOKED_AT]
-    return bool(len(values)) and all(
-        isinstance(value, list) and not any(isinstance(item, list) for item in value) for value in values
-    )
+    return first_of([column for column in table.columns if holds_lists(table, column)], names)

@@ -70,6 +70,11 @@ class ReadAhead:
         """Return the names of the columns of the training rows, as the source has them; none after `take`."""
         return tuple(training_rows(self._tables)[0].columns) if self._tables else ()
 
+    @property
+    def rows(self) -> Table | None:
+        """Return the training rows, or all rows of a source that still has to be divided; None after `take`."""
+        return training_rows(self._tables)[0] if self._tables else None
+
     def take(self, source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
         """Return the tables of this source, which is read if others were read ahead, or none.
 

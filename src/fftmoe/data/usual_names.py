@@ -1,6 +1,7 @@
 """Says by which keys a recipe names columns, and which names they usually have, in small letters."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 from fftmoe.data.table import Table
 
@@ -20,6 +21,7 @@ CLIENT_NAMES = (
 )
 """Names of columns that say whose a row is or where it is from, and seldom what it means."""
 SELDOM_LABELS = (*CLIENT_NAMES, "id", "split", "fold")
+_LAST_WORD = re.compile(r"[^\W_]+(?=[\W_]*$)")
 ANSWER_PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -43,6 +45,12 @@ TOKEN_NAMES = ("tokens", "words")
 def first_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the first of the columns whose name, in any case, is a usual one, in the order of the names."""
     return next((column for name in names for column in columns if column.lower() == name), None)
+
+
+def ends_like(column: str, names: Collection[str]) -> bool:
+    """Return whether a column is called one of the names, in any case, or has one as its last word: `shop_id`."""
+    last = _LAST_WORD.search(column)
+    return not {column.lower(), last[0].lower() if last else ""}.isdisjoint(names)
 
 
 def pair_of(columns: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
