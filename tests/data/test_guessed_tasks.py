@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fftmoe.data.roles import COMPLETION, LABEL, NUMBERS, PROMPT, TEXT, guess_roles
+from fftmoe.data.roles import COMPLETION, LABEL, NUMBERS, PROMPT, TAGS, TEXT, TOKENS, guess_roles
 from fftmoe.data.table import Table
 from fftmoe.data.usual_names import ANSWER_PAIRS, QUESTION_PAIRS, SELDOM_LABELS
 from fftmoe.errors import InputError
@@ -147,3 +147,28 @@ def test_a_table_without_texts_is_refused_and_no_numbers_are_read_as_texts():
     with pytest.raises(InputError, match="columns of numbers are none"):
         guess_roles(table, {})
     assert guess_roles(table, {TEXT: "size"}).columns[TEXT] == "size"
+
+
+WORDS = [[f"w{n}", f"w{n + 1}", "flew"][: n % 3 + 1] for n in range(ROWS)]
+MARKS = [["B", "O", "O"][: n % 3 + 1] for n in range(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [("words", "ner"), ("tokens", "labels"), ("wort", "tags"), ("wort", "art"), ("Tokens", "NER_Tags")],
+)
+def test_two_columns_of_lists_of_equal_lengths_are_words_and_tags(words: str, tags: str):
+    table = table_of(site=["s", "t"] * (ROWS // 2), **{tags: MARKS, words: WORDS})
+    found = guess_roles(table, {}, by="site")
+    assert (found.task, found.columns) == ("token-classification", {TOKENS: words, TAGS: tags})
+    assert guess_roles(table, {}, "token-classification").columns == found.columns
+
+
+def test_lists_that_may_be_something_else_are_no_words_and_tags():
+    unequal = table_of(note=TEXTS, words=WORDS, tags=[["B"]] * ROWS, kind=["a", "b"] * (ROWS // 2))
+    assert guess_roles(unequal, {LABEL: "kind"}).task == "sequence-classification"
+    beside_a_text = table_of(text=TEXTS, found=MARKS, seen=[own[::-1] for own in MARKS])
+    with pytest.raises(InputError, match="no column looks like labels"):
+        guess_roles(beside_a_text, {})
+    labelled = table_of(note=TEXTS, keywords=WORDS, category=["a", "b"] * (ROWS // 2))
+    assert guess_roles(labelled, {}).columns == {TEXT: "note", LABEL: "category"}

@@ -96,4 +96,48 @@ def test_init_writes_the_separator_and_the_recipe_runs(
     assert run.status == 0, run.err
     measured = cli("evaluate", "r", "--data", "a.csv")
     assert measured.status == 0, measured.err
-    assert_refused(cli("init", "a.csv", "--list-separator", "|", "--output", "b.yaml", *model), "label")
+    guessed = cli("init", "a.csv", "--list-separator", "|", "--output", "b.yaml", *model)
+    assert "guessed: multi-label-classification, text in column 'note', label in column 'signs'" in guessed.out
+    refused = cli("init", "a.csv", "--list-separator", "/", "--output", "c.yaml", *model)
+    assert_refused(refused, "no column holds data.list_separator='/' between names that repeat", "--label")
+    write_csv(tmp_path / "d.csv", {"note": NOTES, "signs": ["ash; bay", "bay; cod", "cod"] * 10})
+    told = cli("init", "d.csv", "--label", "signs", "--output", "d.yaml", *model)
+    assert "hold ';', and each cell is one label; if it holds several: --list-separator ';'" in told.out
+
+
+CELLS = ["|".join(own) for own in SIGNS]
+PLACES = [f"p{row % 3}" for row in range(len(SIGNS))]
+
+
+@pytest.mark.parametrize("name", ["tags", "topics", "labels", "signs"])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_column_of_lists_without_tokens_holds_several_labels(
+    tmp_path: Path, backbone_folder: Path, name: str, stated: bool
+):
+    """Whatever it is called, in cells and in lists; and the name that a person states goes before all others."""
+    named = {"label": name} if stated else {}
+    columns = {"ticket": NOTES, "office": PLACES, name: SIGNS, "tags": SIGNS}
+    write_jsonl(tmp_path / "a.jsonl", {key: columns[key] for key in ("ticket", "office", name)})  # type: ignore[misc]
+    write_csv(tmp_path / "a.csv", {"ticket": NOTES, "office": PLACES, name: CELLS})
+    for file, separator in (("a.csv", {"list_separator": "|"}), ("a.jsonl", {})):
+        data = {"source": str(tmp_path / file), **separator, **named}
+        values = {"data": data, "backbone": {"model": str(backbone_folder)}, "partition": {"by": "office"}}
+        recipe = load_recipe(values)
+        assert (recipe.backbone.task, recipe.data.label) == ("multi-label-classification", name)
+        assert load_splits(recipe, recipe.data.source, SplitRequest()).label_names == ("cough", "fever", "rash")
+
+
+def test_a_label_that_is_named_goes_before_tokens_and_tags_of_usual_names(tmp_path: Path, backbone_folder: Path):
+    words = ["ash bay cod"] * len(SIGNS)
+    write_csv(tmp_path / "a.csv", {"text": NOTES, "words": words, "tags": words, "signs": CELLS})
+    data = {"source": str(tmp_path / "a.csv"), "list_separator": "|", "label": "signs"}
+    recipe = load_recipe({"data": data, "backbone": {"model": str(backbone_folder)}})
+    assert (recipe.backbone.task, recipe.data.label) == ("multi-label-classification", "signs")
+
+
+def test_a_sentence_with_as_many_words_as_tags_holds_the_tokens(tmp_path: Path, backbone_folder: Path):
+    columns = {"sentence": ["ash bay cod", "bay dew"] * 12, "tags": ["O B O", "B O"] * 12, "site": [*"xyz"] * 8}
+    write_csv(tmp_path / "a.csv", columns)
+    data = {"source": str(tmp_path / "a.csv"), "list_separator": " "}
+    recipe = load_recipe({"data": data, "backbone": {"model": str(backbone_folder)}, "partition": {"by": "site"}})
+    assert (recipe.backbone.task, recipe.data.tokens, recipe.data.tags) == ("token-classification", "sentence", "tags")

@@ -20,7 +20,20 @@ def hint_lines(recipe: "Recipe", table: "Table | None") -> Iterator[str]:
     if table is None:
         return
     unread = unread_columns(recipe, tuple(table.columns))
+    yield from _separator_line(recipe, table)
     yield from _numbers_line(recipe, table, unread)
+
+
+def _separator_line(recipe: "Recipe", table: "Table") -> Iterator[str]:
+    """Yield what would divide cells that look like several labels."""
+    from fftmoe.data.list_cells import usual_separator
+
+    label = recipe.data.label
+    if recipe.backbone.task == "sequence-classification" and (sign := usual_separator(table.columns.get(label, ()))):
+        yield (
+            f"most cells of column {label!r} hold {sign!r}, and each cell is one label; if it holds several: "
+            f"--list-separator {quoted(sign)}"
+        )
 
 
 def _numbers_line(recipe: "Recipe", table: "Table", unread: list[str]) -> Iterator[str]:

@@ -6,6 +6,8 @@ from fftmoe.config.fields import Section
 
 LANGUAGE_TASKS = ("causal-lm", "preference")
 """The tasks of a language model, which has no head (`fftmoe.data.roles`, which needs torch)."""
+READS_LISTS = ("multi-label-classification", "token-classification")
+"""The tasks that read a list from a cell: the labels of a row, or its words and their tags."""
 
 
 class BackboneSection(Section):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fftmoe.config.backbone import READS_LISTS
 from fftmoe.config.text_lengths import SampledTexts
 from fftmoe.errors import InputError
 
@@ -56,7 +57,7 @@ def read_facts(
     Raises:
         InputError: the source cannot be read, or no column looks like what the task needs.
     """
-    from fftmoe.data.list_cells import with_likely_lists
+    from fftmoe.data.list_cells import ListCells, divided_columns
     from fftmoe.data.prompts_asked import with_prompts
     from fftmoe.data.roles import guess_roles
     from fftmoe.data.sources import ReadAhead, read_raw, training_rows
@@ -68,8 +69,9 @@ def read_facts(
     if not table.num_rows:
         raise InputError(f"{table.where} has no rows; every split needs at least one")
     client = by or (CLIENT if CLIENT in table.columns else None)
-    if separator is not None:
-        table = with_likely_lists(table, named, separator)
+    if separator is not None and task in (None, *READS_LISTS):
+        divided = divided_columns(table, named, separator, client)
+        table, named = ListCells([*divided.values()], separator).read(table), {**divided, **named}
     table = with_prompts(table, named, task)
     roles = guess_roles(table, named, task, client)
     return Facts(

@@ -1,5 +1,6 @@
 """Checks the rules of a recipe that concern more than one of its sections."""
 
+from fftmoe.config.backbone import READS_LISTS
 from fftmoe.config.declared import check_declared
 from fftmoe.config.plugins import is_plugin
 from fftmoe.config.preference import IMITATING
@@ -12,10 +13,6 @@ AVERAGING = tuple(name for name, spec in METHODS.items() if spec.capabilities.av
 
 OWN_LOSS = ("token-classification", "multi-label-classification", "regression")
 """The tasks with a head whose loss does not depend on its kind (`fftmoe.tasks.LOSSES`, which needs torch)."""
-
-
-READS_LISTS = ("multi-label-classification", "token-classification")
-"""The tasks that read a list from a cell: the labels of a row, or its words and their tags."""
 
 
 def _capabilities(recipe: Recipe) -> Capabilities | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fftmoe.data.columns import plain_columns
-from fftmoe.data.list_columns import holds_lists
+from fftmoe.data.list_columns import LIST_LABELS, holds_lists
 from fftmoe.data.number_columns import holds_fractions, holds_measurements, holds_numbers
 from fftmoe.data.table import Table
 from fftmoe.data.usual_names import LABEL_NAMES, SELDOM_LABELS, TEXT_NAMES, ends_like, first_of, single_columns
@@ -23,7 +23,7 @@ def guess_label(table: Table, free: Sequence[str]) -> str:
         InputError: no column looks like labels.
     """
     lists = [column for column in free if holds_lists(table, column)]
-    if named := first_of(lists, ("labels", *LABEL_NAMES)):
+    if named := first_of(lists, LIST_LABELS):
         return named
     if named := first_of(single_columns(table, free), LABEL_NAMES):
         return named

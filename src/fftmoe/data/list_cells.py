@@ -1,11 +1,16 @@
 """Divides cells of text into lists, where a recipe says by which characters: CSV has no lists of its own."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fftmoe.data.list_columns import LIST_LABELS, words_and_tags
 from fftmoe.data.table import Table
-from fftmoe.data.usual_names import LABEL, LABEL_NAMES, TAG_NAMES, TAGS, TOKEN_NAMES, TOKENS, first_of
+from fftmoe.data.usual_names import LABEL, TAG_NAMES, TAGS, TEXT, TOKEN_NAMES, TOKENS, first_of
+from fftmoe.errors import InputError
+
+LIST_SIGNS = "|;,"
+"""The signs that usually divide several labels in a cell."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,50 @@ def _divided(value: Any, separator: str) -> Any:
     return [item for part in value.split(separator) if (item := part.strip())] if isinstance(value, str) else value
 
 
-def with_likely_lists(table: Table, named: Mapping[str, str], separator: str) -> Table:
-    """Return the table with lists in the columns that the recipe names for them, else in those of usual names.
+def divided_columns(table: Table, named: Mapping[str, str], separator: str, by: str | None = None) -> Mapping[str, str]:
+    """Return the columns that a separator divides into lists, by the keys of the recipe that name them.
 
-    Tokens and tags go before labels, as where the columns hold lists themselves.
+    Those are tokens and tags, if the recipe names the tags or there are as many tokens as tags. Else they are the
+    labels: those that the recipe names, a column of a usual name, or the one with the separator between the fewest
+    names.
+
+    Args:
+        by: the column that names the clients, which holds no lists.
+
+    Raises:
+        InputError: no column holds the separator between names.
     """
-    names = list(table.columns)
-    tags = named.get(TAGS) or (None if LABEL in named else first_of(names, TAG_NAMES))
-    if tags is not None:
-        columns = [tags, named.get(TOKENS) or first_of(names, TOKEN_NAMES)]
-    else:
-        columns = [named.get(LABEL) or first_of(names, ("labels", *LABEL_NAMES))]
-    return ListCells([name for name in columns if name is not None], separator).read(table)
+    free = [column for column in table.columns if column not in (by, named.get(TEXT))]
+    if TAGS in named:
+        words = named.get(TOKENS) or first_of(free, TOKEN_NAMES)
+        return {TAGS: named[TAGS], **({TOKENS: words} if words else {})}
+    if LABEL in named:
+        return {LABEL: named[LABEL]}
+    if pair := words_and_tags(ListCells(free, separator).read(table), free):
+        return {TOKENS: pair[0], TAGS: pair[1]}
+    items = _items(table, free, separator)
+    likely = [column for column, number in items.items() if 2 <= number <= table.num_rows // 2]
+    usual = first_of(list(items) or free, (*LIST_LABELS, *TAG_NAMES))
+    label = usual or min(likely, key=items.__getitem__, default=None)
+    if label is None:
+        raise InputError(
+            f"{table.where}: no column holds data.list_separator={separator!r} between names that repeat; name the "
+            "column of labels with data.label (--label)"
+        )
+    return {LABEL: label}
+
+
+def _items(table: Table, free: Sequence[str], separator: str) -> Mapping[str, int]:
+    """Return the number of different items in each column that holds the separator."""
+    found = {}
+    for column in free:
+        cells = [value for value in table.columns[column] if isinstance(value, str)]
+        if any(separator in cell for cell in cells):
+            found[column] = len({item for cell in cells for item in _divided(cell, separator)})
+    return found
+
+
+def usual_separator(values: Sequence[Any]) -> str | None:
+    """Return the separator that most of these cells of text hold, as lists of names do; None if there is none."""
+    cells = [value for value in values if isinstance(value, str)]
+    return next((sign for sign in LIST_SIGNS if 2 * sum(sign in cell for cell in cells) > len(values)), None)

@@ -10,7 +10,7 @@ from typing import Any
 from fftmoe.data.columns import check_column, plain_columns
 from fftmoe.data.image_folders import IMAGE_SUFFIXES
 from fftmoe.data.label_columns import find_target, guess_label, text_columns, without_only_text
-from fftmoe.data.list_columns import LOOKED_AT, holds_lists
+from fftmoe.data.list_columns import LOOKED_AT, holds_lists, several_labels, words_and_tags
 from fftmoe.data.number_columns import holds_measurements
 from fftmoe.data.prompts_asked import asks_for_pairs
 from fftmoe.data.table import Table
@@ -73,12 +73,16 @@ def guess_roles(table: Table, named: Mapping[str, str], task: str | None = None,
     if task == "preference":
         return Roles(task, _of_preference(table, named))
     free = [column for column in table.columns if column not in (*named.values(), by)]
+    if task == "token-classification" and named.keys().isdisjoint((TOKENS, TAGS)):
+        named = {**named, **dict(zip((TOKENS, TAGS), words_and_tags(table, free) or (), strict=False))}
     found: dict[str, str] = {}
     for key in _KEYS[task]:
         left = [column for column in free if column not in found.values()]
         if key == LABEL and TEXT in _KEYS[task] and TEXT not in named:
             left = without_only_text(table, left)
-        if key == NUMBERS:
+        if key == LABEL and task == "multi-label-classification" and key not in named:
+            found[key] = several_labels(table, left) or guess_label(table, left)
+        elif key == NUMBERS:
             found |= {key: target} if (target := _named_target(table, named) or find_target(table, left)) else {}
         elif key not in named:
             found[key] = _GUESS[key](table, left)
@@ -91,17 +95,19 @@ def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
         return "preference"
     if PROMPT in named or (LABEL not in named and _pair(table)):
         return "causal-lm"
-    if TAGS in named or _lists(table, TAG_NAMES):
+    if TAGS in named or TOKENS in named:
         return "token-classification"
-    if IMAGE in named or _image_columns(table):
-        return "image-classification"
-    label = named.get(LABEL)
-    if label in table.columns and holds_lists(table, str(label)):
-        return "multi-label-classification"
-    if label is None and _lists(table, ("labels", *LABEL_NAMES)):
-        return "multi-label-classification"
     free = [column for column in table.columns if column not in (*named.values(), by)]
-    target = find_target(table, free) if label is None else _named_target(table, named)
+    if LABEL not in named and TEXT not in named and words_and_tags(table, free):
+        return "token-classification"
+    if IMAGE in named or (TEXT not in named and _image_columns(table)):
+        return "image-classification"
+    if LABEL in named:
+        several, target = holds_lists(table, named[LABEL]), _named_target(table, named)
+    else:
+        several, target = several_labels(table, free) is not None, find_target(table, free)
+    if several:
+        return "multi-label-classification"
     return "sequence-classification" if target is None else "regression"
 
 
@@ -226,8 +232,3 @@ def _holds_images(values: Sequence[Any]) -> bool:
         or (isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES))
         for value in values
     )
-
-
-def _lists(table: Table, names: Sequence[str]) -> str | None:
-    """Return the column of lists with one of these names."""
-    return first_of([column for column in table.columns if holds_lists(table, column)], names)
