@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftmoe.data import SplitRequest, Table, read_tables, texts_of
+from fftmoe.data.list_cells import ListCells
 from fftmoe.data.undivided import divide, read_undivided
 from fftmoe.errors import InputError
 from tables import write_csv, write_json, write_jsonl, write_parquet
@@ -25,7 +26,7 @@ def table_of(rows: list[tuple[str, str]]) -> Table:
 def test_every_row_is_in_one_split_and_every_label_and_client_keeps_a_training_row(rows: list[tuple[str, str]]):
     table = table_of(rows)
     if max(Counter(label for _, label in rows).values()) == 1:
-        with pytest.raises(InputError, match="every label has one row only"):
+        with pytest.raises(InputError, match=r"a label in column 'label' that no other row has, .*\(--label\)"):
             divide(table, "label", "client")
         return
     splits = divide(table, "label", "client")
@@ -37,6 +38,43 @@ def test_every_row_is_in_one_split_and_every_label_and_client_keeps_a_training_r
     if len(set(train["client"])) < len({client for client, _ in rows}):
         assert max(Counter(client for client, _ in rows).values()) == 1
     assert divide(table, "label", "client")["test"].columns == test
+
+
+LISTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4), min_size=2, max_size=60)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@given(lists=LISTS, clients=st.integers(1, 3))
+def test_every_label_or_tag_of_a_list_keeps_a_training_row(kind: type, lists: list[list[str]], clients: int):
+    columns = {"tags": list(map(kind, lists)), "client": [row % clients for row in range(len(lists))]}
+    table = Table.of("a.jsonl", columns)
+    times = Counter(name for own in lists for name in set(own))
+    if all(any(times[name] == 1 for name in own) for own in lists):
+        with pytest.raises(InputError, match="in column 'tags' that no other row has"):
+            divide(table, "tags", "client")
+        return
+    splits = divide(table, "tags", "client")
+    train, test = (splits[name].columns["tags"] for name in ("train", "test"))
+    assert {name for own in train for name in own} == set(times)
+    assert test
+    assert len(train) + len(test) == len(lists)
+
+
+def test_a_label_that_occurs_once_in_lists_of_cells_is_trained_on(tmp_path: Path):
+    labels = [f"x|y{row % 3}" for row in range(100)]
+    for row in range(0, 100, 2):
+        labels[row] = f"x|only-{row}"
+    write_csv(tmp_path / "a.csv", {"text": [f"ash {row}" for row in range(100)], "label": labels})
+    request = SplitRequest(lists=ListCells(["label"], "|"))
+    found = read_tables(str(tmp_path / "a.csv"), CONTENT, request=request)
+    trained = {name for own in found["train"].columns["label"] for name in own}
+    assert trained == {name for cell in labels for name in cell.split("|")}
+    assert found["test"].num_rows == 20
+
+
+def test_one_row_cannot_be_divided():
+    with pytest.raises(InputError, match="it has one row, and none is left for tests"):
+        divide(Table.of("a.csv", {"text": ["ash"]}), None, None)
 
 
 @given(sizes=st.lists(st.integers(5, 41), min_size=1, max_size=5), labels=st.integers(1, 3))

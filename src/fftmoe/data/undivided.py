@@ -22,6 +22,8 @@ from fftmoe.data.text_encodings import BY_RECIPE, TextEncoding
 from fftmoe.errors import InputError
 from fftmoe.rng import numpy_generator
 
+RowNames = tuple[Hashable, ...]
+
 EVERY = 5  # of so many rows one is a test row
 
 
@@ -101,22 +103,26 @@ def _check_no_splits(place: Path, files: Sequence[Path]) -> None:
 def divide(table: Table, label: str | None, client: str | None) -> dict[str, Table]:
     """Choose one row in five at random as test rows, evenly over the clients and, within each, over the labels.
 
-    Every label keeps a training row, and so does every client, unless all of them have one row only. The choice depends
-    on the table only.
+    Every label keeps a training row, also each label or tag of a list, and so does every client, unless all of them
+    have one row only. The choice depends on the table only.
 
     Args:
-        label: the column of labels; None, or a column of lists, divides by no label. client: the column that names the
-            clients, or None.
+        label: the column of labels, or of lists, over which rows are not spread evenly; None divides by no label.
+        client: the column that names the clients, or None.
 
     Raises:
         InputError: no row can be spared for the tests.
     """
     labels, clients = _spread_by(table, label), _spread_by(table, client)
-    drawn = _test_places(labels, clients) or _test_places(labels, [None] * len(labels))
+    names = _names(table, label) if label else [()] * table.num_rows
+    drawn = _test_places(labels, clients, names) or _test_places(labels, [None] * len(labels), names)
     if not drawn:
+        folder = "put train.* and test.* into a folder and name that folder"
+        if table.num_rows < 2:
+            raise InputError(f"{table.where}: it has one row, and none is left for tests; add rows, or {folder}")
         raise InputError(
-            f"{table.where}: every label has one row only, so none is left for tests; add rows, or put train.* and "
-            "test.* into a folder and name that folder"
+            f"{table.where}: every row has a label in column {label!r} that no other row has, so none is left for "
+            f"tests; if that is not the column of labels, name it with data.label (--label), else add rows, or {folder}"
         )
     test = sorted(drawn)
     train = sorted(set(range(table.num_rows)) - drawn)
@@ -126,14 +132,18 @@ def divide(table: Table, label: str | None, client: str | None) -> dict[str, Tab
     }
 
 
-def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set[int]:
-    """Return the places of the test rows."""
+def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable], names: Sequence[RowNames]) -> set[int]:
+    """Return the places of the test rows.
+
+    Args:
+        names: of each row, those that must be left in a training row.
+    """
     shuffled = numpy_generator(0, "split").permutation(len(labels)).tolist()
     order = sorted(shuffled, key=lambda place: (str(clients[place]), str(labels[place])))  # stable: chance decides ties
-    left_of_label, left_of_client = Counter(labels), Counter(clients)
+    left_of_name, left_of_client = Counter(name for own in names for name in own), Counter(clients)
 
     def can_spare(place: int) -> bool:
-        return left_of_label[labels[place]] > 1 and left_of_client[clients[place]] > 1
+        return left_of_client[clients[place]] > 1 and all(left_of_name[name] > 1 for name in names[place])
 
     drawn: set[int] = set()
     owed = 0  # test rows that rare labels did not give
@@ -141,7 +151,7 @@ def _test_places(labels: Sequence[Hashable], clients: Sequence[Hashable]) -> set
         owed += number % EVERY == EVERY // 2
         if owed and can_spare(place):
             owed -= 1
-            left_of_label[labels[place]] -= 1
+            left_of_name.subtract(names[place])
             left_of_client[clients[place]] -= 1
             drawn.add(place)
     return drawn or set(list(filter(can_spare, order))[:1])  # of very few rows, one
@@ -155,3 +165,20 @@ def _spread_by(table: Table, column: str | None) -> Sequence[Hashable]:
     if len(values) != table.num_rows or any(isinstance(value, list | dict | np.ndarray) for value in values):
         return [None] * table.num_rows
     return values
+
+
+def _names(table: Table, label: str) -> Sequence[RowNames]:
+    """Return the names in each row of the column of labels: its label, or the different ones of its list."""
+    values: Sequence[Any] = table.columns.get(label, ())
+    if len(values) != table.num_rows or any(isinstance(value, dict) for value in values):
+        return [()] * table.num_rows
+    return [tuple({_name(item) for item in value}) if _is_list(value) else (value,) for value in values]
+
+
+def _name(item: Any) -> Hashable:
+    """Return an item of a list, or how it is written if it is itself a list; such items are refused later."""
+    return item if isinstance(item, Hashable) else repr(item)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
