@@ -157,6 +157,56 @@ def test_init_says_how_numbers_with_a_decimal_comma_are_written(cli: Cli, desk: 
     assert_refused(refused, "column 'price'", "more values like it", "a decimal comma", "write a decimal point, 10")
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST", "dev"), ("training", "validation")])
+@pytest.mark.parametrize("called", ["split", "fold"])
+def test_init_says_that_a_column_of_splits_is_not_read(
+    cli: Cli, desk: Path, model: tuple[str, ...], names: tuple[str, ...], called: str
+):
+    columns = {
+        "text": [f"ash {n}" for n in range(40)],
+        "kind": [f"k{n % 3}" for n in range(40)],
+        called: [names[n % len(names)] for n in range(40)],
+    }
+    write_csv(Path("a.csv"), columns)
+    said = f"column '{called}' says which rows are for training and which for tests, and is not read"
+    told = cli("init", "a.csv", "--output", "own.yaml", *model)
+    assert said in told.out
+    assert "train.csv and test.csv" in told.out
+    assert said not in cli("init", "a.csv", "--by", called, "--output", "by.yaml", *model).out
+    write_csv(Path("data/train.csv"), columns)
+    write_csv(Path("data/test.csv"), columns)
+    assert said not in cli("init", "data", "--output", "divided.yaml", *model).out
+    write_csv(Path("b.csv"), {**columns, called: [(*names[:2], "third")[n % 3] for n in range(40)]})
+    assert said not in cli("init", "b.csv", "--output", "own.yaml", "--force", *model).out
+
+
+def test_init_says_that_a_table_is_not_there(cli: Cli, desk: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("fftmoe.data.sources.read_hub", refuse)
+    for name in ("care.csv", "data/tarin.csv", "nowhere/a.jsonl", "a.parquet", "a.csv.gz"):
+        assert_refused(cli("init", name), f"data.source='{name}': there is no such file in the folder")
+    assert_refused(cli("init", "data/tarin.csv"), "did you mean 'data/train.csv'?")
+
+
+def test_init_names_the_column_of_labels_that_leaves_no_tests(cli: Cli, desk: Path, model: tuple[str, ...]):
+    columns = {"label": [f"ash {n}" for n in range(20)], "kind": [f"k{n % 2}" for n in range(20)]}
+    write_csv(Path("a.csv"), columns)
+    assert_refused(
+        cli("init", "a.csv", "--output", "own.yaml", *model), "column 'label'", "no other row has", "--label"
+    )
+
+
+def test_one_target_may_be_written_by_itself(cli: Cli, desk: Path, model: tuple[str, ...]):
+    write_csv(Path("a.csv"), {"what": [f"ash {n}" for n in range(40)], "price": [f"{n}.5" for n in range(40)]})
+    for text in ("price", "[price]"):
+        Path("one.yaml").write_text(f"data: {{source: a.csv, targets: {text}, text: what}}")
+        recipe = load_recipe(Path("one.yaml"))
+        assert (recipe.backbone.task, recipe.data.targets) == ("regression", ["price"])
+    assert load_recipe(Path("one.yaml"), ["data.targets=price"]).data.targets == ["price"]
+
+
 def test_init_joins_instructions_with_what_they_are_about(cli: Cli, desk: Path):
     columns = {"instruction": ["say it"] * 30, "input": WORDS[:3] * 10, "output": [f"ash {n}" for n in range(30)]}
     write_json(Path("alpaca.json"), columns)

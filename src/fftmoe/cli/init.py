@@ -65,7 +65,7 @@ def init(
     }
     (recipe, chosen, read_ahead), guessed = _completed(_stated(data, output, columns, by, model), data, encoding)
     names = read_ahead.columns if read_ahead else ()
-    hints = tuple(hint_lines(recipe, read_ahead.rows if read_ahead else None))
+    hints = tuple(hint_lines(recipe, read_ahead) if read_ahead else ())
     found = forecast(recipe, read_ahead)  # which checks the data as a run does
     if len(found.num_examples) < 2:
         raise InputError(

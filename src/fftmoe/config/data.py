@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fftmoe.config.fields import WRITE_OFF, Count, Number, Section, no_repetition, off_or_section
+from fftmoe.config.fields import ONE_IS_A_LIST, WRITE_OFF, Count, Number, Section, no_repetition, off_or_section
 from fftmoe.shown import count_of
 from fftmoe.strict import text_encoding
 
@@ -16,6 +16,7 @@ def _positive(scale: list[float]) -> list[float]:
 
 
 Scale = Annotated[list[Number], Field(min_length=2, max_length=2), AfterValidator(_positive)]
+Targets = Annotated[list[str], Field(min_length=1), no_repetition("columns of data.targets")]
 FractionOrOff = Annotated[
     Annotated[Number, Field(gt=0, lt=1)] | None, off_or_section("a fraction, such as 0.1, or `off`"), WRITE_OFF
 ]
@@ -84,8 +85,8 @@ class DataSection(Section):
     list_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = None
     """The characters between the items of a list in a cell of text, such as `;` in `fever;cough`: the labels of a row
     in multi-label classification, or tokens and tags. Without it a cell of text is no list."""
-    targets: Annotated[list[str], Field(min_length=1), no_repetition("columns of data.targets")] | None = None
-    """The columns of numbers that a regression answers."""
+    targets: Annotated[Targets | None, ONE_IS_A_LIST] = None
+    """The columns of numbers that a regression answers; one may be written by itself."""
     target_scales: Literal["auto", "none"] | list[Scale] = "auto"
     """The centre and the scale by which training sees a regression's targets; `auto` takes the mean and the standard
     deviation of the training rows."""

@@ -104,6 +104,8 @@ def off_means(value: Any) -> BeforeValidator:
     return BeforeValidator(lambda given: value if given is False or given == "off" else given)
 
 
+ONE_IS_A_LIST = BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
+"""Reads one name as a list of names."""
 OFF_IS_NONE = off_means(None)
 """Reads `off` where an absent value switches something off."""
 WRITE_OFF = PlainSerializer(lambda value: "off" if value is None else value)

@@ -22,7 +22,7 @@ from fftmoe.shown import count_of
 
 SPLITS = ("train", "test", "validation")
 REQUIRED_SPLITS = ("train", "test")
-_SPLIT_NAMES = (*SPLITS, "valid", "val", "dev", "training", "eval")
+SPLIT_NAMES = (*SPLITS, "valid", "val", "dev", "training", "eval")
 _PART = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d+)-of-(?P<all>\d+)")  # of a split, as the hub writes it
 TEXT_SUFFIXES = ("csv", "tsv", "jsonl", "ndjson", "json", *CONLL_SUFFIXES)
 SUFFIXES = ("parquet", *TEXT_SUFFIXES)
@@ -75,7 +75,7 @@ def split_of(path: Path) -> str | None:
     """Return the split that a file or a folder is named after; None for any other."""
     part = _part(path)
     name = part["split"] if part else file_stem(path).lower()
-    return name if name in _SPLIT_NAMES else None
+    return name if name in SPLIT_NAMES else None
 
 
 def _part(path: Path) -> re.Match[str] | None:
@@ -181,7 +181,7 @@ def check_some_table(folder: Path) -> None:
     """
     inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in inside if path.is_file()]
-    is_split = any(path.name.partition(".")[0].lower() in _SPLIT_NAMES for path in inside)
+    is_split = any(path.name.partition(".")[0].lower() in SPLIT_NAMES for path in inside)
     if files and not is_split and not any(map(_ends_as_table, files)):
         raise InputError(
             f"the folder {folder} holds no table: {files[0].name} is not read; save its files as "

@@ -10,7 +10,7 @@ from fftmoe.data.hub import read_hub
 from fftmoe.data.list_cells import ListCells
 from fftmoe.data.paired_chats import with_plain_pairs
 from fftmoe.data.prompts_asked import with_columns_asked
-from fftmoe.data.read import REQUIRED_SPLITS, check_some_table, not_read, read_folder, require_splits
+from fftmoe.data.read import REQUIRED_SPLITS, check_some_table, is_table, not_read, read_folder, require_splits
 from fftmoe.data.stdlib_docs import stdlib_docs
 from fftmoe.data.stdlib_instructions import stdlib_instructions
 from fftmoe.data.stdlib_preferences import PreferenceRow, stdlib_preferences
@@ -74,6 +74,11 @@ class ReadAhead:
     def rows(self) -> Table | None:
         """Return the training rows, or all rows of a source that still has to be divided; None after `take`."""
         return training_rows(self._tables)[0] if self._tables else None
+
+    @property
+    def is_divided(self) -> bool:
+        """Return whether the source has training and test rows of its own; False after `take`."""
+        return self._tables is not None and self._tables.whole is None
 
     def take(self, source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
         """Return the tables of this source, which is read if others were read ahead, or none.
@@ -242,6 +247,7 @@ def read_raw(source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
             if not tables:
                 check_some_table(place)
             return RawTables(source, f"the folder {place}", None, tables, place, encoding.name)
+    _check_no_table(source)
     if not source or source[0] in "./~\\" or source.count("/") > 1:
         raise InputError(
             f"data.source={source!r} is neither a file nor a folder (looked for {Path(source).absolute()}); give a "
@@ -249,6 +255,25 @@ def read_raw(source: str, encoding: TextEncoding = BY_RECIPE) -> RawTables:
             f"fancyzhx/ag_news, or {BUILTIN}stdlib-docs"
         )
     return RawTables(source, f"the data set {source}", None, read_hub(source, ()), encoding=encoding.name)
+
+
+def _check_no_table(source: str) -> None:
+    """Check that a source which is not there does not end as the name of a table does: none of the hub's does.
+
+    Raises:
+        InputError: it does; the message names a file with a similar name.
+    """
+    path = Path(source)
+    if not is_table(path):
+        return
+    with looked_up(f"data.source={source!r:.200}"):
+        folder = path.expanduser().absolute().parent
+        beside = [str(path.with_name(other.name)) for other in folder.iterdir()] if folder.is_dir() else []
+        near = did_you_mean(source, beside)
+    near = near if "did you mean" in near else ""
+    raise InputError(
+        f"data.source={source!r:.200}: there is no such file in the folder {folder}{near}; correct the name"
+    )
 
 
 def _read_builtin(source: str) -> dict[str, Table]:
