@@ -148,6 +148,18 @@ def test_the_log_has_the_choice_of_the_defaults(load: Load):
     assert [row for row in made if in_markdown(row) not in page("LOG")] == []
 
 
+def test_the_log_has_the_rates_of_fedit(load: Load):
+    rates = load("fedit_rates")
+    moved = []
+    for file in sorted(RESULTS.glob("fedit-rates-*.json")):
+        made = rates.row(file.stem.removeprefix("fedit-rates-"), stored(file.stem).cells)
+        assert in_markdown(made) in page("LOG")
+        half, common, twice = map(float, made[2:])
+        moved += [round(abs(rate - common), 3) for rate in (half, twice)]  # the table has three digits
+    assert len(moved) == 8
+    assert max(moved) <= 0.005  # "at most half a point"
+
+
 def test_the_pages_have_the_heads_of_other_tasks(load: Load):
     heads = load("solved_heads")
     for task in heads.TASKS:
