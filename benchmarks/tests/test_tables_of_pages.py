@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,29 @@ def _bytes_moved(data: str, method: str) -> int:
     cells = stored(f"default-table-{data}").cells
     own = [cell.summary for cell in cells if cell.method == method and cell.status == "done"]
     return sum(summary["bytes_up"] + summary["bytes_down"] for summary in own)
+
+
+def test_the_pages_say_where_the_lead_over_other_methods_is_less_than_its_mean():
+    """Pairs of cells with the closed-form head that share data, partition and seed."""
+    cells = [cell for cell in results("grid-committed")["cells"] if cell["status"] == "done"]
+    found = {(cell["variant"], cell["data"], cell["partition"], cell["seed"]): cell["accuracy"] for cell in cells}
+    sure, by_data = set[str](), dict[str, dict[str, float]]()
+    for method in ("fedit", "hetlora", "ffa-lora", "flexlora", "flora", "flame", "head-only"):
+        leads: dict[str, list[float]] = {}
+        for (variant, data, *rest), accuracy in found.items():
+            other = found.get((f"{method}+closed-form", data, *rest))
+            if variant == "fft-moe+closed-form" and other is not None:
+                leads.setdefault(data, []).append(100 * (accuracy - other))
+        assert {data: len(values) for data, values in leads.items()} == {"hwu64": 15, "pacs32": 15, "trec6": 15}
+        by_data[method] = {data: statistics.fmean(values) for data, values in leads.items()}
+        over_sets = estimate(list(by_data[method].values()))
+        assert over_sets is not None
+        assert over_sets.half_width is not None
+        sure |= {method} if over_sets.mean > over_sets.half_width else set()
+    assert sure == {"fedit", "hetlora"}
+    assert "as the units only the leads over FedIT and HetLoRA are more than chance" in page("results")
+    assert abs(by_data["ffa-lora"]["pacs32"]) < 0.05
+    assert "(none over FFA-LoRA on pacs32)" in (ROOT / "README.md").read_text()
 
 
 def test_the_page_has_the_goals_of_the_committed_grid(load: Load, capsys: pytest.CaptureFixture[str]):

@@ -56,7 +56,7 @@ def summary(together: list[float | None], alone: list[float | None], **others: A
         (
             [0.9] * 7 + [None, 0.9],
             [0.5] * 8 + [None],
-            "7 of 7 clients gain over training alone, each on its own test rows; 2 are not compared",
+            "7 of 7 clients gain over training alone, each on its own test rows; 2 more are not compared",
         ),
         ([None], [0.5], ""),
     ],

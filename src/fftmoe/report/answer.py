@@ -171,7 +171,7 @@ def who_gains(summary: Mapping[str, Any]) -> str:
     if gain and divided_by_chance(len(gain), len(lose)):
         found += ", and chance alone could give such numbers"
     left_out = len(summary["clients"]["alone"]) - measured
-    return found + (f"; {_is_are(left_out)} not compared" if left_out else "")
+    return found + (f"; {left_out} more {'is' if left_out == 1 else 'are'} not compared" if left_out else "")
 
 
 def _is_are(number: int) -> str:

@@ -1,5 +1,5 @@
-"""Compares a result with the answer that needs no model: always the commonest label. With it stands whether the model
-gives some labels never, which an accuracy hides where labels are rare.
+"""Compares a result with the answer that needs no model: always the commonest label. It also says which
+labels the model never gives, which an accuracy hides where they are rare.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,8 @@ def never_given(summary: Mapping[str, Any]) -> str:
     found = [(name, rows) for name, rows, given in zip(*columns, strict=True) if rows and not given]
     if not found:
         return ""
-    present = sum(rows > 0 for rows in counts["actual"])
-    return (
-        f"{len(found)} of {count_of(present, 'label')} in the test rows {_is_are(found)} never given: {_named(found)}"
-    )
-
-
-def _is_are(found: Sequence[object]) -> str:
-    return "is" if len(found) == 1 else "are"
+    present, verb = sum(rows > 0 for rows in counts["actual"]), "is" if len(found) == 1 else "are"
+    return f"{len(found)} of {count_of(present, 'label')} in the test rows {verb} never given: {_named(found)}"
 
 
 def _named(found: Sequence[tuple[str, int]]) -> str:

@@ -106,7 +106,7 @@ def _kept(summary: Mapping[str, Any]) -> str:
     """Return the round whose model a run keeps, in words."""
     if "last" not in summary:
         return "the last round"
-    return f"round {summary['best_round']}, which is kept by the validation rows"
+    return f"round {summary['best_round']}, chosen by the validation rows"
 
 
 def sentence(summary: Mapping[str, Any]) -> str | None:
